@@ -1,0 +1,269 @@
+"""MNIST and its relatives, held in memory, as a Lightning DataModule."""
+
+import shutil
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torchvision.datasets
+from filelock import FileLock
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.utils import check_integrity
+
+from lora_mnist.files import publish
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageTensors(Dataset[Batch]):
+    """Images and labels in two tensors; a whole batch is one index operation.
+
+    Args:
+        images: uint8, shape (N, 1, height, width).
+        labels: int64, shape (N,).
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """The batch of ``indices``; ``DataLoader`` prefers this to one call an image."""
+        index = torch.tensor(indices)
+        return self.images[index], self.labels[index]
+
+
+class MNISTDataModule(LightningDataModule):
+    """A dataset of the MNIST family: full or filtered for training, whole for evaluation.
+
+    Images stay uint8 in memory and in the loader; :meth:`on_after_batch_transfer` normalises each
+    batch on the device, ``(pixel / 255 - mean) / std``.
+
+    Args:
+        name: what files and results call the dataset.
+        dataset: class in ``torchvision.datasets``: MNIST, FashionMNIST, KMNIST or QMNIST.
+        data_dir: folder that holds (or will hold) ``<dataset>/raw``.
+        digit: train on this class, or these classes, alone; ``None`` for all of them.
+        batch_size: training images a step, over all processes together.
+        eval_batch_size: images a step in validation and test, per process.
+        val_size: the last so many training images are held out for validation.
+        mean: mean of the training pixels, on the scale 0 to 1.
+        std: standard deviation of the training pixels, on the same scale.
+        seed: seed of the order in which training images are drawn. The order has a generator of
+            its own, so runs that differ in anything but ``seed`` and ``digit`` see the same batches.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dataset: str,
+        data_dir: str,
+        digit: int | Sequence[int] | None,
+        batch_size: int,
+        eval_batch_size: int,
+        val_size: int,
+        mean: float,
+        std: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if dataset not in _DATASETS:
+            raise ValueError(f"dataset={dataset}: expected one of {', '.join(_DATASETS)}")
+        self.name = name
+        self.dataset = dataset
+        self.data_dir = Path(data_dir)
+        self.classes: list[str] = list(getattr(torchvision.datasets, dataset).classes)
+        self.digits = _checked_digits(digit, len(self.classes))
+        self.batch_size = _checked_int("batch_size", batch_size, minimum=1)
+        self.eval_batch_size = _checked_int("eval_batch_size", eval_batch_size, minimum=1)
+        self.val_size = _checked_int("val_size", val_size, minimum=0)
+        if not std > 0:
+            raise ValueError(f"std={std}: expected a number > 0")
+        self.mean = mean
+        self.std = std
+        self.seed = seed
+
+    def prepare_data(self) -> None:
+        """Extract the dataset, or download it, where that has not been done yet.
+
+        Raises:
+            ValueError: if the files are damaged or missing and cannot be downloaded.
+        """
+        load_images(self.dataset, self.data_dir, train=False)
+
+    def setup(self, stage: str) -> None:
+        """Select the images that ``stage`` ("fit", "validate" or "test") needs.
+
+        Raises:
+            ValueError: if ``val_size`` leaves nothing to train on.
+        """
+        if stage == "test":
+            self.test_set = ImageTensors(*load_images(self.dataset, self.data_dir, train=False))
+            return
+        images, labels = load_images(self.dataset, self.data_dir, train=True)
+        split = len(labels) - self.val_size
+        if split < 1:
+            raise ValueError(f"val_size={self.val_size}: expected less than {len(labels)}")
+        self.val_set = ImageTensors(images[split:], labels[split:])
+        images, labels = images[:split], labels[:split]
+        if self.digits is not None:
+            chosen = torch.isin(labels, torch.tensor(self.digits))
+            images, labels = images[chosen], labels[chosen]
+        if len(labels) == 0:
+            raise ValueError(f"digit={self.digits}: expected a class with training images")
+        self.train_set = ImageTensors(images, labels)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches; a process of several gets its share of each batch."""
+        processes = self.trainer.world_size if self.trainer else 1
+        if self.batch_size % processes:
+            raise ValueError(
+                f"batch_size={self.batch_size}: expected a multiple of the {processes} processes"
+            )
+        return DataLoader(
+            self.train_set,
+            batch_size=self.batch_size // processes,
+            shuffle=True,
+            generator=torch.Generator().manual_seed(self.seed),
+            collate_fn=_as_indexed,
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """The held-out images in order; nothing where ``val_size`` is 0."""
+        return self._eval_dataloader(self.val_set) if self.val_size else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The whole test set in order."""
+        return self._eval_dataloader(self.test_set)
+
+    def _eval_dataloader(self, dataset: ImageTensors) -> DataLoader[Batch]:
+        sampler = None
+        if self.trainer and self.trainer.world_size > 1:
+            # Lightning's own choice pads the shards to equal length and would count images twice.
+            sampler = UnrepeatedDistributedSampler(
+                dataset,
+                num_replicas=self.trainer.world_size,
+                rank=self.trainer.global_rank,
+                shuffle=False,
+            )
+        return DataLoader(
+            dataset, batch_size=self.eval_batch_size, sampler=sampler, collate_fn=_as_indexed
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise a batch where it is: uint8 in, float32 out, in torchvision's order of operations."""
+        images, labels = batch
+        return images.float().div_(255).sub_(self.mean).div_(self.std), labels
+
+
+_DATASETS = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST")
+
+
+def _as_indexed(batch: Batch) -> Batch:
+    """Collate function for batches that were indexed whole."""
+    return batch
+
+
+def _checked_int(name: str, value: Any, minimum: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name}={value}: expected an integer >= {minimum}")
+    return value
+
+
+def _checked_digits(digit: Any, num_classes: int) -> list[int] | None:
+    if digit is None:
+        return None
+    digits = list(digit) if isinstance(digit, Sequence) and not isinstance(digit, str) else [digit]
+    known = all(type(d) is int and 0 <= d < num_classes for d in digits)
+    if not digits or not known:
+        raise ValueError(
+            f"digit={digit}: expected null, a class from 0 to {num_classes - 1} or a list of them"
+        )
+    return digits
+
+
+@lru_cache(maxsize=4)
+def load_images(dataset: str, data_dir: Path, train: bool) -> Batch:
+    """All images of one split, (N, 1, height, width) uint8, and their labels, (N,) int64.
+
+    Kept for the life of the process: the jobs of a sweep share one copy.
+
+    Raises:
+        ValueError: if the files are damaged or missing and cannot be downloaded.
+    """
+    dataset_class = getattr(torchvision.datasets, dataset)
+    try:
+        split = _read(dataset_class, data_dir, train) or _extract(dataset_class, data_dir, train)
+    except OSError as error:
+        raise ValueError(f"data_dir={data_dir}: expected a readable folder ({error})") from error
+    labels = split.targets
+    if labels.ndim == 2:  # QMNIST: the class, then where the image came from
+        labels = labels[:, 0]
+    return split.data.unsqueeze(1), labels
+
+
+def _read(dataset_class: Any, root: Path, train: bool) -> Any:
+    """torchvision's dataset, or ``None`` where its extracted files are missing or damaged."""
+    try:
+        return dataset_class(root, train=train)
+    except (RuntimeError, ValueError, AssertionError):
+        return None
+
+
+def _extract(dataset_class: Any, data_dir: Path, train: bool) -> Any:
+    """Let torchvision verify, download where it must, and extract, one process at a time.
+
+    It works in a folder of its own, from where the complete files are renamed into place: whoever
+    looks meanwhile, or comes after a crash, finds no half-written file.
+    """
+    raw = data_dir / dataset_class.__name__ / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    with (
+        FileLock(data_dir / ".lock"),
+        TemporaryDirectory(dir=data_dir, prefix=".extract-") as temporary,
+    ):
+        # Another process may have extracted while this one waited for the lock.
+        if split := _read(dataset_class, data_dir, train):
+            return split
+        work = Path(temporary) / dataset_class.__name__ / "raw"
+        work.mkdir(parents=True)
+        for archive in raw.glob("*.gz"):
+            shutil.copyfile(archive, work / archive.name)
+        try:
+            split = dataset_class(temporary, train=train, download=True)
+        except (RuntimeError, OSError) as error:
+            state = _damaged_archives(dataset_class, raw) or "files missing"
+            raise ValueError(
+                f"data_dir={data_dir}: {dataset_class.__name__}: {state}, and no download "
+                f"possible; expected the official .gz files in {raw}"
+            ) from error
+        for file in work.iterdir():
+            publish(file, raw / file.name)
+        return split
+
+
+def _damaged_archives(dataset_class: Any, raw: Path) -> str:
+    resources = dataset_class.resources
+    if isinstance(resources, dict):  # QMNIST: a list for each split
+        resources = [resource for split in resources.values() for resource in split]
+    names = [
+        path.name
+        for url, md5 in resources
+        if (path := raw / Path(url).name).exists() and not check_integrity(path, md5)
+    ]
+    return f"{', '.join(names)} damaged (wrong MD5)" if names else ""

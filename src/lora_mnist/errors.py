@@ -1,0 +1,50 @@
+"""Mistakes a user can make, told in one line."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.types import RunMode
+
+log = logging.getLogger(__name__)
+
+
+class UserError(CompactHydraException):
+    """Something only the user can mend. The message names key, value and what is accepted.
+
+    Hydra prints exceptions of this family as their message alone.
+    """
+
+
+@contextmanager
+def config_group(group: str) -> Iterator[None]:
+    """Turn a ``ValueError`` about an argument into a :class:`UserError` about its config key.
+
+    The package's functions word theirs ``argument=value: expected ...``; with the group in front
+    that reads ``group.argument=value: expected ...``.
+    """
+    try:
+        yield
+    except (ValueError, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        raise UserError(" ".join(f"{group}.{cause}".split()).lstrip(".")) from error
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """End the process with code 2 and the one line of a :class:`UserError`.
+
+    In a sweep the error goes on to Hydra, which keeps the books of its jobs; with
+    ``HYDRA_FULL_ERROR=1`` it goes on too, for its traceback.
+    """
+    try:
+        yield
+    except UserError as error:
+        log.error("%s", error)
+        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+        if sweeping or os.environ.get("HYDRA_FULL_ERROR", "0") != "0":
+            raise
+        raise SystemExit(2) from error

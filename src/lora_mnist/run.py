@@ -1,0 +1,243 @@
+"""The one path from a configuration to results.json: build, fit, test, write."""
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from lora_mnist.adapter import changed_tensors, fingerprint, load_adapter, save_adapter
+from lora_mnist.data import MNISTDataModule
+from lora_mnist.errors import UserError, config_group
+from lora_mnist.files import atomic_write
+from lora_mnist.lora import add_lora, base_state_dict, has_lora
+from lora_mnist.module import ClassifierModule
+from lora_mnist.report import count_parameters, report_parameters, report_results
+
+log = logging.getLogger(__name__)
+_info = rank_zero_only(log.info)
+
+# A loader over tensors in memory has nothing for worker processes to do.
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+# Between Lightning and torch; nothing a user could act on.
+warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Run one stage: pretrain a base, or fine-tune an adapter on it and prove the base untouched.
+
+    Leaves results.json, the checkpoint, the log and the logger's files in the run's folder; then
+    ``stage=pretrain`` replaces ``cfg.base_ckpt``, and ``stage=lora`` leaves the adapter.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+        RuntimeError: if fine-tuning changed the base.
+    """
+    clock = _Clock()
+    _enter_run_folder(cfg)
+    data = _build_data(cfg)
+    net = _build_net(cfg)
+    base = None
+    if cfg.stage == "lora":
+        base = _load_base(cfg, net)
+        with config_group("lora"):
+            add_lora(net, **cfg.lora)
+    module = _build_module(cfg, net, data)
+    trainer = _build_trainer(cfg)
+    report_parameters(net)
+    _info("%s on %s training images", cfg.stage, f"{len(data.train_set):,}")
+    with clock.measure("fit"):
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    if base is not None:
+        _require_unchanged(base, net)
+    if data.val_size and module.validated_at != trainer.global_step:
+        trainer.validate(module, datamodule=data, verbose=False)
+    with clock.measure("test"):
+        trainer.test(module, datamodule=data, verbose=False)
+    results = _results(cfg, trainer, module, clock)
+    if trainer.is_global_zero:
+        folder = Path(cfg.paths.run)
+        if base is not None:
+            save_adapter(net, folder / "adapter")
+            results |= {"base_unchanged": True, "adapter": "adapter"}
+        elif not trainer.fast_dev_run:
+            _save_base(module, Path(cfg.base_ckpt))
+        _conclude(results, data, folder)
+    return results
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Test a saved adapter: the base and the base with the adapter on the same images.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+    """
+    clock = _Clock()
+    _enter_run_folder(cfg)
+    if cfg.adapter is None:
+        raise UserError("adapter=null: expected the folder of an adapter")
+    data = _build_data(cfg)
+    net = _build_net(cfg)
+    _load_base(cfg, net)
+    with config_group(""):
+        load_adapter(net, cfg.adapter, cfg.allow_other_base)
+    module = _build_module(cfg, net, data)
+    trainer = _build_trainer(cfg)
+    with clock.measure("test"):
+        trainer.test(module, datamodule=data, verbose=False)
+    results = _results(cfg, trainer, module, clock) | {"adapter": str(cfg.adapter)}
+    if trainer.is_global_zero:
+        _conclude(results, data, Path(cfg.paths.run))
+    return results
+
+
+class _Clock:
+    """Seconds since the run began, and of its measured parts."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._parts: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._parts[part] = time.perf_counter() - started
+
+    def seconds(self) -> dict[str, float]:
+        parts = {**self._parts, "total": time.perf_counter() - self._started}
+        return {part: round(seconds, 3) for part, seconds in parts.items()}
+
+
+def _enter_run_folder(cfg: DictConfig) -> None:
+    cfg.paths.run = HydraConfig.get().runtime.output_dir
+    if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}")
+    seed_everything(cfg.seed, verbose=False)
+
+
+def _build_data(cfg: DictConfig) -> MNISTDataModule:
+    with config_group("data"):
+        data: MNISTDataModule = instantiate(cfg.data)
+        data.prepare_data()
+        data.setup("fit" if cfg.stage in ("pretrain", "lora") else "test")
+    return data
+
+
+def _build_net(cfg: DictConfig) -> nn.Module:
+    with config_group("net"):
+        net: nn.Module = instantiate(cfg.net)
+    return net
+
+
+def _build_module(
+    cfg: DictConfig, net: nn.Module, data: MNISTDataModule
+) -> ClassifierModule:
+    hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    hyperparameters["base_sha256"] = fingerprint(base_state_dict(net)) if has_lora(net) else None
+    with config_group("loss"):
+        loss = instantiate(cfg.loss)
+    with config_group("optimizer"):
+        optimizer = instantiate(cfg.get("optimizer"))
+    return ClassifierModule(net, loss, optimizer, len(data.classes), hyperparameters)
+
+
+def _build_trainer(cfg: DictConfig) -> Trainer:
+    callbacks = [instantiate(c) for c in (cfg.get("callbacks") or {}).values() if c]
+    settings: dict[str, Any] = {}
+    if not sys.stdout.isatty():  # into a pipe or a file: no bar, only what is worth keeping
+        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
+        settings["enable_progress_bar"] = False
+    logger = instantiate(cfg.logger) if cfg.get("logger") else False
+    try:
+        trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=logger, **settings)
+    except InstantiationException as error:
+        reason = " ".join(str(error.__cause__).split())
+        named = [f"trainer.{key}={value}" for key, value in cfg.trainer.items() if key in reason]
+        raise UserError(f"{(named or ['trainer'])[0]}: {reason}") from error
+    return trainer
+
+
+def _load_base(cfg: DictConfig, net: nn.Module) -> dict[str, Tensor]:
+    """Load ``cfg.base_ckpt`` into ``net``; return its tensors, to compare with later."""
+    path = Path(cfg.base_ckpt)
+    if not path.exists():
+        raise UserError(
+            f"base_ckpt={path}: no such file; "
+            f"make it with: python train.py stage=pretrain data={cfg.data.name}"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        base = {key.removeprefix("net."): state[key] for key in state if key.startswith("net.")}
+    except Exception as error:  # torch.load has no common class for what a damaged file causes
+        raise UserError(
+            f"base_ckpt={path}: not a checkpoint of stage=pretrain ({type(error).__name__})"
+        ) from error
+    try:
+        net.load_state_dict(base)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"base_ckpt={path}: expected a checkpoint of this net; {reason}") from error
+    return base
+
+
+def _require_unchanged(base: dict[str, Tensor], net: nn.Module) -> None:
+    if changed := changed_tensors(base, base_state_dict(net)):
+        raise RuntimeError(f"fine-tuning changed the base: {', '.join(changed)}")
+    _info("base unchanged: %d tensors, bit for bit", len(base))
+
+
+def _save_base(module: ClassifierModule, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        torch.save(
+            {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)},
+            temporary,
+        )
+    log.info("base: %s", path)
+
+
+def _results(
+    cfg: DictConfig, trainer: Trainer, module: ClassifierModule, clock: _Clock
+) -> dict[str, Any]:
+    """The run's outcome, as results.json has it."""
+    return {
+        "stage": cfg.stage,
+        "dataset": cfg.data.name,
+        "seed": cfg.seed,
+        "digit": OmegaConf.to_container(cfg, resolve=True)["digit"],  # type: ignore[call-overload,index]
+        "steps": trainer.global_step,
+        "parameters": count_parameters(module.net),
+        **module.outcomes,
+        "base_unchanged": None,
+        "base_sha256": fingerprint(base_state_dict(module.net)),
+        "adapter": None,
+        "seconds": clock.seconds(),
+    }
+
+
+def _conclude(results: dict[str, Any], data: MNISTDataModule, folder: Path) -> None:
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in results.items()]
+    with atomic_write(folder / "results.json") as path:
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    report_results(results, data.classes)
+    log.info("run: %s", folder)
