@@ -19,7 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_mnist.files import atomic_write
-from lora_mnist.lora import LoRAParametrization, add_lora, base_state_dict, lora_layers
+from lora_mnist.lora import (
+    LoRAParametrization,
+    add_lora,
+    base_state_dict,
+    lora_adapters,
+    lora_layers,
+)
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -47,7 +53,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_raw_bytes(tensor).numpy())
+        digest.update(_raw_bytes(tensor).numpy().data)
     return digest.hexdigest()
 
 
@@ -115,18 +121,16 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
 
 
 def _single_adapters(model: nn.Module) -> dict[str, LoRAParametrization]:
-    layers = dict(lora_layers(model))
-    if not layers:
+    stacks = {name: lora_adapters(layer) for name, layer in lora_layers(model)}
+    if not stacks:
         raise ValueError("no layer of the model carries LoRA")
-    for name, layer in layers.items():
-        if len(layer.parametrizations.weight) != 1:
-            raise ValueError(f"{name} carries several parametrizations; expected one adapter")
-    return {name: layer.parametrizations.weight[0] for name, layer in layers.items()}
+    for name, stack in stacks.items():
+        if len(stack) > 1:
+            raise ValueError(f"{name} carries {len(stack)} adapters; expected one")
+    return {name: stack[0] for name, stack in stacks.items()}
 
 
-def load_adapter(
-    model: nn.Module, folder: str | Path, allow_other_base: bool = False
-) -> nn.Module:
+def load_adapter(model: nn.Module, folder: str | Path, allow_other_base: bool = False) -> nn.Module:
     """Put the adapter in ``folder`` on ``model``, which must be the base it was trained on.
 
     Args:
@@ -156,11 +160,12 @@ def load_adapter(
         targets = "|".join(re.escape(name) for name in names)
         add_lora(model, rank=config["r"], alpha=config["lora_alpha"], targets=targets)
     except ValueError as error:
-        raise ValueError(f"adapter={folder}: {error}") from error
-    layers = dict(model.named_modules())
+        raise ValueError(f"{folder}: {error}") from error
     with torch.no_grad():
-        for name in names:
-            adapter = layers[name].parametrizations.weight[-1]  # type: ignore[union-attr,index]
+        for name, layer in lora_layers(model):
+            if name not in names:
+                continue
+            adapter = lora_adapters(layer)[-1]
             adapter.lora_A.copy_(tensors[f"{_PREFIX}{name}.lora_A.weight"])
             adapter.lora_B.copy_(tensors[f"{_PREFIX}{name}.lora_B.weight"])
     return model

@@ -13,7 +13,7 @@ from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.datasets.utils import check_integrity
 
 from lora_mnist.files import publish
@@ -61,8 +61,9 @@ class MNISTDataModule(LightningDataModule):
         val_size: the last so many training images are held out for validation.
         mean: mean of the training pixels, on the scale 0 to 1.
         std: standard deviation of the training pixels, on the same scale.
-        seed: seed of the order in which training images are drawn. The order has a generator of
-            its own, so runs that differ in anything but ``seed`` and ``digit`` see the same batches.
+        seed: seed of the order in which training images are drawn, which has a generator of its
+            own: whatever else two runs differ in, they see the same batches. ``None`` takes the
+            order that a plain ``DataLoader(shuffle=True)`` would take from torch's generator.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -79,7 +80,7 @@ class MNISTDataModule(LightningDataModule):
         val_size: int,
         mean: float,
         std: float,
-        seed: int,
+        seed: int | None,
     ) -> None:
         super().__init__()
         if dataset not in _DATASETS:
@@ -88,7 +89,8 @@ class MNISTDataModule(LightningDataModule):
         self.dataset = dataset
         self.data_dir = Path(data_dir)
         self.classes: list[str] = list(getattr(torchvision.datasets, dataset).classes)
-        self.digits = _checked_digits(digit, len(self.classes))
+        self.digit = digit
+        self._chosen = _checked_digits(digit, len(self.classes))
         self.batch_size = _checked_int("batch_size", batch_size, minimum=1)
         self.eval_batch_size = _checked_int("eval_batch_size", eval_batch_size, minimum=1)
         self.val_size = _checked_int("val_size", val_size, minimum=0)
@@ -121,27 +123,41 @@ class MNISTDataModule(LightningDataModule):
             raise ValueError(f"val_size={self.val_size}: expected less than {len(labels)}")
         self.val_set = ImageTensors(images[split:], labels[split:])
         images, labels = images[:split], labels[:split]
-        if self.digits is not None:
-            chosen = torch.isin(labels, torch.tensor(self.digits))
+        if self._chosen is not None:
+            chosen = torch.isin(labels, torch.tensor(self._chosen))
             images, labels = images[chosen], labels[chosen]
         if len(labels) == 0:
-            raise ValueError(f"digit={self.digits}: expected a class with training images")
+            raise ValueError(f"digit={self.digit}: expected a class with training images")
         self.train_set = ImageTensors(images, labels)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches; a process of several gets its share of each batch."""
-        processes = self.trainer.world_size if self.trainer else 1
+    def batch_size_per_process(self, processes: int) -> int:
+        """Each of ``processes`` takes an equal share of a training batch.
+
+        Raises:
+            ValueError: if ``batch_size`` cannot be shared out equally.
+        """
         if self.batch_size % processes:
             raise ValueError(
                 f"batch_size={self.batch_size}: expected a multiple of the {processes} processes"
             )
+        return self.batch_size // processes
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches; a process of several gets its share of each batch."""
         return DataLoader(
             self.train_set,
-            batch_size=self.batch_size // processes,
-            shuffle=True,
-            generator=torch.Generator().manual_seed(self.seed),
+            batch_size=self.batch_size_per_process(self.trainer.world_size if self.trainer else 1),
+            sampler=RandomSampler(self.train_set, generator=self._order_generator()),
             collate_fn=_as_indexed,
         )
+
+    def _order_generator(self) -> torch.Generator:
+        seed = self.seed
+        if seed is None:
+            # A DataLoader's first draw is for its workers, its sampler's seed the second. Drawn
+            # here, since Lightning starts the loader once more than a plain loop does.
+            _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
+        return torch.Generator().manual_seed(seed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The held-out images in order; nothing where ``val_size`` is 0."""
@@ -166,7 +182,7 @@ class MNISTDataModule(LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise a batch where it is: uint8 in, float32 out, in torchvision's order of operations."""
+        """Normalise a batch where it is, uint8 to float32, in torchvision's order of operations."""
         images, labels = batch
         return images.float().div_(255).sub_(self.mean).div_(self.std), labels
 
@@ -174,7 +190,7 @@ class MNISTDataModule(LightningDataModule):
 _DATASETS = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST")
 
 
-def _as_indexed(batch: Batch) -> Batch:
+def _as_indexed(batch: Any) -> Any:
     """Collate function for batches that were indexed whole."""
     return batch
 

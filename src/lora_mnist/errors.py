@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
 
 log = logging.getLogger(__name__)
+
+_NAMES_ARGUMENT = re.compile(r"\w+=").match
 
 
 class UserError(CompactHydraException):
@@ -30,7 +33,13 @@ def config_group(group: str) -> Iterator[None]:
         yield
     except (ValueError, InstantiationException) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        raise UserError(" ".join(f"{group}.{cause}".split()).lstrip(".")) from error
+        message = one_line(cause)
+        raise UserError(f"{group}{'.' if _NAMES_ARGUMENT(message) else ': '}{message}") from error
+
+
+def one_line(error: BaseException | None) -> str:
+    """The message of ``error`` without line breaks."""
+    return " ".join(str(error).split())
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,13 +93,13 @@ def _check_positive(name: str, value: float) -> None:
 
 def _factored_forward(layer: nn.Linear, inputs: Tensor) -> Tensor:
     """``nn.Linear.forward`` of an adapted layer, from the factors."""
-    weight = layer.parametrizations.weight
-    if not all(isinstance(step, LoRAParametrization) for step in weight):
+    steps = _parametrizations(layer)
+    if not all(isinstance(step, LoRAParametrization) for step in steps):
         # Somebody else's parametrization stands on the same weight: only the dense one is right.
         return F.linear(inputs, layer.weight, layer.bias)
     rows = inputs.reshape(-1, inputs.shape[-1])
-    output = F.linear(rows, weight.original, layer.bias)
-    for adapter in weight:
+    output = F.linear(rows, steps.original, layer.bias)
+    for adapter in steps:
         output = adapter.add_update(output, rows)
     return output.reshape(*inputs.shape[:-1], output.shape[-1])
 
@@ -136,12 +137,13 @@ def add_lora(
     ]
     model.requires_grad_(False)
     for layer, adapter in zip(layers, adapters, strict=True):
-        parametrize.register_parametrization(layer, "weight", adapter)
+        # unsafe: torch would build the dense product, to check a shape right by construction.
+        parametrize.register_parametrization(layer, "weight", adapter, unsafe=True)
         # torch gives each parametrized module a class of its own, so this forward is this layer's
         # alone; it survives deepcopy, and is gone when the parametrization is removed. A subclass
         # that computes something else keeps its forward and reads the dense weight.
         if type(layer).forward is nn.Linear.forward:
-            type(layer).forward = _factored_forward  # type: ignore[method-assign]
+            type(layer).forward = _factored_forward  # type: ignore[method-assign,assignment]
     return model
 
 
@@ -159,22 +161,29 @@ def _target_layers(model: nn.Module, targets: str) -> list[nn.Linear]:
 
 
 def _frozen_weight(layer: nn.Linear) -> Tensor:
-    # Reading .weight of an adapted layer would build the dense product.
-    return layer.parametrizations.weight.original if parametrize.is_parametrized(layer) else layer.weight
+    """The weight without any adapter; reading ``.weight`` would build the dense product."""
+    is_adapted = parametrize.is_parametrized(layer, "weight")
+    weight: Tensor = _parametrizations(layer).original if is_adapted else layer.weight
+    return weight
+
+
+def _parametrizations(layer: nn.Linear) -> Any:
+    """What torch has registered on the weight, in order; typed as nothing in particular there."""
+    return layer.parametrizations.weight  # type: ignore[union-attr]
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """Name and module of every layer of ``model`` that carries LoRA, in the model's order."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and any(_adapters(module)):
+        if isinstance(module, nn.Linear) and lora_adapters(module):
             yield name, module
 
 
-def _adapters(layer: nn.Linear) -> Iterator[LoRAParametrization]:
-    if parametrize.is_parametrized(layer, "weight"):
-        for step in layer.parametrizations.weight:
-            if isinstance(step, LoRAParametrization):
-                yield step
+def lora_adapters(layer: nn.Linear) -> list[LoRAParametrization]:
+    """The adapters on one layer, first registered first; empty where it carries none."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return []
+    return [step for step in _parametrizations(layer) if isinstance(step, LoRAParametrization)]
 
 
 def _all_adapters(model: nn.Module) -> list[LoRAParametrization]:
@@ -199,7 +208,7 @@ def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
         ValueError: if no layer of ``model`` carries LoRA.
     """
     for _, layer in _require_lora(model):
-        for adapter in _adapters(layer):
+        for adapter in lora_adapters(layer):
             adapter.enabled = enabled
 
 
@@ -237,7 +246,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
         ValueError: if no layer of ``model`` carries LoRA.
     """
     for _, layer in _require_lora(model):
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        _remove(layer, leave_parametrized=True)
     return model
 
 
@@ -257,11 +266,19 @@ def remove_lora(model: nn.Module) -> nn.Module:
     """
     layers = _require_lora(model)
     for name, layer in layers:
-        if len(list(_adapters(layer))) < len(layer.parametrizations.weight):
+        if len(lora_adapters(layer)) < len(_parametrizations(layer)):
             raise ValueError(f"{name}.weight carries another parametrization beside LoRA")
     for _, layer in layers:
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        _remove(layer, leave_parametrized=False)
     return model
+
+
+def _remove(layer: nn.Linear, leave_parametrized: bool) -> None:
+    # A deep copy shares the class that torch made for the layer, and torch removes the
+    # parametrization by deleting from that class: without one of its own, the twin would break.
+    shared = type(layer)
+    layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized)
 
 
 def _require_lora(model: nn.Module) -> list[tuple[str, nn.Linear]]:

@@ -17,15 +17,16 @@ Batch = tuple[Tensor, Tensor]
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
-    Logs ``train/loss``, the mean since it was last logged; for ``val``, ``test`` and, where the network carries LoRA, ``test_base``
-    (the same test images with the adapter switched off) it logs ``<split>/loss``,
-    ``<split>/accuracy``, ``<split>/accuracy_of_class/<c>`` and ``<split>/errors_of_class/<c>``.
+    Logs ``train/loss``, the mean since it was last logged. For ``val``, ``test`` and, where the
+    network carries LoRA, ``test_base`` (the same test images with the adapter switched off) it
+    logs ``<split>/loss``, ``<split>/accuracy``, ``<split>/accuracy_of_class/<c>`` and
+    ``<split>/errors_of_class/<c>``.
 
     Args:
         net: network from images, (N, 1, height, width) float32, to logits, (N, num_classes). With
             LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and kept in checkpoints.
         loss: function of logits and labels, (N,) int64, to a scalar.
-        optimizer: makes the optimizer from the parameters to train.
+        optimizer: makes the optimizer from the parameters to train; ``None`` for testing alone.
         num_classes: number of classes.
         hyperparameters: the run's configuration in plain values, for checkpoint and logger.
     """
@@ -34,7 +35,7 @@ class ClassifierModule(LightningModule):
         self,
         net: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
         num_classes: int,
         hyperparameters: dict[str, Any],
     ) -> None:
@@ -67,6 +68,7 @@ class ClassifierModule(LightningModule):
         self._loss_count = 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.optimizer is not None
         return self.optimizer([p for p in self.net.parameters() if p.requires_grad])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -75,7 +77,7 @@ class ClassifierModule(LightningModule):
         self._loss_sum += loss.detach()
         self._loss_count += 1
         # A call of log costs as much as the adapter's own arithmetic: once a window is enough.
-        window = self.trainer.log_every_n_steps
+        window = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if window and (self.global_step + 1) % window == 0:
             self.log("train/loss", self._loss_sum / self._loss_count, prog_bar=True)
             self._start_loss_window()

@@ -36,7 +36,7 @@ class MLP(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, shape (N, num_classes), of images, shape (N, ...) with in_features values each."""
+        """Logits, (N, num_classes), of images, (N, ...) with ``in_features`` values each."""
         hidden = images.flatten(start_dim=1)
         *hidden_layers, last = (m for m in self.children() if isinstance(m, nn.Linear))
         for layer in hidden_layers:

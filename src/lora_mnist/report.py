@@ -1,23 +1,23 @@
-"""What a person reads: tables of parameters and of errors, digit by digit."""
+"""What a person reads: the parameters of a network, and its errors class by class."""
 
 import logging
 from io import StringIO
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lora_mnist.lora import base_state_dict, lora_layers, lora_parameters
+from lora_mnist.lora import base_state_dict, has_lora, lora_adapters, lora_parameters
 
 log = logging.getLogger(__name__)
 
 
 def count_parameters(net: nn.Module) -> dict[str, Any]:
     """How many numbers the base holds, LoRA adds and training changes, as in results.json."""
-    total = sum(p.numel() for p in net.parameters())
     lora = sum(p.numel() for p in lora_parameters(net))
-    base = total - lora
+    base = sum(p.numel() for p in net.parameters()) - lora
     return {
         "base": base,
         "lora": lora,
@@ -28,61 +28,58 @@ def count_parameters(net: nn.Module) -> dict[str, Any]:
 
 def report_parameters(net: nn.Module) -> None:
     """Print the shapes of every linear layer's tensors, and the totals."""
-    base, adapted = base_state_dict(net), dict(lora_layers(net))
+    base, adapted = base_state_dict(net), has_lora(net)
     table = Table("layer", "W", "b", *(["lora_A", "lora_B"] if adapted else []))
     for name, layer in net.named_modules():
         if not isinstance(layer, nn.Linear):
             continue
         row = [name, _shape(base[f"{name}.weight"]), _shape(base.get(f"{name}.bias"))]
-        if name in adapted:
-            adapters = adapted[name].parametrizations.weight
-            row += [", ".join(_shape(getattr(a, side)) for a in adapters) for side in ("lora_A", "lora_B")]
+        if adapters := lora_adapters(layer):
+            row += [_shape(adapters[-1].lora_A), _shape(adapters[-1].lora_B)]
         table.add_row(*row)
     count = count_parameters(net)
-    text = f"parameters: {count['base']:,}"
+    total = f"parameters: {count['base']:,}"
     if adapted:
-        text += (
+        total += (
             f" + {count['lora']:,} of LoRA = {count['base'] + count['lora']:,}, "
             f"increase {count['increase_percent']:.3f}%"
         )
-    _print(table, f"{text}; trainable: {count['trainable']:,}")
+    _print(table, f"{total}; trainable: {count['trainable']:,}")
 
 
 def report_results(results: dict[str, Any], classes: list[str]) -> None:
-    """Print what results.json says, class by class; with an adapter, before and after."""
-    test, base = results["test"], results.get("test_base")
-    table = Table("class", *(["errors of the base", "with the adapter", "difference"] if base else ["errors"]), "images")
+    """Print what results.json says, class by class; where there is an adapter, before and after."""
+    after = results["test"]
+    before = results.get("test_base")
+    table = Table("class", "images", *(["base", "adapted", "change"] if before else ["errors"]))
+    table.title = "errors on the test images"
     for column in table.columns[1:]:
         column.justify = "right"
-    rows = zip(
-        [*classes, "all"],
-        [*test["errors_per_class"], test["errors"]],
-        [*base["errors_per_class"], base["errors"]] if base else [None] * (len(classes) + 1),
-        [*test["images_per_class"], sum(test["images_per_class"])],
-        strict=True,
-    )
-    for name, errors, errors_of_base, images in rows:
-        if name == "all":
-            table.add_section()
-        before_after = (
-            [str(errors)]
-            if errors_of_base is None
-            else [str(errors_of_base), str(errors), f"{errors - errors_of_base:+d}"]
-        )
-        table.add_row(name, *before_after, str(images))
-    accuracy = f"accuracy: {test['accuracy']:.4f}"
-    if base:
-        accuracy = f"accuracy: {base['accuracy']:.4f} -> {test['accuracy']:.4f}"
-    _print(table, accuracy)
+    for number, name in enumerate(classes):
+        images = after["images_per_class"][number]
+        errors = [split["errors_per_class"][number] for split in (before, after) if split]
+        table.add_row(name, *_cells(images, errors))
+    table.add_section()
+    errors = [split["errors"] for split in (before, after) if split]
+    table.add_row("all", *_cells(sum(after["images_per_class"]), errors))
+    accuracies = [f"{split['accuracy']:.4f}" for split in (before, after) if split]
+    _print(table, f"accuracy: {' -> '.join(accuracies)}")
+
+
+def _cells(images: int, errors: list[int]) -> list[str]:
+    change = [f"{errors[1] - errors[0]:+d}"] if len(errors) == 2 else []
+    return [str(images), *map(str, errors), *change]
 
 
 def _shape(tensor: Tensor | None) -> str:
     return "-" if tensor is None else " x ".join(str(size) for size in tensor.shape)
 
 
+@rank_zero_only
 def _print(*parts: Table | str) -> None:
     """Log rich's tables as plain text, so that screen, pipe and train.log show the same."""
-    console = Console(file=StringIO(), width=100)
+    text = StringIO()
+    console = Console(file=text, width=100)
     for part in parts:
         console.print(part)
-    log.info("%s", console.file.getvalue())
+    log.info("%s", text.getvalue().rstrip())

@@ -15,14 +15,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.adapter import changed_tensors, fingerprint, load_adapter, save_adapter
 from lora_mnist.data import MNISTDataModule
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.files import atomic_write
 from lora_mnist.lora import add_lora, base_state_dict, has_lora
 from lora_mnist.module import ClassifierModule
@@ -33,8 +34,10 @@ _info = rank_zero_only(log.info)
 
 # A loader over tensors in memory has nothing for worker processes to do.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+# data.val_size=0 is a choice.
+warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
 # Between Lightning and torch; nothing a user could act on.
-warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated.*")
+warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -61,6 +64,10 @@ def train(cfg: DictConfig) -> dict[str, Any]:
             add_lora(net, **cfg.lora)
     module = _build_module(cfg, net, data)
     trainer = _build_trainer(cfg)
+    with config_group("data"):
+        data.batch_size_per_process(trainer.world_size)
+    if cfg.ckpt_path is not None:
+        _read_checkpoint("ckpt_path", Path(cfg.ckpt_path), cfg.stage)
     report_parameters(net)
     _info("%s on %s training images", cfg.stage, f"{len(data.train_set):,}")
     with clock.measure("fit"):
@@ -71,13 +78,13 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         trainer.validate(module, datamodule=data, verbose=False)
     with clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
-    results = _results(cfg, trainer, module, clock)
+    results = _results(cfg, data, module, trainer, clock)
     if trainer.is_global_zero:
         folder = Path(cfg.paths.run)
         if base is not None:
             save_adapter(net, folder / "adapter")
             results |= {"base_unchanged": True, "adapter": "adapter"}
-        elif not trainer.fast_dev_run:
+        elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _save_base(module, Path(cfg.base_ckpt))
         _conclude(results, data, folder)
     return results
@@ -99,13 +106,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     data = _build_data(cfg)
     net = _build_net(cfg)
     _load_base(cfg, net)
-    with config_group(""):
+    try:
         load_adapter(net, cfg.adapter, cfg.allow_other_base)
+    except ValueError as error:
+        raise UserError(f"adapter={one_line(error)}") from error
     module = _build_module(cfg, net, data)
     trainer = _build_trainer(cfg)
     with clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
-    results = _results(cfg, trainer, module, clock) | {"adapter": str(cfg.adapter)}
+    results = _results(cfg, data, module, trainer, clock) | {"adapter": str(cfg.adapter)}
     if trainer.is_global_zero:
         _conclude(results, data, Path(cfg.paths.run))
     return results
@@ -138,7 +147,7 @@ def _enter_run_folder(cfg: DictConfig) -> None:
 
 def _build_data(cfg: DictConfig) -> MNISTDataModule:
     with config_group("data"):
-        data: MNISTDataModule = instantiate(cfg.data)
+        data: MNISTDataModule = instantiate(cfg.data, _convert_="all")
         data.prepare_data()
         data.setup("fit" if cfg.stage in ("pretrain", "lora") else "test")
     return data
@@ -146,23 +155,29 @@ def _build_data(cfg: DictConfig) -> MNISTDataModule:
 
 def _build_net(cfg: DictConfig) -> nn.Module:
     with config_group("net"):
-        net: nn.Module = instantiate(cfg.net)
+        net: nn.Module = instantiate(cfg.net, _convert_="all")
     return net
 
 
-def _build_module(
-    cfg: DictConfig, net: nn.Module, data: MNISTDataModule
-) -> ClassifierModule:
+def _build_module(cfg: DictConfig, net: nn.Module, data: MNISTDataModule) -> ClassifierModule:
     hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     hyperparameters["base_sha256"] = fingerprint(base_state_dict(net)) if has_lora(net) else None
     with config_group("loss"):
         loss = instantiate(cfg.loss)
-    with config_group("optimizer"):
-        optimizer = instantiate(cfg.get("optimizer"))
+    optimizer = instantiate(cfg.get("optimizer"))
+    if optimizer:
+        with config_group("optimizer"):
+            optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
     return ClassifierModule(net, loss, optimizer, len(data.classes), hyperparameters)
 
 
 def _build_trainer(cfg: DictConfig) -> Trainer:
+    accelerator = cfg.trainer.accelerator
+    if isinstance(accelerator, str) and accelerator not in (available := _accelerators()):
+        raise UserError(
+            f"trainer.accelerator={accelerator}: not on this machine; "
+            f"expected one of {', '.join(available)}"
+        )
     callbacks = [instantiate(c) for c in (cfg.get("callbacks") or {}).values() if c]
     settings: dict[str, Any] = {}
     if not sys.stdout.isatty():  # into a pipe or a file: no bar, only what is worth keeping
@@ -172,10 +187,16 @@ def _build_trainer(cfg: DictConfig) -> Trainer:
     try:
         trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=logger, **settings)
     except InstantiationException as error:
-        reason = " ".join(str(error.__cause__).split())
+        reason = one_line(error.__cause__)
         named = [f"trainer.{key}={value}" for key, value in cfg.trainer.items() if key in reason]
         raise UserError(f"{(named or ['trainer'])[0]}: {reason}") from error
     return trainer
+
+
+def _accelerators() -> list[str]:
+    """What ``trainer.accelerator`` accepts on this machine."""
+    names = [n for n, a in AcceleratorRegistry.items() if a["accelerator"].is_available()]
+    return ["auto", *names, *(["gpu"] if {"cuda", "mps"} & set(names) else [])]
 
 
 def _load_base(cfg: DictConfig, net: nn.Module) -> dict[str, Tensor]:
@@ -186,19 +207,30 @@ def _load_base(cfg: DictConfig, net: nn.Module) -> dict[str, Tensor]:
             f"base_ckpt={path}: no such file; "
             f"make it with: python train.py stage=pretrain data={cfg.data.name}"
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        base = {key.removeprefix("net."): state[key] for key in state if key.startswith("net.")}
-    except Exception as error:  # torch.load has no common class for what a damaged file causes
-        raise UserError(
-            f"base_ckpt={path}: not a checkpoint of stage=pretrain ({type(error).__name__})"
-        ) from error
+    state = _read_checkpoint("base_ckpt", path, stage="pretrain")["state_dict"]
+    base = {key.removeprefix("net."): tensor for key, tensor in state.items()}
     try:
         net.load_state_dict(base)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"base_ckpt={path}: expected a checkpoint of this net; {reason}") from error
+        raise UserError(
+            f"base_ckpt={path}: expected a checkpoint of the configured net; {one_line(error)}"
+        ) from error
     return base
+
+
+def _read_checkpoint(key: str, path: Path, stage: str) -> dict[str, Any]:
+    """What a run of ``stage`` saved, without unpickling anything but plain values and tensors."""
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        found = checkpoint["hyper_parameters"]["stage"]
+    except Exception as error:  # torch.load has no common class for what a damaged file causes
+        raise UserError(
+            f"{key}={path}: expected a checkpoint of stage={stage}; "
+            f"this file is damaged or something else ({type(error).__name__})"
+        ) from error
+    if found != stage:
+        raise UserError(f"{key}={path}: expected a checkpoint of stage={stage}, not stage={found}")
+    return checkpoint
 
 
 def _require_unchanged(base: dict[str, Tensor], net: nn.Module) -> None:
@@ -217,14 +249,18 @@ def _save_base(module: ClassifierModule, path: Path) -> None:
 
 
 def _results(
-    cfg: DictConfig, trainer: Trainer, module: ClassifierModule, clock: _Clock
+    cfg: DictConfig,
+    data: MNISTDataModule,
+    module: ClassifierModule,
+    trainer: Trainer,
+    clock: _Clock,
 ) -> dict[str, Any]:
     """The run's outcome, as results.json has it."""
     return {
         "stage": cfg.stage,
         "dataset": cfg.data.name,
         "seed": cfg.seed,
-        "digit": OmegaConf.to_container(cfg, resolve=True)["digit"],  # type: ignore[call-overload,index]
+        "digit": data.digit,
         "steps": trainer.global_step,
         "parameters": count_parameters(module.net),
         **module.outcomes,

@@ -1,5 +1,7 @@
 """The folder of a run: each has its own, and nobody writes over another's."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,7 @@ class RunFolder(Callback):
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
         if config.hydra.output_subdir is not None:
             folder = Path(config.hydra.run.dir)
-            _make_or_exit("hydra.run.dir", folder)
-            _make_or_exit("hydra.run.dir", folder / config.hydra.output_subdir, must_be_new=True)
+            _make_or_exit("hydra.run.dir", folder, config.hydra.output_subdir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Make ``hydra.sweep.dir``."""
@@ -30,11 +31,16 @@ class RunFolder(Callback):
         _make_or_exit("hydra.sweep.dir", Path(config.hydra.sweep.dir))
 
 
-def _make_or_exit(key: str, folder: Path, must_be_new: bool = False) -> None:
+def _make_or_exit(key: str, folder: Path, new_subfolder: str = "") -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=not must_be_new)
+        folder.mkdir(parents=True, exist_ok=True)
+        if new_subfolder:
+            # mkdir is atomic: of two runs that start at once in one folder, one ends here.
+            (folder / new_subfolder).mkdir()
+        elif not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        # mkdir is atomic: of two runs that start at once in one folder, one ends here.
-        reason = "holds another run" if must_be_new else f"cannot be made ({error.strerror})"
-        print(f"{key}={folder}: {reason}; expected a new folder, writable", file=sys.stderr)
+        taken = new_subfolder and (folder / new_subfolder).is_dir()
+        reason = "holds another run" if taken else f"cannot be written ({error.strerror})"
+        print(f"{key}={folder}: {reason}; expected a new folder", file=sys.stderr)
         raise SystemExit(2) from error

@@ -1,0 +1,355 @@
+"""The commands of the README on real data, with few steps."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, read_results, run_process
+from hydra import compose, initialize_config_dir
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lora_mnist import MLP, load_adapter
+
+FEW = ("trainer.max_steps=20", "logger=none")
+
+
+def only_run(outputs: Path, stage: str) -> Path:
+    (folder,) = (outputs / stage).iterdir()
+    return folder
+
+
+def without_times(results: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in results.items() if key != "seconds"}
+
+
+def scalars(folder: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_pretrain_leaves_a_base(base_ckpt: Path) -> None:
+    folder = base_ckpt.parent / "pretrain"
+    results = read_results(folder)
+    assert list(results) == [
+        *("stage", "dataset", "seed", "digit", "steps", "parameters", "val", "test"),
+        *("base_unchanged", "base_sha256", "adapter", "seconds"),
+    ]
+    assert results["stage"] == "pretrain"
+    assert results["steps"] == 100
+    assert results["parameters"]["trainable"] == 2_807_010
+    assert sum(results["test"]["images_per_class"]) == 10_000
+    assert sum(results["val"]["images_per_class"]) == 5_000
+    assert results["test"]["accuracy"] > 0.8
+    checkpoint = torch.load(base_ckpt, weights_only=True)
+    net = MLP()
+    net.load_state_dict({k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items()})
+    assert base_ckpt.stat().st_size < 12e6
+
+
+def test_lora_repairs_and_proves(base_ckpt: Path, lora_run: Path) -> None:
+    results = read_results(lora_run)
+    pretrained = read_results(base_ckpt.parent / "pretrain")
+    assert results["test_base"] == pretrained["test"]
+    assert results["base_sha256"] == pretrained["base_sha256"]
+    assert results["base_unchanged"] is True
+    assert results["digit"] == 9
+    assert results["parameters"] == {
+        "base": 2_807_010,
+        "lora": 6_794,
+        "trainable": 6_794,
+        "increase_percent": 0.242,
+    }
+    assert results["test"]["errors_per_class"][9] < results["test_base"]["errors_per_class"][9]
+    assert {path.name for path in lora_run.iterdir()} >= {
+        *(".hydra", "train.log", "results.json", "checkpoints", "adapter"),
+    }
+    assert (lora_run / "checkpoints" / "last.ckpt").stat().st_size < 150_000
+    adapter = lora_run / results["adapter"]
+    assert (adapter / "adapter_model.safetensors").stat().st_size < 30_000
+
+
+def test_tensorboard_shows_each_class(base_ckpt: Path, lora_run: Path) -> None:
+    results = read_results(lora_run)
+    values = scalars(lora_run)
+    assert len(values["train/loss"]) == 3
+    for split in ("val", "test", "test_base"):
+        assert values[f"{split}/accuracy"] == [pytest.approx(results[split]["accuracy"])]
+        errors = [values[f"{split}/errors_of_class/{c}"] for c in range(10)]
+        assert errors == [[count] for count in results[split]["errors_per_class"]]
+        assert values[f"{split}/accuracy_of_class/9"] == [
+            pytest.approx(1 - errors[9][0] / results[split]["images_per_class"][9])
+        ]
+    assert "test/accuracy_of_class/0" in scalars(base_ckpt.parent / "pretrain")
+
+
+def test_eval_repeats_the_runs_numbers(
+    cli: Any, base_ckpt: Path, lora_run: Path, tmp_path: Path
+) -> None:
+    done = cli("eval.py", f"adapter={lora_run}/adapter", f"base_ckpt={base_ckpt}")
+    assert done.code == 0, done.err
+    trained, evaluated = (
+        read_results(lora_run),
+        read_results(only_run(tmp_path / "outputs", "eval")),
+    )
+    for key in ("test", "test_base", "base_sha256"):
+        assert evaluated[key] == trained[key]
+    before, after = (trained[split]["accuracy"] for split in ("test_base", "test"))
+    assert f"accuracy: {before:.4f} -> {after:.4f}" in done.out
+
+
+def test_same_seed_same_numbers(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
+    arguments = ("train.py", "stage=lora", *FEW, f"base_ckpt={base_ckpt}")
+    for run, extra in {"a": (), "b": (), "c": ("seed=1",)}.items():
+        done = cli(*arguments, f"hydra.run.dir={tmp_path}/{run}", *extra)
+        assert done.code == 0, done.err
+    a, b, c = (without_times(read_results(tmp_path / run)) for run in "abc")
+    assert a == b
+    assert a["test"] != c["test"]
+    assert a["test_base"] == c["test_base"]
+    weights = [tmp_path / run / "adapter" / "adapter_model.safetensors" for run in "ab"]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_notebook_experiment_gives_the_notebooks_own_weights(cli: Any, tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import notebook
+
+    torch.manual_seed(3)
+    batches, net = notebook.loader(notebook.load(train=True)), notebook.RichBoyNet()
+    notebook.fit(batches, net, limit=20)
+    done = cli("train.py", "stage=pretrain", "experiment=notebook", "seed=3", *FEW)
+    assert done.code == 0, done.err
+    ours = torch.load(tmp_path / "outputs" / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(ours[f"net.{name}"], tensor)
+
+
+def test_notebook_experiment_composes_its_stages() -> None:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        pretrain = compose("train", ["stage=pretrain", "experiment=notebook"])
+        lora = compose("train", ["stage=lora", "experiment=notebook"])
+    assert pretrain.trainer.max_epochs == 1
+    assert pretrain.trainer.max_steps == -1
+    assert pretrain.digit is None
+    assert pretrain.data.batch_size == lora.data.batch_size == 10
+    assert pretrain.data.val_size == lora.data.val_size == 0
+    assert lora.lora == {"rank": 1, "alpha": 1.0, "targets": "linear[0-9]", "init_std": 1.0}
+    assert lora.trainer.max_steps == 100
+    assert lora.digit == 9
+
+
+def test_interrupted_pretraining_leaves_the_base_alone(tmp_path: Path) -> None:
+    base = tmp_path / "base.ckpt"
+    base.write_bytes(b"the old base")
+    arguments = ["train.py", f"base_ckpt={base}", f"hydra.run.dir={tmp_path}/run"]
+    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE)
+    for line in process.stderr:
+        if b"training images" in line:
+            break
+    process.kill()
+    process.wait(timeout=60)
+    assert base.read_bytes() == b"the old base"
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_resumes_from_a_checkpoint(
+    cli: Any, base_ckpt: Path, lora_run: Path, tmp_path: Path
+) -> None:
+    checkpoint = lora_run / "checkpoints" / "last.ckpt"
+    arguments = ("stage=lora", "logger=none", f"base_ckpt={base_ckpt}", f"ckpt_path={checkpoint}")
+    done = cli("train.py", *arguments, "trainer.max_steps=35", f"hydra.run.dir={tmp_path}/run")
+    assert done.code == 0, done.err
+    assert read_results(tmp_path / "run")["steps"] == 35
+    done = cli("train.py", "stage=pretrain", f"ckpt_path={checkpoint}")
+    assert done.code == 2
+    assert "expected a checkpoint of stage=pretrain, not stage=lora" in done.err
+
+
+@pytest.mark.parametrize("logger", ["csv", "none"])
+def test_loggers(cli: Any, base_ckpt: Path, tmp_path: Path, logger: str) -> None:
+    run = tmp_path / "run"
+    arguments = ("stage=lora", "trainer.max_steps=10", f"base_ckpt={base_ckpt}")
+    done = cli("train.py", *arguments, f"logger={logger}", f"hydra.run.dir={run}")
+    assert done.code == 0, done.err
+    assert (run / "csv" / "metrics.csv").exists() == (logger == "csv")
+    assert not list(run.glob("events.*"))
+
+
+def test_fast_dev_run_replaces_no_base(cli: Any, tmp_path: Path) -> None:
+    done = cli("train.py", "+trainer.fast_dev_run=true")
+    assert done.code == 0, done.err
+    assert not (tmp_path / "outputs" / "base").exists()
+
+
+def test_multirun(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
+    arguments = ("stage=lora", *FEW, f"base_ckpt={base_ckpt}")
+    done = cli("train.py", "-m", *arguments, "lora.rank=1,3")
+    assert done.code == 0, done.err
+    sweep = only_run(tmp_path / "outputs", "multirun")
+    sizes = [read_results(sweep / job)["parameters"]["lora"] for job in "01"]
+    assert sizes == [6_794, 3 * 6_794]
+
+
+def test_two_processes_see_each_image_once(tmp_path: Path) -> None:
+    """trainer=ddp_sim: an epoch over the 5,949 nines, and a test that counts no image twice."""
+    base, run = tmp_path / "base.ckpt", tmp_path / "run"
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    arguments = ("trainer=ddp_sim", "digit=9", "data.batch_size=500", "data.val_size=0")
+    done = run_process(
+        *("train.py", *arguments, f"base_ckpt={base}", f"hydra.run.dir={run}", "logger=none"),
+        "+callbacks.recorder._target_=recorder.Recorder",
+        f"+callbacks.recorder.folder={seen}",
+        PYTHONPATH=str(ROOT / "tests"),
+    )
+    assert done.returncode == 0, done.stderr
+    shards = [torch.load(path, weights_only=True) for path in sorted(seen.iterdir())]
+    assert len(shards) == 2
+    images = torch.cat(shards)
+    # 5,949 is odd: one image is drawn twice so that both processes take equally many steps.
+    assert len(images) == 5_950
+    assert len(images.unique(dim=0)) == 5_949
+    results = read_results(run)
+    assert sum(results["test"]["images_per_class"]) == 10_000
+    assert results["steps"] == 12
+    assert done.stdout.count("accuracy:") == 1
+
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+BAD_INPUT = {
+    "digit=10": "data.digit=10: expected null, a class from 0 to 9",
+    "digit=-1": "data.digit=-1: expected",
+    "digit=nine": "data.digit=nine: expected",
+    "lora.rank=0": "lora.rank=0: expected an integer >= 1",
+    "lora.rank=-3": "lora.rank=-3: expected an integer >= 1",
+    "lora.rank=1.5": "lora.rank=1.5: expected an integer >= 1",
+    "lora.alpha=nan": "lora.alpha=nan: expected a finite number > 0",
+    "lora.targets=conv": "lora.targets=conv: expected to match a linear layer, of: linear1",
+    "data.batch_size=0": "data.batch_size=0: expected an integer >= 1",
+    "data.val_size=60000": "data.val_size=60000: expected less than 60000",
+    "data.data_dir=/dev/null": "data.data_dir=/dev/null: expected a readable folder",
+    "data.data_dir={tmp}/none": "files missing, and no download possible",
+    "trainer.max_steps=-7": "trainer.max_steps=-7: ",
+    "trainer=gpu": "trainer.accelerator=gpu: not on this machine; expected one of auto, cpu",
+    "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
+    "seed=-1": "seed=-1: expected an integer from 0 to 4294967295",
+    "ckpt_path={tmp}/none": "ckpt_path={tmp}/none: expected a checkpoint of stage=lora",
+    "base_ckpt={tmp}/none": "no such file; make it with: python train.py stage=pretrain data=mnist",
+    "base_ckpt={tmp}/empty": "base_ckpt={tmp}/empty: expected a checkpoint of stage=pretrain",
+    "base_ckpt={tmp}/truncated": "base_ckpt={tmp}/truncated: expected a checkpoint",
+    "base_ckpt={tmp}/foreign": "base_ckpt={tmp}/foreign: expected a checkpoint",
+    "net.hidden_sizes=[30]": "expected a checkpoint of the configured net",
+}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        pytest.param(override, marks=NO_GPU if override == "trainer=gpu" else ())
+        for override in BAD_INPUT
+    ],
+)
+def test_bad_input(cli: Any, base_ckpt: Path, tmp_path: Path, override: str) -> None:
+    (tmp_path / "empty").touch()
+    (tmp_path / "truncated").write_bytes(base_ckpt.read_bytes()[:100_000])
+    torch.save({"weight": torch.ones(3)}, tmp_path / "foreign")
+    run = tmp_path / "run"
+    bad = override.format(tmp=tmp_path)
+    base = () if bad.startswith("base_ckpt") else (f"base_ckpt={base_ckpt}",)
+    done = cli("train.py", "stage=lora", *base, bad, f"hydra.run.dir={run}")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert BAD_INPUT[override].format(tmp=tmp_path) in done.err
+    assert done.out == ""
+    assert {path.name for path in run.iterdir()} == {".hydra", "train.log"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), "adapter=null: expected the folder of an adapter"),
+        (("adapter={tmp}/none",), "adapter={tmp}/none: expected a readable adapter_config.json"),
+    ],
+)
+def test_bad_input_to_eval(
+    cli: Any, base_ckpt: Path, tmp_path: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    overrides = tuple(override.format(tmp=tmp_path) for override in overrides)
+    done = cli("eval.py", f"base_ckpt={base_ckpt}", *overrides)
+    assert done.code == 2
+    assert message.format(tmp=tmp_path) in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stage=nope", "Available options in 'stage'"),
+        ("data=nope", "Available options in 'data'"),
+        ("nope=1", "Key 'nope' is not in struct"),
+        ("lora.nope=1", "Key 'nope' is not in struct"),
+    ],
+)
+def test_hydras_own_refusals_stay(cli: Any, override: str, message: str) -> None:
+    stage = () if override.startswith("stage") else ("stage=lora",)
+    done = cli("train.py", *stage, override)
+    assert done.code == 1
+    assert message in done.err
+
+
+def test_a_run_folder_is_never_shared(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
+    arguments = ("stage=lora", *FEW, f"base_ckpt={base_ckpt}", f"hydra.run.dir={tmp_path}/run")
+    assert cli("train.py", *arguments).code == 0
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    done = cli("train.py", *arguments, "seed=1")
+    assert done.code == 2
+    assert f"hydra.run.dir={tmp_path}/run: holds another run" in done.err
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+
+
+def test_an_output_folder_that_cannot_be_made(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "outputs").touch()
+    for flags in ((), ("-m", "seed=0,1")):
+        done = cli("train.py", *flags)
+        assert done.code == 2
+        assert "cannot be written" in done.err
+        assert len(done.err.splitlines()) == 1
+
+
+def test_full_error_brings_the_traceback(base_ckpt: Path, tmp_path: Path) -> None:
+    arguments = ("train.py", "digit=10", f"hydra.run.dir={tmp_path}/run")
+    done = run_process(*arguments, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_help_and_config_need_no_torch() -> None:
+    for flags in (["--help"], ["--cfg", "job", "--resolve"], ["stage=lora", "--cfg", "job"]):
+        done = run_process("-X", "importtime", "train.py", *flags)
+        assert done.returncode == 0, done.stderr
+        assert "torch" not in done.stderr
+        assert "stage" in done.stdout
+
+
+def test_another_dataset_by_name(cli: Any, tmp_path: Path) -> None:
+    """The relatives of MNIST are files of the same form in a folder of their own name."""
+    raw = tmp_path / "data" / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for archive in (ROOT / "data" / "MNIST" / "raw").glob("*-ubyte"):
+        shutil.copy(archive, raw)
+    done = cli("train.py", "data=fashion_mnist", f"data.data_dir={tmp_path}/data", *FEW)
+    assert done.code == 0, done.err
+    assert "Ankle boot" in done.out
+    assert (tmp_path / "outputs" / "base" / "fashion_mnist.ckpt").exists()
+
+
+def test_the_adapter_loads_on_a_fresh_net(base_ckpt: Path, lora_run: Path) -> None:
+    state = torch.load(base_ckpt, weights_only=True)["state_dict"]
+    net = MLP()
+    net.load_state_dict({k.removeprefix("net."): v for k, v in state.items()})
+    load_adapter(net, lora_run / "adapter")

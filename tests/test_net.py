@@ -1,0 +1,31 @@
+import pytest
+import torch
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import nn
+
+from lora_mnist import MLP
+
+
+def test_sizes_and_forward() -> None:
+    net = MLP(in_features=12, hidden_sizes=[5, 7, 4], num_classes=3)
+    shapes = [tuple(m.weight.shape) for m in net.children() if isinstance(m, nn.Linear)]
+    assert shapes == [(5, 12), (7, 5), (4, 7), (3, 4)]
+    images = torch.randn(2, 1, 3, 4)
+    hidden = images.reshape(2, 12)
+    for layer in (net.linear1, net.linear2, net.linear3):
+        hidden = torch.relu(layer(hidden))
+    assert torch.equal(net(images), net.linear4(hidden))
+
+
+def test_the_config_builds_the_default_net() -> None:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        net = instantiate(compose("train").net)
+    assert [p.shape for p in net.parameters()] == [p.shape for p in MLP().parameters()]
+
+
+@pytest.mark.parametrize("hidden_sizes", [[0], [10, -1], [1.5]])
+def test_refuses_sizes(hidden_sizes: list[int]) -> None:
+    with pytest.raises(ValueError, match="hidden_sizes=.*: expected integers >= 1"):
+        MLP(hidden_sizes=hidden_sizes)
