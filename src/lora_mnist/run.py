@@ -34,6 +34,8 @@ _info = rank_zero_only(log.info)
 
 # A loader over tensors in memory has nothing for worker processes to do.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+# What is logged at the end of an epoch comes from torchmetrics, which has synchronised it.
+warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
 # data.val_size=0 is a choice.
 warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
 # Between Lightning and torch; nothing a user could act on.
