@@ -1,10 +1,12 @@
 """The source notebook, cell by cell, and its numbers beside this project's for the same seeds.
 
-    python scripts/notebook.py --seeds 0 1 2
+    python scripts/notebook.py compare --seeds 0 1 2    # a Markdown table
+    python scripts/notebook.py pretrain BASE            # the cells up to the first test
+    python scripts/notebook.py lora BASE                # the rest, on the network saved in BASE
 
-Prints a Markdown table. Takes about two minutes a seed on two cores; most of it is the notebook:
-images transformed one by one, Adam parameter by parameter, the dense ``W + B @ A`` rebuilt at
-every access, and a Python loop over the rows of each test batch.
+``compare`` takes about two minutes a seed on two cores; most of it is the notebook: images
+transformed one by one, Adam parameter by parameter, the dense ``W + B @ A`` rebuilt at every
+access, and a Python loop over the rows of each test batch.
 """
 
 import argparse
@@ -119,16 +121,36 @@ def add_dense_lora(net: RichBoyNet) -> None:
             parameter.requires_grad = False
 
 
+def set_lora_enabled(net: RichBoyNet, enabled: bool) -> None:
+    for layer in (net.linear1, net.linear2, net.linear3):
+        layer.parametrizations["weight"][0].enabled = enabled  # type: ignore[index,union-attr]
+
+
+def pretrain(net: RichBoyNet) -> list[int]:
+    """Train one epoch and count the errors of each digit."""
+    train_loader, test_loader = loader(load(train=True)), loader(load(train=False))
+    fit(train_loader, net)
+    return count_errors(test_loader, net)
+
+
+def fine_tune(net: RichBoyNet) -> tuple[list[int], list[int]]:
+    """Train the adapter on 100 batches of nines; count errors with it switched on and off."""
+    add_dense_lora(net)
+    fit(loader(only(load(train=True), DIGIT)), net, limit=100)
+    test_loader = loader(load(train=False))
+    adapted = count_errors(test_loader, net)
+    set_lora_enabled(net, False)
+    return adapted, count_errors(test_loader, net)
+
+
 def run_notebook(seed: int) -> tuple[list[int], list[int]]:
     """Errors of each digit before and after fine-tuning on the nines, cell by cell."""
     torch.manual_seed(seed)
-    train_loader, test_loader = loader(load(train=True)), loader(load(train=False))
     net = RichBoyNet()
-    fit(train_loader, net)
-    before = count_errors(test_loader, net)
-    add_dense_lora(net)
-    fit(loader(only(load(train=True), DIGIT)), net, limit=100)
-    return before, count_errors(test_loader, net)
+    before = pretrain(net)
+    after, without = fine_tune(net)
+    assert without == before
+    return before, after
 
 
 def run_ours(seed: int) -> tuple[list[int], list[int]]:
@@ -143,17 +165,37 @@ def run_ours(seed: int) -> tuple[list[int], list[int]]:
     return results["test_base"]["errors_per_class"], results["test"]["errors_per_class"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The notebook's numbers beside this project's.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+def compare(seeds: list[int]) -> None:
+    """Print the notebook's numbers beside this project's."""
     print("| seed | | accuracy before | after | errors on 9 before | after |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |")
-    for seed in parser.parse_args().seeds:
+    for seed in seeds:
         for name, run in (("notebook", run_notebook), ("ours", run_ours)):
             before, after = run(seed)
             accuracies = [f"{1 - sum(errors) / 10_000:.4f}" for errors in (before, after)]
             cells = [seed, name, *accuracies, before[DIGIT], after[DIGIT]]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("compare").add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    for name in ("pretrain", "lora"):
+        commands.add_parser(name).add_argument("base", type=Path)
+    arguments = parser.parse_args()
+    if arguments.command == "compare":
+        compare(arguments.seeds)
+        return
+    torch.manual_seed(0)
+    net = RichBoyNet()
+    if arguments.command == "pretrain":
+        print("errors of each digit:", pretrain(net))
+        torch.save(net.state_dict(), arguments.base)
+    else:
+        net.load_state_dict(torch.load(arguments.base, weights_only=True))
+        adapted, base = fine_tune(net)
+        print("errors of each digit with the adapter:", adapted, "without:", base)
 
 
 if __name__ == "__main__":

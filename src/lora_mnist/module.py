@@ -29,6 +29,8 @@ class ClassifierModule(LightningModule):
         optimizer: makes the optimizer from the parameters to train; ``None`` for testing alone.
         num_classes: number of classes.
         hyperparameters: the run's configuration in plain values, for checkpoint and logger.
+        base_logits: what the base answers to each test batch, by its number, as far as that is
+            known; filled in by the test. Modules on the same base and data can share it.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class ClassifierModule(LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
         num_classes: int,
         hyperparameters: dict[str, Any],
+        base_logits: dict[int, Tensor] | None = None,
     ) -> None:
         super().__init__()
         # Only plain values: a checkpoint that held a module or a partial could not be loaded with
@@ -47,6 +50,7 @@ class ClassifierModule(LightningModule):
         self.loss = loss
         self.optimizer = optimizer
         self.has_lora = has_lora(net)
+        self.base_logits = {} if base_logits is None else base_logits
         splits = ["val", "test"] + ["test_base"] * self.has_lora
         self.counts = nn.ModuleDict({split: _class_counts(num_classes) for split in splits})
         self.losses = nn.ModuleDict({split: MeanMetric() for split in splits})
@@ -84,26 +88,28 @@ class ClassifierModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._count("val", batch)
+        images, labels = batch
+        self._count("val", self(images), labels)
 
     def on_validation_epoch_end(self) -> None:
         self._conclude("val")
         self.validated_at = self.global_step
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._count("test", batch)
+        images, labels = batch
+        self._count("test", self(images), labels)
         if self.has_lora:
-            with lora_disabled(self.net):
-                self._count("test_base", batch)
+            if batch_idx not in self.base_logits:
+                with lora_disabled(self.net):
+                    self.base_logits[batch_idx] = self(images)
+            self._count("test_base", self.base_logits[batch_idx], labels)
 
     def on_test_epoch_end(self) -> None:
         self._conclude("test")
         if self.has_lora:
             self._conclude("test_base")
 
-    def _count(self, split: str, batch: Batch) -> None:
-        images, labels = batch
-        logits = self(images)
+    def _count(self, split: str, logits: Tensor, labels: Tensor) -> None:
         _metric(self.counts, split).update(logits, labels)
         _metric(self.losses, split).update(self.loss(logits, labels), len(labels))
 

@@ -7,8 +7,9 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -25,7 +26,7 @@ from lora_mnist.adapter import changed_tensors, fingerprint, load_adapter, save_
 from lora_mnist.data import MNISTDataModule
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.files import atomic_write
-from lora_mnist.lora import add_lora, base_state_dict, has_lora
+from lora_mnist.lora import add_lora, base_state_dict
 from lora_mnist.module import ClassifierModule
 from lora_mnist.report import count_parameters, report_parameters, report_results
 
@@ -40,6 +41,13 @@ warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=
 warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
 # Between Lightning and torch; nothing a user could act on.
 warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+
+
+class Base(NamedTuple):
+    """A pretrained network as its checkpoint holds it."""
+
+    tensors: dict[str, Tensor]
+    sha256: str
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:
@@ -57,15 +65,15 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     clock = _Clock()
     _enter_run_folder(cfg)
-    data = _build_data(cfg)
-    net = _build_net(cfg)
+    data = build_data(cfg)
+    net = build_net(cfg)
     base = None
     if cfg.stage == "lora":
-        base = _load_base(cfg, net)
+        base = load_base(cfg, net)
         with config_group("lora"):
             add_lora(net, **cfg.lora)
-    module = _build_module(cfg, net, data)
-    trainer = _build_trainer(cfg)
+    module = build_module(cfg, net, data, base)
+    trainer = build_trainer(cfg)
     with config_group("data"):
         data.batch_size_per_process(trainer.world_size)
     if cfg.ckpt_path is not None:
@@ -75,7 +83,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     if base is not None:
-        _require_unchanged(base, net)
+        _require_unchanged(base.tensors, net)
     if data.val_size and module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
     with clock.measure("test"):
@@ -105,15 +113,15 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     _enter_run_folder(cfg)
     if cfg.adapter is None:
         raise UserError("adapter=null: expected the folder of an adapter")
-    data = _build_data(cfg)
-    net = _build_net(cfg)
-    _load_base(cfg, net)
+    data = build_data(cfg)
+    net = build_net(cfg)
+    base = load_base(cfg, net)
     try:
         load_adapter(net, cfg.adapter, cfg.allow_other_base)
     except ValueError as error:
         raise UserError(f"adapter={one_line(error)}") from error
-    module = _build_module(cfg, net, data)
-    trainer = _build_trainer(cfg)
+    module = build_module(cfg, net, data, base)
+    trainer = build_trainer(cfg)
     with clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
     results = _results(cfg, data, module, trainer, clock) | {"adapter": str(cfg.adapter)}
@@ -147,7 +155,8 @@ def _enter_run_folder(cfg: DictConfig) -> None:
     seed_everything(cfg.seed, verbose=False)
 
 
-def _build_data(cfg: DictConfig) -> MNISTDataModule:
+def build_data(cfg: DictConfig) -> MNISTDataModule:
+    """The images, extracted and loaded, as far as ``cfg.stage`` needs them."""
     with config_group("data"):
         data: MNISTDataModule = instantiate(cfg.data, _convert_="all")
         data.prepare_data()
@@ -155,25 +164,40 @@ def _build_data(cfg: DictConfig) -> MNISTDataModule:
     return data
 
 
-def _build_net(cfg: DictConfig) -> nn.Module:
+def build_net(cfg: DictConfig) -> nn.Module:
+    """The network without weights of any base and without LoRA."""
     with config_group("net"):
         net: nn.Module = instantiate(cfg.net, _convert_="all")
     return net
 
 
-def _build_module(cfg: DictConfig, net: nn.Module, data: MNISTDataModule) -> ClassifierModule:
+def build_module(
+    cfg: DictConfig, net: nn.Module, data: MNISTDataModule, base: Base | None
+) -> ClassifierModule:
+    """The module that trains or tests ``net``, which carries LoRA where there is a ``base``."""
     hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    hyperparameters["base_sha256"] = fingerprint(base_state_dict(net)) if has_lora(net) else None
+    hyperparameters["base_sha256"] = base and base.sha256
     with config_group("loss"):
         loss = instantiate(cfg.loss)
     optimizer = instantiate(cfg.get("optimizer"))
     if optimizer:
         with config_group("optimizer"):
             optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
-    return ClassifierModule(net, loss, optimizer, len(data.classes), hyperparameters)
+    # All that the base's answers to the test images depend on.
+    images = [cfg.data[key] for key in ("dataset", "data_dir", "eval_batch_size", "mean", "std")]
+    arithmetic = {k: v for k, v in cfg.trainer.items() if not k.startswith(("max_", "log_"))}
+    base_logits = _base_logits(base and base.sha256, str([cfg.net, images, arithmetic]))
+    return ClassifierModule(net, loss, optimizer, len(data.classes), hyperparameters, base_logits)
 
 
-def _build_trainer(cfg: DictConfig) -> Trainer:
+@lru_cache(maxsize=4)
+def _base_logits(base_sha256: str | None, setting: str) -> dict[int, Tensor]:
+    """What a base answered to each test batch: the jobs of a sweep ask it once."""
+    return {}
+
+
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """Lightning's Trainer with the configured callbacks and logger; a bar only on a terminal."""
     accelerator = cfg.trainer.accelerator
     if isinstance(accelerator, str) and accelerator not in (available := _accelerators()):
         raise UserError(
@@ -201,23 +225,30 @@ def _accelerators() -> list[str]:
     return ["auto", *names, *(["gpu"] if {"cuda", "mps"} & set(names) else [])]
 
 
-def _load_base(cfg: DictConfig, net: nn.Module) -> dict[str, Tensor]:
-    """Load ``cfg.base_ckpt`` into ``net``; return its tensors, to compare with later."""
+def load_base(cfg: DictConfig, net: nn.Module) -> Base:
+    """Load ``cfg.base_ckpt`` into ``net``; return it, to compare with later."""
     path = Path(cfg.base_ckpt)
     if not path.exists():
         raise UserError(
             f"base_ckpt={path}: no such file; "
             f"make it with: python train.py stage=pretrain data={cfg.data.name}"
         )
-    state = _read_checkpoint("base_ckpt", path, stage="pretrain")["state_dict"]
-    base = {key.removeprefix("net."): tensor for key, tensor in state.items()}
+    base = _read_base(path, path.stat().st_mtime_ns)
     try:
-        net.load_state_dict(base)
+        net.load_state_dict(base.tensors)
     except RuntimeError as error:
         raise UserError(
             f"base_ckpt={path}: expected a checkpoint of the configured net; {one_line(error)}"
         ) from error
     return base
+
+
+@lru_cache(maxsize=1)
+def _read_base(path: Path, mtime_ns: int) -> Base:
+    """Kept for the life of the process, unless the file changes: the jobs of a sweep share it."""
+    state = _read_checkpoint("base_ckpt", path, stage="pretrain")["state_dict"]
+    tensors = {key.removeprefix("net."): tensor for key, tensor in state.items()}
+    return Base(tensors, fingerprint(tensors))
 
 
 def _read_checkpoint(key: str, path: Path, stage: str) -> dict[str, Any]:
