@@ -19,6 +19,21 @@ def test_sizes_and_forward() -> None:
     assert torch.equal(net(images), net.linear4(hidden))
 
 
+def test_layers_may_be_replaced() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x)
+
+    net, images = MLP(6, [5, 4], 3), torch.randn(2, 6)
+    expected = net(images)
+    net.linear2 = Wrapped(net.linear2)
+    assert torch.equal(net(images), expected)
+
+
 def test_the_config_builds_the_default_net() -> None:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         net = instantiate(compose("train").net)

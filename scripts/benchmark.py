@@ -1,0 +1,381 @@
+"""How fast: this project beside the notebook, PEFT and a bare PyTorch loop, in one run.
+
+    python scripts/benchmark.py              # every row, with spread; about a quarter of an hour
+    python scripts/benchmark.py --quick      # under two minutes
+    python scripts/benchmark.py --profile    # where a training step's time goes
+
+The contestants of a row take turns, round after round, and are compared round by round: what slows
+the machine down slows them all. The tables are printed as Markdown and stand, with every measured
+value, in outputs/benchmark. Needs the extra ``bench``.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import notebook
+import torch
+import torch.nn.functional as F
+from contestants import (
+    OUTPUT,
+    Contestant,
+    batches_in_memory,
+    configure,
+    dense_net,
+    fit_bare,
+    fit_notebook,
+    fit_ours,
+    peft_net,
+    run_process,
+    seconds,
+    test_bare,
+    test_notebook,
+    test_ours,
+)
+from torch import nn
+
+from lora_mnist import MLP, add_lora
+from lora_mnist.files import atomic_write
+from lora_mnist.run import build_data
+
+
+@dataclass
+class Row:
+    """One line of the table: contestants that do the same work, and what ours must reach."""
+
+    name: str
+    unit: str
+    contestants: dict[str, Contestant]
+    targets: dict[str, float]  # contestant -> least ratio of ours to it
+    at_most: float | None = None  # largest value of ours
+    less_is_better: bool = False
+    rounds: int | None = None
+    measured: dict[str, list[float]] = field(default_factory=dict)
+
+    def measure(self, rounds: int) -> "Row":
+        self.measured = {name: [] for name in self.contestants}
+        for _ in range(self.rounds or rounds):
+            for name, contestant in self.contestants.items():
+                self.measured[name].append(contestant())
+        return self
+
+    def ratio(self, other: str) -> float:
+        """Median over the rounds of ours to ``other``, above 1 where ours is better."""
+        pairs = zip(self.measured["ours"], self.measured[other], strict=True)
+        return statistics.median(b / a if self.less_is_better else a / b for a, b in pairs)
+
+    def verdicts(self) -> list[tuple[str, bool]]:
+        """Each target in words, and whether it was met."""
+        found = []
+        for name, least in self.targets.items():
+            ratio = self.ratio(name)
+            found.append((f"{ratio:.2f} x {name} (>= {least:.3g})", ratio >= least))
+        if self.at_most is not None:
+            median = statistics.median(self.measured["ours"])
+            limit = f"{median:.2f} {self.unit} (<= {self.at_most:g})"
+            found.append((limit, median <= self.at_most))
+        return found
+
+    def cells(self) -> list[str]:
+        values = [f"{name} {_spread(values)}" for name, values in self.measured.items()]
+        verdicts = [f"{'met' if met else '**missed**'}: {text}" for text, met in self.verdicts()]
+        return [self.name, self.unit, "<br>".join(values), "<br>".join(verdicts)]
+
+
+def _spread(values: list[float]) -> str:
+    digits = 0 if min(values) >= 100 else 2
+    middle, least, most = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} ({least:.{digits}f}-{most:.{digits}f})"
+
+
+def training_rows(quick: bool) -> list[Row]:
+    steps = 300 if quick else 1000
+    batches = batches_in_memory(steps)
+    return [
+        Row(
+            "pretrain, Trainer",
+            "steps/s",
+            {
+                "notebook": lambda: fit_notebook(steps // 3, None),
+                "floor": lambda: fit_bare(MLP(), batches),
+                "ours": lambda: fit_ours(steps, "stage=pretrain"),
+            },
+            {"notebook": 2.5, "floor": 0.8},
+        ),
+        Row(
+            "LoRA rank 1, Trainer",
+            "steps/s",
+            {
+                "notebook": lambda: fit_notebook(steps // 10, notebook.DIGIT),
+                "ours": lambda: fit_ours(steps, "stage=lora"),
+            },
+            {"notebook": 5},
+        ),
+        Row(
+            "LoRA rank 1, bare loop",
+            "steps/s",
+            {
+                "PEFT": lambda: fit_bare(peft_net(), batches),
+                "ours": lambda: fit_bare(add_lora(MLP()), batches),
+            },
+            {"PEFT": 1.05},
+        ),
+    ]
+
+
+def test_rows(quick: bool) -> list[Row]:
+    images = 1000 if quick else 10_000
+    return [
+        Row(
+            "test, adapted network",
+            "images/s",
+            {
+                "notebook": test_notebook(dense_net(), images),
+                "PEFT": test_bare(peft_net(), 1000),
+                "ours": test_ours(adapted=True),
+            },
+            {"notebook": 20, "PEFT": 1},
+        ),
+        Row(
+            "test, base",
+            "images/s",
+            {
+                "notebook": test_notebook(notebook.RichBoyNet(), images),
+                "ours": test_ours(adapted=False),
+            },
+            {"notebook": 3},
+        ),
+    ]
+
+
+def command_rows(folder: str, quick: bool) -> list[Row]:
+    """Whole commands, process start to exit, on bases that each side pretrained itself."""
+    theirs, ours = f"{folder}/notebook.pt", f"{folder}/base.ckpt"
+    torch.save(notebook.RichBoyNet().state_dict(), theirs)
+    settings = [f"base_ckpt={ours}", f"paths.outputs={folder}/outputs"]
+    run_process("train.py", "stage=pretrain", "trainer.max_steps=100", *settings)
+    lora = ["train.py", "stage=lora", "digit=9", "trainer.max_steps=100", *settings]
+    imports = "import hydra, lightning.pytorch, torchvision, torch.utils.tensorboard, safetensors"
+    ranks = ["1,2", "1,2,3,4,5,6"]
+
+    def further_job() -> float:
+        few, many = (run_process(*lora, f"lora.rank={r}", "-m").seconds for r in ranks)
+        return (many - few) / 4
+
+    def notebook_job() -> float:
+        net = notebook.RichBoyNet()
+        return seconds(lambda: notebook.fine_tune(net))
+
+    def start(*flags: str) -> Contestant:
+        return lambda: run_process("train.py", *flags).seconds
+
+    rows = [
+        Row(
+            "whole command, stage=lora, 100 steps",
+            "s",
+            {
+                "notebook": lambda: run_process("scripts/notebook.py", "lora", theirs).seconds,
+                "ours": lambda: run_process(*lora).seconds,
+            },
+            {"notebook": 3},
+            less_is_better=True,
+            rounds=1 if quick else 3,
+        ),
+        Row(
+            "a further job of a sweep",
+            "s",
+            {"notebook": notebook_job, "ours": further_job},
+            {"notebook": 8},
+            1.5,
+            less_is_better=True,
+            rounds=1 if quick else 3,
+        ),
+        Row(
+            "peak memory, stage=lora",
+            "MB beyond the imports",
+            {"ours": lambda: run_process(*lora).peak_mb - run_process("-c", imports).peak_mb},
+            {},
+            250,
+            less_is_better=True,
+            rounds=1 if quick else 3,
+        ),
+    ]
+    for flags in (["--help"], ["--cfg", "job"], ["-sc", "query=bash"]):
+        contestants = {
+            "import hydra": lambda: run_process("-c", "import hydra").seconds,
+            "ours": start(*flags),
+        }
+        name = f"start-up, train.py {' '.join(flags)}"
+        rows.append(Row(name, "s", contestants, {"import hydra": 1 / 3}, less_is_better=True))
+    if not quick:
+        pretrain = ["train.py", "stage=pretrain", *settings]
+        contestants = {
+            "notebook": lambda: run_process("scripts/notebook.py", "pretrain", theirs).seconds,
+            "ours": lambda: run_process(*pretrain).seconds,
+        }
+        name = "whole command, stage=pretrain"
+        rows.append(Row(name, "s", contestants, {"notebook": 2.3}, less_is_better=True, rounds=2))
+    return rows
+
+
+def growth() -> dict[str, list[dict[str, Any]]]:
+    """How cost grows with rank, with hidden width, and per image with the test's batch size."""
+    steps = 60
+    batches = batches_in_memory(steps)
+
+    def milliseconds(net: nn.Module) -> float:
+        return 1000 / max(fit_bare(net, batches) for _ in range(3))
+
+    def dense(rank: int, net: Any) -> nn.Module:
+        for layer in (net.linear1, net.linear2, net.linear3):
+            weight = notebook.DenseLoRA(layer.weight, rank)
+            nn.utils.parametrize.register_parametrization(layer, "weight", weight)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_("lora" in name)
+        return net  # type: ignore[no-any-return]
+
+    def median_of_three(contestant: Contestant) -> float:
+        return statistics.median(contestant() for _ in range(3))
+
+    def wide(factor: int) -> MLP:
+        return MLP(hidden_sizes=(1000 * factor, 2000 * factor))
+
+    return {
+        "LoRA step, ms, by rank": [
+            {
+                "rank": rank,
+                "ours": milliseconds(add_lora(MLP(), rank)),
+                "dense": milliseconds(dense(rank, MLP())),
+            }
+            for rank in (1, 4, 16, 64, 256)
+        ],
+        "LoRA step, ms, by hidden width": [
+            {
+                "width": f"x{factor}",
+                "ours": milliseconds(add_lora(wide(factor))),
+                "dense": milliseconds(dense(1, wide(factor))),
+            }
+            for factor in (1, 2, 4)
+        ],
+        "adapted network, images/s, by test batch size": [
+            {"batch": size, "ours": median_of_three(test_bare(add_lora(MLP()), size))}
+            for size in (10, 100, 1000, 10_000)
+        ],
+    }
+
+
+def profile(stage: str) -> list[list[str]]:
+    """Milliseconds of each part of a training step: the work, and what the Trainer adds to it."""
+    steps = 500
+    data = build_data(configure(f"stage={stage}"))
+    torch.manual_seed(0)
+    net = MLP() if stage == "pretrain" else add_lora(MLP())
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], fused=True)
+    spent: dict[str, float] = {}
+
+    @contextmanager
+    def part(name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+
+    batches = iter(data.train_dataloader())
+    for _ in range(steps):
+        with part("next batch"):
+            batch = next(batches)
+        with part("normalise"):
+            images, labels = data.on_after_batch_transfer(batch, 0)
+        with part("forward"):
+            loss = F.cross_entropy(net(images), labels)
+        with part("backward"):
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+        with part("optimizer"):
+            optimizer.step()
+    total = 1000 / fit_ours(steps, f"stage={stage}")
+    rows = [(name, value / steps * 1000) for name, value in spent.items()]
+    rows.append(("Lightning, logging, progress", total - sum(ms for _, ms in rows)))
+    return [[name, f"{ms:.3f}", f"{ms / total:.0%}"] for name, ms in [*rows, ("step", total)]]
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def growth_tables(tables: dict[str, list[dict[str, Any]]]) -> str:
+    parts = []
+    for title, rows in tables.items():
+        cells = [[_number(value) for value in row.values()] for row in rows]
+        parts.append(f"{title}\n\n{markdown(list(rows[0]), cells)}")
+    return "\n\n".join(parts)
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
+
+
+def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """One panel a table, both axes logarithmic."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, len(tables), figsize=(12, 3.8), layout="constrained")
+    for panel, (title, rows) in zip(panels, tables.items(), strict=True):
+        by, *contestants = rows[0]
+        for contestant in contestants:
+            values = [row[contestant] for row in rows]
+            panel.plot(range(len(rows)), values, marker="o", label=contestant)
+        panel.set_xticks(range(len(rows)), [str(row[by]) for row in rows])
+        panel.set_yscale("log")
+        panel.set(title=title, xlabel=by)
+        panel.grid(alpha=0.3, which="both")
+        panel.legend(frameon=False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def machine() -> str:
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores ({platform.machine()}), torch {torch.__version__}, {date.today()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer steps and rounds")
+    parser.add_argument("--profile", action="store_true", help="the parts of a training step")
+    arguments = parser.parse_args()
+    # As in a command that is run by hand: Lightning's notices would stand between the tables.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    print(machine(), flush=True)
+    if arguments.profile:
+        for stage in ("pretrain", "lora"):
+            print(f"\n{stage}\n\n{markdown(['part of a step', 'ms', 'share'], profile(stage))}")
+        return
+    with TemporaryDirectory() as folder:
+        rows = training_rows(arguments.quick) + test_rows(arguments.quick)
+        rows += command_rows(folder, arguments.quick)
+        print("\n" + markdown(["work", "unit", "median (range)", "target"], []))
+        for row in rows:
+            row.measure(rounds=2 if arguments.quick else 5)
+            print(f"| {' | '.join(row.cells())} |", flush=True)
+    tables = growth()
+    print("\n" + growth_tables(tables))
+    draw(tables, OUTPUT / "growth.png")
+    measured = {row.name: {"unit": row.unit, "measured": row.measured} for row in rows}
+    with atomic_write(OUTPUT / "benchmark.json") as path:
+        path.write_text(json.dumps({"machine": machine(), "rows": measured, "growth": tables}))
+
+
+if __name__ == "__main__":
+    main()
