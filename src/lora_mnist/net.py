@@ -31,6 +31,7 @@ class MLP(nn.Module):
         sizes = [in_features, *hidden_sizes, num_classes]
         if not all(isinstance(size, int) and size >= 1 for size in sizes):
             raise ValueError(f"hidden_sizes={list(hidden_sizes)}: expected integers >= 1")
+        self.depth = len(sizes) - 1
         for number, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
             self.add_module(f"linear{number}", nn.Linear(fan_in, fan_out))
         self.relu = nn.ReLU()
@@ -38,8 +39,8 @@ class MLP(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (N, num_classes), of images, (N, ...) with ``in_features`` values each."""
         hidden = images.flatten(start_dim=1)
-        *hidden_layers, last = (m for m in self.children() if isinstance(m, nn.Linear))
-        for layer in hidden_layers:
-            hidden = self.relu(layer(hidden))
-        logits: Tensor = last(hidden)
+        # By name: PEFT puts layers of its own classes in place of these.
+        for number in range(1, self.depth):
+            hidden = self.relu(self.get_submodule(f"linear{number}")(hidden))
+        logits: Tensor = self.get_submodule(f"linear{self.depth}")(hidden)
         return logits
