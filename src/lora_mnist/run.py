@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.adapter import changed_tensors, fingerprint, load_adapter, save_adapter
 from lora_mnist.data import MNISTDataModule
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.files import atomic_write
-from lora_mnist.lora import add_lora, base_state_dict, has_lora
+from lora_mnist.lora import add_lora, base_state_dict, has_lora, lora_names, set_lora_enabled
 from lora_mnist.module import ClassifierModule
 from lora_mnist.report import count_parameters, report_parameters, report_results
 
@@ -56,12 +56,12 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     clock = _Clock()
     _enter_run_folder(cfg)
     data = _build_data(cfg)
-    net = _build_net(cfg)
+    net = build_net(cfg)
     base = None
     if cfg.stage == "lora":
-        base = _load_base(cfg, net)
+        base = load_base(cfg, net)
         with config_group("lora"):
-            add_lora(net, **cfg.lora)
+            add_lora(net, **{key: cfg.lora[key] for key in cfg.lora if key != "lr_ratio"})
     module = _build_module(cfg, net, data)
     trainer = _build_trainer(cfg)
     with config_group("data"):
@@ -82,7 +82,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         folder = Path(cfg.paths.run)
         if base is not None:
-            save_adapter(net, folder / "adapter")
+            save_adapter(net, folder / "adapter", metadata={"dataset": cfg.data.name})
             results |= {"base_unchanged": True, "adapter": "adapter"}
         elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _save_base(module, Path(cfg.base_ckpt))
@@ -91,7 +91,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Test a saved adapter: the base and the base with the adapter on the same images.
+    """Test saved adapters: the base and the base with them on the same images.
+
+    ``cfg.adapter`` is as for :func:`load_adapters`; ``cfg.each`` tests each one alone too.
 
     Returns:
         What results.json holds.
@@ -101,23 +103,40 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     clock = _Clock()
     _enter_run_folder(cfg)
-    if cfg.adapter is None:
-        raise UserError("adapter=null: expected the folder of an adapter")
     data = _build_data(cfg)
-    net = _build_net(cfg)
-    _load_base(cfg, net)
-    try:
-        load_adapter(net, cfg.adapter, cfg.allow_other_base)
-    except ValueError as error:
-        raise UserError(f"adapter={one_line(error)}") from error
+    net = build_net(cfg)
+    load_base(cfg, net)
+    adapters = load_adapters(cfg, net)
+    if not adapters:
+        raise UserError("adapter=null: expected the folder of an adapter")
     module = _build_module(cfg, net, data)
     trainer = _build_trainer(cfg)
+    each = {}
     with clock.measure("test"):
+        if cfg.each:
+            each = {"each": _test_each(module, trainer, data)}
         trainer.test(module, datamodule=data, verbose=False)
-    results = _results(cfg, data, module, trainer, clock) | {"adapter": str(cfg.adapter)}
+    results = _results(cfg, data, module, trainer, clock) | each
+    results["adapter"] = OmegaConf.to_container(cfg, resolve=True)["adapter"]  # type: ignore[call-overload,index]
     if trainer.is_global_zero:
         _conclude(results, data, Path(cfg.paths.run))
     return results
+
+
+def _test_each(
+    module: ClassifierModule, trainer: Trainer, data: MNISTDataModule
+) -> dict[str, dict[str, Any]]:
+    """What each adapter does alone, by its name, as results.json has it."""
+    loggers, trainer.loggers = trainer.loggers, []  # there ``test`` means all of them together
+    each = {}
+    for name in lora_names(module.net):
+        set_lora_enabled(module.net, False)
+        set_lora_enabled(module.net, True, name)
+        trainer.test(module, datamodule=data, verbose=False)
+        each[name] = module.outcomes["test"]
+    set_lora_enabled(module.net, True)
+    trainer.loggers = loggers
+    return each
 
 
 class _Clock:
@@ -153,7 +172,12 @@ def _build_data(cfg: DictConfig) -> MNISTDataModule:
     return data
 
 
-def _build_net(cfg: DictConfig) -> nn.Module:
+def build_net(cfg: DictConfig) -> nn.Module:
+    """The network of ``cfg.net``, with fresh weights.
+
+    Raises:
+        UserError: if a value of ``cfg.net`` cannot be used.
+    """
     with config_group("net"):
         net: nn.Module = instantiate(cfg.net, _convert_="all")
     return net
@@ -168,7 +192,9 @@ def _build_module(cfg: DictConfig, net: nn.Module, data: MNISTDataModule) -> Cla
     if optimizer:
         with config_group("optimizer"):
             optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
-    return ClassifierModule(net, loss, optimizer, len(data.classes), hyperparameters)
+    with config_group("lora"):
+        lr_ratio = cfg.lora.lr_ratio if "lora" in cfg else 1.0
+        return ClassifierModule(net, loss, optimizer, len(data.classes), hyperparameters, lr_ratio)
 
 
 def _build_trainer(cfg: DictConfig) -> Trainer:
@@ -199,8 +225,12 @@ def _accelerators() -> list[str]:
     return ["auto", *names, *(["gpu"] if {"cuda", "mps"} & set(names) else [])]
 
 
-def _load_base(cfg: DictConfig, net: nn.Module) -> dict[str, Tensor]:
-    """Load ``cfg.base_ckpt`` into ``net``; return its tensors, to compare with later."""
+def load_base(cfg: DictConfig, net: nn.Module) -> dict[str, Tensor]:
+    """Load ``cfg.base_ckpt`` into ``net``; return its tensors, to compare with later.
+
+    Raises:
+        UserError: if there is no such file, or it holds no base of this kind of network.
+    """
     path = Path(cfg.base_ckpt)
     if not path.exists():
         raise UserError(
@@ -216,6 +246,37 @@ def _load_base(cfg: DictConfig, net: nn.Module) -> dict[str, Tensor]:
             f"base_ckpt={path}: expected a checkpoint of the configured net; {one_line(error)}"
         ) from error
     return base
+
+
+def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
+    """Stack the adapters of ``cfg.adapter`` on ``net``; return their names.
+
+    ``cfg.adapter`` is null, a folder, a mapping of ``path`` and perhaps ``weight`` and ``name``, or
+    a list of such. An adapter without a name is called after its folder, or after its run's folder.
+
+    Raises:
+        UserError: if an adapter is described in another way or cannot be loaded.
+    """
+    chosen = cfg.adapter if isinstance(cfg.adapter, ListConfig) else [cfg.adapter]
+    for adapter in chosen:
+        if adapter is None:
+            continue
+        spec: Any = {"path": adapter} if isinstance(adapter, str) else adapter
+        if not isinstance(spec, Mapping) or not {"path"} <= spec.keys() <= {
+            "path",
+            "weight",
+            "name",
+        }:
+            raise UserError(
+                f"adapter={adapter}: expected a folder, or a mapping of path, weight and name"
+            )
+        path = Path(spec["path"])
+        name = spec.get("name") or (path.parent.name if path.name == "adapter" else path.name)
+        try:
+            load_adapter(net, path, cfg.allow_other_base, str(name), spec.get("weight", 1.0))
+        except ValueError as error:
+            raise UserError(f"adapter={one_line(error)}") from error
+    return lora_names(net)
 
 
 def _read_checkpoint(key: str, path: Path, stage: str) -> dict[str, Any]:
