@@ -55,7 +55,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     clock = _Clock()
     _enter_run_folder(cfg)
-    data = _build_data(cfg)
+    data = build_data(cfg)
     net = build_net(cfg)
     base = None
     if cfg.stage == "lora":
@@ -103,7 +103,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     clock = _Clock()
     _enter_run_folder(cfg)
-    data = _build_data(cfg)
+    data = build_data(cfg)
     net = build_net(cfg)
     load_base(cfg, net)
     adapters = load_adapters(cfg, net)
@@ -164,7 +164,12 @@ def _enter_run_folder(cfg: DictConfig) -> None:
     seed_everything(cfg.seed, verbose=False)
 
 
-def _build_data(cfg: DictConfig) -> MNISTDataModule:
+def build_data(cfg: DictConfig) -> MNISTDataModule:
+    """The data of ``cfg.data``, with the images that ``cfg.stage`` needs.
+
+    Raises:
+        UserError: if a value of ``cfg.data`` cannot be used, or the files are damaged or missing.
+    """
     with config_group("data"):
         data: MNISTDataModule = instantiate(cfg.data, _convert_="all")
         data.prepare_data()
