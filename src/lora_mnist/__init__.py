@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lora_mnist.lora import (
         add_lora,
         lora_disabled,
+        lora_names,
         lora_parameters,
         merge_lora,
         remove_lora,
@@ -26,6 +27,7 @@ _HOMES = {
     "set_lora_enabled": "lora",
     "merge_lora": "lora",
     "remove_lora": "lora",
+    "lora_names": "lora",
     "lora_parameters": "lora",
     "save_adapter": "adapter",
     "load_adapter": "adapter",
@@ -36,6 +38,7 @@ __all__ = [
     "add_lora",
     "load_adapter",
     "lora_disabled",
+    "lora_names",
     "lora_parameters",
     "merge_lora",
     "remove_lora",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassStatScores
 
-from lora_mnist.lora import has_lora, lora_disabled
+from lora_mnist.lora import has_lora, lora_disabled, lora_state_dict
 
 Batch = tuple[Tensor, Tensor]
 
@@ -31,24 +31,33 @@ class ClassifierModule(LightningModule):
         hyperparameters: the run's configuration in plain values, for checkpoint and logger.
         base_logits: what the base answers to each test batch, by its number, as far as that is
             known; filled in by the test. Modules on the same base and data can share it.
+        lr_ratio: learning rate of ``lora_B`` over that of everything else, finite and > 0 (LoRA+,
+            Hayou et al. 2024, arXiv:2402.12354).
+
+    Raises:
+        ValueError: if ``lr_ratio`` is out of range.
     """
 
     def __init__(
         self,
         net: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor],
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
+        optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] | None,
         num_classes: int,
         hyperparameters: dict[str, Any],
         base_logits: dict[int, Tensor] | None = None,
+        lr_ratio: float = 1.0,
     ) -> None:
         super().__init__()
+        if type(lr_ratio) not in (int, float) or not 0 < lr_ratio < float("inf"):
+            raise ValueError(f"lr_ratio={lr_ratio}: expected a finite number > 0")
         # Only plain values: a checkpoint that held a module or a partial could not be loaded with
         # weights_only=True.
         self.save_hyperparameters(hyperparameters)
         self.net = net
         self.loss = loss
         self.optimizer = optimizer
+        self.lr_ratio = lr_ratio
         self.has_lora = has_lora(net)
         self.base_logits = {} if base_logits is None else base_logits
         splits = ["val", "test"] + ["test_base"] * self.has_lora
@@ -73,7 +82,15 @@ class ClassifierModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         assert self.optimizer is not None
-        return self.optimizer([p for p in self.net.parameters() if p.requires_grad])
+        trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        if self.lr_ratio == 1:
+            return self.optimizer(list(trained.values()))
+        sides: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for name, parameter in trained.items():
+            sides[name.endswith("lora_B")].append(parameter)
+        optimizer = self.optimizer([{"params": side} for side in sides])
+        optimizer.param_groups[1]["lr"] *= self.lr_ratio
+        return optimizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -136,7 +153,7 @@ class ClassifierModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside an adapter the base has a file of its own: keep the adapter alone."""
         if self.has_lora:
-            kept = {f"net.{name}" for name, p in self.net.named_parameters() if p.requires_grad}
+            kept = {f"net.{key}" for key in lora_state_dict(self.net)}
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {key: state[key] for key in state if key in kept}
 
