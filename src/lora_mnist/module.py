@@ -29,10 +29,10 @@ class ClassifierModule(LightningModule):
         optimizer: makes the optimizer from the parameters to train; ``None`` for testing alone.
         num_classes: number of classes.
         hyperparameters: the run's configuration in plain values, for checkpoint and logger.
-        base_logits: what the base answers to each test batch, by its number, as far as that is
-            known; filled in by the test. Modules on the same base and data can share it.
         lr_ratio: learning rate of ``lora_B`` over that of everything else, finite and > 0 (LoRA+,
             Hayou et al. 2024, arXiv:2402.12354).
+        base_logits: what the base answers to each test batch, by its number, as far as that is
+            known; filled in by the test. Modules on the same base and data can share it.
 
     Raises:
         ValueError: if ``lr_ratio`` is out of range.
@@ -45,8 +45,8 @@ class ClassifierModule(LightningModule):
         optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] | None,
         num_classes: int,
         hyperparameters: dict[str, Any],
-        base_logits: dict[int, Tensor] | None = None,
         lr_ratio: float = 1.0,
+        base_logits: dict[int, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if type(lr_ratio) not in (int, float) or not 0 < lr_ratio < float("inf"):

@@ -216,7 +216,7 @@ def build_module(
     classes, lr_ratio = len(data.classes), cfg.lora.lr_ratio if "lora" in cfg else 1.0
     with config_group("lora"):
         return ClassifierModule(
-            net, loss, optimizer, classes, hyperparameters, base_logits, lr_ratio
+            net, loss, optimizer, classes, hyperparameters, lr_ratio, base_logits
         )
 
 
