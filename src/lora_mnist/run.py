@@ -240,7 +240,7 @@ def load_base(cfg: DictConfig, net: nn.Module) -> dict[str, Tensor]:
     if not path.exists():
         raise UserError(
             f"base_ckpt={path}: no such file; "
-            f"make it with: python train.py stage=pretrain data={cfg.data.name}"
+            f"make it with: python train.py stage=pretrain{_chosen('net')}{_chosen('data')}"
         )
     state = _read_checkpoint("base_ckpt", path, stage="pretrain")["state_dict"]
     base = {key.removeprefix("net."): tensor for key, tensor in state.items()}
@@ -282,6 +282,11 @@ def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
         except ValueError as error:
             raise UserError(f"adapter={one_line(error)}") from error
     return lora_names(net)
+
+
+def _chosen(group: str) -> str:
+    """`` group=choice`` as on the command line."""
+    return f" {group}={HydraConfig.get().runtime.choices[group]}"
 
 
 def _read_checkpoint(key: str, path: Path, stage: str) -> dict[str, Any]:
