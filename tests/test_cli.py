@@ -122,6 +122,34 @@ def test_eval_stacks_adapters(cli: Any, base_ckpt: Path, lora_run: Path, tmp_pat
         assert [name, *map(str, outcome["errors_per_class"]), str(outcome["errors"])] in table
 
 
+def test_both_stages_with_convolutions(cli: Any, tmp_path: Path) -> None:
+    few = ("net=cnn", "logger=none", "data.batch_size=50")
+    done = cli("train.py", "stage=pretrain", *few, "trainer.max_steps=60")
+    assert done.code == 0, done.err
+    assert [path.name for path in (tmp_path / "outputs" / "base").iterdir()] == ["mnist_cnn.ckpt"]
+    adapted = ("lora.targets='conv[0-9]|linear1'", "lora.init=kaiming", "lora.rank=2")
+    done = cli("train.py", "stage=lora", *few, *adapted, "trainer.max_steps=20")
+    assert done.code == 0, done.err
+    run = only_run(tmp_path / "outputs", "lora")
+    trained = read_results(run)
+    sizes = [9 + 16, 16 * 9 + 32, 32 * 49 + 10]
+    assert trained["parameters"] == {
+        **{"base": 20_490, "lora": 2 * sum(sizes), "trainable": 2 * sum(sizes)},
+        "increase_percent": round(200 * sum(sizes) / 20_490, 3),
+    }
+    assert trained["base_unchanged"] is True
+    assert trained["test"] != trained["test_base"]
+    done = cli("eval.py", "net=cnn", f"adapter={run}/adapter")
+    assert done.code == 0, done.err
+    assert read_results(only_run(tmp_path / "outputs", "eval"))["test"] == trained["test"]
+    done = cli("eval.py", f"adapter={run}/adapter")
+    assert "mnist.ckpt: no such file" in done.err
+    base = f"base_ckpt={tmp_path}/outputs/base/mnist_cnn.ckpt"
+    done = cli("eval.py", f"adapter={run}/adapter", base)
+    assert done.code == 2
+    assert "expected a checkpoint of the configured net" in done.err
+
+
 @pytest.mark.parametrize("variant", ["rslora", "kaiming", "pissa", "loraplus"])
 def test_variants_train_and_load_on_the_original_base(
     cli: Any, base_ckpt: Path, tmp_path: Path, variant: str
@@ -290,7 +318,7 @@ BAD_INPUT = {
     "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
     "seed=-1": "seed=-1: expected an integer from 0 to 4294967295",
     "ckpt_path={tmp}/none": "ckpt_path={tmp}/none: expected a checkpoint of stage=lora",
-    "base_ckpt={tmp}/none": "no such file; make it with: python train.py stage=pretrain data=mnist",
+    "base_ckpt={tmp}/none": "python train.py stage=pretrain net=mlp data=mnist",
     "base_ckpt={tmp}/empty": "base_ckpt={tmp}/empty: expected a checkpoint of stage=pretrain",
     "base_ckpt={tmp}/truncated": "base_ckpt={tmp}/truncated: expected a checkpoint",
     "base_ckpt={tmp}/foreign": "base_ckpt={tmp}/foreign: expected a checkpoint",

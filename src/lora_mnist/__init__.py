@@ -18,9 +18,10 @@ if TYPE_CHECKING:
         remove_lora,
         set_lora_enabled,
     )
-    from lora_mnist.net import MLP
+    from lora_mnist.net import CNN, MLP
 
 _HOMES = {
+    "CNN": "net",
     "MLP": "net",
     "add_lora": "lora",
     "lora_disabled": "lora",
@@ -34,6 +35,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CNN",
     "MLP",
     "add_lora",
     "load_adapter",

@@ -80,6 +80,16 @@ def _each_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def report_predictions(predictions: list[dict[str, Any]]) -> None:
+    """Print digit and probability of each picture; with an adapter, the base beside it."""
+    sides = [side for side in ("base", "adapted") if predictions and side in predictions[0]]
+    table = Table("picture", *sides)
+    for found in predictions:
+        cells = [f"{found[side]['class']} ({found[side]['probability']:.3f})" for side in sides]
+        table.add_row(found["file"], *cells)
+    _print(table)
+
+
 def _cells(images: int, errors: list[int]) -> list[str]:
     change = [f"{errors[1] - errors[0]:+d}"] if len(errors) == 2 else []
     return [str(images), *map(str, errors), *change]

@@ -265,7 +265,7 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     if not path.exists():
         raise UserError(
             f"base_ckpt={path}: no such file; "
-            f"make it with: python train.py stage=pretrain data={cfg.data.name}"
+            f"make it with: python train.py stage=pretrain{_chosen('net')}{_chosen('data')}"
         )
     base = _read_base(path, path.stat().st_mtime_ns)
     try:
@@ -326,6 +326,11 @@ def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
         except ValueError as error:
             raise UserError(f"adapter={one_line(error)}") from error
     return lora_names(net)
+
+
+def _chosen(group: str) -> str:
+    """`` group=choice`` as on the command line."""
+    return f" {group}={HydraConfig.get().runtime.choices[group]}"
 
 
 def _read_checkpoint(key: str, path: Path, stage: str) -> dict[str, Any]:
