@@ -84,9 +84,17 @@ def draw_sweep(
         _draw_heat_map(figure, plot)
     else:
         _draw_slices(figure, plot)
-    setting = ", ".join(f"{key}={value}" for key, value in zip(keys, plot.best, strict=True))
+    setting = ", ".join(f"{k}={_short(v)}" for k, v in zip(keys, plot.best, strict=True))
     figure.suptitle(f"best {plot.name}: {groups[plot.best]:.4f} at {setting}", fontsize=11)
     figure.savefig(path, dpi=150)
+
+
+def _short(value: str) -> str:
+    """A number to four digits: a sampled one has seventeen."""
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def _draw_line(figure: Figure, plot: _Plot) -> None:

@@ -64,6 +64,13 @@ class _Sweep:
     overrides: list[str]
     lock: FileLock
     handlers: dict[int, Any] = field(default_factory=dict)
+    #: The exit code after an interrupt, until then 0.
+    interrupted: int = 0
+
+    def check(self) -> None:
+        """End the process after an interrupt: what was running may have swallowed the exit."""
+        if self.interrupted:
+            raise SystemExit(self.interrupted)
 
     def resume_command(self) -> str:
         kept = [o for o in self.overrides if not o.startswith("sweep.resume=")]
@@ -87,6 +94,8 @@ class SweepCallback(Callback):
         global _conducted
         try:
             _conducted = _open_sweep(config)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                _conducted.handlers[number] = signal.signal(number, _interrupt)
         except CompactHydraException as error:
             _exit(str(error), code=1)
         except Exception as error:  # of which Hydra would make a warning
@@ -142,6 +151,8 @@ def swept_job(cfg: DictConfig) -> Iterator[Job]:
         return
     if _conducted is None:  # a worker: whoever conducts the sweep ends it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    else:
+        _conducted.check()
     _log_to_file_only()
     folder = Path(hydra.runtime.output_dir)
     label = _label(hydra.job.num, _varied(hydra))
@@ -154,9 +165,14 @@ def swept_job(cfg: DictConfig) -> Iterator[Job]:
             yield Job(due=False, objective=_objective(cfg, folder))
             return
         job = Job()
+        started = time.perf_counter()
         try:
             _open_record(cfg, hydra, folder)
-            started = time.perf_counter()
+        except Exception as error:
+            _fail(cfg, hydra, folder, label, error)
+            yield Job(due=False)
+            return
+        try:
             yield job
             job.objective = _objective(cfg, folder)
         except Exception as error:
@@ -180,7 +196,13 @@ def job_folder(*, _root_: DictConfig) -> str:
     text = json.dumps(written, sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(_varied(_root_.hydra)))[:100]
-    return f"{name}-{digest}" if name else digest
+    name = f"{name}-{digest}" if name else digest
+    sweep = Path(_root_.hydra.sweep.dir)
+    if not (sweep / name).exists():
+        # Another command may have swept other keys: the configuration counts, not the name.
+        for folder in (*sweep.glob(f"*-{digest}"), *sweep.glob(digest)):
+            return folder.name
+    return name
 
 
 def hydra_subfolder(*, _root_: DictConfig) -> str | None:
@@ -229,8 +251,6 @@ def _open_sweep(config: DictConfig) -> _Sweep:
     commands = [*_commands(folder), command_line(sweep.entry, ["-m", *sweep.overrides])]
     with _writing(folder), atomic_write(folder / _SWEEP_FILE) as path:
         path.write_text(json.dumps({"commands": commands}, indent=2) + "\n")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        sweep.handlers[number] = signal.signal(number, _interrupt)
     return sweep
 
 
@@ -341,12 +361,14 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", r"\'") + "'"
 
 
-def _interrupt(number: int, frame: Any) -> NoReturn:
+def _interrupt(number: int, frame: Any) -> None:
     # Not KeyboardInterrupt, which Lightning turns into exit code 1. Once is enough: a second
     # signal must not cut the summary off.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    raise SystemExit(128 + number)
+    assert _conducted is not None
+    _conducted.interrupted = 128 + number
+    _conducted.check()
 
 
 # --- one job -------------------------------------------------------------------------------------
@@ -355,7 +377,7 @@ def _interrupt(number: int, frame: Any) -> NoReturn:
 def _varied(hydra: HydraConf) -> list[str]:
     """The job's overrides without those that all jobs of the command share."""
     fixed = set(hydra.job.config.override_dirname.exclude_keys)
-    return [o for o in hydra.overrides.task if o.split("=", 1)[0].lstrip("+~") not in fixed]
+    return [o for o in hydra.overrides.task if _key(o) not in fixed]
 
 
 def _label(number: int, varied: Iterable[str]) -> str:
@@ -393,12 +415,17 @@ def _only_writer(folder: Path) -> Iterator[bool]:
 
 def _open_record(cfg: DictConfig, hydra: HydraConf, folder: Path) -> None:
     """Say in the job's folder what it is, and clear away what an earlier attempt left half-done."""
-    for path in folder.iterdir():
-        if path.is_dir() and path.name != ".hydra":
+    kept = {".hydra", _LOCK_FILE, JOB_FILE, f"{hydra.job.name}.log"}
+    for path in folder.iterdir() if (folder / JOB_FILE).exists() else ():
+        if path.name in kept:
+            continue
+        if path.is_dir():
             shutil.rmtree(path)
-        elif path.name.startswith(("events.out.", ".results.")) or path.suffix == ".safetensors":
+        else:
             path.unlink()
     _write_record(hydra, folder, error=None)
+    if "TensorBoard" in (OmegaConf.select(cfg, "logger._target_") or ""):
+        _write_hparams(cfg, hydra, folder)
 
 
 def _write_record(hydra: HydraConf, folder: Path, error: str | None) -> None:
@@ -406,11 +433,32 @@ def _write_record(hydra: HydraConf, folder: Path, error: str | None) -> None:
         "number": hydra.job.num,
         "command": len(_commands(folder.parent)),
         "overrides": [o for o in hydra.overrides.task if not o.startswith(("sweep.", "sweep="))],
-        "varied": [o.split("=", 1)[0].lstrip("+~") for o in _varied(hydra)],
+        "varied": [_key(override) for override in _varied(hydra)],
         "error": error,
     }
     with atomic_write(folder / JOB_FILE) as path:
         path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _write_hparams(cfg: DictConfig, hydra: HydraConf, folder: Path) -> None:
+    """Tell TensorBoard's HParams tab what was swept; the metrics it finds by itself."""
+    from torch.utils.tensorboard import SummaryWriter  # late: the job needs torch anyway
+    from torch.utils.tensorboard.summary import hparams
+
+    swept: dict[str, bool | int | float | str] = {}
+    for override in _varied(hydra):
+        key = _key(override)
+        value = OmegaConf.select(cfg, key)
+        # A group, such as loss=focal, is known by the name that was chosen.
+        plain = isinstance(value, bool | int | float | str)
+        swept[key] = value if plain else override.split("=", 1)[-1]
+    _, session_start, _ = hparams(swept, {})  # type: ignore[no-untyped-call]
+    with SummaryWriter(folder, filename_suffix=".hparams") as writer:
+        writer.file_writer.add_summary(session_start)
+
+
+def _key(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~")
 
 
 def _objective(cfg: DictConfig, folder: Path) -> float | None:
@@ -421,6 +469,8 @@ def _objective(cfg: DictConfig, folder: Path) -> float | None:
 
 def _fail(cfg: DictConfig, hydra: HydraConf, folder: Path, label: str, error: Exception) -> None:
     """Tell at once, and keep for the summary, that a job failed; the next ones go on."""
+    if _conducted is not None:
+        _conducted.check()
     ours = isinstance(error, UserError)
     reason = one_line(error) if ours else f"{type(error).__name__}: {one_line(error)}"
     full = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
@@ -458,6 +508,7 @@ def _log_to_file_only() -> None:
 
 def _conclude(sweep: _Sweep, code: int) -> int:
     """Write and print the summary; the process's exit code."""
+    code = sweep.interrupted or code
     try:
         with _writing(sweep.folder):
             summary = summarize(sweep.folder, sweep.metric, sweep.mode, sweep.entry)
