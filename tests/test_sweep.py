@@ -331,7 +331,7 @@ def test_joblib_shares_the_cores_and_survives_failures(base_ckpt: Path, tmp_path
         "+callbacks.threads._target_=recorder.ThreadRecorder",
         PYTHONPATH=str(ROOT / "tests"),
     )
-    out, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     told, last = err.splitlines()
     assert told == "#0 lora.rank=0 failed: lora.rank=0: expected an integer >= 1"
