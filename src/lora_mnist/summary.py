@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shlex
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from lora_mnist.files import atomic_write
 
 JOB_FILE = "job.json"
 RESULTS_FILE = "results.json"
+STUDY_FILE = "optuna.db"
 
 #: Jobs that the table on the screen shows; summary.csv has them all.
 _SHOWN = 20
@@ -99,11 +101,29 @@ def summarize(folder: Path, metric: str | None, mode: str, entry: str) -> Summar
             draw_sweep(path, points, str(metric), mode)
     text = _table(rows, metric)
     if ranked:
-        text += f"\nbest: {_command(entry, ranked[0])}"
+        text += f"\nbest: {_command(entry, ranked[0])}{_importances(folder)}"
     for row in rows:
         if row.status != "finished":
             text += f"\n{row.status}: {_swept_text(row)}" + (f": {row.error}" if row.error else "")
     return Summary(rows, f"{text}\nsweep: {folder}", complaint)
+
+
+def _importances(folder: Path) -> str:
+    """A line with the share of each parameter in the metric's variance, if Optuna gives it."""
+    if not (folder / STUDY_FILE).exists():
+        return ""
+    try:
+        import optuna
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            study = optuna.load_study(
+                study_name="sweep", storage=f"sqlite:///{folder}/{STUDY_FILE}"
+            )
+            shares = optuna.importance.get_param_importances(study)
+    except Exception:  # too few trials, or a study of another kind: Optuna has no common class
+        return ""
+    return "\nimportance: " + ", ".join(f"{key} {share:.2f}" for key, share in shares.items())
 
 
 def _chooses(key: str, value: Any) -> bool:

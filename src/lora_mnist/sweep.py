@@ -41,7 +41,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.files import atomic_write
 from lora_mnist.run_folder import make_or_exit
-from lora_mnist.summary import JOB_FILE, RESULTS_FILE, flatten, summarize
+from lora_mnist.summary import JOB_FILE, RESULTS_FILE, STUDY_FILE, flatten, summarize
 
 log = logging.getLogger(__name__)
 
@@ -212,6 +212,12 @@ def hydra_subfolder(*, _root_: DictConfig) -> str | None:
     return None if sweeping and folder and Path(folder, RESULTS_FILE).exists() else ".hydra"
 
 
+def direction(mode: str) -> str:
+    """Resolver for ``hydra.sweeper.direction``: Optuna's word for ``sweep.mode``."""
+    return {"max": "maximize", "min": "minimize"}.get(mode, mode)
+
+
+OmegaConf.register_new_resolver("lora_mnist.direction", direction, replace=True)
 OmegaConf.register_new_resolver("lora_mnist.job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("lora_mnist.hydra_subfolder", hydra_subfolder, replace=True)
 
@@ -231,6 +237,10 @@ def _open_sweep(config: DictConfig) -> _Sweep:
     resumed = _resumed_folder(config)
     folder = resumed or Path(config.hydra.sweep.dir).absolute()
     lock = _claim(folder, resumed is not None)
+    if OmegaConf.select(config, "hydra.sweeper.sampler.seed") is not None:
+        # The sweeper would draw on from here with its generator at the start, and repeat itself.
+        # The finished jobs' results fill the study again.
+        (folder / STUDY_FILE).unlink(missing_ok=True)
     _share_cores(config, jobs)
     sweep = _Sweep(
         folder=folder,
@@ -268,6 +278,8 @@ def _check_ranking(config: DictConfig) -> None:
             f"sweep.metric={metric}: the test set must not choose; "
             "expected a validation metric such as val.accuracy, or null"
         )
+    if metric is None and OmegaConf.select(config, "hydra.sweeper.n_trials"):
+        _exit("sweep.metric=null: a search needs one; expected one such as val.accuracy")
 
 
 def _read_grid(config: DictConfig) -> tuple[list[str], int]:
