@@ -259,15 +259,6 @@ def test_fast_dev_run_replaces_no_base(cli: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "outputs" / "base").exists()
 
 
-def test_multirun(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
-    arguments = ("stage=lora", *FEW, f"base_ckpt={base_ckpt}")
-    done = cli("train.py", "-m", *arguments, "lora.rank=1,3")
-    assert done.code == 0, done.err
-    sweep = only_run(tmp_path / "outputs", "multirun")
-    sizes = [read_results(sweep / job)["parameters"]["lora"] for job in "01"]
-    assert sizes == [6_794, 3 * 6_794]
-
-
 def test_two_processes_see_each_image_once(tmp_path: Path) -> None:
     """trainer=ddp_sim: an epoch over the 5,949 nines, and a test that counts no image twice."""
     base, run = tmp_path / "base.ckpt", tmp_path / "run"
