@@ -214,10 +214,10 @@ def test_a_full_disk_stops_and_loses_nothing(
 
     save, saved = lora_mnist.run.save_adapter, []
 
-    def save_one(*arguments: Any) -> None:
+    def save_one(*arguments: Any, **metadata: Any) -> None:
         if saved:
             raise OSError(errno.ENOSPC, "No space left on device")
-        saved.append(save(*arguments))
+        saved.append(save(*arguments, **metadata))
 
     monkeypatch.setattr(lora_mnist.run, "save_adapter", save_one)
     arguments = ("-m", *FEW, f"base_ckpt={base_ckpt}", "lora.rank=1,2,4")
