@@ -237,6 +237,8 @@ def _open_sweep(config: DictConfig) -> _Sweep:
     resumed = _resumed_folder(config)
     folder = resumed or Path(config.hydra.sweep.dir).absolute()
     lock = _claim(folder, resumed is not None)
+    # About the SQLAlchemy that the sweeper's optuna needs; nothing a user could act on.
+    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
     if OmegaConf.select(config, "hydra.sweeper.sampler.seed") is not None:
         # The sweeper would draw on from here with its generator at the start, and repeat itself.
         # The finished jobs' results fill the study again.
