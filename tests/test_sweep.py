@@ -377,3 +377,15 @@ def test_optuna_searches_and_resumes(cli: Any, base_ckpt: Path, tmp_path: Path) 
     assert len(study.trials) == 5
     accuracies = [float(row["val.accuracy"]) for row in rows if row["status"] == "finished"]
     assert sorted(values, reverse=True) == accuracies
+
+
+def test_submitit_brings_results_and_failures_back(base_ckpt: Path, tmp_path: Path) -> None:
+    """launcher=slurm with processes of this machine for Slurm's nodes."""
+    arguments = (*FEW, f"base_ckpt={base_ckpt}", "lora.rank=0,1", "launcher=submitit_local")
+    process = start(tmp_path, "-m", *arguments)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "failed: lora.rank=0: lora.rank=0: expected an integer >= 1" in out
+    assert err.startswith("1 failed; go on with: python train.py -m")
+    rows = read_summary(only_sweep(tmp_path))
+    assert [row["status"] for row in rows] == ["finished", "failed"]

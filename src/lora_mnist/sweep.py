@@ -442,11 +442,15 @@ def _open_record(cfg: DictConfig, hydra: HydraConf, folder: Path) -> None:
         _write_hparams(cfg, hydra, folder)
 
 
+#: Keys that decide how a sweep goes and nothing about what a job computes.
+_HOW_NOT_WHAT = ("sweep", "launcher")
+
+
 def _write_record(hydra: HydraConf, folder: Path, error: str | None) -> None:
     record = {
         "number": hydra.job.num,
         "command": len(_commands(folder.parent)),
-        "overrides": [o for o in hydra.overrides.task if not o.startswith(("sweep.", "sweep="))],
+        "overrides": [o for o in hydra.overrides.task if not _key(o).startswith(_HOW_NOT_WHAT)],
         "varied": [_key(override) for override in _varied(hydra)],
         "error": error,
     }
