@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import importlib.util
 import json
 import os
 import signal
@@ -314,13 +313,6 @@ def test_skipping_needs_no_torch(base_ckpt: Path, tmp_path: Path) -> None:
     assert not any(line.split("|")[-1].strip() == "torch" for line in done.stderr.splitlines())
 
 
-JOBLIB = pytest.mark.skipif(
-    importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None,
-    reason="the extra sweep is not installed",
-)
-
-
-@JOBLIB
 def test_joblib_shares_the_cores_and_survives_failures(base_ckpt: Path, tmp_path: Path) -> None:
     threads = tmp_path / "threads"
     threads.mkdir()
@@ -343,7 +335,6 @@ def test_joblib_shares_the_cores_and_survives_failures(base_ckpt: Path, tmp_path
     assert [path.name for path in threads.iterdir()] == [str(max(1, cores // 2))]
 
 
-@JOBLIB
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_joblib_can_be_interrupted(base_ckpt: Path, tmp_path: Path, number: signal.Signals) -> None:
     arguments = (*FEW, f"base_ckpt={base_ckpt}", *GRID, "hydra/launcher=joblib")
@@ -354,3 +345,47 @@ def test_joblib_can_be_interrupted(base_ckpt: Path, tmp_path: Path, number: sign
     assert process.returncode == 128 + number, err
     assert len(err.splitlines()) == 1
     assert any(row["status"] == "finished" for row in read_summary(only_sweep(tmp_path)))
+
+
+def test_optuna_searches_and_resumes(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
+    arguments = ("-m", "sweep=optuna", *FEW, f"base_ckpt={base_ckpt}", "lora.rank=range(0,3)")
+    lr = "optimizer.lr=tag(log,interval(1e-4,1e-2))"
+
+    def search(trials: int, *overrides: str) -> Any:
+        return cli("train.py", *arguments, lr, f"hydra.sweeper.n_trials={trials}", *overrides)
+
+    done = search(3)
+    sweep = only_sweep(tmp_path)
+    failed = "failed: lora.rank=0: expected an integer >= 1" in done.err
+    assert done.code == int(failed)
+    before = without_times(sweep)
+    assert len(before) == 3
+    done = search(5, "sweep.resume=latest")
+    finished = [row for row in before if row["status"] == "finished"]
+    assert done.out.count("finished before") == len(finished)
+    rows = without_times(sweep)
+    assert len(rows) == 5
+    assert all(row in rows for row in finished)
+    assert "importance: " in done.out
+    undisturbed = tmp_path / "undisturbed"
+    search(5, f"hydra.sweep.dir={undisturbed}")
+    assert without_times(undisturbed) == rows
+    import optuna
+
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{sweep}/optuna.db")
+    values = [trial.value for trial in study.trials if trial.value is not None]
+    assert len(study.trials) == 5
+    accuracies = [float(row["val.accuracy"]) for row in rows if row["status"] == "finished"]
+    assert sorted(values, reverse=True) == accuracies
+
+
+def test_submitit_brings_results_and_failures_back(base_ckpt: Path, tmp_path: Path) -> None:
+    """launcher=slurm with processes of this machine for Slurm's nodes."""
+    arguments = (*FEW, f"base_ckpt={base_ckpt}", "lora.rank=0,1", "launcher=submitit_local")
+    process = start(tmp_path, "-m", *arguments)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "failed: lora.rank=0: lora.rank=0: expected an integer >= 1" in out
+    assert err.startswith("1 failed; go on with: python train.py -m")
+    rows = read_summary(only_sweep(tmp_path))
+    assert [row["status"] for row in rows] == ["finished", "failed"]

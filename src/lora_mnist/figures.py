@@ -120,7 +120,9 @@ def _draw_heat_map(figure: Figure, plot: _Plot) -> None:
     cells = [[math.nan] * len(columns) for _ in lines]
     for group, value in plot.groups.items():
         cells[lines.index(group[up])][columns.index(group[across])] = value
-    figure.set_size_inches(max(5, 2.4 + 0.9 * len(columns)), max(3.4, 1.6 + 0.6 * len(lines)))
+    figure.set_size_inches(
+        min(16, max(5, 2.4 + 0.9 * len(columns))), min(12, max(3.4, 1.6 + 0.6 * len(lines)))
+    )
     axes = figure.add_subplot()
     axes.set_facecolor("0.9")  # shows where a job has no result
     colors = "viridis" if plot.mode == "max" else "viridis_r"
@@ -130,8 +132,9 @@ def _draw_heat_map(figure: Figure, plot: _Plot) -> None:
             _write_cell(axes, row, column, cells[row][column], image)
     corner = columns.index(plot.best[across]) - 0.5, lines.index(plot.best[up]) - 0.5
     axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec=_ORANGE, lw=3, clip_on=False, zorder=3))
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(lines)), lines)
+    for set_ticks, names in ((axes.set_xticks, columns), (axes.set_yticks, lines)):
+        step = 1 + len(names) // 25  # labels must not touch
+        set_ticks(range(0, len(names), step), names[::step])
     axes.set_xlabel(plot.keys[across])
     axes.set_ylabel(plot.keys[up])
     axes.tick_params(length=0)

@@ -109,7 +109,7 @@ def summarize(folder: Path, metric: str | None, mode: str, entry: str) -> Summar
 
 
 def _importances(folder: Path) -> str:
-    """A line with the share of each parameter in the metric's variance, if Optuna gives it."""
+    """A line with the importance of each parameter for the metric, if Optuna gives it."""
     if not (folder / STUDY_FILE).exists():
         return ""
     try:
@@ -120,7 +120,9 @@ def _importances(folder: Path) -> str:
             study = optuna.load_study(
                 study_name="sweep", storage=f"sqlite:///{folder}/{STUDY_FILE}"
             )
-            shares = optuna.importance.get_param_importances(study)
+            # The default, fANOVA, fails in the old optuna that Hydra's sweeper needs.
+            evaluator = optuna.importance.MeanDecreaseImpurityImportanceEvaluator(seed=0)
+            shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     except Exception:  # too few trials, or a study of another kind: Optuna has no common class
         return ""
     return "\nimportance: " + ", ".join(f"{key} {share:.2f}" for key, share in shares.items())

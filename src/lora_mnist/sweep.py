@@ -237,6 +237,8 @@ def _open_sweep(config: DictConfig) -> _Sweep:
     resumed = _resumed_folder(config)
     folder = resumed or Path(config.hydra.sweep.dir).absolute()
     lock = _claim(folder, resumed is not None)
+    # About the SQLAlchemy that the sweeper's optuna needs; nothing a user could act on.
+    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
     if OmegaConf.select(config, "hydra.sweeper.sampler.seed") is not None:
         # The sweeper would draw on from here with its generator at the start, and repeat itself.
         # The finished jobs' results fill the study again.
@@ -440,11 +442,15 @@ def _open_record(cfg: DictConfig, hydra: HydraConf, folder: Path) -> None:
         _write_hparams(cfg, hydra, folder)
 
 
+#: Keys that decide how a sweep goes and nothing about what a job computes.
+_HOW_NOT_WHAT = ("sweep", "launcher")
+
+
 def _write_record(hydra: HydraConf, folder: Path, error: str | None) -> None:
     record = {
         "number": hydra.job.num,
         "command": len(_commands(folder.parent)),
-        "overrides": [o for o in hydra.overrides.task if not o.startswith(("sweep.", "sweep="))],
+        "overrides": [o for o in hydra.overrides.task if not _key(o).startswith(_HOW_NOT_WHAT)],
         "varied": [_key(override) for override in _varied(hydra)],
         "error": error,
     }
