@@ -6,7 +6,8 @@
 
 The contestants of a row take turns, round after round, and are compared round by round: what slows
 the machine down slows them all. The tables are printed as Markdown and stand, with every measured
-value, in outputs/benchmark. Needs the extra ``bench``.
+value, in outputs/benchmark. Needs the extra ``bench``; that brings transformers, which torchmetrics
+then imports at every start, so the rows of whole commands can be given another interpreter.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import logging
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,7 @@ from contestants import (
     fit_bare,
     fit_notebook,
     fit_ours,
+    peak_memory,
     peft_net,
     run_process,
     seconds,
@@ -159,18 +162,23 @@ def test_rows(quick: bool) -> list[Row]:
     ]
 
 
-def command_rows(folder: str, quick: bool) -> list[Row]:
+def command_rows(folder: str, python: str, quick: bool) -> list[Row]:
     """Whole commands, process start to exit, on bases that each side pretrained itself."""
     theirs, ours = f"{folder}/notebook.pt", f"{folder}/base.ckpt"
     torch.save(notebook.RichBoyNet().state_dict(), theirs)
     settings = [f"base_ckpt={ours}", f"paths.outputs={folder}/outputs"]
-    run_process("train.py", "stage=pretrain", "trainer.max_steps=100", *settings)
+
+    def run(*command: str) -> float:
+        return run_process(python, *command)[0]
+
+    run("train.py", "stage=pretrain", "trainer.max_steps=100", *settings)
     lora = ["train.py", "stage=lora", "digit=9", "trainer.max_steps=100", *settings]
     imports = "import hydra, lightning.pytorch, torchvision, torch.utils.tensorboard, safetensors"
+    script = f"import runpy, sys; sys.argv = {lora!r}; runpy.run_path('train.py', None, '__main__')"
     ranks = ["1,2", "1,2,3,4,5,6"]
 
     def further_job() -> float:
-        few, many = (run_process(*lora, f"lora.rank={r}", "-m").seconds for r in ranks)
+        few, many = (run(*lora, f"lora.rank={r}", "-m") for r in ranks)
         return (many - few) / 4
 
     def notebook_job() -> float:
@@ -178,15 +186,15 @@ def command_rows(folder: str, quick: bool) -> list[Row]:
         return seconds(lambda: notebook.fine_tune(net))
 
     def start(*flags: str) -> Contestant:
-        return lambda: run_process("train.py", *flags).seconds
+        return lambda: run("train.py", *flags)
 
     rows = [
         Row(
             "whole command, stage=lora, 100 steps",
             "s",
             {
-                "notebook": lambda: run_process("scripts/notebook.py", "lora", theirs).seconds,
-                "ours": lambda: run_process(*lora).seconds,
+                "notebook": lambda: run("scripts/notebook.py", "lora", theirs),
+                "ours": lambda: run(*lora),
             },
             {"notebook": 3},
             less_is_better=True,
@@ -204,7 +212,7 @@ def command_rows(folder: str, quick: bool) -> list[Row]:
         Row(
             "peak memory, stage=lora",
             "MB beyond the imports",
-            {"ours": lambda: run_process(*lora).peak_mb - run_process("-c", imports).peak_mb},
+            {"ours": lambda: peak_memory(python, script) - peak_memory(python, imports)},
             {},
             250,
             less_is_better=True,
@@ -213,7 +221,7 @@ def command_rows(folder: str, quick: bool) -> list[Row]:
     ]
     for flags in (["--help"], ["--cfg", "job"], ["-sc", "query=bash"]):
         contestants = {
-            "import hydra": lambda: run_process("-c", "import hydra").seconds,
+            "import hydra": lambda: run("-c", "import hydra"),
             "ours": start(*flags),
         }
         name = f"start-up, train.py {' '.join(flags)}"
@@ -221,8 +229,8 @@ def command_rows(folder: str, quick: bool) -> list[Row]:
     if not quick:
         pretrain = ["train.py", "stage=pretrain", *settings]
         contestants = {
-            "notebook": lambda: run_process("scripts/notebook.py", "pretrain", theirs).seconds,
-            "ours": lambda: run_process(*pretrain).seconds,
+            "notebook": lambda: run("scripts/notebook.py", "pretrain", theirs),
+            "ours": lambda: run(*pretrain),
         }
         name = "whole command, stage=pretrain"
         rows.append(Row(name, "s", contestants, {"notebook": 2.3}, less_is_better=True, rounds=2))
@@ -354,6 +362,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps and rounds")
     parser.add_argument("--profile", action="store_true", help="the parts of a training step")
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        help="interpreter for the rows of whole commands, such as one with the base install alone",
+    )
     arguments = parser.parse_args()
     # As in a command that is run by hand: Lightning's notices would stand between the tables.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -364,7 +377,7 @@ def main() -> None:
         return
     with TemporaryDirectory() as folder:
         rows = training_rows(arguments.quick) + test_rows(arguments.quick)
-        rows += command_rows(folder, arguments.quick)
+        rows += command_rows(folder, arguments.python, arguments.quick)
         print("\n" + markdown(["work", "unit", "median (range)", "target"], []))
         for row in rows:
             row.measure(rounds=2 if arguments.quick else 5)

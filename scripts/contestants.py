@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class Stopwatch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self.rate = trainer.global_step / (time.perf_counter() - self.started)
 
 
@@ -179,23 +178,21 @@ def test_bare(net: nn.Module, batch_size: int) -> Contestant:
     return lambda: 10_000 / seconds(test)
 
 
-@dataclass
-class Process:
-    """What a finished process took."""
-
-    seconds: float
-    peak_mb: float
-
-
-def run_process(*command: str) -> Process:
-    """A Python process from start to exit, on a terminal of its own."""
+def run_process(python: str, *command: str) -> tuple[float, str]:
+    """Seconds from start to exit of a Python process on a terminal, and the end of its output."""
     master, slave = pty.openpty()
     started = time.perf_counter()
-    child = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=slave, stderr=slave)
+    child = subprocess.Popen([python, *command], cwd=ROOT, stdout=slave, stderr=slave)
     os.close(slave)
-    printed = _read_all(master)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed: {printed.decode(errors='replace')}")
-    return Process(time.perf_counter() - started, usage.ru_maxrss / 1024)
+    printed = _read_all(master).decode(errors="replace")
+    if child.wait() != 0:
+        raise RuntimeError(f"{' '.join(command)} failed: {printed}")
+    return time.perf_counter() - started, printed
+
+
+def peak_memory(python: str, code: str) -> float:
+    """MB that a Python process had in memory at most while it ran ``code``."""
+    # The kernel's own account of the program: rusage would include the process it was forked from.
+    code += "\nprint('VmHWM', open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    _, printed = run_process(python, "-c", code)
+    return float(printed.rsplit("VmHWM", 1)[1]) / 1024

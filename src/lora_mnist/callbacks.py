@@ -17,14 +17,17 @@ class ProgressBar(RichProgressBar):
     """
 
     def __init__(self, refresh_rate: int) -> None:
-        super().__init__(refresh_rate=refresh_rate, leave=True)
+        # The drawing thread looks that often whether it was told anything; a stage waits for its
+        # last look, so it must not be seldom.
+        super().__init__(refresh_rate=50, leave=True)
+        self._seconds_between = 1 / refresh_rate
         self._drawn_at = 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        if now - self._drawn_at >= 1 / self.refresh_rate:
+        if now - self._drawn_at >= self._seconds_between:
             self._drawn_at = now
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

@@ -41,8 +41,8 @@ class MLP(nn.Module):
         hidden = images.flatten(start_dim=1)
         # By name: PEFT puts layers of its own classes in place of these.
         for number in range(1, self.depth):
-            hidden = self.relu(self.get_submodule(f"linear{number}")(hidden))
-        logits: Tensor = self.get_submodule(f"linear{self.depth}")(hidden)
+            hidden = self.relu(getattr(self, f"linear{number}")(hidden))
+        logits: Tensor = getattr(self, f"linear{self.depth}")(hidden)
         return logits
 
 
