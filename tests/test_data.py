@@ -30,6 +30,7 @@ def make(**changes: Any) -> MNISTDataModule:
         "data_dir": str(ROOT / "data"),
         "digit": None,
         "batch_size": 10,
+        "replay": 0,
         "eval_batch_size": 1000,
         "val_size": 5000,
         "mean": 0.1307,
