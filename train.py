@@ -4,15 +4,19 @@ import hydra
 from omegaconf import DictConfig
 
 from lora_mnist.errors import exit_on_user_error
+from lora_mnist.sweep import conduct, swept_job
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
-def main(cfg: DictConfig) -> None:
-    with exit_on_user_error():
-        from lora_mnist.run import train  # late: --help, --cfg and completion need no torch
+def main(cfg: DictConfig) -> float | None:
+    with exit_on_user_error(), swept_job(cfg) as job:
+        if job.due:
+            from lora_mnist.run import train  # late: --help, --cfg and completion need no torch
 
-        train(cfg)
+            train(cfg)
+    return job.objective
 
 
 if __name__ == "__main__":
-    main()
+    with conduct():
+        main()

@@ -21,8 +21,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist import MLP, add_lora
-from lora_mnist.run import build_data, build_module, build_net, build_trainer
+from lora_mnist import MLP
+from lora_mnist.run import add_configured_lora, build_data, build_module, build_net, build_trainer
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "outputs" / "benchmark"
@@ -78,7 +78,7 @@ def fit_ours(steps: int, *overrides: str) -> float:
     torch.manual_seed(0)
     net = build_net(cfg)
     if "lora" in cfg:
-        add_lora(net, **cfg.lora)
+        add_configured_lora(cfg, net)
     watch, data = Stopwatch(), build_data(cfg)
     with terminal():
         trainer = build_trainer(cfg)
@@ -143,7 +143,9 @@ def test_ours(adapted: bool) -> Contestant:
     data = build_data(cfg)
     data.setup("test")
     net = build_net(cfg)
-    module = build_module(cfg, add_lora(net, **cfg.lora) if adapted else net, data, None)
+    if adapted:
+        add_configured_lora(cfg, net)
+    module = build_module(cfg, net, data, None)
     with terminal():
         trainer = build_trainer(cfg)
         trainer.test(module, datamodule=data, verbose=False)

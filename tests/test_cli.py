@@ -103,6 +103,74 @@ def test_eval_repeats_the_runs_numbers(
     assert f"accuracy: {before:.4f} -> {after:.4f}" in done.out
 
 
+def test_eval_stacks_adapters(cli: Any, base_ckpt: Path, lora_run: Path, tmp_path: Path) -> None:
+    adapter = f"{lora_run}/adapter"
+    several = f"adapter=[{adapter},{{path: {adapter}, weight: -1, name: minus}}]"
+    done = cli("eval.py", several, "each=true", f"base_ckpt={base_ckpt}")
+    assert done.code == 0, done.err
+    results = read_results(only_run(tmp_path / "outputs", "eval"))
+    trained = read_results(lora_run)
+    assert results["test_base"] == trained["test_base"]
+    assert results["each"]["lora"] == trained["test"]
+    assert results["each"]["minus"]["errors"] != results["each"]["lora"]["errors"]
+    # Together they cancel, to rounding.
+    assert abs(results["test"]["errors"] - results["test_base"]["errors"]) <= 2
+    assert results["adapter"] == [adapter, {"path": adapter, "weight": -1, "name": "minus"}]
+    rows = {"base": results["test_base"], **results["each"], "all adapters": results["test"]}
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.out.splitlines()]
+    for name, outcome in rows.items():
+        assert [name, *map(str, outcome["errors_per_class"]), str(outcome["errors"])] in table
+
+
+def test_both_stages_with_convolutions(cli: Any, tmp_path: Path) -> None:
+    few = ("net=cnn", "logger=none", "data.batch_size=50")
+    done = cli("train.py", "stage=pretrain", *few, "trainer.max_steps=60")
+    assert done.code == 0, done.err
+    assert [path.name for path in (tmp_path / "outputs" / "base").iterdir()] == ["mnist_cnn.ckpt"]
+    adapted = ("lora.targets='conv[0-9]|linear1'", "lora.init=kaiming", "lora.rank=2")
+    done = cli("train.py", "stage=lora", *few, *adapted, "trainer.max_steps=20")
+    assert done.code == 0, done.err
+    run = only_run(tmp_path / "outputs", "lora")
+    trained = read_results(run)
+    sizes = [9 + 16, 16 * 9 + 32, 32 * 49 + 10]
+    assert trained["parameters"] == {
+        **{"base": 20_490, "lora": 2 * sum(sizes), "trainable": 2 * sum(sizes)},
+        "increase_percent": round(200 * sum(sizes) / 20_490, 3),
+    }
+    assert trained["base_unchanged"] is True
+    assert trained["test"] != trained["test_base"]
+    done = cli("eval.py", "net=cnn", f"adapter={run}/adapter")
+    assert done.code == 0, done.err
+    assert read_results(only_run(tmp_path / "outputs", "eval"))["test"] == trained["test"]
+    done = cli("eval.py", f"adapter={run}/adapter")
+    assert "mnist.ckpt: no such file" in done.err
+    base = f"base_ckpt={tmp_path}/outputs/base/mnist_cnn.ckpt"
+    done = cli("eval.py", f"adapter={run}/adapter", base)
+    assert done.code == 2
+    assert "expected a checkpoint of the configured net" in done.err
+
+
+@pytest.mark.parametrize("variant", ["rslora", "kaiming", "pissa", "loraplus"])
+def test_variants_train_and_load_on_the_original_base(
+    cli: Any, base_ckpt: Path, tmp_path: Path, variant: str
+) -> None:
+    run, base = tmp_path / "run", f"base_ckpt={base_ckpt}"
+    options = ("lora.rank=2", "lora.dropout=0.1", "lora.rank_pattern={linear3: 1}")
+    done = cli(
+        "train.py", "stage=lora", f"lora={variant}", *options, base, *FEW, f"hydra.run.dir={run}"
+    )
+    assert done.code == 0, done.err
+    trained = read_results(run)
+    assert trained["parameters"]["lora"] == 2 * (1784 + 3000) + 2010
+    assert trained["base_unchanged"] is True
+    assert trained["test"] != trained["test_base"]
+    done = cli("eval.py", f"adapter={run}/adapter", base)
+    assert done.code == 0, done.err
+    evaluated = read_results(only_run(tmp_path / "outputs", "eval"))
+    assert evaluated["test_base"] == trained["test_base"]
+    assert evaluated["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
+
+
 def test_same_seed_same_numbers(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
     arguments = ("train.py", "stage=lora", *FEW, f"base_ckpt={base_ckpt}")
     for run, extra in {"a": (), "b": (), "c": ("seed=1",)}.items():
@@ -139,7 +207,11 @@ def test_notebook_experiment_composes_its_stages() -> None:
     assert pretrain.digit is None
     assert pretrain.data.batch_size == lora.data.batch_size == 10
     assert pretrain.data.val_size == lora.data.val_size == 0
-    assert lora.lora == {"rank": 1, "alpha": 1.0, "targets": "linear[0-9]", "init_std": 1.0}
+    assert lora.lora == {
+        **{"rank": 1, "alpha": 1.0, "targets": "linear[0-9]", "init": "gaussian", "init_std": 1.0},
+        **{"use_rslora": False, "dropout": 0.0, "rank_pattern": None, "alpha_pattern": None},
+        "lr_ratio": 1.0,
+    }
     assert lora.trainer.max_steps == 100
     assert lora.digit == 9
 
@@ -187,15 +259,6 @@ def test_fast_dev_run_replaces_no_base(cli: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "outputs" / "base").exists()
 
 
-def test_multirun(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
-    arguments = ("stage=lora", *FEW, f"base_ckpt={base_ckpt}")
-    done = cli("train.py", "-m", *arguments, "lora.rank=1,3")
-    assert done.code == 0, done.err
-    sweep = only_run(tmp_path / "outputs", "multirun")
-    sizes = [read_results(sweep / job)["parameters"]["lora"] for job in "01"]
-    assert sizes == [6_794, 3 * 6_794]
-
-
 def test_two_processes_see_each_image_once(tmp_path: Path) -> None:
     """trainer=ddp_sim: an epoch over the 5,949 nines, and a test that counts no image twice."""
     base, run = tmp_path / "base.ckpt", tmp_path / "run"
@@ -230,8 +293,13 @@ BAD_INPUT = {
     "lora.rank=0": "lora.rank=0: expected an integer >= 1",
     "lora.rank=-3": "lora.rank=-3: expected an integer >= 1",
     "lora.rank=1.5": "lora.rank=1.5: expected an integer >= 1",
+    "lora.init=svd": "lora.init=svd: expected one of gaussian, kaiming, pissa",
+    "lora.dropout=1": "lora.dropout=1: expected a number from 0 to below 1",
+    "lora.use_rslora=2": "lora.use_rslora=2: expected true or false",
+    "lora.rank_pattern={conv: 2}": "lora.rank_pattern={conv: 2}: expected a layer of: linear1, ",
+    "lora.lr_ratio=0": "lora.lr_ratio=0: expected a finite number > 0",
     "lora.alpha=nan": "lora.alpha=nan: expected a finite number > 0",
-    "lora.targets=conv": "lora.targets=conv: expected to match a linear layer, of: linear1",
+    "lora.targets=conv": "lora.targets=conv: expected to match a linear or conv2d layer, of: ",
     "data.batch_size=0": "data.batch_size=0: expected an integer >= 1",
     "data.val_size=60000": "data.val_size=60000: expected less than 60000",
     "data.data_dir=/dev/null": "data.data_dir=/dev/null: expected a readable folder",
@@ -241,7 +309,7 @@ BAD_INPUT = {
     "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
     "seed=-1": "seed=-1: expected an integer from 0 to 4294967295",
     "ckpt_path={tmp}/none": "ckpt_path={tmp}/none: expected a checkpoint of stage=lora",
-    "base_ckpt={tmp}/none": "no such file; make it with: python train.py stage=pretrain data=mnist",
+    "base_ckpt={tmp}/none": "python train.py stage=pretrain net=mlp data=mnist",
     "base_ckpt={tmp}/empty": "base_ckpt={tmp}/empty: expected a checkpoint of stage=pretrain",
     "base_ckpt={tmp}/truncated": "base_ckpt={tmp}/truncated: expected a checkpoint",
     "base_ckpt={tmp}/foreign": "base_ckpt={tmp}/foreign: expected a checkpoint",
@@ -261,12 +329,12 @@ def test_bad_input(cli: Any, base_ckpt: Path, tmp_path: Path, override: str) -> 
     (tmp_path / "truncated").write_bytes(base_ckpt.read_bytes()[:100_000])
     torch.save({"weight": torch.ones(3)}, tmp_path / "foreign")
     run = tmp_path / "run"
-    bad = override.format(tmp=tmp_path)
+    bad = override.replace("{tmp}", str(tmp_path))
     base = () if bad.startswith("base_ckpt") else (f"base_ckpt={base_ckpt}",)
     done = cli("train.py", "stage=lora", *base, bad, f"hydra.run.dir={run}")
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
-    assert BAD_INPUT[override].format(tmp=tmp_path) in done.err
+    assert BAD_INPUT[override].replace("{tmp}", str(tmp_path)) in done.err
     assert done.out == ""
     assert {path.name for path in run.iterdir()} == {".hydra", "train.log"}
 
@@ -276,15 +344,34 @@ def test_bad_input(cli: Any, base_ckpt: Path, tmp_path: Path, override: str) -> 
     [
         ((), "adapter=null: expected the folder of an adapter"),
         (("adapter={tmp}/none",), "adapter={tmp}/none: expected a readable adapter_config.json"),
+        (("adapter=3",), "adapter=3: expected a folder, or a mapping of path, weight and name"),
+        (("adapter=[{weight: 1}]",), "adapter={'weight': 1}: expected a folder, or a mapping of"),
+        (("adapter={path: x, scale: 1}",), "'scale': 1}: expected a folder, or a mapping of path"),
+        (("adapter={path: {run}/adapter, weight: x}",), "/adapter: weight=x: expected a finite"),
+        (("adapter=[{run}/adapter,{run}/adapter]",), "name=lora: expected another name than lora"),
+        (
+            ("adapter={run}/adapter", "base_ckpt={tmp}/other"),
+            "expected the same base, or allow_oth",
+        ),
     ],
 )
 def test_bad_input_to_eval(
-    cli: Any, base_ckpt: Path, tmp_path: Path, overrides: tuple[str, ...], message: str
+    cli: Any,
+    base_ckpt: Path,
+    lora_run: Path,
+    tmp_path: Path,
+    overrides: tuple[str, ...],
+    message: str,
 ) -> None:
-    overrides = tuple(override.format(tmp=tmp_path) for override in overrides)
+    other = torch.load(base_ckpt, weights_only=True)
+    other["state_dict"]["net.linear1.bias"] += 1
+    torch.save(other, tmp_path / "other")
+    names = {"{tmp}": str(tmp_path), "{run}": str(lora_run)}
+    for name, path in names.items():
+        overrides = tuple(override.replace(name, path) for override in overrides)
     done = cli("eval.py", f"base_ckpt={base_ckpt}", *overrides)
     assert done.code == 2
-    assert message.format(tmp=tmp_path) in done.err
+    assert message.replace("{tmp}", str(tmp_path)) in done.err
     assert len(done.err.splitlines()) == 1
 
 

@@ -1,3 +1,4 @@
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,37 @@ def test_only_lora_reaches_optimizer_and_checkpoint(
     again = make(add_lora(TinyNet()))
     trainer(tmp_path, max_steps=4).fit(again, loader, ckpt_path=tmp_path / "last.ckpt")
     assert again.global_step == 4
+
+
+def test_lora_plus_speeds_up_lora_b(tiny: TinyNet) -> None:
+    """One step of plain gradient descent moves lora_B 8 times as far, and lora_A as before."""
+    moves = []
+    for lr_ratio in (1, 8.0):
+        net = add_lora(copy.deepcopy(tiny), init="kaiming")
+        sgd = partial(torch.optim.SGD, lr=0.25)
+        torch.manual_seed(0)
+        for parameter in lora_parameters(net):
+            nn.init.normal_(parameter)
+        before = {name: p.detach().clone() for name, p in net.named_parameters()}
+        optimizer = ClassifierModule(net, nn.MSELoss(), sgd, 3, {}, lr_ratio).configure_optimizers()
+        net(torch.ones(2, 6)).square().sum().backward()
+        optimizer.step()
+        moves.append({name: p - before[name] for name, p in net.named_parameters()})
+    for name, move in moves[0].items():
+        factor = 8 if name.endswith("lora_B") else 1
+        torch.testing.assert_close(moves[1][name], move * factor)
+    assert sum(bool(move.any()) for move in moves[0].values()) == 4
+
+
+def test_a_checkpoint_keeps_the_start_of_pissa(
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(make(add_lora(tiny, init="pissa")), loader)
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    sides = {"lora_A", "lora_B", "start_A", "start_B"}
+    assert {key.rsplit(".", 1)[1] for key in kept} == sides
 
 
 def test_train_loss_is_the_mean_since_the_last_log(

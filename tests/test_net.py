@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from conftest import ROOT
@@ -5,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-from lora_mnist import MLP
+from lora_mnist import CNN, MLP
 
 
 def test_sizes_and_forward() -> None:
@@ -44,3 +46,27 @@ def test_the_config_builds_the_default_net() -> None:
 def test_refuses_sizes(hidden_sizes: list[int]) -> None:
     with pytest.raises(ValueError, match="hidden_sizes=.*: expected integers >= 1"):
         MLP(hidden_sizes=hidden_sizes)
+
+
+def test_sizes_and_forward_of_the_cnn() -> None:
+    net = CNN(in_channels=2, channels=[3, 5], image_size=9, num_classes=4)
+    shapes = [tuple(m.weight.shape) for m in net.children() if hasattr(m, "weight")]
+    assert shapes == [(3, 2, 3, 3), (5, 3, 3, 3), (4, 5 * 2 * 2)]
+    images = torch.randn(2, 2, 9, 9)
+    hidden = nn.functional.max_pool2d(torch.relu(net.conv1(images)), 2)
+    hidden = nn.functional.max_pool2d(torch.relu(net.conv2(hidden)), 2)
+    assert torch.equal(net(images), net.linear1(hidden.flatten(1)))
+    assert sum(p.numel() for p in CNN().parameters()) == 20_490
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"channels": []}, r"channels=\[\]: expected integers >= 1"),
+        ({"channels": [3, 0]}, r"channels=\[3, 0\]: expected integers >= 1"),
+        ({"image_size": 3}, "image_size=3: expected at least 4"),
+    ],
+)
+def test_the_cnn_refuses_sizes(sizes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CNN(**sizes)

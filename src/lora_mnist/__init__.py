@@ -12,30 +12,35 @@ if TYPE_CHECKING:
     from lora_mnist.lora import (
         add_lora,
         lora_disabled,
+        lora_names,
         lora_parameters,
         merge_lora,
         remove_lora,
         set_lora_enabled,
     )
-    from lora_mnist.net import MLP
+    from lora_mnist.net import CNN, MLP
 
 _HOMES = {
+    "CNN": "net",
     "MLP": "net",
     "add_lora": "lora",
     "lora_disabled": "lora",
     "set_lora_enabled": "lora",
     "merge_lora": "lora",
     "remove_lora": "lora",
+    "lora_names": "lora",
     "lora_parameters": "lora",
     "save_adapter": "adapter",
     "load_adapter": "adapter",
 }
 
 __all__ = [
+    "CNN",
     "MLP",
     "add_lora",
     "load_adapter",
     "lora_disabled",
+    "lora_names",
     "lora_parameters",
     "merge_lora",
     "remove_lora",

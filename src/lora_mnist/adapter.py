@@ -2,12 +2,15 @@
 
 An adapter is a folder of two files that ``peft`` loads unchanged: ``adapter_config.json`` and
 ``adapter_model.safetensors``, whose tensors are named ``base_model.model.<layer>.lora_A.weight``,
-shape (rank, in_features), and ``...lora_B.weight``, shape (out_features, rank). The safetensors
-metadata also holds ``base_sha256``, the fingerprint of the base that the adapter was trained on.
+shape (rank, in_features), and ``...lora_B.weight``, shape (out_features, rank); those of
+convolutions have the shapes of :mod:`lora_mnist.parametrization`. The safetensors metadata also
+holds ``base_sha256``, the fingerprint of the base that the adapter was trained on, and in a run's
+adapter the name of the ``dataset``.
 """
 
 import hashlib
-import json
+import logging
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,31 +23,27 @@ from torch import Tensor, nn
 
 from lora_mnist.files import atomic_write
 from lora_mnist.lora import (
-    LoRAParametrization,
     add_lora,
     base_state_dict,
+    base_weight,
     lora_adapters,
     lora_layers,
+    lora_names,
+)
+from lora_mnist.parametrization import Layer, LoRAParametrization
+from lora_mnist.peft_config import (
+    CONFIG_NAME,
+    LayerSettings,
+    layer_settings,
+    read_config,
+    targeted_modules,
+    write_config,
 )
 
-WEIGHTS_NAME = "adapter_model.safetensors"
-CONFIG_NAME = "adapter_config.json"
-_PREFIX = "base_model.model."
+log = logging.getLogger(__name__)
 
-# What PEFT's LoRA can do beyond the equation in lora.py, with the value that means "not used".
-_UNSUPPORTED = {
-    "bias": "none",
-    "use_dora": False,
-    "use_rslora": False,
-    "lora_bias": False,
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "layer_replication": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-}
+WEIGHTS_NAME = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -75,62 +74,89 @@ def _raw_bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
-def save_adapter(model: nn.Module, folder: str | Path) -> Path:
+def save_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    name: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """Write the LoRA weights of ``model`` to ``folder``; a few kilobytes, without the base.
 
+    An adapter that started as PiSSA is written as the plain LoRA that it amounts to, of twice the
+    rank: ``[lora_B, -start_B] @ [lora_A; start_A]``, which PEFT's conversion gives too. So it fits
+    the original base, here and in PEFT.
+
     Args:
-        model: network whose layers carry one adapter each (see :func:`lora_mnist.add_lora`), all
-            of one rank and alpha.
+        model: network whose layers carry LoRA (see :func:`lora_mnist.add_lora`).
         folder: made if need be; an adapter already in it is replaced.
+        name: which adapter, where ``model`` carries several.
+        metadata: more for the file's metadata, beside ``base_sha256``.
 
     Returns:
         ``folder``.
 
     Raises:
-        ValueError: if no layer carries LoRA, a layer carries several adapters, or they differ in
-            rank or alpha.
+        ValueError: if no layer carries LoRA, no adapter has this name, or there are several and
+            none was named.
         OSError: if the folder cannot be written.
     """
     folder = Path(folder)
-    adapters = _single_adapters(model)
-    shapes = {(adapter.rank, adapter.alpha) for adapter in adapters.values()}
-    if len(shapes) != 1:
-        raise ValueError(f"the layers differ in (rank, alpha): {sorted(shapes)}")
-    ((rank, alpha),) = shapes
-    tensors = {}
-    for name, adapter in adapters.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = adapter.lora_A.detach().cpu().contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = adapter.lora_B.detach().cpu().contiguous()
-    config = {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "target_modules": list(adapters),
-        "bias": "none",
+    adapters = _one_adapter(model, name)
+    first = next(iter(adapters.values()))
+    tensors, settings = {}, {}
+    for layer, adapter in adapters.items():
+        lora_A, lora_B, settings[layer] = _plain_lora(adapter)
+        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = lora_A.detach().cpu().contiguous()
+        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = lora_B.detach().cpu().contiguous()
+    described = {
+        "format": "pt",
+        "base_sha256": fingerprint(base_state_dict(model)),
+        **(metadata or {}),
     }
-    metadata = {"format": "pt", "base_sha256": fingerprint(base_state_dict(model))}
     with atomic_write(folder / WEIGHTS_NAME) as path:
-        save_file(tensors, path, metadata)
+        save_file(tensors, path, described)
     with atomic_write(folder / CONFIG_NAME) as path:
-        path.write_text(json.dumps(config, indent=2) + "\n")
+        write_config(path, model, settings, first.use_rslora, first.dropout)
     return folder
 
 
-def _single_adapters(model: nn.Module) -> dict[str, LoRAParametrization]:
-    stacks = {name: lora_adapters(layer) for name, layer in lora_layers(model)}
-    if not stacks:
+def _one_adapter(model: nn.Module, name: str | None) -> dict[str, LoRAParametrization]:
+    """The layers' parts of the adapter ``name``, or of the only one."""
+    names = lora_names(model)
+    if not names:
         raise ValueError("no layer of the model carries LoRA")
-    for name, stack in stacks.items():
-        if len(stack) > 1:
-            raise ValueError(f"{name} carries {len(stack)} adapters; expected one")
-    return {name: stack[0] for name, stack in stacks.items()}
+    if name is None and len(names) > 1:
+        raise ValueError(f"the model carries {len(names)} adapters; expected one, or its name")
+    if name is not None and name not in names:
+        raise ValueError(f"name={name}: expected one of {', '.join(names)}")
+    return {
+        key: adapter
+        for key, layer in lora_layers(model)
+        for adapter in lora_adapters(layer)
+        if adapter.name == (name or names[0])
+    }
 
 
-def load_adapter(model: nn.Module, folder: str | Path, allow_other_base: bool = False) -> nn.Module:
+def _plain_lora(adapter: LoRAParametrization) -> tuple[Tensor, Tensor, LayerSettings]:
+    """``lora_A``, ``lora_B``, rank and alpha without any start to subtract."""
+    if adapter.start_A is None or adapter.start_B is None:
+        return adapter.lora_A, adapter.lora_B, LayerSettings(adapter.rank, adapter.alpha)
+    # Twice the rank at the same scaling.
+    alpha = adapter.alpha * (math.sqrt(2) if adapter.use_rslora else 2)
+    return (
+        torch.cat([adapter.lora_A, adapter.start_A]),
+        torch.cat([adapter.lora_B, -adapter.start_B], dim=1),
+        LayerSettings(2 * adapter.rank, alpha),
+    )
+
+
+def load_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    allow_other_base: bool = False,
+    name: str | None = None,
+    weight: float = 1.0,
+) -> nn.Module:
     """Put the adapter in ``folder`` on ``model``, which must be the base it was trained on.
 
     Args:
@@ -138,93 +164,111 @@ def load_adapter(model: nn.Module, folder: str | Path, allow_other_base: bool = 
             already the adapter is stacked.
         folder: what :func:`save_adapter` or ``peft`` wrote.
         allow_other_base: accept a base with another fingerprint, as long as the shapes fit.
+        name: tells the adapter from others on ``model``; see :func:`lora_mnist.add_lora`.
+        weight: how much of the adapter to apply, any finite number: ``lora_B`` is multiplied by it.
 
     Returns:
         The same ``model``.
 
     Raises:
-        ValueError: if the files are missing or damaged, ask for what LoRA here does not do, do not
-            fit the layers of ``model``, or were made for another base. ``model`` is then as it was.
+        ValueError: if ``weight`` or ``name`` cannot be used, or the files are missing or damaged,
+            ask for what LoRA here does not do, do not fit the layers of ``model``, or were made for
+            another base. ``model`` is then as it was.
     """
     folder = Path(folder)
     try:
-        config = _read_config(folder / CONFIG_NAME)
-        tensors, base_sha256 = _read_weights(folder / WEIGHTS_NAME)
-        names = _checked_names(config, tensors, model)
-        here = fingerprint(base_state_dict(model))
-        if base_sha256 not in (None, here) and not allow_other_base:
-            raise ValueError(
-                f"made for the base {base_sha256}, this one is {here}; "
-                "expected the same base, or allow_other_base=true"
-            )
-        targets = "|".join(re.escape(name) for name in names)
-        add_lora(model, rank=config["r"], alpha=config["lora_alpha"], targets=targets)
+        if type(weight) not in (int, float) or not math.isfinite(weight):
+            raise ValueError(f"weight={weight}: expected a finite number")
+        config = read_config(folder / CONFIG_NAME)
+        tensors, metadata = _read_weights(folder / WEIGHTS_NAME)
+        settings = _checked_settings(config, tensors, model)
+        _check_base(model, metadata, allow_other_base)
+        exactly = {layer: f"^{re.escape(layer)}" for layer in settings}
+        add_lora(
+            model,
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            targets="|".join(re.escape(layer) for layer in settings),
+            use_rslora=bool(config.get("use_rslora")),
+            rank_pattern={exactly[layer]: of.rank for layer, of in settings.items()},
+            alpha_pattern={exactly[layer]: of.alpha for layer, of in settings.items()},
+            name=name,
+        )
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     with torch.no_grad():
-        for name, layer in lora_layers(model):
-            if name not in names:
-                continue
-            adapter = lora_adapters(layer)[-1]
-            adapter.lora_A.copy_(tensors[f"{_PREFIX}{name}.lora_A.weight"])
-            adapter.lora_B.copy_(tensors[f"{_PREFIX}{name}.lora_B.weight"])
+        for key, layer in lora_layers(model):
+            if key in settings:
+                adapter = lora_adapters(layer)[-1]
+                adapter.lora_A.copy_(tensors[f"{_PREFIX}{key}.lora_A.weight"])
+                adapter.lora_B.copy_(tensors[f"{_PREFIX}{key}.lora_B.weight"]).mul_(weight)
     return model
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"expected a readable {CONFIG_NAME} in it ({error})") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ValueError(f"expected peft_type LORA in {CONFIG_NAME}")
-    for key in ("r", "lora_alpha"):
-        if key not in config:
-            raise ValueError(f"expected the key {key} in {CONFIG_NAME}")
-    for key, unused in _UNSUPPORTED.items():
-        if config.get(key) and config[key] != unused:
-            raise ValueError(f"{key}={config[key]} is not supported; expected {unused}")
-    return config
+def _check_base(model: nn.Module, metadata: Mapping[str, str], allow_other_base: bool) -> None:
+    made_for = metadata.get("base_sha256")
+    if made_for is None:
+        log.warning("the adapter does not say which base it was made for: not checked")
+    elif not allow_other_base and made_for != (here := fingerprint(base_state_dict(model))):
+        dataset = f" on {metadata['dataset']}" if "dataset" in metadata else ""
+        raise ValueError(
+            f"made for the base {made_for}{dataset}, this one is {here}; "
+            "expected the same base, or allow_other_base=true"
+        )
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], str | None]:
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.exists() and (pickled := path.with_suffix(".bin")).exists():
+        raise ValueError(
+            f"{pickled.name} is a pickle, which can run code when it is loaded; expected "
+            f"{WEIGHTS_NAME}, which PEFT writes with safe_serialization=True"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, (file.metadata() or {}).get("base_sha256")
+            return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"expected a readable {WEIGHTS_NAME} in it ({error})") from error
 
 
-def _checked_names(
+def _checked_settings(
     config: dict[str, Any], tensors: dict[str, Tensor], model: nn.Module
-) -> list[str]:
-    """Names of the layers that ``tensors`` adapt, once every tensor was found to fit its layer."""
+) -> dict[str, LayerSettings]:
+    """Rank and alpha by layer, once every tensor was found to be expected, there, and sound."""
     shape = re.compile(rf"{re.escape(_PREFIX)}(.+)\.lora_[AB]\.weight")
     matches = {key: shape.fullmatch(key) for key in tensors}
     if foreign := [key for key, match in matches.items() if not match]:
         raise ValueError(f"unexpected tensor {foreign[0]} in {WEIGHTS_NAME}")
-    names = list(dict.fromkeys(match[1] for match in matches.values() if match))
-    if not names:
+    stored = dict.fromkeys(match[1] for match in matches.values() if match)
+    if not stored:
         raise ValueError(f"{WEIGHTS_NAME} holds no tensor")
+    targeted = targeted_modules(config, model)
     layers = dict(model.named_modules())
-    for name in names:
+    settings = {}
+    for name in [*stored, *sorted(targeted - stored.keys())]:
         layer = layers.get(name)
-        if not isinstance(layer, nn.Linear):
-            raise ValueError(f"{name} is no linear layer of the model")
-        for side, expected in {
-            "lora_A": (config["r"], layer.in_features),
-            "lora_B": (layer.out_features, config["r"]),
-        }.items():
-            _check_tensor(f"{_PREFIX}{name}.{side}.weight", expected, tensors)
-    return names
+        if not isinstance(layer, Layer):
+            raise ValueError(f"{name} is no linear or conv2d layer of the model")
+        if name not in targeted:
+            chosen = config["target_modules"]
+            raise ValueError(f"unexpected tensors of {name}, which target_modules={chosen} omits")
+        settings[name] = layer_settings(config, name)
+        _check_tensors(name, settings[name].rank, layer, tensors)
+    return settings
 
 
-def _check_tensor(key: str, expected: tuple[int, int], tensors: dict[str, Tensor]) -> None:
-    if key not in tensors:
-        raise ValueError(f"tensor {key} is missing from {WEIGHTS_NAME}")
-    if tuple(tensors[key].shape) != expected:
-        found = tuple(tensors[key].shape)
-        raise ValueError(f"tensor {key} has shape {found}, expected {expected}")
-    if not torch.isfinite(tensors[key]).all():
-        raise ValueError(f"tensor {key} holds NaN or infinity")
+def _check_tensors(name: str, rank: int, layer: Layer, tensors: dict[str, Tensor]) -> None:
+    weight = base_weight(layer)
+    ones = [1] * (weight.ndim - 2)
+    expected = {"lora_A": (rank, *weight.shape[1:]), "lora_B": (len(weight), rank, *ones)}
+    for side, shape in expected.items():
+        key = f"{_PREFIX}{name}.{side}.weight"
+        if key not in tensors:
+            raise ValueError(f"tensor {key} is missing from {WEIGHTS_NAME}")
+        tensor = tensors[key]
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"tensor {key} has shape {tuple(tensor.shape)}, expected {shape}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"tensor {key} holds {tensor.dtype}, expected floating-point numbers")
+        if not torch.isfinite(tensor.to(weight.dtype)).all():
+            raise ValueError(f"tensor {key} holds NaN or infinity")

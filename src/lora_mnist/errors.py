@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
-from hydra.types import RunMode
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +44,12 @@ def one_line(error: BaseException | None) -> str:
 def exit_on_user_error() -> Iterator[None]:
     """End the process with code 2 and the one line of a :class:`UserError`.
 
-    In a sweep the error goes on to Hydra, which keeps the books of its jobs; with
-    ``HYDRA_FULL_ERROR=1`` it goes on too, for its traceback.
+    With ``HYDRA_FULL_ERROR=1`` the error goes on to Hydra, for its traceback.
     """
     try:
         yield
     except UserError as error:
         log.error("%s", error)
-        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-        if sweeping or os.environ.get("HYDRA_FULL_ERROR", "0") != "0":
+        if os.environ.get("HYDRA_FULL_ERROR", "0") != "0":
             raise
         raise SystemExit(2) from error

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassStatScores
 
-from lora_mnist.lora import has_lora, lora_disabled
+from lora_mnist.lora import has_lora, lora_disabled, lora_state_dict
 from lora_mnist.loss import Loss
 
 Batch = tuple[Tensor, Tensor]
@@ -35,26 +35,34 @@ class ClassifierModule(LightningModule):
         optimizer: makes the optimizer from the parameters to train; ``None`` for testing alone.
         num_classes: number of classes.
         hyperparameters: the run's configuration in plain values, for checkpoint and logger.
+        lr_ratio: learning rate of ``lora_B`` over that of everything else, finite and > 0 (LoRA+,
+            Hayou et al. 2024, arXiv:2402.12354).
         base_logits: what the base answers to each batch, by split and number, as far as that is
             known; filled in by evaluation. Modules on the same base and data can share it.
         scheduler: makes the schedule of the learning rate, stepped once a batch, from the
             optimizer; ``None`` for a constant rate.
         base_tensors: the base's tensors by name, where ``net`` itself is fine-tuned and changes
             them; an adapted network need only be told to switch its adapter off.
+
+    Raises:
+        ValueError: if ``lr_ratio`` is out of range.
     """
 
     def __init__(
         self,
         net: nn.Module,
         loss: Loss,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None,
+        optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] | None,
         num_classes: int,
         hyperparameters: dict[str, Any],
+        lr_ratio: float = 1.0,
         base_logits: dict[tuple[str, int], Tensor] | None = None,
         scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
         base_tensors: dict[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
+        if type(lr_ratio) not in (int, float) or not 0 < lr_ratio < float("inf"):
+            raise ValueError(f"lr_ratio={lr_ratio}: expected a finite number > 0")
         # Only plain values: a checkpoint that held a module or a partial could not be loaded with
         # weights_only=True.
         self.save_hyperparameters(hyperparameters)
@@ -62,6 +70,7 @@ class ClassifierModule(LightningModule):
         self.loss = loss
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.lr_ratio = lr_ratio
         self.has_lora = has_lora(net)
         self.base_logits = {} if base_logits is None else base_logits
         self.base_tensors = base_tensors
@@ -99,11 +108,24 @@ class ClassifierModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer is not None
-        optimizer = self.optimizer([p for p in self.net.parameters() if p.requires_grad])
+        optimizer = self._optimizer(self.optimizer)
         if self.scheduler is None:
             return optimizer
         schedule = {"scheduler": self.scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _optimizer(
+        self, make: Callable[[Iterable[Any]], torch.optim.Optimizer]
+    ) -> torch.optim.Optimizer:
+        trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        if self.lr_ratio == 1:
+            return make(list(trained.values()))
+        sides: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for name, parameter in trained.items():
+            sides[name.endswith("lora_B")].append(parameter)
+        optimizer = make([{"params": side} for side in sides])
+        optimizer.param_groups[1]["lr"] *= self.lr_ratio
+        return optimizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -191,7 +213,7 @@ class ClassifierModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside an adapter the base has a file of its own: keep the adapter alone."""
         if self.has_lora:
-            kept = {f"net.{name}" for name, p in self.net.named_parameters() if p.requires_grad}
+            kept = {f"net.{key}" for key in lora_state_dict(self.net)}
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {key: state[key] for key in state if key in kept}
 

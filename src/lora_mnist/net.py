@@ -1,4 +1,4 @@
-"""The network that is pretrained and then repaired."""
+"""The networks that are pretrained and then repaired."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -43,4 +43,50 @@ class MLP(nn.Module):
         for number in range(1, self.depth):
             hidden = self.relu(self.get_submodule(f"linear{number}")(hidden))
         logits: Tensor = self.get_submodule(f"linear{self.depth}")(hidden)
+        return logits
+
+
+class CNN(nn.Module):
+    """Convolutional classifier: ``conv1`` to ``convN`` with ReLU and pooling, then ``linear1``.
+
+    Each convolution is 3x3 with padding, each max-pooling 2x2. With the default sizes it has 20,490
+    parameters, and is the better classifier; it shows that nothing here is tied to the MLP.
+
+    Args:
+        in_channels: channels of the images.
+        channels: output channels of each convolution, all >= 1.
+        image_size: height and width of the images, at least ``2 ** len(channels)``.
+        num_classes: number of logits.
+
+    Raises:
+        ValueError: if a size is not an integer >= 1, or the images are too small.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32),
+        image_size: int = 28,
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        sizes = [in_channels, *channels]
+        if not channels or not all(isinstance(size, int) and size >= 1 for size in sizes):
+            raise ValueError(f"channels={list(channels)}: expected integers >= 1")
+        self.depth = len(channels)
+        for number, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
+            self.add_module(f"conv{number}", nn.Conv2d(fan_in, fan_out, 3, padding=1))
+        side = image_size >> self.depth  # pooling rounds down
+        if side < 1:
+            raise ValueError(f"image_size={image_size}: expected at least {2**self.depth}")
+        self.linear1 = nn.Linear(channels[-1] * side * side, num_classes)
+        self.relu = nn.ReLU()
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, (N, num_classes), of images, (N, in_channels, image_size, image_size)."""
+        hidden = images
+        for number in range(1, self.depth + 1):
+            hidden = self.pool(self.relu(self.get_submodule(f"conv{number}")(hidden)))
+        logits: Tensor = self.linear1(hidden.flatten(start_dim=1))
         return logits

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lora_mnist.lora import base_state_dict, has_lora, lora_adapters, lora_parameters
+from lora_mnist.parametrization import Layer
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +28,11 @@ def count_parameters(net: nn.Module) -> dict[str, Any]:
 
 
 def report_parameters(net: nn.Module) -> None:
-    """Print the shapes of every linear layer's tensors, and the totals."""
+    """Print the shapes of every layer's tensors, and the totals."""
     base, adapted = base_state_dict(net), has_lora(net)
     table = Table("layer", "W", "b", *(["lora_A", "lora_B"] if adapted else []))
     for name, layer in net.named_modules():
-        if not isinstance(layer, nn.Linear):
+        if not isinstance(layer, Layer):
             continue
         row = [name, _shape(base[f"{name}.weight"]), _shape(base.get(f"{name}.bias"))]
         if adapters := lora_adapters(layer):
@@ -63,7 +64,30 @@ def report_results(results: dict[str, Any], classes: list[str]) -> None:
     errors = [split["errors"] for split in (before, after) if split]
     table.add_row("all", *_cells(sum(after["images_per_class"]), errors))
     accuracies = [f"{split['accuracy']:.4f}" for split in (before, after) if split]
-    _print(table, f"accuracy: {' -> '.join(accuracies)}")
+    each = [_each_table(results)] if "each" in results else []
+    _print(table, f"accuracy: {' -> '.join(accuracies)}", *each)
+
+
+def _each_table(results: dict[str, Any]) -> Table:
+    """Errors of every class with each adapter alone, and with all of them."""
+    rows = {"base": results["test_base"], **results["each"], "all adapters": results["test"]}
+    classes = range(len(results["test"]["errors_per_class"]))
+    table = Table("errors with", *map(str, classes), "all")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, outcome in rows.items():
+        table.add_row(name, *map(str, outcome["errors_per_class"]), str(outcome["errors"]))
+    return table
+
+
+def report_predictions(predictions: list[dict[str, Any]]) -> None:
+    """Print digit and probability of each picture; with an adapter, the base beside it."""
+    sides = [side for side in ("base", "adapted") if predictions and side in predictions[0]]
+    table = Table("picture", *sides)
+    for found in predictions:
+        cells = [f"{found[side]['class']} ({found[side]['probability']:.3f})" for side in sides]
+        table.add_row(found["file"], *cells)
+    _print(table)
 
 
 def _cells(images: int, errors: list[int]) -> list[str]:

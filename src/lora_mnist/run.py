@@ -6,7 +6,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -20,14 +20,14 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.adapter import changed_tensors, fingerprint, load_adapter, save_adapter
 from lora_mnist.data import MNISTDataModule
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.files import atomic_write
-from lora_mnist.lora import add_lora, base_state_dict, has_lora
+from lora_mnist.lora import add_lora, base_state_dict, has_lora, lora_names, set_lora_enabled
 from lora_mnist.module import ClassifierModule
 from lora_mnist.report import count_parameters, report_parameters, report_results
 
@@ -74,8 +74,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         cfg.digit = find_weakest(cfg, net, base)
     data = build_data(cfg)
     if cfg.stage == "lora":
-        with config_group("lora"):
-            add_lora(net, **cfg.lora)
+        add_configured_lora(cfg, net)
     elif cfg.stage == "finetune":
         choose_trainable(net, cfg.trainable)
     module = build_module(cfg, net, data, base)
@@ -99,7 +98,7 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         folder = Path(cfg.paths.run)
         if cfg.stage == "lora":
-            save_adapter(net, folder / "adapter")
+            save_adapter(net, folder / "adapter", metadata={"dataset": cfg.data.name})
             results |= {"base_unchanged": True, "adapter": "adapter"}
         elif base is not None:
             results |= {"base_unchanged": False, "base_sha256": base.sha256}
@@ -110,7 +109,9 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Test a saved adapter: the base and the base with the adapter on the same images.
+    """Test saved adapters: the base and the base with them on the same images.
+
+    ``cfg.adapter`` is as for :func:`load_adapters`; ``cfg.each`` tests each one alone too.
 
     Returns:
         What results.json holds.
@@ -120,23 +121,40 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     clock = _Clock()
     _enter_run_folder(cfg)
-    if cfg.adapter is None:
-        raise UserError("adapter=null: expected the folder of an adapter")
     data = build_data(cfg)
     net = build_net(cfg)
     base = load_base(cfg, net)
-    try:
-        load_adapter(net, cfg.adapter, cfg.allow_other_base)
-    except ValueError as error:
-        raise UserError(f"adapter={one_line(error)}") from error
+    adapters = load_adapters(cfg, net)
+    if not adapters:
+        raise UserError("adapter=null: expected the folder of an adapter")
     module = build_module(cfg, net, data, base)
     trainer = build_trainer(cfg)
+    each = {}
     with clock.measure("test"):
+        if cfg.each:
+            each = {"each": _test_each(module, trainer, data)}
         trainer.test(module, datamodule=data, verbose=False)
-    results = _results(cfg, data, module, trainer, clock) | {"adapter": str(cfg.adapter)}
+    results = _results(cfg, data, module, trainer, clock) | each
+    results["adapter"] = OmegaConf.to_container(cfg, resolve=True)["adapter"]  # type: ignore[call-overload,index]
     if trainer.is_global_zero:
         _conclude(results, data, Path(cfg.paths.run))
     return results
+
+
+def _test_each(
+    module: ClassifierModule, trainer: Trainer, data: MNISTDataModule
+) -> dict[str, dict[str, Any]]:
+    """What each adapter does alone, by its name, as results.json has it."""
+    loggers, trainer.loggers = trainer.loggers, []  # there ``test`` means all of them together
+    each = {}
+    for name in lora_names(module.net):
+        set_lora_enabled(module.net, False)
+        set_lora_enabled(module.net, True, name)
+        trainer.test(module, datamodule=data, verbose=False)
+        each[name] = module.outcomes["test"]
+    set_lora_enabled(module.net, True)
+    trainer.loggers = loggers
+    return each
 
 
 class _Clock:
@@ -165,7 +183,11 @@ def _enter_run_folder(cfg: DictConfig) -> None:
 
 
 def build_data(cfg: DictConfig) -> MNISTDataModule:
-    """The images, extracted and loaded, as far as ``cfg.stage`` needs them."""
+    """The data of ``cfg.data``, with the images that ``cfg.stage`` needs.
+
+    Raises:
+        UserError: if a value of ``cfg.data`` cannot be used, or the files are damaged or missing.
+    """
     with config_group("data"):
         data: MNISTDataModule = instantiate(cfg.data, _convert_="all")
         data.prepare_data()
@@ -174,7 +196,11 @@ def build_data(cfg: DictConfig) -> MNISTDataModule:
 
 
 def build_net(cfg: DictConfig) -> nn.Module:
-    """The network without weights of any base and without LoRA."""
+    """The network of ``cfg.net``, with fresh weights.
+
+    Raises:
+        UserError: if a value of ``cfg.net`` cannot be used.
+    """
     with config_group("net"):
         net: nn.Module = instantiate(cfg.net, _convert_="all")
     return net
@@ -245,11 +271,13 @@ def build_module(
     images = [cfg.data[key] for key in keys]
     arithmetic = {k: v for k, v in cfg.trainer.items() if not k.startswith(("max_", "log_"))}
     base_logits = _base_logits(base and base.sha256, str([cfg.net, images, arithmetic]))
+    classes, lr_ratio = len(data.classes), cfg.lora.lr_ratio if "lora" in cfg else 1.0
     base_tensors = base.tensors if base is not None and not has_lora(net) else None
-    return ClassifierModule(
-        *(net, loss, optimizer, len(data.classes), hyperparameters),
-        *(base_logits, scheduler, base_tensors),
-    )
+    with config_group("lora"):
+        return ClassifierModule(
+            *(net, loss, optimizer, classes, hyperparameters, lr_ratio),
+            *(base_logits, scheduler, base_tensors),
+        )
 
 
 @lru_cache(maxsize=4)
@@ -288,12 +316,16 @@ def _accelerators() -> list[str]:
 
 
 def load_base(cfg: DictConfig, net: nn.Module) -> Base:
-    """Load ``cfg.base_ckpt`` into ``net``; return it, to compare with later."""
+    """Load ``cfg.base_ckpt`` into ``net``; return it, to compare with later.
+
+    Raises:
+        UserError: if there is no such file, or it holds no base of this kind of network.
+    """
     path = Path(cfg.base_ckpt)
     if not path.exists():
         raise UserError(
             f"base_ckpt={path}: no such file; "
-            f"make it with: python train.py stage=pretrain data={cfg.data.name}"
+            f"make it with: python train.py stage=pretrain{_chosen('net')}{_chosen('data')}"
         )
     base = _read_base(path, path.stat().st_mtime_ns)
     try:
@@ -311,6 +343,54 @@ def _read_base(path: Path, mtime_ns: int) -> Base:
     state = _read_checkpoint("base_ckpt", path, stage="pretrain")["state_dict"]
     tensors = {key.removeprefix("net."): tensor for key, tensor in state.items()}
     return Base(tensors, fingerprint(tensors))
+
+
+def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
+    """Put the adapter of ``cfg.lora`` on ``net``.
+
+    Raises:
+        UserError: if a value of ``cfg.lora`` cannot be used.
+    """
+    # How fast lora_B learns is the optimizer's affair.
+    settings = {key: value for key, value in cfg.lora.items() if key != "lr_ratio"}
+    with config_group("lora"):
+        add_lora(net, **settings)
+
+
+def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
+    """Stack the adapters of ``cfg.adapter`` on ``net``; return their names.
+
+    ``cfg.adapter`` is null, a folder, a mapping of ``path`` and perhaps ``weight`` and ``name``, or
+    a list of such. An adapter without a name is called after its folder, or after its run's folder.
+
+    Raises:
+        UserError: if an adapter is described in another way or cannot be loaded.
+    """
+    chosen = cfg.adapter if isinstance(cfg.adapter, ListConfig) else [cfg.adapter]
+    for adapter in chosen:
+        if adapter is None:
+            continue
+        spec: Any = {"path": adapter} if isinstance(adapter, str) else adapter
+        if not isinstance(spec, Mapping) or not {"path"} <= spec.keys() <= {
+            "path",
+            "weight",
+            "name",
+        }:
+            raise UserError(
+                f"adapter={adapter}: expected a folder, or a mapping of path, weight and name"
+            )
+        path = Path(spec["path"])
+        name = spec.get("name") or (path.parent.name if path.name == "adapter" else path.name)
+        try:
+            load_adapter(net, path, cfg.allow_other_base, str(name), spec.get("weight", 1.0))
+        except ValueError as error:
+            raise UserError(f"adapter={one_line(error)}") from error
+    return lora_names(net)
+
+
+def _chosen(group: str) -> str:
+    """`` group=choice`` as on the command line."""
+    return f" {group}={HydraConfig.get().runtime.choices[group]}"
 
 
 def _read_checkpoint(key: str, path: Path, stage: str) -> dict[str, Any]:

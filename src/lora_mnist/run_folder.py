@@ -23,15 +23,11 @@ class RunFolder(Callback):
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
         if config.hydra.output_subdir is not None:
             folder = Path(config.hydra.run.dir)
-            _make_or_exit("hydra.run.dir", folder, config.hydra.output_subdir)
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make ``hydra.sweep.dir``."""
-        HydraConfig.instance().set_config(config)
-        _make_or_exit("hydra.sweep.dir", Path(config.hydra.sweep.dir))
+            make_or_exit("hydra.run.dir", folder, config.hydra.output_subdir)
 
 
-def _make_or_exit(key: str, folder: Path, new_subfolder: str = "") -> None:
+def make_or_exit(key: str, folder: Path, new_subfolder: str = "") -> None:
+    """Make ``folder`` and a subfolder in it, or end the process with one line and code 2."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if new_subfolder:

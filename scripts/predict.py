@@ -1,0 +1,19 @@
+"""Tell which digits pictures show, for base and adapter (images="some/*.png" adapter=PATH)."""
+
+import hydra
+from omegaconf import DictConfig
+
+from lora_mnist.errors import exit_on_user_error
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="predict")
+def main(cfg: DictConfig) -> None:
+    with exit_on_user_error():
+        from lora_mnist.predict import predict  # late: --help, --cfg and completion need no torch
+
+        if not predict(cfg):
+            raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

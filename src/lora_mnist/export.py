@@ -1,0 +1,186 @@
+"""One plain network out of a base and its adapters: folded, written, read back and compared."""
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lora_mnist.adapter import fingerprint
+from lora_mnist.data import MNISTDataModule
+from lora_mnist.errors import UserError
+from lora_mnist.files import atomic_write
+from lora_mnist.lora import base_state_dict, merge_lora
+from lora_mnist.run import build_data, build_net, load_adapters, load_base
+
+log = logging.getLogger(__name__)
+
+#: How far a logit of the written network may be from the live one's, beside 1e-5 of its own size:
+#: float32 rounds a logit of 100 by nearly as much.
+TOLERANCE = 1e-4
+# Does not divide a test set: the shorter last batch would fail on a network of fixed batch size.
+_BATCH = 768
+
+Run = Callable[[Tensor], Tensor]
+
+
+class Format(NamedTuple):
+    """How a network is written to a file, and how the file is run."""
+
+    write: Callable[[nn.Module, Tensor, dict[str, str], Path], None]
+    read: Callable[[nn.Module, Path], Run]
+
+
+def export(cfg: DictConfig) -> dict[str, str]:
+    """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
+
+    The file is read back, and on the whole test set it must give the predictions of the live
+    network and its logits to :data:`TOLERANCE`; otherwise nothing is written.
+
+    Returns:
+        The metadata in the file: what the network is made of, and what input it takes.
+
+    Raises:
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+        RuntimeError: if the written network computes something else than the live one.
+    """
+    form = _checked_format(cfg)
+    net = build_net(cfg)
+    load_base(cfg, net)
+    adapters = load_adapters(cfg, net)
+    data = build_data(cfg)
+    images = data.on_after_batch_transfer((data.test_set.images, data.test_set.labels), 0)[0]
+    expected = logits(net.eval(), images)
+    plain = merge_lora(copy.deepcopy(net)) if adapters else net
+    metadata = _metadata(cfg, net, plain, data)
+    try:
+        with atomic_write(Path(cfg.out)) as path:
+            form.write(plain, images[:2].clone(), metadata, path)
+            difference = _compare(expected, logits(form.read(net, path), images))
+    except OSError as error:
+        raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
+    log.info(
+        "%s: base%s; same predictions as the live network on %s test images, logits to %.1e",
+        *(cfg.out, "".join(f" + {name}" for name in adapters), f"{len(images):,}", difference),
+    )
+    return metadata
+
+
+def logits(run: Run, images: Tensor) -> Tensor:
+    """What ``run`` gives for all ``images``, (N, num_classes), batch by batch."""
+    with torch.no_grad():
+        return torch.cat([run(batch) for batch in torch.split(images, _BATCH)])
+
+
+def _compare(expected: Tensor, found: Tensor) -> float:
+    """The largest difference of two sets of logits, once it was found to be small enough."""
+    others = int((expected.argmax(1) != found.argmax(1)).sum())
+    difference = (expected - found).abs().max().item()
+    if others or not torch.allclose(found, expected, rtol=1e-5, atol=TOLERANCE):
+        raise RuntimeError(
+            f"the written network differs from the live one: {others} other predictions, "
+            f"logits by up to {difference:.1e}; nothing was written"
+        )
+    return difference
+
+
+def _checked_format(cfg: DictConfig) -> Format:
+    if cfg.format not in _FORMATS:
+        raise UserError(f"format={cfg.format}: expected one of {', '.join(_FORMATS)}")
+    if not isinstance(cfg.out, str) or Path(cfg.out).is_dir():
+        raise UserError(f"out={cfg.out or 'null'}: expected a file to write")
+    if cfg.format == "onnx":
+        try:
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                'format=onnx: expected the packages of pip install "lora-mnist[onnx]" '
+                f"({error.name} is missing)"
+            ) from error
+    return _FORMATS[cfg.format]
+
+
+def _metadata(
+    cfg: DictConfig, net: nn.Module, plain: nn.Module, data: MNISTDataModule
+) -> dict[str, str]:
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    return {
+        "lora_mnist": version("lora-mnist"),
+        "net": json.dumps(values["net"]),
+        "base_sha256": fingerprint(base_state_dict(net)),
+        "adapter": json.dumps(values["adapter"]),
+        "sha256": fingerprint(plain.state_dict()),
+        "dataset": str(data.name),
+        "classes": json.dumps(data.classes),
+        "input": "float32 (batch, 1, height, width): (pixel / 255 - mean) / std",
+        "mean": str(data.mean),
+        "std": str(data.std),
+    }
+
+
+def _write_safetensors(
+    net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path
+) -> None:
+    save_file(dict(net.state_dict()), path, {"format": "pt", **metadata})
+
+
+def _read_safetensors(net: nn.Module, path: Path) -> Run:
+    """Load the file into a plain network of the same kind."""
+    plain = copy.deepcopy(net)
+    if plain.state_dict().keys() != base_state_dict(plain).keys():
+        merge_lora(plain)
+    with safe_open(path, framework="pt") as file:
+        plain.load_state_dict({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+    return plain
+
+
+def _write_torch_export(
+    net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path
+) -> None:
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(net, (example,), dynamic_shapes=shapes)
+    with path.open("wb") as file:  # a path would have to end in .pt2
+        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def _read_torch_export(net: nn.Module, path: Path) -> Run:
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
+
+
+def _write_onnx(net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path) -> None:
+    program = torch.onnx.export(
+        net,
+        (example,),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    assert program is not None  # as it is without a file to write to
+    program.model.metadata_props.update(metadata)
+    program.save(str(path), external_data=False)
+
+
+def _read_onnx(net: nn.Module, path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+_FORMATS = {
+    "safetensors": Format(_write_safetensors, _read_safetensors),
+    "onnx": Format(_write_onnx, _read_onnx),
+    "torch_export": Format(_write_torch_export, _read_torch_export),
+}

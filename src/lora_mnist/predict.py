@@ -1,0 +1,113 @@
+"""From pictures to digits: prepare, ask the base and the adapted network, print both."""
+
+import glob
+import json
+import logging
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig
+from PIL import Image
+from torch import Tensor, nn
+
+from lora_mnist.data import MNISTDataModule
+from lora_mnist.errors import UserError, config_group, one_line
+from lora_mnist.files import atomic_write
+from lora_mnist.images import prepare, read_image
+from lora_mnist.lora import lora_disabled
+from lora_mnist.report import report_predictions
+from lora_mnist.run import build_net, load_adapters, load_base
+
+log = logging.getLogger(__name__)
+
+
+def predict(cfg: DictConfig) -> bool:
+    """Print what the pictures of ``cfg.images`` show, for the base and with ``cfg.adapter``.
+
+    A picture that cannot be read, or shows nothing, is named and skipped.
+
+    Returns:
+        Whether every picture could be read.
+
+    Raises:
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+    """
+    files = _find(cfg.images)
+    with config_group("data"):
+        data: MNISTDataModule = instantiate(cfg.data, _convert_="all")
+    net = build_net(cfg)
+    load_base(cfg, net)
+    has_adapter = bool(load_adapters(cfg, net))
+    seen = _prepare(files)
+    predictions = []
+    if seen:
+        images, _ = data.on_after_batch_transfer((torch.stack(list(seen.values())), Tensor()), 0)
+        with lora_disabled(net) if has_adapter else nullcontext():
+            base = _ask(net, images, data.classes)
+        adapted = _ask(net, images, data.classes) if has_adapter else base
+        for file, before, after in zip(seen, base, adapted, strict=True):
+            found = {"file": str(file), "base": before}
+            predictions.append({**found, "adapted": after} if has_adapter else found)
+        if cfg.picture is not None:
+            _draw(list(seen.values()), cfg.picture)
+    if cfg.json:
+        print(json.dumps(predictions, indent=2))
+    else:
+        report_predictions(predictions)
+    return len(seen) == len(files)
+
+
+def _find(images: Any) -> list[Path]:
+    if images is None:
+        raise UserError('images=null: expected a picture, or a pattern such as "some/*.png"')
+    files: list[Path] = []
+    for pattern in images if isinstance(images, ListConfig) else [images]:
+        # A name that is there is meant as it stands, brackets and all.
+        name = str(pattern)
+        # Path.glob takes no absolute pattern.
+        found = [name] if Path(name).exists() else glob.glob(name)  # noqa: PTH207
+        if not found:
+            raise UserError(f"images={pattern}: expected pictures; there is no such file")
+        files += map(Path, sorted(found))
+    return list(dict.fromkeys(files))
+
+
+def _prepare(files: list[Path]) -> dict[Path, Tensor]:
+    """The pictures that can be used, each (1, 28, 28) uint8; the others are named."""
+    seen = {}
+    for file in files:
+        try:
+            seen[file] = prepare(read_image(file))
+        except ValueError as error:
+            log.error("%s: skipped: %s", file, one_line(error))
+    return seen
+
+
+def _ask(net: nn.Module, images: Tensor, classes: list[str]) -> list[dict[str, Any]]:
+    """Digit, its name and its probability for each image, and the probabilities of all classes."""
+    with torch.no_grad():
+        probabilities = net.eval()(images).softmax(dim=1)
+    return [
+        {
+            "digit": (digit := max(range(len(row)), key=row.__getitem__)),
+            "class": classes[digit],
+            "probability": row[digit],
+            "probabilities": row,
+        }
+        for row in probabilities.tolist()
+    ]
+
+
+def _draw(images: list[Tensor], file: str) -> None:
+    """Write the images side by side, four times their size."""
+    strip = torch.cat([image[0] for image in images], dim=1)
+    large = strip.repeat_interleave(4, dim=0).repeat_interleave(4, dim=1)
+    try:
+        with atomic_write(Path(file)) as path:
+            Image.fromarray(large.numpy()).save(path)
+    except (OSError, ValueError) as error:  # ValueError: an ending that Pillow does not know
+        reason = one_line(error)
+        raise UserError(f"picture={file}: expected a picture file to write ({reason})") from error

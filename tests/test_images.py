@@ -1,0 +1,115 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT
+from PIL import Image
+from torch import Tensor
+
+from lora_mnist.data import load_images
+from lora_mnist.images import prepare, read_image
+
+DIGITS = load_images("MNIST", ROOT / "data", train=False)[0][:8, 0].float()
+
+
+def enlarge(digit: Tensor, size: int = 150) -> Tensor:
+    large = F.interpolate(digit[None, None], (size, size), mode="bicubic", align_corners=False)
+    return large[0, 0].clamp(0, 255)
+
+
+def photograph(digit: Tensor) -> Tensor:
+    """Pen on grey paper, lit from one side, off the centre, with the noise of a sensor."""
+    ink = F.pad(enlarge(digit), (20, 90, 70, 10)) / 255
+    height, width = ink.shape
+    y, x = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
+    noise = 3 * torch.randn(height, width, generator=torch.Generator().manual_seed(0))
+    return ((120 + 90 * x + 40 * y - 50 * x * y) * (1 - 0.65 * ink) + noise).clamp(0, 255)
+
+
+WAYS: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": lambda digit: digit,
+    "enlarged": enlarge,
+    "dark on light": lambda digit: 255 - enlarge(digit),
+    "faint": lambda digit: 200 + 0.1 * enlarge(digit),
+    "cut close": lambda digit: 255 - enlarge(digit)[12:138, 12:138],
+    "off the centre": lambda digit: F.pad(enlarge(digit), (300, 10, 5, 120)),
+    "black and white": lambda digit: 255.0 * (enlarge(digit) > 127),
+    "photographed": photograph,
+    "with specks": lambda digit: F.pad(enlarge(digit), (0, 40, 0, 40)).index_put(
+        (torch.tensor([3, 180, 181]), torch.tensor([5, 180, 180])), torch.tensor(255.0)
+    ),
+}
+
+
+def likeness(ours: Tensor, original: Tensor) -> float:
+    """Correlation, give or take a pixel: a centre of mass between two pixels may go to either."""
+    moved = [ours.float().roll((y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+    rows = torch.stack([original, *moved]).flatten(1)
+    return torch.corrcoef(rows)[0, 1:].max().item()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_brings_back_mnists_own_image(way: str) -> None:
+    prepared = torch.stack([prepare(WAYS[way](digit)) for digit in DIGITS])[:, 0]
+    assert prepared.dtype == torch.uint8
+    assert prepared.shape == DIGITS.shape
+    for ours, original in zip(prepared, DIGITS, strict=True):
+        assert likeness(ours, original) > 0.9
+
+
+@pytest.mark.parametrize("shape", [(90, 30), (30, 90), (5, 200), (700, 500), (9, 7)])
+def test_the_box_and_the_centre_of_mass(shape: tuple[int, int]) -> None:
+    height, width = shape
+    page = torch.zeros(height + 60, width + 100)
+    page[10 : 10 + height, 80 : 80 + width] = torch.linspace(180, 255, width)
+    field = prepare(page)[0].double()
+    rows, columns = field.amax(1).nonzero(), field.amax(0).nonzero()
+    sides = [int(index.max() - index.min()) + 1 for index in (rows, columns)]
+    assert max(sides) == 20
+    assert min(sides) == pytest.approx(20 * min(shape) / max(shape), abs=1)
+    assert field.max() == 255
+    index = torch.arange(28.0, dtype=torch.float64)
+    for axis in (0, 1):
+        centre = (field.sum(1 - axis) * index).sum() / field.sum()
+        assert centre.item() == pytest.approx(14, abs=0.51)
+
+
+@pytest.mark.parametrize("page", [torch.zeros(40, 30), torch.full((40, 30), 200.0)])
+def test_an_empty_page_is_refused(page: Tensor) -> None:
+    with pytest.raises(ValueError, match="nothing on it"):
+        prepare(page)
+
+
+def save(path: Path, digit: Tensor, mode: str) -> Path:
+    ink = Image.fromarray(enlarge(digit).byte().numpy())
+    if mode == "16 bits":
+        Image.fromarray((enlarge(digit) * 200).to(torch.uint16).numpy()).save(path)
+    elif mode == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+        ink.rotate(90, expand=True).save(path, exif=exif)
+    elif mode == "colour":
+        Image.merge("RGB", [ink, ink.point(lambda level: level // 2), ink]).save(path)
+    elif mode == "palette":
+        ink.convert("P").save(path)
+    else:  # strokes of one colour on nothing
+        drawn = Image.new("RGBA", ink.size, mode)
+        drawn.putalpha(ink)
+        drawn.save(path)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["16 bits", "turned", "colour", "palette", "black", "white"])
+def test_reads_every_kind_of_picture(tmp_path: Path, mode: str) -> None:
+    digit = DIGITS[0]
+    found = prepare(read_image(save(tmp_path / "digit.png", digit, mode)))
+    assert likeness(found[0], digit) > 0.9
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n cut off"])
+def test_an_unreadable_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ValueError, match="no readable picture"):
+        read_image(tmp_path / "x.png")
