@@ -91,7 +91,7 @@ class WithReplay(ImageTensors):
 
 def _stratified(labels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """Pieces of an endless stream of indices that takes the classes in ``labels`` in turn."""
-    classes = [(labels == c).nonzero().flatten() for c in labels.unique()]
+    classes = [(labels == c).nonzero().flatten() for c in sorted(set(labels.tolist()))]
     orders = [index[:0] for index in classes]
     while True:
         orders = [

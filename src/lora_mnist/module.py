@@ -94,7 +94,7 @@ class ClassifierModule(LightningModule):
         with torch.no_grad():
             if self.base_tensors is None:
                 with lora_disabled(self.net):
-                    return self(images)
+                    return self.forward(images)
             tensors = {key: tensor.to(images.device) for key, tensor in self.base_tensors.items()}
             logits: Tensor = functional_call(self.net, tensors, images)
             return logits

@@ -72,10 +72,9 @@ def report_results(results: dict[str, Any], classes: list[str]) -> None:
     table.add_section()
     counts = [test["repaired"], test["broken"], base["errors"], test["errors"]]
     table.add_row("all", *_cells(counts, sum(test["images_per_class"])))
-    _print(
-        f"repaired: {test['repaired']}, broken: {test['broken']}",
-        *(table, f"accuracy: {base['accuracy']:.4f} -> {test['accuracy']:.4f}", *each),
-    )
+    repair = f"repaired: {test['repaired']}, broken: {test['broken']}"
+    accuracy = f"accuracy: {base['accuracy']:.4f} -> {test['accuracy']:.4f}"
+    _print(repair, table, accuracy, *each)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -223,7 +223,7 @@ def find_weakest(cfg: DictConfig, net: nn.Module, base: Base | None) -> int:
     errors = torch.zeros(len(data.classes), dtype=torch.int64)
     with torch.inference_mode():
         for batch in data.val_dataloader():
-            images, labels = data.on_after_batch_transfer(batch, 0)
+            images, labels = data.on_after_batch_transfer(batch, 0)  # type: ignore[arg-type]
             wrong = net(images).argmax(dim=1) != labels
             errors += torch.bincount(labels[wrong], minlength=len(errors))
     weakest = int(errors.argmax())
