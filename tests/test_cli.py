@@ -78,7 +78,11 @@ def test_tensorboard_shows_each_class(base_ckpt: Path, lora_run: Path) -> None:
     results = read_results(lora_run)
     values = scalars(lora_run)
     assert len(values["train/loss"]) == 3
-    for split in ("val", "test", "test_base"):
+    for split in ("val", "test"):
+        for what in ("repaired", "broken"):
+            assert values[f"{split}/{what}"] == [results[split][what]]
+            assert values[f"{split}/{what}_of_class/9"] == [results[split][f"{what}_per_class"][9]]
+    for split in ("val", "val_base", "test", "test_base"):
         assert values[f"{split}/accuracy"] == [pytest.approx(results[split]["accuracy"])]
         errors = [values[f"{split}/errors_of_class/{c}"] for c in range(10)]
         assert errors == [[count] for count in results[split]["errors_per_class"]]
@@ -300,6 +304,9 @@ BAD_INPUT = {
     "lora.lr_ratio=0": "lora.lr_ratio=0: expected a finite number > 0",
     "lora.alpha=nan": "lora.alpha=nan: expected a finite number > 0",
     "lora.targets=conv": "lora.targets=conv: expected to match a linear or conv2d layer, of: ",
+    "data.replay=-1": "data.replay=-1: expected an integer >= 0",
+    "loss.target_weight=2": "loss.target_weight=2: expected a finite number from 0 to 1",
+    "loss.fit=l1": "loss.fit=l1: expected one of cross_entropy, hinge",
     "data.batch_size=0": "data.batch_size=0: expected an integer >= 1",
     "data.val_size=60000": "data.val_size=60000: expected less than 60000",
     "data.data_dir=/dev/null": "data.data_dir=/dev/null: expected a readable folder",
@@ -442,3 +449,61 @@ def test_the_adapter_loads_on_a_fresh_net(base_ckpt: Path, lora_run: Path) -> No
     net = MLP()
     net.load_state_dict({k.removeprefix("net."): v for k, v in state.items()})
     load_adapter(net, lora_run / "adapter")
+
+
+@pytest.mark.parametrize("experiment", ["repair", "repair_private"])
+def test_recipes(cli: Any, base_ckpt: Path, tmp_path: Path, experiment: str) -> None:
+    run = tmp_path / "run"
+    arguments = (f"experiment={experiment}", *FEW, f"base_ckpt={base_ckpt}", f"hydra.run.dir={run}")
+    done = cli("train.py", "stage=lora", *arguments)
+    assert done.code == 0, done.err
+    results = read_results(run)
+    assert results["test"]["repaired_per_class"][9] > 0
+    repaired, broken = (results["test"][what] for what in ("repaired", "broken"))
+    assert f"repaired: {repaired}, broken: {broken}" in done.out
+    assert results["test"]["errors"] - results["test_base"]["errors"] == broken - repaired
+
+
+def test_weakest_class(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ("stage=lora", "digit=weakest", *FEW, f"base_ckpt={base_ckpt}")
+    done = cli("train.py", *arguments, "loss=distill", "data.replay=9", f"hydra.run.dir={run}")
+    assert done.code == 0, done.err
+    results = read_results(run)
+    errors = results["val_base"]["errors_per_class"]
+    assert results["digit"] == errors.index(max(errors))
+    assert f"{max(errors)} of the base's {sum(errors)} errors" in done.err
+    assert results["test"]["errors_per_class"] != results["test_base"]["errors_per_class"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("stage=pretrain", "digit=weakest"), "digit=weakest: expected stage=lora"),
+        (("stage=lora", "digit=weakest", "data.val_size=0"), "expected data.val_size > 0"),
+        (("stage=finetune", "trainable=conv.*"), "trainable=conv.*: expected to match a parameter"),
+    ],
+)
+def test_bad_input_to_a_repair(
+    cli: Any, base_ckpt: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    done = cli("train.py", *overrides, f"base_ckpt={base_ckpt}")
+    assert done.code == 2
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_finetune_trains_the_chosen_parameters(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = ("stage=finetune", "trainable=linear3.*", *FEW, f"base_ckpt={base_ckpt}")
+    done = cli("train.py", *arguments, "~callbacks.progress_bar", f"hydra.run.dir={run}")
+    assert done.code == 0, done.err
+    results = read_results(run)
+    assert results["parameters"]["trainable"] == 20_010
+    assert results["base_unchanged"] is False
+    before = torch.load(base_ckpt, weights_only=True)["state_dict"]
+    after = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert changed_tensors(before, after) == ["net.linear3.weight", "net.linear3.bias"]
+    pretrained = read_results(base_ckpt.parent / "pretrain")
+    assert results["test_base"] == pretrained["test"]
+    assert results["base_sha256"] == pretrained["base_sha256"]

@@ -10,10 +10,12 @@ import pytest
 import torch
 import torchvision.transforms as transforms
 from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 
-from lora_mnist.data import MNISTDataModule, load_images
+from lora_mnist.data import ImageTensors, MNISTDataModule, WithReplay, load_images
 
 RAW = ROOT / "data" / "MNIST" / "raw"
 NAMES = [
@@ -30,6 +32,7 @@ def make(**changes: Any) -> MNISTDataModule:
         "data_dir": str(ROOT / "data"),
         "digit": None,
         "batch_size": 10,
+        "replay": 0,
         "eval_batch_size": 1000,
         "val_size": 5000,
         "mean": 0.1307,
@@ -126,6 +129,46 @@ def test_without_a_seed_the_order_is_that_of_a_plain_dataloader() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
+def test_replay_goes_evenly_over_the_other_classes() -> None:
+    data = fitted(digit=9, replay=90)
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (100, 1, 28, 28)
+    assert labels[:10].tolist() == [9] * 10
+    assert torch.bincount(labels[10:]).tolist() == [10] * 9
+    again = next(iter(fitted(digit=9, replay=90).train_dataloader()))
+    assert torch.equal(images, again[0])
+    other = next(iter(fitted(digit=9, replay=90, seed=1).train_dataloader()))
+    assert not torch.equal(images, other[0])
+
+
+def test_replay_leaves_the_targets_order_alone() -> None:
+    plain, replayed = fitted(digit=9), fitted(digit=9, replay=9)
+    for (images, _), (both, _) in zip(
+        plain.train_dataloader(), replayed.train_dataloader(), strict=True
+    ):
+        assert torch.equal(images, both[: len(images)])
+
+
+@given(counts=st.lists(st.integers(1, 7), min_size=1, max_size=4), count=st.integers(1, 9))
+def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int) -> None:
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    others = ImageTensors(torch.arange(len(labels)), labels)
+    target = ImageTensors(torch.tensor([-1]), torch.tensor([-1]))
+    shares = [WithReplay(target, others, 2 * count, 0, rank, 2) for rank in (0, 1)]
+    whole = WithReplay(target, others, 2 * count, 0)
+    drawn: list[int] = []
+    for _ in range(6):
+        images = whole.__getitems__([0])[0][1:]
+        halves = [share.__getitems__([0])[0][1:] for share in shares]
+        assert torch.equal(torch.stack(halves, dim=1).flatten(), images)
+        drawn += images.tolist()
+    assert labels[drawn].tolist() == [i % len(counts) for i in range(len(drawn))]
+    for c, size in enumerate(counts):
+        of_class = [i for i in drawn if labels[i] == c]
+        passes = [of_class[k : k + size] for k in range(0, len(of_class), size)]
+        assert all(len(set(one_pass)) == len(one_pass) for one_pass in passes)
+
+
 def test_no_validation_set() -> None:
     assert fitted(val_size=0).val_dataloader() == []
 
@@ -142,6 +185,8 @@ def test_no_validation_set() -> None:
         ({"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
         ({"eval_batch_size": 2.5}, "eval_batch_size=2.5: expected"),
         ({"val_size": -1}, "val_size=-1: expected an integer >= 0"),
+        ({"replay": -1, "digit": 9}, "replay=-1: expected an integer >= 0"),
+        ({"replay": 9}, "replay=9: expected 0, since digit=null"),
         ({"std": 0}, "std=0: expected a number > 0"),
         ({"dataset": "CIFAR10"}, "dataset=CIFAR10: expected one of MNIST"),
     ],
@@ -156,6 +201,8 @@ def test_refuses_a_split_without_training_images() -> None:
         fitted(val_size=60_000)
     with pytest.raises(ValueError, match="batch_size=10: expected a multiple of the 3 processes"):
         make().batch_size_per_process(3)
+    with pytest.raises(ValueError, match="replay=9: expected a multiple of the 2 processes"):
+        make(digit=9, replay=9).batch_size_per_process(2)
 
 
 LOAD = "from pathlib import Path; from lora_mnist.data import load_images; "

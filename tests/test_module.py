@@ -11,13 +11,15 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora, lora_parameters
+from lora_mnist.loss import Loss
 from lora_mnist.module import ClassifierModule
 
+PLAIN = Loss(None, "cross_entropy", 1.0, 0.0, "replay", 1.0, None)
 ADAM = partial(torch.optim.Adam, lr=0.1)
 
 
 def make(net: nn.Module) -> ClassifierModule:
-    return ClassifierModule(net, nn.CrossEntropyLoss(), ADAM, 3, {"stage": "test", "seed": 0})
+    return ClassifierModule(net, PLAIN, ADAM, 3, {"stage": "test", "seed": 0})
 
 
 def trainer(tmp_path: Path, **settings: Any) -> Trainer:
@@ -70,6 +72,35 @@ def test_tests_the_adapter_and_its_base(
     trainer(tmp_path).test(after, loader, verbose=False)
     assert after.outcomes["test_base"] == before.outcomes["test"]
     assert after.outcomes["test"] != before.outcomes["test"]
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_repaired_and_broken_equal_those_of_a_plain_loop(
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, adapted: bool
+) -> None:
+    x, y = loader.dataset.tensors
+    before = tiny(x).argmax(dim=1)
+    base = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    if adapted:
+        add_lora(tiny)
+    trained = lora_parameters(tiny) if adapted else tiny.parameters()
+    for parameter in trained:
+        nn.init.normal_(parameter)
+    after = tiny(x).argmax(dim=1)
+    reference = None if adapted else base
+    module = ClassifierModule(tiny, PLAIN, ADAM, 3, {}, base_tensors=reference)
+    (logged,) = trainer(tmp_path).test(module, loader, verbose=False)
+    outcome = module.outcomes["test"]
+    assert list(outcome)[:2] == ["repaired", "broken"]
+    for name, first, then in (("repaired", False, True), ("broken", True, False)):
+        per_class = [0, 0, 0]
+        for b, a, label in zip(before, after, y, strict=True):
+            per_class[label] += bool((b == label) == first and (a == label) == then)
+        assert outcome[f"{name}_per_class"] == per_class
+        assert outcome[name] == sum(per_class) > 0
+        assert logged[f"test/{name}"] == sum(per_class)
+    change = outcome["errors"] - module.outcomes["test_base"]["errors"]
+    assert change == outcome["broken"] - outcome["repaired"]
 
 
 def test_only_lora_reaches_optimizer_and_checkpoint(
@@ -134,7 +165,7 @@ def test_train_loss_is_the_mean_since_the_last_log(
 
     losses: list[float] = []
     logged: list[Any] = []
-    module = Recorded(tiny, nn.CrossEntropyLoss(), ADAM, 3, {})
+    module = Recorded(tiny, PLAIN, ADAM, 3, {})
     fit = trainer(tmp_path, max_steps=8, log_every_n_steps=2)
     fit.fit(module, loader)
     assert fit.callback_metrics["train/loss"].item() == pytest.approx(sum(losses[6:]) / 2)

@@ -1,7 +1,7 @@
 """MNIST and its relatives, held in memory, as a Lightning DataModule."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +45,64 @@ class ImageTensors(Dataset[Batch]):
         return self.images[index], self.labels[index]
 
 
+class WithReplay(ImageTensors):
+    """Images to learn from; every batch of them is followed by images of other classes.
+
+    The replayed images are one endless stream, the same in every process: it takes the classes in
+    turn, and each class's images in a random order without replacement until they are exhausted,
+    then in another.
+
+    Args:
+        target: the images to learn from; only they have indices.
+        others: the images to replay.
+        count: replayed images a batch, over all processes together.
+        seed: seed of the stream, which has a generator of its own.
+        rank: number of this process; it takes every ``processes``-th image of the stream.
+        processes: how many processes share each batch.
+    """
+
+    def __init__(
+        self,
+        target: ImageTensors,
+        others: ImageTensors,
+        count: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        super().__init__(target.images, target.labels)
+        self.others = others
+        self.count = count
+        self.share = slice(rank, None, processes)
+        self._stream = _stratified(others.labels, torch.Generator().manual_seed(seed))
+        self._drawn = torch.empty(0, dtype=torch.int64)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """The batch of ``indices``, then this process's share of the replayed images."""
+        images, labels = super().__getitems__(indices)
+        while len(self._drawn) < self.count:
+            self._drawn = torch.cat([self._drawn, next(self._stream)])
+        index, self._drawn = self._drawn[: self.count][self.share], self._drawn[self.count :]
+        return (
+            torch.cat([images, self.others.images[index]]),
+            torch.cat([labels, self.others.labels[index]]),
+        )
+
+
+def _stratified(labels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """Pieces of an endless stream of indices that takes the classes in ``labels`` in turn."""
+    classes = [(labels == c).nonzero().flatten() for c in sorted(set(labels.tolist()))]
+    orders = [index[:0] for index in classes]
+    while True:
+        orders = [
+            order if len(order) else index[torch.randperm(len(index), generator=generator)]
+            for order, index in zip(orders, classes, strict=True)
+        ]
+        turns = min(len(order) for order in orders)
+        yield torch.stack([order[:turns] for order in orders], dim=1).flatten()
+        orders = [order[turns:] for order in orders]
+
+
 class MNISTDataModule(LightningDataModule):
     """A dataset of the MNIST family: full or filtered for training, whole for evaluation.
 
@@ -57,6 +115,8 @@ class MNISTDataModule(LightningDataModule):
         data_dir: folder that holds (or will hold) ``<dataset>/raw``.
         digit: train on this class, or these classes, alone; ``None`` for all of them.
         batch_size: training images a step, over all processes together.
+        replay: images of the other classes that accompany each batch, over all processes together,
+            evenly over the classes; an integer >= 0, and 0 where ``digit`` is ``None``.
         eval_batch_size: images a step in validation and test, per process.
         val_size: the last so many training images are held out for validation.
         mean: mean of the training pixels, on the scale 0 to 1.
@@ -76,6 +136,7 @@ class MNISTDataModule(LightningDataModule):
         data_dir: str,
         digit: int | Sequence[int] | None,
         batch_size: int,
+        replay: int,
         eval_batch_size: int,
         val_size: int,
         mean: float,
@@ -92,6 +153,9 @@ class MNISTDataModule(LightningDataModule):
         self.digit = digit
         self._chosen = _checked_digits(digit, len(self.classes))
         self.batch_size = _checked_int("batch_size", batch_size, minimum=1)
+        self.replay = _checked_int("replay", replay, minimum=0)
+        if replay and self._chosen is None:
+            raise ValueError(f"replay={replay}: expected 0, since digit=null trains on all classes")
         self.eval_batch_size = _checked_int("eval_batch_size", eval_batch_size, minimum=1)
         self.val_size = _checked_int("val_size", val_size, minimum=0)
         if not std > 0:
@@ -125,6 +189,13 @@ class MNISTDataModule(LightningDataModule):
         images, labels = images[:split], labels[:split]
         if self._chosen is not None:
             chosen = torch.isin(labels, torch.tensor(self._chosen))
+            if self.replay:
+                self.replay_set = ImageTensors(images[~chosen], labels[~chosen])
+                if chosen.all():
+                    raise ValueError(
+                        f"replay={self.replay}: expected 0, since digit={self.digit} leaves no "
+                        "other class"
+                    )
             images, labels = images[chosen], labels[chosen]
         if len(labels) == 0:
             raise ValueError(f"digit={self.digit}: expected a class with training images")
@@ -134,20 +205,27 @@ class MNISTDataModule(LightningDataModule):
         """Each of ``processes`` takes an equal share of a training batch.
 
         Raises:
-            ValueError: if ``batch_size`` cannot be shared out equally.
+            ValueError: if ``batch_size`` or ``replay`` cannot be shared out equally.
         """
-        if self.batch_size % processes:
-            raise ValueError(
-                f"batch_size={self.batch_size}: expected a multiple of the {processes} processes"
-            )
+        for name, size in {"batch_size": self.batch_size, "replay": self.replay}.items():
+            if size % processes:
+                raise ValueError(f"{name}={size}: expected a multiple of the {processes} processes")
         return self.batch_size // processes
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches; a process of several gets its share of each batch."""
+        """Shuffled batches, replay behind; a process of several gets its share of each batch."""
+        rank, processes = 0, 1
+        if self.trainer:
+            rank, processes = self.trainer.global_rank, self.trainer.world_size
+        images = self.train_set
+        if self.replay:
+            # initial_seed draws nothing: the order of the target's images stays as without replay.
+            seed = torch.initial_seed() if self.seed is None else self.seed
+            images = WithReplay(images, self.replay_set, self.replay, seed, rank, processes)
         return DataLoader(
-            self.train_set,
-            batch_size=self.batch_size_per_process(self.trainer.world_size if self.trainer else 1),
-            sampler=RandomSampler(self.train_set, generator=self._order_generator()),
+            images,
+            batch_size=self.batch_size_per_process(processes),
+            sampler=RandomSampler(images, generator=self._order_generator()),
             collate_fn=_as_indexed,
         )
 

@@ -1,15 +1,19 @@
-"""The one LightningModule of both stages: a network, with LoRA or without, and its metrics."""
+"""The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassStatScores
 
 from lora_mnist.lora import has_lora, lora_disabled, lora_state_dict
+from lora_mnist.loss import Loss
 
 Batch = tuple[Tensor, Tensor]
 
@@ -17,22 +21,28 @@ Batch = tuple[Tensor, Tensor]
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
-    Logs ``train/loss``, the mean since it was last logged. For ``val``, ``test`` and, where the
-    network carries LoRA, ``test_base`` (the same test images with the adapter switched off) it
-    logs ``<split>/loss``, ``<split>/accuracy``, ``<split>/accuracy_of_class/<c>`` and
-    ``<split>/errors_of_class/<c>``.
+    Logs ``train/loss``, the mean since it was last logged. For ``val``, ``test`` and, where there
+    is a base to compare with, ``val_base`` and ``test_base`` (the base on the same images) it logs
+    ``<split>/loss``, the mean cross-entropy whatever training minimises, ``<split>/accuracy``,
+    ``<split>/accuracy_of_class/<c>`` and ``<split>/errors_of_class/<c>``. Where there is a base, it
+    logs what the repair did: ``<split>/repaired``, images that the base gets wrong and the network
+    right, and ``<split>/broken``, the reverse, with ``.../<c>`` for each class.
 
     Args:
         net: network from images, (N, 1, height, width) float32, to logits, (N, num_classes). With
             LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and kept in checkpoints.
-        loss: function of logits and labels, (N,) int64, to a scalar.
+        loss: what training minimises.
         optimizer: makes the optimizer from the parameters to train; ``None`` for testing alone.
         num_classes: number of classes.
         hyperparameters: the run's configuration in plain values, for checkpoint and logger.
         lr_ratio: learning rate of ``lora_B`` over that of everything else, finite and > 0 (LoRA+,
             Hayou et al. 2024, arXiv:2402.12354).
-        base_logits: what the base answers to each test batch, by its number, as far as that is
-            known; filled in by the test. Modules on the same base and data can share it.
+        base_logits: what the base answers to each batch, by split and number, as far as that is
+            known; filled in by evaluation. Modules on the same base and data can share it.
+        scheduler: makes the schedule of the learning rate, stepped once a batch, from the
+            optimizer; ``None`` for a constant rate.
+        base_tensors: the base's tensors by name, where ``net`` itself is fine-tuned and changes
+            them; an adapted network need only be told to switch its adapter off.
 
     Raises:
         ValueError: if ``lr_ratio`` is out of range.
@@ -41,12 +51,14 @@ class ClassifierModule(LightningModule):
     def __init__(
         self,
         net: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Loss,
         optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] | None,
         num_classes: int,
         hyperparameters: dict[str, Any],
         lr_ratio: float = 1.0,
-        base_logits: dict[int, Tensor] | None = None,
+        base_logits: dict[tuple[str, int], Tensor] | None = None,
+        scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+        base_tensors: dict[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if type(lr_ratio) not in (int, float) or not 0 < lr_ratio < float("inf"):
@@ -57,12 +69,16 @@ class ClassifierModule(LightningModule):
         self.net = net
         self.loss = loss
         self.optimizer = optimizer
+        self.scheduler = scheduler
         self.lr_ratio = lr_ratio
         self.has_lora = has_lora(net)
         self.base_logits = {} if base_logits is None else base_logits
-        splits = ["val", "test"] + ["test_base"] * self.has_lora
+        self.base_tensors = base_tensors
+        self.has_base = self.has_lora or base_tensors is not None
+        splits = [s for split in ("val", "test") for s in (split, f"{split}_base")]
         self.counts = nn.ModuleDict({split: _class_counts(num_classes) for split in splits})
         self.losses = nn.ModuleDict({split: MeanMetric() for split in splits})
+        self.changes = nn.ModuleDict({split: _Changes(num_classes) for split in ("val", "test")})
         #: What the last evaluation of each split found, as it stands in results.json.
         self.outcomes: dict[str, dict[str, Any]] = {}
         #: The step at which ``outcomes["val"]`` was found.
@@ -73,6 +89,16 @@ class ClassifierModule(LightningModule):
         logits: Tensor = self.net(images)
         return logits
 
+    def base(self, images: Tensor) -> Tensor:
+        """What the base answers to normalised images: logits, (N, num_classes), no gradient."""
+        with torch.no_grad():
+            if self.base_tensors is None:
+                with lora_disabled(self.net):
+                    return self.forward(images)
+            tensors = {key: tensor.to(images.device) for key, tensor in self.base_tensors.items()}
+            logits: Tensor = functional_call(self.net, tensors, images)
+            return logits
+
     def on_train_start(self) -> None:
         self._start_loss_window()
 
@@ -80,21 +106,31 @@ class ClassifierModule(LightningModule):
         self._loss_sum = torch.zeros((), device=self.device)
         self._loss_count = 0
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         assert self.optimizer is not None
+        optimizer = self._optimizer(self.optimizer)
+        if self.scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self.scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _optimizer(
+        self, make: Callable[[Iterable[Any]], torch.optim.Optimizer]
+    ) -> torch.optim.Optimizer:
         trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         if self.lr_ratio == 1:
-            return self.optimizer(list(trained.values()))
+            return make(list(trained.values()))
         sides: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for name, parameter in trained.items():
             sides[name.endswith("lora_B")].append(parameter)
-        optimizer = self.optimizer([{"params": side} for side in sides])
+        optimizer = make([{"params": side} for side in sides])
         optimizer.param_groups[1]["lr"] *= self.lr_ratio
         return optimizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        loss = self.loss(self(images), labels)
+        base_logits = self.base(images) if self.loss.needs_base else None
+        loss = self.loss(self(images), labels, base_logits)
         self._loss_sum += loss.detach()
         self._loss_count += 1
         # A call of log costs as much as the adapter's own arithmetic: once a window is enough.
@@ -105,33 +141,57 @@ class ClassifierModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, labels = batch
-        self._count("val", self(images), labels)
+        self._evaluate("val", batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._conclude("val")
         self.validated_at = self.global_step
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        images, labels = batch
-        self._count("test", self(images), labels)
-        if self.has_lora:
-            if batch_idx not in self.base_logits:
-                with lora_disabled(self.net):
-                    self.base_logits[batch_idx] = self(images)
-            self._count("test_base", self.base_logits[batch_idx], labels)
+        self._evaluate("test", batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         self._conclude("test")
-        if self.has_lora:
-            self._conclude("test_base")
+
+    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
+        """Count what the network, and the base where there is one, get wrong in a batch."""
+        images, labels = batch
+        logits = self(images)
+        self._count(split, logits, labels)
+        if self.has_base:
+            if (split, batch_idx) not in self.base_logits:
+                self.base_logits[split, batch_idx] = self.base(images)
+            base_logits = self.base_logits[split, batch_idx]
+            self._count(f"{split}_base", base_logits, labels)
+            _metric(self.changes, split).update(base_logits, logits, labels)
 
     def _count(self, split: str, logits: Tensor, labels: Tensor) -> None:
         _metric(self.counts, split).update(logits, labels)
-        _metric(self.losses, split).update(self.loss(logits, labels), len(labels))
+        _metric(self.losses, split).update(F.cross_entropy(logits, labels), len(labels))
 
     def _conclude(self, split: str) -> None:
-        """Log and keep what :meth:`_count` gathered, over all processes, and start afresh."""
+        """Log and keep what :meth:`_evaluate` gathered, over all processes, and start afresh."""
+        outcome = self._conclude_counts(split)
+        if not self.has_base:
+            self.outcomes[split] = outcome
+            return
+        changes = _metric(self.changes, split)
+        repaired, broken = changes.compute()
+        changes.reset()
+        self.outcomes[split] = {
+            "repaired": sum(repaired),
+            "broken": sum(broken),
+            "repaired_per_class": repaired,
+            "broken_per_class": broken,
+            **outcome,
+        }
+        self.outcomes[f"{split}_base"] = self._conclude_counts(f"{split}_base")
+        for name, per_class in {"repaired": repaired, "broken": broken}.items():
+            self.log(f"{split}/{name}", float(sum(per_class)))
+            for c, images in enumerate(per_class):
+                self.log(f"{split}/{name}_of_class/{c}", float(images))
+
+    def _conclude_counts(self, split: str) -> dict[str, Any]:
         counts, loss = _metric(self.counts, split), _metric(self.losses, split)
         _, _, _, errors, images = counts.compute().T.tolist()
         outcome = {
@@ -143,12 +203,12 @@ class ClassifierModule(LightningModule):
         }
         counts.reset()
         loss.reset()
-        self.outcomes[split] = outcome
         self.log(f"{split}/loss", outcome["loss"])
         self.log(f"{split}/accuracy", outcome["accuracy"])
         for c, (wrong, total) in enumerate(zip(errors, images, strict=True)):
             self.log(f"{split}/errors_of_class/{c}", float(wrong))
             self.log(f"{split}/accuracy_of_class/{c}", 1 - wrong / total if total else float("nan"))
+        return outcome
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside an adapter the base has a file of its own: keep the adapter alone."""
@@ -161,6 +221,27 @@ class ClassifierModule(LightningModule):
         """Fill in what :meth:`on_save_checkpoint` left out with what the network holds."""
         if self.has_lora:
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+
+class _Changes(Metric):
+    """Per class: images that the base gets wrong and the network right, and the reverse."""
+
+    repaired: Tensor
+    broken: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        for name in ("repaired", "broken"):
+            zeros = torch.zeros(num_classes, dtype=torch.int64)
+            self.add_state(name, default=zeros, dist_reduce_fx="sum")
+
+    def update(self, base_logits: Tensor, logits: Tensor, labels: Tensor) -> None:
+        before, after = (z.argmax(dim=1) == labels for z in (base_logits, logits))
+        for count, changed in ((self.repaired, after & ~before), (self.broken, before & ~after)):
+            count += torch.bincount(labels[changed], minlength=len(count))
+
+    def compute(self) -> tuple[list[int], list[int]]:
+        return self.repaired.tolist(), self.broken.tolist()
 
 
 def _class_counts(num_classes: int) -> Metric:

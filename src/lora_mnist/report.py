@@ -49,23 +49,49 @@ def report_parameters(net: nn.Module) -> None:
 
 
 def report_results(results: dict[str, Any], classes: list[str]) -> None:
-    """Print what results.json says, class by class; where there is an adapter, before and after."""
-    after = results["test"]
-    before = results.get("test_base")
-    table = Table("class", "images", *(["base", "adapted", "change"] if before else ["errors"]))
-    table.title = "errors on the test images"
+    """Print what results.json says, class by class; where there is a base, what the repair did."""
+    test = results["test"]
+    each = [_each_table(results)] if "each" in results else []
+    if "test_base" not in results:
+        table = _table("errors on the test images", "class", "images", "errors")
+        for number, name in enumerate(classes):
+            table.add_row(
+                name, *map(str, (_of(test, "images", number), _of(test, "errors", number)))
+            )
+        table.add_section()
+        table.add_row("all", str(sum(test["images_per_class"])), str(test["errors"]))
+        _print(table, f"accuracy: {test['accuracy']:.4f}")
+        return
+    base = results["test_base"]
+    columns = ("class", "repaired", "broken", "base errors", "errors", "change", "images")
+    table = _table("test images", *columns)
+    for number, name in enumerate(classes):
+        counts = [_of(test, what, number) for what in ("repaired", "broken")]
+        counts += [_of(split, "errors", number) for split in (base, test)]
+        table.add_row(name, *_cells(counts, _of(test, "images", number)))
+    table.add_section()
+    counts = [test["repaired"], test["broken"], base["errors"], test["errors"]]
+    table.add_row("all", *_cells(counts, sum(test["images_per_class"])))
+    repair = f"repaired: {test['repaired']}, broken: {test['broken']}"
+    accuracy = f"accuracy: {base['accuracy']:.4f} -> {test['accuracy']:.4f}"
+    _print(repair, table, accuracy, *each)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(*columns, title=title)
     for column in table.columns[1:]:
         column.justify = "right"
-    for number, name in enumerate(classes):
-        images = after["images_per_class"][number]
-        errors = [split["errors_per_class"][number] for split in (before, after) if split]
-        table.add_row(name, *_cells(images, errors))
-    table.add_section()
-    errors = [split["errors"] for split in (before, after) if split]
-    table.add_row("all", *_cells(sum(after["images_per_class"]), errors))
-    accuracies = [f"{split['accuracy']:.4f}" for split in (before, after) if split]
-    each = [_each_table(results)] if "each" in results else []
-    _print(table, f"accuracy: {' -> '.join(accuracies)}", *each)
+    return table
+
+
+def _of(outcome: dict[str, Any], what: str, number: int) -> int:
+    count: int = outcome[f"{what}_per_class"][number]
+    return count
+
+
+def _cells(counts: list[int], images: int) -> list[str]:
+    """Repaired, broken and errors before and after, as the table has them."""
+    return [*map(str, counts), f"{counts[3] - counts[2]:+d}", str(images)]
 
 
 def _each_table(results: dict[str, Any]) -> Table:
@@ -88,11 +114,6 @@ def report_predictions(predictions: list[dict[str, Any]]) -> None:
         cells = [f"{found[side]['class']} ({found[side]['probability']:.3f})" for side in sides]
         table.add_row(found["file"], *cells)
     _print(table)
-
-
-def _cells(images: int, errors: list[int]) -> list[str]:
-    change = [f"{errors[1] - errors[0]:+d}"] if len(errors) == 2 else []
-    return [str(images), *map(str, errors), *change]
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import time
 import warnings
@@ -26,7 +27,7 @@ from lora_mnist.adapter import changed_tensors, fingerprint, load_adapter, save_
 from lora_mnist.data import MNISTDataModule
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.files import atomic_write
-from lora_mnist.lora import add_lora, base_state_dict, lora_names, set_lora_enabled
+from lora_mnist.lora import add_lora, base_state_dict, has_lora, lora_names, set_lora_enabled
 from lora_mnist.module import ClassifierModule
 from lora_mnist.report import count_parameters, report_parameters, report_results
 
@@ -55,6 +56,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
 
     Leaves results.json, the checkpoint, the log and the logger's files in the run's folder; then
     ``stage=pretrain`` replaces ``cfg.base_ckpt``, and ``stage=lora`` leaves the adapter.
+    ``stage=finetune`` trains chosen parameters of the base itself, to compare with; its result is
+    the checkpoint alone.
 
     Returns:
         What results.json holds.
@@ -65,12 +68,15 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     clock = _Clock()
     _enter_run_folder(cfg)
-    data = build_data(cfg)
     net = build_net(cfg)
-    base = None
+    base = None if cfg.stage == "pretrain" else load_base(cfg, net)
+    if cfg.digit == "weakest":
+        cfg.digit = find_weakest(cfg, net, base)
+    data = build_data(cfg)
     if cfg.stage == "lora":
-        base = load_base(cfg, net)
         add_configured_lora(cfg, net)
+    elif cfg.stage == "finetune":
+        choose_trainable(net, cfg.trainable)
     module = build_module(cfg, net, data, base)
     trainer = build_trainer(cfg)
     with config_group("data"):
@@ -81,7 +87,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     _info("%s on %s training images", cfg.stage, f"{len(data.train_set):,}")
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    if base is not None:
+    if cfg.stage == "lora":
+        assert base is not None
         _require_unchanged(base.tensors, net)
     if data.val_size and module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
@@ -90,9 +97,11 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     results = _results(cfg, data, module, trainer, clock)
     if trainer.is_global_zero:
         folder = Path(cfg.paths.run)
-        if base is not None:
+        if cfg.stage == "lora":
             save_adapter(net, folder / "adapter", metadata={"dataset": cfg.data.name})
             results |= {"base_unchanged": True, "adapter": "adapter"}
+        elif base is not None:
+            results |= {"base_unchanged": False, "base_sha256": base.sha256}
         elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
             _save_base(module, Path(cfg.base_ckpt))
         _conclude(results, data, folder)
@@ -182,7 +191,7 @@ def build_data(cfg: DictConfig) -> MNISTDataModule:
     with config_group("data"):
         data: MNISTDataModule = instantiate(cfg.data, _convert_="all")
         data.prepare_data()
-        data.setup("fit" if cfg.stage in ("pretrain", "lora") else "test")
+        data.setup("fit" if cfg.stage in ("pretrain", "lora", "finetune") else "test")
     return data
 
 
@@ -197,6 +206,53 @@ def build_net(cfg: DictConfig) -> nn.Module:
     return net
 
 
+def find_weakest(cfg: DictConfig, net: nn.Module, base: Base | None) -> int:
+    """The class with the most validation errors of the base in ``net``; of equals, the first.
+
+    Raises:
+        UserError: if there is no base yet, or if no validation images are held out.
+    """
+    if base is None:
+        raise UserError("digit=weakest: expected stage=lora, since only a base has a weakest class")
+    data = build_data(OmegaConf.merge(cfg, {"digit": None, "data": {"replay": 0}}))  # type: ignore[arg-type]
+    if not data.val_size:
+        raise UserError(
+            "digit=weakest: expected data.val_size > 0, since the weakest class is the one with "
+            "the most validation errors"
+        )
+    errors = torch.zeros(len(data.classes), dtype=torch.int64)
+    with torch.inference_mode():
+        for batch in data.val_dataloader():
+            images, labels = data.on_after_batch_transfer(batch, 0)  # type: ignore[arg-type]
+            wrong = net(images).argmax(dim=1) != labels
+            errors += torch.bincount(labels[wrong], minlength=len(errors))
+    weakest = int(errors.argmax())
+    _info(
+        "digit=%d (%s): the weakest class, %d of the base's %d errors on %s validation images",
+        *(weakest, data.classes[weakest], errors[weakest], errors.sum(), f"{data.val_size:,}"),
+    )
+    return weakest
+
+
+def choose_trainable(net: nn.Module, pattern: str) -> None:
+    """Freeze every parameter of ``net`` but those whose full name matches ``pattern``.
+
+    Raises:
+        UserError: if ``pattern`` is no regular expression or matches no parameter.
+    """
+    names = [name for name, _ in net.named_parameters()]
+    try:
+        chosen = {name for name in names if re.fullmatch(pattern, name)}
+    except (re.error, TypeError) as error:
+        raise UserError(f"trainable={pattern}: expected a regular expression ({error})") from error
+    if not chosen:
+        raise UserError(
+            f"trainable={pattern}: expected to match a parameter, of: {', '.join(names)}"
+        )
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name in chosen)
+
+
 def build_module(
     cfg: DictConfig, net: nn.Module, data: MNISTDataModule, base: Base | None
 ) -> ClassifierModule:
@@ -204,25 +260,29 @@ def build_module(
     hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     hyperparameters["base_sha256"] = base and base.sha256
     with config_group("loss"):
-        loss = instantiate(cfg.loss)
+        loss = instantiate(cfg.loss, _convert_="all")
     optimizer = instantiate(cfg.get("optimizer"))
     if optimizer:
         with config_group("optimizer"):
             optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
-    # All that the base's answers to the test images depend on.
-    images = [cfg.data[key] for key in ("dataset", "data_dir", "eval_batch_size", "mean", "std")]
+    scheduler = instantiate(cfg.get("scheduler"))
+    # All that the base's answers to the validation and test images depend on.
+    keys = ("dataset", "data_dir", "val_size", "eval_batch_size", "mean", "std")
+    images = [cfg.data[key] for key in keys]
     arithmetic = {k: v for k, v in cfg.trainer.items() if not k.startswith(("max_", "log_"))}
     base_logits = _base_logits(base and base.sha256, str([cfg.net, images, arithmetic]))
     classes, lr_ratio = len(data.classes), cfg.lora.lr_ratio if "lora" in cfg else 1.0
+    base_tensors = base.tensors if base is not None and not has_lora(net) else None
     with config_group("lora"):
         return ClassifierModule(
-            net, loss, optimizer, classes, hyperparameters, lr_ratio, base_logits
+            *(net, loss, optimizer, classes, hyperparameters, lr_ratio),
+            *(base_logits, scheduler, base_tensors),
         )
 
 
 @lru_cache(maxsize=4)
-def _base_logits(base_sha256: str | None, setting: str) -> dict[int, Tensor]:
-    """What a base answered to each test batch: the jobs of a sweep ask it once."""
+def _base_logits(base_sha256: str | None, setting: str) -> dict[tuple[str, int], Tensor]:
+    """What a base answered to each batch of evaluation: the jobs of a sweep ask it once."""
     return {}
 
 

@@ -1,0 +1,113 @@
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lora_mnist.loss import Loss, cross_entropy, distillation, hinge, weighted_mean
+
+LABELS = torch.tensor([0, 1, 2, 2, 1, 0, 2])
+
+
+def logits(seed: int = 0) -> Tensor:
+    return 3 * torch.randn(len(LABELS), 3, generator=torch.Generator().manual_seed(seed))
+
+
+def make(**changes: Any) -> Loss:
+    arguments = {
+        "target": 2,
+        "fit": "cross_entropy",
+        "margin": 1.0,
+        "distill": 0.0,
+        "distill_on": "replay",
+        "temperature": 1.0,
+        "target_weight": None,
+    }
+    return Loss(**{**arguments, **changes})
+
+
+def gradient(loss: Any) -> Tensor:
+    z = logits().requires_grad_()
+    loss(z).backward()
+    return z.grad
+
+
+def test_the_default_is_torchs_cross_entropy_gradient_bit_for_bit() -> None:
+    ours = gradient(lambda z: make()(z, LABELS, None))
+    assert torch.equal(ours, gradient(lambda z: F.cross_entropy(z, LABELS)))
+
+
+@given(seed=st.integers(0, 1000), margin=st.floats(0, 10))
+def test_hinge_equals_a_plain_loop(seed: int, margin: float) -> None:
+    z = logits(seed)
+    for row, label, loss in zip(z, LABELS, hinge(z, LABELS, margin), strict=True):
+        best_other = max(v for c, v in enumerate(row.tolist()) if c != label)
+        expected = max(0.0, margin - (row[label].item() - best_other))
+        assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_hinge_leaves_alone_what_leads() -> None:
+    z = torch.tensor([[5.0, 1.0], [1.0, 5.0]], requires_grad=True)
+    hinge(z, torch.tensor([0, 0]), margin=3.0).sum().backward()
+    assert z.grad.tolist() == [[0, 0], [-1, 1]]
+
+
+@given(seed=st.integers(0, 1000), temperature=st.floats(0.5, 5))
+def test_distillation_is_zero_at_the_base_and_positive_elsewhere(
+    seed: int, temperature: float
+) -> None:
+    z, base = logits(seed), logits(seed + 1)
+    assert distillation(z, z, temperature).abs().max() < 1e-5
+    p, q = (F.softmax(v / temperature, dim=1).double() for v in (base, z))
+    expected = temperature**2 * (p * (p / q).log()).sum(dim=1)
+    torch.testing.assert_close(
+        distillation(z, base, temperature), expected.float(), rtol=1e-3, atol=1e-4
+    )
+    assert (distillation(z, base, temperature) > -1e-5).all()
+
+
+@pytest.mark.parametrize(
+    ("on", "chosen"), [("target", [2]), ("replay", [0, 1]), ("all", [0, 1, 2])]
+)
+def test_distils_on_the_chosen_images(on: str, chosen: list[int]) -> None:
+    z, base = logits(), logits(1)
+    loss = make(distill=0.5, distill_on=on, temperature=2.0)
+    assert loss.needs_base
+    distilled = distillation(z, base, 2.0) * torch.isin(LABELS, torch.tensor(chosen))
+    expected = (cross_entropy(z, LABELS) + 0.5 * distilled).mean()
+    torch.testing.assert_close(loss(z, LABELS, base), expected)
+
+
+def test_target_weight_is_the_targets_share() -> None:
+    z = logits()
+    losses = cross_entropy(z, LABELS)
+    expected = 0.2 * losses[LABELS == 2].mean() + 0.8 * losses[LABELS != 2].mean()
+    torch.testing.assert_close(make(target_weight=0.2)(z, LABELS, None), expected)
+
+
+def test_target_weight_without_others_is_the_plain_mean() -> None:
+    losses = torch.tensor([1.0, 3.0], requires_grad=True)
+    for is_target in (torch.tensor([True, True]), torch.tensor([False, False])):
+        losses.grad = None
+        weighted_mean(losses, is_target, 0.2).backward()
+        assert losses.grad.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fit": "l1"}, "fit=l1: expected one of cross_entropy, hinge"),
+        ({"distill_on": "some"}, "distill_on=some: expected one of replay, target, all"),
+        ({"margin": -1}, "margin=-1: expected a finite number >= 0"),
+        ({"distill": True}, "distill=True: expected"),
+        ({"temperature": 0}, "temperature=0: expected a finite number > 0"),
+        ({"target_weight": 1.5}, "target_weight=1.5: expected a finite number from 0 to 1"),
+        ({"target_weight": 0.5, "target": None}, "target_weight=0.5: expected null"),
+    ],
+)
+def test_refuses_bad_arguments(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
