@@ -220,6 +220,14 @@ def test_refuses_weights(folder: Path, weight: Any) -> None:
     assert not has_lora(net)
 
 
+def test_the_same_adapter_is_the_same_file(adapted: nn.Module, tmp_path: Path) -> None:
+    metadata = {"dataset": "mnist", "a": "ä", "z": '"'}
+    folders = [save_adapter(adapted, tmp_path / str(n), metadata=metadata) for n in range(8)]
+    assert len({(folder / WEIGHTS_NAME).read_bytes() for folder in folders}) == 1
+    with safe_open(folders[0] / WEIGHTS_NAME, "pt") as file:
+        assert file.metadata().items() >= metadata.items()
+
+
 def test_metadata(adapted: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_adapter(adapted, tmp_path, metadata={"dataset": "mnist"})
     with safe_open(tmp_path / WEIGHTS_NAME, "pt") as file:

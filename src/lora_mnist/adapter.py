@@ -9,6 +9,7 @@ adapter the name of the ``dataset``.
 """
 
 import hashlib
+import json
 import logging
 import math
 import re
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lora_mnist.files import atomic_write
@@ -114,10 +115,22 @@ def save_adapter(
         **(metadata or {}),
     }
     with atomic_write(folder / WEIGHTS_NAME) as path:
-        save_file(tensors, path, described)
+        path.write_bytes(_in_order(save(tensors, described)))
     with atomic_write(folder / CONFIG_NAME) as path:
         write_config(path, model, settings, first.use_rslora, first.dropout)
     return folder
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: safetensors writes it in random order.
+
+    The file begins with the length of its header, eight bytes, and the header, which is JSON.
+    """
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return file[:8] + text.ljust(end - 8) + file[end:]
 
 
 def _one_adapter(model: nn.Module, name: str | None) -> dict[str, LoRAParametrization]:
