@@ -503,7 +503,7 @@ def test_finetune_trains_the_chosen_parameters(cli: Any, base_ckpt: Path, tmp_pa
     assert results["base_unchanged"] is False
     before = torch.load(base_ckpt, weights_only=True)["state_dict"]
     after = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert changed_tensors(before, after) == ["net.linear3.weight", "net.linear3.bias"]
+    assert changed_tensors(before, after) == ["net.linear3.bias", "net.linear3.weight"]
     pretrained = read_results(base_ckpt.parent / "pretrain")
     assert results["test_base"] == pretrained["test"]
     assert results["base_sha256"] == pretrained["base_sha256"]
