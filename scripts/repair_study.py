@@ -1,7 +1,7 @@
 """Repair without forgetting: methods side by side, and the search that chose the recipes.
 
     python scripts/repair_study.py           # every method, 5 seeds, on outputs/base/mnist.ckpt
-    python scripts/repair_study.py search    # how experiment=repair and repair_private were chosen
+    python scripts/repair_study.py search    # what the recipes' weight, margin, layers rest on
 
 Every method is a sweep over seeds (python train.py -m), kept in outputs/repair_study; called again,
 the study runs what is missing. The table is printed as Markdown and stands there with the picture.
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "outputs" / "repair_study"
 SEEDS = "seed=0,1,2,3,4"
 REPAIR = ["stage=lora", "experiment=repair"]
-FINETUNE = ["stage=finetune", "experiment=repair", "~lora", "optimizer.lr=0.001"]
+FINETUNE = ["stage=finetune", "experiment=repair", "optimizer.lr=0.001"]
 
 METHODS = {
     "naive (notebook)": ["stage=lora"],

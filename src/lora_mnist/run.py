@@ -271,7 +271,7 @@ def build_module(
     images = [cfg.data[key] for key in keys]
     arithmetic = {k: v for k, v in cfg.trainer.items() if not k.startswith(("max_", "log_"))}
     base_logits = _base_logits(base and base.sha256, str([cfg.net, images, arithmetic]))
-    classes, lr_ratio = len(data.classes), cfg.lora.lr_ratio if "lora" in cfg else 1.0
+    classes, lr_ratio = len(data.classes), cfg.lora.lr_ratio if cfg.stage == "lora" else 1.0
     base_tensors = base.tensors if base is not None and not has_lora(net) else None
     with config_group("lora"):
         return ClassifierModule(
