@@ -49,8 +49,8 @@ from contestants import (
 from torch import nn
 
 from lora_mnist import MLP, add_lora
+from lora_mnist.build import build_data
 from lora_mnist.files import atomic_write
-from lora_mnist.run import build_data
 
 
 @dataclass
