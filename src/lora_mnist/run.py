@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.adapter import changed_tensors, fingerprint, save_adapter
-from lora_mnist.allocator import keep_freed_memory
 from lora_mnist.build import (
     add_configured_lora,
     build_data,
@@ -33,6 +32,7 @@ from lora_mnist.data import MNISTDataModule
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.files import atomic_write
 from lora_mnist.lora import base_state_dict, lora_names, set_lora_enabled
+from lora_mnist.memory import keep_freed_memory
 from lora_mnist.module import ClassifierModule
 from lora_mnist.report import count_parameters, report_parameters, report_results
 

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from lora_mnist.allocator import keep_freed_memory
+from lora_mnist.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 torch.ones(1 << 22)
@@ -28,3 +28,21 @@ def faults(keep: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_freed_memory_is_used_again() -> None:
     assert faults("keep") < 100 < faults("as it comes")
+
+
+def test_only_imports_are_kept_from_the_garbage_collector() -> None:
+    program = """
+import gc, sys
+from lora_mnist.memory import lasting_imports
+sys.modules.pop("colorsys", None)
+with lasting_imports():
+    assert not gc.isenabled()
+    import colorsys
+kept = gc.get_freeze_count()
+assert gc.isenabled() and kept > 0
+with lasting_imports():
+    import colorsys
+    more = [[] for _ in range(1000)]
+assert gc.get_freeze_count() <= kept  # some of the kept objects may have died meanwhile
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
