@@ -200,6 +200,8 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         reason = one_line(error.__cause__)
         named = [f"trainer.{key}={value}" for key, value in cfg.trainer.items() if key in reason]
         raise UserError(f"{(named or ['trainer'])[0]}: {reason}") from error
+    if not trainer.limit_test_batches:
+        raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
     return trainer
 
 
