@@ -29,6 +29,13 @@ class TinyNet(nn.Module):
         return self.linear2(torch.relu(self.linear1(x)))
 
 
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing stays missing, also on a machine that could download it."""
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
 @pytest.fixture
 def tiny() -> TinyNet:
     torch.manual_seed(0)

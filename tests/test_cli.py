@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import ROOT, read_results, run_process
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lora_mnist import MLP, load_adapter
-from lora_mnist.adapter import changed_tensors
+from lora_mnist.adapter import WEIGHTS_NAME, changed_tensors
 
 FEW = ("trainer.max_steps=20", "logger=none")
 
@@ -242,9 +243,69 @@ def test_resumes_from_a_checkpoint(
     done = cli("train.py", *arguments, "trainer.max_steps=35", f"hydra.run.dir={tmp_path}/run")
     assert done.code == 0, done.err
     assert read_results(tmp_path / "run")["steps"] == 35
-    done = cli("train.py", "stage=pretrain", f"ckpt_path={checkpoint}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("stage=pretrain",), "expected a checkpoint of stage=pretrain, not stage=lora"),
+        (("stage=lora", "lora.rank=4"), "'rank': 4"),
+        (("stage=lora", "base_ckpt={tmp}/other"), ": expected base_sha256="),
+        (("stage=lora", "trainer.max_steps=2"), "trainer.max_steps=2: expected more than the "),
+    ],
+)
+def test_does_not_resume_what_was_something_else(
+    cli: Any,
+    base_ckpt: Path,
+    lora_run: Path,
+    tmp_path: Path,
+    overrides: tuple[str, ...],
+    message: str,
+) -> None:
+    other = torch.load(base_ckpt, weights_only=True)
+    other["state_dict"]["net.linear1.bias"] += 1
+    torch.save(other, tmp_path / "other")
+    checkpoint = lora_run / "checkpoints" / "last.ckpt"
+    overrides = tuple(override.replace("{tmp}", str(tmp_path)) for override in overrides)
+    done = cli("train.py", f"base_ckpt={base_ckpt}", f"ckpt_path={checkpoint}", *overrides)
     assert done.code == 2
-    assert "expected a checkpoint of stage=pretrain, not stage=lora" in done.err
+    assert message in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=1e30", "optimizer.lr=1e+30: training diverged, linear1."),
+        ("trainer.max_steps=0", "trainer.max_steps=0 trainer.max_epochs=1: expected at least one"),
+        ("+trainer.limit_test_batches=0.01", "trainer: You requested to check 0.01"),
+    ],
+)
+def test_a_pretraining_that_failed_leaves_the_base_alone(
+    cli: Any, tmp_path: Path, override: str, message: str
+) -> None:
+    base = tmp_path / "base.ckpt"
+    base.write_bytes(b"the old base")
+    done = cli("train.py", "trainer.max_steps=20", "logger=none", f"base_ckpt={base}", override)
+    assert done.code == 2
+    assert message in done.err
+    assert base.read_bytes() == b"the old base"
+
+
+@pytest.mark.parametrize("base", ["null", "/", "/dev/null/base.ckpt"])
+def test_a_base_that_could_not_be_written_is_refused_before_training(cli: Any, base: str) -> None:
+    done = cli("train.py", f"base_ckpt={base}")
+    assert done.code == 2
+    assert done.err.startswith("base_ckpt=")
+    assert len(done.err.splitlines()) == 1
+
+
+def test_ones_own_defaults_count(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "default.yaml").write_text("optimizer:\n  lr: 0.5\n")
+    done = cli("train.py", "--cfg", "job", f"hydra.searchpath=[file://{tmp_path}]")
+    assert done.code == 0
+    assert OmegaConf.create(done.out).optimizer.lr == 0.5
 
 
 @pytest.mark.parametrize("logger", ["csv", "none"])
@@ -312,8 +373,18 @@ BAD_INPUT = {
     "data.data_dir=/dev/null": "data.data_dir=/dev/null: expected a readable folder",
     "data.data_dir={tmp}/none": "files missing, and no download possible",
     "+trainer.limit_test_batches=0": "trainer.limit_test_batches=0: expected > 0",
+    "+trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0: expected >= 1",
+    "+trainer.precision=bf16-true": "trainer.precision=bf16-true: expected 32-true or a mixed",
+    "trainer.devices=0": "trainer.devices=0: ",
     "trainer.max_steps=-7": "trainer.max_steps=-7: ",
     "trainer=gpu": "trainer.accelerator=gpu: not on this machine; expected one of auto, cpu",
+    "+optimizer.nope=1": "optimizer: Adam.__init__() got an unexpected keyword argument 'nope'",
+    "optimizer._target_=torch.optim.Adamm": "optimizer: Error loading 'torch.optim.Adamm'",
+    "+lora.bias=all": "lora: add_lora() got an unexpected keyword argument 'bias'",
+    "lora.rank_pattern=4": "lora.rank_pattern=4: expected a mapping from layers to values, or null",
+    "loss=distill": "loss.distill=1.0: expected data.replay > 0, or loss.distill_on=target",
+    "data.mean=abc": "data.mean=abc: expected a number",
+    "data.seed=abc": "data.seed=abc: expected an integer >= 0",
     "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
     "seed=-1": "seed=-1: expected an integer from 0 to 4294967295",
     "ckpt_path={tmp}/none": "ckpt_path={tmp}/none: expected a checkpoint of stage=lora",
@@ -474,6 +545,10 @@ def test_weakest_class(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
     errors = results["val_base"]["errors_per_class"]
     assert results["digit"] == errors.index(max(errors))
     assert f"{max(errors)} of the base's {sum(errors)} errors" in done.err
+    same = ("stage=lora", f"digit={results['digit']}", *FEW, f"base_ckpt={base_ckpt}")
+    done = cli("train.py", *same, "loss=distill", "data.replay=9", f"hydra.run.dir={tmp_path}/same")
+    adapters = [load_file(tmp_path / r / "adapter" / WEIGHTS_NAME) for r in ("run", "same")]
+    assert not changed_tensors(*adapters)
     assert results["test"]["errors_per_class"] != results["test_base"]["errors_per_class"]
 
 
@@ -481,6 +556,8 @@ def test_weakest_class(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (("stage=pretrain", "digit=weakest"), "digit=weakest: expected stage=lora"),
+        (("stage=pretrain", "loss=distill"), "loss.distill=1.0: expected 0, since stage=pretrain"),
+        (("stage=pretrain", "net.num_classes=5"), "net.num_classes=5: expected the 10 of MNIST"),
         (("stage=lora", "digit=weakest", "data.val_size=0"), "expected data.val_size > 0"),
         (("stage=finetune", "trainable=conv.*"), "trainable=conv.*: expected to match a parameter"),
     ],

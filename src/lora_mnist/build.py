@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -106,6 +107,7 @@ def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
     Raises:
         UserError: if an adapter is described in another way or cannot be loaded.
     """
+    require_bool(cfg, "allow_other_base")
     chosen = cfg.adapter if isinstance(cfg.adapter, ListConfig) else [cfg.adapter]
     for adapter in chosen:
         if adapter is None:
@@ -151,15 +153,17 @@ def build_module(
     cfg: DictConfig, net: nn.Module, data: MNISTDataModule, base: Base | None
 ) -> ClassifierModule:
     """The module that trains or tests ``net``, which carries LoRA where there is a ``base``."""
+    _check_fit_together(cfg, data)
     hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     hyperparameters["base_sha256"] = base and base.sha256
     with config_group("loss"):
         loss = instantiate(cfg.loss, _convert_="all")
-    optimizer = instantiate(cfg.get("optimizer"))
-    if optimizer:
-        with config_group("optimizer"):
+    with config_group("optimizer"):
+        optimizer = instantiate(cfg.get("optimizer"))
+        if optimizer:
             optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
-    scheduler = instantiate(cfg.get("scheduler"))
+    with config_group("scheduler"):
+        scheduler = instantiate(cfg.get("scheduler"))
     # All that the base's answers to the validation and test images depend on.
     keys = ("dataset", "data_dir", "val_size", "eval_batch_size", "mean", "std")
     images = [cfg.data[key] for key in keys]
@@ -171,6 +175,20 @@ def build_module(
         return ClassifierModule(
             *(net, loss, optimizer, classes, hyperparameters, lr_ratio),
             *(base_logits, scheduler, base_tensors),
+        )
+
+
+def _check_fit_together(cfg: DictConfig, data: MNISTDataModule) -> None:
+    """Refuse values that are right each for itself and wrong together."""
+    if (outputs := cfg.net.get("num_classes")) not in (None, classes := len(data.classes)):
+        raise UserError(f"net.num_classes={outputs}: expected the {classes} of {data.dataset}")
+    if not (distill := cfg.loss.get("distill")):
+        return
+    if cfg.stage == "pretrain":
+        raise UserError(f"loss.distill={distill}: expected 0, since stage=pretrain has no base")
+    if cfg.loss.distill_on == "replay" and not data.replay and cfg.stage != "eval":
+        raise UserError(
+            f"loss.distill={distill}: expected data.replay > 0, or loss.distill_on=target"
         )
 
 
@@ -188,27 +206,56 @@ def build_trainer(cfg: DictConfig) -> Trainer:
             f"trainer.accelerator={accelerator}: not on this machine; "
             f"expected one of {', '.join(available)}"
         )
-    callbacks = [instantiate(c) for c in (cfg.get("callbacks") or {}).values() if c]
+    with config_group("callbacks"):
+        callbacks = [instantiate(c) for c in (cfg.get("callbacks") or {}).values() if c]
     settings: dict[str, Any] = {}
     if not sys.stdout.isatty():  # into a pipe or a file: no bar, only what is worth keeping
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
         settings["enable_progress_bar"] = False
-    logger = instantiate(cfg.logger) if cfg.get("logger") else False
+    with config_group("logger"):
+        logger = instantiate(cfg.logger) if cfg.get("logger") else False
     try:
         trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=logger, **settings)
     except InstantiationException as error:
-        reason = one_line(error.__cause__)
-        named = [f"trainer.{key}={value}" for key, value in cfg.trainer.items() if key in reason]
-        raise UserError(f"{(named or ['trainer'])[0]}: {reason}") from error
+        reason = one_line(error.__cause__ or error)
+        quoted = [f"`{key}" for key in cfg.trainer] + [f"{key}=" for key in cfg.trainer]
+        named = [name.strip("`=") for name in quoted if name in reason]
+        key = f"trainer.{named[0]}={cfg.trainer[named[0]]}" if named else "trainer"
+        raise UserError(f"{key}: {reason}") from error
+    _check_trainer(trainer)
+    return trainer
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    """Refuse what Lightning accepts and a run here cannot do."""
     if not trainer.limit_test_batches:
         raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
-    return trainer
+    if trainer.accumulate_grad_batches < 1:
+        raise UserError(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: expected >= 1"
+        )
+    if trainer.precision in ("64-true", "16-true", "bf16-true"):
+        raise UserError(
+            f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
+            "since the base is kept in float32, bit for bit"
+        )
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping and trainer.world_size > 1:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
+        )
 
 
 def _accelerators() -> list[str]:
     """What ``trainer.accelerator`` accepts on this machine."""
     names = [n for n, a in AcceleratorRegistry.items() if a["accelerator"].is_available()]
     return ["auto", *names, *(["gpu"] if {"cuda", "mps"} & set(names) else [])]
+
+
+def require_bool(cfg: DictConfig, key: str) -> None:
+    """Refuse any other value: what merely is not empty would count as true."""
+    if not isinstance(value := cfg[key], bool):
+        raise UserError(f"{key}={value}: expected true or false")
 
 
 def _chosen(group: str) -> str:

@@ -158,11 +158,13 @@ class MNISTDataModule(LightningDataModule):
             raise ValueError(f"replay={replay}: expected 0, since digit=null trains on all classes")
         self.eval_batch_size = _checked_int("eval_batch_size", eval_batch_size, minimum=1)
         self.val_size = _checked_int("val_size", val_size, minimum=0)
-        if not std > 0:
+        if not isinstance(mean, int | float):
+            raise ValueError(f"mean={mean}: expected a number")
+        if not (isinstance(std, int | float) and std > 0):
             raise ValueError(f"std={std}: expected a number > 0")
         self.mean = mean
         self.std = std
-        self.seed = seed
+        self.seed = None if seed is None else _checked_int("seed", seed, minimum=0)
 
     def prepare_data(self) -> None:
         """Extract the dataset, or download it, where that has not been done yet.

@@ -22,16 +22,17 @@ class UserError(CompactHydraException):
 
 @contextmanager
 def config_group(group: str) -> Iterator[None]:
-    """Turn a ``ValueError`` about an argument into a :class:`UserError` about its config key.
+    """Turn an error about an argument into a :class:`UserError` about its config key.
 
     The package's functions word theirs ``argument=value: expected ...``; with the group in front
-    that reads ``group.argument=value: expected ...``.
+    that reads ``group.argument=value: expected ...``. Python refuses an argument that is unknown
+    or of a wrong type with a ``TypeError``.
     """
     try:
         yield
-    except (ValueError, InstantiationException) as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        message = one_line(cause)
+    except (ValueError, TypeError, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        message = one_line(cause or error)
         raise UserError(f"{group}{'.' if _NAMES_ARGUMENT(message) else ': '}{message}") from error
 
 

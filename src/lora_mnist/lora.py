@@ -145,6 +145,8 @@ def _by_pattern(
     argument: str, pattern: Mapping[str, Any] | None, names: list[str], default: Any
 ) -> dict[str, Any]:
     """The value of each layer of ``names``."""
+    if not isinstance(pattern, Mapping | None):
+        raise ValueError(f"{argument}={pattern}: expected a mapping from layers to values, or null")
     for key, value in (pattern or {}).items():
         _compiled(argument, key)
         if not any(pattern_value({key: True}, name, False) for name in names):

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.build import build_net, load_adapters, load_base
+from lora_mnist.build import build_net, load_adapters, load_base, require_bool
 from lora_mnist.data import MNISTDataModule
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.files import atomic_write
@@ -35,6 +35,7 @@ def predict(cfg: DictConfig) -> bool:
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
     """
+    require_bool(cfg, "json")
     files = _find(cfg.images)
     with config_group("data"):
         data: MNISTDataModule = instantiate(cfg.data, _convert_="all")
@@ -71,6 +72,8 @@ def _find(images: Any) -> list[Path]:
         found = [name] if Path(name).exists() else glob.glob(name)  # noqa: PTH207
         if not found:
             raise UserError(f"images={pattern}: expected pictures; there is no such file")
+        if folders := [path for path in found if Path(path).is_dir()]:
+            raise UserError(f'images={pattern}: a folder; expected "{folders[0]}/*.png" or such')
         files += map(Path, sorted(found))
     return list(dict.fromkeys(files))
 

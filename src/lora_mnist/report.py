@@ -77,7 +77,7 @@ def report_results(results: dict[str, Any], classes: list[str]) -> None:
     _print(repair, table, accuracy, *each)
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str | None, *columns: str) -> Table:
     table = Table(*columns, title=title)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -98,9 +98,7 @@ def _each_table(results: dict[str, Any]) -> Table:
     """Errors of every class with each adapter alone, and with all of them."""
     rows = {"base": results["test_base"], **results["each"], "all adapters": results["test"]}
     classes = range(len(results["test"]["errors_per_class"]))
-    table = Table("errors with", *map(str, classes), "all")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = _table(None, "errors with", *map(str, classes), "all")
     for name, outcome in rows.items():
         table.add_row(name, *map(str, outcome["errors_per_class"]), str(outcome["errors"]))
     return table
@@ -124,7 +122,7 @@ def _shape(tensor: Tensor | None) -> str:
 def _print(*parts: Table | str) -> None:
     """Log rich's tables as plain text, so that screen, pipe and train.log show the same."""
     text = StringIO()
-    console = Console(file=text, width=100)
+    console = Console(file=text, width=100, markup=False, emoji=False, highlight=False)
     for part in parts:
         console.print(part)
     log.info("%s", text.getvalue().rstrip())

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -27,9 +29,10 @@ from lora_mnist.build import (
     load_adapters,
     load_base,
     read_checkpoint,
+    require_bool,
 )
 from lora_mnist.data import MNISTDataModule
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.files import atomic_write
 from lora_mnist.lora import base_state_dict, lora_names, set_lora_enabled
 from lora_mnist.memory import keep_freed_memory
@@ -66,6 +69,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     """
     clock = _Clock()
     _prepare_process(cfg)
+    if cfg.stage == "pretrain":
+        _check_base_path(cfg.base_ckpt)
     net = build_net(cfg)
     if cfg.digit == "weakest":
         cfg.digit = find_weakest(cfg, net)
@@ -80,17 +85,18 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     with config_group("data"):
         data.batch_size_per_process(trainer.world_size)
     if cfg.ckpt_path is not None:
-        read_checkpoint("ckpt_path", Path(cfg.ckpt_path), cfg.stage)
+        _check_resumable(cfg, module, trainer)
     report_parameters(net)
     _info("%s on %s training images", cfg.stage, f"{len(data.train_set):,}")
-    with clock.measure("fit"):
+    with clock.measure("fit"), _trainer_mistakes():
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    _check_trained(cfg, net, trainer)
     if cfg.stage == "lora":
         assert base is not None
         _require_unchanged(base.tensors, net)
     if data.val_size and module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
-    with clock.measure("test"):
+    with clock.measure("test"), _trainer_mistakes():
         trainer.test(module, datamodule=data, verbose=False)
     results = _results(cfg, data, module, trainer, clock)
     if trainer.is_global_zero:
@@ -119,6 +125,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     clock = _Clock()
     _prepare_process(cfg)
+    require_bool(cfg, "each")
     data = build_data(cfg)
     net = build_net(cfg)
     base = load_base(cfg, net)
@@ -197,7 +204,8 @@ def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
         )
     load_base(cfg, net)
     errors = torch.zeros(len(data.classes), dtype=torch.int64)
-    with torch.inference_mode():
+    # A loader draws from the global generator: the run shall be the one of the class by its number.
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         for batch in data.val_dataloader():
             images, labels = data.on_after_batch_transfer(batch, 0)  # type: ignore[arg-type]
             wrong = net(images).argmax(dim=1) != labels
@@ -208,6 +216,57 @@ def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
         *(weakest, data.classes[weakest], errors[weakest], errors.sum(), f"{data.val_size:,}"),
     )
     return weakest
+
+
+def _check_base_path(path: str | None) -> None:
+    """Refuse before training what the base could not be written to after it."""
+    if path is None or Path(path).is_dir():
+        raise UserError(f"base_ckpt={path}: expected a file to write the base to")
+    parent = Path(path).absolute().parent
+    existing = next(folder for folder in (parent, *parent.parents) if folder.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UserError(f"base_ckpt={path}: expected a folder that can be written, not {existing}")
+
+
+def _check_resumable(cfg: DictConfig, module: ClassifierModule, trainer: Trainer) -> None:
+    """Refuse a checkpoint of another base or adapter, or with nothing left to do."""
+    checkpoint = read_checkpoint("ckpt_path", Path(cfg.ckpt_path), cfg.stage)
+    for key in ("base_sha256", "net", "lora"):
+        saved, here = checkpoint["hyper_parameters"].get(key), module.hparams.get(key)
+        if saved != here:
+            raise UserError(
+                f"ckpt_path={cfg.ckpt_path}: expected {key}={here}, as configured; "
+                f"it was trained with {key}={saved}"
+            )
+    if 0 <= trainer.max_steps <= (step := checkpoint["global_step"]):
+        raise UserError(
+            f"trainer.max_steps={trainer.max_steps}: expected more than the {step} steps of "
+            f"ckpt_path={cfg.ckpt_path}"
+        )
+
+
+@contextmanager
+def _trainer_mistakes() -> Iterator[None]:
+    """Some options Lightning checks only when it gets to the data."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {one_line(error)}") from error
+
+
+def _check_trained(cfg: DictConfig, net: nn.Module, trainer: Trainer) -> None:
+    """Keep nothing that was not trained, or that training has ruined."""
+    if cfg.stage == "pretrain" and not trainer.global_step:
+        raise UserError(
+            f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
+            "expected at least one step of training"
+        )
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise UserError(
+                f"optimizer.lr={cfg.optimizer.lr}: training diverged, {name} is not finite; "
+                "expected a smaller learning rate"
+            )
 
 
 def _require_unchanged(base: dict[str, Tensor], net: nn.Module) -> None:
@@ -249,7 +308,10 @@ def _results(
 
 
 def _conclude(results: dict[str, Any], data: MNISTDataModule, folder: Path) -> None:
-    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in results.items()]
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}"
+        for key, value in results.items()
+    ]
     with atomic_write(folder / "results.json") as path:
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     report_results(results, data.classes)
