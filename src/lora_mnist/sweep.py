@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -38,6 +38,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from lora_mnist import interrupt
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.files import atomic_write
 from lora_mnist.run_folder import make_or_exit
@@ -63,14 +64,6 @@ class _Sweep:
     mode: str
     overrides: list[str]
     lock: FileLock
-    handlers: dict[int, Any] = field(default_factory=dict)
-    #: The exit code after an interrupt, until then 0.
-    interrupted: int = 0
-
-    def check(self) -> None:
-        """End the process after an interrupt: what was running may have swallowed the exit."""
-        if self.interrupted:
-            raise SystemExit(self.interrupted)
 
     def resume_command(self) -> str:
         kept = [o for o in self.overrides if not o.startswith("sweep.resume=")]
@@ -94,8 +87,6 @@ class SweepCallback(Callback):
         global _conducted
         try:
             _conducted = _open_sweep(config)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                _conducted.handlers[number] = signal.signal(number, _interrupt)
         except CompactHydraException as error:
             _exit(str(error), code=1)
         except Exception as error:  # of which Hydra would make a warning
@@ -108,22 +99,30 @@ def conduct() -> Iterator[None]:
     """Around Hydra's main: whichever way a sweep ends, write its summary and set the exit code.
 
     0 if every job finished, 1 if one failed, 2 for a mistake in the command, 130 or 143 after an
-    interrupt. A single run passes through untouched.
+    interrupt, which holds for a single run too.
     """
     global _conducted
     _conducted, code = None, 0
-    try:
-        yield
-    except SystemExit as exit_:
-        if _conducted is None:
+    with interrupt.handle_signals() as received:
+        try:
+            yield
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
+        except SystemExit as exit_:
+            if _conducted is None and not received.number:
+                raise
+            code = exit_.code if isinstance(exit_.code, int) else 1
+        except Exception:  # with HYDRA_FULL_ERROR=1
+            if _conducted is not None:
+                _conclude(_conducted, received, 1)
             raise
-        code = exit_.code if isinstance(exit_.code, int) else 1
-    except Exception:  # with HYDRA_FULL_ERROR=1
+        received.hold()
         if _conducted is not None:
-            _conclude(_conducted, 1)
-        raise
-    if _conducted is not None and (code := _conclude(_conducted, code)):
-        raise SystemExit(code)
+            code = _conclude(_conducted, received, code)
+        elif received.number:
+            print(f"interrupted by {received.number.name}", file=sys.stderr, flush=True)
+        if code := received.exit_code or code:
+            raise SystemExit(code)
 
 
 @dataclass
@@ -149,10 +148,10 @@ def swept_job(cfg: DictConfig) -> Iterator[Job]:
     if hydra.mode != RunMode.MULTIRUN:
         yield Job()
         return
-    if _conducted is None:  # a worker: whoever conducts the sweep ends it
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if interrupt.is_handled():
+        interrupt.check()
     else:
-        _conducted.check()
+        interrupt.leave_to_parent()
     _log_to_file_only()
     folder = Path(hydra.runtime.output_dir)
     label = _label(hydra.job.num, _varied(hydra))
@@ -375,16 +374,6 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", r"\'") + "'"
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    # Not KeyboardInterrupt, which Lightning turns into exit code 1. Once is enough: a second
-    # signal must not cut the summary off.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    assert _conducted is not None
-    _conducted.interrupted = 128 + number
-    _conducted.check()
-
-
 # --- one job -------------------------------------------------------------------------------------
 
 
@@ -487,8 +476,7 @@ def _objective(cfg: DictConfig, folder: Path) -> float | None:
 
 def _fail(cfg: DictConfig, hydra: HydraConf, folder: Path, label: str, error: Exception) -> None:
     """Tell at once, and keep for the summary, that a job failed; the next ones go on."""
-    if _conducted is not None:
-        _conducted.check()
+    interrupt.check()
     ours = isinstance(error, UserError)
     reason = one_line(error) if ours else f"{type(error).__name__}: {one_line(error)}"
     full = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
@@ -501,7 +489,7 @@ def _fail(cfg: DictConfig, hydra: HydraConf, folder: Path, label: str, error: Ex
     if no_space or OmegaConf.select(cfg, "sweep.fail_fast"):
         with suppress(OSError):
             (folder.parent / _STOP_FILE).touch()
-        if _conducted is not None:
+        if interrupt.is_handled():
             raise SystemExit(1)
 
 
@@ -524,22 +512,20 @@ def _log_to_file_only() -> None:
 # --- closing a sweep -----------------------------------------------------------------------------
 
 
-def _conclude(sweep: _Sweep, code: int) -> int:
+def _conclude(sweep: _Sweep, received: interrupt.Interrupt, code: int) -> int:
     """Write and print the summary; the process's exit code."""
-    code = sweep.interrupted or code
+    received.hold()
     try:
         with _writing(sweep.folder):
             summary = summarize(sweep.folder, sweep.metric, sweep.mode, sweep.entry)
     finally:
-        for number, handler in sweep.handlers.items():
-            signal.signal(number, handler)
         sweep.lock.release()
     print(summary.text, flush=True)
     now = len(_commands(sweep.folder))
     unfinished = [row for row in summary.rows if row.status != "finished" and row.command == now]
     failed = sum(row.status == "failed" for row in unfinished)
-    if code > 128:
-        problem = f"interrupted by {signal.Signals(code - 128).name}"
+    if received.number:
+        problem = f"interrupted by {received.number.name}"
     elif failed:
         problem = f"{failed} failed"
     elif code or unfinished:
@@ -549,4 +535,4 @@ def _conclude(sweep: _Sweep, code: int) -> int:
             _exit(summary.complaint)
         return 0
     print(f"{problem}; go on with: {sweep.resume_command()}", file=sys.stderr, flush=True)
-    return code or 1
+    return received.exit_code or code or 1
