@@ -5,11 +5,13 @@ Whatever runs when the signal comes may also swallow the exception that it raise
 the signal is remembered and decides the exit code in the end.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from threading import Timer
+from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -20,6 +22,7 @@ class Interrupt:
 
     number: signal.Signals | None = None
     held: bool = False
+    again: Timer | None = None
 
     @property
     def exit_code(self) -> int:
@@ -30,10 +33,25 @@ class Interrupt:
         """From now on only take note of signals: what remains to be done must not be cut off."""
         self.held = True
 
-    def _receive(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or signal.Signals(number)
-        if not self.held:
-            raise KeyboardInterrupt  # at which Lightning also ends the processes it has started
+        if self.held:
+            return
+        if _is_importing(frame):
+            # Cut off now, a module would stay half-made that the summary needs, such as matplotlib.
+            self.again = Timer(0.05, os.kill, (os.getpid(), number))
+            self.again.daemon = True
+            self.again.start()
+            return
+        raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 #: None in the workers of a parallel launcher, where no command has been started.
@@ -50,6 +68,8 @@ def handle_signals() -> Iterator[Interrupt]:
     try:
         yield interrupt
     finally:
+        if interrupt.again is not None:
+            interrupt.again.cancel()
         for number, handler in handlers.items():
             signal.signal(number, handler)
         _current = before

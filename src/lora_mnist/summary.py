@@ -62,11 +62,19 @@ class Row:
 
 @dataclass
 class Summary:
-    """All jobs of a sweep, best first, the table to print, and what stood in the way of ranking."""
+    """A sweep's outcome.
+
+    Attributes:
+        rows: all jobs, best first.
+        text: the table to print.
+        complaint: what stood in the way of ranking.
+        unwritten: what kept the files from being written.
+    """
 
     rows: list[Row]
     text: str
-    complaint: str | None
+    complaint: str | None = None
+    unwritten: str | None = None
 
 
 def summarize(folder: Path, metric: str | None, mode: str, entry: str) -> Summary:
@@ -80,12 +88,11 @@ def summarize(folder: Path, metric: str | None, mode: str, entry: str) -> Summar
         entry: script of the commands that the summary shows, such as train.py.
 
     Raises:
-        OSError: if the folder cannot be read or written.
+        OSError: if the folder cannot be read.
     """
     rows = _ranked(read_rows(folder), metric, mode)
     if not rows:
-        return Summary(rows, "no job has started", None)
-    _write_csv(rows, folder / "summary.csv")
+        return Summary(rows, "no job has started")
     finished = [row for row in rows if row.status == "finished"]
     ranked = [row for row in finished if row.value(metric) is not None]
     complaint = None
@@ -93,19 +100,20 @@ def summarize(folder: Path, metric: str | None, mode: str, entry: str) -> Summar
         numbers = sorted(k for k, v in finished[0].results.items() if _chooses(k, v))
         expected = f"one of {', '.join(numbers)}, or null" if numbers else "null (no validation)"
         complaint = f"sweep.metric={metric}: no job has it; expected {expected}"
-    if ranked and ranked[0].swept:
-        from lora_mnist.figures import draw_sweep  # late: matplotlib
-
-        points = [(row.swept, row.value(metric)) for row in rows]
-        with atomic_write(folder / "summary.png") as path:
-            draw_sweep(path, points, str(metric), mode)
+    unwritten = None
+    try:
+        _write_csv(rows, folder / "summary.csv")
+        if ranked and ranked[0].swept:
+            _write_picture(rows, folder / "summary.png", str(metric), mode)
+    except OSError as error:
+        unwritten = f"the summary cannot be written ({error.strerror or error})"
     text = _table(rows, metric)
     if ranked:
         text += f"\nbest: {_command(entry, ranked[0])}{_importances(folder)}"
     for row in rows:
         if row.status != "finished":
             text += f"\n{row.status}: {_swept_text(row)}" + (f": {row.error}" if row.error else "")
-    return Summary(rows, f"{text}\nsweep: {folder}", complaint)
+    return Summary(rows, f"{text}\nsweep: {folder}", complaint, unwritten)
 
 
 def _importances(folder: Path) -> str:
@@ -227,7 +235,7 @@ def _setting(row: Row, key: str, folder: Path) -> str:
         value: Any = _read_yaml(folder / row.folder / ".hydra" / "config.yaml")
         for part in key.split("."):
             value = value[part]
-    except (OSError, KeyError, TypeError):
+    except (OSError, KeyError, TypeError, yaml.YAMLError):  # cut off while it was written
         return ""
     return "null" if value is None else str(value)
 
@@ -271,6 +279,14 @@ def _write_csv(rows: list[Row], path: Path) -> None:
         for row in rows:
             outcome = {"status": row.status, "error": row.error, "folder": row.folder}
             writer.writerow({**row.results, **row.swept, **outcome})
+
+
+def _write_picture(rows: list[Row], path: Path, metric: str, mode: str) -> None:
+    from lora_mnist.figures import draw_sweep  # late: matplotlib
+
+    points = [(row.swept, row.value(metric)) for row in rows]
+    with atomic_write(path) as temporary:
+        draw_sweep(temporary, points, metric, mode)
 
 
 def _table(rows: list[Row], metric: str | None) -> str:

@@ -26,6 +26,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lora_mnist import interrupt
+from lora_mnist.errors import described, is_full_error_wanted
 from lora_mnist.files import atomic_write
 from lora_mnist.run_folder import make_or_exit
 from lora_mnist.summary import STUDY_FILE, summarize
@@ -41,12 +42,16 @@ class _Sweep:
     metric: str | None
     mode: str
     overrides: list[str]
+    #: Whether the sweeper looks for a best job, not knowing all of them beforehand.
+    searches: bool
     lock: FileLock
 
     def resume_command(self) -> str:
         kept = [o for o in self.overrides if not o.startswith("sweep.resume=")]
         return command_line(self.entry, ["-m", *kept, f"sweep.resume={self.folder}"])
 
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
 
 #: None in the workers of a parallel launcher, and where no sweep runs.
 _conducted: _Sweep | None = None
@@ -80,7 +85,8 @@ def conduct() -> Iterator[None]:
     interrupt, which holds for a single run too.
     """
     global _conducted
-    _conducted, code = None, 0
+    _conducted, code, failure = None, 0, None
+    full_error = os.environ.get(_FULL_ERROR)
     with interrupt.handle_signals() as received:
         try:
             yield
@@ -90,13 +96,19 @@ def conduct() -> Iterator[None]:
             if _conducted is None and not received.number:
                 raise
             code = exit_.code if isinstance(exit_.code, int) else 1
-        except Exception:  # with HYDRA_FULL_ERROR=1
-            if _conducted is not None:
-                _conclude(_conducted, received, 1)
-            raise
+        except Exception as error:
+            if _conducted is None:
+                raise
+            code, failure = 1, error
+        finally:
+            os.environ.pop(_FULL_ERROR, None)
+            if full_error is not None:
+                os.environ[_FULL_ERROR] = full_error
         received.hold()
         if _conducted is not None:
-            code = _conclude(_conducted, received, code)
+            code = _conclude(_conducted, received, code, failure)
+            if failure is not None and is_full_error_wanted():
+                raise failure
         elif received.number:
             print(f"interrupted by {received.number.name}", file=sys.stderr, flush=True)
         if code := received.exit_code or code:
@@ -133,12 +145,15 @@ def _open_sweep(config: DictConfig) -> _Sweep:
         # The finished jobs' results fill the study again.
         (folder / STUDY_FILE).unlink(missing_ok=True)
     _share_cores(config, jobs)
+    full_error = os.environ.get(_FULL_ERROR, "0")
+    os.environ[_FULL_ERROR] = "1"  # what ends the sweep shall reach conduct(), not Hydra's printer
     sweep = _Sweep(
         folder=folder,
         entry=f"{config.hydra.job.name}.py",
         metric=OmegaConf.select(config, "sweep.metric"),
         mode=OmegaConf.select(config, "sweep.mode"),
         overrides=[*config.hydra.overrides.task, *_launch_overrides(config)],
+        searches=OmegaConf.select(config, "hydra.sweeper.n_trials") is not None,
         lock=lock,
     )
     with read_write(config.hydra), open_dict(config.hydra):
@@ -148,6 +163,7 @@ def _open_sweep(config: DictConfig) -> _Sweep:
             *config.hydra.overrides.hydra,
             f"hydra.sweep.dir={_quoted(str(folder))}",
             f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quoted, fixed))}]",
+            f"++hydra.job.env_set.{_FULL_ERROR}={_quoted(full_error)}",
         ]
     commands = [*read_commands(folder), command_line(sweep.entry, ["-m", *sweep.overrides])]
     with _writing(folder), atomic_write(folder / SWEEP_FILE) as path:
@@ -211,7 +227,8 @@ def _claim(folder: Path, resumed: bool) -> FileLock:
     make_or_exit(key, folder)
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
-        lock.acquire()
+        with _writing(folder):
+            lock.acquire()
     except Timeout:
         _exit(f"{key}={folder}: another sweep is running there; expected one at a time")
     if not resumed and (folder / SWEEP_FILE).exists():
@@ -259,7 +276,9 @@ def _quoted(text: str) -> str:
 # --- closing a sweep -----------------------------------------------------------------------------
 
 
-def _conclude(sweep: _Sweep, received: interrupt.Interrupt, code: int) -> int:
+def _conclude(
+    sweep: _Sweep, received: interrupt.Interrupt, code: int, failure: Exception | None
+) -> int:
     """Write and print the summary; the process's exit code."""
     received.hold()
     try:
@@ -271,15 +290,21 @@ def _conclude(sweep: _Sweep, received: interrupt.Interrupt, code: int) -> int:
     now = len(read_commands(sweep.folder))
     unfinished = [row for row in summary.rows if row.status != "finished" and row.command == now]
     failed = sum(row.status == "failed" for row in unfinished)
+    finished = sum(row.status == "finished" for row in summary.rows)
+    problems = [f"{failed} failed"] if failed else []
+    # A search without a finished job has no best one, which Hydra's sweeper takes for an error.
+    if failure is not None and not (sweep.searches and failed and not finished):
+        problems.append(described(failure))
     if received.number:
-        problem = f"interrupted by {received.number.name}"
-    elif failed:
-        problem = f"{failed} failed"
-    elif code or unfinished:
-        problem = "not all jobs ran"
-    else:
+        problems = [f"interrupted by {received.number.name}"]
+    elif not problems and (code or unfinished):
+        problems = ["not all jobs ran"]
+    if summary.unwritten:
+        problems.append(summary.unwritten)
+    if not problems:
         if summary.complaint:
             _exit(summary.complaint)
         return 0
-    print(f"{problem}; go on with: {sweep.resume_command()}", file=sys.stderr, flush=True)
+    go_on = f"go on with: {sweep.resume_command()}"
+    print(f"{', '.join(problems)}; {go_on}", file=sys.stderr, flush=True)
     return received.exit_code or code or 1

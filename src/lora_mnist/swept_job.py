@@ -3,15 +3,13 @@
 Imports no torch before the job does: the process that skips finished jobs needs none.
 """
 
-import errno
 import json
 import logging
-import os
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist import interrupt
-from lora_mnist.errors import UserError, one_line
+from lora_mnist.errors import UserError, described, full_disk, is_full_error_wanted
 from lora_mnist.files import atomic_write
 from lora_mnist.summary import JOB_FILE, RESULTS_FILE, flatten
 from lora_mnist.sweep_folder import LOCK_FILE, STOP_FILE, key_of, read_commands, varied_overrides
@@ -66,18 +64,19 @@ def swept_job(cfg: DictConfig) -> Iterator[Job]:
     if (folder.parent / STOP_FILE).exists():
         yield Job(due=False)
         return
-    with _only_writer(folder) as finished:
-        if finished:
-            print(f"{label}: finished before", flush=True)
-            yield Job(due=False, objective=_objective(cfg, folder))
-            return
-        job = Job()
-        started = time.perf_counter()
+    job, started = Job(), time.perf_counter()
+    with ExitStack() as stack:
         try:
-            _open_record(cfg, hydra, folder)
+            if stack.enter_context(_only_writer(folder)):
+                print(f"{label}: finished before", flush=True)
+                job = Job(due=False, objective=_objective(cfg, folder))
+            else:
+                _open_record(cfg, hydra, folder)
         except Exception as error:
             _fail(cfg, hydra, folder, label, error)
-            yield Job(due=False)
+            job = Job(due=False)
+        if not job.due:
+            yield job
             return
         try:
             yield job
@@ -163,14 +162,13 @@ def _fail(cfg: DictConfig, hydra: HydraConf, folder: Path, label: str, error: Ex
     """Tell at once, and keep for the summary, that a job failed; the next ones go on."""
     interrupt.check()
     ours = isinstance(error, UserError)
-    reason = one_line(error) if ours else f"{type(error).__name__}: {one_line(error)}"
-    full = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+    reason = described(error)
+    log.error("%s", reason, exc_info=None if ours and not is_full_error_wanted() else error)
     with suppress(OSError):
-        log.error("%s", reason, exc_info=None if ours and not full else error)
         _write_record(hydra, folder, reason)
     where = "" if ours else f" (traceback in {folder / hydra.job.name}.log)"
     print(f"{label} failed: {reason}{where}", file=sys.stderr, flush=True)
-    no_space = _names_full_disk(error) or shutil.disk_usage(folder).free < _DISK_FULL
+    no_space = full_disk(error) or shutil.disk_usage(folder).free < _DISK_FULL
     if no_space or OmegaConf.select(cfg, "sweep.fail_fast"):
         with suppress(OSError):
             (folder.parent / STOP_FILE).touch()
@@ -178,16 +176,9 @@ def _fail(cfg: DictConfig, hydra: HydraConf, folder: Path, label: str, error: Ex
             raise SystemExit(1)
 
 
-def _names_full_disk(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def _log_to_file_only() -> None:
     """In a sweep the screen gets one line a job; tables and messages go to the job's log."""
+    logging.raiseExceptions = False  # a log that a full disk cuts short is no news of its own
     for logger in (logging.getLogger(), logging.getLogger("lora_mnist.report")):
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
