@@ -4,6 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lora_mnist.errors import exit_on_user_error
+from lora_mnist.memory import lasting_imports
 from lora_mnist.sweep import conduct
 from lora_mnist.swept_job import swept_job
 
@@ -12,7 +13,8 @@ from lora_mnist.swept_job import swept_job
 def main(cfg: DictConfig) -> float | None:
     with exit_on_user_error(), swept_job(cfg) as job:
         if job.due:
-            from lora_mnist.run import train  # late: --help, --cfg and completion need no torch
+            with lasting_imports():  # late: --help, --cfg and completion need no torch
+                from lora_mnist.run import train
 
             train(cfg)
     return job.objective

@@ -1,7 +1,7 @@
 """How fast: this project beside the notebook, PEFT and a bare PyTorch loop, in one run.
 
     python scripts/benchmark.py              # every row, with spread; about a quarter of an hour
-    python scripts/benchmark.py --quick      # under two minutes
+    python scripts/benchmark.py --quick      # fewer rounds, no growth; under two minutes
     python scripts/benchmark.py --profile    # where a training step's time goes
 
 The contestants of a row take turns, round after round, and are compared round by round: what slows
@@ -12,7 +12,6 @@ then imports at every start, so the rows of whole commands can be given another 
 
 import argparse
 import json
-import logging
 import os
 import platform
 import statistics
@@ -32,16 +31,21 @@ import torch.nn.functional as F
 from contestants import (
     OUTPUT,
     Contestant,
+    Side,
+    all_sides,
     batches_in_memory,
     configure,
     dense_net,
+    fine_tune_notebook,
     fit_bare,
+    fit_net,
     fit_notebook,
     fit_ours,
+    lora_net,
     peak_memory,
     peft_net,
+    quiet_lightning,
     run_process,
-    seconds,
     test_bare,
     test_notebook,
     test_ours,
@@ -49,8 +53,8 @@ from contestants import (
 from torch import nn
 
 from lora_mnist import MLP, add_lora
+from lora_mnist.build import build_data
 from lora_mnist.files import atomic_write
-from lora_mnist.run import build_data
 
 
 @dataclass
@@ -64,10 +68,15 @@ class Row:
     at_most: float | None = None  # largest value of ours
     less_is_better: bool = False
     rounds: int | None = None
+    warm_up: bool = False  # a round that does not count
     measured: dict[str, list[float]] = field(default_factory=dict)
 
     def measure(self, rounds: int) -> "Row":
         self.measured = {name: [] for name in self.contestants}
+        if self.warm_up:
+            for name, contestant in self.contestants.items():
+                if name != "notebook":  # which never has a process that has worked before
+                    contestant()
         for _ in range(self.rounds or rounds):
             for name, contestant in self.contestants.items():
                 self.measured[name].append(contestant())
@@ -102,67 +111,83 @@ def _spread(values: list[float]) -> str:
     return f"{middle:.{digits}f} ({least:.{digits}f}-{most:.{digits}f})"
 
 
-def training_rows(quick: bool) -> list[Row]:
-    steps = 300 if quick else 1000
-    batches = batches_in_memory(steps)
+def training_rows(sides: dict[str, Side], quick: bool) -> list[Row]:
+    steps = 200 if quick else 400
+    rounds = 2 if quick else 7
     return [
         Row(
             "pretrain, Trainer",
             "steps/s",
             {
-                "notebook": lambda: fit_notebook(steps // 3, None),
-                "floor": lambda: fit_bare(MLP(), batches),
-                "ours": lambda: fit_ours(steps, "stage=pretrain"),
+                "notebook": sides["notebook"](fit_notebook, steps // 3, None),
+                "floor": sides["floor"](fit_net, MLP, steps),
+                "ours": sides["ours"](fit_ours, steps, "stage=pretrain"),
             },
             {"notebook": 2.5, "floor": 0.8},
+            rounds=rounds,
+            warm_up=True,
         ),
         Row(
             "LoRA rank 1, Trainer",
             "steps/s",
             {
-                "notebook": lambda: fit_notebook(steps // 10, notebook.DIGIT),
-                "ours": lambda: fit_ours(steps, "stage=lora"),
+                "notebook": sides["notebook"](fit_notebook, steps // 4, notebook.DIGIT),
+                "ours": sides["ours"](fit_ours, steps, "stage=lora"),
             },
             {"notebook": 5},
+            rounds=rounds,
+            warm_up=True,
         ),
         Row(
             "LoRA rank 1, bare loop",
             "steps/s",
             {
-                "PEFT": lambda: fit_bare(peft_net(), batches),
-                "ours": lambda: fit_bare(add_lora(MLP()), batches),
+                "PEFT": sides["PEFT"](fit_net, peft_net, steps),
+                "ours": sides["ours"](fit_net, lora_net, steps),
             },
             {"PEFT": 1.05},
+            rounds=rounds,
+            warm_up=True,
         ),
     ]
 
 
-def test_rows(quick: bool) -> list[Row]:
+def test_rows(sides: dict[str, Side], quick: bool) -> list[Row]:
     images = 1000 if quick else 10_000
     return [
         Row(
             "test, adapted network",
             "images/s",
             {
-                "notebook": test_notebook(dense_net(), images),
-                "PEFT": test_bare(peft_net(), 1000),
-                "ours": test_ours(adapted=True),
+                "notebook": sides["notebook"](test_notebook, dense_net, images),
+                "PEFT": sides["PEFT"](test_bare, peft_net, 1000),
+                "ours": sides["ours"](test_ours, True),
             },
             {"notebook": 20, "PEFT": 1},
+            warm_up=True,
         ),
         Row(
             "test, base",
             "images/s",
             {
-                "notebook": test_notebook(notebook.RichBoyNet(), images),
-                "ours": test_ours(adapted=False),
+                "notebook": sides["notebook"](test_notebook, notebook.RichBoyNet, images),
+                "ours": sides["ours"](test_ours, False),
             },
             {"notebook": 3},
+            warm_up=True,
         ),
     ]
 
 
-def command_rows(folder: str, python: str, quick: bool) -> list[Row]:
+#: Flags of train.py that should answer at once, with what a shell sets when it asks.
+AT_ONCE: dict[str, dict[str, str]] = {
+    "--help": {},
+    "--cfg job": {},
+    "-sc query=bash": {"COMP_LINE": "python train.py stage=", "COMP_POINT": "22"},
+}
+
+
+def command_rows(sides: dict[str, Side], folder: str, python: str, quick: bool) -> list[Row]:
     """Whole commands, process start to exit, on bases that each side pretrained itself."""
     theirs, ours = f"{folder}/notebook.pt", f"{folder}/base.ckpt"
     torch.save(notebook.RichBoyNet().state_dict(), theirs)
@@ -177,16 +202,14 @@ def command_rows(folder: str, python: str, quick: bool) -> list[Row]:
     script = f"import runpy, sys; sys.argv = {lora!r}; runpy.run_path('train.py', None, '__main__')"
     ranks = ["1,2", "1,2,3,4,5,6"]
 
+    notebook_job = sides["notebook"](fine_tune_notebook)
+
     def further_job() -> float:
         few, many = (run(*lora, f"lora.rank={r}", "-m") for r in ranks)
         return (many - few) / 4
 
-    def notebook_job() -> float:
-        net = notebook.RichBoyNet()
-        return seconds(lambda: notebook.fine_tune(net))
-
-    def start(*flags: str) -> Contestant:
-        return lambda: run("train.py", *flags)
+    def start(flags: str) -> Contestant:
+        return lambda: run_process(python, "train.py", *flags.split(), **AT_ONCE[flags])[0]
 
     rows = [
         Row(
@@ -203,8 +226,8 @@ def command_rows(folder: str, python: str, quick: bool) -> list[Row]:
         Row(
             "a further job of a sweep",
             "s",
-            {"notebook": notebook_job, "ours": further_job},
-            {"notebook": 8},
+            {"ours": further_job} if quick else {"notebook": notebook_job, "ours": further_job},
+            {} if quick else {"notebook": 8},
             1.5,
             less_is_better=True,
             rounds=1 if quick else 3,
@@ -219,12 +242,12 @@ def command_rows(folder: str, python: str, quick: bool) -> list[Row]:
             rounds=1 if quick else 3,
         ),
     ]
-    for flags in (["--help"], ["--cfg", "job"], ["-sc", "query=bash"]):
+    for flags in AT_ONCE:
         contestants = {
             "import hydra": lambda: run("-c", "import hydra"),
-            "ours": start(*flags),
+            "ours": start(flags),
         }
-        name = f"start-up, train.py {' '.join(flags)}"
+        name = f"start-up, train.py {flags}"
         rows.append(Row(name, "s", contestants, {"import hydra": 1 / 3}, less_is_better=True))
     if not quick:
         pretrain = ["train.py", "stage=pretrain", *settings]
@@ -239,11 +262,10 @@ def command_rows(folder: str, python: str, quick: bool) -> list[Row]:
 
 def growth() -> dict[str, list[dict[str, Any]]]:
     """How cost grows with rank, with hidden width, and per image with the test's batch size."""
-    steps = 60
-    batches = batches_in_memory(steps)
+    batches, rounds = batches_in_memory(60), 3
 
     def milliseconds(net: nn.Module) -> float:
-        return 1000 / max(fit_bare(net, batches) for _ in range(3))
+        return 1000 / max(fit_bare(net, batches) for _ in range(rounds))
 
     def dense(rank: int, net: Any) -> nn.Module:
         for layer in (net.linear1, net.linear2, net.linear3):
@@ -253,8 +275,8 @@ def growth() -> dict[str, list[dict[str, Any]]]:
             parameter.requires_grad_("lora" in name)
         return net  # type: ignore[no-any-return]
 
-    def median_of_three(contestant: Contestant) -> float:
-        return statistics.median(contestant() for _ in range(3))
+    def images_per_second(batch_size: int) -> float:
+        return statistics.median(test_bare(lora_net, batch_size) for _ in range(rounds))
 
     def wide(factor: int) -> MLP:
         return MLP(hidden_sizes=(1000 * factor, 2000 * factor))
@@ -277,8 +299,7 @@ def growth() -> dict[str, list[dict[str, Any]]]:
             for factor in (1, 2, 4)
         ],
         "adapted network, images/s, by test batch size": [
-            {"batch": size, "ours": median_of_three(test_bare(add_lora(MLP()), size))}
-            for size in (10, 100, 1000, 10_000)
+            {"batch": size, "ours": images_per_second(size)} for size in (10, 100, 1000, 10_000)
         ],
     }
 
@@ -368,26 +389,28 @@ def main() -> None:
         help="interpreter for the rows of whole commands, such as one with the base install alone",
     )
     arguments = parser.parse_args()
-    # As in a command that is run by hand: Lightning's notices would stand between the tables.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    quiet_lightning()
     print(machine(), flush=True)
     if arguments.profile:
         for stage in ("pretrain", "lora"):
             print(f"\n{stage}\n\n{markdown(['part of a step', 'ms', 'share'], profile(stage))}")
         return
     with TemporaryDirectory() as folder:
-        rows = training_rows(arguments.quick) + test_rows(arguments.quick)
-        rows += command_rows(folder, arguments.python, arguments.quick)
+        sides = all_sides()
+        rows = training_rows(sides, arguments.quick) + test_rows(sides, arguments.quick)
+        rows += command_rows(sides, folder, arguments.python, arguments.quick)
         print("\n" + markdown(["work", "unit", "median (range)", "target"], []))
         for row in rows:
             row.measure(rounds=2 if arguments.quick else 5)
             print(f"| {' | '.join(row.cells())} |", flush=True)
-    tables = growth()
-    print("\n" + growth_tables(tables))
-    draw(tables, OUTPUT / "growth.png")
     measured = {row.name: {"unit": row.unit, "measured": row.measured} for row in rows}
+    record = {"machine": machine(), "rows": measured}
+    if not arguments.quick:
+        tables = record["growth"] = growth()
+        print("\n" + growth_tables(tables))
+        draw(tables, OUTPUT / "growth.png")
     with atomic_write(OUTPUT / "benchmark.json") as path:
-        path.write_text(json.dumps({"machine": machine(), "rows": measured, "growth": tables}))
+        path.write_text(json.dumps(record))
 
 
 if __name__ == "__main__":

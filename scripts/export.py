@@ -4,12 +4,14 @@ import hydra
 from omegaconf import DictConfig
 
 from lora_mnist.errors import exit_on_user_error
+from lora_mnist.memory import lasting_imports
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="export")
 def main(cfg: DictConfig) -> None:
     with exit_on_user_error():
-        from lora_mnist.export import export  # late: --help, --cfg and completion need no torch
+        with lasting_imports():  # late: --help, --cfg and completion need no torch
+            from lora_mnist.export import export
 
         export(cfg)
 

@@ -376,3 +376,10 @@ def test_refuses_to_save_what_is_no_single_adapter(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="carries 2 adapters; expected one"):
         save_adapter(add_lora(add_lora(base())), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", [{"dilation": 2}, {"padding_mode": "circular", "padding": 1}])
+def test_what_peft_would_compute_wrongly_is_told(option: dict[str, Any], tmp_path: Path) -> None:
+    net = add_lora(nn.Sequential(nn.Conv2d(1, 2, 3, **option)), targets="0")
+    with pytest.warns(UserWarning, match=f"0 has {next(iter(option))}=.*, which PEFT ignores"):
+        save_adapter(net, tmp_path / "adapter")

@@ -311,6 +311,7 @@ BAD_INPUT = {
     "data.val_size=60000": "data.val_size=60000: expected less than 60000",
     "data.data_dir=/dev/null": "data.data_dir=/dev/null: expected a readable folder",
     "data.data_dir={tmp}/none": "files missing, and no download possible",
+    "+trainer.limit_test_batches=0": "trainer.limit_test_batches=0: expected > 0",
     "trainer.max_steps=-7": "trainer.max_steps=-7: ",
     "trainer=gpu": "trainer.accelerator=gpu: not on this machine; expected one of auto, cpu",
     "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_mnist.adapter import fingerprint
+from lora_mnist.build import build_data, build_net, load_adapters, load_base
 from lora_mnist.data import MNISTDataModule
 from lora_mnist.errors import UserError
 from lora_mnist.files import atomic_write
 from lora_mnist.lora import base_state_dict, merge_lora
-from lora_mnist.run import build_data, build_net, load_adapters, load_base
 
 log = logging.getLogger(__name__)
 

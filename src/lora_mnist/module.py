@@ -1,6 +1,7 @@
 """The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from lora_mnist.lora import has_lora, lora_disabled, lora_state_dict
 from lora_mnist.loss import Loss
 
 Batch = tuple[Tensor, Tensor]
+#: What a repair does to an image whose answer it changes from wrong to right, or the reverse.
+_CHANGES = ("repaired", "broken")
 
 
 class ClassifierModule(LightningModule):
@@ -186,10 +189,10 @@ class ClassifierModule(LightningModule):
             **outcome,
         }
         self.outcomes[f"{split}_base"] = self._conclude_counts(f"{split}_base")
-        for name, per_class in {"repaired": repaired, "broken": broken}.items():
-            self.log(f"{split}/{name}", float(sum(per_class)))
-            for c, images in enumerate(per_class):
-                self.log(f"{split}/{name}_of_class/{c}", float(images))
+        self.log_dict({f"{split}/{name}": self.outcomes[split][name] for name in _CHANGES})
+        for name, per_class in zip(_CHANGES, (repaired, broken), strict=True):
+            images = {f"{split}/{name}_of_class/{c}": n for c, n in enumerate(per_class)}
+            self._tell_loggers(images)
 
     def _conclude_counts(self, split: str) -> dict[str, Any]:
         counts, loss = _metric(self.counts, split), _metric(self.losses, split)
@@ -203,12 +206,21 @@ class ClassifierModule(LightningModule):
         }
         counts.reset()
         loss.reset()
-        self.log(f"{split}/loss", outcome["loss"])
-        self.log(f"{split}/accuracy", outcome["accuracy"])
+        values = {f"{split}/{key}": outcome[key] for key in ("loss", "accuracy")}
         for c, (wrong, total) in enumerate(zip(errors, images, strict=True)):
-            self.log(f"{split}/errors_of_class/{c}", float(wrong))
-            self.log(f"{split}/accuracy_of_class/{c}", 1 - wrong / total if total else float("nan"))
+            values[f"{split}/errors_of_class/{c}"] = float(wrong)
+            values[f"{split}/accuracy_of_class/{c}"] = 1 - wrong / total if total else math.nan
+        if split.endswith("_base"):
+            self._tell_loggers(values)
+        else:
+            self.log_dict(values)
         return outcome
+
+    def _tell_loggers(self, values: Mapping[str, float]) -> None:
+        """Log what callbacks have no use for; ``self.log`` takes 0.6 ms for every value."""
+        if not self.trainer.sanity_checking:
+            for logger in self.loggers:
+                logger.log_metrics(dict(values), self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside an adapter the base has a file of its own: keep the adapter alone."""
@@ -231,7 +243,7 @@ class _Changes(Metric):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        for name in ("repaired", "broken"):
+        for name in _CHANGES:
             zeros = torch.zeros(num_classes, dtype=torch.int64)
             self.add_state(name, default=zeros, dist_reduce_fx="sum")
 

@@ -11,7 +11,6 @@ Papers: LoRA, arXiv:2106.09685; rank-stabilised scaling, arXiv:2312.03732; PiSSA
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -106,7 +105,7 @@ class LoRAParametrization(nn.Module):
         return weight + update.view_as(weight) * self.scaling
 
     def add_update(
-        self, output: Tensor, inputs: Tensor, operation: Callable[[Tensor, Tensor], Tensor]
+        self, output: Tensor, inputs: Tensor, operation: Callable[..., Tensor]
     ) -> Tensor:
         """``output`` plus what the adapter adds to it, without ever forming ``B A``.
 
@@ -115,20 +114,20 @@ class LoRAParametrization(nn.Module):
                 height, width).
             inputs: what the layer was given: (rows, in_features), or (..., in_channels, height,
                 width).
-            operation: what the layer does to ``inputs`` with a weight, without its bias.
+            operation: what the layer does with inputs, a weight and a bias or ``None``.
         """
         if not self.enabled:
             return output
         if self.dropout:
             inputs = F.dropout(inputs, self.dropout, self.training)
-        hidden = operation(inputs, self.lora_A)
+        hidden = operation(inputs, self.lora_A, None)
         if self.start_A is None or self.start_B is None:
             if hidden.ndim == 2:  # one kernel instead of two
                 return torch.addmm(output, hidden, self.lora_B.t(), alpha=self.scaling)
             update = _expand(hidden, self.lora_B)
         else:
             # The difference first: at the start it is zero to the last bit.
-            start = _expand(operation(inputs, self.start_A), self.start_B)
+            start = _expand(operation(inputs, self.start_A, None), self.start_B)
             update = _expand(hidden, self.lora_B) - start
         return torch.add(output, update, alpha=self.scaling)
 
@@ -178,8 +177,9 @@ def parametrizations(layer: Layer) -> Any:
 
 def _linear_forward(layer: nn.Linear, inputs: Tensor) -> Tensor:
     """``nn.Linear.forward`` of an adapted layer, from the factors."""
-    rows = inputs.reshape(-1, inputs.shape[-1])
-    output = _factored(layer, rows, F.linear)
+    if inputs.ndim == 2:
+        return _factored(layer, inputs, F.linear)
+    output = _factored(layer, inputs.reshape(-1, inputs.shape[-1]), F.linear)
     return output.reshape(*inputs.shape[:-1], output.shape[-1])
 
 
@@ -191,12 +191,12 @@ def _conv2d_forward(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
 def _factored(layer: Layer, inputs: Tensor, operation: Callable[..., Tensor]) -> Tensor:
     """Base and adapters of ``layer``; ``operation`` takes inputs, a weight and a bias."""
     steps = parametrizations(layer)
-    if not all(isinstance(step, LoRAParametrization) for step in steps):
-        # Somebody else's parametrization stands on the same weight: only the dense one is right.
-        return operation(inputs, layer.weight, layer.bias)
-    output = operation(inputs, steps.original, layer.bias)
-    for adapter in steps:
-        output = adapter.add_update(output, inputs, partial(operation, bias=None))
+    output: Tensor = operation(inputs, steps.original, layer.bias)
+    for step in steps:
+        if not isinstance(step, LoRAParametrization):
+            # Somebody else's stands on the same weight: only the dense one is right.
+            return operation(inputs, layer.weight, layer.bias)
+        output = step.add_update(output, inputs, operation)
     return output
 
 

@@ -7,6 +7,7 @@ option that this version does not know, as long as it is switched on.
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +75,21 @@ def write_config(
         "bias": "none",
     }
     path.write_text(json.dumps(config, indent=2) + "\n")
+    for name in settings:
+        _warn_of_convolution(name, model.get_submodule(name))
+
+
+def _warn_of_convolution(name: str, layer: nn.Module) -> None:
+    """Of what PEFT, which sets up ``lora_A`` by stride and padding alone, would compute wrongly."""
+    if not isinstance(layer, nn.Conv2d):
+        return
+    for option, usual in {"dilation": (1, 1), "padding_mode": "zeros"}.items():
+        if (value := getattr(layer, option)) != usual:
+            warnings.warn(
+                f"{name} has {option}={value}, which PEFT ignores: there the saved adapter would "
+                "compute something else",
+                stacklevel=4,
+            )
 
 
 def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:

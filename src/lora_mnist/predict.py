@@ -13,13 +13,13 @@ from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from torch import Tensor, nn
 
+from lora_mnist.build import build_net, load_adapters, load_base
 from lora_mnist.data import MNISTDataModule
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.files import atomic_write
 from lora_mnist.images import prepare, read_image
 from lora_mnist.lora import lora_disabled
 from lora_mnist.report import report_predictions
-from lora_mnist.run import build_net, load_adapters, load_base
 
 log = logging.getLogger(__name__)
 
