@@ -1,11 +1,17 @@
 """Real signals to real sweeps."""
 
 import signal
+import sys
+import time
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sweeping import FEW, GRID, only_sweep, read_summary, start, wait_for_results
+
+from lora_mnist import interrupt
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -39,3 +45,45 @@ def test_joblib_can_be_interrupted(base_ckpt: Path, tmp_path: Path, number: sign
     assert process.returncode == 128 + number, err
     assert len(err.splitlines()) == 1
     assert any(row["status"] == "finished" for row in read_summary(only_sweep(tmp_path)))
+
+
+def test_a_single_run_tells_too(tmp_path: Path) -> None:
+    """Inside the fit, where Lightning has its own answer to an interrupt."""
+    process = start(tmp_path, "stage=pretrain", "logger=none")
+    assert process.stderr
+    lines = [process.stderr.readline()]
+    assert "training images" in lines[0]
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines() == ["interrupted by SIGINT"]
+
+
+def test_what_swallows_a_signal_does_not_stop_it() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with interrupt.handle_signals() as received:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            interrupt.check()
+        received.hold()
+        signal.raise_signal(signal.SIGINT)
+    assert received.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_leaves_no_module_half_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the summary, which needs some of what the jobs import, would fail in its turn."""
+    source = (
+        f"import os, time; os.kill(os.getpid(), {signal.SIGINT}); time.sleep(0.2); whole = True"
+    )
+    (tmp_path / "sluggish.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with interrupt.handle_signals() as received, pytest.raises(KeyboardInterrupt):
+        import_module("sluggish")
+        time.sleep(30)
+    assert sys.modules["sluggish"].whole
+    assert received.exit_code == 130
