@@ -53,6 +53,15 @@ class _Sweep:
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
+#: What engines take from the environment alone.
+_ENGINES = {
+    # About the SQLAlchemy that the sweeper's optuna needs; nothing a user could act on.
+    "SQLALCHEMY_SILENCE_UBER_WARNING": "1",
+    # Ray would take the lines of different jobs for repetitions, and report its use to its makers.
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
 #: None in the workers of a parallel launcher, and where no sweep runs.
 _conducted: _Sweep | None = None
 
@@ -138,8 +147,8 @@ def _open_sweep(config: DictConfig) -> _Sweep:
     resumed = _resumed_folder(config)
     folder = resumed or Path(config.hydra.sweep.dir).absolute()
     lock = _claim(folder, resumed is not None)
-    # About the SQLAlchemy that the sweeper's optuna needs; nothing a user could act on.
-    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
+    for name, value in _ENGINES.items():
+        os.environ.setdefault(name, value)
     if OmegaConf.select(config, "hydra.sweeper.sampler.seed") is not None:
         # The sweeper would draw on from here with its generator at the start, and repeat itself.
         # The finished jobs' results fill the study again.
