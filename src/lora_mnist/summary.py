@@ -152,19 +152,24 @@ def _swept_text(row: Row) -> str:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(nested: Any) -> dict[str, Any]:
     """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``."""
+    flat: dict[str, Any] = {}
+    _flatten_into(flat, nested, "")
+    return flat
+
+
+def _flatten_into(flat: dict[str, Any], nested: Any, prefix: str) -> None:
     items: Iterable[tuple[Any, Any]]
     if isinstance(nested, dict):
         items = nested.items()
     elif isinstance(nested, list):
         items = enumerate(nested)
     else:
-        return {prefix: nested}
-    flat: dict[str, Any] = {}
+        flat[prefix] = nested
+        return
     for key, value in items:
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        _flatten_into(flat, value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -180,7 +185,7 @@ def read_rows(folder: Path) -> list[Row]:
     ]
     keys = _swept_keys(rows)
     for row in rows:
-        row.swept = {key: _setting(row, key, folder) for key in keys}
+        row.swept = _settings(row, keys, folder)
     return rows
 
 
@@ -226,18 +231,24 @@ def _swept_keys(rows: list[Row]) -> list[str]:
     return list(keys)
 
 
-def _setting(row: Row, key: str, folder: Path) -> str:
-    """The value of ``key`` in a job, from its configuration where its command left it alone."""
-    for written in (key, f"+{key}", f"++{key}"):
-        if written in row.overrides:
-            return row.overrides[written]
+def _settings(row: Row, keys: list[str], folder: Path) -> dict[str, str]:
+    """The values of ``keys`` in a job, from its configuration where its command left them alone."""
+    written = {key.lstrip("+~"): value for key, value in row.overrides.items()}
+    config: Any = None
+    if not written.keys() >= set(keys):
+        # Cut off while it was written, the file may end anywhere.
+        with suppress(OSError, yaml.YAMLError):
+            config = _read_yaml(folder / row.folder / ".hydra" / "config.yaml")
+    return {key: written[key] if key in written else _select(config, key) for key in keys}
+
+
+def _select(config: Any, key: str) -> str:
     try:
-        value: Any = _read_yaml(folder / row.folder / ".hydra" / "config.yaml")
         for part in key.split("."):
-            value = value[part]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):  # cut off while it was written
+            config = config[part]
+    except (KeyError, TypeError):
         return ""
-    return "null" if value is None else str(value)
+    return "null" if config is None else str(config)
 
 
 def _read_yaml(path: Path) -> Any:

@@ -41,8 +41,8 @@ def job_folder(*, _root_: DictConfig) -> str:
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(varied_overrides(_root_.hydra)))[:100]
     name = f"{name}-{digest}" if name else digest
     sweep = Path(_root_.hydra.sweep.dir)
-    if not (sweep / name).exists():
-        # Another command may have swept other keys: the configuration counts, not the name.
+    if len(read_commands(sweep)) > 1 and not (sweep / name).exists():
+        # An earlier command may have swept other keys: the configuration counts, not the name.
         for folder in (*sweep.glob(f"*-{digest}"), *sweep.glob(digest)):
             return folder.name
     return name
