@@ -1,6 +1,7 @@
 """Sweeps on real data with few steps: killed, resumed, ranked, refused, searched."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from filelock import FileLock
 from sweeping import (
     FEW,
     GRID,
+    job,
     only_sweep,
     read_summary,
     snapshot,
@@ -124,3 +126,31 @@ def test_optuna_searches_and_resumes(cli: Any, base_ckpt: Path, tmp_path: Path) 
     assert len(study.trials) == 5
     accuracies = [float(row["val.accuracy"]) for row in rows if row["status"] == "finished"]
     assert sorted(values, reverse=True) == accuracies
+
+
+def test_a_search_of_which_no_trial_finishes(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
+    few = (*FEW, f"base_ckpt={base_ckpt}", "lora.rank=choice(0,-1)", "hydra.sweeper.n_trials=2")
+    done = cli("train.py", "-m", "sweep=optuna", *few)
+    assert done.code == 1
+    assert "Traceback" not in done.err
+    assert "failed; go on with: python train.py -m sweep=optuna" in done.err.splitlines()[-1]
+    assert {row["status"] for row in read_summary(only_sweep(tmp_path))} == {"failed"}
+
+
+def test_what_hydra_cannot_write_ends_the_sweep_in_one_line(
+    cli: Any, base_ckpt: Path, tmp_path: Path
+) -> None:
+    arguments = ("-m", *FEW, f"base_ckpt={base_ckpt}", "lora.rank=1,2")
+    assert cli("train.py", *arguments).code == 0
+    sweep = only_sweep(tmp_path)
+    unfinished = job(sweep, "lora.rank=2")
+    (unfinished / "results.json").unlink()
+    shutil.rmtree(unfinished / ".hydra")
+    (unfinished / ".hydra").touch()
+    done = cli("train.py", *arguments, "sweep.resume=latest")
+    assert done.code == 1
+    (line,) = done.err.splitlines()
+    assert line.startswith("FileExistsError: ")
+    assert f"{unfinished}/.hydra" in line
+    assert line.endswith(f"sweep.resume={sweep}")
+    assert [row["status"] for row in read_summary(sweep)] == ["finished", "interrupted"]

@@ -116,7 +116,7 @@ def conduct() -> Iterator[None]:
         received.hold()
         if _conducted is not None:
             code = _conclude(_conducted, received, code, failure)
-            if failure is not None and is_full_error_wanted():
+            if failure is not None and is_full_error_wanted() and not received.number:
                 raise failure
         elif received.number:
             print(f"interrupted by {received.number.name}", file=sys.stderr, flush=True)
