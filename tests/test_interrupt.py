@@ -12,6 +12,7 @@ import pytest
 from sweeping import FEW, GRID, only_sweep, read_summary, start, wait_for_results
 
 from lora_mnist import interrupt
+from lora_mnist.sweep import conduct
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -71,6 +72,15 @@ def test_what_swallows_a_signal_does_not_stop_it() -> None:
         signal.raise_signal(signal.SIGINT)
     assert received.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_engine_may_take_the_handlers_place(capsys: pytest.CaptureFixture[str]) -> None:
+    """As Ray does in the process that starts it."""
+    with pytest.raises(SystemExit) as ended, conduct():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143
+    assert capsys.readouterr().err == "interrupted by SIGTERM\n"
 
 
 def test_a_signal_leaves_no_module_half_made(

@@ -33,6 +33,14 @@ class Interrupt:
         """From now on only take note of signals: what remains to be done must not be cut off."""
         self.held = True
 
+    def recognise(self, code: object) -> None:
+        """Take note of a SIGTERM of which only the exit code tells.
+
+        Ray puts a handler of its own in the place of ours, which exits with the signal's number.
+        """
+        if code == signal.SIGTERM and signal.getsignal(signal.SIGTERM) != self._receive:
+            self.number = self.number or signal.SIGTERM
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or signal.Signals(number)
         if self.held:

@@ -102,6 +102,7 @@ def conduct() -> Iterator[None]:
         except KeyboardInterrupt:
             code = 128 + signal.SIGINT
         except SystemExit as exit_:
+            received.recognise(exit_.code)
             if _conducted is None and not received.number:
                 raise
             code = exit_.code if isinstance(exit_.code, int) else 1
