@@ -32,6 +32,8 @@ class Interrupt:
     def hold(self) -> None:
         """From now on only take note of signals: what remains to be done must not be cut off."""
         self.held = True
+        for number in _SIGNALS:  # an engine may have put others in their place
+            signal.signal(number, self._receive)
 
     def recognise(self, code: object) -> None:
         """Take note of a SIGTERM of which only the exit code tells.

@@ -237,10 +237,11 @@ def _claim(folder: Path, resumed: bool) -> FileLock:
     make_or_exit(key, folder)
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
-        with _writing(folder):
-            lock.acquire()
+        lock.acquire()
     except Timeout:
         _exit(f"{key}={folder}: another sweep is running there; expected one at a time")
+    except OSError as error:
+        _exit(f"{key}={folder}: cannot be written ({error.strerror})", code=1)
     if not resumed and (folder / SWEEP_FILE).exists():
         _exit(
             f"hydra.sweep.dir={folder}: holds another sweep; "
@@ -296,6 +297,9 @@ def _conclude(
             summary = summarize(sweep.folder, sweep.metric, sweep.mode, sweep.entry)
     finally:
         sweep.lock.release()
+        if "ray" in sys.modules:
+            # It would end its daemons later, when a further signal could cut that off.
+            sys.modules["ray"].shutdown()
     print(summary.text, flush=True)
     now = len(read_commands(sweep.folder))
     unfinished = [row for row in summary.rows if row.status != "finished" and row.command == now]
