@@ -5,7 +5,8 @@ from omegaconf import DictConfig
 
 from lora_mnist.errors import exit_on_user_error
 from lora_mnist.memory import lasting_imports
-from lora_mnist.sweep import conduct, swept_job
+from lora_mnist.sweep import conduct
+from lora_mnist.swept_job import swept_job
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

@@ -260,6 +260,23 @@ def command_rows(sides: dict[str, Side], folder: str, python: str, quick: bool) 
     return rows
 
 
+def sweep_row(folder: str) -> Row:
+    """The README's sweep in two workers and in one process, on the base of the whole commands."""
+    grid = ["lora.rank=1,2,4,8", "lora.alpha=1,4,8"]
+    settings = [f"base_ckpt={folder}/base.ckpt", f"paths.outputs={folder}/outputs"]
+
+    def sweep(*launcher: str) -> Contestant:
+        command = ["train.py", "-m", "stage=lora", "digit=9", *grid, *settings, *launcher]
+        return lambda: run_process(sys.executable, *command)[0]  # another may have no joblib
+
+    contestants = {
+        "one process": sweep(),
+        "ours": sweep("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    }
+    name = "sweep of 12 jobs, joblib with two workers"
+    return Row(name, "s", contestants, {"one process": 1.1}, less_is_better=True, rounds=3)
+
+
 def growth() -> dict[str, list[dict[str, Any]]]:
     """How cost grows with rank, with hidden width, and per image with the test's batch size."""
     batches, rounds = batches_in_memory(60), 3
@@ -399,6 +416,8 @@ def main() -> None:
         sides = all_sides()
         rows = training_rows(sides, arguments.quick) + test_rows(sides, arguments.quick)
         rows += command_rows(sides, folder, arguments.python, arguments.quick)
+        if not arguments.quick:
+            rows.append(sweep_row(folder))
         print("\n" + markdown(["work", "unit", "median (range)", "target"], []))
         for row in rows:
             row.measure(rounds=2 if arguments.quick else 5)

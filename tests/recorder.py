@@ -1,5 +1,7 @@
 """A Lightning callback for the tests of the distributed path."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Recorder(Callback):
-    """Saves the training images that this process has seen, flattened."""
+    """Saves the training images of each step that this process has seen, flattened."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -20,14 +22,15 @@ class Recorder(Callback):
         self.seen.append(batch[0].flatten(start_dim=1))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        torch.save(torch.cat(self.seen), self.folder / f"{trainer.global_rank}.pt")
+        torch.save(self.seen, self.folder / f"{trainer.global_rank}.pt")
 
 
-class ThreadRecorder(Callback):
-    """Leaves a file named by the number of torch's threads in this process."""
+class WorkerRecorder(Callback):
+    """Leaves a file that says which process started this one, and how many threads torch has."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        (self.folder / str(torch.get_num_threads())).touch()
+        record = {"parent": os.getppid(), "threads": torch.get_num_threads()}
+        (self.folder / f"{os.getpid()}.json").write_text(json.dumps(record))

@@ -324,31 +324,6 @@ def test_fast_dev_run_replaces_no_base(cli: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "outputs" / "base").exists()
 
 
-def test_two_processes_see_each_image_once(tmp_path: Path) -> None:
-    """trainer=ddp_sim: an epoch over the 5,949 nines, and a test that counts no image twice."""
-    base, run = tmp_path / "base.ckpt", tmp_path / "run"
-    seen = tmp_path / "seen"
-    seen.mkdir()
-    arguments = ("trainer=ddp_sim", "digit=9", "data.batch_size=500", "data.val_size=0")
-    done = run_process(
-        *("train.py", *arguments, f"base_ckpt={base}", f"hydra.run.dir={run}", "logger=none"),
-        "+callbacks.recorder._target_=recorder.Recorder",
-        f"+callbacks.recorder.folder={seen}",
-        PYTHONPATH=str(ROOT / "tests"),
-    )
-    assert done.returncode == 0, done.stderr
-    shards = [torch.load(path, weights_only=True) for path in sorted(seen.iterdir())]
-    assert len(shards) == 2
-    images = torch.cat(shards)
-    # 5,949 is odd: one image is drawn twice so that both processes take equally many steps.
-    assert len(images) == 5_950
-    assert len(images.unique(dim=0)) == 5_949
-    results = read_results(run)
-    assert sum(results["test"]["images_per_class"]) == 10_000
-    assert results["steps"] == 12
-    assert done.stdout.count("accuracy:") == 1
-
-
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 BAD_INPUT = {

@@ -87,8 +87,12 @@ def test_a_key_that_was_not_set_has_its_configured_value(tmp_path: Path) -> None
     (tmp_path / "a" / ".hydra").mkdir()
     (tmp_path / "a" / ".hydra" / "config.yaml").write_text("lora:\n  alpha: 1.0\n")
     write_job(tmp_path, "b", ["lora.rank=1", "lora.alpha=4"], accuracy=0.5)
+    write_job(tmp_path, "c", ["lora.rank=2"])
+    (tmp_path / "c" / ".hydra").mkdir()
+    (tmp_path / "c" / ".hydra" / "config.yaml").write_text("lora: {alpha")  # killed meanwhile
     swept = {row.folder: row.swept for row in read_rows(tmp_path)}
     assert swept["a"] == {"lora.rank": "1", "lora.alpha": "1.0"}
+    assert swept["c"] == {"lora.rank": "2", "lora.alpha": ""}
 
 
 @pytest.mark.parametrize("metric", ["val.nope", "val.errors_per_class"])

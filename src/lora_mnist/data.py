@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import torchvision.datasets
 from filelock import FileLock
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 from torchvision.datasets.utils import check_integrity
 
 from lora_mnist.files import publish
@@ -215,7 +216,11 @@ class MNISTDataModule(LightningDataModule):
         return self.batch_size // processes
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches, replay behind; a process of several gets its share of each batch."""
+        """Shuffled batches, replay behind; a process of several gets its share of each batch.
+
+        Together the processes see batch by batch what one process alone would see. Where the images
+        cannot be shared out equally, the first of the order are seen once more.
+        """
         rank, processes = 0, 1
         if self.trainer:
             rank, processes = self.trainer.global_rank, self.trainer.world_size
@@ -224,10 +229,15 @@ class MNISTDataModule(LightningDataModule):
             # initial_seed draws nothing: the order of the target's images stays as without replay.
             seed = torch.initial_seed() if self.seed is None else self.seed
             images = WithReplay(images, self.replay_set, self.replay, seed, rank, processes)
+        sampler: Sampler[int] = RandomSampler(images, generator=self._order_generator())
+        if processes > 1:  # Lightning's own choice would draw another order
+            sampler = DistributedSamplerWrapper(
+                sampler, num_replicas=processes, rank=rank, shuffle=False
+            )
         return DataLoader(
             images,
             batch_size=self.batch_size_per_process(processes),
-            sampler=RandomSampler(images, generator=self._order_generator()),
+            sampler=sampler,
             collate_fn=_as_indexed,
         )
 

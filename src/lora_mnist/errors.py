@@ -1,5 +1,6 @@
 """Mistakes a user can make, told in one line."""
 
+import errno
 import logging
 import os
 import re
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra.errors import CompactHydraException, InstantiationException
+from omegaconf.errors import OmegaConfBaseException
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,31 @@ def config_group(group: str) -> Iterator[None]:
         raise UserError(f"{group}{'.' if _NAMES_ARGUMENT(message) else ': '}{message}") from error
 
 
+def described(error: BaseException) -> str:
+    """What went wrong in one line: the message, and whose it is unless it is Hydra's or ours."""
+    if isinstance(error, CompactHydraException):
+        # Hydra says which override it is about, OmegaConf what is wrong with it.
+        cause = error.__cause__
+        more = f": {one_line(cause)}" if isinstance(cause, OmegaConfBaseException) else ""
+        return one_line(error) + more
+    error = full_disk(error) or error
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def full_disk(error: BaseException | None) -> OSError | None:
+    """The full disk, or used up quota, behind ``error``."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def is_full_error_wanted() -> bool:
+    """Whether the user has asked for tracebacks, in Hydra's way."""
+    return os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
+
+
 def one_line(error: BaseException | None) -> str:
     """The message of ``error`` without line breaks."""
     return " ".join(str(error).split())
@@ -51,6 +78,6 @@ def exit_on_user_error() -> Iterator[None]:
         yield
     except UserError as error:
         log.error("%s", error)
-        if os.environ.get("HYDRA_FULL_ERROR", "0") != "0":
+        if is_full_error_wanted():
             raise
         raise SystemExit(2) from error

@@ -139,7 +139,8 @@ class ClassifierModule(LightningModule):
         # A call of log costs as much as the adapter's own arithmetic: once a window is enough.
         window = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if window and (self.global_step + 1) % window == 0:
-            self.log("train/loss", self._loss_sum / self._loss_count, prog_bar=True)
+            loss_of_window = self._loss_sum / self._loss_count
+            self.log("train/loss", loss_of_window, prog_bar=True, sync_dist=True)
             self._start_loss_window()
         return loss
 

@@ -62,11 +62,19 @@ class Row:
 
 @dataclass
 class Summary:
-    """All jobs of a sweep, best first, the table to print, and what stood in the way of ranking."""
+    """A sweep's outcome.
+
+    Attributes:
+        rows: all jobs, best first.
+        text: the table to print.
+        complaint: what stood in the way of ranking.
+        unwritten: what kept the files from being written.
+    """
 
     rows: list[Row]
     text: str
-    complaint: str | None
+    complaint: str | None = None
+    unwritten: str | None = None
 
 
 def summarize(folder: Path, metric: str | None, mode: str, entry: str) -> Summary:
@@ -80,12 +88,11 @@ def summarize(folder: Path, metric: str | None, mode: str, entry: str) -> Summar
         entry: script of the commands that the summary shows, such as train.py.
 
     Raises:
-        OSError: if the folder cannot be read or written.
+        OSError: if the folder cannot be read.
     """
     rows = _ranked(read_rows(folder), metric, mode)
     if not rows:
-        return Summary(rows, "no job has started", None)
-    _write_csv(rows, folder / "summary.csv")
+        return Summary(rows, "no job has started")
     finished = [row for row in rows if row.status == "finished"]
     ranked = [row for row in finished if row.value(metric) is not None]
     complaint = None
@@ -93,19 +100,20 @@ def summarize(folder: Path, metric: str | None, mode: str, entry: str) -> Summar
         numbers = sorted(k for k, v in finished[0].results.items() if _chooses(k, v))
         expected = f"one of {', '.join(numbers)}, or null" if numbers else "null (no validation)"
         complaint = f"sweep.metric={metric}: no job has it; expected {expected}"
-    if ranked and ranked[0].swept:
-        from lora_mnist.figures import draw_sweep  # late: matplotlib
-
-        points = [(row.swept, row.value(metric)) for row in rows]
-        with atomic_write(folder / "summary.png") as path:
-            draw_sweep(path, points, str(metric), mode)
+    unwritten = None
+    try:
+        _write_csv(rows, folder / "summary.csv")
+        if ranked and ranked[0].swept:
+            _write_picture(rows, folder / "summary.png", str(metric), mode)
+    except OSError as error:
+        unwritten = f"the summary cannot be written ({error.strerror or error})"
     text = _table(rows, metric)
     if ranked:
         text += f"\nbest: {_command(entry, ranked[0])}{_importances(folder)}"
     for row in rows:
         if row.status != "finished":
             text += f"\n{row.status}: {_swept_text(row)}" + (f": {row.error}" if row.error else "")
-    return Summary(rows, f"{text}\nsweep: {folder}", complaint)
+    return Summary(rows, f"{text}\nsweep: {folder}", complaint, unwritten)
 
 
 def _importances(folder: Path) -> str:
@@ -144,19 +152,24 @@ def _swept_text(row: Row) -> str:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(nested: Any) -> dict[str, Any]:
     """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``."""
+    flat: dict[str, Any] = {}
+    _flatten_into(flat, nested, "")
+    return flat
+
+
+def _flatten_into(flat: dict[str, Any], nested: Any, prefix: str) -> None:
     items: Iterable[tuple[Any, Any]]
     if isinstance(nested, dict):
         items = nested.items()
     elif isinstance(nested, list):
         items = enumerate(nested)
     else:
-        return {prefix: nested}
-    flat: dict[str, Any] = {}
+        flat[prefix] = nested
+        return
     for key, value in items:
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        _flatten_into(flat, value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -172,7 +185,7 @@ def read_rows(folder: Path) -> list[Row]:
     ]
     keys = _swept_keys(rows)
     for row in rows:
-        row.swept = {key: _setting(row, key, folder) for key in keys}
+        row.swept = _settings(row, keys, folder)
     return rows
 
 
@@ -218,18 +231,24 @@ def _swept_keys(rows: list[Row]) -> list[str]:
     return list(keys)
 
 
-def _setting(row: Row, key: str, folder: Path) -> str:
-    """The value of ``key`` in a job, from its configuration where its command left it alone."""
-    for written in (key, f"+{key}", f"++{key}"):
-        if written in row.overrides:
-            return row.overrides[written]
+def _settings(row: Row, keys: list[str], folder: Path) -> dict[str, str]:
+    """The values of ``keys`` in a job, from its configuration where its command left them alone."""
+    written = {key.lstrip("+~"): value for key, value in row.overrides.items()}
+    config: Any = None
+    if not written.keys() >= set(keys):
+        # Cut off while it was written, the file may end anywhere.
+        with suppress(OSError, yaml.YAMLError):
+            config = _read_yaml(folder / row.folder / ".hydra" / "config.yaml")
+    return {key: written[key] if key in written else _select(config, key) for key in keys}
+
+
+def _select(config: Any, key: str) -> str:
     try:
-        value: Any = _read_yaml(folder / row.folder / ".hydra" / "config.yaml")
         for part in key.split("."):
-            value = value[part]
-    except (OSError, KeyError, TypeError):
+            config = config[part]
+    except (KeyError, TypeError):
         return ""
-    return "null" if value is None else str(value)
+    return "null" if config is None else str(config)
 
 
 def _read_yaml(path: Path) -> Any:
@@ -271,6 +290,14 @@ def _write_csv(rows: list[Row], path: Path) -> None:
         for row in rows:
             outcome = {"status": row.status, "error": row.error, "folder": row.folder}
             writer.writerow({**row.results, **row.swept, **outcome})
+
+
+def _write_picture(rows: list[Row], path: Path, metric: str, mode: str) -> None:
+    from lora_mnist.figures import draw_sweep  # late: matplotlib
+
+    points = [(row.swept, row.value(metric)) for row in rows]
+    with atomic_write(path) as temporary:
+        draw_sweep(temporary, points, metric, mode)
 
 
 def _table(rows: list[Row], metric: str | None) -> str:

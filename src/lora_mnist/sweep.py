@@ -1,56 +1,36 @@
 """Sweeps that keep books: no job lost, none run twice, none written over.
 
-Hydra's sweeper and launcher decide which jobs run and where; any of them will do. This module
-gives each job a folder named by its configuration and a record in it, and each sweep a summary. It
-imports no torch: the process that conducts a parallel sweep, or skips finished jobs, needs none.
-
-The files of a sweep: ``sweep.json`` holds the commands that started and resumed it; in each job's
-folder ``job.json`` says what the job is and, if it failed, why, and ``results.json``, which is
-written last and atomically, says that it is finished.
+Hydra's sweeper and launcher decide which jobs run and where; any of them will do. This module opens
+a sweep, new or resumed, before its first job, and closes it with a summary whichever way it ends.
+It imports no torch: the process that conducts a parallel sweep needs none.
 """
 
-import errno
-import hashlib
 import json
-import logging
 import os
-import re
 import shlex
-import shutil
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import lru_cache
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lora_mnist.errors import UserError, one_line
+from lora_mnist import interrupt
+from lora_mnist.errors import described, is_full_error_wanted
 from lora_mnist.files import atomic_write
 from lora_mnist.run_folder import make_or_exit
-from lora_mnist.summary import JOB_FILE, RESULTS_FILE, STUDY_FILE, flatten, summarize
-
-log = logging.getLogger(__name__)
-
-_SWEEP_FILE = "sweep.json"
-_LOCK_FILE = ".lock"
-#: Its presence keeps jobs from starting, in whatever process: one of them has failed for all.
-_STOP_FILE = ".stop"
-#: Less than this and a failure is put down to the full disk (bytes).
-_DISK_FULL = 1 << 20
+from lora_mnist.summary import STUDY_FILE, summarize
+from lora_mnist.sweep_folder import LOCK_FILE, STOP_FILE, SWEEP_FILE, read_commands
 
 
 @dataclass
@@ -62,20 +42,25 @@ class _Sweep:
     metric: str | None
     mode: str
     overrides: list[str]
+    #: Whether the sweeper looks for a best job, not knowing all of them beforehand.
+    searches: bool
     lock: FileLock
-    handlers: dict[int, Any] = field(default_factory=dict)
-    #: The exit code after an interrupt, until then 0.
-    interrupted: int = 0
-
-    def check(self) -> None:
-        """End the process after an interrupt: what was running may have swallowed the exit."""
-        if self.interrupted:
-            raise SystemExit(self.interrupted)
 
     def resume_command(self) -> str:
         kept = [o for o in self.overrides if not o.startswith("sweep.resume=")]
         return command_line(self.entry, ["-m", *kept, f"sweep.resume={self.folder}"])
 
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+#: What engines take from the environment alone.
+_ENGINES = {
+    # About the SQLAlchemy that the sweeper's optuna needs; nothing a user could act on.
+    "SQLALCHEMY_SILENCE_UBER_WARNING": "1",
+    # Ray would take the lines of different jobs for repetitions, and report its use to its makers.
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 #: None in the workers of a parallel launcher, and where no sweep runs.
 _conducted: _Sweep | None = None
@@ -94,8 +79,6 @@ class SweepCallback(Callback):
         global _conducted
         try:
             _conducted = _open_sweep(config)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                _conducted.handlers[number] = signal.signal(number, _interrupt)
         except CompactHydraException as error:
             _exit(str(error), code=1)
         except Exception as error:  # of which Hydra would make a warning
@@ -108,108 +91,38 @@ def conduct() -> Iterator[None]:
     """Around Hydra's main: whichever way a sweep ends, write its summary and set the exit code.
 
     0 if every job finished, 1 if one failed, 2 for a mistake in the command, 130 or 143 after an
-    interrupt. A single run passes through untouched.
+    interrupt, which holds for a single run too.
     """
     global _conducted
-    _conducted, code = None, 0
-    try:
-        yield
-    except SystemExit as exit_:
-        if _conducted is None:
-            raise
-        code = exit_.code if isinstance(exit_.code, int) else 1
-    except Exception:  # with HYDRA_FULL_ERROR=1
+    _conducted, code, failure = None, 0, None
+    full_error = os.environ.get(_FULL_ERROR)
+    with interrupt.handle_signals() as received:
+        try:
+            yield
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
+        except SystemExit as exit_:
+            received.recognise(exit_.code)
+            if _conducted is None and not received.number:
+                raise
+            code = exit_.code if isinstance(exit_.code, int) else 1
+        except Exception as error:
+            if _conducted is None:
+                raise
+            code, failure = 1, error
+        finally:
+            os.environ.pop(_FULL_ERROR, None)
+            if full_error is not None:
+                os.environ[_FULL_ERROR] = full_error
+        received.hold()
         if _conducted is not None:
-            _conclude(_conducted, 1)
-        raise
-    if _conducted is not None and (code := _conclude(_conducted, code)):
-        raise SystemExit(code)
-
-
-@dataclass
-class Job:
-    """What :func:`swept_job` tells the entry, and what it tells the sweeper.
-
-    Attributes:
-        due: whether the job has to run: it is not finished, and the sweep was not stopped.
-        objective: the value of ``sweep.metric``, for sweepers that search.
-    """
-
-    due: bool = True
-    objective: float | None = None
-
-
-@contextmanager
-def swept_job(cfg: DictConfig) -> Iterator[Job]:
-    """Around one job: skip it if it is finished, keep its record, and survive its failure.
-
-    A single run passes through untouched.
-    """
-    hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN:
-        yield Job()
-        return
-    if _conducted is None:  # a worker: whoever conducts the sweep ends it
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    else:
-        _conducted.check()
-    _log_to_file_only()
-    folder = Path(hydra.runtime.output_dir)
-    label = _label(hydra.job.num, _varied(hydra))
-    if (folder.parent / _STOP_FILE).exists():
-        yield Job(due=False)
-        return
-    with _only_writer(folder) as finished:
-        if finished:
-            print(f"{label}: finished before", flush=True)
-            yield Job(due=False, objective=_objective(cfg, folder))
-            return
-        job = Job()
-        started = time.perf_counter()
-        try:
-            _open_record(cfg, hydra, folder)
-        except Exception as error:
-            _fail(cfg, hydra, folder, label, error)
-            yield Job(due=False)
-            return
-        try:
-            yield job
-            job.objective = _objective(cfg, folder)
-        except Exception as error:
-            _fail(cfg, hydra, folder, label, error)
-        else:
-            value = "" if job.objective is None else f"{cfg.sweep.metric} {job.objective:.6g}, "
-            print(f"{label}: {value}{time.perf_counter() - started:.1f} s", flush=True)
-
-
-def job_folder(*, _root_: DictConfig) -> str:
-    """Resolver for ``hydra.sweep.subdir``: what was swept, then a hash of the configuration.
-
-    The hash covers every key as it is written, but for ``hydra``, ``sweep`` and ``paths``, and the
-    bytes of the base that the job starts from. So a folder belongs to exactly one configuration,
-    wherever it lies and whenever it was made.
-    """
-    written: Any = OmegaConf.to_container(_root_, resolve=False)
-    for key in ("hydra", "sweep", "paths"):
-        written.pop(key, None)
-    written["base_sha256"] = _base_sha256(_root_)
-    text = json.dumps(written, sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    name = re.sub(r"[^\w.=,+-]+", "_", ",".join(_varied(_root_.hydra)))[:100]
-    name = f"{name}-{digest}" if name else digest
-    sweep = Path(_root_.hydra.sweep.dir)
-    if not (sweep / name).exists():
-        # Another command may have swept other keys: the configuration counts, not the name.
-        for folder in (*sweep.glob(f"*-{digest}"), *sweep.glob(digest)):
-            return folder.name
-    return name
-
-
-def hydra_subfolder(*, _root_: DictConfig) -> str | None:
-    """Resolver for ``hydra.output_subdir``: Hydra writes nothing into a finished job's folder."""
-    folder = OmegaConf.select(_root_, "hydra.runtime.output_dir", default=None)
-    sweeping = OmegaConf.select(_root_, "hydra.mode") == RunMode.MULTIRUN
-    return None if sweeping and folder and Path(folder, RESULTS_FILE).exists() else ".hydra"
+            code = _conclude(_conducted, received, code, failure)
+            if failure is not None and is_full_error_wanted() and not received.number:
+                raise failure
+        elif received.number:
+            print(f"interrupted by {received.number.name}", file=sys.stderr, flush=True)
+        if code := received.exit_code or code:
+            raise SystemExit(code)
 
 
 def direction(mode: str) -> str:
@@ -218,8 +131,6 @@ def direction(mode: str) -> str:
 
 
 OmegaConf.register_new_resolver("lora_mnist.direction", direction, replace=True)
-OmegaConf.register_new_resolver("lora_mnist.job_folder", job_folder, replace=True)
-OmegaConf.register_new_resolver("lora_mnist.hydra_subfolder", hydra_subfolder, replace=True)
 
 
 def command_line(entry: str, arguments: Iterable[str]) -> str:
@@ -237,19 +148,22 @@ def _open_sweep(config: DictConfig) -> _Sweep:
     resumed = _resumed_folder(config)
     folder = resumed or Path(config.hydra.sweep.dir).absolute()
     lock = _claim(folder, resumed is not None)
-    # About the SQLAlchemy that the sweeper's optuna needs; nothing a user could act on.
-    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")
+    for name, value in _ENGINES.items():
+        os.environ.setdefault(name, value)
     if OmegaConf.select(config, "hydra.sweeper.sampler.seed") is not None:
         # The sweeper would draw on from here with its generator at the start, and repeat itself.
         # The finished jobs' results fill the study again.
         (folder / STUDY_FILE).unlink(missing_ok=True)
     _share_cores(config, jobs)
+    full_error = os.environ.get(_FULL_ERROR, "0")
+    os.environ[_FULL_ERROR] = "1"  # what ends the sweep shall reach conduct(), not Hydra's printer
     sweep = _Sweep(
         folder=folder,
         entry=f"{config.hydra.job.name}.py",
         metric=OmegaConf.select(config, "sweep.metric"),
         mode=OmegaConf.select(config, "sweep.mode"),
         overrides=[*config.hydra.overrides.task, *_launch_overrides(config)],
+        searches=OmegaConf.select(config, "hydra.sweeper.n_trials") is not None,
         lock=lock,
     )
     with read_write(config.hydra), open_dict(config.hydra):
@@ -259,9 +173,10 @@ def _open_sweep(config: DictConfig) -> _Sweep:
             *config.hydra.overrides.hydra,
             f"hydra.sweep.dir={_quoted(str(folder))}",
             f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quoted, fixed))}]",
+            f"++hydra.job.env_set.{_FULL_ERROR}={_quoted(full_error)}",
         ]
-    commands = [*_commands(folder), command_line(sweep.entry, ["-m", *sweep.overrides])]
-    with _writing(folder), atomic_write(folder / _SWEEP_FILE) as path:
+    commands = [*read_commands(folder), command_line(sweep.entry, ["-m", *sweep.overrides])]
+    with _writing(folder), atomic_write(folder / SWEEP_FILE) as path:
         path.write_text(json.dumps({"commands": commands}, indent=2) + "\n")
     return sweep
 
@@ -306,13 +221,13 @@ def _resumed_folder(config: DictConfig) -> Path | None:
     if resume == "latest":
         parent = Path(config.hydra.sweep.dir).absolute().parent
         # The folders are named by the time.
-        found = sorted(path.parent for path in parent.glob(f"*/{_SWEEP_FILE}"))
+        found = sorted(path.parent for path in parent.glob(f"*/{SWEEP_FILE}"))
         if not found:
             _exit(f"sweep.resume=latest: expected a sweep in {parent}, found none")
         return found[-1]
     folder = Path(str(resume)).absolute()
-    if not (folder / _SWEEP_FILE).is_file():
-        _exit(f"sweep.resume={resume}: no sweep; expected a folder with {_SWEEP_FILE}, or latest")
+    if not (folder / SWEEP_FILE).is_file():
+        _exit(f"sweep.resume={resume}: no sweep; expected a folder with {SWEEP_FILE}, or latest")
     return folder
 
 
@@ -320,26 +235,20 @@ def _claim(folder: Path, resumed: bool) -> FileLock:
     """Make ``folder`` this process's own until it ends, however it ends."""
     key = "sweep.resume" if resumed else "hydra.sweep.dir"
     make_or_exit(key, folder)
-    lock = FileLock(folder / _LOCK_FILE, timeout=0)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         _exit(f"{key}={folder}: another sweep is running there; expected one at a time")
-    if not resumed and (folder / _SWEEP_FILE).exists():
+    except OSError as error:
+        _exit(f"{key}={folder}: cannot be written ({error.strerror})", code=1)
+    if not resumed and (folder / SWEEP_FILE).exists():
         _exit(
             f"hydra.sweep.dir={folder}: holds another sweep; "
             f"expected a new folder, or sweep.resume={folder}"
         )
-    (folder / _STOP_FILE).unlink(missing_ok=True)
+    (folder / STOP_FILE).unlink(missing_ok=True)
     return lock
-
-
-def _commands(folder: Path) -> list[str]:
-    """The commands that have worked on the sweep in ``folder``."""
-    with suppress(OSError, ValueError, KeyError):
-        commands: list[str] = json.loads((folder / _SWEEP_FILE).read_text())["commands"]
-        return commands
-    return []
 
 
 @contextmanager
@@ -375,178 +284,41 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", r"\'") + "'"
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    # Not KeyboardInterrupt, which Lightning turns into exit code 1. Once is enough: a second
-    # signal must not cut the summary off.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    assert _conducted is not None
-    _conducted.interrupted = 128 + number
-    _conducted.check()
-
-
-# --- one job -------------------------------------------------------------------------------------
-
-
-def _varied(hydra: HydraConf) -> list[str]:
-    """The job's overrides without those that all jobs of the command share."""
-    fixed = set(hydra.job.config.override_dirname.exclude_keys)
-    return [o for o in hydra.overrides.task if _key(o) not in fixed]
-
-
-def _label(number: int, varied: Iterable[str]) -> str:
-    return f"#{number} {' '.join(varied)}".rstrip()
-
-
-def _base_sha256(cfg: DictConfig) -> str | None:
-    """Digest of the base checkpoint's file, if the job starts from one."""
-    if OmegaConf.select(cfg, "stage") == "pretrain":
-        return None
-    try:
-        path = Path(OmegaConf.select(cfg, "base_ckpt"))
-        stat = path.stat()
-        return _file_sha256(path, stat.st_mtime_ns, stat.st_size)
-    except (OSError, TypeError):
-        return None
-
-
-@lru_cache(maxsize=64)
-def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[bool]:
-    """Hold the folder of an unfinished job; yields whether it is finished."""
-    finished = (folder / RESULTS_FILE).exists
-    if finished():
-        yield True
-    else:
-        # A worker can outlive the sweep that started it; once it is done, its result counts.
-        with FileLock(folder / _LOCK_FILE):
-            yield finished()
-
-
-def _open_record(cfg: DictConfig, hydra: HydraConf, folder: Path) -> None:
-    """Say in the job's folder what it is, and clear away what an earlier attempt left half-done."""
-    kept = {".hydra", _LOCK_FILE, JOB_FILE, f"{hydra.job.name}.log"}
-    for path in folder.iterdir() if (folder / JOB_FILE).exists() else ():
-        if path.name in kept:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    _write_record(hydra, folder, error=None)
-    if "TensorBoard" in (OmegaConf.select(cfg, "logger._target_") or ""):
-        _write_hparams(cfg, hydra, folder)
-
-
-#: Keys that decide how a sweep goes and nothing about what a job computes.
-_HOW_NOT_WHAT = ("sweep", "launcher")
-
-
-def _write_record(hydra: HydraConf, folder: Path, error: str | None) -> None:
-    record = {
-        "number": hydra.job.num,
-        "command": len(_commands(folder.parent)),
-        "overrides": [o for o in hydra.overrides.task if not _key(o).startswith(_HOW_NOT_WHAT)],
-        "varied": [_key(override) for override in _varied(hydra)],
-        "error": error,
-    }
-    with atomic_write(folder / JOB_FILE) as path:
-        path.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _write_hparams(cfg: DictConfig, hydra: HydraConf, folder: Path) -> None:
-    """Tell TensorBoard's HParams tab what was swept; the metrics it finds by itself."""
-    from torch.utils.tensorboard import SummaryWriter  # late: the job needs torch anyway
-    from torch.utils.tensorboard.summary import hparams
-
-    swept: dict[str, bool | int | float | str] = {}
-    for override in _varied(hydra):
-        key = _key(override)
-        value = OmegaConf.select(cfg, key)
-        # A group, such as loss=focal, is known by the name that was chosen.
-        plain = isinstance(value, bool | int | float | str)
-        swept[key] = value if plain else override.split("=", 1)[-1]
-    _, session_start, _ = hparams(swept, {})  # type: ignore[no-untyped-call]
-    with SummaryWriter(folder, filename_suffix=".hparams") as writer:
-        writer.file_writer.add_summary(session_start)
-
-
-def _key(override: str) -> str:
-    return override.split("=", 1)[0].lstrip("+~")
-
-
-def _objective(cfg: DictConfig, folder: Path) -> float | None:
-    metric = OmegaConf.select(cfg, "sweep.metric")
-    value = flatten(json.loads((folder / RESULTS_FILE).read_text())).get(metric)
-    return value if isinstance(value, int | float) else None
-
-
-def _fail(cfg: DictConfig, hydra: HydraConf, folder: Path, label: str, error: Exception) -> None:
-    """Tell at once, and keep for the summary, that a job failed; the next ones go on."""
-    if _conducted is not None:
-        _conducted.check()
-    ours = isinstance(error, UserError)
-    reason = one_line(error) if ours else f"{type(error).__name__}: {one_line(error)}"
-    full = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
-    with suppress(OSError):
-        log.error("%s", reason, exc_info=None if ours and not full else error)
-        _write_record(hydra, folder, reason)
-    where = "" if ours else f" (traceback in {folder / hydra.job.name}.log)"
-    print(f"{label} failed: {reason}{where}", file=sys.stderr, flush=True)
-    no_space = _names_full_disk(error) or shutil.disk_usage(folder).free < _DISK_FULL
-    if no_space or OmegaConf.select(cfg, "sweep.fail_fast"):
-        with suppress(OSError):
-            (folder.parent / _STOP_FILE).touch()
-        if _conducted is not None:
-            raise SystemExit(1)
-
-
-def _names_full_disk(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _log_to_file_only() -> None:
-    """In a sweep the screen gets one line a job; tables and messages go to the job's log."""
-    for logger in (logging.getLogger(), logging.getLogger("lora_mnist.report")):
-        for handler in logger.handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.setLevel(logging.CRITICAL + 1)
-
-
 # --- closing a sweep -----------------------------------------------------------------------------
 
 
-def _conclude(sweep: _Sweep, code: int) -> int:
+def _conclude(
+    sweep: _Sweep, received: interrupt.Interrupt, code: int, failure: Exception | None
+) -> int:
     """Write and print the summary; the process's exit code."""
-    code = sweep.interrupted or code
+    received.hold()
     try:
         with _writing(sweep.folder):
             summary = summarize(sweep.folder, sweep.metric, sweep.mode, sweep.entry)
     finally:
-        for number, handler in sweep.handlers.items():
-            signal.signal(number, handler)
         sweep.lock.release()
+        if "ray" in sys.modules:
+            # It would end its daemons later, when a further signal could cut that off.
+            sys.modules["ray"].shutdown()
     print(summary.text, flush=True)
-    now = len(_commands(sweep.folder))
+    now = len(read_commands(sweep.folder))
     unfinished = [row for row in summary.rows if row.status != "finished" and row.command == now]
     failed = sum(row.status == "failed" for row in unfinished)
-    if code > 128:
-        problem = f"interrupted by {signal.Signals(code - 128).name}"
-    elif failed:
-        problem = f"{failed} failed"
-    elif code or unfinished:
-        problem = "not all jobs ran"
-    else:
+    finished = sum(row.status == "finished" for row in summary.rows)
+    problems = [f"{failed} failed"] if failed else []
+    # A search without a finished job has no best one, which Hydra's sweeper takes for an error.
+    if failure is not None and not (sweep.searches and failed and not finished):
+        problems.append(described(failure))
+    if received.number:
+        problems = [f"interrupted by {received.number.name}"]
+    elif not problems and (code or unfinished):
+        problems = ["not all jobs ran"]
+    if summary.unwritten:
+        problems.append(summary.unwritten)
+    if not problems:
         if summary.complaint:
             _exit(summary.complaint)
         return 0
-    print(f"{problem}; go on with: {sweep.resume_command()}", file=sys.stderr, flush=True)
-    return code or 1
+    go_on = f"go on with: {sweep.resume_command()}"
+    print(f"{', '.join(problems)}; {go_on}", file=sys.stderr, flush=True)
+    return received.exit_code or code or 1

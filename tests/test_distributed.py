@@ -1,0 +1,75 @@
+"""One training in two processes, trainer=ddp_sim: what one process alone would do."""
+
+import csv
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, read_results, run_process
+from torch import Tensor
+
+
+def run_recorded(
+    folder: Path, *overrides: str
+) -> tuple[CompletedProcess[str], dict[str, Any], list[list[Tensor]]]:
+    """A finished run, its results, and the images of each step in each of its processes."""
+    seen = folder / "seen"
+    seen.mkdir(parents=True)
+    done = run_process(
+        *("train.py", *overrides, f"hydra.run.dir={folder}/run", "logger=csv"),
+        "+callbacks.recorder._target_=recorder.Recorder",
+        f"+callbacks.recorder.folder={seen}",
+        PYTHONPATH=f"{ROOT}/tests:{ROOT}/src",
+    )
+    assert done.returncode == 0, done.stderr
+    images = [torch.load(path, weights_only=True) for path in sorted(seen.iterdir())]
+    return done, read_results(folder / "run"), images
+
+
+def train_losses(folder: Path) -> list[float]:
+    with (folder / "run" / "csv" / "metrics.csv").open(newline="") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def test_two_processes_see_each_image_once(tmp_path: Path) -> None:
+    """An epoch over the 5,949 nines, and a test that counts no image twice."""
+    arguments = ("trainer=ddp_sim", "digit=9", "data.batch_size=500", "data.val_size=0")
+    done, results, shards = run_recorded(tmp_path, *arguments, f"base_ckpt={tmp_path}/base.ckpt")
+    assert len(shards) == 2
+    images = torch.cat([batch for shard in shards for batch in shard])
+    # 5,949 is odd: one image is drawn twice so that both processes take equally many steps.
+    assert len(images) == 5_950
+    assert len(images.unique(dim=0)) == 5_949
+    assert sum(results["test"]["images_per_class"]) == 10_000
+    assert results["steps"] == 12
+    assert done.stdout.count("accuracy:") == 1
+
+
+@pytest.mark.parametrize(("stage", "size", "replay"), [("pretrain", 100, 0), ("lora", 1000, 400)])
+def test_two_processes_train_as_one(
+    base_ckpt: Path, tmp_path: Path, stage: str, size: int, replay: int
+) -> None:
+    """The same images step by step, and the same outcome but for the order of summation."""
+    few = (f"stage={stage}", "trainer.max_steps=16", "trainer.log_every_n_steps=8")
+    data = (f"data.batch_size={size}", f"data.replay={replay}")
+    base = base_ckpt if stage == "lora" else tmp_path / "base.ckpt"
+    runs = []
+    for trainer in ("cpu", "ddp_sim"):
+        arguments = (f"trainer={trainer}", f"base_ckpt={base}", *few, *data)
+        runs.append(run_recorded(tmp_path / trainer, *arguments))
+    (_, alone, (steps,)), (_, together, shards) = runs
+    assert len(steps) == len(shards[0]) == len(shards[1]) == 16
+    for images, *parts in zip(steps, *shards, strict=True):
+        # Of the images and of the replay behind them, each process has every second one.
+        parts = [part.split([len(part) - replay // 2, replay // 2]) for part in parts]
+        dealt = [torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(*parts, strict=True)]
+        assert torch.equal(torch.cat(dealt), images)
+    for split in ("val", "test"):
+        assert together[split]["loss"] == pytest.approx(alone[split]["loss"], rel=1e-4)
+        errors = [outcome[split]["errors_per_class"] for outcome in (together, alone)]
+        # An image on the border between two classes may fall to the other side.
+        assert sum(abs(a - b) for a, b in zip(*errors, strict=True)) <= 4
+    losses = [train_losses(tmp_path / trainer) for trainer in ("cpu", "ddp_sim")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
