@@ -72,7 +72,7 @@ def test_a_failing_job_takes_no_other_along(cli: Any, base_ckpt: Path, tmp_path:
         for split in ("val", "test", "test_base"):
             errors = results[split]["errors_per_class"]
             assert [int(row[f"{split}.errors_per_class.{c}"]) for c in range(10)] == errors
-            assert int(row[f"{split}.errors_on_digit"]) == errors[9]
+            assert int(row[f"{split}.errors_on_class"]) == errors[9]
     best = rows[0]
     swept = f"lora.rank={best['lora.rank']} lora.alpha={best['lora.alpha']}"
     base = f"base_ckpt={base_ckpt}"
@@ -252,7 +252,7 @@ def test_a_metric_that_no_job_has(cli: Any, base_ckpt: Path, tmp_path: Path) -> 
     assert done.code == 2
     assert done.err == (
         "sweep.metric=val.nope: no job has it; expected one of "
-        "val.accuracy, val.broken, val.errors, val.errors_on_digit, val.loss, val.repaired, "
+        "val.accuracy, val.broken, val.errors, val.errors_on_class, val.loss, val.repaired, "
         "or null\n"
     )
     assert [row["seed"] for row in read_summary(only_sweep(tmp_path))] == ["0", "1"]
