@@ -52,7 +52,7 @@ METHODS = {
     "recipe, rank 16": [*REPAIR, "lora.rank=16", "lora.alpha=16"],
     "recipe, rank 64": [*REPAIR, "lora.rank=64", "lora.alpha=64"],
     "full fine-tuning": [*FINETUNE],
-    "last layer only": [*FINETUNE, "trainable=linear3[.].*"],
+    "last layer only": [*FINETUNE, "trainable=linear3.*"],
     "biases only": [*FINETUNE, "trainable=.*bias"],
 }
 
@@ -266,32 +266,54 @@ class Candidate:
     distance: float
 
 
-WITH_REPLAY = ["stage=lora", "data.replay=90", "lora.alpha=${lora.rank}"]
-START = {
-    "optimizer.lr": "0.003",
-    "scheduler": "cosine",
-    "loss.target_weight": "0.4",
-    "loss.fit": "cross_entropy",
-    "loss.margin": "1.0",
-    "loss.distill": "0.0",
-    "lora.rank": "16",
-    "lora.init_std": "0.1",
-    "lora.lr_ratio": "1.0",
-}
 SEARCHES = {
     "our recipe (repair)": Search(
-        WITH_REPLAY,
-        START,
+        ["stage=lora", "data.replay=90", "lora.alpha=${lora.rank}"],
+        {
+            "lora.rank": "16",
+            "lora.init": "gaussian",
+            "lora.init_std": "0.1",
+            "lora.lr_ratio": "1.0",
+            "optimizer.lr": "0.003",
+            "scheduler": "cosine",
+            "loss.fit": "cross_entropy",
+            "loss.margin": "1.0",
+            "loss.distill": "0.0",
+            "loss.target_weight": "0.4",
+        },
         [
-            {
-                "lora.rank": "4,16,64",
-                "lora.init_std": "0.03,0.1,0.3",
-                "optimizer.lr": "0.001,0.003,0.01",
-            },
-            {"scheduler": "constant,cosine,linear"},
-            {"loss.target_weight": "0.1,0.2,0.3,0.4,0.5,0.6"},
-            {"loss.fit": "cross_entropy,hinge", "loss.margin": "1.0,4.0"},
+            {"lora.rank": "4,16,64", "optimizer.lr": "0.001,0.003"},
+            {"lora.init_std": "0.03,0.3"},
+            {"scheduler": "constant,linear"},
+            {"loss.fit": "hinge", "loss.margin": "1.0,3.0"},
+            {"loss.distill": "0.3"},
+            {"lora.lr_ratio": "0.5,2.0"},
+            {"lora.init": "kaiming,pissa"},
+            {"loss.target_weight": "0.3,0.5,0.6"},
+            {"optimizer.lr": "0.002,0.005"},
         ],
+    ),
+    "private (repair_private)": Search(
+        ["stage=lora", "lora.alpha=${lora.rank}", "loss=margin", "loss.distill_on=target"],
+        {
+            "lora.rank": "4",
+            "lora.targets": "linear1",
+            "lora.init_std": "0.1",
+            "optimizer.lr": "0.001",
+            "scheduler": "cosine",
+            "loss.margin": "1.0",
+            "loss.distill": "0.0",
+        },
+        [
+            {"lora.targets": "linear1,linear2,linear3,'linear[12]','linear[0-9]'"},
+            {"optimizer.lr": "0.0003,0.001,0.003", "loss.margin": "0.5,1.0,2.0"},
+            {"lora.rank": "1,16,64"},
+            {"lora.init_std": "0.03,0.3"},
+            {"loss.distill": "1.0,3.0"},
+            {"scheduler": "constant,linear"},
+            {"loss.margin": "0.3,0.7,1.5"},
+        ],
+        goals=(0.45, 1.00),
     ),
 }
 
@@ -319,7 +341,8 @@ def run_search(setting: Setting, folder: Path, what: Search) -> list[Candidate]:
     best, candidates = dict(what.start), []
     for grid in what.stages:
         settings = [f"{key}={value}" for key, value in (best | grid).items()]
-        rows = sweep(setting, folder, *what.fixed, *settings)
+        # One batch of the test set, since a run tests, and no more: it does not choose.
+        rows = sweep(setting, folder, *what.fixed, *settings, "+trainer.limit_test_batches=1")
         candidates = ranked(rows, what)
         best = candidates[0].settings
     return candidates
