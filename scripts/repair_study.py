@@ -1,9 +1,9 @@
 """Repair without forgetting: methods side by side, and the search that chose their settings.
 
-    python scripts/repair_study.py                # every method, 5 seeds, on the notebook's base
-    python scripts/repair_study.py --held-out     # the same on the four bases of the search
+    python scripts/repair_study.py search    # what experiment=repair and METHODS rest on
+    python scripts/repair_study.py           # every method, 5 seeds, on the notebook's base
+    python scripts/repair_study.py --held-out --bases 1 2 3 4      # on the bases of the search
     python scripts/repair_study.py --held-out --data fashion_mnist --digit weakest
-    python scripts/repair_study.py search         # what experiment=repair and METHODS rest on
 
 Bases are pretrained where they are missing. Every method is a sweep (python train.py -m) over bases
 and seeds, in a folder of outputs/repair_study; called again, the study runs what is missing.
@@ -65,6 +65,7 @@ class Setting:
         data: the dataset.
         digit: the class to repair, or weakest.
         held_out: whether the bases are pretrained without the validation images.
+        bases: the seeds they are pretrained with.
         seeds: of fine-tuning.
         jobs: how many run at a time.
     """
@@ -72,20 +73,18 @@ class Setting:
     data: str
     digit: str
     held_out: bool
-    seeds: tuple[int, ...]
+    bases: list[int]
+    seeds: list[int]
     jobs: int
 
     @property
     def name(self) -> str:
-        return f"{self.data}_{self.digit}{'_held_out' if self.held_out else ''}"
+        kind = ["held_out"] if self.held_out else []
+        return "_".join([self.data, self.digit, *kind, *map(str, self.bases)])
 
     def base(self, seed: int | str) -> str:
         kind = "_held_out" if self.held_out else ""
         return f"{OUTPUT}/bases/{self.data}{kind}_{seed}.ckpt"
-
-    @property
-    def bases(self) -> list[int]:
-        return [1, 2, 3, 4] if self.held_out else [0]
 
     @property
     def common(self) -> list[str]:
@@ -274,8 +273,9 @@ SEARCHES = {
             "lora.init": "gaussian",
             "lora.init_std": "0.1",
             "lora.lr_ratio": "1.0",
-            "optimizer.lr": "0.003",
+            "optimizer.lr": "0.001",
             "scheduler": "cosine",
+            "callbacks": "default",
             "loss.fit": "cross_entropy",
             "loss.margin": "1.0",
             "loss.distill": "0.0",
@@ -283,14 +283,15 @@ SEARCHES = {
         },
         [
             {"lora.rank": "4,16,64", "optimizer.lr": "0.001,0.003"},
+            {"scheduler": "constant,linear", "callbacks": "default,averaging"},
             {"lora.init_std": "0.03,0.3"},
-            {"scheduler": "constant,linear"},
+            {"optimizer.lr": "0.0005,0.002"},
+            {"loss.target_weight": "0.3,0.5,0.6"},
             {"loss.fit": "hinge", "loss.margin": "1.0,3.0"},
             {"loss.distill": "0.3"},
             {"lora.lr_ratio": "0.5,2.0"},
-            {"lora.init": "kaiming,pissa"},
-            {"loss.target_weight": "0.3,0.5,0.6"},
-            {"optimizer.lr": "0.002,0.005"},
+            {"lora.init": "kaiming"},
+            {"lora.rank": "32,128"},
         ],
     ),
     "private (repair_private)": Search(
@@ -301,17 +302,21 @@ SEARCHES = {
             "lora.init_std": "0.1",
             "optimizer.lr": "0.001",
             "scheduler": "cosine",
+            "callbacks": "default",
             "loss.margin": "1.0",
             "loss.distill": "0.0",
         },
         [
             {"lora.targets": "linear1,linear2,linear3,'linear[12]','linear[0-9]'"},
-            {"optimizer.lr": "0.0003,0.001,0.003", "loss.margin": "0.5,1.0,2.0"},
-            {"lora.rank": "1,16,64"},
-            {"lora.init_std": "0.03,0.3"},
-            {"loss.distill": "1.0,3.0"},
+            {"optimizer.lr": "0.0003,0.003"},
+            {"loss.margin": "0.5,2.0"},
             {"scheduler": "constant,linear"},
-            {"loss.margin": "0.3,0.7,1.5"},
+            {"callbacks": "averaging", "scheduler": "constant", "optimizer.lr": "0.0005,0.001"},
+            {"lora.rank": "1,2,16"},
+            {"lora.init_std": "0.03,0.3"},
+            {"loss.distill": "0.3"},
+            {"optimizer.lr": "0.0007"},
+            {"loss.margin": "0.3,0.7"},
         ],
         goals=(0.45, 1.00),
     ),
@@ -387,12 +392,14 @@ def compose_config(overrides: list[str]) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", nargs="?", default="study", choices=("study", "search"))
-    parser.add_argument("--held-out", action="store_true", help="on the bases of the search")
+    parser.add_argument("--held-out", action="store_true", help="bases without validation images")
+    parser.add_argument("--bases", nargs="+", type=int, default=[0], help="pretraining seeds")
     parser.add_argument("--data", default="mnist", help="dataset: mnist, fashion_mnist, ...")
     parser.add_argument("--digit", default="9", help="class to repair, or weakest")
     parser.add_argument("--jobs", type=int, default=1, help="jobs at a time (extra sweep)")
     args = parser.parse_args()
     if args.what == "search":
-        search(Setting("mnist", "9", True, (0, 1), args.jobs))
+        search(Setting("mnist", "9", True, [1, 2, 3, 4], [0], args.jobs))
     else:
-        study(Setting(args.data, args.digit, args.held_out, tuple(range(5)), args.jobs))
+        seeds = [0, 1, 2, 3, 4]
+        study(Setting(args.data, args.digit, args.held_out, args.bases, seeds, args.jobs))
