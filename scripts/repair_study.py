@@ -199,27 +199,36 @@ def draw(table: Table, path: Path) -> None:
     """Errors on the class against errors elsewhere, with the Pareto front of the methods."""
     import matplotlib.pyplot as plt
 
-    points = {
-        method: tuple(
-            100 * statistics.mean(values[f"share {of}"]) for of in ("elsewhere", "on the class")
-        )
-        for method, values in table.items()
-    }
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    points = {}
+    for number, (method, values) in enumerate(table.items()):
+        shares = [[100 * v for v in values[f"share {of}"]] for of in ("elsewhere", "on the class")]
+        points[method] = x, y = tuple(map(statistics.mean, shares))
+        dx, dy = (statistics.stdev(each) if method != "base" else 0 for each in shares)
+        color = plt.get_cmap("tab20")(number - 1) if method != "base" else "black"
+        marker = "o^sDv"[number % 5]
+        axes.errorbar(x, y, dy, dx, fmt=marker, color=color, elinewidth=0.8, label=method, zorder=2)
     front = sorted(p for p in points.values() if not any(_beats(q, p) for q in points.values()))
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    axes.plot(*zip(*front, strict=True), color="tab:green", lw=1, zorder=1, label="Pareto front")
-    for method, (x, y) in points.items():
-        axes.scatter(x, y, color="black" if method == "base" else "tab:blue", zorder=2)
-        axes.annotate(method, (x, y), (5, 4), textcoords="offset points", fontsize=8)
+    axes.plot(*zip(*front, strict=True), color="0.6", lw=1, zorder=1, label="Pareto front")
     axes.set_xscale("log")
+    ticks = [
+        tick for tick in (40, 50, 60, 80, 100, 150, 200, 400, 800) if _within(axes.get_xlim(), tick)
+    ]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel("errors elsewhere, % of the base's (test images, log scale)")
     axes.set_ylabel("errors on the class, % of the base's")
     axes.set_ylim(bottom=0)
-    axes.margins(x=0.15)
+    axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+
+
+def _within(limits: tuple[float, float], value: float) -> bool:
+    return limits[0] <= value <= limits[1]
 
 
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
@@ -283,15 +292,16 @@ SEARCHES = {
         },
         [
             {"lora.rank": "4,16,64", "optimizer.lr": "0.001,0.003"},
-            {"scheduler": "constant,linear", "callbacks": "default,averaging"},
+            {"scheduler": "constant", "callbacks": "averaging", "optimizer.lr": "0.001,0.003"},
             {"lora.init_std": "0.03,0.3"},
+            {"loss.target_weight": "0.3,0.5"},
+            {"loss.fit": "hinge", "loss.margin": "3.0"},
+            {"scheduler": "constant,linear", "callbacks": "default"},
             {"optimizer.lr": "0.0005,0.002"},
-            {"loss.target_weight": "0.3,0.5,0.6"},
-            {"loss.fit": "hinge", "loss.margin": "1.0,3.0"},
             {"loss.distill": "0.3"},
-            {"lora.lr_ratio": "0.5,2.0"},
             {"lora.init": "kaiming"},
-            {"lora.rank": "32,128"},
+            {"lora.lr_ratio": "2.0"},
+            {"lora.rank": "128"},
         ],
     ),
     "private (repair_private)": Search(
@@ -308,17 +318,35 @@ SEARCHES = {
         },
         [
             {"lora.targets": "linear1,linear2,linear3,'linear[12]','linear[0-9]'"},
-            {"optimizer.lr": "0.0003,0.003"},
+            {"optimizer.lr": "0.0005,0.002"},
             {"loss.margin": "0.5,2.0"},
-            {"scheduler": "constant,linear"},
-            {"callbacks": "averaging", "scheduler": "constant", "optimizer.lr": "0.0005,0.001"},
+            {"scheduler": "constant", "callbacks": "averaging", "optimizer.lr": "0.0005,0.001"},
             {"lora.rank": "1,2,16"},
             {"lora.init_std": "0.03,0.3"},
             {"loss.distill": "0.3"},
-            {"optimizer.lr": "0.0007"},
-            {"loss.margin": "0.3,0.7"},
         ],
         goals=(0.45, 1.00),
+    ),
+    **{
+        f"recipe, rank {rank}": Search(
+            [*REPAIR, f"lora.rank={rank}", f"lora.alpha={rank}"],
+            {"optimizer.lr": "0.001", "lora.init_std": "0.3"},
+            [{"optimizer.lr": "0.001,0.003,0.01"}],
+        )
+        for rank in (1, 4, 16)
+    },
+    "full fine-tuning": Search(
+        FINETUNE, {"optimizer.lr": "0.001"}, [{"optimizer.lr": "0.0003,0.001,0.003"}]
+    ),
+    "last layer only": Search(
+        [*FINETUNE, "trainable=linear3.*"],
+        {"optimizer.lr": "0.001"},
+        [{"optimizer.lr": "0.001,0.003,0.01"}],
+    ),
+    "biases only": Search(
+        [*FINETUNE, "trainable=.*bias"],
+        {"optimizer.lr": "0.003"},
+        [{"optimizer.lr": "0.003,0.01,0.03"}],
     ),
 }
 
