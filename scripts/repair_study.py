@@ -114,12 +114,14 @@ def sweep(setting: Setting, folder: Path, *overrides: str) -> list[Row]:
     bases = f"base_ckpt={','.join(map(setting.base, setting.bases))}"
     seeds = f"seed={','.join(map(str, setting.seeds))}"
     train("-m", bases, f"digit={setting.digit}", *overrides, seeds, *setting.common, where)
-    return read_rows(ROOT / folder)
+    return [row for row in read_rows(ROOT / folder) if row.status == "finished"]
 
 
 def train(*overrides: str) -> None:
     command = [sys.executable, "train.py", *overrides]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(done.returncode)  # it has said why
 
 
 # --- the study -----------------------------------------------------------------------------------
@@ -293,11 +295,10 @@ SEARCHES = {
         [
             {"lora.rank": "4,16,64", "optimizer.lr": "0.001,0.003"},
             {"scheduler": "constant", "callbacks": "averaging", "optimizer.lr": "0.001,0.003"},
-            {"lora.init_std": "0.03,0.3"},
+            {"lora.init_std": "0.03,0.3", "optimizer.lr": "0.001,0.003"},
             {"loss.target_weight": "0.3,0.5"},
             {"loss.fit": "hinge", "loss.margin": "3.0"},
             {"scheduler": "constant,linear", "callbacks": "default"},
-            {"optimizer.lr": "0.0005,0.002"},
             {"loss.distill": "0.3"},
             {"lora.init": "kaiming"},
             {"lora.lr_ratio": "2.0"},
@@ -387,13 +388,16 @@ def ranked(rows: list[Row], what: Search) -> list[Candidate]:
     def settings(row: Row) -> list[tuple[str, str]]:
         return [(key, row.overrides[key]) for key in what.start]
 
+    grouped = [list(jobs) for _, jobs in groupby(sorted(rows, key=settings), key=settings)]
     candidates = []
-    for found, jobs in groupby(sorted(rows, key=settings), key=settings):
+    for jobs in grouped:
+        if len(jobs) < max(map(len, grouped)):
+            continue  # of an earlier call, which was interrupted
         counts = [zip(errors(row, "val"), errors(row, "val_base"), strict=True) for row in jobs]
         of_jobs = [[after / before for after, before in pair] for pair in counts]
         shares = [statistics.mean(each) for each in zip(*of_jobs, strict=True)]
         distance = max(share / goal for share, goal in zip(shares, what.goals, strict=True))
-        candidates.append(Candidate(dict(found), (shares[0], shares[1]), distance))
+        candidates.append(Candidate(dict(settings(jobs[0])), (shares[0], shares[1]), distance))
     return sorted(candidates, key=lambda candidate: candidate.distance)
 
 
