@@ -303,6 +303,7 @@ SEARCHES = {
             {"lora.init": "kaiming"},
             {"lora.lr_ratio": "2.0"},
             {"lora.rank": "128"},
+            {"loss.target_weight": "0.35,0.45"},
         ],
     ),
     "private (repair_private)": Search(
