@@ -46,11 +46,10 @@ METHODS = {
     "private (repair_private)": PRIVATE,
     "replay": ["stage=lora", "data.replay=90"],
     "replay + distill": ["stage=lora", "data.replay=90", "loss=distill"],
-    "our recipe (repair)": REPAIR,
+    "our recipe (repair), rank 64": REPAIR,
     "recipe, rank 1": [*REPAIR, "lora.rank=1", "lora.alpha=1"],
     "recipe, rank 4": [*REPAIR, "lora.rank=4", "lora.alpha=4"],
     "recipe, rank 16": [*REPAIR, "lora.rank=16", "lora.alpha=16"],
-    "recipe, rank 64": [*REPAIR, "lora.rank=64", "lora.alpha=64"],
     "full fine-tuning": [*FINETUNE],
     "last layer only": [*FINETUNE, "trainable=linear3.*"],
     "biases only": [*FINETUNE, "trainable=.*bias"],
@@ -277,7 +276,7 @@ class Candidate:
 
 
 SEARCHES = {
-    "our recipe (repair)": Search(
+    "our recipe (repair), rank 64": Search(
         ["stage=lora", "data.replay=90", "lora.alpha=${lora.rank}"],
         {
             "lora.rank": "16",
@@ -303,7 +302,7 @@ SEARCHES = {
             {"lora.init": "kaiming"},
             {"lora.lr_ratio": "2.0"},
             {"lora.rank": "128"},
-            {"loss.target_weight": "0.35,0.45"},
+            {"loss.target_weight": "0.45,0.5", "callbacks": "default,averaging"},
         ],
     ),
     "private (repair_private)": Search(
@@ -332,7 +331,7 @@ SEARCHES = {
     **{
         f"recipe, rank {rank}": Search(
             [*REPAIR, f"lora.rank={rank}", f"lora.alpha={rank}"],
-            {"optimizer.lr": "0.001", "lora.init_std": "0.3"},
+            {"optimizer.lr": "0.003"},
             [{"optimizer.lr": "0.001,0.003,0.01"}],
         )
         for rank in (1, 4, 16)
