@@ -47,12 +47,12 @@ METHODS = {
     "replay": ["stage=lora", "data.replay=90"],
     "replay + distill": ["stage=lora", "data.replay=90", "loss=distill"],
     "our recipe (repair), rank 64": REPAIR,
-    "recipe, rank 1": [*REPAIR, "lora.rank=1", "lora.alpha=1"],
-    "recipe, rank 4": [*REPAIR, "lora.rank=4", "lora.alpha=4"],
+    "recipe, rank 1": [*REPAIR, "lora.rank=1", "lora.alpha=1", "optimizer.lr=0.01"],
+    "recipe, rank 4": [*REPAIR, "lora.rank=4", "lora.alpha=4", "optimizer.lr=0.01"],
     "recipe, rank 16": [*REPAIR, "lora.rank=16", "lora.alpha=16"],
-    "full fine-tuning": [*FINETUNE],
-    "last layer only": [*FINETUNE, "trainable=linear3.*"],
-    "biases only": [*FINETUNE, "trainable=.*bias"],
+    "full fine-tuning": [*FINETUNE, "optimizer.lr=0.001"],
+    "last layer only": [*FINETUNE, "trainable=linear3.*", "optimizer.lr=0.003"],
+    "biases only": [*FINETUNE, "trainable=.*bias", "optimizer.lr=0.03"],
 }
 
 
@@ -332,7 +332,7 @@ SEARCHES = {
         f"recipe, rank {rank}": Search(
             [*REPAIR, f"lora.rank={rank}", f"lora.alpha={rank}"],
             {"optimizer.lr": "0.003"},
-            [{"optimizer.lr": "0.001,0.003,0.01"}],
+            [{"optimizer.lr": "0.001,0.003,0.01,0.03"}],
         )
         for rank in (1, 4, 16)
     },
@@ -347,7 +347,7 @@ SEARCHES = {
     "biases only": Search(
         [*FINETUNE, "trainable=.*bias"],
         {"optimizer.lr": "0.003"},
-        [{"optimizer.lr": "0.003,0.01,0.03"}],
+        [{"optimizer.lr": "0.003,0.01,0.03,0.1"}],
     ),
 }
 
