@@ -1,182 +1,437 @@
-"""Repair without forgetting: methods side by side, and the search that chose the recipes.
+"""Repair without forgetting: methods side by side, and the search that chose their settings.
 
-    python scripts/repair_study.py           # every method, 5 seeds, on outputs/base/mnist.ckpt
-    python scripts/repair_study.py search    # what the recipes' weight, margin, layers rest on
+    python scripts/repair_study.py search    # what experiment=repair and METHODS rest on
+    python scripts/repair_study.py           # every method, 5 seeds, on the notebook's base
+    python scripts/repair_study.py --held-out --bases 1 2 3 4      # on the bases of the search
+    python scripts/repair_study.py --held-out --data fashion_mnist --digit weakest
 
-Every method is a sweep over seeds (python train.py -m), kept in outputs/repair_study; called again,
-the study runs what is missing. The table is printed as Markdown and stands there with the picture.
-The search uses validation images alone, on a base pretrained without them. Needs the extra
-``bench``.
+Bases are pretrained where they are missing. Every method is a sweep (python train.py -m) over bases
+and seeds, in a folder of outputs/repair_study; called again, the study runs what is missing.
+``--jobs 2`` runs two jobs at a time (extra ``sweep``).
+
+The search judges candidates on validation images alone. Four bases (pretraining seeds 1 to 4; the
+study's own has seed 0) are pretrained without 10,000 of the training images, and on these two
+shares are counted: errors on the class, and all errors, each over the base's, the mean over bases
+and seeds. The rule, fixed before the search ran: each share over its goal (0.26 and 0.55 with
+replay, 0.45 and 1.00 with images of the class alone); the larger of the two quotients counts, and
+the candidate with the smallest wins. Candidates come in stages: each is a grid over some keys, the
+others as in the best candidate so far.
 """
 
 import argparse
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from lora_mnist.files import atomic_write
 from lora_mnist.summary import Row, read_rows
 
 ROOT = Path(__file__).parents[1]
-OUTPUT = ROOT / "outputs" / "repair_study"
-SEEDS = "seed=0,1,2,3,4"
-REPAIR = ["stage=lora", "experiment=repair"]
-FINETUNE = ["stage=finetune", "experiment=repair", "optimizer.lr=0.001"]
+OUTPUT = Path("outputs", "repair_study")
+HELD_OUT = 10_000
 
+REPAIR = ["stage=lora", "experiment=repair"]
+PRIVATE = ["stage=lora", "experiment=repair_private"]
+FINETUNE = ["stage=finetune", "experiment=repair"]
 METHODS = {
     "naive (notebook)": ["stage=lora"],
     "margin": ["stage=lora", "loss=margin"],
-    "private (repair_private)": ["stage=lora", "experiment=repair_private"],
+    "private (repair_private)": PRIVATE,
     "replay": ["stage=lora", "data.replay=90"],
     "replay + distill": ["stage=lora", "data.replay=90", "loss=distill"],
-    "our recipe (repair)": REPAIR,
-    "recipe, rank 1": [*REPAIR, "lora.rank=1", "lora.alpha=1"],
-    "recipe, rank 4": [*REPAIR, "lora.rank=4", "lora.alpha=4"],
+    "our recipe (repair), rank 64": REPAIR,
+    "recipe, rank 1": [*REPAIR, "lora.rank=1", "lora.alpha=1", "optimizer.lr=0.01"],
+    "recipe, rank 4": [*REPAIR, "lora.rank=4", "lora.alpha=4", "optimizer.lr=0.01"],
     "recipe, rank 16": [*REPAIR, "lora.rank=16", "lora.alpha=16"],
-    "full fine-tuning": [*FINETUNE],
-    "last layer only": [*FINETUNE, "trainable=linear3[.].*"],
-    "biases only": [*FINETUNE, "trainable=.*bias"],
-}
-
-#: The base of the search, pretrained without the validation images it chooses by.
-HELD_OUT = ["base_ckpt=outputs/base/held_out.ckpt", "data.val_size=10000"]
-PRETRAIN = ["stage=pretrain", "experiment=notebook", *HELD_OUT]
-GRIDS = {
-    "repair": [*REPAIR, "loss.target_weight=0.2,0.3,0.4,0.5"],
-    "repair_private": [
-        *("stage=lora", "experiment=repair_private"),
-        *("loss.margin=0.5,1.0,2.0", "lora.targets=linear1,'linear[12]'"),
-    ],
+    "full fine-tuning": [*FINETUNE, "optimizer.lr=0.001"],
+    "last layer only": [*FINETUNE, "trainable=linear3.*", "optimizer.lr=0.003"],
+    "biases only": [*FINETUNE, "trainable=.*bias", "optimizer.lr=0.03"],
 }
 
 
-def sweep(name: str, *overrides: str) -> list[Row]:
-    """The jobs of one sweep over the seeds; those of an earlier call are kept."""
-    folder = OUTPUT / "".join(c if c.isalnum() else "_" for c in name)
-    where = f"sweep.resume={folder}" if folder.exists() else f"hydra.sweep.dir={folder}"
-    print(f"{name}: {' '.join(overrides)}", file=sys.stderr, flush=True)
-    train("-m", *overrides, "digit=9", SEEDS, "logger=none", "sweep.metric=null", where)
-    return read_rows(folder)
+@dataclass(frozen=True)
+class Setting:
+    """What the methods of a table share.
+
+    Attributes:
+        data: the dataset.
+        digit: the class to repair, or weakest.
+        held_out: whether the bases are pretrained without the validation images.
+        bases: the seeds they are pretrained with.
+        seeds: of fine-tuning.
+        jobs: how many run at a time.
+    """
+
+    data: str
+    digit: str
+    held_out: bool
+    bases: list[int]
+    seeds: list[int]
+    jobs: int
+
+    @property
+    def name(self) -> str:
+        kind = ["held_out"] if self.held_out else []
+        return "_".join([self.data, self.digit, *kind, *map(str, self.bases)])
+
+    def base(self, seed: int | str) -> str:
+        kind = "_held_out" if self.held_out else ""
+        return f"{OUTPUT}/bases/{self.data}{kind}_{seed}.ckpt"
+
+    @property
+    def common(self) -> list[str]:
+        """Overrides of every job; the checkpoints are files that nobody reads."""
+        common = [f"data={self.data}", "logger=none", "sweep.metric=null"]
+        common += ["callbacks.checkpoint=null", "+trainer.enable_checkpointing=false"]
+        if self.held_out:
+            common += [f"data.val_size={HELD_OUT}"]
+        if self.jobs > 1:
+            common += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={self.jobs}"]
+        return common
+
+
+def pretrain(setting: Setting) -> None:
+    """Make the bases that are missing, as the notebook does."""
+    missing = [str(seed) for seed in setting.bases if not (ROOT / setting.base(seed)).exists()]
+    if missing:
+        names = ["stage=pretrain", "experiment=notebook", f"base_ckpt={setting.base('${seed}')}"]
+        train("-m", *names, f"seed={','.join(missing)}", *setting.common)
+
+
+def sweep(setting: Setting, folder: Path, *overrides: str) -> list[Row]:
+    """The jobs of ``overrides`` on all bases with all seeds; those of an earlier call are kept."""
+    where = f"sweep.resume={folder}" if (ROOT / folder).exists() else f"hydra.sweep.dir={folder}"
+    print(f"{folder.name}: {' '.join(overrides)}", file=sys.stderr, flush=True)
+    # The base first: jobs on the same one follow each other and read it once.
+    bases = f"base_ckpt={','.join(map(setting.base, setting.bases))}"
+    seeds = f"seed={','.join(map(str, setting.seeds))}"
+    train("-m", bases, f"digit={setting.digit}", *overrides, seeds, *setting.common, where)
+    return [row for row in read_rows(ROOT / folder) if row.status == "finished"]
 
 
 def train(*overrides: str) -> None:
     command = [sys.executable, "train.py", *overrides]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(done.returncode)  # it has said why
 
 
-def outcome(rows: list[Row], split: str) -> dict[str, list[float]]:
+# --- the study -----------------------------------------------------------------------------------
+
+
+Table = dict[str, dict[str, list[float]]]
+
+
+def study(setting: Setting) -> None:
+    """Run every method; write and print the table and the picture."""
+    pretrain(setting)
+    folder = OUTPUT / setting.name
+    table: Table = {}
+    for name, overrides in METHODS.items():
+        rows = sweep(setting, folder / _slug(name), *overrides)
+        table.setdefault("base", columns(rows, "test_base"))
+        table[name] = columns(rows, "test")
+    text = markdown(table)
+    with atomic_write(ROOT / folder / "table.md") as path:
+        path.write_text(text + "\n")
+    draw(table, ROOT / folder / "repair.png")
+    print(f"{text}\n\n{folder / 'table.md'}\n{folder / 'repair.png'}")
+
+
+def columns(rows: list[Row], split: str) -> dict[str, list[float]]:
     """What the table shows of some jobs on the images of ``split``, by name, a value a job."""
-    results = [row.results for row in rows]
-    cls = int(results[0]["digit"])
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        of_class, every = errors(row, split)
+        base_of_class, base_every = errors(row, f"{split.removesuffix('_base')}_base")
+        shown = {
+            "errors on the class": of_class,
+            "errors elsewhere": every - of_class,
+            "all errors": every,
+            "repaired": row.results.get(f"{split}.repaired", 0),
+            "broken": row.results.get(f"{split}.broken", 0),
+            "trainable parameters": row.results["parameters.trainable"],
+            "seconds": row.results["seconds.fit"],
+            "share on the class": of_class / base_of_class,
+            "share elsewhere": (every - of_class) / (base_every - base_of_class),
+            "share": every / base_every,
+        }
+        for name, value in shown.items():
+            found.setdefault(name, []).append(float(value))
+    if split.endswith("_base"):
+        found |= {"trainable parameters": [0.0], "seconds": [0.0]}
+    return found
 
-    def column(key: str) -> list[float]:
-        return [float(r[key]) for r in results]
 
-    errors = column(f"{split}.errors")
-    of_class = column(f"{split}.errors_per_class.{cls}")
-    return {
-        "errors on the class": of_class,
-        "errors elsewhere": [e - c for e, c in zip(errors, of_class, strict=True)],
-        "all errors": errors,
-        "repaired": column(f"{split}.repaired"),
-        "broken": column(f"{split}.broken"),
-        "trainable parameters": column("parameters.trainable"),
-        "seconds": column("seconds.fit"),
-    }
+def errors(row: Row, split: str) -> tuple[int, int]:
+    """Errors on the class that was repaired, and all errors."""
+    digit = row.results["digit"]
+    return row.results[f"{split}.errors_per_class.{digit}"], row.results[f"{split}.errors"]
 
 
-def spread(values: list[float], digits: int = 0) -> str:
-    mean = f"{statistics.mean(values):,.{digits}f}"
-    return mean if len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+#: What stands in brackets behind a count: how much that is of the base's.
+SHARES = {"errors on the class": "share on the class", "all errors": "share"}
 
 
-def markdown(table: dict[str, dict[str, list[float]]]) -> str:
-    columns = list(next(iter(table.values())))
-    lines = [f"| method | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+def markdown(table: Table) -> str:
+    shown = [name for name in table["base"] if not name.startswith("share")]
+    lines = [f"| method | {' | '.join(shown)} |", f"| --- |{' ---: |' * len(shown)}"]
     for method, values in table.items():
-        cells = [spread(values[c], int(c == "seconds")) for c in columns]
+        cells = [_spread(values[name], int(name == "seconds")) for name in shown]
+        for name, share in SHARES.items():
+            cells[shown.index(name)] += f" ({statistics.mean(values[share]):.0%})"
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def base_row(row: Row, split: str) -> dict[str, list[float]]:
-    results: dict[str, Any] = row.results
-    errors = float(results[f"{split}_base.errors"])
-    of_class = float(results[f"{split}_base.errors_per_class.{results['digit']}"])
-    zeros = {key: [0.0] for key in ("repaired", "broken", "trainable parameters", "seconds")}
-    three = {
-        "errors on the class": [of_class],
-        "errors elsewhere": [errors - of_class],
-        "all errors": [errors],
-    }
-    return three | zeros
+def _spread(values: list[float], decimals: int) -> str:
+    mean = f"{statistics.mean(values):,.{decimals}f}"
+    return mean if len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):.{decimals}f}"
 
 
-def draw(table: dict[str, dict[str, list[float]]], path: Path) -> None:
+def draw(table: Table, path: Path) -> None:
     """Errors on the class against errors elsewhere, with the Pareto front of the methods."""
     import matplotlib.pyplot as plt
 
-    points = {
-        method: (
-            statistics.mean(values["errors elsewhere"]),
-            statistics.mean(values["errors on the class"]),
-        )
-        for method, values in table.items()
-    }
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    points = {}
+    for number, (method, values) in enumerate(table.items()):
+        shares = [[100 * v for v in values[f"share {of}"]] for of in ("elsewhere", "on the class")]
+        points[method] = x, y = tuple(map(statistics.mean, shares))
+        dx, dy = (statistics.stdev(each) if method != "base" else 0 for each in shares)
+        color = plt.get_cmap("tab20")(number - 1) if method != "base" else "black"
+        marker = "o^sDv"[number % 5]
+        axes.errorbar(x, y, dy, dx, fmt=marker, color=color, elinewidth=0.8, label=method, zorder=2)
     front = sorted(p for p in points.values() if not any(_beats(q, p) for q in points.values()))
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    axes.plot(*zip(*front, strict=True), color="tab:green", lw=1, zorder=1, label="Pareto front")
-    for method, (x, y) in points.items():
-        axes.scatter(x, y, color="black" if method == "base" else "tab:blue", zorder=2)
-        axes.annotate(method, (x, y), (5, 4), textcoords="offset points", fontsize=8)
+    axes.plot(*zip(*front, strict=True), color="0.6", lw=1, zorder=1, label="Pareto front")
     axes.set_xscale("log")
-    axes.set_xlabel("errors on the other classes (test images, log scale)")
-    axes.set_ylabel("errors on the class")
+    ticks = [
+        tick for tick in (40, 50, 60, 80, 100, 150, 200, 400, 800) if _within(axes.get_xlim(), tick)
+    ]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("errors elsewhere, % of the base's (test images, log scale)")
+    axes.set_ylabel("errors on the class, % of the base's")
     axes.set_ylim(bottom=0)
-    axes.margins(x=0.15)
+    axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
 
 
-def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+def _within(limits: tuple[float, float], value: float) -> bool:
+    return limits[0] <= value <= limits[1]
+
+
+def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
-def study() -> None:
-    rows = {name: sweep(name, *overrides) for name, overrides in METHODS.items()}
-    first = next(iter(rows.values()))[0]
-    table = {"base": base_row(first, "test")}
-    table |= {name: outcome(found, "test") for name, found in rows.items()}
-    text = markdown(table)
-    with atomic_write(OUTPUT / "table.md") as path:
-        path.write_text(text + "\n")
-    draw(table, OUTPUT / "repair.png")
-    print(f"{text}\n\n{OUTPUT / 'table.md'}\n{OUTPUT / 'repair.png'}")
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def search() -> None:
-    """Print every candidate's validation errors, the mean over the seeds."""
-    if not (ROOT / "outputs/base/held_out.ckpt").exists():
-        train(*PRETRAIN)
-    for recipe, overrides in GRIDS.items():
-        rows = sweep(f"search {recipe}", *HELD_OUT, *overrides)
-        table = {"base": base_row(rows[0], "val")}
-        rows.sort(key=_candidate)
-        for candidate, jobs in groupby(rows, key=_candidate):
-            table[candidate] = outcome(list(jobs), "val")
-        print(f"\n{recipe}, on validation images\n\n{markdown(table)}")
+# --- the search ----------------------------------------------------------------------------------
 
 
-def _candidate(row: Row) -> str:
-    return " ".join(f"{key}={value}" for key, value in row.swept.items() if key != "seed")
+@dataclass(frozen=True)
+class Search:
+    """A staged search for the settings of one method.
+
+    Attributes:
+        fixed: overrides of all candidates.
+        start: the first candidate: every key that is searched, and its value.
+        stages: grids, in order: keys, and their values joined by commas.
+        goals: for the shares of errors on the class and of all errors.
+    """
+
+    fixed: list[str]
+    start: dict[str, str]
+    stages: list[dict[str, str]]
+    goals: tuple[float, float] = (0.26, 0.55)
+
+
+@dataclass
+class Candidate:
+    """Settings, and what became of them on the validation images.
+
+    Attributes:
+        settings: values of what is searched, by key.
+        shares: errors on the class and all errors over the base's, the mean over its jobs.
+        distance: from the goals: the larger of the shares' quotients by them.
+    """
+
+    settings: dict[str, str]
+    shares: tuple[float, float]
+    distance: float
+
+
+SEARCHES = {
+    "our recipe (repair), rank 64": Search(
+        ["stage=lora", "data.replay=90", "lora.alpha=${lora.rank}"],
+        {
+            "lora.rank": "16",
+            "lora.init": "gaussian",
+            "lora.init_std": "0.1",
+            "lora.lr_ratio": "1.0",
+            "optimizer.lr": "0.001",
+            "scheduler": "cosine",
+            "callbacks": "default",
+            "loss.fit": "cross_entropy",
+            "loss.margin": "1.0",
+            "loss.distill": "0.0",
+            "loss.target_weight": "0.4",
+        },
+        [
+            {"lora.rank": "4,16,64", "optimizer.lr": "0.001,0.003"},
+            {"scheduler": "constant", "callbacks": "averaging", "optimizer.lr": "0.001,0.003"},
+            {"lora.init_std": "0.03,0.3", "optimizer.lr": "0.001,0.003"},
+            {"loss.target_weight": "0.3,0.5"},
+            {"loss.fit": "hinge", "loss.margin": "3.0"},
+            {"scheduler": "constant,linear", "callbacks": "default"},
+            {"loss.distill": "0.3"},
+            {"lora.init": "kaiming"},
+            {"lora.lr_ratio": "2.0"},
+            {"lora.rank": "128"},
+            {"loss.target_weight": "0.45,0.5", "callbacks": "default,averaging"},
+        ],
+    ),
+    "private (repair_private)": Search(
+        ["stage=lora", "lora.alpha=${lora.rank}", "loss=margin", "loss.distill_on=target"],
+        {
+            "lora.rank": "4",
+            "lora.targets": "linear1",
+            "lora.init_std": "0.1",
+            "optimizer.lr": "0.001",
+            "scheduler": "cosine",
+            "callbacks": "default",
+            "loss.margin": "1.0",
+            "loss.distill": "0.0",
+        },
+        [
+            {"lora.targets": "linear1,linear2,linear3,'linear[12]','linear[0-9]'"},
+            {"optimizer.lr": "0.0005,0.002"},
+            {"loss.margin": "0.5,2.0"},
+            {"scheduler": "constant", "callbacks": "averaging", "optimizer.lr": "0.0005,0.001"},
+            {"lora.rank": "1,2,16"},
+            {"lora.init_std": "0.03,0.3"},
+            {"loss.distill": "0.3"},
+        ],
+        goals=(0.45, 1.00),
+    ),
+    **{
+        f"recipe, rank {rank}": Search(
+            [*REPAIR, f"lora.rank={rank}", f"lora.alpha={rank}"],
+            {"optimizer.lr": "0.003"},
+            [{"optimizer.lr": "0.001,0.003,0.01,0.03"}],
+        )
+        for rank in (1, 4, 16)
+    },
+    "full fine-tuning": Search(
+        FINETUNE, {"optimizer.lr": "0.001"}, [{"optimizer.lr": "0.0003,0.001,0.003"}]
+    ),
+    "last layer only": Search(
+        [*FINETUNE, "trainable=linear3.*"],
+        {"optimizer.lr": "0.001"},
+        [{"optimizer.lr": "0.001,0.003,0.01"}],
+    ),
+    "biases only": Search(
+        [*FINETUNE, "trainable=.*bias"],
+        {"optimizer.lr": "0.003"},
+        [{"optimizer.lr": "0.003,0.01,0.03,0.1"}],
+    ),
+}
+
+
+def search(setting: Setting) -> None:
+    """Search for every method's settings; write and print the best candidates of each."""
+    pretrain(setting)
+    parts = []
+    for name, what in SEARCHES.items():
+        candidates = run_search(setting, OUTPUT / "search" / _slug(name), what)
+        best = [*what.fixed, *(f"{k}={v}" for k, v in candidates[0].settings.items())]
+        agrees = compose_config(best) == compose_config(METHODS[name])
+        verdict = "is what" if agrees else "is NOT what"
+        command = " ".join(METHODS[name])
+        parts.append(
+            f"### {name}\n\n{candidates_table(candidates)}\n\nThe first {verdict} `{command}` says."
+        )
+        print(parts[-1], flush=True)
+    with atomic_write(ROOT / OUTPUT / "search.md") as path:
+        path.write_text("\n\n".join(parts) + "\n")
+
+
+def run_search(setting: Setting, folder: Path, what: Search) -> list[Candidate]:
+    """All candidates, best first."""
+    best, candidates = dict(what.start), []
+    for grid in what.stages:
+        settings = [f"{key}={value}" for key, value in (best | grid).items()]
+        # One batch of the test set, since a run tests, and no more: it does not choose.
+        rows = sweep(setting, folder, *what.fixed, *settings, "+trainer.limit_test_batches=1")
+        candidates = ranked(rows, what)
+        best = candidates[0].settings
+    return candidates
+
+
+def ranked(rows: list[Row], what: Search) -> list[Candidate]:
+    """The candidates, nearest to the goals first."""
+
+    def settings(row: Row) -> list[tuple[str, str]]:
+        return [(key, row.overrides[key]) for key in what.start]
+
+    grouped = [list(jobs) for _, jobs in groupby(sorted(rows, key=settings), key=settings)]
+    candidates = []
+    for jobs in grouped:
+        if len(jobs) < max(map(len, grouped)):
+            continue  # of an earlier call, which was interrupted
+        counts = [zip(errors(row, "val"), errors(row, "val_base"), strict=True) for row in jobs]
+        of_jobs = [[after / before for after, before in pair] for pair in counts]
+        shares = [statistics.mean(each) for each in zip(*of_jobs, strict=True)]
+        distance = max(share / goal for share, goal in zip(shares, what.goals, strict=True))
+        candidates.append(Candidate(dict(settings(jobs[0])), (shares[0], shares[1]), distance))
+    return sorted(candidates, key=lambda candidate: candidate.distance)
+
+
+def candidates_table(candidates: list[Candidate], shown: int = 10) -> str:
+    """The best candidates as Markdown."""
+    keys = list(candidates[0].settings)
+    heads = [*keys, "errors on the class", "all errors", "distance"]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(keys)}{' ---: |' * 3}"]
+    for each in candidates[:shown]:
+        shares = [f"{share:.1%}" for share in each.shares]
+        cells = [*each.settings.values(), *shares, f"{each.distance:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def compose_config(overrides: list[str]) -> dict[str, Any]:
+    """What ``python train.py`` would run with."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        cfg = compose("train", [*overrides, "paths.root=."])
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return config
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", nargs="?", default="study", choices=("study", "search"))
-    {"study": study, "search": search}[parser.parse_args().what]()
+    parser.add_argument("--held-out", action="store_true", help="bases without validation images")
+    parser.add_argument("--bases", nargs="+", type=int, default=[0], help="pretraining seeds")
+    parser.add_argument("--data", default="mnist", help="dataset: mnist, fashion_mnist, ...")
+    parser.add_argument("--digit", default="9", help="class to repair, or weakest")
+    parser.add_argument("--jobs", type=int, default=1, help="jobs at a time (extra sweep)")
+    args = parser.parse_args()
+    if args.what == "search":
+        search(Setting("mnist", "9", True, [1, 2, 3, 4], [0], args.jobs))
+    else:
+        seeds = [0, 1, 2, 3, 4]
+        study(Setting(args.data, args.digit, args.held_out, args.bases, seeds, args.jobs))

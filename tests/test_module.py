@@ -7,10 +7,13 @@ import pytest
 import torch
 from conftest import TinyNet
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora, lora_parameters
+from lora_mnist.adapter import changed_tensors
+from lora_mnist.lora import base_state_dict
 from lora_mnist.loss import Loss
 from lora_mnist.module import ClassifierModule
 
@@ -119,6 +122,32 @@ def test_only_lora_reaches_optimizer_and_checkpoint(
     torch.manual_seed(1)
     again = make(add_lora(TinyNet()))
     trainer(tmp_path, max_steps=4).fit(again, loader, ckpt_path=tmp_path / "last.ckpt")
+    assert again.global_step == 4
+
+
+def test_weight_averaging_keeps_the_mean_of_the_adapter(
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    class Recorded(ClassifierModule):
+        def on_train_batch_end(self, *_: Any) -> None:
+            seen.append([p.detach().clone() for p in lora_parameters(self.net)])
+
+    seen: list[list[torch.Tensor]] = []
+    before = copy.deepcopy(tiny.state_dict())
+    module = Recorded(add_lora(tiny), PLAIN, ADAM, 3, {})
+    fit = trainer(tmp_path, max_steps=3, callbacks=WeightAveraging(use_buffers=False))
+    fit.fit(module, loader)
+    for parameter, steps in zip(lora_parameters(tiny), zip(*seen, strict=True), strict=True):
+        torch.testing.assert_close(parameter, torch.stack(steps).mean(dim=0))
+    assert changed_tensors(before, base_state_dict(tiny)) == []
+
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for key in ("state_dict", "current_model_state"):
+        assert {name.rsplit(".", 1)[1] for name in checkpoint[key]} == {"lora_A", "lora_B"}
+    again = make(add_lora(TinyNet()))
+    more = trainer(tmp_path, max_steps=4, callbacks=WeightAveraging(use_buffers=False))
+    more.fit(again, loader, ckpt_path=tmp_path / "last.ckpt")
     assert again.global_step == 4
 
 

@@ -65,7 +65,7 @@ def test_every_number_of_later_versions_has_a_column(tmp_path: Path) -> None:
     summarize(tmp_path, METRIC, "max", "train.py")
     a, b = read_csv(tmp_path)
     assert (a["energy.joules.1"], b["energy.joules.1"]) == ("8", "")
-    assert (a["val.errors_on_digit"], b["val.errors_on_digit"]) == ("4", "7")
+    assert (a["val.errors_on_class"], b["val.errors_on_class"]) == ("4", "7")
     assert a["seconds.total"] == "1.25"
     assert (a["folder"], a["status"], a["error"]) == ("a", "finished", "")
 
@@ -101,7 +101,7 @@ def test_a_metric_that_no_job_has(tmp_path: Path, metric: str) -> None:
     summary = summarize(tmp_path, metric, "max", "train.py")
     assert summary.complaint == (
         f"sweep.metric={metric}: no job has it; "
-        "expected one of val.accuracy, val.errors_on_digit, or null"
+        "expected one of val.accuracy, val.errors_on_class, or null"
     )
     assert "best:" not in summary.text
 

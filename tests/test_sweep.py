@@ -52,7 +52,7 @@ def test_a_metric_that_no_job_has(cli: Any, base_ckpt: Path, tmp_path: Path) -> 
     assert done.code == 2
     assert done.err == (
         "sweep.metric=val.nope: no job has it; expected one of "
-        "val.accuracy, val.broken, val.errors, val.errors_on_digit, val.loss, val.repaired, "
+        "val.accuracy, val.broken, val.errors, val.errors_on_class, val.loss, val.repaired, "
         "or null\n"
     )
     assert [row["seed"] for row in read_summary(only_sweep(tmp_path))] == ["0", "1"]

@@ -37,7 +37,7 @@ def test_a_failing_job_takes_no_other_along(cli: Any, base_ckpt: Path, tmp_path:
         for split in ("val", "test", "test_base"):
             errors = results[split]["errors_per_class"]
             assert [int(row[f"{split}.errors_per_class.{c}"]) for c in range(10)] == errors
-            assert int(row[f"{split}.errors_on_digit"]) == errors[9]
+            assert int(row[f"{split}.errors_on_class"]) == errors[9]
     best = rows[0]
     swept = f"lora.rank={best['lora.rank']} lora.alpha={best['lora.alpha']}"
     base = f"base_ckpt={base_ckpt}"

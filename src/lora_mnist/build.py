@@ -163,7 +163,11 @@ def build_module(
         if optimizer:
             optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
     with config_group("scheduler"):
-        scheduler = instantiate(cfg.get("scheduler"))
+        scheduler = instantiate(cfg.scheduler) if cfg.get("scheduler") else None
+    if scheduler and -1 in scheduler.keywords.values():
+        raise UserError(
+            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+        )
     # All that the base's answers to the validation and test images depend on.
     keys = ("dataset", "data_dir", "val_size", "eval_batch_size", "mean", "std")
     images = [cfg.data[key] for key in keys]

@@ -179,7 +179,8 @@ class MNISTDataModule(LightningDataModule):
         """Select the images that ``stage`` ("fit", "validate" or "test") needs.
 
         Raises:
-            ValueError: if ``val_size`` leaves nothing to train on.
+            ValueError: if ``val_size`` leaves nothing to train on, or ``replay`` asks for more
+                images than there are.
         """
         if stage == "test":
             self.test_set = ImageTensors(*load_images(self.dataset, self.data_dir, train=False))
@@ -198,6 +199,11 @@ class MNISTDataModule(LightningDataModule):
                     raise ValueError(
                         f"replay={self.replay}: expected 0, since digit={self.digit} leaves no "
                         "other class"
+                    )
+                if self.replay > len(self.replay_set):
+                    raise ValueError(
+                        f"replay={self.replay}: expected at most the {len(self.replay_set)} "
+                        "training images of other classes"
                     )
             images, labels = images[chosen], labels[chosen]
         if len(labels) == 0:

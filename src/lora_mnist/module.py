@@ -227,13 +227,20 @@ class ClassifierModule(LightningModule):
         """Beside an adapter the base has a file of its own: keep the adapter alone."""
         if self.has_lora:
             kept = {f"net.{key}" for key in lora_state_dict(self.net)}
-            state = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {key: state[key] for key in state if key in kept}
+            for key in _STATES & checkpoint.keys():
+                state = checkpoint[key]
+                checkpoint[key] = {name: state[name] for name in state if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in what :meth:`on_save_checkpoint` left out with what the network holds."""
         if self.has_lora:
-            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+            for key in _STATES & checkpoint.keys():
+                checkpoint[key] = {**self.state_dict(), **checkpoint[key]}
+
+
+#: Where a checkpoint has weights: with Lightning's weight averaging the average stands in
+#: ``state_dict``, and what training goes on from beside it.
+_STATES = {"state_dict", "current_model_state"}
 
 
 class _Changes(Metric):

@@ -205,18 +205,18 @@ def _read_row(folder: Path) -> Row | None:
         command=job["command"],
         overrides=dict(override.split("=", 1) for override in job["overrides"] if "=" in override),
         varied=job["varied"],
-        results=flatten(results) | _errors_on_digit(results),
+        results=flatten(results) | _errors_on_class(results),
     )
 
 
-def _errors_on_digit(results: dict[str, Any]) -> dict[str, int]:
+def _errors_on_class(results: dict[str, Any]) -> dict[str, int]:
     """Errors on the class or classes that the job repaired, per split."""
     digit = results.get("digit")
     if digit is None:
         return {}
     digits = digit if isinstance(digit, list) else [digit]
     return {
-        f"{split}.errors_on_digit": sum(results[split]["errors_per_class"][d] for d in digits)
+        f"{split}.errors_on_class": sum(results[split]["errors_per_class"][d] for d in digits)
         for split in ("val", "test_base", "test")
         if split in results
     }
@@ -327,12 +327,12 @@ def _columns(rows: list[Row], metric: str | None) -> Iterator[tuple[str, str | N
     known = {key for row in rows for key in row.results}
     digits = {str(row.results.get("digit", "")) for row in rows if row.results}
     digit = digits.pop() if len(digits) == 1 else ""
-    errors = f"errors on {digit}" if digit else "errors on digit"
+    errors = f"errors on {digit}" if digit else "errors on the class"
     candidates = [
         (metric, None, metric),
-        (f"val {errors}", None, "val.errors_on_digit"),
+        (f"val {errors}", None, "val.errors_on_class"),
         ("test.accuracy", "test_base.accuracy", "test.accuracy"),
-        (f"test {errors}", "test_base.errors_on_digit", "test.errors_on_digit"),
+        (f"test {errors}", "test_base.errors_on_class", "test.errors_on_class"),
         ("seconds", None, "seconds.total"),
     ]
     for title, before, after in candidates:
