@@ -341,7 +341,7 @@ BAD_INPUT = {
     "lora.alpha=nan": "lora.alpha=nan: expected a finite number > 0",
     "lora.targets=conv": "lora.targets=conv: expected to match a linear or conv2d layer, of: ",
     "data.replay=-1": "data.replay=-1: expected an integer >= 0",
-    "data.replay=60000": "data.replay=60000: expected at most the 49538 training images of other",
+    "data.replay=60000": "data.replay=60000: expected at most the 49534 training images of other",
     "loss.target_weight=2": "loss.target_weight=2: expected a finite number from 0 to 1",
     "loss.fit=l1": "loss.fit=l1: expected one of cross_entropy, hinge",
     "data.batch_size=0": "data.batch_size=0: expected an integer >= 1",
