@@ -49,10 +49,10 @@ METHODS = {
     "our recipe (repair), rank 64": REPAIR,
     "recipe, rank 1": [*REPAIR, "lora.rank=1", "lora.alpha=1", "optimizer.lr=0.01"],
     "recipe, rank 4": [*REPAIR, "lora.rank=4", "lora.alpha=4", "optimizer.lr=0.01"],
-    "recipe, rank 16": [*REPAIR, "lora.rank=16", "lora.alpha=16"],
+    "recipe, rank 16": [*REPAIR, "lora.rank=16", "lora.alpha=16", "optimizer.lr=0.003"],
     "full fine-tuning": [*FINETUNE, "optimizer.lr=0.001"],
     "last layer only": [*FINETUNE, "trainable=linear3.*", "optimizer.lr=0.003"],
-    "biases only": [*FINETUNE, "trainable=.*bias", "optimizer.lr=0.03"],
+    "biases only": [*FINETUNE, "trainable=.*bias", "optimizer.lr=0.1"],
 }
 
 
