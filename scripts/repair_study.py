@@ -11,11 +11,12 @@ and seeds, in a folder of outputs/repair_study; called again, the study runs wha
 
 The search judges candidates on validation images alone. Four bases (pretraining seeds 1 to 4; the
 study's own has seed 0) are pretrained without 10,000 of the training images, and on these two
-shares are counted: errors on the class, and all errors, each over the base's, the mean over bases
-and seeds. The rule, fixed before the search ran: each share over its goal (0.26 and 0.55 with
-replay, 0.45 and 1.00 with images of the class alone); the larger of the two quotients counts, and
-the candidate with the smallest wins. Candidates come in stages: each is a grid over some keys, the
-others as in the best candidate so far.
+shares are counted: errors on the class, and all errors, each over the base's, the mean over the
+bases. The rule, fixed after trials on these images and before the search: each share over its goal
+(0.26 and 0.55 with replay, 0.45 and 1.00 with images of the class alone); the larger of the two
+quotients counts, and the candidate with the smallest wins. Candidates come in stages: each is a
+grid over some keys, the others as in the best candidate so far. A run tests, so the search lets it
+see one batch of test images and does not read what came of it.
 """
 
 import argparse
@@ -375,7 +376,6 @@ def run_search(setting: Setting, folder: Path, what: Search) -> list[Candidate]:
     best, candidates = dict(what.start), []
     for grid in what.stages:
         settings = [f"{key}={value}" for key, value in (best | grid).items()]
-        # One batch of the test set, since a run tests, and no more: it does not choose.
         rows = sweep(setting, folder, *what.fixed, *settings, "+trainer.limit_test_batches=1")
         candidates = ranked(rows, what)
         best = candidates[0].settings
@@ -401,12 +401,12 @@ def ranked(rows: list[Row], what: Search) -> list[Candidate]:
     return sorted(candidates, key=lambda candidate: candidate.distance)
 
 
-def candidates_table(candidates: list[Candidate], shown: int = 10) -> str:
-    """The best candidates as Markdown."""
+def candidates_table(candidates: list[Candidate]) -> str:
+    """The candidates as Markdown, best first."""
     keys = list(candidates[0].settings)
     heads = [*keys, "errors on the class", "all errors", "distance"]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(keys)}{' ---: |' * 3}"]
-    for each in candidates[:shown]:
+    for each in candidates:
         shares = [f"{share:.1%}" for share in each.shares]
         cells = [*each.settings.values(), *shares, f"{each.distance:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
