@@ -372,14 +372,24 @@ def search(setting: Setting) -> None:
 
 
 def run_search(setting: Setting, folder: Path, what: Search) -> list[Candidate]:
-    """All candidates, best first."""
-    best, candidates = dict(what.start), []
+    """All candidates, best first.
+
+    The folder may hold jobs of later stages, of an earlier call: a stage looks at those alone that
+    it and the stages before it ask for, so that every call goes the same way.
+    """
+    best, asked, candidates = dict(what.start), [], []
     for grid in what.stages:
-        settings = [f"{key}={value}" for key, value in (best | grid).items()]
+        asked.append({key: values.split(",") for key, values in (best | grid).items()})
+        settings = [f"{key}={','.join(values)}" for key, values in asked[-1].items()]
         rows = sweep(setting, folder, *what.fixed, *settings, "+trainer.limit_test_batches=1")
+        rows = [row for row in rows if any(_within_grid(row, each) for each in asked)]
         candidates = ranked(rows, what)
         best = candidates[0].settings
     return candidates
+
+
+def _within_grid(row: Row, grid: dict[str, list[str]]) -> bool:
+    return all(row.overrides[key] in values for key, values in grid.items())
 
 
 def ranked(rows: list[Row], what: Search) -> list[Candidate]:
@@ -391,8 +401,6 @@ def ranked(rows: list[Row], what: Search) -> list[Candidate]:
     grouped = [list(jobs) for _, jobs in groupby(sorted(rows, key=settings), key=settings)]
     candidates = []
     for jobs in grouped:
-        if len(jobs) < max(map(len, grouped)):
-            continue  # of an earlier call, which was interrupted
         counts = [zip(errors(row, "val"), errors(row, "val_base"), strict=True) for row in jobs]
         of_jobs = [[after / before for after, before in pair] for pair in counts]
         shares = [statistics.mean(each) for each in zip(*of_jobs, strict=True)]
