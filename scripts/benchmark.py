@@ -1,7 +1,7 @@
 """How fast: this project beside the notebook, PEFT and a bare PyTorch loop, in one run.
 
     python scripts/benchmark.py              # every row, with spread; about a quarter of an hour
-    python scripts/benchmark.py --quick      # fewer rounds, no growth; under two minutes
+    python scripts/benchmark.py --quick      # fewer rounds, no growth; two or three minutes
     python scripts/benchmark.py --profile    # where a training step's time goes
 
 The contestants of a row take turns, round after round, and are compared round by round: what slows
