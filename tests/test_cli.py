@@ -245,6 +245,15 @@ def test_resumes_from_a_checkpoint(
     assert read_results(tmp_path / "run")["steps"] == 35
 
 
+@pytest.fixture
+def other_base(base_ckpt: Path, tmp_path: Path) -> Path:
+    """A base of the same shape, one bias moved, in ``{tmp}/other``."""
+    other = torch.load(base_ckpt, weights_only=True)
+    other["state_dict"]["net.linear1.bias"] += 1
+    torch.save(other, tmp_path / "other")
+    return tmp_path / "other"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -254,6 +263,7 @@ def test_resumes_from_a_checkpoint(
         (("stage=lora", "trainer.max_steps=2"), "trainer.max_steps=2: expected more than the "),
     ],
 )
+@pytest.mark.usefixtures("other_base")
 def test_does_not_resume_what_was_something_else(
     cli: Any,
     base_ckpt: Path,
@@ -262,9 +272,6 @@ def test_does_not_resume_what_was_something_else(
     overrides: tuple[str, ...],
     message: str,
 ) -> None:
-    other = torch.load(base_ckpt, weights_only=True)
-    other["state_dict"]["net.linear1.bias"] += 1
-    torch.save(other, tmp_path / "other")
     checkpoint = lora_run / "checkpoints" / "last.ckpt"
     overrides = tuple(override.replace("{tmp}", str(tmp_path)) for override in overrides)
     done = cli("train.py", f"base_ckpt={base_ckpt}", f"ckpt_path={checkpoint}", *overrides)
@@ -410,6 +417,7 @@ def test_bad_input(cli: Any, base_ckpt: Path, tmp_path: Path, override: str) -> 
         ),
     ],
 )
+@pytest.mark.usefixtures("other_base")
 def test_bad_input_to_eval(
     cli: Any,
     base_ckpt: Path,
@@ -418,9 +426,6 @@ def test_bad_input_to_eval(
     overrides: tuple[str, ...],
     message: str,
 ) -> None:
-    other = torch.load(base_ckpt, weights_only=True)
-    other["state_dict"]["net.linear1.bias"] += 1
-    torch.save(other, tmp_path / "other")
     names = {"{tmp}": str(tmp_path), "{run}": str(lora_run)}
     for name, path in names.items():
         overrides = tuple(override.replace(name, path) for override in overrides)
