@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lora_mnist.errors import exit_on_user_error
-from lora_mnist.memory import lasting_imports
+from lora_mnist.memory import lasting_imports, share_registered_configs
 from lora_mnist.sweep import conduct
 from lora_mnist.swept_job import swept_job
 
@@ -21,5 +21,6 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    share_registered_configs()
     with conduct():
         main()

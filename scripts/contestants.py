@@ -63,7 +63,8 @@ class Side:
             return process.submit(work, *arguments).result()
 
     def _new_process(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
+        # Each is forked from one that has imported everything and computed nothing.
+        context = multiprocessing.get_context("forkserver")
         return ProcessPoolExecutor(1, context, _start_side, (self._start,))
 
 

@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lora_mnist.errors import exit_on_user_error
-from lora_mnist.memory import lasting_imports
+from lora_mnist.memory import lasting_imports, share_registered_configs
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="export")
@@ -17,4 +17,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    share_registered_configs()
     main()

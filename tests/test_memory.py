@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""Freed memory stays with the process, and what need not be copied is not."""
 
 import subprocess
 import sys
@@ -44,5 +44,24 @@ with lasting_imports():
     import colorsys
     more = [[] for _ in range(1000)]
 assert gc.get_freeze_count() <= kept  # some of the kept objects may have died meanwhile
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_registered_configs_are_shared_and_sources_are_not() -> None:
+    program = """
+import copy
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra._internal.utils import create_config_search_path
+from hydra._internal.config_repository import ConfigRepository
+from lora_mnist.memory import share_registered_configs
+Plugins.instance()
+repository = ConfigRepository(create_config_search_path(None))
+share_registered_configs()
+copied = copy.deepcopy(repository)
+assert copied.sources is not repository.sources
+stores = [s.store for r in (repository, copied) for s in r.sources if hasattr(s, "store")]
+assert stores and all(store is ConfigStore.instance() for store in stores)
 """
     subprocess.run([sys.executable, "-c", program], check=True)

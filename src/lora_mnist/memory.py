@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from hydra.core.config_store import ConfigStore
+
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -26,6 +28,16 @@ def lasting_imports() -> Iterator[None]:
             gc.freeze()
         if enabled:
             gc.enable()
+
+
+def share_registered_configs() -> None:
+    """Have Hydra hand its registered configurations around instead of copying them all each time.
+
+    For every config group that ``--help`` lists, Hydra copies its sources, each with the whole
+    store of what is registered, five times over: two fifths of the time to the answer. Only the
+    list of sources is ever changed in such a copy.
+    """
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
 
 
 def keep_freed_memory() -> None:
