@@ -349,6 +349,7 @@ BAD_INPUT = {
     "lora.targets=conv": "lora.targets=conv: expected to match a linear or conv2d layer, of: ",
     "data.replay=-1": "data.replay=-1: expected an integer >= 0",
     "data.replay=60000": "data.replay=60000: expected at most the 49534 training images of other",
+    "data.hardness=1": "data.hardness=1: expected a number from 0 to below 1",
     "loss.target_weight=2": "loss.target_weight=2: expected a finite number from 0 to 1",
     "loss.fit=l1": "loss.fit=l1: expected one of cross_entropy, hinge",
     "data.batch_size=0": "data.batch_size=0: expected an integer >= 1",
@@ -517,6 +518,21 @@ def test_recipes(cli: Any, base_ckpt: Path, tmp_path: Path, experiment: str) -> 
     assert results["test"]["errors"] - results["test_base"]["errors"] == broken - repaired
 
 
+def test_hardness_changes_what_is_drawn(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
+    same = ("stage=lora", "data.replay=9", *FEW, f"base_ckpt={base_ckpt}")
+    sweep = ("data.hardness=0.5,0.8", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert cli("train.py", "-m", *same, *sweep).code == 0
+    assert cli("train.py", *same, "data.hardness=0.8", f"hydra.run.dir={tmp_path}/one").code == 0
+    one = load_file(tmp_path / "one" / "adapter" / WEIGHTS_NAME)
+    swept = {
+        folder.name.split("-")[0]: load_file(folder / "adapter" / WEIGHTS_NAME)
+        for folder in tmp_path.glob("sweep/data.hardness=*")
+    }
+    equal = [name for name, adapter in swept.items() if not changed_tensors(one, adapter)]
+    assert len(swept) == 4
+    assert equal == ["data.hardness=0.8,seed=0"]
+
+
 def test_weakest_class(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ("stage=lora", "digit=weakest", *FEW, f"base_ckpt={base_ckpt}")
@@ -538,6 +554,7 @@ def test_weakest_class(cli: Any, base_ckpt: Path, tmp_path: Path) -> None:
     [
         (("stage=pretrain", "digit=weakest"), "digit=weakest: expected stage=lora"),
         (("stage=pretrain", "loss=distill"), "loss.distill=1.0: expected 0, since stage=pretrain"),
+        (("stage=pretrain", "data.hardness=0.5"), "data.hardness=0.5: expected 0, since stage="),
         (("stage=pretrain", "net.num_classes=5"), "net.num_classes=5: expected the 10 of MNIST"),
         (("stage=lora", "digit=weakest", "data.val_size=0"), "expected data.val_size > 0"),
         (("stage=pretrain", "scheduler=cosine"), "trainer.max_steps=-1: expected the number of"),

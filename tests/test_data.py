@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torchvision.transforms as transforms
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import MNIST
 
@@ -33,6 +35,7 @@ def make(**changes: Any) -> MNISTDataModule:
         "digit": None,
         "batch_size": 10,
         "replay": 0,
+        "hardness": 0.0,
         "eval_batch_size": 1000,
         "val_size": 5000,
         "mean": 0.1307,
@@ -173,6 +176,64 @@ def test_no_validation_set() -> None:
     assert fitted(val_size=0).val_dataloader() == []
 
 
+class KnowsTheDark(nn.Module):
+    """The darker the image, the surer that it is a three."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        dark, zero = -20 * images.mean(dim=(1, 2, 3)), images.new_zeros(len(images))
+        return torch.stack([zero, zero, zero, dark, *[zero] * 6], dim=1)
+
+
+def error_probabilities(net: nn.Module, data: MNISTDataModule, images: ImageTensors) -> Tensor:
+    pixels, labels = data.on_after_batch_transfer((images.images, images.labels), 0)
+    return 1 - net(pixels).double().softmax(dim=1)[torch.arange(len(labels)), labels]
+
+
+@pytest.mark.parametrize("hardness", [0.3, 0.8])
+def test_weights_follow_the_probability_of_an_error(hardness: float) -> None:
+    data, net = fitted(digit=[0, 9], replay=16, hardness=hardness), KnowsTheDark()
+    data.rate(net)
+    data.setup("fit")  # as the Trainer does
+    errors = error_probabilities(net, data, data.train_set)
+    expected = (1 - hardness) / len(errors) + hardness * errors / errors.sum()
+    torch.testing.assert_close(data.draw_weights["target"], expected)
+    errors = error_probabilities(net, data, data.replay_set)
+    for c in range(1, 9):  # each class is drawn from by itself
+        of_class = data.replay_set.labels == c
+        share = errors[of_class] / errors[of_class].sum()
+        expected = (1 - hardness) / of_class.sum() + hardness * share
+        torch.testing.assert_close(data.draw_weights["replay"][of_class], expected)
+
+
+def test_hard_images_come_first_and_every_image_once() -> None:
+    data, net = fitted(digit=3, replay=90, hardness=0.9), KnowsTheDark()
+    data.rate(net)
+    data.setup("fit")  # as the Trainer does
+    errors, labels = data.draw_weights["target"], data.train_set.labels
+    order = list(data.train_dataloader().sampler)
+    assert sorted(order) == list(range(len(labels)))
+    assert errors[order[:500]].mean() > 1.2 * errors[order[-500:]].mean()
+    _, labels = next(iter(data.train_dataloader()))
+    assert labels[10:].bincount().tolist() == [10, 10, 10, 0, *[10] * 6]
+
+
+def test_without_rating_hardness_changes_nothing() -> None:
+    plain, hard = (fitted(digit=9, replay=9, hardness=h).train_dataloader() for h in (0, 0.8))
+    for (images, _), (same, _) in islice(zip(plain, hard, strict=True), 5):
+        assert torch.equal(images, same)
+
+
+def test_a_network_that_never_errs_draws_all_alike() -> None:
+    class Knows(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([1000.0, *[0.0] * 9]).expand(len(images), 10)
+
+    data = fitted(digit=0, hardness=0.8)
+    data.rate(Knows())
+    weights = data.draw_weights["target"]
+    assert torch.equal(weights, weights[:1].expand(len(weights)))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -187,6 +248,8 @@ def test_no_validation_set() -> None:
         ({"val_size": -1}, "val_size=-1: expected an integer >= 0"),
         ({"replay": -1, "digit": 9}, "replay=-1: expected an integer >= 0"),
         ({"replay": 9}, "replay=9: expected 0, since digit=null"),
+        ({"hardness": 1}, "hardness=1: expected a number from 0 to below 1"),
+        ({"hardness": True}, "hardness=True: expected a number"),
         ({"std": 0}, "std=0: expected a number > 0"),
         ({"dataset": "CIFAR10"}, "dataset=CIFAR10: expected one of MNIST"),
     ],

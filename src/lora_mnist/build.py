@@ -86,6 +86,23 @@ def _read_base(path: Path, mtime_ns: int) -> Base:
     return Base(tensors, fingerprint(tensors))
 
 
+def rate_training_images(
+    cfg: DictConfig, net: nn.Module, base: Base, data: MNISTDataModule
+) -> None:
+    """Have ``base``, which ``net`` holds, decide how often each training image is drawn."""
+    # All that the weights depend on: the jobs of a sweep compute them once.
+    keys = ("dataset", "data_dir", "digit", "val_size", "mean", "std", "hardness")
+    images = [cfg.data[key] for key in keys] + [data.replay > 0]
+    data.draw_weights = _draw_weights(base.sha256, str([cfg.net, images]))
+    if not data.draw_weights:
+        data.rate(net)
+
+
+@lru_cache(maxsize=1)
+def _draw_weights(base_sha256: str, setting: str) -> dict[str, Tensor]:
+    return {}
+
+
 def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
     """Put the adapter of ``cfg.lora`` on ``net``.
 
@@ -186,10 +203,13 @@ def _check_fit_together(cfg: DictConfig, data: MNISTDataModule) -> None:
     """Refuse values that are right each for itself and wrong together."""
     if (outputs := cfg.net.get("num_classes")) not in (None, classes := len(data.classes)):
         raise UserError(f"net.num_classes={outputs}: expected the {classes} of {data.dataset}")
-    if not (distill := cfg.loss.get("distill")):
-        return
+    distill = cfg.loss.get("distill")
     if cfg.stage == "pretrain":
-        raise UserError(f"loss.distill={distill}: expected 0, since stage=pretrain has no base")
+        for key, value in {"loss.distill": distill, "data.hardness": data.hardness}.items():
+            if value:
+                raise UserError(f"{key}={value}: expected 0, since stage=pretrain has no base")
+    if not distill:
+        return
     if cfg.loss.distill_on == "replay" and not data.replay and cfg.stage != "eval":
         raise UserError(
             f"loss.distill={distill}: expected data.replay > 0, or loss.distill_on=target"

@@ -13,8 +13,8 @@ from filelock import FileLock
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
 from torchvision.datasets.utils import check_integrity
 
 from lora_mnist.files import publish
@@ -60,6 +60,8 @@ class WithReplay(ImageTensors):
         seed: seed of the stream, which has a generator of its own.
         rank: number of this process; it takes every ``processes``-th image of the stream.
         processes: how many processes share each batch.
+        weights: of ``others``, float64, shape (N,): in proportion to them the next image of a class
+            is drawn; ``None``: all images alike.
     """
 
     def __init__(
@@ -70,12 +72,13 @@ class WithReplay(ImageTensors):
         seed: int,
         rank: int = 0,
         processes: int = 1,
+        weights: Tensor | None = None,
     ) -> None:
         super().__init__(target.images, target.labels)
         self.others = others
         self.count = count
         self.share = slice(rank, None, processes)
-        self._stream = _stratified(others.labels, torch.Generator().manual_seed(seed))
+        self._stream = _stratified(others.labels, weights, torch.Generator().manual_seed(seed))
         self._drawn = torch.empty(0, dtype=torch.int64)
 
     def __getitems__(self, indices: list[int]) -> Batch:
@@ -90,13 +93,21 @@ class WithReplay(ImageTensors):
         )
 
 
-def _stratified(labels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+def _stratified(
+    labels: Tensor, weights: Tensor | None, generator: torch.Generator
+) -> Iterator[Tensor]:
     """Pieces of an endless stream of indices that takes the classes in ``labels`` in turn."""
     classes = [(labels == c).nonzero().flatten() for c in sorted(set(labels.tolist()))]
     orders = [index[:0] for index in classes]
+
+    def shuffled(index: Tensor) -> Tensor:
+        if weights is None:
+            return index[torch.randperm(len(index), generator=generator)]
+        return index[torch.multinomial(weights[index], len(index), generator=generator)]
+
     while True:
         orders = [
-            order if len(order) else index[torch.randperm(len(index), generator=generator)]
+            order if len(order) else shuffled(index)
             for order, index in zip(orders, classes, strict=True)
         ]
         turns = min(len(order) for order in orders)
@@ -118,6 +129,8 @@ class MNISTDataModule(LightningDataModule):
         batch_size: training images a step, over all processes together.
         replay: images of the other classes that accompany each batch, over all processes together,
             evenly over the classes; an integer >= 0, and 0 where ``digit`` is ``None``.
+        hardness: share ``h`` of the draw of training images that follows how likely a network is to
+            err on them, see :meth:`rate`; from 0, all images alike, to below 1.
         eval_batch_size: images a step in validation and test, per process.
         val_size: the last so many training images are held out for validation.
         mean: mean of the training pixels, on the scale 0 to 1.
@@ -138,6 +151,7 @@ class MNISTDataModule(LightningDataModule):
         digit: int | Sequence[int] | None,
         batch_size: int,
         replay: int,
+        hardness: float,
         eval_batch_size: int,
         val_size: int,
         mean: float,
@@ -157,6 +171,9 @@ class MNISTDataModule(LightningDataModule):
         self.replay = _checked_int("replay", replay, minimum=0)
         if replay and self._chosen is None:
             raise ValueError(f"replay={replay}: expected 0, since digit=null trains on all classes")
+        if type(hardness) not in (int, float) or not 0 <= hardness < 1:
+            raise ValueError(f"hardness={hardness}: expected a number from 0 to below 1")
+        self.hardness = hardness
         self.eval_batch_size = _checked_int("eval_batch_size", eval_batch_size, minimum=1)
         self.val_size = _checked_int("val_size", val_size, minimum=0)
         if not isinstance(mean, int | float):
@@ -166,6 +183,8 @@ class MNISTDataModule(LightningDataModule):
         self.mean = mean
         self.std = std
         self.seed = None if seed is None else _checked_int("seed", seed, minimum=0)
+        #: What :meth:`rate` found: weights of the "target" to learn and of the "replay".
+        self.draw_weights: dict[str, Tensor] = {}
 
     def prepare_data(self) -> None:
         """Extract the dataset, or download it, where that has not been done yet.
@@ -210,6 +229,42 @@ class MNISTDataModule(LightningDataModule):
             raise ValueError(f"digit={self.digit}: expected a class with training images")
         self.train_set = ImageTensors(images, labels)
 
+    @torch.no_grad()
+    def rate(self, net: nn.Module) -> None:
+        """Let ``net`` decide how often each training image, replayed or not, is drawn.
+
+        Of the N images that are drawn from together (those to learn, or one class of the replay)
+        image i comes next, among those not drawn yet, with a probability in proportion to
+        ``(1 - h) / N + h e_i / sum_j e_j``. Here ``h`` is ``hardness``, and ``e = 1 - softmax(z)_y``
+        is how likely ``net``, with logits ``z``, is to err on an image of label ``y``. This is the
+        importance sampling of Katharopoulos and Fleuret 2018, "Not All Samples Are Created Equal",
+        arXiv:1803.00942, section 3, with ``e`` for the gradient's norm and no weights to undo it:
+        what is drawn more often shall count for more.
+
+        Args:
+            net: from normalised images to logits; in the mode and on the device that it is used in.
+        """
+        self.draw_weights["target"] = self._weights(self._errors(net, self.train_set))
+        if self.replay:
+            labels, errors = self.replay_set.labels, self._errors(net, self.replay_set)
+            weights = self.draw_weights["replay"] = torch.zeros_like(errors)
+            for c in set(labels.tolist()):
+                weights[labels == c] = self._weights(errors[labels == c])
+
+    def _errors(self, net: nn.Module, images: ImageTensors) -> Tensor:
+        """How likely ``net`` is to err on each of ``images``, float64, shape (N,)."""
+        splits = [torch.split(t, self.eval_batch_size) for t in (images.images, images.labels)]
+        errors = []
+        for batch in zip(*splits, strict=True):
+            pixels, labels = self.on_after_batch_transfer(batch, 0)
+            right = net(pixels).double().softmax(dim=1).gather(1, labels.unsqueeze(1))
+            errors.append(1 - right.squeeze(1))
+        return torch.cat(errors)
+
+    def _weights(self, errors: Tensor) -> Tensor:
+        by_errors = errors / errors.sum().clamp(min=torch.finfo(errors.dtype).tiny)
+        return (1 - self.hardness) / len(errors) + self.hardness * by_errors
+
     def batch_size_per_process(self, processes: int) -> int:
         """Each of ``processes`` takes an equal share of a training batch.
 
@@ -234,8 +289,15 @@ class MNISTDataModule(LightningDataModule):
         if self.replay:
             # initial_seed draws nothing: the order of the target's images stays as without replay.
             seed = torch.initial_seed() if self.seed is None else self.seed
-            images = WithReplay(images, self.replay_set, self.replay, seed, rank, processes)
-        sampler: Sampler[int] = RandomSampler(images, generator=self._order_generator())
+            weights_of_others = self.draw_weights.get("replay")
+            images = WithReplay(
+                *(images, self.replay_set, self.replay, seed, rank, processes, weights_of_others)
+            )
+        generator = self._order_generator()
+        sampler: Sampler[int] = RandomSampler(images, generator=generator)
+        if "target" in self.draw_weights:
+            weights = self.draw_weights["target"].tolist()
+            sampler = WeightedRandomSampler(weights, len(weights), False, generator)
         if processes > 1:  # Lightning's own choice would draw another order
             sampler = DistributedSamplerWrapper(
                 sampler, num_replicas=processes, rank=rank, shuffle=False

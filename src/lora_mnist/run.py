@@ -28,6 +28,7 @@ from lora_mnist.build import (
     choose_trainable,
     load_adapters,
     load_base,
+    rate_training_images,
     read_checkpoint,
     require_bool,
 )
@@ -76,6 +77,8 @@ def train(cfg: DictConfig) -> dict[str, Any]:
         cfg.digit = find_weakest(cfg, net)
     data = build_data(cfg)
     base = None if cfg.stage == "pretrain" else load_base(cfg, net)
+    if base is not None and data.hardness:
+        rate_training_images(cfg, net, base, data)
     if cfg.stage == "lora":
         add_configured_lora(cfg, net)
     elif cfg.stage == "finetune":
