@@ -48,12 +48,12 @@ METHODS = {
     "replay": ["stage=lora", "data.replay=90"],
     "replay + distill": ["stage=lora", "data.replay=90", "loss=distill"],
     "our recipe (repair), rank 64": REPAIR,
-    "recipe, all images alike": [*REPAIR, "data.hardness=0.0", "loss.target_weight=0.5"],
+    "recipe, all images alike": [*REPAIR, "data.hardness=0.0", "loss.target_weight=0.55"],
     "recipe, rank 1": [*REPAIR, "lora.rank=1", "lora.alpha=1", "optimizer.lr=0.01"],
     "recipe, rank 4": [*REPAIR, "lora.rank=4", "lora.alpha=4", "optimizer.lr=0.01"],
-    "recipe, rank 16": [*REPAIR, "lora.rank=16", "lora.alpha=16", "optimizer.lr=0.003"],
+    "recipe, rank 16": [*REPAIR, "lora.rank=16", "lora.alpha=16", "optimizer.lr=0.01"],
     "full fine-tuning": [*FINETUNE, "optimizer.lr=0.001"],
-    "last layer only": [*FINETUNE, "trainable=linear3.*", "optimizer.lr=0.003"],
+    "last layer only": [*FINETUNE, "trainable=linear3.*", "optimizer.lr=0.01"],
     "biases only": [*FINETUNE, "trainable=.*bias", "optimizer.lr=0.1"],
 }
 
@@ -281,10 +281,10 @@ SEARCHES = {
     "our recipe (repair), rank 64": Search(
         ["stage=lora", "data.replay=90", "lora.alpha=${lora.rank}"],
         {
-            "lora.rank": "16",
+            "lora.rank": "64",
             "lora.init_std": "0.1",
-            "optimizer.lr": "0.001",
-            "scheduler": "cosine",
+            "optimizer.lr": "0.003",
+            "scheduler": "linear",
             "callbacks": "default",
             "loss.fit": "cross_entropy",
             "loss.margin": "1.0",
@@ -293,14 +293,20 @@ SEARCHES = {
             "data.hardness": "0.0",
         },
         [
-            {"lora.rank": "4,16,64", "optimizer.lr": "0.001,0.003"},
-            {"data.hardness": "0.5,0.8,0.95", "loss.target_weight": "0.2,0.3,0.4"},
-            {"scheduler": "constant,linear"},
+            {"data.hardness": "0.0,0.5,0.8,0.95", "loss.target_weight": "0.3,0.4,0.5"},
+            {"lora.rank": "4,16", "optimizer.lr": "0.003,0.01"},
+            {"optimizer.lr": "0.001"},
+            {"scheduler": "cosine"},
             {"scheduler": "constant", "callbacks": "averaging"},
             {"loss.distill": "0.3"},
             {"loss.fit": "hinge", "loss.margin": "3.0"},
             {"lora.init_std": "0.03,0.3"},
-            {"loss.target_weight": "0.25,0.3,0.35,0.4,0.45"},
+            {"loss.target_weight": "0.35,0.45"},
+            {
+                "loss.distill": "0.3",
+                "data.hardness": "0.5,0.8",
+                "loss.target_weight": "0.4,0.45",
+            },
         ],
     ),
     "private (repair_private)": Search(
@@ -323,15 +329,15 @@ SEARCHES = {
             {"scheduler": "constant", "callbacks": "averaging", "optimizer.lr": "0.0005,0.001"},
             {"lora.rank": "1,2,16"},
             {"lora.init_std": "0.03,0.3"},
-            {"loss.distill": "0.3"},
-            {"data.hardness": "0.5", "optimizer.lr": "0.0005,0.001"},
+            {"loss.distill": "0.3,1.0", "loss.margin": "1.0,2.0"},
+            {"data.hardness": "0.5", "loss.distill": "0.0,0.3,1.0", "optimizer.lr": "0.0005,0.001"},
         ],
         goals=(0.45, 1.00),
     ),
     "recipe, all images alike": Search(
         [*REPAIR, "data.hardness=0.0"],
         {"loss.target_weight": "0.5"},
-        [{"loss.target_weight": "0.3,0.4,0.5"}],
+        [{"loss.target_weight": "0.45,0.5,0.55"}],
     ),
     **{
         f"recipe, rank {rank}": Search(
