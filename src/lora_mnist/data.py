@@ -235,8 +235,8 @@ class MNISTDataModule(LightningDataModule):
 
         Of the N images that are drawn from together (those to learn, or one class of the replay)
         image i comes next, among those not drawn yet, with a probability in proportion to
-        ``(1 - h) / N + h e_i / sum_j e_j``. Here ``h`` is ``hardness``, and ``e = 1 - softmax(z)_y``
-        is how likely ``net``, with logits ``z``, is to err on an image of label ``y``. This is the
+        ``(1 - h) / N + h e_i / sum_j e_j``. Here ``h`` is ``hardness``, and with the logits ``z``
+        of ``net``, ``e = 1 - softmax(z)_y`` is how likely it errs on an image of label ``y``: the
         importance sampling of Katharopoulos and Fleuret 2018, "Not All Samples Are Created Equal",
         arXiv:1803.00942, section 3, with ``e`` for the gradient's norm and no weights to undo it:
         what is drawn more often shall count for more.
