@@ -257,7 +257,7 @@ def command_rows(sides: dict[str, Side], folder: str, python: str, quick: bool) 
             "ours": lambda: run(*pretrain),
         }
         name = "whole command, stage=pretrain"
-        rows.append(Row(name, "s", contestants, {"notebook": 2.3}, less_is_better=True, rounds=2))
+        rows.append(Row(name, "s", contestants, {"notebook": 2.3}, less_is_better=True, rounds=3))
     return rows
 
 

@@ -87,6 +87,14 @@ class ClassifierModule(LightningModule):
         #: The step at which ``outcomes["val"]`` was found.
         self.validated_at: int | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes which hook it is in some forty times a step; nn.Module would look each
+        # time whether that is a parameter, for four hundredths of a step of LoRA.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (N, num_classes), of normalised images, (N, 1, height, width)."""
         logits: Tensor = self.net(images)
