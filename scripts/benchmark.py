@@ -1,7 +1,7 @@
 """How fast: this project beside the notebook, PEFT and a bare PyTorch loop, in one run.
 
     python scripts/benchmark.py              # every row, with spread; about a quarter of an hour
-    python scripts/benchmark.py --quick      # fewer rounds, no growth; two or three minutes
+    python scripts/benchmark.py --quick      # fewer rows and rounds, no growth; about two minutes
     python scripts/benchmark.py --profile    # where a training step's time goes
 
 The contestants of a row take turns, round after round, and are compared round by round: what slows
@@ -113,7 +113,7 @@ def _spread(values: list[float]) -> str:
 
 
 def training_rows(sides: dict[str, Side], quick: bool) -> list[Row]:
-    steps = 200 if quick else 400
+    steps = 120 if quick else 400
     rounds = 2 if quick else 7
     return [
         Row(
@@ -224,24 +224,6 @@ def command_rows(sides: dict[str, Side], folder: str, python: str, quick: bool) 
             less_is_better=True,
             rounds=1 if quick else 3,
         ),
-        Row(
-            "a further job of a sweep",
-            "s",
-            {"ours": further_job} if quick else {"notebook": notebook_job, "ours": further_job},
-            {} if quick else {"notebook": 8},
-            1.5,
-            less_is_better=True,
-            rounds=1 if quick else 3,
-        ),
-        Row(
-            "peak memory, stage=lora",
-            "MB beyond the imports",
-            {"ours": lambda: peak_memory(python, script) - peak_memory(python, imports)},
-            {},
-            250,
-            less_is_better=True,
-            rounds=1 if quick else 3,
-        ),
     ]
     for flags in AT_ONCE:
         contestants = {
@@ -251,6 +233,26 @@ def command_rows(sides: dict[str, Side], folder: str, python: str, quick: bool) 
         name = f"start-up, train.py {flags}"
         rows.append(Row(name, "s", contestants, {"import hydra": 1 / 3}, less_is_better=True))
     if not quick:
+        rows += [
+            Row(
+                "a further job of a sweep",
+                "s",
+                {"notebook": notebook_job, "ours": further_job},
+                {"notebook": 8},
+                1.5,
+                less_is_better=True,
+                rounds=3,
+            ),
+            Row(
+                "peak memory, stage=lora",
+                "MB beyond the imports",
+                {"ours": lambda: peak_memory(python, script) - peak_memory(python, imports)},
+                {},
+                250,
+                less_is_better=True,
+                rounds=3,
+            ),
+        ]
         pretrain = ["train.py", "stage=pretrain", *settings]
         contestants = {
             "notebook": lambda: run("scripts/notebook.py", "pretrain", theirs),
@@ -404,7 +406,7 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer steps and rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer rows, steps and rounds")
     parser.add_argument("--profile", action="store_true", help="the parts of a training step")
     parser.add_argument(
         "--python",
