@@ -277,7 +277,7 @@ def sweep_row(folder: str) -> Row:
         "ours": sweep("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     }
     name = "sweep of 12 jobs, joblib with two workers"
-    return Row(name, "s", contestants, {"one process": 1}, less_is_better=True, rounds=3)
+    return Row(name, "s", contestants, {"one process": 1.1}, less_is_better=True, rounds=3)
 
 
 def growth() -> dict[str, list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""What a process asks of the memory management below it, for speed; no result depends on it."""
+"""What need not be freed, looked through or copied, for speed; no result depends on it."""
 
 import gc
 import sys
