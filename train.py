@@ -1,26 +1,15 @@
-"""Pretrain the base (stage=pretrain) or fine-tune an adapter on it (stage=lora)."""
+"""Pretrain a base (stage=pretrain), or repair its weak class with an adapter (stage=lora)."""
 
 import hydra
 from omegaconf import DictConfig
 
-from lora_mnist.errors import exit_on_user_error
-from lora_mnist.memory import lasting_imports, share_registered_configs
-from lora_mnist.sweep import conduct
-from lora_mnist.swept_job import swept_job
+from lora_mnist.entry import run_command, run_job
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    with exit_on_user_error(), swept_job(cfg) as job:
-        if job.due:
-            with lasting_imports():  # late: --help, --cfg and completion need no torch
-                from lora_mnist.run import train
-
-            train(cfg)
-    return job.objective
+    return run_job("train", cfg)
 
 
 if __name__ == "__main__":
-    share_registered_configs()
-    with conduct():
-        main()
+    run_command(main)

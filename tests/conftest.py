@@ -1,12 +1,9 @@
-"""What the tests share: tiny networks, and the command line, in this process or in its own."""
+"""Fixtures that all tests share: the command line, a base, an adapter."""
 
-import json
 import logging
 import os
 import runpy
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from torch import nn
-
-ROOT = Path(__file__).parents[1]
-
-
-class TinyNet(nn.Module):
-    """Two linear layers with biases, in the shape of the real one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear1 = nn.Linear(6, 5)
-        self.linear2 = nn.Linear(5, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear2(torch.relu(self.linear1(x)))
+from helpers.commands import ROOT, Outcome, run_process
+from helpers.nets import TinyNet
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +27,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny() -> TinyNet:
     torch.manual_seed(0)
     return TinyNet()
-
-
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -73,19 +50,6 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     return run
 
 
-def run_process(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A Python script of the repository in a process of its own."""
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="session")
 def base_ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base pretrained for a few steps on the real data."""
@@ -93,6 +57,7 @@ def base_ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_process(
         *("train.py", "stage=pretrain", "trainer.max_steps=100", "data.batch_size=50"),
         *(f"base_ckpt={folder}/base.ckpt", f"hydra.run.dir={folder}/pretrain"),
+        f"paths.outputs={folder}/outputs",
     )
     assert done.returncode == 0, done.stderr
     return folder / "base.ckpt"
@@ -105,11 +70,7 @@ def lora_run(base_ckpt: Path) -> Path:
     done = run_process(
         *("train.py", "stage=lora", "digit=9", "trainer.max_steps=30"),
         *(f"base_ckpt={base_ckpt}", f"hydra.run.dir={folder}"),
+        f"paths.outputs={base_ckpt.parent}/outputs",
     )
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return results

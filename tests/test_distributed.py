@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, read_results, run_process
+from helpers.commands import ROOT, read_results, run_process
 from torch import Tensor
 
 
@@ -19,7 +19,7 @@ def run_recorded(
     seen.mkdir(parents=True)
     done = run_process(
         *("train.py", *overrides, f"hydra.run.dir={folder}/run", "logger=csv"),
-        "+callbacks.recorder._target_=recorder.Recorder",
+        "+callbacks.recorder._target_=helpers.recorder.Recorder",
         f"+callbacks.recorder.folder={seen}",
         PYTHONPATH=f"{ROOT}/tests:{ROOT}/src",
     )
@@ -33,9 +33,11 @@ def train_losses(folder: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
+@pytest.mark.slow
 def test_two_processes_see_each_image_once(tmp_path: Path) -> None:
     """An epoch over the 5,949 nines, and a test that counts no image twice."""
-    arguments = ("trainer=ddp_sim", "digit=9", "data.batch_size=500", "data.val_size=0")
+    arguments = ("stage=pretrain", "trainer=ddp_sim", "digit=9", "data.batch_size=500")
+    arguments = (*arguments, "data.val_size=0", f"paths.outputs={tmp_path}/outputs")
     done, results, shards = run_recorded(tmp_path, *arguments, f"base_ckpt={tmp_path}/base.ckpt")
     assert len(shards) == 2
     images = torch.cat([batch for shard in shards for batch in shard])
@@ -47,6 +49,7 @@ def test_two_processes_see_each_image_once(tmp_path: Path) -> None:
     assert done.stdout.count("accuracy:") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "size", "replay"), [("pretrain", 100, 0), ("lora", 1000, 400)])
 def test_two_processes_train_as_one(
     base_ckpt: Path, tmp_path: Path, stage: str, size: int, replay: int
@@ -58,6 +61,7 @@ def test_two_processes_train_as_one(
     runs = []
     for trainer in ("cpu", "ddp_sim"):
         arguments = (f"trainer={trainer}", f"base_ckpt={base}", *few, *data)
+        arguments = (*arguments, f"paths.outputs={tmp_path}/outputs")
         runs.append(run_recorded(tmp_path / trainer, *arguments))
     (_, alone, (steps,)), (_, together, shards) = runs
     assert len(steps) == len(shards[0]) == len(shards[1]) == 16

@@ -3,6 +3,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from composed import composed
+from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,16 +19,7 @@ def logits(seed: int = 0) -> Tensor:
 
 
 def make(**changes: Any) -> Loss:
-    arguments = {
-        "target": 2,
-        "fit": "cross_entropy",
-        "margin": 1.0,
-        "distill": 0.0,
-        "distill_on": "replay",
-        "temperature": 1.0,
-        "target_weight": None,
-    }
-    return Loss(**{**arguments, **changes})
+    return Loss(**{"target": 2, **changes})
 
 
 def gradient(loss: Any) -> Tensor:
@@ -36,8 +29,27 @@ def gradient(loss: Any) -> Tensor:
 
 
 def test_the_default_is_torchs_cross_entropy_gradient_bit_for_bit() -> None:
-    ours = gradient(lambda z: make()(z, LABELS, None))
+    assert not Loss().needs_base
+    ours = gradient(lambda z: Loss()(z, LABELS, None))
     assert torch.equal(ours, gradient(lambda z: F.cross_entropy(z, LABELS)))
+
+
+def test_the_config_says_the_same_defaults() -> None:
+    cfg = composed("train", "stage=lora")
+    loss = instantiate(cfg.loss, target=[2], _convert_="all")
+    expected = vars(make(target=[2]))
+    assert vars(loss) == expected
+
+
+@pytest.mark.parametrize(("target", "expected"), [(2, [2]), ([0, 2], [0, 2]), (None, [])])
+def test_several_classes_may_be_the_target(target: Any, expected: list[int]) -> None:
+    z, base = logits(), logits(1)
+    loss = make(target=target, distill=0.5, distill_on="target")
+    assert loss.target == expected
+    distilled = distillation(z, base, 1.0) * torch.isin(LABELS, torch.tensor(expected))
+    torch.testing.assert_close(
+        loss(z, LABELS, base), (cross_entropy(z, LABELS) + 0.5 * distilled).mean()
+    )
 
 
 @given(seed=st.integers(0, 1000), margin=st.floats(0, 10))

@@ -5,30 +5,40 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TinyNet
+from helpers.nets import TinyNet
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora, lora_parameters
-from lora_mnist.adapter import changed_tensors
-from lora_mnist.lora import base_state_dict
+from lora_mnist.lora import base_state_dict, changed_tensors
 from lora_mnist.loss import Loss
 from lora_mnist.module import ClassifierModule
 
-PLAIN = Loss(None, "cross_entropy", 1.0, 0.0, "replay", 1.0, None)
 ADAM = partial(torch.optim.Adam, lr=0.1)
 
 
-def make(net: nn.Module) -> ClassifierModule:
-    return ClassifierModule(net, PLAIN, ADAM, 3, {"stage": "test", "seed": 0})
+def make(net: nn.Module, **settings: Any) -> ClassifierModule:
+    return ClassifierModule(net, 3, optimizer=ADAM, **settings)
 
 
 def trainer(tmp_path: Path, **settings: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     checkpoints = {"enable_checkpointing": False, "default_root_dir": tmp_path}
-    return Trainer(accelerator="cpu", **quiet, **checkpoints, **settings)
+    return Trainer(**{"accelerator": "cpu", "logger": False, **quiet, **checkpoints, **settings})
+
+
+class Recorder(DummyLogger):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics: dict[str, float] = {}
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.metrics |= metrics
 
 
 @pytest.fixture
@@ -42,8 +52,8 @@ def loader() -> DataLoader[Any]:
 def test_counts_equal_those_of_a_plain_loop(
     tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
 ) -> None:
-    module = make(tiny)
-    (logged,) = trainer(tmp_path).test(module, loader, verbose=False)
+    module, logger = make(tiny), Recorder()
+    (told,) = trainer(tmp_path, logger=logger).test(module, loader, verbose=False)
     images, errors, loss_sum = [0, 0, 0], [0, 0, 0], 0.0
     for x, y in zip(*loader.dataset.tensors, strict=True):
         logits = tiny(x[None])
@@ -56,10 +66,11 @@ def test_counts_equal_those_of_a_plain_loop(
     assert outcome["errors"] == sum(errors)
     assert outcome["accuracy"] == (50 - sum(errors)) / 50
     assert outcome["loss"] == pytest.approx(loss_sum / 50, rel=1e-5)
-    assert logged["test/accuracy"] == pytest.approx(outcome["accuracy"])
+    for logged in (told, logger.metrics):
+        assert logged["test/accuracy"] == pytest.approx(outcome["accuracy"])
     for c in range(3):
-        assert logged[f"test/errors_of_class/{c}"] == errors[c]
-    assert logged["test/accuracy_of_class/0"] == pytest.approx(1 - errors[0] / images[0])
+        assert logged[f"test/errors_per_class/{c}"] == errors[c]
+    assert logged["test/accuracy_per_class/0"] == pytest.approx(1 - errors[0] / images[0])
     assert "test_base" not in module.outcomes
 
 
@@ -91,8 +102,10 @@ def test_repaired_and_broken_equal_those_of_a_plain_loop(
         nn.init.normal_(parameter)
     after = tiny(x).argmax(dim=1)
     reference = None if adapted else base
-    module = ClassifierModule(tiny, PLAIN, ADAM, 3, {}, base_tensors=reference)
-    (logged,) = trainer(tmp_path).test(module, loader, verbose=False)
+    module = make(tiny, base_tensors=reference)
+    logger = Recorder()
+    (told,) = trainer(tmp_path, logger=logger).test(module, loader, verbose=False)
+    logged = logger.metrics
     outcome = module.outcomes["test"]
     assert list(outcome)[:2] == ["repaired", "broken"]
     for name, first, then in (("repaired", False, True), ("broken", True, False)):
@@ -101,7 +114,11 @@ def test_repaired_and_broken_equal_those_of_a_plain_loop(
             per_class[label] += bool((b == label) == first and (a == label) == then)
         assert outcome[f"{name}_per_class"] == per_class
         assert outcome[name] == sum(per_class) > 0
-        assert logged[f"test/{name}"] == sum(per_class)
+        assert told[f"test/{name}"] == logged[f"test/{name}"] == sum(per_class)
+        for c in range(3):
+            assert logged[f"test/{name}_per_class/{c}"] == per_class[c]
+    for c, errors in enumerate(module.outcomes["test_base"]["errors_per_class"]):
+        assert logged[f"test_base/errors_per_class/{c}"] == errors
     change = outcome["errors"] - module.outcomes["test_base"]["errors"]
     assert change == outcome["broken"] - outcome["repaired"]
 
@@ -109,7 +126,7 @@ def test_repaired_and_broken_equal_those_of_a_plain_loop(
 def test_only_lora_reaches_optimizer_and_checkpoint(
     tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
 ) -> None:
-    module = make(add_lora(tiny))
+    module = make(add_lora(tiny), hyperparameters={"stage": "test", "seed": 0})
     fit = trainer(tmp_path, max_steps=3)
     fit.fit(module, loader)
     (group,) = fit.optimizers[0].param_groups
@@ -134,7 +151,7 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(
 
     seen: list[list[torch.Tensor]] = []
     before = copy.deepcopy(tiny.state_dict())
-    module = Recorded(add_lora(tiny), PLAIN, ADAM, 3, {})
+    module = Recorded(add_lora(tiny), 3, optimizer=ADAM)
     fit = trainer(tmp_path, max_steps=3, callbacks=WeightAveraging(use_buffers=False))
     fit.fit(module, loader)
     for parameter, steps in zip(lora_parameters(tiny), zip(*seen, strict=True), strict=True):
@@ -161,7 +178,8 @@ def test_lora_plus_speeds_up_lora_b(tiny: TinyNet) -> None:
         for parameter in lora_parameters(net):
             nn.init.normal_(parameter)
         before = {name: p.detach().clone() for name, p in net.named_parameters()}
-        optimizer = ClassifierModule(net, nn.MSELoss(), sgd, 3, {}, lr_ratio).configure_optimizers()
+        module = ClassifierModule(net, 3, optimizer=sgd, lr_ratio=lr_ratio)
+        optimizer = module.configure_optimizers()
         net(torch.ones(2, 6)).square().sum().backward()
         optimizer.step()
         moves.append({name: p - before[name] for name, p in net.named_parameters()})
@@ -194,8 +212,98 @@ def test_train_loss_is_the_mean_since_the_last_log(
 
     losses: list[float] = []
     logged: list[Any] = []
-    module = Recorded(tiny, PLAIN, ADAM, 3, {})
+    module = Recorded(tiny, 3, optimizer=ADAM)
     fit = trainer(tmp_path, max_steps=8, log_every_n_steps=2)
     fit.fit(module, loader)
     assert fit.callback_metrics["train/loss"].item() == pytest.approx(sum(losses[6:]) / 2)
     assert logged[4].item() == pytest.approx(sum(losses[2:4]) / 2)
+
+
+def test_needs_nothing_but_a_network(loader: DataLoader[Any], tmp_path: Path) -> None:
+    """Cross-entropy, Adam at 1e-3 and a constant rate, as the notebook has them."""
+    module = ClassifierModule(TinyNet(), num_classes=3)
+    fit = trainer(tmp_path, max_steps=2)
+    fit.fit(module, loader)
+    (optimizer,) = fit.optimizers
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["lr"] == 0.001
+    torch.manual_seed(0)
+    net = TinyNet()
+    ours, theirs = net, copy.deepcopy(net)
+    trainer(tmp_path, max_epochs=1).fit(ClassifierModule(ours, 3), loader)
+    adam = torch.optim.Adam(theirs.parameters(), lr=0.001)
+    for x, y in loader:
+        adam.zero_grad()
+        nn.functional.cross_entropy(theirs(x), y).backward()
+        adam.step()
+    assert changed_tensors(theirs.state_dict(), ours.state_dict()) == []
+
+
+def test_a_schedule_steps_once_a_batch(
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    linear = partial(
+        torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.0, total_iters=4
+    )
+    fit = trainer(tmp_path, max_steps=3)
+    fit.fit(make(tiny, scheduler=linear), loader)
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 / 4)
+
+
+@pytest.mark.parametrize("lr_ratio", [0, -1, float("inf"), float("nan"), True, "16", None])
+def test_refuses_a_ratio_of_learning_rates(tiny: TinyNet, lr_ratio: Any) -> None:
+    with pytest.raises(ValueError, match=f"lr_ratio={lr_ratio}: expected a finite number > 0"):
+        make(tiny, lr_ratio=lr_ratio)
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_the_base_answers_as_it_did(tiny: TinyNet, adapted: bool) -> None:
+    images = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    before = tiny(images).detach()
+    base = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    module = make(add_lora(tiny)) if adapted else make(tiny, base_tensors=base)
+    for parameter in lora_parameters(tiny) if adapted else tiny.parameters():
+        nn.init.normal_(parameter)
+    assert torch.equal(module.base(images), before)
+    assert not module.base(images).requires_grad
+    assert not torch.equal(module(images), before)
+
+
+def test_distillation_asks_the_base(
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_lora(tiny)
+    loss = Loss(target=0, distill=1.0, distill_on="all")
+    module, given = make(tiny, loss=loss), []
+    base = module.base
+    monkeypatch.setattr(module, "base", lambda images: given.append(images) or base(images))
+    trainer(tmp_path, max_steps=3).fit(module, loader)
+    assert len(given) == 3
+
+
+def test_what_the_base_answered_serves_another_module(
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(add_lora(tiny))
+    trainer(tmp_path).test(first, loader, verbose=False)
+    assert len(first.base_answers["test"]) == len(loader)
+    answers = copy.deepcopy(first.base_answers)
+    for parameter in lora_parameters(tiny):
+        nn.init.normal_(parameter)
+    fresh, informed = make(tiny), make(tiny, base_answers=first.base_answers)
+    trainer(tmp_path).test(fresh, loader, verbose=False)
+    monkeypatch.setattr(informed, "base", lambda images: pytest.fail("the base was asked"))
+    trainer(tmp_path).test(informed, loader, verbose=False)
+    assert informed.outcomes == fresh.outcomes
+    assert all(torch.equal(*pair) for pair in zip(answers["test"], first.base_answers["test"]))
+
+
+def test_says_when_it_was_validated(
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    module = make(tiny)
+    assert module.validated_at is None
+    fit = trainer(tmp_path, max_steps=4, num_sanity_val_steps=2)
+    fit.fit(module, loader, loader)
+    assert module.validated_at == 4
+    assert list(module.outcomes) == ["val"]

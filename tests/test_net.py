@@ -2,8 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
-from hydra import compose, initialize_config_dir
+from composed import composed
 from hydra.utils import instantiate
 from torch import nn
 
@@ -36,10 +35,11 @@ def test_layers_may_be_replaced() -> None:
     assert torch.equal(net(images), expected)
 
 
-def test_the_config_builds_the_default_net() -> None:
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        net = instantiate(compose("train").net)
-    assert [p.shape for p in net.parameters()] == [p.shape for p in MLP().parameters()]
+@pytest.mark.parametrize(("option", "kind"), [("mlp", MLP), ("cnn", CNN)])
+def test_the_config_builds_the_default_net(option: str, kind: type[nn.Module]) -> None:
+    net = instantiate(composed("train", "stage=pretrain", f"net={option}").net, _convert_="all")
+    assert type(net) is kind
+    assert [p.shape for p in net.parameters()] == [p.shape for p in kind().parameters()]
 
 
 @pytest.mark.parametrize("hidden_sizes", [[0], [10, -1], [1.5]])

@@ -4,10 +4,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from composed import composed, logged, small_base
+from helpers.commands import ROOT
+from omegaconf import OmegaConf
 from PIL import Image
 
+from lora_mnist import MLP, add_lora, lora_parameters, save_adapter
 from lora_mnist.data import load_images
+from lora_mnist.errors import IncompleteError, UserError
+from lora_mnist.lora import WEIGHTS_NAME
+from lora_mnist.predict import predict
+
+NET = "net.hidden_sizes=[16]"
 
 
 @pytest.fixture
@@ -22,15 +30,32 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_json_and_picture(
-    cli: Any, base_ckpt: Path, lora_run: Path, pictures: Path, tmp_path: Path
-) -> None:
-    seen, adapter = tmp_path / "seen.png", f"adapter={lora_run}/adapter"
-    files = f"images={pictures}/*.png"
-    arguments = (adapter, f"base_ckpt={base_ckpt}", files, "json=true", f"picture={seen}")
-    done = cli("scripts/predict.py", *arguments)
-    assert done.code == 0, done.err
-    found = json.loads(done.out)
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and an adapter on it."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    net = MLP(hidden_sizes=[16])
+    net.load_state_dict(torch.load(small_base(outputs), weights_only=True)["state_dict"])
+    torch.manual_seed(0)
+    for parameter in lora_parameters(add_lora(net)):
+        torch.nn.init.normal_(parameter, std=0.05)
+    save_adapter(net, outputs / "lora" / "2026-01-01" / "adapter")
+    return outputs
+
+
+def run(outputs: Path, *overrides: str) -> list[dict[str, Any]]:
+    cfg = composed("predict", NET, f"paths.outputs={outputs}", *overrides)
+    before = OmegaConf.to_yaml(cfg)
+    try:
+        return predict(cfg)
+    finally:
+        assert OmegaConf.to_yaml(cfg) == before
+
+
+def test_base_and_adapter_side_by_side(outputs: Path, pictures: Path, tmp_path: Path) -> None:
+    seen = tmp_path / "seen.png"
+    with logged("lora_mnist.show.tables") as text:
+        found = run(outputs, "adapter=latest", f"images={pictures}/*.png", f"picture={seen}")
     assert [Path(each["file"]).name for each in found] == [f"{n}.png" for n in range(10)]
     _, labels = load_images("MNIST", ROOT / "data", train=False)
     hits = [each["base"]["digit"] == label for each, label in zip(found, labels, strict=False)]
@@ -39,23 +64,61 @@ def test_json_and_picture(
         for each in found:
             probabilities = each[side]["probabilities"]
             assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+            assert each[side]["probability"] == max(probabilities)
             assert each[side]["probability"] == probabilities[each[side]["digit"]]
+            assert each[side]["class"].startswith(str(each[side]["digit"]))
     assert found[0]["base"] != found[0]["adapted"]
     assert Image.open(seen).size == (10 * 28 * 4, 28 * 4)
+    assert "adapted" in text.getvalue()
+    assert torch.is_grad_enabled()
 
 
-def test_unreadable_files_are_named_and_skipped(cli: Any, base_ckpt: Path, pictures: Path) -> None:
+def test_the_command_prints_json(cli: Any, outputs: Path, pictures: Path, tmp_path: Path) -> None:
+    adapter, base = outputs / "lora" / "2026-01-01", outputs / "base" / "mnist.ckpt"
+    options = (NET, f"adapter={adapter}", f"base_ckpt={base}", f'images="{pictures}/[0-4].png"')
+    done = cli("predict.py", *options, "json=true")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == run(
+        outputs, "adapter=latest", f'images="{pictures}/[0-4].png"', "json=true"
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures"}
+    assert not (ROOT / "predict.log").exists()
+
+
+def test_the_command_names_pictures_that_it_skips(
+    cli: Any, outputs: Path, pictures: Path
+) -> None:
     (pictures / "broken.png").write_bytes(b"no picture")
     Image.new("L", (50, 50), 255).save(pictures / "empty.png")
-    files = f"images=[{pictures}/1.png,{pictures}/[be]*.png]"
-    done = cli("scripts/predict.py", f"base_ckpt={base_ckpt}", files.replace("[be]", "?????*"))
+    base = f"base_ckpt={outputs}/base/mnist.ckpt"
+    done = cli("predict.py", NET, base, f"images=[{pictures}/1.png,{pictures}/?????*.png]")
     assert done.code == 1
     assert done.err.splitlines() == [
         f"{pictures}/broken.png: skipped: no readable picture (UnidentifiedImageError)",
         f"{pictures}/empty.png: skipped: nothing on it",
+        "2 of 3 pictures skipped",
     ]
     assert "1.png" in done.out
     assert "adapted" not in done.out
+
+
+def test_a_picture_named_twice_is_seen_once(outputs: Path, pictures: Path) -> None:
+    found = run(outputs, f"images=[{pictures}/1.png,{pictures}/*.png,{pictures}/1.png]")
+    assert [Path(each["file"]).stem for each in found] == [*"1023456789"]
+
+
+def test_a_name_is_meant_as_it_stands(outputs: Path, pictures: Path) -> None:
+    (pictures / "1.png").rename(pictures / "a[1].png")
+    found = run(outputs, f'images="{pictures}/a[1].png"')
+    assert [Path(each["file"]).name for each in found] == ["a[1].png"]
+
+
+def test_nothing_to_see(outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(IncompleteError, match="^1 of 1 pictures skipped$"):
+        run(outputs, f"images={tmp_path}/broken.png", "json=true", f"picture={tmp_path}/seen.png")
+    assert json.loads(capsys.readouterr().out) == []
+    assert not (tmp_path / "seen.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -63,26 +126,29 @@ def test_unreadable_files_are_named_and_skipped(cli: Any, base_ckpt: Path, pictu
     [
         ((), "images=null: expected a picture, or a pattern"),
         (("images={tmp}/none*.png",), "images={tmp}/none*.png: expected pictures; there is no"),
-        (
-            ("images={tmp}/pictures/1.png", "picture=/dev/null/x.png"),
-            "picture=/dev/null/x.png: exp",
-        ),
-        (("images={tmp}/pictures/1.png", "picture={tmp}/x.y"), "picture={tmp}/x.y: expected a pic"),
-        (("images={tmp}/pictures/1.png", "adapter={tmp}"), "adapter={tmp}: expected a readable"),
+        (("images={tmp}/pictures",), 'images={tmp}/pictures: a folder; expected "{tmp}/pictures/*'),
+        (("images={one}", "json=2"), "json=2: expected true or false"),
+        (("images={one}", "picture=/dev/null/x.png"), "picture=/dev/null/x.png: expected a pict"),
+        (("images={one}", "picture={tmp}/x.y"), "picture={tmp}/x.y: expected a picture file to"),
+        (("images={one}", "adapter={tmp}"), f"adapter={{tmp}}: expected a readable {WEIGHTS_NAME}"),
+        (("images={one}", "base_ckpt={tmp}/none"), "base_ckpt={tmp}/none: no such file"),
+        (("images={one}", "+trainer.max_steps=1"), "trainer=...: nothing reads this key with sta"),
+        (("images={one}", "data.std=0"), "data.std=0: expected"),
     ],
 )
-def test_bad_input(
-    cli: Any,
-    base_ckpt: Path,
-    pictures: Path,
-    tmp_path: Path,
-    overrides: tuple[str, ...],
-    message: str,
+def test_refuses(
+    outputs: Path, pictures: Path, tmp_path: Path, overrides: tuple[str, ...], message: str
 ) -> None:
-    overrides = tuple(override.format(tmp=tmp_path) for override in overrides)
-    done = cli("scripts/predict.py", f"base_ckpt={base_ckpt}", *overrides)
-    assert done.code == 2
-    assert message.format(tmp=tmp_path) in done.err
-    assert len(done.err.splitlines()) == 1
+    names = {"{one}": f"{pictures}/1.png", "{tmp}": str(tmp_path)}
+    for name, value in names.items():
+        overrides = tuple(override.replace(name, value) for override in overrides)
+        message = message.replace(name, value)
+    with pytest.raises(UserError) as caught:
+        run(outputs, *overrides)
+    assert str(caught.value).startswith(message)
     assert {path.name for path in tmp_path.iterdir()} == {"pictures"}
-    assert torch.is_grad_enabled()
+
+
+def test_defines_nothing_that_it_does_not_use() -> None:
+    keys = {"stage", "data", "net", "base_name", "base_ckpt", "adapter", "allow_other_base"}
+    assert set(composed("predict")) == {*keys, "paths", "images", "json", "picture"}

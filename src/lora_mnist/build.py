@@ -1,47 +1,67 @@
-"""From a configuration to the parts of a run: data, network, base, adapters, module, Trainer."""
+"""From a configuration to the parts of a run: data, network, base, adapters, module.
 
+Nothing here changes the configuration; what is decided at run time, such as the class to repair or
+the run's folder, is an argument.
+"""
+
+import inspect
 import re
 import sys
-from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from hydra.types import RunMode
-from hydra.utils import instantiate
-from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.callbacks import ProgressBar
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from lora_mnist.adapter import fingerprint, load_adapter
-from lora_mnist.data import MNISTDataModule
+import lora_mnist.project  # noqa: F401 the resolver that the configuration needs
+from lora_mnist.base import Base
+from lora_mnist.data import ImageDataModule
 from lora_mnist.errors import UserError, config_group, one_line
-from lora_mnist.lora import add_lora, has_lora, lora_names
-from lora_mnist.module import ClassifierModule
+from lora_mnist.lora import (
+    add_lora,
+    has_lora,
+)
+from lora_mnist.module import BaseAnswers, ClassifierModule
+
+#: The class to repair, by number or name, or several; ``None`` for all classes.
+Target = int | str | list[int | str] | None
 
 
-class Base(NamedTuple):
-    """A pretrained network as its checkpoint holds it."""
+def require_known_keys(cfg: DictConfig, *known: str) -> None:
+    """Refuse a key that nothing reads, such as one added with + by mistake."""
+    for key in map(str, cfg):
+        if key not in known:
+            value = cfg[key] if not isinstance(cfg[key], DictConfig) else "..."
+            raise UserError(
+                f"{key}={value}: nothing reads this key with stage={cfg.stage}; "
+                f"expected one of {', '.join(sorted(known))}"
+            )
 
-    tensors: dict[str, Tensor]
-    sha256: str
+
+def require_bool(cfg: DictConfig, key: str) -> None:
+    """Refuse any other value: what merely is not empty would count as true."""
+    if not isinstance(value := cfg[key], bool):
+        raise UserError(f"{key}={value}: expected true or false")
 
 
-def build_data(cfg: DictConfig) -> MNISTDataModule:
-    """The data of ``cfg.data``, with the images that ``cfg.stage`` needs.
+def build_data(cfg: DictConfig, stage: str, target: Target = None, **changes: Any) -> Any:
+    """The data of ``cfg.data``, with the images of ``stage``: "fit" or "test".
+
+    Args:
+        cfg: the run's configuration.
+        stage: what the images are for.
+        target: train on this class, or these classes, alone.
+        changes: arguments of the data module that differ from ``cfg.data``.
 
     Raises:
         UserError: if a value of ``cfg.data`` cannot be used, or the files are damaged or missing.
     """
     with config_group("data"):
-        data: MNISTDataModule = instantiate(cfg.data, _convert_="all")
+        data: ImageDataModule = instantiate(cfg.data, target=target, _convert_="all", **changes)
         data.prepare_data()
-        data.setup("fit" if cfg.stage in ("pretrain", "lora", "finetune") else "test")
+        data.setup(stage)
     return data
 
 
@@ -51,100 +71,67 @@ def build_net(cfg: DictConfig) -> nn.Module:
     Raises:
         UserError: if a value of ``cfg.net`` cannot be used.
     """
-    with config_group("net"):
-        net: nn.Module = instantiate(cfg.net, _convert_="all")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # a network of the user's own is in the folder where he stands
+    try:
+        with config_group("net"):
+            net: Any = instantiate(cfg.net, _convert_="all")
+    except UserError as error:
+        raise UserError(f"{error}{_signature(cfg.net)}") from error
+    if not isinstance(net, nn.Module):
+        kind = type(net).__name__
+        raise UserError(f"net._target_={cfg.net._target_}: gives a {kind}; expected an nn.Module")
     return net
 
 
-def load_base(cfg: DictConfig, net: nn.Module) -> Base:
-    """Load ``cfg.base_ckpt`` into ``net``; return it, to compare with later.
+def _signature(net: DictConfig) -> str:
+    """What the configured class takes, to end an error message."""
+    try:
+        return f"; it takes {inspect.signature(get_object(net._target_))}"
+    except Exception:  # it cannot be imported: the message says so already
+        return ""
+
+
+@torch.no_grad()
+def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> None:
+    """Refuse a network that cannot take these images, or has not one output for each class.
+
+    Args:
+        net: the network; one forward pass in eval mode leaves it as it is.
+        data: whose classes ``net`` is to tell apart.
+        images: some of its images, uint8, shape (N, channels, height, width).
 
     Raises:
-        UserError: if there is no such file, or it holds no base of this kind of network.
+        UserError: with both shapes.
     """
-    path = Path(cfg.base_ckpt)
-    if not path.exists():
-        raise UserError(
-            f"base_ckpt={path}: no such file; "
-            f"make it with: python train.py stage=pretrain{_chosen('net')}{_chosen('data')}"
-        )
-    base = _read_base(path, path.stat().st_mtime_ns)
+    batch, _ = data.on_after_batch_transfer((images, torch.empty(0)), 0)
+    shape, expected = tuple(batch.shape), (len(batch), len(data.classes))
+    modes = {module: module.training for module in net.modules()}
     try:
-        net.load_state_dict(base.tensors)
-    except RuntimeError as error:
+        output = net.eval()(batch)
+    except Exception as error:  # whatever the network's own layers raise
         raise UserError(
-            f"base_ckpt={path}: expected a checkpoint of the configured net; {one_line(error)}"
+            f"net: cannot take images of shape {shape} from {data.name} ({one_line(error)})"
         ) from error
-    return base
-
-
-@lru_cache(maxsize=1)
-def _read_base(path: Path, mtime_ns: int) -> Base:
-    """Kept for the life of the process, unless the file changes: the jobs of a sweep share it."""
-    state = read_checkpoint("base_ckpt", path, stage="pretrain")["state_dict"]
-    tensors = {key.removeprefix("net."): tensor for key, tensor in state.items()}
-    return Base(tensors, fingerprint(tensors))
-
-
-def rate_training_images(
-    cfg: DictConfig, net: nn.Module, base: Base, data: MNISTDataModule
-) -> None:
-    """Have ``base``, which ``net`` holds, decide how often each training image is drawn."""
-    # All that the weights depend on: the jobs of a sweep compute them once.
-    keys = ("dataset", "data_dir", "digit", "val_size", "mean", "std", "hardness")
-    images = [cfg.data[key] for key in keys] + [data.replay > 0]
-    data.draw_weights = _draw_weights(base.sha256, str([cfg.net, images]))
-    if not data.draw_weights:
-        data.rate(net)
-
-
-@lru_cache(maxsize=1)
-def _draw_weights(base_sha256: str, setting: str) -> dict[str, Tensor]:
-    return {}
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if found != expected:
+        raise UserError(
+            f"net: answers {found} to images of shape {shape}; expected {expected}, an output for "
+            f"each of the {len(data.classes)} classes of {data.name}"
+        )
 
 
 def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
-    """Put the adapter of ``cfg.lora`` on ``net``.
+    """Put a new adapter as ``cfg.lora`` says on ``net``.
 
     Raises:
         UserError: if a value of ``cfg.lora`` cannot be used.
     """
-    # How fast lora_B learns is the optimizer's affair.
-    settings = {key: value for key, value in cfg.lora.items() if key != "lr_ratio"}
     with config_group("lora"):
-        add_lora(net, **settings)
-
-
-def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
-    """Stack the adapters of ``cfg.adapter`` on ``net``; return their names.
-
-    ``cfg.adapter`` is null, a folder, a mapping of ``path`` and perhaps ``weight`` and ``name``, or
-    a list of such. An adapter without a name is called after its folder, or after its run's folder.
-
-    Raises:
-        UserError: if an adapter is described in another way or cannot be loaded.
-    """
-    require_bool(cfg, "allow_other_base")
-    chosen = cfg.adapter if isinstance(cfg.adapter, ListConfig) else [cfg.adapter]
-    for adapter in chosen:
-        if adapter is None:
-            continue
-        spec: Any = {"path": adapter} if isinstance(adapter, str) else adapter
-        if not isinstance(spec, Mapping) or not {"path"} <= spec.keys() <= {
-            "path",
-            "weight",
-            "name",
-        }:
-            raise UserError(
-                f"adapter={adapter}: expected a folder, or a mapping of path, weight and name"
-            )
-        path = Path(spec["path"])
-        name = spec.get("name") or (path.parent.name if path.name == "adapter" else path.name)
-        try:
-            load_adapter(net, path, cfg.allow_other_base, str(name), spec.get("weight", 1.0))
-        except ValueError as error:
-            raise UserError(f"adapter={one_line(error)}") from error
-    return lora_names(net)
+        add_lora(net, **OmegaConf.to_container(cfg.lora, resolve=True))  # type: ignore[arg-type]
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:
@@ -167,140 +154,66 @@ def choose_trainable(net: nn.Module, pattern: str) -> None:
 
 
 def build_module(
-    cfg: DictConfig, net: nn.Module, data: MNISTDataModule, base: Base | None
+    cfg: DictConfig,
+    net: nn.Module,
+    data: ImageDataModule,
+    base: Base | None = None,
+    answers: BaseAnswers | None = None,
 ) -> ClassifierModule:
-    """The module that trains or tests ``net``, which carries LoRA where there is a ``base``."""
+    """The module that trains ``net``, which carries LoRA or is compared with ``base``.
+
+    Args:
+        cfg: the run's configuration.
+        net: the network.
+        data: what it is trained on.
+        base: what ``net`` starts from; ``None`` where it is pretrained.
+        answers: what the base answered to the images, where an earlier job has found that out.
+
+    Raises:
+        UserError: if a value of ``cfg`` cannot be used, or two do not go together.
+    """
     _check_fit_together(cfg, data)
     hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    hyperparameters["base_sha256"] = base and base.sha256
+    hyperparameters |= {"base_sha256": base and base.sha256, "target": data.target}
     with config_group("loss"):
-        loss = instantiate(cfg.loss, _convert_="all")
+        loss = instantiate(cfg.loss, target=data.targets, _convert_="all")
     with config_group("optimizer"):
-        optimizer = instantiate(cfg.get("optimizer"))
-        if optimizer:
-            optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
+        settings = {key: value for key, value in cfg.optimizer.items() if key != "lr_ratio"}
+        optimizer = instantiate(settings)
+        optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
     with config_group("scheduler"):
-        scheduler = instantiate(cfg.scheduler) if cfg.get("scheduler") else None
+        scheduler = instantiate(cfg.scheduler) if cfg.scheduler else None
     if scheduler and -1 in scheduler.keywords.values():
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
-    # All that the base's answers to the validation and test images depend on.
-    keys = ("dataset", "data_dir", "val_size", "eval_batch_size", "mean", "std")
-    images = [cfg.data[key] for key in keys]
-    arithmetic = {k: v for k, v in cfg.trainer.items() if not k.startswith(("max_", "log_"))}
-    base_logits = _base_logits(base and base.sha256, str([cfg.net, images, arithmetic]))
-    classes, lr_ratio = len(data.classes), cfg.lora.lr_ratio if cfg.stage == "lora" else 1.0
-    base_tensors = base.tensors if base is not None and not has_lora(net) else None
-    with config_group("lora"):
+    with config_group("optimizer"):
         return ClassifierModule(
-            *(net, loss, optimizer, classes, hyperparameters, lr_ratio),
-            *(base_logits, scheduler, base_tensors),
+            net,
+            len(data.classes),
+            loss=loss,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            lr_ratio=cfg.optimizer.lr_ratio,
+            base_tensors=base.tensors if base and not has_lora(net) else None,
+            base_answers=answers,
+            hyperparameters=hyperparameters,
         )
 
 
-def _check_fit_together(cfg: DictConfig, data: MNISTDataModule) -> None:
-    """Refuse values that are right each for itself and wrong together."""
-    if (outputs := cfg.net.get("num_classes")) not in (None, classes := len(data.classes)):
-        raise UserError(f"net.num_classes={outputs}: expected the {classes} of {data.dataset}")
+def _check_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
+    """Refuse values that are each right on their own, but not together."""
+    if cfg.stage != "lora" and cfg.optimizer.lr_ratio != 1:
+        raise UserError(
+            f"optimizer.lr_ratio={cfg.optimizer.lr_ratio}: expected 1, since stage={cfg.stage} "
+            "trains no lora_B"
+        )
     distill = cfg.loss.get("distill")
     if cfg.stage == "pretrain":
         for key, value in {"loss.distill": distill, "data.hardness": data.hardness}.items():
             if value:
                 raise UserError(f"{key}={value}: expected 0, since stage=pretrain has no base")
-    if not distill:
-        return
-    if cfg.loss.distill_on == "replay" and not data.replay and cfg.stage != "eval":
+    elif distill and cfg.loss.distill_on == "replay" and not data.replay:
         raise UserError(
             f"loss.distill={distill}: expected data.replay > 0, or loss.distill_on=target"
         )
-
-
-@lru_cache(maxsize=4)
-def _base_logits(base_sha256: str | None, setting: str) -> dict[tuple[str, int], Tensor]:
-    """What a base answered to each batch of evaluation: the jobs of a sweep ask it once."""
-    return {}
-
-
-def build_trainer(cfg: DictConfig) -> Trainer:
-    """Lightning's Trainer with the configured callbacks and logger; a bar only on a terminal."""
-    accelerator = cfg.trainer.accelerator
-    if isinstance(accelerator, str) and accelerator not in (available := _accelerators()):
-        raise UserError(
-            f"trainer.accelerator={accelerator}: not on this machine; "
-            f"expected one of {', '.join(available)}"
-        )
-    with config_group("callbacks"):
-        callbacks = [instantiate(c) for c in (cfg.get("callbacks") or {}).values() if c]
-    settings: dict[str, Any] = {}
-    if not sys.stdout.isatty():  # into a pipe or a file: no bar, only what is worth keeping
-        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
-        settings["enable_progress_bar"] = False
-    with config_group("logger"):
-        logger = instantiate(cfg.logger) if cfg.get("logger") else False
-    try:
-        trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=logger, **settings)
-    except InstantiationException as error:
-        reason = one_line(error.__cause__ or error)
-        quoted = [f"`{key}" for key in cfg.trainer] + [f"{key}=" for key in cfg.trainer]
-        named = [name.strip("`=") for name in quoted if name in reason]
-        key = f"trainer.{named[0]}={cfg.trainer[named[0]]}" if named else "trainer"
-        raise UserError(f"{key}: {reason}") from error
-    _check_trainer(trainer)
-    return trainer
-
-
-def _check_trainer(trainer: Trainer) -> None:
-    """Refuse what Lightning accepts and a run here cannot do."""
-    if not trainer.limit_test_batches:
-        raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
-    if trainer.accumulate_grad_batches < 1:
-        raise UserError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: expected >= 1"
-        )
-    if trainer.precision in ("64-true", "16-true", "bf16-true"):
-        raise UserError(
-            f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
-            "since the base is kept in float32, bit for bit"
-        )
-    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and trainer.world_size > 1:
-        raise UserError(
-            f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
-        )
-
-
-def _accelerators() -> list[str]:
-    """What ``trainer.accelerator`` accepts on this machine."""
-    names = [n for n, a in AcceleratorRegistry.items() if a["accelerator"].is_available()]
-    return ["auto", *names, *(["gpu"] if {"cuda", "mps"} & set(names) else [])]
-
-
-def require_bool(cfg: DictConfig, key: str) -> None:
-    """Refuse any other value: what merely is not empty would count as true."""
-    if not isinstance(value := cfg[key], bool):
-        raise UserError(f"{key}={value}: expected true or false")
-
-
-def _chosen(group: str) -> str:
-    """`` group=choice`` as on the command line."""
-    return f" {group}={HydraConfig.get().runtime.choices[group]}"
-
-
-def read_checkpoint(key: str, path: Path, stage: str) -> dict[str, Any]:
-    """What a run of ``stage`` saved, without unpickling anything but plain values and tensors.
-
-    Raises:
-        UserError: naming ``key``, if the file is damaged, something else or of another stage.
-    """
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        found = checkpoint["hyper_parameters"]["stage"]
-    except Exception as error:  # torch.load has no common class for what a damaged file causes
-        raise UserError(
-            f"{key}={path}: expected a checkpoint of stage={stage}; "
-            f"this file is damaged or something else ({type(error).__name__})"
-        ) from error
-    if found != stage:
-        raise UserError(f"{key}={path}: expected a checkpoint of stage={stage}, not stage={found}")
-    return checkpoint

@@ -1,4 +1,4 @@
-"""Mistakes a user can make, told in one line."""
+"""Mistakes that a user can make, told in one line."""
 
 import errno
 import logging
@@ -12,14 +12,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 log = logging.getLogger(__name__)
 
-_NAMES_ARGUMENT = re.compile(r"\w+=").match
+_NAMES_ARGUMENT = re.compile(r"(\w+)=").match
+#: Arguments that have another name on the command line.
+_KEYS = {"target": "digit"}
 
 
 class UserError(CompactHydraException):
     """Something only the user can mend. The message names key, value and what is accepted.
 
     Hydra prints exceptions of this family as their message alone.
+
+    Attributes:
+        exit_code: of the process that it ends.
     """
+
+    exit_code = 2
+
+
+class IncompleteError(UserError):
+    """The command did what it could, and named what it could not do."""
+
+    exit_code = 1
 
 
 @contextmanager
@@ -35,7 +48,20 @@ def config_group(group: str) -> Iterator[None]:
     except (ValueError, TypeError, InstantiationException) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         message = one_line(cause or error)
-        raise UserError(f"{group}{'.' if _NAMES_ARGUMENT(message) else ': '}{message}") from error
+        argument = _NAMES_ARGUMENT(message)
+        if argument and argument[1] in _KEYS:
+            message = _KEYS[argument[1]] + message.removeprefix(argument[1])
+        else:
+            message = f"{group}{'.' if argument else ': '}{message}"
+        raise UserError(message) from error
+
+
+def missing_extra(key: str, extra: str, error: ImportError) -> UserError:
+    """What to say where ``key`` needs packages that are not installed."""
+    return UserError(
+        f"{key}: the package {error.name} is missing; "
+        f'expected the extra {extra}: pip install -e ".[{extra}]"'
+    )
 
 
 def described(error: BaseException) -> str:
@@ -70,7 +96,7 @@ def one_line(error: BaseException | None) -> str:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """End the process with code 2 and the one line of a :class:`UserError`.
+    """End the process with the one line of a :class:`UserError` and its exit code.
 
     With ``HYDRA_FULL_ERROR=1`` the error goes on to Hydra, for its traceback.
     """
@@ -80,4 +106,4 @@ def exit_on_user_error() -> Iterator[None]:
         log.error("%s", error)
         if is_full_error_wanted():
             raise
-        raise SystemExit(2) from error
+        raise SystemExit(error.exit_code) from error

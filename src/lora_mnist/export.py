@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_mnist.adapter import fingerprint
-from lora_mnist.build import build_data, build_net, load_adapters, load_base
-from lora_mnist.data import MNISTDataModule
-from lora_mnist.errors import UserError
+from lora_mnist.build import build_data, build_net, require_fit, require_known_keys
+from lora_mnist.data import ImageDataModule
+from lora_mnist.errors import UserError, missing_extra
 from lora_mnist.files import atomic_write
-from lora_mnist.lora import base_state_dict, merge_lora
+from lora_mnist.load import load_adapters, load_base
+from lora_mnist.lora import base_state_dict, fingerprint, merge_lora
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,21 @@ class Format(NamedTuple):
     read: Callable[[nn.Module, Path], Run]
 
 
-def export(cfg: DictConfig) -> dict[str, str]:
+_KEYS = (
+    *("stage", "data", "net", "base_name", "base_ckpt", "adapter", "allow_other_base", "paths"),
+    *("format", "out"),
+)
+
+
+def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
     The file is read back, and on the whole test set it must give the predictions of the live
     network and its logits to :data:`TOLERANCE`; otherwise nothing is written.
+
+    Args:
+        cfg: a configuration of ``configs/export.yaml``; it is not changed.
+        run_folder: not used; an export leaves the one file that ``cfg`` names.
 
     Returns:
         The metadata in the file: what the network is made of, and what input it takes.
@@ -52,11 +62,13 @@ def export(cfg: DictConfig) -> dict[str, str]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         RuntimeError: if the written network computes something else than the live one.
     """
+    require_known_keys(cfg, *_KEYS)
     form = _checked_format(cfg)
     net = build_net(cfg)
     load_base(cfg, net)
     adapters = load_adapters(cfg, net)
-    data = build_data(cfg)
+    data = build_data(cfg, "test")
+    require_fit(net, data, data.test_set.images[:2])
     images = data.on_after_batch_transfer((data.test_set.images, data.test_set.labels), 0)[0]
     expected = logits(net.eval(), images)
     plain = merge_lora(copy.deepcopy(net)) if adapters else net
@@ -102,15 +114,12 @@ def _checked_format(cfg: DictConfig) -> Format:
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
         except ImportError as error:
-            raise UserError(
-                'format=onnx: expected the packages of pip install "lora-mnist[onnx]" '
-                f"({error.name} is missing)"
-            ) from error
+            raise missing_extra("format=onnx", "onnx", error) from error
     return _FORMATS[cfg.format]
 
 
 def _metadata(
-    cfg: DictConfig, net: nn.Module, plain: nn.Module, data: MNISTDataModule
+    cfg: DictConfig, net: nn.Module, plain: nn.Module, data: ImageDataModule
 ) -> dict[str, str]:
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     return {

@@ -102,13 +102,13 @@ class Loss:
 
     def __init__(
         self,
-        target: int | Sequence[int] | None,
-        fit: str,
-        margin: float,
-        distill: float,
-        distill_on: str,
-        temperature: float,
-        target_weight: float | None,
+        target: int | Sequence[int] | None = None,
+        fit: str = "cross_entropy",
+        margin: float = 1.0,
+        distill: float = 0.0,
+        distill_on: str = "replay",
+        temperature: float = 1.0,
+        target_weight: float | None = None,
     ) -> None:
         _check_choice("fit", fit, ("cross_entropy", "hinge"))
         _check_choice("distill_on", distill_on, ("replay", "target", "all"))

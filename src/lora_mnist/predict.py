@@ -13,38 +13,53 @@ from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.build import build_net, load_adapters, load_base, require_bool
-from lora_mnist.data import MNISTDataModule
-from lora_mnist.errors import UserError, config_group, one_line
+from lora_mnist.build import build_net, require_bool, require_fit, require_known_keys
+from lora_mnist.data import ImageDataModule
+from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
 from lora_mnist.files import atomic_write
-from lora_mnist.images import prepare, read_image
+from lora_mnist.load import load_adapters, load_base
 from lora_mnist.lora import lora_disabled
-from lora_mnist.report import report_predictions
+from lora_mnist.show.tables import print_predictions
 
 log = logging.getLogger(__name__)
 
 
-def predict(cfg: DictConfig) -> bool:
+_KEYS = (
+    *("stage", "data", "net", "base_name", "base_ckpt", "adapter", "allow_other_base", "paths"),
+    *("images", "json", "picture"),
+)
+
+
+def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, Any]]:
     """Print what the pictures of ``cfg.images`` show, for the base and with ``cfg.adapter``.
 
     A picture that cannot be read, or shows nothing, is named and skipped.
 
+    Args:
+        cfg: a configuration of ``configs/predict.yaml``; it is not changed.
+        run_folder: not used; predictions leave no files but those that ``cfg`` names.
+
     Returns:
-        Whether every picture could be read.
+        For each picture ``file``, and for ``base`` and ``adapted`` the ``digit``, its name as
+        ``class``, its ``probability``, and the ``probabilities`` of all classes.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+        IncompleteError: at the end, if a picture was skipped.
     """
+    require_known_keys(cfg, *_KEYS)
     require_bool(cfg, "json")
     files = _find(cfg.images)
     with config_group("data"):
-        data: MNISTDataModule = instantiate(cfg.data, _convert_="all")
+        data: ImageDataModule = instantiate(cfg.data, _convert_="all")
+        data.measure()
     net = build_net(cfg)
     load_base(cfg, net)
     has_adapter = bool(load_adapters(cfg, net))
-    seen = _prepare(files)
+    seen = _prepare(data, files)
     predictions = []
     if seen:
+        require_fit(net, data, torch.stack(list(seen.values())[:1]))
         images, _ = data.on_after_batch_transfer((torch.stack(list(seen.values())), Tensor()), 0)
         with lora_disabled(net) if has_adapter else nullcontext():
             base = _ask(net, images, data.classes)
@@ -57,8 +72,10 @@ def predict(cfg: DictConfig) -> bool:
     if cfg.json:
         print(json.dumps(predictions, indent=2))
     else:
-        report_predictions(predictions)
-    return len(seen) == len(files)
+        print_predictions(predictions)
+    if skipped := len(files) - len(seen):
+        raise IncompleteError(f"{skipped} of {len(files)} pictures skipped")
+    return predictions
 
 
 def _find(images: Any) -> list[Path]:
@@ -78,12 +95,12 @@ def _find(images: Any) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _prepare(files: list[Path]) -> dict[Path, Tensor]:
-    """The pictures that can be used, each (1, 28, 28) uint8; the others are named."""
+def _prepare(data: ImageDataModule, files: list[Path]) -> dict[Path, Tensor]:
+    """The pictures that can be used, as uint8; the others are named."""
     seen = {}
     for file in files:
         try:
-            seen[file] = prepare(read_image(file))
+            seen[file] = data.read_picture(file)
         except ValueError as error:
             log.error("%s: skipped: %s", file, one_line(error))
     return seen

@@ -1,0 +1,15 @@
+"""Fold adapters into their base and write one plain network (adapter=FOLDER out=FILE)."""
+
+import hydra
+from omegaconf import DictConfig
+
+from lora_mnist.entry import run_command, run_job
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="export")
+def main(cfg: DictConfig) -> float | None:
+    return run_job("export", cfg)
+
+
+if __name__ == "__main__":
+    run_command(main)

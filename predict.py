@@ -1,0 +1,15 @@
+"""Tell what pictures show, for the base and with an adapter (images="my/*.png" adapter=FOLDER)."""
+
+import hydra
+from omegaconf import DictConfig
+
+from lora_mnist.entry import run_command, run_job
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="predict")
+def main(cfg: DictConfig) -> float | None:
+    return run_job("predict", cfg)
+
+
+if __name__ == "__main__":
+    run_command(main)

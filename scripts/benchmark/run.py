@@ -1,0 +1,89 @@
+"""How fast: this project beside the notebook, PEFT and a bare PyTorch loop, in one run.
+
+    python scripts/benchmark/run.py              # every row, with spread: a quarter of an hour
+    python scripts/benchmark/run.py --quick      # fewer rows and rounds, no growth: two minutes
+    python scripts/benchmark/run.py --profile    # where a training step's time goes
+    python scripts/benchmark/run.py --process    # what is gained by what process.py does
+
+The contestants of a row take turns, round after round, and are compared round by round, so that
+whatever slows the machine down slows them all. The tables are printed as Markdown; every measured
+value is kept in outputs/benchmark. Needs the extra ``bench``. That brings transformers, which
+torchmetrics then imports at every start: ``--python`` runs the rows of whole commands with another
+interpreter.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from datetime import date
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from contestants import OUTPUT
+from extras import require_extra
+from growth import draw, growth, growth_tables
+from processes import all_sides, quiet_lightning
+from profiling import process_rows, profile
+from rows import Row, command_rows, sweep_row, test_rows, training_rows
+from tables import line, markdown
+
+from lora_mnist.errors import exit_on_user_error
+from lora_mnist.files import atomic_write
+
+
+def machine() -> str:
+    """What the numbers were measured on."""
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores ({platform.machine()}), torch {torch.__version__}, {date.today()}"
+
+
+def measure(rows: list[Row], rounds: int) -> dict[str, Any]:
+    """Measure and print row by row; return every value."""
+    print("\n" + markdown(["work", "unit", "median (range)", "goal"], []))
+    for row in rows:
+        print(line(row.measure(rounds).cells()), flush=True)
+    return {row.name: {"unit": row.unit, "measured": row.measured} for row in rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rows, steps and rounds")
+    parser.add_argument("--profile", action="store_true", help="the parts of a training step")
+    parser.add_argument("--process", action="store_true", help="what process.py gains")
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        help="interpreter for the rows of whole commands, such as one with the base install alone",
+    )
+    arguments = parser.parse_args()
+    quiet_lightning()
+    print(machine(), flush=True)
+    if arguments.profile:
+        for stage in ("pretrain", "lora"):
+            print(f"\n{stage}\n\n{markdown(['part of a step', 'ms', 'share'], profile(stage))}")
+        return
+    if arguments.process:
+        measure(process_rows(rounds=5), rounds=5)
+        return
+    require_extra("run.py", "bench", "peft", "hydra_plugins.hydra_joblib_launcher")
+    with TemporaryDirectory() as folder:
+        sides = all_sides()
+        rows = training_rows(sides, arguments.quick) + test_rows(sides, arguments.quick)
+        rows += command_rows(sides, folder, arguments.python, arguments.quick)
+        if not arguments.quick:
+            rows.append(sweep_row(folder))
+        record = {"machine": machine(), "rows": measure(rows, 2 if arguments.quick else 5)}
+    if not arguments.quick:
+        tables = record["growth"] = growth()
+        print("\n" + growth_tables(tables))
+        draw(tables, OUTPUT / "growth.png")
+    with atomic_write(OUTPUT / "benchmark.json") as path:
+        path.write_text(json.dumps(record))
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,96 @@
+"""What all commands share: a configuration goes in, an exit code comes out.
+
+torch is imported only when a job begins, so that ``--help``, ``--cfg`` and completion answer at
+once.
+"""
+
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from lora_mnist.errors import exit_on_user_error
+from lora_mnist.process import lasting_imports
+from lora_mnist.project import PROJECT
+from lora_mnist.sweep.folder import make_or_exit
+from lora_mnist.sweep.job import swept_job
+from lora_mnist.sweep.session import conduct
+
+_NO_STAGE = """stage: missing; expected one of
+  python train.py stage=pretrain         to train a base
+  python train.py stage=lora digit=9     to repair it with an adapter"""
+
+
+def run_command(main: Callable[[], Any]) -> None:
+    """Run Hydra's ``main`` and end the process with the exit code that fits."""
+    with conduct():
+        _check_arguments(Path(sys.argv[0]).stem, sys.argv[1:])
+        main()
+
+
+def _check_arguments(entry: str, arguments: list[str]) -> None:
+    """Answer two mistakes better than Hydra, which sees them first, can."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        try:
+            if value and not argument.startswith("-"):
+                OverridesParser.create().parse_override(argument)
+        except HydraException:
+            if value[0] not in "\"'{[" and re.search(r"[][(){},: ]", value):
+                quoted = shlex.quote(f'{key}="{value}"')
+                _exit(f"{argument}: expected quotes around the value: {quoted}")
+    # Without a stage Hydra would advise to add whatever key belongs to one with a +.
+    asks = any(argument.startswith("-") and argument not in _STARTS for argument in arguments)
+    chosen = any(re.match(r"(stage|experiment)=", argument) for argument in arguments)
+    has_defaults = (PROJECT / "configs" / "local" / "default.yaml").exists()
+    if entry == "train" and not (asks or chosen or has_defaults):
+        _exit(_NO_STAGE)
+
+
+#: Flags with which a command still runs something.
+_STARTS = ("-m", "--multirun")
+
+
+def _exit(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def run_job(command: str, cfg: DictConfig) -> float | None:
+    """Run one job: call the function ``command`` of the module of that name.
+
+    Returns:
+        The value of ``sweep.metric`` in a sweep, for sweepers that search.
+    """
+    with exit_on_user_error(), swept_job(cfg) as job:
+        if job.due:
+            with lasting_imports():
+                function = getattr(import_module(f"lora_mnist.{command}"), command)
+            function(cfg, Path(HydraConfig.get().runtime.output_dir))
+    return job.objective
+
+
+class RunFolder(Callback):
+    """Hydra callback: gives each run a folder of its own before anything is written.
+
+    Hydra itself would end in a traceback where the folder cannot be made, and would write a second
+    run over the first where ``hydra.run.dir`` names the folder of a run.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Claim ``hydra.run.dir``; a process of a distributed run joins its parent's folder."""
+        if OmegaConf.is_missing(config, "stage"):
+            _exit(_NO_STAGE)
+        HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
+        if config.hydra.output_subdir is not None:
+            folder = Path(config.hydra.run.dir)
+            make_or_exit("hydra.run.dir", folder, config.hydra.output_subdir)

@@ -1,0 +1,119 @@
+"""What a command starts from: the base and the adapters that its configuration names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+from torch import nn
+
+from lora_mnist.base import Base, find_base, read_base
+from lora_mnist.build import require_bool
+from lora_mnist.errors import UserError, one_line
+from lora_mnist.lora import CONFIG_NAME, load_adapter, lora_names, read_base_sha256
+
+
+def load_base(cfg: DictConfig, net: nn.Module) -> Base:
+    """Load the base into ``net``; return it, to compare with later.
+
+    The base is ``cfg.base_ckpt``; where that is null, the base that the first adapter of
+    ``cfg.adapter`` was made for, found by its SHA-256, or else the current one.
+
+    Raises:
+        UserError: if there is no such file, or it holds no weights of this network.
+    """
+    path = Path(cfg.base_ckpt) if cfg.base_ckpt else _base_of_adapter(cfg) or current_base(cfg)
+    if not path.is_file():
+        choices = "".join(f" {choice}" for choice in _choices(cfg))
+        raise UserError(
+            f"base_ckpt={path}: no such file; make it with: python train.py stage=pretrain{choices}"
+        )
+    try:
+        return read_base(path, net)
+    except (ValueError, OSError) as error:
+        raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
+
+
+def _choices(cfg: DictConfig) -> list[str]:
+    """What a command has to say for the same network and data; nothing for the defaults."""
+    net = str(cfg.net._target_).rpartition(".")[2].lower()
+    kind = str(cfg.data._target_).rpartition(".")[2]
+    data = "folder" if kind == "FolderDataModule" else str(cfg.data.name)
+    chosen = [f"net={net}"] if net != "mlp" else []
+    chosen += [f"data={data}"] if data != "mnist" else []
+    return [*chosen, *([f"data.data_dir={cfg.data.data_dir}"] if data == "folder" else [])]
+
+
+def base_folder(cfg: DictConfig) -> Path:
+    """Where every base keeps a file of its own."""
+    return Path(cfg.paths.outputs, "base")
+
+
+def current_base(cfg: DictConfig) -> Path:
+    """The file of the last base of this kind of network and data."""
+    return base_folder(cfg) / f"{cfg.base_name}.ckpt"
+
+
+def _base_of_adapter(cfg: DictConfig) -> Path | None:
+    specs = adapter_specs(cfg)
+    sha256 = read_base_sha256(specs[0]["path"]) if specs else None
+    return find_base(base_folder(cfg), sha256) if sha256 else None
+
+
+def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
+    """``path``, ``name`` and perhaps ``weight`` of each adapter of ``cfg.adapter``.
+
+    ``cfg.adapter`` is null, a folder, a mapping of ``path`` and perhaps ``weight`` and ``name``, or
+    a list of such. A folder is an adapter's own, or that of the run that left it; ``latest`` is the
+    last run of stage=lora. An adapter without a name is called after its folder, or its run's.
+
+    Raises:
+        UserError: if an adapter is described in another way, or there is no latest one.
+    """
+    chosen = cfg.adapter if isinstance(cfg.adapter, ListConfig) else [cfg.adapter]
+    return [_adapter_spec(cfg, adapter) for adapter in chosen if adapter is not None]
+
+
+def _adapter_spec(cfg: DictConfig, adapter: Any) -> dict[str, Any]:
+    spec: Any = {"path": adapter} if isinstance(adapter, str) else adapter
+    if not (
+        isinstance(spec, Mapping)
+        and {"path"} <= spec.keys() <= {"path", "weight", "name"}
+        and isinstance(spec["path"], str)
+    ):
+        raise UserError(
+            f"adapter={adapter}: expected a folder, latest, or a mapping of path, weight and name"
+        )
+    path = _latest_adapter(cfg) if spec["path"] == "latest" else Path(spec["path"])
+    if not (path / CONFIG_NAME).exists() and (path / "adapter").is_dir():
+        path /= "adapter"
+    name = spec.get("name") or (path.parent.name if path.name == "adapter" else path.name)
+    return {"weight": 1.0, **spec, "path": path, "name": str(name)}
+
+
+def _latest_adapter(cfg: DictConfig) -> Path:
+    runs = Path(cfg.paths.outputs, "lora")
+    # The folders are named by the time.
+    found = sorted(path.parent for path in runs.glob(f"*/adapter/{CONFIG_NAME}"))
+    if not found:
+        raise UserError(
+            f"adapter=latest: expected an adapter in {runs}, found none; "
+            "make one with: python train.py stage=lora"
+        )
+    return found[-1]
+
+
+def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
+    """Stack the adapters of ``cfg.adapter`` on ``net``; return their names.
+
+    Raises:
+        UserError: if an adapter is described in another way than in :func:`adapter_specs`, or
+            cannot be loaded.
+    """
+    require_bool(cfg, "allow_other_base")
+    for spec in adapter_specs(cfg):
+        try:
+            load_adapter(net, spec["path"], cfg.allow_other_base, spec["name"], spec["weight"])
+        except ValueError as error:
+            raise UserError(f"adapter={one_line(error)}") from error
+    return lora_names(net)

@@ -1,0 +1,53 @@
+"""LoRA in plain PyTorch: low-rank adapters on the layers of any network.
+
+Start with :mod:`.layer`: one adapter on one weight. :mod:`.model` puts adapters on a whole network,
+switches, merges and removes them; :mod:`.adapter` writes and reads them. The package needs torch,
+safetensors and the module ``files`` beside it, nothing else.
+"""
+
+from .adapter import WEIGHTS_NAME, load_adapter, read_base_sha256, save_adapter
+from .fingerprint import changed_tensors, fingerprint
+from .frozen import freeze_base
+from .layer import LoRAParametrization
+from .model import (
+    add_lora,
+    attach,
+    has_lora,
+    lora_adapters,
+    lora_disabled,
+    lora_layers,
+    lora_names,
+    lora_parameters,
+    merge_lora,
+    remove_lora,
+    set_lora_enabled,
+)
+from .peft_format import CONFIG_NAME
+from .settings import LayerSettings
+from .state import base_state_dict, lora_state_dict
+
+__all__ = [
+    "CONFIG_NAME",
+    "WEIGHTS_NAME",
+    "LayerSettings",
+    "LoRAParametrization",
+    "add_lora",
+    "attach",
+    "base_state_dict",
+    "changed_tensors",
+    "fingerprint",
+    "freeze_base",
+    "has_lora",
+    "load_adapter",
+    "lora_adapters",
+    "lora_disabled",
+    "lora_layers",
+    "lora_names",
+    "lora_parameters",
+    "lora_state_dict",
+    "merge_lora",
+    "read_base_sha256",
+    "remove_lora",
+    "save_adapter",
+    "set_lora_enabled",
+]

@@ -1,0 +1,271 @@
+"""LoRA on a whole network: put adapters on its layers, switch them, merge them, take them off.
+
+An adapter is registered with :mod:`torch.nn.utils.parametrize`: ``layer.weight`` then reads as the
+effective weight ``W + scaling * lora_B @ lora_A``, ``layer.parametrizations.weight.original`` is
+the frozen ``W``, and ``layer.parametrizations.weight[0]`` the :class:`.layer.LoRAParametrization`;
+a second adapter stacks as ``[1]``. What one layer computes stands in :mod:`.layer`.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import nn
+
+from .frozen import freeze_base, is_base_frozen, unfreeze_mode
+from .layer import LoRAParametrization
+from .settings import LayerSettings
+from .targets import by_pattern, listed, target_weights
+from .variants import new_adapter
+from .weight import Weight, adaptable_weights
+
+
+def add_lora(
+    model: nn.Module,
+    rank: int = 1,
+    alpha: float = 1.0,
+    target_modules: str | Collection[str] = "all",
+    init: str = "gaussian",
+    init_std: float = 1.0,
+    use_rslora: bool = False,
+    dropout: float = 0.0,
+    rank_pattern: Mapping[str, int] | None = None,
+    alpha_pattern: Mapping[str, float] | None = None,
+    name: str | None = None,
+    base_dropout: bool = False,
+) -> nn.Module:
+    """Put a trainable LoRA adapter on chosen layers and freeze everything else.
+
+    Only weights are adapted; every bias is frozen (Hu et al. 2021, section 4.2). Called again, it
+    stacks a second adapter on the first, which is then frozen too. ``model.train()`` no longer
+    reaches the base, whose statistics stay as they are; see :func:`.frozen.freeze_base`.
+
+    Args:
+        model: any network; changed in place.
+        rank: inner dimension ``r`` of the update, an integer >= 1.
+        alpha: the update is scaled by ``alpha / rank``; finite and > 0.
+        target_modules: the layers that get an adapter, as in PEFT: a regular expression for whole
+            names, a list of names or ends of names, ``all-linear``, or ``all`` for every
+            ``nn.Linear`` and every ``nn.Conv2d`` with ``groups=1``. Other weights of two or more
+            dimensions are chosen by name; see :func:`.targets.target_weights`.
+        init: how the adapter starts: ``gaussian``, ``kaiming`` or ``pissa``; see
+            :class:`.layer.LoRAParametrization` and :class:`.variants.PiSSAParametrization`.
+        init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); finite and > 0.
+        use_rslora: scale by ``alpha / sqrt(rank)`` instead.
+        dropout: probability of zeroing each input of the adapter while training, in [0, 1).
+        rank_pattern: ranks of single layers. As in PEFT, a key is a regular expression for the end
+            of a layer's name, from its start or from a dot on, and the first that matches holds.
+        alpha_pattern: alphas of single layers, in the same way.
+        name: tells the adapter from others on ``model``; by default ``default``, then
+            ``default2`` and so on.
+        base_dropout: whether the base's own dropout acts while the adapter trains.
+
+    Returns:
+        The same ``model``.
+
+    Raises:
+        ValueError: if an argument is out of range, if a regular expression is none or matches no
+            layer, if a layer cannot be adapted, or if ``name`` is taken. ``model`` is then as it
+            was.
+    """
+    targets = target_weights(model, target_modules)
+    ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
+    alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
+    settings = {
+        layer: LayerSettings(ranks[layer], alphas[layer], init, init_std, use_rslora, dropout)
+        for layer in targets
+    }
+    return attach(model, settings, name, base_dropout)
+
+
+def attach(
+    model: nn.Module,
+    settings: Mapping[str, LayerSettings],
+    name: str | None = None,
+    base_dropout: bool = False,
+) -> nn.Module:
+    """Put one adapter on exactly the layers of ``settings`` and freeze everything else.
+
+    Args:
+        model: any network; changed in place.
+        settings: how each layer is adapted, by its name in :func:`.weight.adaptable_weights`.
+        name: tells the adapter from others on ``model``; by default ``default``, then
+            ``default2`` and so on.
+        base_dropout: whether the base's own dropout acts while the adapter trains.
+
+    Returns:
+        The same ``model``.
+
+    Raises:
+        ValueError: if there is no such layer, if one cannot be adapted so, or if ``name`` is taken.
+            ``model`` is then as it was.
+    """
+    weights = adaptable_weights(model)
+    if unknown := [layer for layer in settings if layer not in weights]:
+        raise ValueError(f"layer={unknown[0]}: expected one of {listed(weights)}")
+    if not settings:
+        raise ValueError(f"settings={settings}: expected at least one layer")
+    for layer, of in settings.items():
+        # Dropout acts on the adapter's input, which a layer that reads its weight never shows.
+        if of.dropout and not weights[layer].is_factored:
+            raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
+    name = _free_name(model, name)
+    # In the model's order, in which random numbers are drawn.
+    adapters = {
+        weight: new_adapter(weight.base, settings[layer], name)
+        for layer, weight in weights.items()
+        if layer in settings
+    }
+    if base_dropout or not is_base_frozen(model):
+        freeze_base(model, base_dropout)
+    model.requires_grad_(False)
+    for weight, adapter in adapters.items():
+        weight.put_on(adapter)
+    return model
+
+
+def _free_name(model: nn.Module, name: str | None) -> str:
+    taken = lora_names(model)
+    if name in taken:
+        raise ValueError(f"name={name}: expected another name than {', '.join(taken)}")
+    if name is None:
+        numbered = (f"default{number}" for number in range(2, len(taken) + 2))
+        return next(free for free in ("default", *numbered) if free not in taken)
+    return name
+
+
+def lora_weights(model: nn.Module) -> dict[str, Weight]:
+    """Every weight of ``model`` that carries LoRA, by name, in the model's order."""
+    return {name: w for name, w in adaptable_weights(model).items() if w.adapters}
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every layer of ``model`` that carries LoRA, in the model's order."""
+    for name, module in model.named_modules():
+        if lora_adapters(module):
+            yield name, module
+
+
+def lora_adapters(layer: nn.Module) -> list[LoRAParametrization]:
+    """The adapters on one layer, first registered first; empty where it carries none."""
+    steps = getattr(layer, "parametrizations", None)
+    if not isinstance(steps, nn.ModuleDict):
+        return []
+    return [step for of in steps.values() for step in of if isinstance(step, LoRAParametrization)]  # type: ignore[attr-defined]
+
+
+def _all_adapters(model: nn.Module) -> list[LoRAParametrization]:
+    return [m for m in model.modules() if isinstance(m, LoRAParametrization)]
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether any layer of ``model`` carries LoRA."""
+    return bool(_all_adapters(model))
+
+
+def lora_names(model: nn.Module) -> list[str]:
+    """The names of the adapters on ``model``, as its layers bring them; empty without LoRA."""
+    return list(dict.fromkeys(adapter.name for adapter in _all_adapters(model)))
+
+
+def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Every ``lora_A`` and ``lora_B`` of ``model``, and nothing else."""
+    for adapter in _all_adapters(model):
+        yield from adapter.parameters()
+
+
+def named_adapters(model: nn.Module, name: str | None = None) -> list[LoRAParametrization]:
+    """What the layers of ``model`` carry of the adapter ``name``, or of all.
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA, or no adapter has this name.
+    """
+    adapters = _all_adapters(model)
+    if not adapters:
+        raise ValueError("no layer of the model carries LoRA")
+    named = [adapter for adapter in adapters if name in (None, adapter.name)]
+    if not named:
+        raise ValueError(f"name={name}: expected one of {', '.join(lora_names(model))}")
+    return named
+
+
+def set_lora_enabled(model: nn.Module, enabled: bool, name: str | None = None) -> None:
+    """Switch adapters of ``model`` on or off; with all off, it computes the base exactly.
+
+    Args:
+        model: network whose layers carry LoRA.
+        enabled: on or off.
+        name: switch this adapter alone; ``None`` for every one.
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA, or no adapter has this name.
+    """
+    for adapter in named_adapters(model, name):
+        adapter.enabled = enabled
+
+
+@contextmanager
+def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
+    """Inside the ``with`` block ``model`` is its base; afterwards each adapter is as it was.
+
+    Args:
+        model: network whose layers carry LoRA.
+        name: switch this adapter alone off; ``None`` for every one.
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA, or no adapter has this name.
+    """
+    before = [(adapter, adapter.enabled) for adapter in named_adapters(model, name)]
+    set_lora_enabled(model, False, name)
+    try:
+        yield
+    finally:
+        for adapter, enabled in before:
+            adapter.enabled = enabled
+
+
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Fold every adapter into its layer's weight and drop the parametrization.
+
+    Afterwards ``model`` is a plain network that computes what the adapted one did:
+    ``weight = W + scaling * lora_B @ lora_A`` (Hu et al. 2021, section 4.1), to floating-point
+    rounding. A switched-off adapter adds nothing before, and so nothing after.
+
+    Args:
+        model: network whose layers carry LoRA (see :func:`add_lora`); changed in place. Its
+            parameters stay frozen.
+
+    Returns:
+        The same ``model``.
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA.
+    """
+    named_adapters(model)
+    for weight in lora_weights(model).values():
+        weight.take_off(merge=True)
+    unfreeze_mode(model)
+    return model
+
+
+def remove_lora(model: nn.Module) -> nn.Module:
+    """Throw every adapter away: ``model`` is the plain base again, bit for bit.
+
+    Args:
+        model: network whose layers carry LoRA; changed in place. Its parameters stay frozen.
+
+    Returns:
+        The same ``model``.
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA, or if a layer's weight carries another
+            parametrization too. ``model`` is then as it was.
+    """
+    named_adapters(model)
+    weights = lora_weights(model)
+    for name, weight in weights.items():
+        if len(weight.adapters) < len(weight.steps):
+            raise ValueError(f"{name}.weight carries another parametrization beside LoRA")
+    for weight in weights.values():
+        weight.take_off(merge=False)
+    unfreeze_mode(model)
+    return model

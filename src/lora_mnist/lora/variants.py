@@ -1,0 +1,86 @@
+"""What departs from plain LoRA: other starts, as subclasses of the plain adapter.
+
+PiSSA: "Principal Singular Values and Singular Vectors Adaptation", arXiv:2404.02948.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layer import LoRAParametrization, expand
+from .settings import LayerSettings
+
+
+class PiSSAParametrization(LoRAParametrization):
+    """LoRA that starts at the principal part of ``W`` instead of at zero.
+
+    With ``W = U S V^T`` and the ``rank`` largest singular values, ``lora_A = sqrt(S_r / scaling)
+    V_r^T`` and ``lora_B = U_r sqrt(S_r / scaling)`` (Meng et al. 2024, section 3). So training
+    moves the principal part of ``W`` and keeps the residual ``W - scaling * lora_B @ lora_A``
+    frozen. Here ``W`` itself stays in place, and with it the proof that it never moved: the start
+    is kept as ``start_A`` and ``start_B``, and the effective weight is
+
+        W + scaling * (lora_B @ lora_A - start_B @ start_A)
+
+    which is the same number.
+
+    Raises:
+        ValueError: if ``rank`` is larger than the smaller side of the weight as a matrix.
+    """
+
+    start_A: Tensor
+    start_B: Tensor
+
+    def start(self, weight: Tensor, settings: LayerSettings) -> None:
+        matrix = weight.flatten(1)
+        if settings.rank > min(matrix.shape):
+            raise ValueError(
+                f"rank={settings.rank}: expected at most {min(matrix.shape)} with init=pissa "
+                f"for a weight of {tuple(weight.shape)}"
+            )
+        # Half precision has no singular value decomposition.
+        matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        root = (values[: settings.rank] / settings.scaling).sqrt()
+        with torch.no_grad():
+            self.lora_A.copy_((root[:, None] * right[: settings.rank]).view_as(self.lora_A))
+            self.lora_B.copy_((left[:, : settings.rank] * root).view_as(self.lora_B))
+        self.register_buffer("start_A", self.lora_A.detach().clone())
+        self.register_buffer("start_B", self.lora_B.detach().clone())
+
+    def product(self) -> Tensor:
+        return super().product() - self.start_B.flatten(1) @ self.start_A.flatten(1)
+
+    def add_update(
+        self, output: Tensor, inputs: Tensor, operation: Callable[..., Tensor]
+    ) -> Tensor:
+        if not self.enabled:
+            return output
+        if self.dropout:
+            inputs = F.dropout(inputs, self.dropout, self.training)
+        update = expand(operation(inputs, self.lora_A, None), self.lora_B)
+        # The difference first: at the start it is zero to the last bit.
+        start = expand(operation(inputs, self.start_A, None), self.start_B)
+        return torch.add(output, update - start, alpha=self.scaling)
+
+
+#: What a start is called, and the adapter that knows it.
+STARTS: dict[str, type[LoRAParametrization]] = {
+    "gaussian": LoRAParametrization,
+    "kaiming": LoRAParametrization,
+    "pissa": PiSSAParametrization,
+}
+
+
+def new_adapter(weight: Tensor, settings: LayerSettings, name: str) -> LoRAParametrization:
+    """The adapter of ``weight`` that ``settings.init`` asks for, not yet on any layer.
+
+    Raises:
+        ValueError: if ``settings.init`` is no key of :data:`STARTS`, or ``settings.rank`` too large
+            for it.
+    """
+    if settings.init not in list(STARTS):
+        raise ValueError(f"init={settings.init}: expected one of {', '.join(STARTS)}")
+    return STARTS[settings.init](weight, settings, name)

@@ -1,0 +1,181 @@
+"""How errors are counted: per class, for a network and for its base on the same images.
+
+Both counts are torchmetrics metrics, so they add up over batches and over the processes of a
+distributed run. :func:`compare_errors` is the same for a loop without Lightning.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from lora_mnist.lora import lora_disabled
+
+
+class ErrorMetric(MulticlassConfusionMatrix):
+    """A confusion matrix, the errors of each class that follow from it, and the mean loss.
+
+    ``confmat[y, c]`` counts images of class ``y`` that were answered with ``c``; the errors of
+    class ``y`` are its row without the diagonal.
+
+    Args:
+        num_classes: number of classes.
+    """
+
+    loss_sum: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, validate_args=False)
+        self.add_state("loss_sum", default=torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: ``logits`` of shape (N, num_classes), ``labels`` int64 of shape (N,)."""
+        super().update(logits, labels)
+        self.loss_sum += F.cross_entropy(logits, labels) * len(labels)
+
+    def compute(self) -> dict[str, Any]:  # type: ignore[override]
+        """What results.json holds of the images: plain numbers and lists of them.
+
+        ``loss`` is the mean cross-entropy in nats, whatever training minimises.
+        """
+        images = self.confmat.sum(dim=1)
+        errors = (images - self.confmat.diagonal()).tolist()
+        total = images.sum()
+        return {
+            "loss": (self.loss_sum / total).item(),
+            "accuracy": (int(total) - sum(errors)) / int(total),
+            "errors": sum(errors),
+            "errors_per_class": errors,
+            "images_per_class": images.tolist(),
+        }
+
+
+class RepairMetric(Metric):
+    """What a repair did, class by class: images repaired, and images broken.
+
+    An image is repaired if the base gets it wrong and the network right; broken is the reverse.
+    ``errors of the network = errors of the base - repaired + broken``.
+
+    Args:
+        num_classes: number of classes.
+    """
+
+    repaired: Tensor
+    broken: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        for name in ("repaired", "broken"):
+            zeros = torch.zeros(num_classes, dtype=torch.int64)
+            self.add_state(name, default=zeros, dist_reduce_fx="sum")
+
+    def update(self, base_logits: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch; both logits have shape (N, num_classes), ``labels`` shape (N,)."""
+        before, after = (z.argmax(dim=1) == labels for z in (base_logits, logits))
+        for count, changed in ((self.repaired, after & ~before), (self.broken, before & ~after)):
+            count += torch.bincount(labels[changed], minlength=len(count))
+
+    def compute(self) -> dict[str, Any]:
+        """The counts as results.json holds them."""
+        repaired, broken = self.repaired.tolist(), self.broken.tolist()
+        return {
+            "repaired": sum(repaired),
+            "broken": sum(broken),
+            "repaired_per_class": repaired,
+            "broken_per_class": broken,
+        }
+
+
+class Evaluation(nn.Module):
+    """All that is counted on one set of images: the network, its base, and what the repair did.
+
+    Args:
+        num_classes: number of classes.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.network = ErrorMetric(num_classes)
+        self.base = ErrorMetric(num_classes)
+        self.repair = RepairMetric(num_classes)
+        self._has_base = False
+
+    def update(self, logits: Tensor, labels: Tensor, base_logits: Tensor | None = None) -> None:
+        """Count a batch: logits of shape (N, num_classes), ``labels`` int64 of shape (N,)."""
+        self.network.update(logits, labels)
+        self._has_base = base_logits is not None
+        if base_logits is not None:
+            self.base.update(base_logits, labels)
+            self.repair.update(base_logits, logits, labels)
+
+    def conclude(self, split: str) -> dict[str, dict[str, Any]]:
+        """The outcome of ``split`` and, with a base, of ``<split>_base``; then start afresh."""
+        outcomes = {split: self.network.compute()}
+        if self._has_base:
+            outcomes[split] = self.repair.compute() | outcomes[split]
+            outcomes[f"{split}_base"] = self.base.compute()
+        for metric in (self.network, self.base, self.repair):
+            metric.reset()
+        return outcomes
+
+
+def scalars(split: str, outcome: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """What a logger gets of an outcome: its totals, and the numbers of each class.
+
+    The names are ``<split>/<key>`` and ``<split>/<key>/<class>``; ``accuracy_per_class`` stands in
+    for ``images_per_class``, NaN where a class has no image.
+    """
+    totals = {key: float(value) for key, value in outcome.items() if isinstance(value, int | float)}
+    del totals["errors"]  # the accuracy says as much
+    per_class = {key: value for key, value in outcome.items() if key.endswith("_per_class")}
+    counts = zip(outcome["errors_per_class"], per_class.pop("images_per_class"), strict=True)
+    per_class["accuracy_per_class"] = [1 - n / total if total else math.nan for n, total in counts]
+    return (
+        {f"{split}/{key}": value for key, value in totals.items()},
+        {
+            f"{split}/{key}/{c}": float(value)
+            for key, values in per_class.items()
+            for c, value in enumerate(values)
+        },
+    )
+
+
+@torch.no_grad()
+def compare_errors(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int | None = None
+) -> dict[str, Any]:
+    """Errors of an adapted network beside those of its base, for a loop of one's own.
+
+    The network is asked in the mode and on the device that it is in; call ``model.eval()`` first.
+
+    Args:
+        model: a network with LoRA (see :func:`lora_mnist.add_lora`): from images to logits of
+            shape (N, num_classes).
+        batches: images and their labels, int64 of shape (N,), such as a ``DataLoader``.
+        num_classes: number of classes; ``None`` takes the number of logits.
+
+    Returns:
+        ``base`` and ``adapted``, each with ``loss``, ``accuracy``, ``errors``,
+        ``errors_per_class`` and ``images_per_class``; ``adapted`` also with ``repaired``,
+        ``broken``, ``repaired_per_class`` and ``broken_per_class``.
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA, or there is no batch.
+    """
+    evaluation: Evaluation | None = None
+    for images, labels in batches:
+        with lora_disabled(model):
+            base_logits = model(images)
+        logits = model(images)
+        if evaluation is None:
+            evaluation = Evaluation(num_classes or logits.shape[1]).to(logits.device)
+        evaluation.update(logits, labels, base_logits)
+    if evaluation is None:
+        raise ValueError("batches: expected at least one batch of images and labels")
+    outcomes = evaluation.conclude("adapted")
+    return {"base": outcomes["adapted_base"], "adapted": outcomes["adapted"]}

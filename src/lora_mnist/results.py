@@ -1,0 +1,117 @@
+"""What a run leaves for machines: its folder, its times, and results.json."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from lora_mnist.data import ImageDataModule
+from lora_mnist.files import atomic_write
+from lora_mnist.lora import base_state_dict, fingerprint, lora_parameters
+
+RESULTS_FILE = "results.json"
+
+
+def new_run_folder(cfg: DictConfig) -> Path:
+    """A folder for a run that Hydra's command line has not given one, named by the time."""
+    folder = Path(cfg.paths.outputs, cfg.stage, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+class Clock:
+    """Seconds since the run began, and of its measured parts."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._parts: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Around one part of the run."""
+        started = time.perf_counter()
+        yield
+        self._parts[part] = time.perf_counter() - started
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part, and in total, to the millisecond."""
+        parts = {**self._parts, "total": time.perf_counter() - self._started}
+        return {part: round(seconds, 3) for part, seconds in parts.items()}
+
+
+def collect_results(
+    cfg: DictConfig,
+    data: ImageDataModule,
+    net: nn.Module,
+    outcomes: Mapping[str, Mapping[str, Any]],
+    clock: Clock,
+    steps: int = 0,
+) -> dict[str, Any]:
+    """The run's outcome as results.json has it.
+
+    Args:
+        cfg: the run's configuration.
+        data: what it was trained or tested on.
+        net: the network as it ended.
+        outcomes: what was counted, by split; see :class:`lora_mnist.metrics.Evaluation`.
+        clock: has run since the run began.
+        steps: steps of training.
+    """
+    return {
+        "stage": cfg.stage,
+        "dataset": data.name,
+        "seed": cfg.get("seed"),
+        "digit": _by_number(data),
+        "classes": data.classes,
+        "mean": data.mean,
+        "std": data.std,
+        "steps": steps,
+        "parameters": count_parameters(net),
+        **{split: _of_target(data, outcome) for split, outcome in outcomes.items()},
+        "base_unchanged": None,
+        "base_sha256": fingerprint(base_state_dict(net)),
+        "adapter": None,
+        "seconds": clock.seconds(),
+    }
+
+
+def _by_number(data: ImageDataModule) -> int | list[int] | None:
+    """The class to repair, or several."""
+    targets = data.targets
+    return targets[0] if targets and not isinstance(data.target, list | tuple) else targets
+
+
+def _of_target(data: ImageDataModule, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """``outcome``, and the errors on the class or classes to repair, where there are any."""
+    if data.targets is None:
+        return dict(outcome)
+    errors = sum(outcome["errors_per_class"][c] for c in data.targets)
+    return {**outcome, "errors_of_target": errors}
+
+
+def count_parameters(net: nn.Module) -> dict[str, Any]:
+    """How many numbers the base holds, LoRA adds and training changes."""
+    lora = sum(p.numel() for p in lora_parameters(net))
+    base = sum(p.numel() for p in net.parameters()) - lora
+    return {
+        "base": base,
+        "lora": lora,
+        "trainable": sum(p.numel() for p in net.parameters() if p.requires_grad),
+        "increase_percent": round(100 * lora / base, 3),
+    }
+
+
+def write_results(results: Mapping[str, Any], folder: Path) -> None:
+    """Write results.json, a line a key, whole or not at all."""
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}"
+        for key, value in results.items()
+    ]
+    with atomic_write(folder / RESULTS_FILE) as path:
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -1,0 +1,1 @@
+"""What a person looks at: tables on the screen, and TensorBoard."""

@@ -1,0 +1,248 @@
+"""Training, from a configuration to results.json: a base, or a repair on one.
+
+:func:`train` works for any configuration of ``configs/train.yaml``, from the command line as from
+``hydra.compose`` in a notebook.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from lora_mnist.base import Base, write_base
+from lora_mnist.build import (
+    add_configured_lora,
+    build_data,
+    build_module,
+    build_net,
+    choose_trainable,
+    require_fit,
+    require_known_keys,
+)
+from lora_mnist.cache import Cache
+from lora_mnist.data import DrawWeights, ImageDataModule
+from lora_mnist.errors import UserError, config_group
+from lora_mnist.load import base_folder, load_base
+from lora_mnist.lora import base_state_dict, changed_tensors, save_adapter
+from lora_mnist.module import BaseAnswers, ClassifierModule
+from lora_mnist.process import keep_freed_memory
+from lora_mnist.results import (
+    Clock,
+    collect_results,
+    count_parameters,
+    new_run_folder,
+    write_results,
+)
+from lora_mnist.resume import require_resumable
+from lora_mnist.show.tables import print_parameters, print_results
+from lora_mnist.trainer import build_trainer, trainer_at_work
+
+log = logging.getLogger(__name__)
+_info = rank_zero_only(log.info)
+
+_KEYS = (
+    *("stage", "digit", "seed", "data", "net", "base_name", "base_ckpt", "loss", "optimizer"),
+    *("scheduler", "trainer", "callbacks", "logger", "paths", "sweep", "ckpt_path"),
+)
+
+# The jobs of a sweep share a process, and often a base: both are found out once.
+_draw_weights = Cache[DrawWeights](limit=1)
+_base_answers = Cache[BaseAnswers](limit=4)
+
+
+def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
+    """Run one stage: pretrain a base, or fine-tune on it and prove it untouched.
+
+    Args:
+        cfg: a configuration of ``configs/train.yaml``; it is not changed.
+        run_folder: where to leave results.json, checkpoints, the adapter and the logger's files;
+            ``None`` makes a new folder, named by the time.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+        RuntimeError: if fine-tuning changed the base.
+    """
+    stage = cfg.get("stage")
+    if stage not in ("pretrain", "lora", "finetune"):
+        raise UserError(f"stage={stage}: expected one of pretrain, lora, finetune")
+    keep_freed_memory()
+    seed = cfg.seed
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: expected an integer from 0 to {2**32 - 1}")
+    seed_everything(seed, verbose=False)
+    folder = new_run_folder(cfg) if run_folder is None else run_folder
+    return pretrain(cfg, folder) if stage == "pretrain" else adapt(cfg, folder)
+
+
+def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """``stage=pretrain``: train all weights, test, and publish the result as the base."""
+    clock = Clock()
+    require_known_keys(cfg, *_KEYS)
+    _check_writable(cfg.base_ckpt)
+    if cfg.digit == "weakest":
+        raise UserError("digit=weakest: expected stage=lora, since only a base has a weakest class")
+    net = build_net(cfg)
+    data = build_data(cfg, "fit", cfg.digit)
+    require_fit(net, data, data.train_set.images[:2])
+    module = build_module(cfg, net, data)
+    trainer = _fit(cfg, folder, module, data, clock)
+    if not trainer.global_step:
+        raise UserError(
+            f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
+            "expected at least one step of training"
+        )
+    _test(module, trainer, data, clock)
+    results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step)
+    if trainer.is_global_zero:
+        write_results(results, folder)
+        print_results(results, data.classes)
+        # Last: a run that fails on the way leaves the current base alone.
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            current = Path(cfg.base_ckpt)
+            own = write_base(net.state_dict(), base_folder(cfg), cfg.base_name, current)
+            log.info("base: %s, kept as %s", current, own)
+        log.info("run: %s", folder)
+    return results
+
+
+def adapt(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off.
+
+    ``stage=finetune`` trains chosen parameters of the base itself, to compare with; it leaves no
+    adapter, and its weights in the checkpoint alone.
+    """
+    clock = Clock()
+    with_adapter = cfg.stage == "lora"
+    require_known_keys(cfg, *_KEYS, "lora" if with_adapter else "trainable")
+    net = build_net(cfg)
+    base = load_base(cfg, net)
+    target = find_weakest(cfg, net) if cfg.digit == "weakest" else cfg.digit
+    data = build_data(cfg, "fit", target)
+    require_fit(net, data, data.train_set.images[:2])
+    if data.hardness:
+        data.draw_weights = _rate_images(cfg, net, base, data)
+    if with_adapter:
+        add_configured_lora(cfg, net)
+    else:
+        choose_trainable(net, cfg.trainable)
+    asked = _asked(cfg, base, data)
+    module = build_module(cfg, net, data, base, _base_answers.get(asked))
+    trainer = _fit(cfg, folder, module, data, clock)
+    if with_adapter:
+        _require_unchanged(base.tensors, net)
+    _test(module, trainer, data, clock)
+    _base_answers.keep(asked, module.base_answers)
+    results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step)
+    results |= {"base_unchanged": with_adapter, "base_sha256": base.sha256}
+    if trainer.is_global_zero:
+        if with_adapter:
+            save_adapter(net, folder / "adapter", metadata={"dataset": data.name})
+            results["adapter"] = "adapter"
+        write_results(results, folder)
+        print_results(results, data.classes)
+        log.info("run: %s", folder)
+    return results
+
+
+def _fit(
+    cfg: DictConfig, folder: Path, module: ClassifierModule, data: ImageDataModule, clock: Clock
+) -> Trainer:
+    trainer = build_trainer(cfg, folder, validates=len(data.val_set) > 0)
+    with config_group("data"):
+        data.batch_size_per_process(trainer.world_size)
+    if cfg.ckpt_path is not None:
+        require_resumable(cfg, module, trainer)
+    print_parameters(module.net, count_parameters(module.net))
+    _info("%s on %s training images", cfg.stage, f"{len(data.train_set):,}")
+    with clock.measure("fit"), trainer_at_work():
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    for name, parameter in module.net.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise UserError(
+                f"optimizer.lr={cfg.optimizer.lr}: training diverged, {name} is not finite; "
+                "expected a smaller learning rate"
+            )
+    return trainer
+
+
+def _test(module: ClassifierModule, trainer: Trainer, data: ImageDataModule, clock: Clock) -> None:
+    with trainer_at_work():
+        if len(data.val_set) and module.validated_at != trainer.global_step:
+            trainer.validate(module, datamodule=data, verbose=False)
+    with clock.measure("test"), trainer_at_work():
+        trainer.test(module, datamodule=data, verbose=False)
+
+
+def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
+    """The class on which the base in ``net`` makes most validation errors; of equals, the first.
+
+    Raises:
+        UserError: if no validation images are held out.
+    """
+    data: ImageDataModule = build_data(cfg, "fit", replay=0)
+    if not len(data.val_set):
+        raise UserError(
+            "digit=weakest: expected data.val_size > 0, since the weakest class is the one with "
+            "the most validation errors"
+        )
+    errors = torch.zeros(len(data.classes), dtype=torch.int64)
+    # A loader draws from the global generator, as it must not here: with digit=weakest a run is the
+    # same as with the number of that class.
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        for batch in data.val_dataloader():
+            images, labels = data.on_after_batch_transfer(batch, 0)  # type: ignore[arg-type]
+            wrong = net(images).argmax(dim=1) != labels
+            errors += torch.bincount(labels[wrong], minlength=len(errors))
+    weakest = int(errors.argmax())
+    _info(
+        "digit=%d (%s): the weakest class, %d of the base's %d errors on %s validation images",
+        *(weakest, data.classes[weakest], errors[weakest], errors.sum(), f"{len(data.val_set):,}"),
+    )
+    return weakest
+
+
+def _rate_images(cfg: DictConfig, net: nn.Module, base: Base, data: ImageDataModule) -> DrawWeights:
+    """How often each training image is drawn, as the base, which ``net`` holds, sees them."""
+    drawn = [data.targets, data.replay > 0, data.hardness]
+    key = str([base.sha256, cfg.net, _images(cfg, data), drawn])
+    weights = _draw_weights.get(key)
+    return _draw_weights.keep(key, data.rate(net)) if weights is None else weights
+
+
+def _asked(cfg: DictConfig, base: Base, data: ImageDataModule) -> str:
+    """All that the base's answers to the validation and test images depend on."""
+    arithmetic = {k: v for k, v in cfg.trainer.items() if not str(k).startswith(("max_", "log_"))}
+    return str([base.sha256, cfg.net, _images(cfg, data), data.eval_batch_size, arithmetic])
+
+
+def _images(cfg: DictConfig, data: ImageDataModule) -> list[Any]:
+    """What tells one set of images from another: where they are, how they are split and seen."""
+    drawing = {"batch_size", "replay", "hardness", "seed", "augment", "eval_batch_size"}
+    source = {key: value for key, value in cfg.data.items() if key not in drawing}
+    return [source, data.mean, data.std, len(data.val_set)]
+
+
+def _check_writable(path: str | None) -> None:
+    """Refuse before training what the base could not be written to after it."""
+    if path is None or Path(path).is_dir():
+        raise UserError(f"base_ckpt={path}: expected a file to write the base to")
+    parent = Path(path).absolute().parent
+    existing = next(folder for folder in (parent, *parent.parents) if folder.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise UserError(f"base_ckpt={path}: expected a folder that can be written, not {existing}")
+
+
+def _require_unchanged(base: Mapping[str, Tensor], net: nn.Module) -> None:
+    if changed := changed_tensors(base, base_state_dict(net)):
+        raise RuntimeError(f"fine-tuning changed the base: {', '.join(changed)}")
+    _info("base unchanged: %d tensors, bit for bit", len(base))

@@ -1,0 +1,140 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torchvision.transforms as transforms
+from helpers.commands import ROOT
+from torchvision.datasets import MNIST
+
+from lora_mnist.data import MNISTDataModule
+
+
+def fitted(**changes: Any) -> MNISTDataModule:
+    data = MNISTDataModule(data_dir=ROOT / "data", **changes)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def test_splits() -> None:
+    data = fitted()
+    data.setup("test")
+    assert [len(s) for s in (data.train_set, data.val_set, data.test_set)] == [
+        55_000,
+        5_000,
+        10_000,
+    ]
+    official = MNIST(ROOT / "data", train=True)
+    assert torch.equal(data.train_set.images[:, 0], official.data[:55_000])
+    assert torch.equal(data.val_set.labels, official.targets[55_000:])
+    assert data.train_set.images.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(("target", "count"), [(9, 5_949), ([9], 5_949), ([3, 5], 6_131 + 5_421)])
+def test_target_filters_the_training_set_alone(target: Any, count: int) -> None:
+    data = fitted(target=target, val_size=0)
+    assert data.target == target
+    assert len(data.train_set) == count
+    wanted = [target] if isinstance(target, int) else target
+    assert data.targets == wanted
+    assert set(data.train_set.labels.tolist()) == set(wanted)
+    data = fitted(target=target)
+    data.setup("test")
+    assert set(data.val_set.labels.tolist()) == set(range(10))
+    assert len(data.test_set) == 10_000
+
+
+def test_what_the_defaults_are() -> None:
+    data = MNISTDataModule()
+    assert (data.name, data.target, data.targets) == ("mnist", None, None)
+    assert (data.batch_size, data.replay, data.val_size, data.seed) == (10, 0, 5000, 0)
+    assert MNISTDataModule("FashionMNIST").name == "fashion_mnist"
+    assert MNISTDataModule("FashionMNIST", name="clothes").name == "clothes"
+
+
+def test_batches_equal_those_of_torchvision_bit_for_bit() -> None:
+    data = fitted()
+    transform = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    )
+    official = MNIST(ROOT / "data", train=True, transform=transform)
+    expected = torch.stack([official[i][0] for i in range(55_000, 55_100)])
+    images, labels = next(iter(data.val_dataloader()))
+    normalised, _ = data.on_after_batch_transfer((images, labels), 0)
+    assert torch.equal(normalised[:100], expected)
+    assert images.dtype == torch.uint8
+
+
+def test_a_batch_is_one_index_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = fitted()
+    monkeypatch.setattr(type(data.train_set), "__getitem__", None)
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (10, 1, 28, 28)
+    assert labels.shape == (10,)
+
+
+def test_processes_share_the_test_images_and_count_none_twice() -> None:
+    data = fitted()
+    data.setup("test")
+    shares = []
+    for rank in range(3):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=3)  # type: ignore[assignment]
+        shares += [labels for _, labels in data.test_dataloader()]
+    assert torch.equal(torch.cat(shares).bincount(), data.test_set.labels.bincount())
+
+
+def test_no_validation_set() -> None:
+    assert fitted(val_size=0).val_dataloader() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": 10}, "target=10: expected null, a class from 0 to 9 or a list"),
+        ({"target": -1}, "target=-1: expected"),
+        ({"target": "nine"}, "target=nine: expected"),
+        ({"target": []}, r"target=\[\]: expected"),
+        ({"target": [1, 11]}, r"target=\[1, 11\]: expected"),
+        ({"target": [1, 1]}, r"target=\[1, 1\]: expected each class once"),
+        ({"target": True}, "target=True: expected"),
+        ({"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
+        ({"eval_batch_size": 2.5}, "eval_batch_size=2.5: expected"),
+        ({"val_size": -1}, "val_size=-1: expected an integer >= 0"),
+        ({"replay": -1, "target": 9}, "replay=-1: expected an integer >= 0"),
+        ({"replay": 9}, "replay=9: expected 0, since all classes are trained on"),
+        ({"hardness": 1}, "hardness=1: expected a number from 0 to below 1"),
+        ({"hardness": True}, "hardness=True: expected a number"),
+        ({"mean": 33.3}, "mean=33.3: expected a number from 0 to 1"),
+        ({"mean": "x"}, "mean=x: expected a number from 0 to 1"),
+        ({"mean": float("nan")}, "mean=nan: expected a number from 0 to 1"),
+        ({"std": 0}, "std=0: expected a number > 0"),
+        ({"std": 1e-38}, "std=1e-38: expected a number > 0"),
+        ({"std": float("inf")}, "std=inf: expected a number > 0"),
+        ({"std": 10**400}, "std=10*: expected a number > 0"),
+        ({"seed": -1}, "seed=-1: expected an integer >= 0"),
+        ({"dataset": "CIFAR10"}, "dataset=CIFAR10: expected one of MNIST"),
+    ],
+)
+def test_refuses_bad_arguments(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MNISTDataModule(**changes)
+
+
+def test_refuses_a_split_without_training_images() -> None:
+    with pytest.raises(ValueError, match="val_size=60000: expected less than 60000"):
+        fitted(val_size=60_000)
+
+
+def test_refuses_what_cannot_be_replayed() -> None:
+    with pytest.raises(ValueError, match="replay=1: expected 0, since the target leaves no other"):
+        fitted(target=list(range(10)), replay=1)
+    with pytest.raises(ValueError, match="replay=99999: expected at most the 49534 training"):
+        fitted(target=9, replay=99_999)
+
+
+def test_refuses_batches_that_cannot_be_shared_out() -> None:
+    with pytest.raises(ValueError, match="batch_size=10: expected a multiple of the 3 processes"):
+        MNISTDataModule().batch_size_per_process(3)
+    with pytest.raises(ValueError, match="replay=9: expected a multiple of the 2 processes"):
+        MNISTDataModule(target=9, replay=9).batch_size_per_process(2)

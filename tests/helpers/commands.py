@@ -1,0 +1,43 @@
+"""The command line in a process of its own, and what a run leaves."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Outcome:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_process(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A Python script of the project in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+def only_run(outputs: Path, stage: str) -> Path:
+    (folder,) = (outputs / stage).iterdir()
+    return folder

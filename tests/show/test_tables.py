@@ -1,0 +1,119 @@
+from typing import Any
+
+from composed import logged
+from helpers.nets import TinyNet
+
+from lora_mnist import CNN, add_lora
+from lora_mnist.results import count_parameters
+from lora_mnist.show.tables import print_parameters, print_predictions, print_results
+
+
+def cells(text: str) -> list[list[str]]:
+    """The rows of a table as they are printed, without the lines between them."""
+    rows = (line.replace("┃", "│").split("│")[1:-1] for line in text.splitlines())
+    return [[cell.strip() for cell in row] for row in rows if row]
+
+
+def parameters(net: Any) -> str:
+    with logged("lora_mnist.show.tables") as text:
+        print_parameters(net, count_parameters(net))
+    return text.getvalue()
+
+
+def outcome(errors: list[int], **more: Any) -> dict[str, Any]:
+    counts = {"errors": sum(errors), "errors_per_class": errors, "images_per_class": [100, 200]}
+    return {**counts, "accuracy": 1 - sum(errors) / 300, **more}
+
+
+BASE = outcome([30, 4])
+REPAIRED = outcome(
+    [10, 7], repaired=22, broken=5, repaired_per_class=[21, 1], broken_per_class=[1, 4]
+)
+
+
+def results(**splits: Any) -> str:
+    with logged("lora_mnist.show.tables") as text:
+        print_results(splits, ["cat", "dog"])
+    return text.getvalue()
+
+
+def test_parameters_of_a_base(tiny: TinyNet) -> None:
+    text = parameters(tiny)
+    assert cells(text) == [
+        ["layer", "W", "b"],
+        ["linear1", "5 x 6", "5"],
+        ["linear2", "3 x 5", "3"],
+    ]
+    assert text.splitlines()[-1] == "parameters: 53; trainable: 53"
+
+
+def test_parameters_of_an_adapted_network(tiny: TinyNet) -> None:
+    add_lora(tiny, rank=2, target_modules="linear1")
+    text = parameters(tiny)
+    assert cells(text) == [
+        ["layer", "W", "b", "lora_A", "lora_B"],
+        ["linear1", "5 x 6", "5", "2 x 6", "5 x 2"],
+        ["linear2", "3 x 5", "3"] + [""] * 2,
+    ]
+    assert text.splitlines()[-1] == (
+        "parameters: 53 + 22 of LoRA = 75, increase 41.509%; trainable: 22"
+    )
+
+
+def test_parameters_of_convolutions_and_of_layers_without_a_bias() -> None:
+    net = CNN()
+    net.conv1.bias = None
+    rows = cells(parameters(add_lora(net)))
+    assert rows[1] == ["conv1", "16 x 1 x 3 x 3", "-", "1 x 1 x 3 x 3", "16 x 1 x 1 x 1"]
+
+
+def test_results_of_a_base() -> None:
+    text = results(test=BASE)
+    assert cells(text) == [
+        ["class", "images", "errors"],
+        ["cat", "100", "30"],
+        ["dog", "200", "4"],
+        ["all", "300", "34"],
+    ]
+    assert text.splitlines()[-1] == "accuracy: 0.8867"
+
+
+def test_results_of_a_repair() -> None:
+    text = results(test=REPAIRED, test_base=BASE)
+    assert text.splitlines()[0] == "repaired: 22, broken: 5"
+    assert cells(text) == [
+        ["class", "repaired", "broken", "base errors", "errors", "change", "images"],
+        ["cat", "21", "1", "30", "10", "-20", "100"],
+        ["dog", "1", "4", "4", "7", "+3", "200"],
+        ["all", "22", "5", "34", "17", "-17", "300"],
+    ]
+    assert text.splitlines()[-1] == "accuracy: 0.8867 -> 0.9433"
+
+
+def test_results_of_each_adapter() -> None:
+    text = results(test=REPAIRED, test_base=BASE, each={"nine": outcome([20, 5])})
+    assert cells(text)[-4:] == [
+        ["errors with", "0", "1", "all"],
+        ["base", "30", "4", "34"],
+        ["nine", "20", "5", "25"],
+        ["all adapters", "10", "7", "17"],
+    ]
+
+
+def prediction(file: str, **sides: tuple[str, float]) -> dict[str, Any]:
+    found = {side: {"class": name, "probability": p} for side, (name, p) in sides.items()}
+    return {"file": file, **found}
+
+
+def test_predictions() -> None:
+    for sides in ({"base": ("4", 0.5)}, {"base": ("4", 0.5), "adapted": ("9", 0.98765)}):
+        with logged("lora_mnist.show.tables") as text:
+            print_predictions([prediction("a[1].png", **sides)])
+        expected = [f"{name} ({p:.3f})" for name, p in sides.values()]
+        assert cells(text.getvalue()) == [["picture", *sides], ["a[1].png", *expected]]
+
+
+def test_no_predictions() -> None:
+    with logged("lora_mnist.show.tables") as text:
+        print_predictions([])
+    assert cells(text.getvalue()) == [["picture"]]

@@ -1,0 +1,84 @@
+"""A command with sweeps that trains nothing: quick to run, and proof that sweeps know no task.
+
+A job finds how near ``x`` and ``y`` are to 3 and 5.
+"""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from lora_mnist.entry import run_command
+from lora_mnist.errors import UserError
+from lora_mnist.files import atomic_write
+from lora_mnist.sweep.job import swept_job
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CONFIG: dict[str, Any] = {
+    "defaults": [
+        {"paths": "default"},
+        {"sweep": "default"},
+        {"hydra": "default"},
+        "_self_",
+        {"shape": "round"},
+        {"launcher": None},
+    ],
+    "stage": "toy",
+    "seed": 0,
+    "x": 1,
+    "y": 1,
+    "note": None,
+    "input": None,
+    "pause": 0,
+    "sweep": {"inputs": ["${input}"]},
+}
+STORE = ConfigStore.instance()
+STORE.store("toy", CONFIG)
+#: For a command without sweeps of its own.
+PLAIN = {
+    **{key: value for key, value in CONFIG.items() if key != "sweep"},
+    "defaults": [entry for entry in CONFIG["defaults"] if "sweep" not in entry],
+}
+STORE.store("plain", PLAIN)
+for name in ("round", "square", "long"):
+    STORE.store(name, {"kind": name}, group="shape")
+
+
+@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="toy")
+def main(cfg: DictConfig) -> float | None:
+    with swept_job(cfg) as job:
+        if job.due:
+            play(cfg, Path(HydraConfig.get().runtime.output_dir))
+    return job.objective
+
+
+def play(cfg: DictConfig, folder: Path) -> None:
+    if cfg.x == 0:
+        raise UserError("x=0: expected an integer >= 1")
+    if cfg.x == -1:
+        raise RuntimeError("no such thing")
+    if cfg.x == -2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / "half-done").touch()
+    time.sleep(cfg.pause)
+    missed = abs(cfg.x - 3) + abs(cfg.y - 5) + cfg.seed
+    results = {
+        "digit": 7,
+        "val": {"accuracy": 1 / (1 + missed), "errors": missed, "errors_per_class": [missed, 0]},
+        "seconds": {"total": 0.5},
+        "worker": {"parent": os.getppid(), "threads": os.environ.get("OMP_NUM_THREADS")},
+    }
+    with atomic_write(folder / "results.json") as path:
+        path.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    run_command(main)

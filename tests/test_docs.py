@@ -1,0 +1,182 @@
+"""Every command in the documents works as it is printed: bash reads it, Hydra composes it.
+
+A real bash takes the command apart, with ``failglob`` set, so that a bracket that zsh would refuse
+is refused here too. Settings that stand alone, such as those of a table, are composed with
+``train.py stage=lora``.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import metadata
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from helpers.commands import ROOT, run_process
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+import lora_mnist.entry  # noqa: F401 the resolvers that the configurations need
+
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+PROGRAMS = ("python", "pip", "pytest", "tensorboard", "pre-commit", "eval")
+ENTRIES = {"train.py": "train", "eval.py": "eval", "predict.py": "predict", "export.py": "export"}
+SETTING = re.compile(r"'?[+~]?[a-z_]+[\w./@]*=\S")
+
+# Programs that write down what they were given instead of doing it.
+STUBS = """
+shopt -s failglob
+record() { printf '%s\\0' "$@"; printf '\\1\\0'; }
+for name in python pip pytest tensorboard pre-commit; do
+    eval "$name() { record $name \\"\\$@\\"; }"
+done
+"""
+
+
+def commands(document: str) -> list[str]:
+    """What a reader can paste: lines of shell blocks, and inline code that begins with a program."""
+    text = (ROOT / document).read_text()
+    found = []
+    for block in re.findall(r"```(?:bash|sh|zsh)\n(.*?)```", text, flags=re.DOTALL):
+        found += [line for line in block.splitlines() if line.strip()]
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for span in re.findall(r"`([^`]+)`", prose):
+        span = " ".join(span.split()).replace("\\|", "|")
+        if span.startswith(tuple(f"{name} " for name in PROGRAMS)):
+            found.append(span)
+        elif SETTING.match(span) and "..." not in span:
+            found.append(f"python train.py stage=lora {span}")
+    return list(dict.fromkeys(found))
+
+
+ALL = [(document, command) for document in DOCUMENTS for command in commands(document)]
+
+
+def arguments(command: str) -> list[list[str]]:
+    """The programs that bash would start for ``command``, each with its arguments."""
+    # What eval and $(...) print is a matter of the shell: the command inside counts.
+    command = re.sub(r'^eval "\$\((.*)\)"$', r"\1", command)
+    done = subprocess.run(
+        ["bash", "-c", STUBS + command], cwd="/", capture_output=True, text=True, check=True
+    )
+    return [call.strip("\0").split("\0") for call in done.stdout.split("\1\0") if call.strip("\0")]
+
+
+def one_of_each(overrides: list[str]) -> list[str]:
+    """The first job of a sweep."""
+    loader = GlobalHydra.instance().config_loader()
+    parser = OverridesParser.create(config_loader=loader)
+    return [
+        next(islice((f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()), 1))
+        if o.is_discrete_sweep()
+        else o.input_line or ""
+        for o in parser.parse_overrides(overrides)
+        if not o.is_sweep_override() or o.is_discrete_sweep()
+    ]
+
+
+def test_there_are_commands() -> None:
+    assert len([c for d, c in ALL if d == "README.md"]) >= 20
+
+
+@pytest.mark.parametrize(("document", "command"), ALL)
+def test_command(document: str, command: str) -> None:
+    calls = arguments(command)
+    assert calls, f"bash started nothing for: {command}"
+    for program, *given in calls:
+        if program == "pip":
+            check_pip(given)
+        elif program == "python":
+            check_python(given)
+
+
+def check_pip(given: list[str]) -> None:
+    assert given[:2] == ["install", "-e"], given
+    extras = re.fullmatch(r"\.(?:\[(.*)\])?", given[2])
+    assert extras, given
+    named = set((extras[1] or "").split(",")) - {""}
+    assert named <= set(metadata("lora-mnist").get_all("Provides-Extra") or [])
+
+
+def check_python(given: list[str]) -> None:
+    script, *rest = given
+    if script == "-c":
+        compile(rest[0], "command", "exec")
+        return
+    assert (ROOT / script).is_file(), f"no such script: {script}"
+    if script not in ENTRIES:
+        return
+    flags = [a for a in rest if a.startswith("-")]
+    assert set(flags) <= {"-m", "--help", "--cfg", "--resolve", "-sc", "--hydra-help"}, flags
+    if "-sc" in flags:
+        return
+    overrides = [a for a in rest if a not in flags and a not in ("job", "all", "hydra")]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        compose(ENTRIES[script], one_of_each(overrides), return_hydra_config=True)
+
+
+def test_a_value_that_a_shell_would_change_is_noticed() -> None:
+    """The test can fail: zsh would refuse this bracket, and so does bash here."""
+    with pytest.raises(subprocess.CalledProcessError):
+        arguments("python train.py stage=lora digit=[4,9]")
+    with pytest.raises(Exception, match="mismatched input"):
+        check_python(["train.py", "stage=lora", "lora.target_modules=linear[12]"])
+
+
+SCRIPTS = sorted(
+    {
+        tuple(call[1:2])
+        for _, command in ALL
+        if "scripts/" in command
+        for call in arguments(command)
+        if call[0] == "python"
+    }
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [script for (script,) in SCRIPTS])
+def test_the_options_that_a_document_shows_exist(script: str) -> None:
+    done = run_process(script, "--help")
+    assert done.returncode == 0, done.stderr
+    for _, command in ALL:
+        for call in arguments(command):
+            if call[:2] == ["python", script]:
+                for option in call[2:]:
+                    assert not option.startswith("-") or option in done.stdout, command
+
+
+@pytest.mark.slow
+def test_the_readme_from_the_first_command_to_the_last(base_ckpt: Path, tmp_path: Path) -> None:
+    """What needs a base and an adapter, in order, pasted into bash; long trainings left out."""
+    base = tmp_path / "outputs" / "base" / "mnist.ckpt"
+    base.parent.mkdir(parents=True)
+    shutil.copy(base_ckpt, base)
+    pictures = tmp_path / "my"
+    pictures.mkdir()
+    draw_a_one(pictures / "one.png")
+    short = [c for c in commands("README.md") if re.match(r"python \w+\.py ?", c)]
+    short = [c for c in short if not re.search(r"pretrain|notebook| -m |--|-sc|train.py stage=lora \S+=|format=", c)]
+    short.append("python train.py stage=lora digit=9 trainer.max_steps=100")
+    short.sort(key=lambda c: ("train.py" not in c, c))
+    assert any("eval.py adapter=latest" in c for c in short)
+    for command in short:
+        script = command.split()[1]
+        line = command.replace("python ", f"{shlex.quote(sys.executable)} {ROOT}/", 1)
+        line = line.partition(" #")[0] + f" paths.outputs={tmp_path}/outputs"
+        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout, script
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "my"}
+
+
+def draw_a_one(path: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("L", (100, 100), 255)
+    ImageDraw.Draw(picture).line([(50, 20), (50, 80)], fill=0, width=8)
+    picture.save(path)

@@ -1,0 +1,192 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers.nets import TinyNet
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lora_mnist import add_lora, compare_errors, lora_disabled, lora_parameters
+from lora_mnist.metrics import ErrorMetric, Evaluation, RepairMetric, scalars
+
+CLASSES = 3
+
+
+def batch(seed: int, size: int = 20) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of a base and of a network, and labels without class 2."""
+    generator = torch.Generator().manual_seed(seed)
+    base, logits = torch.randn(2, size, CLASSES, generator=generator)
+    return base, logits, torch.randint(0, 2, (size,), generator=generator)
+
+
+def plain_counts(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """The outcome of :class:`ErrorMetric`, image by image."""
+    errors, images, loss = [0] * CLASSES, [0] * CLASSES, 0.0
+    for row, label in zip(logits, labels.tolist(), strict=True):
+        images[label] += 1
+        errors[label] += int(row.argmax()) != label
+        loss += F.cross_entropy(row[None], torch.tensor([label])).item()
+    return {
+        "loss": pytest.approx(loss / len(labels), rel=1e-5),
+        "accuracy": 1 - sum(errors) / len(labels),
+        "errors": sum(errors),
+        "errors_per_class": errors,
+        "images_per_class": images,
+    }
+
+
+@given(seed=st.integers(0, 1000), first=st.integers(1, 19))
+def test_errors_equal_those_of_a_plain_loop(seed: int, first: int) -> None:
+    _, logits, labels = batch(seed)
+    metric = ErrorMetric(CLASSES)
+    for part in (slice(None, first), slice(first, None)):
+        metric.update(logits[part], labels[part])
+    expected = plain_counts(logits, labels)
+    found = metric.compute()
+    assert found == {**expected, "accuracy": pytest.approx(expected["accuracy"])}
+    assert list(found) == list(expected)
+    assert all(type(found[key]) is type(expected[key]) for key in ("accuracy", "errors"))
+    matrix = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
+    for label, answer in zip(labels, logits.argmax(dim=1), strict=True):
+        matrix[label, answer] += 1
+    assert torch.equal(metric.confmat, matrix)
+
+
+@given(seed=st.integers(0, 1000), first=st.integers(1, 19))
+def test_repaired_and_broken_equal_those_of_a_plain_loop(seed: int, first: int) -> None:
+    base, logits, labels = batch(seed)
+    metric = RepairMetric(CLASSES)
+    for part in (slice(None, first), slice(first, None)):
+        metric.update(base[part], logits[part], labels[part])
+    repaired, broken = [0] * CLASSES, [0] * CLASSES
+    for before, after, label in zip(base.argmax(1), logits.argmax(1), labels.tolist(), strict=True):
+        repaired[label] += bool(before != label and after == label)
+        broken[label] += bool(before == label and after != label)
+    found = metric.compute()
+    assert found == {
+        **{"repaired": sum(repaired), "broken": sum(broken)},
+        **{"repaired_per_class": repaired, "broken_per_class": broken},
+    }
+    errors = [plain_counts(z, labels)["errors"] for z in (base, logits)]
+    assert errors[1] - errors[0] == found["broken"] - found["repaired"]
+
+
+@pytest.mark.parametrize("kind", [ErrorMetric, RepairMetric])
+def test_counts_of_several_processes_add_up(kind: Any) -> None:
+    metric = kind(CLASSES)
+    reductions = metric._reductions.values()
+    assert {getattr(reduction, "__name__", "") for reduction in reductions} == {"dim_zero_sum"}
+
+
+def test_an_evaluation_without_a_base() -> None:
+    _, logits, labels = batch(0)
+    evaluation = Evaluation(CLASSES)
+    evaluation.update(logits, labels)
+    outcomes = evaluation.conclude("val")
+    assert list(outcomes) == ["val"]
+    assert outcomes["val"]["errors_per_class"] == plain_counts(logits, labels)["errors_per_class"]
+    assert "repaired" not in outcomes["val"]
+
+
+def test_an_evaluation_with_a_base_starts_afresh_each_time() -> None:
+    base, logits, labels = batch(0)
+    evaluation = Evaluation(CLASSES)
+    for _ in range(2):
+        evaluation.update(logits, labels, base)
+        outcomes = evaluation.conclude("test")
+        assert list(outcomes) == ["test", "test_base"]
+        assert list(outcomes["test"])[:2] == ["repaired", "broken"]
+        for split, z in {"test": logits, "test_base": base}.items():
+            expected = plain_counts(z, labels)
+            assert outcomes[split]["errors"] == expected["errors"]
+            assert sum(outcomes[split]["images_per_class"]) == len(labels)
+
+
+def test_what_a_logger_gets() -> None:
+    base, logits, labels = batch(0)
+    evaluation = Evaluation(CLASSES)
+    evaluation.update(logits, labels, base)
+    outcome = evaluation.conclude("val")["val"]
+    totals, details = scalars("val", outcome)
+    assert totals == {
+        f"val/{key}": outcome[key] for key in ("repaired", "broken", "loss", "accuracy")
+    }
+    kinds = ("repaired", "broken", "errors", "accuracy")
+    assert list(details) == [f"val/{kind}_per_class/{c}" for kind in kinds for c in range(CLASSES)]
+    for kind in kinds[:3]:
+        values = [details[f"val/{kind}_per_class/{c}"] for c in range(CLASSES)]
+        assert values == outcome[f"{kind}_per_class"]
+    errors, images = outcome["errors_per_class"][0], outcome["images_per_class"][0]
+    assert details["val/accuracy_per_class/0"] == pytest.approx(1 - errors / images)
+    assert math.isnan(details["val/accuracy_per_class/2"])  # no image of class 2
+    assert all(type(value) is float for value in {**totals, **details}.values())
+
+
+# --- a loop of one's own -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapted(tiny: TinyNet) -> TinyNet:
+    add_lora(tiny)
+    for parameter in lora_parameters(tiny):
+        nn.init.normal_(parameter)
+    return tiny
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(50, 6, generator=generator)
+    labels = torch.randint(0, 2, (50,), generator=generator)
+    return list(zip(images.split(16), labels.split(16), strict=True))
+
+
+def test_compare_errors_counts_base_and_adapter(adapted: TinyNet) -> None:
+    images, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    with torch.no_grad():
+        after = adapted(images)
+        with lora_disabled(adapted):
+            before = adapted(images)
+    found = compare_errors(adapted, iter(batches()))
+    assert list(found) == ["base", "adapted"]
+    for side, logits in {"base": before, "adapted": after}.items():
+        expected = plain_counts(logits, labels)
+        assert {key: found[side][key] for key in expected} == {
+            **expected,
+            "accuracy": pytest.approx(expected["accuracy"]),
+        }
+    repair = RepairMetric(CLASSES)
+    repair.update(before, after, labels)
+    assert found["adapted"] == repair.compute() | {
+        key: found["adapted"][key] for key in found["base"]
+    }
+    assert found["adapted"]["repaired"] + found["adapted"]["broken"] > 0
+
+
+def test_compare_errors_leaves_the_network_as_it_was(adapted: TinyNet) -> None:
+    adapted.train()
+    state = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    compare_errors(adapted, batches())
+    assert adapted.training
+    assert torch.is_grad_enabled()
+    assert all(p.grad is None for p in adapted.parameters())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in adapted.state_dict().items())
+    images, _ = batches()[0]
+    with lora_disabled(adapted):
+        base = adapted(images)
+    assert not torch.equal(adapted(images), base)
+
+
+def test_compare_errors_counts_classes_that_the_network_does_not_know(adapted: TinyNet) -> None:
+    found = compare_errors(adapted, batches(), num_classes=4)
+    assert found["base"]["images_per_class"][2:] == [0, 0]
+    assert len(found["adapted"]["errors_per_class"]) == 4
+
+
+def test_compare_errors_refuses_what_it_cannot_compare(tiny: TinyNet) -> None:
+    with pytest.raises(ValueError, match="LoRA"):
+        compare_errors(tiny, batches())
+    with pytest.raises(ValueError, match="batches: expected at least one batch"):
+        compare_errors(add_lora(tiny), [])

@@ -1,0 +1,118 @@
+import json
+import re
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from composed import composed
+from helpers.commands import read_results
+from helpers.nets import TinyNet
+from torch import nn
+
+from lora_mnist import add_lora
+from lora_mnist.lora import fingerprint
+from lora_mnist.results import (
+    Clock,
+    collect_results,
+    count_parameters,
+    new_run_folder,
+    write_results,
+)
+
+
+def data(target: Any = None) -> Any:
+    targets = [target] if isinstance(target, int) else target
+    return SimpleNamespace(name="mnist", target=target, targets=targets)
+
+
+def outcome(*errors: int) -> dict[str, Any]:
+    return {"errors": sum(errors), "errors_per_class": list(errors)}
+
+
+def test_folders_are_named_by_stage_and_time(tmp_path: Path) -> None:
+    cfg = composed("train", "stage=lora", f"paths.outputs={tmp_path}/outputs")
+    folders = [new_run_folder(cfg) for _ in range(2)]
+    assert folders[0] != folders[1]
+    for folder in folders:
+        assert folder.is_dir()
+        assert folder.parent == tmp_path / "outputs" / "lora"
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", folder.name)
+
+
+def test_the_clock_measures_parts_and_the_whole() -> None:
+    clock = Clock()
+    with clock.measure("fit"):
+        time.sleep(0.02)
+    seconds = clock.seconds()
+    assert list(seconds) == ["fit", "total"]
+    assert 0.02 <= seconds["fit"] <= seconds["total"] < 5
+    assert all(value == round(value, 3) for value in seconds.values())
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [(None, None), (2, 30), ([0, 2], 31), ([1], 4), (0, 1)]
+)
+def test_results_tell_the_errors_on_the_target(
+    tiny: TinyNet, target: Any, expected: int | None
+) -> None:
+    cfg = composed("train", "stage=lora", "seed=5")
+    outcomes = {"val": outcome(1, 4, 30), "test": outcome(1, 4, 30)}
+    results = collect_results(cfg, data(target), tiny, outcomes, Clock(), steps=7)
+    assert list(results) == [
+        *("stage", "dataset", "seed", "digit", "steps", "parameters", "val", "test"),
+        *("base_unchanged", "base_sha256", "adapter", "seconds"),
+    ]
+    assert [results[k] for k in ("stage", "dataset", "seed", "steps")] == ["lora", "mnist", 5, 7]
+    assert results["digit"] == target
+    assert results["base_sha256"] == fingerprint(tiny.state_dict())
+    for split in ("val", "test"):
+        assert results[split].get("errors_of_target") == expected
+        assert {**results[split], "errors_of_target": None} == {
+            **outcomes[split],
+            "errors_of_target": None,
+        }
+    assert outcomes["val"] == outcome(1, 4, 30)
+
+
+def test_a_command_without_a_seed_has_none(tiny: TinyNet) -> None:
+    results = collect_results(composed("eval"), data(), tiny, {"test": outcome(0, 0, 0)}, Clock())
+    assert (results["stage"], results["seed"], results["steps"]) == ("eval", None, 0)
+
+
+def test_parameters_are_counted(tiny: TinyNet) -> None:
+    tiny.register_buffer("mean", nn.Parameter().new_zeros(9))
+    base = 6 * 5 + 5 + 5 * 3 + 3
+    assert count_parameters(tiny) == {
+        **{"base": base, "lora": 0, "trainable": base, "increase_percent": 0.0},
+    }
+    lora = 2 * (6 + 5 + 5 + 3)
+    assert count_parameters(add_lora(tiny, rank=2)) == {
+        **{"base": base, "lora": lora, "trainable": lora},
+        "increase_percent": round(100 * lora / base, 3),
+    }
+    add_lora(tiny, name="second")
+    assert count_parameters(tiny)["base"] == base
+    assert count_parameters(tiny)["lora"] == lora + lora // 2
+
+
+def test_results_are_written_a_line_a_key(tmp_path: Path) -> None:
+    results = {"stage": "lora", "digit": None, "val": {"errors_per_class": [1, 2], "loss": 0.1}}
+    write_results(results, tmp_path)
+    assert read_results(tmp_path) == results
+    assert (tmp_path / "results.json").read_text().splitlines() == [
+        "{",
+        '  "stage": "lora",',
+        '  "digit": null,',
+        '  "val": {"errors_per_class": [1, 2], "loss": 0.1}',
+        "}",
+    ]
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_results({"loss": 1.0}, tmp_path)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_results({"loss": float("nan")}, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text()) == {"loss": 1.0}
+    assert len(list(tmp_path.iterdir())) == 1
