@@ -55,7 +55,10 @@ FORMS: dict[str, Callable[[State], Any]] = {
     "module.": prefixed("module."),
     "_orig_mod.model.": prefixed("_orig_mod.model."),
     "module. in model": lambda state: {"model": prefixed("module.")(state)},
-    "a teacher beside it": lambda state: {**prefixed("student.")(state), "teacher.w": torch.ones(2)},
+    "a teacher beside it": lambda state: {
+        **prefixed("student.")(state),
+        "teacher.w": torch.ones(2),
+    },
 }
 
 

@@ -5,7 +5,7 @@ Imports run downhill only::
     train.py eval.py predict.py export.py
       entry                                     loads the next line by name
         train evaluate predict export
-          build trainer resume results show
+          build load trainer resume results show
             module data base
               metrics loss net lora
                 files errors project cache process
@@ -32,7 +32,7 @@ ENTRIES = {"train": "train", "eval": "evaluate", "predict": "predict", "export":
 
 LAYERS = [
     {"train", "evaluate", "predict", "export"},
-    {"build", "trainer", "resume", "results", "show"},
+    {"build", "load", "trainer", "resume", "results", "show"},
     {"module", "data", "base"},
     {"metrics", "loss", "net", "lora"},
     {"files", "errors", "project", "cache", "process"},

@@ -298,9 +298,7 @@ def test_what_the_base_answered_serves_another_module(
     assert all(torch.equal(*pair) for pair in zip(answers["test"], first.base_answers["test"]))
 
 
-def test_says_when_it_was_validated(
-    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
-) -> None:
+def test_says_when_it_was_validated(tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path) -> None:
     module = make(tiny)
     assert module.validated_at is None
     fit = trainer(tmp_path, max_steps=4, num_sanity_val_steps=2)

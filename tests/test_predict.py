@@ -85,9 +85,7 @@ def test_the_command_prints_json(cli: Any, outputs: Path, pictures: Path, tmp_pa
     assert not (ROOT / "predict.log").exists()
 
 
-def test_the_command_names_pictures_that_it_skips(
-    cli: Any, outputs: Path, pictures: Path
-) -> None:
+def test_the_command_names_pictures_that_it_skips(cli: Any, outputs: Path, pictures: Path) -> None:
     (pictures / "broken.png").write_bytes(b"no picture")
     Image.new("L", (50, 50), 255).save(pictures / "empty.png")
     base = f"base_ckpt={outputs}/base/mnist.ckpt"

@@ -346,7 +346,8 @@ def test_the_base_is_proven_unchanged(outputs: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "variant", ["lora=rslora", "lora=kaiming", "lora=pissa", "optimizer=loraplus", "optimizer=adamw"]
+    "variant",
+    ["lora=rslora", "lora=kaiming", "lora=pissa", "optimizer=loraplus", "optimizer=adamw"],
 )
 def test_variants_train_and_load_on_the_original_base(outputs: Path, variant: str) -> None:
     options = ("lora.rank=2", "lora.dropout=0.1", "lora.rank_pattern={linear2: 1}")
@@ -469,9 +470,7 @@ def test_hardness_changes_what_is_drawn(outputs: Path) -> None:
     assert [job for job in found if not changed_tensors(alone, found[job])] == [(0.8, 0)]
 
 
-def test_images_are_rated_once_for_all_jobs(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_rated_once_for_all_jobs(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rated, rate = [], ImageDataModule.rate
     monkeypatch.setattr(ImageDataModule, "rate", lambda *a: rated.append(a) or rate(*a))
     options = ("stage=lora", "data.replay=9", "data.hardness=0.5")
@@ -484,9 +483,7 @@ def test_images_are_rated_once_for_all_jobs(
     assert len(rated) == 3
 
 
-def test_a_rating_that_failed_is_made_again(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rating_that_failed_is_made_again(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing half-done is kept: the next job draws as if it were the first."""
     options = ("stage=lora", "data.replay=9", "data.hardness=0.5")
     run(outputs, *options)

@@ -144,7 +144,9 @@ def test_only_advice_on_workers_is_silenced() -> None:
     def warned() -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            advice: Any = "The 'val_dataloader' does not have many workers which may be a bottleneck"
+            advice: Any = (
+                "The 'val_dataloader' does not have many workers which may be a bottleneck"
+            )
             with trainer_at_work():
                 warnings.warn(advice, stacklevel=1)
                 warnings.warn("something else", stacklevel=1)

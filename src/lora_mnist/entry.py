@@ -45,7 +45,8 @@ def _check_arguments(entry: str, arguments: list[str]) -> None:
             if value and not argument.startswith("-"):
                 OverridesParser.create().parse_override(argument)
         except HydraException:
-            if value[0] not in "\"'{[" and re.search(r"[][(){},: ]", value):
+            # A function, a list or a quoted value that is cut short is for Hydra to explain.
+            if not re.match(r"\w+\(|[\"'{[]", value) and re.search(r"[][{},: ]", value):
                 quoted = shlex.quote(f'{key}="{value}"')
                 _exit(f"{argument}: expected quotes around the value: {quoted}")
     # Without a stage Hydra would advise to add whatever key belongs to one with a +.
