@@ -100,6 +100,7 @@ def train_in_peft(base: nn.Module, folder: Path) -> nn.Module:
         rank_pattern={"linear3": 2},
         alpha_pattern={"linear1": 4},
     )
+    torch.manual_seed(0)
     net: Any = get_peft_model(copy.deepcopy(base), config)
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-4)
     batches = zip(images.split(50)[:20], labels.split(50)[:20], strict=True)  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 import lora_mnist.project  # noqa: F401 the resolver that the configuration needs
 from lora_mnist import MLP
@@ -24,6 +24,22 @@ from lora_mnist.data import load_images
 SMALL = ("net.hidden_sizes=[16]", "trainer=cpu")
 #: A run of it that leaves nothing behind but its results.
 QUICK = (*SMALL, "logger=none", "callbacks.checkpoint=null", "trainer.max_steps=3")
+
+
+class Unsteady(nn.Module):
+    """A network whose answers in train mode depend on chance and on the other images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(28 * 28, 16)
+        self.norm = nn.BatchNorm1d(16)
+        self.dropout = nn.Dropout(0.3)
+        self.linear2 = nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.norm(self.linear1(images.flatten(1)))
+        logits: Tensor = self.linear2(self.dropout(hidden.relu()))
+        return logits
 
 
 def composed(entry: str, *overrides: str) -> DictConfig:

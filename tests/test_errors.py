@@ -6,6 +6,7 @@ import pytest
 from hydra.errors import CompactHydraException, HydraException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lora_mnist.errors import (
     IncompleteError,
@@ -89,29 +90,21 @@ def test_described() -> None:
 
 
 def test_described_says_what_hydra_and_omegaconf_say() -> None:
-    try:
+    with pytest.raises(CompactHydraException) as caught:
         try:
             OmegaConf.create({"a": "${b}"}).a  # noqa: B018
-        except Exception as error:
+        except OmegaConfBaseException as error:
             raise CompactHydraException("Error merging override a=1") from error
-    except CompactHydraException as error:
-        assert described(error).startswith("Error merging override a=1: Interpolation key 'b'")
+    assert described(caught.value).startswith("Error merging override a=1: Interpolation key 'b'")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("explicit", [True, False])
-def test_a_full_disk_is_found_behind_other_errors(number: int, explicit: bool) -> None:
-    full = OSError(number, "No space")
-    try:
-        try:
-            raise full
-        except OSError as error:
-            raise RuntimeError("could not write") from (error if explicit else None)
-    except RuntimeError as error:
-        if not explicit:
-            error.__context__ = full
-        assert full_disk(error) is full
-        assert described(error).endswith("No space")
+@pytest.mark.parametrize("kind", ["__cause__", "__context__"])
+def test_a_full_disk_is_found_behind_other_errors(number: int, kind: str) -> None:
+    error, full = RuntimeError("could not write"), OSError(number, "No space")
+    setattr(error, kind, full)
+    assert full_disk(error) is full_disk(full) is full
+    assert described(error) == f"OSError: [Errno {number}] No space"
     assert full_disk(OSError(errno.EACCES, "")) is None
     assert full_disk(None) is None
 

@@ -101,8 +101,8 @@ def test_a_notebook_gets_the_results_back(
     assert OmegaConf.to_yaml(cfg) == before
     assert results == read_results(only_run(tmp_path, "eval"))
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "steps", "parameters", "test"),
-        *("base_unchanged", "base_sha256", "adapter", "seconds"),
+        *("stage", "dataset", "seed", "digit", "classes", "mean", "std", "steps", "parameters"),
+        *("test", "base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
     assert results["test"]["accuracy"] > 0.8
     assert torch.is_grad_enabled()

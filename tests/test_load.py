@@ -49,6 +49,7 @@ def test_the_current_base_is_the_default(outputs: Path) -> None:
     base = load_base(cfg, net)
     assert base.sha256 == fingerprint(net.state_dict())
     assert changed_tensors(base.tensors, net.state_dict()) == []
+    assert not any(module.training for module in net.modules())
 
 
 def test_a_base_by_its_file(outputs: Path, tmp_path: Path) -> None:

@@ -167,9 +167,11 @@ def test_compare_errors_counts_base_and_adapter(adapted: TinyNet) -> None:
 
 def test_compare_errors_leaves_the_network_as_it_was(adapted: TinyNet) -> None:
     adapted.train()
+    adapted(batches()[0][0])  # the base goes back to eval mode as soon as it is asked
+    modes = [module.training for module in adapted.modules()]
     state = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
     compare_errors(adapted, batches())
-    assert adapted.training
+    assert [module.training for module in adapted.modules()] == modes
     assert torch.is_grad_enabled()
     assert all(p.grad is None for p in adapted.parameters())
     assert all(torch.equal(tensor, state[name]) for name, tensor in adapted.state_dict().items())

@@ -295,7 +295,8 @@ def test_what_the_base_answered_serves_another_module(
     monkeypatch.setattr(informed, "base", lambda images: pytest.fail("the base was asked"))
     trainer(tmp_path).test(informed, loader, verbose=False)
     assert informed.outcomes == fresh.outcomes
-    assert all(torch.equal(*pair) for pair in zip(answers["test"], first.base_answers["test"]))
+    for before, after in zip(answers["test"], first.base_answers["test"], strict=True):
+        assert torch.equal(before, after)
 
 
 def test_says_when_it_was_validated(tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +37,7 @@ def test_without_a_checkout_the_project_is_where_one_stands(tmp_path: Path) -> N
     (package / "project.py").write_text((ROOT / "src/lora_mnist/project.py").read_text())
     work = tmp_path / "work"
     work.mkdir()
-    program = (
-        f"import sys; sys.path.insert(0, {str(package)!r}); import project; print(project.PROJECT)"
-    )
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", "import project; print(project.PROJECT)"]
+    path = {**os.environ, "PYTHONPATH": str(package)}
+    done = subprocess.run(command, cwd=work, env=path, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()) == work

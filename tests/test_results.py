@@ -11,7 +11,7 @@ from helpers.commands import read_results
 from helpers.nets import TinyNet
 from torch import nn
 
-from lora_mnist import add_lora
+from lora_mnist import MLP, add_lora
 from lora_mnist.lora import fingerprint
 from lora_mnist.results import (
     Clock,
@@ -24,7 +24,8 @@ from lora_mnist.results import (
 
 def data(target: Any = None) -> Any:
     targets = [target] if isinstance(target, int) else target
-    return SimpleNamespace(name="mnist", target=target, targets=targets)
+    values = {"classes": ["cat", "dog", "owl"], "mean": 0.5, "std": 0.25}
+    return SimpleNamespace(name="mnist", target=target, targets=targets, **values)
 
 
 def outcome(*errors: int) -> dict[str, Any]:
@@ -61,11 +62,17 @@ def test_results_tell_the_errors_on_the_target(
     outcomes = {"val": outcome(1, 4, 30), "test": outcome(1, 4, 30)}
     results = collect_results(cfg, data(target), tiny, outcomes, Clock(), steps=7)
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "steps", "parameters", "val", "test"),
+        *("stage", "dataset", "seed", "digit", "classes", "mean", "std", "steps", "parameters"),
+        *("val", "test"),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
     assert [results[k] for k in ("stage", "dataset", "seed", "steps")] == ["lora", "mnist", 5, 7]
     assert results["digit"] == target
+    assert [results[key] for key in ("classes", "mean", "std")] == [
+        ["cat", "dog", "owl"],
+        0.5,
+        0.25,
+    ]
     assert results["base_sha256"] == fingerprint(tiny.state_dict())
     for split in ("val", "test"):
         assert results[split].get("errors_of_target") == expected
@@ -74,6 +81,14 @@ def test_results_tell_the_errors_on_the_target(
             "errors_of_target": None,
         }
     assert outcomes["val"] == outcome(1, 4, 30)
+
+
+def test_a_class_by_name_is_told_by_number(tiny: TinyNet) -> None:
+    named = data()
+    for named.target, named.targets, digit in (("owl", [2], 2), (["owl", 0], [2, 0], [2, 0])):
+        cfg = composed("train", "stage=lora")
+        results = collect_results(cfg, named, tiny, {"test": outcome(1, 4, 30)}, Clock())
+        assert results["digit"] == digit
 
 
 def test_a_command_without_a_seed_has_none(tiny: TinyNet) -> None:
@@ -95,6 +110,12 @@ def test_parameters_are_counted(tiny: TinyNet) -> None:
     add_lora(tiny, name="second")
     assert count_parameters(tiny)["base"] == base
     assert count_parameters(tiny)["lora"] == lora + lora // 2
+
+
+def test_the_notebooks_adapter_is_small_beside_its_network() -> None:
+    assert count_parameters(add_lora(MLP())) == {
+        **{"base": 2_807_010, "lora": 6_794, "trainable": 6_794, "increase_percent": 0.242}
+    }
 
 
 def test_results_are_written_a_line_a_key(tmp_path: Path) -> None:

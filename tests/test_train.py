@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -57,7 +57,64 @@ def without_times(results: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in results.items() if key != "seconds"}
 
 
-# --- the command line, the network in full size --------------------------------------------------
+# --- what a run leaves ---------------------------------------------------------------------------
+
+
+KEYS = [
+    *("stage", "dataset", "seed", "digit", "classes", "mean", "std", "steps", "parameters"),
+    *("val", "test", "base_unchanged", "base_sha256", "adapter", "seconds"),
+]
+
+
+class Made(NamedTuple):
+    """The folders of a base and of a repair on it."""
+
+    outputs: Path
+    pretrain: Path
+    lora: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    outputs = tmp_path_factory.mktemp("made")
+    options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
+    train(composed("train", "stage=pretrain", *options))
+    train(composed("train", "stage=lora", *options))
+    return Made(outputs, only_run(outputs, "pretrain"), only_run(outputs, "lora"))
+
+
+def without_target(outcome: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in outcome.items() if key != "errors_of_target"}
+
+
+def test_pretraining_leaves_a_base(made: Made) -> None:
+    results = read_results(made.pretrain)
+    assert list(results) == KEYS
+    assert (results["stage"], results["steps"], results["digit"]) == ("pretrain", 30, None)
+    assert sum(results["test"]["images_per_class"]) == 10_000
+    assert sum(results["val"]["images_per_class"]) == 5_000
+    state = torch.load(made.outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
+    MLP(hidden_sizes=[16]).load_state_dict(state)
+    assert fingerprint(state) == results["base_sha256"]
+    assert (made.pretrain / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_a_repair_leaves_an_adapter_and_a_proof(made: Made) -> None:
+    results = read_results(made.lora)
+    pretrained = read_results(made.pretrain)
+    assert list(results) == [*KEYS[:9], "val", "val_base", "test", "test_base", *KEYS[11:]]
+    assert without_target(results["test_base"]) == pretrained["test"]
+    assert without_target(results["val_base"]) == pretrained["val"]
+    assert results["base_sha256"] == pretrained["base_sha256"]
+    assert results["base_unchanged"] is True
+    assert results["digit"] == 9
+    for split in ("val", "val_base", "test", "test_base"):
+        assert results[split]["errors_of_target"] == results[split]["errors_per_class"][9]
+    assert results["test"]["errors_of_target"] < results["test_base"]["errors_of_target"]
+    net = MLP(hidden_sizes=[16])
+    state = torch.load(made.outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
+    net.load_state_dict(state)
+    load_adapter(net, made.lora / results["adapter"])
 
 
 def scalars(folder: Path) -> dict[str, list[float]]:
@@ -65,55 +122,8 @@ def scalars(folder: Path) -> dict[str, list[float]]:
     return {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_pretrain_leaves_a_base(base_ckpt: Path) -> None:
-    folder = base_ckpt.parent / "pretrain"
-    results = read_results(folder)
-    assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "steps", "parameters", "val", "test"),
-        *("base_unchanged", "base_sha256", "adapter", "seconds"),
-    ]
-    assert results["stage"] == "pretrain"
-    assert results["steps"] == 100
-    assert results["parameters"]["trainable"] == 2_807_010
-    assert sum(results["test"]["images_per_class"]) == 10_000
-    assert sum(results["val"]["images_per_class"]) == 5_000
-    assert results["test"]["accuracy"] > 0.8
-    state = torch.load(base_ckpt, weights_only=True)["state_dict"]
-    MLP().load_state_dict(state)
-    assert fingerprint(state) == results["base_sha256"]
-    assert base_ckpt.stat().st_size < 12e6
-    kept = base_ckpt.parent / "outputs" / "base" / f"mnist-{results['base_sha256'][:12]}.ckpt"
-    assert kept.read_bytes() == base_ckpt.read_bytes()
-
-
-def test_lora_repairs_and_proves(base_ckpt: Path, lora_run: Path) -> None:
-    results = read_results(lora_run)
-    pretrained = read_results(base_ckpt.parent / "pretrain")
-    assert without_target(results["test_base"]) == pretrained["test"]
-    assert results["base_sha256"] == pretrained["base_sha256"]
-    assert results["base_unchanged"] is True
-    assert results["digit"] == 9
-    assert results["parameters"] == {
-        **{"base": 2_807_010, "lora": 6_794, "trainable": 6_794, "increase_percent": 0.242}
-    }
-    for split in ("val", "val_base", "test", "test_base"):
-        assert results[split]["errors_of_target"] == results[split]["errors_per_class"][9]
-    assert results["test"]["errors_of_target"] < results["test_base"]["errors_of_target"]
-    assert {path.name for path in lora_run.iterdir()} >= {
-        *(".hydra", "train.log", "results.json", "checkpoints", "adapter"),
-    }
-    assert (lora_run / "checkpoints" / "last.ckpt").stat().st_size < 150_000
-    adapter = lora_run / results["adapter"]
-    assert (adapter / WEIGHTS_NAME).stat().st_size < 30_000
-
-
-def without_target(outcome: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in outcome.items() if key != "errors_of_target"}
-
-
-def test_tensorboard_shows_each_class(base_ckpt: Path, lora_run: Path) -> None:
-    results = read_results(lora_run)
-    values = scalars(lora_run)
+def test_tensorboard_shows_each_class(made: Made) -> None:
+    results, values = read_results(made.lora), scalars(made.lora)
     assert len(values["train/loss"]) == 3
     for split in ("val", "test"):
         for what in ("repaired", "broken"):
@@ -126,13 +136,29 @@ def test_tensorboard_shows_each_class(base_ckpt: Path, lora_run: Path) -> None:
         assert values[f"{split}/accuracy_per_class/9"] == [
             pytest.approx(1 - errors[9][0] / results[split]["images_per_class"][9])
         ]
-    assert "test/accuracy_per_class/0" in scalars(base_ckpt.parent / "pretrain")
+    assert "test/accuracy_per_class/0" in scalars(made.pretrain)
 
 
-def test_the_adapter_loads_on_a_fresh_net(base_ckpt: Path, lora_run: Path) -> None:
-    net = MLP()
-    net.load_state_dict(torch.load(base_ckpt, weights_only=True)["state_dict"])
-    load_adapter(net, lora_run / "adapter")
+@pytest.mark.slow
+def test_both_stages_in_full_size(base_ckpt: Path, lora_run: Path) -> None:
+    """The two commands of the README, each in a process of its own, with fewer steps."""
+    pretrained = read_results(base_ckpt.parent / "pretrain")
+    assert pretrained["parameters"]["trainable"] == 2_807_010
+    assert pretrained["test"]["accuracy"] > 0.8
+    assert base_ckpt.stat().st_size < 12e6
+    own = f"mnist-{pretrained['base_sha256'][:12]}.ckpt"
+    assert (base_ckpt.parent / "outputs" / "base" / own).read_bytes() == base_ckpt.read_bytes()
+    results = read_results(lora_run)
+    assert without_target(results["test_base"]) == pretrained["test"]
+    assert results["parameters"] == {
+        **{"base": 2_807_010, "lora": 6_794, "trainable": 6_794, "increase_percent": 0.242}
+    }
+    assert results["test"]["errors_of_target"] < results["test_base"]["errors_of_target"]
+    assert {path.name for path in lora_run.iterdir()} >= {
+        *(".hydra", "train.log", "results.json", "checkpoints", "adapter"),
+    }
+    assert (lora_run / "checkpoints" / "last.ckpt").stat().st_size < 150_000
+    assert (lora_run / "adapter" / WEIGHTS_NAME).stat().st_size < 30_000
 
 
 @pytest.mark.slow
@@ -345,10 +371,7 @@ def test_the_base_is_proven_unchanged(outputs: Path, monkeypatch: pytest.MonkeyP
     assert not (newest(outputs) / "results.json").exists()
 
 
-@pytest.mark.parametrize(
-    "variant",
-    ["lora=rslora", "lora=kaiming", "lora=pissa", "optimizer=loraplus", "optimizer=adamw"],
-)
+@pytest.mark.parametrize("variant", ["lora=rslora", "lora=pissa", "optimizer=loraplus"])
 def test_variants_train_and_load_on_the_original_base(outputs: Path, variant: str) -> None:
     options = ("lora.rank=2", "lora.dropout=0.1", "lora.rank_pattern={linear2: 1}")
     trained = run(outputs, "stage=lora", variant, *options)
@@ -432,6 +455,21 @@ def test_weakest_class(outputs: Path) -> None:
     assert not changed_tensors(found, adapter_of(newest(outputs)))
 
 
+def test_a_network_with_dropout_and_batch_normalisation(tmp_path: Path) -> None:
+    """Whatever is found out about the base, it is the base in eval mode, and leaves no trace."""
+    options = ("net=custom", "net._target_=composed.Unsteady", *QUICK[1:], "data.batch_size=50")
+    options = (*options, "trainer.max_steps=50", f"paths.outputs={tmp_path}")
+    pretrained = train(composed("train", "stage=pretrain", *options))
+    more = ("digit=weakest", "data.hardness=0.5", "data.replay=50")
+    for stage in ("lora", "finetune"):
+        results = train(composed("train", f"stage={stage}", *options, *more))
+        errors = pretrained["val"]["errors_per_class"]
+        assert results["digit"] == errors.index(max(errors))
+        assert without_target(results["test_base"]) == pretrained["test"]
+        assert results["base_sha256"] == pretrained["base_sha256"]
+        assert results["base_unchanged"] is (stage == "lora")
+
+
 def test_of_equally_weak_classes_the_first(outputs: Path) -> None:
     cfg = composed("train", "stage=lora", *SMALL, "digit=weakest")
     net = MLP(hidden_sizes=[16])
@@ -460,10 +498,9 @@ def test_the_weakest_class_takes_validation_images(outputs: Path) -> None:
 def test_hardness_changes_what_is_drawn(outputs: Path) -> None:
     """Also in a process that has drawn with another hardness before."""
     found = {}
-    for hardness in (0.5, 0.8):
-        for seed in (0, 1):
-            run(outputs, "stage=lora", "data.replay=9", f"data.hardness={hardness}", f"seed={seed}")
-            found[hardness, seed] = adapter_of(newest(outputs))
+    for hardness, seed in ((0.5, 0), (0.8, 0), (0.8, 1)):
+        run(outputs, "stage=lora", "data.replay=9", f"data.hardness={hardness}", f"seed={seed}")
+        found[hardness, seed] = adapter_of(newest(outputs))
     lora_mnist.train._draw_weights = Cache(limit=1)
     run(outputs, "stage=lora", "data.replay=9", "data.hardness=0.8")
     alone = adapter_of(newest(outputs))
@@ -474,8 +511,8 @@ def test_images_are_rated_once_for_all_jobs(outputs: Path, monkeypatch: pytest.M
     rated, rate = [], ImageDataModule.rate
     monkeypatch.setattr(ImageDataModule, "rate", lambda *a: rated.append(a) or rate(*a))
     options = ("stage=lora", "data.replay=9", "data.hardness=0.5")
-    for more in ((), ("lora.rank=2",), ("seed=1",), ("data.batch_size=20",)):
-        run(outputs, *options, *more)
+    run(outputs, *options)
+    run(outputs, *options, "lora.rank=2", "seed=1", "data.batch_size=20", "data.replay=20")
     assert len(rated) == 1
     run(outputs, *options, "digit=4")
     small_base(outputs, seed=1)
@@ -513,9 +550,8 @@ def test_the_base_is_asked_once_for_all_jobs(
     first = run(outputs, "stage=lora")
     batches = len(asked)
     assert batches == 15  # 5 of validation, 10 of the test
-    for more in (("lora.rank=2",), ("seed=1",), ("digit=4",)):
-        results = run(outputs, "stage=lora", *more)
-        assert without_target(results["test_base"]) == without_target(first["test_base"])
+    results = run(outputs, "stage=lora", "lora.rank=2", "seed=1", "digit=4", "data.batch_size=20")
+    assert without_target(results["test_base"]) == without_target(first["test_base"])
     assert len(asked) == batches
     run(outputs, "stage=lora", "data.eval_batch_size=500")
     assert len(asked) == batches + 30

@@ -1,7 +1,6 @@
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -144,9 +143,7 @@ def test_only_advice_on_workers_is_silenced() -> None:
     def warned() -> list[str]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            advice: Any = (
-                "The 'val_dataloader' does not have many workers which may be a bottleneck"
-            )
+            advice = "The 'val_dataloader' does not have many workers which may be slow"
             with trainer_at_work():
                 warnings.warn(advice, stacklevel=1)
                 warnings.warn("something else", stacklevel=1)

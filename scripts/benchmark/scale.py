@@ -29,7 +29,6 @@ from typing import Any
 
 from extras import require_extra
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from tables import line, markdown, spread
 
 import lora_mnist.sweep.folder  # noqa: F401 the resolvers that the configuration needs
@@ -126,11 +125,11 @@ def shipped() -> None:
 
 def summary(sizes: tuple[int, ...]) -> None:
     """Print what summarising sweeps of ``sizes`` jobs takes, as one grid and as two."""
+    from lora_mnist.sweep.command import read_ranking
     from lora_mnist.sweep.summary import summarize
 
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        cfg = compose("train", ["stage=lora"]).sweep
-    columns: Any = OmegaConf.to_container(cfg.columns)
+        ranking = read_ranking(compose("train", ["stage=lora"]))
     print(markdown(["jobs", "one grid, s", "two grids, s"], []))
     with TemporaryDirectory() as folder:
         train("-m", "stage=lora", "digit=9", "trainer.max_steps=5", *pretrain(folder))
@@ -140,7 +139,8 @@ def summary(sizes: tuple[int, ...]) -> None:
             for grids in (1, 2):
                 sweep = Path(folder) / f"{size}-{grids}"
                 generate(job, sweep, size, grids)
-                taken = own_seconds(summarize, sweep, cfg.metric, cfg.mode, columns, "train.py")
+                by = (ranking.metric, ranking.mode, ranking.columns)
+                taken = own_seconds(summarize, sweep, *by, "train.py")
                 cells.append(f"{taken:.1f}")
             print(line(cells), flush=True)
 

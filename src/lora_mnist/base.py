@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from lora_mnist.files import atomic_write
 from lora_mnist.lora import fingerprint
 
 log = logging.getLogger(__name__)
+_info = rank_zero_only(log.info)
 
 #: Where training scripts put the ``state_dict`` in what they save.
 _HOLDERS = ("state_dict", "model_state_dict", "model")
@@ -43,7 +45,8 @@ def read_base(path: Path, net: nn.Module) -> Base:
 
     Accepted are a ``state_dict`` saved with ``torch.save``, a dictionary or a Lightning checkpoint
     that holds one, and safetensors. A prefix that all names share, such as ``module.``, is dropped.
-    Nothing is unpickled but plain values and tensors. Half precision becomes float32.
+    Nothing is unpickled but plain values and tensors. Another precision than that of ``net``, such as
+    half, is converted, and the log says so.
 
     Args:
         path: the file.
@@ -58,8 +61,15 @@ def read_base(path: Path, net: nn.Module) -> Base:
     """
     stat = path.stat()
     stored = _read_tensors(path, stat.st_mtime_ns, stat.st_size)
-    tensors = _fit(stored, net.state_dict())
+    prefix = _common_prefix(stored, net.state_dict())
+    tensors = _fit(stored, net.state_dict(), prefix)
     net.load_state_dict(tensors)
+    others = [(stored[prefix + name].dtype, tensor.dtype) for name, tensor in tensors.items()]
+    for found, kept in sorted({pair for pair in others if pair[0] != pair[1]}, key=str):
+        _info(
+            "%s: %d of %d tensors are %s, and were converted to %s",
+            *(path, others.count((found, kept)), len(tensors), found, kept),
+        )
     return Base(tensors, fingerprint(tensors))
 
 
@@ -79,7 +89,7 @@ def _read_tensors(path: Path, mtime_ns: int, size: int) -> Mapping[str, Tensor]:
     except Exception as error:  # torch.load has no common class for what a damaged file causes
         raise ValueError(
             f"damaged or something else ({type(error).__name__}); expected the weights of a "
-            "network, as torch.save or safetensors writes them"
+            "network, as torch.save(net.state_dict(), ...) or safetensors writes them"
         ) from error
     return _find_tensors(content)
 
@@ -97,9 +107,10 @@ def _find_tensors(content: Any) -> Mapping[str, Tensor]:
     return tensors
 
 
-def _fit(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fit(
+    stored: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str
+) -> dict[str, Tensor]:
     """The stored tensors under the names of ``expected``, once all were found to fit."""
-    prefix = _common_prefix(stored, expected)
     found = {k.removeprefix(prefix): t for k, t in stored.items() if k.startswith(prefix)}
     missing = [name for name in expected if name not in found]
     # What stands outside a prefix belongs to something else, such as a metric or a teacher.

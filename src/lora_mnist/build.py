@@ -125,17 +125,19 @@ def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> None:
 
 
 def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
-    """Put a new adapter as ``cfg.lora`` says on ``net``.
+    """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode; the base stays in eval.
 
     Raises:
         UserError: if a value of ``cfg.lora`` cannot be used.
     """
     with config_group("lora"):
-        add_lora(net, **OmegaConf.to_container(cfg.lora, resolve=True))  # type: ignore[arg-type]
+        add_lora(net, **OmegaConf.to_container(cfg.lora, resolve=True)).train()  # type: ignore[arg-type]
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:
     """Freeze every parameter of ``net`` but those whose full name matches ``pattern``.
+
+    ``net`` is then in train mode, dropout and batch normalisation included.
 
     Raises:
         UserError: if ``pattern`` is no regular expression or matches no parameter.
@@ -151,6 +153,7 @@ def choose_trainable(net: nn.Module, pattern: str) -> None:
         )
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name in chosen)
+    net.train()
 
 
 def build_module(

@@ -1,5 +1,6 @@
 """What a command starts from: the base and the adapters that its configuration names."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,32 +15,66 @@ from lora_mnist.lora import CONFIG_NAME, load_adapter, lora_names, read_base_sha
 
 
 def load_base(cfg: DictConfig, net: nn.Module) -> Base:
-    """Load the base into ``net``; return it, to compare with later.
+    """Load the base into ``net``, in eval mode; return it, to compare with later.
 
     The base is ``cfg.base_ckpt``; where that is null, the base that the first adapter of
     ``cfg.adapter`` was made for, found by its SHA-256, or else the current one.
 
     Raises:
-        UserError: if there is no such file, or it holds no weights of this network.
+        UserError: if there is no such file, it holds no weights of this network, or the adapter's
+            base is none that is kept here.
     """
-    path = Path(cfg.base_ckpt) if cfg.base_ckpt else _base_of_adapter(cfg) or current_base(cfg)
+    # In train mode, whoever asks the base something would move its running statistics.
+    net.eval()
+    if cfg.base_ckpt:
+        return _read(Path(cfg.base_ckpt), cfg, net)
+    needed = _base_of_adapter(cfg)
+    found = find_base(base_folder(cfg), needed) if needed else None
+    if not needed or found:
+        return _read(found or current_base(cfg), cfg, net)
+    # Perhaps it is the current one, whose own file is gone.
+    try:
+        base = _read(current_base(cfg), cfg, net)
+        if base.sha256 == needed or cfg.allow_other_base:
+            return base
+    except UserError:
+        pass
+    raise UserError(
+        f"adapter={adapter_specs(cfg)[0]['path']}: its base, {needed[:12]}..., is not in "
+        f"{base_folder(cfg)}; expected base_ckpt=FILE, the weights that it was trained on, and the "
+        "net and data that belong to them"
+    )
+
+
+def _read(path: Path, cfg: DictConfig, net: nn.Module) -> Base:
     if not path.is_file():
-        choices = "".join(f" {choice}" for choice in _choices(cfg))
-        raise UserError(
-            f"base_ckpt={path}: no such file; make it with: python train.py stage=pretrain{choices}"
-        )
+        is_theirs = path != current_base(cfg)
+        raise UserError(f"base_ckpt={path}: no such file; {_expected(cfg, is_theirs)}")
     try:
         return read_base(path, net)
     except (ValueError, OSError) as error:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
 
 
+def _expected(cfg: DictConfig, is_theirs: bool) -> str:
+    """What to do about a base that is not there; ``is_theirs`` if the user named its file."""
+    weights = f"expected the weights of {cfg.net._target_}"
+    if is_theirs:
+        return weights
+    choices = " ".join(["python train.py stage=pretrain", *_choices(cfg)])
+    is_ours = str(cfg.net._target_).startswith("lora_mnist.")
+    return f"{'' if is_ours else f'{weights} as base_ckpt=FILE; or '}make it with: {choices}"
+
+
 def _choices(cfg: DictConfig) -> list[str]:
     """What a command has to say for the same network and data; nothing for the defaults."""
-    net = str(cfg.net._target_).rpartition(".")[2].lower()
+    module, _, name = str(cfg.net._target_).rpartition(".")
+    chosen = [f"net={name.lower()}"] if name != "MLP" else []
+    if module != "lora_mnist.net":
+        keys = [f"net.{key}={value}".replace(" ", "") for key, value in cfg.net.items()]
+        chosen = ["net=custom", *map(shlex.quote, keys)]
     kind = str(cfg.data._target_).rpartition(".")[2]
     data = "folder" if kind == "FolderDataModule" else str(cfg.data.name)
-    chosen = [f"net={net}"] if net != "mlp" else []
     chosen += [f"data={data}"] if data != "mnist" else []
     return [*chosen, *([f"data.data_dir={cfg.data.data_dir}"] if data == "folder" else [])]
 
@@ -54,10 +89,10 @@ def current_base(cfg: DictConfig) -> Path:
     return base_folder(cfg) / f"{cfg.base_name}.ckpt"
 
 
-def _base_of_adapter(cfg: DictConfig) -> Path | None:
+def _base_of_adapter(cfg: DictConfig) -> str | None:
+    """The SHA-256 of the base that the first adapter was made for."""
     specs = adapter_specs(cfg)
-    sha256 = read_base_sha256(specs[0]["path"]) if specs else None
-    return find_base(base_folder(cfg), sha256) if sha256 else None
+    return read_base_sha256(specs[0]["path"]) if specs else None
 
 
 def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:

@@ -130,7 +130,8 @@ def test_what_peft_would_compute_wrongly_is_told(option: dict[str, Any], tmp_pat
 
 def alphas(pattern: dict[str, Any], layers: list[str]) -> dict[str, float]:
     config = {"alpha_pattern": pattern, "lora_alpha": 1}
-    return {name: of.alpha for name, of in layer_settings(config, dict.fromkeys(layers, 2)).items()}
+    found = layer_settings(config, dict.fromkeys(layers, 2))
+    return {name: of.alpha for name, of in found.items()}
 
 
 LAYERS = ["linear1", "linear2", "a.linear1", "a.b.conv_3", "a.layers.11.q_proj", "x-y.layers.2.k"]

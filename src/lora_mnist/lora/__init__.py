@@ -5,7 +5,7 @@ switches, merges and removes them; :mod:`.adapter` writes and reads them. The pa
 safetensors and the module ``files`` beside it, nothing else.
 """
 
-from .adapter import WEIGHTS_NAME, load_adapter, read_base_sha256, save_adapter
+from .adapter import load_adapter, read_base_sha256, save_adapter
 from .fingerprint import changed_tensors, fingerprint
 from .frozen import freeze_base
 from .layer import LoRAParametrization
@@ -25,6 +25,7 @@ from .model import (
 from .peft_format import CONFIG_NAME
 from .settings import LayerSettings
 from .state import base_state_dict, lora_state_dict
+from .tensor_file import WEIGHTS_NAME
 
 __all__ = [
     "CONFIG_NAME",

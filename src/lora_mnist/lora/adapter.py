@@ -8,18 +8,14 @@ layers have the shapes of :class:`.layer.LoRAParametrization`. The safetensors m
 caller adds.
 """
 
-import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..files import atomic_write
@@ -27,19 +23,24 @@ from .fingerprint import fingerprint
 from .frozen import moved_tensors
 from .layer import LoRAParametrization
 from .model import attach, lora_names, lora_weights, named_adapters
-from .peft_format import CONFIG_NAME, check_targets, layer_settings, read_config, write_config
+from .peft_format import (
+    CONFIG_NAME,
+    check_targets,
+    layer_settings,
+    read_config,
+    warn_of_peft,
+    write_config,
+)
+from .peft_layout import Place, place_of, places_in
 from .settings import LayerSettings, is_number
 from .state import base_state_dict
-from .targets import listed
+from .targets import answers, listed
+from .tensor_file import WEIGHTS_NAME, opened, packed
 from .variants import PiSSAParametrization
 from .weight import Weight, adaptable_weights
 
 log = logging.getLogger(__name__)
 
-WEIGHTS_NAME = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
-_KEY = re.compile(rf"{re.escape(_PREFIX)}(.*)\.lora_[AB]\.weight")
-_LONGEST_HEADER = 16 * 2**20
 _LONGEST_MESSAGE = 500
 
 
@@ -76,33 +77,25 @@ def save_adapter(
             f"the base changed under its adapter: {listed(moved, most=3)}; expected it as it was "
             "at add_lora (freeze_base(model) makes this the base)"
         )
+    weights = {layer: w for layer, w in lora_weights(model).items() if layer in adapters}
     tensors, settings = {}, {}
     for layer, adapter in adapters.items():
         lora_A, lora_B, settings[layer] = _plain_lora(adapter)
-        tensors[f"{_PREFIX}{layer}.lora_A.weight"] = lora_A.detach().cpu().contiguous()
-        tensors[f"{_PREFIX}{layer}.lora_B.weight"] = lora_B.detach().cpu().contiguous()
+        place = place_of(layer, weights[layer])
+        tensors[place.lora_A] = place.turned(lora_A).detach().cpu().contiguous()
+        tensors[place.lora_B] = place.turned(lora_B).detach().cpu().contiguous()
     described = {
         "format": "pt",
         "base_sha256": fingerprint(base_state_dict(model)),
         **(metadata or {}),
     }
+    dropout = max(adapter.dropout for adapter in adapters.values())
     with atomic_write(folder / WEIGHTS_NAME) as path:
-        path.write_bytes(_in_order(save(tensors, described)))
+        path.write_bytes(packed(tensors, described))
     with atomic_write(folder / CONFIG_NAME) as path:
-        write_config(path, model, settings, next(iter(adapters.values())).dropout)
+        write_config(path, model, _of_one_scaling(settings), dropout)
+    warn_of_peft(weights)
     return folder
-
-
-def _in_order(file: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: safetensors writes it in random order.
-
-    The file begins with the length of its header, eight bytes, and the header, which is JSON.
-    """
-    end = 8 + int.from_bytes(file[:8], "little")
-    header = json.loads(file[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return file[:8] + text.ljust(end - 8) + file[end:]
 
 
 def _one_adapter(model: nn.Module, name: str | None) -> dict[str, LoRAParametrization]:
@@ -130,6 +123,13 @@ def _plain_lora(adapter: LoRAParametrization) -> tuple[Tensor, Tensor, LayerSett
         lora_A = torch.cat([lora_A, adapter.start_A])
         lora_B = torch.cat([lora_B, -adapter.start_B], dim=1)
     return lora_A, lora_B, LayerSettings(rank, alpha, use_rslora=use_rslora)
+
+
+def _of_one_scaling(settings: dict[str, LayerSettings]) -> dict[str, LayerSettings]:
+    """The same scalings, all by ``use_rslora`` or none, as PEFT's configuration has it."""
+    if len({of.use_rslora for of in settings.values()}) == 1:
+        return settings
+    return {name: LayerSettings(of.rank, of.scaling * of.rank) for name, of in settings.items()}
 
 
 def load_adapter(
@@ -166,20 +166,27 @@ def load_adapter(
             raise ValueError(f"weight={weight}: expected a finite number")
         config = read_config(folder / CONFIG_NAME)
         weights = adaptable_weights(model)
-        with _opened(folder) as file:
-            settings = _settings(config, file, weights)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        with opened(folder) as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            places = places_in(shapes, weights)
+            _check_keys(shapes, places)
+            check_targets(config, places, answers(weights, model))
+            ranks = {
+                layer: _checked_rank(config, place, weights[layer].base, shapes)
+                for layer, place in places.items()
+            }
+            settings = layer_settings(config, ranks)
+            factors = {layer: _read(file, places[layer], weights[layer]) for layer in places}
             metadata = file.metadata() or {}
-        _check_numbers(tensors, weights)
         _check_base(model, metadata, allow_other_base)
         attach(model, settings, name)
     except ValueError as error:
         raise ValueError(f"{folder}: {_shown(error)}") from error
     with torch.no_grad():
-        for layer in settings:
+        for layer, (lora_A, lora_B) in factors.items():
             adapter = weights[layer].adapters[-1]
-            adapter.lora_A.copy_(tensors[f"{_PREFIX}{layer}.lora_A.weight"])
-            adapter.lora_B.copy_(tensors[f"{_PREFIX}{layer}.lora_B.weight"]).mul_(weight)
+            adapter.lora_A.copy_(lora_A)
+            adapter.lora_B.copy_(lora_B).mul_(weight)
     return model
 
 
@@ -193,7 +200,7 @@ def read_base_sha256(folder: str | Path) -> str | None:
         ValueError: if the folder holds no readable adapter, or what it says is no SHA-256.
     """
     try:
-        with _opened(Path(folder)) as file:
+        with opened(Path(folder)) as file:
             sha256: str | None = (file.metadata() or {}).get("base_sha256")
         if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
             raise ValueError(f"base_sha256={sha256}: expected 64 hexadecimal digits")
@@ -202,76 +209,51 @@ def read_base_sha256(folder: str | Path) -> str | None:
     return sha256
 
 
-@contextmanager
-def _opened(folder: Path) -> Iterator[Any]:
-    """The tensors of ``folder``, not yet read.
-
-    Raises:
-        ValueError: if the file cannot be opened, or what is read from it is damaged.
-    """
-    path = folder / WEIGHTS_NAME
-    if not path.exists() and (pickled := path.with_suffix(".bin")).exists():
-        raise ValueError(
-            f"{pickled.name} is a pickle, which can run code when it is loaded; expected "
-            f"{WEIGHTS_NAME}, which PEFT writes with safe_serialization=True"
-        )
-    try:
-        if not path.is_file():
-            raise OSError("no such file")
-        with path.open("rb") as start:
-            if int.from_bytes(start.read(8), "little") > _LONGEST_HEADER:
-                raise OSError("its header is too long")
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"expected a readable {WEIGHTS_NAME} in it ({error})") from error
-
-
-def _settings(
-    config: Mapping[str, Any], file: Any, weights: Mapping[str, Weight]
-) -> dict[str, LayerSettings]:
-    """How each layer is adapted, once every tensor was found to be expected, and of its shape."""
-    shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    matches = {key: _KEY.fullmatch(key) for key in shapes}
-    if foreign := [key for key, match in matches.items() if not match]:
-        raise ValueError(f"unexpected tensor {foreign[0]} in {WEIGHTS_NAME}")
-    stored = dict.fromkeys(match[1] for match in matches.values() if match)
-    if not stored:
+def _check_keys(keys: Collection[str], places: Mapping[str, Place]) -> None:
+    if not keys:
         raise ValueError(f"{WEIGHTS_NAME} holds no tensor")
-    if unknown := [name for name in stored if name not in weights]:
-        raise ValueError(f"{unknown[0]} is no layer of the model that can be adapted")
-    check_targets(config, stored, weights)
-    ranks = {}
-    for name in stored:
-        rank_or_none = None if config.get("rank_pattern") else config["r"]
-        ranks[name] = _checked_rank(name, rank_or_none, weights[name].base, shapes)
-    return layer_settings(config, ranks)
+    expected = [key for place in places.values() for key in (place.lora_A, place.lora_B)]
+    known = set(expected)
+    if foreign := [key for key in keys if key not in known]:
+        raise ValueError(
+            f"unexpected tensor {foreign[0]} in {WEIGHTS_NAME}: the model has no such layer that "
+            "can be adapted"
+        )
+    if missing := [key for key in expected if key not in keys]:
+        raise ValueError(f"tensor {missing[0]} is missing from {WEIGHTS_NAME}")
 
 
 def _checked_rank(
-    name: str, rank: int | None, weight: Tensor, shapes: Mapping[str, tuple[int, ...]]
+    config: Mapping[str, Any],
+    place: Place,
+    weight: Tensor,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> int:
-    """The rank of both tensors of the layer ``name``, which is ``rank`` unless that is ``None``."""
-    keys = [f"{_PREFIX}{name}.{side}.weight" for side in ("lora_A", "lora_B")]
-    if missing := [key for key in keys if key not in shapes]:
-        raise ValueError(f"tensor {missing[0]} is missing from {WEIGHTS_NAME}")
-    if rank is None:
-        rank = next(iter(shapes[keys[0]]), 0)
-    ones = [1] * (weight.ndim - 2)
-    expected = ((rank, *weight.shape[1:]), (len(weight), rank, *ones))
-    for key, shape in zip(keys, expected, strict=True):
+    """The rank of both factors of one weight, once they were found to have fitting shapes."""
+    side = -1 if place.transposed else 0
+    rank: int = config["r"]
+    if config.get("rank_pattern"):
+        rank = shapes[place.lora_A][side] if shapes[place.lora_A] else 0
+    lora_A = (rank, *weight.shape[1:])
+    lora_B = (len(weight), rank, *[1] * (weight.ndim - 2))
+    for key, expected in ((place.lora_A, lora_A), (place.lora_B, lora_B)):
+        shape = expected[::-1] if place.transposed else expected
         if shapes[key] != shape:
             raise ValueError(f"tensor {key} has shape {shapes[key]}, expected {shape}")
     return rank
 
 
-def _check_numbers(tensors: Mapping[str, Tensor], weights: Mapping[str, Weight]) -> None:
-    for key, tensor in tensors.items():
-        dtype = weights[_KEY.fullmatch(key)[1]].base.dtype  # type: ignore[index]
+def _read(file: Any, place: Place, weight: Weight) -> tuple[Tensor, Tensor]:
+    """``lora_A`` and ``lora_B``, once every number in them was found to be one."""
+    factors = []
+    for key in (place.lora_A, place.lora_B):
+        tensor = file.get_tensor(key)
         if not tensor.is_floating_point():
             raise ValueError(f"tensor {key} holds {tensor.dtype}, expected floating-point numbers")
-        if not torch.isfinite(tensor.to(dtype)).all():
+        if not torch.isfinite(tensor.to(weight.base.dtype)).all():
             raise ValueError(f"tensor {key} holds NaN or infinity")
+        factors.append(place.turned(tensor))
+    return factors[0], factors[1]
 
 
 def _check_base(model: nn.Module, metadata: Mapping[str, str], allow_other_base: bool) -> None:

@@ -69,7 +69,7 @@ def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
     Returns:
         The same ``model``.
     """
-    unfreeze_mode(model)
+    release_base(model)
     for module in model.modules():
         if not isinstance(module, LoRAParametrization):
             for parameter in module.parameters(recurse=False):
@@ -78,7 +78,7 @@ def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
     return model
 
 
-def unfreeze_mode(model: nn.Module) -> None:
+def release_base(model: nn.Module) -> None:
     """Let ``model.train()`` reach the base again; its parameters stay frozen."""
     for _, frozen in _frozen_bases(model):
         frozen.remove()

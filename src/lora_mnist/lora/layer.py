@@ -45,6 +45,7 @@ class LoRAParametrization(nn.Module):
         scaling: the factor of the update, ``alpha / rank``, or ``alpha / sqrt(rank)`` with
             ``use_rslora``.
         enabled: whether the update is applied. Without it the layer computes the base exactly.
+        was_trainable: whether ``weight`` required a gradient before.
     """
 
     def __init__(self, weight: Tensor, settings: LayerSettings, name: str = "default") -> None:
@@ -56,6 +57,7 @@ class LoRAParametrization(nn.Module):
         self.dropout = settings.dropout
         self.name = name
         self.enabled = True
+        self.was_trainable = weight.requires_grad
         rows, *columns = weight.shape
         self.lora_A = nn.Parameter(weight.new_empty(self.rank, *columns))
         self.lora_B = nn.Parameter(weight.new_zeros(rows, self.rank, *[1] * (weight.ndim - 2)))
@@ -71,9 +73,9 @@ class LoRAParametrization(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, of ``weight``'s shape; what ``layer.weight`` reads as."""
         if not self.enabled:
-            # In grad mode it requires a gradient, as with the adapter and as before there was one:
-            # attention takes another path, with other rounding, where no weight does.
-            return weight.detach().requires_grad_() if torch.is_grad_enabled() else weight
+            # As before it was frozen: torch's attention and recurrent layers take another path,
+            # and round otherwise, where a weight requires no gradient.
+            return weight.detach().requires_grad_() if self.was_trainable else weight
         return weight + self.product().view_as(weight) * self.scaling
 
     def product(self) -> Tensor:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from .frozen import freeze_base, is_base_frozen, unfreeze_mode
+from .frozen import freeze_base, is_base_frozen, release_base
 from .layer import LoRAParametrization
 from .settings import LayerSettings
 from .targets import by_pattern, listed, target_weights
@@ -207,6 +207,10 @@ def set_lora_enabled(model: nn.Module, enabled: bool, name: str | None = None) -
 def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
     """Inside the ``with`` block ``model`` is its base; afterwards each adapter is as it was.
 
+    The base is in eval mode; see :func:`.frozen.freeze_base`. To compare it bit for bit with the
+    network before :func:`add_lora`, compute both under ``torch.no_grad()``: in grad mode, torch's
+    attention takes another path, with other rounding, once its weights are frozen.
+
     Args:
         model: network whose layers carry LoRA.
         name: switch this adapter alone off; ``None`` for every one.
@@ -243,7 +247,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
     named_adapters(model)
     for weight in lora_weights(model).values():
         weight.take_off(merge=True)
-    unfreeze_mode(model)
+    release_base(model)
     return model
 
 
@@ -267,5 +271,5 @@ def remove_lora(model: nn.Module) -> nn.Module:
             raise ValueError(f"{name}.weight carries another parametrization beside LoRA")
     for weight in weights.values():
         weight.take_off(merge=False)
-    unfreeze_mode(model)
+    release_base(model)
     return model

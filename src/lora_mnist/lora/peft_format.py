@@ -18,8 +18,10 @@ from typing import Any
 
 from torch import nn
 
+from .peft_layout import is_known_to_peft
 from .settings import LayerSettings
-from .targets import ends_in
+from .targets import ends_in, listed
+from .weight import Weight
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -46,17 +48,14 @@ _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def write_config(
-    path: Path,
-    model: nn.Module,
-    settings: Mapping[str, LayerSettings],
-    dropout: float,
+    path: Path, model: nn.Module, settings: Mapping[str, LayerSettings], dropout: float
 ) -> None:
     """Write to ``path`` what PEFT needs to know of the layers of ``model`` in ``settings``.
 
     Args:
         path: the file to write.
         model: the network that carries the adapter.
-        settings: rank and scaling of each adapted layer.
+        settings: rank and scaling of each layer, with ``use_rslora`` for all or none.
         dropout: what the adapter was trained with.
     """
     # A key fits every layer whose name ends in it, unless it is tied to the start.
@@ -81,21 +80,6 @@ def write_config(
         "bias": "none",
     }
     path.write_text(json.dumps(config, indent=2) + "\n")
-    for name in settings:
-        _warn_of_convolution(name, model.get_submodule(name))
-
-
-def _warn_of_convolution(name: str, layer: nn.Module) -> None:
-    """Of what PEFT, which sets up ``lora_A`` by stride and padding alone, would compute wrongly."""
-    if not isinstance(layer, nn.Conv2d):
-        return
-    for option, usual in {"dilation": (1, 1), "padding_mode": "zeros"}.items():
-        if (value := getattr(layer, option)) != usual:
-            warnings.warn(
-                f"{name} has {option}={value}, which PEFT ignores: there the saved adapter would "
-                "compute something else",
-                stacklevel=4,
-            )
 
 
 def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
@@ -105,7 +89,27 @@ def _target_modules(model: nn.Module, names: list[str]) -> list[str] | str:
         for name, _ in model.named_modules()
         if "parametrizations" not in name.split(".") and any(ends_in(name, end) for end in names)
     }
-    return names if found == set(names) else "|".join(re.escape(name) for name in names)
+    return names if found <= set(names) else "|".join(re.escape(name) for name in names)
+
+
+def warn_of_peft(weights: Mapping[str, Weight]) -> None:
+    """Warn of the adapted ``weights`` that PEFT would leave alone, or compute otherwise."""
+    unknown = [name for name, weight in weights.items() if not is_known_to_peft(weight)]
+    if unknown:
+        _warn(f"PEFT has no adapter for {listed(unknown)}: use the saved adapter here")
+    for name, weight in weights.items():
+        for option, usual in {"dilation": 1, "padding_mode": "zeros"}.items():
+            value = getattr(weight.module, option, usual)
+            if {usual} != {*(value if isinstance(value, tuple) else [value])}:
+                # PEFT sets up lora_A by stride and padding alone.
+                _warn(
+                    f"{name} has {option}={value}, which PEFT ignores: there the saved adapter "
+                    "would compute something else"
+                )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -160,11 +164,11 @@ def _is_list_of_str(value: Any) -> bool:
 
 
 def layer_settings(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, LayerSettings]:
-    """How each layer is adapted.
+    """How each weight is adapted.
 
     Args:
         config: from :func:`read_config`.
-        ranks: the layers by name, and their ranks as the tensors show them.
+        ranks: the weights by name, and their ranks as the factors show them.
 
     Raises:
         ValueError: if a value is out of range, or a key of ``alpha_pattern`` cannot be used.
@@ -213,28 +217,30 @@ def _alphas(pattern: Mapping[str, Any], names: Collection[str], default: Any) ->
 
 
 def check_targets(
-    config: Mapping[str, Any], stored: Collection[str], names: Collection[str]
+    config: Mapping[str, Any], stored: Collection[str], names: Mapping[str, Collection[str]]
 ) -> None:
-    """Compare a list in ``target_modules`` with the layers that the tensors belong to.
+    """Compare a list in ``target_modules`` with the weights whose factors are stored.
 
     Args:
         config: from :func:`read_config`. A regular expression is not compared.
-        stored: the layers that have tensors.
-        names: every layer of the network that could be adapted.
+        stored: the weights that have factors.
+        names: the names to which each adaptable weight of the network answers.
 
     Raises:
-        ValueError: if the list omits a stored layer, or names one that is not stored.
+        ValueError: if the list omits a stored weight, or names one that is not stored.
     """
     chosen, excluded = config["target_modules"], config.get("exclude_modules") or []
     if isinstance(chosen, str) or isinstance(excluded, str):
         return
-    targeted = {n for n in names if _is_in(chosen, n) and not _is_in(excluded, n)}
-    if omitted := [name for name in stored if name not in targeted]:
-        raise ValueError(f"unexpected tensors of {omitted[0]}, which target_modules={chosen} omits")
-    if missing := [name for name in names if name in targeted and name not in stored]:
-        raise ValueError(f"the tensors of {missing[0]} are missing, which target_modules names")
+    chosen_ends, excluded_ends = set(chosen), set(excluded)
+    for name, of_one in names.items():
+        is_named = _is_any_in(chosen_ends, of_one) and not _is_any_in(excluded_ends, of_one)
+        if name in stored and not is_named:
+            raise ValueError(f"unexpected tensors of {name}, which target_modules={chosen} omits")
+        if is_named and name not in stored:
+            raise ValueError(f"the tensors of {name} are missing, which target_modules names")
 
 
-def _is_in(ends: list[str], name: str) -> bool:
-    parts = name.split(".")
-    return any(".".join(parts[first:]) in ends for first in range(len(parts)))
+def _is_any_in(ends: set[str], names: Collection[str]) -> bool:
+    parts = [name.split(".") for name in names]
+    return any(".".join(of[first:]) in ends for of in parts for first in range(len(of)))

@@ -40,13 +40,12 @@ def target_weights(
             raise _nothing_matches(target_modules, "a linear or a conv2d layer", weights)
         return chosen
     entries = _entries(target_modules)
-    modules = dict(model.named_modules())
-    names = {name: _names(name, modules) for name in weights}
+    names = answers(weights, model)
     for entry, is_named in entries.items():
-        if not any(is_named(name) for answers in names.values() for name in answers):
+        if not any(is_named(name) for of_one in names.values() for name in of_one):
             what = "a layer" if entry == target_modules else f"a layer with {entry}"
             raise _nothing_matches(target_modules, what, weights)
-    _warn_of_the_rest(target_modules, entries.values(), modules, weights)
+    _warn_of_the_rest(target_modules, entries.values(), model, weights)
     return {
         name: weight
         for name, weight in weights.items()
@@ -83,10 +82,14 @@ def ends_in(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
 
-def _names(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
-    """The names to which the weight ``name`` answers."""
-    parent = name.rpartition(".")[0]
-    return [name, parent] if isinstance(modules[parent], _SEVERAL) else [name]
+def answers(weights: Collection[str], model: nn.Module) -> dict[str, list[str]]:
+    """The names to which each of ``weights`` of ``model`` answers: its own, or its layer's too."""
+    modules = dict(model.named_modules())
+    parents = {name: name.rpartition(".")[0] for name in weights}
+    return {
+        name: [name, parent] if isinstance(modules[parent], _SEVERAL) else [name]
+        for name, parent in parents.items()
+    }
 
 
 def _nothing_matches(target_modules: Any, what: str, names: Collection[str]) -> ValueError:
@@ -104,13 +107,13 @@ def listed(names: Collection[str], most: int = 20) -> str:
 def _warn_of_the_rest(
     target_modules: Any,
     entries: Iterable[Callable[[str], bool]],
-    modules: Mapping[str, nn.Module],
+    model: nn.Module,
     weights: Mapping[str, Weight],
 ) -> None:
     adaptable = {weight.module for weight in weights.values()}
     rest = [
         name
-        for name, module in modules.items()
+        for name, module in model.named_modules()
         if module not in adaptable
         and any(True for _ in module.parameters(recurse=False))
         and "parametrizations" not in name.split(".")

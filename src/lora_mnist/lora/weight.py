@@ -48,10 +48,18 @@ class Weight(NamedTuple):
     @property
     def base(self) -> Tensor:
         """The weight without any adapter; reading it from the layer would build the dense sum."""
-        steps = self.steps
-        is_ours = bool(steps) and isinstance(steps[0], LoRAParametrization)
-        tensor: Tensor = steps.original if is_ours else getattr(self.module, self.tensor)
-        return tensor.detach()
+        steps: Any = self.steps
+        if not steps:
+            tensor: Tensor = getattr(self.module, self.tensor)
+        elif isinstance(steps[0], LoRAParametrization):
+            tensor = steps.original
+        else:
+            # Somebody else's parametrization; in train mode, reading it may change its buffers.
+            was_training = steps.training
+            steps.eval()
+            tensor = getattr(self.module, self.tensor)
+            steps.train(was_training)
+        return tensor
 
     @property
     def is_factored(self) -> bool:
