@@ -75,15 +75,44 @@ def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
     assert load_base(cfg, build_net(cfg)).sha256 == fingerprint(other)
 
 
-def test_without_its_own_base_an_adapter_is_tried_on_the_current_one(outputs: Path) -> None:
-    small_base(outputs, seed=1)
+def test_the_current_base_may_be_the_adapters_own(outputs: Path) -> None:
+    """Its own file may be gone."""
     cfg = eval_config(outputs, "adapter=latest")
+    assert [path.name for path in (outputs / "base").iterdir()] == ["mnist.ckpt"]
+    net = build_net(cfg)
+    load_base(cfg, net)
+    assert load_adapters(cfg, net) == ["2026-01-02_b"]
+
+
+def test_another_base_than_the_adapters_own_is_only_taken_where_allowed(outputs: Path) -> None:
+    other = small_base(outputs, seed=1)
+    cfg = eval_config(outputs, "adapter=latest")
+    with pytest.raises(UserError) as caught:
+        load_base(cfg, build_net(cfg))
+    adapter = outputs / "lora" / "2026-01-02_b" / "adapter"
+    assert str(caught.value).startswith(f"adapter={adapter}: its base, ")
+    assert f", is not in {outputs}/base; expected base_ckpt=FILE, the weights" in str(caught.value)
+    cfg = eval_config(outputs, "adapter=latest", f"base_ckpt={other}")
     net = build_net(cfg)
     load_base(cfg, net)
     with pytest.raises(UserError, match="expected the same base, or allow_other_base=true"):
         load_adapters(cfg, net)
     cfg = eval_config(outputs, "adapter=latest", "allow_other_base=true")
+    net = build_net(cfg)
+    assert load_base(cfg, net).sha256 == fingerprint(net.state_dict())
     assert load_adapters(cfg, net) == ["2026-01-02_b"]
+
+
+def test_a_network_of_ones_own_has_weights_of_ones_own(tmp_path: Path) -> None:
+    options = ("net=custom", "net._target_=composed.Unsteady", f"paths.outputs={tmp_path}")
+    expected = "expected the weights of composed.Unsteady"
+    for more, message in (
+        ((), f"mnist_custom.ckpt: no such file; {expected} as base_ckpt=FILE; or make some with: "),
+        ((f"base_ckpt={tmp_path}/mine.pt",), f"mine.pt: no such file; {expected}"),
+    ):
+        cfg = composed("eval", *options, *more)
+        with pytest.raises(UserError, match=f"^base_ckpt={tmp_path}/.*{message}"):
+            load_base(cfg, build_net(cfg))
 
 
 @pytest.mark.parametrize(

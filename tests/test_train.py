@@ -597,6 +597,7 @@ def test_notebook_experiment_composes_its_stages() -> None:
     assert lora.lora == {
         **{"rank": 1, "alpha": 1.0, "target_modules": "all", "init": "gaussian", "init_std": 1.0},
         **{"use_rslora": False, "dropout": 0.0, "rank_pattern": None, "alpha_pattern": None},
+        "base_dropout": False,
     }
     assert "lora" not in composed("train", "stage=finetune")
 

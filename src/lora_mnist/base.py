@@ -137,8 +137,10 @@ def _fit(
 
 def _common_prefix(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """What the stored names have in front of the expected ones: where most of these are found."""
-    some = next(iter(expected), "")
-    prefixes = {key.removesuffix(some) for key in stored if key.endswith(some)} | {""}
+    prefixes = {""}
+    for key in stored:
+        parts = key.split(".")[:-1]
+        prefixes |= {".".join([*parts[:depth], ""]) for depth in (1, 2, 3) if depth <= len(parts)}
     return max(sorted(prefixes), key=lambda p: sum(p + name in stored for name in expected))
 
 

@@ -5,13 +5,14 @@ the run's folder, is an argument.
 """
 
 import inspect
+import pydoc
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -71,25 +72,44 @@ def build_net(cfg: DictConfig) -> nn.Module:
     Raises:
         UserError: if a value of ``cfg.net`` cannot be used.
     """
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # a network of the user's own is in the folder where he stands
+    kind = _configured_class(cfg)
     try:
         with config_group("net"):
             net: Any = instantiate(cfg.net, _convert_="all")
     except UserError as error:
-        raise UserError(f"{error}{_signature(cfg.net)}") from error
+        raise UserError(f"{error}{_signature(cfg, kind)}") from error
     if not isinstance(net, nn.Module):
-        kind = type(net).__name__
-        raise UserError(f"net._target_={cfg.net._target_}: gives a {kind}; expected an nn.Module")
+        found = type(net).__name__
+        raise UserError(f"net._target_={cfg.net._target_}: gives a {found}; expected an nn.Module")
     return net
 
 
-def _signature(net: DictConfig) -> str:
+def _configured_class(cfg: DictConfig) -> Any:
+    """What ``cfg.net._target_`` names: a class, or a function that returns a network."""
+    if OmegaConf.is_missing(cfg.net, "_target_"):
+        raise UserError("net._target_: missing; expected a class, as net._target_=my_nets.Net")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # a network of the user's own is in the folder where he stands
+    target = f"net._target_={cfg.net._target_}"
+    try:
+        kind = pydoc.locate(str(cfg.net._target_))
+    except pydoc.ErrorDuringImport as error:
+        raise UserError(f"{target}: {one_line(error)}") from error
+    if kind is None:
+        raise UserError(
+            f"{target}: not found; expected MODULE.CLASS, with MODULE in {here} or installed"
+        )
+    return kind
+
+
+def _signature(cfg: DictConfig, kind: Any) -> str:
     """What the configured class takes, to end an error message."""
     try:
-        return f"; it takes {inspect.signature(get_object(net._target_))}"
-    except Exception:  # it cannot be imported: the message says so already
-        return ""
+        takes = f"; it takes {inspect.signature(kind)}"
+    except (TypeError, ValueError):  # as some that are written in C
+        takes = ""
+    is_ours = str(cfg.net._target_).startswith("lora_mnist.")
+    return takes if is_ours else f"{takes}; net=custom passes on what you say as net.KEY=VALUE alone"
 
 
 @torch.no_grad()
@@ -183,13 +203,16 @@ def build_module(
     with config_group("optimizer"):
         settings = {key: value for key, value in cfg.optimizer.items() if key != "lr_ratio"}
         optimizer = instantiate(settings)
-        optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
+        first = optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
     with config_group("scheduler"):
         scheduler = instantiate(cfg.scheduler) if cfg.scheduler else None
     if scheduler and -1 in scheduler.keywords.values():
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
+    with config_group("scheduler"):
+        if scheduler:
+            scheduler(first)
     with config_group("optimizer"):
         return ClassifierModule(
             net,

@@ -48,22 +48,22 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
 
 def _read(path: Path, cfg: DictConfig, net: nn.Module) -> Base:
     if not path.is_file():
-        is_theirs = path != current_base(cfg)
-        raise UserError(f"base_ckpt={path}: no such file; {_expected(cfg, is_theirs)}")
+        raise UserError(f"base_ckpt={path}: no such file; {_expected(cfg, path)}")
     try:
         return read_base(path, net)
     except (ValueError, OSError) as error:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
 
 
-def _expected(cfg: DictConfig, is_theirs: bool) -> str:
-    """What to do about a base that is not there; ``is_theirs`` if the user named its file."""
+def _expected(cfg: DictConfig, path: Path) -> str:
+    """What to do about a base that is not there."""
+    command = " ".join(["python train.py stage=pretrain", *_choices(cfg)])
+    if str(cfg.net._target_).startswith("lora_mnist."):
+        return f"make it with: {command}"
     weights = f"expected the weights of {cfg.net._target_}"
-    if is_theirs:
+    if path != current_base(cfg):
         return weights
-    choices = " ".join(["python train.py stage=pretrain", *_choices(cfg)])
-    is_ours = str(cfg.net._target_).startswith("lora_mnist.")
-    return f"{'' if is_ours else f'{weights} as base_ckpt=FILE; or '}make it with: {choices}"
+    return f"{weights} as base_ckpt=FILE; or make some with: {command}"
 
 
 def _choices(cfg: DictConfig) -> list[str]:
@@ -92,7 +92,10 @@ def current_base(cfg: DictConfig) -> Path:
 def _base_of_adapter(cfg: DictConfig) -> str | None:
     """The SHA-256 of the base that the first adapter was made for."""
     specs = adapter_specs(cfg)
-    return read_base_sha256(specs[0]["path"]) if specs else None
+    try:
+        return read_base_sha256(specs[0]["path"]) if specs else None
+    except ValueError as error:
+        raise UserError(f"adapter={one_line(error)}") from error
 
 
 def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:

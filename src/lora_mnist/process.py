@@ -14,8 +14,9 @@ _M_MMAP_THRESHOLD = -3
 def lasting_imports() -> Iterator[None]:
     """Around imports that last as long as the process: the garbage collector skips them.
 
-    torch and Lightning make about a million objects. Searching them for garbage takes half a
-    second while they are imported, and a whole second when the process ends.
+    torch and Lightning make about half a million objects. Searching them for garbage takes nearly
+    a second while they are imported, and another when the process ends
+    (``scripts/benchmark/run.py --process`` measures both functions of this module).
     """
     enabled, known = gc.isenabled(), len(sys.modules)
     gc.disable()
@@ -32,7 +33,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next request instead of returning it to the system.
 
     A layer's output for a thousand images takes megabytes. Returned and asked for again with every
-    batch, it arrives as new pages that the kernel has to clear: a fifth of the time of a test.
+    batch, it arrives as new pages that the kernel has to clear: a tenth to a fifth of a test's time.
     Without glibc nothing happens.
     """
     import ctypes  # late: a command that only prints does without
