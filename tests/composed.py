@@ -3,10 +3,12 @@
 import copy
 import io
 import logging
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from helpers.commands import ROOT
@@ -85,6 +87,24 @@ def _trained(seed: int) -> dict[str, Tensor]:
         torch.nn.functional.cross_entropy(logits, labels[chosen]).backward()
         adam.step()
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+@lru_cache
+def few_images() -> tuple[str, ...]:
+    """What makes a command see 4,000 training images, 500 of them held out, and 500 test images."""
+    raw = Path(_images.name, "MNIST", "raw")
+    raw.mkdir(parents=True)
+    for name, train, count in (("train", True, 4_000), ("t10k", False, 500)):
+        images, labels = load_images("MNIST", ROOT / "data", train=train)
+        for kind, tensor in (("images-idx3", images[:count, 0]), ("labels-idx1", labels[:count])):
+            # Type and number of dimensions, the dimensions, the bytes.
+            header = struct.pack(f">BBBB{tensor.ndim}I", 0, 0, 8, tensor.ndim, *tensor.shape)
+            content = tensor.to(torch.uint8).contiguous().numpy().tobytes()
+            (raw / f"{name}-{kind}-ubyte").write_bytes(header + content)
+    return (f"data.data_dir={_images.name}", "data.val_size=500")
+
+
+_images = TemporaryDirectory()
 
 
 @contextmanager

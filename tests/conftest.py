@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from composed import composed
 from helpers.commands import ROOT, Outcome, run_process
 from helpers.nets import TinyNet
 
@@ -53,13 +54,15 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
 @pytest.fixture(scope="session")
 def base_ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base pretrained for a few steps on the real data."""
+    from lora_mnist.train import train
+
     folder = tmp_path_factory.mktemp("base")
-    done = run_process(
-        *("train.py", "stage=pretrain", "trainer.max_steps=100", "data.batch_size=50"),
-        *(f"base_ckpt={folder}/base.ckpt", f"hydra.run.dir={folder}/pretrain"),
-        f"paths.outputs={folder}/outputs",
+    (folder / "pretrain").mkdir()
+    options = ("stage=pretrain", "trainer.max_steps=100", "data.batch_size=50")
+    cfg = composed(
+        *("train", *options, f"base_ckpt={folder}/base.ckpt"), f"paths.outputs={folder}/outputs"
     )
-    assert done.returncode == 0, done.stderr
+    train(cfg, folder / "pretrain")
     return folder / "base.ckpt"
 
 

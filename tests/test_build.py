@@ -98,7 +98,7 @@ def test_data_that_cannot_be_used(tmp_path: Path, override: str, target: Any, me
     ("override", "message"),
     [
         ("net.hidden_sizes=[0]", r"net.hidden_sizes=\[0\]: expected integers >= 1"),
-        ("net._target_=nets.Net", "net: Error locating target 'nets.Net'|net: Error loading"),
+        ("net._target_=nets.Net", "net._target_=nets.Net: not found; expected MODULE.CLASS, with"),
         ("+net.nope=1", "net: .*unexpected keyword argument 'nope'"),
     ],
 )

@@ -67,8 +67,6 @@ def test_an_experiment_names_the_stage(cli: Any, base: str, tmp_path: Path) -> N
 #: One of each group; the functions that refuse them know the others.
 MISTAKES = {
     "digit=10": "digit=10: expected null, a class from 0 to 9",
-    "seed=-1": "seed=-1: expected an integer from 0 to 4294967295",
-    "data.batch_size=0": "data.batch_size=0: expected an integer >= 1",
     "net.hidden_sizes=[0]": "net.hidden_sizes=[0]: expected integers >= 1",
     "lora.rank=0": "lora.rank=0: expected an integer >= 1",
     "loss.fit=l1": "loss.fit=l1: expected one of cross_entropy, hinge",
@@ -76,7 +74,6 @@ MISTAKES = {
     "trainer.devices=0": "trainer.devices=0: ",
     "+callbacks.checkpoint.nope=1": "callbacks: ModelCheckpoint.__init__() got an unexpected",
     "+adapter=x": "adapter=x: nothing reads this key with stage=lora; expected one of",
-    "ckpt_path=/none": "ckpt_path=/none: expected a checkpoint of stage=lora",
     "base_ckpt=/none": "base_ckpt=/none: no such file; make it with: python train.py stage=pretr",
 }
 
@@ -101,8 +98,6 @@ def test_a_mistake_is_one_line(cli: Any, base: str, tmp_path: Path, override: st
     ("override", "message"),
     [
         ("stage=nope", "Available options in 'stage'"),
-        ("data=nope", "Available options in 'data'"),
-        ("nope=1", "Key 'nope' is not in struct"),
         ("lora.nope=1", "Key 'nope' is not in struct"),
     ],
 )
@@ -192,13 +187,10 @@ def test_commands_run_from_any_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "lines"),
     [
-        (
+        pytest.param(  # Hydra takes a second and a half to list all groups
             ("train.py", "--help"),
-            [
-                "train.py stage=pretrain",
-                "train.py stage=lora digit=9",
-                "train.py stage=lora --help",
-            ],
+            ["stage=pretrain", "train.py stage=lora digit=9", "train.py stage=lora --help"],
+            marks=pytest.mark.slow,
         ),
         (("train.py", "stage=lora", "--cfg", "job", "--resolve"), ["target_modules: all"]),
         (("eval.py", "--cfg", "job"), ["stage: eval", "adapter: null"]),

@@ -101,7 +101,8 @@ def test_a_notebook_gets_the_results_back(
     assert OmegaConf.to_yaml(cfg) == before
     assert results == read_results(only_run(tmp_path, "eval"))
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "classes", "mean", "std", "steps", "parameters"),
+        *("stage", "dataset", "seed", "digit", "target", "classes", "mean", "std"),
+        *("steps", "parameters"),
         *("test", "base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
     assert results["test"]["accuracy"] > 0.8
@@ -121,11 +122,12 @@ def test_stacks_adapters_and_tests_each(made: Made, tmp_path: Path) -> None:
     assert abs(found["test"]["errors"] - found["test_base"]["errors"]) <= 2
     adapter = {"path": f"{made.run}/adapter", "weight": -1, "name": "minus"}
     assert found["adapter"] == [str(made.run), adapter]
-    rows = {"base": found["test_base"], **found["each"], "all adapters": found["test"]}
+    columns = (found["test_base"], *found["each"].values(), found["test"])
     lines = text.getvalue().splitlines()
     table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
-    for name, outcome in rows.items():
-        assert [name, *map(str, outcome["errors_per_class"]), str(outcome["errors"])] in table
+    for c, name in enumerate(found["classes"]):
+        assert [name, *(str(outcome["errors_per_class"][c]) for outcome in columns)] in table
+    assert ["all", *(str(outcome["errors"]) for outcome in columns)] in table
 
 
 def test_each_tells_no_logger(made: Made, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from lora_mnist.results import (
 
 def data(target: Any = None) -> Any:
     targets = [target] if isinstance(target, int) else target
-    values = {"classes": ["cat", "dog", "owl"], "mean": 0.5, "std": 0.25}
+    names = ["cat", "dog", "owl"]
+    values = {"classes": names, "short_names": names, "mean": 0.5, "std": 0.25}
     return SimpleNamespace(name="mnist", target=target, targets=targets, **values)
 
 
@@ -53,21 +54,30 @@ def test_the_clock_measures_parts_and_the_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "expected"), [(None, None), (2, 30), ([0, 2], 31), ([1], 4), (0, 1)]
+    ("target", "name", "expected"),
+    [
+        (None, None, None),
+        (2, "owl", 30),
+        ([0, 2], ["cat", "owl"], 31),
+        ([1], ["dog"], 4),
+        (0, "cat", 1),
+    ],
 )
 def test_results_tell_the_errors_on_the_target(
-    tiny: TinyNet, target: Any, expected: int | None
+    tiny: TinyNet, target: Any, name: Any, expected: int | None
 ) -> None:
     cfg = composed("train", "stage=lora", "seed=5")
     outcomes = {"val": outcome(1, 4, 30), "test": outcome(1, 4, 30)}
     results = collect_results(cfg, data(target), tiny, outcomes, Clock(), steps=7)
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "classes", "mean", "std", "steps", "parameters"),
+        *("stage", "dataset", "seed", "digit", "target", "classes", "mean", "std"),
+        *("steps", "parameters"),
         *("val", "test"),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
     assert [results[k] for k in ("stage", "dataset", "seed", "steps")] == ["lora", "mnist", 5, 7]
     assert results["digit"] == target
+    assert results["target"] == name
     assert [results[key] for key in ("classes", "mean", "std")] == [
         ["cat", "dog", "owl"],
         0.5,
@@ -85,10 +95,14 @@ def test_results_tell_the_errors_on_the_target(
 
 def test_a_class_by_name_is_told_by_number(tiny: TinyNet) -> None:
     named = data()
-    for named.target, named.targets, digit in (("owl", [2], 2), (["owl", 0], [2, 0], [2, 0])):
+    for named.target, named.targets, digit, names in (
+        ("owl", [2], 2, "owl"),
+        (["owl", 0], [2, 0], [2, 0], ["owl", "cat"]),
+    ):
         cfg = composed("train", "stage=lora")
         results = collect_results(cfg, named, tiny, {"test": outcome(1, 4, 30)}, Clock())
         assert results["digit"] == digit
+        assert results["target"] == names
 
 
 def test_a_command_without_a_seed_has_none(tiny: TinyNet) -> None:

@@ -16,6 +16,7 @@ NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def main() -> None:
+    """Write the images; the same ones each time."""
     digits, photographs = load_digits(), load_sample_images().images
     generator = numpy.random.default_rng(0)
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):

@@ -1,9 +1,11 @@
-"""A small convolutional network with batch normalisation: (N, 3, H, W) images to (N, 10) logits."""
+"""A network of somebody's own."""
 
 from torch import Tensor, nn
 
 
 class Net(nn.Module):
+    """Convolutions with batch normalisation, from images, (N, 3, H, W), to logits, (N, 10)."""
+
     def __init__(self, width: int = 8, num_classes: int = 10) -> None:
         super().__init__()
         self.features = nn.Sequential(
@@ -16,5 +18,6 @@ class Net(nn.Module):
 
 
 def block(inputs: int, outputs: int) -> list[nn.Module]:
+    """A convolution and what follows it; height and width are halved."""
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]

@@ -11,6 +11,7 @@ FEW = 30
 
 
 def main() -> None:
+    """Train for eight epochs and write mine.pt."""
     torch.manual_seed(0)
     folder = ImageFolder("photos/train", pil_to_tensor)
     images = torch.stack([image for image, _ in folder]) / 255

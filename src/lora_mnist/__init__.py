@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         remove_lora,
         save_adapter,
         set_lora_enabled,
+        trainable_parameters,
     )
     from lora_mnist.metrics import compare_errors
     from lora_mnist.net import CNN, MLP
@@ -39,6 +40,7 @@ __all__ = [
     "remove_lora",
     "save_adapter",
     "set_lora_enabled",
+    "trainable_parameters",
 ]
 
 

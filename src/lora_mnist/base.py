@@ -45,8 +45,8 @@ def read_base(path: Path, net: nn.Module) -> Base:
 
     Accepted are a ``state_dict`` saved with ``torch.save``, a dictionary or a Lightning checkpoint
     that holds one, and safetensors. A prefix that all names share, such as ``module.``, is dropped.
-    Nothing is unpickled but plain values and tensors. Another precision than that of ``net``, such as
-    half, is converted, and the log says so.
+    Nothing is unpickled but plain values and tensors. Another precision than that of ``net``, such
+    as half, is converted, and the log says so.
 
     Args:
         path: the file.
@@ -156,7 +156,9 @@ def _shape(tensor: Tensor) -> str:
 def _checked(name: str, tensor: Tensor, expected: Tensor) -> Tensor:
     """``tensor`` in the dtype of ``expected``, finite."""
     if tensor.dtype != expected.dtype:
-        if tensor.is_floating_point() != expected.is_floating_point():
+        # With the rest a counter may have become half precision; no weight was an integer.
+        is_whole = torch.equal(tensor, tensor.trunc()) and not expected.is_floating_point()
+        if tensor.is_floating_point() != expected.is_floating_point() and not is_whole:
             raise ValueError(f"{name} holds {tensor.dtype}; expected {expected.dtype}")
         tensor = tensor.to(expected.dtype)
     if tensor.is_floating_point() and not tensor.isfinite().all():

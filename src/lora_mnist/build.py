@@ -47,12 +47,12 @@ def require_bool(cfg: DictConfig, key: str) -> None:
         raise UserError(f"{key}={value}: expected true or false")
 
 
-def build_data(cfg: DictConfig, stage: str, target: Target = None, **changes: Any) -> Any:
+def build_data(cfg: DictConfig, stage: str | None, target: Target = None, **changes: Any) -> Any:
     """The data of ``cfg.data``, with the images of ``stage``: "fit" or "test".
 
     Args:
         cfg: the run's configuration.
-        stage: what the images are for.
+        stage: what the images are for; ``None``: no images, only their mean and deviation.
         target: train on this class, or these classes, alone.
         changes: arguments of the data module that differ from ``cfg.data``.
 
@@ -61,8 +61,11 @@ def build_data(cfg: DictConfig, stage: str, target: Target = None, **changes: An
     """
     with config_group("data"):
         data: ImageDataModule = instantiate(cfg.data, target=target, _convert_="all", **changes)
-        data.prepare_data()
-        data.setup(stage)
+        if stage is None:
+            data.measure()
+        else:
+            data.prepare_data()
+            data.setup(stage)
     return data
 
 
@@ -109,7 +112,10 @@ def _signature(cfg: DictConfig, kind: Any) -> str:
     except (TypeError, ValueError):  # as some that are written in C
         takes = ""
     is_ours = str(cfg.net._target_).startswith("lora_mnist.")
-    return takes if is_ours else f"{takes}; net=custom passes on what you say as net.KEY=VALUE alone"
+    # net=custom alone leaves the group open, and comes without keys of its own.
+    if is_ours or not OmegaConf.is_struct(cfg.net):
+        return takes
+    return f"{takes}; expected net=custom, which adds no arguments of its own"
 
 
 @torch.no_grad()
@@ -217,6 +223,7 @@ def build_module(
         return ClassifierModule(
             net,
             len(data.classes),
+            class_names=data.short_names,
             loss=loss,
             optimizer=optimizer,
             scheduler=scheduler,

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.errors import exit_on_user_error
 from lora_mnist.process import lasting_imports
 from lora_mnist.project import PROJECT
-from lora_mnist.sweep.folder import make_or_exit
+from lora_mnist.sweep.folder import key_of, make_or_exit
 from lora_mnist.sweep.job import swept_job
 from lora_mnist.sweep.session import conduct
 
@@ -80,6 +80,21 @@ def run_job(command: str, cfg: DictConfig) -> float | None:
     return job.objective
 
 
+class RequireStage(Callback):
+    """Hydra callback: answers a command without a stage before anything else is done."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a run without a stage."""
+        if OmegaConf.is_missing(config, "stage"):
+            _exit(_NO_STAGE)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a sweep whose jobs would have none; stage or experiment may be what is swept."""
+        swept = {key_of(o) for o in config.hydra.overrides.task if "," in o or "(" in o}
+        if not swept & {"stage", "experiment"}:
+            self.on_run_start(config)
+
+
 class RunFolder(Callback):
     """Hydra callback: gives each run a folder of its own before anything is written.
 
@@ -89,8 +104,6 @@ class RunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``; a process of a distributed run joins its parent's folder."""
-        if OmegaConf.is_missing(config, "stage"):
-            _exit(_NO_STAGE)
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
         if config.hydra.output_subdir is not None:
             folder = Path(config.hydra.run.dir)

@@ -53,6 +53,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     module = ClassifierModule(
         net,
         len(data.classes),
+        class_names=data.short_names,
         hyperparameters={**hyperparameters, "base_sha256": base.sha256},
     )
     folder = new_run_folder(cfg) if run_folder is None else run_folder

@@ -5,7 +5,7 @@ distributed run. :func:`compare_errors` is the same for a loop without Lightning
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -124,12 +124,22 @@ class Evaluation(nn.Module):
         return outcomes
 
 
-def scalars(split: str, outcome: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+def scalars(
+    split: str, outcome: dict[str, Any], class_names: Sequence[str] | None = None
+) -> tuple[dict[str, float], dict[str, float]]:
     """What a logger gets of an outcome: its totals, and the numbers of each class.
 
     The names are ``<split>/<key>`` and ``<split>/<key>/<class>``; ``accuracy_per_class`` stands in
     for ``images_per_class``, NaN where a class has no image.
+
+    Args:
+        split: what was evaluated.
+        outcome: as :meth:`Evaluation.conclude` gives it.
+        class_names: what the classes are called; ``None``: by their numbers.
     """
+    classes = class_names or [str(number) for number in range(len(outcome["errors_per_class"]))]
+    # A slash would begin another level of names.
+    classes = [name.replace("/", "-") for name in classes]
     totals = {key: float(value) for key, value in outcome.items() if isinstance(value, int | float)}
     del totals["errors"]  # the accuracy says as much
     per_class = {key: value for key, value in outcome.items() if key.endswith("_per_class")}
@@ -138,9 +148,9 @@ def scalars(split: str, outcome: dict[str, Any]) -> tuple[dict[str, float], dict
     return (
         {f"{split}/{key}": value for key, value in totals.items()},
         {
-            f"{split}/{key}/{c}": float(value)
+            f"{split}/{key}/{name}": float(value)
             for key, values in per_class.items()
-            for c, value in enumerate(values)
+            for name, value in zip(classes, values, strict=True)
         },
     )
 

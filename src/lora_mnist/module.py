@@ -1,6 +1,6 @@
 """The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class ClassifierModule(LightningModule):
             (N, num_classes). With LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and
             kept in checkpoints.
         num_classes: number of classes.
+        class_names: what loggers call the classes; ``None``: by their numbers.
         loss: what training minimises; ``None``: the cross-entropy.
         optimizer: makes the optimizer from the parameters to train.
         scheduler: makes the schedule of the learning rate, stepped once a batch, from the
@@ -60,6 +61,7 @@ class ClassifierModule(LightningModule):
         net: nn.Module,
         num_classes: int = 10,
         *,
+        class_names: Sequence[str] | None = None,
         loss: Loss | None = None,
         optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] = torch.optim.Adam,
         scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
@@ -75,6 +77,7 @@ class ClassifierModule(LightningModule):
         # weights_only=True.
         self.save_hyperparameters(dict(hyperparameters or {}))
         self.net = net
+        self.class_names = class_names
         self.loss = loss or Loss()
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -184,7 +187,7 @@ class ClassifierModule(LightningModule):
         if answers:
             self.base_answers[split] = answers
         for name, outcome in outcomes.items():
-            totals, details = scalars(name, outcome)
+            totals, details = scalars(name, outcome, self.class_names)
             if name == split:
                 self.log_dict(totals, sync_dist=True)
             else:

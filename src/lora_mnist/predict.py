@@ -1,4 +1,4 @@
-"""From pictures to digits: prepare, ask the base and the adapted network, print both."""
+"""From pictures to classes: prepare, ask the base and the adapted network, print both."""
 
 import glob
 import json
@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.build import build_net, require_bool, require_fit, require_known_keys
+from lora_mnist.build import (
+    build_data,
+    build_net,
+    require_bool,
+    require_fit,
+    require_known_keys,
+)
 from lora_mnist.data import ImageDataModule
-from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
+from lora_mnist.errors import IncompleteError, UserError, one_line
 from lora_mnist.files import atomic_write
 from lora_mnist.load import load_adapters, load_base
 from lora_mnist.lora import lora_disabled
@@ -40,8 +45,8 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
         run_folder: not used; predictions leave no files but those that ``cfg`` names.
 
     Returns:
-        For each picture ``file``, and for ``base`` and ``adapted`` the ``digit``, its name as
-        ``class``, its ``probability``, and the ``probabilities`` of all classes.
+        For each picture ``file``, and for ``base`` and ``adapted`` the ``class`` by name, as
+        ``digit`` its number, its ``probability``, and the ``probabilities`` of all classes.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
@@ -50,20 +55,18 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
     require_known_keys(cfg, *_KEYS)
     require_bool(cfg, "json")
     files = _find(cfg.images)
-    with config_group("data"):
-        data: ImageDataModule = instantiate(cfg.data, _convert_="all")
-        data.measure()
+    data: ImageDataModule = build_data(cfg, None)
     net = build_net(cfg)
     load_base(cfg, net)
     has_adapter = bool(load_adapters(cfg, net))
     seen = _prepare(data, files)
     predictions = []
     if seen:
-        require_fit(net, data, torch.stack(list(seen.values())[:1]))
-        images, _ = data.on_after_batch_transfer((torch.stack(list(seen.values())), Tensor()), 0)
+        images = torch.stack(list(seen.values()))
+        require_fit(net, data, images[:1])
         with lora_disabled(net) if has_adapter else nullcontext():
-            base = _ask(net, images, data.classes)
-        adapted = _ask(net, images, data.classes) if has_adapter else base
+            base = _ask(net, data, images)
+        adapted = _ask(net, data, images) if has_adapter else base
         for file, before, after in zip(seen, base, adapted, strict=True):
             found = {"file": str(file), "base": before}
             predictions.append({**found, "adapted": after} if has_adapter else found)
@@ -106,28 +109,32 @@ def _prepare(data: ImageDataModule, files: list[Path]) -> dict[Path, Tensor]:
     return seen
 
 
-def _ask(net: nn.Module, images: Tensor, classes: list[str]) -> list[dict[str, Any]]:
-    """Digit, its name and its probability for each image, and the probabilities of all classes."""
-    with torch.no_grad():
-        probabilities = net.eval()(images).softmax(dim=1)
+@torch.no_grad()
+def _ask(net: nn.Module, data: ImageDataModule, images: Tensor) -> list[dict[str, Any]]:
+    """Class, its number and its probability for each image, and the probabilities of all."""
+    rows: list[list[float]] = []
+    for batch in torch.split(images, data.eval_batch_size):
+        normalised, _ = data.on_after_batch_transfer((batch, Tensor()), 0)
+        rows += net.eval()(normalised).softmax(dim=1).tolist()
     return [
         {
             "digit": (digit := max(range(len(row)), key=row.__getitem__)),
-            "class": classes[digit],
+            "class": data.classes[digit],
             "probability": row[digit],
             "probabilities": row,
         }
-        for row in probabilities.tolist()
+        for row in rows
     ]
 
 
 def _draw(images: list[Tensor], file: str) -> None:
     """Write the images side by side, four times their size."""
-    strip = torch.cat([image[0] for image in images], dim=1)
-    large = strip.repeat_interleave(4, dim=0).repeat_interleave(4, dim=1)
+    strip = torch.cat(images, dim=2)
+    large = strip.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    pixels = large[0] if len(large) == 1 else large.permute(1, 2, 0)
     try:
         with atomic_write(Path(file)) as path:
-            Image.fromarray(large.numpy()).save(path)
+            Image.fromarray(pixels.numpy()).save(path)
     except (OSError, ValueError) as error:  # ValueError: an ending that Pillow does not know
         reason = one_line(error)
         raise UserError(f"picture={file}: expected a picture file to write ({reason})") from error

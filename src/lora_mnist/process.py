@@ -33,8 +33,8 @@ def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next request instead of returning it to the system.
 
     A layer's output for a thousand images takes megabytes. Returned and asked for again with every
-    batch, it arrives as new pages that the kernel has to clear: a tenth to a fifth of a test's time.
-    Without glibc nothing happens.
+    batch, it arrives as new pages that the kernel has to clear: a tenth to a fifth of the time of a
+    test. Without glibc nothing happens.
     """
     import ctypes  # late: a command that only prints does without
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from lora_mnist.data import ImageDataModule
 from lora_mnist.files import atomic_write
-from lora_mnist.lora import base_state_dict, fingerprint, lora_parameters
+from lora_mnist.lora import base_state_dict, count_parameters, fingerprint
 
 RESULTS_FILE = "results.json"
 
@@ -68,6 +68,7 @@ def collect_results(
         "dataset": data.name,
         "seed": cfg.get("seed"),
         "digit": _by_number(data),
+        "target": _by_name(data),
         "classes": data.classes,
         "mean": data.mean,
         "std": data.std,
@@ -87,24 +88,20 @@ def _by_number(data: ImageDataModule) -> int | list[int] | None:
     return targets[0] if targets and not isinstance(data.target, list | tuple) else targets
 
 
+def _by_name(data: ImageDataModule) -> str | list[str] | None:
+    """The same, by name."""
+    number = _by_number(data)
+    if isinstance(number, list):
+        return [data.short_names[c] for c in number]
+    return None if number is None else data.short_names[number]
+
+
 def _of_target(data: ImageDataModule, outcome: Mapping[str, Any]) -> dict[str, Any]:
     """``outcome``, and the errors on the class or classes to repair, where there are any."""
     if data.targets is None:
         return dict(outcome)
     errors = sum(outcome["errors_per_class"][c] for c in data.targets)
     return {**outcome, "errors_of_target": errors}
-
-
-def count_parameters(net: nn.Module) -> dict[str, Any]:
-    """How many numbers the base holds, LoRA adds and training changes."""
-    lora = sum(p.numel() for p in lora_parameters(net))
-    base = sum(p.numel() for p in net.parameters()) - lora
-    return {
-        "base": base,
-        "lora": lora,
-        "trainable": sum(p.numel() for p in net.parameters() if p.requires_grad),
-        "increase_percent": round(100 * lora / base, 3),
-    }
 
 
 def write_results(results: Mapping[str, Any], folder: Path) -> None:

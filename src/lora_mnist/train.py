@@ -36,7 +36,6 @@ from lora_mnist.process import keep_freed_memory
 from lora_mnist.results import (
     Clock,
     collect_results,
-    count_parameters,
     new_run_folder,
     write_results,
 )
@@ -162,7 +161,7 @@ def _fit(
         data.batch_size_per_process(trainer.world_size)
     if cfg.ckpt_path is not None:
         require_resumable(cfg, module, trainer)
-    print_parameters(module.net, count_parameters(module.net))
+    print_parameters(module.net)
     _info("%s on %s training images", cfg.stage, f"{len(data.train_set):,}")
     with clock.measure("fit"), trainer_at_work():
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)

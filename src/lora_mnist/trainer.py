@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from omegaconf import DictConfig
 
 from lora_mnist.errors import UserError, config_group, one_line
@@ -45,6 +45,9 @@ def build_trainer(cfg: DictConfig, folder: Path, validates: bool = True) -> Trai
     if not sys.stdout.isatty():  # into a pipe or a file: no bar, only what is worth keeping
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
         settings["enable_progress_bar"] = False
+    # Without a callback of ours Lightning would add one of its own.
+    keeps = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    settings["enable_checkpointing"] = cfg.trainer.get("enable_checkpointing", keeps)
     with config_group("logger"):
         logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.get("logger") else False
     try:

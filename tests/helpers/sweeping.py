@@ -58,7 +58,7 @@ def write_job(sweep: Path, name: str, overrides: list[str], **outcome: Any) -> P
     (folder / "job.json").write_text(json.dumps(record))
     if "accuracy" in outcome:
         val = {"accuracy": outcome["accuracy"], "errors_of_target": 4, "errors_per_class": [3, 4]}
-        results = {"digit": outcome.get("digit", 1), "val": val, "seconds": {"total": 1.25}}
+        results = {"target": outcome.get("digit", 1), "val": val, "seconds": {"total": 1.25}}
         (folder / "results.json").write_text(json.dumps(results | outcome.get("more", {})))
     return folder
 

@@ -1,10 +1,11 @@
 from typing import Any
 
+import pytest
 from composed import logged
 from helpers.nets import TinyNet
+from torch import nn
 
 from lora_mnist import CNN, add_lora
-from lora_mnist.results import count_parameters
 from lora_mnist.show.tables import print_parameters, print_predictions, print_results
 
 
@@ -16,7 +17,7 @@ def cells(text: str) -> list[list[str]]:
 
 def parameters(net: Any) -> str:
     with logged("lora_mnist.show.tables") as text:
-        print_parameters(net, count_parameters(net))
+        print_parameters(net)
     return text.getvalue()
 
 
@@ -93,11 +94,36 @@ def test_results_of_a_repair() -> None:
 def test_results_of_each_adapter() -> None:
     text = results(test=REPAIRED, test_base=BASE, each={"nine": outcome([20, 5])})
     assert cells(text)[-4:] == [
-        ["errors with", "0", "1", "all"],
-        ["base", "30", "4", "34"],
-        ["nine", "20", "5", "25"],
-        ["all adapters", "10", "7", "17"],
+        ["errors with", "base", "nine", "all adapters"],
+        ["cat", "30", "20", "10"],
+        ["dog", "4", "5", "7"],
+        ["all", "34", "25", "17"],
     ]
+
+
+def many(errors: list[int]) -> dict[str, Any]:
+    counts = {"errors_per_class": errors, "images_per_class": [10] * len(errors)}
+    return {**counts, "errors": sum(errors), "accuracy": 1 - sum(errors) / (10 * len(errors))}
+
+
+@pytest.mark.parametrize("target", [None, 7, [7, 8]])
+def test_of_very_many_classes_those_that_matter_have_rows(target: Any) -> None:
+    errors = [0] * 30 + [3] * 70  # class 7 and 8 have none
+    with logged("lora_mnist.show.tables") as text:
+        print_results({"test": many(errors), "digit": target}, [f"c{n}" for n in range(100)])
+    rows = cells(text.getvalue())
+    names = [row[0] for row in rows]
+    targets = [f"c{n}" for n in (7, 8) if target is not None and (n == 7 or target != 7)]
+    assert names[1 : 1 + len(targets)] == targets
+    assert len(names) == 1 + 20 + 2
+    assert rows[-2] == ["80 others", "800", str(3 * (50 + len(targets)))]
+    assert rows[-1] == ["all", "1000", "210"]
+
+
+def test_of_very_many_layers_the_first_have_rows() -> None:
+    net = nn.Sequential(*(nn.Linear(1, 1) for _ in range(50)))
+    rows = cells(parameters(net))
+    assert [row[0] for row in rows] == ["layer", *map(str, range(20)), "30 more"]
 
 
 def prediction(file: str, **sides: tuple[str, float]) -> dict[str, Any]:

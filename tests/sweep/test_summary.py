@@ -66,10 +66,10 @@ def test_equals_go_by_what_was_swept_and_numbers_by_value(tmp_path: Path) -> Non
     ("digits", "title"),
     [
         ((9, 9), "val errors on 9"),
-        ((9, 4), "val errors on digit"),
+        ((9, 4), "val errors on target"),
         (([3, 5], [3, 5]), "val errors on 3,5"),
-        (([3, 5], 3), "val errors on digit"),
-        ((None, None), "val errors on digit"),
+        (([3, 5], 3), "val errors on target"),
+        ((None, None), "val errors on target"),
     ],
 )
 def test_a_title_names_what_all_jobs_share(
@@ -128,7 +128,7 @@ def test_only_damaged_jobs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["[/nope]", "[bold]", ":smile:", "[link"])
 def test_markup_in_names_is_text(tmp_path: Path, name: str) -> None:
-    more = {"digit": name}
+    more = {"target": name}
     for seed in (0, 1):
         write_job(tmp_path, f"{seed}", [f"x={name}{seed}", f"y{name}=1"], accuracy=0.5, more=more)
     write_job(tmp_path, "f", [f"x={name}2", f"y{name}=1"], error=name)

@@ -71,7 +71,7 @@ def play(cfg: DictConfig, folder: Path) -> None:
     time.sleep(cfg.pause)
     missed = abs(cfg.x - 3) + abs(cfg.y - 5) + cfg.seed
     results = {
-        "digit": 7,
+        "target": 7,
         "val": {"accuracy": 1 / (1 + missed), "errors": missed, "errors_per_class": [missed, 0]},
         "seconds": {"total": 0.5},
         "worker": {"parent": os.getppid(), "threads": os.environ.get("OMP_NUM_THREADS")},

@@ -108,6 +108,14 @@ class ImageDataModule(LightningDataModule):
         self.augment = augment
         self.draw_weights: DrawWeights | None = None
 
+    @property
+    def short_names(self) -> list[str]:
+        """The classes as titles and loggers have them: 9 for torchvision's ``9 - nine``."""
+        return [
+            str(number) if name.startswith(f"{number} - ") else name
+            for number, name in enumerate(self.classes)
+        ]
+
     def training_images(self) -> tuple[ImageTensors, ImageTensors]:
         """All images to train on, whatever their class, and those held out for validation."""
         raise NotImplementedError

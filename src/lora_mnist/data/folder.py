@@ -120,6 +120,16 @@ class FolderDataModule(ImageDataModule):
         """
         self.skipped = dict(self._load().skipped)
 
+    def measure(self) -> None:
+        if self.data_dir is None:
+            for name in ("image_size", "mean", "std"):
+                if getattr(self, name) is None:
+                    raise ValueError(
+                        f"{name}=null: expected what the network was trained with, since "
+                        "data_dir=null has no images to find it out from"
+                    )
+        super().measure()
+
     def training_images(self) -> tuple[ImageTensors, ImageTensors]:
         images = self._load()
         return images.train, images.val

@@ -6,6 +6,7 @@ safetensors and the module ``files`` beside it, nothing else.
 """
 
 from .adapter import load_adapter, read_base_sha256, save_adapter
+from .count import count_parameters, trainable_parameters
 from .fingerprint import changed_tensors, fingerprint
 from .frozen import freeze_base
 from .layer import LoRAParametrization
@@ -36,6 +37,7 @@ __all__ = [
     "attach",
     "base_state_dict",
     "changed_tensors",
+    "count_parameters",
     "fingerprint",
     "freeze_base",
     "has_lora",
@@ -51,4 +53,5 @@ __all__ = [
     "remove_lora",
     "save_adapter",
     "set_lora_enabled",
+    "trainable_parameters",
 ]

@@ -1,7 +1,6 @@
 """Tables on the screen: the parameters of a network, and its errors class by class."""
 
 import logging
-from collections.abc import Mapping
 from io import StringIO
 from typing import Any
 
@@ -10,58 +9,75 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lora_mnist.lora import base_state_dict, has_lora, lora_adapters
+from lora_mnist.lora import base_state_dict, has_lora, lora_adapters, trainable_parameters
 
 log = logging.getLogger(__name__)
 
 
-def print_parameters(net: nn.Module, count: Mapping[str, Any]) -> None:
-    """Print the shapes of every layer's tensors, and the totals in ``count``."""
+# A longer table would push what was asked for off the screen; results.json has all of it.
+_MOST_ROWS = 40
+_CHOSEN_ROWS = 20
+
+
+def print_parameters(net: nn.Module) -> None:
+    """Print the shapes of every layer's tensors, and how many numbers these are."""
     base, adapted = base_state_dict(net), has_lora(net)
     table = Table("layer", "W", "b", *(["lora_A", "lora_B"] if adapted else []))
-    for name, layer in net.named_modules():
-        if f"{name}.weight" not in base:
-            continue
-        row = [name, _shape(base[f"{name}.weight"]), _shape(base.get(f"{name}.bias"))]
-        if adapters := lora_adapters(layer):
+    layers = {n: layer for n, layer in net.named_modules() if f"{n}.weight".lstrip(".") in base}
+    shown = list(layers)[: _MOST_ROWS if len(layers) <= _MOST_ROWS else _CHOSEN_ROWS]
+    for name in shown:
+        weight, bias = (base.get(f"{name}.{of}".lstrip(".")) for of in ("weight", "bias"))
+        row = [name, _shape(weight), _shape(bias)]
+        if adapters := lora_adapters(layers[name]):
             row += [_shape(adapters[-1].lora_A), _shape(adapters[-1].lora_B)]
         table.add_row(*row)
-    total = f"parameters: {count['base']:,}"
-    if adapted:
-        total += (
-            f" + {count['lora']:,} of LoRA = {count['base'] + count['lora']:,}, "
-            f"increase {count['increase_percent']:.3f}%"
-        )
-    _print(table, f"{total}; trainable: {count['trainable']:,}")
+    if rest := len(layers) - len(shown):
+        table.add_row(f"{rest} more")
+    _print(table, trainable_parameters(net))
 
 
 def print_results(results: dict[str, Any], classes: list[str]) -> None:
-    """Print what results.json says, class by class; where there is a base, what the repair did."""
-    test = results["test"]
-    each = [_each_table(results)] if "each" in results else []
-    if "test_base" not in results:
+    """Print what results.json says, class by class; where there is a base, what the repair did.
+
+    Of very many classes those to repair, and those with the most errors, have rows of their own.
+    """
+    test, base = results["test"], results.get("test_base")
+    outcomes = [test, *([base] if base else [])]
+    rows = [(classes[c], [c]) for c in _shown(results.get("digit"), outcomes)]
+    if rest := sorted(set(range(len(classes))) - {c for _, (c,) in rows}):
+        rows.append((f"{len(rest)} others", rest))
+    if base is None:
         table = _table("errors on the test images", "class", "images", "errors")
-        for number, name in enumerate(classes):
-            table.add_row(
-                name, *map(str, (_of(test, "images", number), _of(test, "errors", number)))
-            )
+        for name, of in rows:
+            table.add_row(name, str(_sum(test, "images", of)), str(_sum(test, "errors", of)))
         table.add_section()
         table.add_row("all", str(sum(test["images_per_class"])), str(test["errors"]))
         _print(table, f"accuracy: {test['accuracy']:.4f}")
         return
-    base = results["test_base"]
     columns = ("class", "repaired", "broken", "base errors", "errors", "change", "images")
     table = _table("test images", *columns)
-    for number, name in enumerate(classes):
-        counts = [_of(test, what, number) for what in ("repaired", "broken")]
-        counts += [_of(split, "errors", number) for split in (base, test)]
-        table.add_row(name, *_cells(counts, _of(test, "images", number)))
+    for name, of in rows:
+        counts = [_sum(test, what, of) for what in ("repaired", "broken")]
+        counts += [_sum(split, "errors", of) for split in (base, test)]
+        table.add_row(name, *_cells(counts, _sum(test, "images", of)))
     table.add_section()
     counts = [test["repaired"], test["broken"], base["errors"], test["errors"]]
     table.add_row("all", *_cells(counts, sum(test["images_per_class"])))
     repair = f"repaired: {test['repaired']}, broken: {test['broken']}"
     accuracy = f"accuracy: {base['accuracy']:.4f} -> {test['accuracy']:.4f}"
+    each = [_each_table(results, rows)] if "each" in results else []
     _print(repair, table, accuracy, *each)
+
+
+def _shown(target: int | list[int] | None, outcomes: list[dict[str, Any]]) -> list[int]:
+    """The classes that have rows of their own."""
+    per_class = zip(*(outcome["errors_per_class"] for outcome in outcomes), strict=True)
+    errors = [max(counts) for counts in per_class]
+    if len(errors) <= _MOST_ROWS:
+        return list(range(len(errors)))
+    targets = [] if target is None else target if isinstance(target, list) else [target]
+    by_errors = sorted(range(len(errors)), key=lambda c: (c not in targets, -errors[c]))
+    return sorted(by_errors[:_CHOSEN_ROWS])
 
 
 def _table(title: str | None, *columns: str) -> Table:
@@ -71,9 +87,9 @@ def _table(title: str | None, *columns: str) -> Table:
     return table
 
 
-def _of(outcome: dict[str, Any], what: str, number: int) -> int:
-    count: int = outcome[f"{what}_per_class"][number]
-    return count
+def _sum(outcome: dict[str, Any], what: str, classes: list[int]) -> int:
+    counts: list[int] = outcome[f"{what}_per_class"]
+    return sum(counts[c] for c in classes)
 
 
 def _cells(counts: list[int], images: int) -> list[str]:
@@ -81,24 +97,26 @@ def _cells(counts: list[int], images: int) -> list[str]:
     return [*map(str, counts), f"{counts[3] - counts[2]:+d}", str(images)]
 
 
-def _each_table(results: dict[str, Any]) -> Table:
+def _each_table(results: dict[str, Any], rows: list[tuple[str, list[int]]]) -> Table:
     """Errors of every class with each adapter alone, and with all of them."""
-    rows = {"base": results["test_base"], **results["each"], "all adapters": results["test"]}
-    classes = range(len(results["test"]["errors_per_class"]))
-    table = _table(None, "errors with", *map(str, classes), "all")
-    for name, outcome in rows.items():
-        table.add_row(name, *map(str, outcome["errors_per_class"]), str(outcome["errors"]))
+    splits = {"base": results["test_base"], **results["each"], "all adapters": results["test"]}
+    table = _table(None, "errors with", *splits)
+    for name, of in rows:
+        table.add_row(name, *(str(_sum(outcome, "errors", of)) for outcome in splits.values()))
+    table.add_section()
+    table.add_row("all", *(str(outcome["errors"]) for outcome in splits.values()))
     return table
 
 
 def print_predictions(predictions: list[dict[str, Any]]) -> None:
-    """Print digit and probability of each picture; with an adapter, the base beside it."""
+    """Print class and probability of each picture; with an adapter, the base beside it."""
     sides = [side for side in ("base", "adapted") if predictions and side in predictions[0]]
     table = Table("picture", *sides)
+    table.columns[0].no_wrap = True  # a path in two pieces can be neither read nor copied
     for found in predictions:
         cells = [f"{found[side]['class']} ({found[side]['probability']:.3f})" for side in sides]
         table.add_row(found["file"], *cells)
-    _print(table)
+    _print(table, width=1000)
 
 
 def _shape(tensor: Tensor | None) -> str:
@@ -106,10 +124,10 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 @rank_zero_only
-def _print(*parts: Table | str) -> None:
+def _print(*parts: Table | str, width: int = 100) -> None:
     """Log rich's tables as plain text, so that screen, pipe and train.log show the same."""
     text = StringIO()
-    console = Console(file=text, width=100, markup=False, emoji=False, highlight=False)
+    console = Console(file=text, width=width, markup=False, emoji=False, highlight=False)
     for part in parts:
         console.print(part)
     log.info("%s", text.getvalue().rstrip())

@@ -1,0 +1,70 @@
+"""A network, weights and a folder of images that know nothing of this project."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from composed import composed
+from PIL import Image
+
+CLASSES = ["cat", "dog", "emu"]
+_MODULE = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=4, num_classes=3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, images):
+        return self.head(self.dropout(self.norm(self.conv(images)).relu().mean((2, 3))))
+"""
+OPTIONS = (
+    *("data=folder", "data.data_dir=photos", "net=custom", "base_ckpt=mine.pt"),
+    "net._target_=nets_of_a_stranger.Net",
+)
+
+
+def move_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make ``folder`` the place where the stranger stands, with photos of three colours."""
+    generator = numpy.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        images = folder / "photos" / name
+        images.mkdir(parents=True)
+        for number in range(20):
+            pixels = generator.integers(0, 120, (8, 8, 3), dtype=numpy.uint8)
+            pixels[:, :, label] += 100
+            Image.fromarray(pixels).save(images / f"{number}.png")
+    (folder / "nets_of_a_stranger.py").write_text(_MODULE)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    torch.manual_seed(0)
+    net = fresh()
+    net(torch.randn(50, 3, 8, 8))  # statistics that are not those of a fresh network
+    torch.save(net.state_dict(), "mine.pt")
+    return folder
+
+
+def fresh(**arguments: Any) -> Any:
+    """The stranger's network with random weights."""
+    from nets_of_a_stranger import Net  # type: ignore[import-not-found]
+
+    return Net(**arguments)
+
+
+def mine() -> Any:
+    """The stranger's network with the stranger's weights, in eval mode."""
+    net = fresh()
+    net.load_state_dict(torch.load("mine.pt", weights_only=True))
+    return net.eval()
+
+
+def config(entry: str, *overrides: str) -> Any:
+    """What ``python <entry>.py`` gets, with the stranger's options and more."""
+    return composed(entry, *OPTIONS, "paths.outputs=outputs", *overrides)
