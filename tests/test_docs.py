@@ -98,7 +98,8 @@ def test_command(document: str, command: str) -> None:
 
 def check_settings(given: list[str]) -> None:
     """Some command takes these settings."""
-    for command in (["train.py", "stage=lora"], ["train.py"], ["eval.py"], ["predict.py"]):
+    own = ["train.py", "stage=lora", "data=folder", "net=custom"]
+    for command in (["train.py", "stage=lora"], ["train.py"], ["eval.py"], ["predict.py"], own):
         try:
             return check_python([*command, *given])
         except ConfigCompositionException as error:

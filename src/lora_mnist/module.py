@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.lr_scheduler import LRScheduler
 
-from lora_mnist.lora import has_lora, lora_disabled, lora_state_dict
+from lora_mnist.lora import has_lora, lora_disabled, lora_state_dict, loraplus
 from lora_mnist.loss import Loss
 from lora_mnist.metrics import Evaluation, scalars
 
@@ -39,8 +39,7 @@ class ClassifierModule(LightningModule):
         optimizer: makes the optimizer from the parameters to train.
         scheduler: makes the schedule of the learning rate, stepped once a batch, from the
             optimizer; ``None`` for a constant rate.
-        lr_ratio: learning rate of ``lora_B`` over that of everything else, finite and > 0 (LoRA+,
-            Hayou et al. 2024, arXiv:2402.12354).
+        lr_ratio: of :func:`lora_mnist.lora.loraplus`; finite and > 0.
         base_tensors: the base's tensors by name, where ``net`` itself is fine-tuned and changes
             them; an adapted network need only switch its adapter off.
         base_answers: what the base answered to each batch, by split, where an earlier module on
@@ -117,22 +116,11 @@ class ClassifierModule(LightningModule):
         self._loss_count = 0
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer()
+        optimizer = loraplus(self.net, self.optimizer, self.lr_ratio)
         if self.scheduler is None:
             return optimizer
         schedule = {"scheduler": self.scheduler(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        trained = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
-        if self.lr_ratio == 1:
-            return self.optimizer(list(trained.values()))
-        sides: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-        for name, parameter in trained.items():
-            sides[name.endswith("lora_B")].append(parameter)
-        optimizer = self.optimizer([{"params": side} for side in sides])
-        optimizer.param_groups[1]["lr"] *= self.lr_ratio
-        return optimizer
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch

@@ -27,6 +27,7 @@ from .peft_format import CONFIG_NAME
 from .settings import LayerSettings
 from .state import base_state_dict, lora_state_dict
 from .tensor_file import WEIGHTS_NAME
+from .variants import loraplus
 
 __all__ = [
     "CONFIG_NAME",
@@ -48,6 +49,7 @@ __all__ = [
     "lora_names",
     "lora_parameters",
     "lora_state_dict",
+    "loraplus",
     "merge_lora",
     "read_base_sha256",
     "remove_lora",

@@ -1,13 +1,15 @@
-"""What departs from plain LoRA: other starts, as subclasses of the plain adapter.
+"""What departs from plain LoRA: another start, another learning rate.
 
 PiSSA: "Principal Singular Values and Singular Vectors Adaptation", arXiv:2404.02948.
+LoRA+: "Efficient Low Rank Adaptation of Large Models", arXiv:2402.12354.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .layer import LoRAParametrization, expand
 from .settings import LayerSettings
@@ -84,3 +86,29 @@ def new_adapter(weight: Tensor, settings: LayerSettings, name: str) -> LoRAParam
     if settings.init not in list(STARTS):
         raise ValueError(f"init={settings.init}: expected one of {', '.join(STARTS)}")
     return STARTS[settings.init](weight, settings, name)
+
+
+def loraplus(
+    model: nn.Module,
+    make: Callable[[Iterable[Any]], torch.optim.Optimizer],
+    lr_ratio: float,
+) -> torch.optim.Optimizer:
+    """An optimizer with another learning rate for ``lora_B``: LoRA+, Hayou et al. 2024, section 4.
+
+    Args:
+        model: whose trainable parameters to optimize.
+        make: makes the optimizer from parameters or parameter groups.
+        lr_ratio: learning rate of ``lora_B`` over that of everything else; 1 makes one group.
+
+    Returns:
+        What ``make`` returns.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if lr_ratio == 1:
+        return make(list(trained.values()))
+    sides: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in trained.items():
+        sides[name.endswith("lora_B")].append(parameter)
+    optimizer = make([{"params": side} for side in sides])
+    optimizer.param_groups[1]["lr"] *= lr_ratio
+    return optimizer

@@ -22,6 +22,7 @@ _PAD = 196
 #: Of more classes only the likeliest are shown.
 _MOST_BARS = 10
 _LONGEST_PICTURE = 1 << 20
+_ANY = -1
 #: What a browser may load: what this server sends, and nothing from elsewhere.
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
@@ -82,7 +83,7 @@ class Desk(Protocol):
         """What base and adapted network say."""
 
     def next_mistake(self, question: Question, label: int | None) -> tuple[int | None, str]:
-        """The next test image of a class, or of any, that the base gets wrong; or why there is none."""
+        """The next test image, of one class or any, that the base errs on; or why there is none."""
 
     def test_image(self, number: int) -> Tensor:
         """A test image, uint8, (channels, height, width)."""
@@ -183,9 +184,9 @@ def build_page(desk: Desk) -> Any:
     def ask(*given: Any) -> tuple[str, str, str]:
         return shown(desk.answer(question(*given)))
 
-    def next_mistake(label: int | None, *given: Any) -> tuple[Any, ...]:
+    def next_mistake(label: int, *given: Any) -> tuple[Any, ...]:
         asked = question(*given)
-        number, reason = desk.next_mistake(asked, label)
+        number, reason = desk.next_mistake(asked, None if label == _ANY else label)
         if number is None:
             return gr.skip(), *shown(desk.answer(asked)._replace(problem=reason))
         pad = {"png": picture_url(desk.test_image(number)), "test": number}
@@ -211,8 +212,8 @@ def build_page(desk: Desk) -> Any:
                 look = gr.HTML(seen(Sheet()), elem_id="seen")
                 with gr.Row():
                     label = gr.Dropdown(
-                        [("any class", None), *((name, c) for c, name in enumerate(desk.classes))],
-                        value=None,
+                        [("any", _ANY), *((name, c) for c, name in enumerate(desk.classes))],
+                        value=_ANY,
                         label="True class",
                         min_width=110,
                     )
@@ -237,6 +238,7 @@ def build_page(desk: Desk) -> Any:
             given,
             sheet,
             trigger_mode="always_last",
+            queue=False,
             **quiet,
         )
         mistake.click(next_mistake, [label, *given], [pad, *sheet], **quiet)
