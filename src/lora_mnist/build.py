@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: data, network, base, adapters, module.
+"""From a configuration to the parts of a run: data, network, new adapter, module.
 
 Nothing here changes the configuration; what is decided at run time, such as the class to repair or
 the run's folder, is an argument.
@@ -92,7 +92,7 @@ def _configured_class(cfg: DictConfig) -> Any:
     if OmegaConf.is_missing(cfg.net, "_target_"):
         raise UserError("net._target_: missing; expected a class, as net._target_=my_nets.Net")
     if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # a network of the user's own is in the folder where he stands
+        sys.path.append(here)  # where a user's own network is looked up
     target = f"net._target_={cfg.net._target_}"
     try:
         kind = pydoc.locate(str(cfg.net._target_))
@@ -195,7 +195,7 @@ def build_module(
         cfg: the run's configuration.
         net: the network.
         data: what it is trained on.
-        base: what ``net`` starts from; ``None`` where it is pretrained.
+        base: what ``net`` starts from; ``None`` with stage=pretrain.
         answers: what the base answered to the images, where an earlier job has found that out.
 
     Raises:
@@ -212,12 +212,11 @@ def build_module(
         first = optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
     with config_group("scheduler"):
         scheduler = instantiate(cfg.scheduler) if cfg.scheduler else None
-    if scheduler and -1 in scheduler.keywords.values():
-        raise UserError(
-            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
-        )
-    with config_group("scheduler"):
         if scheduler:
+            if -1 in (scheduler.keywords.get(key) for key in ("T_max", "total_iters")):
+                raise UserError(
+                    "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+                )
             scheduler(first)
     with config_group("optimizer"):
         return ClassifierModule(

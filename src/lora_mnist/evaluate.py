@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
 
     Args:
         cfg: a configuration of ``configs/eval.yaml``; it is not changed. ``cfg.adapter`` is as for
-            :func:`lora_mnist.build.adapter_specs`; ``cfg.each`` tests each adapter alone too.
+            :func:`lora_mnist.load.adapter_specs`; ``cfg.each`` tests each adapter alone too.
         run_folder: where to leave results.json and the logger's files; ``None`` makes a new folder,
             named by the time.
 

@@ -1,7 +1,8 @@
 """The summary of a sweep: ``summary.csv``, ``summary.png`` and a table, from its jobs' files.
 
 Reads what :mod:`~lora_mnist.sweep.records` reads and nothing else, so that ten thousand jobs are
-summarised in seconds. Imports no torch, and matplotlib only to draw.
+summarised in seconds. Which columns the table has is set in ``configs/sweep/default.yaml``. Imports
+no torch, and matplotlib only to draw.
 """
 
 import csv
