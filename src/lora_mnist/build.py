@@ -215,7 +215,8 @@ def build_module(
         if scheduler:
             if -1 in (scheduler.keywords.get(key) for key in ("T_max", "total_iters")):
                 raise UserError(
-                    "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+                    "trainer.max_steps=-1: expected the number of steps, since scheduler counts "
+                    "them"
                 )
             scheduler(first)
     with config_group("optimizer"):
