@@ -24,7 +24,7 @@ import lora_mnist.entry  # noqa: F401 the resolvers that the configurations need
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 PROGRAMS = ("python", "pip", "pytest", "tensorboard", "pre-commit", "eval")
-ENTRIES = {"train.py": "train", "eval.py": "eval", "predict.py": "predict", "export.py": "export"}
+ENTRIES = {f"{name}.py": name for name in ("train", "eval", "predict", "export", "demo")}
 SETTING = re.compile(r"'?[+~]?[a-z_]+[\w./@]*=\S")
 
 # Programs that write down what they were given instead of doing it.
@@ -172,7 +172,7 @@ def test_the_readme_from_the_first_command_to_the_last(base_ckpt: Path, tmp_path
     pictures = tmp_path / "my"
     pictures.mkdir()
     draw_a_one(pictures / "one.png")
-    long = r"pretrain|notebook| -m |--|-sc|onnx|mine\.pt"  # the example has a test of its own
+    long = r"pretrain|notebook| -m |--|-sc|onnx|mine\.pt|demo"  # the example has a test of its own
     short = [c for c in commands("README.md") if re.match(r"python \w+\.py", c)]
     short = [c for c in short if not re.search(long, c)]
     short.sort(key=lambda c: ("train.py" not in c, c))

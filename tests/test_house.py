@@ -2,10 +2,10 @@
 
 Imports run downhill only::
 
-    train.py eval.py predict.py export.py
+    train.py eval.py predict.py export.py demo.py
       entry                                     loads the next line by name
-        train evaluate predict export
-          build load trainer resume results show
+        train evaluate predict export demo
+          build load trainer resume results show side_by_side
             module data base
               metrics loss net lora
                 files errors project cache process
@@ -28,11 +28,14 @@ import lora_mnist
 
 SOURCE = ROOT / "src" / "lora_mnist"
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.name != "__init__.py")
-ENTRIES = {"train": "train", "eval": "evaluate", "predict": "predict", "export": "export"}
+ENTRIES = {
+    **{name: name for name in ("train", "predict", "export", "demo")},
+    "eval": "evaluate",
+}
 
 LAYERS = [
-    {"train", "evaluate", "predict", "export"},
-    {"build", "load", "trainer", "resume", "results", "show"},
+    {"train", "evaluate", "predict", "export", "demo"},
+    {"build", "load", "trainer", "resume", "results", "show", "side_by_side"},
     {"module", "data", "base"},
     {"metrics", "loss", "net", "lora"},
     {"files", "errors", "project", "cache", "process"},

@@ -68,7 +68,8 @@ class PageDesk:
             return Sheet(problem=problem or f"the drawing: {one_line(error)}")
         except UserError as error:
             return Sheet(problem=problem or one_line(error))
-        said += f"The base says {self._best(base)}, the adapted network {self._best(adapted)}."
+        said += f"The base says {self._best(base)}"
+        said += f", the adapted network {self._best(adapted)}." if question.adapters else "."
         return Sheet(image, base, adapted, said, problem)
 
     def _image(self, question: Question) -> tuple[Tensor | None, str]:
@@ -86,8 +87,11 @@ class PageDesk:
     def next_mistake(self, question: Question, label: int | None) -> tuple[int | None, str]:
         try:
             numbers = self._sides.mistakes(question.adapters, label)
-        except UserError as error:
-            return None, one_line(error)
+        except UserError:
+            try:
+                numbers = self._sides.mistakes([], label)
+            except UserError as error:
+                return None, one_line(error)
         if not numbers:
             return None, "the base gets every test image of this class right"
         after = -1 if question.test is None else question.test
@@ -136,10 +140,10 @@ def _first_choice(sides: SideBySide) -> list[str]:
     Raises:
         UserError: if the configuration names one that cannot be used, or there is no base.
     """
-    latest = [name for name in sides.adapters() if name.startswith("lora/")][:1]
-    chosen = sides.named or latest
+    runs = [name for name in sides.adapters() if name.startswith("lora/")]
+    chosen = sides.named or sorted(runs)[-1:]  # the folders are named by the time
     try:
-        sides.prepare(chosen)
+        sides.mistakes(chosen)  # loads them, and has the first mistake ready
     except UserError:
         if sides.named:
             raise
@@ -160,9 +164,10 @@ def _listening(host: Any, port: Any) -> Iterator[socket.socket]:
     try:
         listener = socket.create_server((str(host), port), family=family)
     except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
         raise UserError(
-            f"server.host={host} server.port={port}: {error.strerror}; expected an address of "
-            "this machine and a free port, such as server.port=0 finds one"
+            f"server.host={host} server.port={port}: {reason}; expected an address of this "
+            "machine and a free port; server.port=0 finds one"
         ) from error
     with listener:
         yield listener

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist.build import build_data, build_net, require_fit
@@ -52,7 +52,7 @@ class SideBySide:
     def __init__(self, cfg: DictConfig) -> None:
         self._cfg = cfg
         self._named = {self._name(spec["path"]): spec for spec in adapter_specs(cfg)}
-        self._networks = Cache[_Network](limit=2)
+        self._networks = Cache[_Network | UserError](limit=2)
         self._wrong = Cache[Tensor](limit=2)
         self._lock = Lock()
         self.data: ImageDataModule = build_data(cfg, "test")
@@ -63,12 +63,13 @@ class SideBySide:
         return list(self._named)
 
     def adapters(self) -> dict[str, Path]:
-        """Where each adapter is, by its name: those of the configuration, and all under outputs.
+        """Where each adapter is, by its name: those under outputs, newest first, and those named.
 
         What was loaded before is forgotten, since a base or an adapter may have been made anew.
         """
-        self._networks = Cache[_Network](limit=2)
-        found = sorted(self._outputs.rglob(CONFIG_NAME), reverse=True)
+        with self._lock:
+            self._networks = Cache[_Network | UserError](limit=2)
+        found = sorted(self._outputs.rglob(CONFIG_NAME), key=lambda p: -p.stat().st_mtime)
         named = {name: Path(spec["path"]) for name, spec in self._named.items()}
         return {**{self._name(path.parent): path.parent for path in found}, **named}
 
@@ -164,16 +165,25 @@ class SideBySide:
 
     def _network(self, adapters: Sequence[str]) -> _Network:
         """The base that belongs to ``adapters``, with them on it, in eval mode."""
-        if kept := self._networks.get(key := str(list(adapters))):
-            return kept
-        specs = [self._spec(name) for name in adapters]
-        cfg = OmegaConf.merge(self._cfg, {"adapter": specs or None})
-        assert isinstance(cfg, DictConfig)
+        kept = self._networks.get(key := str(list(adapters)))
+        if kept is None:
+            try:
+                kept = self._load(adapters)
+            except UserError as error:  # a visitor who goes on drawing need not wait for it again
+                kept = error
+            self._networks.keep(key, kept)
+        if isinstance(kept, UserError):
+            raise kept
+        return kept
+
+    def _load(self, adapters: Sequence[str]) -> _Network:
+        cfg = self._cfg.copy()
+        cfg.adapter = [self._spec(name) for name in adapters] or None
         net = build_net(cfg)
         base = load_base(cfg, net)
         load_adapters(cfg, net)
         require_fit(net.eval(), self.data, self.data.test_set.images[:2])
-        return self._networks.keep(key, _Network(net, base.sha256))
+        return _Network(net, base.sha256)
 
     def _spec(self, name: str) -> dict[str, Any]:
         if spec := self._named.get(name):
@@ -190,9 +200,9 @@ class SideBySide:
 
     def _name(self, folder: Path) -> str:
         """An adapter's name: its folder, or its run's, as seen from outputs."""
-        run = folder.parent if folder.name == "adapter" else folder
-        inside = run.is_relative_to(self._outputs)
-        return str(run.relative_to(self._outputs) if inside else run)
+        run = (folder.parent if folder.name == "adapter" else folder).resolve()
+        outputs = self._outputs.resolve()
+        return str(run.relative_to(outputs) if run.is_relative_to(outputs) else run)
 
 
 @contextmanager

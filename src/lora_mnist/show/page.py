@@ -199,7 +199,7 @@ def build_page(desk: Desk) -> Any:
         return menu, *shown(desk.answer(Question(None, None, chosen, 1.0, True)))
 
     with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:
-        gr.Markdown("# LoRA-MNIST\nDraw, and move the slider: 0 is the base, 1 the adapter.")
+        gr.Markdown("### LoRA-MNIST\nDraw, and move the slider: 0 is the base, 1 the adapter.")
         with gr.Row():
             with gr.Column(min_width=300):
                 pad = gr.HTML(
@@ -210,17 +210,18 @@ def build_page(desk: Desk) -> Any:
                     js_on_load=(_HERE / "page.js").read_text(),
                 )
                 look = gr.HTML(seen(Sheet()), elem_id="seen")
-                with gr.Row():
-                    label = gr.Dropdown(
-                        [("any", _ANY), *((name, c) for c, name in enumerate(desk.classes))],
-                        value=_ANY,
-                        label="True class",
-                        min_width=110,
-                    )
-                    mistake = gr.Button("An image the base gets wrong", min_width=160)
             with gr.Column(min_width=300):
                 said = gr.HTML(words(Sheet()), elem_id="said")
                 answers = gr.HTML(bars(desk.classes, Sheet()), elem_id="answers")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                label = gr.Dropdown(
+                    [("any", _ANY), *((name, c) for c, name in enumerate(desk.classes))],
+                    value=_ANY,
+                    label="Class of the test image",
+                )
+                mistake = gr.Button("Test image that the base gets wrong", elem_id="mistake")
+            with gr.Column(min_width=300):
                 scale = gr.Slider(0, 2, 1, step=0.05, label="Scale of the adapter", elem_id="scale")
                 enabled = gr.Checkbox(True, label="Adapter on", elem_id="enabled")
                 menu = gr.Dropdown(
@@ -231,14 +232,17 @@ def build_page(desk: Desk) -> Any:
                     elem_id="adapters",
                 )
         given, sheet = [pad, menu, scale, enabled], [answers, said, look]
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        quiet: dict[str, Any] = {
+            "queue": False,  # half the time to an answer
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
         gr.on(
             [pad.input, menu.input, scale.input, enabled.input],
             ask,
             given,
             sheet,
             trigger_mode="always_last",
-            queue=False,
             **quiet,
         )
         mistake.click(next_mistake, [label, *given], [pad, *sheet], **quiet)

@@ -127,7 +127,9 @@ def _shape(tensor: Tensor | None) -> str:
 def _print(*parts: Table | str, width: int = 100) -> None:
     """Log rich's tables as plain text, so that screen, pipe and train.log show the same."""
     text = StringIO()
-    console = Console(file=text, width=width, markup=False, emoji=False, highlight=False)
+    console = Console(
+        file=text, width=width, markup=False, emoji=False, highlight=False, force_jupyter=False
+    )
     for part in parts:
         console.print(part)
     log.info("%s", text.getvalue().rstrip())

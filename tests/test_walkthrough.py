@@ -1,0 +1,71 @@
+"""The notebook that teaches LoRA: every cell runs, and what is committed is what comes out.
+
+Cells tagged ``exact`` print what no machine changes; of the others only the kind of output counts.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.commands import ROOT
+
+NOTEBOOK = ROOT / "notebooks" / "walkthrough.ipynb"
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def text(cell: Any) -> str:
+    """What the cell printed; a file on disk has it by lines, and both in as many parts as came."""
+    return "".join("".join(o["text"]) for o in cell["outputs"] if o["output_type"] == "stream")
+
+
+def kinds(cell: Any) -> set[str]:
+    """What came out of a cell: text, warnings, pictures."""
+    outputs = cell["outputs"]
+    return {o.get("name", o["output_type"]) for o in outputs} | {
+        kind for o in outputs for kind in o.get("data", {}) if kind.startswith("image/")
+    }
+
+
+@pytest.fixture(scope="module")
+def committed() -> Any:
+    return json.loads(NOTEBOOK.read_text())
+
+
+def test_it_was_run_from_top_to_bottom_without_a_warning(committed: Any) -> None:
+    cells = code_cells(committed)
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert not {kind for cell in cells for kind in kinds(cell)} & {"error", "stderr"}
+    assert sum("image/png" in kinds(cell) for cell in cells) >= 5
+    assert sum("exact" in cell["metadata"].get("tags", []) for cell in cells) >= 10
+
+
+def test_it_is_small_and_names_no_machine(committed: Any) -> None:
+    assert NOTEBOOK.stat().st_size < 500_000
+    printed = "".join(map(text, code_cells(committed)))
+    assert "/tmp" not in printed
+    assert str(Path.home()) not in printed
+
+
+def test_the_adapter_has_fifteen_lines(committed: Any) -> None:
+    (cell,) = [c for c in code_cells(committed) if "class Adapter" in "".join(c["source"])]
+    lines = [line for line in "".join(cell["source"]).splitlines() if line.strip()]
+    assert len(lines) <= 15
+
+
+@pytest.mark.slow
+def test_every_cell_runs_and_gives_what_is_committed(committed: Any) -> None:
+    reason = "the extra dev is not installed"
+    nbformat = pytest.importorskip("nbformat", reason=reason)
+    nbclient = pytest.importorskip("nbclient", reason=reason)
+    pytest.importorskip("ipykernel", reason=reason)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    where = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    for before, after in zip(code_cells(committed), code_cells(notebook), strict=True):
+        if "exact" in before["metadata"].get("tags", []):
+            assert text(after) == text(before)
+        assert kinds(after) == kinds(before), "".join(before["source"])
