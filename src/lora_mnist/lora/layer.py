@@ -4,10 +4,11 @@ A linear layer with the frozen weight ``W``, shape (out_features, in_features), 
 
     y = x W^T + b + scaling * (x A^T) B^T,    scaling = alpha / rank
 
-(:attr:`.settings.LayerSettings.scaling`) with ``A = lora_A``, shape (rank, in_features), and ``B = lora_B``, shape (out_features, rank). A
-convolution does the same with a convolution to ``rank`` channels, ``lora_A`` of shape (rank,
-in_channels, height, width), and a 1x1 convolution from them, ``lora_B`` of shape (out_channels,
-rank, 1, 1). Any other weight is adapted through the dense sum ``W + scaling * B A``.
+(:attr:`.settings.LayerSettings.scaling`) with ``A = lora_A``, shape (rank, in_features), and
+``B = lora_B``, shape (out_features, rank). A convolution does the same with a convolution to
+``rank`` channels, ``lora_A`` of shape (rank, in_channels, height, width), and a 1x1 convolution
+from them, ``lora_B`` of shape (out_channels, rank, 1, 1). Any other weight is adapted through the
+dense sum ``W + scaling * B A``.
 
 Papers: LoRA, arXiv:2106.09685; rank-stabilised scaling, arXiv:2312.03732.
 """
