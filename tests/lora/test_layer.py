@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.nets import TinyNet
+from helpers.nets import TinyNet, dense, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -20,19 +20,6 @@ from lora_mnist.lora import (
     remove_lora,
 )
 from lora_mnist.net import MLP
-
-
-def randomize(model: nn.Module) -> nn.Module:
-    """Give lora_B values, so that the adapters change something."""
-    for parameter in lora_parameters(model):
-        nn.init.normal_(parameter, std=0.5)
-    return model
-
-
-def dense(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a TinyNet computes with the effective weights that its layers show."""
-    hidden = torch.relu(F.linear(x, model.linear1.weight, model.linear1.bias))
-    return F.linear(hidden, model.linear2.weight, model.linear2.bias)
 
 
 def test_effective_weight_is_the_papers_equation(tiny: nn.Module) -> None:

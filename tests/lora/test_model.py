@@ -2,13 +2,11 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
-from helpers.nets import TinyNet
+from helpers.nets import TinyNet, adapters, dense, randomize
 from torch import nn
 
 from lora_mnist.lora import (
     LayerSettings,
-    LoRAParametrization,
     add_lora,
     attach,
     base_state_dict,
@@ -22,23 +20,6 @@ from lora_mnist.lora import (
     set_lora_enabled,
 )
 from lora_mnist.net import MLP
-
-
-def randomize(model: nn.Module) -> nn.Module:
-    """Give lora_B values, so that the adapters change something."""
-    for parameter in lora_parameters(model):
-        nn.init.normal_(parameter, std=0.5)
-    return model
-
-
-def dense(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a TinyNet computes with the effective weights that its layers show."""
-    hidden = torch.relu(F.linear(x, model.linear1.weight, model.linear1.bias))
-    return F.linear(hidden, model.linear2.weight, model.linear2.bias)
-
-
-def adapters(model: nn.Module) -> list[LoRAParametrization]:
-    return [m for m in model.modules() if isinstance(m, LoRAParametrization)]
 
 
 def test_parameter_counts_of_the_notebook() -> None:

@@ -4,13 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from helpers.nets import TinyNet
+from helpers.nets import TinyNet, adapters, dense, randomize
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lora_mnist.lora import (
-    LoRAParametrization,
     add_lora,
     base_state_dict,
     load_adapter,
@@ -22,23 +20,6 @@ from lora_mnist.lora import (
     remove_lora,
 )
 from lora_mnist.net import MLP
-
-
-def randomize(model: nn.Module) -> nn.Module:
-    """Give lora_B values, so that the adapters change something."""
-    for parameter in lora_parameters(model):
-        nn.init.normal_(parameter, std=0.5)
-    return model
-
-
-def dense(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a TinyNet computes with the effective weights that its layers show."""
-    hidden = torch.relu(F.linear(x, model.linear1.weight, model.linear1.bias))
-    return F.linear(hidden, model.linear2.weight, model.linear2.bias)
-
-
-def adapters(model: nn.Module) -> list[LoRAParametrization]:
-    return [m for m in model.modules() if isinstance(m, LoRAParametrization)]
 
 
 def conv_net(dtype: torch.dtype = torch.float64, **geometry: Any) -> nn.Module:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.nets import dense, randomize
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -18,19 +19,6 @@ from lora_mnist.lora import (
 )
 from lora_mnist.lora.model import lora_weights
 from lora_mnist.lora.weight import adaptable_weights
-
-
-def randomize(model: nn.Module) -> nn.Module:
-    """Give lora_B values, so that the adapters change something."""
-    for parameter in lora_parameters(model):
-        nn.init.normal_(parameter, std=0.5)
-    return model
-
-
-def dense(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What a TinyNet computes with the effective weights that its layers show."""
-    hidden = torch.relu(F.linear(x, model.linear1.weight, model.linear1.bias))
-    return F.linear(hidden, model.linear2.weight, model.linear2.bias)
 
 
 def test_other_parametrizations_are_respected(tiny: nn.Module) -> None:
