@@ -151,7 +151,7 @@ def test_sweeps_need_no_torch(path: Path) -> None:
 def test_conducting_a_sweep_imports_no_torch() -> None:
     """Neither directly nor through anything else: that would cost every command seconds."""
     names = [f"lora_mnist.{name_of(path)}" for path in MODULES if "sweep" in path.parts]
-    names += ["lora_mnist", "lora_mnist.entry", "lora_mnist.show.tensorboard"]
+    names += ["lora_mnist", "lora_mnist.entry", "lora_mnist.show.hparams"]
     program = f"""
 import sys
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""How errors are counted: per class, for a network and for its base on the same images.
+"""How errors are counted, for a network and its base, and what TensorBoard gets of them.
 
 Both counts are torchmetrics metrics, so they add up over batches and over the processes of a
 distributed run. :func:`compare_errors` is the same for a loop without Lightning.

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from lora_mnist.show.tensorboard import SweptHParams, swept_values
+from lora_mnist.show.hparams import SweptHParams, swept_values
 
 OVERRIDES = ("stage=lora", "lora.rank=4", "loss=margin", "+trainer.fast_dev_run=true", "seed=3")
 
