@@ -25,7 +25,9 @@ from lora_mnist.data import load_images
 #: A network of 12,730 parameters, which sees all test images in milliseconds.
 SMALL = ("net.hidden_sizes=[16]", "trainer=cpu")
 #: A run of it that leaves nothing behind but its results.
-QUICK = (*SMALL, "logger=none", "callbacks.checkpoint=null", "trainer.max_steps=3")
+QUICK = (
+    *(*SMALL, "logger=none", "callbacks.checkpoint=null", "trainer.max_steps=3", "figures=false"),
+)
 
 
 class Unsteady(nn.Module):

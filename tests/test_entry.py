@@ -1,5 +1,6 @@
 """What the commands share: how they refuse, what they leave, and where they may be started."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -72,7 +73,7 @@ MISTAKES = {
     "loss.fit=l1": "loss.fit=l1: expected one of cross_entropy, hinge",
     "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
     "trainer.devices=0": "trainer.devices=0: ",
-    "+callbacks.checkpoint.nope=1": "callbacks: ModelCheckpoint.__init__() got an unexpected",
+    "+callbacks.checkpoint.nope=1": "callbacks.checkpoint: Checkpoints.__init__() got an",
     "+adapter=x": "adapter=x: nothing reads this key with stage=lora; expected one of",
     "base_ckpt=/none": "base_ckpt=/none: no such file; make it with: python train.py stage=pretr",
 }
@@ -211,3 +212,26 @@ def test_ones_own_defaults_count(cli: Any, tmp_path: Path) -> None:
     done = cli("train.py", "--cfg", "job", "stage=lora", search)
     assert done.code == 0
     assert OmegaConf.create(done.out).optimizer.lr == 0.5
+
+
+def test_a_run_that_could_leave_nothing_ends_at_once(
+    cli: Any, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", fail)
+        done = cli("train.py", "stage=lora", base, f"hydra.run.dir={tmp_path}/run")
+    assert done.code == 1
+    assert done.err == f"{tmp_path}/run: cannot be written (No space left on device)\n"
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("resume", ["latest", "nowhere"])
+def test_a_run_to_go_on_with_that_is_not_there(cli: Any, tmp_path: Path, resume: str) -> None:
+    done = cli("train.py", "stage=lora", f"resume={resume}")
+    assert done.code == 2
+    assert done.err.startswith(f"resume={resume}: ")
+    assert len(done.err.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()

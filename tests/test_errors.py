@@ -1,5 +1,6 @@
 import errno
 import logging
+import threading
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_mnist.errors import (
     IncompleteError,
+    TrainingError,
     UserError,
     config_group,
     described,
@@ -18,6 +20,7 @@ from lora_mnist.errors import (
     is_full_error_wanted,
     missing_extra,
     one_line,
+    used_up,
 )
 
 
@@ -109,6 +112,37 @@ def test_a_full_disk_is_found_behind_other_errors(number: int, kind: str) -> Non
     assert full_disk(None) is None
 
 
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE]
+)
+def test_what_the_machine_lacks_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    said: list[str] = []
+    log = logging.getLogger("lora_mnist.errors")
+    monkeypatch.setattr(log, "error", lambda text, *values: said.append(text % values))
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    lacking = OSError(number, "No more", "/file")
+    assert used_up(lacking) is lacking
+
+    def fail() -> None:
+        raise lacking
+
+    hook = threading.excepthook
+    with pytest.raises(SystemExit) as caught, exit_on_user_error():
+        thread = threading.Thread(target=fail)  # such as TensorBoard's
+        thread.start()
+        thread.join()
+        raise RuntimeError("could not write") from lacking
+    assert caught.value.code == 1
+    assert said == ["/file: No more; what was there before is whole"]
+    assert capsys.readouterr().err == ""
+    assert threading.excepthook is hook
+    assert used_up(OSError(errno.EACCES, "")) is None
+    with pytest.raises(OSError, match="denied"), exit_on_user_error():
+        raise OSError(errno.EACCES, "denied")
+
+
 @pytest.mark.parametrize(("value", "wanted"), [(None, False), ("0", False), ("1", True)])
 def test_full_error(monkeypatch: pytest.MonkeyPatch, value: str | None, wanted: bool) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -117,7 +151,9 @@ def test_full_error(monkeypatch: pytest.MonkeyPatch, value: str | None, wanted: 
     assert is_full_error_wanted() is wanted
 
 
-@pytest.mark.parametrize(("kind", "code"), [(UserError, 2), (IncompleteError, 1)])
+@pytest.mark.parametrize(
+    ("kind", "code"), [(UserError, 2), (IncompleteError, 1), (TrainingError, 1)]
+)
 def test_a_users_mistake_ends_the_process(
     monkeypatch: pytest.MonkeyPatch, kind: type[UserError], code: int
 ) -> None:

@@ -56,7 +56,9 @@ def test_repeats_the_numbers_of_a_run(cli: Any, made: Made, tmp_path: Path) -> N
     before, after = (found[split]["accuracy"] for split in ("test_base", "test"))
     assert f"accuracy: {before:.4f} -> {after:.4f}" in done.out
     assert f"run: {folder}" in done.err
-    assert {path.name for path in folder.iterdir()} == {".hydra", "eval.log", "results.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        *(".hydra", "eval.log", "results.json", "answers.safetensors", "figures", "report.html"),
+    }
 
 
 @pytest.mark.parametrize("adapter", ["{run}", "{run}/adapter", "latest"])
@@ -79,7 +81,7 @@ def test_without_an_adapter_tests_the_base_alone(made: Made, tmp_path: Path) -> 
 
 def test_an_adapter_finds_its_own_base_after_another_was_pretrained(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
-    options = (*QUICK, f"paths.outputs={outputs}")
+    options = (*QUICK, f"paths.outputs={outputs}", "trainer.max_steps=20")
     train(composed("train", "stage=pretrain", *options))
     adapted = train(composed("train", "stage=lora", *options))
     other = train(composed("train", "stage=pretrain", *options, "seed=1"))
@@ -101,7 +103,7 @@ def test_a_notebook_gets_the_results_back(
     assert OmegaConf.to_yaml(cfg) == before
     assert results == read_results(only_run(tmp_path, "eval"))
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "target", "classes", "mean", "std"),
+        *("stage", "dataset", "seed", "digit", "target", "replay", "classes", "mean", "std"),
         *("steps", "parameters"),
         *("test", "base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
@@ -161,4 +163,4 @@ def test_refuses(made: Made, tmp_path: Path, overrides: tuple[str, ...], message
 def test_defines_nothing_that_it_does_not_use() -> None:
     keys = {"stage", "data", "net", "base_name", "base_ckpt", "adapter", "each"}
     cfg = composed("eval")
-    assert set(cfg) == {*keys, "allow_other_base", "trainer", "logger", "paths", "sweep"}
+    assert set(cfg) == {*keys, "allow_other_base", "trainer", "logger", "paths", "sweep", "figures"}

@@ -2,13 +2,14 @@
 
 Imports run downhill only::
 
-    train.py eval.py predict.py export.py demo.py
+    train.py eval.py predict.py export.py demo.py report.py
       entry                                     loads the next line by name
-        train evaluate predict export demo
-          build load trainer resume results show side_by_side
+        train evaluate predict export demo report
+          build load trainer checkpoint resume results show side_by_side
             module data base
-              metrics loss net lora
-                files errors project cache process
+              metrics loss net lora answers
+                runs
+                  files errors project cache process
 
 ``lora`` and ``sweep`` stand apart: each could be carried into another project.
 """
@@ -29,32 +30,37 @@ import lora_mnist
 SOURCE = ROOT / "src" / "lora_mnist"
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.name != "__init__.py")
 ENTRIES = {
-    **{name: name for name in ("train", "predict", "export", "demo")},
+    **{name: name for name in ("train", "predict", "export", "demo", "report")},
     "eval": "evaluate",
 }
 
 LAYERS = [
-    {"train", "evaluate", "predict", "export", "demo"},
-    {"build", "load", "trainer", "resume", "results", "show", "side_by_side"},
+    {"train", "evaluate", "predict", "export", "demo", "report"},
+    {"build", "load", "trainer", "checkpoint", "resume", "results", "show", "side_by_side"},
     {"module", "data", "base"},
-    {"metrics", "loss", "net", "lora"},
+    {"metrics", "loss", "net", "lora", "answers"},
+    {"runs"},
     {"files", "errors", "project", "cache", "process"},
 ]
 #: What these rooms may import, and nothing else of ours.
 APART = {
     "lora": {"files"},
     "sweep": {"errors", "files"},
-    "entry": {"sweep", "errors", "process", "project"},
-    "show": {"lora", "sweep"},
+    "entry": {"sweep", "runs", "errors", "files", "process", "project"},
+    "show": {"answers", "lora", "sweep", "files"},
+    "answers": {"files"},
     "data": {"errors", "files"},
+    "runs": {"errors", "files"},
     "files": set(),
     "errors": set(),
     "project": set(),
     "cache": set(),
     "process": set(),
 }
+#: Who may ask what handles an interrupt and says how to go on: it reaches single runs as well.
+OF_INTERRUPTS = {"checkpoint", "resume"}
 #: Who may ask the sweep's bookkeeping.
-OF_SWEEPS = {"entry", "show", "sweep"}
+OF_SWEEPS = {"entry", "show", "sweep", *OF_INTERRUPTS}
 HEAVY = {"torch", "torchvision", "torchmetrics", "lightning", "safetensors"}
 
 
@@ -111,6 +117,10 @@ def test_imports_run_downhill(path: Path) -> None:
         assert asked <= APART[here]
         return
     level = next(n for n, layer in enumerate(LAYERS) if here in layer)
+    if here in OF_INTERRUPTS:
+        of_sweeps = {module for module in ours(path) if room(module) == "sweep"}
+        assert of_sweeps <= {"sweep", "sweep.interrupt", "sweep.command"}
+        asked -= {"sweep"}
     assert asked <= set().union(*LAYERS[level:])
     if level == 0:
         assert not asked & LAYERS[0], "commands know nothing of each other"
@@ -151,7 +161,8 @@ def test_sweeps_need_no_torch(path: Path) -> None:
 def test_conducting_a_sweep_imports_no_torch() -> None:
     """Neither directly nor through anything else: that would cost every command seconds."""
     names = [f"lora_mnist.{name_of(path)}" for path in MODULES if "sweep" in path.parts]
-    names += ["lora_mnist", "lora_mnist.entry", "lora_mnist.show.hparams"]
+    names += ["lora_mnist", "lora_mnist.entry"]
+    names += [f"lora_mnist.show.{name}" for name in ("screen", "sweep_report", "verdict")]
     program = f"""
 import sys
 from importlib import import_module

@@ -1,4 +1,3 @@
-import math
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, lora_parameters
-from lora_mnist.metrics import ErrorMetric, Evaluation, RepairMetric, scalars
+from lora_mnist.metrics import AnswerMetric, ErrorMetric, Evaluation, RepairMetric
 
 CLASSES = 3
 
@@ -105,24 +104,53 @@ def test_an_evaluation_with_a_base_starts_afresh_each_time() -> None:
             assert sum(outcomes[split]["images_per_class"]) == len(labels)
 
 
-def test_what_a_logger_gets() -> None:
+def test_answers_are_kept_in_order() -> None:
+    """Of process 1 of 2, whose images are the second, the fourth, ..."""
     base, logits, labels = batch(0)
-    evaluation = Evaluation(CLASSES)
-    evaluation.update(logits, labels, base)
-    outcome = evaluation.conclude("val")["val"]
-    totals, details = scalars("val", outcome)
-    assert totals == {
-        f"val/{key}": outcome[key] for key in ("repaired", "broken", "loss", "accuracy")
-    }
-    kinds = ("repaired", "broken", "errors", "accuracy")
-    assert list(details) == [f"val/{kind}_per_class/{c}" for kind in kinds for c in range(CLASSES)]
-    for kind in kinds[:3]:
-        values = [details[f"val/{kind}_per_class/{c}"] for c in range(CLASSES)]
-        assert values == outcome[f"{kind}_per_class"]
-    errors, images = outcome["errors_per_class"][0], outcome["images_per_class"][0]
-    assert details["val/accuracy_per_class/0"] == pytest.approx(1 - errors / images)
-    assert math.isnan(details["val/accuracy_per_class/2"])  # no image of class 2
-    assert all(type(value) is float for value in {**totals, **details}.values())
+    evaluation = Evaluation(CLASSES, keeps_answers=True)
+    for part in (slice(None, 7), slice(7, None)):
+        evaluation.update(logits[part], labels[part], base[part])
+    evaluation.conclude("test")
+    found = evaluation.answers
+    assert found["index"].tolist() == list(range(20))
+    assert torch.equal(found["label"], labels)
+    for side, z in {"base": base, "adapted": logits}.items():
+        assert torch.equal(found[side], z.argmax(dim=1))
+        torch.testing.assert_close(found[f"{side}_probability"], z.softmax(dim=1).amax(dim=1))
+
+
+def test_answers_of_a_base_alone_are_its_own() -> None:
+    _, logits, labels = batch(0)
+    evaluation = Evaluation(CLASSES, keeps_answers=True)
+    for _ in range(2):  # and start afresh each time
+        evaluation.update(logits, labels)
+        evaluation.conclude("test")
+    assert list(evaluation.answers) == ["index", "label", "base", "base_probability"]
+    assert torch.equal(evaluation.answers["base"], logits.argmax(dim=1))
+    plain = Evaluation(CLASSES)
+    plain.update(logits, labels)
+    plain.conclude("val")
+    assert plain.answers == {}
+
+
+def test_answers_of_several_processes_take_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, logits, labels = batch(0)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr("lora_mnist.metrics._is_distributed", lambda: True)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+        metric = AnswerMetric()
+        metric.update(labels[rank::2], base=logits[rank::2])
+        parts.append(metric)
+    # What synchronisation does: the processes' lists, one after the other.
+    for name in ("index", "label", "base", "base_probability"):
+        getattr(parts[0], name).extend(getattr(parts[1], name))
+    found = parts[0].compute()
+    assert torch.equal(found["label"], labels)
+    assert torch.equal(found["base"], logits.argmax(dim=1))
+    reductions = {getattr(r, "__name__", "") for r in parts[0]._reductions.values()}
+    assert reductions == {"dim_zero_cat"}
 
 
 # --- a loop of one's own -------------------------------------------------------------------------

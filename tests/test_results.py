@@ -25,7 +25,7 @@ from lora_mnist.results import (
 def data(target: Any = None) -> Any:
     targets = [target] if isinstance(target, int) else target
     names = ["cat", "dog", "owl"]
-    values = {"classes": names, "short_names": names, "mean": 0.5, "std": 0.25}
+    values = {"classes": names, "short_names": names, "mean": 0.5, "std": 0.25, "replay": 0}
     return SimpleNamespace(name="mnist", target=target, targets=targets, **values)
 
 
@@ -70,7 +70,7 @@ def test_results_tell_the_errors_on_the_target(
     outcomes = {"val": outcome(1, 4, 30), "test": outcome(1, 4, 30)}
     results = collect_results(cfg, data(target), tiny, outcomes, Clock(), steps=7)
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "target", "classes", "mean", "std"),
+        *("stage", "dataset", "seed", "digit", "target", "replay", "classes", "mean", "std"),
         *("steps", "parameters"),
         *("val", "test"),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),

@@ -1,5 +1,6 @@
 """Runs of every stage: the network small and the steps few, but the images real."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lora_mnist.train
 from lora_mnist import MLP, load_adapter
+from lora_mnist.answers import read_answers
 from lora_mnist.cache import Cache
 from lora_mnist.data import ImageDataModule, load_images
-from lora_mnist.errors import UserError
+from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.lora import WEIGHTS_NAME, changed_tensors, fingerprint
 from lora_mnist.module import ClassifierModule
@@ -61,7 +63,7 @@ def without_times(results: dict[str, Any]) -> dict[str, Any]:
 
 
 KEYS = [
-    *("stage", "dataset", "seed", "digit", "target", "classes", "mean", "std"),
+    *("stage", "dataset", "seed", "digit", "target", "replay", "classes", "mean", "std"),
     *("steps", "parameters"),
     *("val", "test", "base_unchanged", "base_sha256", "adapter", "seconds"),
 ]
@@ -79,7 +81,7 @@ class Made(NamedTuple):
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     outputs = tmp_path_factory.mktemp("made")
     options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
-    train(composed("train", "stage=pretrain", *options))
+    train(composed("train", "stage=pretrain", *options, "figures=false"))
     train(composed("train", "stage=lora", *options))
     return Made(outputs, only_run(outputs, "pretrain"), only_run(outputs, "lora"))
 
@@ -123,21 +125,33 @@ def scalars(folder: Path) -> dict[str, list[float]]:
     return {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_tensorboard_shows_each_class(made: Made) -> None:
-    results, values = read_results(made.lora), scalars(made.lora)
+def test_tensorboard_shows_curves(made: Made) -> None:
+    results, values = read_results(made.lora), scalars(made.lora / "digit=9,rank=1")
     assert len(values["train/loss"]) == 3
     for split in ("val", "test"):
-        for what in ("repaired", "broken"):
-            assert values[f"{split}/{what}"] == [results[split][what]]
-            assert values[f"{split}/{what}_per_class/9"] == [results[split][f"{what}_per_class"][9]]
-    for split in ("val", "val_base", "test", "test_base"):
-        assert values[f"{split}/accuracy"] == [pytest.approx(results[split]["accuracy"])]
-        errors = [values[f"{split}/errors_per_class/{c}"] for c in range(10)]
-        assert errors == [[count] for count in results[split]["errors_per_class"]]
-        assert values[f"{split}/accuracy_per_class/9"] == [
-            pytest.approx(1 - errors[9][0] / results[split]["images_per_class"][9])
-        ]
-    assert "test/accuracy_per_class/0" in scalars(made.pretrain)
+        for what in ("repaired", "broken", "accuracy", "errors_of_target"):
+            assert values[f"{split}/{what}"][-1] == pytest.approx(results[split][what])
+    nines = [results["val"][f"{what}_per_class"][9] for what in ("errors", "images")]
+    last = values["val/accuracy_per_class/9"][-1]
+    assert last == pytest.approx(1 - nines[0] / nines[1])
+    assert len(values["val/accuracy"]) == 6  # the base, and every seventh of 30 steps, and the end
+    assert len(values["test/accuracy"]) == 1
+    assert "val/accuracy_per_class/0" in scalars(made.pretrain)
+
+
+def test_a_run_can_be_drawn_again(made: Made) -> None:
+    """The answers that are kept are those that were counted."""
+    results, answers = read_results(made.lora), read_answers(made.lora)
+    assert answers is not None
+    for kind, mask in answers.kinds().items():
+        assert mask.sum() == results["test"][kind]
+    for split, side in {"test": "adapted", "test_base": "base"}.items():
+        confusion = answers.confusion(side, 10)
+        errors = confusion.sum(axis=1) - confusion.diagonal()
+        assert errors.tolist() == results[split]["errors_per_class"]
+    assert read_answers(made.pretrain) is not None
+    assert (made.lora / "report.html").is_file()
+    assert not (made.pretrain / "report.html").exists()  # figures=false
 
 
 @pytest.mark.slow
@@ -169,7 +183,7 @@ def test_interrupted_pretraining_leaves_the_base_alone(tmp_path: Path) -> None:
     arguments = ["train.py", "stage=pretrain", f"base_ckpt={base}", f"hydra.run.dir={tmp_path}/run"]
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stderr=subprocess.PIPE)
     for line in process.stderr:
-        if b"training images" in line:
+        if b"training a base on" in line:
             break
     process.kill()
     process.wait(timeout=60)
@@ -212,7 +226,9 @@ def test_the_folder_may_be_given(outputs: Path, tmp_path: Path) -> None:
     folder.mkdir()
     results = train(cfg, folder)
     assert read_results(folder) == results
-    assert {path.name for path in folder.iterdir()} == {"adapter", "results.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        *("adapter", "answers.safetensors", "results.json"),
+    }
     assert {path.name for path in outputs.iterdir()} == {"base"}
 
 
@@ -272,7 +288,8 @@ def bases(outputs: Path) -> dict[str, bytes]:
 
 def test_every_base_is_kept(tmp_path: Path) -> None:
     """The second pretraining replaces the current base, and the first one's own file stays."""
-    first, second, again = (run(tmp_path, "stage=pretrain", f"seed={n}") for n in (0, 1, 0))
+    options = ("stage=pretrain", "trainer.max_steps=20")
+    first, second, again = (run(tmp_path, *options, f"seed={n}") for n in (0, 1, 0))
     names = [f"mnist-{results['base_sha256'][:12]}.ckpt" for results in (first, second)]
     assert first["base_sha256"] == again["base_sha256"] != second["base_sha256"]
     found = bases(tmp_path)
@@ -306,11 +323,17 @@ def test_the_base_is_published_last(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("optimizer.lr=1e30",), "optimizer.lr=1e+30: training diverged, linear1."),
+        (
+            ("optimizer.lr=1e30",),
+            "optimizer.lr: the loss is nan at step 2, at a learning rate of 1e+30",
+        ),
         (("trainer.max_steps=0",), "trainer.max_steps=0 trainer.max_epochs=1: expected at least"),
         (("+trainer.limit_test_batches=0.01",), "trainer: You requested to check 0.01"),
         (("digit=weakest",), "digit=weakest: expected stage=lora, since only a base has a weakest"),
-        (("ckpt_path=/none",), "ckpt_path=/none: expected a checkpoint of stage=pretrain"),
+        (
+            ("resume=/none",),
+            "resume=/none: no run that can be gone on with; expected the folder of",
+        ),
     ],
 )
 def test_a_pretraining_that_failed_leaves_the_base_alone(
@@ -321,6 +344,57 @@ def test_a_pretraining_that_failed_leaves_the_base_alone(
         run(outputs, "stage=pretrain", *overrides)
     assert str(caught.value).startswith(message)
     assert bases(outputs) == before
+
+
+def test_a_base_that_has_learnt_nothing_is_not_published(outputs: Path) -> None:
+    before = bases(outputs)
+    with pytest.raises(TrainingError) as caught:
+        run(outputs, "stage=pretrain", "optimizer.lr=1e6", "trainer.max_steps=10")
+    folder = newest(outputs, "pretrain")
+    assert re.fullmatch(
+        r"optimizer\.lr=1000000\.0: \d+\.\d% of the val images are right, no more than by always "
+        rf"answering 1 - one; the base stays in {folder}, and base_ckpt={outputs}/base/mnist.ckpt "
+        "is what it was; expected another learning rate",
+        str(caught.value).replace("7 - seven", "1 - one"),
+    )
+    assert caught.value.exit_code == 1
+    assert bases(outputs) == before
+    results = read_results(folder)
+    (kept,) = folder.glob("mnist-*.ckpt")
+    assert fingerprint(torch.load(kept, weights_only=True)["state_dict"]) == results["base_sha256"]
+
+
+def test_a_base_for_some_classes_need_not_know_the_others(outputs: Path) -> None:
+    results = run(outputs, "stage=pretrain", "digit=9", "trainer.max_steps=10")
+    assert results["test"]["accuracy"] < 0.12
+    assert f"mnist-{results['base_sha256'][:12]}.ckpt" in bases(outputs)
+
+
+def test_an_adapter_that_answers_always_the_same_is_told(outputs: Path) -> None:
+    with pytest.raises(TrainingError, match=r"^optimizer\.lr=1000000\.0: .* fewer than with the b"):
+        run(outputs, "stage=lora", "optimizer.lr=1e6", "trainer.max_steps=10")
+    assert read_results(newest(outputs))["base_unchanged"] is True
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "lora"])
+def test_a_loss_that_is_not_finite_ends_training_at_that_step(outputs: Path, stage: str) -> None:
+    options = ("callbacks=default", "callbacks.checkpoint.every_steps=1", "optimizer.lr=1e25")
+    options = (*options, "trainer.max_steps=30")
+    message = (
+        r"^optimizer\.lr: the loss is (nan|inf) at step (\d+), at a learning rate of 1e\+25; exp"
+    )
+    cfg = composed("train", f"stage={stage}", *SMALL, "logger=none", *options)
+    cfg.paths.outputs = str(outputs)
+    with pytest.raises(TrainingError, match=message) as caught:
+        train(cfg)
+    step = int(re.match(message, str(caught.value))[2])  # type: ignore[index]
+    folder = newest(outputs, stage)
+    assert not (folder / "results.json").exists()
+    # The last good checkpoint stays: all its weights are finite.
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        kept = torch.load(path, weights_only=True)
+        assert kept["global_step"] < step
+        assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
 
 
 @pytest.mark.parametrize("base", ["null", "/", "/dev/null/base.ckpt"])
@@ -427,7 +501,7 @@ def test_an_epoch_where_steps_count_otherwise(outputs: Path) -> None:
 
 
 def test_finetune_trains_the_chosen_parameters(outputs: Path) -> None:
-    options = ("trainable=linear2.*", "callbacks=default", "callbacks.checkpoint.filename=last")
+    options = ("trainable=linear2.*", "callbacks=default", "callbacks.checkpoint.every_steps=1")
     cfg = composed(
         *("train", "stage=finetune", *SMALL, "logger=none", "trainer.max_steps=3", *options),
         f"paths.outputs={outputs}",

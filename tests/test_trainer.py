@@ -7,10 +7,12 @@ import torch
 from composed import composed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from lora_mnist.checkpoint import Checkpoints
 from lora_mnist.errors import UserError
+from lora_mnist.show.tensorboard import Curves
 from lora_mnist.trainer import build_trainer, trainer_at_work
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -26,7 +28,7 @@ def test_everything_is_written_to_the_runs_folder(tmp_path: Path) -> None:
     assert Path(trainer.default_root_dir) == tmp_path
     (logger,) = trainer.loggers
     assert isinstance(logger, TensorBoardLogger)
-    assert Path(logger.log_dir) == tmp_path
+    assert Path(logger.log_dir) == tmp_path  # a base has no name of its own
     (checkpoint,) = trainer.checkpoint_callbacks
     assert Path(checkpoint.dirpath) == tmp_path / "checkpoints"
     assert trainer.max_epochs == 1
@@ -41,15 +43,15 @@ def test_another_place_for_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "kinds"),
     [
-        ((), [ModelCheckpoint]),
+        ((), [Checkpoints]),
         (("callbacks.checkpoint=null",), []),
-        (("~callbacks.progress_bar",), [ModelCheckpoint]),
-        (("callbacks=averaging",), [ModelCheckpoint, WeightAveraging]),
+        (("~callbacks.progress_bar",), [Checkpoints]),
+        (("callbacks=averaging",), [Checkpoints, WeightAveraging]),
     ],
 )
 def test_callbacks(tmp_path: Path, overrides: tuple[str, ...], kinds: list[type]) -> None:
     found = [type(c) for c in build(tmp_path, *overrides).callbacks]
-    assert [kind for kind in (ModelCheckpoint, WeightAveraging) if kind in found] == kinds
+    assert [kind for kind in (Checkpoints, WeightAveraging) if kind in found] == kinds
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -74,6 +76,35 @@ def test_loggers(tmp_path: Path, option: str, kind: type | None) -> None:
     assert not list(tmp_path.glob("events.*"))
 
 
+def test_a_logger_that_asks_gets_a_name(tmp_path: Path) -> None:
+    stage = ["stage=lora", "trainer=cpu"]
+    for option, folder in (("tensorboard", "digit=9"), ("csv", "csv")):
+        cfg = composed("train", *stage, f"logger={option}")
+        trainer = build_trainer(cfg, tmp_path, name="digit=9")
+        assert Path(trainer.logger.log_dir) == tmp_path / folder
+
+
+@pytest.mark.parametrize(
+    ("overrides", "interval", "epochs"),
+    [
+        (("trainer.max_steps=100",), 25, None),
+        (("trainer.max_steps=3",), 1, None),
+        (("trainer.max_steps=100", "+trainer.accumulate_grad_batches=2"), 50, None),
+        ((), 0.25, 1),
+        (("trainer.max_steps=100", "logger=none"), 1.0, 1),
+        (("trainer.max_steps=100", "+trainer.val_check_interval=50"), 50, 1),
+    ],
+)
+def test_a_logger_gets_a_curve(
+    tmp_path: Path, overrides: tuple[str, ...], interval: float, epochs: int | None
+) -> None:
+    trainer = build(tmp_path, *overrides)
+    assert trainer.val_check_interval == interval
+    assert trainer.check_val_every_n_epoch == epochs
+    curves = [c for c in trainer.callbacks if isinstance(c, Curves)]
+    assert len(curves) == ("logger=none" not in overrides)
+
+
 def test_without_validation_images(tmp_path: Path) -> None:
     assert build(tmp_path, validates=False).limit_val_batches == 0
 
@@ -92,7 +123,13 @@ def test_an_entry_without_callbacks(tmp_path: Path) -> None:
         ("trainer.devices=0", "trainer.devices=0: "),
         ("trainer.max_steps=-7", "trainer.max_steps=-7: "),
         ("+trainer.nope=1", "trainer: .*unexpected keyword argument 'nope'"),
-        ("callbacks.checkpoint.nope=1", "callbacks: .*unexpected keyword argument 'nope'"),
+        ("callbacks.checkpoint.nope=1", "callbacks.checkpoint: .*unexpected keyword argument"),
+        ("callbacks.checkpoint.every_seconds=0", "callbacks.checkpoint.every_seconds=0: expected"),
+        ("callbacks.checkpoint.every_steps=1.5", "callbacks.checkpoint.every_steps=1.5: expected"),
+        (
+            "+trainer.reload_dataloaders_every_n_epochs=1",
+            "trainer.reload_dataloaders_every_n_epochs=1: expected 0, since the images",
+        ),
         ("logger=csv", "logger: .*unexpected keyword argument 'nope'"),
         pytest.param(
             "trainer.accelerator=gpu",

@@ -47,6 +47,12 @@ def require_bool(cfg: DictConfig, key: str) -> None:
         raise UserError(f"{key}={value}: expected true or false")
 
 
+def require_figures(cfg: DictConfig) -> None:
+    """Refuse what does not say whether a run is drawn."""
+    if not (isinstance(value := cfg.figures, bool) or value == "auto"):
+        raise UserError(f"figures={value}: expected true, false or auto")
+
+
 def build_data(cfg: DictConfig, stage: str | None, target: Target = None, **changes: Any) -> Any:
     """The data of ``cfg.data``, with the images of ``stage``: "fit" or "test".
 
@@ -223,7 +229,6 @@ def build_module(
         return ClassifierModule(
             net,
             len(data.classes),
-            class_names=data.short_names,
             loss=loss,
             optimizer=optimizer,
             scheduler=scheduler,

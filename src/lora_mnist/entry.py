@@ -4,10 +4,12 @@ torch is imported only when a job begins, so that ``--help``, ``--cfg`` and comp
 once.
 """
 
+import logging
 import re
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,11 +18,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lora_mnist.errors import exit_on_user_error
+from lora_mnist.errors import UserError, exit_on_user_error
+from lora_mnist.files import atomic_write
 from lora_mnist.process import lasting_imports
 from lora_mnist.project import PROJECT
+from lora_mnist.runs import find_run
 from lora_mnist.sweep.folder import key_of, make_or_exit
 from lora_mnist.sweep.job import swept_job
 from lora_mnist.sweep.session import conduct
@@ -61,9 +65,9 @@ def _check_arguments(entry: str, arguments: list[str]) -> None:
 _STARTS = ("-m", "--multirun")
 
 
-def _exit(message: str) -> NoReturn:
+def _exit(message: str, code: int = 2) -> NoReturn:
     print(message, file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def run_job(command: str, cfg: DictConfig) -> float | None:
@@ -72,6 +76,7 @@ def run_job(command: str, cfg: DictConfig) -> float | None:
     Returns:
         The value of ``sweep.metric`` in a sweep, for sweepers that search.
     """
+    logging.raiseExceptions = False  # what cannot be logged is no reason to fail
     with exit_on_user_error(), swept_job(cfg) as job:
         if job.due:
             with lasting_imports():
@@ -103,8 +108,40 @@ class RunFolder(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Claim ``hydra.run.dir``; a process of a distributed run joins its parent's folder."""
+        """Claim ``hydra.run.dir``, or return to the folder of the run that ``resume`` names.
+
+        A process of a distributed run joins its parent's folder. A run that goes on keeps the
+        configuration with which it began.
+        """
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
-        if config.hydra.output_subdir is not None:
-            folder = Path(config.hydra.run.dir)
+        if config.hydra.output_subdir is None:
+            return
+        folder = Path(config.hydra.run.dir)
+        resume = OmegaConf.select(config, "resume")
+        if resume is None:
             make_or_exit("hydra.run.dir", folder, config.hydra.output_subdir)
+            _require_space(folder / config.hydra.output_subdir)
+            return
+        try:
+            folder = find_run(resume, folder.parent)
+        except UserError as error:
+            _exit(str(error))
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.run.dir = str(folder)
+            config.hydra.output_subdir = None
+
+
+def _require_space(new_folder: Path) -> None:
+    """End a run at once that could leave nothing; Hydra would end it with a traceback."""
+    try:
+        with atomic_write(new_folder / "space") as path:
+            path.write_bytes(bytes(_LEAST_SPACE))
+        (new_folder / "space").unlink()
+    except OSError as error:
+        with suppress(OSError):
+            new_folder.rmdir()
+        _exit(f"{new_folder.parent}: cannot be written ({error.strerror})", code=1)
+
+
+#: Bytes, for configuration and log.
+_LEAST_SPACE = 1 << 16

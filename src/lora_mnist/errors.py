@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,12 @@ class UserError(CompactHydraException):
 
 class IncompleteError(UserError):
     """The command did what it could, and named what it could not do."""
+
+    exit_code = 1
+
+
+class TrainingError(UserError):
+    """Training led nowhere: it diverged, or nothing was learnt."""
 
     exit_code = 1
 
@@ -77,8 +84,18 @@ def described(error: BaseException) -> str:
 
 def full_disk(error: BaseException | None) -> OSError | None:
     """The full disk, or used up quota, behind ``error``."""
+    return _behind(error, (errno.ENOSPC, errno.EDQUOT))
+
+
+def used_up(error: BaseException | None) -> OSError | None:
+    """What the machine has no more of, behind ``error``: disk, size of a file, or open files."""
+    more = (errno.EFBIG, errno.EMFILE, errno.ENFILE)
+    return full_disk(error) or _behind(error, more)
+
+
+def _behind(error: BaseException | None, numbers: tuple[int, ...]) -> OSError | None:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in numbers:
             return error
         error = error.__cause__ or error.__context__
     return None
@@ -98,8 +115,17 @@ def one_line(error: BaseException | None) -> str:
 def exit_on_user_error() -> Iterator[None]:
     """End the process with the one line of a :class:`UserError` and its exit code.
 
-    With ``HYDRA_FULL_ERROR=1`` the error goes on to Hydra, for its traceback.
+    So ends a process for which the machine has no more disk, or what else :func:`used_up` knows,
+    with code 1. With ``HYDRA_FULL_ERROR=1`` the error goes on to Hydra, for its traceback.
     """
+    hook = threading.excepthook
+
+    def report(args: threading.ExceptHookArgs) -> None:
+        # A thread that writes for us fails first; the error then comes up here.
+        if used_up(args.exc_value) is None or is_full_error_wanted():
+            hook(args)
+
+    threading.excepthook = report
     try:
         yield
     except UserError as error:
@@ -107,3 +133,12 @@ def exit_on_user_error() -> Iterator[None]:
         if is_full_error_wanted():
             raise
         raise SystemExit(error.exit_code) from error
+    except Exception as error:
+        lacking = used_up(error)
+        if lacking is None or is_full_error_wanted():
+            raise
+        where = f"{lacking.filename}: " if lacking.filename else ""
+        log.error("%s%s; what was there before is whole", where, lacking.strerror)
+        raise SystemExit(1) from error
+    finally:
+        threading.excepthook = hook

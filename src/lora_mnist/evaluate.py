@@ -7,13 +7,22 @@ from typing import Any
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.build import build_data, build_net, require_bool, require_fit, require_known_keys
+from lora_mnist.answers import write_answers
+from lora_mnist.build import (
+    build_data,
+    build_net,
+    require_bool,
+    require_figures,
+    require_fit,
+    require_known_keys,
+)
 from lora_mnist.data import ImageDataModule
 from lora_mnist.load import load_adapters, load_base
 from lora_mnist.lora import lora_names, set_lora_enabled
 from lora_mnist.module import ClassifierModule
 from lora_mnist.process import keep_freed_memory
 from lora_mnist.results import Clock, collect_results, new_run_folder, write_results
+from lora_mnist.show.report import show_run
 from lora_mnist.show.tables import print_results
 from lora_mnist.trainer import build_trainer, trainer_at_work
 
@@ -21,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _KEYS = (
     *("stage", "data", "net", "base_name", "base_ckpt", "adapter", "each", "allow_other_base"),
-    *("trainer", "logger", "paths", "sweep"),
+    *("trainer", "logger", "paths", "sweep", "figures"),
 )
 
 
@@ -43,6 +52,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     clock = Clock()
     require_known_keys(cfg, *_KEYS)
     require_bool(cfg, "each")
+    require_figures(cfg)
     keep_freed_memory()
     data = build_data(cfg, "test")
     net = build_net(cfg)
@@ -53,7 +63,6 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     module = ClassifierModule(
         net,
         len(data.classes),
-        class_names=data.short_names,
         hyperparameters={**hyperparameters, "base_sha256": base.sha256},
     )
     folder = new_run_folder(cfg) if run_folder is None else run_folder
@@ -66,7 +75,9 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     results["adapter"] = hyperparameters["adapter"]
     if trainer.is_global_zero:
         write_results(results, folder)
+        write_answers(module.answers, data.test_set.images, folder)
         print_results(results, data.classes)
+        show_run(trainer, results, folder, cfg.figures)
         log.info("run: %s", folder)
     return results
 

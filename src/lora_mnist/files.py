@@ -1,10 +1,19 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what is left of writers that died."""
 
 import os
+import re
+import secrets
+import socket
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+
+#: ``.NAME.HOST-PROCESS-CHANCE.tmp.SUFFIX``
+_TEMPORARY = re.compile(r"\..*\.(\w*)-(\d+)-[0-9a-f]{8}\.tmp(\.[^.]*)?")
+#: Whether a process of another machine still runs nobody here can tell; after a day it is done.
+_LONGEST_WRITE = 24 * 60 * 60
 
 
 @contextmanager
@@ -12,23 +21,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Write ``path`` so that it is either the complete new file or what it was before.
 
     Yields the path of a temporary file in the same folder. When the block ends it is flushed to
-    disk and renamed to ``path``; when the block raises, it is deleted.
+    disk and renamed to ``path``; when the block raises, it is deleted. Temporary files in the
+    folder whose process died are deleted too.
 
     Raises:
-        OSError: if the folder cannot be made or written.
+        OSError: if the folder cannot be made or written; it names ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process's own name keeps two writers of one path apart; the suffix stays the last part,
-    # since some writers append one of their own where it is missing.
-    with NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix, delete=False
-    ) as handle:
-        temporary = Path(handle.name)
+    sweep_up(path.parent)
+    temporary = path.with_name(_temporary_name(path.stem, path.suffix))
     try:
+        temporary.touch(mode=0o600, exist_ok=False)
         yield temporary
         publish(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -41,3 +50,34 @@ def publish(temporary: Path, path: Path) -> None:
     os.umask(mask)
     temporary.chmod(0o666 & ~mask)
     temporary.replace(path)
+
+
+def sweep_up(folder: Path) -> None:
+    """Delete the temporary files in ``folder`` of which the process is gone."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name[0] == "." and (match := _TEMPORARY.fullmatch(entry.name)):
+                with suppress(OSError):
+                    if _is_abandoned(entry, host=match[1], process=int(match[2])):
+                        Path(entry.path).unlink()
+
+
+def _temporary_name(name: str, suffix: str) -> str:
+    """The suffix stays the last part: some writers append one of their own where it is missing."""
+    return f".{name[:100]}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp{suffix}"
+
+
+def _host() -> str:
+    return re.sub(r"\W", "", socket.gethostname())[:50]
+
+
+def _is_abandoned(entry: os.DirEntry[str], host: str, process: int) -> bool:
+    if host != _host() or sys.platform == "win32":
+        return entry.stat(follow_symlinks=False).st_mtime < time.time() - _LONGEST_WRITE
+    try:
+        os.kill(process, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # somebody else's
+        pass
+    return False

@@ -4,15 +4,16 @@ Both counts are torchmetrics metrics, so they add up over batches and over the p
 distributed run. :func:`compare_errors` is the same for a loop without Lightning.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.utilities import dim_zero_cat
 
 from lora_mnist.lora import lora_disabled
 
@@ -91,15 +92,69 @@ class RepairMetric(Metric):
         }
 
 
+class AnswerMetric(Metric):
+    """What was answered to each image, and how surely; what the images show, and in which order.
+
+    With several processes image ``j`` of process ``r`` is image ``j * processes + r`` of all, as
+    :class:`lora_mnist.data.ImageDataModule` shares them out.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("index", "label", *_SIDES, *(f"{side}_probability" for side in _SIDES)):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self._seen = 0
+
+    def update(self, labels: Tensor, **logits: Tensor) -> None:
+        """Keep a batch: ``labels`` of shape (N,), and the logits of ``base`` and ``adapted``."""
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
+        place = torch.arange(self._seen, self._seen + len(labels), device=labels.device)
+        self._seen += len(labels)
+        found = {"index": place * processes + rank, "label": labels}
+        for side, of_side in logits.items():
+            found[side] = of_side.argmax(dim=1)
+            chances = of_side.softmax(dim=1)
+            found[f"{side}_probability"] = chances.gather(1, found[side][:, None])[:, 0]
+        for name, values in found.items():
+            getattr(self, name).append(values)
+
+    def compute(self) -> dict[str, Tensor]:
+        """A tensor of shape (N,) for each of the names, in the order of the images."""
+        kept = {name: getattr(self, name) for name in self._defaults}
+        kept = {name: dim_zero_cat(values) for name, values in kept.items() if len(values)}
+        order = kept["index"].argsort()
+        return {name: values[order] for name, values in kept.items()}
+
+    def reset(self) -> None:
+        super().reset()
+        self._seen = 0
+
+
+#: Whose answers an :class:`AnswerMetric` keeps; a network without a base is one itself.
+_SIDES = ("base", "adapted")
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 class Evaluation(nn.Module):
     """All that is counted on one set of images: the network, its base, and what the repair did.
 
     Args:
         num_classes: number of classes.
+        keeps_answers: whether the answer to each image is kept too.
+
+    Attributes:
+        answers: what :class:`AnswerMetric` kept, by name; empty where it was not asked to.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, keeps_answers: bool = False) -> None:
         super().__init__()
+        self.keeper = AnswerMetric() if keeps_answers else None
+        self.answers: dict[str, Tensor] = {}
         self.network = ErrorMetric(num_classes)
         self.base = ErrorMetric(num_classes)
         self.repair = RepairMetric(num_classes)
@@ -112,6 +167,9 @@ class Evaluation(nn.Module):
         if base_logits is not None:
             self.base.update(base_logits, labels)
             self.repair.update(base_logits, logits, labels)
+        if self.keeper is not None:
+            pair = {} if base_logits is None else {"adapted": logits}
+            self.keeper.update(labels, base=logits if base_logits is None else base_logits, **pair)
 
     def conclude(self, split: str) -> dict[str, dict[str, Any]]:
         """The outcome of ``split`` and, with a base, of ``<split>_base``; then start afresh."""
@@ -119,40 +177,12 @@ class Evaluation(nn.Module):
         if self._has_base:
             outcomes[split] = self.repair.compute() | outcomes[split]
             outcomes[f"{split}_base"] = self.base.compute()
+        if self.keeper is not None:
+            self.answers = self.keeper.compute()
+            self.keeper.reset()
         for metric in (self.network, self.base, self.repair):
             metric.reset()
         return outcomes
-
-
-def scalars(
-    split: str, outcome: dict[str, Any], class_names: Sequence[str] | None = None
-) -> tuple[dict[str, float], dict[str, float]]:
-    """What a logger gets of an outcome: its totals, and the numbers of each class.
-
-    The names are ``<split>/<key>`` and ``<split>/<key>/<class>``; ``accuracy_per_class`` stands in
-    for ``images_per_class``, NaN where a class has no image.
-
-    Args:
-        split: what was evaluated.
-        outcome: as :meth:`Evaluation.conclude` gives it.
-        class_names: what the classes are called; ``None``: by their numbers.
-    """
-    classes = class_names or [str(number) for number in range(len(outcome["errors_per_class"]))]
-    # A slash would begin another level of names.
-    classes = [name.replace("/", "-") for name in classes]
-    totals = {key: float(value) for key, value in outcome.items() if isinstance(value, int | float)}
-    del totals["errors"]  # the accuracy says as much
-    per_class = {key: value for key, value in outcome.items() if key.endswith("_per_class")}
-    counts = zip(outcome["errors_per_class"], per_class.pop("images_per_class"), strict=True)
-    per_class["accuracy_per_class"] = [1 - n / total if total else math.nan for n, total in counts]
-    return (
-        {f"{split}/{key}": value for key, value in totals.items()},
-        {
-            f"{split}/{key}/{name}": float(value)
-            for key, values in per_class.items()
-            for name, value in zip(classes, values, strict=True)
-        },
-    )
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.lr_scheduler import LRScheduler
 
+from lora_mnist.errors import TrainingError
 from lora_mnist.lora import has_lora, lora_disabled, lora_state_dict, loraplus
 from lora_mnist.loss import Loss
-from lora_mnist.metrics import Evaluation, scalars
+from lora_mnist.metrics import Evaluation
 
 Batch = tuple[Tensor, Tensor]
 #: What the base answered to each batch of a split, in order.
@@ -24,17 +26,15 @@ _STATES = {"state_dict", "current_model_state"}
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
-    Logs ``train/loss``, the mean since it was last logged; of ``val`` and ``test`` what
-    :func:`~lora_mnist.metrics.scalars` lists, such as ``val/accuracy`` and
-    ``val/errors_per_class/9``; and where there is a base to compare with, ``val/repaired``,
-    ``val/broken`` and the base's own numbers as ``val_base/...``.
+    Tells callbacks and the bar ``train/loss``, the mean over the last ``log_every_n_steps``, and
+    the totals of ``val`` and ``test``, such as ``val/accuracy`` and ``val/repaired``. Loggers get
+    theirs from :mod:`lora_mnist.show.tensorboard`.
 
     Args:
         net: network from images, (N, channels, height, width) float32, to logits,
             (N, num_classes). With LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and
             kept in checkpoints.
         num_classes: number of classes.
-        class_names: what loggers call the classes; ``None``: by their numbers.
         loss: what training minimises; ``None``: the cross-entropy.
         optimizer: makes the optimizer from the parameters to train.
         scheduler: makes the schedule of the learning rate, stepped once a batch, from the
@@ -49,10 +49,12 @@ class ClassifierModule(LightningModule):
     Attributes:
         outcomes: by split, what its last evaluation found, as it stands in results.json.
         base_answers: by split, what the base answered to each batch; for a later module.
+        answers: of the last test, the answer to each image; see :class:`.metrics.AnswerMetric`.
         validated_at: the step at which ``outcomes["val"]`` was found; ``None`` before.
 
     Raises:
         ValueError: if ``lr_ratio`` is out of range.
+        TrainingError: in training, if the loss is not finite.
     """
 
     def __init__(
@@ -60,7 +62,6 @@ class ClassifierModule(LightningModule):
         net: nn.Module,
         num_classes: int = 10,
         *,
-        class_names: Sequence[str] | None = None,
         loss: Loss | None = None,
         optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] = torch.optim.Adam,
         scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
@@ -76,7 +77,6 @@ class ClassifierModule(LightningModule):
         # weights_only=True.
         self.save_hyperparameters(dict(hyperparameters or {}))
         self.net = net
-        self.class_names = class_names
         self.loss = loss or Loss()
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -84,10 +84,14 @@ class ClassifierModule(LightningModule):
         self.has_lora = has_lora(net)
         self.base_tensors = base_tensors
         self.has_base = self.has_lora or base_tensors is not None
-        self.evaluations = nn.ModuleDict({s: Evaluation(num_classes) for s in ("val", "test")})
+        self.evaluations = nn.ModuleDict(
+            {s: Evaluation(num_classes, keeps_answers=s == "test") for s in ("val", "test")}
+        )
+        self.answers: dict[str, Tensor] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.base_answers = dict(base_answers or {})
         self._answers: list[Tensor] = []
+        self._window = (torch.zeros(()), 0)  # sum and number of the losses since they were logged
         self.validated_at: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -108,12 +112,8 @@ class ClassifierModule(LightningModule):
             self.net.train(mode)
             return logits
 
-    def on_train_start(self) -> None:
-        self._start_loss_window()
-
-    def _start_loss_window(self) -> None:
-        self._loss_sum = torch.zeros((), device=self.device)
-        self._loss_count = 0
+    def setup(self, stage: str) -> None:
+        self._window = (torch.zeros(()), 0)
 
     def configure_optimizers(self) -> Any:
         optimizer = loraplus(self.net, self.optimizer, self.lr_ratio)
@@ -126,14 +126,20 @@ class ClassifierModule(LightningModule):
         images, labels = batch
         base_logits = self.base(images) if self.loss.needs_base else None
         loss = self.loss(self(images), labels, base_logits)
-        self._loss_sum += loss.detach()
-        self._loss_count += 1
+        if not math.isfinite(loss.item()):
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise TrainingError(
+                f"optimizer.lr: the loss is {loss.item()} at step {self.global_step + 1}, at a "
+                f"learning rate of {rate:g}; expected a smaller one"
+            )
+        total, count = self._window
+        self._window = (total + loss.detach().float(), count + 1)
         # A call of log costs as much as the adapter's own arithmetic: once a window is enough.
         window = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if window and (self.global_step + 1) % window == 0:
-            loss_of_window = self._loss_sum / self._loss_count
-            self.log("train/loss", loss_of_window, prog_bar=True, sync_dist=True)
-            self._start_loss_window()
+            total, count = self._window
+            self.log("train/loss", total / count, prog_bar=True, logger=False, sync_dist=True)
+            self._window = (torch.zeros(()), 0)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -166,26 +172,23 @@ class ClassifierModule(LightningModule):
         return evaluation
 
     def _conclude(self, split: str) -> None:
-        """Log and keep what :meth:`_evaluate` counted, over all processes."""
-        outcomes = self._evaluation(split).conclude(split)
+        """Keep what :meth:`_evaluate` counted, over all processes, and tell callbacks of it."""
+        evaluation = self._evaluation(split)
+        outcomes = evaluation.conclude(split)
         answers, self._answers = tuple(self._answers), []
         if self.trainer.sanity_checking:
             return
         self.outcomes |= outcomes
         if answers:
             self.base_answers[split] = answers
-        for name, outcome in outcomes.items():
-            totals, details = scalars(name, outcome, self.class_names)
-            if name == split:
-                self.log_dict(totals, sync_dist=True)
-            else:
-                details |= totals
-            # Callbacks have no use for the rest, and self.log takes 0.6 ms for every value.
-            for logger in self.loggers:
-                logger.log_metrics(details, self.global_step)
+        self.answers = evaluation.answers or self.answers
+        counted = {k: v for k, v in outcomes[split].items() if isinstance(v, int | float)}
+        totals = {f"{split}/{key}": float(value) for key, value in counted.items()}
+        self.log_dict(totals, logger=False, sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside an adapter the base has a file of its own: keep the adapter alone."""
+        checkpoint["loss_window"] = self._window
         if self.has_lora:
             kept = {f"net.{key}" for key in lora_state_dict(self.net)}
             for key in _STATES & checkpoint.keys():
@@ -194,6 +197,7 @@ class ClassifierModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in what :meth:`on_save_checkpoint` left out with what the network holds."""
+        self._window = checkpoint["loss_window"]
         if self.has_lora:
             for key in _STATES & checkpoint.keys():
                 checkpoint[key] = {**self.state_dict(), **checkpoint[key]}

@@ -69,6 +69,7 @@ def collect_results(
         "seed": cfg.get("seed"),
         "digit": _by_number(data),
         "target": _by_name(data),
+        "replay": data.replay,
         "classes": data.classes,
         "mean": data.mean,
         "std": data.std,

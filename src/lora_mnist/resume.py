@@ -1,43 +1,221 @@
-"""Going on with an interrupted run from its checkpoint."""
+"""Going on with a run that was cut short: in its folder, to the end that it would have had."""
 
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.errors import UserError
+from lora_mnist.checkpoint import LAST, PREVIOUS, Checkpoints, read_checkpoint
+from lora_mnist.data import ImageDataModule
+from lora_mnist.errors import UserError, one_line
 from lora_mnist.module import ClassifierModule
+from lora_mnist.runs import CHECKPOINTS, RunRecord, find_run, flat, read_run, write_run
+from lora_mnist.sweep import interrupt
+from lora_mnist.sweep.command import command_line, entry_script, override
+
+log = logging.getLogger(__name__)
+
+#: Settings in which a run may differ from the one that it goes on with: none changes a number.
+_FREE = (
+    "resume",
+    "figures",
+    "paths.",
+    "sweep.",
+    "callbacks.checkpoint.",
+    "callbacks.progress_bar.",
+)
+#: How far to train: as far as before, or farther.
+_LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
 
-def require_resumable(cfg: DictConfig, module: ClassifierModule, trainer: Trainer) -> None:
-    """Refuse a checkpoint of another base or adapter, or with nothing left to do."""
-    checkpoint = _read_checkpoint(Path(cfg.ckpt_path), cfg.stage)
-    for key in ("base_sha256", "net", "lora"):
-        saved, here = checkpoint["hyper_parameters"].get(key), module.hparams.get(key)
-        if saved != here:
-            raise UserError(
-                f"ckpt_path={cfg.ckpt_path}: expected {key}={here}, as configured; "
-                f"it was trained with {key}={saved}"
-            )
-    if 0 <= trainer.max_steps <= (step := checkpoint["global_step"]):
+class Start(NamedTuple):
+    """Where training begins.
+
+    Attributes:
+        checkpoint: the file to go on from; ``None``: the beginning.
+        step: steps that are done; ``None`` in a new run.
+        claim: says on disk that training has begun; ``None`` where nothing says so.
+    """
+
+    checkpoint: Path | None = None
+    step: int | None = None
+    claim: Callable[[], None] | None = None
+
+
+def run_to_resume(cfg: DictConfig) -> Path | None:
+    """The folder of the run that ``cfg.resume`` names, if it names one.
+
+    Raises:
+        UserError: if there is no such run, or a job of a sweep names one.
+    """
+    if cfg.resume is None:
+        return None
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise UserError(
-            f"trainer.max_steps={trainer.max_steps}: expected more than the {step} steps of "
-            f"ckpt_path={cfg.ckpt_path}"
+            f"resume={cfg.resume}: expected a single run; a sweep goes on with sweep.resume"
+        )
+    return find_run(cfg.resume, Path(cfg.paths.outputs, cfg.stage))
+
+
+@contextmanager
+def claimed_run(cfg: DictConfig, folder: Path, settings: Mapping[str, Any]) -> Iterator[Start]:
+    """Around a run from its first step to its last file; yields where training begins.
+
+    The run's folder belongs to this process meanwhile. When the block ends well the run has
+    finished; else it can be gone on with, and an interrupt says how. A run without the callback
+    ``checkpoint`` leaves nothing to go on from.
+
+    Args:
+        cfg: the run's configuration.
+        folder: the run's folder.
+        settings: what decides the run's numbers, nested.
+
+    Raises:
+        UserError: if ``cfg.resume`` names a run that has finished, is still going, or has other
+            settings.
+    """
+    if not OmegaConf.select(cfg, "callbacks.checkpoint") or cfg.trainer.get("fast_dev_run"):
+        if cfg.resume is not None:
+            raise UserError(f"resume={cfg.resume}: expected callbacks.checkpoint to be kept")
+        yield Start()
+        return
+    files = Path(cfg.callbacks.checkpoint.dirpath or folder / CHECKPOINTS)
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        # The process that conducts the others has checked and prepared all.
+        yield _start(files, cfg) if cfg.resume is not None else Start()
+        return
+    record = RunRecord(flat(settings), finished=False)
+
+    def claim() -> None:
+        if start.checkpoint is None:  # what is there belongs to another run, or is damaged
+            for name in (LAST, PREVIOUS):
+                (files / name).unlink(missing_ok=True)
+        write_run(folder, record)
+        interrupt.offer(_resume_command(folder))
+
+    with _only_process(cfg, folder):
+        start = Start()
+        if cfg.resume is not None:
+            _require_same_run(cfg, _read_record(cfg, folder), record.settings)
+            start = _start(files, cfg)
+        yield start._replace(claim=claim)
+        write_run(folder, record._replace(finished=True))
+        (files / PREVIOUS).unlink(missing_ok=True)
+        interrupt.offer(None)
+
+
+def fit(trainer: Trainer, module: ClassifierModule, data: ImageDataModule, start: Start) -> None:
+    """Train from ``start``; a first interrupt waits until the step under way is done and kept."""
+    if start.claim is not None:
+        start.claim()
+    waits = trainer.world_size == 1 and any(isinstance(c, Checkpoints) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    with interrupt.finish_first() if waits else nullcontext():
+        trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+
+
+@contextmanager
+def _only_process(cfg: DictConfig, folder: Path) -> Iterator[None]:
+    checkpoints = folder / CHECKPOINTS
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(checkpoints / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        key = "hydra.run.dir" if cfg.resume is None else "resume"
+        raise UserError(
+            f"{key}={folder}: a run is still going there; expected one at a time"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if [path.name for path in checkpoints.iterdir()] == [".lock"]:  # it did not come to train
+            (checkpoints / ".lock").unlink()
+            checkpoints.rmdir()
+
+
+def _read_record(cfg: DictConfig, folder: Path) -> RunRecord:
+    try:
+        return read_run(folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"resume={cfg.resume}: {one_line(error)}") from error
+
+
+def _require_same_run(cfg: DictConfig, earlier: RunRecord, settings: Mapping[str, Any]) -> None:
+    """Refuse settings other than those of the run, and a run with nothing left to do."""
+    free = (*_FREE, *(() if cfg.stage == "pretrain" else ("base_ckpt",)))  # known by its SHA-256
+    before = earlier.settings
+    goes_farther = False
+    # The outer keys first: others follow from them, as data.seed from seed.
+    for key in sorted(dict.fromkeys([*before, *settings]), key=lambda key: key.count(".")):
+        old, new = before.get(key), settings.get(key)
+        if old == new or key.startswith(free):
+            continue
+        if key not in _LIMITS:
+            raise UserError(_differs(cfg, key, old, new, settings))
+        if _limit(new) < _limit(old):
+            raise UserError(f"{key}={new}: expected {old} or more, as in resume={cfg.resume}")
+        goes_farther = True
+    if earlier.finished and not goes_farther:
+        raise UserError(
+            f"resume={cfg.resume}: this run has finished; expected a larger trainer.max_steps or "
+            "trainer.max_epochs to train it farther"
         )
 
 
-def _read_checkpoint(path: Path, stage: str) -> dict[str, Any]:
-    """What a run of ``stage`` saved; nothing is unpickled but plain values and tensors."""
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        found = checkpoint["hyper_parameters"]["stage"]
-    except Exception as error:  # torch.load has no common class for what a damaged file causes
-        raise UserError(
-            f"ckpt_path={path}: expected a checkpoint of stage={stage}; "
-            f"this file is damaged or something else ({type(error).__name__})"
-        ) from error
-    if found != stage:
-        raise UserError(f"ckpt_path={path}: expected a checkpoint of stage={stage}, not {found}")
-    return checkpoint
+def _differs(
+    cfg: DictConfig, key: str, old: object, new: object, settings: Mapping[str, Any]
+) -> str:
+    steps = settings.get("trainer.max_steps")
+    if key.startswith("scheduler.") and new == steps:
+        return f"trainer.max_steps={steps}: expected {old}, since {key} counts them"
+    return f"{key}={_told(new)}: expected {_told(old)}, as in resume={cfg.resume}"
+
+
+def _told(value: object) -> object:
+    return "null" if value is None else value
+
+
+def _limit(value: object) -> float:
+    """A number of steps or epochs, where -1 and null mean no end."""
+    return value if isinstance(value, int | float) and value >= 0 else float("inf")
+
+
+def _start(files: Path, cfg: DictConfig) -> Start:
+    """The newest good checkpoint before the end of training becomes the last one."""
+    last = files / LAST
+    for path in (last, files / PREVIOUS):
+        try:
+            checkpoint = read_checkpoint(path)
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            log.warning("%s", one_line(error))
+            continue
+        step, epoch = checkpoint["global_step"], checkpoint["going_on"]["epoch"]
+        if step < _limit(cfg.trainer.max_steps) and epoch < _limit(cfg.trainer.max_epochs):
+            if path != last and not rank_zero_only.rank:  # type: ignore[attr-defined]
+                path.replace(last)
+            log.info("going on after step %d", step)
+            return Start(last, step)
+    log.info("no checkpoint to go on from: going on from the beginning")
+    return Start(None, 0)
+
+
+def _resume_command(folder: Path) -> str | None:
+    """The command that goes on with the run in ``folder``, if a command has started it."""
+    if not HydraConfig.initialized():
+        return None
+    hydra = HydraConfig.get()
+    left_out = ("resume=", "hydra.run.dir=", "hydra.mode=")
+    overrides = [o for o in [*hydra.overrides.task, *hydra.overrides.hydra] if o]
+    kept = [o for o in overrides if not o.startswith(left_out)]
+    return command_line(entry_script(hydra.job.name), [*kept, override("resume", folder)])

@@ -16,19 +16,21 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.base import Base, write_base
+from lora_mnist.answers import write_answers
+from lora_mnist.base import Base, own_file, write_base
 from lora_mnist.build import (
     add_configured_lora,
     build_data,
     build_module,
     build_net,
     choose_trainable,
+    require_figures,
     require_fit,
     require_known_keys,
 )
 from lora_mnist.cache import Cache
 from lora_mnist.data import DrawWeights, ImageDataModule
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.load import base_folder, load_base
 from lora_mnist.lora import base_state_dict, changed_tensors, save_adapter
 from lora_mnist.module import BaseAnswers, ClassifierModule
@@ -39,8 +41,11 @@ from lora_mnist.results import (
     new_run_folder,
     write_results,
 )
-from lora_mnist.resume import require_resumable
+from lora_mnist.resume import Start, claimed_run, fit, run_to_resume
+from lora_mnist.show.report import show_run
 from lora_mnist.show.tables import print_parameters, print_results
+from lora_mnist.show.tensorboard import run_name
+from lora_mnist.show.verdict import training_sentence
 from lora_mnist.trainer import build_trainer, trainer_at_work
 
 log = logging.getLogger(__name__)
@@ -48,7 +53,7 @@ _info = rank_zero_only(log.info)
 
 _KEYS = (
     *("stage", "digit", "seed", "data", "net", "base_name", "base_ckpt", "loss", "optimizer"),
-    *("scheduler", "trainer", "callbacks", "logger", "paths", "sweep", "ckpt_path"),
+    *("scheduler", "trainer", "callbacks", "logger", "paths", "sweep", "resume", "figures"),
 )
 
 # The jobs of a sweep share a process, and often a base: both are found out once.
@@ -62,15 +67,17 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     Args:
         cfg: a configuration of ``configs/train.yaml``; it is not changed.
         run_folder: where to leave results.json, checkpoints, the adapter and the logger's files;
-            ``None`` makes a new folder, named by the time.
+            ``None`` takes that of ``cfg.resume``, or makes a new one, named by the time.
 
     Returns:
         What results.json holds.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+        TrainingError: if training diverges, or a base has learnt nothing.
         RuntimeError: if fine-tuning changed the base.
     """
+    require_figures(cfg)
     stage = cfg.get("stage")
     if stage not in ("pretrain", "lora", "finetune"):
         raise UserError(f"stage={stage}: expected one of pretrain, lora, finetune")
@@ -78,8 +85,9 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     seed = cfg.seed
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: expected an integer from 0 to {2**32 - 1}")
+    resumed = run_to_resume(cfg)
     seed_everything(seed, verbose=False)
-    folder = new_run_folder(cfg) if run_folder is None else run_folder
+    folder = run_folder or resumed or new_run_folder(cfg)
     return pretrain(cfg, folder) if stage == "pretrain" else adapt(cfg, folder)
 
 
@@ -94,24 +102,52 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     data = build_data(cfg, "fit", cfg.digit)
     require_fit(net, data, data.train_set.images[:2])
     module = build_module(cfg, net, data)
-    trainer = _fit(cfg, folder, module, data, clock)
-    if not trainer.global_step:
-        raise UserError(
-            f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
-            "expected at least one step of training"
+    with claimed_run(cfg, folder, module.hparams) as start:
+        trainer = _fit(cfg, folder, module, data, clock, start)
+        if not trainer.global_step:
+            raise UserError(
+                f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
+                "expected at least one step of training"
+            )
+        _test(module, trainer, data, clock)
+        results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step)
+        # Trained on some classes alone, it cannot know the others; nor after a trial of one step.
+        asked = data.targets is None and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        useless = _why_useless(module.outcomes, data) if asked else None
+        if trainer.is_global_zero:
+            write_results(results, folder)
+            write_answers(module.answers, data.test_set.images, folder)
+            print_results(results, data.classes)
+            # Last: a run that fails on the way leaves the current base alone.
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                bases, current = base_folder(cfg), Path(cfg.base_ckpt)
+                if useless:
+                    bases, current = folder, own_file(folder, cfg.base_name, results["base_sha256"])
+                own = write_base(net.state_dict(), bases, cfg.base_name, current)
+                log.info("base: %s, kept as %s", current, own)
+            show_run(trainer, results, folder, cfg.figures)
+            log.info("run: %s", folder)
+    if useless:
+        raise TrainingError(
+            f"optimizer.lr={cfg.optimizer.lr}: {useless}; the base stays in {folder}, and "
+            f"base_ckpt={cfg.base_ckpt} is what it was; expected another learning rate"
         )
-    _test(module, trainer, data, clock)
-    results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step)
-    if trainer.is_global_zero:
-        write_results(results, folder)
-        print_results(results, data.classes)
-        # Last: a run that fails on the way leaves the current base alone.
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            current = Path(cfg.base_ckpt)
-            own = write_base(net.state_dict(), base_folder(cfg), cfg.base_name, current)
-            log.info("base: %s, kept as %s", current, own)
-        log.info("run: %s", folder)
     return results
+
+
+def _why_useless(outcomes: Mapping[str, Any], data: ImageDataModule) -> str | None:
+    """What is wrong with a network that a constant answer could replace, as its base could not."""
+    split = "val" if "val" in outcomes else "test"
+    counts = outcomes[split]["images_per_class"]
+    share = max(counts) / sum(counts)
+    accuracy, base = outcomes[split]["accuracy"], outcomes.get(f"{split}_base", {"accuracy": 1.0})
+    if accuracy > share or base["accuracy"] <= share:
+        return None
+    commonest = data.classes[counts.index(max(counts))]
+    return (
+        f"{accuracy:.1%} of the {split} images are right, no more than by always answering "
+        f"{commonest}"
+    )
 
 
 def adapt(cfg: DictConfig, folder: Path) -> dict[str, Any]:
@@ -136,40 +172,53 @@ def adapt(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         choose_trainable(net, cfg.trainable)
     asked = _asked(cfg, base, data)
     module = build_module(cfg, net, data, base, _base_answers.get(asked))
-    trainer = _fit(cfg, folder, module, data, clock)
-    if with_adapter:
-        _require_unchanged(base.tensors, net)
-    _test(module, trainer, data, clock)
-    _base_answers.keep(asked, module.base_answers)
-    results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step)
-    results |= {"base_unchanged": with_adapter, "base_sha256": base.sha256}
-    if trainer.is_global_zero:
+    with claimed_run(cfg, folder, module.hparams) as start:
+        trainer = _fit(cfg, folder, module, data, clock, start)
         if with_adapter:
-            save_adapter(net, folder / "adapter", metadata={"dataset": data.name})
-            results["adapter"] = "adapter"
-        write_results(results, folder)
-        print_results(results, data.classes)
-        log.info("run: %s", folder)
+            _require_unchanged(base.tensors, net)
+        _test(module, trainer, data, clock)
+        _base_answers.keep(asked, module.base_answers)
+        results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step)
+        results |= {"base_unchanged": with_adapter, "base_sha256": base.sha256}
+        if trainer.is_global_zero:
+            if with_adapter:
+                save_adapter(net, folder / "adapter", metadata={"dataset": data.name})
+                results["adapter"] = "adapter"
+            write_results(results, folder)
+            write_answers(module.answers, data.test_set.images, folder)
+            print_results(results, data.classes)
+            show_run(trainer, results, folder, cfg.figures)
+            log.info("run: %s", folder)
+    if useless := _why_useless(module.outcomes, data):
+        raise TrainingError(
+            f"optimizer.lr={cfg.optimizer.lr}: {useless}, and fewer than with the base; expected "
+            "another learning rate"
+        )
     return results
 
 
 def _fit(
-    cfg: DictConfig, folder: Path, module: ClassifierModule, data: ImageDataModule, clock: Clock
+    cfg: DictConfig,
+    folder: Path,
+    module: ClassifierModule,
+    data: ImageDataModule,
+    clock: Clock,
+    start: Start,
 ) -> Trainer:
-    trainer = build_trainer(cfg, folder, validates=len(data.val_set) > 0)
+    name = run_name(module.hparams, [data.short_names[c] for c in data.targets or []])
+    trainer = build_trainer(cfg, folder, len(data.val_set) > 0, start.step, name)
     with config_group("data"):
         data.batch_size_per_process(trainer.world_size)
-    if cfg.ckpt_path is not None:
-        require_resumable(cfg, module, trainer)
     print_parameters(module.net)
-    _info("%s on %s training images", cfg.stage, f"{len(data.train_set):,}")
+    on = (len(data.train_set), data.classes, data.targets, data.replay, data.hardness)
+    _info("%s", training_sentence(cfg.stage, *on))
     with clock.measure("fit"), trainer_at_work():
-        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+        fit(trainer, module, data, start)
     for name, parameter in module.net.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
-            raise UserError(
-                f"optimizer.lr={cfg.optimizer.lr}: training diverged, {name} is not finite; "
-                "expected a smaller learning rate"
+            raise TrainingError(
+                f"optimizer.lr={cfg.optimizer.lr}: training diverged, {name} is not finite at step "
+                f"{trainer.global_step}; expected a smaller learning rate"
             )
     return trainer
 

@@ -1,5 +1,6 @@
 """Lightning's Trainer: built from a configuration, checked, and guarded while it works."""
 
+import csv
 import sys
 import warnings
 from collections.abc import Iterator
@@ -15,18 +16,33 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import DictConfig
 
+from lora_mnist.checkpoint import AtomicCheckpointIO
 from lora_mnist.errors import UserError, config_group, one_line
+from lora_mnist.runs import CHECKPOINTS
+from lora_mnist.show.tensorboard import Curves
+
+#: How often a run that somebody may watch is validated.
+_VALIDATIONS = 4
 
 
-def build_trainer(cfg: DictConfig, folder: Path, validates: bool = True) -> Trainer:
+def build_trainer(
+    cfg: DictConfig,
+    folder: Path,
+    validates: bool = True,
+    step: int | None = None,
+    name: str = "",
+) -> Trainer:
     """Lightning's Trainer with the configured callbacks and logger; a bar only on a terminal.
 
     Args:
         cfg: the run's configuration.
         folder: the run's folder, where logger and checkpoints write.
         validates: whether there are validation images.
+        step: the step after which an earlier run is gone on with; ``None``: a new run.
+        name: what the logger calls the run, where it asks for one (``version: null``).
 
     Raises:
         UserError: if a value of ``cfg`` cannot be used.
@@ -40,8 +56,11 @@ def build_trainer(cfg: DictConfig, folder: Path, validates: bool = True) -> Trai
     settings: dict[str, Any] = {"default_root_dir": str(folder)}
     if not validates:
         settings["limit_val_batches"] = 0
-    with config_group("callbacks"):
-        callbacks = [_callback(c, folder) for c in (cfg.get("callbacks") or {}).values() if c]
+    callbacks = [
+        _callback(f"callbacks.{name}", callback, folder)
+        for name, callback in (cfg.get("callbacks") or {}).items()
+        if callback
+    ]
     if not sys.stdout.isatty():  # into a pipe or a file: no bar, only what is worth keeping
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
         settings["enable_progress_bar"] = False
@@ -49,9 +68,13 @@ def build_trainer(cfg: DictConfig, folder: Path, validates: bool = True) -> Trai
     keeps = any(isinstance(callback, Checkpoint) for callback in callbacks)
     settings["enable_checkpointing"] = cfg.trainer.get("enable_checkpointing", keeps)
     with config_group("logger"):
-        logger = instantiate(cfg.logger, save_dir=str(folder)) if cfg.get("logger") else False
+        logger = _logger(cfg.logger, folder, step, name) if cfg.get("logger") else False
+    if logger:
+        callbacks.append(Curves())
+        settings |= _validations(cfg)
+    parts = {"callbacks": callbacks, "logger": logger, "plugins": [AtomicCheckpointIO()]}
     try:
-        trainer: Trainer = instantiate(cfg.trainer, callbacks=callbacks, logger=logger, **settings)
+        trainer: Trainer = instantiate(cfg.trainer, **parts, **settings)
     except InstantiationException as error:
         reason = one_line(error.__cause__ or error)
         quoted = [f"`{key}" for key in cfg.trainer] + [f"{key}=" for key in cfg.trainer]
@@ -62,11 +85,67 @@ def build_trainer(cfg: DictConfig, folder: Path, validates: bool = True) -> Trai
     return trainer
 
 
-def _callback(config: DictConfig, folder: Path) -> Any:
+def _callback(key: str, config: DictConfig, folder: Path) -> Any:
     """A callback; one whose ``dirpath`` is null writes its checkpoints into the run's folder."""
-    if "dirpath" in config and config.dirpath is None:
-        return instantiate(config, dirpath=str(folder / "checkpoints"))
-    return instantiate(config)
+    changes = {"dirpath": str(folder / CHECKPOINTS)} if _is_null(config, "dirpath") else {}
+    with config_group(key):
+        return instantiate(config, **changes)
+
+
+def _is_null(config: DictConfig, key: str) -> bool:
+    return key in config and config[key] is None
+
+
+def _validations(cfg: DictConfig) -> dict[str, Any]:
+    """Validate a few times on the way, so that a logger has a curve; no number depends on it."""
+    if any(key in cfg.trainer for key in ("val_check_interval", "check_val_every_n_epoch")):
+        return {}
+    steps = cfg.trainer.max_steps
+    if type(steps) is not int or steps < 0:
+        return {"val_check_interval": 1 / _VALIDATIONS}  # of an epoch
+    batches = steps * max(1, cfg.trainer.get("accumulate_grad_batches", 1))
+    return {
+        "val_check_interval": max(1, batches // _VALIDATIONS),
+        "check_val_every_n_epoch": None,  # counted over epochs
+    }
+
+
+def _logger(config: DictConfig, folder: Path, step: int | None, name: str) -> Any:
+    """The logger; after ``step`` it drops what an earlier run has logged of later steps.
+
+    What is logged after n steps is labelled n; before the first step all is logged again.
+    """
+    settings = {
+        "save_dir": str(folder),
+        **({"version": name} if _is_null(config, "version") else {}),
+    }
+    logger: Any = instantiate(config, **settings)
+    if step is None:
+        return logger
+    if isinstance(logger, TensorBoardLogger):
+        return instantiate(config, **settings, purge_step=step + 1 if step else 0)
+    if isinstance(logger, CSVLogger):
+        _keep_rows(logger, step or -1)
+    return logger
+
+
+def _keep_rows(logger: CSVLogger, step: int) -> None:
+    """Log the rows of steps to ``step`` again: the logger begins its file anew."""
+    path = Path(logger.log_dir) / "metrics.csv"
+    before = path.with_name("metrics.before.csv")
+    if path.exists() and not before.exists():
+        path.replace(before)
+    if not before.exists():
+        return
+    with before.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the folder is not empty
+        for row in rows:
+            number = int(row.pop("step"))
+            logger.log_metrics({key: value for key, value in row.items() if value}, number)  # type: ignore[misc]
+        logger.save()
+    before.unlink()
 
 
 def _check_trainer(trainer: Trainer) -> None:
@@ -81,6 +160,11 @@ def _check_trainer(trainer: Trainer) -> None:
         raise UserError(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
             "since the base is kept in float32, bit for bit"
+        )
+    if (epochs := trainer.reload_dataloaders_every_n_epochs) != 0:  # type: ignore[attr-defined]
+        raise UserError(
+            f"trainer.reload_dataloaders_every_n_epochs={epochs}: expected 0, since the images "
+            "stay in memory, and would come in the same order again"
         )
     sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweeping and trainer.world_size > 1:
@@ -101,6 +185,8 @@ def trainer_at_work() -> Iterator[None]:
     with warnings.catch_warnings():
         # A loader over tensors in memory has nothing for worker processes to do.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # It is: checkpoints keep the place in the images.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         # Between Lightning and torch; nothing a user could act on.
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
         try:

@@ -1,4 +1,5 @@
 import hashlib
+from collections.abc import Iterator
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,10 @@ from helpers.commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from lora_mnist.data import DrawWeights, ImageTensors, MNISTDataModule
-from lora_mnist.data.draw import WithReplay, order, weigh
+from lora_mnist.data.draw import Order, Place, WithReplay, weigh
 
 
 def fitted(**changes: Any) -> MNISTDataModule:
@@ -128,7 +129,7 @@ def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     others = ImageTensors(torch.arange(len(labels)), labels)
     target = ImageTensors(torch.tensor([-1]), torch.tensor([-1]))
-    shares = [WithReplay(target, others, 2 * count, 0, rank, 2) for rank in (0, 1)]
+    shares = [WithReplay(target, others, 2 * count, 0, rank=r, processes=2) for r in (0, 1)]
     whole = WithReplay(target, others, 2 * count, 0)
     drawn: list[int] = []
     for _ in range(6):
@@ -223,7 +224,93 @@ def test_a_network_that_never_errs_draws_all_alike() -> None:
 
 def test_weights_of_other_images_are_refused() -> None:
     with pytest.raises(ValueError, match="draw_weights: expected 4 weights, one an image, not 3"):
-        order(4, 0, torch.ones(3))
+        Order(4, 0, torch.ones(3))
     images = ImageTensors(torch.zeros(4), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="draw_weights: expected 4 weights of replay, not 3"):
         WithReplay(images, images, 1, 0, weights=torch.ones(3))
+
+
+def indices_of_epochs(order: Order, epochs: int, size: int) -> list[list[list[int]]]:
+    """The batches of each epoch as a loader and Lightning take them: no index too many."""
+    found = []
+    for _ in range(epochs):
+        indices = iter(order)
+        batches = -(-len(order) // size)
+        found.append([list(islice(indices, size)) for _ in range(batches)])
+    return found
+
+
+@given(
+    count=st.integers(1, 40),
+    size=st.integers(1, 15),
+    weighted=st.booleans(),
+    processes=st.integers(1, 3),
+    cut=st.tuples(st.integers(0, 3), st.floats(0, 1, exclude_max=True)),
+)
+def test_an_order_goes_on_from_any_place(
+    count: int, size: int, weighted: bool, processes: int, cut: tuple[int, float]
+) -> None:
+    weights = torch.arange(1, count + 1, dtype=torch.float64) if weighted else None
+
+    def make(**place: int) -> Order:
+        return Order(count, 5, weights, rank=processes - 1, processes=processes, **place)
+
+    whole = indices_of_epochs(make(), 5, size)
+    epochs, batch = cut[0], int(cut[1] * len(whole[0]))
+    order = make()
+    indices_of_epochs(order, epochs, size)
+    indices = iter(order)
+    for _ in range(batch):
+        list(islice(indices, size))
+    place = order.place(batch, batches=0)
+    resumed = make(shuffles=place.shuffles, skip=place.batch * size)
+    indices = iter(resumed)
+    for drawn in whole[epochs][batch:]:
+        assert list(islice(indices, size)) == drawn
+    assert indices_of_epochs(resumed, 4 - epochs, size) == whole[epochs + 1 :]
+
+
+@pytest.mark.parametrize("size", [10, 7])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_every_epoch_has_the_order_of_torchs_own_samplers(size: int, is_weighted: bool) -> None:
+    """Whoever trains for several epochs may rely on its batches as well."""
+    weights = torch.arange(1, 31, dtype=torch.float64) if is_weighted else None
+    generator = torch.Generator().manual_seed(3)
+    sampler: Any = RandomSampler(range(30), generator=generator)
+    if weights is not None:
+        sampler = WeightedRandomSampler(weights.tolist(), 30, False, generator)
+    expected = indices_of_epochs(sampler, 4, size)
+    assert indices_of_epochs(Order(30, 3, weights), 4, size) == expected
+    assert expected[0] != expected[1]
+
+
+@given(count=st.integers(1, 9), batches=st.integers(0, 20), weighted=st.booleans())
+def test_replay_goes_on_from_any_place(count: int, batches: int, weighted: bool) -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 2])
+    others, target = ImageTensors(torch.arange(10), labels), ImageTensors(labels[:1], labels[:1])
+    weights = torch.arange(1, 11, dtype=torch.float64) if weighted else None
+    whole = WithReplay(target, others, count, 4, weights)
+    drawn = [whole.__getitems__([0])[0] for _ in range(batches + 5)]
+    later = WithReplay(target, others, count, 4, weights, skip=batches)
+    for images in drawn[batches:]:
+        assert torch.equal(later.__getitems__([0])[0], images)
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_a_loader_goes_on_from_any_place(seed: int | None) -> None:
+    def loaded(start: Place | None = None) -> tuple[MNISTDataModule, Iterator[Any]]:
+        data = fitted(target=9, replay=9, seed=seed)
+        data.start = start
+        return data, iter(data.train_dataloader())
+
+    torch.manual_seed(3)
+    data, batches = loaded()
+    for _ in range(20):
+        next(batches)
+    assert data.order is not None
+    place = data.order.place(20, 20)
+    data, resumed = loaded(place)
+    for (images, labels), (same, too) in islice(zip(batches, resumed, strict=True), 10):
+        assert torch.equal(images, same)
+        assert torch.equal(labels, too)
+    assert len(data.train_dataloader()) == -(-len(data.train_set) // 10)

@@ -1,3 +1,5 @@
+import logging
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -6,6 +8,7 @@ from helpers.nets import TinyNet
 from torch import nn
 
 from lora_mnist import CNN, add_lora
+from lora_mnist.show.screen import Screen
 from lora_mnist.show.tables import print_parameters, print_predictions, print_results
 
 
@@ -76,7 +79,12 @@ def test_results_of_a_base() -> None:
         ["dog", "200", "4"],
         ["all", "300", "34"],
     ]
-    assert text.splitlines()[-1] == "accuracy: 0.8867"
+    assert text.splitlines()[-3:] == [
+        "accuracy: 0.8867",
+        "34 errors in 300 images, most on the images of cat: 30 of 100. "
+        "`experiment=repair digit=0` repairs",
+        "them.",
+    ]
 
 
 def test_results_of_a_repair() -> None:
@@ -88,7 +96,39 @@ def test_results_of_a_repair() -> None:
         ["dog", "1", "4", "4", "7", "+3", "200"],
         ["all", "22", "5", "34", "17", "-17", "300"],
     ]
-    assert text.splitlines()[-1] == "accuracy: 0.8867 -> 0.9433"
+    assert text.splitlines()[-3] == "accuracy: 0.8867 -> 0.9433"
+    assert " ".join(text.splitlines()[-2:]).endswith(": 17 of 34 errors left.")
+
+
+def test_the_class_to_repair_stands_out() -> None:
+    text = results(test=REPAIRED, test_base=BASE, digit=1)
+    assert [row[0] for row in cells(text)] == ["class", "cat", "dog *", "all"]
+    assert "test images, * to be repaired" in text
+    assert text.splitlines()[-1] == (
+        "images of dog: 4 errors -> 7; the other classes: 30 -> 10 (broken 1): "
+        "17 of 34 errors left."
+    )
+
+
+def test_nothing_is_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long names are folded; none is cut."""
+
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    splits = {"test": REPAIRED, "test_base": BASE, "digit": 1}
+    stack = {f"2026-11-25_03-28-52-37720{n}": outcome([20, 5]) for n in range(3)}
+    handler, log = Screen(Terminal()), logging.getLogger("lora_mnist.show.tables")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    print_results({**splits, "each": stack}, ["c" * 60, "dog"])
+    log.removeHandler(handler)
+    shown = handler.stream.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
 
 
 def test_results_of_each_adapter() -> None:

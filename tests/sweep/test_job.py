@@ -117,7 +117,7 @@ def test_what_the_books_say_is_what_the_jobs_did(cli: Any, base_ckpt: Path, tmp_
     assert done.err.splitlines()[0] == f"#0 lora.rank=0 lora.alpha=1 failed: {reason}"
     rows = read_summary(sweep)
     assert {row["error"] for row in rows[4:]} == {reason}
-    hparams = {}
+    swept, hparams = ("lora.rank", "lora.alpha"), {}
     for row in rows[:4]:
         results = read_results(sweep / row["folder"])
         assert f"{row['lora.rank']},lora.alpha={row['lora.alpha']}-" in row["folder"]
@@ -127,18 +127,19 @@ def test_what_the_books_say_is_what_the_jobs_did(cli: Any, base_ckpt: Path, tmp_
             errors = results[split]["errors_per_class"]
             assert [int(row[f"{split}.errors_per_class.{c}"]) for c in range(10)] == errors
             assert int(row[f"{split}.errors_of_target"]) == errors[9]
-        plugin = EventAccumulator(str(sweep / row["folder"])).Reload()
+        curves = sweep / row["folder"] / f"digit=9,rank={row['lora.rank']}"
+        plugin = EventAccumulator(str(curves)).Reload()
         assert plugin.Scalars("val/accuracy")[-1].value == pytest.approx(float(row["val.accuracy"]))
         content = plugin.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         info = HParamsPluginData.FromString(content).session_start_info
-        hparams[row["folder"]] = {key: v.number_value for key, v in info.hparams.items()}
+        hparams[row["folder"]] = {key: info.hparams[key].number_value for key in swept}
     assert hparams == {
-        row["folder"]: {key: float(row[key]) for key in ("lora.rank", "lora.alpha")}
+        row["folder"]: {key: float(row[key]) for key in swept}
         for row in rows[:4]
     }
     titles = next(line for line in done.out.splitlines() if line.startswith("┃"))
     assert [title.strip() for title in titles.split("┃")[2:-1]] == [
-        *("lora.rank", "lora.alpha", "val.accuracy", "val errors on 9"),
+        *(*swept, "val.accuracy", "val errors on 9"),
         *("test.accuracy", "test errors on 9", "seconds"),
     ]
 

@@ -1,12 +1,15 @@
 """The summary from the files of jobs that never ran."""
 
+import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.sweeping import read_summary, write_job
 from omegaconf import OmegaConf
 
-from lora_mnist.sweep.command import Column
+from lora_mnist.sweep.command import Column, Start
 from lora_mnist.sweep.summary import Summary, summarize
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +19,8 @@ COLUMNS = [Column(**column) for column in DEFAULT.columns]
 
 
 def summary(folder: Path, metric: str | None = METRIC, mode: str = "max") -> Summary:
-    return summarize(folder, metric, mode, COLUMNS, "train.py", list(DEFAULT.metrics))
+    metrics = list(DEFAULT.metrics)
+    return summarize(folder, metric, mode, COLUMNS, "train.py", metrics, Start(**DEFAULT.start))
 
 
 @pytest.mark.parametrize(("mode", "order"), [("max", "bca"), ("min", "acb")])
@@ -32,28 +36,80 @@ def test_best_first(tmp_path: Path, mode: str, order: str) -> None:
 
 #: As the README shows it, in width and words.
 TABLE = """
-┏━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━┳━━━━━━━━━┓
-┃   ┃ lora.rank ┃ val.accuracy ┃ val errors on 9 ┃    test.accuracy ┃ test errors on 9 ┃ seconds ┃
-┡━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━╇━━━━━━━━━┩
-│ 1 │         8 │       0.9334 │               4 │ 0.9520 -> 0.9248 │         70 -> 13 │     1.2 │
-│ 2 │         4 │       0.9166 │               4 │ 0.9520 -> 0.9248 │         70 -> 13 │     1.2 │
-│   │         0 │       failed │                 │                  │                  │         │
-└───┴───────────┴──────────────┴─────────────────┴──────────────────┴──────────────────┴─────────┘
+┏━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━┳━━━━━━━━━┓
+┃      ┃ lora.rank ┃ val.accuracy ┃ val errors on 9 ┃ test.accuracy ┃ test errors on 9 ┃ seconds ┃
+┡━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━╇━━━━━━━━━┩
+│    1 │         8 │       0.9334 │               4 │        0.9248 │               13 │     1.2 │
+│    2 │         4 │       0.9166 │               4 │        0.9248 │               13 │     1.2 │
+│      │         0 │       failed │                 │               │                  │         │
+├──────┼───────────┼──────────────┼─────────────────┼───────────────┼──────────────────┼─────────┤
+│ base │           │       0.9300 │              38 │        0.9520 │               70 │         │
+└──────┴───────────┴──────────────┴─────────────────┴───────────────┴──────────────────┴─────────┘
 best: python train.py stage=lora lora.rank=8
 failed: lora.rank=0: expected an integer >= 1
 sweep: """
 
 
-def test_the_table(tmp_path: Path) -> None:
+def write_table(folder: Path) -> None:
     more = {
+        "val_base": {"accuracy": 0.93, "errors_of_target": 38},
         "test_base": {"accuracy": 0.952, "errors_of_target": 70},
         "test": {"accuracy": 0.92484, "errors_of_target": 13},
     }
     for rank, accuracy in ((4, 0.9166), (8, 0.93344)):
         overrides = [f"lora.rank={rank}"]
-        write_job(tmp_path, f"{rank}", overrides, accuracy=accuracy, digit=9, more=more)
-    write_job(tmp_path, "0", ["lora.rank=0"], error="expected an integer >= 1")
+        write_job(folder, f"{rank}", overrides, accuracy=accuracy, digit=9, more=more)
+    write_job(folder, "0", ["lora.rank=0"], error="expected an integer >= 1")
+
+
+def test_the_table(tmp_path: Path) -> None:
+    write_table(tmp_path)
     assert summary(tmp_path).text == f"{TABLE.lstrip()}{tmp_path}"
+
+
+def test_a_terminal_gets_what_fits_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_table(tmp_path)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for width in ("60", "80", "300"):
+        monkeypatch.setenv("COLUMNS", width)
+        text = summary(tmp_path).text
+        assert "\x1b[1m" in text  # the best job stands out
+        lines = re.sub(r"\x1b\[[\d;]*m", "", text).splitlines()
+        assert max(len(line) for line in lines if line[0] in "┃│") <= int(width)
+        assert ("val.accuracy" in text) == (width == "300")
+
+
+@pytest.mark.parametrize(
+    ("mode", "base", "verdict"),
+    [
+        ("max", 0.8, "best"),
+        ("max", 0.9, "no job is better than the base; the nearest"),
+        ("max", None, "best"),
+        ("min", 0.8, "no job is better than the base; the nearest"),
+        ("min", 0.95, "best"),
+    ],
+)
+def test_the_best_job_is_better_than_the_base(
+    tmp_path: Path, mode: str, base: float | None, verdict: str
+) -> None:
+    more: Any = {} if base is None else {"val_base": {"accuracy": base}}
+    write_job(tmp_path, "a", ["lora.rank=1"], accuracy=0.9, more=more)
+    text = summary(tmp_path, mode=mode).text
+    assert f"\n{verdict}: python train.py stage=lora lora.rank=1\n" in text
+    assert ("│ base │" in text) == (base is not None)
+
+
+def test_what_differs_from_base_to_base_stands_beside_each_job(tmp_path: Path) -> None:
+    for rank, accuracy in ((1, 0.8), (2, 0.85)):
+        more = {
+            "test": {"accuracy": 0.9, "errors_of_target": 1},
+            "test_base": {"accuracy": accuracy, "errors_of_target": 5},
+        }
+        write_job(tmp_path, f"{rank}", [f"lora.rank={rank}"], accuracy=0.9, more=more)
+    text = summary(tmp_path).text
+    assert "0.8500 -> 0.9000 │                1 │" in text
+    assert re.search(r"│ base │ {11}│ {14}│ {17}│ {18}│ {16}5 │", text)
 
 
 def test_equals_go_by_what_was_swept_and_numbers_by_value(tmp_path: Path) -> None:

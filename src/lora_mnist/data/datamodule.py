@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
@@ -20,7 +19,15 @@ from lora_mnist.data.arguments import (
     resolve_target,
 )
 from lora_mnist.data.augment import augmented
-from lora_mnist.data.draw import DrawWeights, ImageTensors, WithReplay, order, weigh
+from lora_mnist.data.draw import (
+    DrawWeights,
+    ImageTensors,
+    Order,
+    Place,
+    WithReplay,
+    plain_seed,
+    weigh,
+)
 from lora_mnist.data.normalise import mean_and_std, normalise
 from lora_mnist.data.read import Batch
 
@@ -60,6 +67,8 @@ class ImageDataModule(LightningDataModule):
         targets: the classes of ``target`` by number, or ``None`` for all of them.
         draw_weights: how often each training image is drawn, from :meth:`rate`; ``None``: all
             alike. Set by whoever wants them.
+        order: of the images, from the last :meth:`train_dataloader`; it knows the place in them.
+        start: the place to go on from; ``None``: the beginning. Set by whoever goes on with a run.
         train_set: images to learn from. replay_set: images of the other classes, where ``replay``
             asks for them. val_set, test_set: images of all classes. Filled by :meth:`setup`.
 
@@ -107,6 +116,8 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"augment={augment}: expected null or a transform of a batch")
         self.augment = augment
         self.draw_weights: DrawWeights | None = None
+        self.start: Place | None = None
+        self.order: Order | None = None
 
     @property
     def short_names(self) -> list[str]:
@@ -237,25 +248,19 @@ class ImageDataModule(LightningDataModule):
         rank, processes = 0, 1
         if self.trainer:
             rank, processes = self.trainer.global_rank, self.trainer.world_size
-        target_weights, replay_weights = self.draw_weights or (None, None)
-        images = self.train_set
+        share = {"rank": rank, "processes": processes}
+        size = self.batch_size_per_process(processes)
+        weights, replay_weights = self.draw_weights or (None, None)
+        # initial_seed draws nothing: the order of the target's images stays as without replay.
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        start = self.start or Place(plain_seed() if self.seed is None else self.seed)
+        images, skip = self.train_set, start.batch * size
+        self.order = Order(len(images), start.seed, weights, start.shuffles, skip, **share)
         if self.replay:
-            # initial_seed draws nothing: the order of the target's images stays as without replay.
-            seed = torch.initial_seed() if self.seed is None else self.seed
             images = WithReplay(
-                images, self.replay_set, self.replay, seed, rank, processes, replay_weights
+                images, self.replay_set, self.replay, seed, replay_weights, start.batches, **share
             )
-        sampler = order(len(images), self.seed, target_weights)
-        if processes > 1:  # Lightning's own choice would draw another order
-            sampler = DistributedSamplerWrapper(
-                sampler, num_replicas=processes, rank=rank, shuffle=False
-            )
-        return DataLoader(
-            images,
-            batch_size=self.batch_size_per_process(processes),
-            sampler=sampler,
-            collate_fn=_as_indexed,
-        )
+        return DataLoader(images, batch_size=size, sampler=self.order, collate_fn=_as_indexed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The held-out images in order; nothing where there are none."""
@@ -275,9 +280,9 @@ class ImageDataModule(LightningDataModule):
                 rank=self.trainer.global_rank,
                 shuffle=False,
             )
-        return DataLoader(
-            dataset, batch_size=self.eval_batch_size, sampler=sampler, collate_fn=_as_indexed
-        )
+        settings: Any = {"sampler": sampler, "collate_fn": _as_indexed}
+        # Else a loader draws from torch's, and training would depend on how often it validates.
+        return DataLoader(dataset, self.eval_batch_size, generator=torch.Generator(), **settings)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is; augment it before, where the Trainer trains on it."""

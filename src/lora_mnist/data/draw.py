@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, RandomSampler, Sampler, WeightedRandomSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from lora_mnist.data.read import Batch
 
@@ -73,31 +73,112 @@ def weigh(errors: Tensor, hardness: float, labels: Tensor | None = None) -> Tens
     return weights
 
 
-def order(count: int, seed: int | None, weights: Tensor | None = None) -> Sampler[int]:
-    """Sampler of an epoch's indices, 0 to ``count - 1``, each once.
+class Place(NamedTuple):
+    """How far training has come in the images that it draws.
+
+    Args:
+        seed: of the order of the images.
+        shuffles: how often they were shuffled before the epoch that is under way.
+        batch: batches drawn in that epoch.
+        batches: batches drawn in all epochs.
+    """
+
+    seed: int
+    shuffles: int = 0
+    batch: int = 0
+    batches: int = 0
+
+
+def plain_seed() -> int:
+    """The seed of the order that a plain ``DataLoader(shuffle=True)`` would take now.
+
+    It comes from torch's global generator: the first draw is for the loader's workers, the second
+    for its sampler. Drawn here, since Lightning starts a loader once more than a plain loop does.
+    """
+    _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
+    return int(seed)
+
+
+class Order(DistributedSampler[int]):
+    """The order of an epoch's indices, 0 to ``count - 1``, each once; another one every epoch.
+
+    An epoch's order depends on the seed and on the number of shuffles before it alone.
 
     Args:
         count: how many images there are.
-        seed: of the order's own generator. ``None``: the order that a plain
-            ``DataLoader(shuffle=True)`` would take from torch's global generator now.
+        seed: of the order's own generator.
         weights: of the images, shape (count,). The next image is drawn among those that are left,
             in proportion to them. ``None``: all images alike.
+        shuffles: how often to shuffle beforehand, to go on with an epoch of an earlier run.
+        skip: how many of this process's images that run has drawn in the epoch.
+        rank: number of this process; it takes every ``processes``-th image.
+        processes: how many share the images. Where they cannot be shared out equally, the first of
+            the order are seen once more.
 
     Raises:
         ValueError: if there is not one weight an image.
     """
-    if seed is None:
-        # A DataLoader's first draw is for its workers, its sampler's seed the second. Drawn here,
-        # since Lightning starts the loader once more than a plain loop does.
-        _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
-    generator = torch.Generator().manual_seed(seed)
-    if weights is None:
-        return RandomSampler(range(count), generator=generator)
-    if len(weights) != count:
-        raise ValueError(
-            f"draw_weights: expected {count} weights, one an image, not {len(weights)}"
-        )
-    return WeightedRandomSampler(weights.tolist(), count, replacement=False, generator=generator)
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        weights: Tensor | None = None,
+        shuffles: int = 0,
+        skip: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        # As a DistributedSampler Lightning takes it for what it is, and makes none of its own.
+        super().__init__(range(count), num_replicas=processes, rank=rank, shuffle=False)  # type: ignore[arg-type]
+        if weights is not None and len(weights) != count:
+            raise ValueError(
+                f"draw_weights: expected {count} weights, one an image, not {len(weights)}"
+            )
+        self._count = count
+        self._seed = seed
+        self._weights = weights
+        self._generator = torch.Generator().manual_seed(seed)
+        self._shuffles = 0
+        for _ in range(shuffles):
+            self._shuffled()
+        self._before = self._shuffles
+        self._skip = skip
+
+    def place(self, batch: int, batches: int) -> Place:
+        """Where a later run goes on.
+
+        Args:
+            batch: batches drawn in the epoch that is under way; 0 before the next one begins.
+            batches: batches drawn in all epochs.
+        """
+        return Place(self._seed, self._before if batch else self._shuffles, batch, batches)
+
+    def __iter__(self) -> Iterator[int]:
+        self._before = self._shuffles
+        indices = self._shuffled()
+        indices = (indices * self.num_replicas)[: self.total_size]
+        skip, self._skip = self._skip, 0
+        # Once an epoch's images are used up, torch's RandomSampler shuffles once more; several
+        # processes use them up at once, before they share them. With weights nothing does so.
+        if self.num_replicas > 1:
+            self._shuffle_once_more()
+        yield from indices[self.rank :: self.num_replicas][skip:]
+        if self.num_replicas == 1:
+            self._shuffle_once_more()
+
+    def _shuffle_once_more(self) -> None:
+        if self._weights is None:
+            self._shuffled()
+
+    def _shuffled(self) -> list[int]:
+        self._shuffles += 1
+        if self._weights is None:
+            drawn = torch.randperm(self._count, generator=self._generator)
+        else:
+            drawn = torch.multinomial(self._weights, self._count, generator=self._generator)
+        indices: list[int] = drawn.tolist()
+        return indices
 
 
 class WithReplay(ImageTensors):
@@ -112,10 +193,11 @@ class WithReplay(ImageTensors):
         others: the images to replay.
         count: replayed images a batch, over all processes together.
         seed: of the stream, which has a generator of its own.
-        rank: number of this process; it takes every ``processes``-th image of the stream.
-        processes: how many processes share each batch.
         weights: of ``others``, float64, shape (M,). The next image of a class is drawn in
             proportion to them. ``None``: all images alike.
+        skip: how many batches an earlier run has drawn.
+        rank: number of this process; it takes every ``processes``-th image of the stream.
+        processes: how many processes share each batch.
 
     Raises:
         ValueError: if there is not one weight for each of ``others``.
@@ -127,9 +209,10 @@ class WithReplay(ImageTensors):
         others: ImageTensors,
         count: int,
         seed: int,
+        weights: Tensor | None = None,
+        skip: int = 0,
         rank: int = 0,
         processes: int = 1,
-        weights: Tensor | None = None,
     ) -> None:
         super().__init__(target.images, target.labels)
         if weights is not None and len(weights) != len(others):
@@ -141,17 +224,26 @@ class WithReplay(ImageTensors):
         self.share = slice(rank, None, processes)
         self._stream = _stratified(others.labels, weights, torch.Generator().manual_seed(seed))
         self._drawn = torch.empty(0, dtype=torch.int64)
+        self._draw(skip * count)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """The batch of ``indices``, then this process's share of the replayed images."""
         images, labels = super().__getitems__(indices)
-        while len(self._drawn) < self.count:
-            self._drawn = torch.cat([self._drawn, next(self._stream)])
-        index, self._drawn = self._drawn[: self.count][self.share], self._drawn[self.count :]
+        index = self._draw(self.count)[self.share]
         return (
             torch.cat([images, self.others.images[index]]),
             torch.cat([labels, self.others.labels[index]]),
         )
+
+    def _draw(self, count: int) -> Tensor:
+        """The next ``count`` indices of the stream."""
+        pieces, missing = [self._drawn], count - len(self._drawn)
+        while missing > 0:
+            pieces.append(next(self._stream))
+            missing -= len(pieces[-1])
+        index = torch.cat(pieces)
+        self._drawn = index[count:]
+        return index[:count]
 
 
 def _stratified(

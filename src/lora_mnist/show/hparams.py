@@ -1,46 +1,67 @@
-"""What TensorBoard's HParams tab shows of a sweep."""
+"""TensorBoard's HParams tab: one row a run, what was swept in front."""
 
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra.experimental.callback import Callback
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.sweep.folder import key_of, varied_overrides
 
+Value = bool | int | float | str
 
-class SweptHParams(Callback):
-    """Hydra callback: tells TensorBoard what was swept; the metrics it finds by itself."""
-
-    def on_job_end(self, config: DictConfig, job_return: Any, **kwargs: Any) -> None:
-        """Write the swept values of a job of a sweep into its folder, once it has a result."""
-        if config.hydra.mode != RunMode.MULTIRUN:
-            return
-        if "TensorBoard" not in (OmegaConf.select(config, "logger._target_") or ""):
-            return
-        folder = Path(config.hydra.runtime.output_dir)
-        if any(folder.glob("events.out.tfevents.*")) and not any(folder.glob("*.hparams")):
-            swept = swept_values(config)
-            _write(swept, folder)
+#: What runs often differ in; shown behind what was swept.
+_USUAL = (
+    *("stage", "lora.rank", "lora.alpha", "optimizer.lr", "data.replay", "data.hardness"),
+    *("loss.target_weight", "trainer.max_steps", "seed"),
+)
+#: How a run ended, the most telling first; other numbers follow.
+_FIRST = (
+    *("val/accuracy", "test/accuracy", "val/errors_of_target", "test/errors_of_target"),
+    *("test/repaired", "test/broken", "val/repaired", "val/broken"),
+)
 
 
-def swept_values(config: DictConfig) -> dict[str, bool | int | float | str]:
+def hparams_of(config: Mapping[str, Any], target: str | None) -> dict[str, Value]:
+    """What the tab shows of a run: what its sweep swept, its target, and the usual keys.
+
+    Args:
+        config: the run's configuration.
+        target: what the class to repair is called.
+    """
+    cfg = OmegaConf.create(dict(config))
+    swept = {}
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        swept = swept_values(cfg, HydraConfig.get())
+    usual = {key: OmegaConf.select(cfg, key) for key in _USUAL}
+    named = {"digit": target} if target else {}
+    return swept | named | {k: v for k, v in usual.items() if isinstance(v, Value)}
+
+
+def swept_values(cfg: DictConfig, hydra: HydraConf) -> dict[str, Value]:
     """The values of the keys in which this job differs from the others of its command."""
-    swept: dict[str, bool | int | float | str] = {}
-    for override in varied_overrides(config.hydra):
+    swept: dict[str, Value] = {}
+    for override in varied_overrides(hydra):
         key = key_of(override)
-        value = OmegaConf.select(config, key)
+        value = OmegaConf.select(cfg, key)
         # A group, such as loss=margin, is known by the name that was chosen.
-        plain = isinstance(value, bool | int | float | str)
-        swept[key] = value if plain else override.split("=", 1)[-1]
+        swept[key] = value if isinstance(value, Value) else override.split("=", 1)[-1]
     return swept
 
 
-def _write(swept: dict[str, bool | int | float | str], folder: Path) -> None:
-    from torch.utils.tensorboard import SummaryWriter  # late: --help needs no torch
+def write_hparams(writer: Any, values: Mapping[str, Value], tags: Sequence[str]) -> None:
+    """Write a run's row.
+
+    Args:
+        writer: a ``SummaryWriter``.
+        values: what the run was told.
+        tags: the scalars that say how it ended.
+    """
     from torch.utils.tensorboard.summary import hparams
 
-    _, session_start, _ = hparams(swept, {})  # type: ignore[no-untyped-call]
-    with SummaryWriter(folder, filename_suffix=".hparams") as writer:
-        writer.file_writer.add_summary(session_start)
+    ordered = [*(tag for tag in _FIRST if tag in tags), *(tag for tag in tags if tag not in _FIRST)]
+    numbers = {key: int(v) if isinstance(v, bool) else v for key, v in values.items()}
+    for summary in hparams(numbers, dict.fromkeys(ordered, 0.0)):  # type: ignore[no-untyped-call]
+        writer._get_file_writer().add_summary(summary)

@@ -1,15 +1,17 @@
 """Tables on the screen: the parameters of a network, and its errors class by class."""
 
 import logging
-from io import StringIO
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from lora_mnist.lora import base_state_dict, has_lora, lora_adapters, trainable_parameters
+from lora_mnist.show.screen import WIDTH, sentence, show
+from lora_mnist.show.verdict import targets_of, verdict
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +39,12 @@ def print_parameters(net: nn.Module) -> None:
 
 
 def print_results(results: dict[str, Any], classes: list[str]) -> None:
-    """Print what results.json says, class by class; where there is a base, what the repair did.
+    """Print what results.json says, class by class, and what to make of it.
 
     Of very many classes those to repair, and those with the most errors, have rows of their own.
     """
     test, base = results["test"], results.get("test_base")
+    verdict_line = sentence(verdict({**results, "classes": classes}))
     outcomes = [test, *([base] if base else [])]
     rows = [(classes[c], [c]) for c in _shown(results.get("digit"), outcomes)]
     if rest := sorted(set(range(len(classes))) - {c for _, (c,) in rows}):
@@ -52,21 +55,26 @@ def print_results(results: dict[str, Any], classes: list[str]) -> None:
             table.add_row(name, str(_sum(test, "images", of)), str(_sum(test, "errors", of)))
         table.add_section()
         table.add_row("all", str(sum(test["images_per_class"])), str(test["errors"]))
-        _print(table, f"accuracy: {test['accuracy']:.4f}")
+        _print(table, f"accuracy: {test['accuracy']:.4f}", verdict_line)
         return
     columns = ("class", "repaired", "broken", "base errors", "errors", "change", "images")
-    table = _table("test images", *columns)
+    title = "test images, * to be repaired" if targets_of(results) else "test images"
+    table = _table(title, *columns)
     for name, of in rows:
         counts = [_sum(test, what, of) for what in ("repaired", "broken")]
         counts += [_sum(split, "errors", of) for split in (base, test)]
-        table.add_row(name, *_cells(counts, _sum(test, "images", of)))
+        # The mark is for who sees no colours, and for the log.
+        target = of[0] in targets_of(results) and len(of) == 1
+        style = "bold" if target else ""
+        cells = _cells(counts, _sum(test, "images", of))
+        table.add_row(f"{name} *" if target else name, *cells, style=style)
     table.add_section()
     counts = [test["repaired"], test["broken"], base["errors"], test["errors"]]
     table.add_row("all", *_cells(counts, sum(test["images_per_class"])))
     repair = f"repaired: {test['repaired']}, broken: {test['broken']}"
     accuracy = f"accuracy: {base['accuracy']:.4f} -> {test['accuracy']:.4f}"
     each = [_each_table(results, rows)] if "each" in results else []
-    _print(repair, table, accuracy, *each)
+    _print(repair, table, accuracy, *each, verdict_line)
 
 
 def _shown(target: int | list[int] | None, outcomes: list[dict[str, Any]]) -> list[int]:
@@ -82,8 +90,9 @@ def _shown(target: int | list[int] | None, outcomes: list[dict[str, Any]]) -> li
 
 def _table(title: str | None, *columns: str) -> Table:
     table = Table(*columns, title=title)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    for column in table.columns:
+        column.overflow = "fold"  # a name that is cut names nothing
+        column.justify = "right" if column is not table.columns[0] else "left"
     return table
 
 
@@ -92,9 +101,18 @@ def _sum(outcome: dict[str, Any], what: str, classes: list[int]) -> int:
     return sum(counts[c] for c in classes)
 
 
-def _cells(counts: list[int], images: int) -> list[str]:
+def _cells(counts: list[int], images: int) -> list[Text]:
     """Repaired, broken and errors before and after, as the table has them."""
-    return [*map(str, counts), f"{counts[3] - counts[2]:+d}", str(images)]
+    change = counts[3] - counts[2]
+    styles = [
+        "green" if counts[0] else "",
+        "red" if counts[1] else "",
+        *("", ""),
+        "red" if change > 0 else "green" if change < 0 else "",
+        "",
+    ]
+    texts = [*map(str, counts), f"{change:+d}", str(images)]
+    return [Text(text, style) for text, style in zip(texts, styles, strict=True)]
 
 
 def _each_table(results: dict[str, Any], rows: list[tuple[str, list[int]]]) -> Table:
@@ -112,7 +130,7 @@ def print_predictions(predictions: list[dict[str, Any]]) -> None:
     """Print class and probability of each picture; with an adapter, the base beside it."""
     sides = [side for side in ("base", "adapted") if predictions and side in predictions[0]]
     table = Table("picture", *sides)
-    table.columns[0].no_wrap = True  # a path in two pieces can be neither read nor copied
+    table.columns[0].overflow = "fold"  # on a terminal; a cut path can be neither read nor copied
     for found in predictions:
         cells = [f"{found[side]['class']} ({found[side]['probability']:.3f})" for side in sides]
         table.add_row(found["file"], *cells)
@@ -124,12 +142,5 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 @rank_zero_only
-def _print(*parts: Table | str, width: int = 100) -> None:
-    """Log rich's tables as plain text, so that screen, pipe and train.log show the same."""
-    text = StringIO()
-    console = Console(
-        file=text, width=width, markup=False, emoji=False, highlight=False, force_jupyter=False
-    )
-    for part in parts:
-        console.print(part)
-    log.info("%s", text.getvalue().rstrip())
+def _print(*parts: RenderableType, width: int = WIDTH) -> None:
+    show(log, *parts, width=width)

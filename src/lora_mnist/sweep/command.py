@@ -2,10 +2,12 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -44,12 +46,37 @@ class Ranking:
         mode: "max" or "min": which end of ``metric`` is best.
         metrics: patterns of the keys that ``metric`` may be.
         columns: of the table, after the metric's own.
+        start: what all jobs start from, if they do; a row of its own in the table.
     """
 
     metric: str | None = None
     mode: str = "max"
     metrics: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
+    start: "Start | None" = None
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether ``value`` of the metric is better than ``other``."""
+        return value > other if self.mode == "max" else value < other
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the jobs start from; its numbers stand beside theirs in ``results.json``.
+
+    Attributes:
+        title: what the table calls it.
+        suffix: of the part of ``results.json`` that holds its numbers: with ``_base`` that of
+            ``val.accuracy`` is ``val_base.accuracy``.
+    """
+
+    title: str
+    suffix: str
+
+    def key(self, key: str) -> str:
+        """Where its number for ``key`` stands."""
+        part, _, rest = key.partition(".")
+        return f"{part}{self.suffix}.{rest}"
 
 
 def read_ranking(config: DictConfig) -> Ranking:
@@ -84,6 +111,7 @@ def read_ranking(config: DictConfig) -> Ranking:
         mode=mode,
         metrics=metrics,
         columns=tuple(_read_column(column) for column in columns or ()),
+        start=_read_start(OmegaConf.select(config, "sweep.start")),
     )
 
 
@@ -94,6 +122,13 @@ def _read_column(column: Any) -> Column:
         raise UserError(
             f"sweep.columns={column}: expected title and value, and perhaps before"
         ) from error
+
+
+def _read_start(start: Any) -> Start | None:
+    try:
+        return None if start is None else Start(**start)
+    except TypeError as error:
+        raise UserError(f"sweep.start={start}: expected title and suffix, or null") from error
 
 
 def is_search(config: DictConfig) -> bool:
@@ -129,6 +164,12 @@ def launch_overrides(config: DictConfig) -> list[str]:
     """What the command says to Hydra itself, and what a resumed sweep should hear again."""
     left_out = ("hydra.mode=", "hydra.sweep.dir=", "hydra.job.config.override_dirname.")
     return [o for o in config.hydra.overrides.hydra if not o.startswith(left_out)]
+
+
+def entry_script(job_name: str) -> str:
+    """The script that runs, by the path with which it was started."""
+    started = Path(sys.argv[0])
+    return sys.argv[0] if started.name == f"{job_name}.py" else f"{job_name}.py"
 
 
 def command_line(entry: str, arguments: Iterable[str]) -> str:

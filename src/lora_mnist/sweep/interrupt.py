@@ -25,12 +25,16 @@ class Interrupt:
     Attributes:
         number: of the first signal.
         held: whether further signals are only noted.
+        deferred: whether the first signal is only noted; see :func:`finish_first`.
         again: sends the signal once more.
+        go_on: the command that goes on with what was interrupted.
     """
 
     number: signal.Signals | None = None
     held: bool = False
+    deferred: bool = False
     again: Timer | None = None
+    go_on: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -40,7 +44,11 @@ class Interrupt:
     def hold(self) -> None:
         """From now on only note signals: what remains to be done must not be cut off."""
         self.held = True
-        for number in _SIGNALS:  # an engine may have put others in their place
+        self.take_over()
+
+    def take_over(self) -> None:
+        """Handle the signals again: an engine may have put others in the place of our handlers."""
+        for number in _SIGNALS:
             signal.signal(number, self._receive)
 
     def recognise(self, code: object) -> None:
@@ -52,8 +60,9 @@ class Interrupt:
             self.number = self.number or signal.SIGTERM
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        is_first = self.number is None
         self.number = self.number or signal.Signals(number)
-        if self.held:
+        if self.held or (self.deferred and is_first):
             return
         if _is_importing(frame):
             # Cut off now, a module would stay half-made that the summary needs, such as matplotlib.
@@ -131,6 +140,42 @@ def check() -> None:
     """Raise ``KeyboardInterrupt`` again where what was running has swallowed it."""
     if _current is not None and _current.number:
         raise KeyboardInterrupt
+
+
+def is_requested() -> bool:
+    """Whether a signal has asked this command to end."""
+    return _current is not None and _current.number is not None
+
+
+@contextmanager
+def finish_first() -> Iterator[None]:
+    """Around work in steps, which asks :func:`is_requested` after each of them.
+
+    The first signal is only noted, for the work to end in order; a second one ends it at once. A
+    signal that comes too late for the work ends the command after it. Where no command has been
+    started nothing happens.
+    """
+    if _current is None:
+        yield
+        return
+    _current.deferred = True
+    try:
+        yield
+    finally:
+        _current.deferred = False
+    check()
+
+
+def take_over() -> None:
+    """See :meth:`Interrupt.take_over`; without a command nothing happens."""
+    if _current is not None:
+        _current.take_over()
+
+
+def offer(command: str | None) -> None:
+    """Have an interrupt name ``command``, which goes on with what this command does."""
+    if _current is not None:
+        _current.go_on = command
 
 
 def leave_to_parent() -> None:

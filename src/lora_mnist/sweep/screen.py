@@ -1,7 +1,16 @@
 """The screen, which may be gone before the sweep is."""
 
 import os
+import shutil
 import sys
+
+#: Columns of a table where there is no terminal to fit.
+_WIDE = 200
+
+
+def columns_of_screen() -> int:
+    """How wide a table may be: as the terminal, or wide where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
 
 
 def say(text: str, to_stderr: bool = False) -> None:

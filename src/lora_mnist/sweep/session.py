@@ -26,6 +26,7 @@ from lora_mnist.sweep import interrupt
 from lora_mnist.sweep.command import (
     Ranking,
     command_line,
+    entry_script,
     is_search,
     launch_overrides,
     override,
@@ -138,7 +139,8 @@ def conduct() -> Iterator[None]:
             if failure is not None and is_full_error_wanted() and not received.number:
                 raise failure
         elif received.number:
-            say(f"interrupted by {received.number.name}", to_stderr=True)
+            go_on = f"; go on with: {received.go_on}" if received.go_on else ""
+            say(f"interrupted by {received.number.name}{go_on}", to_stderr=True)
         if code := received.exit_code or code:
             raise SystemExit(code)
 
@@ -176,7 +178,7 @@ def _open_sweep(config: DictConfig) -> _Sweep:
     os.environ[_FULL_ERROR] = "1"  # what ends the sweep must reach conduct(), not Hydra's printer
     sweep = _Sweep(
         folder=folder,
-        entry=_entry(config.hydra.job.name),
+        entry=entry_script(config.hydra.job.name),
         ranking=ranking,
         overrides=[*config.hydra.overrides.task, *launch_overrides(config)],
         is_search=is_search(config),
@@ -195,12 +197,6 @@ def _open_sweep(config: DictConfig) -> _Sweep:
     with _writing(folder):
         write_commands(folder, [*read_commands(folder), command])
     return sweep
-
-
-def _entry(job_name: str) -> str:
-    """The script that runs, by the path with which it was started."""
-    started = Path(sys.argv[0])
-    return sys.argv[0] if started.name == f"{job_name}.py" else f"{job_name}.py"
 
 
 @contextmanager
@@ -228,6 +224,7 @@ def _conclude(
                 ranking.columns,
                 sweep.entry,
                 ranking.metrics,
+                ranking.start,
             )
     finally:
         sweep.lock.release()

@@ -7,16 +7,21 @@ no torch, and matplotlib only to draw.
 
 import csv
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_mnist.files import atomic_write
-from lora_mnist.sweep.command import Column, command_line
+from lora_mnist.sweep.command import Column, Ranking, Start, command_line
 from lora_mnist.sweep.records import Row, is_number, natural, read_rows
+from lora_mnist.sweep.screen import columns_of_screen
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 STUDY_FILE = "optuna.db"
 
@@ -48,6 +53,7 @@ def summarize(
     columns: Sequence[Column],
     entry: str,
     metrics: Sequence[str] = (),
+    start: Start | None = None,
 ) -> Summary:
     """Write ``summary.csv`` and ``summary.png`` into the sweep's folder.
 
@@ -59,6 +65,7 @@ def summarize(
         columns: of the table, after the metric's own; one that no job has is left out.
         entry: script of the commands that the summary shows, such as train.py.
         metrics: what to offer where no job has ``metric``.
+        start: what the jobs start from; the best job must be better.
 
     Raises:
         OSError: if the folder cannot be read.
@@ -80,9 +87,10 @@ def summarize(
             _write_picture(rows, folder / "summary.png", str(metric), mode)
     except OSError as error:
         unwritten = f"the summary cannot be written ({error.strerror or error})"
-    text = _table(rows, metric, columns)
+    text = _table(rows, metric, columns, start)
     if ranked:
-        text += f"\nbest: {command_line(entry, ranked[0].arguments)}{_importances(folder)}"
+        verdict = best_or_none(ranked[0], Ranking(metric, mode, start=start))
+        text += f"\n{verdict}: {command_line(entry, ranked[0].arguments)}{_importances(folder)}"
     for row in rows:
         if row.status != "finished":
             text += f"\n{row.status}: {_swept_text(row)}" + (f": {row.error}" if row.error else "")
@@ -100,6 +108,19 @@ def _ranked(rows: list[Row], metric: str | None, mode: str) -> list[Row]:
         return order, sign * (value or 0), [natural(v) for v in row.swept.values()], row.folder
 
     return sorted(rows, key=rank)
+
+
+def best_or_none(best: Row, ranking: Ranking) -> str:
+    """What to call the first of the ranked jobs: no best one where the start was better."""
+    value, start = best.value(ranking.metric), start_value(best, ranking.metric, ranking.start)
+    if ranking.start is None or value is None or start is None or ranking.is_better(value, start):
+        return "best"
+    return f"no job is better than the {ranking.start.title}; the nearest"
+
+
+def start_value(row: Row, key: str | None, start: Start | None) -> float | None:
+    """What a job's start has for ``key``."""
+    return row.value(start.key(key)) if key and start else None
 
 
 def _importances(folder: Path) -> str:
@@ -153,23 +174,28 @@ def _write_picture(rows: list[Row], path: Path, metric: str, mode: str) -> None:
 # --- the table -----------------------------------------------------------------------------------
 
 
-def _table(rows: list[Row], metric: str | None, columns: Sequence[Column]) -> str:
+def _table(
+    rows: list[Row], metric: str | None, columns: Sequence[Column], start: Start | None
+) -> str:
     from rich.console import Console
-    from rich.table import Table
 
-    shown = list(_shown_columns(rows, metric, columns))
-    table = Table("", *rows[0].swept, *(column.title for column in shown))
-    for column in table.columns:
-        column.justify = "right"
-    for place, row in enumerate(rows[:_SHOWN], start=1):
-        if row.status == "finished":
-            cells = [_cell(row, column) for column in shown]
-            table.add_row(str(place), *row.swept.values(), *cells)
-        else:
-            table.add_row("", *row.swept.values(), row.status)
     text = StringIO()
     # Names come from users and files: [/b] and :x: in them are no markup.
-    console = Console(file=text, width=200, markup=False, emoji=False, highlight=False)
+    console = Console(
+        file=text,
+        width=columns_of_screen(),
+        force_terminal=sys.stdout.isatty(),
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    shown = list(shown_columns(rows, metric, columns))
+    table = _rich_table(rows, shown, start, narrow=False)
+    if (
+        console.measure(table, options=console.options.update(max_width=1000)).maximum
+        > console.width
+    ):
+        table = _rich_table(rows, shown, start, narrow=True)
     console.print(table)
     lines = text.getvalue().rstrip()
     if len(rows) > _SHOWN:
@@ -177,8 +203,47 @@ def _table(rows: list[Row], metric: str | None, columns: Sequence[Column]) -> st
     return lines
 
 
-def _shown_columns(
-    rows: list[Row], metric: str | None, columns: Sequence[Column]
+def _rich_table(
+    rows: list[Row], shown: Sequence[Column], start: Start | None, narrow: bool
+) -> "Table":
+    """The table; ``narrow`` breaks titles at their dots."""
+    from rich.table import Table
+
+    titles = ["", *rows[0].swept, *(column.title for column in shown)]
+    table = Table(*(title.replace(".", ".\n") if narrow else title for title in titles))
+    for rich_column in table.columns:
+        rich_column.justify = "right"
+        rich_column.overflow = "fold"
+    begun = [_start_cell(rows, column, start) for column in shown]
+    # What the start has needs no place before an arrow in every row.
+    shown = [
+        Column(column.title, column.value) if cell else column
+        for column, cell in zip(shown, begun, strict=True)
+    ]
+    for place, row in enumerate(rows[:_SHOWN], start=1):
+        if row.status == "finished":
+            cells = [_cell(row, column) for column in shown]
+            style = "bold" if place == 1 else ""
+            table.add_row(str(place), *row.swept.values(), *cells, style=style)
+        else:
+            table.add_row("", *row.swept.values(), row.status, style="red")
+    if start is not None and any(begun):
+        table.add_section()
+        table.add_row(start.title, *[""] * len(rows[0].swept), *begun)
+    return table
+
+
+def _start_cell(rows: list[Row], column: Column, start: Start | None) -> str:
+    """What the jobs' start has, where all of them have the same."""
+    values = {start_value(row, column.value, start) for row in rows if row.results}
+    if start is None or len(values) != 1 or values == {None}:
+        return ""
+    row = next(row for row in rows if row.results)
+    return _cell(row, Column(column.title, start.key(column.value)))
+
+
+def shown_columns(
+    rows: Sequence[Row], metric: str | None, columns: Sequence[Column]
 ) -> Iterator[Column]:
     """The metric's column and those that some job fills, with their titles filled in."""
     known = {key for row in rows for key in row.results}
@@ -188,7 +253,7 @@ def _shown_columns(
             yield Column(title, column.value, column.before if column.before in known else None)
 
 
-def _shared(rows: list[Row], key: str) -> str:
+def _shared(rows: Sequence[Row], key: str) -> str:
     """The value of ``key`` that all jobs with results have, else the last part of its name."""
     values = {_value_text(row, key) for row in rows if row.results}
     value = values.pop() if len(values) == 1 else ""

@@ -1,0 +1,97 @@
+"""What a run leaves, made up: results.json, answers and a folder of both."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_mnist import add_lora, save_adapter
+from lora_mnist.answers import write_answers
+
+CLASSES = ["cat", "dog", "<b>cow</b>"]
+
+
+def outcome(errors: list[int], images: int = 20, **more: Any) -> dict[str, Any]:
+    """What is counted on 20 images of each class."""
+    total = images * len(errors)
+    return {
+        "loss": 0.5,
+        "accuracy": 1 - sum(errors) / total,
+        "errors": sum(errors),
+        "errors_per_class": errors,
+        "images_per_class": [images] * len(errors),
+        **more,
+    }
+
+
+def repaired(base: list[int], broken: list[int], fixed: list[int]) -> dict[str, Any]:
+    """The outcome of a repair of a base with so many errors."""
+    after = [b + x - y for b, x, y in zip(base, broken, fixed, strict=True)]
+    counts = {"repaired": sum(fixed), "broken": sum(broken)}
+    return outcome(after, **counts, repaired_per_class=fixed, broken_per_class=broken)
+
+
+def results(stage: str = "lora", **more: Any) -> dict[str, Any]:
+    """results.json of a repair of the dogs, or of a base."""
+    base = [2, 9, 1]
+    splits = {"test": outcome(base)}
+    if stage != "pretrain":
+        splits = {"test": repaired(base, [4, 0, 0], [0, 7, 1]), "test_base": outcome(base)}
+    return {
+        "stage": stage,
+        "dataset": "farm",
+        "seed": 3,
+        "digit": None if stage == "pretrain" else 1,
+        "classes": CLASSES,
+        "replay": 0,
+        "steps": 12,
+        "parameters": {"base": 100, "lora": 4, "trainable": 4, "increase_percent": 4.0},
+        **splits,
+        "base_unchanged": stage == "lora" or None,
+        "base_sha256": "ab" * 32,
+        "adapter": "adapter" if stage == "lora" else None,
+        "seconds": {"total": 1.25},
+        **more,
+    }
+
+
+def answers(pair: bool = True) -> dict[str, Tensor]:
+    """Answers to six images, in the shape in which a module keeps them."""
+    told = {
+        "index": torch.arange(6),
+        "label": torch.tensor([0, 0, 1, 1, 2, 2]),
+        "base": torch.tensor([0, 1, 0, 1, 2, 2]),
+        "base_probability": torch.tensor([0.9, 0.5, 0.6, 0.7, 0.8, 1.0]),
+    }
+    if pair:
+        told["adapted"] = torch.tensor([0, 1, 1, 1, 0, 1])
+        told["adapted_probability"] = torch.tensor([0.9, 0.5, 0.6, 0.7, 0.25, 0.75])
+    return told
+
+
+def images(channels: int = 1, side: int = 4) -> Tensor:
+    """Six images, each of one grey."""
+    greys = torch.arange(0, 60, 10, dtype=torch.uint8)
+    return greys[:, None, None, None].expand(6, channels, side, side)
+
+
+def write_run(folder: Path, stage: str = "lora", **more: Any) -> dict[str, Any]:
+    """A run's folder with everything that is drawn; returns its results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = results(stage, **more)
+    (folder / "results.json").write_text(json.dumps(found))
+    write_answers(answers(stage != "pretrain"), images(), folder)
+    if stage == "lora":
+        torch.manual_seed(0)
+        net = add_lora(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 3)), rank=2, init="kaiming")
+        for name, parameter in net.named_parameters():
+            if name.endswith("lora_B"):
+                nn.init.normal_(parameter)
+        save_adapter(net, folder / "adapter")
+    hydra = folder / ".hydra"
+    hydra.mkdir(exist_ok=True)
+    (hydra / "overrides.yaml").write_text("- stage=lora\n- note=<script>\n")
+    (hydra / "config.yaml").write_text("note: <script>alert(1)</script>\n")
+    return found
