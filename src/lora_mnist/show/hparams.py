@@ -12,11 +12,13 @@ from lora_mnist.sweep.folder import key_of, varied_overrides
 
 Value = bool | int | float | str
 
-#: What runs often differ in; shown behind what was swept.
-_USUAL = (
-    *("stage", "lora.rank", "lora.alpha", "optimizer.lr", "data.replay", "data.hardness"),
-    *("loss.target_weight", "trainer.max_steps", "seed"),
-)
+#: What runs often differ in, shown behind what was swept; with a value of the key's type.
+_USUAL: dict[str, Value] = {
+    "digit": "",
+    "stage": "",
+    **dict.fromkeys(("lora.rank", "lora.alpha", "optimizer.lr", "data.replay"), 0),
+    **dict.fromkeys(("data.hardness", "loss.target_weight", "trainer.max_steps", "seed"), 0),
+}
 #: How a run ended, the most telling first; other numbers follow.
 _FIRST = (
     *("val/accuracy", "test/accuracy", "val/errors_of_target", "test/errors_of_target"),
@@ -35,7 +37,7 @@ def hparams_of(config: Mapping[str, Any], target: str | None) -> dict[str, Value
     swept = {}
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         swept = swept_values(cfg, HydraConfig.get())
-    usual = {key: OmegaConf.select(cfg, key) for key in _USUAL}
+    usual = {key: OmegaConf.select(cfg, key) for key in _USUAL if key != "digit"}
     named = {"digit": target} if target else {}
     return swept | named | {k: v for k, v in usual.items() if isinstance(v, Value)}
 
@@ -62,6 +64,11 @@ def write_hparams(writer: Any, values: Mapping[str, Value], tags: Sequence[str])
     from torch.utils.tensorboard.summary import hparams
 
     ordered = [*(tag for tag in _FIRST if tag in tags), *(tag for tag in tags if tag not in _FIRST)]
+    ends = dict.fromkeys(ordered, 0.0)
     numbers = {key: int(v) if isinstance(v, bool) else v for key, v in values.items()}
-    for summary in hparams(numbers, dict.fromkeys(ordered, 0.0)):  # type: ignore[no-untyped-call]
+    # The columns of a folder are those of the run that TensorBoard finds first, perhaps of a base.
+    columns = numbers | {key: v for key, v in _USUAL.items() if key not in numbers}
+    experiment, _, _ = hparams(columns, ends)  # type: ignore[no-untyped-call]
+    _, *row = hparams(numbers, ends)  # type: ignore[no-untyped-call]
+    for summary in (experiment, *row):
         writer._get_file_writer().add_summary(summary)
