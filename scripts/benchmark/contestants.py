@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from processes import terminal
 from torch import Tensor, nn
 
-from lora_mnist import MLP, add_lora
+from lora_mnist import MLP, add_lora, pack_frozen
 from lora_mnist.build import add_configured_lora, build_data, build_module, build_net
 from lora_mnist.project import PROJECT
 from lora_mnist.trainer import build_trainer
@@ -79,16 +79,10 @@ def fit_notebook(steps: int, digit: int | None) -> float:
     return steps / seconds(lambda: source_notebook.fit(batches, net, limit=steps))
 
 
-def fine_tune_notebook() -> float:
-    """Seconds of the notebook's fine-tuning and its two tests."""
-    net = source_notebook.RichBoyNet()
-    return seconds(lambda: source_notebook.fine_tune(net))
-
-
 @lru_cache
-def batches_in_memory(count: int) -> Batches:
-    """Normalised batches of 10 of the training set."""
-    data = build_data(configure(), "fit")
+def batches_in_memory(count: int, batch_size: int = 10) -> Batches:
+    """Normalised batches of the training set."""
+    data = build_data(configure(f"data.batch_size={batch_size}"), "fit")
     return [data.on_after_batch_transfer(b, 0) for b in islice(data.train_dataloader(), count)]
 
 
@@ -105,17 +99,17 @@ def fit_bare(net: nn.Module, batches: Batches) -> float:
     return len(batches) / seconds(loop)
 
 
-def fit_net(make: Callable[[], nn.Module], steps: int) -> float:
+def fit_net(make: Callable[[], nn.Module], steps: int, batch_size: int = 10) -> float:
     """Steps a second of that loop on the network that ``make`` returns."""
-    return fit_bare(make(), batches_in_memory(steps))
+    return fit_bare(make(), batches_in_memory(steps, batch_size))
 
 
 # --- networks ------------------------------------------------------------------------------------
 
 
 def lora_net() -> nn.Module:
-    """Ours, rank 1."""
-    return add_lora(MLP())
+    """Ours, rank 1, packed as a run packs it."""
+    return pack_frozen(add_lora(MLP()))
 
 
 def peft_net(rank: int = 1) -> nn.Module:

@@ -1,15 +1,17 @@
 """How fast: this project beside the notebook, PEFT and a bare PyTorch loop, in one run.
 
-    python scripts/benchmark/run.py              # every row, with spread: a quarter of an hour
-    python scripts/benchmark/run.py --quick      # fewer rows and rounds, no growth: two minutes
+    python scripts/benchmark/run.py              # every row: under ten minutes
+    python scripts/benchmark/run.py --quick      # training and tests alone: under two minutes
+    python scripts/benchmark/run.py --growth     # cost by rank, width and batch size, drawn too
     python scripts/benchmark/run.py --profile    # where a training step's time goes
     python scripts/benchmark/run.py --process    # what is gained by what process.py does
 
 The contestants of a row take turns, round after round, and are compared round by round, so that
-whatever slows the machine down slows them all. The tables are printed as Markdown; every measured
-value is kept in outputs/benchmark. Needs the extra ``bench``. That brings transformers, which
-torchmetrics then imports at every start: ``--python`` runs the rows of whole commands with another
-interpreter.
+whatever slows the machine down slows them all. They go on until each goal is surely met or missed,
+or until the row's time is up: then it is too noisy to tell. The tables are printed as Markdown;
+every measured value is kept in outputs/benchmark. Needs the extra ``bench``. That brings
+transformers, which torchmetrics then imports at every start: ``--python`` runs the rows of whole
+commands with another interpreter.
 """
 
 import argparse
@@ -27,7 +29,8 @@ from extras import require_extra
 from growth import draw, growth, growth_tables
 from processes import all_sides, quiet_lightning
 from profiling import process_rows, profile
-from rows import Row, command_rows, sweep_row, test_rows, training_rows
+from row import Row
+from rows import command_rows, test_rows, training_rows
 from tables import line, markdown
 
 from lora_mnist.errors import exit_on_user_error
@@ -40,17 +43,19 @@ def machine() -> str:
     return f"{cores} cores ({platform.machine()}), torch {torch.__version__}, {date.today()}"
 
 
-def measure(rows: list[Row], rounds: int) -> dict[str, Any]:
-    """Measure and print row by row; return every value."""
+def measure(rows: list[Row], seconds: float) -> dict[str, Any]:
+    """Measure and print row by row, each in some ``seconds``; return every value."""
     print("\n" + markdown(["work", "unit", "median (range)", "goal"], []))
     for row in rows:
-        print(line(row.measure(rounds).cells()), flush=True)
+        done = row if row.measured else row.measure(seconds)
+        print(line(done.cells()), flush=True)
     return {row.name: {"unit": row.unit, "measured": row.measured} for row in rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rows, steps and rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer rows and steps")
+    parser.add_argument("--growth", action="store_true", help="how cost grows; draws a picture")
     parser.add_argument("--profile", action="store_true", help="the parts of a training step")
     parser.add_argument("--process", action="store_true", help="what process.py gains")
     parser.add_argument(
@@ -66,20 +71,23 @@ def main() -> None:
             print(f"\n{stage}\n\n{markdown(['part of a step', 'ms', 'share'], profile(stage))}")
         return
     if arguments.process:
-        measure(process_rows(rounds=5), rounds=5)
+        measure(process_rows(rounds=5), seconds=60)
         return
-    require_extra("run.py", "bench", "peft", "hydra_plugins.hydra_joblib_launcher")
+    if arguments.growth:
+        tables = growth()
+        print("\n" + growth_tables(tables))
+        draw(tables, OUTPUT / "growth.png")
+        return
+    require_extra("run.py", "bench", "peft")
     with TemporaryDirectory() as folder:
         sides = all_sides()
         rows = training_rows(sides, arguments.quick) + test_rows(sides, arguments.quick)
-        rows += command_rows(sides, folder, arguments.python, arguments.quick)
         if not arguments.quick:
-            rows.append(sweep_row(folder))
-        record = {"machine": machine(), "rows": measure(rows, 2 if arguments.quick else 5)}
-    if not arguments.quick:
-        tables = record["growth"] = growth()
-        print("\n" + growth_tables(tables))
-        draw(tables, OUTPUT / "growth.png")
+            rows += command_rows(folder, arguments.python)
+        record = {
+            "machine": machine(),
+            "rows": measure(rows, seconds=15 if arguments.quick else 45),
+        }
     with atomic_write(OUTPUT / "benchmark.json") as path:
         path.write_text(json.dumps(record))
 
