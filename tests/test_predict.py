@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lora_mnist import MLP, add_lora, lora_parameters, save_adapter
+from lora_mnist import predict as command
 from lora_mnist.data import load_images
 from lora_mnist.errors import IncompleteError, UserError
 from lora_mnist.lora import WEIGHTS_NAME
@@ -68,7 +70,8 @@ def test_base_and_adapter_side_by_side(outputs: Path, pictures: Path, tmp_path: 
             assert each[side]["probability"] == probabilities[each[side]["digit"]]
             assert each[side]["class"].startswith(str(each[side]["digit"]))
     assert found[0]["base"] != found[0]["adapted"]
-    assert Image.open(seen).size == (10 * 28 * 4, 28 * 4)
+    assert Image.open(seen).width == 1200
+    assert {each["note"] for each in found} == {None}
     assert "adapted" in text.getvalue()
     assert torch.is_grad_enabled()
 
@@ -105,6 +108,87 @@ def test_a_picture_named_twice_is_seen_once(outputs: Path, pictures: Path) -> No
     assert [Path(each["file"]).stem for each in found] == [*"1023456789"]
 
 
+def test_a_folder_means_the_pictures_in_it(outputs: Path, pictures: Path) -> None:
+    (pictures / "2.png").rename(pictures / "B.PNG")
+    (pictures / ".hidden.png").write_bytes(b"no picture")
+    (pictures / "notes.txt").write_text("no picture")
+    (pictures / "below.png").mkdir()
+    with logged("lora_mnist.predict") as text:
+        found = run(outputs, f"images={pictures}")
+    assert [Path(each["file"]).name for each in found] == [
+        *(f"{n}.png" for n in (0, 1, 3, 4, 5, 6, 7, 8, 9)),
+        "B.PNG",
+    ]
+    assert text.getvalue().splitlines() == [
+        f"{pictures}: files that are no pictures by their names, left out: 1",
+        f"{pictures}: subfolders, left out: 1",
+    ]
+
+
+def test_a_pattern_leaves_folders_out(outputs: Path, pictures: Path) -> None:
+    (pictures / "1").mkdir()
+    found = run(outputs, f"images={pictures}/1*")
+    assert [Path(each["file"]).name for each in found] == ["1.png"]
+
+
+@pytest.fixture
+def doubtful(tmp_path: Path) -> Path:
+    """Two digits in one picture, noise, and one digit."""
+    folder = tmp_path / "doubtful"
+    folder.mkdir()
+    images, _ = load_images("MNIST", ROOT / "data", train=False)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(256, (60, 60), generator=generator, dtype=torch.uint8)
+    pages = {"42": torch.cat([images[4, 0], images[1, 0]], 1), "noise": noise, "one": images[0, 0]}
+    for name, page in pages.items():
+        Image.fromarray(page.numpy()).save(folder / f"{name}.png")
+    return folder
+
+
+def test_what_seems_to_be_no_digit_or_several_gets_a_note(outputs: Path, doubtful: Path) -> None:
+    with logged("lora_mnist.predict") as warnings, logged("lora_mnist.show.tables") as table:
+        found = run(outputs, f"images={doubtful}")
+    assert [each["note"] for each in found] == ["several digits", "no digit", None]
+    assert all(each["base"]["class"] for each in found)
+    assert warnings.getvalue().splitlines() == [
+        "2 of 3 pictures seem to show no digit or several, whatever the answer: "
+        f"{doubtful}/42.png (several digits), {doubtful}/noise.png (no digit)"
+    ]
+    assert "several digits" in table.getvalue()
+
+
+def test_a_warning_of_many_pictures_is_one_line(outputs: Path, doubtful: Path) -> None:
+    for copy in "abcd":
+        shutil.copy(doubtful / "42.png", doubtful / f"{copy}.png")
+    with logged("lora_mnist.predict") as warnings:
+        run(outputs, f"images={doubtful}")
+    (line,) = warnings.getvalue().splitlines()
+    assert line.startswith("6 of 7 pictures")
+    assert line.count("digits)") == 3
+    assert line.endswith(", ...")
+
+
+def test_what_is_no_digit_by_nature_has_no_note(outputs: Path, doubtful: Path) -> None:
+    base = f"base_ckpt={outputs}/base/mnist.ckpt"
+    with logged("lora_mnist.predict") as warnings:
+        found = run(outputs, "data=fashion_mnist", base, f"images={doubtful}")
+    assert [each["file"] for each in found if "note" in each] == []
+    assert warnings.getvalue() == ""
+
+
+def test_more_pictures_than_a_page_has_room_for(
+    outputs: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_PAGE", 4)
+    with logged("lora_mnist.predict") as text:
+        run(outputs, f"images={pictures}", f"picture={tmp_path}/seen.png")
+    names = ["seen.png", "seen-2.png", "seen-3.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", *names}
+    widths = [Image.open(tmp_path / name).width for name in names]
+    assert widths == [480, 480, 480]
+    assert text.getvalue().endswith(f"picture: 3 pages, the last is {tmp_path}/seen-3.png\n")
+
+
 def test_a_name_is_meant_as_it_stands(outputs: Path, pictures: Path) -> None:
     (pictures / "1.png").rename(pictures / "a[1].png")
     found = run(outputs, f'images="{pictures}/a[1].png"')
@@ -122,9 +206,10 @@ def test_nothing_to_see(outputs: Path, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ((), "images=null: expected a picture, or a pattern"),
+        ((), "images=null: expected a picture, a folder, or a pattern"),
         (("images={tmp}/none*.png",), "images={tmp}/none*.png: expected pictures; there is no"),
-        (("images={tmp}/pictures",), 'images={tmp}/pictures: a folder; expected "{tmp}/pictures/*'),
+        (("images={tmp}",), "images={tmp}: expected files that end in .jpg, .jpeg, .png, .ppm"),
+        (("images={tmp}/pict*",), "images={tmp}/pict*: expected pictures; there is no such file"),
         (("images={one}", "json=2"), "json=2: expected true or false"),
         (("images={one}", "picture=/dev/null/x.png"), "picture=/dev/null/x.png: expected a pict"),
         (("images={one}", "picture={tmp}/x.y"), "picture={tmp}/x.y: expected a picture file to"),

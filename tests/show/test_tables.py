@@ -171,12 +171,42 @@ def prediction(file: str, **sides: tuple[str, float]) -> dict[str, Any]:
     return {"file": file, **found}
 
 
+def predicted(*predictions: dict[str, Any]) -> str:
+    with logged("lora_mnist.show.tables") as text:
+        print_predictions([*predictions])
+    return text.getvalue()
+
+
 def test_predictions() -> None:
-    for sides in ({"base": ("4", 0.5)}, {"base": ("4", 0.5), "adapted": ("9", 0.98765)}):
-        with logged("lora_mnist.show.tables") as text:
-            print_predictions([prediction("a[1].png", **sides)])
-        expected = [f"{name} ({p:.3f})" for name, p in sides.values()]
-        assert cells(text.getvalue()) == [["picture", *sides], ["a[1].png", *expected]]
+    base = prediction("a[1].png", base=("9 - nine", 0.98765))
+    assert cells(predicted(base)) == [["picture", "base"], ["a[1].png", "9 (0.988)"]]
+    both = prediction("a[1].png", base=("4", 0.5), adapted=("4", 0.25))
+    assert cells(predicted(both))[1] == ["a[1].png", "4 (0.500)", "4 (0.250)"]
+
+
+def test_predictions_that_differ_and_notes_are_marked() -> None:
+    other = prediction("b.png", base=("4", 0.5), adapted=("9", 0.75))
+    same = prediction("c.png", base=("4", 0.5), adapted=("4", 0.5))
+    text = predicted({**other, "note": "no digit"}, {**same, "note": None})
+    assert cells(text) == [
+        ["picture", "base", "adapted", "note"],
+        ["b.png", "4 (0.500)", "9 (0.750) *", "no digit"],
+        ["c.png", "4 (0.500)", "4 (0.500)", ""],
+    ]
+    assert text.splitlines()[-1] == "* base and adapted differ: 1 of 2 pictures"
+
+
+def test_pictures_of_one_folder_are_named_below_it() -> None:
+    folder = "/a/" + 20 * "long/" + "folder"
+    files = (f"{folder}/1.png", f"{folder}/x/2.png")
+    text = predicted(*(prediction(file, base=("4", 0.5)) for file in files))
+    assert text.splitlines()[0] == f"pictures in {folder}"
+    assert [row[0] for row in cells(text)[1:]] == ["1.png", "x/2.png"]
+    assert [row[0] for row in cells(predicted(prediction(files[0], base=("4", 0.5))))[1:]] == [
+        files[0]
+    ]
+    mixed = predicted(*(prediction(file, base=("4", 0.5)) for file in ("1.png", files[0])))
+    assert [row[0] for row in cells(mixed)[1:]] == ["1.png", files[0]]
 
 
 def test_no_predictions() -> None:

@@ -1,6 +1,7 @@
 """Tables on the screen: the parameters of a network, and its errors class by class."""
 
 import logging
+import os
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -10,6 +11,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lora_mnist.lora import base_state_dict, has_lora, lora_adapters, trainable_parameters
+from lora_mnist.show.pictures import short_name
 from lora_mnist.show.screen import WIDTH, sentence, show
 from lora_mnist.show.verdict import targets_of, verdict
 
@@ -127,14 +129,44 @@ def _each_table(results: dict[str, Any], rows: list[tuple[str, list[int]]]) -> T
 
 
 def print_predictions(predictions: list[dict[str, Any]]) -> None:
-    """Print class and probability of each picture; with an adapter, the base beside it."""
+    """Print class and probability of each picture; with an adapter, the base beside it.
+
+    Pictures of one folder are named below it, so that long paths leave room for the answers.
+    """
     sides = [side for side in ("base", "adapted") if predictions and side in predictions[0]]
-    table = Table("picture", *sides)
-    table.columns[0].overflow = "fold"  # on a terminal; a cut path can be neither read nor copied
-    for found in predictions:
-        cells = [f"{found[side]['class']} ({found[side]['probability']:.3f})" for side in sides]
-        table.add_row(found["file"], *cells)
-    _print(table, width=1000)
+    has_notes = any(found.get("note") for found in predictions)
+    folder, names = _below([found["file"] for found in predictions])
+    table = Table("picture", *sides, *(["note"] if has_notes else []))
+    table.columns[0].overflow = "fold"  # a name that is cut can be neither read nor copied
+    for column in table.columns[1 : 1 + len(sides)]:
+        column.overflow = "fold"
+    differing = 0
+    for name, found in zip(names, predictions, strict=True):
+        differs = len({found[side]["class"] for side in sides}) > 1
+        differing += differs
+        cells = [
+            Text(f"{short_name(found[side]['class'])} ({found[side]['probability']:.3f})")
+            for side in sides
+        ]
+        if differs:
+            # The mark is for who sees no colours, and for a pipe.
+            cells[-1] = Text(f"{cells[-1]} *", "bold yellow")
+        table.add_row(Text(name), *cells, *([found.get("note") or ""] if has_notes else []))
+    where = [Text(f"pictures in {folder}", overflow="fold")] if folder else []
+    count = f"{len(predictions):,} picture{'' if len(predictions) == 1 else 's'}"
+    told = [f"* base and adapted differ: {differing:,} of {count}"] if differing else []
+    _print(*where, table, *told, width=1000)
+
+
+def _below(files: list[str]) -> tuple[str | None, list[str]]:
+    """The folder that several files have in common, and their names below it."""
+    try:
+        folder = os.path.commonpath([os.path.dirname(file) for file in files])  # noqa: PTH120
+    except ValueError:  # none, or relative ones among absolute ones
+        return None, files
+    if not folder or len(files) == 1:
+        return None, files
+    return folder, [os.path.relpath(file, folder) for file in files]
 
 
 def _shape(tensor: Tensor | None) -> str:
