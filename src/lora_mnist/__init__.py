@@ -15,10 +15,12 @@ if TYPE_CHECKING:
         lora_names,
         lora_parameters,
         merge_lora,
+        pack_frozen,
         remove_lora,
         save_adapter,
         set_lora_enabled,
         trainable_parameters,
+        unpack_frozen,
     )
     from lora_mnist.metrics import compare_errors
     from lora_mnist.net import CNN, MLP
@@ -37,10 +39,12 @@ __all__ = [
     "lora_names",
     "lora_parameters",
     "merge_lora",
+    "pack_frozen",
     "remove_lora",
     "save_adapter",
     "set_lora_enabled",
     "trainable_parameters",
+    "unpack_frozen",
 ]
 
 

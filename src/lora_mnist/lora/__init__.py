@@ -23,6 +23,7 @@ from .model import (
     remove_lora,
     set_lora_enabled,
 )
+from .packed import pack_frozen, unpack_frozen
 from .peft_format import CONFIG_NAME
 from .settings import LayerSettings
 from .state import base_state_dict, lora_state_dict
@@ -51,9 +52,11 @@ __all__ = [
     "lora_state_dict",
     "loraplus",
     "merge_lora",
+    "pack_frozen",
     "read_base_sha256",
     "remove_lora",
     "save_adapter",
     "set_lora_enabled",
     "trainable_parameters",
+    "unpack_frozen",
 ]

@@ -138,7 +138,10 @@ def _factored(
     if not all(isinstance(adapter, LoRAParametrization) for adapter in adapters):
         # Somebody else's parametrization stands on the same weight: only the dense one is right.
         return operation(inputs, layer.weight, layer.bias)
-    output = operation(inputs, steps.original, layer.bias)
+    of_base = operation  # with every adapter off: the base, to the last bit
+    if any(adapter.enabled for adapter in adapters):
+        of_base = getattr(steps, "frozen_operation", operation)
+    output = of_base(inputs, steps.original, layer.bias)
     for adapter in adapters:
         output = adapter.add_update(output, inputs, operation)
     return output
