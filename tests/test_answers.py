@@ -1,9 +1,11 @@
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.runs import answers, images
+from safetensors.numpy import save_file
 
 from lora_mnist.answers import ANSWERS_FILE, read_answers, write_answers
 
@@ -92,4 +94,17 @@ def test_small_files(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_none(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / ANSWERS_FILE).write_bytes(content)
+    assert read_answers(tmp_path) is None
+
+
+def test_a_strangers_answers_take_no_more_memory_than_they_may(tmp_path: Path) -> None:
+    told = {"label": np.array([2**31 - 1, 0], dtype=np.int32), "base": np.zeros(2, dtype=np.uint8)}
+    told |= {"wrong.index": np.zeros(0), "wrong.images": np.zeros((0, 1, 2, 2), dtype=np.uint8)}
+    save_file({**told, "base_probability": np.ones(2)}, tmp_path / ANSWERS_FILE)
+    found = read_answers(tmp_path)
+    assert found is not None
+    with pytest.raises(ValueError, match=r"answers\.safetensors: answers beyond the 10 classes"):
+        found.confusion("base", 10)
+    (tmp_path / ANSWERS_FILE).unlink()
+    os.mkfifo(tmp_path / ANSWERS_FILE)
     assert read_answers(tmp_path) is None

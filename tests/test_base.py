@@ -137,6 +137,12 @@ def changed(name: str, tensor: Tensor) -> Callable[[State], Any]:
     return lambda state: {**state, name: tensor}
 
 
+def endless() -> Any:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    return content
+
+
 REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "missing": (
         without("linear2.bias"),
@@ -179,6 +185,27 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         changed("linear2.bias", torch.tensor([0, 1, 2])),
         "linear2.bias holds torch.int64; expected torch.float32",
     ),
+    **{
+        str(dtype): (
+            changed("linear2.bias", torch.ones(3).to(dtype)),
+            f"linear2.bias holds {dtype}; expected torch.float32",
+        )
+        for dtype in (torch.complex64, torch.bool, torch.uint16)
+    },
+    **{
+        kind: (
+            changed("linear2.bias", tensor),
+            "linear2.bias is sparse, quantized, nested or empty; expected plain numbers",
+        )
+        for kind, tensor in {
+            "sparse": torch.ones(3).to_sparse(),
+            "empty": torch.ones(3, device="meta"),
+        }.items()
+    },
+    "a dictionary that holds itself": (
+        lambda state: endless(),
+        "holds no tensors but model; expected a state_dict",
+    ),
     "a list": (lambda state: list(state.values()), "holds a list; expected a state_dict"),
     "a tensor": (lambda state: torch.ones(2), "holds a Tensor; expected a state_dict"),
     "no tensors": (
@@ -202,6 +229,38 @@ def test_refuses_other_weights(tmp_path: Path, state: State, form: str) -> None:
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         read_base(tmp_path / "mine.pt", net)
     assert changed_tensors(before, net.state_dict()) == []
+
+
+def test_a_count_is_not_cut_short(tmp_path: Path) -> None:
+    net = nn.BatchNorm1d(3)
+    for count, fits in ((7.0, True), (7.5, False), (float("nan"), False)):
+        state = {**net.state_dict(), "num_batches_tracked": torch.tensor(count)}
+        torch.save(state, tmp_path / "mine.pt")
+        os.utime(tmp_path / "mine.pt", ns=(1, 1) if fits else (2, 2))
+        if fits:
+            assert read_base(tmp_path / "mine.pt", net).tensors["num_batches_tracked"] == 7
+        else:
+            with pytest.raises(ValueError, match="num_batches_tracked holds torch.float32"):
+                read_base(tmp_path / "mine.pt", net)
+
+
+def test_each_tensor_has_memory_of_its_own(tmp_path: Path, state: State) -> None:
+    """A file may keep one number for all of a weight, or the negative of another's."""
+    one = torch.tensor(0.5).expand(5, 6)
+    torch.save(
+        {**state, "linear1.weight": one, "linear1.bias": torch._neg_view(torch.ones(5))},
+        tmp_path / "mine.pt",
+    )
+    base = read_base(tmp_path / "mine.pt", other_net())
+    assert base.tensors["linear1.weight"].is_contiguous()
+    assert torch.equal(base.tensors["linear1.weight"], torch.full((5, 6), 0.5))
+    assert torch.equal(base.tensors["linear1.bias"], -torch.ones(5))
+
+
+def test_a_network_without_weights_has_no_base(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "mine.pt")
+    with pytest.raises(ValueError, match="unexpected: linear1.weight.*the 0 tensors such as none"):
+        read_base(tmp_path / "mine.pt", nn.Flatten())
 
 
 class Trap:

@@ -76,7 +76,7 @@ def test_data_of_the_configuration() -> None:
         ("seed=0", "neun", "digit=neun: expected"),
         ("seed=0", [9, 9], r"digit=\[9, 9\]: expected each class once"),
         ("data.replay=-1", 9, "data.replay=-1: expected an integer >= 0"),
-        ("data.replay=60000", 9, "data.replay=60000: expected at most the 49534 training images"),
+        ("data.replay=60000", 9, "data.replay=60000: expected at most 49534, the training images"),
         ("data.hardness=1", 9, "data.hardness=1: expected a number from 0 to below 1"),
         ("data.batch_size=0", 9, "data.batch_size=0: expected an integer >= 1"),
         ("data.val_size=60000", 9, "data.val_size=60000: expected less than 60000"),
@@ -274,7 +274,7 @@ def test_the_module_is_what_the_configuration_says() -> None:
             ("stage=lora", "loss=distill"),
             "loss.distill=1.0: expected data.replay > 0, or loss.distill_on=target",
         ),
-        (("stage=lora", "optimizer.lr=-1"), "optimizer: Invalid learning rate: -1"),
+        (("stage=lora", "optimizer.lr=-1"), "optimizer.lr=-1: expected a finite"),
         (("stage=lora", "+optimizer.nope=1"), "optimizer: .*unexpected keyword argument 'nope'"),
         (
             ("stage=lora", "optimizer._target_=torch.optim.Adamm"),

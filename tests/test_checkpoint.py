@@ -8,28 +8,31 @@ import pytest
 import torch
 from composed import SMALL, composed, few_images, small_base
 from helpers.crash import CRASH, Crashed
-from torch import nn
+from torch import Tensor, nn
 
 from lora_mnist import checkpoint
 from lora_mnist.checkpoint import (
     AtomicCheckpointIO,
     Checkpoints,
     _random_states,
+    _require_own_sizes,
     _set_random_states,
     read_checkpoint,
 )
 from lora_mnist.train import train
+from lora_mnist.weights_file import limits
 
 COMPLETE: dict[str, Any] = {
     **{"state_dict": {"a": torch.arange(1000.0)}, "optimizer_states": [], "lr_schedulers": []},
-    **{"loops": {}, "global_step": 7, "going_on": {"epoch": 0}},
+    **{"loops": {}, "global_step": 7, "going_on": {"epoch": 0, "place": (0, 0, 7, 7)}},
 }
+MOST = limits(COMPLETE["state_dict"])
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "new" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(COMPLETE, path)
-    found = read_checkpoint(path)
+    found = read_checkpoint(path, MOST)
     assert torch.equal(found.pop("state_dict")["a"], torch.arange(1000.0))
     assert found == {key: value for key, value in COMPLETE.items() if key != "state_dict"}
     assert list(path.parent.iterdir()) == [path]
@@ -56,7 +59,7 @@ def test_a_write_that_fails_leaves_the_old_one(
     monkeypatch.setattr(Path, "write_bytes", half)
     with pytest.raises(OSError, match="No space left on device: .*last.ckpt"):
         AtomicCheckpointIO().save_checkpoint({**COMPLETE, "global_step": 8}, path)
-    assert read_checkpoint(path)["global_step"] == 7
+    assert read_checkpoint(path, MOST)["global_step"] == 7
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -67,7 +70,7 @@ def test_a_torn_one_is_refused(tmp_path: Path, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match=f"{path}: no checkpoint, or damaged"):
-        read_checkpoint(path)
+        read_checkpoint(path, MOST)
 
 
 def test_a_flipped_bit_in_a_weight_is_found(tmp_path: Path) -> None:
@@ -79,16 +82,56 @@ def test_a_flipped_bit_in_a_weight_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     assert torch.load(path, weights_only=True)["global_step"] == 7
     with pytest.raises(ValueError, match="no checkpoint, or damaged"):
-        read_checkpoint(path)
+        read_checkpoint(path, MOST)
 
 
-@pytest.mark.parametrize("content", [[1], {"state_dict": {}}, {**COMPLETE, "net": nn.Linear(1, 1)}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *([1], {"state_dict": {}}, {**COMPLETE, "net": nn.Linear(1, 1)}),
+        *({**COMPLETE, "global_step": step} for step in ("7", -7, 7.5, None)),
+        *({**COMPLETE, "going_on": going_on} for going_on in ([], {}, {"epoch": 0, "place": [-1]})),
+        {**COMPLETE, "more": [torch.zeros(1).expand(10**6, 10**6)]},
+    ],
+)
 def test_something_else_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "some.ckpt")
     with pytest.raises(ValueError, match="no checkpoint, or damaged"):
-        read_checkpoint(tmp_path / "some.ckpt")
+        read_checkpoint(tmp_path / "some.ckpt", MOST)
     with pytest.raises(FileNotFoundError):
-        read_checkpoint(tmp_path / "none.ckpt")
+        read_checkpoint(tmp_path / "none.ckpt", MOST)
+
+
+@pytest.mark.parametrize("position", [625, 10**9, -1])
+def test_numpys_generator_is_not_sent_behind_its_memory(position: int) -> None:
+    states = _random_states(torch.device("cpu"))
+    kind, keys, _, *rest = states["numpy"]
+    states["numpy"] = (kind, torch.cat([keys, keys]), position, *rest)
+    with pytest.raises(ValueError, match=f"numpy's generator at {position} of 624 numbers"):
+        _set_random_states(states, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(3), torch.ones(1).expand(2, 3), torch.ones(3, 2).t(), torch.ones(0)]
+)
+def test_what_an_optimizer_keeps_has_the_size_of_its_parameter(tensor: Tensor) -> None:
+    weight = nn.Parameter(torch.ones(2, 3))
+    adam = torch.optim.Adam([weight])
+    weight.grad = torch.ones(2, 3)
+    adam.step()
+    _require_own_sizes(adam)
+    adam.state[weight]["exp_avg"] = tensor
+    with pytest.raises(ValueError, match="the optimizer's exp_avg has another size"):
+        _require_own_sizes(adam)
+
+
+def test_an_optimizer_that_sums_rows_and_columns_keeps_other_sizes() -> None:
+    weight = nn.Parameter(torch.ones(2, 3))
+    factored = torch.optim.Adafactor([weight])
+    weight.grad = torch.ones(2, 3)
+    factored.step()
+    assert any(value.shape not in ((), (2, 3)) for value in factored.state[weight].values())
+    _require_own_sizes(factored)
 
 
 def drawn() -> list[float]:
@@ -183,12 +226,12 @@ def test_the_last_two_are_kept_and_of_a_finished_run_the_last(
     with pytest.raises(Crashed):
         train(cfg, folder)
     found = {path.stem: path for path in (folder / "checkpoints").glob("*.ckpt")}
-    steps = {name: read_checkpoint(path)["global_step"] for name, path in found.items()}
+    steps = {name: read_checkpoint(path, MOST)["global_step"] for name, path in found.items()}
     assert steps == {"last": 8, "previous": 6}
     monkeypatch.delenv("CRASH")
     train(cfg, folder)
     (last,) = (folder / "checkpoints").glob("*.ckpt")
-    assert read_checkpoint(last)["global_step"] == 12
+    assert read_checkpoint(last, MOST)["global_step"] == 12
     assert last.stat().st_size < 100_000
 
 

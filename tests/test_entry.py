@@ -71,12 +71,28 @@ MISTAKES = {
     "net.hidden_sizes=[0]": "net.hidden_sizes=[0]: expected integers >= 1",
     "lora.rank=0": "lora.rank=0: expected an integer >= 1",
     "loss.fit=l1": "loss.fit=l1: expected one of cross_entropy, hinge",
-    "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
+    "optimizer.lr=-1": "optimizer.lr=-1: expected a finite number >= 0",
+    "optimizer.lr=abc": "optimizer.lr=abc: expected a finite number >= 0",
+    "optimizer.fused=${nope}": "optimizer.fused: Interpolation key 'nope' not found",
+    "paths.data=3": "paths.data=3: expected a file or folder (not a name)",
+    "base_ckpt=''": "base_ckpt='': expected a file or folder",
+    "callbacks.checkpoint=3": "callbacks.checkpoint=3: expected null, or a _target_",
+    "trainer.max_epochs=[1]": "trainer.max_epochs=[1]: expected an integer >= -1, or null",
+    "data.batch_size=10000000000": "data.batch_size=10000000000: expected an integer from 1 to",
+    "data.data_dir=3": "data.data_dir=3: expected a folder",
     "trainer.devices=0": "trainer.devices=0: ",
     "+callbacks.checkpoint.nope=1": "callbacks.checkpoint: Checkpoints.__init__() got an",
     "+adapter=x": "adapter=x: nothing reads this key with stage=lora; expected one of",
     "base_ckpt=/none": "base_ckpt=/none: no such file; make it with: python train.py stage=pretr",
 }
+
+
+@pytest.mark.parametrize("value", ["3", "null", "[1]", "{a:1}", "a" * 300])
+def test_what_names_no_option_of_a_group(cli: Any, value: str) -> None:
+    done = cli("train.py", "stage=lora", f"optimizer={value}")
+    assert done.code == 2
+    names = "adam, adamw, loraplus; or ~optimizer, for none"
+    assert done.err == f"optimizer={value}: expected one of {names}\n"
 
 
 @pytest.mark.parametrize("override", MISTAKES)

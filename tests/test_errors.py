@@ -112,6 +112,20 @@ def test_a_full_disk_is_found_behind_other_errors(number: int, kind: str) -> Non
     assert full_disk(None) is None
 
 
+def test_an_error_behind_itself_has_an_end() -> None:
+    first, second = RuntimeError("first"), RuntimeError("second")
+    first.__context__, second.__context__ = second, first
+    assert used_up(first) is None
+
+
+@pytest.mark.parametrize("text", ["cannot open <x>: Too many open files (24)", "I/O (os error 24)"])
+def test_what_rust_and_c_say_has_the_number_in_its_text(text: str) -> None:
+    lacking = used_up(RuntimeError(text))
+    assert lacking is not None
+    assert lacking.errno == errno.EMFILE
+    assert used_up(RuntimeError("of 24 images (25)")) is None
+
+
 @pytest.mark.parametrize(
     "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE]
 )
@@ -141,6 +155,15 @@ def test_what_the_machine_lacks_is_one_line(
     assert used_up(OSError(errno.EACCES, "")) is None
     with pytest.raises(OSError, match="denied"), exit_on_user_error():
         raise OSError(errno.EACCES, "denied")
+    with pytest.raises(SystemExit), exit_on_user_error():
+        raise OSError(errno.EACCES, "denied", "/file")
+    with pytest.raises(SystemExit) as caught, exit_on_user_error():
+        _ = OmegaConf.create({"a": {"b": "${nope}"}}).a.b
+    assert caught.value.code == 2
+    assert said[1:] == [
+        "/file: denied; what was there before is whole",
+        "a.b: Interpolation key 'nope' not found",
+    ]
 
 
 @pytest.mark.parametrize(("value", "wanted"), [(None, False), ("0", False), ("1", True)])

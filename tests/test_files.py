@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_mnist.files import atomic_write, sweep_up
+from lora_mnist.files import atomic_write, read_json, sweep_up
 
 
 def test_replaces_the_file_at_the_end(tmp_path: Path) -> None:
@@ -124,3 +124,33 @@ def test_whatever_fails_the_old_file_stays(
     assert caught.value.errno == number
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": [1, {"b": null}]}')
+    assert read_json(tmp_path / "a.json", most_bytes=23) == {"a": [1, {"b": None}]}
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json", most_bytes=22)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}' + " " * 200_000, "more than 100,000 bytes"),
+        ("[" * 5_000 + "]" * 5_000, "nested too deep"),
+        ('{"a":' * 100 + "1" + "}" * 100, "nested too deep"),
+        ("{", "Expecting property name"),
+        ("9" * 5_000, "Exceeds the limit"),
+    ],
+)
+def test_json_of_a_stranger_is_bounded(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path / "a.json", most_bytes=100_000)
+
+
+def test_json_from_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.json")
+    for path in (tmp_path / "a.json", tmp_path):
+        with pytest.raises(ValueError, match="a folder, a pipe or a device"):
+            read_json(path, most_bytes=100)

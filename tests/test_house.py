@@ -5,8 +5,8 @@ Imports run downhill only::
     train.py eval.py predict.py export.py demo.py report.py
       entry                                     loads the next line by name
         train evaluate predict export demo report
-          build load trainer checkpoint resume results show side_by_side
-            module data base
+          build load trainer trainer_settings checkpoint resume results show side_by_side
+            module data base weights_file
               metrics loss net lora answers
                 runs
                   files errors project cache process
@@ -36,8 +36,9 @@ ENTRIES = {
 
 LAYERS = [
     {"train", "evaluate", "predict", "export", "demo", "report"},
-    {"build", "load", "trainer", "checkpoint", "resume", "results", "show", "side_by_side"},
-    {"module", "data", "base"},
+    {"build", "load", "trainer", "trainer_settings", "checkpoint", "resume", "results", "show"}
+    | {"side_by_side"},
+    {"module", "data", "base", "weights_file"},
     {"metrics", "loss", "net", "lora", "answers"},
     {"runs"},
     {"files", "errors", "project", "cache", "process"},

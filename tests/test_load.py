@@ -1,5 +1,6 @@
 """The base and the adapters that a command starts from, however they are named."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,14 @@ def test_a_base_that_cannot_be_used(tmp_path: Path, content: Any, message: str) 
     cfg = eval_config(tmp_path, f"base_ckpt={path}")
     with pytest.raises(UserError, match=f"^base_ckpt={path}: {message}.*; expected"):
         load_base(cfg, build_net(cfg))
+
+
+def test_a_base_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in ((tmp_path, "Is a directory"), (tmp_path / "pipe", "a pipe or a device")):
+        cfg = eval_config(tmp_path, f"base_ckpt={path}")
+        with pytest.raises(UserError, match=f"^base_ckpt={path}: .*{message}"):
+            load_base(cfg, build_net(cfg))
 
 
 # --- adapters ------------------------------------------------------------------------------------

@@ -43,6 +43,9 @@ def test_refuses_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"run=.*: results\.json is damaged"):
         report(composed("report", f"run={tmp_path}"))
+    (tmp_path / "results.json").write_text('{"test": {"accuracy": "x"}, "classes": 3}')
+    with pytest.raises(UserError, match=r"run=.*: damaged, or of another version .*; expected a"):
+        report(composed("report", f"run={tmp_path}"))
 
 
 def test_from_the_command_line(cli: Any, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def data(target: Any = None) -> Any:
     targets = [target] if isinstance(target, int) else target
     names = ["cat", "dog", "owl"]
     values = {"classes": names, "short_names": names, "mean": 0.5, "std": 0.25, "replay": 0}
+    values["sha256"] = {"train": "12ab"}
     return SimpleNamespace(name="mnist", target=target, targets=targets, **values)
 
 
@@ -70,12 +71,14 @@ def test_results_tell_the_errors_on_the_target(
     outcomes = {"val": outcome(1, 4, 30), "test": outcome(1, 4, 30)}
     results = collect_results(cfg, data(target), tiny, outcomes, Clock(), steps=7)
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "target", "replay", "classes", "mean", "std"),
+        *("stage", "dataset", "seed", "digit", "target", "replay", "classes"),
+        *("data_sha256", "mean", "std"),
         *("steps", "parameters"),
         *("val", "test"),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
     assert [results[k] for k in ("stage", "dataset", "seed", "steps")] == ["lora", "mnist", 5, 7]
+    assert results["data_sha256"] == {"train": "12ab"}
     assert results["digit"] == target
     assert results["target"] == name
     assert [results[key] for key in ("classes", "mean", "std")] == [

@@ -21,6 +21,7 @@ from lora_mnist.checkpoint import read_checkpoint
 from lora_mnist.errors import UserError
 from lora_mnist.lora import WEIGHTS_NAME
 from lora_mnist.train import train
+from lora_mnist.weights_file import limits
 
 Go = Callable[..., Path]
 
@@ -66,7 +67,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
 
 def steps_of(folder: Path) -> list[int]:
     found = sorted((folder / "checkpoints").glob("*.ckpt"))
-    return [read_checkpoint(path)["global_step"] for path in found]
+    return [read_checkpoint(path, limits({}))["global_step"] for path in found]
 
 
 @pytest.mark.slow
@@ -132,6 +133,54 @@ def test_a_damaged_checkpoint_falls_back_to_the_other(
     go("cut", *LORA, "logger=none", resume=True)
     adapters = [run / "adapter" / WEIGHTS_NAME for run in (whole, folder)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+def reshaped(last: dict[str, Any]) -> None:
+    (state,) = last["optimizer_states"]
+    state["state"][0]["exp_avg"] = torch.zeros(3)
+
+
+CRAFTED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "far": (
+        lambda last: last["going_on"].update(place=(0, 0, 2, 10**12)),
+        r"ValueError: no run comes to Place\(.*\) in 7 steps",
+    ),
+    "shuffled": (
+        lambda last: last["going_on"].update(place=(0, 10**12, 2, 7)),
+        "ValueError: no run comes to",
+    ),
+    "later": (lambda last: last["going_on"].update(epoch=10**12), "ValueError: no run comes to"),
+    "optimizer": (reshaped, "ValueError: the optimizer's exp_avg has another size"),
+    "lists": (lambda last: last.update(optimizer_states="abc"), "AttributeError: "),
+    "generators": (lambda last: last["going_on"].update(random={}), "KeyError: 'numpy'"),
+    "base": (
+        lambda last: last["state_dict"].update({"net.linear1.bias\x1b[2J": torch.ones(16)}),
+        r"ValueError: state_dict holds net.linear1.bias\\x1b\[2J, which is not the adapter's",
+    ),
+    "version": (
+        lambda last: last.update({"pytorch-lightning_version": "x"}),
+        "InvalidVersion: Invalid version: 'x'",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CRAFTED)
+def test_a_crafted_checkpoint_is_refused_in_one_line(go: Go, kind: str) -> None:
+    craft, message = CRAFTED[kind]
+    path = go("run", *LORA, "logger=none", crash=9) / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    craft(content)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=f"{path}: training cannot go on from it .{message}"):
+        go("run", *LORA, "logger=none", resume=True)
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_refused(go: Go) -> None:
+    path = go("run", *LORA, "logger=none", crash=9) / "checkpoints" / "last.ckpt"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=f"^resume=.*: {path} is a folder; expected a checkpoint"):
+        go("run", *LORA, "logger=none", resume=True)
 
 
 @pytest.mark.parametrize("fails", ["_test", "collect_results", "save_adapter", "write_results"])
@@ -332,7 +381,8 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, name: str, code: i
     assert found == code
     folder = only_run(tmp_path, "cut", "lora")
     # The step under way is done, and kept.
-    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] in (24, 25)
+    last = read_checkpoint(folder / "checkpoints" / "last.ckpt", limits({}))
+    assert last["global_step"] in (24, 25)
     last = said.splitlines()[-1]
     assert re.match(f"interrupted by {name}; go on with: python train.py stage=lora digit=9 ", last)
     words = shlex.split(last.partition("go on with: python ")[2])

@@ -17,7 +17,11 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"settings": [], "finished": true}', '{"settings": {}}']
+    "content",
+    [
+        *("", "{", "[]", "{}", '{"settings": [], "finished": true}', '{"settings": {}}'),
+        *("[" * 10_000, '{"settings":' * 10_000 + "1" + "}" * 10_000, "[]" + " " * 5_000_000),
+    ],
 )
 def test_a_damaged_record_is_refused(tmp_path: Path, content: str) -> None:
     write_run(tmp_path, RECORD)

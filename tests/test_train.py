@@ -63,7 +63,8 @@ def without_times(results: dict[str, Any]) -> dict[str, Any]:
 
 
 KEYS = [
-    *("stage", "dataset", "seed", "digit", "target", "replay", "classes", "mean", "std"),
+    *("stage", "dataset", "seed", "digit", "target", "replay", "classes"),
+    *("data_sha256", "mean", "std"),
     *("steps", "parameters"),
     *("val", "test", "base_unchanged", "base_sha256", "adapter", "seconds"),
 ]

@@ -22,6 +22,8 @@ ANSWERS_FILE = "answers.safetensors"
 #: Images in a gallery, and the longest side with which one is kept.
 _SHOWN = 32
 _LONGEST = 64
+#: What a million test images and their galleries would not fill.
+_MOST_BYTES = 64 << 20
 
 Array = NDArray[Any]
 
@@ -68,6 +70,8 @@ class Answers:
         ``side`` is ``base`` or ``adapted``.
         """
         answer = getattr(self, side)
+        if max(self.label.max(initial=0), answer.max(initial=0)) >= classes:
+            raise ValueError(f"{ANSWERS_FILE}: answers beyond the {classes} classes")
         cells = self.label.astype(np.int64) * classes + answer
         return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
@@ -107,8 +111,11 @@ def write_answers(told: Mapping[str, Any], images: Any, folder: Path) -> None:
 
 def read_answers(folder: Path) -> Answers | None:
     """The answers in a run's folder; ``None`` where there are none, or none that can be used."""
+    path = folder / ANSWERS_FILE
     try:
-        kept = load_file(folder / ANSWERS_FILE)
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            return None
+        kept = load_file(path)
         fields: dict[str, Any] = {key: array for key, array in kept.items() if "." not in key}
         answers = Answers(**fields)
         for kind, mask in answers.kinds().items():

@@ -6,6 +6,7 @@ its own, ``<name>-<first 12 digits of its SHA-256>.ckpt``; ``<name>.ckpt`` is th
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -14,18 +15,19 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_mnist.files import atomic_write
 from lora_mnist.lora import fingerprint
+from lora_mnist.weights_file import Limits, limits, read_weights_file
 
 log = logging.getLogger(__name__)
 _info = rank_zero_only(log.info)
 
 #: Where training scripts put the ``state_dict`` in what they save.
 _HOLDERS = ("state_dict", "model_state_dict", "model")
+#: How deep; a dictionary from a stranger may hold itself.
+_DEPTH = 5
 
 
 class Base(NamedTuple):
@@ -59,10 +61,11 @@ def read_base(path: Path, net: nn.Module) -> Base:
         ValueError: if the file holds no weights, or weights that do not fit ``net``.
         OSError: if the file cannot be read.
     """
+    expected = net.state_dict()
     stat = path.stat()
-    stored = _read_tensors(path, stat.st_mtime_ns, stat.st_size)
-    prefix = _common_prefix(stored, net.state_dict())
-    tensors = _fit(stored, net.state_dict(), prefix)
+    stored = _read_tensors(path, stat.st_mtime_ns, stat.st_size, limits(expected))
+    prefix = _common_prefix(stored, expected)
+    tensors = _fit(stored, expected, prefix)
     net.load_state_dict(tensors)
     others = [(stored[prefix + name].dtype, tensor.dtype) for name, tensor in tensors.items()]
     for found, kept in sorted({pair for pair in others if pair[0] != pair[1]}, key=str):
@@ -74,32 +77,19 @@ def read_base(path: Path, net: nn.Module) -> Base:
 
 
 @lru_cache(maxsize=1)
-def _read_tensors(path: Path, mtime_ns: int, size: int) -> Mapping[str, Tensor]:
+def _read_tensors(path: Path, mtime_ns: int, size: int, most: Limits) -> Mapping[str, Tensor]:
     """The tensors in a file; kept until another is read, since the jobs of a sweep share a base."""
-    try:
-        with path.open("rb") as file:
-            is_safetensors = file.read(9)[8:] == b"{"
-        if is_safetensors:
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except SafetensorError as error:
-        raise ValueError(f"damaged ({error}); expected the weights of a network") from error
-    except Exception as error:  # torch.load has no common class for what a damaged file causes
-        raise ValueError(
-            f"damaged or something else ({type(error).__name__}); expected the weights of a "
-            "network, as torch.save(net.state_dict(), ...) or safetensors writes them"
-        ) from error
-    return _find_tensors(content)
+    return _find_tensors(read_weights_file(path, most))
 
 
 def _find_tensors(content: Any) -> Mapping[str, Tensor]:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"holds a {type(content).__name__}; expected a state_dict")
-    for key in _HOLDERS:
-        if isinstance(content.get(key), Mapping):
-            return _find_tensors(content[key])
+    for _ in range(_DEPTH):
+        if not isinstance(content, Mapping):
+            raise ValueError(f"holds a {type(content).__name__}; expected a state_dict")
+        inner = [content[key] for key in _HOLDERS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     if not tensors:
         found = ", ".join(map(str, list(content)[:3])) or "nothing"
@@ -112,6 +102,11 @@ def _fit(
 ) -> dict[str, Tensor]:
     """The stored tensors under the names of ``expected``, once all were found to fit."""
     found = {k.removeprefix(prefix): t for k, t in stored.items() if k.startswith(prefix)}
+    for name, t in found.items():
+        if t.layout != torch.strided or t.is_quantized or t.is_nested or t.is_meta:
+            raise ValueError(
+                f"{name} is sparse, quantized, nested or empty; expected plain numbers"
+            )
     missing = [name for name in expected if name not in found]
     # What stands outside a prefix belongs to something else, such as a metric or a teacher.
     unexpected = [name for name in found if name not in expected]
@@ -130,18 +125,20 @@ def _fit(
         if names
     ]
     if problems:
-        names = f"{len(expected)} tensors such as {next(iter(expected))}"
+        names = f"{len(expected)} tensors such as {next(iter(expected), 'none')}"
         raise ValueError(f"{'; '.join(problems)}; expected the {names} of the configured net")
     return {name: _checked(name, found[name], expected[name]) for name in expected}
 
 
 def _common_prefix(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """What the stored names have in front of the expected ones: where most of these are found."""
-    prefixes = {""}
+    found = Counter({"": 0})
     for key in stored:
-        parts = key.split(".")[:-1]
-        prefixes |= {".".join([*parts[:depth], ""]) for depth in (1, 2, 3) if depth <= len(parts)}
-    return max(sorted(prefixes), key=lambda p: sum(p + name in stored for name in expected))
+        parts = key.split(".")
+        for depth in range(min(4, len(parts))):
+            prefix = ".".join([*parts[:depth], ""])
+            found[prefix] += key.removeprefix(prefix) in expected
+    return max(sorted(found), key=lambda prefix: found[prefix])
 
 
 def _first_three(kind: str, names: Sequence[str]) -> str:
@@ -153,17 +150,22 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
+@torch.no_grad()
 def _checked(name: str, tensor: Tensor, expected: Tensor) -> Tensor:
-    """``tensor`` in the dtype of ``expected``, finite."""
-    if tensor.dtype != expected.dtype:
-        # With the rest a counter may have become half precision; no weight was an integer.
-        is_whole = torch.equal(tensor, tensor.trunc()) and not expected.is_floating_point()
-        if tensor.is_floating_point() != expected.is_floating_point() and not is_whole:
-            raise ValueError(f"{name} holds {tensor.dtype}; expected {expected.dtype}")
-        tensor = tensor.to(expected.dtype)
-    if tensor.is_floating_point() and not tensor.isfinite().all():
+    """``tensor`` in the dtype of ``expected`` and in memory of its own, finite."""
+    message = f"{name} holds {tensor.dtype}; expected {expected.dtype}"
+    if tensor.is_complex() != expected.is_complex():
+        raise ValueError(message)
+    if expected.is_floating_point() and not tensor.is_floating_point():
+        raise ValueError(message)  # no weight was an integer
+    found = torch.empty(expected.shape, dtype=expected.dtype).copy_(tensor)
+    # With the rest a counter may have become half precision.
+    is_count = not found.is_floating_point() and not found.is_complex()
+    if is_count and not torch.equal(found.double(), tensor.double()):
+        raise ValueError(message)
+    if not found.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-    return tensor
+    return found
 
 
 def write_base(tensors: Mapping[str, Tensor], folder: Path, name: str, current: Path) -> Path:

@@ -8,6 +8,8 @@ import inspect
 import pydoc
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,8 @@ import lora_mnist.project  # noqa: F401 the resolver that the configuration need
 from lora_mnist.base import Base
 from lora_mnist.data import ImageDataModule
 from lora_mnist.errors import UserError, config_group, one_line
-from lora_mnist.lora import (
-    add_lora,
-    has_lora,
-)
+from lora_mnist.lora import add_lora, has_lora, pack_frozen
+from lora_mnist.lora.settings import is_number
 from lora_mnist.module import BaseAnswers, ClassifierModule
 
 #: The class to repair, by number or name, or several; ``None`` for all classes.
@@ -31,7 +31,8 @@ Target = int | str | list[int | str] | None
 
 
 def require_known_keys(cfg: DictConfig, *known: str) -> None:
-    """Refuse a key that nothing reads, such as one added with + by mistake."""
+    """Refuse a key that nothing reads, such as one added with + by mistake, and bad file names."""
+    _require_names(cfg)
     for key in map(str, cfg):
         if key not in known:
             value = cfg[key] if not isinstance(cfg[key], DictConfig) else "..."
@@ -39,6 +40,20 @@ def require_known_keys(cfg: DictConfig, *known: str) -> None:
                 f"{key}={value}: nothing reads this key with stage={cfg.stage}; "
                 f"expected one of {', '.join(sorted(known))}"
             )
+
+
+def _require_names(cfg: DictConfig) -> None:
+    """Refuse what is no name of a file or folder, where one is meant."""
+    names = {f"paths.{key}": value for key, value in cfg.get("paths", {}).items()}
+    names |= {key: cfg[key] for key in ("base_ckpt", "base_name") if cfg.get(key) is not None}
+    for key, value in names.items():
+        if value == "":
+            raise UserError(f"{key}='': expected a file or folder")
+        try:
+            Path(f"{Path(value)}-0123456789ab.ckpt").exists()  # raises for a name that is too long
+        except (TypeError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a name"
+            raise UserError(f"{key}={value}: expected a file or folder ({reason})") from error
 
 
 def require_bool(cfg: DictConfig, key: str) -> None:
@@ -159,11 +174,14 @@ def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> None:
 def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
     """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode; the base stays in eval.
 
+    Where that pays, the frozen weights are packed; see :func:`lora_mnist.lora.pack_frozen`.
+
     Raises:
         UserError: if a value of ``cfg.lora`` cannot be used.
     """
     with config_group("lora"):
         add_lora(net, **OmegaConf.to_container(cfg.lora, resolve=True)).train()  # type: ignore[arg-type]
+    pack_frozen(net)
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:
@@ -212,19 +230,25 @@ def build_module(
     hyperparameters |= {"base_sha256": base and base.sha256, "target": data.target}
     with config_group("loss"):
         loss = instantiate(cfg.loss, target=data.targets, _convert_="all")
+    if not (is_number(lr := cfg.optimizer.get("lr", 0.0)) and lr >= 0):
+        raise UserError(f"optimizer.lr={lr}: expected a finite number >= 0")
     with config_group("optimizer"):
         settings = {key: value for key, value in cfg.optimizer.items() if key != "lr_ratio"}
-        optimizer = instantiate(settings)
-        first = optimizer(net.parameters())  # refuses bad values now, not in the middle of the fit
+        optimizer = instantiate(settings, _convert_="all")  # else checkpoints hold what is no list
+        with _naming_values("optimizer", optimizer):  # now, and not in the middle of the fit
+            first = optimizer(net.parameters())
     with config_group("scheduler"):
-        scheduler = instantiate(cfg.scheduler) if cfg.scheduler else None
+        scheduler = instantiate(cfg.scheduler, _convert_="all") if cfg.scheduler else None
         if scheduler:
             if -1 in (scheduler.keywords.get(key) for key in ("T_max", "total_iters")):
                 raise UserError(
                     "trainer.max_steps=-1: expected the number of steps, since scheduler counts "
                     "them"
                 )
-            scheduler(first)
+            with _naming_values("scheduler", scheduler):
+                schedule = scheduler(first)
+                first.step()  # no gradient, no change; a schedule warns without it
+                schedule.step()
     with config_group("optimizer"):
         return ClassifierModule(
             net,
@@ -237,6 +261,18 @@ def build_module(
             base_answers=answers,
             hyperparameters=hyperparameters,
         )
+
+
+@contextmanager
+def _naming_values(group: str, partial: Any) -> Iterator[None]:
+    """Say which values an optimizer or a schedule was given, where Python's message does not."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        given = ", ".join(
+            f"{key}={value}" for key, value in getattr(partial, "keywords", {}).items()
+        )
+        raise UserError(f"{group}: {one_line(error)}, with {given}") from error
 
 
 def _check_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:

@@ -6,7 +6,6 @@ every generator of random numbers. The last two are kept: ``last.ckpt`` and ``pr
 
 import random
 import time
-import zipfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -17,15 +16,20 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+from torch.optim import Optimizer
 
 from lora_mnist.data.draw import Place
 from lora_mnist.files import atomic_write
 from lora_mnist.sweep import interrupt
+from lora_mnist.weights_file import Limits, read_weights_file
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 #: At most one part in so many of the time goes into checkpoints that are written by the clock.
 _SHARE = 100
+#: How many numbers numpy's generator holds.
+_MT19937 = 624
 
 #: What :func:`read_checkpoint` insists on.
 _KEYS = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "going_on"}
@@ -74,6 +78,8 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Save what stands when the step before is done, its validation and its log included."""
         if self._to_restore is not None:
+            for optimizer in trainer.optimizers:
+                _require_own_sizes(optimizer)
             self._restore_random_states(trainer)
             if trainer.progress_bar_callback is not None:  # it has not been told of the epoch
                 trainer.progress_bar_callback.on_train_epoch_start(trainer, pl_module)
@@ -142,6 +148,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         self._to_restore = checkpoint["going_on"]
         place = Place(*checkpoint["going_on"]["place"])
+        _require_reachable(place, checkpoint, trainer)
         trainer.datamodule.start = place  # type: ignore[attr-defined]
         _set_progress(checkpoint["loops"]["fit_loop"], checkpoint["going_on"]["epoch"], place)
 
@@ -152,6 +159,31 @@ class Checkpoints(Checkpoint):
             loader: Any = trainer.train_dataloader
             iter(loader)  # it draws from the generators as an epoch begins
         self._to_restore = None
+
+
+def _require_reachable(place: Place, checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
+    """Refuse a place so far on that it would take for ever to draw what lies before it."""
+    epoch, steps = checkpoint["going_on"]["epoch"], checkpoint["global_step"]
+    images = len(trainer.datamodule.train_set)  # type: ignore[attr-defined]
+    most = min((epoch + 1) * images, (steps + 1) * trainer.accumulate_grad_batches)
+    if not (epoch <= place.batches <= most and place.shuffles <= 2 * (epoch + 1)):
+        raise ValueError(f"no run comes to {place} in {steps} steps")
+
+
+def _require_own_sizes(optimizer: Optimizer) -> None:
+    """Refuse what an optimiser keeps of a parameter, if it has another size than that.
+
+    A fused step would not look, and write over memory that belongs to something else.
+    """
+    if "fused" not in optimizer.defaults:
+        return
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if not isinstance(value, Tensor) or value.shape == ():
+                continue
+            alike = value.shape == parameter.shape and value.layout == parameter.layout
+            if not alike or value.stride() != parameter.stride():
+                raise ValueError(f"the optimizer's {name} has another size than its parameter")
 
 
 def _set_progress(loops: dict[str, Any], epoch: int, place: Place) -> None:
@@ -188,35 +220,42 @@ def _random_states(device: torch.device) -> dict[str, Any]:
 
 
 def _set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    kind, keys, *rest = states["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    kind, keys, position, *rest = states["numpy"]
+    if not 0 <= position <= _MT19937:  # numpy would read on behind its memory
+        raise ValueError(f"numpy's generator at {position} of {_MT19937} numbers")
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, *rest))
     random.setstate(states["python"])
     torch.set_rng_state(states["torch"])
     if device.type != "cpu" and "device" in states:
         getattr(torch, device.type).set_rng_state(states["device"])
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, most: Limits) -> dict[str, Any]:
     """A checkpoint that :class:`Checkpoints` has written, checked for damage.
 
     Nothing is unpickled but plain values and tensors.
+
+    Args:
+        path: the file.
+        most: how much it may hold; see :func:`lora_mnist.weights_file.limits`.
 
     Raises:
         ValueError: if it is damaged or something else.
         FileNotFoundError: if it is not there.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # compares each part with its checksum; torch.load does not
-        if damaged is not None:
-            raise ValueError(damaged)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        missing = _KEYS - content.keys()
+        # The checksums find a flipped bit, which torch.load does not.
+        content = read_weights_file(path, most, check_sums=True)
+        missing = _KEYS - content.keys() if isinstance(content, dict) else _KEYS
         if missing:
             raise ValueError(f"without {', '.join(sorted(missing))}")
+        numbers = [content["global_step"], content["going_on"]["epoch"]]
+        numbers += content["going_on"]["place"]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f"at {numbers}")
     except FileNotFoundError:
         raise
-    except Exception as error:  # torch.load has no common class for what a damaged file causes
+    except (ValueError, OSError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: no checkpoint, or damaged ({error})") from error
     checkpoint: dict[str, Any] = content
     return checkpoint

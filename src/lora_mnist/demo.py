@@ -4,7 +4,6 @@
 like.
 """
 
-import json
 import logging
 import socket
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from lora_mnist.build import require_known_keys
 from lora_mnist.errors import UserError, missing_extra, one_line
+from lora_mnist.files import read_json
 from lora_mnist.results import RESULTS_FILE
 from lora_mnist.show.page import Question, Sheet, as_app, build_page
 from lora_mnist.side_by_side import SideBySide
@@ -101,8 +101,8 @@ class PageDesk:
 def _title(name: str, folder: Path) -> str:
     """What the menu calls an adapter: the class that it repairs comes first."""
     try:
-        results = json.loads((folder.parent / RESULTS_FILE).read_text())
-        return f"{results['target']}: {name}"
+        results = read_json(folder.parent / RESULTS_FILE, most_bytes=2 << 20)
+        return f"{one_line(results['target'], most=50)}: {name}"
     except (OSError, ValueError, KeyError, TypeError):
         return name
 
@@ -124,6 +124,8 @@ def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
         import uvicorn
     except ImportError as error:
         raise missing_extra("demo.py", "demo", error) from error
+    if not isinstance(cfg.server, DictConfig):
+        raise UserError(f"server={cfg.server}: expected server.host and server.port")
     with _listening(cfg.server.host, cfg.server.port) as listener:
         sides = SideBySide(cfg)
         app = as_app(build_page(PageDesk(sides, _first_choice(sides))))

@@ -5,6 +5,7 @@ once.
 """
 
 import logging
+import os
 import re
 import shlex
 import sys
@@ -36,6 +37,10 @@ _NO_STAGE = """stage: missing; expected one of
 
 def run_command(main: Callable[[], Any]) -> None:
     """Run Hydra's ``main`` and end the process with the exit code that fits."""
+    # Nothing is written to the user's home.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if os.access(PROJECT, os.W_OK):
+        os.environ.setdefault("MPLCONFIGDIR", str(PROJECT / "outputs" / "cache" / "matplotlib"))
     with conduct():
         _check_arguments(Path(sys.argv[0]).stem, sys.argv[1:])
         main()
@@ -47,7 +52,9 @@ def _check_arguments(entry: str, arguments: list[str]) -> None:
         key, _, value = argument.partition("=")
         try:
             if value and not argument.startswith("-"):
-                OverridesParser.create().parse_override(argument)
+                parsed = OverridesParser.create().parse_override(argument)
+                if (PROJECT / "configs" / key).is_dir() and not parsed.is_sweep_override():
+                    _check_choice(argument, key, parsed.value())
         except HydraException:
             # A function, a list or a quoted value that is cut short is for Hydra to explain.
             if not re.match(r"\w+\(|[\"'{[]", value) and re.search(r"[][{},: ]", value):
@@ -60,6 +67,17 @@ def _check_arguments(entry: str, arguments: list[str]) -> None:
     if entry == "train" and not (asks or chosen or has_defaults):
         _exit(_NO_STAGE)
 
+
+def _check_choice(argument: str, group: str, chosen: object) -> None:
+    """Refuse what cannot be the name of an option, or a list of names; Hydra knows which exist."""
+    for name in chosen if isinstance(chosen, list) else [chosen]:
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            options = sorted(path.stem for path in (PROJECT / "configs" / group).glob("*.yaml"))
+            _exit(f"{argument}: expected one of {', '.join(options)}; or ~{group}, for none")
+
+
+#: Of a file.
+_LONGEST_NAME = 200
 
 #: Flags with which a command still runs something.
 _STARTS = ("-m", "--multirun")
@@ -113,6 +131,7 @@ class RunFolder(Callback):
         A process of a distributed run joins its parent's folder. A run that goes on keeps the
         configuration with which it began.
         """
+        _require_descriptors()
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
         if config.hydra.output_subdir is None:
             return
@@ -143,5 +162,24 @@ def _require_space(new_folder: Path) -> None:
         _exit(f"{new_folder.parent}: cannot be written ({error.strerror})", code=1)
 
 
+def _require_descriptors() -> None:
+    """End a run at once that could open no files, in its first or in its last step."""
+    opened: list[int] = []
+    try:
+        for _ in range(_LEAST_DESCRIPTORS):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        _exit(
+            f"{error.strerror}: expected {_LEAST_DESCRIPTORS} files, not {len(opened)}, that "
+            "can be opened; a larger limit is set with: ulimit -n 1024",
+            code=1,
+        )
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+#: Files that a run has open at a time, with those that libraries open for a moment.
+_LEAST_DESCRIPTORS = 32
 #: Bytes, for configuration and log.
 _LEAST_SPACE = 1 << 16

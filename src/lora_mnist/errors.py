@@ -14,8 +14,10 @@ from omegaconf.errors import OmegaConfBaseException
 log = logging.getLogger(__name__)
 
 _NAMES_ARGUMENT = re.compile(r"(\w+)=").match
+_NUMBER_AT_END = re.compile(r"\((?:os error )?(\d{1,3})\)$").search
 #: Arguments that have another name on the command line.
 _KEYS = {"target": "digit"}
+_LONGEST_MESSAGE = 2000
 
 
 class UserError(CompactHydraException):
@@ -54,6 +56,8 @@ def config_group(group: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, InstantiationException) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        if isinstance(error, OmegaConfBaseException):
+            raise bad_value(error, group) from error
         message = one_line(cause or error)
         argument = _NAMES_ARGUMENT(message)
         if argument and argument[1] in _KEYS:
@@ -61,6 +65,12 @@ def config_group(group: str) -> Iterator[None]:
         else:
             message = f"{group}{'.' if argument else ': '}{message}"
         raise UserError(message) from error
+
+
+def bad_value(error: OmegaConfBaseException, group: str = "configuration") -> UserError:
+    """What to say of a value that OmegaConf cannot give, such as ``${nope}`` or ``???``."""
+    reason = str(error).partition("\n    full_key:")[0]  # what follows is for programmers
+    return UserError(f"{error.full_key or group}: {' '.join(reason.split())}")
 
 
 def missing_extra(key: str, extra: str, error: ImportError) -> UserError:
@@ -93,10 +103,21 @@ def used_up(error: BaseException | None) -> OSError | None:
     return full_disk(error) or _behind(error, more)
 
 
+def _of_a_file(error: BaseException) -> OSError | None:
+    """``error``, if it says which file could not be read or written."""
+    return error if isinstance(error, OSError) and error.filename else None
+
+
 def _behind(error: BaseException | None, numbers: tuple[int, ...]) -> OSError | None:
-    while error is not None:
+    seen: list[BaseException] = []  # an error that a thread left to be raised can be behind itself
+    while error is not None and error not in seen:
+        seen.append(error)
         if isinstance(error, OSError) and error.errno in numbers:
             return error
+        # What is written in Rust or C++ has the number in its message alone.
+        told = _NUMBER_AT_END(str(error))
+        if told and int(told[1]) in numbers:
+            return OSError(int(told[1]), os.strerror(int(told[1])))
         error = error.__cause__ or error.__context__
     return None
 
@@ -106,36 +127,49 @@ def is_full_error_wanted() -> bool:
     return os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
 
 
-def one_line(error: BaseException | None) -> str:
-    """The message of ``error`` without line breaks."""
-    return " ".join(str(error).split())
+def one_line(error: object, most: int = _LONGEST_MESSAGE) -> str:
+    """The message of ``error``, or another text, without line breaks, of bearable length.
+
+    Names in a stranger's file may hold what would move a terminal's cursor: that is written out.
+    """
+    text = " ".join(str(error).split())
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 2) :]}"
 
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End the process with the one line of a :class:`UserError` and its exit code.
 
-    So ends a process for which the machine has no more disk, or what else :func:`used_up` knows,
-    with code 1. With ``HYDRA_FULL_ERROR=1`` the error goes on to Hydra, for its traceback.
+    So ends a process that cannot read or write a file, or for which the machine has no more of
+    what :func:`used_up` knows, with code 1, and one with a value that OmegaConf cannot give, with
+    2. With ``HYDRA_FULL_ERROR=1`` the error goes on to Hydra, for its traceback.
     """
     hook = threading.excepthook
 
     def report(args: threading.ExceptHookArgs) -> None:
         # A thread that writes for us fails first; the error then comes up here.
-        if used_up(args.exc_value) is None or is_full_error_wanted():
+        error = args.exc_value
+        known = error is not None and (used_up(error) or _of_a_file(error))
+        if not known or is_full_error_wanted():
             hook(args)
 
     threading.excepthook = report
     try:
         yield
     except UserError as error:
-        log.error("%s", error)
+        log.error("%s", one_line(error))
         if is_full_error_wanted():
             raise
         raise SystemExit(error.exit_code) from error
     except Exception as error:
-        lacking = used_up(error)
-        if lacking is None or is_full_error_wanted():
+        lacking = used_up(error) or _of_a_file(error)
+        if is_full_error_wanted():
+            raise
+        if isinstance(error, OmegaConfBaseException):
+            log.error("%s", bad_value(error))
+            raise SystemExit(UserError.exit_code) from error
+        if lacking is None:
             raise
         where = f"{lacking.filename}: " if lacking.filename else ""
         log.error("%s%s; what was there before is whole", where, lacking.strerror)

@@ -18,7 +18,7 @@ from lora_mnist.build import (
 )
 from lora_mnist.data import ImageDataModule
 from lora_mnist.load import load_adapters, load_base
-from lora_mnist.lora import lora_names, set_lora_enabled
+from lora_mnist.lora import lora_names, pack_frozen, set_lora_enabled
 from lora_mnist.module import ClassifierModule
 from lora_mnist.process import keep_freed_memory
 from lora_mnist.results import Clock, collect_results, new_run_folder, write_results
@@ -58,7 +58,8 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     net = build_net(cfg)
     base = load_base(cfg, net)
     require_fit(net, data, data.test_set.images[:2])
-    load_adapters(cfg, net)
+    if load_adapters(cfg, net):
+        pack_frozen(net)
     hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     module = ClassifierModule(
         net,

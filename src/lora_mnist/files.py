@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and what is left of writers that died."""
 
+import json
 import os
 import re
 import secrets
@@ -9,11 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 #: ``.NAME.HOST-PROCESS-CHANCE.tmp.SUFFIX``
 _TEMPORARY = re.compile(r"\..*\.(\w*)-(\d+)-[0-9a-f]{8}\.tmp(\.[^.]*)?")
 #: Whether a process of another machine still runs nobody here can tell; after a day it is done.
 _LONGEST_WRITE = 24 * 60 * 60
+#: What is written here is nested five deep.
+_DEEPEST_JSON = 50
 
 
 @contextmanager
@@ -81,3 +85,41 @@ def _is_abandoned(entry: os.DirEntry[str], host: str, process: int) -> bool:
     except PermissionError:  # somebody else's
         pass
     return False
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """What a file holds, whoever wrote it.
+
+    Raises:
+        ValueError: if it is no file, or has more than ``most_bytes``.
+        OSError: if it cannot be read.
+    """
+    if path.exists() and not path.is_file():  # a pipe could keep us waiting
+        raise ValueError("a folder, a pipe or a device")
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"more than {most_bytes:,} bytes")
+    return content
+
+
+def read_json(path: Path, most_bytes: int) -> Any:
+    """What a JSON file holds, whoever wrote it.
+
+    Raises:
+        ValueError: if it is no file or no JSON, has more than ``most_bytes``, or is nested so deep
+            that those who read it would run out of stack.
+        OSError: if it cannot be read.
+    """
+    text = read_bounded(path, most_bytes)
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    level = [content]
+    for _ in range(_DEEPEST_JSON):
+        nested = [x for x in level if isinstance(x, dict | list)]
+        if not nested:
+            return content
+        level = [inner for x in nested for inner in (x.values() if isinstance(x, dict) else x)]
+    raise ValueError("nested too deep")

@@ -47,9 +47,9 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
 
 
 def _read(path: Path, cfg: DictConfig, net: nn.Module) -> Base:
-    if not path.is_file():
-        raise UserError(f"base_ckpt={path}: no such file; {_expected(cfg, path)}")
     try:
+        if not path.exists():
+            raise UserError(f"base_ckpt={path}: no such file; {_expected(cfg, path)}")
         return read_base(path, net)
     except (ValueError, OSError) as error:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error

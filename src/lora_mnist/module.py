@@ -199,5 +199,8 @@ class ClassifierModule(LightningModule):
         """Fill in what :meth:`on_save_checkpoint` left out with what the network holds."""
         self._window = checkpoint["loss_window"]
         if self.has_lora:
+            own = {f"net.{key}" for key in lora_state_dict(self.net)}
             for key in _STATES & checkpoint.keys():
+                if foreign := checkpoint[key].keys() - own:
+                    raise ValueError(f"{key} holds {min(foreign)}, which is not the adapter's")
                 checkpoint[key] = {**self.state_dict(), **checkpoint[key]}

@@ -62,6 +62,8 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
     """
     require_known_keys(cfg, *_KEYS)
     require_bool(cfg, "json")
+    if not isinstance(cfg.picture, str | None):
+        raise UserError(f"picture={cfg.picture}: expected a file to draw in, or null")
     files = _find(cfg.images)
     data: ImageDataModule = build_data(cfg, None)
     net = build_net(cfg)

@@ -27,6 +27,8 @@ def report(cfg: DictConfig, run_folder: Path | None = None) -> Path:
     Raises:
         UserError: if there is no such run, or its folder cannot be read or written.
     """
+    if not isinstance(cfg.paths.outputs, str):
+        raise UserError(f"paths.outputs={cfg.paths.outputs}: expected a folder")
     folder = find_run(cfg.run, Path(cfg.paths.outputs))
     try:
         if is_sweep(folder):
@@ -37,6 +39,11 @@ def report(cfg: DictConfig, run_folder: Path | None = None) -> Path:
             path = make_report(folder)
     except (ValueError, OSError) as error:
         raise UserError(f"run={cfg.run}: {one_line(error)}") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"run={cfg.run}: damaged, or of another version ({type(error).__name__}: "
+            f"{one_line(error)}); expected a run as train.py or eval.py leaves it"
+        ) from error
     log.info("report: %s", path)
     return path
 

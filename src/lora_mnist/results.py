@@ -71,6 +71,7 @@ def collect_results(
         "target": _by_name(data),
         "replay": data.replay,
         "classes": data.classes,
+        "data_sha256": data.sha256,
         "mean": data.mean,
         "std": data.std,
         "steps": steps,

@@ -15,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.checkpoint import LAST, PREVIOUS, Checkpoints, read_checkpoint
 from lora_mnist.data import ImageDataModule
-from lora_mnist.errors import UserError, one_line
+from lora_mnist.errors import UserError, one_line, used_up
 from lora_mnist.module import ClassifierModule
 from lora_mnist.runs import CHECKPOINTS, RunRecord, find_run, flat, read_run, write_run
 from lora_mnist.sweep import interrupt
 from lora_mnist.sweep.command import command_line, entry_script, override
+from lora_mnist.weights_file import Limits, limits
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def run_to_resume(cfg: DictConfig) -> Path | None:
 
 
 @contextmanager
-def claimed_run(cfg: DictConfig, folder: Path, settings: Mapping[str, Any]) -> Iterator[Start]:
+def claimed_run(cfg: DictConfig, folder: Path, module: ClassifierModule) -> Iterator[Start]:
     """Around a run from its first step to its last file; yields where training begins.
 
     The run's folder belongs to this process meanwhile. When the block ends well the run has
@@ -76,7 +77,7 @@ def claimed_run(cfg: DictConfig, folder: Path, settings: Mapping[str, Any]) -> I
     Args:
         cfg: the run's configuration.
         folder: the run's folder.
-        settings: what decides the run's numbers, nested.
+        module: what is trained; its hyperparameters decide the run's numbers.
 
     Raises:
         UserError: if ``cfg.resume`` names a run that has finished, is still going, or has other
@@ -88,11 +89,12 @@ def claimed_run(cfg: DictConfig, folder: Path, settings: Mapping[str, Any]) -> I
         yield Start()
         return
     files = Path(cfg.callbacks.checkpoint.dirpath or folder / CHECKPOINTS)
+    most = limits(module.state_dict())
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         # The process that conducts the others has checked and prepared all.
-        yield _start(files, cfg) if cfg.resume is not None else Start()
+        yield _start(files, cfg, most) if cfg.resume is not None else Start()
         return
-    record = RunRecord(flat(settings), finished=False)
+    record = RunRecord(flat(module.hparams), finished=False)
 
     def claim() -> None:
         if start.checkpoint is None:  # what is there belongs to another run, or is damaged
@@ -105,7 +107,7 @@ def claimed_run(cfg: DictConfig, folder: Path, settings: Mapping[str, Any]) -> I
         start = Start()
         if cfg.resume is not None:
             _require_same_run(cfg, _read_record(cfg, folder), record.settings)
-            start = _start(files, cfg)
+            start = _start(files, cfg, most)
         yield start._replace(claim=claim)
         write_run(folder, record._replace(finished=True))
         (files / PREVIOUS).unlink(missing_ok=True)
@@ -113,12 +115,25 @@ def claimed_run(cfg: DictConfig, folder: Path, settings: Mapping[str, Any]) -> I
 
 
 def fit(trainer: Trainer, module: ClassifierModule, data: ImageDataModule, start: Start) -> None:
-    """Train from ``start``; a first interrupt waits until the step under way is done and kept."""
+    """Train from ``start``; a first interrupt waits until the step under way is done and kept.
+
+    Raises:
+        UserError: if training cannot go on from the checkpoint, whatever that is full of.
+    """
     if start.claim is not None:
         start.claim()
     waits = trainer.world_size == 1 and any(isinstance(c, Checkpoints) for c in trainer.callbacks)  # type: ignore[attr-defined]
-    with interrupt.finish_first() if waits else nullcontext():
-        trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+    try:
+        with interrupt.finish_first() if waits else nullcontext():
+            trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+    except Exception as error:
+        first = start.checkpoint is not None and trainer.global_step <= (start.step or 0) + 1
+        if not first or isinstance(error, UserError) or used_up(error):
+            raise
+        raise UserError(
+            f"{start.checkpoint}: training cannot go on from it ({type(error).__name__}: "
+            f"{one_line(error)}); without this file it goes on from an earlier place"
+        ) from error
 
 
 @contextmanager
@@ -189,12 +204,14 @@ def _limit(value: object) -> float:
     return value if isinstance(value, int | float) and value >= 0 else float("inf")
 
 
-def _start(files: Path, cfg: DictConfig) -> Start:
+def _start(files: Path, cfg: DictConfig, most: Limits) -> Start:
     """The newest good checkpoint before the end of training becomes the last one."""
     last = files / LAST
     for path in (last, files / PREVIOUS):
+        if path.is_dir():
+            raise UserError(f"resume={cfg.resume}: {path} is a folder; expected a checkpoint")
         try:
-            checkpoint = read_checkpoint(path)
+            checkpoint = read_checkpoint(path, most)
         except FileNotFoundError:
             continue
         except ValueError as error:

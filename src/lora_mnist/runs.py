@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_mnist.errors import UserError
-from lora_mnist.files import atomic_write
+from lora_mnist.files import atomic_write, read_json
 
 #: In a run's folder.
 CHECKPOINTS = "checkpoints"
 _RUN_FILE = "run.json"
+_MOST_BYTES = 4 << 20
 
 
 class RunRecord(NamedTuple):
@@ -62,7 +63,7 @@ def read_run(folder: Path) -> RunRecord:
     """
     path = folder / CHECKPOINTS / _RUN_FILE
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, _MOST_BYTES)
         record = RunRecord(content["settings"], content["finished"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged; expected the record of a run") from error

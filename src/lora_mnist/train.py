@@ -47,6 +47,7 @@ from lora_mnist.show.tables import print_parameters, print_results
 from lora_mnist.show.tensorboard import run_name
 from lora_mnist.show.verdict import training_sentence
 from lora_mnist.trainer import build_trainer, trainer_at_work
+from lora_mnist.trainer_settings import check_callbacks
 
 log = logging.getLogger(__name__)
 _info = rank_zero_only(log.info)
@@ -85,6 +86,7 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     seed = cfg.seed
     if type(seed) is not int or not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: expected an integer from 0 to {2**32 - 1}")
+    check_callbacks(cfg.get("callbacks"))
     resumed = run_to_resume(cfg)
     seed_everything(seed, verbose=False)
     folder = run_folder or resumed or new_run_folder(cfg)
@@ -102,7 +104,7 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     data = build_data(cfg, "fit", cfg.digit)
     require_fit(net, data, data.train_set.images[:2])
     module = build_module(cfg, net, data)
-    with claimed_run(cfg, folder, module.hparams) as start:
+    with claimed_run(cfg, folder, module) as start:
         trainer = _fit(cfg, folder, module, data, clock, start)
         if not trainer.global_step:
             raise UserError(
@@ -172,7 +174,7 @@ def adapt(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         choose_trainable(net, cfg.trainable)
     asked = _asked(cfg, base, data)
     module = build_module(cfg, net, data, base, _base_answers.get(asked))
-    with claimed_run(cfg, folder, module.hparams) as start:
+    with claimed_run(cfg, folder, module) as start:
         trainer = _fit(cfg, folder, module, data, clock, start)
         if with_adapter:
             _require_unchanged(base.tensors, net)

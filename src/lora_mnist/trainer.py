@@ -23,6 +23,7 @@ from lora_mnist.checkpoint import AtomicCheckpointIO
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.runs import CHECKPOINTS
 from lora_mnist.show.tensorboard import Curves
+from lora_mnist.trainer_settings import check_settings
 
 #: How often a run that somebody may watch is validated.
 _VALIDATIONS = 4
@@ -53,6 +54,7 @@ def build_trainer(
             f"trainer.accelerator={accelerator}: not on this machine; "
             f"expected one of {', '.join(available)}"
         )
+    check_settings(cfg.trainer)
     settings: dict[str, Any] = {"default_root_dir": str(folder)}
     if not validates:
         settings["limit_val_batches"] = 0
@@ -119,6 +121,9 @@ def _logger(config: DictConfig, folder: Path, step: int | None, name: str) -> An
         "save_dir": str(folder),
         **({"version": name} if _is_null(config, "version") else {}),
     }
+    for key, accepted in {"name": str | None, "version": str | int | None}.items():
+        if not isinstance(value := config.get(key), accepted):
+            raise UserError(f"logger.{key}={value}: expected a name")
     logger: Any = instantiate(config, **settings)
     if step is None:
         return logger
@@ -152,19 +157,10 @@ def _check_trainer(trainer: Trainer) -> None:
     """Refuse what Lightning accepts and a run here cannot do."""
     if not trainer.limit_test_batches:
         raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
-    if trainer.accumulate_grad_batches < 1:
-        raise UserError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: expected >= 1"
-        )
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
             "since the base is kept in float32, bit for bit"
-        )
-    if (epochs := trainer.reload_dataloaders_every_n_epochs) != 0:  # type: ignore[attr-defined]
-        raise UserError(
-            f"trainer.reload_dataloaders_every_n_epochs={epochs}: expected 0, since the images "
-            "stay in memory, and would come in the same order again"
         )
     sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if sweeping and trainer.world_size > 1:

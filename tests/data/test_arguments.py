@@ -1,8 +1,17 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lora_mnist.data.arguments import checked_mean, checked_size, checked_std, resolve_target
+from lora_mnist.data.arguments import (
+    MOST_SEED,
+    checked_folder,
+    checked_int,
+    checked_mean,
+    checked_size,
+    checked_std,
+    resolve_target,
+)
 
 PETS = ["cat", "dog", "owl"]
 
@@ -81,3 +90,19 @@ def test_what_is_no_mean(mean: Any) -> None:
 def test_what_is_no_std(std: Any) -> None:
     with pytest.raises(ValueError, match=r"std=.*: expected a number > 0 .*, or 3 of them"):
         checked_std(std, 3)
+
+
+def test_a_folder_is_a_text_that_a_file_system_can_have(tmp_path: Path) -> None:
+    assert checked_folder("data_dir", str(tmp_path)) == tmp_path
+    assert checked_folder("data_dir", "~/photos") == Path.home() / "photos"
+    for value in (3, None, ["a"], "a" * 5000):
+        with pytest.raises(ValueError, match="^data_dir=.*: expected a folder"):
+            checked_folder("data_dir", value)
+
+
+def test_an_integer_has_a_largest_value() -> None:
+    assert checked_int("seed", MOST_SEED, 0, MOST_SEED) == MOST_SEED
+    with pytest.raises(ValueError, match=r"seed=\d+: expected an integer from 0 to 92\d+"):
+        checked_int("seed", MOST_SEED + 1, 0, MOST_SEED)
+    with pytest.raises(ValueError, match=r"replay=\d+: expected an integer from 0 to 2147483647"):
+        checked_int("replay", 2**31, 0)

@@ -1,9 +1,9 @@
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers.commands import ROOT
+from helpers.trainers import trainer_of
 
 from lora_mnist.data import MNISTDataModule
 
@@ -42,7 +42,7 @@ def test_processes_share_the_test_images_and_count_none_twice() -> None:
     data.setup("test")
     shares = []
     for rank in range(3):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=3)  # type: ignore[assignment]
+        data.trainer = trainer_of(rank, 3)
         shares += [labels for _, labels in data.test_dataloader()]
     assert torch.equal(torch.cat(shares).bincount(), data.test_set.labels.bincount())
 
@@ -85,9 +85,9 @@ def test_refuses_bad_arguments(changes: dict[str, Any], message: str) -> None:
 
 
 def test_refuses_what_cannot_be_replayed() -> None:
-    with pytest.raises(ValueError, match="replay=1: expected 0, since the target leaves no other"):
+    with pytest.raises(ValueError, match="replay=1: expected at most 0, the training images"):
         fitted(target=list(range(10)), replay=1)
-    with pytest.raises(ValueError, match="replay=99999: expected at most the 49534 training"):
+    with pytest.raises(ValueError, match="replay=99999: expected at most 49534, the training"):
         fitted(target=9, replay=99_999)
 
 

@@ -1,4 +1,5 @@
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def test_what_is_no_picture(tmp_path: Path, content: bytes) -> None:
 def test_a_poor_machine_is_no_broken_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(_: Path) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     path = noise(tmp_path / "x.png", (8, 4))
@@ -95,6 +96,14 @@ def test_a_poor_machine_is_no_broken_picture(
 
 
 FORM = Form(8, 8, 3, "crop")
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_a_strip_is_not_scaled_to_gigabytes(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("L", size).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a strip of .* pixels, too narrow to be scaled"):
+        decode(tmp_path / "a.png", Form(64, 64, 3, "crop"))
+    assert decode(tmp_path / "a.png", Form(32, 32, 3, "stretch")).shape == (3, 32, 32)
 
 
 def test_reads_in_the_order_of_the_entries(make_photos: Maker) -> None:
@@ -126,6 +135,20 @@ def test_broken_images_are_named_and_left_out(
         assert len(caplog.records) == 11
 
 
+def test_what_is_no_file_is_named_and_left_out(
+    make_photos: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_photos({"cat": 1, "dog": 1})
+    os.mkfifo(root / "cat" / "pipe.png")
+    (root / "cat" / "link.png").symlink_to("nowhere")
+    (root / "cat" / "\x1b[2J[nope].png").write_bytes(b"broken")
+    pictures = read_pictures(root, list_images(root, PETS), FORM, None)
+    assert len(pictures.images) == 2
+    assert "pipe.png: skipped: no readable picture (not a file)" in caplog.text
+    assert "link.png: skipped: no readable picture (FileNotFoundError)" in caplog.text
+    assert "cat/\\x1b[2J[nope].png: skipped" in caplog.text
+
+
 def test_all_images_broken(make_photos: Maker, tmp_path: Path) -> None:
     root = make_photos({"cat": 1, "dog": 1})
     for path in root.rglob("*.png"):
@@ -147,6 +170,22 @@ class Counting:
             return original(path, form)
 
         monkeypatch.setattr(module, "decode", decode)
+
+
+def test_the_sha256_is_that_of_paths_and_pixels(make_photos: Maker, tmp_path: Path) -> None:
+    root = make_photos({"cat": 2, "dog": 2})
+
+    def found(cache: Path | None) -> str:
+        return read_pictures(root, list_images(root, PETS), FORM, cache).sha256
+
+    first = found(None)
+    assert first == found(tmp_path / "cache") == found(tmp_path / "cache")  # from the cache too
+    photo = root / "cat" / "0.png"
+    photo.rename(root / "dog" / "9.png")
+    assert found(tmp_path / "cache") == found(None) != first
+    Image.new("RGB", (8, 8)).save(photo)
+    (root / "dog" / "9.png").unlink()
+    assert found(tmp_path / "cache") == found(None) != first
 
 
 def test_what_has_not_changed_comes_from_the_cache(

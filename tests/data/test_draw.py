@@ -1,12 +1,12 @@
 import hashlib
 from collections.abc import Iterator
 from itertools import islice
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers.commands import ROOT
+from helpers.trainers import trainer_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ def test_images_come_in_the_recorded_order(
         weights_of_replay = by_brightness(data.replay_set) if replay else None
         data.draw_weights = DrawWeights(by_brightness(data.train_set), weights_of_replay)
     if processes > 1:
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=processes)  # type: ignore[assignment]
+        data.trainer = trainer_of(rank, processes)
     torch.manual_seed(3)
     batches = list(islice(data.train_dataloader(), 30))
     assert digest(*[tensor for batch in batches for tensor in batch]) == RECORDED[way]

@@ -1,12 +1,13 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import pytest
 import torch
 from helpers.commands import ROOT
+from helpers.trainers import trainer_of
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
@@ -123,6 +124,8 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos: Maker) -> 
     assert fitted(root).train_set.images.shape == (6, 3, 7, 9)
     (root / "cat" / "0.png").write_bytes(b"broken")
     assert fitted(root).train_set.images.shape[1:] == (3, 7, 9)
+    Image.new("1", (10_000, 10_000)).save(root / "cat" / "0.png")  # more than is decoded
+    assert fitted(root).train_set.images.shape[1:] == (3, 7, 9)
     make_photos({"owl": 5}, size=(4, 6))
     with pytest.raises(
         ValueError, match=r"image_size=null: .* but owl/0.png is 6x4 and another 7x9"
@@ -137,6 +140,7 @@ def test_broken_images_are_counted(make_photos: Maker) -> None:
     for i in range(4):
         (root / "owl" / f"{i}.png").write_bytes(b"broken")
     data = fitted(root)
+    assert re.fullmatch("[0-9a-f]{64}", data.sha256["all"])
     assert sorted(data.skipped) == [f"owl/{i}.png" for i in range(4)]
     assert sum(len(s) for s in (data.train_set, data.val_set, data.test_set)) == 96
 
@@ -247,7 +251,7 @@ def test_processes_share_each_batch(make_photos: Maker) -> None:
     halves = []
     for rank in range(2):
         data = fitted(root, target="owl")
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        data.trainer = trainer_of(rank, processes=2)
         halves.append(next(iter(data.train_dataloader()))[0])
     assert torch.equal(torch.stack(halves, dim=1).flatten(0, 1), whole)
 

@@ -49,6 +49,24 @@ def test_refuses_other_classes(make_photos: Maker, classes: Any, message: str) -
         class_folders(make_photos(PETS | {"owl": 1}), classes)
 
 
+def test_a_link_to_a_folder_above_it_is_followed_once(make_photos: Maker) -> None:
+    """Two of them would lead through the same folders a billion times."""
+    root = make_photos(PETS)
+    for name in ("a", "b"):
+        (root / "cat" / name).symlink_to(".")
+    (root / "dog" / "more").symlink_to(root / "cat")
+    entries = list_images(root, ["cat", "dog"])
+    cats = [entry.path for entry in entries if entry.label == 0]
+    assert cats == [f"cat/{i}.png" for i in range(3)]
+    assert len([entry for entry in entries if entry.label == 1]) == 2 + 3
+
+
+def test_a_class_has_a_name_that_can_be_shown(make_photos: Maker) -> None:
+    root = make_photos(PETS | {"\x1b[2Jcow": 1})
+    with pytest.raises(ValueError, match=r"expected a printable name of a folder, .*x1b\[2Jcow"):
+        class_folders(root)
+
+
 def test_three_parts(make_photos: Maker) -> None:
     for part in ("train", "val", "test"):
         root = make_photos(PETS, part)

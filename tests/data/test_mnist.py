@@ -7,6 +7,7 @@ from helpers.commands import ROOT
 from torchvision.datasets import MNIST
 
 from lora_mnist.data import MNISTDataModule
+from lora_mnist.data.read import load_split
 
 
 def fitted(**changes: Any) -> MNISTDataModule:
@@ -24,6 +25,10 @@ def test_splits() -> None:
         5_000,
         10_000,
     ]
+    assert data.sha256 == {
+        split: load_split("MNIST", ROOT / "data", split == "train").sha256
+        for split in ("train", "test")
+    }
     official = MNIST(ROOT / "data", train=True)
     assert torch.equal(data.train_set.images[:, 0], official.data[:55_000])
     assert torch.equal(data.val_set.labels, official.targets[55_000:])

@@ -1,4 +1,6 @@
+import os
 import struct
+import subprocess
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -8,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.commands import ROOT
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torch import Tensor
 
 from lora_mnist.data import load_images, pictures
-from lora_mnist.data.pictures import prepare, read_image
+from lora_mnist.data.pictures import picture_size, prepare, read_image
 
 DIGITS = load_images("MNIST", ROOT / "data", train=False)[0][:8, 0].float()
 
@@ -126,11 +128,28 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> 
         content[16:24] = struct.pack(">2I", *size)
         content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
         (tmp_path / "x.png").write_bytes(content)
-        with pytest.raises(ValueError, match="81,000,000 pixels; expected at most|DecompressionBo"):
+        with pytest.raises(ValueError, match="81,000,000 pixels; expected at most|too many pixels"):
             read_image(tmp_path / "x.png")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20e6
+
+
+def test_only_a_file_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path):
+        for read in (read_image, picture_size):
+            with pytest.raises(ValueError, match=r"no readable picture \(not a file\)"):
+                read(path)
+
+
+def test_no_picture_is_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would give PostScript to Ghostscript."""
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(EpsImagePlugin, "has_ghostscript", lambda: True)
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    with pytest.raises(ValueError, match=r"no readable picture \(UnidentifiedImageError\)"):
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "I", "I;16"])

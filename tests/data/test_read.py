@@ -1,4 +1,6 @@
 import errno
+import hashlib
+import os
 import shutil
 import signal
 import struct
@@ -13,7 +15,7 @@ import torch
 import torchvision.datasets
 from helpers.commands import ROOT
 
-from lora_mnist.data.read import _read, _resources, class_names, load_images
+from lora_mnist.data.read import _read, _resources, class_names, load_images, load_split
 
 RAW = ROOT / "data" / "MNIST" / "raw"
 NAMES = [
@@ -100,8 +102,8 @@ def test_a_small_dataset_without_archives(extracted: Path) -> None:
 
 DAMAGED = {
     "cut short": ("t10k-images-idx3-ubyte", idx(20, 28, 28, content=b"\x07" * 99), "damaged"),
-    "no header": ("t10k-labels-idx1-ubyte", b"\x00\x00\x08", "files damaged"),
-    "empty": ("t10k-labels-idx1-ubyte", b"", "files damaged"),
+    "no header": ("t10k-labels-idx1-ubyte", b"\x00\x00\x08", "t10k-labels-idx1-ubyte damaged"),
+    "empty": ("t10k-labels-idx1-ubyte", b"", "MNIST: t10k-labels-idx1-ubyte damaged"),
     "of no type": ("t10k-labels-idx1-ubyte", b"\x00\x00\x0a\x01\x00\x00\x00\x01\x01", "damaged"),
     "of another type": ("t10k-labels-idx1-ubyte", b"\x00\x00\x09\x01\0\0\0\x01\x01", "damaged"),
     "of another shape": (
@@ -112,7 +114,7 @@ DAMAGED = {
     "without images": (
         "t10k-images-idx3-ubyte",
         idx(20, 0, 28, content=b""),
-        "files damaged|images of shape 20x0x28",
+        "t10k-images-idx3-ubyte damaged|images of shape 20x0x28",
     ),
     "zeroed": (
         "t10k-images-idx3-ubyte",
@@ -133,6 +135,11 @@ DAMAGED = {
         "t10k-labels-idx1-ubyte",
         idx(20, content=bytes(19) + b"\xc8"),
         "labels from 0 to 200",
+    ),
+    "with one label": (
+        "t10k-labels-idx1-ubyte",
+        idx(20, content=bytes(20)),
+        "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte: all labels 0",
     ),
 }
 
@@ -156,12 +163,64 @@ def test_a_damaged_file_is_extracted_again(archives: Path, damage: str) -> None:
     assert len(load_images("MNIST", archives, False)[1]) == 10_000
 
 
+def sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 2**36)
+
+
+@pytest.mark.parametrize("place", [os.mkfifo, sparse])
+@pytest.mark.parametrize("name", ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_what_is_no_file_is_not_read(extracted: Path, name: str, place: Any) -> None:
+    path = extracted / "MNIST" / "raw" / name
+    path.unlink()
+    place(path)
+    with pytest.raises(ValueError, match=rf"MNIST: {name} damaged \(no file, or too large\)"):
+        load_images("MNIST", extracted, False)
+
+
+@pytest.mark.parametrize("place", [os.mkfifo, sparse])
+def test_an_archive_that_is_no_file_is_damaged(archives: Path, place: Any) -> None:
+    raw = archives / "MNIST" / "raw"
+    place(raw / "more.gz")
+    assert len(load_images("MNIST", archives, False)[1]) == 10_000
+    (raw / "t10k-images-idx3-ubyte").write_bytes(b"")
+    (raw / "t10k-images-idx3-ubyte.gz").unlink()
+    place(raw / "t10k-images-idx3-ubyte.gz")
+    load_split.cache_clear()
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte.gz damaged"):
+        load_images("MNIST", archives, False)
+
+
+def test_the_official_images_are_known(archives: Path, caplog: pytest.LogCaptureFixture) -> None:
+    split = load_split("MNIST", archives, False)
+    assert split.sha256 == "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b"
+    assert not caplog.records
+    for path in archives.rglob("*.gz"):
+        path.unlink()
+    path = archives / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    load_split.cache_clear()
+    assert load_split("MNIST", archives, False).sha256 != split.sha256
+    (record,) = caplog.records
+    expected = f"data_dir={archives}: the test images are not MNIST's official ones"
+    assert record.getMessage() == expected
+
+
+def test_the_sha256_is_that_of_pixels_and_labels(extracted: Path) -> None:
+    raw = extracted / "MNIST" / "raw"
+    images, labels = ((raw / name).read_bytes() for name in NAMES[2:])
+    expected = hashlib.sha256(images[16:] + labels[8:]).hexdigest()
+    assert load_split("MNIST", extracted, False).sha256 == expected
+
+
 def test_a_changed_byte_is_noticed_beside_the_archive(archives: Path) -> None:
     load_images("MNIST", archives, False)
     changed = archives / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
     original = changed.read_bytes()
     changed.write_bytes(original[:-1] + bytes([(original[-1] + 1) % 10]))
-    load_images.cache_clear()
+    load_split.cache_clear()
     load_images("MNIST", archives, False)
     assert changed.read_bytes() == original
 
@@ -170,7 +229,7 @@ def test_a_damaged_archive_beside_good_files_does_not_matter(archives: Path) -> 
     load_images("MNIST", archives, False)
     for archive in archives.rglob("*.gz"):
         archive.write_bytes(archive.read_bytes()[:1000])
-    load_images.cache_clear()
+    load_split.cache_clear()
     assert len(load_images("MNIST", archives, False)[1]) == 10_000
 
 
@@ -184,7 +243,7 @@ def test_a_truncated_archive_is_named(archives: Path, left: int) -> None:
 
 
 def test_missing_files_without_network(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="files missing, and no download possible; expected the"):
+    with pytest.raises(ValueError, match="idx1-ubyte missing, and no download possible; expected"):
         load_images("MNIST", tmp_path / "nowhere", True)
 
 
@@ -231,7 +290,7 @@ def test_qmnist_has_more_than_one_number_a_label(tmp_path: Path) -> None:
         load_images("QMNIST", tmp_path, False)
     numbers[16] = 9
     (raw / "qmnist-test-labels-idx2-int").write_bytes(header + struct.pack(">24i", *numbers))
-    images, labels = _read(torchvision.datasets.QMNIST, tmp_path, train=False)
+    images, labels, _ = _read(torchvision.datasets.QMNIST, tmp_path, train=False)
     assert images.shape == (3, 1, 28, 28)
     assert labels.tolist() == [0, 8, 9]
 

@@ -266,6 +266,22 @@ def test_what_is_no_fingerprint_is_refused(folder: Path, bad: str) -> None:
         read_base_sha256(folder / "nowhere")
 
 
+def large(folder: Path) -> None:
+    """Of a rank that nobody needs, and no room on disk."""
+    rank = 10**7
+    shapes = {"linear1": (5, 6), "linear2": (3, 5)}
+    header, end = {}, 0
+    for layer, (rows, columns) in shapes.items():
+        for factor, shape in {"lora_A": (rank, columns), "lora_B": (rows, rank)}.items():
+            start, end = end, end + 4 * shape[0] * shape[1]
+            key = f"base_model.model.{layer}.{factor}.weight"
+            header[key] = {"dtype": "F32", "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    (folder / WEIGHTS_NAME).write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(folder / WEIGHTS_NAME, 8 + len(text) + end)
+    rewrite(folder, r=rank)
+
+
 def long_header(folder: Path) -> None:
     content = (folder / WEIGHTS_NAME).read_bytes()
     (folder / WEIGHTS_NAME).write_bytes((2**40).to_bytes(8, "little") + content[8:])
@@ -285,7 +301,7 @@ def pipe(path: Path) -> None:
     [
         (lambda f: replace_config(f, "[" * 5000 + "]" * 5000), "expected a readable adapter_conf"),
         (lambda f: replace_config(f, '{"a":' * 50_000), "expected a readable adapter_config.json"),
-        (lambda f: replace_config(f, " " * 5_000_000), "5000000 bytes are too many"),
+        (lambda f: replace_config(f, " " * 5_000_000), "more than 4,194,304 bytes"),
         (lambda f: rewrite(f, lora_alpha=10**400), "alpha=10000.*: expected a finite number > 0"),
         (lambda f: replace_config(f, '{"r": ' + "9" * 5000 + "}"), "expected a readable adapter_c"),
         (lambda f: rewrite(f, r=10**400), r"has shape \(2, 6\), expected \(1000"),
@@ -299,6 +315,17 @@ def pipe(path: Path) -> None:
         (lambda f: rewrite(f, **{"a\x1b[2Jb": 1}), r"a\\x1b\[2Jb=1 is not supported"),
         (lambda f: rewrite(f, bias="x\ny"), r"bias=x\\ny is not supported"),
         (long_header, "its header is too long"),
+        (large, "bytes are too many for the model's layers"),
+        (
+            lambda f: save_file(load_file(f / WEIGHTS_NAME), f / WEIGHTS_NAME, {"a": "x" * 2**23}),
+            "its header is too long",
+        ),
+        (
+            lambda f: save_file(
+                load_file(f / WEIGHTS_NAME), f / WEIGHTS_NAME, {"base_sha256": "\x1b[2J" * 1000}
+            ),
+            r"made for the base \\x1b\[2J",
+        ),
         (lambda f: pipe(f / WEIGHTS_NAME), "expected a readable adapter_model.safetensors"),
         (lambda f: pipe(f / CONFIG_NAME), "expected a readable adapter_config.json"),
     ],

@@ -60,6 +60,10 @@ def test_what_may_rank(metric: str | None) -> None:
         ({"fail_fast": "maybe"}, "sweep.fail_fast=maybe: expected true or false"),
         ({"columns": [{"titel": "a"}]}, "sweep.columns={'titel': 'a'}: expected title and value"),
         ({"columns": [3]}, "sweep.columns=3: expected title and value"),
+        ({"columns": [{"title": 1, "value": "a"}]}, "sweep.columns={'title': 1, 'value': 'a'}: ex"),
+        ({"columns": 3}, "sweep.columns=3: expected a list, or null"),
+        ({"metrics": True}, "sweep.metrics=True: expected a list, or null"),
+        ({"start": {"title": [], "suffix": "a"}}, "sweep.start={'title': [], 'suffix': 'a'}: expe"),
         (
             {"metric": None, "sweeper": {"n_trials": 3}},
             "sweep.metric=null: a search needs one; expected one such as val.accuracy",

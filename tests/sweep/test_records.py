@@ -1,6 +1,8 @@
 """Records and results on disk: whole, missing, damaged."""
 
 import json
+import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,9 @@ def test_a_record_reads_as_it_was_written(tmp_path: Path) -> None:
         b"[]",
         b"3",
         b"{}",
+        b"[" * 10_000,
+        json.dumps(RECORD).encode() + b" " * 100_000,
+        json.dumps(RECORD | {"more": 0}).replace("0}", "[" * 100 + "]" * 100 + "}").encode(),
         *(json.dumps({k: v for k, v in RECORD.items() if k != key}).encode() for key in RECORD),
         *(
             json.dumps(RECORD | wrong).encode()
@@ -76,7 +81,9 @@ def test_a_damaged_record_is_a_job_to_run_again(tmp_path: Path, content: bytes) 
     assert str(row.error).startswith("job.json is damaged")
 
 
-@pytest.mark.parametrize("content", ["", '{"val": {"accu', "[1]", "null", "{}", '"text"'])
+@pytest.mark.parametrize(
+    "content", ["", '{"val": {"accu', "[1]", "null", "{}", '"text"', "[" * 10_000, " " * 3_000_000]
+)
 def test_damaged_results_are_a_job_to_run_again(tmp_path: Path, content: str) -> None:
     folder = write_job(tmp_path, "a=1-0", ["a=1"], accuracy=0.5)
     (folder / "results.json").write_text(content)
@@ -90,6 +97,74 @@ def test_a_folder_in_the_place_of_a_file_is_damage(tmp_path: Path) -> None:
     folder = write_job(tmp_path, "a=1-0", ["a=1"])
     (folder / "results.json").mkdir()
     assert [row.status for row in read_rows(tmp_path)] == ["damaged"]
+
+
+@pytest.mark.parametrize("name", ["job.json", "results.json"])
+def test_a_pipe_in_the_place_of_a_file_is_damage(tmp_path: Path, name: str) -> None:
+    folder = write_job(tmp_path, "a=1-0", ["a=1"], accuracy=0.5)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert [row.status for row in read_rows(tmp_path)] == ["damaged"]
+
+
+@pytest.mark.parametrize("name", ["job.json", "results.json"])
+def test_a_hundred_damages_end_no_summary(tmp_path: Path, name: str) -> None:
+    """A job that is torn is damaged; one that reads well is what it says."""
+    folder = write_job(tmp_path, "a=1-0", ["a=1"], accuracy=0.5)
+    whole = (folder / name).read_bytes()
+    draw = random.Random(0)
+    statuses = set()
+    for _ in range(100):
+        torn = bytearray(whole[: draw.randrange(1, len(whole) + 1)])
+        for _ in range(draw.randrange(3)):
+            torn[draw.randrange(len(torn))] = draw.randrange(256)
+        (folder / name).write_bytes(torn)
+        (row,) = read_rows(tmp_path)
+        assert is_finished(folder) == (row.status == "finished")
+        assert (row.status == "damaged") == str(row.error).startswith(f"{name} is damaged")
+        statuses.add(row.status)
+    assert "damaged" in statuses
+
+
+def test_what_is_shown_can_be_printed_and_is_short(tmp_path: Path) -> None:
+    write_job(
+        *(tmp_path, "a", ["a=\x1b[2J" + "9" * 1000]),
+        accuracy=0.5,
+        more={"note": "\x1b[2J" * 100, "\x1b[2J": 1},
+    )
+    write_job(tmp_path, "b", ["a=\ud800"], error="\x1b[2J\n" * 5000)
+    for row in read_rows(tmp_path):
+        texts = [*row.swept, *row.swept.values(), str(row.error), *row.results]
+        texts += [value for value in row.results.values() if isinstance(value, str)]
+        assert all(text.isprintable() and len(text) < 2100 for text in texts)
+        assert len(row.swept["a"]) < 210
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), True, "1"])
+def test_what_is_no_number_ranks_no_job(tmp_path: Path, value: Any) -> None:
+    write_job(tmp_path, "a", ["a=1"], accuracy=value)
+    (row,) = read_rows(tmp_path)
+    assert row.value("val.accuracy") is None
+
+
+ALIASES = "a: &a [x, x]\nb: &b [*a, *a]\nseed: *b\n"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *("[" * 100_000, "- " * 5_000 + "a", ALIASES, "a: 1\n" * 100_000),
+        *("seed: !!python/name:os.system", "seed: 0x" + "f" * 9_000, "[1]", "\0"),
+    ],
+)
+def test_a_strangers_configuration_says_nothing(tmp_path: Path, config: str) -> None:
+    write_job(tmp_path, "seed=0", ["seed=0"], accuracy=0.5)
+    torn = write_job(tmp_path, "seed=2", ["seed=2"])
+    (torn / "job.json").write_text("{")
+    (torn / ".hydra").mkdir()
+    (torn / ".hydra" / "config.yaml").write_text(config)
+    rows = {row.folder: row for row in read_rows(tmp_path)}
+    assert rows["seed=2"].swept == {"seed": ""}
 
 
 def test_who_failed_is_not_finished_whatever_it_left(tmp_path: Path) -> None:

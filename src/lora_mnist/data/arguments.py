@@ -1,23 +1,46 @@
 """Arguments of the data modules: what they may be, and what to say when they are something else."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 # Below it, normalised pixels are too large to train a network on.
 _SMALLEST_STD = 1e-6
+#: What torch's generators take.
+MOST_SEED = 2**63 - 1
+# Of images and whatever else is counted.
+_MOST = 2**31 - 1
 # More class names than this would bury a message.
 _NAMED = 12
 
 
-def checked_int(name: str, value: Any, minimum: int) -> int:
-    """``value``, if it is an integer from ``minimum``.
+def checked_int(name: str, value: Any, minimum: int, maximum: int = _MOST) -> int:
+    """``value``, if it is an integer from ``minimum`` to ``maximum``.
 
     Raises:
         ValueError: naming the argument ``name``, if it is not.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"{name}={value}: expected an integer >= {minimum}")
+    if value > maximum:
+        raise ValueError(f"{name}={value}: expected an integer from {minimum} to {maximum}")
     return value
+
+
+def checked_folder(name: str, value: Any) -> Path:
+    """``value`` as a path, its ``~`` expanded, if it names a folder.
+
+    Raises:
+        ValueError: naming the argument ``name``, if it does not.
+    """
+    if not isinstance(value, str | Path):
+        raise ValueError(f"{name}={value}: expected a folder")
+    try:
+        path = Path(value).expanduser()
+        path.exists()  # raises where no file system could have it, such as a name that is too long
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{name}={value}: expected a folder ({error})") from error
+    return path
 
 
 def checked_share(name: str, value: Any) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lora_mnist.data.arguments import (
+    MOST_SEED,
     Channelwise,
     checked_int,
     checked_mean,
@@ -71,6 +72,7 @@ class ImageDataModule(LightningDataModule):
         start: the place to go on from; ``None``: the beginning. Set by whoever goes on with a run.
         train_set: images to learn from. replay_set: images of the other classes, where ``replay``
             asks for them. val_set, test_set: images of all classes. Filled by :meth:`setup`.
+        sha256: of all the images and labels that were read for them, by part, in hexadecimal.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -98,9 +100,7 @@ class ImageDataModule(LightningDataModule):
         augment: Callable[[Tensor], Tensor] | None,
     ) -> None:
         super().__init__()
-        self.name = name
-        self.classes = list(classes)
-        self.channels = channels
+        self.name, self.classes, self.channels = name, list(classes), channels
         self.target = target
         self.targets = resolve_target(target, self.classes)
         self.batch_size = checked_int("batch_size", batch_size, minimum=1)
@@ -111,13 +111,14 @@ class ImageDataModule(LightningDataModule):
         self.eval_batch_size = checked_int("eval_batch_size", eval_batch_size, minimum=1)
         self.mean = checked_mean(mean, channels)
         self.std = checked_std(std, channels)
-        self.seed = None if seed is None else checked_int("seed", seed, minimum=0)
+        self.seed = None if seed is None else checked_int("seed", seed, 0, MOST_SEED)
         if augment is not None and not callable(augment):
             raise ValueError(f"augment={augment}: expected null or a transform of a batch")
         self.augment = augment
         self.draw_weights: DrawWeights | None = None
         self.start: Place | None = None
         self.order: Order | None = None
+        self.sha256: dict[str, str] = {}
 
     @property
     def short_names(self) -> list[str]:
@@ -167,14 +168,9 @@ class ImageDataModule(LightningDataModule):
         self.train_set = ImageTensors(images, labels)
 
     def _check_replay(self) -> None:
-        count = len(self.replay_set)
-        if not count:
+        if self.replay > (count := len(self.replay_set)):
             raise ValueError(
-                f"replay={self.replay}: expected 0, since the target leaves no other class"
-            )
-        if self.replay > count:
-            raise ValueError(
-                f"replay={self.replay}: expected at most the {count} training images of other "
+                f"replay={self.replay}: expected at most {count}, the training images of other "
                 "classes"
             )
 
@@ -254,12 +250,11 @@ class ImageDataModule(LightningDataModule):
         # initial_seed draws nothing: the order of the target's images stays as without replay.
         seed = torch.initial_seed() if self.seed is None else self.seed
         start = self.start or Place(plain_seed() if self.seed is None else self.seed)
-        images, skip = self.train_set, start.batch * size
+        images, skip = self._where_used(self.train_set), start.batch * size
         self.order = Order(len(images), start.seed, weights, start.shuffles, skip, **share)
         if self.replay:
-            images = WithReplay(
-                images, self.replay_set, self.replay, seed, replay_weights, start.batches, **share
-            )
+            others, skip = self._where_used(self.replay_set), start.batches
+            images = WithReplay(images, others, self.replay, seed, replay_weights, skip, **share)
         return DataLoader(images, batch_size=size, sampler=self.order, collate_fn=_as_indexed)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
@@ -282,7 +277,12 @@ class ImageDataModule(LightningDataModule):
             )
         settings: Any = {"sampler": sampler, "collate_fn": _as_indexed}
         # Else a loader draws from torch's, and training would depend on how often it validates.
-        return DataLoader(dataset, self.eval_batch_size, generator=torch.Generator(), **settings)
+        settings["generator"] = torch.Generator()
+        return DataLoader(self._where_used(dataset), self.eval_batch_size, **settings)
+
+    def _where_used(self, images: ImageTensors) -> ImageTensors:
+        """On the Trainer's device, so that no batch has to be copied there."""
+        return images.to(self.trainer.strategy.root_device) if self.trainer else images
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is; augment it before, where the Trainer trains on it."""

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,7 +27,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
 from lora_mnist.data.listing import Entry
-from lora_mnist.data.pictures import open_picture
+from lora_mnist.data.pictures import MOST_PIXELS, open_picture
+from lora_mnist.errors import one_line
 from lora_mnist.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -68,11 +70,13 @@ class Pictures(NamedTuple):
         images: uint8, shape (N, channels, height, width).
         indices: which of the entries they are, int64, shape (N,).
         skipped: of the other entries, the path and why it could not be read.
+        sha256: of their paths and then their pixels, in hexadecimal.
     """
 
     images: Tensor
     indices: Tensor
     skipped: dict[str, str]
+    sha256: str
 
 
 def read_pictures(
@@ -100,7 +104,7 @@ def read_pictures(
         path = cache_dir / f"{root.resolve().name}-{place}.safetensors"
         pictures = _cached(path, root, entries, form)
     for name, reason in list(pictures.skipped.items())[:_NAMED]:
-        _warn("%s: skipped: %s", root / name, reason)
+        _warn("%s: skipped: %s", one_line(root / name), one_line(reason))
     if pictures.skipped:
         _warn("%d of %d images skipped, which cannot be read", len(pictures.skipped), len(entries))
     return pictures
@@ -146,6 +150,7 @@ def _load(path: Path, key: str, entries: Sequence[Entry], form: Form) -> Picture
             if metadata.get("key") != key:
                 return None
             skipped: dict[str, str] = json.loads(metadata["skipped"])
+            sha256 = metadata["sha256"]
             images: Tensor = file.get_tensor("images")
     except (OSError, SafetensorError, ValueError, KeyError):
         return None
@@ -154,11 +159,12 @@ def _load(path: Path, key: str, entries: Sequence[Entry], form: Form) -> Picture
     shape = (len(indices), form.channels, form.height, form.width)
     if images.dtype != torch.uint8 or images.shape != shape:
         return None
-    return Pictures(images, indices, skipped)
+    return Pictures(images, indices, skipped, sha256)
 
 
 def _save(path: Path, key: str, pictures: Pictures) -> None:
-    metadata = {"key": key, "skipped": json.dumps(pictures.skipped)}
+    skipped = json.dumps(pictures.skipped)
+    metadata = {"key": key, "skipped": skipped, "sha256": pictures.sha256}
     with atomic_write(path) as temporary:
         save_file({"images": pictures.images}, temporary, metadata)
 
@@ -179,11 +185,12 @@ def _decode_all(root: Path, entries: Sequence[Entry], form: Form) -> Pictures:
     pool = ThreadPoolExecutor(_threads())
     bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     try:
-        with bar:
+        with bar, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # what is damaged is named below
             for _ in bar.track(
                 pool.map(read, range(len(entries))),
                 len(entries),
-                description=f"reading {escape(root.name)}",
+                description=f"reading {escape(one_line(root.name))}",
             ):
                 pass
     finally:
@@ -191,7 +198,10 @@ def _decode_all(root: Path, entries: Sequence[Entry], form: Form) -> Pictures:
     read_ones = [i for i, reason in enumerate(reasons) if reason is None]
     indices = torch.tensor(read_ones, dtype=torch.int64)
     skipped = {e.path: why for e, why in zip(entries, reasons, strict=True) if why is not None}
-    return Pictures(images[indices] if skipped else images, indices, skipped)
+    images = images[indices] if skipped else images
+    digest = hashlib.sha256(json.dumps([entries[i].path for i in read_ones]).encode())
+    digest.update(images.numpy())
+    return Pictures(images, indices, skipped, digest.hexdigest())
 
 
 def _threads() -> int:
@@ -256,6 +266,8 @@ def _resized(picture: Image.Image, form: Form) -> Image.Image:
         scaled = (max(form.width, int(form.height * width / height)), form.height)
     else:
         scaled = (form.width, max(form.height, int(form.width * height / width)))
+    if scaled[0] * scaled[1] > MOST_PIXELS:
+        raise ValueError(f"a strip of {width}x{height} pixels, too narrow to be scaled")
     cut: Image.Image = center_crop(
         picture.resize(scaled, Image.Resampling.BILINEAR), [form.height, form.width]
     )

@@ -28,6 +28,10 @@ class ImageTensors(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return self.images[index], self.labels[index]
 
+    def to(self, device: torch.device) -> "ImageTensors":
+        """The same images on ``device``; the very tensors, if they are there."""
+        return ImageTensors(self.images.to(device), self.labels.to(device))
+
     def __getitems__(self, indices: list[int]) -> Batch:
         """The batch of ``indices``; ``DataLoader`` prefers this to one call an image."""
         index = torch.tensor(indices)

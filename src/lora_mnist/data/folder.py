@@ -1,20 +1,27 @@
 """A folder of images as a Lightning DataModule."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from lora_mnist.data.arguments import Channelwise, checked_int, checked_size
+from lora_mnist.data.arguments import (
+    MOST_SEED,
+    Channelwise,
+    checked_folder,
+    checked_int,
+    checked_size,
+)
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.decode import Form, OtherSizeError, decode, read_pictures
 from lora_mnist.data.draw import ImageTensors
 from lora_mnist.data.listing import PARTS, Entry, class_folders, list_images, named_classes, split
 from lora_mnist.data.memory import free_memory
+from lora_mnist.data.pictures import picture_size
 
 
 class FolderDataModule(ImageDataModule):
@@ -76,7 +83,7 @@ class FolderDataModule(ImageDataModule):
         seed: int | None = 0,
         augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
+        self.data_dir = None if data_dir is None else checked_folder("data_dir", data_dir)
         if self.data_dir is not None:
             names = class_folders(self.data_dir, classes)
         elif classes is None:
@@ -105,8 +112,8 @@ class FolderDataModule(ImageDataModule):
         self.resize = resize
         self.val_size = checked_size("val_size", val_size)
         self.test_size = checked_size("test_size", test_size)
-        self.split_seed = checked_int("split_seed", split_seed, minimum=0)
-        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self.split_seed = checked_int("split_seed", split_seed, 0, MOST_SEED)
+        self.cache_dir = None if cache_dir is None else checked_folder("cache_dir", cache_dir)
         self.skipped: dict[str, str] = {}
         self._listed: tuple[Entry, ...] | None = None
         self._own_size: tuple[int, int] | None = None
@@ -149,9 +156,11 @@ class FolderDataModule(ImageDataModule):
         entries = self._entries()
         assert self.data_dir is not None
         sizes = (self.val_size, self.test_size, self.split_seed)
-        return _load(
+        images = _load(
             self.data_dir, entries, self._form(), self.cache_dir, tuple(self.classes), *sizes
         )
+        self.sha256["all"] = images.sha256
+        return images
 
     def _entries(self) -> tuple[Entry, ...]:
         if self.data_dir is None:
@@ -175,6 +184,7 @@ class _Images(NamedTuple):
     val: ImageTensors
     test: ImageTensors
     skipped: tuple[tuple[str, str], ...]
+    sha256: str
 
 
 # The jobs of a sweep share one copy.
@@ -213,7 +223,7 @@ def _load(
     counts = [parts.count(part) for part in PARTS]
     splits = zip(torch.split(images, counts), torch.split(labels, counts), strict=True)
     train, val, test = (ImageTensors(*tensors) for tensors in splits)
-    return _Images(train, val, test, tuple(pictures.skipped.items()))
+    return _Images(train, val, test, tuple(pictures.skipped.items()), pictures.sha256)
 
 
 def _require_memory(count: int, form: Form) -> None:
@@ -235,11 +245,8 @@ def _require_memory(count: int, form: Form) -> None:
 def _size_of_first(root: Path, entries: tuple[Entry, ...]) -> tuple[int, int]:
     """Height and width of the first image that says so."""
     for entry in entries:
-        try:
-            with Image.open(root / entry.path) as file:
-                return file.height, file.width
-        except Exception:  # a broken image is named when all are read
-            continue
+        with suppress(ValueError):  # a broken image is named when all are read
+            return picture_size(root / entry.path)
     raise ValueError(f"data_dir={root}: none of the images can be read")
 
 

@@ -3,13 +3,14 @@
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from lora_mnist.errors import one_line
 
 log = logging.getLogger(__name__)
 _warn = rank_zero_only(log.warning)
@@ -50,6 +51,8 @@ def class_folders(root: Path, classes: Sequence[Any] | None = None) -> list[str]
             differ in them, or ``classes`` names others.
     """
     (_, first), *others = ((part, _folders(path)) for part, path in _parts(root).items())
+    if odd := [name for name in first if not name.isprintable()]:
+        raise ValueError(f"data_dir={root}: expected a printable name of a folder, not {odd[0]!a}")
     if len(first) < 2:
         found = f"only {first[0]}" if first else "none"
         raise ValueError(
@@ -117,9 +120,12 @@ def list_images(root: Path, classes: Sequence[str]) -> tuple[Entry, ...]:
     entries = []
     try:
         for part, folder in _parts(root).items():
-            found = ImageFolder.make_dataset(
-                str(folder), label_of, is_valid_file=is_image, allow_empty=True
-            )
+            found = [
+                (path, label)
+                for name, label in label_of.items()
+                for path in _files_below(os.path.join(folder, name))  # noqa: PTH118
+                if is_image(path)
+            ]
             for name in sorted(set(classes) - {classes[label] for _, label in found}):
                 raise ValueError(
                     f"data_dir={root}: no images in {folder.relative_to(root) / name}; expected "
@@ -129,7 +135,7 @@ def list_images(root: Path, classes: Sequence[str]) -> tuple[Entry, ...]:
             start = len(os.path.join(folder, ""))  # noqa: PTH118
             for path, label in found:
                 name = f"{part}/{path[start:]}" if part else path[start:]
-                state = os.stat(path)  # noqa: PTH116
+                state = _state(path)
                 entry = (name.replace(os.sep, "/"), label, part, state.st_size, state.st_mtime_ns)
                 entries.append(Entry(*entry))
     except OSError as error:
@@ -140,9 +146,28 @@ def list_images(root: Path, classes: Sequence[str]) -> tuple[Entry, ...]:
         _warn(
             "%d files left out, which are no images by their names: %s, ...",
             len(strangers),
-            strangers[0],
+            one_line(strangers[0]),
         )
     return tuple(sorted(entries, key=lambda entry: (_ORDER[entry.part], entry.path)))
+
+
+def _files_below(folder: str) -> Iterator[str]:
+    """The files in a folder and those in it; links are followed, but no folder comes twice."""
+    seen = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        state = os.stat(path)  # noqa: PTH116
+        if (place := (state.st_dev, state.st_ino)) in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(place)
+        yield from (os.path.join(path, name) for name in names)  # noqa: PTH118
+
+
+def _state(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except OSError:  # a link to nowhere; when it is read, it is named and left out
+        return os.lstat(path)
 
 
 def _parts(root: Path) -> dict[str, Path]:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lora_mnist.data.arguments import Channelwise, checked_int
+from lora_mnist.data.arguments import Channelwise, checked_folder, checked_int
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.draw import ImageTensors
 from lora_mnist.data.pictures import prepare, read_image
-from lora_mnist.data.read import DATASETS, class_names, load_images
+from lora_mnist.data.read import DATASETS, class_names, load_split
 
 
 class MNISTDataModule(ImageDataModule):
@@ -56,7 +56,7 @@ class MNISTDataModule(ImageDataModule):
             augment=augment,
         )
         self.dataset = dataset
-        self.data_dir = Path(data_dir)
+        self.data_dir = checked_folder("data_dir", data_dir)
         self.val_size = checked_int("val_size", val_size, minimum=0)
 
     def prepare_data(self) -> None:
@@ -65,10 +65,10 @@ class MNISTDataModule(ImageDataModule):
         Raises:
             ValueError: if the files are damaged or missing and cannot be downloaded.
         """
-        load_images(self.dataset, self.data_dir, train=False)
+        load_split(self.dataset, self.data_dir, train=False)
 
     def training_images(self) -> tuple[ImageTensors, ImageTensors]:
-        images, labels = load_images(self.dataset, self.data_dir, train=True)
+        images, labels, self.sha256["train"] = load_split(self.dataset, self.data_dir, train=True)
         split = len(labels) - self.val_size
         if split < 1:
             raise ValueError(f"val_size={self.val_size}: expected less than {len(labels)}")
@@ -78,7 +78,8 @@ class MNISTDataModule(ImageDataModule):
         )
 
     def test_images(self) -> ImageTensors:
-        return ImageTensors(*load_images(self.dataset, self.data_dir, train=False))
+        images, labels, self.sha256["test"] = load_split(self.dataset, self.data_dir, train=False)
+        return ImageTensors(images, labels)
 
     def read_picture(self, path: Path) -> Tensor:
         """Any picture of one digit, brought to MNIST's form; see :mod:`lora_mnist.data.pictures`.

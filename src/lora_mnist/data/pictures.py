@@ -6,6 +6,8 @@ that anti-aliasing gives, and moved in a field of 28x28 until its centre of mass
 Before that comes what NIST's scanner did for MNIST: ink is told from paper.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
@@ -21,7 +23,9 @@ _CENTRE = 14
 # Enough to tell ink from paper and far more than the box needs; a photograph has 100 times as many.
 _WORKING_SIZE = 256
 # Photographs of today's phones have 12 to 50 million; decoded, this many take 0.3 GB.
-_MOST_PIXELS = 64 << 20
+MOST_PIXELS = 64 << 20
+#: Pillow knows more; one of them, EPS, is a program that Ghostscript would run.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # A picture with more is reduced before it becomes floating-point numbers.
 _MANY_PIXELS = 16 << 20
 _LARGEST_LEVEL = 2**32
@@ -46,23 +50,47 @@ def open_picture(path: Path, upright: bool = True) -> Image.Image:
     Raises:
         ValueError: if the file cannot be read as a picture, or has too many pixels.
     """
-    try:
-        with Image.open(path) as file:
-            # Known before anything is decoded: a small file may unfold to gigabytes.
-            if (pixels := file.width * file.height) > _MOST_PIXELS:
-                raise _TooLargeError(f"{pixels:,} pixels; expected at most {_MOST_PIXELS:,}")
-            picture = ImageOps.exif_transpose(file) if upright else file
-            picture.load()
-    except _TooLargeError:
-        raise
-    # Pillow has no common class for what a damaged file causes.
-    except Exception as error:
-        raise ValueError(f"no readable picture ({type(error).__name__})") from error
+    with _opened(path) as file:
+        picture = ImageOps.exif_transpose(file) if upright else file
+        picture.load()
     return picture
 
 
-class _TooLargeError(ValueError):
-    """A picture that would take too much memory."""
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture in pixels; it is not decoded.
+
+    Raises:
+        ValueError: if the file cannot be read as a picture, or has too many pixels.
+    """
+    with _opened(path) as file:
+        return file.height, file.width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would keep us waiting
+            raise _RefusedError("no readable picture (not a file)")
+        with Image.open(path, formats=_FORMATS) as file:
+            # Known before anything is decoded: a small file may unfold to gigabytes.
+            _require_few(file.width * file.height)
+            yield file
+    except _RefusedError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too many pixels; expected at most {MOST_PIXELS:,}") from error
+    # Pillow has no common class for what a damaged file causes.
+    except Exception as error:
+        raise ValueError(f"no readable picture ({type(error).__name__})") from error
+
+
+def _require_few(pixels: int) -> None:
+    if pixels > MOST_PIXELS:
+        raise _RefusedError(f"{pixels:,} pixels; expected at most {MOST_PIXELS:,}")
+
+
+class _RefusedError(ValueError):
+    """A picture that is not decoded: it would take too long, or too much memory."""
 
 
 def grey_levels(picture: Image.Image) -> Tensor:

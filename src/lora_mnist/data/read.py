@@ -2,22 +2,29 @@
 
 import errno
 import filecmp
+import hashlib
+import logging
 import shutil
 import zlib
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision.datasets
 from filelock import FileLock
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
+from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 from torchvision.datasets.utils import check_integrity
 
 from lora_mnist.errors import full_disk
 from lora_mnist.files import publish
+
+log = logging.getLogger(__name__)
+_warn = rank_zero_only(log.warning)
 
 Batch = tuple[Tensor, Tensor]
 
@@ -29,6 +36,14 @@ DATASETS = {
     "QMNIST": "qmnist",
 }
 
+#: SHA-256 of the official images, by dataset and whether they are the training images; as
+#: ``(tail -c +17 IMAGES; tail -c +9 LABELS) | sha256sum`` gives it.
+_OFFICIAL = {
+    ("MNIST", True): "edc0d1098aa497be14ace79ddd5171e5a3dcf9c4d196c015389203eb3ba1f59b",
+    ("MNIST", False): "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b",
+}
+#: Bytes of a file; the largest of the family, extracted, has a twentieth of it.
+_MOST_BYTES = 1 << 30
 _SHAPE = (28, 28)
 # More blank images than this share means that a file lost its content, not that paper was scanned.
 _BLANK = 0.01
@@ -36,6 +51,20 @@ _BLANK = 0.01
 _OF_THE_MACHINE = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE),
 }
+
+
+class Split(NamedTuple):
+    """The training or the test images of a dataset.
+
+    Attributes:
+        images: uint8, shape (N, 1, 28, 28).
+        labels: int64, shape (N,).
+        sha256: of the pixels and then the labels, a byte each, in hexadecimal.
+    """
+
+    images: Tensor
+    labels: Tensor
+    sha256: str
 
 
 class _UnusableError(Exception):
@@ -57,12 +86,22 @@ def _family(dataset: str) -> Any:
     return getattr(torchvision.datasets, dataset)
 
 
-@lru_cache(maxsize=4)
 def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     """All images of one split, (N, 1, 28, 28) uint8, and their labels, (N,) int64.
 
+    See :func:`load_split`.
+    """
+    split = load_split(dataset, data_dir, train)
+    return split.images, split.labels
+
+
+@lru_cache(maxsize=4)
+def load_split(dataset: str, data_dir: str | Path, train: bool) -> Split:
+    """All images of one split.
+
     Extracts the dataset first, or downloads it, where that has not been done yet. The result is
-    kept for the life of the process: the jobs of a sweep share one copy.
+    kept for the life of the process: the jobs of a sweep share one copy. Images of MNIST that are
+    not the official ones are used, and the log says so.
 
     Args:
         dataset: class in ``torchvision.datasets``: MNIST, FashionMNIST, KMNIST or QMNIST.
@@ -77,9 +116,9 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     family, root = _family(dataset), Path(data_dir)
     try:
         try:
-            return _read(family, root, train)
+            split = _read(family, root, train)
         except _UnusableError:
-            return _extract(family, root, train)
+            split = _extract(family, root, train)
     except OSError as error:
         if cause := full_disk(error):
             message = f"no space left to extract {dataset}"
@@ -87,30 +126,55 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
         raise ValueError(
             f"data_dir={data_dir}: expected a folder that can be read and written ({error})"
         ) from error
+    if split.sha256 != _OFFICIAL.get((dataset, train), split.sha256):
+        which = "training" if train else "test"
+        _warn("data_dir=%s: the %s images are not %s's official ones", data_dir, which, dataset)
+    return split
 
 
-def _read(family: Any, root: Path, train: bool, download: bool = False) -> Batch:
+def _read(family: Any, root: Path, train: bool, download: bool = False) -> Split:
     """The images and labels of one split, checked.
 
     Raises:
         _UnusableError: if files are missing or damaged.
         OSError: if they cannot be read.
     """
+    raw = root / family.__name__ / "raw"
+    files = [raw / file for file, _ in _resources(family, train)]
+    for file in files:
+        if file.exists() and (not file.is_file() or file.stat().st_size > _MOST_BYTES):
+            raise _UnusableError(f"{file.name} damaged (no file, or too large)")
     try:
         split = family(root, train=train, download=download)
     except (OSError, HTTPException):
         raise
     # torchvision has no common class for what a damaged file causes.
     except Exception as error:
-        raw = root / family.__name__ / "raw"
-        missing = any(not (raw / file).exists() for file, _ in _resources(family, train))
-        raise _UnusableError("files missing" if missing else "files damaged") from error
+        raise _UnusableError(_why_unreadable(files)) from error
     images, labels = split.data, split.targets
     if labels.ndim == 2:  # QMNIST: the class, then where the image came from
         labels = labels[:, 0]
-    _check(images, labels, len(family.classes))
-    _check_against_archives(family, root, train)
-    return images.unsqueeze(1), labels
+    try:
+        _check(images, labels, len(family.classes))
+    except _UnusableError as error:
+        raise _UnusableError(f"{' and '.join(file.name for file in files)}: {error}") from error
+    digest = hashlib.sha256(images.contiguous().numpy())
+    digest.update(labels.to(torch.uint8).numpy())
+    sha256 = digest.hexdigest()
+    if sha256 != _OFFICIAL.get((family.__name__, train)):
+        _check_against_archives(family, root, train)
+    return Split(images.unsqueeze(1), labels, sha256)
+
+
+def _why_unreadable(files: list[Path]) -> str:
+    if missing := [file.name for file in files if not file.exists()]:
+        return f"{', '.join(missing)} missing"
+    for file in files:
+        try:
+            read_sn3_pascalvincent_tensor(file)
+        except Exception:
+            return f"{file.name} damaged"
+    return f"{' or '.join(file.name for file in files)} damaged"
 
 
 def _check(images: Tensor, labels: Tensor, classes: int) -> None:
@@ -122,6 +186,8 @@ def _check(images: Tensor, labels: Tensor, classes: int) -> None:
         raise _UnusableError(f"{len(labels):,} labels for {len(images):,} images")
     if labels.dtype != torch.int64 or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise _UnusableError(f"labels from {labels.min()} to {labels.max()}")
+    if labels.min() == labels.max():
+        raise _UnusableError(f"all labels {labels.min()}")
     blank = int((images.flatten(1).amax(1) == 0).sum())
     if blank > _BLANK * len(images):
         raise _UnusableError(f"{blank:,} of {len(images):,} images blank")
@@ -132,7 +198,7 @@ def _check_against_archives(family: Any, root: Path, train: bool) -> None:
     for archive, md5 in _resources(family, train, ".gz"):
         path = root / family.__name__ / "raw" / archive
         content = path.with_suffix("")
-        if not (path.exists() and content.exists()):
+        if not (_is_no_larger(path) and content.exists()):
             continue
         with path.open("rb") as handle:
             handle.seek(-min(8, path.stat().st_size), 2)
@@ -145,7 +211,12 @@ def _check_against_archives(family: Any, root: Path, train: bool) -> None:
             raise _UnusableError(f"{content.name} differs from {archive}")
 
 
-def _extract(family: Any, root: Path, train: bool) -> Batch:
+def _is_no_larger(archive: Path) -> bool:
+    """Whether it is a file, and no larger than what it should hold."""
+    return archive.is_file() and archive.stat().st_size <= _MOST_BYTES
+
+
+def _extract(family: Any, root: Path, train: bool) -> Split:
     """Let torchvision verify, download where it must, and extract, one process at a time.
 
     It works in a folder of its own, from where the complete files are renamed into place: whoever
@@ -165,10 +236,10 @@ def _extract(family: Any, root: Path, train: bool) -> Batch:
         with TemporaryDirectory(dir=root, prefix=".extract-") as temporary:
             work = Path(temporary) / family.__name__ / "raw"
             work.mkdir(parents=True)
-            for archive in raw.glob("*.gz"):
+            for archive in filter(_is_no_larger, raw.glob("*.gz")):
                 shutil.copyfile(archive, work / archive.name)
             try:
-                batch = _read(family, Path(temporary), train, download=True)
+                split = _read(family, Path(temporary), train, download=True)
             except (_UnusableError, OSError, HTTPException, EOFError, zlib.error) as error:
                 own = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
                 if own or full_disk(error):
@@ -182,7 +253,7 @@ def _extract(family: Any, root: Path, train: bool) -> Batch:
                 place = raw / file.name
                 if not (place.exists() and filecmp.cmp(file, place, shallow=False)):
                     publish(file, place)
-            return batch
+            return split
 
 
 def _damaged_archives(family: Any, raw: Path) -> str:
@@ -190,7 +261,8 @@ def _damaged_archives(family: Any, raw: Path) -> str:
     names = [
         name
         for name, md5 in archives.items()
-        if (raw / name).exists() and not check_integrity(raw / name, md5)
+        if (raw / name).exists()
+        and not (_is_no_larger(raw / name) and check_integrity(raw / name, md5))
     ]
     return f"{', '.join(names)} damaged (wrong MD5)" if names else ""
 

@@ -42,6 +42,8 @@ from .weight import Weight, adaptable_weights
 log = logging.getLogger(__name__)
 
 _LONGEST_MESSAGE = 500
+#: For the file's header, and for ranks beyond the full one, which are as good as none.
+_MORE_BYTES = 64 * 2**20
 
 
 def save_adapter(
@@ -166,7 +168,7 @@ def load_adapter(
             raise ValueError(f"weight={weight}: expected a finite number")
         config = read_config(folder / CONFIG_NAME)
         weights = adaptable_weights(model)
-        with opened(folder) as file:
+        with opened(folder, _most_bytes(weights)) as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
             places = places_in(shapes, weights)
             _check_keys(shapes, places)
@@ -188,6 +190,14 @@ def load_adapter(
             adapter.lora_A.copy_(lora_A)
             adapter.lora_B.copy_(lora_B).mul_(weight)
     return model
+
+
+def _most_bytes(weights: Mapping[str, Weight]) -> int:
+    """Of an adapter's file: at twice the full rank, as PiSSA's may be, in double precision.
+
+    Below that ``lora_A`` and ``lora_B`` together have at most four times a weight's numbers.
+    """
+    return _MORE_BYTES + 4 * 8 * sum(weight.base.numel() for weight in weights.values())
 
 
 def read_base_sha256(folder: str | Path) -> str | None:
@@ -270,7 +280,7 @@ def _check_base(model: nn.Module, metadata: Mapping[str, str], allow_other_base:
 
 def _shown(error: ValueError) -> str:
     """The message on one line of bearable length, without what would move a terminal's cursor."""
-    text = str(error)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
     if len(text) > _LONGEST_MESSAGE:
         text = f"{text[: _LONGEST_MESSAGE - 200]} ... {text[-200:]}"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text

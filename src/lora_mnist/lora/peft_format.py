@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from ..files import read_json
 from .peft_layout import is_known_to_peft
 from .settings import LayerSettings
 from .targets import ends_in, listed
@@ -119,12 +120,8 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: otherwise, or if ``path`` is no LoRA configuration of PEFT.
     """
     try:
-        if not path.is_file():
-            raise OSError("no such file")
-        if (size := path.stat().st_size) > _MOST_BYTES:
-            raise OSError(f"{size} bytes are too many")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = read_json(path, _MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise ValueError(f"expected a readable {CONFIG_NAME} in it ({error})") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError(f"expected peft_type LORA in {CONFIG_NAME}")

@@ -1,8 +1,10 @@
 """How one layer is adapted."""
 
 import math
-import sys
 from dataclasses import dataclass
+
+#: The largest finite float32.
+_LARGEST = (2 - 2**-23) * 2.0**127
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class LayerSettings:
         for name in ("alpha", "init_std"):
             value = getattr(self, name)
             if not (is_number(value) and value > 0):
-                raise ValueError(f"{name}={value}: expected a finite number > 0")
+                raise ValueError(f"{name}={value}: expected a finite number > 0, at most 3.4e38")
         if not isinstance(self.use_rslora, bool):
             raise ValueError(f"use_rslora={self.use_rslora}: expected true or false")
         if not (is_number(self.dropout) and 0 <= self.dropout < 1):
@@ -48,7 +50,7 @@ class LayerSettings:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite number, and no bool; an integer may be too large to be one."""
+    """Whether ``value`` is a number that float32 can hold, and no bool."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
-    return abs(value) <= sys.float_info.max
+    return abs(value) <= _LARGEST

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-_LONGEST_HEADER = 16 * 2**20
+_LONGEST_HEADER = 4 * 2**20  # 20,000 layers
 
 
 def packed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -29,11 +29,16 @@ def packed(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Any]:
+def opened(folder: Path, most_bytes: int | None = None) -> Iterator[Any]:
     """The tensors of ``folder``, not yet read.
 
+    Args:
+        folder: of the adapter.
+        most_bytes: how large the file may be, where its tensors are going to be read.
+
     Raises:
-        ValueError: if the file cannot be opened, or what is read from it is damaged.
+        ValueError: if the file cannot be opened or is too large, or what is read from it is
+            damaged.
     """
     path = folder / WEIGHTS_NAME
     if not path.exists() and (pickled := path.with_suffix(".bin")).exists():
@@ -44,10 +49,12 @@ def opened(folder: Path) -> Iterator[Any]:
     try:
         if not path.is_file():
             raise OSError("no such file")
+        if most_bytes is not None and (size := path.stat().st_size) > most_bytes:
+            raise OSError(f"{size} bytes are too many for the model's layers")
         with path.open("rb") as start:
             if int.from_bytes(start.read(8), "little") > _LONGEST_HEADER:
                 raise OSError("its header is too long")
         with safe_open(path, framework="pt") as file:
             yield file
-    except (OSError, SafetensorError) as error:
+    except (OSError, MemoryError, SafetensorError) as error:
         raise ValueError(f"expected a readable {WEIGHTS_NAME} in it ({error})") from error

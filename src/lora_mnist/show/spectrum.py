@@ -16,6 +16,8 @@ from lora_mnist.lora import CONFIG_NAME, LoRAParametrization, lora_adapters, lor
 from lora_mnist.lora.peft_format import layer_settings, read_config
 from lora_mnist.lora.tensor_file import opened
 
+#: Of an adapter's file, which may be a stranger's.
+_MOST_BYTES = 256 << 20
 _FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight")
 
 
@@ -73,7 +75,7 @@ def read_updates(folder: Path) -> dict[str, Update]:
     factors: dict[str, dict[str, Tensor]] = {}
     try:
         config = read_config(folder / CONFIG_NAME)
-        with opened(folder) as file:
+        with opened(folder, _MOST_BYTES) as file:
             for key in file.keys():  # noqa: SIM118 the file is no mapping
                 if match := _FACTOR.fullmatch(key):
                     tensor = file.get_tensor(key)

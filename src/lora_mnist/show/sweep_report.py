@@ -18,7 +18,7 @@ from lora_mnist.show import document
 from lora_mnist.show.verdict import verdict_text
 from lora_mnist.sweep.command import Ranking, command_line, read_ranking
 from lora_mnist.sweep.folder import SWEEP_FILE, read_commands
-from lora_mnist.sweep.records import Row, natural, read_results, read_rows
+from lora_mnist.sweep.records import Row, natural, read_results, read_rows, read_yaml
 from lora_mnist.sweep.summary import best_or_none, shown_columns, start_value
 
 log = logging.getLogger("lora_mnist.report")
@@ -71,7 +71,7 @@ def make_sweep_report(folder: Path) -> Path:
 def _ranking(folder: Path) -> Ranking:
     """How the sweep ranks its jobs, as the configuration that Hydra kept says."""
     try:
-        config = OmegaConf.load(folder / "multirun.yaml")
+        config = OmegaConf.create(read_yaml(folder / "multirun.yaml"))
         return read_ranking(config) if isinstance(config, DictConfig) else Ranking()
     except Exception:  # an edited or older file: the jobs can be listed without
         return Ranking("val.accuracy")

@@ -202,7 +202,7 @@ def show_outcome(trainer: Trainer, results: Mapping[str, Any], folder: Path) -> 
             image = Summary.Image(width=width, height=height, encoded_image_string=png)
             value = Summary.Value(tag=f"{number} {path.stem.replace('_', ' ')}", image=image)
             writer._get_file_writer().add_summary(Summary(value=[value]))
-        writer.flush()
+        writer.close()  # else its thread would stay, one more with each job of a sweep
 
 
 def errors_table(results: Mapping[str, Any]) -> str:
@@ -261,4 +261,7 @@ def _curves(names: Sequence[str], targets: Sequence[int] | None) -> dict[int, st
 
 
 def _spectra(module: LightningModule) -> dict[str, Tensor]:
-    return spectra(module.net) if getattr(module, "has_lora", False) else {}  # type: ignore[arg-type]
+    try:
+        return spectra(module.net) if getattr(module, "has_lora", False) else {}  # type: ignore[arg-type]
+    except RuntimeError:  # of numbers that are not finite; the loss will say so
+        return {}

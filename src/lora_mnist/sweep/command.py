@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lora_mnist.errors import UserError
 
@@ -89,6 +89,9 @@ def read_ranking(config: DictConfig) -> Ranking:
         OmegaConf.select(config, f"sweep.{key}")
         for key in ("metric", "mode", "fail_fast", "metrics", "columns")
     )
+    for key, value in {"metrics": metrics, "columns": columns}.items():
+        if not isinstance(value, ListConfig | None):
+            raise UserError(f"sweep.{key}={value}: expected a list, or null")
     metrics = tuple(map(str, metrics or ()))
     if mode not in ("min", "max"):
         raise UserError(f"sweep.mode={mode}: expected max or min")
@@ -117,7 +120,9 @@ def read_ranking(config: DictConfig) -> Ranking:
 
 def _read_column(column: Any) -> Column:
     try:
-        return Column(**column)
+        read = Column(**column)
+        _require_texts(read.title, read.value, *([] if read.before is None else [read.before]))
+        return read
     except TypeError as error:
         raise UserError(
             f"sweep.columns={column}: expected title and value, and perhaps before"
@@ -126,9 +131,18 @@ def _read_column(column: Any) -> Column:
 
 def _read_start(start: Any) -> Start | None:
     try:
-        return None if start is None else Start(**start)
+        if start is None:
+            return None
+        read = Start(**start)
+        _require_texts(read.title, read.suffix)
+        return read
     except TypeError as error:
         raise UserError(f"sweep.start={start}: expected title and suffix, or null") from error
+
+
+def _require_texts(*values: object) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError
 
 
 def is_search(config: DictConfig) -> bool:

@@ -23,11 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_mnist.errors import UserError
-from lora_mnist.files import atomic_write
+from lora_mnist.files import atomic_write, read_json
 from lora_mnist.sweep.command import override
 from lora_mnist.sweep.records import is_finished
 
 SWEEP_FILE = "sweep.json"
+_MOST_BYTES = 4 << 20
 LOCK_FILE = ".lock"
 #: While it exists no job starts, in whatever process: one of them has failed for all.
 STOP_FILE = ".stop"
@@ -231,7 +232,7 @@ def make_or_exit(key: str, folder: Path, new_subfolder: str = "") -> None:
 def read_commands(folder: Path) -> list[str]:
     """The commands that have worked on the sweep in ``folder``."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        commands = json.loads((folder / SWEEP_FILE).read_text())["commands"]
+        commands = read_json(folder / SWEEP_FILE, _MOST_BYTES)["commands"]
         return [str(command) for command in commands] if isinstance(commands, list) else []
     return []
 

@@ -1,12 +1,14 @@
 """What a sweep's jobs have left: ``job.json`` and ``results.json``, written and read.
 
 ``job.json`` says what a job is and, if it failed, why. ``results.json`` is what it found. A file
-that is torn or holds something else makes its job a damaged one, which has to run again.
+that is torn or holds something else makes its job a damaged one, which has to run again. What is
+read is short and can be printed, whoever wrote it.
 """
 
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -15,10 +17,16 @@ from typing import Any
 
 import yaml
 
-from lora_mnist.files import atomic_write
+from lora_mnist.errors import one_line
+from lora_mnist.files import atomic_write, read_bounded, read_json
 
 JOB_FILE = "job.json"
 RESULTS_FILE = "results.json"
+
+_MOST_BYTES = {JOB_FILE: 64 << 10, RESULTS_FILE: 2 << 20}
+_MOST_YAML = 256 << 10
+#: Characters of a name or value in a table.
+_LONGEST = 200
 
 
 class DamagedError(ValueError):
@@ -84,7 +92,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 
 def _read_object(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path, _MOST_BYTES[path.name])
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
@@ -124,8 +132,8 @@ def _flatten_into(flat: dict[str, Any], nested: Any, prefix: str) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` can rank jobs: a number, and not NaN."""
-    return type(value) in (int, float) and not math.isnan(value)  # type: ignore[arg-type]
+    """Whether ``value`` can rank jobs: a number, neither NaN nor infinite."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def natural(text: str) -> tuple[float, str]:
@@ -194,8 +202,13 @@ def read_rows(folder: Path) -> list[Row]:
     ]
     keys = _swept_keys(rows)
     for row in rows:
-        row.swept = _settings(row, keys, folder)
+        settings = _settings(row, keys, folder)
+        row.swept = {_shown(key): _shown(value) for key, value in settings.items()}
     return rows
+
+
+def _shown(text: str) -> str:
+    return one_line(text, _LONGEST)
 
 
 def _read_row(folder: Path) -> Row | None:
@@ -208,7 +221,7 @@ def _read_row(folder: Path) -> Row | None:
     row = Row(
         folder=folder.name,
         status="failed" if record.error is not None else "interrupted",
-        error=record.error,
+        error=None if record.error is None else one_line(record.error),
         command=record.command,
         arguments=record.overrides,
         varied=record.varied,
@@ -220,7 +233,11 @@ def _read_row(folder: Path) -> Row | None:
             row.status, row.error = "damaged", str(error)
         else:
             row.status = "interrupted" if results is None else "finished"
-            row.results = flatten(results or {})
+            found = flatten(results or {})
+            row.results = {
+                _shown(key): _shown(value) if isinstance(value, str) else value
+                for key, value in found.items()
+            }
     return row
 
 
@@ -240,8 +257,8 @@ def _settings(row: Row, keys: list[str], folder: Path) -> dict[str, str]:
     config: Any = None
     if not written.keys() >= set(keys):
         # The process may have been killed while it wrote the file.
-        with suppress(OSError, ValueError, yaml.YAMLError):
-            config = _read_yaml(folder / row.folder / ".hydra" / "config.yaml")
+        with suppress(OSError, ValueError):
+            config = read_yaml(folder / row.folder / ".hydra" / "config.yaml")
     return {key: written[key] if key in written else _select(config, key) for key in keys}
 
 
@@ -249,10 +266,24 @@ def _select(config: Any, key: str) -> str:
     try:
         for part in key.split("."):
             config = config[part]
-    except (KeyError, TypeError):
+        return "null" if config is None else str(config)
+    except (LookupError, TypeError, ValueError):  # ValueError: an integer too long to be shown
         return ""
-    return "null" if config is None else str(config)
 
 
-def _read_yaml(path: Path) -> Any:
-    return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def read_yaml(path: Path) -> Any:
+    """What a YAML file of Hydra's holds.
+
+    Raises:
+        ValueError: if it is damaged, or holds more than Hydra writes.
+        OSError: if it cannot be read.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    text = read_bounded(path, _MOST_YAML)
+    try:
+        # A few aliases of aliases would stand for billions of values. Hydra writes none.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, loader)):
+            raise ValueError(f"{path.name}: aliases")
+        return yaml.load(text, loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path.name} is damaged") from error

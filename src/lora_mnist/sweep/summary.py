@@ -15,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_mnist.errors import one_line
 from lora_mnist.files import atomic_write
 from lora_mnist.sweep.command import Column, Ranking, Start, command_line
 from lora_mnist.sweep.records import Row, is_number, natural, read_rows
@@ -90,7 +91,8 @@ def summarize(
     text = _table(rows, metric, columns, start)
     if ranked:
         verdict = best_or_none(ranked[0], Ranking(metric, mode, start=start))
-        text += f"\n{verdict}: {command_line(entry, ranked[0].arguments)}{_importances(folder)}"
+        command = one_line(command_line(entry, ranked[0].arguments), most=64 << 10)
+        text += f"\n{verdict}: {command}{_importances(folder)}"
     for row in rows:
         if row.status != "finished":
             text += f"\n{row.status}: {_swept_text(row)}" + (f": {row.error}" if row.error else "")
@@ -146,8 +148,8 @@ def _importances(folder: Path) -> str:
 def _swept_text(row: Row) -> str:
     """What tells the job from the others; the folder's name where the record is damaged."""
     if row.command is None:
-        return row.folder
-    return " ".join(f"{key}={value}" for key, value in row.swept.items()) or row.folder
+        return one_line(row.folder)
+    return " ".join(f"{key}={value}" for key, value in row.swept.items()) or one_line(row.folder)
 
 
 def _write_csv(rows: list[Row], path: Path) -> None:
@@ -159,7 +161,7 @@ def _write_csv(rows: list[Row], path: Path) -> None:
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
         writer.writeheader()
         for row in rows:
-            outcome = {"status": row.status, "error": row.error, "folder": row.folder}
+            outcome = {"status": row.status, "error": row.error, "folder": one_line(row.folder)}
             writer.writerow({**row.results, **row.swept, **outcome})
 
 

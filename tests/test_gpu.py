@@ -1,0 +1,58 @@
+"""Both stages on a GPU: the same proof, the images there once, files that any machine reads.
+
+pytest -m gpu -n 0
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.commands import only_run, read_results
+from lightning.pytorch import Trainer
+
+from lora_mnist.data import MNISTDataModule
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("lora", [(), ("data.replay=20", "data.hardness=0.5")])
+def test_both_stages(cli: Any, tmp_path: Path, lora: tuple[str, ...]) -> None:
+    common = ("trainer=gpu", "figures=false")
+    done = cli("train.py", "stage=pretrain", "trainer.max_steps=300", *common)
+    assert done.code == 0, done.err
+    done = cli("train.py", "stage=lora", "digit=9", "trainer.max_steps=50", *lora, *common)
+    assert done.code == 0, done.err
+    found = read_results(only_run(tmp_path / "outputs", "lora"))
+    assert found["base_unchanged"]
+    assert found["test_base"]["accuracy"] > 0.8
+
+    # The files do not remember the device: the same answers on the CPU, but for rounding.
+    done = cli("eval.py", "adapter=latest", "trainer=cpu")
+    assert done.code == 0, done.err
+    on_cpu = read_results(only_run(tmp_path / "outputs", "eval"))
+    assert abs(on_cpu["test"]["errors"] - found["test"]["errors"]) <= 5
+
+
+def test_the_same_numbers_twice(cli: Any, tmp_path: Path) -> None:
+    command = ("train.py", "stage=pretrain", "trainer.max_steps=50", "trainer=gpu", "figures=false")
+    runs = [tmp_path / "first", tmp_path / "second"]
+    for run in runs:
+        done = cli(*command, f"hydra.run.dir={run}", f"base_ckpt={run}.ckpt")
+        assert done.code == 0, done.err
+    first, second = map(read_results, runs)
+    assert first["base_sha256"] == second["base_sha256"]
+
+
+def test_the_images_are_there_once() -> None:
+    data = MNISTDataModule()
+    data.trainer = Trainer(accelerator="gpu", devices=1, logger=False)
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        images, labels = next(iter(loader))
+        assert images.is_cuda
+        assert labels.is_cuda
+    assert not data.train_set.images.is_cuda
