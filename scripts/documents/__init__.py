@@ -1,0 +1,1 @@
+"""What scripts/readme.py is made of."""
