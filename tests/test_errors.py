@@ -112,6 +112,23 @@ def test_a_full_disk_is_found_behind_other_errors(number: int, kind: str) -> Non
     assert full_disk(None) is None
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no more"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("Storage size calculation overflowed with sizes=[9, 9]"),
+    ],
+)
+def test_too_little_memory_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    assert str(raised_by(lambda: fail(error))) == f"lora: {error}"
+    with pytest.raises(SystemExit) as caught, exit_on_user_error():
+        raise error
+    assert caught.value.code == 1
+
+
 def test_an_error_behind_itself_has_an_end() -> None:
     first, second = RuntimeError("first"), RuntimeError("second")
     first.__context__, second.__context__ = second, first

@@ -1,6 +1,7 @@
 """Runs that are small enough to have hundreds of: few images, a small network, one thread."""
 
 import json
+import logging
 import os
 import random
 import struct
@@ -53,6 +54,7 @@ def workplace() -> Iterator[Path]:
     for name in ("http_proxy", "https_proxy"):  # what is missing stays missing
         os.environ[name] = "http://127.0.0.1:9"
     torch.set_num_threads(1)
+    logging.basicConfig(level=logging.CRITICAL)  # of this process; each command sets up its own
     with TemporaryDirectory(prefix="torture-") as folder:
         yield Path(folder)
 

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 _NAMES_ARGUMENT = re.compile(r"(\w+)=").match
 _NUMBER_AT_END = re.compile(r"\((?:os error )?(\d{1,3})\)$").search
+_LACKS_MEMORY = re.compile(r"(allocate|out of) memory|[Ss]torage size .*overflow").search
 #: Arguments that have another name on the command line.
 _KEYS = {"target": "digit"}
 _LONGEST_MESSAGE = 2000
@@ -50,10 +51,14 @@ def config_group(group: str) -> Iterator[None]:
 
     The package's functions word theirs ``argument=value: expected ...``; with the group in front
     that reads ``group.argument=value: expected ...``. Python refuses an argument that is unknown
-    or of a wrong type with a ``TypeError``.
+    or of a wrong type with a ``TypeError``; torch one that asks for more memory than there is.
     """
     try:
         yield
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise UserError(f"{group}: {one_line(error)}") from error
     except (ValueError, TypeError, InstantiationException) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         if isinstance(error, OmegaConfBaseException):
@@ -95,6 +100,11 @@ def described(error: BaseException) -> str:
 def full_disk(error: BaseException | None) -> OSError | None:
     """The full disk, or used up quota, behind ``error``."""
     return _behind(error, (errno.ENOSPC, errno.EDQUOT))
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that there is not enough memory; torch has no class for it."""
+    return isinstance(error, MemoryError) or bool(_LACKS_MEMORY(str(error)))
 
 
 def used_up(error: BaseException | None) -> OSError | None:
@@ -141,9 +151,9 @@ def one_line(error: object, most: int = _LONGEST_MESSAGE) -> str:
 def exit_on_user_error() -> Iterator[None]:
     """End the process with the one line of a :class:`UserError` and its exit code.
 
-    So ends a process that cannot read or write a file, or for which the machine has no more of
-    what :func:`used_up` knows, with code 1, and one with a value that OmegaConf cannot give, with
-    2. With ``HYDRA_FULL_ERROR=1`` the error goes on to Hydra, for its traceback.
+    So ends a process that cannot read or write a file, or for which the machine has no more memory
+    or no more of what :func:`used_up` knows, with code 1, and one with a value that OmegaConf cannot
+    give, with 2. With ``HYDRA_FULL_ERROR=1`` the error goes on to Hydra, for its traceback.
     """
     hook = threading.excepthook
 
@@ -169,6 +179,9 @@ def exit_on_user_error() -> Iterator[None]:
         if isinstance(error, OmegaConfBaseException):
             log.error("%s", bad_value(error))
             raise SystemExit(UserError.exit_code) from error
+        if lacks_memory(error):
+            log.error("not enough memory: %s; what was there before is whole", one_line(error))
+            raise SystemExit(1) from error
         if lacking is None:
             raise
         where = f"{lacking.filename}: " if lacking.filename else ""

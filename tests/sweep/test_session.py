@@ -19,6 +19,10 @@ from helpers.sweeping import (
     wait_for_results,
     without_times,
 )
+from hydra.core.utils import JobReturn
+from omegaconf import DictConfig
+
+from lora_mnist.sweep.session import SweepCallback
 
 SWEEP = ("-m", "x=1,2,4", "y=1,4")
 
@@ -177,3 +181,9 @@ def test_a_search_of_which_no_trial_finishes(cli: Any, tmp_path: Path) -> None:
     assert "Traceback" not in done.err
     assert f"failed; go on with: python {TOY} -m sweep=optuna" in done.err.splitlines()[-1]
     assert set(statuses(only_sweep(tmp_path))) == {"failed"}
+
+
+def test_a_jobs_configuration_is_not_kept() -> None:
+    job_return = JobReturn(cfg=DictConfig({}), hydra_cfg=DictConfig({}))
+    SweepCallback().on_job_end(DictConfig({}), job_return)
+    assert job_return.cfg is job_return.hydra_cfg is None

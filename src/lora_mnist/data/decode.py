@@ -200,7 +200,7 @@ def _decode_all(root: Path, entries: Sequence[Entry], form: Form) -> Pictures:
     skipped = {e.path: why for e, why in zip(entries, reasons, strict=True) if why is not None}
     images = images[indices] if skipped else images
     digest = hashlib.sha256(json.dumps([entries[i].path for i in read_ones]).encode())
-    digest.update(images.numpy())
+    digest.update(images.numpy().data)
     return Pictures(images, indices, skipped, digest.hexdigest())
 
 

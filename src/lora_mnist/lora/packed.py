@@ -1,11 +1,11 @@
 """Frozen weights in the layout that the processor's kernels want, packed once instead of each time.
 
-A matrix product of few rows, ``y = x W^T + b`` with a batch of 10, takes less time than its library
-needs to bring ``W`` into blocks that fit the vector registers and the caches. A weight that is
-trained changes with every step; a frozen one can be kept in blocks. oneDNN calls this a reorder, to
-be done once for weights that stay: https://uxlfoundation.github.io/oneDNN/dev_guide_inference.html
-and, for the layouts, dev_guide_understanding_memory_formats.html beside it. The gradient of the
-input, ``dx = dy W``, multiplies with the transpose, which is packed too, once there is a gradient.
+A matrix product of few rows, ``y = x W^T + b`` with a batch of 10, spends much of its time on
+bringing ``W`` into blocks that fit the vector registers and the caches. A weight that is
+trained changes with every step; a frozen one can be kept in blocks. oneDNN calls that a reorder, to
+be done once: https://oneapi-src.github.io/oneDNN/dev_guide_inference.html, "Layout Propagation",
+and page_memory_format_propagation_cpp.html beside it. The gradient of the input, ``dx = dy W``,
+multiplies with the transpose, which is packed too, once there is a gradient.
 
 torch reaches oneDNN's packed layout by operators of its compiler alone, whose names begin with an
 underscore. So they are tried before they are used, and :func:`reason_against` says where they are
@@ -24,7 +24,7 @@ from .model import lora_weights, named_adapters
 
 log = logging.getLogger(__name__)
 
-#: Numbers in the smallest weight that is packed: a smaller product takes no longer than the call.
+#: Numbers in the smallest weight that is packed: a smaller one gains less than the call costs.
 LEAST_SIZE = 1 << 18
 
 

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+#: No layer has as many inputs or outputs.
+_LARGEST_RANK = 2**31 - 1
 #: The largest finite float32.
 _LARGEST = (2 - 2**-23) * 2.0**127
 
@@ -32,8 +34,8 @@ class LayerSettings:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
-            raise ValueError(f"rank={self.rank}: expected an integer >= 1")
+        if type(self.rank) is not int or not 1 <= self.rank <= _LARGEST_RANK:
+            raise ValueError(f"rank={self.rank}: expected an integer >= 1, at most {_LARGEST_RANK}")
         for name in ("alpha", "init_std"):
             value = getattr(self, name)
             if not (is_number(value) and value > 0):
