@@ -152,8 +152,8 @@ def exit_on_user_error() -> Iterator[None]:
     """End the process with the one line of a :class:`UserError` and its exit code.
 
     So ends a process that cannot read or write a file, or for which the machine has no more memory
-    or no more of what :func:`used_up` knows, with code 1, and one with a value that OmegaConf cannot
-    give, with 2. With ``HYDRA_FULL_ERROR=1`` the error goes on to Hydra, for its traceback.
+    or no more of what :func:`used_up` knows, with code 1, and one with a value that OmegaConf
+    cannot give, with 2. With ``HYDRA_FULL_ERROR=1`` the error goes on to Hydra, for its traceback.
     """
     hook = threading.excepthook
 

@@ -145,7 +145,7 @@ def _prepare(data: ImageDataModule, files: list[Path]) -> dict[Path, Tensor]:
         try:
             seen[file] = data.read_picture(file)
         except ValueError as error:
-            log.error("%s: skipped: %s", file, one_line(error))
+            log.error("%s: skipped: %s", one_line(file), one_line(error))
     return seen
 
 
