@@ -1,41 +1,53 @@
-"""The jobs of a study: overrides that Hydra reads as they are meant, and resumed sweeps."""
+"""The runs of a study: each of its own settings, done once, in this process."""
 
-import subprocess
+import hashlib
+import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-import lora_mnist.project  # noqa: F401 the resolver that the configuration needs
 from lora_mnist.project import PROJECT
-from lora_mnist.sweep.records import Row, read_rows
+from lora_mnist.results import RESULTS_FILE
+from lora_mnist.sweep.records import DamagedError, read_results
+from lora_mnist.train import train
 
-OUTPUT = Path("outputs", "repair_study")
-#: Training images that validate; the bases of the search are pretrained without them.
-HELD_OUT = 10_000
+OUTPUT = PROJECT / "outputs" / "repair_study"
 
 #: Overrides, key to value; a value is what YAML can say.
 Settings = Mapping[str, Any]
+#: What results.json holds.
+Results = dict[str, Any]
+
+#: Of every run: no files that nobody would read.
+_QUIET: Settings = {
+    "logger": "none",
+    "figures": False,
+    "callbacks.checkpoint": None,
+    "callbacks.progress_bar": None,
+    "+trainer.enable_checkpointing": False,
+    "+trainer.enable_progress_bar": False,
+}
 
 
 def written(value: Any) -> str:
-    """``value`` as Hydra's command line reads it; what its grammar would read otherwise is quoted.
-
-    Each value of a sweep comes back from Hydra written like this.
-    """
+    """``value`` as Hydra's command line reads it; quoted where it would be read otherwise."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{written(each)}' for key, each in value.items())}}}"
     if not isinstance(value, str):
         return str(value)
     try:
@@ -50,93 +62,87 @@ def overrides(settings: Settings) -> list[str]:
     return [f"{key}={written(value)}" for key, value in settings.items()]
 
 
-def compose_config(arguments: Sequence[str]) -> dict[str, Any]:
-    """The configuration of ``python train.py`` with these ``arguments``."""
+def composed(settings: Settings) -> DictConfig:
+    """The configuration of ``python train.py`` with these ``settings``."""
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        cfg = compose("train", list(arguments))
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    return config
+        return compose("train", overrides(settings))
+
+
+class Run(NamedTuple):
+    """What a run left: its ``folder``, and what ``results.json`` in it holds."""
+
+    folder: Path
+    results: Results
+
+
+def run(settings: Settings) -> Run:
+    """The run of ``python train.py`` with these ``settings``: as it was left, or done now."""
+    cfg = composed({**_QUIET, **settings})
+    text = json.dumps(OmegaConf.to_container(cfg, resolve=True), sort_keys=True)
+    folder = OUTPUT / "runs" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    try:
+        results = read_results(folder)
+    except DamagedError:
+        results = None
+    if results is None:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
+        folder.mkdir(parents=True)
+        print(" ".join(overrides(settings)), file=sys.stderr, flush=True)
+        train(cfg, folder)
+        results = json.loads((folder / RESULTS_FILE).read_text())  # as a later call reads it
+    return Run(folder, results)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What the methods of a table share.
+class Base:
+    """A base that the study pretrains.
 
     Attributes:
-        data: the dataset.
-        digit: the class to repair, or weakest.
-        held_out: whether the bases are pretrained without the validation images.
-        bases: the seeds they are pretrained with.
-        seeds: of fine-tuning.
-        jobs: how many run at a time.
+        seed: of pretraining.
+        common: settings that pretraining and every run on the base share: dataset, network.
+        pretrain: further settings of pretraining.
     """
 
-    data: str
-    digit: str
-    held_out: bool
-    bases: list[int]
-    seeds: list[int]
-    jobs: int
+    seed: int
+    common: Settings
+    pretrain: Settings
 
     @property
-    def name(self) -> str:
-        """Of the setting's folder."""
-        kind = ["held_out"] if self.held_out else []
-        return "_".join([self.data, self.digit, *kind, *map(str, self.bases)])
+    def file(self) -> Path:
+        """Where its weights are."""
+        kind = "_".join(overrides({**self.common, **self.pretrain})) or "mnist"
+        return OUTPUT / "bases" / f"{slug(kind)}_{self.seed}.ckpt"
 
-    def base(self, seed: int | str) -> str:
-        """The file of the base that was pretrained with ``seed``."""
-        kind = "_held_out" if self.held_out else ""
-        return f"{OUTPUT}/bases/{self.data}{kind}_{seed}.ckpt"
+    def results(self) -> Results:
+        """What pretraining found; it is done now, if it was not yet."""
+        settings = {**self.common, "stage": "pretrain", **self.pretrain, "seed": self.seed}
+        return run({**settings, "base_ckpt": str(self.file)}).results
 
-    @property
-    def common(self) -> list[str]:
-        """Overrides of every job; without checkpoints, which nobody would read."""
-        common = [f"data={self.data}", "logger=none", "sweep.metric=null"]
-        common += ["callbacks.checkpoint=null", "+trainer.enable_checkpointing=false"]
-        if self.held_out:
-            common += [f"data.val_size={HELD_OUT}"]
-        if self.jobs > 1:
-            common += ["launcher=joblib", f"hydra.launcher.n_jobs={self.jobs}"]
-        return common
+    def classes(self) -> list[int]:
+        """All classes, the one with the most validation errors first."""
+        errors = self.results()["val"]["errors_per_class"]
+        return sorted(range(len(errors)), key=lambda c: -errors[c])
 
+    def target(self, digit: Any) -> list[int]:
+        """The classes that ``digit`` stands for."""
+        if digit == "weakest":
+            return self.classes()[:1]
+        return list(digit) if isinstance(digit, Sequence) else [digit]
 
-def pretrain(setting: Setting) -> None:
-    """Make the bases that are missing, as the notebook does."""
-    missing = [str(seed) for seed in setting.bases if not (PROJECT / setting.base(seed)).exists()]
-    if missing:
-        names = ["stage=pretrain", "experiment=notebook", f"base_ckpt={setting.base('${seed}')}"]
-        train("-m", *names, f"seed={','.join(missing)}", *setting.common)
-
-
-def sweep(setting: Setting, folder: Path, *arguments: str) -> list[Row]:
-    """Run the jobs of ``arguments`` on all bases with all seeds, but for those that are finished.
-
-    Returns:
-        All finished jobs in ``folder``, those of earlier calls among them.
-    """
-    where = f"sweep.resume={folder}" if (PROJECT / folder).exists() else f"hydra.sweep.dir={folder}"
-    print(f"{folder.name}: {' '.join(arguments)}", file=sys.stderr, flush=True)
-    # The base comes first: jobs on the same base follow each other, and read it once.
-    bases = f"base_ckpt={','.join(map(setting.base, setting.bases))}"
-    seeds = f"seed={','.join(map(str, setting.seeds))}"
-    train("-m", bases, f"digit={setting.digit}", *arguments, seeds, *setting.common, where)
-    return [row for row in read_rows(PROJECT / folder) if row.status == "finished"]
+    def run(self, settings: Settings, target: Sequence[int], seed: int) -> Run:
+        """A run on this base; ``target`` is what it repairs, unless ``settings`` say otherwise."""
+        self.results()
+        digit = list(target) if len(target) > 1 else target[0]
+        common = {**self.common, "base_ckpt": str(self.file), "digit": digit, "seed": seed}
+        return run({**common, **settings})
 
 
-def train(*arguments: str) -> None:
-    """Run ``python train.py``; if it fails, end with its exit code."""
-    command = [sys.executable, "train.py", *arguments]
-    done = subprocess.run(command, cwd=PROJECT, check=False, stdout=subprocess.DEVNULL)
-    if done.returncode:
-        raise SystemExit(done.returncode)  # it has said why
-
-
-def errors(row: Row, split: str) -> tuple[int, int]:
-    """Errors on the class to repair, and all errors, on the images of ``split``."""
-    return row.results[f"{split}.errors_of_target"], row.results[f"{split}.errors"]
+def errors(outcome: Results, target: Sequence[int]) -> tuple[int, int]:
+    """Errors on the classes of ``target``, and all errors, of one split's ``outcome``."""
+    per_class = outcome["errors_per_class"]
+    return sum(per_class[c] for c in target), sum(per_class)
 
 
 def slug(name: str) -> str:
-    """A folder's name for a method."""
+    """A file's name for ``name``."""
     return "".join(c if c.isalnum() else "_" for c in name)

@@ -1,73 +1,127 @@
-"""Repair without forgetting: methods side by side, and the search that chose their settings.
+"""What a repair is worth: methods side by side on bases that no search has seen.
 
     python scripts/studies/repair.py search    # what experiment=repair and repair.yaml rest on
-    python scripts/studies/repair.py           # every method, 5 seeds, on the notebook's base
-    python scripts/studies/repair.py --held-out --bases 1 2 3 4      # on the bases of the search
-    python scripts/studies/repair.py --held-out --data fashion_mnist --digit weakest
+    python scripts/studies/repair.py           # the tables of docs/repair.md, on test images
 
-The methods and the stages of the search are in repair.yaml; how the search judges is in
-repair_search.py. Bases are pretrained where they are missing. Every method is a sweep
-(python train.py -m) over bases and seeds, in a folder of outputs/repair_study; called again, the
-study runs what is missing. ``--jobs 2`` runs two jobs at a time (extra ``sweep``).
+The methods, the bases and the stages of the search are in repair.yaml; how the search judges is in
+repair_search.py. Bases are pretrained where they are missing. Every run has a folder of its own in
+outputs/repair_study; killed or called again, the study does what is missing. ``--only NAME`` makes
+one table, or one search, alone.
 """
 
 import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jobs import OUTPUT, Setting, Settings, overrides, pretrain, slug, sweep
-from repair_search import Search, search
-from repair_table import Table, columns, draw, markdown
+from jobs import OUTPUT, Base, Settings, overrides, slug
+from repair_search import Case, Search, markdown_of_search, run_search
+from repair_several import several
+from repair_table import Rows, columns, draw, fill, markdown, markdown_of_several
 
 from lora_mnist.files import atomic_write
 from lora_mnist.project import PROJECT
 
-_PLAN: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
-METHODS: Mapping[str, Settings] = _PLAN["methods"]
-SEARCHES: Mapping[str, Search] = {name: Search(**s) for name, s in _PLAN["searches"].items()}
+PAGE = PROJECT / "docs" / "repair.md"
+PLAN: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
+METHODS: Mapping[str, Settings] = PLAN["methods"]
+TABLES: Mapping[str, Mapping[str, Any]] = PLAN["tables"]
+SEARCHES: Mapping[str, Search] = {name: Search(**s) for name, s in PLAN["searches"].items()}
+
+#: Validation has chosen nothing here: one batch of it is enough.
+_TEST_ALONE: Settings = {"+trainer.limit_val_batches": 1}
 
 
-def study(setting: Setting) -> None:
-    """Run every method; write and print the table and the picture."""
-    pretrain(setting)
-    folder = OUTPUT / setting.name
-    table: Table = {}
-    for name, settings in METHODS.items():
-        rows = sweep(setting, folder / slug(name), *overrides(settings))
-        table.setdefault("base", columns(rows, "test_base"))
-        table[name] = columns(rows, "test")
-    text = markdown(table)
-    with atomic_write(PROJECT / folder / "table.md") as path:
-        path.write_text(text + "\n")
-    draw(table, PROJECT / folder / "repair.png")
-    print(f"{text}\n\n{folder / 'table.md'}\n{folder / 'repair.png'}")
+def bases(of: Mapping[str, Any]) -> list[Base]:
+    """The bases of a table, or of the search."""
+    return [Base(seed, of.get("common", {}), of.get("pretrain", {})) for seed in of["bases"]]
+
+
+def cases(of: Mapping[str, Any]) -> list[Case]:
+    """Each base with each class to repair, once."""
+    found: list[Case] = []
+    for base, digit in product(bases(of), of["digits"]):
+        if (case := (base, base.target(digit))) not in found:
+            found.append(case)
+    return found
+
+
+def compare(of: Mapping[str, Any]) -> Rows:
+    """Run every method of a table."""
+    rows: Rows = {}
+    # One base and class after the other: what the base makes of the images is found out once.
+    for base, target in cases(of):
+        before = base.results()
+        base_row = {**columns(before, before, target), "trained weights": 0}
+        rows.setdefault("base", []).append(base_row)
+        for method, seeds in of["methods"].items():
+            for seed in range(seeds):
+                after = base.run({**METHODS[method], **_TEST_ALONE}, target, seed).results
+                rows.setdefault(method, []).append(columns(after, before, target))
+    return rows
+
+
+def seconds(base: Base, method: str) -> float:
+    """What a method takes as a command of its own, start and test included, on a processor."""
+    folder = OUTPUT / "seconds" / slug(method)
+    kept = folder / "cpu_seconds.json"
+    if not kept.exists():
+        settings = {"digit": 9, **base.common, "base_ckpt": str(base.file), **METHODS[method]}
+        settings |= {"logger": "none", "figures": False, "hydra.run.dir": str(folder)}
+        command = [sys.executable, "train.py", *overrides(settings)]
+        before = os.times()
+        done = subprocess.run(command, cwd=PROJECT, check=False, stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise SystemExit(done.returncode)  # it has said why
+        after = os.times()
+        taken = [a - b for a, b in zip(after[2:4], before[2:4], strict=True)]  # user, system
+        with atomic_write(kept) as path:
+            path.write_text(json.dumps(sum(taken)))
+    return float(json.loads(kept.read_text()))
+
+
+def write(name: str) -> None:
+    """Make a table and write it into the page."""
+    of = TABLES[name]
+    if name == "several":
+        repair, plain = ({**METHODS[of[each]], **_TEST_ALONE} for each in ("repair", "plain"))
+        rows = several(bases(of), repair, plain)
+        fill(PAGE, name, markdown_of_several(rows))
+        return
+    rows = compare(of)
+    timed = of["methods"] if of.get("seconds") else ()
+    fill(PAGE, name, markdown(rows, {each: seconds(bases(of)[0], each) for each in timed}))
+    if picture := of.get("picture"):
+        draw(rows, PROJECT / "docs" / picture)
+
+
+def search(name: str) -> None:
+    """Search for a method's settings and write the candidates into the page."""
+    candidates = run_search(cases(PLAN["search"]), SEARCHES[name])
+    fill(PAGE, f"search {name}", markdown_of_search(candidates, SEARCHES[name], METHODS[name]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", nargs="?", default="study", choices=("study", "search"))
-    parser.add_argument("--held-out", action="store_true", help="bases without validation images")
-    parser.add_argument("--bases", nargs="+", type=int, default=[0], help="pretraining seeds")
-    parser.add_argument("--data", default="mnist", help="dataset: mnist, fashion_mnist, ...")
-    parser.add_argument("--digit", default="9", help="class to repair, or weakest")
-    parser.add_argument("--jobs", type=int, default=1, help="jobs at a time (extra sweep)")
+    parser.add_argument("what", nargs="?", default="tables", choices=("tables", "search"))
+    parser.add_argument("--only", help="one table, or one search, by its name in repair.yaml")
     arguments = parser.parse_args()
-    if arguments.what == "search":
-        setting = Setting("mnist", "9", True, [1, 2, 3, 4], [0], arguments.jobs)
-        search(setting, SEARCHES, METHODS)
-        return
-    study(
-        Setting(
-            data=arguments.data,
-            digit=arguments.digit,
-            held_out=arguments.held_out,
-            bases=arguments.bases,
-            seeds=[0, 1, 2, 3, 4],
-            jobs=arguments.jobs,
-        )
-    )
+    chosen: Mapping[str, Any] = SEARCHES if arguments.what == "search" else TABLES
+    if arguments.only not in (None, *chosen):
+        parser.error(f"--only={arguments.only}: expected one of {', '.join(chosen)}")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each run says the same
+    for name in chosen if arguments.only is None else [arguments.only]:
+        if arguments.what == "search":
+            search(name)
+        else:
+            write(name)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """The search for each method's settings: candidates in stages, judged on validation images alone.
 
-Four bases (pretraining seeds 1 to 4; the study's own has seed 0) are pretrained without 10,000 of
-the training images. On these two shares are counted: errors on the class, and all errors, each over
-the base's, the mean over the bases. The rule, fixed after trials on these images and before the
-search: each share over its goal; the larger of the two quotients counts, and the candidate with the
+Its bases are pretrained without 10,000 of the training images. On these two shares are counted:
+errors on the class, and all errors, each over the base's, the mean over bases and classes. The
+rule: each share over its goal; the larger of the two quotients counts, and the candidate with the
 smallest wins.
 
 Candidates come in stages: each is a grid over some keys, and the other keys are as in the best
@@ -12,31 +11,17 @@ read what came of it.
 """
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
+from itertools import product
 from typing import Any
 
-from jobs import (
-    OUTPUT,
-    Setting,
-    Settings,
-    compose_config,
-    errors,
-    overrides,
-    pretrain,
-    slug,
-    sweep,
-    written,
-)
+from jobs import Base, Settings, composed, errors, overrides, written
 
-from lora_mnist.files import atomic_write
-from lora_mnist.project import PROJECT
-from lora_mnist.sweep.records import Row
+_ONE_BATCH: Settings = {"+trainer.limit_test_batches": 1}
 
-#: The values to try of each key, as Hydra reads them.
-Grid = dict[str, list[str]]
+#: A base, and what to repair on it.
+Case = tuple[Base, list[int]]
 
 
 @dataclass(frozen=True)
@@ -55,14 +40,11 @@ class Search:
     start: Settings
     stages: list[Mapping[str, list[Any]]]
 
-    def first(self) -> dict[str, str]:
-        """The first candidate, its values as Hydra reads them."""
-        return {key: written(value) for key, value in self.start.items()}
-
-    def grid(self, stage: int, best: Mapping[str, str]) -> Grid:
+    def grid(self, stage: int, best: Settings) -> Iterator[Settings]:
         """What to try in a stage when ``best`` is the best candidate so far."""
-        values = {key: list(map(written, each)) for key, each in self.stages[stage].items()}
-        return {key: [value] for key, value in best.items()} | values
+        tried = self.stages[stage]
+        for values in product(*tried.values()):
+            yield {**best, **dict(zip(tried, values, strict=True))}
 
 
 @dataclass
@@ -70,86 +52,61 @@ class Candidate:
     """Settings, and what became of them on the validation images.
 
     Attributes:
-        settings: values of what is searched, by key, as Hydra reads them.
-        shares: errors on the class and all errors over the base's, the mean over its jobs.
+        settings: values of what is searched, by key.
+        shares: errors on the class and all errors over the base's, the mean over the cases.
         distance: from the goals: the larger of the shares' quotients by them.
     """
 
-    settings: dict[str, str]
+    settings: Settings
     shares: tuple[float, float]
     distance: float
 
 
-def search(
-    setting: Setting, searches: Mapping[str, Search], methods: Mapping[str, Settings]
-) -> None:
-    """Search for every method's settings; write and print the best candidates of each."""
-    pretrain(setting)
-    parts = []
-    for name, what in searches.items():
-        candidates = run_search(setting, OUTPUT / "search" / slug(name), what)
-        best = [*overrides(what.fixed), *(f"{k}={v}" for k, v in candidates[0].settings.items())]
-        method = overrides(methods[name])
-        verdict = "is what" if compose_config(best) == compose_config(method) else "is NOT what"
-        parts.append(
-            f"### {name}\n\n{candidates_table(candidates)}\n\n"
-            f"The first {verdict} `{' '.join(method)}` says."
-        )
-        print(parts[-1], flush=True)
-    with atomic_write(PROJECT / OUTPUT / "search.md") as path:
-        path.write_text("\n\n".join(parts) + "\n")
-
-
-def run_search(setting: Setting, folder: Path, what: Search) -> list[Candidate]:
-    """All candidates, best first.
-
-    The folder may hold jobs of later stages, from an earlier call. A stage looks only at jobs that
-    it and the stages before it ask for, so that every call goes the same way.
-    """
-    best = what.first()
-    asked: list[Grid] = []
-    candidates: list[Candidate] = []
+def run_search(cases: list[Case], what: Search) -> list[Candidate]:
+    """All candidates, best first."""
+    tried: list[Candidate] = []
+    best = what.start
     for stage in range(len(what.stages)):
-        asked.append(what.grid(stage, best))
-        grid = [f"{key}={','.join(values)}" for key, values in asked[-1].items()]
-        rows = sweep(
-            setting, folder, *overrides(what.fixed), *grid, "+trainer.limit_test_batches=1"
-        )
-        rows = [row for row in rows if any(_is_in(row, each) for each in asked)]
-        candidates = ranked(rows, what)
-        best = candidates[0].settings
-    return candidates
+        known = [each.settings for each in tried]
+        tried += rated(cases, what, [s for s in what.grid(stage, best) if s not in known])
+        tried.sort(key=lambda candidate: candidate.distance)
+        best = tried[0].settings
+    return tried
 
 
-def _is_in(row: Row, grid: Grid) -> bool:
-    return all(row.overrides[key] in values for key, values in grid.items())
+def rated(cases: list[Case], what: Search, candidates: list[Settings]) -> list[Candidate]:
+    """What each of ``candidates`` does on the validation images."""
+    shares: list[list[tuple[float, float]]] = [[] for _ in candidates]
+    # One base and class after the other: what the base makes of the images is found out once.
+    for base, target in cases:
+        for of_candidate, settings in zip(shares, candidates, strict=True):
+            results = base.run({**what.fixed, **settings, **_ONE_BATCH}, target, 0).results
+            few, many = errors(results["val"], target)
+            base_few, base_many = errors(results["val_base"], target)
+            of_candidate.append((few / base_few, many / base_many))
+    return [judged(each, of, what.goals) for each, of in zip(candidates, shares, strict=True)]
 
 
-def ranked(rows: list[Row], what: Search) -> list[Candidate]:
-    """The candidates, nearest to the goals first."""
-
-    def settings(row: Row) -> list[tuple[str, str]]:
-        return [(key, row.overrides[key]) for key in what.start]
-
-    goals = (what.goals["on_class"], what.goals["all"])
-    grouped = [list(jobs) for _, jobs in groupby(sorted(rows, key=settings), key=settings)]
-    candidates = []
-    for jobs in grouped:
-        counts = [zip(errors(row, "val"), errors(row, "val_base"), strict=True) for row in jobs]
-        of_jobs = [[after / before for after, before in pair] for pair in counts]
-        shares = [statistics.mean(each) for each in zip(*of_jobs, strict=True)]
-        distance = max(share / goal for share, goal in zip(shares, goals, strict=True))
-        candidates.append(Candidate(dict(settings(jobs[0])), (shares[0], shares[1]), distance))
-    return sorted(candidates, key=lambda candidate: candidate.distance)
+def judged(
+    settings: Settings, shares: list[tuple[float, float]], goals: Mapping[str, float]
+) -> Candidate:
+    """A candidate, its shares those of all cases."""
+    on_class, every = (statistics.mean(each) for each in zip(*shares, strict=True))
+    distance = max(on_class / goals["on_class"], every / goals["all"])
+    return Candidate(settings, (on_class, every), distance)
 
 
-def candidates_table(candidates: list[Candidate]) -> str:
-    """The candidates as Markdown, best first."""
-    keys = list(candidates[0].settings)
+def markdown_of_search(candidates: list[Candidate], what: Search, method: Settings) -> str:
+    """The candidates, best first; what all have in common is left out."""
+    keys = [
+        key for key in what.start if len({written(each.settings[key]) for each in candidates}) > 1
+    ]
     heads = [*keys, "errors on the class", "all errors", "distance"]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(keys)}{' ---: |' * 3}"]
     for each in candidates:
         shares = [f"{share:.1%}" for share in each.shares]
-        cells = [*each.settings.values(), *shares, f"{each.distance:.3f}"]
+        cells = [*(written(each.settings[key]) for key in keys), *shares, f"{each.distance:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    best = composed({"digit": 9, **what.fixed, **candidates[0].settings})
+    verdict = "is what" if best == composed({"digit": 9, **method}) else "is NOT what"
+    return "\n".join([*lines, "", f"The first {verdict} `{' '.join(overrides(method))}` says."])

@@ -1,75 +1,112 @@
-"""What the study shows: a table of the methods, and a picture of both kinds of errors."""
+"""What the study shows: tables in a page, between markers, and a picture."""
 
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs import errors
+from jobs import Results, errors
 
 from lora_mnist.files import atomic_write
-from lora_mnist.sweep.records import Row
 
-#: By method, then by column: a value a job.
-Table = dict[str, dict[str, list[float]]]
-
-#: Columns that a share of the base's follows in brackets.
-_SHARES = {"errors on the class": "share on the class", "all errors": "share"}
+#: By method: a dictionary of numbers for each run.
+Rows = dict[str, list[dict[str, float]]]
 
 
-def columns(rows: list[Row], split: str) -> dict[str, list[float]]:
-    """What the table shows of some jobs on the images of ``split``, by column, a value a job."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        of_class, every = errors(row, split)
-        base_of_class, base_every = errors(row, f"{split.removesuffix('_base')}_base")
-        shown = {
-            "errors on the class": of_class,
-            "errors elsewhere": every - of_class,
-            "all errors": every,
-            "repaired": row.results.get(f"{split}.repaired", 0),
-            "broken": row.results.get(f"{split}.broken", 0),
-            "trainable parameters": row.results["parameters.trainable"],
-            "seconds": row.results["seconds.fit"],
-            "share on the class": of_class / base_of_class,
-            "share elsewhere": (every - of_class) / (base_every - base_of_class),
-            "share": every / base_every,
-        }
-        for name, value in shown.items():
-            found.setdefault(name, []).append(float(value))
-    if split.endswith("_base"):
-        found |= {"trainable parameters": [0.0], "seconds": [0.0]}
-    return found
+def columns(results: Results, base: Results, target: Sequence[int]) -> dict[str, float]:
+    """What a table shows of a run on test images; shares are percentages of the base's errors."""
+    after, before = (errors(each["test"], target) for each in (results, base))
+    elsewhere, base_elsewhere = (every - few for few, every in (after, before))
+    return {
+        **shares(after, before),
+        "elsewhere": 100 * elsewhere / base_elsewhere,
+        "base class": before[0],
+        "base all": before[1],
+        "repaired": results["test"].get("repaired", 0),
+        "broken": results["test"].get("broken", 0),
+        "trained weights": results["parameters"]["trainable"],
+    }
 
 
-def markdown(table: Table) -> str:
-    """The table: mean and standard deviation over the jobs."""
-    shown = [name for name in table["base"] if not name.startswith("share")]
-    lines = [f"| method | {' | '.join(shown)} |", f"| --- |{' ---: |' * len(shown)}"]
-    for method, values in table.items():
-        cells = [_spread(values[name], int(name == "seconds")) for name in shown]
-        for name, share in _SHARES.items():
-            cells[shown.index(name)] += f" ({statistics.mean(values[share]):.0%})"
+def shares(after: tuple[int, int], before: tuple[int, int]) -> dict[str, float]:
+    """Errors over the base's, in percent: on the class or classes, and all."""
+    return {"class": 100 * after[0] / before[0], "all": 100 * after[1] / before[1]}
+
+
+def markdown(rows: Rows, seconds: Mapping[str, float]) -> str:
+    """The table of ``rows``: mean, standard deviation and worst case over the runs.
+
+    Args:
+        rows: by method; the first is the base.
+        seconds: what each method takes, where that was measured.
+    """
+    heads = [*_SHARES.values(), "repaired", "broken", "trained weights"]
+    lines = _head([*heads, "runs", *(["CPU seconds"] if seconds else [])])
+    for method, runs in rows.items():
+        cells = [*_shares(runs), *(_mean(runs, each) for each in heads[-3:]), str(len(runs))]
+        if seconds:
+            cells.append(f"{seconds[method]:.1f}" if method in seconds else "")
         lines.append(f"| {method} | {' | '.join(cells)} |")
+    few, many = (_mean(rows["base"], f"base {name}") for name in ("class", "all"))
+    errors_of_base = f"The base's errors, on average: {few} on the class, {many} in all."
+    return "\n".join([*lines, "", errors_of_base])
+
+
+def markdown_of_several(rows: Rows) -> str:
+    """The same with the shares alone."""
+    lines = _head(list(_SHARES.values()))
+    lines += [f"| {method} | {' | '.join(_shares(runs))} |" for method, runs in rows.items()]
     return "\n".join(lines)
 
 
-def _spread(values: list[float], decimals: int) -> str:
-    mean = f"{statistics.mean(values):,.{decimals}f}"
-    return mean if len(set(values)) == 1 else f"{mean} ± {statistics.stdev(values):.{decimals}f}"
+#: The shares that tables show, and what they are called there.
+_SHARES = {"class": "on the class: mean, worst", "all": "of all: mean, worst"}
 
 
-def draw(table: Table, path: Path) -> None:
+def _head(heads: Sequence[str]) -> list[str]:
+    return [f"| method | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
+
+
+def _shares(runs: list[dict[str, float]]) -> list[str]:
+    return [_share([run[name] for run in runs]) for name in _SHARES]
+
+
+def _share(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.1f}%"
+    if len(set(values)) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.1f}, {max(values):.0f}%"
+
+
+def _mean(runs: list[dict[str, float]], name: str) -> str:
+    return f"{statistics.mean(run[name] for run in runs):,.0f}"
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Put ``text`` between the markers ``<!-- name -->`` and ``<!-- /name -->`` of ``page``.
+
+    Raises:
+        ValueError: if the page has no such markers.
+    """
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, found, rest = page.read_text().partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{page}: expected the lines {start.strip()} and {end.strip()}")
+    with atomic_write(page) as path:
+        path.write_text(f"{before}{start}{text}\n{end}{after}")
+
+
+def draw(rows: Rows, path: Path) -> None:
     """Draw errors on the class against errors elsewhere, with the Pareto front of the methods."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     points = {}
-    for number, (method, values) in enumerate(table.items()):
-        shares = [[100 * v for v in values[f"share {of}"]] for of in ("elsewhere", "on the class")]
-        points[method] = x, y = tuple(map(statistics.mean, shares))
-        dx, dy = (statistics.stdev(each) if len(each) > 1 else 0 for each in shares)
+    for number, (method, runs) in enumerate(rows.items()):
+        x, y = (statistics.mean(run[name] for run in runs) for name in ("elsewhere", "class"))
+        points[method] = x, y
         color = plt.get_cmap("tab20")(number - 1) if method != "base" else "black"
-        marker = "o^sDv"[number % 5]
-        axes.errorbar(x, y, dy, dx, fmt=marker, color=color, elinewidth=0.8, label=method, zorder=2)
+        axes.scatter(x, y, marker="o^sDv"[number % 5], color=color, label=method, zorder=2)
     front = sorted(p for p in points.values() if not any(_beats(q, p) for q in points.values()))
     axes.plot(*zip(*front, strict=True), color="0.6", lw=1, zorder=1, label="Pareto front")
     axes.set_xscale("log")

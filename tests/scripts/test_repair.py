@@ -1,6 +1,6 @@
-"""The study of repairs: what it runs composes, its rule chooses as it says, its table adds up."""
+"""The study of repairs: what it runs composes, its rule chooses as it says, its tables add up."""
 
-from itertools import pairwise
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,24 @@ import repair_search
 import repair_table
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lora_mnist.sweep.records import Row
+#: Methods that are given more work on purpose.
+LONGER = {"going on for equal work"}
 
 
-@pytest.mark.parametrize("settings", repair.METHODS.values(), ids=repair.METHODS.keys())
-def test_a_method_keeps_to_100_steps_of_100_images(settings: jobs.Settings) -> None:
-    cfg = jobs.compose_config(jobs.overrides(settings))
-    assert cfg["trainer"]["max_steps"] == 100
-    assert cfg["data"]["batch_size"] == 10
-    assert cfg["data"]["replay"] in (0, 90)
-    assert ("lora" in cfg) == (cfg["stage"] == "lora")
+@pytest.mark.parametrize("name", sorted(repair.METHODS.keys() - LONGER))
+def test_a_method_keeps_to_100_steps_of_100_images(name: str) -> None:
+    cfg = jobs.composed({"digit": 9, **repair.METHODS[name]})
+    assert cfg.trainer.max_steps == 100
+    images = cfg.data.batch_size + cfg.data.replay
+    assert images == (10 if not cfg.data.replay and cfg.digit else 100)
+    assert ("lora" in cfg) == (cfg.stage == "lora")
 
 
 def test_full_fine_tuning_is_the_recipe_without_its_adapter() -> None:
-    tuned = jobs.compose_config(jobs.overrides(repair.METHODS["full fine-tuning"]))
-    recipe = jobs.compose_config(["experiment=repair"])
-    for key in ("stage", "trainable"):
-        tuned.pop(key)
-    for key in ("stage", "lora"):
-        recipe.pop(key)
-    tuned["optimizer"].pop("lr")
-    recipe["optimizer"].pop("lr")
-    assert tuned == recipe
+    tuned = jobs.composed(repair.METHODS["full fine-tuning"])
+    recipe = jobs.composed({"experiment": "repair"})
+    assert (tuned.data, tuned.loss) == (recipe.data, recipe.loss)
+    assert (tuned.scheduler, tuned.callbacks) == (recipe.scheduler, recipe.callbacks)
 
 
 @pytest.mark.parametrize("name", ["full fine-tuning", "last layer only", "biases only"])
@@ -42,22 +38,28 @@ def test_methods_without_an_adapter_differ_in_what_they_train_and_its_rate(name:
     assert differing <= {"trainable", "optimizer.lr"}
 
 
+def test_the_tables_bases_were_never_searched_on() -> None:
+    searched = repair.bases(repair.PLAN["search"])
+    of_tables = [base for of in repair.TABLES.values() for base in repair.bases(of)]
+    assert not {base.seed for base in searched} & {base.seed for base in of_tables}
+    assert not {base.file for base in searched} & {base.file for base in of_tables}
+
+
+@pytest.mark.parametrize("name", repair.TABLES)
+def test_a_table_asks_for_methods_that_there_are(name: str) -> None:
+    of = repair.TABLES[name]
+    asked = of.get("methods", [of.get("repair"), of.get("plain")])
+    assert set(asked) <= repair.METHODS.keys()
+    assert f"<!-- {name} -->\n" in repair.PAGE.read_text()
+
+
 @pytest.mark.parametrize("what", repair.SEARCHES.values(), ids=repair.SEARCHES.keys())
 def test_every_stage_of_a_search_composes(what: repair_search.Search) -> None:
     assert what.goals.keys() == {"on_class", "all"}
     for number, stage in enumerate(what.stages):
         assert stage.keys() <= what.start.keys()
-        last = [f"{key}={values[-1]}" for key, values in what.grid(number, what.first()).items()]
-        jobs.compose_config([*jobs.overrides(what.fixed), *last])
-
-
-@pytest.mark.parametrize("what", repair.SEARCHES.values(), ids=repair.SEARCHES.keys())
-def test_hydra_sweeps_the_values_as_they_are_written(what: repair_search.Search) -> None:
-    for number in range(len(what.stages)):
-        for key, values in what.grid(number, what.first()).items():
-            parsed = OverridesParser.create().parse_override(f"{key}={','.join(values)}")
-            if len(values) > 1:
-                assert list(parsed.sweep_string_iterator()) == values
+        for settings in what.grid(number, what.start):
+            jobs.composed({**what.fixed, **settings})
 
 
 @pytest.mark.parametrize("name", repair.SEARCHES)
@@ -67,7 +69,7 @@ def test_a_search_can_find_what_its_method_says(name: str) -> None:
     for stage in what.stages:
         for key, values in stage.items():
             tried[key] += values
-    method = jobs.compose_config(jobs.overrides(repair.METHODS[name]))
+    method = jobs.composed(repair.METHODS[name])
     for key in (key for key in tried if "." in key):  # the others choose from a config group
         group, option = key.split(".")
         assert method[group][option] in tried[key], key
@@ -79,13 +81,13 @@ def test_a_search_can_find_what_its_method_says(name: str) -> None:
         ("linear1", "linear1"),
         ("linear3.*", "linear3.*"),
         ("linear[12]", "'linear[12]'"),
-        ("conv[0-9]|linear1", "'conv[0-9]|linear1'"),
         ("it's", r"'it\'s'"),
         ("true", "'true'"),
         ("4", "'4'"),
         ("a,b", "'a,b'"),
         ("${lora.rank}", "${lora.rank}"),
         (["linear1", "linear[12]"], "[linear1,'linear[12]']"),
+        ({"linear1": 4}, "{linear1:4}"),
         (None, "null"),
         (False, "false"),
         (0.0005, "0.0005"),
@@ -97,83 +99,108 @@ def test_values_survive_hydras_grammar(value: Any, text: str) -> None:
     assert OverridesParser.create().parse_override(f"key={text}").value() == value
 
 
-def test_a_setting_has_a_folder_and_bases_of_its_own() -> None:
-    settings = [
-        jobs.Setting("mnist", "9", False, [0], [0], 1),
-        jobs.Setting("mnist", "9", True, [0], [0], 1),
-        jobs.Setting("mnist", "9", True, [1, 2], [0], 2),
-        jobs.Setting("fashion_mnist", "weakest", True, [0], [0], 1),
-    ]
-    assert [setting.name for setting in settings] == [
-        *("mnist_9_0", "mnist_9_held_out_0", "mnist_9_held_out_1_2"),
-        "fashion_mnist_weakest_held_out_0",
-    ]
-    assert all(a.base(0) != b.base(0) for a, b in pairwise(settings[:2]))
-    assert "launcher=joblib" in settings[2].common
-    assert "launcher=joblib" not in settings[1].common
+def outcome(*per_class: int) -> dict[str, Any]:
+    return {"errors_per_class": list(per_class)}
 
 
-def job(rate: str, base: str, of_class: int, every: int) -> Row:
-    """A job on a base with 50 errors on the class and 200 in all."""
-    results: dict[str, Any] = {"digit": 9}
-    for split, (few, many) in {"val": (of_class, every), "val_base": (50, 200)}.items():
-        results |= {f"{split}.errors_of_target": few, f"{split}.errors": many}
-    arguments = [f"base_ckpt={base}", f"optimizer.lr={rate}"]
-    return Row("folder", "finished", arguments=arguments, results=results)
+def test_a_run_is_done_once_and_again_after_it_was_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def train(cfg: Any, folder: Path) -> None:
+        assert not list(folder.iterdir())
+        done.append(cfg.digit)
+        (folder / "results.json").write_text(json.dumps({"digit": cfg.digit}))
+
+    monkeypatch.setattr(jobs, "OUTPUT", tmp_path)
+    monkeypatch.setattr(jobs, "train", train)
+    eight, nine = ({"stage": "lora", "digit": digit} for digit in (8, 9))
+    assert jobs.run(eight).results == jobs.run(eight).results == {"digit": 8}
+    torn = jobs.run(nine).folder
+    (torn / "results.json").write_text('{"dig')
+    assert jobs.run(nine).results == {"digit": 9}
+    assert done == [8, 9, 9]
+
+
+def test_the_classes_of_a_base_come_weakest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = jobs.Base(1, {}, {})
+    monkeypatch.setattr(jobs.Base, "results", lambda self: {"val": outcome(3, 9, 5)})
+    assert base.classes() == [1, 2, 0]
+    assert base.target("weakest") == [1]
+    assert base.target([0, 2]) == [0, 2]
+    of = {"bases": [1], "digits": ["weakest", 1, 2]}
+    assert repair.cases(of) == [(base, [1]), (base, [2])]
 
 
 def test_the_goal_that_is_farther_off_counts() -> None:
     goals = {"on_class": 0.2, "all": 0.5}
-    what = repair_search.Search(goals=goals, fixed={}, start={"optimizer.lr": 1}, stages=[])
-    rows = [job("1", "a", 10, 150), job("2", "a", 20, 90), job("3", "a", 13, 130)]
-    rows += [job("1", "b", 10, 150), job("2", "b", 20, 110), job("3", "b", 11, 110)]
-    best, *others = repair_search.ranked(rows, what)
-    assert best.settings == {"optimizer.lr": "3"}
-    assert best.shares == pytest.approx((0.24, 0.6))
-    assert best.distance == pytest.approx(1.2)
-    assert [other.distance for other in others] == pytest.approx([1.5, 2.0])
+    judged = repair_search.judged({"a": 1}, [(0.1, 0.7), (0.3, 0.4)], goals)
+    assert judged.shares == pytest.approx((0.2, 0.55))
+    assert judged.distance == pytest.approx(1.1)
 
 
-def test_a_stage_starts_from_the_best_candidate_so_far() -> None:
-    what = repair_search.Search(
-        goals={}, fixed={}, start={"a": 1, "b": "x[1]"}, stages=[{"a": [1, 2]}, {"b": ["y"]}]
-    )
-    assert what.grid(0, what.first()) == {"a": ["1", "2"], "b": ["'x[1]'"]}
-    assert what.grid(1, {"a": "2", "b": "'x[1]'"}) == {"a": ["2"], "b": ["y"]}
-
-
-def test_a_search_ignores_jobs_of_later_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Jobs that an earlier call has left: 3 belongs to the second stage, and is better.
-    left = [job("1", "a", 10, 150), job("2", "a", 20, 90), job("3", "a", 10, 100)]
+def test_a_stage_starts_from_the_best_candidate_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def sweep(setting: Any, folder: Path, *arguments: str) -> list[Row]:
-        asked.append([a for a in arguments if a.startswith("optimizer.lr")])
-        return left
+    def run(base: Any, settings: Any, target: Any, seed: int) -> jobs.Run:
+        asked.append((settings["a"], settings["b"]))
+        wrong = 10 * abs(settings["a"] - 2) + settings["b"]
+        return jobs.Run(Path(), {"val": outcome(wrong, 10), "val_base": outcome(50, 50)})
 
-    monkeypatch.setattr(repair_search, "sweep", sweep)
+    monkeypatch.setattr(jobs.Base, "run", run)
     what = repair_search.Search(
         goals={"on_class": 0.2, "all": 0.5},
         fixed={},
-        start={"optimizer.lr": 1},
-        stages=[{"optimizer.lr": [1, 2]}, {"optimizer.lr": [3]}],
+        start={"a": 1, "b": 5},
+        stages=[{"a": [1, 2]}, {"b": [0, 5]}],
     )
-    setting = jobs.Setting("mnist", "9", True, [1], [0], 1)
-    candidates = repair_search.run_search(setting, Path("folder"), what)
-    assert asked == [["optimizer.lr=1,2"], ["optimizer.lr=3"]]
-    assert [c.settings["optimizer.lr"] for c in candidates] == ["3", "1", "2"]
+    best, *others = repair_search.run_search([(jobs.Base(1, {}, {}), [0])], what)
+    assert asked == [(1, 5), (2, 5), (2, 0)]
+    assert best.settings == {"a": 2, "b": 0}
+    assert [each.settings for each in others] == [{"a": 2, "b": 5}, {"a": 1, "b": 5}]
 
 
-def test_the_picture_and_the_table_of_a_study(tmp_path: Path) -> None:
-    rows = [job("1", "a", 10, 150), job("1", "b", 20, 110)]
-    for row in rows:
-        row.results |= {"parameters.trainable": 7, "seconds.fit": 0.5}
-        row.results |= {"val.repaired": 60, "val.broken": 40}
-    columns = repair_table.columns
-    table = {"base": columns(rows, "val_base"), "method": columns(rows, "val")}
-    assert repair_table.markdown(table).splitlines()[2:] == [
-        "| base | 50 (100%) | 150 | 200 (100%) | 0 | 0 | 0 | 0.0 |",
-        "| method | 15 ± 7 (30%) | 115 ± 35 | 130 ± 28 (65%) | 60 | 40 | 7 | 0.5 |",
+def rows() -> repair_table.Rows:
+    def run(target: int, other: int) -> dict[str, Any]:
+        test = outcome(target, other) | {"repaired": 60, "broken": 40}
+        return {"test": test, "parameters": {"trainable": 7}}
+
+    base = run(50, 150)
+    found = {"base": [repair_table.columns(base, base, [0])]}
+    found["method"] = [
+        repair_table.columns(run(*each), base, [0]) for each in ((10, 140), (20, 90))
     ]
-    repair_table.draw(table, tmp_path / "repair.png")
+    return found
+
+
+def test_a_table_has_mean_spread_and_worst_case() -> None:
+    assert repair_table.markdown(rows(), {"method": 1.5}).splitlines()[2:] == [
+        "| base | 100.0% | 100.0% | 60 | 40 | 7 | 1 |  |",
+        "| method | 30.0% ± 14.1, 40% | 65.0% ± 14.1, 75% | 60 | 40 | 7 | 2 | 1.5 |",
+        "",
+        "The base's errors, on average: 50 on the class, 200 in all.",
+    ]
+    assert repair_table.markdown_of_several(rows()).splitlines()[-1] == (
+        "| method | 30.0% ± 14.1, 40% | 65.0% ± 14.1, 75% |"
+    )
+
+
+def test_all_classes_leave_none_elsewhere() -> None:
+    assert repair_table.shares((5, 5), (10, 10)) == {"class": 50.0, "all": 50.0}
+
+
+def test_a_table_goes_between_its_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- one -->\nold\n<!-- /one -->\nb\n<!-- two -->\n<!-- /two -->\n")
+    repair_table.fill(page, "one", "new")
+    repair_table.fill(page, "two", "first")
+    marked = "<!-- one -->\nnew\n<!-- /one -->\nb\n<!-- two -->\nfirst\n<!-- /two -->\n"
+    assert page.read_text() == f"a\n{marked}"
+    with pytest.raises(ValueError, match="three"):
+        repair_table.fill(page, "three", "new")
+
+
+def test_the_picture_of_a_study(tmp_path: Path) -> None:
+    repair_table.draw(rows(), tmp_path / "repair.png")
     assert (tmp_path / "repair.png").stat().st_size > 10_000
