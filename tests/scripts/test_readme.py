@@ -124,6 +124,7 @@ def test_what_other_scripts_print() -> None:
     assert tables.rows_of(table, ["c", "a"]).splitlines()[2:] == ["| c | 3 |", "| a | 1 |"]
     with pytest.raises(ValueError, match="no row d; expected one of a, b, c"):
         tables.rows_of(table, ["d"])
+    assert tables.columns_of("| a | b |\n| - | - |\n| 1 | 2 |", ["b"]) == "| b |\n| - |\n| 2 |"
     with pytest.raises(ValueError, match="found none"):
         tables.markdown_table("nothing")
     assert tables.from_line("┏ old\nx\n┏ new\ny\n", "┏") == "┏ new\ny"

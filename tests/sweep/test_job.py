@@ -133,10 +133,7 @@ def test_what_the_books_say_is_what_the_jobs_did(cli: Any, base_ckpt: Path, tmp_
         content = plugin.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         info = HParamsPluginData.FromString(content).session_start_info
         hparams[row["folder"]] = {key: info.hparams[key].number_value for key in swept}
-    assert hparams == {
-        row["folder"]: {key: float(row[key]) for key in swept}
-        for row in rows[:4]
-    }
+    assert hparams == {row["folder"]: {key: float(row[key]) for key in swept} for row in rows[:4]}
     titles = next(line for line in done.out.splitlines() if line.startswith("┃"))
     assert [title.strip() for title in titles.split("┃")[2:-1]] == [
         *(*swept, "val.accuracy", "val errors on 9"),
