@@ -81,7 +81,7 @@ def test_data_of_the_configuration() -> None:
         ("data.batch_size=0", 9, "data.batch_size=0: expected an integer >= 1"),
         ("data.val_size=60000", 9, "data.val_size=60000: expected less than 60000"),
         ("data.data_dir=/dev/null", 9, "data.data_dir=/dev/null: expected a folder that can be re"),
-        ("data.data_dir={tmp}/none", 9, "labels-idx1-ubyte missing, and no download possible; expected the"),
+        ("data.data_dir={tmp}/none", 9, "missing, and no download possible; expected the"),
         ("data.mean=abc", 9, "data.mean=abc: expected a number"),
         ("data.seed=abc", 9, "data.seed=abc: expected an integer >= 0"),
         ("data.dataset=CIFAR10", 9, "data.dataset=CIFAR10: expected one of MNIST, FashionMNIST"),

@@ -116,6 +116,8 @@ def test_target_weight_without_others_is_the_plain_mean() -> None:
         ({"margin": -1}, "margin=-1: expected a finite number >= 0"),
         ({"distill": True}, "distill=True: expected"),
         ({"temperature": 0}, "temperature=0: expected a finite number > 0"),
+        ({"temperature": 2**63}, r"temperature=9\d+: expected a finite number > 0, at most 1e\+06"),
+        ({"margin": 10**400}, r"margin=1\d+: expected a finite number >= 0"),
         ({"target_weight": 1.5}, "target_weight=1.5: expected a finite number from 0 to 1"),
         ({"target_weight": 0.5, "target": None}, "target_weight=0.5: expected null"),
     ],

@@ -79,6 +79,8 @@ MENDED = (
     Case("lora", "data.seed", "1" + "0" * 30),
     Case("lora", "loss.target_weight", "${nope}"),
     Case("lora", "lora.alpha", "1e308"),
+    Case("recipe", "loss.temperature", "9223372036854775808"),
+    Case("eval", "paths.outputs", "${nope}"),
     Case("lora", "lora.rank", "1000000000"),
     Case("drawn", "lora.init_std", "1e38"),
     Case("lora", "+trainer.profiler", "-0.5"),

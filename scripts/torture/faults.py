@@ -41,7 +41,7 @@ _LIMIT = 120
 _REPLACED = {"mnist.ckpt"}
 #: Bytes of the largest file, and open files beside those that there are.
 _SIZES = (2_000, 10_000, 40_000, 150_000)
-_DESCRIPTORS = (0, 1, 2, 4, 8)
+_DESCRIPTORS = (2, 4, 8, 16, 32)
 
 
 def _is_hydras(path: str) -> bool:
@@ -77,7 +77,8 @@ def _limit(kind: int, value: int) -> None:
 
 
 def _few_descriptors(more: int) -> None:
-    _limit(resource.RLIMIT_NOFILE, len(list(Path("/proc/self/fd").iterdir())) - 1 + more)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    _limit(resource.RLIMIT_NOFILE, highest + more)
 
 
 class Bench:
@@ -141,7 +142,7 @@ def faults(place: Path, seed: int, quick: bool) -> list[Row]:
     import_all()
     bench = Bench(place)
     chance = random.Random(seed)
-    most = 2 if quick else 8  # of a command's writes
+    most = 1 if quick else 8  # of a command's writes
     writes = {name: bench.count(name) for name in _COMMANDS}
     cases: dict[str, list[tuple[str, Callable[[Path], None]]]] = {}
     for kind, (then, lasts) in _AT_WRITES.items():

@@ -47,7 +47,7 @@ def wrong(case: Case, answer: Answer, folder: Path) -> str | None:
 
 def _names(case: Case, said: str) -> bool:
     """Whether a message names the key, or the part of the configuration, or the value."""
-    plain = (re.findall(r"[\w/.]+", case.value) or [case.value])[-1][:20]
+    plain = (re.findall(r"[\w/.]+", case.value) or [case.value.strip("'\\")])[-1][:20]
     # With whatever value training diverges, it is the learning rate that is to blame.
     return any(part in said for part in (*case.key.lstrip("+").split("."), plain, "optimizer.lr"))
 

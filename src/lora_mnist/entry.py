@@ -20,8 +20,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
-from lora_mnist.errors import UserError, exit_on_user_error
+from lora_mnist.errors import UserError, bad_value, exit_on_user_error
 from lora_mnist.files import atomic_write
 from lora_mnist.process import lasting_imports
 from lora_mnist.project import PROJECT
@@ -135,7 +136,10 @@ class RunFolder(Callback):
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
         if config.hydra.output_subdir is None:
             return
-        folder = Path(config.hydra.run.dir)
+        try:
+            folder = Path(config.hydra.run.dir)
+        except OmegaConfBaseException as error:
+            _exit(str(bad_value(error)))
         resume = OmegaConf.select(config, "resume")
         if resume is None:
             make_or_exit("hydra.run.dir", folder, config.hydra.output_subdir)

@@ -1,6 +1,7 @@
 """What fine-tuning minimises: losses of single images, and their mean over a batch."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -78,6 +79,10 @@ def weighted_mean(losses: Tensor, is_target: Tensor, target_weight: float) -> Te
     return torch.where((target == 0) | (others == 0), losses.mean(), (weights * losses).sum())
 
 
+#: The loss has its square as a factor, in float32.
+_HOTTEST = 1e6
+
+
 class Loss:
     """The loss of a training batch: right answers, and the base's own answers where they count.
 
@@ -115,8 +120,10 @@ class Loss:
         _check_number("margin", margin, least=0)
         _check_number("distill", distill, least=0)
         _check_number("temperature", temperature, least=0)
-        if temperature == 0:
-            raise ValueError("temperature=0: expected a finite number > 0")
+        if not 0 < temperature <= _HOTTEST:
+            raise ValueError(
+                f"temperature={temperature}: expected a finite number > 0, at most {_HOTTEST:g}"
+            )
         if target_weight is not None:
             _check_number("target_weight", target_weight, least=0, most=1)
             if target is None:
@@ -127,10 +134,10 @@ class Loss:
         self.target = [target] if isinstance(target, int) else list(target or [])
         self.fit: Callable[[Tensor, Tensor], Tensor] = cross_entropy
         if fit == "hinge":
-            self.fit = lambda logits, labels: hinge(logits, labels, margin)
-        self.distill = distill
+            self.fit = lambda logits, labels: hinge(logits, labels, float(margin))
+        self.distill = float(distill)
         self.distill_on = distill_on
-        self.temperature = temperature
+        self.temperature = float(temperature)
         self.target_weight = target_weight
         self.needs_base = distill > 0
 
@@ -163,6 +170,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _check_number(name: str, value: float, least: float, most: float = math.inf) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and least <= value <= most):
+    # An integer may be too large to be a float.
+    if not (is_number and abs(value) <= sys.float_info.max and least <= value <= most):
         limit = f">= {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
         raise ValueError(f"{name}={value}: expected a finite number {limit}")

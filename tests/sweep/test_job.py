@@ -113,7 +113,7 @@ def test_what_the_books_say_is_what_the_jobs_did(cli: Any, base_ckpt: Path, tmp_
     done = cli("train.py", *arguments)
     assert done.code == 1
     sweep = only_sweep(tmp_path)
-    reason = "lora.rank=0: expected an integer >= 1"
+    reason = "lora.rank=0: expected an integer >= 1, at most 2147483647"
     assert done.err.splitlines()[0] == f"#0 lora.rank=0 lora.alpha=1 failed: {reason}"
     rows = read_summary(sweep)
     assert {row["error"] for row in rows[4:]} == {reason}

@@ -58,7 +58,9 @@ def test_trainings_side_by_side(base_ckpt: Path, tmp_path: Path) -> None:
     arguments = (*FEW, f"base_ckpt={base_ckpt}", "lora.rank=0,1,2", *launcher, *recorder)
     _, err = run(tmp_path, *arguments, code=1, entry="train.py")
     told, _ = err.splitlines()
-    assert told == "#0 lora.rank=0 failed: lora.rank=0: expected an integer >= 1"
+    assert (
+        told == "#0 lora.rank=0 failed: lora.rank=0: expected an integer >= 1, at most 2147483647"
+    )
     assert statuses(only_sweep(tmp_path)) == ["finished", "finished", "failed"]
     threads = {json.loads(path.read_text())["threads"] for path in records.iterdir()}
     assert threads == {max(1, len(os.sched_getaffinity(0)) // 2)}
@@ -98,7 +100,7 @@ def test_ray_spreads_trainings_over_nodes(
         f"+callbacks.workers.folder={records}",
     )
     _, err = run(tmp_path, *arguments, "lora.rank=0,1,2", code=1, entry="train.py")
-    assert "lora.rank=0 failed: lora.rank=0: expected an integer >= 1" in err
+    assert "lora.rank=0 failed: lora.rank=0: expected an integer >= 1, at most 2147483647" in err
     assert "1 failed; go on with: python train.py -m" in err.splitlines()[-1]
     assert "Traceback" not in err
     assert statuses(only_sweep(tmp_path)) == ["finished", "finished", "failed"]
