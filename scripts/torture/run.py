@@ -1,7 +1,7 @@
 """The project's promises, tried hard, with a table at the end.
 
-    python scripts/torture/run.py                # everything: about half an hour
-    python scripts/torture/run.py --quick        # a few cases of each: two minutes
+    python scripts/torture/run.py                # everything: three quarters of an hour on one core
+    python scripts/torture/run.py --quick        # a few cases of each: five minutes
     python scripts/torture/run.py --only kills   # one of kills, faults, together, fuzz, leaks
 
 What was lost is told on standard error as it is found; the table, as Markdown, is printed on
