@@ -1,10 +1,13 @@
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from composed import composed
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
@@ -105,6 +108,14 @@ def test_a_logger_gets_a_curve(
     assert len(curves) == ("logger=none" not in overrides)
 
 
+def test_a_job_of_a_sweep_is_validated_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.MULTIRUN))
+    assert build(tmp_path, "trainer.max_steps=100").val_check_interval == 1.0
+
+
 def test_without_validation_images(tmp_path: Path) -> None:
     assert build(tmp_path, validates=False).limit_val_batches == 0
 
@@ -152,15 +163,9 @@ def test_refuses_what_a_run_cannot_do(tmp_path: Path, override: str, message: st
 def test_a_job_of_a_sweep_is_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweeping: bool, devices: int
 ) -> None:
-    from types import SimpleNamespace
-
-    from hydra.types import RunMode
-
-    import lora_mnist.trainer
-
     mode = RunMode.MULTIRUN if sweeping else RunMode.RUN
-    hydra = SimpleNamespace(initialized=lambda: True, get=lambda: SimpleNamespace(mode=mode))
-    monkeypatch.setattr(lora_mnist.trainer, "HydraConfig", hydra)
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(mode=mode))
     overrides = ("trainer=ddp_sim", f"trainer.devices={devices}")
     if sweeping and devices > 1:
         with pytest.raises(UserError, match="trainer.devices=2: expected one process for each job"):

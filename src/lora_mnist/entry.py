@@ -31,6 +31,14 @@ from lora_mnist.sweep.folder import key_of, make_or_exit
 from lora_mnist.sweep.job import swept_job
 from lora_mnist.sweep.session import conduct
 
+#: Flags with which a command still runs something.
+_STARTS = ("-m", "--multirun")
+#: Letters in the name of a file.
+_LONGEST_NAME = 200
+#: Files that a run has open at a time, with those that libraries open for a moment.
+_LEAST_DESCRIPTORS = 32
+#: Bytes, for configuration and log.
+_LEAST_SPACE = 1 << 16
 _NO_STAGE = """stage: missing; expected one of
   python train.py stage=pretrain         to train a base
   python train.py stage=lora digit=9     to repair it with an adapter"""
@@ -48,7 +56,7 @@ def run_command(main: Callable[[], Any]) -> None:
 
 
 def _check_arguments(entry: str, arguments: list[str]) -> None:
-    """Answer two mistakes better than Hydra, which sees them first, can."""
+    """Answer some mistakes better than Hydra can, which would see them first."""
     for argument in arguments:
         key, _, value = argument.partition("=")
         try:
@@ -75,13 +83,6 @@ def _check_choice(argument: str, group: str, chosen: object) -> None:
         if not isinstance(name, str) or len(name) > _LONGEST_NAME:
             options = sorted(path.stem for path in (PROJECT / "configs" / group).glob("*.yaml"))
             _exit(f"{argument}: expected one of {', '.join(options)}; or ~{group}, for none")
-
-
-#: Of a file.
-_LONGEST_NAME = 200
-
-#: Flags with which a command still runs something.
-_STARTS = ("-m", "--multirun")
 
 
 def _exit(message: str, code: int = 2) -> NoReturn:
@@ -181,9 +182,3 @@ def _require_descriptors() -> None:
     finally:
         for descriptor in opened:
             os.close(descriptor)
-
-
-#: Files that a run has open at a time, with those that libraries open for a moment.
-_LEAST_DESCRIPTORS = 32
-#: Bytes, for configuration and log.
-_LEAST_SPACE = 1 << 16

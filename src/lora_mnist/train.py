@@ -122,11 +122,7 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             print_results(results, data.classes)
             # Last: a run that fails on the way leaves the current base alone.
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                bases, current = base_folder(cfg), Path(cfg.base_ckpt)
-                if useless:
-                    bases, current = folder, own_file(folder, cfg.base_name, results["base_sha256"])
-                own = write_base(net.state_dict(), bases, cfg.base_name, current)
-                log.info("base: %s, kept as %s", current, own)
+                _publish(cfg, net, folder if useless else None, results["base_sha256"])
             show_run(trainer, results, folder, cfg.figures)
             log.info("run: %s", folder)
     if useless:
@@ -137,8 +133,17 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     return results
 
 
+def _publish(cfg: DictConfig, net: nn.Module, instead: Path | None, sha256: str) -> None:
+    """Make a base the current one, beside all others; or keep it in the folder ``instead``."""
+    bases, current = base_folder(cfg), Path(cfg.base_ckpt)
+    if instead is not None:
+        bases, current = instead, own_file(instead, cfg.base_name, sha256)
+    own = write_base(net.state_dict(), bases, cfg.base_name, current)
+    log.info("base: %s, kept as %s", current, own)
+
+
 def _why_useless(outcomes: Mapping[str, Any], data: ImageDataModule) -> str | None:
-    """What is wrong with a network that a constant answer could replace, as its base could not."""
+    """Say so, if a network does no better than a constant answer, though its base did."""
     split = "val" if "val" in outcomes else "test"
     counts = outcomes[split]["images_per_class"]
     share = max(counts) / sum(counts)
@@ -246,9 +251,7 @@ def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
             "the most validation errors"
         )
     errors = torch.zeros(len(data.classes), dtype=torch.int64)
-    # A loader draws from the global generator, as it must not here: with digit=weakest a run is the
-    # same as with the number of that class.
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode():
         for batch in data.val_dataloader():
             images, labels = data.on_after_batch_transfer(batch, 0)  # type: ignore[arg-type]
             wrong = net(images).argmax(dim=1) != labels

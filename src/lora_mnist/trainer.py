@@ -25,7 +25,7 @@ from lora_mnist.runs import CHECKPOINTS
 from lora_mnist.show.tensorboard import Curves
 from lora_mnist.trainer_settings import check_settings
 
-#: How often a run that somebody may watch is validated.
+#: How often a single run is validated, since somebody may watch it; a sweep's job is at its end.
 _VALIDATIONS = 4
 
 
@@ -73,7 +73,7 @@ def build_trainer(
         logger = _logger(cfg.logger, folder, step, name) if cfg.get("logger") else False
     if logger:
         callbacks.append(Curves())
-        settings |= _validations(cfg)
+        settings |= {} if _is_sweeping() else _validations(cfg)
     parts = {"callbacks": callbacks, "logger": logger, "plugins": [AtomicCheckpointIO()]}
     try:
         trainer: Trainer = instantiate(cfg.trainer, **parts, **settings)
@@ -162,11 +162,14 @@ def _check_trainer(trainer: Trainer) -> None:
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
             "since the base is kept in float32, bit for bit"
         )
-    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeping and trainer.world_size > 1:
+    if _is_sweeping() and trainer.world_size > 1:
         raise UserError(
             f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
         )
+
+
+def _is_sweeping() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _accelerators() -> list[str]:
