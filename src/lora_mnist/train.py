@@ -35,12 +35,7 @@ from lora_mnist.load import base_folder, load_base
 from lora_mnist.lora import base_state_dict, changed_tensors, save_adapter
 from lora_mnist.module import BaseAnswers, ClassifierModule
 from lora_mnist.process import keep_freed_memory
-from lora_mnist.results import (
-    Clock,
-    collect_results,
-    new_run_folder,
-    write_results,
-)
+from lora_mnist.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.resume import Start, claimed_run, fit, run_to_resume
 from lora_mnist.show.report import show_run
 from lora_mnist.show.tables import print_parameters, print_results
