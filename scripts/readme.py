@@ -116,6 +116,8 @@ MADE = {
 PRINTED = {
     "torture": Printed("README.md", markdown_table),
     "speed": Printed("README.md", speed_rows),
+    "benchmark": Printed("docs/speed.md", markdown_table),
+    "packed": Printed("docs/speed.md", markdown_table),
     "summaries": Printed("docs/sweeps.md", markdown_table),
     "notebook": Printed("docs/notebook.md", markdown_table),
     "elsewhere": Printed("docs/notebook.md", markdown_table),

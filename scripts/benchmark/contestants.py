@@ -89,22 +89,40 @@ def batches_in_memory(count: int, batch_size: int = 10) -> Batches:
     return [data.on_after_batch_transfer(b, 0) for b in islice(data.train_dataloader(), count)]
 
 
-def fit_bare(net: nn.Module, batches: Batches) -> float:
-    """Steps a second of the least loop that does the work."""
+def fit_bare(net: nn.Module, batches: Batches, warm_up: int = 0) -> float:
+    """Steps a second of the least loop that does the work, after ``warm_up`` steps of it."""
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], fused=True)
 
-    def loop() -> None:
+    def loop(batches: Batches) -> None:
         for images, labels in batches:
             optimizer.zero_grad()
             F.cross_entropy(net(images), labels).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+        if batches and batches[0][0].is_cuda:
+            torch.cuda.synchronize()
 
-    return len(batches) / seconds(loop)
+    loop(batches[:warm_up])
+    return len(batches) / seconds(lambda: loop(batches))
 
 
 def fit_net(make: Callable[[], nn.Module], steps: int, batch_size: int = 10) -> float:
     """Steps a second of that loop on the network that ``make`` returns."""
     return fit_bare(make(), batches_in_memory(steps, batch_size))
+
+
+def fit_on(
+    device: str, make: Callable[[], nn.Module], steps: int, batch_size: int, compiled: bool = False
+) -> float:
+    """Steps a second of that loop on ``device``, to which nothing is copied while it runs.
+
+    ``compiled`` puts the forward and the backward pass each into one CUDA graph, as
+    ``torch.compile(net, mode="reduce-overhead")`` does; compiling them is not counted.
+    """
+    net = make().to(device)
+    if compiled:
+        net.compile(mode="reduce-overhead")
+    batches = [(x.to(device), y.to(device)) for x, y in batches_in_memory(steps, batch_size)]
+    return fit_bare(net, batches, warm_up=10)
 
 
 # --- networks ------------------------------------------------------------------------------------
@@ -135,8 +153,9 @@ def dense_net() -> source_notebook.RichBoyNet:
 
 
 @lru_cache
-def _trainer_test(adapted: bool) -> Callable[[], None]:
-    cfg = configure("stage=lora" if adapted else "stage=pretrain", "logger=none")
+def _trainer_test(adapted: bool, *overrides: str) -> Callable[[], None]:
+    stage = "stage=lora" if adapted else "stage=pretrain"
+    cfg = configure(stage, "logger=none", *overrides)
     data, net = build_data(cfg, "test"), build_net(cfg)
     if adapted:
         add_configured_lora(cfg, net)
@@ -151,9 +170,9 @@ def _trainer_test(adapted: bool) -> Callable[[], None]:
     return test
 
 
-def test_ours(adapted: bool) -> float:
+def test_ours(adapted: bool, *overrides: str) -> float:
     """Images a second through ``Trainer.test``."""
-    test = _trainer_test(adapted)
+    test = _trainer_test(adapted, *overrides)
     with terminal():
         return 10_000 / seconds(test)
 

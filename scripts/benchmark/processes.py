@@ -72,6 +72,8 @@ def all_sides() -> dict[str, Side]:
         "notebook": Side(fresh=True),
         "floor": Side(),
         "PEFT": Side(),
+        "compiled": Side(),
+        "CPU": Side(start=begin_as_a_run),
         "ours": Side(start=begin_as_a_run),
     }
 

@@ -6,6 +6,7 @@ from contestants import (
     dense_net,
     fit_net,
     fit_notebook,
+    fit_on,
     fit_ours,
     lora_net,
     peft_net,
@@ -56,7 +57,7 @@ def training_rows(sides: dict[str, Side], quick: bool) -> list[Row]:
         ),
     ]
     for batch_size, least in ((10, 1.5), (100, 1.35)):
-        count = steps * 10 // (batch_size + 20)  # a step of 100 images takes three times as long
+        count = steps // 3  # about as many as a repair has: packing counts as it does there
         contestants = {
             "PEFT": sides["PEFT"](fit_net, peft_net, count, batch_size),
             "ours": sides["ours"](fit_net, lora_net, count, batch_size),
@@ -92,6 +93,41 @@ def test_rows(sides: dict[str, Side], quick: bool) -> list[Row]:
             warm_up=True,
         ),
     ]
+
+
+def gpu_rows(sides: dict[str, Side], quick: bool) -> list[Row]:
+    """Training and test on a GPU, beside the same on the CPU, PEFT and a compiled network."""
+    steps = 120 if quick else 400
+    on_gpu = "trainer=gpu"
+    rows = [
+        Row(
+            f"{stage}, Trainer, GPU",
+            "steps/s",
+            {
+                "CPU": sides["CPU"](fit_ours, steps, f"stage={stage}", "trainer=cpu"),
+                "ours": sides["ours"](fit_ours, steps, f"stage={stage}", on_gpu),
+            },
+            {"CPU": 1},
+            warm_up=True,
+        )
+        for stage in ("pretrain", "lora")
+    ]
+    for batch_size in (10, 100):
+        contestants = {
+            "PEFT": sides["PEFT"](fit_on, "cuda", peft_net, steps, batch_size),
+            "compiled": sides["compiled"](fit_on, "cuda", lora_net, steps, batch_size, True),
+            "ours": sides["ours"](fit_on, "cuda", lora_net, steps, batch_size),
+        }
+        name = f"LoRA rank 1, bare loop, batches of {batch_size}, GPU"
+        rows.append(Row(name, "steps/s", contestants, {"PEFT": 1, "compiled": 1}, warm_up=True))
+    contestants = {
+        "CPU": sides["CPU"](test_ours, True, "trainer=cpu"),
+        "ours": sides["ours"](test_ours, True, on_gpu),
+    }
+    rows.append(
+        Row("test, adapted network, GPU", "images/s", contestants, {"CPU": 1}, warm_up=True)
+    )
+    return rows
 
 
 def command_rows(folder: str, python: str) -> list[Row]:

@@ -1,9 +1,11 @@
 """How fast: this project beside the notebook, PEFT and a bare PyTorch loop, in one run.
 
-    python scripts/benchmark/run.py              # every row: under ten minutes
+    python scripts/benchmark/run.py              # every row: some ten minutes
     python scripts/benchmark/run.py --quick      # training and tests alone: under two minutes
+    python scripts/benchmark/run.py --gpu        # training and tests on a GPU
     python scripts/benchmark/run.py --growth     # cost by rank, width and batch size, drawn too
     python scripts/benchmark/run.py --profile    # where a training step's time goes
+    python scripts/benchmark/run.py --packed     # two products, with plain and packed weights
     python scripts/benchmark/run.py --process    # what is gained by what process.py does
 
 The contestants of a row take turns, round after round, and are compared round by round, so that
@@ -28,19 +30,21 @@ from contestants import OUTPUT
 from extras import require_extra
 from growth import draw, growth, growth_tables
 from processes import all_sides, quiet_lightning
-from profiling import process_rows, profile
+from profiling import packed_rows, process_rows, profile
 from row import Row
-from rows import command_rows, test_rows, training_rows
+from rows import command_rows, gpu_rows, test_rows, training_rows
 from tables import line, markdown
 
-from lora_mnist.errors import exit_on_user_error
+from lora_mnist.errors import UserError, exit_on_user_error
 from lora_mnist.files import atomic_write
 
 
-def machine() -> str:
+def machine(gpu: bool = False) -> str:
     """What the numbers were measured on."""
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores ({platform.machine()}), torch {torch.__version__}, {date.today()}"
+    parts = [f"{len(os.sched_getaffinity(0))} cores ({platform.machine()})"]
+    if gpu:
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join([*parts, f"torch {torch.__version__}", str(date.today())])
 
 
 def measure(rows: list[Row], seconds: float) -> dict[str, Any]:
@@ -55,8 +59,10 @@ def measure(rows: list[Row], seconds: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer rows and steps")
+    parser.add_argument("--gpu", action="store_true", help="training and tests on a GPU")
     parser.add_argument("--growth", action="store_true", help="how cost grows; draws a picture")
     parser.add_argument("--profile", action="store_true", help="the parts of a training step")
+    parser.add_argument("--packed", action="store_true", help="what packed weights gain")
     parser.add_argument("--process", action="store_true", help="what process.py gains")
     parser.add_argument(
         "--python",
@@ -64,11 +70,17 @@ def main() -> None:
         help="interpreter for the rows of whole commands, such as one with the base install alone",
     )
     arguments = parser.parse_args()
+    if arguments.gpu and not torch.cuda.is_available():
+        raise UserError("--gpu: expected a CUDA device, and torch finds none on this machine")
     quiet_lightning()
-    print(machine(), flush=True)
+    print(machine(arguments.gpu), flush=True)
     if arguments.profile:
         for stage in ("pretrain", "lora"):
             print(f"\n{stage}\n\n{markdown(['part of a step', 'ms', 'share'], profile(stage))}")
+        return
+    if arguments.packed:
+        products = ["forward, plain", "forward, packed", "gradient, plain", "gradient, packed"]
+        print("\n" + markdown(["batch", *products], packed_rows()))
         return
     if arguments.process:
         measure(process_rows(rounds=5), seconds=60)
@@ -81,14 +93,17 @@ def main() -> None:
     require_extra("run.py", "bench", "peft")
     with TemporaryDirectory() as folder:
         sides = all_sides()
-        rows = training_rows(sides, arguments.quick) + test_rows(sides, arguments.quick)
-        if not arguments.quick:
+        if arguments.gpu:
+            rows = gpu_rows(sides, arguments.quick)
+        else:
+            rows = training_rows(sides, arguments.quick) + test_rows(sides, arguments.quick)
+        if not (arguments.quick or arguments.gpu):
             rows += command_rows(folder, arguments.python)
         record = {
-            "machine": machine(),
+            "machine": machine(arguments.gpu),
             "rows": measure(rows, seconds=15 if arguments.quick else 45),
         }
-    with atomic_write(OUTPUT / "benchmark.json") as path:
+    with atomic_write(OUTPUT / ("gpu.json" if arguments.gpu else "benchmark.json")) as path:
         path.write_text(json.dumps(record))
 
 

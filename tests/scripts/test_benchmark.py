@@ -5,6 +5,7 @@ from math import inf
 import pytest
 import row
 import tables
+from contestants import fit_on, lora_net
 
 
 def measured(less_is_better: bool = False, **values: list[float]) -> row.Row:
@@ -78,3 +79,7 @@ def test_tables_are_markdown() -> None:
     assert tables.spread([3.0, 1.0, 2.0]) == "2.00 (1.00-3.00)"
     assert tables.spread([300.4, 100.0]) == "200 (100-300)"
     assert tables.spread([3.0, 1.0], 1) == "2.0 (1.0-3.0)"
+
+
+def test_a_loop_on_a_device() -> None:
+    assert fit_on("cpu", lora_net, steps=2, batch_size=10) > 0
