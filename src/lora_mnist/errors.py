@@ -137,13 +137,17 @@ def is_full_error_wanted() -> bool:
     return os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
 
 
-def one_line(error: object, most: int = _LONGEST_MESSAGE) -> str:
-    """The message of ``error``, or another text, without line breaks, of bearable length.
+def printable(text: str) -> str:
+    """``text``, with what would move a terminal's cursor, or colour it, written out.
 
-    Names in a stranger's file may hold what would move a terminal's cursor: that is written out.
+    Names of a stranger's files may hold such.
     """
-    text = " ".join(str(error).split())
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def one_line(error: object, most: int = _LONGEST_MESSAGE) -> str:
+    """The message of ``error``, or another text, without line breaks, of bearable length."""
+    text = printable(" ".join(str(error).split()))
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 2) :]}"
 
 

@@ -170,7 +170,7 @@ def _ask(net: nn.Module, data: ImageDataModule, images: Tensor) -> list[dict[str
 def _warn(predictions: list[dict[str, Any]]) -> None:
     doubtful = [found for found in predictions if found.get("note")]
     if doubtful:
-        named = [f"{found['file']} ({found['note']})" for found in doubtful[:_MOST_NAMED]]
+        named = [f"{one_line(found['file'])} ({found['note']})" for found in doubtful[:_MOST_NAMED]]
         log.warning(
             "%d of %d pictures seem to show no digit or several, whatever the answer: %s%s",
             *(len(doubtful), len(predictions), ", ".join(named)),

@@ -184,6 +184,11 @@ def test_predictions() -> None:
     assert cells(predicted(both))[1] == ["a[1].png", "4 (0.500)", "4 (0.250)"]
 
 
+def test_a_name_does_not_command_the_terminal() -> None:
+    text = predicted(prediction("\x1b[31ma  b.png", base=("4", 0.5)))
+    assert cells(text)[1] == [r"\x1b[31ma  b.png", "4 (0.500)"]
+
+
 def test_predictions_that_differ_and_notes_are_marked() -> None:
     other = prediction("b.png", base=("4", 0.5), adapted=("9", 0.75))
     same = prediction("c.png", base=("4", 0.5), adapted=("4", 0.5))
