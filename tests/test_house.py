@@ -48,7 +48,7 @@ APART = {
     "lora": {"files"},
     "sweep": {"errors", "files"},
     "entry": {"sweep", "runs", "errors", "files", "process", "project"},
-    "show": {"answers", "lora", "sweep", "files"},
+    "show": {"answers", "lora", "sweep", "errors", "files"},
     "answers": {"files"},
     "data": {"errors", "files"},
     "runs": {"errors", "files"},
