@@ -63,6 +63,7 @@ def _show_a_repair(page: Any) -> None:
     page.wait_for_selector("#adapters .token")
     page.get_by_label("Class of the test image").click()
     page.get_by_role("option", name="9", exact=True).click()
+    page.get_by_role("listbox").wait_for(state="detached")  # it fades away
     said = ""
     for _ in range(_MOST_CLICKS):
         page.locator("#mistake").click()

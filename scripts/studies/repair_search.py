@@ -97,7 +97,7 @@ def judged(
 
 
 def markdown_of_search(candidates: list[Candidate], what: Search, method: Settings) -> str:
-    """The candidates, best first; what all have in common is left out."""
+    """The candidates, best first, and which of them a method is; what all share is left out."""
     keys = [
         key for key in what.start if len({written(each.settings[key]) for each in candidates}) > 1
     ]
@@ -107,6 +107,10 @@ def markdown_of_search(candidates: list[Candidate], what: Search, method: Settin
         shares = [f"{share:.1%}" for share in each.shares]
         cells = [*(written(each.settings[key]) for key in keys), *shares, f"{each.distance:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    best = composed({"digit": 9, **what.fixed, **candidates[0].settings})
-    verdict = "is what" if best == composed({"digit": 9, **method}) else "is NOT what"
-    return "\n".join([*lines, "", f"The first {verdict} `{' '.join(overrides(method))}` says."])
+    said = composed({"digit": 9, **method})
+    tried = [composed({"digit": 9, **what.fixed, **each.settings}) for each in candidates]
+    place = "none of them"
+    if said in tried:
+        behind = candidates[tried.index(said)].distance - candidates[0].distance
+        place = f"row {tried.index(said) + 1}, {behind:.3f} behind" if behind else "the first"
+    return "\n".join([*lines, "", f"`{' '.join(overrides(method))}` is {place}."])

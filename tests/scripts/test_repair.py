@@ -204,3 +204,20 @@ def test_a_table_goes_between_its_markers(tmp_path: Path) -> None:
 def test_the_picture_of_a_study(tmp_path: Path) -> None:
     repair_table.draw(rows(), tmp_path / "repair.png")
     assert (tmp_path / "repair.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("rate", "place"), [(0.002, "the first"), (0.001, "row 2, 0.100 behind"), (0.5, "none of them")]
+)
+def test_a_search_says_which_candidate_its_method_is(rate: float, place: str) -> None:
+    rates = [{"optimizer.lr": rate} for rate in (0.002, 0.001)]
+    candidates = [
+        repair_search.Candidate(settings, (0.5, 0.6), distance)
+        for settings, distance in zip(rates, (1.0, 1.1), strict=True)
+    ]
+    fixed = {"stage": "lora"}
+    what = repair_search.Search({"on_class": 0.2, "all": 0.6}, fixed, rates[0], [])
+    method = {"optimizer.lr": rate, "stage": "lora"}
+    text = repair_search.markdown_of_search(candidates, what, method)
+    assert "| 0.002 | 50.0% | 60.0% | 1.000 |" in text.splitlines()
+    assert text.splitlines()[-1] == f"`optimizer.lr={rate} stage=lora` is {place}."
