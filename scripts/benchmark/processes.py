@@ -47,6 +47,11 @@ class Side:
         with self._new_process() as process:
             return process.submit(work, *arguments).result()
 
+    def stop(self) -> None:
+        """End the side's process."""
+        if self._process:
+            self._process.shutdown()
+
     def _new_process(self) -> ProcessPoolExecutor:
         # Each is forked from one that has imported everything and computed nothing.
         context = multiprocessing.get_context("forkserver")
@@ -64,9 +69,10 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", module="lightning")
 
 
-def all_sides() -> dict[str, Side]:
-    """A process for each side of the tables."""
-    return {
+@contextmanager
+def all_sides() -> Iterator[dict[str, Side]]:
+    """A process for each side of the tables; they end with the context."""
+    sides = {
         # Its dense products of several megabytes are twice as fast where an earlier measurement
         # happens to have left a free block at the heap's end, so each has a new heap.
         "notebook": Side(fresh=True),
@@ -75,7 +81,13 @@ def all_sides() -> dict[str, Side]:
         "compiled": Side(),
         "CPU": Side(start=begin_as_a_run),
         "ours": Side(start=begin_as_a_run),
+        "as Python starts": Side(start=gc.freeze),
     }
+    try:
+        yield sides
+    finally:
+        for side in sides.values():
+            side.stop()
 
 
 def begin_as_a_run() -> None:

@@ -1,6 +1,5 @@
 """Where a training step's time goes, and what is gained by what a run does to its process."""
 
-import gc
 import resource
 import statistics
 import subprocess
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from contestants import configure, fit_ours, lora_net, test_ours
-from processes import Contestant, Side, begin_as_a_run
+from processes import Contestant, Side
 from row import Row
 from torch import Tensor, nn
 
@@ -92,9 +91,9 @@ print(time.process_time() - started, len(gc.get_objects()), time.process_time())
 """
 
 
-def process_rows(rounds: int) -> list[Row]:
+def process_rows(sides: dict[str, Side], rounds: int) -> list[Row]:
     """What :mod:`lora_mnist.process` claims: each of its functions beside a process without it."""
-    plain, ours = Side(start=gc.freeze), Side(start=begin_as_a_run)
+    plain, ours = sides["as Python starts"], sides["ours"]
 
     def tests(adapted: bool) -> dict[str, Contestant]:
         return {"plain": plain(test_ours, adapted), "ours": ours(test_ours, adapted)}

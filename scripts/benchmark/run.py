@@ -83,7 +83,8 @@ def main() -> None:
         print("\n" + markdown(["batch", *products], packed_rows()))
         return
     if arguments.process:
-        measure(process_rows(rounds=5), seconds=60)
+        with all_sides() as sides:
+            measure(process_rows(sides, rounds=5), seconds=60)
         return
     if arguments.growth:
         tables = growth()
@@ -91,8 +92,7 @@ def main() -> None:
         draw(tables, OUTPUT / "growth.png")
         return
     require_extra("run.py", "bench", "peft")
-    with TemporaryDirectory() as folder:
-        sides = all_sides()
+    with TemporaryDirectory() as folder, all_sides() as sides:
         if arguments.gpu:
             rows = gpu_rows(sides, arguments.quick)
         else:
