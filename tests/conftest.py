@@ -4,6 +4,7 @@ import logging
 import os
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from composed import composed
 from helpers.commands import ROOT, Outcome, run_process
 from helpers.nets import TinyNet
+from hydra.core.hydra_config import HydraConfig
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +24,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing stays missing, also on a machine that could download it."""
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+@pytest.fixture(autouse=True)
+def no_hydra() -> Iterator[None]:
+    """Hydra's configuration is the process's: a test neither finds nor leaves one."""
+    HydraConfig.instance().cfg = None
+    yield
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture

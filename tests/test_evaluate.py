@@ -5,7 +5,6 @@ import pytest
 import torch
 from composed import QUICK, SMALL, composed, logged, small_base
 from helpers.commands import only_run, read_results
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lora_mnist.errors import UserError
@@ -92,10 +91,7 @@ def test_an_adapter_finds_its_own_base_after_another_was_pretrained(tmp_path: Pa
         assert found["test"] == counted(base["test"])
 
 
-def test_a_notebook_gets_the_results_back(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # as without hydra.main
+def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
     small_base(tmp_path)
     cfg = composed("eval", *SMALL, f"paths.outputs={tmp_path}")
     before = OmegaConf.to_yaml(cfg)

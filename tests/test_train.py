@@ -10,7 +10,6 @@ import pytest
 import torch
 from composed import QUICK, SMALL, composed, few_images, logged, small_base
 from helpers.commands import ROOT, only_run, read_results
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
@@ -208,9 +207,8 @@ def test_interrupted_pretraining_leaves_the_base_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_notebook_gets_the_results_back(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch, stage: str, overrides: tuple[str, ...]
+    outputs: Path, stage: str, overrides: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # as without hydra.main
     cfg = composed("train", f"stage={stage}", *QUICK, f"paths.outputs={outputs}", *overrides)
     before = OmegaConf.to_yaml(cfg)
     results = train(cfg)

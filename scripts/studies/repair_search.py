@@ -10,6 +10,7 @@ candidate so far. Every run tests, so the search lets it see one batch of test i
 read what came of it.
 """
 
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -113,4 +114,4 @@ def markdown_of_search(candidates: list[Candidate], what: Search, method: Settin
     if said in tried:
         behind = candidates[tried.index(said)].distance - candidates[0].distance
         place = f"row {tried.index(said) + 1}, {behind:.3f} behind" if behind else "the first"
-    return "\n".join([*lines, "", f"`{' '.join(overrides(method))}` is {place}."])
+    return "\n".join([*lines, "", f"`{shlex.join(overrides(method))}` is {place}."])
