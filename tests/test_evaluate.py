@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ from composed import QUICK, SMALL, composed, logged, small_base
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
+from lora_mnist import MLP, add_lora, save_adapter
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.lora import WEIGHTS_NAME
@@ -89,6 +91,24 @@ def test_an_adapter_finds_its_own_base_after_another_was_pretrained(tmp_path: Pa
         found = evaluate(cfg)
         assert found["base_sha256"] == base["base_sha256"]
         assert found["test"] == counted(base["test"])
+
+
+def test_a_run_that_ends_meanwhile_is_not_the_latest(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base that was found would not be its own."""
+    outputs = tmp_path / "outputs"
+    shutil.copytree(made.outputs, outputs)
+
+    def end_another_run(*_: Any) -> None:
+        folder = outputs / "lora" / "9999" / "adapter"
+        save_adapter(add_lora(MLP(hidden_sizes=[16])), folder)
+
+    monkeypatch.setattr("lora_mnist.evaluate.require_fit", end_another_run)
+    found = evaluate(composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest"))
+    assert (outputs / "lora" / "9999").exists()
+    assert found["test"] == counted(made.results["test"])
+    assert found["adapter"] == f"{outputs}/lora/{made.run.name}"
 
 
 def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:

@@ -14,12 +14,19 @@ from lora_mnist import MLP, add_lora, save_adapter
 from lora_mnist.base import write_base
 from lora_mnist.build import build_net
 from lora_mnist.errors import UserError
-from lora_mnist.load import adapter_specs, current_base, load_adapters, load_base
+from lora_mnist.load import (
+    adapter_specs,
+    current_base,
+    load_adapters,
+    load_base,
+    with_latest_adapter,
+)
 from lora_mnist.lora import CONFIG_NAME, WEIGHTS_NAME, changed_tensors, fingerprint
 
 
 def eval_config(outputs: Path, *overrides: str) -> DictConfig:
-    return composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides)
+    cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides)
+    return with_latest_adapter(cfg)
 
 
 @pytest.fixture
@@ -174,6 +181,22 @@ def test_an_adapter_by_its_folder_its_runs_or_as_the_latest(outputs: Path) -> No
     assert adapter_specs(eval_config(outputs)) == []
 
 
+def test_the_latest_adapter_is_named_wherever_it_is_asked_for(outputs: Path) -> None:
+    latest, other = f"{outputs}/lora/2026-01-02_b", f"{outputs}/lora/2026-01-01_a"
+    for value, expected in {
+        "latest": latest,
+        f"[{other},latest]": [other, latest],
+        "{path: latest, weight: 2}": {"path": latest, "weight": 2},
+        "[{path: latest, name: a}]": [{"path": latest, "name": "a"}],
+        other: other,
+        "null": None,
+    }.items():
+        cfg = composed("eval", f"paths.outputs={outputs}", f"adapter={value}")
+        before = cfg.copy()
+        assert with_latest_adapter(cfg).adapter == expected
+        assert cfg == before
+
+
 def test_an_adapter_of_peft_is_a_folder_of_its_own(outputs: Path, tmp_path: Path) -> None:
     folder = (outputs / "lora" / "2026-01-01_a" / "adapter").rename(tmp_path / "mine")
     (spec,) = adapter_specs(eval_config(outputs, f"adapter={folder}"))
@@ -238,7 +261,7 @@ def test_an_adapter_without_its_config_or_with_a_foreign_one(outputs: Path) -> N
 
 def test_there_may_be_no_latest_adapter(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        adapter_specs(eval_config(tmp_path, "adapter=latest"))
+        eval_config(tmp_path, "adapter=latest")
     assert str(caught.value) == (
         f"adapter=latest: expected an adapter in {tmp_path}/lora, found none; "
         "make one with: python train.py stage=lora"

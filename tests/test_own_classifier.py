@@ -187,7 +187,7 @@ def test_resnet_from_the_command_line_to_onnx(here: Path, resnet: nn.Module) -> 
     (found,) = session.run(None, {"images": images.numpy()})
     live = load_adapter(resnet.eval(), folder / "adapter")
     torch.testing.assert_close(torch.from_numpy(found), live(images).detach(), rtol=1e-3, atol=1e-3)
-    assert metadata["adapter"] == '"latest"'
+    assert metadata["adapter"] == '"outputs/lora/run"'
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from lora_mnist import add_lora, save_adapter
 from lora_mnist.build import build_net
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
-from lora_mnist.load import load_base
+from lora_mnist.load import load_base, with_latest_adapter
 from lora_mnist.predict import predict
 from lora_mnist.train import train
 
@@ -190,7 +190,7 @@ def test_an_adapter_of_ones_own_base_needs_that_base(here: Path) -> None:
         assert message in refused(evaluate, config("eval", "adapter=latest", "base_ckpt=null"))
     allowed = config("eval", "adapter=latest", "base_ckpt=null", "allow_other_base=true")
     torch.save(fresh().state_dict(), other)
-    load_base(allowed, fresh())
+    load_base(with_latest_adapter(allowed), fresh())
     assert evaluate(config("eval", "adapter=latest"))["test_base"]["errors"] >= 0
 
 

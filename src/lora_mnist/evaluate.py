@@ -17,7 +17,7 @@ from lora_mnist.build import (
     require_known_keys,
 )
 from lora_mnist.data import ImageDataModule
-from lora_mnist.load import load_adapters, load_base
+from lora_mnist.load import load_adapters, load_base, with_latest_adapter
 from lora_mnist.lora import lora_names, pack_frozen, set_lora_enabled
 from lora_mnist.module import ClassifierModule
 from lora_mnist.process import keep_freed_memory
@@ -39,7 +39,8 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
 
     Args:
         cfg: a configuration of ``configs/eval.yaml``; it is not changed. ``cfg.adapter`` is as for
-            :func:`lora_mnist.load.adapter_specs`; ``cfg.each`` tests each adapter alone too.
+            :func:`lora_mnist.load.adapter_specs`, or ``latest``; ``cfg.each`` tests each adapter
+            alone too.
         run_folder: where to leave results.json and the logger's files; ``None`` makes a new folder,
             named by the time.
 
@@ -54,6 +55,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     require_bool(cfg, "each")
     require_figures(cfg)
     keep_freed_memory()
+    cfg = with_latest_adapter(cfg)
     data = build_data(cfg, "test")
     net = build_net(cfg)
     base = load_base(cfg, net)

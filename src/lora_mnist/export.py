@@ -19,7 +19,7 @@ from lora_mnist.build import build_data, build_net, require_fit, require_known_k
 from lora_mnist.data import FolderDataModule, ImageDataModule
 from lora_mnist.errors import UserError, missing_extra
 from lora_mnist.files import atomic_write
-from lora_mnist.load import load_adapters, load_base
+from lora_mnist.load import load_adapters, load_base, with_latest_adapter
 from lora_mnist.lora import base_state_dict, fingerprint, merge_lora
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     """
     require_known_keys(cfg, *_KEYS)
     form = _checked_format(cfg)
+    cfg = with_latest_adapter(cfg)
     net = build_net(cfg)
     load_base(cfg, net)
     adapters = load_adapters(cfg, net)

@@ -98,21 +98,55 @@ def _base_of_adapter(cfg: DictConfig) -> str | None:
         raise UserError(f"adapter={one_line(error)}") from error
 
 
+def with_latest_adapter(cfg: DictConfig) -> DictConfig:
+    """``cfg`` with the folder of the last run of stage=lora wherever its ``adapter`` is ``latest``.
+
+    A command asks once: another run may end before it has found the base and loaded the adapter.
+
+    Raises:
+        UserError: if there is no latest adapter.
+    """
+    cfg = cfg.copy()
+    cfg.adapter = _with_latest(cfg.adapter, Path(cfg.paths.outputs, "lora"))
+    return cfg
+
+
+def _with_latest(adapter: Any, runs: Path) -> Any:
+    if adapter == "latest":
+        return _latest_adapter(runs)
+    if isinstance(adapter, ListConfig):
+        return [_with_latest(each, runs) for each in adapter]
+    if isinstance(adapter, DictConfig) and adapter.get("path") == "latest":
+        return {**adapter, "path": _latest_adapter(runs)}
+    return adapter
+
+
+def _latest_adapter(runs: Path) -> str:
+    # The folders are named by the time.
+    found = sorted(path.parents[1] for path in runs.glob(f"*/adapter/{CONFIG_NAME}"))
+    if not found:
+        raise UserError(
+            f"adapter=latest: expected an adapter in {runs}, found none; "
+            "make one with: python train.py stage=lora"
+        )
+    return str(found[-1])
+
+
 def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
     """``path``, ``name`` and perhaps ``weight`` of each adapter of ``cfg.adapter``.
 
     ``cfg.adapter`` is null, a folder, a mapping of ``path`` and perhaps ``weight`` and ``name``, or
-    a list of such. A folder is an adapter's own, or that of the run that left it; ``latest`` is the
-    last run of stage=lora. An adapter without a name is called after its folder, or its run's.
+    a list of such. A folder is an adapter's own, or that of the run that left it. An adapter
+    without a name is called after its folder, or its run's.
 
     Raises:
-        UserError: if an adapter is described in another way, or there is no latest one.
+        UserError: if an adapter is described in another way.
     """
     chosen = cfg.adapter if isinstance(cfg.adapter, ListConfig) else [cfg.adapter]
-    return [_adapter_spec(cfg, adapter) for adapter in chosen if adapter is not None]
+    return [_adapter_spec(adapter) for adapter in chosen if adapter is not None]
 
 
-def _adapter_spec(cfg: DictConfig, adapter: Any) -> dict[str, Any]:
+def _adapter_spec(adapter: Any) -> dict[str, Any]:
     spec: Any = {"path": adapter} if isinstance(adapter, str) else adapter
     if not (
         isinstance(spec, Mapping)
@@ -122,23 +156,11 @@ def _adapter_spec(cfg: DictConfig, adapter: Any) -> dict[str, Any]:
         raise UserError(
             f"adapter={adapter}: expected a folder, latest, or a mapping of path, weight and name"
         )
-    path = _latest_adapter(cfg) if spec["path"] == "latest" else Path(spec["path"])
+    path = Path(spec["path"])
     if not (path / CONFIG_NAME).exists() and (path / "adapter").is_dir():
         path /= "adapter"
     name = spec.get("name") or (path.parent.name if path.name == "adapter" else path.name)
     return {"weight": 1.0, **spec, "path": path, "name": str(name)}
-
-
-def _latest_adapter(cfg: DictConfig) -> Path:
-    runs = Path(cfg.paths.outputs, "lora")
-    # The folders are named by the time.
-    found = sorted(path.parent for path in runs.glob(f"*/adapter/{CONFIG_NAME}"))
-    if not found:
-        raise UserError(
-            f"adapter=latest: expected an adapter in {runs}, found none; "
-            "make one with: python train.py stage=lora"
-        )
-    return found[-1]
 
 
 def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:

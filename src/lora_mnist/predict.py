@@ -22,7 +22,7 @@ from lora_mnist.data import ImageDataModule, MNISTDataModule
 from lora_mnist.data.ink import DIGITS, doubt
 from lora_mnist.errors import IncompleteError, UserError, one_line
 from lora_mnist.files import atomic_write
-from lora_mnist.load import load_adapters, load_base
+from lora_mnist.load import load_adapters, load_base, with_latest_adapter
 from lora_mnist.lora import lora_disabled
 from lora_mnist.show.pictures import draw_predictions
 from lora_mnist.show.tables import print_predictions
@@ -64,6 +64,7 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
     require_bool(cfg, "json")
     if not isinstance(cfg.picture, str | None):
         raise UserError(f"picture={cfg.picture}: expected a file to draw in, or null")
+    cfg = with_latest_adapter(cfg)
     files = _find(cfg.images)
     data: ImageDataModule = build_data(cfg, None)
     net = build_net(cfg)

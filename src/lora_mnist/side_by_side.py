@@ -16,7 +16,7 @@ from lora_mnist.build import build_data, build_net, require_fit
 from lora_mnist.cache import Cache
 from lora_mnist.data import ImageDataModule
 from lora_mnist.errors import UserError
-from lora_mnist.load import adapter_specs, load_adapters, load_base
+from lora_mnist.load import adapter_specs, load_adapters, load_base, with_latest_adapter
 from lora_mnist.lora import CONFIG_NAME, lora_adapters, lora_disabled, lora_layers
 
 
@@ -50,7 +50,7 @@ class SideBySide:
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        self._cfg = cfg
+        self._cfg = cfg = with_latest_adapter(cfg)
         self._named = {self._name(spec["path"]): spec for spec in adapter_specs(cfg)}
         self._networks = Cache[_Network | UserError](limit=2)
         self._wrong = Cache[Tensor](limit=2)
