@@ -90,11 +90,15 @@ def test_small_files(tmp_path: Path) -> None:
     assert np.unique(found.label).tolist() == [999]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"torn", b"\x02\0\0\0\0\0\0\0{}"])
-def test_what_cannot_be_read_is_none(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / ANSWERS_FILE).write_bytes(content)
+def test_there_may_be_none(tmp_path: Path) -> None:
     assert read_answers(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", b"\x02\0\0\0\0\0\0\0{}"])
+def test_what_cannot_be_read_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ANSWERS_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=r"^answers\.safetensors: damaged"):
+        read_answers(tmp_path)
 
 
 def test_a_strangers_answers_take_no_more_memory_than_they_may(tmp_path: Path) -> None:
@@ -107,4 +111,5 @@ def test_a_strangers_answers_take_no_more_memory_than_they_may(tmp_path: Path) -
         found.confusion("base", 10)
     (tmp_path / ANSWERS_FILE).unlink()
     os.mkfifo(tmp_path / ANSWERS_FILE)
-    assert read_answers(tmp_path) is None
+    with pytest.raises(ValueError, match=r"^answers\.safetensors: damaged"):
+        read_answers(tmp_path)

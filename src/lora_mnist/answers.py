@@ -110,19 +110,26 @@ def write_answers(told: Mapping[str, Any], images: Any, folder: Path) -> None:
 
 
 def read_answers(folder: Path) -> Answers | None:
-    """The answers in a run's folder; ``None`` where there are none, or none that can be used."""
+    """The answers in a run's folder; ``None`` where there are none.
+
+    Raises:
+        ValueError: if they cannot be used.
+    """
     path = folder / ANSWERS_FILE
+    if not path.exists():
+        return None
+    damaged = f"{ANSWERS_FILE}: damaged, or of another version"
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-            return None
+            raise ValueError(damaged)
         kept = load_file(path)
         fields: dict[str, Any] = {key: array for key, array in kept.items() if "." not in key}
         answers = Answers(**fields)
         for kind, mask in answers.kinds().items():
             gallery = Gallery(kept[f"{kind}.index"], kept[f"{kind}.images"], int(mask.sum()))
             answers.galleries[kind] = gallery
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
-        return None
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(damaged) from error
     return answers
 
 

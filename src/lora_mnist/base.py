@@ -63,7 +63,7 @@ def read_base(path: Path, net: nn.Module) -> Base:
     """
     expected = net.state_dict()
     stat = path.stat()
-    stored = _read_tensors(path, stat.st_mtime_ns, stat.st_size, limits(expected))
+    stored = _read_tensors(path.resolve(), stat.st_mtime_ns, stat.st_size, limits(expected))
     prefix = _common_prefix(stored, expected)
     tensors = _fit(stored, expected, prefix)
     net.load_state_dict(tensors)

@@ -96,7 +96,7 @@ def build_net(cfg: DictConfig) -> nn.Module:
     Raises:
         UserError: if a value of ``cfg.net`` cannot be used.
     """
-    kind = _configured_class(cfg)
+    kind = find_net(cfg)
     try:
         with config_group("net"):
             net: Any = instantiate(cfg.net, _convert_="all")
@@ -108,8 +108,12 @@ def build_net(cfg: DictConfig) -> nn.Module:
     return net
 
 
-def _configured_class(cfg: DictConfig) -> Any:
-    """What ``cfg.net._target_`` names: a class, or a function that returns a network."""
+def find_net(cfg: DictConfig) -> Any:
+    """What ``cfg.net._target_`` names: a class, or a function that returns a network.
+
+    Raises:
+        UserError: if there is none.
+    """
     if OmegaConf.is_missing(cfg.net, "_target_"):
         raise UserError("net._target_: missing; expected a class, as net._target_=my_nets.Net")
     if (here := str(Path.cwd())) not in sys.path:
@@ -132,21 +136,23 @@ def _signature(cfg: DictConfig, kind: Any) -> str:
         takes = f"; it takes {inspect.signature(kind)}"
     except (TypeError, ValueError):  # as some that are written in C
         takes = ""
-    is_ours = str(cfg.net._target_).startswith("lora_mnist.")
     # net=custom alone leaves the group open, and comes without keys of its own.
-    if is_ours or not OmegaConf.is_struct(cfg.net):
+    if str(cfg.net._target_).startswith("lora_mnist.") or not OmegaConf.is_struct(cfg.net):
         return takes
     return f"{takes}; expected net=custom, which adds no arguments of its own"
 
 
 @torch.no_grad()
-def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> None:
+def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> Tensor:
     """Refuse a network that cannot take these images, or has not one output for each class.
 
     Args:
         net: the network; one forward pass in eval mode leaves it as it is.
         data: whose classes ``net`` is to tell apart.
         images: some of its images, uint8, shape (N, channels, height, width).
+
+    Returns:
+        What the network answers: logits, shape (N, classes).
 
     Raises:
         UserError: with both shapes.
@@ -155,7 +161,7 @@ def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> None:
     shape, expected = tuple(batch.shape), (len(batch), len(data.classes))
     modes = {module: module.training for module in net.modules()}
     try:
-        output = net.eval()(batch)
+        output: Tensor = net.eval()(batch)
     except Exception as error:  # whatever the network's own layers raise
         raise UserError(
             f"net: cannot take images of shape {shape} from {data.name} ({one_line(error)})"
@@ -169,6 +175,7 @@ def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> None:
             f"net: answers {found} to images of shape {shape}; expected {expected}, an output for "
             f"each of the {len(data.classes)} classes of {data.name}"
         )
+    return output
 
 
 def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:

@@ -131,6 +131,8 @@ def _checked_format(cfg: DictConfig) -> Format:
         raise UserError(f"format={cfg.format}: expected one of {', '.join(_FORMATS)}")
     if not isinstance(cfg.out, str) or Path(cfg.out).is_dir():
         raise UserError(f"out={cfg.out or 'null'}: expected a file to write")
+    if (form := _ENDINGS.get(Path(cfg.out).suffix.lower(), cfg.format)) != cfg.format:
+        raise UserError(f"out={cfg.out}: expected another ending, or format={form}")
     if cfg.format == "onnx":
         try:
             import onnxruntime  # noqa: F401
@@ -216,3 +218,5 @@ _FORMATS = {
     "onnx": Format(_write_onnx, _read_onnx),
     "torch_export": Format(_write_torch_export, _read_torch_export),
 }
+#: What a file with such an ending is taken for.
+_ENDINGS = {".onnx": "onnx", ".safetensors": "safetensors", ".pt2": "torch_export"}

@@ -72,7 +72,11 @@ def _temporary_name(name: str, suffix: str) -> str:
 
 
 def _host() -> str:
-    return re.sub(r"\W", "", socket.gethostname())[:50]
+    """Where a process's number is its own: a machine, or a container on it."""
+    name = re.sub(r"\W", "", socket.gethostname())[:50]
+    with suppress(OSError):  # Linux alone has it
+        name += f"_{Path('/proc/self/ns/pid').stat().st_ino}"
+    return name
 
 
 def _is_abandoned(entry: os.DirEntry[str], host: str, process: int) -> bool:

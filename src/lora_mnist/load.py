@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
@@ -104,11 +106,18 @@ def with_latest_adapter(cfg: DictConfig) -> DictConfig:
     A command asks once: another run may end before it has found the base and loaded the adapter.
 
     Raises:
-        UserError: if there is no latest adapter.
+        UserError: if there is no latest adapter, or this is a job of a sweep: while that goes on,
+            another adapter may become the latest.
     """
-    cfg = cfg.copy()
-    cfg.adapter = _with_latest(cfg.adapter, Path(cfg.paths.outputs, "lora"))
-    return cfg
+    found = cfg.copy()
+    found.adapter = _with_latest(cfg.adapter, Path(cfg.paths.outputs, "lora"))
+    sweeping = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeping and found.adapter != cfg.adapter:
+        raise UserError(
+            f"adapter={cfg.adapter}: expected the folder itself in a sweep, whose jobs could find "
+            f"different ones: adapter={found.adapter}"
+        )
+    return found
 
 
 def _with_latest(adapter: Any, runs: Path) -> Any:

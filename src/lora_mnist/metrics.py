@@ -115,7 +115,7 @@ class AnswerMetric(Metric):
         found = {"index": place * processes + rank, "label": labels}
         for side, of_side in logits.items():
             found[side] = of_side.argmax(dim=1)
-            chances = of_side.softmax(dim=1)
+            chances = of_side.float().softmax(dim=1)  # NumPy knows no bfloat16
             found[f"{side}_probability"] = chances.gather(1, found[side][:, None])[:, 0]
         for name, values in found.items():
             getattr(self, name).append(values)

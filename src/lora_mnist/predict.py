@@ -62,7 +62,7 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
     """
     require_known_keys(cfg, *_KEYS)
     require_bool(cfg, "json")
-    if not isinstance(cfg.picture, str | None):
+    if not isinstance(cfg.picture, str | None) or Path(cfg.picture or "seen.png").is_dir():
         raise UserError(f"picture={cfg.picture}: expected a file to draw in, or null")
     cfg = with_latest_adapter(cfg)
     files = _find(cfg.images)
@@ -125,10 +125,11 @@ def _pictures_in(folder: Path) -> list[Path]:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise UserError(f"images={folder}: expected a folder to read ({error.strerror})") from error
-    pictures = [p for p in paths if p.suffix.lower() in IMG_EXTENSIONS and not p.is_dir()]
+    endings = (*IMG_EXTENSIONS, ".gif")
+    pictures = [p for p in paths if p.suffix.lower() in endings and not p.is_dir()]
     if not pictures:
         raise UserError(
-            f"images={folder}: expected files that end in {', '.join(IMG_EXTENSIONS)}; "
+            f"images={folder}: expected files that end in {', '.join(endings)}; "
             "subfolders are not searched"
         )
     subfolders = sum(path.is_dir() for path in paths)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,10 +151,11 @@ def _only_process(cfg: DictConfig, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):
+            if [path.name for path in checkpoints.iterdir()] == [".lock"]:  # it came to no training
+                (checkpoints / ".lock").unlink()  # still locked: nobody else can hold it
+                checkpoints.rmdir()
         lock.release()
-        if [path.name for path in checkpoints.iterdir()] == [".lock"]:  # it did not come to train
-            (checkpoints / ".lock").unlink()
-            checkpoints.rmdir()
 
 
 def _read_record(cfg: DictConfig, folder: Path) -> RunRecord:
@@ -175,7 +176,7 @@ def _require_same_run(cfg: DictConfig, earlier: RunRecord, settings: Mapping[str
         if old == new or key.startswith(free):
             continue
         if key not in _LIMITS:
-            raise UserError(_differs(cfg, key, old, new, settings))
+            raise UserError(_differs(cfg, key, before, settings))
         if _limit(new) < _limit(old):
             raise UserError(f"{key}={new}: expected {old} or more, as in resume={cfg.resume}")
         goes_farther = True
@@ -187,8 +188,15 @@ def _require_same_run(cfg: DictConfig, earlier: RunRecord, settings: Mapping[str
 
 
 def _differs(
-    cfg: DictConfig, key: str, old: object, new: object, settings: Mapping[str, Any]
+    cfg: DictConfig, key: str, before: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
+    old, new = before.get(key), settings.get(key)
+    if {} in (old, new):  # a group without keys, such as scheduler=constant
+        target = f"{key}._target_"
+        return (
+            f"{key}: expected {before.get(target, 'none')} instead of "
+            f"{settings.get(target, 'none')}, as in resume={cfg.resume}"
+        )
     steps = settings.get("trainer.max_steps")
     if key.startswith("scheduler.") and new == steps:
         return f"trainer.max_steps={steps}: expected {old}, since {key} counts them"

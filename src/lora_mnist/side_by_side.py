@@ -1,8 +1,9 @@
 """A base and its adapters side by side, asked about one image at a time."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -69,9 +70,14 @@ class SideBySide:
         """
         with self._lock:
             self._networks = Cache[_Network | UserError](limit=2)
-        found = sorted(self._outputs.rglob(CONFIG_NAME), key=lambda p: -p.stat().st_mtime)
+        found = {}
+        for place, _, files in os.walk(self._outputs):
+            with suppress(OSError):  # a run that is cleared away meanwhile
+                if CONFIG_NAME in files:
+                    found[Path(place)] = Path(place, CONFIG_NAME).stat().st_mtime
+        newest_first = sorted(found, key=lambda folder: -found[folder])
         named = {name: Path(spec["path"]) for name, spec in self._named.items()}
-        return {**{self._name(path.parent): path.parent for path in found}, **named}
+        return {**{self._name(folder): folder for folder in newest_first}, **named}
 
     def read(self, picture: bytes) -> Tensor:
         """A drawing in the form of the dataset's images: uint8, (channels, height, width).

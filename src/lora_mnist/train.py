@@ -17,13 +17,14 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist.answers import write_answers
-from lora_mnist.base import Base, own_file, write_base
+from lora_mnist.base import own_file, write_base
 from lora_mnist.build import (
     add_configured_lora,
     build_data,
     build_module,
     build_net,
     choose_trainable,
+    find_net,
     require_figures,
     require_fit,
     require_known_keys,
@@ -83,6 +84,7 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
         raise UserError(f"seed={seed}: expected an integer from 0 to {2**32 - 1}")
     check_callbacks(cfg.get("callbacks"))
     resumed = run_to_resume(cfg)
+    find_net(cfg)  # its module may draw, or seed, when it is imported: in the first job alone
     seed_everything(seed, verbose=False)
     folder = run_folder or resumed or new_run_folder(cfg)
     return pretrain(cfg, folder) if stage == "pretrain" else adapt(cfg, folder)
@@ -165,14 +167,16 @@ def adapt(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     base = load_base(cfg, net)
     target = find_weakest(cfg, net) if cfg.digit == "weakest" else cfg.digit
     data = build_data(cfg, "fit", target)
-    require_fit(net, data, data.train_set.images[:2])
+    blank = torch.zeros_like(data.train_set.images[:2])
+    # A class that a notebook has defined anew answers otherwise with the same tensors.
+    network = [base.sha256, cfg.net, require_fit(net, data, blank).tolist()]
     if data.hardness:
-        data.draw_weights = _rate_images(cfg, net, base, data)
+        data.draw_weights = _rate_images(cfg, net, network, data)
     if with_adapter:
         add_configured_lora(cfg, net)
     else:
         choose_trainable(net, cfg.trainable)
-    asked = _asked(cfg, base, data)
+    asked = _asked(cfg, network, data)
     module = build_module(cfg, net, data, base, _base_answers.get(asked))
     with claimed_run(cfg, folder, module) as start:
         trainer = _fit(cfg, folder, module, data, clock, start)
@@ -259,25 +263,25 @@ def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
     return weakest
 
 
-def _rate_images(cfg: DictConfig, net: nn.Module, base: Base, data: ImageDataModule) -> DrawWeights:
+def _rate_images(
+    cfg: DictConfig, net: nn.Module, network: list[Any], data: ImageDataModule
+) -> DrawWeights:
     """How often each training image is drawn, as the base, which ``net`` holds, sees them."""
-    drawn = [data.targets, data.replay > 0, data.hardness]
-    key = str([base.sha256, cfg.net, _images(cfg, data), drawn])
-    weights = _draw_weights.get(key)
-    return _draw_weights.keep(key, data.rate(net)) if weights is None else weights
+    key = str([network, _images(cfg, data), data.targets, data.replay > 0, data.hardness])
+    return _draw_weights.get(key) or _draw_weights.keep(key, data.rate(net))
 
 
-def _asked(cfg: DictConfig, base: Base, data: ImageDataModule) -> str:
+def _asked(cfg: DictConfig, network: list[Any], data: ImageDataModule) -> str:
     """All that the base's answers to the validation and test images depend on."""
     arithmetic = {k: v for k, v in cfg.trainer.items() if not str(k).startswith(("max_", "log_"))}
-    return str([base.sha256, cfg.net, _images(cfg, data), data.eval_batch_size, arithmetic])
+    return str([network, _images(cfg, data), data.eval_batch_size, arithmetic])
 
 
 def _images(cfg: DictConfig, data: ImageDataModule) -> list[Any]:
-    """What tells one set of images from another: where they are, how they are split and seen."""
+    """What tells one set of images from another: what they are, how they are split and seen."""
     drawing = {"batch_size", "replay", "hardness", "seed", "augment", "eval_batch_size"}
     source = {key: value for key, value in cfg.data.items() if key not in drawing}
-    return [source, data.mean, data.std, len(data.val_set)]
+    return [source, sorted(data.sha256.items()), data.mean, data.std, len(data.val_set)]
 
 
 def _check_writable(path: str | None) -> None:

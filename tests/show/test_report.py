@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from composed import logged
-from helpers.runs import results, write_run
+from helpers.runs import answers, images, results, write_run
 from lightning.pytorch import Trainer
 
 import lora_mnist.show.report
+from lora_mnist.answers import write_answers
 from lora_mnist.show.report import REPORT_FILE, make_report, show_run
 
 
@@ -50,8 +51,37 @@ def test_the_classes_to_repair_stand_out(tmp_path: Path) -> None:
 
 def test_a_layer_that_sees_no_pixels_is_named(tmp_path: Path) -> None:
     write_run(tmp_path)
+    said = "No adapted layer sees the pixels"
+    assert said not in make_report(tmp_path).read_text()
+    write_answers(answers(), images(side=3), tmp_path)
+    assert said in make_report(tmp_path).read_text()
+
+
+def test_without_answers_it_says_what_is_missing(tmp_path: Path) -> None:
+    write_run(tmp_path)
     (tmp_path / "answers.safetensors").unlink()
-    assert "No adapted layer sees the pixels" in make_report(tmp_path).read_text()
+    with logged("lora_mnist.report") as text:
+        page = make_report(tmp_path).read_text()
+    assert "no answers.safetensors, so no pictures of single images" in text.getvalue()
+    assert "No adapted layer" not in page
+
+
+@pytest.mark.parametrize("damage", ["answers", "inf", "negative"])
+def test_nothing_is_drawn_from_what_is_damaged(tmp_path: Path, damage: str) -> None:
+    """The figures that were drawn before stay."""
+    found = write_run(tmp_path)
+    make_report(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*g")}
+    assert len(before) > 6
+    if damage == "answers":
+        content = (tmp_path / "answers.safetensors").read_bytes()
+        (tmp_path / "answers.safetensors").write_bytes(content[:50])
+    else:
+        found["test"]["errors_per_class"][0] = float("inf") if damage == "inf" else -5
+        (tmp_path / "results.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="damaged"):
+        make_report(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*g")} == before
 
 
 def test_results_alone_are_enough(tmp_path: Path) -> None:

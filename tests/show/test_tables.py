@@ -82,7 +82,7 @@ def test_results_of_a_base() -> None:
     assert text.splitlines()[-3:] == [
         "accuracy: 0.8867",
         "34 errors in 300 images, most on the images of cat: 30 of 100. "
-        "`experiment=repair digit=0` repairs",
+        "`experiment=repair digit=cat` repairs",
         "them.",
     ]
 

@@ -72,8 +72,11 @@ def test_adapters_of_which_the_class_is_not_known() -> None:
 def test_a_base_alone() -> None:
     assert verdict_text(results("pretrain")) == (
         "12 errors in 60 images, most on the images of dog: 9 of 20. "
-        "`experiment=repair digit=1` repairs them."
+        "`experiment=repair digit=dog` repairs them."
     )
+    base = of_digits(0, 0)
+    del base["test_base"]
+    assert verdict_text(base).endswith("`experiment=repair digit=9` repairs them.")
     right = {"classes": ["a"], "test": outcome([0])}
     assert verdict_text(right) == "0 errors in 20 images."
 

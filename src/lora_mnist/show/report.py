@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Trainer
 
-from lora_mnist.answers import Answers, read_answers
+from lora_mnist.answers import ANSWERS_FILE, Answers, read_answers
 from lora_mnist.files import atomic_write
 from lora_mnist.show import document
 from lora_mnist.show.canvas import INK
@@ -77,12 +77,23 @@ def make_report(folder: Path) -> Path:
     results = read_results(folder)
     if results is None or "test" not in results:
         raise ValueError(f"{folder}: no results.json of a run")
+    _require_counts(results)
+    answers = read_answers(folder)
+    if answers is None:
+        log.warning("%s: no %s, so no pictures of single images", folder, ANSWERS_FILE)
     drawn = draw_run(folder, results)
-    parts = list(_parts(folder, results, drawn, read_answers(folder)))
+    parts = list(_parts(folder, results, drawn, answers))
     title = " ".join(phrase.text for phrase in verdict(results))
     with atomic_write(folder / REPORT_FILE) as path:
         path.write_text(document.document(title, parts), encoding="utf-8")
     return folder / REPORT_FILE
+
+
+def _require_counts(results: Mapping[str, Any]) -> None:
+    for split in ("test", "test_base"):
+        for key, counts in (results.get(split) or {}).items():
+            if key.endswith("_per_class") and any(type(n) is not int or n < 0 for n in counts):
+                raise ValueError(f"results.json: damaged: {split}.{key}={counts}")
 
 
 def _parts(
@@ -104,7 +115,7 @@ def _parts(
         yield from _galleries(answers, classes)
     confusion = figures.pop("confusion_base", "")
     confusion = figures.pop("confusion_difference", "") or confusion
-    inside = f"<div>{figures.get('layer', '')}{_no_pixels(results, figures)}</div>"
+    inside = f"<div>{figures.get('layer', '')}{_no_pixels(results, figures, answers)}</div>"
     yield "<h2>Which answers</h2>" + confusion if confusion else ""
     if "singular_values" in figures:
         yield "<h2>Inside the adapter</h2>"
@@ -182,9 +193,11 @@ def _signed(change: int) -> tuple[str, str]:
     return f"{change:+,}", "good" if change < 0 else "bad" if change else ""
 
 
-def _no_pixels(results: Mapping[str, Any], figures: Mapping[str, str]) -> document.Html:
+def _no_pixels(
+    results: Mapping[str, Any], figures: Mapping[str, str], answers: Answers | None
+) -> document.Html:
     """Why there is no picture of the first layer, where there is none."""
-    if results["stage"] != "lora" or "layer" in figures:
+    if results["stage"] != "lora" or "layer" in figures or answers is None:
         return ""
     return '<p class="faint">No adapted layer sees the pixels one by one: nothing to draw.</p>'
 

@@ -117,7 +117,8 @@ class Curves(Callback):
         for name in norms.keys() & found.keys():
             for writer in writers(trainer):
                 tag = f"adapter/singular_values/{name}"
-                writer.add_histogram(tag, found[name], trainer.global_step)
+                if found[name].isfinite().all():  # else training ends, with the reason
+                    writer.add_histogram(tag, found[name], trainer.global_step)
 
 
 def scalars(

@@ -5,9 +5,12 @@ Numbers have thousands separators; classes are called as people call them, ``nin
 """
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from lora_mnist.sweep.command import override
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _Results = Mapping[str, Any]
@@ -123,7 +126,9 @@ def _weakness(results: _Results, classes: Sequence[str]) -> list[Phrase]:
         return [Phrase(f"{said.text}.", "good")]
     worst = max(range(len(errors)), key=errors.__getitem__)
     where = f"most on {_the(classes, [worst])}: {errors[worst]:,} of {images[worst]:,}."
-    advice = f"`experiment=repair digit={worst}` repairs them."
+    name = classes[worst]
+    digit = worst if name.startswith(f"{worst} - ") else name
+    advice = f"`experiment=repair {shlex.quote(override('digit', digit))}` repairs them."
     return [Phrase(f"{said.text},"), Phrase(where), Phrase(advice, "advice")]
 
 

@@ -121,7 +121,8 @@ def _path_digest(path: Path) -> str | dict[str, str] | None:
     if path.is_file():
         return _file_digest(path)
     if path.is_dir():
-        files = (file for file in path.rglob("*") if file.is_file())
+        # A hidden one may be half of a file that somebody is writing.
+        files = (f for f in path.rglob("[!.]*") if f.is_file())
         return {file.relative_to(path).as_posix(): _file_digest(file) for file in files}
     return None
 

@@ -22,6 +22,7 @@ from lora_mnist.sweep import interrupt
 from lora_mnist.sweep.folder import (
     LOCK_FILE,
     STOP_FILE,
+    job_hash,
     key_of,
     read_commands,
     varied_overrides,
@@ -93,8 +94,14 @@ def swept_job(cfg: DictConfig) -> Iterator[Job]:
         if not job.due:
             yield job
             return
+        computes = job_hash(cfg)
         try:
             yield job
+            if job_hash(cfg) != computes:
+                raise UserError(
+                    f"sweep.inputs={OmegaConf.select(cfg, 'sweep.inputs')}: changed while the job "
+                    "ran; expected the same files throughout, so it has to run again"
+                )
             job.objective = _objective(cfg, folder)
         except Exception as error:
             _fail(cfg, hydra, folder, label, error)
