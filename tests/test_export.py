@@ -171,6 +171,7 @@ def test_a_missing_extra_is_named(
         ((), "out=null: expected a file to write"),
         (("out={tmp}",), "out={tmp}: expected a file to write"),
         (("out=/dev/null/x",), "out=/dev/null/x: expected a file that can be written"),
+        (("out={tmp}/x.onnx",), "out={tmp}/x.onnx: expected another ending, or format=onnx"),
         (("format=tf", "out=x"), "format=tf: expected one of safetensors, onnx, torch_export"),
         (("adapter={tmp}", "out={tmp}/x"), f"adapter={{tmp}}: expected a readable {WEIGHTS_NAME}"),
         (("base_ckpt={tmp}/none", "out={tmp}/x"), "base_ckpt={tmp}/none: no such file"),

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from composed import SMALL, composed, small_base
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lora_mnist import MLP, add_lora, save_adapter
@@ -272,3 +274,17 @@ def test_allow_other_base_is_true_or_false(outputs: Path) -> None:
     cfg = eval_config(outputs, "adapter=latest", "allow_other_base=maybe")
     with pytest.raises(UserError, match="allow_other_base=maybe: expected true or false"):
         load_adapters(cfg, build_net(cfg))
+
+
+def test_a_sweep_names_its_adapter(outputs: Path) -> None:
+    """While it goes on another may become the latest."""
+    cfg = composed("eval", f"paths.outputs={outputs}", "adapter=latest")
+    HydraConfig.instance().cfg = OmegaConf.create({"hydra": {"mode": RunMode.MULTIRUN}})
+    with pytest.raises(UserError) as caught:
+        with_latest_adapter(cfg)
+    assert str(caught.value) == (
+        "adapter=latest: expected the folder itself in a sweep, whose jobs could find different "
+        f"ones: adapter={outputs}/lora/2026-01-02_b"
+    )
+    cfg.adapter = f"{outputs}/lora/2026-01-01_a"
+    assert with_latest_adapter(cfg) == cfg

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +104,41 @@ def test_what_is_trained_is_in_train_mode(here: Path) -> None:
     plain = build_net(cfg).eval()
     choose_trainable(plain, "head.*")
     assert plain.get_submodule("norm").training
+
+
+def test_nothing_is_kept_of_what_has_changed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in one process share what the base answers: to the same images, by the same class."""
+
+    def base_of_a_run(name: str) -> Any:
+        cfg = config("train", "stage=lora", "digit=dog", *FIT, "data.replay=0")
+        return train(cfg, here / "outputs" / "lora" / name)["test_base"]
+
+    def asked_alone() -> Any:
+        return evaluate(config("eval"))["test"]
+
+    def same(found: Any, expected: Any) -> bool:
+        return bool({k: v for k, v in found.items() if k != "errors_of_target"} == expected)
+
+    first = asked_alone()
+    assert same(base_of_a_run("first"), first)
+    for old, new in (("cat", "x"), ("dog", "cat"), ("x", "dog")):
+        (here / "photos" / old).rename(here / "photos" / new)
+    relabelled = asked_alone()
+    assert relabelled != first
+    assert same(base_of_a_run("relabelled"), relabelled)
+    forward = type(fresh()).forward
+    monkeypatch.setattr(type(fresh()), "forward", lambda net, images: -forward(net, images))
+    reversed_ = asked_alone()
+    assert reversed_ != relabelled
+    assert same(base_of_a_run("reversed"), reversed_)
+
+
+def test_a_module_that_seeds_when_it_is_imported(here: Path) -> None:
+    text = (here / "nets_of_a_stranger.py").read_text()
+    (here / "nets_that_seed.py").write_text("import torch\ntorch.manual_seed(7)\n" + text)
+    options = ("net._target_=nets_that_seed.Net", "trainer=cpu", "+trainer.fast_dev_run=true")
+    first, again = (train(config("train", "stage=pretrain", *options)) for _ in range(2))
+    assert first["base_sha256"] == again["base_sha256"]
 
 
 def test_pictures_have_names(here: Path) -> None:

@@ -110,14 +110,16 @@ def test_a_picture_named_twice_is_seen_once(outputs: Path, pictures: Path) -> No
 
 def test_a_folder_means_the_pictures_in_it(outputs: Path, pictures: Path) -> None:
     (pictures / "2.png").rename(pictures / "B.PNG")
+    Image.open(pictures / "9.png").save(pictures / "9.gif")
+    (pictures / "9.png").unlink()
     (pictures / ".hidden.png").write_bytes(b"no picture")
     (pictures / "notes.txt").write_text("no picture")
     (pictures / "below.png").mkdir()
     with logged("lora_mnist.predict") as text:
         found = run(outputs, f"images={pictures}")
     assert [Path(each["file"]).name for each in found] == [
-        *(f"{n}.png" for n in (0, 1, 3, 4, 5, 6, 7, 8, 9)),
-        "B.PNG",
+        *(f"{n}.png" for n in (0, 1, 3, 4, 5, 6, 7, 8)),
+        *("9.gif", "B.PNG"),
     ]
     assert text.getvalue().splitlines() == [
         f"{pictures}: files that are no pictures by their names, left out: 1",
@@ -212,6 +214,7 @@ def test_nothing_to_see(outputs: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (("images={tmp}/pict*",), "images={tmp}/pict*: expected pictures; there is no such file"),
         (("images={one}", "json=2"), "json=2: expected true or false"),
         (("images={one}", "picture=/dev/null/x.png"), "picture=/dev/null/x.png: expected a pict"),
+        (("images={one}", "picture={tmp}"), "picture={tmp}: expected a file to draw in, or null"),
         (("images={one}", "picture={tmp}/x.y"), "picture={tmp}/x.y: expected a picture file to"),
         (("images={one}", "adapter={tmp}"), f"adapter={{tmp}}: expected a readable {WEIGHTS_NAME}"),
         (("images={one}", "base_ckpt={tmp}/none"), "base_ckpt={tmp}/none: no such file"),

@@ -250,6 +250,7 @@ def farther(folder: Path) -> dict[str, Any]:
         ("digit=3", "digit=3: expected 9, as in resume="),
         ("data.replay=9", "data.replay=9: expected 0, as in resume="),
         ("trainer.max_steps=20", "trainer.max_steps=20: expected 50 or more, as in resume="),
+        ("scheduler=linear", r"scheduler: expected none instead of torch\S+, as in resume="),
         ("callbacks=averaging", "callbacks.averaging._target_=lightning.*: expected null, as in"),
         ("callbacks.checkpoint=null", "resume=.*: expected callbacks.checkpoint to be kept"),
         ("base_ckpt={other}", "base_sha256=.*: expected .*, as in resume="),
@@ -275,6 +276,8 @@ def test_more_steps_than_a_schedule_counts_are_refused(go: Go) -> None:
     go("run", *LORA, "scheduler=linear", "logger=none", crash=9)
     with pytest.raises(UserError, match=r"^trainer.max_steps=60: expected 50, since scheduler\.t"):
         go("run", *LORA, "scheduler=linear", "logger=none", "trainer.max_steps=60", resume=True)
+    with pytest.raises(UserError, match=r"^scheduler: expected torch\S+ instead of none, as in"):
+        go("run", *LORA, "logger=none", resume=True)
 
 
 def test_how_often_to_save_may_change_and_a_base_may_move(go: Go, tmp_path: Path) -> None:

@@ -685,3 +685,10 @@ def test_an_experiment_sets_its_stage() -> None:
     assert (cfg.stage, cfg.digit) == ("lora", 9)
     assert OmegaConf.is_missing(composed("train"), "stage")
     assert OmegaConf.is_missing(composed("train", "experiment=notebook"), "stage")
+
+
+def test_mixed_precision_leaves_everything(outputs: Path) -> None:
+    """NumPy, which writes the answers, knows no bfloat16."""
+    results = run(outputs, "stage=lora", "+trainer.precision=bf16-mixed")
+    assert results["base_unchanged"]
+    assert (only_run(outputs, "lora") / "answers.safetensors").exists()

@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,22 @@ def test_a_damaged_job_runs_again(cli: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_a_job_starts_from_may_not_change_under_it(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is named by what it was before."""
+    file = tmp_path / "input"
+    file.write_text("before")
+    monkeypatch.setattr(time, "sleep", lambda _: file.write_text("after, and longer"))
+    done = cli(TOY, "-m", "x=1", f"input={file}")
+    assert done.code == 1
+    assert f"#0 failed: sweep.inputs=['{file}']: changed while the job ran" in done.err
+    sweep = only_sweep(tmp_path)
+    assert statuses(sweep) == ["failed"]
+    done = cli(TOY, "-m", "x=1", f"input={file}", f"sweep.resume={sweep}")
+    assert done.code == 0, done.err
+
+
 def test_a_job_without_a_sweep_in_its_configuration_just_runs(cli: Any, tmp_path: Path) -> None:
     """As those of commands that leave no results, such as predict.py."""
     done = cli(TOY, "--config-name=plain", "-m", "x=1,2")

@@ -98,9 +98,10 @@ def swept_job(cfg: DictConfig) -> Iterator[Job]:
         try:
             yield job
             if job_hash(cfg) != computes:
+                inputs = OmegaConf.to_container(cfg.sweep.inputs, resolve=True)
                 raise UserError(
-                    f"sweep.inputs={OmegaConf.select(cfg, 'sweep.inputs')}: changed while the job "
-                    "ran; expected the same files throughout, so it has to run again"
+                    f"sweep.inputs={inputs}: changed while the job ran; expected the same files "
+                    "throughout, so it has to run again"
                 )
             job.objective = _objective(cfg, folder)
         except Exception as error:
