@@ -382,7 +382,7 @@ def test_a_loss_that_is_not_finite_ends_training_at_that_step(outputs: Path, sta
     message = (
         r"^optimizer\.lr: the loss is (nan|inf) at step (\d+), at a learning rate of 1e\+25; exp"
     )
-    cfg = composed("train", f"stage={stage}", *SMALL, "logger=none", *options)
+    cfg = composed("train", f"stage={stage}", *SMALL, "logger=tensorboard", *options)
     cfg.paths.outputs = str(outputs)
     with pytest.raises(TrainingError, match=message) as caught:
         train(cfg)
