@@ -62,7 +62,8 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
     """
     require_known_keys(cfg, *_KEYS)
     require_bool(cfg, "json")
-    if not isinstance(cfg.picture, str | None) or Path(cfg.picture or "seen.png").is_dir():
+    drawing = cfg.picture
+    if drawing is not None and (not isinstance(drawing, str) or Path(drawing).is_dir()):
         raise UserError(f"picture={cfg.picture}: expected a file to draw in, or null")
     cfg = with_latest_adapter(cfg)
     files = _find(cfg.images)
