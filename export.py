@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from lora_mnist.entry import run_command, run_job
+from lora_mnist.cli import run_command, run_job
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="export")

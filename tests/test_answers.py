@@ -7,7 +7,7 @@ import torch
 from helpers.runs import answers, images
 from safetensors.numpy import save_file
 
-from lora_mnist.answers import ANSWERS_FILE, read_answers, write_answers
+from lora_mnist.disk.predictions import ANSWERS_FILE, read_answers, write_answers
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from helpers.nets import TinyNet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_mnist.base import find_base, own_file, read_base, write_base
+from lora_mnist.disk.base import find_base, own_file, read_base, write_base
 from lora_mnist.lora import changed_tensors, fingerprint
 
 State = dict[str, Tensor]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lora_mnist import MLP, lora_names
-from lora_mnist.build import (
+from lora_mnist.config import (
     add_configured_lora,
     build_data,
     build_module,

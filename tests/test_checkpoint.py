@@ -11,7 +11,7 @@ from helpers.crash import CRASH, Crashed
 from torch import Tensor, nn
 
 from lora_mnist import checkpoint
-from lora_mnist.checkpoint import (
+from lora_mnist.disk.checkpoint import (
     AtomicCheckpointIO,
     Checkpoints,
     _random_states,

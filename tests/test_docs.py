@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 
-import lora_mnist.entry  # noqa: F401 the resolvers that the configurations need
+import lora_mnist.cli  # noqa: F401 the resolvers that the configurations need
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
 PROGRAMS = ("python", "pip", "pytest", "tensorboard", "pre-commit", "eval")

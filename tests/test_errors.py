@@ -55,11 +55,17 @@ def test_the_config_group_stands_in_front(error: Exception, message: str) -> Non
     ("config", "message"),
     [
         (
-            {"_target_": "lora_mnist.loss.Loss", "fit": "l1"},
+            {"_target_": "lora_mnist.classifier.loss.Loss", "fit": "l1"},
             "lora.fit=l1: expected one of cross_entropy, hinge",
         ),
-        ({"_target_": "lora_mnist.loss.Lost"}, "lora: Error loading 'lora_mnist.loss.Lost'"),
-        ({"_target_": "lora_mnist.loss.Loss", "nope": 1}, "unexpected keyword argument 'nope'"),
+        (
+            {"_target_": "lora_mnist.classifier.loss.Lost"},
+            "lora: Error loading 'lora_mnist.classifier.loss.Lost'",
+        ),
+        (
+            {"_target_": "lora_mnist.classifier.loss.Loss", "nope": 1},
+            "unexpected keyword argument 'nope'",
+        ),
     ],
 )
 def test_the_config_group_sees_through_instantiate(config: dict[str, Any], message: str) -> None:

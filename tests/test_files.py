@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_mnist.files import atomic_write, read_json, sweep_up
+from lora_mnist.disk.files import atomic_write, read_json, sweep_up
 
 
 def test_replaces_the_file_at_the_end(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_another_machines_writer_has_a_day(tmp_path: Path) -> None:
 WRITER = """
 import os, sys
 from pathlib import Path
-from lora_mnist.files import atomic_write, sweep_up
+from lora_mnist.disk.files import atomic_write, sweep_up
 with atomic_write(Path(sys.argv[1])) as path:
     path.write_text("half")
     os.kill(os.getpid(), 9)

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lora_mnist import MLP, add_lora, save_adapter
-from lora_mnist.base import write_base
-from lora_mnist.build import build_net
+from lora_mnist.config import build_net
+from lora_mnist.disk.base import write_base
 from lora_mnist.errors import UserError
 from lora_mnist.load import (
     adapter_specs,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lora_mnist.loss import Loss, cross_entropy, distillation, hinge, weighted_mean
+from lora_mnist.classifier.loss import Loss, cross_entropy, distillation, hinge, weighted_mean
 
 LABELS = torch.tensor([0, 1, 2, 2, 1, 0, 2])
 

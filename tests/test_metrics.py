@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, lora_parameters
-from lora_mnist.metrics import AnswerMetric, ErrorMetric, Evaluation, RepairMetric
+from lora_mnist.classifier.metrics import AnswerMetric, ErrorMetric, Evaluation, RepairMetric
 
 CLASSES = 3
 
@@ -137,7 +137,7 @@ def test_answers_of_several_processes_take_their_places(monkeypatch: pytest.Monk
     _, logits, labels = batch(0)
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("lora_mnist.metrics._is_distributed", lambda: True)
+        monkeypatch.setattr("lora_mnist.classifier.metrics._is_distributed", lambda: True)
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
         monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
         metric = AnswerMetric()

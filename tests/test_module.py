@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora, lora_parameters
+from lora_mnist.classifier.loss import Loss
+from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.lora import base_state_dict, changed_tensors
-from lora_mnist.loss import Loss
-from lora_mnist.module import ClassifierModule
 
 ADAM = partial(torch.optim.Adam, lr=0.1)
 

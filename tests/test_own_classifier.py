@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from lora_mnist import add_lora, load_adapter, lora_disabled, save_adapter
-from lora_mnist.build import add_configured_lora, build_net, choose_trainable
+from lora_mnist.config import add_configured_lora, build_net, choose_trainable
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export

@@ -11,7 +11,7 @@ from helpers.stranger import OPTIONS, config, fresh, mine, move_in
 from torch import Tensor
 
 from lora_mnist import add_lora, save_adapter
-from lora_mnist.build import build_net
+from lora_mnist.config import build_net
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.load import load_base, with_latest_adapter
@@ -144,7 +144,7 @@ def test_half_precision_is_converted_and_said_so(here: Path) -> None:
     everything = {name: tensor.half() for name, tensor in mine().state_dict().items()}
     torch.save(everything, "mine.pt")
     options = ("trainer.max_steps=2", "logger=none", "callbacks.checkpoint=null")
-    with logged("lora_mnist.base") as text:
+    with logged("lora_mnist.disk.base") as text:
         results = train(config("train", "stage=lora", "digit=dog", *options))
     assert results["base_unchanged"]
     assert text.getvalue().splitlines() == [

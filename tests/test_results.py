@@ -12,14 +12,14 @@ from helpers.nets import TinyNet
 from torch import nn
 
 from lora_mnist import MLP, add_lora
-from lora_mnist.lora import fingerprint
-from lora_mnist.results import (
+from lora_mnist.disk.results import (
     Clock,
     collect_results,
     count_parameters,
     new_run_folder,
     write_results,
 )
+from lora_mnist.lora import fingerprint
 
 
 def data(target: Any = None) -> Any:

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from tensorboard.summary.writer import event_file_writer
 
 import lora_mnist.train
-from lora_mnist.checkpoint import read_checkpoint
+from lora_mnist.disk.checkpoint import read_checkpoint
 from lora_mnist.errors import UserError
 from lora_mnist.lora import WEIGHTS_NAME
 from lora_mnist.train import train

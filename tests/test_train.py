@@ -17,13 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lora_mnist.train
 from lora_mnist import MLP, load_adapter
-from lora_mnist.answers import read_answers
 from lora_mnist.cache import Cache
+from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import ImageDataModule, load_images
+from lora_mnist.disk.predictions import read_answers
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.lora import WEIGHTS_NAME, changed_tensors, fingerprint
-from lora_mnist.module import ClassifierModule
 from lora_mnist.train import find_weakest, train
 
 

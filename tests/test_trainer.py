@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lora_mnist.checkpoint import Checkpoints
+from lora_mnist.disk.checkpoint import Checkpoints
 from lora_mnist.errors import UserError
 from lora_mnist.show.tensorboard import Curves
 from lora_mnist.trainer import build_trainer, trainer_at_work

@@ -19,7 +19,7 @@ from processes import terminal
 from torch import Tensor, nn
 
 from lora_mnist import MLP, add_lora, pack_frozen
-from lora_mnist.build import add_configured_lora, build_data, build_module, build_net
+from lora_mnist.config import add_configured_lora, build_data, build_module, build_net
 from lora_mnist.project import PROJECT
 from lora_mnist.trainer import build_trainer
 

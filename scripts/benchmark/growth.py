@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lora_mnist import MLP, add_lora
-from lora_mnist.files import atomic_write
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.process import keep_freed_memory
 
 #: Rows by the table's title; the first column of each is what the others grow with.

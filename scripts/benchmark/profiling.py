@@ -16,7 +16,7 @@ from row import Row
 from torch import Tensor, nn
 
 from lora_mnist import MLP
-from lora_mnist.build import build_data
+from lora_mnist.config import build_data
 from lora_mnist.lora.packed import PackedLinear
 from lora_mnist.project import PROJECT
 

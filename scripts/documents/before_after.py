@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from lora_mnist.answers import Gallery, read_answers
-from lora_mnist.files import atomic_write
+from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.predictions import Gallery, read_answers
 from lora_mnist.show.canvas import GREEN, INK, RED, STYLE, figure_of, new_axes
 from lora_mnist.show.charts import draw_errors
 from lora_mnist.show.pictures import draw_gallery

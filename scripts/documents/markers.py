@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from lora_mnist.files import atomic_write
+from lora_mnist.disk.files import atomic_write
 
 _BLOCK = re.compile(
     r"^<!-- (?P<name>\w+): made by (?P<by>[^\n]+), (?P<sum>[0-9a-f]{12}) -->\n"

@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError, missing_extra
-from lora_mnist.files import atomic_write
 from lora_mnist.project import PROJECT
 
 _MOST_CLICKS = 200

@@ -15,8 +15,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.disk.results import RESULTS_FILE
 from lora_mnist.project import PROJECT
-from lora_mnist.results import RESULTS_FILE
 from lora_mnist.sweep.records import DamagedError, read_results
 from lora_mnist.train import train
 

@@ -26,7 +26,7 @@ from repair_search import Case, Search, markdown_of_search, run_search
 from repair_several import several
 from repair_table import Rows, columns, draw, fill, markdown, markdown_of_several
 
-from lora_mnist.files import atomic_write
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.project import PROJECT
 
 PAGE = PROJECT / "docs" / "repair.md"

@@ -7,11 +7,11 @@ from jobs import Base, Results, Settings, composed, errors, run
 from repair_table import Rows, shares
 from safetensors.torch import save_file
 
-from lora_mnist.base import read_base
-from lora_mnist.build import build_data, build_net
-from lora_mnist.files import atomic_write
+from lora_mnist.classifier.metrics import compare_errors
+from lora_mnist.config import build_data, build_net
+from lora_mnist.disk.base import read_base
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.lora import load_adapter, merge_lora
-from lora_mnist.metrics import compare_errors
 
 #: How many independent adapters are put together.
 FOUR = 4

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs import Results, errors
 
-from lora_mnist.files import atomic_write
+from lora_mnist.disk.files import atomic_write
 
 #: By method: a dictionary of numbers for each run.
 Rows = dict[str, list[dict[str, float]]]

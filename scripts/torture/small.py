@@ -23,7 +23,7 @@ from torture.forks import Command
 
 #: For images of 8 x 8 pixels in colour, in folders.
 _OWN_NET = (
-    *("net._target_=lora_mnist.net.MLP", "net.in_features=192", "net.hidden_sizes=[4]"),
+    *("net._target_=lora_mnist.MLP", "net.in_features=192", "net.hidden_sizes=[4]"),
     "net.num_classes=2",
 )
 #: A network of 12,730 parameters.
@@ -112,6 +112,6 @@ def with_defaults(overrides: Sequence[str], defaults: Sequence[str]) -> list[str
 
 
 def temporary_files(folder: Path) -> list[Path]:
-    """What :func:`lora_mnist.files.atomic_write` and the extraction of data left unfinished."""
+    """What :func:`lora_mnist.disk.files.atomic_write` and the extraction of data left unfinished."""
     found = [*folder.rglob(".*.tmp*"), *folder.rglob(".extract-*")]
     return [path for path in found if path.exists()]

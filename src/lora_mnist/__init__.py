@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora_mnist.classifier.metrics import compare_errors
+    from lora_mnist.classifier.net import CNN, MLP
     from lora_mnist.lora import (
         add_lora,
         load_adapter,
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
         trainable_parameters,
         unpack_frozen,
     )
-    from lora_mnist.metrics import compare_errors
-    from lora_mnist.net import CNN, MLP
 
 __version__ = "0.2.0"
 
-_MODULES = {"CNN": "net", "MLP": "net", "compare_errors": "metrics"}  # the others: lora
+_MODULES = {
+    "CNN": "classifier.net",
+    "MLP": "classifier.net",
+    "compare_errors": "classifier.metrics",
+}
 
 __all__ = [
     "CNN",

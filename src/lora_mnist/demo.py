@@ -14,10 +14,10 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from lora_mnist.build import require_known_keys
+from lora_mnist.config import require_known_keys
+from lora_mnist.disk.files import read_json
+from lora_mnist.disk.results import RESULTS_FILE
 from lora_mnist.errors import UserError, missing_extra, one_line
-from lora_mnist.files import read_json
-from lora_mnist.results import RESULTS_FILE
 from lora_mnist.show.page import Question, Sheet, as_app, build_page
 from lora_mnist.side_by_side import SideBySide
 

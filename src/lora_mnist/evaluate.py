@@ -7,8 +7,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.answers import write_answers
-from lora_mnist.build import (
+from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.config import (
     build_data,
     build_net,
     require_bool,
@@ -17,11 +17,11 @@ from lora_mnist.build import (
     require_known_keys,
 )
 from lora_mnist.data import ImageDataModule
+from lora_mnist.disk.predictions import write_answers
+from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.load import load_adapters, load_base, with_latest_adapter
 from lora_mnist.lora import lora_names, pack_frozen, set_lora_enabled
-from lora_mnist.module import ClassifierModule
 from lora_mnist.process import keep_freed_memory
-from lora_mnist.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.show.report import show_run
 from lora_mnist.show.tables import print_results
 from lora_mnist.trainer import build_trainer, trainer_at_work

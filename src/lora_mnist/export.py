@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_mnist.build import build_data, build_net, require_fit, require_known_keys
+from lora_mnist.config import build_data, build_net, require_fit, require_known_keys
 from lora_mnist.data import FolderDataModule, ImageDataModule
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError, missing_extra
-from lora_mnist.files import atomic_write
 from lora_mnist.load import load_adapters, load_base, with_latest_adapter
 from lora_mnist.lora import base_state_dict, fingerprint, merge_lora
 

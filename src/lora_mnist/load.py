@@ -10,8 +10,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 from torch import nn
 
-from lora_mnist.base import Base, find_base, read_base
-from lora_mnist.build import require_bool
+from lora_mnist.config import require_bool
+from lora_mnist.disk.base import Base, find_base, read_base
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.lora import CONFIG_NAME, load_adapter, lora_names, read_base_sha256
 
@@ -72,7 +72,7 @@ def _choices(cfg: DictConfig) -> list[str]:
     """What a command has to say for the same network and data; nothing for the defaults."""
     module, _, name = str(cfg.net._target_).rpartition(".")
     chosen = [f"net={name.lower()}"] if name != "MLP" else []
-    if module != "lora_mnist.net":
+    if module != "lora_mnist.classifier.net":
         keys = [f"net.{key}={value}".replace(" ", "") for key, value in cfg.net.items()]
         chosen = ["net=custom", *map(shlex.quote, keys)]
     kind = str(cfg.data._target_).rpartition(".")[2]

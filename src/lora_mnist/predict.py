@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
-from lora_mnist.build import (
+from lora_mnist.config import (
     build_data,
     build_net,
     require_bool,
@@ -20,8 +20,8 @@ from lora_mnist.build import (
 )
 from lora_mnist.data import ImageDataModule, MNISTDataModule
 from lora_mnist.data.ink import DIGITS, doubt
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, one_line
-from lora_mnist.files import atomic_write
 from lora_mnist.load import load_adapters, load_base, with_latest_adapter
 from lora_mnist.lora import lora_disabled
 from lora_mnist.show.pictures import draw_predictions

@@ -6,8 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from lora_mnist.disk.results import RESULTS_FILE
 from lora_mnist.errors import UserError, one_line
-from lora_mnist.results import RESULTS_FILE
 from lora_mnist.show.sweep_report import is_sweep, make_sweep_report
 
 #: Where the report is, is this command's result: it goes to standard output, as tables do.

@@ -13,10 +13,10 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.checkpoint import LAST, PREVIOUS, Checkpoints, read_checkpoint
+from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import ImageDataModule
+from lora_mnist.disk.checkpoint import LAST, PREVIOUS, Checkpoints, read_checkpoint
 from lora_mnist.errors import UserError, one_line, used_up
-from lora_mnist.module import ClassifierModule
 from lora_mnist.runs import CHECKPOINTS, RunRecord, find_run, flat, read_run, write_run
 from lora_mnist.sweep import interrupt
 from lora_mnist.sweep.command import command_line, entry_script, override

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.errors import UserError
-from lora_mnist.files import atomic_write, read_json
 
 #: In a run's folder.
 CHECKPOINTS = "checkpoints"

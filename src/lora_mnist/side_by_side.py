@@ -13,8 +13,8 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.build import build_data, build_net, require_fit
 from lora_mnist.cache import Cache
+from lora_mnist.config import build_data, build_net, require_fit
 from lora_mnist.data import ImageDataModule
 from lora_mnist.errors import UserError
 from lora_mnist.load import adapter_specs, load_adapters, load_base, with_latest_adapter

@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.answers import write_answers
-from lora_mnist.base import own_file, write_base
-from lora_mnist.build import (
+from lora_mnist.cache import Cache
+from lora_mnist.classifier.module import BaseAnswers, ClassifierModule
+from lora_mnist.config import (
     add_configured_lora,
     build_data,
     build_module,
@@ -29,14 +29,14 @@ from lora_mnist.build import (
     require_fit,
     require_known_keys,
 )
-from lora_mnist.cache import Cache
 from lora_mnist.data import DrawWeights, ImageDataModule
+from lora_mnist.disk.base import own_file, write_base
+from lora_mnist.disk.predictions import write_answers
+from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.load import base_folder, load_base
 from lora_mnist.lora import base_state_dict, changed_tensors, save_adapter
-from lora_mnist.module import BaseAnswers, ClassifierModule
 from lora_mnist.process import keep_freed_memory
-from lora_mnist.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.resume import Start, claimed_run, fit, run_to_resume
 from lora_mnist.show.report import show_run
 from lora_mnist.show.tables import print_parameters, print_results

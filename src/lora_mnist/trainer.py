@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf import DictConfig
 
-from lora_mnist.checkpoint import AtomicCheckpointIO
+from lora_mnist.disk.checkpoint import AtomicCheckpointIO
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.runs import CHECKPOINTS
 from lora_mnist.show.tensorboard import Curves

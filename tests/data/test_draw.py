@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from lora_mnist.data import DrawWeights, ImageTensors, MNISTDataModule
-from lora_mnist.data.draw import Order, Place, WithReplay, weigh
+from lora_mnist.data.sampler import Order, Place, WithReplay, weigh
 
 
 def fitted(**changes: Any) -> MNISTDataModule:

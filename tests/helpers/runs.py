@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_mnist import add_lora, save_adapter
-from lora_mnist.answers import write_answers
+from lora_mnist.disk.predictions import write_answers
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lora_mnist.classifier.net import MLP
 from lora_mnist.lora import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -24,7 +25,6 @@ from lora_mnist.lora import (
     read_base_sha256,
     save_adapter,
 )
-from lora_mnist.net import MLP
 
 
 def base() -> TinyNet:

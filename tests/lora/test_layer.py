@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lora_mnist.classifier.net import MLP
 from lora_mnist.lora import (
     LoRAParametrization,
     add_lora,
@@ -19,7 +20,6 @@ from lora_mnist.lora import (
     merge_lora,
     remove_lora,
 )
-from lora_mnist.net import MLP
 
 
 def test_effective_weight_is_the_papers_equation(tiny: nn.Module) -> None:

@@ -5,6 +5,7 @@ import torch
 from helpers.nets import TinyNet, adapters, dense, randomize
 from torch import nn
 
+from lora_mnist.classifier.net import MLP
 from lora_mnist.lora import (
     LayerSettings,
     add_lora,
@@ -19,7 +20,6 @@ from lora_mnist.lora import (
     remove_lora,
     set_lora_enabled,
 )
-from lora_mnist.net import MLP
 
 
 def test_parameter_counts_of_the_notebook() -> None:

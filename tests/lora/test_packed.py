@@ -13,7 +13,8 @@ from composed import composed
 from helpers.nets import TinyNet, dense, randomize
 from torch import nn
 
-from lora_mnist.build import add_configured_lora, build_data
+from lora_mnist.classifier.net import CNN, MLP
+from lora_mnist.config import add_configured_lora, build_data
 from lora_mnist.lora import (
     add_lora,
     lora_disabled,
@@ -26,7 +27,6 @@ from lora_mnist.lora import (
     unpack_frozen,
 )
 from lora_mnist.lora import packed as packed_module
-from lora_mnist.net import CNN, MLP
 
 X = torch.randn(7, 6, generator=torch.Generator().manual_seed(1))
 

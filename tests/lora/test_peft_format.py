@@ -9,9 +9,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import get_pattern_key
 from torch import nn
 
+from lora_mnist.classifier.net import MLP
 from lora_mnist.lora import add_lora, load_adapter, lora_layers, save_adapter
-from lora_mnist.lora.peft_format import layer_settings
-from lora_mnist.net import MLP
+from lora_mnist.lora.peft import layer_settings
 
 
 class ConvNet(nn.Module):

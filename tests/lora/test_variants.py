@@ -8,6 +8,7 @@ from helpers.nets import TinyNet, adapters, dense, randomize
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from lora_mnist.classifier.net import MLP
 from lora_mnist.lora import (
     add_lora,
     base_state_dict,
@@ -19,7 +20,6 @@ from lora_mnist.lora import (
     merge_lora,
     remove_lora,
 )
-from lora_mnist.net import MLP
 
 
 def conv_net(dtype: torch.dtype = torch.float64, **geometry: Any) -> nn.Module:

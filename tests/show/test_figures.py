@@ -4,7 +4,7 @@ import pytest
 from helpers.runs import results, write_run
 from PIL import Image
 
-from lora_mnist.answers import ANSWERS_FILE
+from lora_mnist.disk.predictions import ANSWERS_FILE
 from lora_mnist.show.figures import FIGURES, NAMES, draw_run
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.runs import CLASSES, answers, images
 
-from lora_mnist.answers import Answers, read_answers, write_answers
+from lora_mnist.disk.predictions import Answers, read_answers, write_answers
 from lora_mnist.show.pictures import (
     _label as label,
 )

@@ -7,7 +7,7 @@ from helpers.nets import TinyNet
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lora_mnist.module import ClassifierModule
+from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.show.progress import StepsBar
 
 

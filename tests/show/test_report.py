@@ -9,7 +9,7 @@ from helpers.runs import answers, images, results, write_run
 from lightning.pytorch import Trainer
 
 import lora_mnist.show.report
-from lora_mnist.answers import write_answers
+from lora_mnist.disk.predictions import write_answers
 from lora_mnist.show.report import REPORT_FILE, make_report, show_run
 
 

@@ -14,7 +14,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora
-from lora_mnist.module import ClassifierModule
+from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.show.figures import draw_run
 from lora_mnist.show.tensorboard import (
     Curves,

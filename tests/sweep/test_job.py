@@ -11,7 +11,7 @@ import pytest
 from helpers.commands import ROOT, read_results
 from helpers.sweeping import FEW, TOY, job, only_sweep, read_summary, start, statuses
 
-import lora_mnist.files
+import lora_mnist.disk.files
 
 
 def test_a_failing_job_takes_no_other_along(cli: Any, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_fail_fast_stops_at_the_first(cli: Any, tmp_path: Path) -> None:
 def test_a_full_disk_stops_and_loses_nothing(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = lora_mnist.files.atomic_write, []
+    write, written = lora_mnist.disk.files.atomic_write, []
 
     def write_once(path: Path) -> Any:
         if written:
@@ -63,7 +63,7 @@ def test_a_full_disk_stops_and_loses_nothing(
         written.append(path)
         return write(path)
 
-    monkeypatch.setattr(lora_mnist.files, "atomic_write", write_once)
+    monkeypatch.setattr(lora_mnist.disk.files, "atomic_write", write_once)
     done = cli(TOY, "-m", "x=1,2,3")
     assert done.code == 1
     assert "#1 x=2 failed: OSError: [Errno 28] No space left on device" in done.err

@@ -15,9 +15,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lora_mnist.entry import run_command
+from lora_mnist.cli import run_command
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError
-from lora_mnist.files import atomic_write
 from lora_mnist.sweep.job import swept_job
 
 ROOT = Path(__file__).resolve().parents[2]

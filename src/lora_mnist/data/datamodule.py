@@ -20,7 +20,9 @@ from lora_mnist.data.arguments import (
     resolve_target,
 )
 from lora_mnist.data.augment import augmented
-from lora_mnist.data.draw import (
+from lora_mnist.data.normalise import mean_and_std, normalise
+from lora_mnist.data.read import Batch
+from lora_mnist.data.sampler import (
     DrawWeights,
     ImageTensors,
     Order,
@@ -29,8 +31,6 @@ from lora_mnist.data.draw import (
     plain_seed,
     weigh,
 )
-from lora_mnist.data.normalise import mean_and_std, normalise
-from lora_mnist.data.read import Batch
 
 
 class ImageDataModule(LightningDataModule):
@@ -198,7 +198,7 @@ class ImageDataModule(LightningDataModule):
 
         Nothing changes until the result is assigned to ``draw_weights``. The weights follow how
         likely ``net`` is to err on each image, as much as ``hardness`` says; see
-        :func:`~lora_mnist.data.draw.weigh`.
+        :func:`~lora_mnist.data.sampler.weigh`.
 
         Args:
             net: from normalised images to logits, in the mode that it is used in.

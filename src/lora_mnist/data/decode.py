@@ -28,8 +28,8 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
 from lora_mnist.data.listing import Entry
 from lora_mnist.data.pictures import MOST_PIXELS, open_picture
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import one_line
-from lora_mnist.files import atomic_write
 
 log = logging.getLogger(__name__)
 _warn = rank_zero_only(log.warning)

@@ -18,10 +18,10 @@ from lora_mnist.data.arguments import (
 )
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.decode import Form, OtherSizeError, decode, read_pictures
-from lora_mnist.data.draw import ImageTensors
 from lora_mnist.data.listing import PARTS, Entry, class_folders, list_images, named_classes, split
 from lora_mnist.data.memory import free_memory
 from lora_mnist.data.pictures import picture_size
+from lora_mnist.data.sampler import ImageTensors
 
 
 class FolderDataModule(ImageDataModule):

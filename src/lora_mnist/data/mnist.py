@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lora_mnist.data.arguments import Channelwise, checked_folder, checked_int
 from lora_mnist.data.datamodule import ImageDataModule
-from lora_mnist.data.draw import ImageTensors
 from lora_mnist.data.pictures import prepare, read_image
 from lora_mnist.data.read import DATASETS, class_names, load_split
+from lora_mnist.data.sampler import ImageTensors
 
 
 class MNISTDataModule(ImageDataModule):

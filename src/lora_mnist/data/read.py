@@ -20,8 +20,8 @@ from torch import Tensor
 from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 from torchvision.datasets.utils import check_integrity
 
+from lora_mnist.disk.files import publish
 from lora_mnist.errors import full_disk
-from lora_mnist.files import publish
 
 log = logging.getLogger(__name__)
 _warn = rank_zero_only(log.warning)

@@ -6,8 +6,8 @@ safetensors and the module ``files`` beside it, nothing else.
 """
 
 from .adapter import load_adapter, read_base_sha256, save_adapter
+from .base_state import changed_tensors, fingerprint
 from .count import count_parameters, trainable_parameters
-from .fingerprint import changed_tensors, fingerprint
 from .frozen import freeze_base
 from .layer import LoRAParametrization
 from .model import (
@@ -24,7 +24,7 @@ from .model import (
     set_lora_enabled,
 )
 from .packed import pack_frozen, unpack_frozen
-from .peft_format import CONFIG_NAME
+from .peft import CONFIG_NAME
 from .settings import LayerSettings
 from .state import base_state_dict, lora_state_dict
 from .tensor_file import WEIGHTS_NAME

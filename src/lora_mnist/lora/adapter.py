@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import atomic_write
-from .fingerprint import fingerprint
+from ..disk.files import atomic_write
+from .base_state import fingerprint
 from .frozen import moved_tensors
 from .layer import LoRAParametrization
 from .model import attach, lora_names, lora_weights, named_adapters
-from .peft_format import (
+from .peft import (
     CONFIG_NAME,
     check_targets,
     layer_settings,

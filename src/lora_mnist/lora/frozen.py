@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .fingerprint import checksums
+from .base_state import checksums
 from .layer import LoRAParametrization
 from .state import base_state_dict
 

@@ -8,8 +8,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_mnist.answers import Answers, read_answers
-from lora_mnist.files import atomic_write
+from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.predictions import Answers, read_answers
 from lora_mnist.show.canvas import STYLE
 from lora_mnist.show.charts import draw_confusion, draw_errors, draw_singular_values
 from lora_mnist.show.pictures import draw_gallery, draw_layer, pixel_layer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from lora_mnist.answers import Answers, Gallery
+from lora_mnist.disk.predictions import Answers, Gallery
 from lora_mnist.show.canvas import BLUE, INK, RED, WIDTH, add_title, cut, figure_of, new_axes, rgb
 from lora_mnist.show.spectrum import Update
 

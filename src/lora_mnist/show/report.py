@@ -13,8 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Trainer
 
-from lora_mnist.answers import ANSWERS_FILE, Answers, read_answers
-from lora_mnist.files import atomic_write
+from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.predictions import ANSWERS_FILE, Answers, read_answers
 from lora_mnist.show import document
 from lora_mnist.show.canvas import INK
 from lora_mnist.show.figures import FIGURES, draw_run

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_mnist.lora import CONFIG_NAME, LoRAParametrization, lora_adapters, lora_layers
-from lora_mnist.lora.peft_format import layer_settings, read_config
+from lora_mnist.lora.peft import layer_settings, read_config
 from lora_mnist.lora.tensor_file import opened
 
 #: Of an adapter's file, which may be a stranger's.

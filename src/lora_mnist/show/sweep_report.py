@@ -13,7 +13,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.files import atomic_write
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.show import document
 from lora_mnist.show.verdict import verdict_text
 from lora_mnist.sweep.command import Ranking, command_line, read_ranking

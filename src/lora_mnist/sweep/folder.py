@@ -22,8 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.errors import UserError
-from lora_mnist.files import atomic_write, read_json
 from lora_mnist.sweep.command import override
 from lora_mnist.sweep.records import is_finished
 

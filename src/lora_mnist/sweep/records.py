@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
+from lora_mnist.disk.files import atomic_write, read_bounded, read_json
 from lora_mnist.errors import one_line
-from lora_mnist.files import atomic_write, read_bounded, read_json
 
 JOB_FILE = "job.json"
 RESULTS_FILE = "results.json"

@@ -15,8 +15,8 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import one_line
-from lora_mnist.files import atomic_write
 from lora_mnist.sweep.command import Column, Ranking, Start, command_line
 from lora_mnist.sweep.records import Row, is_number, natural, read_rows
 from lora_mnist.sweep.screen import columns_of_screen

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.lr_scheduler import LRScheduler
 
+from lora_mnist.classifier.loss import Loss
+from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora import has_lora, lora_disabled, lora_state_dict, loraplus
-from lora_mnist.loss import Loss
-from lora_mnist.metrics import Evaluation
 
 Batch = tuple[Tensor, Tensor]
 #: What the base answered to each batch of a split, in order.

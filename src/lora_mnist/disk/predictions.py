@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from lora_mnist.files import atomic_write
+from lora_mnist.disk.files import atomic_write
 
 ANSWERS_FILE = "answers.safetensors"
 

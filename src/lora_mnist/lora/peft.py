@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from ..files import read_json
+from ..disk.files import read_json
 from .peft_layout import is_known_to_peft
 from .settings import LayerSettings
 from .targets import ends_in, listed

@@ -22,8 +22,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError, bad_value, exit_on_user_error
-from lora_mnist.files import atomic_write
 from lora_mnist.process import lasting_imports
 from lora_mnist.project import PROJECT
 from lora_mnist.runs import find_run

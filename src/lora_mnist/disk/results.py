@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lora_mnist.data import ImageDataModule
-from lora_mnist.files import atomic_write
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.lora import base_state_dict, count_parameters, fingerprint
 
 RESULTS_FILE = "results.json"
@@ -59,7 +59,7 @@ def collect_results(
         cfg: the run's configuration.
         data: what it was trained or tested on.
         net: the network as it ended.
-        outcomes: what was counted, by split; see :class:`lora_mnist.metrics.Evaluation`.
+        outcomes: what was counted, by split; see :class:`lora_mnist.classifier.metrics.Evaluation`.
         clock: has run since the run began.
         steps: steps of training.
     """

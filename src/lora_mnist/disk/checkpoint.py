@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lora_mnist.data.draw import Place
-from lora_mnist.files import atomic_write
+from lora_mnist.data.sampler import Place
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.sweep import interrupt
 from lora_mnist.weights_file import Limits, read_weights_file
 

@@ -1,7 +1,7 @@
 """Bases on disk: read anybody's weights, write ours, find one by its SHA-256.
 
 A base is the ``state_dict`` of a pretrained network, buffers included. Its identity is the SHA-256
-of its tensors (:func:`lora_mnist.lora.fingerprint`). Each base that is made here keeps a file of
+of its tensors (:func:`lora_mnist.lora.base_state`). Each base that is made here keeps a file of
 its own, ``<name>-<first 12 digits of its SHA-256>.ckpt``; ``<name>.ckpt`` is the current one.
 """
 
@@ -17,7 +17,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from lora_mnist.files import atomic_write
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.lora import fingerprint
 from lora_mnist.weights_file import Limits, limits, read_weights_file
 

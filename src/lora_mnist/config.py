@@ -19,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import lora_mnist.project  # noqa: F401 the resolver that the configuration needs
-from lora_mnist.base import Base
+from lora_mnist.classifier.module import BaseAnswers, ClassifierModule
 from lora_mnist.data import ImageDataModule
+from lora_mnist.disk.base import Base
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.lora import add_lora, has_lora, pack_frozen
 from lora_mnist.lora.settings import is_number
-from lora_mnist.module import BaseAnswers, ClassifierModule
 
 #: The class to repair, by number or name, or several; ``None`` for all classes.
 Target = int | str | list[int | str] | None

@@ -1,0 +1,1 @@
+"""Files: bases, checkpoints, results and predictions, each written whole or not at all."""
