@@ -35,9 +35,10 @@ BELOW = {
     "show": {"errors", "lora", "disk", "sweep", "data"},
     "config": {"errors", "lora", "data", "disk", "classifier", "show"},
     "cli": {"errors", "disk", "sweep"},
-    **dict.fromkeys(
-        COMMANDS, {"errors", "lora", "data", "disk", "classifier", "show", "config", "sweep"}
-    ),
+    **{
+        key: {"errors", "lora", "data", "disk", "classifier", "show", "config", "sweep"}
+        for key in COMMANDS
+    },
 }
 
 
