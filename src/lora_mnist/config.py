@@ -1,74 +1,94 @@
-"""From a configuration to the parts of a run: data, network, new adapter, module.
+"""From a configuration to the parts of a run: data, network, base, adapters, module, trainer.
 
 Nothing here changes the configuration; what is decided at run time, such as the class to repair or
 the run's folder, is an argument.
 """
 
-import inspect
 import pydoc
 import re
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
-import lora_mnist.project  # noqa: F401 the resolver that the configuration needs
-from lora_mnist.classifier.module import BaseAnswers, ClassifierModule
+from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import ImageDataModule
-from lora_mnist.disk.base import Base
+from lora_mnist.disk.base import Base, find_base, read_base
+from lora_mnist.disk.checkpoint import CHECKPOINTS, AtomicCheckpointIO, RandomStates
+from lora_mnist.disk.latest import latest
 from lora_mnist.errors import UserError, config_group, one_line
-from lora_mnist.lora import add_lora, has_lora, pack_frozen
-from lora_mnist.lora.settings import is_number
+from lora_mnist.lora import (
+    CONFIG_NAME,
+    add_lora,
+    has_lora,
+    load_adapter,
+    lora_names,
+    read_base_sha256,
+)
+from lora_mnist.project import PROJECT
+from lora_mnist.show.tensorboard import TensorBoardPage
 
-#: The class to repair, by number or name, or several; ``None`` for all classes.
-Target = int | str | list[int | str] | None
+CONFIGS = PROJECT / "configs"
+
+#: How often a single run is validated, since somebody may watch it; a sweep's job is at its end.
+_VALIDATIONS = 4
+#: Of cfg.data, what is about training alone.
+_TRAINING = ("batch_size", "replay", "hardness", "seed", "augment")
 
 
-def require_known_keys(cfg: DictConfig, *known: str) -> None:
-    """Refuse a key that nothing reads, such as one added with + by mistake, and bad file names."""
-    _require_names(cfg)
-    for key in map(str, cfg):
+def is_sweep() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def asked_keys() -> set[str]:
+    """The keys that the command line sets, ``net`` and ``lora.rank``; empty without one."""
+    if not HydraConfig.initialized():
+        return set()
+    return {override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task}
+
+
+def require_known_keys(cfg: DictConfig, entry: str) -> None:
+    """Refuse a key that nothing reads, such as one added with + by mistake.
+
+    What is added further down, as ``+trainer.fast_dev_run=true``, is an argument of something that
+    itself refuses what it does not know.
+
+    Args:
+        cfg: the configuration.
+        entry: the name of its file in ``configs/``.
+    """
+    known = {"base_name", "run_name"}
+    for name in (f"{entry}.yaml", f"stage/{cfg.stage}.yaml"):
+        if (path := CONFIGS / name).exists():
+            config: Any = OmegaConf.load(path)
+            for default in config.pop("defaults", []):
+                for group in default if isinstance(default, DictConfig) else []:
+                    known.add(str(group).partition("@")[0].split()[-1].strip("/"))
+            known |= set(config)
+    for key in cfg:
         if key not in known:
-            value = cfg[key] if not isinstance(cfg[key], DictConfig) else "..."
             raise UserError(
-                f"{key}={value}: nothing reads this key with stage={cfg.stage}; "
+                f"{key}: nothing reads this key with stage={cfg.stage}; "
                 f"expected one of {', '.join(sorted(known))}"
             )
 
 
-def _require_names(cfg: DictConfig) -> None:
-    """Refuse what is no name of a file or folder, where one is meant."""
-    names = {f"paths.{key}": value for key, value in cfg.get("paths", {}).items()}
-    names |= {key: cfg[key] for key in ("base_ckpt", "base_name") if cfg.get(key) is not None}
-    for key, value in names.items():
-        if value == "":
-            raise UserError(f"{key}='': expected a file or folder")
-        try:
-            Path(f"{Path(value)}-0123456789ab.ckpt").exists()  # raises for a name that is too long
-        except (TypeError, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a name"
-            raise UserError(f"{key}={value}: expected a file or folder ({reason})") from error
+# --- data and network ----------------------------------------------------------------------------
 
 
-def require_bool(cfg: DictConfig, key: str) -> None:
-    """Refuse any other value: what merely is not empty would count as true."""
-    if not isinstance(value := cfg[key], bool):
-        raise UserError(f"{key}={value}: expected true or false")
-
-
-def require_figures(cfg: DictConfig) -> None:
-    """Refuse what does not say whether a run is drawn."""
-    if not (isinstance(value := cfg.figures, bool) or value == "auto"):
-        raise UserError(f"figures={value}: expected true, false or auto")
-
-
-def build_data(cfg: DictConfig, stage: str | None, target: Target = None, **changes: Any) -> Any:
+def build_data(cfg: DictConfig, stage: str | None, target: Any = None, **changes: Any) -> Any:
     """The data of ``cfg.data``, with the images of ``stage``: "fit" or "test".
 
     Args:
@@ -93,57 +113,39 @@ def build_data(cfg: DictConfig, stage: str | None, target: Target = None, **chan
 def build_net(cfg: DictConfig) -> nn.Module:
     """The network of ``cfg.net``, with fresh weights.
 
-    Raises:
-        UserError: if a value of ``cfg.net`` cannot be used.
-    """
-    kind = find_net(cfg)
-    try:
-        with config_group("net"):
-            net: Any = instantiate(cfg.net, _convert_="all")
-    except UserError as error:
-        raise UserError(f"{error}{_signature(cfg, kind)}") from error
-    if not isinstance(net, nn.Module):
-        found = type(net).__name__
-        raise UserError(f"net._target_={cfg.net._target_}: gives a {found}; expected an nn.Module")
-    return net
-
-
-def find_net(cfg: DictConfig) -> Any:
-    """What ``cfg.net._target_`` names: a class, or a function that returns a network.
+    A class of one's own is looked up in the folder where the command was started.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such class, or a value of ``cfg.net`` cannot be used.
     """
     if OmegaConf.is_missing(cfg.net, "_target_"):
         raise UserError("net._target_: missing; expected a class, as net._target_=my_nets.Net")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)  # where a user's own network is looked up
-    target = f"net._target_={cfg.net._target_}"
+    target, here = f"net._target_={cfg.net._target_}", str(cfg.paths.here)
+    path = list(sys.path)
+    sys.path.append(here)
     try:
         kind = pydoc.locate(str(cfg.net._target_))
+        if kind is None:
+            raise UserError(
+                f"{target}: not found; expected MODULE.CLASS, with MODULE in {here} or installed"
+            )
+        with config_group("net"):
+            net: Any = instantiate(cfg.net, _convert_="all")
     except pydoc.ErrorDuringImport as error:
         raise UserError(f"{target}: {one_line(error)}") from error
-    if kind is None:
-        raise UserError(
-            f"{target}: not found; expected MODULE.CLASS, with MODULE in {here} or installed"
-        )
-    return kind
-
-
-def _signature(cfg: DictConfig, kind: Any) -> str:
-    """What the configured class takes, to end an error message."""
-    try:
-        takes = f"; it takes {inspect.signature(kind)}"
-    except (TypeError, ValueError):  # as some that are written in C
-        takes = ""
-    # net=custom alone leaves the group open, and comes without keys of its own.
-    if str(cfg.net._target_).startswith("lora_mnist.") or not OmegaConf.is_struct(cfg.net):
-        return takes
-    return f"{takes}; expected net=custom, which adds no arguments of its own"
+    except UserError as error:
+        # net=custom alone takes keys that no file lists.
+        more = "" if str(target).startswith("net._target_=lora_mnist.") else "; expected net=custom"
+        raise UserError(f"{error}{more if OmegaConf.is_struct(cfg.net) else ''}") from error
+    finally:
+        sys.path[:] = path
+    if not isinstance(net, nn.Module):
+        raise UserError(f"{target}: gives a {type(net).__name__}; expected an nn.Module")
+    return net
 
 
 @torch.no_grad()
-def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> Tensor:
+def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> None:
     """Refuse a network that cannot take these images, or has not one output for each class.
 
     Args:
@@ -151,44 +153,217 @@ def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> Tensor
         data: whose classes ``net`` is to tell apart.
         images: some of its images, uint8, shape (N, channels, height, width).
 
-    Returns:
-        What the network answers: logits, shape (N, classes).
-
     Raises:
         UserError: with both shapes.
     """
-    batch, _ = data.on_after_batch_transfer((images, torch.empty(0)), 0)
-    shape, expected = tuple(batch.shape), (len(batch), len(data.classes))
+    batch = data.normalise(images)
     modes = {module: module.training for module in net.modules()}
     try:
-        output: Tensor = net.eval()(batch)
+        output: Any = net.eval()(batch)
     except Exception as error:  # whatever the network's own layers raise
         raise UserError(
-            f"net: cannot take images of shape {shape} from {data.name} ({one_line(error)})"
+            f"net: cannot take images of shape {tuple(batch.shape)} from {data.name} "
+            f"({one_line(error)})"
         ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
-    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if found != expected:
+    expected = (len(batch), len(data.classes))
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != expected:
         raise UserError(
-            f"net: answers {found} to images of shape {shape}; expected {expected}, an output for "
-            f"each of the {len(data.classes)} classes of {data.name}"
+            f"net: gives {shape} for images of shape {tuple(batch.shape)}; expected {expected}, an "
+            f"output for each of the {len(data.classes)} classes of {data.name}"
         )
-    return output
+
+
+# --- base and adapters ---------------------------------------------------------------------------
+
+
+def base_folder(cfg: DictConfig) -> Path:
+    """Where every base keeps a file of its own."""
+    return Path(cfg.paths.outputs, "base")
+
+
+def load_base(cfg: DictConfig, net: nn.Module) -> Base:
+    """Load the base into ``net``, in eval mode; return it, to compare with later.
+
+    The base is ``cfg.base_ckpt``; where that is null, the base that the first adapter of
+    ``cfg.adapter`` was made for, found by its SHA-256, or else the current one.
+
+    Raises:
+        UserError: if there is no such file, it holds no weights of this network, or the adapter's
+            base is none that is kept here.
+    """
+    net.eval()  # in train mode, batch normalisation would move its running statistics
+    current = base_folder(cfg) / f"{cfg.base_name}.ckpt"
+    path, sha256 = Path(cfg.base_ckpt or current), None
+    if not cfg.base_ckpt and (specs := adapter_specs(cfg)):
+        try:
+            sha256 = read_base_sha256(specs[0]["path"])
+        except ValueError as error:
+            raise UserError(f"adapter={one_line(error)}") from error
+        path = (sha256 and find_base(base_folder(cfg), sha256)) or current
+    try:
+        base = read_base(path, net)
+    except FileNotFoundError as error:
+        own = not str(cfg.net._target_).startswith("lora_mnist.")
+        advice = "expected the weights of your network" if own else "make it with: python train.py stage=pretrain"
+        raise UserError(f"base_ckpt={path}: no such file; {advice}{'' if own else _choices(cfg)}") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
+    if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
+        raise UserError(
+            f"adapter={specs[0]['path']}: its base, {sha256[:12]}..., is not in {base_folder(cfg)}; "
+            "expected base_ckpt=FILE, the weights that it was trained on"
+        )
+    return base
+
+
+def _choices(cfg: DictConfig) -> str:
+    """The choices of network and data that a command has to repeat; nothing for the defaults."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    usual = {"net": "mlp", "data": "mnist"}
+    return "".join(f" {k}={choices[k]}" for k, v in usual.items() if choices.get(k, v) != v)
+
+
+def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
+    """``path``, ``name`` and ``scale`` of each adapter of ``cfg.adapter``.
+
+    ``cfg.adapter`` is null, a folder, a mapping of ``path`` and perhaps ``scale`` and ``name``, or
+    a list of such. A folder is an adapter's own, or that of the run that left it. An adapter
+    without a name is called after its folder, or its run's.
+
+    Raises:
+        UserError: if an adapter is described in another way.
+    """
+    chosen = cfg.adapter if isinstance(cfg.adapter, ListConfig) else [cfg.adapter]
+    specs = []
+    for adapter in chosen:
+        if adapter is None:
+            continue
+        spec = {"path": adapter} if isinstance(adapter, str) else adapter
+        known = isinstance(spec, Mapping) and {"path"} <= spec.keys() <= {"path", "scale", "name"}
+        if not known or not isinstance(spec["path"], str):
+            raise UserError(
+                f"adapter={adapter}: expected a folder, latest, or a mapping of path, scale and name"
+            )
+        path = Path(spec["path"])
+        if not (path / CONFIG_NAME).exists() and (path / "adapter").is_dir():
+            path /= "adapter"
+        name = spec.get("name") or (path.parent.name if path.name == "adapter" else path.name)
+        specs.append({"scale": 1.0, **spec, "path": path, "name": str(name)})
+    return specs
+
+
+def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
+    """Stack the adapters of ``cfg.adapter`` on ``net``; return their names.
+
+    Raises:
+        UserError: if an adapter is described in another way than in :func:`adapter_specs`, or
+            cannot be loaded.
+    """
+    for spec in adapter_specs(cfg):
+        try:
+            load_adapter(
+                net, spec["path"], cfg.allow_other_base, name=spec["name"], scale=spec["scale"]
+            )
+        except ValueError as error:
+            raise UserError(f"adapter={one_line(error)}") from error
+    return lora_names(net)
+
+
+def with_run(cfg: DictConfig) -> DictConfig:
+    """``cfg`` with the latest adapter's folder for ``latest``, and that run's network and data.
+
+    A run's ``.hydra/`` knows what it was trained with; what the command line says wins. ``latest``
+    is the latest of the network and the data that the command line asks for.
+
+    Raises:
+        UserError: if there is no such adapter, or a job of a sweep asks for the latest: while that
+            goes on, another adapter may become the latest.
+    """
+    cfg = cfg.copy()
+    groups = {key.partition(".")[0] for key in asked_keys()}
+    several = isinstance(cfg.adapter, ListConfig)
+    chosen = list(cfg.adapter) if several else [cfg.adapter]
+    for place, adapter in enumerate(chosen):
+        path = adapter.get("path") if isinstance(adapter, DictConfig) else adapter
+        if path == "latest":
+            folder = str(_latest_adapter(cfg, groups))
+            chosen[place] = {**adapter, "path": folder} if adapter != "latest" else folder
+    cfg.adapter = chosen if several else chosen[0]
+    specs = adapter_specs(cfg)
+    run = _trained_with(specs[0]["path"].parent) if specs else None
+    if run is None or not HydraConfig.initialized():
+        return cfg
+    with open_dict(cfg):
+        if "net" not in groups:
+            cfg.net, cfg.base_name, cfg.paths.here = run["net"], run["base_name"], run["here"]
+        if "data" not in asked_keys():
+            changes = {key: OmegaConf.select(cfg, key) for key in asked_keys() if key[:5] == "data."}
+            cfg.data = run["data"]
+            for key, value in changes.items():
+                OmegaConf.update(cfg, key, value)
+    return cfg
+
+
+def _latest_adapter(cfg: DictConfig, groups: set[str]) -> Path:
+    """The folder of the latest adapter for the network and data that the command line asks for."""
+    own: Any = OmegaConf.to_container(cfg, resolve=False)
+
+    def fits(marker: Path) -> bool:
+        run = _trained_with(marker.parents[1])
+        if run is None:
+            return not groups & {"net", "data"}
+        if "net" in groups and run["net"] != own["net"]:
+            return False
+        return "data" not in groups or all(
+            run["data"].get(key) == own["data"].get(key) for key in ("_target_", "name", "dataset")
+        )
+
+    runs = Path(cfg.paths.outputs, "lora")
+    marker = latest(runs, f"*/adapter/{CONFIG_NAME}", fits)
+    if marker is None:
+        what = " for this net and data" if groups & {"net", "data"} else ""
+        raise UserError(
+            f"adapter=latest: expected an adapter{what} in {runs}, found none; "
+            "make one with: python train.py stage=lora"
+        )
+    if is_sweep():
+        raise UserError(
+            "adapter=latest: expected the folder itself in a sweep, whose jobs could find different "
+            f"ones: adapter={marker.parents[1]}"
+        )
+    return marker.parents[1]
+
+
+def _trained_with(folder: Path) -> dict[str, Any] | None:
+    """``net``, ``data`` and ``base_name`` of the run in a folder, and ``here``, where it began."""
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"))
+        hydra: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "hydra.yaml"))
+        here = hydra["hydra"]["runtime"]["cwd"]
+        data = {key: value for key, value in config["data"].items() if key not in _TRAINING}
+        images = data.get("data_dir")
+        if isinstance(images, str) and not images.startswith("$"):
+            data["data_dir"] = str(Path(here, images))
+        return {"net": config["net"], "data": data, "base_name": config["base_name"], "here": here}
+    except (OSError, KeyError, TypeError):
+        return None
+
+
+# --- module and trainer --------------------------------------------------------------------------
 
 
 def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
     """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode; the base stays in eval.
-
-    Where that pays, the frozen weights are packed; see :func:`lora_mnist.lora.pack_frozen`.
 
     Raises:
         UserError: if a value of ``cfg.lora`` cannot be used.
     """
     with config_group("lora"):
         add_lora(net, **OmegaConf.to_container(cfg.lora, resolve=True)).train()  # type: ignore[arg-type]
-    pack_frozen(net)
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:
@@ -214,11 +389,7 @@ def choose_trainable(net: nn.Module, pattern: str) -> None:
 
 
 def build_module(
-    cfg: DictConfig,
-    net: nn.Module,
-    data: ImageDataModule,
-    base: Base | None = None,
-    answers: BaseAnswers | None = None,
+    cfg: DictConfig, net: nn.Module, data: ImageDataModule, base: Base | None = None
 ) -> ClassifierModule:
     """The module that trains ``net``, which carries LoRA or is compared with ``base``.
 
@@ -227,74 +398,165 @@ def build_module(
         net: the network.
         data: what it is trained on.
         base: what ``net`` starts from; ``None`` with stage=pretrain.
-        answers: what the base answered to the images, where an earlier job has found that out.
 
     Raises:
         UserError: if a value of ``cfg`` cannot be used, or two do not go together.
     """
-    _check_fit_together(cfg, data)
+    _require_fit_together(cfg, data)
     hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     hyperparameters |= {"base_sha256": base and base.sha256, "target": data.target}
+    hyperparameters |= {"classes": data.classes, "data_sha256": dict(data.sha256)}
     with config_group("loss"):
         loss = instantiate(cfg.loss, target=data.targets, _convert_="all")
-    if not (is_number(lr := cfg.optimizer.get("lr", 0.0)) and lr >= 0):
+    lr = cfg.optimizer.lr
+    if type(lr) not in (int, float) or not 0 <= lr < float("inf"):
         raise UserError(f"optimizer.lr={lr}: expected a finite number >= 0")
     with config_group("optimizer"):
-        settings = {key: value for key, value in cfg.optimizer.items() if key != "lr_ratio"}
+        settings = {k: v for k, v in cfg.optimizer.items() if k not in ("lr", "lr_ratio")}
         optimizer = instantiate(settings, _convert_="all")  # else checkpoints hold what is no list
-        with _naming_values("optimizer", optimizer):  # now, and not in the middle of the fit
-            first = optimizer(net.parameters())
     with config_group("scheduler"):
         scheduler = instantiate(cfg.scheduler, _convert_="all") if cfg.scheduler else None
-        if scheduler:
-            if -1 in (scheduler.keywords.get(key) for key in ("T_max", "total_iters")):
-                raise UserError(
-                    "trainer.max_steps=-1: expected the number of steps, since scheduler counts "
-                    "them"
-                )
-            with _naming_values("scheduler", scheduler):
-                schedule = scheduler(first)
-                first.step()  # no gradient, no change; a schedule warns without it
-                schedule.step()
     with config_group("optimizer"):
         return ClassifierModule(
             net,
             len(data.classes),
             loss=loss,
             optimizer=optimizer,
-            scheduler=scheduler,
+            lr=float(lr),
             lr_ratio=cfg.optimizer.lr_ratio,
+            scheduler=scheduler,
             base_tensors=base.tensors if base and not has_lora(net) else None,
-            base_answers=answers,
+            class_names=data.short_names,
+            targets=data.targets,
             hyperparameters=hyperparameters,
         )
 
 
-@contextmanager
-def _naming_values(group: str, partial: Any) -> Iterator[None]:
-    """Say which values an optimizer or a schedule was given, where Python's message does not."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
-        given = ", ".join(
-            f"{key}={value}" for key, value in getattr(partial, "keywords", {}).items()
-        )
-        raise UserError(f"{group}: {one_line(error)}, with {given}") from error
-
-
-def _check_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
+def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
     """Refuse values that are each right on their own, but not together."""
     if cfg.stage != "lora" and cfg.optimizer.lr_ratio != 1:
         raise UserError(
             f"optimizer.lr_ratio={cfg.optimizer.lr_ratio}: expected 1, since stage={cfg.stage} "
             "trains no lora_B"
         )
-    distill = cfg.loss.get("distill")
+    if cfg.scheduler and -1 in (cfg.scheduler.get(key) for key in ("T_max", "total_iters")):
+        raise UserError(
+            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+        )
+    distill, target_weight = cfg.loss.get("distill"), cfg.loss.get("target_weight")
     if cfg.stage == "pretrain":
         for key, value in {"loss.distill": distill, "data.hardness": data.hardness}.items():
             if value:
                 raise UserError(f"{key}={value}: expected 0, since stage=pretrain has no base")
-    elif distill and cfg.loss.distill_on == "replay" and not data.replay:
+    elif data.replay == 0:
+        if distill and cfg.loss.get("distill_on") in (None, "replay"):
+            raise UserError(
+                f"loss.distill={distill}: expected data.replay > 0, or loss.distill_on=target"
+            )
+        if target_weight is not None:
+            raise UserError(
+                f"loss.target_weight={target_weight}: expected null, or data.replay > 0: without "
+                "replay all images are the target's"
+            )
+
+
+def build_trainer(
+    cfg: DictConfig, folder: Path, validates: bool = True, checkpoint: Path | None = None
+) -> Trainer:
+    """Lightning's Trainer with the configured callbacks and loggers; a bar only on a terminal.
+
+    Callbacks and plugins of ``cfg.trainer`` come beside the configured ones; a logger there takes
+    the place of all others.
+
+    Args:
+        cfg: the run's configuration.
+        folder: the run's folder, where loggers and checkpoints write.
+        validates: whether there are validation images.
+        checkpoint: where an earlier run is gone on with; ``None``: at the beginning.
+
+    Raises:
+        UserError: if a value of ``cfg`` cannot be used.
+    """
+    callbacks: list[Any] = [RandomStates()]
+    for name, config in (cfg.get("callbacks") or {}).items():
+        if config is None:
+            continue
+        # A null dirpath is the run's folder.
+        changes = {"dirpath": str(folder / CHECKPOINTS)} if config.get("dirpath", "") is None else {}
+        with config_group(f"callbacks.{name}"):
+            callbacks.append(instantiate(config, **changes))
+    loggers: list[Any] = []
+    step = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint else None
+    for name, config in (cfg.get("logger") or {}).items():
+        if config is None:
+            continue
+        changes = {"save_dir": str(folder)} if config.get("save_dir", "") is None else {}
+        if step is not None and str(config._target_).endswith("TensorBoardLogger"):
+            changes["purge_step"] = step  # what was logged after the checkpoint is logged again
+        if step is not None and str(config._target_).endswith("CSVLogger"):
+            changes["version"] = f"from_step_{step}"  # it would delete the file that is there
+        with config_group(f"logger.{name}"):
+            loggers.append(instantiate(config, **changes))
+    with config_group("trainer"):
+        given = instantiate(cfg.trainer, _convert_="all", _partial_=True).keywords
+        if "logger" in given:
+            loggers = given["logger"]
+        elif loggers:
+            callbacks.append(TensorBoardPage())
+        callbacks += _listed(given.get("callbacks"))
+        settings: dict[str, Any] = {
+            "default_root_dir": str(folder),
+            # Without a callback of ours Lightning would add one of its own.
+            "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
+            "enable_progress_bar": sys.stdout.isatty(),
+        }
+        if not validates:
+            settings["limit_val_batches"] = 0
+        elif loggers and not is_sweep():
+            settings |= _validations(given)
+        settings |= given
+        settings |= {"callbacks": callbacks, "logger": loggers or False}
+        settings["plugins"] = [AtomicCheckpointIO(), *_listed(given.get("plugins"))]
+        trainer = Trainer(**settings)
+    if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
-            f"loss.distill={distill}: expected data.replay > 0, or loss.distill_on=target"
+            f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
+            "since the base is kept in float32, bit for bit"
         )
+    if is_sweep() and trainer.world_size > 1:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
+        )
+    return trainer
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _validations(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Validate a few times on the way, so that a logger has a curve; no number depends on it."""
+    if settings.keys() & {"val_check_interval", "check_val_every_n_epoch"}:
+        return {}
+    steps = settings.get("max_steps", -1)
+    if steps < 0:
+        return {"val_check_interval": 1 / _VALIDATIONS}  # of an epoch
+    batches = steps * settings.get("accumulate_grad_batches", 1)
+    return {
+        "val_check_interval": max(1, batches // _VALIDATIONS),
+        "check_val_every_n_epoch": None,  # counted over epochs
+    }
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Inside the ``with`` block Lightning gives no advice that a run here has no use for."""
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",  # data.num_workers is for sets on the disk
+            ".*in eval mode at the start of training.*",  # the base is, on purpose
+            ".*Checkpoint directory .* exists and is not empty.*",
+            ".*LeafSpec.* is deprecated",  # between Lightning and torch
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield

@@ -4,34 +4,30 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.config import (
     build_data,
     build_net,
-    require_bool,
-    require_figures,
+    build_trainer,
+    is_sweep,
+    load_adapters,
+    load_base,
+    quiet_lightning,
     require_fit,
     require_known_keys,
+    with_run,
 )
-from lora_mnist.data import ImageDataModule
-from lora_mnist.disk.predictions import write_answers
+from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
-from lora_mnist.load import load_adapters, load_base, with_latest_adapter
-from lora_mnist.lora import lora_names, pack_frozen, set_lora_enabled
-from lora_mnist.process import keep_freed_memory
-from lora_mnist.show.report import show_run
+from lora_mnist.errors import UserError
+from lora_mnist.lora import lora_names, set_lora_enabled
+from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_results
-from lora_mnist.trainer import build_trainer, trainer_at_work
+from lora_mnist.show.tensorboard import show_outcome
 
 log = logging.getLogger(__name__)
-
-_KEYS = (
-    *("stage", "data", "net", "base_name", "base_ckpt", "adapter", "each", "allow_other_base"),
-    *("trainer", "logger", "paths", "sweep", "figures"),
-)
 
 
 def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
@@ -39,9 +35,9 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
 
     Args:
         cfg: a configuration of ``configs/eval.yaml``; it is not changed. ``cfg.adapter`` is as for
-            :func:`lora_mnist.load.adapter_specs`, or ``latest``; ``cfg.each`` tests each adapter
+            :func:`lora_mnist.config.adapter_specs`, or ``latest``; ``cfg.each`` tests each adapter
             alone too.
-        run_folder: where to leave results.json and the logger's files; ``None`` makes a new folder,
+        run_folder: where to leave results.json and the loggers' files; ``None`` makes a new folder,
             named by the time.
 
     Returns:
@@ -51,51 +47,45 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
     """
     clock = Clock()
-    require_known_keys(cfg, *_KEYS)
-    require_bool(cfg, "each")
-    require_figures(cfg)
-    keep_freed_memory()
-    cfg = with_latest_adapter(cfg)
+    require_known_keys(cfg, "eval")
+    for key in ("each", "allow_other_base"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key}={cfg[key]}: expected true or false")
+    cfg = with_run(cfg)
     data = build_data(cfg, "test")
     net = build_net(cfg)
     base = load_base(cfg, net)
-    require_fit(net, data, data.test_set.images[:2])
-    if load_adapters(cfg, net):
-        pack_frozen(net)
-    hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    require_fit(net, data, data.test_set.__getitems__([0, 0])[0])
+    load_adapters(cfg, net)
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     module = ClassifierModule(
         net,
         len(data.classes),
-        hyperparameters={**hyperparameters, "base_sha256": base.sha256},
+        class_names=data.short_names,
+        hyperparameters={**settings, "base_sha256": base.sha256},
     )
     folder = new_run_folder(cfg) if run_folder is None else run_folder
-    trainer = build_trainer(cfg, folder)
-    with clock.measure("test"), trainer_at_work():
-        each = _test_each(module, trainer, data) if cfg.each else {}
+    with quiet_lightning(), clock.measure("test"):
+        each = {}
+        for name in lora_names(net) if cfg.each else []:
+            # Without loggers: there ``test`` means all adapters together.
+            quiet = build_trainer(OmegaConf.merge(cfg, {"logger": None}), folder)  # type: ignore[arg-type]
+            set_lora_enabled(net, False)
+            set_lora_enabled(net, True, name)
+            quiet.test(module, datamodule=data, verbose=False)
+            each[name] = module.outcomes["test"]
+            set_lora_enabled(net, True)
+        trainer = build_trainer(cfg, folder)
         trainer.test(module, datamodule=data, verbose=False)
     results = collect_results(cfg, data, net, module.outcomes, clock)
     results |= {"each": each} if each else {}
-    results["adapter"] = hyperparameters["adapter"]
+    results["adapter"] = settings["adapter"]
     if trainer.is_global_zero:
         write_results(results, folder)
-        write_answers(module.answers, data.test_set.images, folder)
-        print_results(results, data.classes)
-        show_run(trainer, results, folder, cfg.figures)
+        write_predictions(module.predictions, lambda n: data.test_set.__getitems__(n)[0], folder)
+        print_results(results)
+        if cfg.figures is True or (cfg.figures == "auto" and not is_sweep()):
+            log.info("report: %s", make_report(folder))
+        show_outcome(trainer, results, folder)
         log.info("run: %s", folder)
     return results
-
-
-def _test_each(
-    module: ClassifierModule, trainer: Trainer, data: ImageDataModule
-) -> dict[str, dict[str, Any]]:
-    """What each adapter does alone, by its name, as results.json has it."""
-    loggers, trainer.loggers = trainer.loggers, []  # there ``test`` means all of them together
-    each = {}
-    for name in lora_names(module.net):
-        set_lora_enabled(module.net, False)
-        set_lora_enabled(module.net, True, name)
-        trainer.test(module, datamodule=data, verbose=False)
-        each[name] = module.outcomes["test"]
-    set_lora_enabled(module.net, True)
-    trainer.loggers = loggers
-    return each

@@ -17,6 +17,7 @@ def _find_project() -> Path:
 PROJECT = _find_project()
 
 OmegaConf.register_new_resolver("lora_mnist.project", lambda: str(PROJECT), replace=True)
+OmegaConf.register_new_resolver("lora_mnist.cwd", lambda: str(Path.cwd()), replace=True)
 
 # What a config inherits with "/any_keys@GROUP" takes keys that no file lists, without a +.
 _any_keys = OmegaConf.create({})

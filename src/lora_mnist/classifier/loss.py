@@ -1,12 +1,11 @@
 """What fine-tuning minimises: losses of single images, and their mean over a batch."""
 
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -43,7 +42,7 @@ def hinge(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
 
 
 def distillation(logits: Tensor, base_logits: Tensor, temperature: float) -> Tensor:
-    """``T^2 KL(softmax(z_base / T) || softmax(z / T))``: how far the answer moved from the base's.
+    """``T^2 KL(softmax(z_base / T) || softmax(z / T))``: how far the output moved from the base's.
 
     Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2
     (the factor ``T^2`` keeps the gradient's size); against forgetting, with the network before
@@ -79,98 +78,89 @@ def weighted_mean(losses: Tensor, is_target: Tensor, target_weight: float) -> Te
     return torch.where((target == 0) | (others == 0), losses.mean(), (weights * losses).sum())
 
 
-#: The loss has its square as a factor, in float32.
-_HOTTEST = 1e6
-
-
-class Loss:
-    """The loss of a training batch: right answers, and the base's own answers where they count.
+class Loss(nn.Module):
+    """The loss of a training batch: right classes, and the base's own outputs where they count.
 
     ``mean over images of fit(z, y) + distill * [image is distilled] * distillation(z, z_base)``
 
     Args:
         target: the class to repair, or several; ``None`` where all are trained.
         fit: "cross_entropy" or "hinge".
-        margin: of :func:`hinge`; finite and >= 0.
-        distill: weight of :func:`distillation`; finite and >= 0, and 0 leaves it out.
+        margin: of :func:`hinge`, >= 0; ``None``: 1.
+        distill: weight of :func:`distillation`, >= 0; 0 leaves it out.
         distill_on: "replay" distils on images of other classes than ``target``, "target" on those
-            of ``target``, "all" on both.
-        temperature: of :func:`distillation`; finite and > 0.
+            of ``target``, "all" on both; ``None``: "replay".
+        temperature: of :func:`distillation`, > 0; ``None``: 1.
         target_weight: see :func:`weighted_mean`; ``None``: each image counts alike.
 
     Attributes:
         needs_base: whether ``base_logits`` are needed.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or would have no effect.
     """
+
+    target: Tensor
 
     def __init__(
         self,
         target: int | Sequence[int] | None = None,
         fit: str = "cross_entropy",
-        margin: float = 1.0,
+        margin: float | None = None,
         distill: float = 0.0,
-        distill_on: str = "replay",
-        temperature: float = 1.0,
+        distill_on: str | None = None,
+        temperature: float | None = None,
         target_weight: float | None = None,
     ) -> None:
-        _check_choice("fit", fit, ("cross_entropy", "hinge"))
-        _check_choice("distill_on", distill_on, ("replay", "target", "all"))
-        _check_number("margin", margin, least=0)
-        _check_number("distill", distill, least=0)
-        _check_number("temperature", temperature, least=0)
-        if not 0 < temperature <= _HOTTEST:
-            raise ValueError(
-                f"temperature={temperature}: expected a finite number > 0, at most {_HOTTEST:g}"
-            )
-        if target_weight is not None:
-            _check_number("target_weight", target_weight, least=0, most=1)
-            if target is None:
-                raise ValueError(
-                    f"target_weight={target_weight}: expected null, since digit=null trains on "
-                    "all classes"
-                )
-        self.target = [target] if isinstance(target, int) else list(target or [])
-        self.fit: Callable[[Tensor, Tensor], Tensor] = cross_entropy
-        if fit == "hinge":
-            self.fit = lambda logits, labels: hinge(logits, labels, float(margin))
+        super().__init__()
+        if fit not in ("cross_entropy", "hinge"):
+            raise ValueError(f"fit={fit}: expected one of cross_entropy, hinge")
+        if distill_on not in (None, "replay", "target", "all"):
+            raise ValueError(f"distill_on={distill_on}: expected one of replay, target, all")
+        numbers = {"margin": margin, "temperature": temperature, "target_weight": target_weight}
+        for name, value in {**numbers, "distill": distill}.items():
+            if value is not None and (type(value) not in (int, float) or not 0 <= value < 1e6):
+                raise ValueError(f"{name}={value}: expected a number from 0 to below 1e6")
+        if temperature == 0:
+            raise ValueError("temperature=0: expected a number > 0")
+        if margin is not None and fit != "hinge":
+            raise ValueError(f"margin={margin}: expected null, since fit={fit} has no margin")
+        if distill == 0 and (distill_on is not None or temperature is not None):
+            name = "distill_on" if distill_on is not None else "temperature"
+            value = distill_on if distill_on is not None else temperature
+            raise ValueError(f"{name}={value}: expected null, since distill=0 distils nothing")
+        if target_weight is not None and (target is None or target_weight > 1):
+            needed = "a number from 0 to 1" if target is not None else "null, since digit=null"
+            raise ValueError(f"target_weight={target_weight}: expected {needed}")
+        self.fit = fit
+        self.margin = 1.0 if margin is None else float(margin)
         self.distill = float(distill)
-        self.distill_on = distill_on
-        self.temperature = float(temperature)
+        self.distill_on = distill_on or "replay"
+        self.temperature = 1.0 if temperature is None else float(temperature)
         self.target_weight = target_weight
         self.needs_base = distill > 0
+        targets = [target] if isinstance(target, int) else list(target or [])
+        # On the device with the network: no copy in every step.
+        self.register_buffer("target", torch.tensor(targets, dtype=torch.int64), persistent=False)
 
-    def __call__(self, logits: Tensor, labels: Tensor, base_logits: Tensor | None) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, base_logits: Tensor | None) -> Tensor:
         """The loss of a batch, a scalar.
 
         Args:
-            logits: what the network answers, shape (N, num_classes).
+            logits: what the network gives, shape (N, num_classes).
             labels: int64, shape (N,).
-            base_logits: what the base answers, where ``needs_base``.
+            base_logits: what the base gives, where ``needs_base``.
         """
-        losses = self.fit(logits, labels)
+        if self.fit == "hinge":
+            losses = hinge(logits, labels, self.margin)
+        else:
+            losses = cross_entropy(logits, labels)
         if base_logits is not None:
             distilled = distillation(logits, base_logits, self.temperature)
             if self.distill_on != "all":
-                distilled = distilled * (self._is_target(labels) == (self.distill_on == "target"))
+                is_target = torch.isin(labels, self.target)
+                distilled = distilled * (is_target == (self.distill_on == "target"))
             losses = losses + self.distill * distilled
         if self.target_weight is None:
             return losses.mean()
-        return weighted_mean(losses, self._is_target(labels), self.target_weight)
-
-    def _is_target(self, labels: Tensor) -> Tensor:
-        return torch.isin(labels, torch.tensor(self.target, device=labels.device))
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value}: expected one of {', '.join(choices)}")
-
-
-def _check_number(name: str, value: float, least: float, most: float = math.inf) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # An integer may be too large to be a float.
-    if not (is_number and abs(value) <= sys.float_info.max and least <= value <= most):
-        limit = f">= {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-        raise ValueError(f"{name}={value}: expected a finite number {limit}")
+        return weighted_mean(losses, torch.isin(labels, self.target), self.target_weight)

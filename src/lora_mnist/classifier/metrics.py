@@ -1,10 +1,10 @@
-"""How errors are counted, for a network and its base, and what TensorBoard gets of them.
+"""How errors are counted, for a network and its base, and what loggers get of them.
 
 Both counts are torchmetrics metrics, so they add up over batches and over the processes of a
 distributed run. :func:`compare_errors` is the same for a loop without Lightning.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from lora_mnist.lora import lora_disabled
 class ErrorMetric(MulticlassConfusionMatrix):
     """A confusion matrix, the errors of each class that follow from it, and the mean loss.
 
-    ``confmat[y, c]`` counts images of class ``y`` that were answered with ``c``; the errors of
+    ``confmat[y, c]`` counts images of class ``y`` that were taken for ``c``; the errors of
     class ``y`` are its row without the diagonal.
 
     Args:
@@ -92,8 +92,12 @@ class RepairMetric(Metric):
         }
 
 
-class AnswerMetric(Metric):
-    """What was answered to each image, and how surely; what the images show, and in which order.
+#: What is kept of each image; a network without a base is one itself.
+_PREDICTED = ("index", "label", "base", "adapted", "base_probability", "adapted_probability")
+
+
+class PredictionMetric(Metric):
+    """What was predicted for each image, and how surely; what the images show, and in which order.
 
     With several processes image ``j`` of process ``r`` is image ``j * processes + r`` of all, as
     :class:`lora_mnist.data.ImageDataModule` shares them out.
@@ -103,41 +107,35 @@ class AnswerMetric(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("index", "label", *_SIDES, *(f"{side}_probability" for side in _SIDES)):
+        for name in _PREDICTED:
             self.add_state(name, default=[], dist_reduce_fx="cat")
         self._seen = 0
 
     def update(self, labels: Tensor, **logits: Tensor) -> None:
         """Keep a batch: ``labels`` of shape (N,), and the logits of ``base`` and ``adapted``."""
-        rank, processes = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
+        rank, processes = 0, 1
+        if dist.is_available() and dist.is_initialized():
+            rank, processes = dist.get_rank(), dist.get_world_size()
         place = torch.arange(self._seen, self._seen + len(labels), device=labels.device)
         self._seen += len(labels)
-        found = {"index": place * processes + rank, "label": labels}
+        batch = {"index": place * processes + rank, "label": labels}
         for side, of_side in logits.items():
-            found[side] = of_side.argmax(dim=1)
-            chances = of_side.float().softmax(dim=1)  # NumPy knows no bfloat16
-            found[f"{side}_probability"] = chances.gather(1, found[side][:, None])[:, 0]
-        for name, values in found.items():
+            batch[side] = of_side.argmax(dim=1)
+            probabilities = of_side.float().softmax(dim=1)  # NumPy knows no bfloat16
+            batch[f"{side}_probability"] = probabilities.gather(1, batch[side][:, None])[:, 0]
+        for name, values in batch.items():
             getattr(self, name).append(values)
 
     def compute(self) -> dict[str, Tensor]:
         """A tensor of shape (N,) for each of the names, in the order of the images."""
-        kept = {name: getattr(self, name) for name in self._defaults}
-        kept = {name: dim_zero_cat(values) for name, values in kept.items() if len(values)}
-        order = kept["index"].argsort()
-        return {name: values[order] for name, values in kept.items()}
+        states = {name: getattr(self, name) for name in _PREDICTED}
+        tensors = {name: dim_zero_cat(values) for name, values in states.items() if len(values)}
+        order = tensors["index"].argsort()
+        return {name: values[order] for name, values in tensors.items()}
 
     def reset(self) -> None:
         super().reset()
         self._seen = 0
-
-
-#: Whose answers an :class:`AnswerMetric` keeps; a network without a base is one itself.
-_SIDES = ("base", "adapted")
-
-
-def _is_distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 class Evaluation(nn.Module):
@@ -145,16 +143,16 @@ class Evaluation(nn.Module):
 
     Args:
         num_classes: number of classes.
-        keeps_answers: whether the answer to each image is kept too.
+        keep_predictions: whether the prediction for each image is kept too.
 
     Attributes:
-        answers: what :class:`AnswerMetric` kept, by name; empty where it was not asked to.
+        predictions: what :class:`PredictionMetric` kept, by name; empty where it was not asked to.
     """
 
-    def __init__(self, num_classes: int, keeps_answers: bool = False) -> None:
+    def __init__(self, num_classes: int, keep_predictions: bool = False) -> None:
         super().__init__()
-        self.keeper = AnswerMetric() if keeps_answers else None
-        self.answers: dict[str, Tensor] = {}
+        self.keeper = PredictionMetric() if keep_predictions else None
+        self.predictions: dict[str, Tensor] = {}
         self.network = ErrorMetric(num_classes)
         self.base = ErrorMetric(num_classes)
         self.repair = RepairMetric(num_classes)
@@ -178,11 +176,52 @@ class Evaluation(nn.Module):
             outcomes[split] = self.repair.compute() | outcomes[split]
             outcomes[f"{split}_base"] = self.base.compute()
         if self.keeper is not None:
-            self.answers = self.keeper.compute()
+            self.predictions = self.keeper.compute()
             self.keeper.reset()
         for metric in (self.network, self.base, self.repair):
             metric.reset()
         return outcomes
+
+
+#: With more classes only those to repair have a curve of their own.
+_MOST_CURVES = 16
+
+
+def scalars(
+    split: str,
+    outcomes: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str] = (),
+    targets: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """The numbers of ``split`` that loggers get, and of its base, by tag.
+
+    Args:
+        split: val or test.
+        outcomes: what was counted; ``<split>_base`` may be missing.
+        names: of the classes, for a curve of each; of very many, of those to repair alone.
+        targets: the classes to repair.
+    """
+    classes: Sequence[int] = range(len(names))
+    if len(names) > _MOST_CURVES:
+        classes = list(targets or ())[:_MOST_CURVES]
+    tags: dict[str, float] = {}
+    for side in (split, f"{split}_base"):
+        if side not in outcomes:
+            continue
+        outcome = outcomes[side]
+        errors, images = outcome["errors_per_class"], outcome["images_per_class"]
+        for key in ("accuracy", "loss", "errors", "repaired", "broken"):
+            if key in outcome:
+                tags[f"{side}/{key}"] = float(outcome[key])
+        if targets:
+            of_target = sum(errors[c] for c in targets)
+            tags[f"{side}/errors_of_target"] = float(of_target)
+            tags[f"{side}/errors_elsewhere"] = float(sum(errors) - of_target)
+        for c in classes:
+            if images[c]:
+                name = names[c].replace("/", "-")  # else it would begin a level of tags
+                tags[f"{side}/accuracy_per_class/{name}"] = 1 - errors[c] / images[c]
+    return tags
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -8,27 +7,24 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import Optimizer
 
 from lora_mnist.classifier.loss import Loss
-from lora_mnist.classifier.metrics import Evaluation
+from lora_mnist.classifier.metrics import Evaluation, scalars
+from lora_mnist.data.sampler import Batch
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora import has_lora, lora_disabled, lora_state_dict, loraplus
 
-Batch = tuple[Tensor, Tensor]
-#: What the base answered to each batch of a split, in order.
-BaseAnswers = Mapping[str, tuple[Tensor, ...]]
 #: Where a checkpoint has weights: with Lightning's weight averaging the average stands in
 #: ``state_dict``, and what training goes on from beside it.
-_STATES = {"state_dict", "current_model_state"}
+_STATES = ("state_dict", "current_model_state")
 
 
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
-    Tells callbacks and the bar ``train/loss``, the mean over the last ``log_every_n_steps``, and
-    the totals of ``val`` and ``test``, such as ``val/accuracy`` and ``val/repaired``. Loggers get
-    theirs from :mod:`lora_mnist.show.tensorboard`.
+    Logs ``train/loss``, the mean over the last ``log_every_n_steps`` steps, and what
+    :func:`.metrics.scalars` says of ``val`` and ``test``.
 
     Args:
         net: network from images, (N, channels, height, width) float32, to logits,
@@ -36,20 +32,20 @@ class ClassifierModule(LightningModule):
             kept in checkpoints.
         num_classes: number of classes.
         loss: what training minimises; ``None``: the cross-entropy.
-        optimizer: makes the optimizer from the parameters to train.
+        optimizer: makes the optimizer from the parameters to train and ``lr``.
+        lr: learning rate.
+        lr_ratio: of :func:`lora_mnist.lora.loraplus`; finite and > 0.
         scheduler: makes the schedule of the learning rate, stepped once a batch, from the
             optimizer; ``None`` for a constant rate.
-        lr_ratio: of :func:`lora_mnist.lora.loraplus`; finite and > 0.
         base_tensors: the base's tensors by name, where ``net`` itself is fine-tuned and changes
             them; an adapted network need only switch its adapter off.
-        base_answers: what the base answered to each batch, by split, where an earlier module on
-            the same base and images has found that out; see the attribute.
-        hyperparameters: plain values to keep in checkpoints and to tell the logger.
+        class_names: for the loggers.
+        targets: the classes to repair, for the loggers.
+        hyperparameters: plain values to keep in checkpoints and to tell the loggers.
 
     Attributes:
         outcomes: by split, what its last evaluation found, as it stands in results.json.
-        base_answers: by split, what the base answered to each batch; for a later module.
-        answers: of the last test, the answer to each image; see :class:`.metrics.AnswerMetric`.
+        predictions: of the last test, for each image; see :class:`.metrics.PredictionMetric`.
         validated_at: the step at which ``outcomes["val"]`` was found; ``None`` before.
 
     Raises:
@@ -63,11 +59,13 @@ class ClassifierModule(LightningModule):
         num_classes: int = 10,
         *,
         loss: Loss | None = None,
-        optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] = torch.optim.Adam,
-        scheduler: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+        optimizer: Callable[..., Optimizer] = torch.optim.Adam,
+        lr: float = 1e-3,
         lr_ratio: float = 1.0,
+        scheduler: Callable[[Optimizer], Any] | None = None,
         base_tensors: Mapping[str, Tensor] | None = None,
-        base_answers: BaseAnswers | None = None,
+        class_names: Iterable[str] = (),
+        targets: list[int] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -79,28 +77,35 @@ class ClassifierModule(LightningModule):
         self.net = net
         self.loss = loss or Loss()
         self.optimizer = optimizer
-        self.scheduler = scheduler
+        self.lr = lr
         self.lr_ratio = lr_ratio
+        self.scheduler = scheduler
         self.has_lora = has_lora(net)
         self.base_tensors = base_tensors
-        self.has_base = self.has_lora or base_tensors is not None
+        self.class_names, self.targets = list(class_names), targets
         self.evaluations = nn.ModuleDict(
-            {s: Evaluation(num_classes, keeps_answers=s == "test") for s in ("val", "test")}
+            {s: Evaluation(num_classes, keep_predictions=s == "test") for s in ("val", "test")}
         )
-        self.answers: dict[str, Tensor] = {}
+        self.predictions: dict[str, Tensor] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
-        self.base_answers = dict(base_answers or {})
-        self._answers: list[Tensor] = []
-        self._window = (torch.zeros(()), 0)  # sum and number of the losses since they were logged
         self.validated_at: int | None = None
+        self.base_logits: list[Tensor | None] = []  # for each batch of validation images
+        # Of the batches since the loss was logged; in checkpoints, so that curves go on.
+        self.register_buffer("loss_sum", torch.zeros(()))
+        self.register_buffer("loss_count", torch.zeros((), dtype=torch.int64))
+
+    loss_sum: Tensor
+    loss_count: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (N, num_classes), of normalised images, (N, channels, height, width)."""
         logits: Tensor = self.net(images)
         return logits
 
-    def base(self, images: Tensor) -> Tensor:
-        """What the base answers to normalised images: logits, (N, num_classes), no gradient."""
+    def base(self, images: Tensor) -> Tensor | None:
+        """What the base gives for normalised images: logits, (N, num_classes), no gradient."""
+        if not self.has_lora and self.base_tensors is None:
+            return None
         with torch.no_grad():
             if self.base_tensors is None:
                 with lora_disabled(self.net):
@@ -112,11 +117,8 @@ class ClassifierModule(LightningModule):
             self.net.train(mode)
             return logits
 
-    def setup(self, stage: str) -> None:
-        self._window = (torch.zeros(()), 0)
-
     def configure_optimizers(self) -> Any:
-        optimizer = loraplus(self.net, self.optimizer, self.lr_ratio)
+        optimizer = loraplus(self.net, lambda p: self.optimizer(p, lr=self.lr), self.lr_ratio)
         if self.scheduler is None:
             return optimizer
         schedule = {"scheduler": self.scheduler(optimizer), "interval": "step"}
@@ -125,46 +127,42 @@ class ClassifierModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         base_logits = self.base(images) if self.loss.needs_base else None
-        loss = self.loss(self(images), labels, base_logits)
-        if not math.isfinite(loss.item()):
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise TrainingError(
-                f"optimizer.lr: the loss is {loss.item()} at step {self.global_step + 1}, at a "
-                f"learning rate of {rate:g}; expected a smaller one"
-            )
-        total, count = self._window
-        self._window = (total + loss.detach().float(), count + 1)
-        # A call of log costs as much as the adapter's own arithmetic: once a window is enough.
-        window = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if window and (self.global_step + 1) % window == 0:
-            total, count = self._window
-            self.log("train/loss", total / count, prog_bar=True, logger=False, sync_dist=True)
-            self._window = (torch.zeros(()), 0)
+        loss: Tensor = self.loss(self(images), labels, base_logits)
+        self.loss_sum += loss.detach()
+        self.loss_count += 1
         return loss
 
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the mean loss once a window: a call of log costs as much as a small adapter."""
+        step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not window or step % window:
+            return
+        mean = self.loss_sum / self.loss_count
+        if not mean.isfinite():
+            raise TrainingError(
+                f"optimizer.lr={self.lr}: the loss is {mean.item()} at step {step}; "
+                "expected a smaller learning rate"
+            )
+        self.log("train/loss", mean, prog_bar=True, sync_dist=True)
+        self.loss_sum.zero_()
+        self.loss_count.zero_()
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch, batch_idx)
+        images, labels = batch
+        # The base gives the same in every validation, and the images come in the same order.
+        if batch_idx == len(self.base_logits):
+            self.base_logits.append(self.base(images))
+        self._evaluation("val").update(self(images), labels, self.base_logits[batch_idx])
 
     def on_validation_epoch_end(self) -> None:
         self._conclude("val")
         self.validated_at = self.global_step
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch, batch_idx)
+        self._evaluation("test").update(self(batch[0]), batch[1], self.base(batch[0]))
 
     def on_test_epoch_end(self) -> None:
         self._conclude("test")
-
-    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
-        """Count what the network, and the base where there is one, get wrong in a batch."""
-        images, labels = batch
-        logits = self(images)
-        base_logits = None
-        if self.has_base:
-            known = self.base_answers.get(split)
-            base_logits = known[batch_idx] if known else self.base(images)
-            self._answers.append(base_logits)
-        self._evaluation(split).update(logits, labels, base_logits)
 
     def _evaluation(self, split: str) -> Evaluation:
         evaluation = self.evaluations[split]
@@ -172,35 +170,25 @@ class ClassifierModule(LightningModule):
         return evaluation
 
     def _conclude(self, split: str) -> None:
-        """Keep what :meth:`_evaluate` counted, over all processes, and tell callbacks of it."""
+        """Keep what was counted, over all processes, and log it."""
         evaluation = self._evaluation(split)
         outcomes = evaluation.conclude(split)
-        answers, self._answers = tuple(self._answers), []
         if self.trainer.sanity_checking:
             return
         self.outcomes |= outcomes
-        if answers:
-            self.base_answers[split] = answers
-        self.answers = evaluation.answers or self.answers
-        counted = {k: v for k, v in outcomes[split].items() if isinstance(v, int | float)}
-        totals = {f"{split}/{key}": float(value) for key, value in counted.items()}
-        self.log_dict(totals, logger=False, sync_dist=True)
+        self.predictions = evaluation.predictions or self.predictions
+        names = self.class_names if split == "val" else ()
+        # The counts are of all processes already.
+        self.log_dict(scalars(split, outcomes, names, self.targets), rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside an adapter the base has a file of its own: keep the adapter alone."""
-        checkpoint["loss_window"] = self._window
         if self.has_lora:
-            kept = {f"net.{key}" for key in lora_state_dict(self.net)}
-            for key in _STATES & checkpoint.keys():
-                state = checkpoint[key]
-                checkpoint[key] = {name: state[name] for name in state if name in kept}
+            base = {f"net.{key}" for key in self.net.state_dict().keys() - lora_state_dict(self.net)}
+            for key in checkpoint.keys() & set(_STATES):
+                checkpoint[key] = {k: v for k, v in checkpoint[key].items() if k not in base}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in what :meth:`on_save_checkpoint` left out with what the network holds."""
-        self._window = checkpoint["loss_window"]
-        if self.has_lora:
-            own = {f"net.{key}" for key in lora_state_dict(self.net)}
-            for key in _STATES & checkpoint.keys():
-                if foreign := checkpoint[key].keys() - own:
-                    raise ValueError(f"{key} holds {min(foreign)}, which is not the adapter's")
-                checkpoint[key] = {**self.state_dict(), **checkpoint[key]}
+        for key in checkpoint.keys() & set(_STATES) if self.has_lora else ():
+            checkpoint[key] = {**self.state_dict(), **checkpoint[key]}

@@ -1,14 +1,9 @@
-"""Images in memory as uint8: where they come from, and which of them is drawn next."""
-
-from typing import TYPE_CHECKING, Any
+"""Images as uint8, in memory or on the disk: where they come from, and which are drawn next."""
 
 from lora_mnist.data.datamodule import ImageDataModule
-from lora_mnist.data.mnist import MNISTDataModule
-from lora_mnist.data.read import Batch, load_images
-from lora_mnist.data.sampler import DrawWeights, ImageTensors
-
-if TYPE_CHECKING:
-    from lora_mnist.data.folder import FolderDataModule
+from lora_mnist.data.folder import FolderDataModule
+from lora_mnist.data.mnist import MNISTDataModule, load_images
+from lora_mnist.data.sampler import Batch, DrawWeights, Images, ImageTensors
 
 __all__ = [
     "Batch",
@@ -16,15 +11,7 @@ __all__ = [
     "FolderDataModule",
     "ImageDataModule",
     "ImageTensors",
+    "Images",
     "MNISTDataModule",
     "load_images",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import what reads folders on first use: who trains on MNIST does not wait for it."""
-    if name != "FolderDataModule":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lora_mnist.data.folder import FolderDataModule
-
-    return FolderDataModule

@@ -1,4 +1,4 @@
-"""Images in memory, as a Lightning DataModule: the part that does not care where they come from."""
+"""Images of classes, as a Lightning DataModule: the part that does not care where they come from."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,36 +10,30 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lora_mnist.data.arguments import (
-    MOST_SEED,
-    Channelwise,
-    checked_int,
-    checked_mean,
-    checked_share,
-    checked_std,
-    resolve_target,
-)
 from lora_mnist.data.augment import augmented
-from lora_mnist.data.normalise import mean_and_std, normalise
-from lora_mnist.data.read import Batch
 from lora_mnist.data.sampler import (
+    Batch,
     DrawWeights,
-    ImageTensors,
-    Order,
-    Place,
-    WithReplay,
-    plain_seed,
+    Images,
+    TrainingLoader,
+    TrainingSampler,
+    as_batched,
+    split_by_class,
     weigh,
 )
+
+#: A class, by number or by name, or several; ``None`` for all of them.
+Target = int | str | Sequence[int | str] | None
+#: A number, or one for each channel; ``None`` stands for the training images' own.
+Channelwise = float | Sequence[float] | None
 
 
 class ImageDataModule(LightningDataModule):
     """Images of classes: filtered by class for training, whole for evaluation.
 
     Where they come from is a subclass's business: it overrides :meth:`prepare_data`,
-    :meth:`training_images`, :meth:`test_images` and :meth:`read_picture`. Images stay uint8 in
-    memory and in the loader; :meth:`on_after_batch_transfer` normalises each batch on the device,
-    ``(pixel / 255 - mean) / std``.
+    :meth:`training_images`, :meth:`test_images` and :meth:`read_picture`. Images stay uint8 until
+    they are on the device, where :meth:`on_after_batch_transfer` normalises each batch.
 
     Args:
         name: what files and results call the dataset.
@@ -53,6 +47,7 @@ class ImageDataModule(LightningDataModule):
         hardness: share of the draw of training images that follows how likely a network is to err
             on them, see :meth:`rate`; from 0, all images alike, to below 1.
         eval_batch_size: images a step in validation and test, per process.
+        num_workers: processes that read images, for sets on the disk.
         mean: mean of the training pixels, on the scale 0 to 1, or one for each channel. ``None``:
             measured, see :meth:`measure`.
         std: standard deviation of the training pixels, on the same scale, or one for each channel.
@@ -68,20 +63,17 @@ class ImageDataModule(LightningDataModule):
         targets: the classes of ``target`` by number, or ``None`` for all of them.
         draw_weights: how often each training image is drawn, from :meth:`rate`; ``None``: all
             alike. Set by whoever wants them.
-        order: of the images, from the last :meth:`train_dataloader`; it knows the place in them.
-        start: the place to go on from; ``None``: the beginning. Set by whoever goes on with a run.
-        train_set: images to learn from. replay_set: images of the other classes, where ``replay``
-            asks for them. val_set, test_set: images of all classes. Filled by :meth:`setup`.
+        train_set: images of all classes to train on. val_set, test_set: to evaluate on. Filled by
+            :meth:`setup`.
         sha256: of all the images and labels that were read for them, by part, in hexadecimal.
 
     Raises:
         ValueError: if an argument is out of range.
     """
 
-    train_set: ImageTensors
-    replay_set: ImageTensors
-    val_set: ImageTensors
-    test_set: ImageTensors
+    train_set: Images
+    val_set: Images
+    test_set: Images
 
     def __init__(
         self,
@@ -89,35 +81,37 @@ class ImageDataModule(LightningDataModule):
         classes: Sequence[str],
         channels: int,
         *,
-        target: int | str | Sequence[int | str] | None,
-        batch_size: int,
-        replay: int,
-        hardness: float,
-        eval_batch_size: int,
-        mean: Channelwise,
-        std: Channelwise,
-        seed: int | None,
-        augment: Callable[[Tensor], Tensor] | None,
+        target: Target = None,
+        batch_size: int = 10,
+        replay: int = 0,
+        hardness: float = 0.0,
+        eval_batch_size: int = 1000,
+        num_workers: int = 0,
+        mean: Channelwise = None,
+        std: Channelwise = None,
+        seed: int | None = 0,
+        augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.name, self.classes, self.channels = name, list(classes), channels
         self.target = target
-        self.targets = resolve_target(target, self.classes)
-        self.batch_size = checked_int("batch_size", batch_size, minimum=1)
-        self.replay = checked_int("replay", replay, minimum=0)
+        self.targets = class_numbers(target, self.classes)
+        self.batch_size = checked_int("batch_size", batch_size, least=1)
+        self.replay = checked_int("replay", replay)
         if replay and self.targets is None:
             raise ValueError(f"replay={replay}: expected 0, since all classes are trained on")
-        self.hardness = checked_share("hardness", hardness)
-        self.eval_batch_size = checked_int("eval_batch_size", eval_batch_size, minimum=1)
-        self.mean = checked_mean(mean, channels)
-        self.std = checked_std(std, channels)
-        self.seed = None if seed is None else checked_int("seed", seed, 0, MOST_SEED)
+        if type(hardness) not in (int, float) or not 0 <= hardness < 1:
+            raise ValueError(f"hardness={hardness}: expected a number from 0 to below 1")
+        self.hardness = hardness
+        self.eval_batch_size = checked_int("eval_batch_size", eval_batch_size, least=1)
+        self.num_workers = checked_int("num_workers", num_workers)
+        self.mean = _checked_channelwise("mean", mean, channels, least=0, most=1)
+        self.std = _checked_channelwise("std", std, channels, least=1e-6, most=1e6)
+        self.seed = None if seed is None else checked_int("seed", seed, most=2**63 - 1)
         if augment is not None and not callable(augment):
             raise ValueError(f"augment={augment}: expected null or a transform of a batch")
         self.augment = augment
         self.draw_weights: DrawWeights | None = None
-        self.start: Place | None = None
-        self.order: Order | None = None
         self.sha256: dict[str, str] = {}
 
     @property
@@ -128,11 +122,11 @@ class ImageDataModule(LightningDataModule):
             for number, name in enumerate(self.classes)
         ]
 
-    def training_images(self) -> tuple[ImageTensors, ImageTensors]:
+    def training_images(self) -> tuple[Images, Images]:
         """All images to train on, whatever their class, and those held out for validation."""
         raise NotImplementedError
 
-    def test_images(self) -> ImageTensors:
+    def test_images(self) -> Images:
         """All images to test on."""
         raise NotImplementedError
 
@@ -155,45 +149,66 @@ class ImageDataModule(LightningDataModule):
         if stage == "test":
             self.test_set = self.test_images()
             return
-        training, self.val_set = self.training_images()
-        images, labels = training.images, training.labels
-        if self.targets is not None:
-            chosen = torch.isin(labels, torch.tensor(self.targets))
-            if self.replay:
-                self.replay_set = ImageTensors(images[~chosen], labels[~chosen])
-                self._check_replay()
-            images, labels = images[chosen], labels[chosen]
-        if len(labels) == 0:
+        self.train_set, self.val_set = self.training_images()
+        target, others = split_by_class(self.train_set.labels, self.targets)
+        if not len(target):
             raise ValueError(f"target={self.target}: expected a class with training images")
-        self.train_set = ImageTensors(images, labels)
-
-    def _check_replay(self) -> None:
-        if self.replay > (count := len(self.replay_set)):
+        if self.replay > len(others):
             raise ValueError(
-                f"replay={self.replay}: expected at most {count}, the training images of other "
-                "classes"
+                f"replay={self.replay}: expected at most {len(others)}, the training images of "
+                "other classes"
             )
 
     def measure(self) -> None:
         """Set ``mean`` and ``std`` to those of the training images, where they are ``None``.
 
         All classes count. The numbers are rounded to four decimals, so that they give the same
-        images when they are copied from where they were printed. :meth:`setup` calls this; without
-        it, the first batch does.
+        images when they are copied from where they were printed.
 
         Raises:
             ValueError: if all training pixels are alike.
         """
         if self.mean is not None and self.std is not None:
             return
-        mean, std = mean_and_std(self.training_images()[0].images)
-        if self.std is None and not all(std):
-            raise ValueError(f"std={std}: the training images are all alike; expected other images")
-        self.mean = checked_mean(mean, self.channels) if self.mean is None else self.mean
-        self.std = checked_std(std, self.channels) if self.std is None else self.std
+        images = self.training_images()[0]
+        total = squares = torch.zeros(self.channels, dtype=torch.int64)
+        count = 0
+        for indices in torch.split(torch.arange(len(images)), 64):
+            pixels = images.__getitems__(indices.tolist())[0].transpose(0, 1).flatten(1).long()
+            # Whole numbers: exact, whatever the order of summation.
+            total = total + pixels.sum(1)
+            squares = squares + pixels.square().sum(1)
+            count += pixels.shape[1]
+        mean = total.double() / count
+        std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
+        if self.mean is None:
+            self.mean = [round(value / 255, 4) for value in mean.tolist()]
+        if self.std is None:
+            self.std = [round(value / 255, 4) for value in std.tolist()]
+            if not all(self.std):
+                raise ValueError(
+                    f"std={self.std}: the training images are all alike; expected other images"
+                )
+        if self.channels == 1:
+            self.mean, self.std = (
+                x[0] if isinstance(x, list) else x for x in (self.mean, self.std)
+            )
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """``(images / 255 - mean) / std`` in float32, in torchvision's order of operations.
+
+        Args:
+            images: uint8, shape (N, channels, height, width).
+        """
+        self.measure()
+        mean, std = (
+            torch.tensor(x, device=images.device).view(-1, 1, 1) if isinstance(x, list) else x
+            for x in (self.mean, self.std)
+        )
+        return images.float().div_(255).sub_(mean).div_(std)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def rate(self, net: nn.Module) -> DrawWeights:
+    def rate(self, net: nn.Module, device: torch.device) -> DrawWeights:
         """How often each training image, replayed or not, is drawn if ``net`` decides it.
 
         Nothing changes until the result is assigned to ``draw_weights``. The weights follow how
@@ -201,61 +216,50 @@ class ImageDataModule(LightningDataModule):
         :func:`~lora_mnist.data.sampler.weigh`.
 
         Args:
-            net: from normalised images to logits, in the mode that it is used in.
-
-        Returns:
-            Weights of the images to learn from, and of those to replay.
+            net: from normalised images to logits, in the mode that it is used in, on ``device``.
+            device: where to compute.
         """
-        target = weigh(self._errors(net, self.train_set), self.hardness)
+        target, others = split_by_class(self.train_set.labels, self.targets)
+        chosen = torch.cat([target, others]) if self.replay else target
+        errors = torch.zeros(len(self.train_set), dtype=torch.float64)
+        for indices in torch.split(chosen, self.eval_batch_size):
+            images, labels = self.train_set.__getitems__(indices.tolist())
+            right = net(self.normalise(images.to(device))).double().softmax(dim=1).cpu()
+            errors[indices] = 1 - right.gather(1, labels.unsqueeze(1)).squeeze(1)
+        weights = weigh(errors[target], self.hardness)
         if not self.replay:
-            return DrawWeights(target, None)
-        errors = self._errors(net, self.replay_set)
-        return DrawWeights(target, weigh(errors, self.hardness, self.replay_set.labels))
+            return DrawWeights(weights, None)
+        labels = self.train_set.labels[others]
+        return DrawWeights(weights, weigh(errors[others], self.hardness, labels))
 
-    def _errors(self, net: nn.Module, images: ImageTensors) -> Tensor:
-        """``1 - softmax(z)_y`` of each image's logits ``z`` and label ``y``; float64, (N,)."""
-        device = next(net.parameters(), torch.empty(0)).device
-        splits = [torch.split(t, self.eval_batch_size) for t in (images.images, images.labels)]
-        errors = []
-        for pixels, labels in zip(*splits, strict=True):
-            batch = (pixels.to(device), labels.to(device))
-            pixels, labels = self.on_after_batch_transfer(batch, 0)
-            right = net(pixels).double().softmax(dim=1).gather(1, labels.unsqueeze(1))
-            errors.append(1 - right.squeeze(1).cpu())
-        return torch.cat(errors)
-
-    def batch_size_per_process(self, processes: int) -> int:
-        """Each of ``processes`` takes an equal share of a training batch.
+    def require_shares(self, processes: int) -> None:
+        """Refuse batches that ``processes`` cannot share equally.
 
         Raises:
-            ValueError: if ``batch_size`` or ``replay`` cannot be shared out equally.
+            ValueError: if ``batch_size`` or ``replay`` is no multiple of ``processes``.
         """
         for name, size in {"batch_size": self.batch_size, "replay": self.replay}.items():
             if size % processes:
                 raise ValueError(f"{name}={size}: expected a multiple of the {processes} processes")
-        return self.batch_size // processes
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches, replay behind; a process of several gets its share of each batch.
-
-        Together the processes see batch by batch what one process alone would see. Where the images
-        cannot be shared out equally, the first of the order are seen once more.
-        """
-        rank, processes = 0, 1
-        if self.trainer:
-            rank, processes = self.trainer.global_rank, self.trainer.world_size
-        share = {"rank": rank, "processes": processes}
-        size = self.batch_size_per_process(processes)
-        weights, replay_weights = self.draw_weights or (None, None)
+    def train_dataloader(self) -> TrainingLoader:
+        """Shuffled batches, replay behind; a process of several gets its share of each batch."""
+        trainer = self.trainer
         # initial_seed draws nothing: the order of the target's images stays as without replay.
-        seed = torch.initial_seed() if self.seed is None else self.seed
-        start = self.start or Place(plain_seed() if self.seed is None else self.seed)
-        images, skip = self._where_used(self.train_set), start.batch * size
-        self.order = Order(len(images), start.seed, weights, start.shuffles, skip, **share)
-        if self.replay:
-            others, skip = self._where_used(self.replay_set), start.batches
-            images = WithReplay(images, others, self.replay, seed, replay_weights, skip, **share)
-        return DataLoader(images, batch_size=size, sampler=self.order, collate_fn=_as_indexed)
+        replay_seed = torch.initial_seed() if self.seed is None else self.seed
+        sampler = TrainingSampler(
+            self.train_set.labels,
+            self.targets,
+            self.batch_size,
+            self.replay,
+            seed=plain_seed() if self.seed is None else self.seed,
+            replay_seed=replay_seed,
+            weights=self.draw_weights,
+            rank=trainer.global_rank if trainer else 0,
+            processes=trainer.world_size if trainer else 1,
+            repeat=bool(trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
+        )
+        return TrainingLoader(self.train_set, sampler, trainer, self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The held-out images in order; nothing where there are none."""
@@ -265,24 +269,25 @@ class ImageDataModule(LightningDataModule):
         """The whole test set in order."""
         return self._eval_dataloader(self.test_set)
 
-    def _eval_dataloader(self, dataset: ImageTensors) -> DataLoader[Batch]:
+    def _eval_dataloader(self, images: Images) -> DataLoader[Batch]:
         sampler = None
         if self.trainer and self.trainer.world_size > 1:
             # Lightning's own choice pads the shards to equal length and would count images twice.
             sampler = UnrepeatedDistributedSampler(
-                dataset,
+                images,  # type: ignore[arg-type]
                 num_replicas=self.trainer.world_size,
                 rank=self.trainer.global_rank,
                 shuffle=False,
             )
-        settings: Any = {"sampler": sampler, "collate_fn": _as_indexed}
-        # Else a loader draws from torch's, and training would depend on how often it validates.
-        settings["generator"] = torch.Generator()
-        return DataLoader(self._where_used(dataset), self.eval_batch_size, **settings)
-
-    def _where_used(self, images: ImageTensors) -> ImageTensors:
-        """On the Trainer's device, so that no batch has to be copied there."""
-        return images.to(self.trainer.strategy.root_device) if self.trainer else images
+        return DataLoader(
+            images,  # type: ignore[arg-type]
+            self.eval_batch_size,
+            sampler=sampler,
+            collate_fn=as_batched,
+            num_workers=self.num_workers,
+            # Else it draws from torch's, and training would depend on how often it validates.
+            generator=torch.Generator(),
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is; augment it before, where the Trainer trains on it."""
@@ -291,10 +296,76 @@ class ImageDataModule(LightningDataModule):
             seed = torch.initial_seed() if self.seed is None else self.seed
             step = self.trainer.fit_loop.epoch_loop.total_batch_idx
             images = augmented(images, self.augment, f"{seed} {step} {self.trainer.global_rank}")
-        self.measure()
-        return normalise(images, self.mean, self.std), labels
+        return self.normalise(images), labels
 
 
-def _as_indexed(batch: Any) -> Any:
-    """Collate function for batches that were indexed whole."""
-    return batch
+def plain_seed() -> int:
+    """The seed of the order that a plain ``DataLoader(shuffle=True)`` would take now.
+
+    It comes from torch's global generator: the first draw is for the loader's workers, the second
+    for its sampler.
+    """
+    _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
+    return int(seed)
+
+
+def class_numbers(target: Target, classes: Sequence[str]) -> list[int] | None:
+    """The numbers of the class or classes that ``target`` names; ``None`` for all of them.
+
+    Args:
+        target: a class, or a list of classes, each by name or by number. A name goes before a
+            number: with the classes 1, 10 and 2 the target 10 is the class of that name. ``nine``
+            is the class ``9 - nine``, too.
+        classes: the names, in the order of the labels.
+
+    Raises:
+        ValueError: if ``target`` names no class, or one twice.
+    """
+    if target is None:
+        return None
+    numbers = {name.removeprefix(f"{number} - "): number for number, name in enumerate(classes)}
+    numbers |= {name: number for number, name in enumerate(classes)}
+    found = []
+    for one in [target] if isinstance(target, str | int) else target:
+        number = numbers.get(str(one), one)
+        if type(number) is not int or not 0 <= number < len(classes):
+            named = (
+                ", ".join(classes) if len(classes) <= 12 else f"{classes[0]}, ..., {classes[-1]}"
+            )
+            raise ValueError(
+                f"target={target}: expected null, a class from 0 to {len(classes) - 1} or a list "
+                f"of them, by number or by name ({named})"
+            )
+        found.append(number)
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"target={target}: expected each class once, and at least one")
+    return found
+
+
+def checked_int(name: str, value: Any, least: int = 0, most: int = 2**31 - 1) -> int:
+    """``value``, if it is an integer from ``least`` to ``most``.
+
+    Raises:
+        ValueError: naming the argument ``name``, if it is not.
+    """
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{name}={value}: expected an integer from {least} to {most}")
+    return value
+
+
+def _checked_channelwise(
+    name: str, value: Any, channels: int, least: float, most: float
+) -> Channelwise:
+    """``value``, if it is ``None``, a number in the range, or one for each channel."""
+    if value is None:
+        return None
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    values = list(value) if several else [value]
+    if several and len(values) != channels:
+        raise ValueError(f"{name}={value}: expected one number, or {channels}, one a channel")
+    for number in values:
+        if type(number) not in (int, float) or not least <= number <= most:
+            raise ValueError(
+                f"{name}={value}: expected numbers from {least:g} to {most:g}, or null"
+            )
+    return values if len(values) > 1 else float(values[0])

@@ -1,17 +1,35 @@
-"""Which training image is drawn next: the order, replay of other classes, and hardness."""
+"""Which training images each step sees: their order, replay of other classes, and hardness."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lora_mnist.data.read import Batch
+Batch = tuple[Tensor, Tensor]
+
+
+class Images(Protocol):
+    """A set of N images, in memory or on the disk.
+
+    Attributes:
+        labels: int64, shape (N,).
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Images, uint8, (B, channels, height, width), and their labels; DataLoader calls this."""
 
 
 class ImageTensors(Dataset[Batch]):
-    """Images and labels in two tensors; a whole batch is one index operation.
+    """Images in memory; a whole batch is one index operation.
 
     Args:
         images: uint8, shape (N, channels, height, width).
@@ -28,23 +46,17 @@ class ImageTensors(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         return self.images[index], self.labels[index]
 
-    def to(self, device: torch.device) -> "ImageTensors":
-        """The same images on ``device``; the very tensors, if they are there."""
-        return ImageTensors(self.images.to(device), self.labels.to(device))
-
     def __getitems__(self, indices: list[int]) -> Batch:
-        """The batch of ``indices``; ``DataLoader`` prefers this to one call an image."""
-        index = torch.tensor(indices)
+        index = torch.tensor(indices, dtype=torch.int64)
         return self.images[index], self.labels[index]
 
 
 class DrawWeights(NamedTuple):
     """How often each training image is drawn, compared with the others it is drawn among.
 
-    Args:
+    Attributes:
         target: of the images to learn from, float64, shape (N,).
-        replay: of the images to replay, float64, shape (M,), each class by itself; ``None`` where
-            nothing is replayed.
+        replay: of the images to replay, float64, shape (M,); ``None`` where nothing is replayed.
     """
 
     target: Tensor
@@ -77,196 +89,182 @@ def weigh(errors: Tensor, hardness: float, labels: Tensor | None = None) -> Tens
     return weights
 
 
-class Place(NamedTuple):
-    """How far training has come in the images that it draws.
+class TrainingSampler(Sampler[list[int]]):
+    """Batches of indices into a training set: images to learn from, then replayed ones.
+
+    An epoch draws each image to learn from once, in the order of a plain
+    ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``. The replayed images are one
+    endless stream that takes their classes in turn; each class comes in a random order without
+    replacement until it is exhausted, then in another. Several processes share each batch: together
+    they see what one process alone would see. Where the images cannot be shared out equally, the
+    first of the order are seen once more.
 
     Args:
-        seed: of the order of the images.
-        shuffles: how often they were shuffled before the epoch that is under way.
-        batch: batches drawn in that epoch.
-        batches: batches drawn in all epochs.
-    """
+        labels: of the training set, int64, shape (N,).
+        targets: learn from these classes and replay the others; ``None``: learn from all.
+        batch_size: images to learn from in a step, over all processes together.
+        replay: images of other classes in a step, over all processes together.
+        seed: of the order of the images to learn from.
+        replay_seed: of the stream of replayed images.
+        weights: with which images are drawn, see :func:`weigh`; ``None``: all alike.
+        rank: number of this process.
+        processes: how many share each batch; ``batch_size`` and ``replay`` are multiples of it.
+        repeat: whether every epoch has the order of the first.
 
-    seed: int
-    shuffles: int = 0
-    batch: int = 0
-    batches: int = 0
-
-
-def plain_seed() -> int:
-    """The seed of the order that a plain ``DataLoader(shuffle=True)`` would take now.
-
-    It comes from torch's global generator: the first draw is for the loader's workers, the second
-    for its sampler. Drawn here, since Lightning starts a loader once more than a plain loop does.
-    """
-    _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
-    return int(seed)
-
-
-class Order(DistributedSampler[int]):
-    """The order of an epoch's indices, 0 to ``count - 1``, each once; another one every epoch.
-
-    An epoch's order depends on the seed and on the number of shuffles before it alone.
-
-    Args:
-        count: how many images there are.
-        seed: of the order's own generator.
-        weights: of the images, shape (count,). The next image is drawn among those that are left,
-            in proportion to them. ``None``: all images alike.
-        shuffles: how often to shuffle beforehand, to go on with an epoch of an earlier run.
-        skip: how many of this process's images that run has drawn in the epoch.
-        rank: number of this process; it takes every ``processes``-th image.
-        processes: how many share the images. Where they cannot be shared out equally, the first of
-            the order are seen once more.
-
-    Raises:
-        ValueError: if there is not one weight an image.
+    Attributes:
+        epoch, batch: where the next iteration begins: the epoch, and its first batch.
+        batches: batches drawn in all epochs before.
     """
 
     def __init__(
         self,
-        count: int,
-        seed: int,
-        weights: Tensor | None = None,
-        shuffles: int = 0,
-        skip: int = 0,
+        labels: Tensor,
+        targets: Sequence[int] | None,
+        batch_size: int,
+        replay: int = 0,
+        *,
+        seed: int = 0,
+        replay_seed: int = 0,
+        weights: DrawWeights | None = None,
         rank: int = 0,
         processes: int = 1,
+        repeat: bool = False,
     ) -> None:
-        # As a DistributedSampler Lightning takes it for what it is, and makes none of its own.
-        super().__init__(range(count), num_replicas=processes, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        if weights is not None and len(weights) != count:
-            raise ValueError(
-                f"draw_weights: expected {count} weights, one an image, not {len(weights)}"
-            )
-        self._count = count
-        self._seed = seed
-        self._weights = weights
-        self._generator = torch.Generator().manual_seed(seed)
-        self._shuffles = 0
-        for _ in range(shuffles):
-            self._shuffled()
-        self._before = self._shuffles
-        self._skip = skip
+        self.labels = labels
+        self.target, self.others = split_by_class(labels, targets)
+        self.weights = weights or DrawWeights(torch.empty(0), None)
+        self.share, self.replay = batch_size // processes, replay
+        self.seed, self.replay_seed, self.repeat = seed, replay_seed, repeat
+        self.rank, self.processes = rank, processes
+        self.epoch = self.batch = self.batches = 0
+        self._generator, self._shuffled = torch.Generator(), 0
+        self._replayed, self._replays = self._replay_stream(), 0
 
-    def place(self, batch: int, batches: int) -> Place:
-        """Where a later run goes on.
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return math.ceil(math.ceil(len(self.target) / self.processes) / self.share)
 
-        Args:
-            batch: batches drawn in the epoch that is under way; 0 before the next one begins.
-            batches: batches drawn in all epochs.
-        """
-        return Place(self._seed, self._before if batch else self._shuffles, batch, batches)
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._order(0 if self.repeat else self.epoch)
+        total = math.ceil(len(order) / self.processes) * self.processes
+        order = order.repeat(self.processes)[:total][self.rank :: self.processes]
+        self._go_to_replay(self.batch if self.repeat else self.batches)
+        for start in range(self.batch * self.share, len(order), self.share):
+            indices: list[int] = self.target[order[start : start + self.share]].tolist()
+            if self.replay:
+                replayed = [next(self._replayed) for _ in range(self.replay)]
+                self._replays += 1
+                indices += replayed[self.rank :: self.processes]
+            yield indices
 
-    def __iter__(self) -> Iterator[int]:
-        self._before = self._shuffles
-        indices = self._shuffled()
-        indices = (indices * self.num_replicas)[: self.total_size]
-        skip, self._skip = self._skip, 0
-        # Once an epoch's images are used up, torch's RandomSampler shuffles once more; several
-        # processes use them up at once, before they share them. With weights nothing does so.
-        if self.num_replicas > 1:
-            self._shuffle_once_more()
-        yield from indices[self.rank :: self.num_replicas][skip:]
-        if self.num_replicas == 1:
-            self._shuffle_once_more()
+    def _order(self, epoch: int) -> Tensor:
+        """The order of an epoch: a permutation of the images to learn from."""
+        if epoch < self._shuffled or not self._shuffled:
+            self._generator.manual_seed(self.seed)
+            self._shuffled = 0
+        weights, count = self.weights.target, len(self.target)
+        while self._shuffled <= epoch:
+            if len(weights):
+                order = torch.multinomial(weights, count, generator=self._generator)
+            else:
+                order = torch.randperm(count, generator=self._generator)
+                # torch's RandomSampler shuffles once more when an epoch's images are used up.
+                torch.randperm(count, generator=self._generator)
+            self._shuffled += 1
+        return order
 
-    def _shuffle_once_more(self) -> None:
-        if self._weights is None:
-            self._shuffled()
+    def _go_to_replay(self, batches: int) -> None:
+        """Put the stream where it is after so many batches; a loader may have drawn ahead."""
+        if batches < self._replays:
+            self._replayed, self._replays = self._replay_stream(), 0
+        for _ in range((batches - self._replays) * self.replay):
+            next(self._replayed)
+        self._replays = batches
 
-    def _shuffled(self) -> list[int]:
-        self._shuffles += 1
-        if self._weights is None:
-            drawn = torch.randperm(self._count, generator=self._generator)
-        else:
-            drawn = torch.multinomial(self._weights, self._count, generator=self._generator)
-        indices: list[int] = drawn.tolist()
-        return indices
+    def _replay_stream(self) -> Iterator[int]:
+        """Indices of replayed images, without end: one of each class, and again."""
+        generator = torch.Generator().manual_seed(self.replay_seed)
+        labels, weights = self.labels[self.others], self.weights.replay
+        classes = [(labels == c).nonzero().flatten() for c in sorted(set(labels.tolist()))]
+        orders: list[list[int]] = [[] for _ in classes]
+        while True:
+            for c, members in enumerate(classes):
+                if orders[c]:
+                    continue
+                if weights is None:
+                    order = torch.randperm(len(members), generator=generator)
+                else:
+                    order = torch.multinomial(weights[members], len(members), generator=generator)
+                orders[c] = self.others[members[order]].flip(0).tolist()
+            for order_of_class in orders:
+                yield order_of_class.pop()
 
 
-class WithReplay(ImageTensors):
-    """Images to learn from; every batch of them is followed by images of other classes.
+def split_by_class(labels: Tensor, targets: Sequence[int] | None) -> Batch:
+    """Indices of the images of ``targets``, and of all others; shapes (n,) and (N - n,)."""
+    if targets is None:
+        return torch.arange(len(labels)), torch.empty(0, dtype=torch.int64)
+    is_target = torch.isin(labels, torch.tensor(targets))
+    return is_target.nonzero().flatten(), (~is_target).nonzero().flatten()
 
-    The replayed images are one endless stream, the same in every process. It takes the classes in
-    turn. Each class's images come in a random order without replacement until they are exhausted,
-    then in another order.
+
+def as_batched(batch: Any) -> Any:
+    """Collate function of images that were indexed as a batch."""
+    return batch
+
+
+class TrainingLoader:
+    """A ``DataLoader`` that goes on in the middle of an epoch; Lightning keeps its ``state_dict``.
+
+    It counts the batches that were taken from it: workers draw ahead. It is no ``DataLoader``
+    itself, so that Lightning leaves its sampler as it is.
 
     Args:
-        target: the images to learn from; only they have indices.
-        others: the images to replay.
-        count: replayed images a batch, over all processes together.
-        seed: of the stream, which has a generator of its own.
-        weights: of ``others``, float64, shape (M,). The next image of a class is drawn in
-            proportion to them. ``None``: all images alike.
-        skip: how many batches an earlier run has drawn.
-        rank: number of this process; it takes every ``processes``-th image of the stream.
-        processes: how many processes share each batch.
-
-    Raises:
-        ValueError: if there is not one weight for each of ``others``.
+        images: the training set.
+        sampler: what is drawn from it.
+        trainer: says where an epoch ends.
+        num_workers: processes that read images.
     """
 
     def __init__(
-        self,
-        target: ImageTensors,
-        others: ImageTensors,
-        count: int,
-        seed: int,
-        weights: Tensor | None = None,
-        skip: int = 0,
-        rank: int = 0,
-        processes: int = 1,
+        self, images: Images, sampler: TrainingSampler, trainer: Trainer | None, num_workers: int
     ) -> None:
-        super().__init__(target.images, target.labels)
-        if weights is not None and len(weights) != len(others):
-            raise ValueError(
-                f"draw_weights: expected {len(others)} weights of replay, not {len(weights)}"
-            )
-        self.others = others
-        self.count = count
-        self.share = slice(rank, None, processes)
-        self._stream = _stratified(others.labels, weights, torch.Generator().manual_seed(seed))
-        self._drawn = torch.empty(0, dtype=torch.int64)
-        self._draw(skip * count)
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """The batch of ``indices``, then this process's share of the replayed images."""
-        images, labels = super().__getitems__(indices)
-        index = self._draw(self.count)[self.share]
-        return (
-            torch.cat([images, self.others.images[index]]),
-            torch.cat([labels, self.others.labels[index]]),
+        self.sampler = sampler
+        self.trainer = trainer
+        self.loader = DataLoader(
+            images,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=as_batched,
+            num_workers=num_workers,
+            generator=torch.Generator(),  # else it draws from torch's, as dropout does
         )
+        self._has_begun = False
 
-    def _draw(self, count: int) -> Tensor:
-        """The next ``count`` indices of the stream."""
-        pieces, missing = [self._drawn], count - len(self._drawn)
-        while missing > 0:
-            pieces.append(next(self._stream))
-            missing -= len(pieces[-1])
-        index = torch.cat(pieces)
-        self._drawn = index[count:]
-        return index[:count]
+    def __len__(self) -> int:
+        return len(self.sampler)
 
+    def __iter__(self) -> Iterator[Batch]:
+        sampler = self.sampler
+        if self._has_begun:
+            sampler.epoch, sampler.batch = sampler.epoch + 1, 0
+        self._has_begun = True
+        for batch in self.loader:
+            sampler.batch += 1
+            sampler.batches += 1
+            yield batch
 
-def _stratified(
-    labels: Tensor, weights: Tensor | None, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Pieces of an endless stream of indices that takes the classes in ``labels`` in turn."""
-    classes = [(labels == c).nonzero().flatten() for c in sorted(set(labels.tolist()))]
-    orders = [index[:0] for index in classes]
+    def state_dict(self) -> dict[str, int]:
+        """Where training has come in the images."""
+        sampler, epoch, batch = self.sampler, self.sampler.epoch, self.sampler.batch
+        if self.trainer is not None and batch >= self.trainer.num_training_batches:
+            epoch, batch = epoch + 1, 0
+        return {
+            **{"seed": sampler.seed, "replay_seed": sampler.replay_seed},
+            **{"epoch": epoch, "batch": batch, "batches": sampler.batches},
+        }
 
-    def shuffled(index: Tensor) -> Tensor:
-        if weights is None:
-            return index[torch.randperm(len(index), generator=generator)]
-        return index[torch.multinomial(weights[index], len(index), generator=generator)]
-
-    while True:
-        orders = [
-            order if len(order) else shuffled(index)
-            for order, index in zip(orders, classes, strict=True)
-        ]
-        turns = min(len(order) for order in orders)
-        yield torch.stack([order[:turns] for order in orders], dim=1).flatten()
-        orders = [order[turns:] for order in orders]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        for name, value in state.items():
+            setattr(self.sampler, name, value)
+        self._has_begun = False

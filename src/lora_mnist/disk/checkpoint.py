@@ -1,264 +1,39 @@
-"""Checkpoints from which training goes on in the middle of an epoch, to the very same end.
+"""Checkpoints from which training goes on to the very same end, and the record of a run.
 
-A checkpoint holds what Lightning keeps, the place in the order of the images, and the state of
-every generator of random numbers. The last two are kept: ``last.ckpt`` and ``previous.ckpt``.
+They are Lightning's own, written by its ``ModelCheckpoint`` between two optimizer steps and read by
+``trainer.fit(ckpt_path=...)``. What Lightning leaves out stands here: a file is whole or not there
+at all (Lightning issue 19970), the states of all random generators, and a refusal to go on with
+other settings or other images.
 """
 
+import json
 import random
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
-from torch import Tensor
-from torch.optim import Optimizer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from lora_mnist.data.sampler import Place
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.sweep import interrupt
-from lora_mnist.weights_file import Limits, read_weights_file
+from lora_mnist.errors import UserError
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+#: In a run's folder.
+CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
+RUN_FILE = "run.json"
 
-#: At most one part in so many of the time goes into checkpoints that are written by the clock.
-_SHARE = 100
-#: How many numbers numpy's generator holds.
-_MT19937 = 624
-
-#: What :func:`read_checkpoint` insists on.
-_KEYS = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "going_on"}
-
-
-class Checkpoints(Checkpoint):
-    """Lightning callback: writes checkpoints to go on from, the last one when training ends.
-
-    Each is taken between two steps. SIGINT and SIGTERM are answered there too: the step is
-    finished and kept before the command ends.
-
-    Args:
-        dirpath: the folder to write them to.
-        every_seconds: write one so often, or less often where writing takes more than a hundredth
-            of that; ``None``: not by the clock.
-        every_steps: write one after so many steps; ``None``: not by steps.
-
-    Raises:
-        ValueError: if an argument is out of range.
-    """
-
-    def __init__(
-        self, dirpath: str, every_seconds: float | None = 10.0, every_steps: int | None = None
-    ) -> None:
-        super().__init__()
-        if every_seconds is not None and (
-            type(every_seconds) not in (int, float) or not every_seconds > 0
-        ):
-            raise ValueError(f"every_seconds={every_seconds}: expected a number > 0, or null")
-        if every_steps is not None and (type(every_steps) is not int or every_steps < 1):
-            raise ValueError(f"every_steps={every_steps}: expected an integer >= 1, or null")
-        self.dirpath = Path(dirpath)
-        self.every_seconds = every_seconds
-        self.every_steps = every_steps
-        self._due = 0.0
-        self._saving = False
-        self._to_restore: Mapping[str, Any] | None = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._due = time.monotonic() + (self.every_seconds or 0)
-        if trainer.world_size == 1:  # several processes could not agree on the last step
-            interrupt.take_over()
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Save what stands when the step before is done, its validation and its log included."""
-        if self._to_restore is not None:
-            for optimizer in trainer.optimizers:
-                _require_own_sizes(optimizer)
-            self._restore_random_states(trainer)
-            if trainer.progress_bar_callback is not None:  # it has not been told of the epoch
-                trainer.progress_bar_callback.on_train_epoch_start(trainer, pl_module)
-        # Gradients that are still accumulated would be lost; an epoch's first batch is too late,
-        # since Lightning has begun the epoch.
-        if not batch_idx or batch_idx % trainer.accumulate_grad_batches:
-            return
-        if interrupt.is_requested() or self._is_due(trainer.global_step):
-            self._save(trainer, pl_module)
-        if interrupt.is_requested():
-            raise KeyboardInterrupt
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
-        ends = ends or trainer.current_epoch + 1 == trainer.max_epochs
-        if ends or interrupt.is_requested() or self._is_due(trainer.global_step):
-            self._save(trainer, pl_module)
-        if interrupt.is_requested() and not ends:
-            raise KeyboardInterrupt
-
-    def _is_due(self, step: int) -> bool:
-        if self.every_steps is not None and step % self.every_steps == 0:
-            return True
-        return self.every_seconds is not None and time.monotonic() >= self._due
-
-    def _save(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
-            return
-        if not all(p.isfinite().all() for p in module.parameters() if p.requires_grad):
-            return  # the next step will say so; the last good one stays
-        started = time.monotonic()
-        for logger in trainer.loggers:
-            logger.save()  # a point in the log that the checkpoint is past will not be drawn again
-        self._saving = True
-        try:
-            # Trainer.save_checkpoint would wait for the other processes, whose clocks differ.
-            content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        finally:
-            self._saving = False
-        last = self.dirpath / LAST
-        if last.exists():
-            last.replace(self.dirpath / PREVIOUS)
-        trainer.strategy.save_checkpoint(content, last)
-        now = time.monotonic()
-        self._due = now + max(self.every_seconds or 0, _SHARE * (now - started))
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add what Lightning leaves out, to checkpoints that this callback writes."""
-        if not self._saving:
-            return
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        epoch, batch = trainer.current_epoch, progress.current.completed
-        if batch >= trainer.num_training_batches:
-            epoch, batch = epoch + 1, 0
-        place = trainer.datamodule.order.place(batch, progress.total.completed)  # type: ignore[attr-defined]
-        checkpoint["going_on"] = {
-            "epoch": epoch,
-            "place": tuple(place),
-            "random": _random_states(pl_module.device),
-        }
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        self._to_restore = checkpoint["going_on"]
-        place = Place(*checkpoint["going_on"]["place"])
-        _require_reachable(place, checkpoint, trainer)
-        trainer.datamodule.start = place  # type: ignore[attr-defined]
-        _set_progress(checkpoint["loops"]["fit_loop"], checkpoint["going_on"]["epoch"], place)
-
-    def _restore_random_states(self, trainer: Trainer) -> None:
-        assert self._to_restore is not None
-        _set_random_states(self._to_restore["random"], trainer.strategy.root_device)
-        if not Place(*self._to_restore["place"]).batch:
-            loader: Any = trainer.train_dataloader
-            iter(loader)  # it draws from the generators as an epoch begins
-        self._to_restore = None
-
-
-def _require_reachable(place: Place, checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
-    """Refuse a place so far on that it would take for ever to draw what lies before it."""
-    epoch, steps = checkpoint["going_on"]["epoch"], checkpoint["global_step"]
-    images = len(trainer.datamodule.train_set)  # type: ignore[attr-defined]
-    most = min((epoch + 1) * images, (steps + 1) * trainer.accumulate_grad_batches)
-    if not (epoch <= place.batches <= most and place.shuffles <= 2 * (epoch + 1)):
-        raise ValueError(f"no run comes to {place} in {steps} steps")
-
-
-def _require_own_sizes(optimizer: Optimizer) -> None:
-    """Refuse what an optimiser keeps of a parameter, if it has another size than that.
-
-    A fused step would not look, and write over memory that belongs to something else.
-    """
-    if "fused" not in optimizer.defaults:
-        return
-    for parameter, kept in optimizer.state.items():
-        for name, value in kept.items():
-            if not isinstance(value, Tensor) or value.shape == ():
-                continue
-            alike = value.shape == parameter.shape and value.layout == parameter.layout
-            if not alike or value.stride() != parameter.stride():
-                raise ValueError(f"the optimizer's {name} has another size than its parameter")
-
-
-def _set_progress(loops: dict[str, Any], epoch: int, place: Place) -> None:
-    """Tell Lightning's loops that they are between two batches of ``epoch``.
-
-    Lightning goes on in the middle of an epoch only from counts as they are while a batch ends:
-    that batch is processed, but not completed, and its step not yet counted.
-    """
-
-    def counts(ready: int, processed: int, completed: int) -> dict[str, int]:
-        return {"ready": ready, "started": ready, "processed": processed, "completed": completed}
-
-    of_epochs = counts(epoch + 1, epoch, epoch)
-    loops["epoch_progress"] = {"total": of_epochs, "current": dict(of_epochs)}
-    loops["epoch_loop.batch_progress"] = {
-        "total": counts(place.batches, place.batches, place.batches - 1),
-        "current": counts(place.batch, place.batch, place.batch - 1),
-        "is_last_batch": False,
-    }
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
-
-
-def _random_states(device: torch.device) -> dict[str, Any]:
-    """The state of every generator that a network may draw from, in plain values and tensors."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    states: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": (kind, torch.tensor(np.asarray(keys).tolist()), *rest),
-    }
-    if device.type != "cpu":
-        states["device"] = getattr(torch, device.type).get_rng_state()
-    return states
-
-
-def _set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    kind, keys, position, *rest = states["numpy"]
-    if not 0 <= position <= _MT19937:  # numpy would read on behind its memory
-        raise ValueError(f"numpy's generator at {position} of {_MT19937} numbers")
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, *rest))
-    random.setstate(states["python"])
-    torch.set_rng_state(states["torch"])
-    if device.type != "cpu" and "device" in states:
-        getattr(torch, device.type).set_rng_state(states["device"])
-
-
-def read_checkpoint(path: Path, most: Limits) -> dict[str, Any]:
-    """A checkpoint that :class:`Checkpoints` has written, checked for damage.
-
-    Nothing is unpickled but plain values and tensors.
-
-    Args:
-        path: the file.
-        most: how much it may hold; see :func:`lora_mnist.weights_file.limits`.
-
-    Raises:
-        ValueError: if it is damaged or something else.
-        FileNotFoundError: if it is not there.
-    """
-    try:
-        # The checksums find a flipped bit, which torch.load does not.
-        content = read_weights_file(path, most, check_sums=True)
-        missing = _KEYS - content.keys() if isinstance(content, dict) else _KEYS
-        if missing:
-            raise ValueError(f"without {', '.join(sorted(missing))}")
-        numbers = [content["global_step"], content["going_on"]["epoch"]]
-        numbers += content["going_on"]["place"]
-        if not all(type(number) is int and number >= 0 for number in numbers):
-            raise ValueError(f"at {numbers}")
-    except FileNotFoundError:
-        raise
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no checkpoint, or damaged ({error})") from error
-    checkpoint: dict[str, Any] = content
-    return checkpoint
+#: Settings in which a run may differ from the one that it goes on with: none changes a number.
+_FREE = ("resume", "figures", "paths.", "sweep.", "logger.", "callbacks.checkpoint.", "hydra.")
+#: How far to train: as far as before, or farther.
+_LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -271,3 +46,183 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         with atomic_write(Path(path)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint for the last state: every so often, and when training ends.
+
+    Args:
+        seconds: write one so often.
+        every_n_train_steps: after so many steps instead.
+        dirpath: the folder to write to; ``None``: ``checkpoints/`` in the run's folder.
+    """
+
+    def __init__(
+        self,
+        seconds: float | None = 10.0,
+        every_n_train_steps: int | None = None,
+        dirpath: str | None = None,
+    ) -> None:
+        interval = timedelta(seconds=seconds) if seconds and not every_n_train_steps else None
+        super().__init__(
+            dirpath,
+            filename=Path(LAST).stem,
+            train_time_interval=interval,
+            every_n_train_steps=every_n_train_steps,
+            enable_version_counter=False,
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        is_last_batch = batch_idx + 1 >= trainer.num_training_batches
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not is_last_batch:
+            return  # gradients that are still accumulated would be lost
+        ends = trainer.global_step == trainer.max_steps
+        if is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:
+            ends = True
+        if not ends:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            assert self.dirpath is not None
+            trainer.save_checkpoint(Path(self.dirpath) / LAST)
+
+
+class RandomStates(Callback):
+    """Keeps in each checkpoint the state of every generator that a network may draw from.
+
+    Each process has states of its own; the checkpoint has those of all, by rank.
+    """
+
+    def __init__(self) -> None:
+        self._states: list[dict[str, Any]] = []
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        device = pl_module.device
+        kind, keys, *rest = np.random.get_state(legacy=True)
+        states: dict[str, Any] = {
+            "torch": torch.get_rng_state(),
+            "python": random.getstate(),
+            "numpy": (kind, np.asarray(keys).tolist(), *rest),
+        }
+        if device.type != "cpu":
+            states["device"] = getattr(torch, device.type).get_rng_state()
+        of_all = [states]
+        if trainer.world_size > 1:
+            of_all = [{} for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(of_all, states)
+        checkpoint["random_states"] = of_all
+        checkpoint["accumulate_grad_batches"] = trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._states = checkpoint["random_states"]
+        # Of a GradientAccumulationScheduler, which hears of the next epoch only.
+        trainer.accumulate_grad_batches = checkpoint["accumulate_grad_batches"]
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restore the states before the first step: until then others may have drawn."""
+        if not self._states:
+            return
+        states = self._states[trainer.global_rank]
+        self._states = []
+        kind, keys, *rest = states["numpy"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        random.setstate(states["python"])
+        torch.set_rng_state(states["torch"])
+        if "device" in states:
+            getattr(torch, pl_module.device.type).set_rng_state(states["device"])
+
+
+@contextmanager
+def recorded_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
+    """Around a run from its first step to its last file; its folder is this process's meanwhile.
+
+    Args:
+        folder: the run's folder.
+        settings: all that the run's numbers depend on: the configuration, the base's SHA-256, the
+            SHA-256 of the images, the classes.
+        resume: what the user called the run that is gone on with; ``None``: a new one.
+
+    Yields:
+        The checkpoint to go on from; ``None``: the beginning.
+
+    Raises:
+        UserError: if the run has finished, is still going, or had other settings.
+    """
+    record, last = folder / CHECKPOINTS / RUN_FILE, folder / CHECKPOINTS / LAST
+    record.parent.mkdir(parents=True, exist_ok=True)
+    flat = _flat(settings)
+    lock = FileLock(record.with_name(".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        key = "hydra.run.dir" if resume is None else "resume"
+        raise UserError(f"{key}={folder}: a run is still going there; expected one at a time") from error
+    try:
+        if resume is not None:
+            _require_same_run(record, flat, resume)
+        else:
+            last.unlink(missing_ok=True)
+        _write_record(record, flat, finished=False)
+        yield last if last.exists() else None
+        _write_record(record, flat, finished=True)
+    finally:
+        lock.release()
+
+
+def _write_record(path: Path, settings: Mapping[str, Any], finished: bool) -> None:
+    with atomic_write(path) as temporary:
+        content = {"settings": settings, "finished": finished}
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -> None:
+    """Refuse settings other than those of the run, and a run with nothing left to do."""
+    try:
+        record = json.loads(path.read_text())
+        before, finished = dict(record["settings"]), record["finished"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"resume={resume}: {path}: expected the record of a run") from error
+    goes_farther = False
+    # The outer keys first: others follow from them, as data.seed from seed.
+    for key in sorted({*before, *settings}, key=lambda key: (key.count("."), key)):
+        old, new = before.get(key), settings.get(key)
+        if old == new or key.startswith(_FREE):
+            continue
+        if key in _LIMITS and _limit(new) > _limit(old):
+            goes_farther = True
+            continue
+        expected = "null" if old is None else old
+        steps = settings.get("trainer.max_steps")
+        if key.startswith("scheduler.") and new == steps:
+            raise UserError(f"trainer.max_steps={steps}: expected {old}, since {key} counts them")
+        raise UserError(
+            f"{key}={'null' if new is None else new}: expected {expected}, as in resume={resume}"
+        )
+    if finished and not goes_farther:
+        raise UserError(
+            f"resume={resume}: this run has finished; expected a larger trainer.max_steps or "
+            "trainer.max_epochs to train it farther"
+        )
+
+
+def _limit(value: object) -> float:
+    """A number of steps or epochs, where -1 and null mean no end."""
+    return value if isinstance(value, int | float) and value >= 0 else float("inf")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1, "c": [2]}}`` as ``{"a.b": 1, "a.c": [2]}``, with JSON's values."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.loads(json.dumps(value, default=str))
+    return flat

@@ -1,14 +1,18 @@
 """What ``latest`` means, in every command: the newest by time, whatever its folder is called."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 
-def latest(folder: Path, pattern: str) -> Path | None:
+def latest(
+    folder: Path, pattern: str, accept: Callable[[Path], bool] | None = None
+) -> Path | None:
     """The file in ``folder`` that matches ``pattern`` and was written last.
 
     Args:
         folder: where to look.
         pattern: as in ``Path.glob``, such as ``*/adapter/adapter_config.json``.
+        accept: says whether a file counts; ``None``: all do.
 
     Returns:
         Its path; ``None`` where nothing matches. Of two written at once, the last by name.
@@ -19,4 +23,7 @@ def latest(folder: Path, pattern: str) -> Path | None:
             times[path] = path.stat().st_mtime_ns
         except FileNotFoundError:  # cleared away meanwhile
             continue
-    return max(times, key=lambda path: (times[path], path), default=None)
+    for path in sorted(times, key=lambda path: (times[path], path), reverse=True):
+        if accept is None or accept(path):
+            return path
+    return None
