@@ -5,94 +5,134 @@ import torch
 from helpers.commands import ROOT
 from helpers.trainers import trainer_of
 
-from lora_mnist.data import MNISTDataModule
+from lora_mnist.data import ImageDataModule, ImageTensors, MNISTDataModule
+from lora_mnist.data.datamodule import class_numbers
+
+DIGITS = [f"{n} - {word}" for n, word in enumerate(("zero", "one", "two", "three"))]
 
 
-def fitted(**changes: Any) -> MNISTDataModule:
-    data = MNISTDataModule(data_dir=ROOT / "data", **changes)
-    data.prepare_data()
+class Greys(ImageDataModule):
+    """Twelve images of 3 x 2 pixels of one grey each, four a class."""
+
+    def training_images(self) -> Any:
+        greys = torch.arange(0, 120, 10, dtype=torch.uint8)
+        images = greys[:, None, None, None].expand(12, self.channels, 3, 2).clone()
+        train = ImageTensors(images, torch.arange(12) % 3)
+        return train, ImageTensors(images[:0], torch.arange(0))
+
+    def test_images(self) -> Any:
+        return self.training_images()[0]
+
+
+def greys(**changes: Any) -> Greys:
+    channels = changes.pop("channels", 1)
+    return Greys("greys", ["cat", "dog", "owl"], channels, **changes)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_normalised_by_what_is_measured(channels: int) -> None:
+    data = greys(channels=channels)
     data.setup("fit")
-    return data
+    images, _ = data.train_set.__getitems__(list(range(12)))
+    pixels = images.double() / 255
+    mean = data.mean if channels == 1 else data.mean[0]  # type: ignore[index]
+    assert mean == pytest.approx(pixels.mean().item(), abs=1e-4)
+    normalised = data.normalise(images)
+    assert normalised.dtype == torch.float32
+    assert normalised.mean().item() == pytest.approx(0, abs=1e-3)
+    assert normalised.std(correction=0).item() == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize(("target", "count"), [(9, 5_949), ([9], 5_949), ([3, 5], 6_131 + 5_421)])
-def test_target_filters_the_training_set_alone(target: Any, count: int) -> None:
-    data = fitted(target=target, val_size=0)
-    assert data.target == target
-    assert len(data.train_set) == count
-    wanted = [target] if isinstance(target, int) else target
-    assert data.targets == wanted
-    assert set(data.train_set.labels.tolist()) == set(wanted)
-    data = fitted(target=target)
-    data.setup("test")
-    assert set(data.val_set.labels.tolist()) == set(range(10))
-    assert len(data.test_set) == 10_000
-
-
-def test_a_batch_is_one_index_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = fitted()
-    monkeypatch.setattr(type(data.train_set), "__getitem__", None)
-    images, labels = next(iter(data.train_dataloader()))
-    assert images.shape == (10, 1, 28, 28)
-    assert labels.shape == (10,)
+def test_given_values_are_those_of_torchvision() -> None:
+    data = greys(mean=0.1307, std=0.3081)
+    images = torch.randint(256, (5, 1, 3, 2), dtype=torch.uint8)
+    expected = images.float().div(255).sub(0.1307).div(0.3081)
+    assert torch.equal(data.normalise(images), expected)
 
 
 def test_processes_share_the_test_images_and_count_none_twice() -> None:
-    data = fitted()
+    data = greys(eval_batch_size=2)
     data.setup("test")
-    shares = []
-    for rank in range(3):
-        data.trainer = trainer_of(rank, 3)
-        shares += [labels for _, labels in data.test_dataloader()]
-    assert torch.equal(torch.cat(shares).bincount(), data.test_set.labels.bincount())
+    seen = []
+    for rank in range(5):
+        data.trainer = trainer_of(rank, 5)
+        seen += [
+            image.flatten()[0].item() for images, _ in data.test_dataloader() for image in images
+        ]
+    assert sorted(seen) == list(range(0, 120, 10))
+
+
+def test_target_filters_training_alone() -> None:
+    data = MNISTDataModule(data_dir=ROOT / "data", target=[3, "nine"])
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("test")
+    assert data.targets == [3, 9]
+    _, labels = next(iter(data.train_dataloader()))
+    assert set(labels.tolist()) <= {3, 9}
+    assert set(data.val_set.labels.tolist()) == set(range(10))
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (55_000, 5_000, 10_000)
 
 
 def test_no_validation_set() -> None:
-    assert fitted(val_size=0).val_dataloader() == []
+    data = greys()
+    data.setup("fit")
+    assert data.val_dataloader() == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("target", "classes", "expected"),
     [
-        ({"target": 10}, "target=10: expected null, a class from 0 to 9 or a list"),
-        ({"target": -1}, "target=-1: expected"),
-        ({"target": "nine"}, "target=nine: expected"),
-        ({"target": []}, r"target=\[\]: expected"),
-        ({"target": [1, 11]}, r"target=\[1, 11\]: expected"),
-        ({"target": [1, 1]}, r"target=\[1, 1\]: expected each class once"),
-        ({"target": True}, "target=True: expected"),
-        ({"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
-        ({"eval_batch_size": 2.5}, "eval_batch_size=2.5: expected"),
-        ({"val_size": -1}, "val_size=-1: expected an integer >= 0"),
-        ({"replay": -1, "target": 9}, "replay=-1: expected an integer >= 0"),
-        ({"replay": 9}, "replay=9: expected 0, since all classes are trained on"),
-        ({"hardness": 1}, "hardness=1: expected a number from 0 to below 1"),
-        ({"hardness": True}, "hardness=True: expected a number"),
-        ({"mean": 33.3}, "mean=33.3: expected a number from 0 to 1"),
-        ({"mean": "x"}, "mean=x: expected a number from 0 to 1"),
-        ({"mean": float("nan")}, "mean=nan: expected a number from 0 to 1"),
-        ({"std": 0}, "std=0: expected a number > 0"),
-        ({"std": 1e-38}, "std=1e-38: expected a number > 0"),
-        ({"std": float("inf")}, "std=inf: expected a number > 0"),
-        ({"std": 10**400}, "std=10*: expected a number > 0"),
-        ({"seed": -1}, "seed=-1: expected an integer >= 0"),
-        ({"dataset": "CIFAR10"}, "dataset=CIFAR10: expected one of MNIST"),
+        (None, DIGITS, None),
+        (3, DIGITS, [3]),
+        ("3", DIGITS, [3]),
+        ("three", DIGITS, [3]),
+        ("3 - three", DIGITS, [3]),
+        (["two", 0], DIGITS, [2, 0]),
+        ("プルオーバー", ["シャツ", "プルオーバー"], [1]),
+        (10, ["1", "10", "2"], [1]),  # a name goes before a number
+        (0, ["1", "10", "2"], [0]),
     ],
 )
-def test_refuses_bad_arguments(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MNISTDataModule(**changes)
+def test_classes_go_by_number_and_by_name(target: Any, classes: list[str], expected: Any) -> None:
+    assert class_numbers(target, classes) == expected
 
 
-def test_refuses_what_cannot_be_replayed() -> None:
-    with pytest.raises(ValueError, match="replay=1: expected at most 0, the training images"):
-        fitted(target=list(range(10)), replay=1)
-    with pytest.raises(ValueError, match="replay=99999: expected at most 49534, the training"):
-        fitted(target=9, replay=99_999)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"target": t} for t in (3, -1, "cow", [], [1, 11], [1, 1], [1, "dog"], True, 1.0)),
+        *({"batch_size": n} for n in (0, 2.5, True)),
+        *({"replay": -1, "target": 2}, {"replay": 9}),
+        *({"hardness": h} for h in (1, True, -0.1)),
+        *({"mean": m} for m in (33.3, "x", float("nan"), [0.1, 0.2])),
+        *({"std": s} for s in (0, 1e-38, float("inf"), "x")),
+        *({"seed": s} for s in (-1, 1.5)),
+        *({"eval_batch_size": 0}, {"num_workers": -1}, {"augment": 5}),
+    ],
+    ids=str,
+)
+def test_refuses_values_by_name(changes: dict[str, Any]) -> None:
+    key, value = next(iter(changes.items()))
+    with pytest.raises(ValueError, match="expected") as caught:
+        greys(**changes)
+    assert str(caught.value).startswith(f"{key}={value}: ")
+
+
+def test_refuses_more_replay_than_there_are_images() -> None:
+    with pytest.raises(ValueError, match="replay=9: expected at most 8"):
+        greys(target=0, replay=9).setup("fit")
 
 
 def test_refuses_batches_that_cannot_be_shared_out() -> None:
     with pytest.raises(ValueError, match="batch_size=10: expected a multiple of the 3 processes"):
-        MNISTDataModule().batch_size_per_process(3)
-    with pytest.raises(ValueError, match="replay=9: expected a multiple of the 2 processes"):
-        MNISTDataModule(target=9, replay=9).batch_size_per_process(2)
+        greys().require_shares(3)
+
+
+def test_refuses_images_without_contrast() -> None:
+    class Blank(Greys):
+        def training_images(self) -> Any:
+            return ImageTensors(torch.zeros(4, 1, 3, 2, dtype=torch.uint8), torch.arange(4)), []
+
+    with pytest.raises(ValueError, match="std="):
+        Blank("blank", ["a", "b"], 1).measure()

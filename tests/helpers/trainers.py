@@ -8,4 +8,10 @@ import torch
 
 def trainer_of(rank: int, processes: int) -> Any:
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    return SimpleNamespace(global_rank=rank, world_size=processes, strategy=strategy)
+    return SimpleNamespace(
+        global_rank=rank,
+        world_size=processes,
+        strategy=strategy,
+        overfit_batches=0.0,
+        num_training_batches=10**9,
+    )

@@ -4,6 +4,7 @@ Both counts are torchmetrics metrics, so they add up over batches and over the p
 distributed run. :func:`compare_errors` is the same for a loop without Lightning.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -42,13 +43,15 @@ class ErrorMetric(MulticlassConfusionMatrix):
     def compute(self) -> dict[str, Any]:  # type: ignore[override]
         """What results.json holds of the images: plain numbers and lists of them.
 
-        ``loss`` is the mean cross-entropy in nats, whatever training minimises.
+        ``loss`` is the mean cross-entropy in nats, whatever training minimises; ``None`` where it
+        is not finite, for which JSON has no number.
         """
         images = self.confmat.sum(dim=1)
         errors = (images - self.confmat.diagonal()).tolist()
         total = images.sum()
+        loss = (self.loss_sum / total).item()
         return {
-            "loss": (self.loss_sum / total).item(),
+            "loss": loss if math.isfinite(loss) else None,
             "accuracy": (int(total) - sum(errors)) / int(total),
             "errors": sum(errors),
             "errors_per_class": errors,
@@ -211,7 +214,7 @@ def scalars(
         outcome = outcomes[side]
         errors, images = outcome["errors_per_class"], outcome["images_per_class"]
         for key in ("accuracy", "loss", "errors", "repaired", "broken"):
-            if key in outcome:
+            if outcome.get(key) is not None:
                 tags[f"{side}/{key}"] = float(outcome[key])
         if targets:
             of_target = sum(errors[c] for c in targets)

@@ -326,7 +326,7 @@ def class_numbers(target: Target, classes: Sequence[str]) -> list[int] | None:
     numbers = {name.removeprefix(f"{number} - "): number for number, name in enumerate(classes)}
     numbers |= {name: number for number, name in enumerate(classes)}
     found = []
-    for one in [target] if isinstance(target, str | int) else target:
+    for one in target if isinstance(target, list | tuple) else [target]:
         number = numbers.get(str(one), one)
         if type(number) is not int or not 0 <= number < len(classes):
             named = (

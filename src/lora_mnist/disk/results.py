@@ -63,12 +63,18 @@ def collect_results(
         clock: has run since the run began.
         steps: steps of training.
     """
+    targets, several = data.targets, isinstance(data.target, list | tuple)
+    digit: Any = targets[0] if targets and not several else targets
+    splits = {split: dict(outcome) for split, outcome in outcomes.items()}
+    for outcome in splits.values() if targets else ():
+        outcome["errors_of_target"] = sum(outcome["errors_per_class"][c] for c in targets or ())
+    names = [data.short_names[c] for c in targets or ()]
     return {
         "stage": cfg.stage,
         "dataset": data.name,
         "seed": cfg.get("seed"),
-        "digit": _by_number(data),
-        "target": _by_name(data),
+        "digit": digit,
+        "target": names if several else names[0] if names else None,
         "replay": data.replay,
         "classes": data.classes,
         "data_sha256": data.sha256,
@@ -76,34 +82,12 @@ def collect_results(
         "std": data.std,
         "steps": steps,
         "parameters": count_parameters(net),
-        **{split: _of_target(data, outcome) for split, outcome in outcomes.items()},
+        **splits,
         "base_unchanged": None,
         "base_sha256": fingerprint(base_state_dict(net)),
         "adapter": None,
         "seconds": clock.seconds(),
     }
-
-
-def _by_number(data: ImageDataModule) -> int | list[int] | None:
-    """The class to repair, or several."""
-    targets = data.targets
-    return targets[0] if targets and not isinstance(data.target, list | tuple) else targets
-
-
-def _by_name(data: ImageDataModule) -> str | list[str] | None:
-    """The same, by name."""
-    number = _by_number(data)
-    if isinstance(number, list):
-        return [data.short_names[c] for c in number]
-    return None if number is None else data.short_names[number]
-
-
-def _of_target(data: ImageDataModule, outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """``outcome``, and the errors on the class or classes to repair, where there are any."""
-    if data.targets is None:
-        return dict(outcome)
-    errors = sum(outcome["errors_per_class"][c] for c in data.targets)
-    return {**outcome, "errors_of_target": errors}
 
 
 def write_results(results: Mapping[str, Any], folder: Path) -> None:

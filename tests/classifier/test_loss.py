@@ -35,17 +35,16 @@ def test_the_default_is_torchs_cross_entropy_gradient_bit_for_bit() -> None:
 
 
 def test_the_config_says_the_same_defaults() -> None:
-    cfg = composed("train", "stage=lora")
-    loss = instantiate(cfg.loss, target=[2], _convert_="all")
-    expected = vars(make(target=[2]))
-    assert vars(loss) == expected
+    loss = instantiate(composed("train", "stage=lora").loss, target=[2], _convert_="all")
+    for name in ("fit", "margin", "distill", "distill_on", "temperature", "target_weight"):
+        assert getattr(loss, name) == getattr(make(target=[2]), name)
 
 
 @pytest.mark.parametrize(("target", "expected"), [(2, [2]), ([0, 2], [0, 2]), (None, [])])
 def test_several_classes_may_be_the_target(target: Any, expected: list[int]) -> None:
     z, base = logits(), logits(1)
     loss = make(target=target, distill=0.5, distill_on="target")
-    assert loss.target == expected
+    assert loss.target.tolist() == expected
     distilled = distillation(z, base, 1.0) * torch.isin(LABELS, torch.tensor(expected))
     torch.testing.assert_close(
         loss(z, LABELS, base), (cross_entropy(z, LABELS) + 0.5 * distilled).mean()
@@ -109,19 +108,18 @@ def test_target_weight_without_others_is_the_plain_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"fit": "l1"}, "fit=l1: expected one of cross_entropy, hinge"),
-        ({"distill_on": "some"}, "distill_on=some: expected one of replay, target, all"),
-        ({"margin": -1}, "margin=-1: expected a finite number >= 0"),
-        ({"distill": True}, "distill=True: expected"),
-        ({"temperature": 0}, "temperature=0: expected a finite number > 0"),
-        ({"temperature": 2**63}, r"temperature=9\d+: expected a finite number > 0, at most 1e\+06"),
-        ({"margin": 10**400}, r"margin=1\d+: expected a finite number >= 0"),
-        ({"target_weight": 1.5}, "target_weight=1.5: expected a finite number from 0 to 1"),
-        ({"target_weight": 0.5, "target": None}, "target_weight=0.5: expected null"),
+        *({"fit": "l1"}, {"distill_on": "some"}, {"margin": -1, "fit": "hinge"}),
+        *({"distill": True}, {"temperature": 0}, {"temperature": float("nan")}, {"distill": "x"}),
+        *({"target_weight": 1.5}, {"target_weight": 0.5, "target": None}),
+        # without effect:
+        *({"margin": 2.0}, {"temperature": 2.0}, {"distill_on": "all"}),
     ],
+    ids=str,
 )
-def test_refuses_bad_arguments(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_refuses_values_by_name(changes: dict[str, Any]) -> None:
+    key, value = next(iter(changes.items()))
+    with pytest.raises(ValueError, match="expected") as caught:
         make(**changes)
+    assert str(caught.value).startswith(f"{key}={value}: ")

@@ -1,4 +1,5 @@
 import copy
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,19 @@ from torch.utils.data import DataLoader, TensorDataset
 from lora_mnist import add_lora, lora_parameters
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.errors import TrainingError
 from lora_mnist.lora import base_state_dict, changed_tensors
 
-ADAM = partial(torch.optim.Adam, lr=0.1)
+ADAM = torch.optim.Adam
 
 
 def make(net: nn.Module, **settings: Any) -> ClassifierModule:
-    return ClassifierModule(net, 3, optimizer=ADAM, **settings)
+    return ClassifierModule(net, 3, optimizer=ADAM, lr=0.1, **settings)
+
+
+def net_tensors(state: dict[str, Any]) -> set[str]:
+    """What the network's tensors in a checkpoint are called, without their layers."""
+    return {key.rsplit(".", 1)[1] for key in state if key.startswith("net.")}
 
 
 def trainer(tmp_path: Path, **settings: Any) -> Trainer:
@@ -36,9 +43,11 @@ class Recorder(DummyLogger):
     def __init__(self) -> None:
         super().__init__()
         self.metrics: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.metrics |= metrics
+        self.counts.update(metrics.keys())
 
 
 @pytest.fixture
@@ -69,7 +78,7 @@ def test_counts_equal_those_of_a_plain_loop(
     assert outcome["accuracy"] == (50 - sum(errors)) / 50
     assert outcome["loss"] == pytest.approx(loss_sum / 50, rel=1e-5)
     assert told["test/accuracy"] == pytest.approx(outcome["accuracy"])
-    assert logger.metrics == {}  # loggers are told elsewhere
+    assert logger.metrics["test/accuracy"] == pytest.approx(outcome["accuracy"])
     assert "test_base" not in module.outcomes
 
 
@@ -114,9 +123,9 @@ def test_repaired_and_broken_equal_those_of_a_plain_loop(
         assert outcome[f"{name}_per_class"] == per_class
         assert outcome[name] == sum(per_class) > 0
         assert told[f"test/{name}"] == sum(per_class)
-    assert torch.equal(module.answers["base"], before)
-    assert torch.equal(module.answers["adapted"], after)
-    assert torch.equal(module.answers["label"], y)
+    assert torch.equal(module.predictions["base"], before)
+    assert torch.equal(module.predictions["adapted"], after)
+    assert torch.equal(module.predictions["label"], y)
     change = outcome["errors"] - module.outcomes["test_base"]["errors"]
     assert change == outcome["broken"] - outcome["repaired"]
 
@@ -131,7 +140,7 @@ def test_only_lora_reaches_optimizer_and_checkpoint(
     assert {id(p) for p in group["params"]} == {id(p) for p in lora_parameters(tiny)}
     fit.save_checkpoint(tmp_path / "last.ckpt")
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert {key.rsplit(".", 1)[1] for key in checkpoint["state_dict"]} == {"lora_A", "lora_B"}
+    assert net_tensors(checkpoint["state_dict"]) == {"lora_A", "lora_B"}
     assert checkpoint["hyper_parameters"] == {"stage": "test", "seed": 0}
 
     torch.manual_seed(1)
@@ -149,7 +158,7 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(
 
     seen: list[list[torch.Tensor]] = []
     before = copy.deepcopy(tiny.state_dict())
-    module = Recorded(add_lora(tiny), 3, optimizer=ADAM)
+    module = Recorded(add_lora(tiny), 3, optimizer=ADAM, lr=0.1)
     fit = trainer(tmp_path, max_steps=3, callbacks=WeightAveraging(use_buffers=False))
     fit.fit(module, loader)
     for parameter, steps in zip(lora_parameters(tiny), zip(*seen, strict=True), strict=True):
@@ -159,7 +168,7 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(
     fit.save_checkpoint(tmp_path / "last.ckpt")
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for key in ("state_dict", "current_model_state"):
-        assert {name.rsplit(".", 1)[1] for name in checkpoint[key]} == {"lora_A", "lora_B"}
+        assert net_tensors(checkpoint[key]) == {"lora_A", "lora_B"}
     again = make(add_lora(TinyNet()))
     more = trainer(tmp_path, max_steps=4, callbacks=WeightAveraging(use_buffers=False))
     more.fit(again, loader, ckpt_path=tmp_path / "last.ckpt")
@@ -171,12 +180,11 @@ def test_lora_plus_speeds_up_lora_b(tiny: TinyNet) -> None:
     moves = []
     for lr_ratio in (1, 8.0):
         net = add_lora(copy.deepcopy(tiny), init="kaiming")
-        sgd = partial(torch.optim.SGD, lr=0.25)
         torch.manual_seed(0)
         for parameter in lora_parameters(net):
             nn.init.normal_(parameter)
         before = {name: p.detach().clone() for name, p in net.named_parameters()}
-        module = ClassifierModule(net, 3, optimizer=sgd, lr_ratio=lr_ratio)
+        module = ClassifierModule(net, 3, optimizer=torch.optim.SGD, lr=0.25, lr_ratio=lr_ratio)
         optimizer = module.configure_optimizers()
         net(torch.ones(2, 6)).square().sum().backward()
         optimizer.step()
@@ -195,26 +203,7 @@ def test_a_checkpoint_keeps_the_start_of_pissa(
     fit.save_checkpoint(tmp_path / "last.ckpt")
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     sides = {"lora_A", "lora_B", "start_A", "start_B"}
-    assert {key.rsplit(".", 1)[1] for key in kept} == sides
-
-
-def test_train_loss_is_the_mean_since_the_last_log(
-    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
-) -> None:
-    class Recorded(ClassifierModule):
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            loss = super().training_step(batch, batch_idx)
-            losses.append(loss.item())
-            logged.append(self.trainer.callback_metrics.get("train/loss"))
-            return loss
-
-    losses: list[float] = []
-    logged: list[Any] = []
-    module = Recorded(tiny, 3, optimizer=ADAM)
-    fit = trainer(tmp_path, max_steps=8, log_every_n_steps=2)
-    fit.fit(module, loader)
-    assert fit.callback_metrics["train/loss"].item() == pytest.approx(sum(losses[6:]) / 2)
-    assert logged[4].item() == pytest.approx(sum(losses[2:4]) / 2)
+    assert net_tensors(kept) == sides
 
 
 def test_needs_nothing_but_a_network(loader: DataLoader[Any], tmp_path: Path) -> None:
@@ -279,22 +268,31 @@ def test_distillation_asks_the_base(
     assert len(given) == 3
 
 
-def test_what_the_base_answered_serves_another_module(
-    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_train_loss_is_the_mean_over_all_batches_of_the_steps(
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, accumulate: int
 ) -> None:
-    first = make(add_lora(tiny))
-    trainer(tmp_path).test(first, loader, verbose=False)
-    assert len(first.base_answers["test"]) == len(loader)
-    answers = copy.deepcopy(first.base_answers)
-    for parameter in lora_parameters(tiny):
-        nn.init.normal_(parameter)
-    fresh, informed = make(tiny), make(tiny, base_answers=first.base_answers)
-    trainer(tmp_path).test(fresh, loader, verbose=False)
-    monkeypatch.setattr(informed, "base", lambda images: pytest.fail("the base was asked"))
-    trainer(tmp_path).test(informed, loader, verbose=False)
-    assert informed.outcomes == fresh.outcomes
-    for before, after in zip(answers["test"], first.base_answers["test"], strict=True):
-        assert torch.equal(before, after)
+    class Recorded(ClassifierModule):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            losses.append(loss := super().training_step(batch, batch_idx))
+            return loss
+
+    losses: list[torch.Tensor] = []
+    logger = Recorder()
+    settings = {"max_steps": 4, "log_every_n_steps": 2, "accumulate_grad_batches": accumulate}
+    fit = trainer(tmp_path, logger=logger, **settings)
+    fit.fit(Recorded(tiny, 3, optimizer=ADAM, lr=0.1), loader)
+    window = torch.stack(losses[-2 * accumulate :])
+    assert logger.metrics["train/loss"] == pytest.approx(window.mean().item())
+    assert logger.counts["train/loss"] == 2
+
+
+def test_a_loss_that_is_no_number_ends_training(
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    module = ClassifierModule(tiny, 3, optimizer=torch.optim.SGD, lr=1e30)
+    with pytest.raises(TrainingError, match=r"optimizer.lr=1e\+30: the loss is nan at step"):
+        trainer(tmp_path, max_steps=20, log_every_n_steps=1).fit(module, loader)
 
 
 def test_says_when_it_was_validated(tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path) -> None:

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, lora_parameters
-from lora_mnist.classifier.metrics import AnswerMetric, ErrorMetric, Evaluation, RepairMetric
+from lora_mnist.classifier.metrics import (
+    ErrorMetric,
+    Evaluation,
+    PredictionMetric,
+    RepairMetric,
+    scalars,
+)
 
 CLASSES = 3
 
@@ -73,13 +79,6 @@ def test_repaired_and_broken_equal_those_of_a_plain_loop(seed: int, first: int) 
     assert errors[1] - errors[0] == found["broken"] - found["repaired"]
 
 
-@pytest.mark.parametrize("kind", [ErrorMetric, RepairMetric])
-def test_counts_of_several_processes_add_up(kind: Any) -> None:
-    metric = kind(CLASSES)
-    reductions = metric._reductions.values()
-    assert {getattr(reduction, "__name__", "") for reduction in reductions} == {"dim_zero_sum"}
-
-
 def test_an_evaluation_without_a_base() -> None:
     _, logits, labels = batch(0)
     evaluation = Evaluation(CLASSES)
@@ -104,14 +103,14 @@ def test_an_evaluation_with_a_base_starts_afresh_each_time() -> None:
             assert sum(outcomes[split]["images_per_class"]) == len(labels)
 
 
-def test_answers_are_kept_in_order() -> None:
+def test_predictions_are_kept_in_order() -> None:
     """Of process 1 of 2, whose images are the second, the fourth, ..."""
     base, logits, labels = batch(0)
-    evaluation = Evaluation(CLASSES, keeps_answers=True)
+    evaluation = Evaluation(CLASSES, keep_predictions=True)
     for part in (slice(None, 7), slice(7, None)):
         evaluation.update(logits[part], labels[part], base[part])
     evaluation.conclude("test")
-    found = evaluation.answers
+    found = evaluation.predictions
     assert found["index"].tolist() == list(range(20))
     assert torch.equal(found["label"], labels)
     for side, z in {"base": base, "adapted": logits}.items():
@@ -119,28 +118,30 @@ def test_answers_are_kept_in_order() -> None:
         torch.testing.assert_close(found[f"{side}_probability"], z.softmax(dim=1).amax(dim=1))
 
 
-def test_answers_of_a_base_alone_are_its_own() -> None:
+def test_predictions_of_a_base_alone_are_its_own() -> None:
     _, logits, labels = batch(0)
-    evaluation = Evaluation(CLASSES, keeps_answers=True)
+    evaluation = Evaluation(CLASSES, keep_predictions=True)
     for _ in range(2):  # and start afresh each time
         evaluation.update(logits, labels)
         evaluation.conclude("test")
-    assert list(evaluation.answers) == ["index", "label", "base", "base_probability"]
-    assert torch.equal(evaluation.answers["base"], logits.argmax(dim=1))
+    assert list(evaluation.predictions) == ["index", "label", "base", "base_probability"]
+    assert torch.equal(evaluation.predictions["base"], logits.argmax(dim=1))
     plain = Evaluation(CLASSES)
     plain.update(logits, labels)
     plain.conclude("val")
-    assert plain.answers == {}
+    assert plain.predictions == {}
 
 
-def test_answers_of_several_processes_take_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_of_several_processes_take_their_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     _, logits, labels = batch(0)
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("lora_mnist.classifier.metrics._is_distributed", lambda: True)
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
         monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
         monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-        metric = AnswerMetric()
+        metric = PredictionMetric()
         metric.update(labels[rank::2], base=logits[rank::2])
         parts.append(metric)
     # What synchronisation does: the processes' lists, one after the other.
@@ -149,8 +150,31 @@ def test_answers_of_several_processes_take_their_places(monkeypatch: pytest.Monk
     found = parts[0].compute()
     assert torch.equal(found["label"], labels)
     assert torch.equal(found["base"], logits.argmax(dim=1))
-    reductions = {getattr(r, "__name__", "") for r in parts[0]._reductions.values()}
-    assert reductions == {"dim_zero_cat"}
+
+
+def test_loggers_get_base_and_network_by_class() -> None:
+    base, logits, labels = batch(0)
+    evaluation = Evaluation(CLASSES)
+    evaluation.update(logits, labels, base)
+    outcomes = evaluation.conclude("val")
+    tags = scalars("val", outcomes, ["a/b", "c", "d"], [1])
+    errors, images = (outcomes["val"][f"{what}_per_class"] for what in ("errors", "images"))
+    assert tags["val/errors_of_target"] == errors[1]
+    assert tags["val/errors_elsewhere"] == errors[0] + errors[2]
+    assert tags["val/accuracy_per_class/a-b"] == 1 - errors[0] / images[0]
+    assert "val_base/accuracy_per_class/d" not in tags  # there is no image of it
+    assert {"val/repaired", "val/broken", "val/loss", "val_base/accuracy"} <= tags.keys()
+    many = scalars("val", outcomes, ["x"] * 17, [1])
+    assert [tag for tag in many if "per_class" in tag] == [
+        "val/accuracy_per_class/x",
+        "val_base/accuracy_per_class/x",
+    ]
+
+
+def test_a_loss_that_is_no_number_is_null() -> None:
+    metric = ErrorMetric(CLASSES)
+    metric.update(torch.full((2, CLASSES), float("nan")), torch.tensor([0, 1]))
+    assert metric.compute()["loss"] is None
 
 
 # --- a loop of one's own -------------------------------------------------------------------------
