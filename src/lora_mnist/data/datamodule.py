@@ -113,6 +113,8 @@ class ImageDataModule(LightningDataModule):
         self.augment = augment
         self.draw_weights: DrawWeights | None = None
         self.sha256: dict[str, str] = {}
+        self._loader: TrainingLoader | None = None
+        self._place: dict[str, Any] = {}
 
     @property
     def short_names(self) -> list[str]:
@@ -259,7 +261,16 @@ class ImageDataModule(LightningDataModule):
             processes=trainer.world_size if trainer else 1,
             repeat=bool(trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
         )
-        return TrainingLoader(self.train_set, sampler, trainer, self.num_workers)
+        self._loader = TrainingLoader(self.train_set, sampler, trainer, self.num_workers)
+        self._loader.load_state_dict(self._place)
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training has come in the images; Lightning keeps it in checkpoints."""
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._place = state_dict
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The held-out images in order; nothing where there are none."""

@@ -214,7 +214,7 @@ def as_batched(batch: Any) -> Any:
 
 
 class TrainingLoader:
-    """A ``DataLoader`` that goes on in the middle of an epoch; Lightning keeps its ``state_dict``.
+    """A ``DataLoader`` that goes on in the middle of an epoch.
 
     It counts the batches that were taken from it: workers draw ahead. It is no ``DataLoader``
     itself, so that Lightning leaves its sampler as it is.

@@ -1,6 +1,6 @@
 """Checkpoints from which training goes on to the very same end, and the record of a run.
 
-They are Lightning's own, written by its ``ModelCheckpoint`` between two optimizer steps and read by
+They are Lightning's own, written by ``trainer.save_checkpoint`` and read by
 ``trainer.fit(ckpt_path=...)``. What Lightning leaves out stands here: a file is whole or not there
 at all (Lightning issue 19970), the states of all random generators, and a refusal to go on with
 other settings or other images.
@@ -8,9 +8,9 @@ other settings or other images.
 
 import json
 import random
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError
@@ -48,13 +48,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.write_bytes(buffer.getbuffer())
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint for the last state: every so often, and when training ends.
+class LastCheckpoint(Checkpoint):
+    """Writes the last state to go on from: every so often, and when training ends.
+
+    Lightning's ModelCheckpoint saves after any batch. From the last batch of an epoch, and from
+    within accumulated gradients, Lightning 2.6 does not go on to the same end. So this one saves
+    after an optimizer step that is not an epoch's last; at an epoch's end where training ends, or
+    where an epoch has no other step.
 
     Args:
-        seconds: write one so often.
-        every_n_train_steps: after so many steps instead.
-        dirpath: the folder to write to; ``None``: ``checkpoints/`` in the run's folder.
+        seconds: write one so often; ``None``: not by the clock.
+        every_n_train_steps: write one after so many steps; ``None``: not by steps.
+        dirpath: the folder to write to; ``None``: that of the Trainer's ``default_root_dir``.
     """
 
     def __init__(
@@ -63,29 +68,43 @@ class LastCheckpoint(ModelCheckpoint):
         every_n_train_steps: int | None = None,
         dirpath: str | None = None,
     ) -> None:
-        interval = timedelta(seconds=seconds) if seconds and not every_n_train_steps else None
-        super().__init__(
-            dirpath,
-            filename=Path(LAST).stem,
-            train_time_interval=interval,
-            every_n_train_steps=every_n_train_steps,
-            enable_version_counter=False,
-        )
+        for name, value in {"seconds": seconds, "every_n_train_steps": every_n_train_steps}.items():
+            if value is not None and (type(value) not in (int, float) or not value > 0):
+                raise ValueError(f"{name}={value}: expected a number > 0, or null")
+        self.seconds = seconds
+        self.every_n_train_steps = every_n_train_steps
+        self.dirpath = dirpath
+        self._saved = 0.0
+        self._is_epoch_over = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        is_last_batch = batch_idx + 1 >= trainer.num_training_batches
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not is_last_batch:
-            return  # gradients that are still accumulated would be lost
-        ends = trainer.global_step == trainer.max_steps
-        if is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:
-            ends = True
-        if not ends:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        elif not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            assert self.dirpath is not None
-            trainer.save_checkpoint(Path(self.dirpath) / LAST)
+        self._is_epoch_over = batch_idx + 1 >= trainer.num_training_batches
+        if not self._is_epoch_over and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._save_if_due(trainer, ends=trainer.global_step == trainer.max_steps)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+        ends = last_epoch or trainer.global_step == trainer.max_steps or trainer.should_stop
+        has_one_step = trainer.num_training_batches <= trainer.accumulate_grad_batches
+        if self._is_epoch_over and (ends or has_one_step):
+            self._save_if_due(trainer, ends)
+
+    def _save_if_due(self, trainer: Trainer, ends: bool) -> None:
+        due = ends
+        if self.every_n_train_steps is not None:
+            due |= trainer.global_step % self.every_n_train_steps == 0
+        if self.seconds is not None:
+            due |= time.monotonic() - self._saved >= self.seconds
+        if trainer.world_size > 1:
+            due = trainer.strategy.broadcast(due)  # the processes' clocks differ
+        if due and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(Path(self.dirpath or trainer.default_root_dir) / LAST)
+            self._saved = time.monotonic()
 
 
 class RandomStates(Callback):
@@ -96,6 +115,7 @@ class RandomStates(Callback):
 
     def __init__(self) -> None:
         self._states: list[dict[str, Any]] = []
+        self._accumulate = 1
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -120,8 +140,7 @@ class RandomStates(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._states = checkpoint["random_states"]
-        # Of a GradientAccumulationScheduler, which hears of the next epoch only.
-        trainer.accumulate_grad_batches = checkpoint["accumulate_grad_batches"]
+        self._accumulate = checkpoint["accumulate_grad_batches"]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -131,6 +150,8 @@ class RandomStates(Callback):
             return
         states = self._states[trainer.global_rank]
         self._states = []
+        if batch_idx:  # a GradientAccumulationScheduler sets it when an epoch begins
+            trainer.accumulate_grad_batches = self._accumulate
         kind, keys, *rest = states["numpy"]
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
         random.setstate(states["python"])
