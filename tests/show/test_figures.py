@@ -70,7 +70,7 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
 
 def test_bars_of_errors() -> None:
     axes = draw_errors(results()).axes[0]
-    widths = [[bar.get_width() for bar in bars] for bars in axes.containers]  # type: ignore[attr-defined]
+    widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
     assert widths == [[2, 9, 1], [6, 2, 0]]
     weights = [label.get_fontweight() for label in axes.get_yticklabels()]
     assert weights == ["normal", "bold", "normal"]

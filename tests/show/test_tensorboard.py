@@ -16,7 +16,6 @@ from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.show.figures import draw_run
 from lora_mnist.show.tensorboard import (
     TensorBoardPage,
-    errors_table,
     hparams_of,
     run_name,
     show_outcome,
@@ -73,6 +72,7 @@ def test_text_and_images_in_the_order_in_which_to_look_at_them(shown: EventAccum
     ]
     assert tags["histograms"] == ["adapter/singular_values/0", "adapter/singular_values/1"]
     assert text(shown, "1 verdict/text_summary").startswith(b"images of dog: 9 errors -> 2")
+    assert "    │ dog *".encode() in text(shown, "2 errors of each class/text_summary")
     assert b"    stage: lora\n" in text(shown, "3 configuration/text_summary")
 
 
@@ -115,16 +115,6 @@ def test_a_base_has_the_columns_of_a_repair(monkeypatch: pytest.MonkeyPatch) -> 
     assert (row["stage"], row["lora.rank"], row["data.replay"], row["digit"]) == (
         *("pretrain", 0, 0, ""),
     )
-
-
-def test_a_table_of_the_classes() -> None:
-    found = results(classes=["a|b", "c", "d"])
-    assert errors_table(found).splitlines()[:3] == [
-        "| class | images | repaired | broken | base errors | errors |",
-        "|---|---:|---:|---:|---:|---:|",
-        "| a/b | 20 | 0 | 4 | 2 | 6 |",
-    ]
-    assert errors_table(results("pretrain")).splitlines()[0] == "| class | images | errors |"
 
 
 def test_run_names() -> None:

@@ -282,8 +282,8 @@ def singular_values(lora_A: Any, lora_B: Any, scaling: float) -> Array:
     Returns:
         Shape (rank,), or less where a side is smaller than the rank.
     """
-    left: Any = np.linalg.qr(np.reshape(lora_B, (len(lora_B), -1)), mode="r")
-    right: Any = np.linalg.qr(np.reshape(lora_A, (len(lora_A), -1)).T, mode="r")
+    left: Any = np.linalg.qr(np.asarray(lora_B).reshape(len(lora_B), -1), mode="r")
+    right: Any = np.linalg.qr(np.asarray(lora_A).reshape(len(lora_A), -1).T, mode="r")
     return np.asarray(abs(scaling) * np.linalg.svd(left @ right.T, compute_uv=False))
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lora_mnist.lora import base_state_dict, has_lora, lora_adapters, trainable_parameters
-from lora_mnist.show.verdict import Phrase, short_name, targets_of, verdict
+from lora_mnist.show.verdict import short_name, targets_of, verdict
 
 log = logging.getLogger(__name__)  # goes to the log's file
 screen = logging.getLogger("lora_mnist.show.screen")  # goes to standard output
@@ -58,11 +58,6 @@ def _rendered(parts: Sequence[RenderableType], width: int | None, is_terminal: b
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
-def sentence(phrases: Sequence[Phrase]) -> Text:
-    """A verdict in colour: what is better green, what is worse red, and no word by colour alone."""
-    return Text(" ").join(Text(phrase.text, _STYLES[phrase.mood]) for phrase in phrases)
-
-
 def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
     base = base_state_dict(net)
@@ -88,16 +83,25 @@ def print_results(results: Mapping[str, Any]) -> None:
 
     Of very many classes those to repair, and those with the most errors, have rows of their own.
     """
+    show(*_results_parts(results))
+
+
+def results_text(results: Mapping[str, Any]) -> str:
+    """What :func:`print_results` prints, as plain text."""
+    return _rendered(_results_parts(results), 100, is_terminal=False)
+
+
+def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
     test, base = results["test"], results.get("test_base")
     rows = _rows(results)
-    verdict_line = sentence(verdict(results))
+    # What is better is green, what is worse red, and no word is said by colour alone.
+    verdict_line = Text(" ").join(Text(p.text, _STYLES[p.mood]) for p in verdict(results))
     if base is None:
         table = _table("errors on the test images", "class", "images", "errors")
         for name, of in rows:
             table.add_row(name, str(_sum(test, "images", of)), str(_sum(test, "errors", of)))
         table.rows[-2].end_section = True
-        show(table, f"accuracy: {test['accuracy']:.4f}", verdict_line)
-        return
+        return [table, f"accuracy: {test['accuracy']:.4f}", verdict_line]
     targets = targets_of(results)
     columns = ("class", "repaired", "broken", "base errors", "errors", "change", "images")
     table = _table("test images, * to be repaired" if targets else "test images", *columns)
@@ -130,7 +134,7 @@ def print_results(results: Mapping[str, Any]) -> None:
             each.add_row(name, *(str(_sum(outcome, "errors", of)) for outcome in splits.values()))
         each.rows[-2].end_section = True
         parts.append(each)
-    show(*parts, verdict_line)
+    return [*parts, verdict_line]
 
 
 def _rows(results: Mapping[str, Any]) -> list[tuple[str, list[int]]]:

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lora_mnist.show.figures import FIGURES, read_factors, singular_values
+from lora_mnist.show.tables import results_text
 from lora_mnist.show.verdict import verdict_text
 
 #: Figures in the order in which to look at them; TensorBoard sorts by name.
@@ -75,7 +76,7 @@ def show_outcome(trainer: Trainer, results: Mapping[str, Any], folder: Path) -> 
     for logger in _loggers(trainer):
         writer = logger.experiment
         writer.add_text("1 verdict", verdict_text(results))
-        writer.add_text("2 errors of each class", errors_table(results))
+        writer.add_text("2 errors of each class", _as_code(results_text(results)))
         paths = [folder / FIGURES / f"{name}.png" for name in _ORDER]
         for number, path in enumerate([path for path in paths if path.is_file()], start=1):
             pixels = np.asarray(Image.open(path).convert("RGB"))
@@ -116,23 +117,6 @@ def hparams_of(
     if target := results.get("target"):
         values["digit"] = "+".join(map(str, target)) if isinstance(target, list) else str(target)
     return values
-
-
-def errors_table(results: Mapping[str, Any]) -> str:
-    """Markdown: images, repaired, broken and errors of each class of the test."""
-    test, base = results["test"], results.get("test_base", {})
-    columns = {
-        "images": test["images_per_class"],
-        "repaired": test.get("repaired_per_class"),
-        "broken": test.get("broken_per_class"),
-        "base errors": base.get("errors_per_class"),
-        "errors": test["errors_per_class"],
-    }
-    shown = {title: counts for title, counts in columns.items() if counts}
-    lines = [f"| class | {' | '.join(shown)} |", "|---|" + "---:|" * len(shown)]
-    for name, *counts in zip(results["classes"], *shown.values(), strict=True):
-        lines.append(f"| {str(name).replace('|', '/')} | {' | '.join(map(str, counts))} |")
-    return "\n".join(lines)
 
 
 def run_name(config: Mapping[str, Any], targets: list[str]) -> str:
