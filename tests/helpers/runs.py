@@ -1,4 +1,4 @@
-"""What a run leaves, made up: results.json, answers and a folder of both."""
+"""What a run leaves, made up: results.json, predictions and a folder of both."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_mnist import add_lora, save_adapter
-from lora_mnist.disk.predictions import write_answers
+from lora_mnist.disk.predictions import write_predictions
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 
@@ -26,11 +26,13 @@ def outcome(errors: list[int], images: int = 20, **more: Any) -> dict[str, Any]:
     }
 
 
-def repaired(base: list[int], broken: list[int], fixed: list[int]) -> dict[str, Any]:
+def repaired(
+    base: list[int], broken: list[int], fixed: list[int], images: int = 20
+) -> dict[str, Any]:
     """The outcome of a repair of a base with so many errors."""
     after = [b + x - y for b, x, y in zip(base, broken, fixed, strict=True)]
     counts = {"repaired": sum(fixed), "broken": sum(broken)}
-    return outcome(after, **counts, repaired_per_class=fixed, broken_per_class=broken)
+    return outcome(after, images, **counts, repaired_per_class=fixed, broken_per_class=broken)
 
 
 def results(stage: str = "lora", **more: Any) -> dict[str, Any]:
@@ -57,18 +59,18 @@ def results(stage: str = "lora", **more: Any) -> dict[str, Any]:
     }
 
 
-def answers(pair: bool = True) -> dict[str, Tensor]:
-    """Answers to six images, in the shape in which a module keeps them."""
-    told = {
+def predictions(pair: bool = True) -> dict[str, Tensor]:
+    """Predictions for six images, in the shape in which a module keeps them."""
+    tensors = {
         "index": torch.arange(6),
         "label": torch.tensor([0, 0, 1, 1, 2, 2]),
         "base": torch.tensor([0, 1, 0, 1, 2, 2]),
         "base_probability": torch.tensor([0.9, 0.5, 0.6, 0.7, 0.8, 1.0]),
     }
     if pair:
-        told["adapted"] = torch.tensor([0, 1, 1, 1, 0, 1])
-        told["adapted_probability"] = torch.tensor([0.9, 0.5, 0.6, 0.7, 0.25, 0.75])
-    return told
+        tensors["adapted"] = torch.tensor([0, 1, 1, 1, 0, 1])
+        tensors["adapted_probability"] = torch.tensor([0.9, 0.5, 0.6, 0.7, 0.25, 0.75])
+    return tensors
 
 
 def images(channels: int = 1, side: int = 4) -> Tensor:
@@ -82,7 +84,7 @@ def write_run(folder: Path, stage: str = "lora", **more: Any) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     found = results(stage, **more)
     (folder / "results.json").write_text(json.dumps(found))
-    write_answers(answers(stage != "pretrain"), images(), folder)
+    write_predictions(predictions(stage != "pretrain"), images().__getitem__, folder)
     if stage == "lora":
         torch.manual_seed(0)
         net = add_lora(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 3)), rank=2, init="kaiming")

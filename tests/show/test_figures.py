@@ -1,54 +1,166 @@
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from helpers.runs import results, write_run
+import torch
+from helpers.nets import TinyNet
+from helpers.runs import CLASSES, outcome, results, write_run
 from PIL import Image
+from torch import nn
 
-from lora_mnist.disk.predictions import ANSWERS_FILE
-from lora_mnist.show.figures import FIGURES, NAMES, draw_run
+from lora_mnist import CNN, add_lora, lora_parameters, save_adapter
+from lora_mnist.disk.predictions import Predictions, read_predictions
+from lora_mnist.lora import lora_layers
+from lora_mnist.show.figures import (
+    RED,
+    draw_confusion,
+    draw_errors,
+    draw_gallery,
+    draw_predictions,
+    draw_run,
+    draw_singular_values,
+    read_factors,
+    singular_values,
+)
 
 
-def drawn(folder: Path) -> set[str]:
-    return {path.name for path in (folder / FIGURES).iterdir()}
+def saved_predictions(folder: Path, stage: str = "lora") -> Predictions:
+    write_run(folder, stage)
+    found = read_predictions(folder)
+    assert found is not None
+    return found
+
+
+def texts(figure: Any) -> list[str]:
+    """What is written in the first axes of a figure, beside its ticks."""
+    return [text.get_text() for text in figure.axes[0].texts]
 
 
 @pytest.mark.parametrize(
-    ("stage", "missing"),
+    ("stage", "names"),
     [
-        ("lora", {"wrong"}),
-        ("finetune", {"wrong", "layer", "singular_values"}),
         (
-            "pretrain",
-            {*NAMES} - {"errors", "wrong", "confusion_base"},
+            "lora",
+            [
+                *("errors", "repaired", "broken", "confusion_difference", "confusion_adapted"),
+                *("confusion_base", "singular_values"),
+            ],
         ),
+        ("pretrain", ["errors", "wrong", "confusion_base"]),
     ],
 )
-def test_each_as_png_and_svg(tmp_path: Path, stage: str, missing: set[str]) -> None:
-    names = draw_run(tmp_path, write_run(tmp_path, stage))
-    assert sorted(names) == sorted({*NAMES} - missing)
-    assert drawn(tmp_path) == {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
-    for name in names:
-        assert Image.open(tmp_path / FIGURES / f"{name}.png").size[0] == 598
-        assert "cat" in (tmp_path / FIGURES / "errors.svg").read_text()  # text stays text
-
-
-def test_again_gives_the_same_files(tmp_path: Path) -> None:
-    found = write_run(tmp_path)
-    draw_run(tmp_path, found)
-    before = {path: path.read_bytes() for path in (tmp_path / FIGURES).iterdir()}
-    draw_run(tmp_path, found)
-    assert {path: path.read_bytes() for path in (tmp_path / FIGURES).iterdir()} == before
-
-
-def test_what_there_is_no_more_goes_away(tmp_path: Path) -> None:
-    found = write_run(tmp_path)
-    draw_run(tmp_path, found)
-    mine = tmp_path / FIGURES / "notes.txt"
-    mine.touch()
-    (tmp_path / ANSWERS_FILE).unlink()
-    assert draw_run(tmp_path, {**found, "adapter": None}) == ["errors"]
-    assert drawn(tmp_path) == {"errors.png", "errors.svg", "notes.txt"}
+def test_a_run_is_drawn_and_what_was_drawn_before_goes(
+    tmp_path: Path, stage: str, names: list[str]
+) -> None:
+    found = write_run(tmp_path, stage)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "layer.png").touch()
+    paths = draw_run(tmp_path, found, read_predictions(tmp_path))
+    assert list(paths) == names
+    assert {*(tmp_path / "figures").iterdir()} == {*paths.values()}
+    for path in paths.values():
+        assert min(Image.open(path).size) > 100
 
 
 def test_results_alone_are_enough(tmp_path: Path) -> None:
-    assert draw_run(tmp_path, results()) == ["errors"]
+    assert list(draw_run(tmp_path, results(), None)) == ["errors"]
+
+
+def test_bars_of_errors() -> None:
+    axes = draw_errors(results()).axes[0]
+    widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
+    assert widths == [[2, 9, 1], [6, 2, 0]]
+    weights = [label.get_fontweight() for label in axes.get_yticklabels()]
+    assert weights == ["normal", "bold", "normal"]
+
+
+def test_of_very_many_classes_the_worst_have_bars() -> None:
+    names = [f"c{n}" for n in range(100)]
+    axes = draw_errors({"classes": names, "test": outcome([*range(100)])}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == names[60:]
+
+
+def test_a_name_is_no_formula() -> None:
+    figure = draw_errors({"classes": [r"$\x$", "b" * 99], "test": outcome([1, 2])})
+    figure.savefig(BytesIO(), format="png")
+
+
+def test_what_is_good_is_green() -> None:
+    counts = np.array([[5, -2], [3, 0]])
+    figure = draw_confusion(counts, "", ["cat", "dog"], signed=True)
+    shown = figure.axes[0].images[0].get_array()
+    assert np.sign(shown).tolist() == [[1, 1], [-1, 0]]
+    assert sorted(texts(figure)) == ["+3", "+5", "-2"]
+    assert texts(draw_confusion(np.full((30, 30), 2), "", ["a"] * 30)) == []
+
+
+def test_both_predictions_stand_under_an_image(tmp_path: Path) -> None:
+    found = saved_predictions(tmp_path)
+    figure = draw_gallery("broken", found, CLASSES)
+    assert texts(figure) == ["<b>cow</b> →\ndog", "<b>cow</b> →\ncat"]
+    shown = figure.axes[0].images[0].get_array()
+    assert shown.shape == (4, 4, 3)
+    assert shown.max() == 50
+    base = saved_predictions(tmp_path, "pretrain")
+    assert texts(draw_gallery("wrong", base, CLASSES)) == ["dog → cat", "cat → dog"]
+
+
+def test_predictions_are_drawn_with_name_and_probability(tmp_path: Path) -> None:
+    sides = {
+        "base": {"class": "9 - nine", "probability": 0.75},
+        "adapted": {"class": "4 - four", "probability": 0.5},
+    }
+    predictions = [{"file": "a/b.png", **sides}, {"file": "n" * 50 + ".png", "base": sides["base"]}]
+    images = [np.zeros((1, 28, 28), np.uint8), np.zeros((3, 20, 40), np.uint8)]
+    figure = draw_predictions(images, predictions, "2 pictures")
+    assert texts(figure) == [
+        "b.png\nbase 9  0.75\nadapted 4  0.50 ≠",
+        "nnnnnnnn…nnnn.png\n9  0.75",
+    ]
+    assert [text.get_color() for text in figure.axes[0].texts] == [RED, "black"]
+    assert figure.texts[0].get_text() == "2 pictures\n≠ base and adapted differ: 1"
+    figure.savefig(tmp_path / "drawn.jpg")
+    assert Image.open(tmp_path / "drawn.jpg").width == 600
+
+
+@pytest.mark.parametrize(
+    ("net", "settings"),
+    [
+        (TinyNet(), {"rank": 2, "alpha": 3.0}),
+        (TinyNet(), {"rank": 8, "use_rslora": True}),  # more than there are outputs
+        (TinyNet(), {"rank": 2, "init": "pissa"}),
+        (CNN(), {"rank": 2}),
+    ],
+)
+def test_singular_values_are_those_of_the_dense_update(
+    net: nn.Module, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    add_lora(net, **settings)
+    with torch.no_grad():
+        for parameter in lora_parameters(net):
+            parameter.add_(torch.randn_like(parameter))
+    save_adapter(net, tmp_path)
+    factors = read_factors(tmp_path)
+    assert factors.keys() == dict(lora_layers(net)).keys()
+    for name, layer in lora_layers(net):
+        update = layer.weight - layer.parametrizations.weight.original
+        dense = torch.linalg.svdvals(update.detach().flatten(1)).numpy()
+        values = np.zeros_like(dense)
+        found = singular_values(*factors[name])[: len(dense)]
+        values[: len(found)] = found
+        np.testing.assert_allclose(values, dense, atol=1e-4, rtol=1e-4)
+
+
+def test_singular_values_are_lines_and_of_rank_1_bars() -> None:
+    generator = np.random.default_rng(0)
+
+    def factors(rank: int) -> dict[str, Any]:
+        pair = generator.normal(size=(rank, 5)), generator.normal(size=(4, rank))
+        return {"first" + name * 40: (*pair, 2.0) for name in "ab"}
+
+    assert len(draw_singular_values(factors(3)).axes[0].lines) == 2
+    axes = draw_singular_values(factors(1)).axes[0]
+    assert len(axes.patches) == 2

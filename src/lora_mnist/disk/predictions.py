@@ -1,29 +1,30 @@
-"""What a network answered to each test image, kept beside results.json: read, never asked again.
+"""What was predicted for each test image, kept beside results.json, so that a run can be drawn.
 
-``answers.safetensors`` holds a tensor for each field of :class:`Answers`, and the images of its
-galleries, so that a run can be drawn from its folder alone, wherever the data is. It takes about
-0.1 MB for 10,000 images of 28 x 28.
+``predictions.safetensors`` holds a tensor for each field of :class:`Predictions`, and the images of
+its galleries. It takes about 0.1 MB for 10,000 images of 28 x 28.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file, save_file
 
 from lora_mnist.disk.files import atomic_write
 
-ANSWERS_FILE = "answers.safetensors"
+if TYPE_CHECKING:  # a sweep's report needs no torch
+    from torch import Tensor
 
-#: Images in a gallery, and the longest side with which one is kept.
+PREDICTIONS_FILE = "predictions.safetensors"
+
+#: Images in a gallery, and the longest side, in pixels, with which one is kept.
 _SHOWN = 32
 _LONGEST = 64
-#: What a million test images and their galleries would not fill.
-_MOST_BYTES = 64 << 20
 
 Array = NDArray[Any]
 
@@ -33,7 +34,7 @@ class Gallery:
     """Some images of one kind.
 
     Attributes:
-        index: their places among the test images, shape (K,).
+        index: their places among the predictions, shape (K,).
         images: uint8, shape (K, channels, height, width).
         total: how many there are of the kind.
     """
@@ -44,17 +45,17 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """The answers to N test images.
+class Predictions:
+    """The predictions for N test images.
 
     Attributes:
-        label: what the images show, shape (N,).
-        base: what the base answered, shape (N,).
-        base_probability: how sure it was, shape (N,).
-        adapted: what the adapted network answered; ``None`` where there is only a base.
-        adapted_probability: how sure it was.
-        galleries: by kind, ``repaired`` and ``broken`` or, of a base, ``wrong``: the images that
-            the network is surest about, the classes taking turns.
+        label: the images' classes, shape (N,).
+        base: what the base predicts, shape (N,).
+        base_probability: with which probability, shape (N,).
+        adapted: what the adapted network predicts; ``None`` where there is only a base.
+        adapted_probability: with which probability.
+        galleries: by kind, ``repaired`` and ``broken`` or, of a base, ``wrong``: the images with
+            the highest probabilities, the classes taking turns.
     """
 
     label: Array
@@ -64,16 +65,11 @@ class Answers:
     adapted_probability: Array | None = None
     galleries: dict[str, Gallery] = field(default_factory=dict)
 
-    def confusion(self, side: str, classes: int) -> Array:
-        """How many images of class ``y`` were answered with ``c``, shape (classes, classes).
-
-        ``side`` is ``base`` or ``adapted``.
-        """
-        answer = getattr(self, side)
-        if max(self.label.max(initial=0), answer.max(initial=0)) >= classes:
-            raise ValueError(f"{ANSWERS_FILE}: answers beyond the {classes} classes")
-        cells = self.label.astype(np.int64) * classes + answer
-        return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
+    def confusion(self, predicted: Array, classes: int) -> Array:
+        """How many images of class ``y`` were predicted to be ``c``, shape (classes, classes)."""
+        counts = np.zeros((classes, classes), dtype=np.int64)
+        np.add.at(counts, (self.label, predicted), 1)
+        return counts
 
     def kinds(self) -> dict[str, Array]:
         """Which images were repaired and which broken, or which are wrong: masks, shape (N,)."""
@@ -84,73 +80,68 @@ class Answers:
         return {"repaired": after & ~before, "broken": before & ~after}
 
 
-def write_answers(told: Mapping[str, Any], images: Any, folder: Path) -> None:
+def write_predictions(
+    tensors: "Mapping[str, Tensor]", images: "Callable[[list[int]], Tensor]", folder: Path
+) -> None:
     """Write the file into a run's folder, whole or not at all.
 
     Args:
-        told: tensors by the names of the fields of :class:`Answers`, without galleries, and
-            ``index``: each image's place in ``images``.
-        images: the test images, a uint8 tensor of shape (N, channels, height, width).
+        tensors: by the names of the fields of :class:`Predictions`, without galleries, and
+            ``index``: each image's place in the test set.
+        images: gives the test images at some places, uint8, shape (K, channels, height, width).
         folder: the run's folder.
 
     Raises:
         OSError: if it cannot be written.
     """
-    arrays: dict[str, Any] = {key: tensor.cpu().numpy() for key, tensor in told.items()}
-    place = arrays.pop("index")
-    answers = Answers(**arrays)
-    sure = answers.base_probability if answers.adapted is None else answers.adapted_probability
-    kept = {key: _small(array) for key, array in arrays.items()}
-    for kind, mask in answers.kinds().items():
-        chosen = _in_turns(np.flatnonzero(mask), answers.label, sure)[:_SHOWN]
-        kept[f"{kind}.index"] = chosen.astype(np.int64)
-        kept[f"{kind}.images"] = np.ascontiguousarray(_shrunk(images[place[chosen]].numpy()))
-    with atomic_write(folder / ANSWERS_FILE) as path:
-        path.write_bytes(save(kept))
+    arrays: dict[str, Any] = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
+    places = arrays.pop("index")
+    predictions = Predictions(**arrays)
+    content = {}
+    for key, array in arrays.items():
+        # Three digits of a probability are enough, and a byte for a class where there are few.
+        small = np.uint8 if array.max(initial=0) < 256 else np.int32
+        content[key] = array.astype(np.float16 if array.dtype.kind == "f" else small)
+    for kind, mask in predictions.kinds().items():
+        chosen = _choose(mask, predictions)
+        shown = images(places[chosen].tolist()).numpy()
+        step = -(-max(shown.shape[-2:]) // _LONGEST)
+        content[f"{kind}.index"] = np.array(chosen, dtype=np.int64)
+        content[f"{kind}.images"] = np.ascontiguousarray(shown[..., ::step, ::step])
+    with atomic_write(folder / PREDICTIONS_FILE) as path:
+        save_file(content, path)
 
 
-def read_answers(folder: Path) -> Answers | None:
-    """The answers in a run's folder; ``None`` where there are none.
+def read_predictions(folder: Path) -> Predictions | None:
+    """The predictions in a run's folder; ``None`` where there are none.
 
     Raises:
-        ValueError: if they cannot be used.
+        ValueError: if the file is damaged.
     """
-    path = folder / ANSWERS_FILE
+    path = folder / PREDICTIONS_FILE
     if not path.exists():
         return None
-    damaged = f"{ANSWERS_FILE}: damaged, or of another version"
     try:
-        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-            raise ValueError(damaged)
-        kept = load_file(path)
-        fields: dict[str, Any] = {key: array for key, array in kept.items() if "." not in key}
-        answers = Answers(**fields)
-        for kind, mask in answers.kinds().items():
-            gallery = Gallery(kept[f"{kind}.index"], kept[f"{kind}.images"], int(mask.sum()))
-            answers.galleries[kind] = gallery
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(damaged) from error
-    return answers
+        content = load_file(path)
+        fields: dict[str, Any] = {key: array for key, array in content.items() if "." not in key}
+        predictions = Predictions(**fields)
+        for kind, mask in predictions.kinds().items():
+            gallery = Gallery(content[f"{kind}.index"], content[f"{kind}.images"], int(mask.sum()))
+            predictions.galleries[kind] = gallery
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: damaged, or of another version ({error})") from error
+    return predictions
 
 
-def _small(array: Array) -> Array:
-    """Probabilities to three digits, classes in a byte where that is enough."""
-    if array.dtype.kind == "f":
-        return array.astype(np.float16)
-    return array.astype(np.uint8 if array.max(initial=0) < 256 else np.int32)
-
-
-def _in_turns(index: Array, label: Array, sure: Any) -> Array:
-    """``index``, the surest first, the classes taking turns."""
-    order = index[np.argsort(-sure[index].astype(np.float64), kind="stable")]
-    turn = np.zeros(len(order), dtype=np.int64)
-    for c in np.unique(label[order]):
-        of_class = label[order] == c
-        turn[of_class] = np.arange(of_class.sum())
-    return order[np.argsort(turn, kind="stable")]
-
-
-def _shrunk(images: Array) -> Array:
-    """Every n-th pixel of images that are too large to keep."""
-    step = -(-max(images.shape[-2:]) // _LONGEST)
-    return images[..., ::step, ::step]
+def _choose(mask: Array, predictions: Predictions) -> list[int]:
+    """The images of ``mask`` for a gallery: the highest probability first, classes in turns."""
+    probability = predictions.adapted_probability
+    if probability is None:
+        probability = predictions.base_probability
+    turns: Counter[int] = Counter()
+    places: list[tuple[int, int, int]] = []
+    for image in sorted(np.flatnonzero(mask).tolist(), key=lambda image: -probability[image]):
+        label = int(predictions.label[image])
+        places.append((turns[label], len(places), image))
+        turns[label] += 1
+    return [image for _, _, image in sorted(places)[:_SHOWN]]

@@ -1,96 +1,316 @@
-"""Figures of a run, drawn from its folder into ``figures/``: each as PNG and as SVG.
+"""Figures of a run, drawn from its folder into ``figures/`` as PNG files.
 
-They show what results.json, the saved answers and the adapter hold.
+They show what results.json, the saved predictions and the adapter hold.
 """
 
-from collections.abc import Iterator, Mapping
-from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.predictions import Answers, read_answers
-from lora_mnist.show.canvas import STYLE
-from lora_mnist.show.charts import draw_confusion, draw_errors, draw_singular_values
-from lora_mnist.show.pictures import draw_gallery, draw_layer, pixel_layer
-from lora_mnist.show.spectrum import Update, read_updates
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from lora_mnist.disk.predictions import Predictions
+from lora_mnist.show.verdict import short_name, targets_of
 
 #: Folder of the figures in a run's.
 FIGURES = "figures"
-#: All there may be, in the order in which to look at them.
-NAMES = (
-    *("errors", "repaired", "broken", "wrong", "confusion_difference", "confusion_adapted"),
-    *("confusion_base", "layer", "singular_values"),
-)
+GRAY, BLUE, GREEN, RED = "#9aa3ad", "#2f7fc1", "#2a9d5c", "#d1495b"
+#: matplotlib's settings while a figure is drawn.
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,  # a dollar in a name begins no formula
+}
 
+_WIDTH = 6.0  # inches
 _DPI = 130
+_MOST_BARS = 40
+_MOST_NUMBERS = 12
+_COLUMNS = 8
+_LONGEST_NAME = 17
+
+Array = NDArray[Any]
+#: ``lora_A``, ``lora_B`` and ``scaling`` by layer.
+Factors = Mapping[str, tuple[Any, Any, float]]
 
 
-def draw_run(folder: Path, results: Mapping[str, Any]) -> list[str]:
-    """Draw all figures of a run; return their names, in the order in which to look at them.
-
-    Figures of an earlier drawing are replaced, or removed where there is nothing to draw.
+def draw_run(
+    folder: Path, results: Mapping[str, Any], predictions: Predictions | None
+) -> dict[str, Path]:
+    """Draw all figures of a run, in the place of those of an earlier drawing.
 
     Args:
         folder: the run's folder.
         results: what its results.json holds.
+        predictions: the saved ones, if there are any.
+
+    Returns:
+        The files by the figures' names, in the order in which to look at them.
 
     Raises:
         OSError: if a file cannot be written.
     """
-    import matplotlib  # late: it takes half a second
-
-    names = []
-    with matplotlib.rc_context(STYLE):
-        for name, figure in figures_of(results, read_answers(folder), _updates(folder, results)):
-            _save(figure, folder / FIGURES, name)
-            names.append(name)
-    for path in (folder / FIGURES).glob("*.*g"):
-        if path.suffix in (".png", ".svg") and path.stem not in names:
-            path.unlink()
-    return names
-
-
-def _updates(folder: Path, results: Mapping[str, Any]) -> dict[str, Update]:
-    return read_updates(folder / "adapter") if results.get("adapter") == "adapter" else {}
-
-
-def figures_of(
-    results: Mapping[str, Any], answers: Answers | None, updates: Mapping[str, Update]
-) -> Iterator[tuple[str, "Figure"]]:
-    """Each figure that there is something to draw for, by name."""
     classes = [str(name) for name in results["classes"]]
-    yield "errors", draw_errors(results, classes)
-    if answers is not None:
-        for kind, gallery in answers.galleries.items():
+    figures = {"errors": draw_errors(results)}
+    if predictions is not None:
+        for kind, gallery in predictions.galleries.items():
             if gallery.total:
-                yield kind, draw_gallery(kind, gallery, answers, classes)
-        base = answers.confusion("base", len(classes))
-        if answers.adapted is not None:
-            adapted = answers.confusion("adapted", len(classes))
+                figures[kind] = draw_gallery(kind, predictions, classes)
+        base = predictions.confusion(predictions.base, len(classes))
+        if predictions.adapted is not None:
+            adapted = predictions.confusion(predictions.adapted, len(classes))
             title = "what the repair changed: images, adapted - base"
-            yield (
-                "confusion_difference",
-                draw_confusion(adapted - base, title, classes, signed=True),
+            figures["confusion_difference"] = draw_confusion(
+                adapted - base, title, classes, signed=True
             )
-            yield "confusion_adapted", draw_confusion(adapted, "adapted: images", classes)
-        yield "confusion_base", draw_confusion(base, "base: images", classes)
-        if pixels := pixel_layer(updates, answers):
-            yield "layer", draw_layer(pixels, updates[pixels], answers)
-    if updates:
-        yield "singular_values", draw_singular_values(updates)
+            figures["confusion_adapted"] = draw_confusion(adapted, "adapted: images", classes)
+        figures["confusion_base"] = draw_confusion(base, "base: images", classes)
+    if (folder / "adapter").is_dir() and (factors := read_factors(folder / "adapter")):
+        figures["singular_values"] = draw_singular_values(factors)
+    for path in (folder / FIGURES).glob("*.png"):
+        path.unlink()
+    paths = {name: folder / FIGURES / f"{name}.png" for name in figures}
+    for name, path in paths.items():
+        with atomic_write(path) as temporary:
+            figures[name].savefig(temporary, dpi=_DPI)
+    return paths
 
 
-def _save(figure: "Figure", folder: Path, name: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+@matplotlib.rc_context(STYLE)
+def draw_errors(results: Mapping[str, Any]) -> Figure:
+    """Bars of each class's errors, before and after; of very many classes the worst."""
+    sides = {"base": results.get("test_base"), "adapted": results["test"]}
+    if sides["base"] is None:
+        sides = {"base": results["test"]}
+    errors = {side: outcome["errors_per_class"] for side, outcome in sides.items() if outcome}
+    worst = np.argsort([-max(counts) for counts in zip(*errors.values(), strict=True)])
+    shown = sorted(worst[:_MOST_BARS].tolist())
+    figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(errors)
+    for place, (side, counts) in enumerate(errors.items()):
+        bars = axes.barh(
+            np.arange(len(shown)) + place * height,
+            [counts[c] for c in shown],
+            height,
+            color={"base": GRAY, "adapted": BLUE}[side],
+            label=side,
+        )
+        axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=8)
+    names = [_shortened(str(results["classes"][c])) for c in shown]
+    axes.set_yticks(np.arange(len(shown)) + (0.8 - height) / 2, names)
+    for label, c in zip(axes.get_yticklabels(), shown, strict=True):
+        label.set_fontweight("bold" if c in targets_of(results) else "normal")
+    _finish_bars(axes)
+    axes.set_title("errors on the test images", loc="left")
+    if len(errors) > 1:
+        figure.legend(ncols=2, frameon=False, loc="outside lower right")
+    return figure
 
-    FigureCanvasAgg(figure)
-    with atomic_write(folder / f"{name}.png") as path:
-        figure.savefig(path, dpi=_DPI, facecolor="white")
-    svg = BytesIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    with atomic_write(folder / f"{name}.svg") as path:
-        path.write_bytes(svg.getvalue())
+
+@matplotlib.rc_context(STYLE)
+def draw_confusion(
+    counts: Array, title: str, classes: Sequence[str], signed: bool = False
+) -> Figure:
+    """A matrix of images by class and prediction; what is good is green, what is bad red.
+
+    Args:
+        counts: images of class ``y`` that were predicted to be ``c``, shape (classes, classes).
+        title: of the figure.
+        classes: what the classes are called.
+        signed: whether the counts are differences, with a sign.
+    """
+    right = np.eye(len(counts), dtype=bool)
+    good = np.where(right, counts, -counts)
+    # Of thousands of right predictions the few wrong ones would not be seen on one scale.
+    most = np.where(
+        right, np.abs(counts[right]).max(initial=1), np.abs(counts[~right]).max(initial=1)
+    )
+    side = max(0.42 * min(len(counts), 16), 3)
+    figure = Figure(figsize=(side + 1.6, side + 1.2), layout="constrained")
+    axes = figure.subplots()
+    colors = LinearSegmentedColormap.from_list("errors", [RED, "white", GREEN])
+    axes.imshow(np.sign(good) * np.sqrt(np.abs(good) / most), cmap=colors, vmin=-1.4, vmax=1.4)
+    if len(counts) <= _MOST_NUMBERS:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            text = f"{counts[row, column]:{'+' if signed else ''},}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7)
+    step = 1 + len(counts) // 25
+    places = range(0, len(counts), step)
+    axes.set_yticks(places, [_shortened(name) for name in classes[::step]])
+    axes.set_xticks(places, [_shortened(short_name(name), 6) for name in classes[::step]])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("prediction")
+    meaning = "green: better, red: worse" if signed else "green: right, red: wrong"
+    axes.set_title(f"{title}\n{meaning}", loc="left")
+    return figure
+
+
+def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) -> Figure:
+    """Images of one kind in rows, and under each both predictions.
+
+    Args:
+        kind: a key of ``predictions.galleries``.
+        predictions: the saved ones.
+        classes: what the classes are called.
+    """
+    gallery = predictions.galleries[kind]
+    if predictions.adapted is None:
+        sides, meaning = (predictions.label, predictions.base), "what it is → the prediction"
+    else:
+        sides, meaning = (predictions.base, predictions.adapted), "predictions: base → adapted"
+    captions = []
+    for image in gallery.index:
+        first, then = (_shortened(short_name(classes[side[image]]), 11) for side in sides)
+        captions.append(f"{first} → {then}" if len(first + then) < 8 else f"{first} →\n{then}")
+    count = f"{len(gallery.images):,} of {gallery.total:,} {kind} images"
+    return _draw_images(gallery.images, captions, f"{count}\n{meaning}", _WIDTH / _COLUMNS)
+
+
+def draw_predictions(
+    images: Sequence[Any], predictions: Sequence[Mapping[str, Any]], title: str
+) -> Figure:
+    """Pictures as the network saw them, in rows: name, and each side's class and probability.
+
+    Args:
+        images: what the network was given, uint8 arrays, (channels, height, width).
+        predictions: what :func:`lora_mnist.predict.predict` returns for them, in their order.
+        title: stands on top.
+
+    Returns:
+        The figure; ``figure.savefig(path)`` writes it.
+    """
+    captions, colors = [], []
+    for prediction in predictions:
+        sides = [side for side in ("base", "adapted") if side in prediction]
+        lines = [_shortened(PurePath(prediction["file"]).name)]
+        for side in sides:
+            name = _shortened(short_name(prediction[side]["class"]), 11)
+            line = f"{name}  {prediction[side]['probability']:.2f}"
+            lines.append(f"{side} {line}" if len(sides) > 1 else line)
+        differs = len({prediction[side]["class"] for side in sides}) > 1
+        captions.append("\n".join(lines) + (" ≠" if differs else ""))
+        colors.append(RED if differs else "black")
+    if differing := colors.count(RED):
+        title += f"\n≠ base and adapted differ: {differing:,}"
+    return _draw_images(images, captions, title, 1.5, colors)
+
+
+@matplotlib.rc_context(STYLE)
+def _draw_images(
+    images: Iterable[Any],
+    captions: Sequence[str],
+    title: str,
+    inches: float,
+    colors: Sequence[str] | None = None,
+) -> Figure:
+    """Images, uint8, (channels, height, width), in rows, each in a square of so many inches."""
+    columns = min(max(len(captions), 4), _COLUMNS)  # the title needs its room
+    rows = math.ceil(len(captions) / columns)
+    lines = max(caption.count("\n") + 1 for caption in captions)
+    down = 1 + 0.15 * lines / inches  # of a square and what stands below it
+    head = 0.6
+    size = (columns * inches, head + rows * down * inches)
+    figure = Figure(figsize=size)
+    figure.text(0.01, 1 - 0.08 / size[1], title, va="top", fontsize=10)
+    # One pair of axes for all: matplotlib takes its time for each.
+    axes = figure.add_axes((0, 0, 1, 1 - head / size[1]))
+    axes.axis("off")
+    for place, image in enumerate(images):
+        y, x = place // columns * down, place % columns
+        pixels = np.moveaxis(image, 0, -1)
+        pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
+        height, width = 0.92 * np.array(pixels.shape[:2]) / max(pixels.shape[:2])
+        left, top = x + (1 - width) / 2, y + (1 - height) / 2
+        axes.imshow(pixels, extent=(left, left + width, top + height, top))
+        color = colors[place] if colors else "black"
+        axes.text(x + 0.5, y + 1, captions[place], ha="center", va="top", fontsize=8, color=color)
+    axes.set(xlim=(0, columns), ylim=(rows * down, 0), aspect="auto")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def draw_singular_values(factors: Factors) -> Figure:
+    """Singular values of what the adapter adds to each layer: how much of its rank it uses."""
+    values = {layer: singular_values(*of) for layer, of in factors.items()}
+    if max(map(len, values.values())) == 1:
+        names = list(values)[:_MOST_BARS]
+        figure = Figure(figsize=(_WIDTH, 1 + 0.3 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        bars = axes.barh(range(len(names)), [values[name][0] for name in names], 0.6, color=BLUE)
+        axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
+        axes.set_yticks(range(len(names)), [_shortened(name) for name in names])
+        _finish_bars(axes)
+        axes.set_title("size of what the adapter adds to each layer (Frobenius norm)", loc="left")
+        return figure
+    figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for (name, of), marker in zip(values.items(), "osD^vP*X", strict=False):
+        axes.plot(range(1, len(of) + 1), of, marker=marker, ms=4, label=_shortened(name))
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    meaning = "those near 0 are rank that the adapter does not use"
+    axes.set_title(f"singular values of what it adds to each layer\n{meaning}", loc="left")
+    return figure
+
+
+def singular_values(lora_A: Any, lora_B: Any, scaling: float) -> Array:
+    """Singular values of ``scaling * lora_B @ lora_A``, the largest first, without the product.
+
+    With ``lora_B = Q R`` and ``lora_A^T = P S`` the product is ``Q (R S^T) P^T``, whose singular
+    values are those of ``R S^T``, a matrix of rank x rank.
+
+    Args:
+        lora_A: of shape (rank, in_features), or more dimensions behind the first.
+        lora_B: of shape (out_features, rank), or more of size 1.
+        scaling: of the product.
+
+    Returns:
+        Shape (rank,), or less where a side is smaller than the rank.
+    """
+    left: Any = np.linalg.qr(np.asarray(lora_B).reshape(len(lora_B), -1), mode="r")
+    right: Any = np.linalg.qr(np.asarray(lora_A).reshape(len(lora_A), -1).T, mode="r")
+    return np.asarray(abs(scaling) * np.linalg.svd(left @ right.T, compute_uv=False))
+
+
+def read_factors(folder: Path) -> Factors:
+    """What the adapter in ``folder`` adds to each layer; of PiSSA, what training made of it."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    factors = {}
+    for key, lora_A in tensors.items():
+        if key.endswith(".lora_A.weight"):
+            layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            alphas = config["alpha_pattern"]  # a name that ends others is tied to the start: ^name
+            alpha = alphas.get(layer, alphas.get(f"^{layer}", config["lora_alpha"]))
+            rank = math.sqrt(len(lora_A)) if config["use_rslora"] else len(lora_A)
+            factors[layer] = lora_A, tensors[key.replace("lora_A", "lora_B")], alpha / rank
+    return factors
+
+
+def _finish_bars(axes: Any) -> None:
+    """From top to bottom; the bars have their numbers: no scale, but room at the end."""
+    axes.invert_yaxis()
+    axes.margins(x=0.12, y=0.01)
+    axes.tick_params(left=False, bottom=False, labelbottom=False)
+    axes.spines["bottom"].set_visible(False)
+
+
+def _shortened(name: str, most: int = _LONGEST_NAME) -> str:
+    """``name`` without its middle, where it is longer than ``most`` characters."""
+    end = most // 2
+    return name if len(name) <= most else f"{name[: most - end - 1]}…{name[-end:]}"

@@ -1,10 +1,9 @@
 """What a run found, in sentences: pure functions from ``results.json`` to text.
 
 Numbers have thousands separators; classes are called as people call them, ``nines`` for MNIST's
-``9 - nine``, and ``the images of cat`` where a name is not known to have a plural.
+``9 - nine``, and ``images of cat`` where a name is not known to have a plural.
 """
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 from lora_mnist.sweep.command import override
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_Results = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,11 @@ class Phrase:
     mood: str = "plain"
 
 
-def verdict(results: _Results) -> list[Phrase]:
+def verdict(results: Mapping[str, Any]) -> list[Phrase]:
     """One line that a person can act on; its text is that of the phrases, joined by spaces.
 
     Args:
-        results: what results.json holds; of one that is not complete, what can be said.
+        results: what results.json holds.
 
     Returns:
         For a base alone, where it is weak. For a repair, errors before and after on the classes to
@@ -41,20 +39,17 @@ def verdict(results: _Results) -> list[Phrase]:
     """
     if "test" not in results:
         return []
-    classes = [str(name) for name in results.get("classes", [])]
     if "test_base" not in results:
-        return _weakness(results, classes)
-    target = targets_of(results)
-    parts = _repair(results, classes, target) if target else _all_changes(results, classes)
-    return [*parts, *_judgement(results, classes)]
+        return _weakness(results)
+    return _changes(results) + _judgement(results)
 
 
-def verdict_text(results: _Results) -> str:
+def verdict_text(results: Mapping[str, Any]) -> str:
     """:func:`verdict` as plain text."""
     return " ".join(phrase.text for phrase in verdict(results))
 
 
-def targets_of(results: _Results) -> list[int]:
+def targets_of(results: Mapping[str, Any]) -> list[int]:
     """The classes to repair, by number."""
     digit = results.get("digit")
     return [digit] if isinstance(digit, int) else list(digit or [])
@@ -88,105 +83,90 @@ def training_sentence(
     return f"training {trained} on {what}{', hard ones preferred' if hardness else ''}"
 
 
+def short_name(name: str) -> str:
+    """``9`` of torchvision's ``9 - nine``."""
+    return name.partition(" - ")[0]
+
+
 def named(classes: Sequence[str], numbers: Sequence[int]) -> str:
     """Classes in the plural: ``nines``, ``fours and nines``, ``images of cat``."""
-    plurals = [_plural(classes[n]) if n < len(classes) else f"class {n}" for n in numbers]
-    if not all(plurals):
-        plurals, start = [classes[n] for n in numbers], "images of "
-    else:
-        start = ""
-    *first, last = [str(plural) for plural in plurals]
-    return start + (f"{', '.join(first)} and {last}" if first else last)
+    names = [str(classes[number]) for number in numbers]
+    plurals = [_plural(name) for name in names]
+    of_digits = all(plurals)
+    *first, last = plurals if of_digits else names
+    text = f"{', '.join(first)} and {last}" if first else last
+    return text if of_digits else f"images of {text}"
 
 
-def _plural(name: str) -> str | None:
-    """``nines`` of ``9 - nine``, ``9`` or ``nine``; ``None`` where the name is not of a digit."""
+def _plural(name: str) -> str:
+    """``nines`` of ``9 - nine``, ``9`` or ``nine``; empty where the name is not of a digit."""
     word = name.rpartition(" - ")[2].lower()
-    word = _DIGITS[int(word)] if re.fullmatch(r"[0-9]", word) else word
-    if word not in _DIGITS:
-        return None
-    return word + ("es" if word == "six" else "s")
+    if word in map(str, range(10)):
+        word = _DIGITS[int(word)]
+    return word + ("es" if word == "six" else "s") if word in _DIGITS else ""
 
 
 def _others(classes: Sequence[str]) -> str:
-    """The classes that are not to repair: ``the other digits``."""
-    return "the other digits" if all(map(_plural, classes)) else "the other classes"
+    return "the other digits" if all(_plural(str(c)) for c in classes) else "the other classes"
 
 
-# --- the parts of the verdict --------------------------------------------------------------------
-
-
-def _weakness(results: _Results, classes: Sequence[str]) -> list[Phrase]:
+def _weakness(results: Mapping[str, Any]) -> list[Phrase]:
     """Where a base alone errs, and how to repair that."""
-    test = results["test"]
+    classes, test = results["classes"], results["test"]
     errors, images = test["errors_per_class"], test["images_per_class"]
     total = sum(errors)
-    said = Phrase(f"{_errors(total)} in {sum(images):,} images")
+    said = f"{total:,} error{'' if total == 1 else 's'} in {sum(images):,} images"
     if not total:
-        return [Phrase(f"{said.text}.", "good")]
-    worst = max(range(len(errors)), key=errors.__getitem__)
-    where = f"most on {_the(classes, [worst])}: {errors[worst]:,} of {images[worst]:,}."
-    name = classes[worst]
-    digit = worst if name.startswith(f"{worst} - ") else name
-    advice = f"`experiment=repair {shlex.quote(override('digit', digit))}` repairs them."
-    return [Phrase(f"{said.text},"), Phrase(where), Phrase(advice, "advice")]
+        return [Phrase(f"{said}.", "good")]
+    worst = errors.index(max(errors))
+    name = str(classes[worst])
+    digit = shlex.quote(override("digit", worst if name.startswith(f"{worst} - ") else name))
+    return [
+        Phrase(f"{said},"),
+        Phrase(f"most on the {named(classes, [worst])}: {errors[worst]:,} of {images[worst]:,}."),
+        Phrase(f"`experiment=repair {digit}` repairs them.", "advice"),
+    ]
 
 
-def _repair(results: _Results, classes: Sequence[str], target: Sequence[int]) -> list[Phrase]:
-    """Errors before and after, on the classes to repair and on the others."""
-    base, test = results["test_base"]["errors_per_class"], results["test"]["errors_per_class"]
-    broken = results["test"].get("broken_per_class", [0] * len(base))
-    before, after = sum(base[c] for c in target), sum(test[c] for c in target)
-    sides = [_change(f"{named(classes, target)}:", _errors(before), before, after)]
-    if rest := [c for c in range(len(base)) if c not in target]:
-        before, after = sum(base[c] for c in rest), sum(test[c] for c in rest)
-        lost = sum(broken[c] for c in rest)
-        sides.append(_change(f"{_others(classes)}:", f"{before:,}", before, after, lost))
-    *first, last = sides
-    ended = [Phrase(f"{side.text};", side.mood) for side in first]
-    return [*ended, Phrase(f"{last.text}:", last.mood)]
+def _changes(results: Mapping[str, Any]) -> list[Phrase]:
+    """Errors before and after: on the classes to repair and the others, or where most changed."""
+    classes = results["classes"]
+    before, after = (results[split]["errors_per_class"] for split in ("test_base", "test"))
+    broken = results["test"]["broken_per_class"]
+
+    def change(name: str, numbers: Sequence[int], unit: str, with_broken: bool = True) -> Phrase:
+        start, end, lost = (sum(counts[c] for c in numbers) for counts in (before, after, broken))
+        unit = unit if start != 1 else unit.removesuffix("s")
+        more = f" (broken {lost:,})" if lost and with_broken else ""
+        mood = "plain" if start == end else "good" if end < start else "bad"
+        return Phrase(f"{name}: {start:,}{unit} -> {end:,}{more}", mood)
+
+    if targets := targets_of(results):
+        phrases = [change(named(classes, targets), targets, " errors", with_broken=False)]
+        if rest := [c for c in range(len(classes)) if c not in targets]:
+            phrases.append(change(_others(classes), rest, ""))
+    else:
+        phrases = [change("all classes", range(len(classes)), " errors")]
+        changes = [end - start for start, end in zip(before, after, strict=True)]
+        for most, word, mood in ((min(changes), "better", "good"), (max(changes), "worse", "bad")):
+            c = changes.index(most)
+            if most and (most < 0) == (word == "better"):
+                text = f"the {named(classes, [c])} got {word} ({before[c]:,} -> {after[c]:,})"
+                phrases.append(Phrase(text, mood))
+    ends = [";" if targets else ","] * (len(phrases) - 1) + [":"]
+    return [Phrase(p.text + end, p.mood) for p, end in zip(phrases, ends, strict=True)]
 
 
-def _all_changes(results: _Results, classes: Sequence[str]) -> list[Phrase]:
-    """Errors before and after over all classes, and where they changed most."""
-    base, test = results["test_base"]["errors_per_class"], results["test"]["errors_per_class"]
-    before, broken = sum(base), results["test"].get("broken", 0)
-    said = [_change("all classes:", _errors(before), before, sum(test), broken)]
-    change = [after - before for before, after in zip(base, test, strict=True)]
-    best, worst = (f(range(len(change)), key=change.__getitem__) for f in (min, max))
-    for c, word, mood in ((best, "better", "good"), (worst, "worse", "bad")):
-        if (change[c] < 0) == (mood == "good") and change[c]:
-            text = f"{_the(classes, [c])} got {word} ({base[c]:,} -> {test[c]:,})"
-            said.append(Phrase(text, mood))
-    ends = [","] * (len(said) - 1) + [":"]
-    return [Phrase(p.text + end, p.mood) for p, end in zip(said, ends, strict=True)]
-
-
-def _change(name: str, start: str, before: int, after: int, broken: int = 0) -> Phrase:
-    more = f" (broken {broken:,})" if broken else ""
-    mood = "plain" if before == after else "good" if after < before else "bad"
-    return Phrase(f"{name} {start} -> {after:,}{more}", mood)
-
-
-def _judgement(results: _Results, classes: Sequence[str]) -> list[Phrase]:
+def _judgement(results: Mapping[str, Any]) -> list[Phrase]:
     """Whether the repair was worth it, and what to do if it was not."""
     before, after = (sum(results[s]["errors_per_class"]) for s in ("test_base", "test"))
-    target = targets_of(results)
     if after < before:
-        left = "no error is left." if not after else f"{after:,} of {before:,} errors left."
+        left = f"{after:,} of {before:,} errors left." if after else "no error is left."
         return [Phrase(left, "good")]
     if after == before:
         return [Phrase(f"as many errors as before, {after:,}.")]
     said = [Phrase("the repair did more harm than good.", "bad")]
-    if target and results.get("stage") == "lora" and results.get("replay") == 0:
-        advice = f"`experiment=repair` replays {_others(classes)}."
+    if targets_of(results) and results.get("stage") == "lora" and results.get("replay") == 0:
+        advice = f"`experiment=repair` replays {_others(results['classes'])}."
         said.append(Phrase(advice, "advice"))
     return said
-
-
-def _errors(count: int) -> str:
-    return f"{count:,} error" + ("" if count == 1 else "s")
-
-
-def _the(classes: Sequence[str], numbers: Sequence[int]) -> str:
-    return f"the {named(classes, numbers)}"

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.runs import images, predictions
+
+from lora_mnist.disk.predictions import (
+    PREDICTIONS_FILE,
+    Predictions,
+    read_predictions,
+    write_predictions,
+)
+
+
+def written(folder: Path, tensors: dict[str, torch.Tensor], of: torch.Tensor) -> Predictions:
+    write_predictions(tensors, of.__getitem__, folder)
+    found = read_predictions(folder)
+    assert found is not None
+    return found
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    tensors = predictions()
+    found = written(tmp_path, tensors, images())
+    for name in ("label", "base", "adapted"):
+        assert getattr(found, name).tolist() == tensors[name].tolist()
+    for name in ("base_probability", "adapted_probability"):
+        assert getattr(found, name).tolist() == pytest.approx(tensors[name].tolist(), abs=1e-3)
+    repaired, broken = found.galleries["repaired"], found.galleries["broken"]
+    assert (repaired.index.tolist(), repaired.total) == ([2], 1)
+    assert (broken.index.tolist(), broken.total) == ([5, 4], 2)  # the highest probability first
+    assert [int(image.max()) for image in broken.images] == [50, 40]
+    assert found.confusion(found.base, 3).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 2]]
+
+
+def test_of_a_base_alone_what_is_wrong(tmp_path: Path) -> None:
+    found = written(tmp_path, predictions(pair=False), images())
+    assert found.adapted is None
+    assert found.galleries.keys() == {"wrong"}
+    assert found.galleries["wrong"].index.tolist() == [2, 1]
+
+
+def test_a_gallery_is_small_and_its_classes_take_turns(tmp_path: Path) -> None:
+    label = torch.tensor([0] * 40 + [999])
+    tensors = {
+        "index": torch.arange(41),
+        "label": label,
+        "base": 999 - label,
+        "base_probability": torch.linspace(0.99, 0.5, 41),
+    }
+    gallery = written(tmp_path, tensors, torch.zeros(41, 3, 200, 100, dtype=torch.uint8))
+    wrong = gallery.galleries["wrong"]
+    assert wrong.index.tolist()[:3] == [0, 40, 1]
+    assert (wrong.images.shape, wrong.total) == ((32, 3, 50, 25), 41)
+
+
+def test_images_come_from_where_they_are(tmp_path: Path) -> None:
+    """A test on part of the images, as with limit_test_batches and several processes."""
+    found = written(tmp_path, {key: of[::2] for key, of in predictions().items()}, images())
+    assert [int(image.max()) for image in found.galleries["broken"].images] == [40]
+
+
+def test_there_may_be_none(tmp_path: Path) -> None:
+    assert read_predictions(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", b"\x02\0\0\0\0\0\0\0{}"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / PREDICTIONS_FILE).write_bytes(content)
+    with pytest.raises(ValueError, match=r"predictions\.safetensors: damaged"):
+        read_predictions(tmp_path)
