@@ -23,8 +23,7 @@ from lora_mnist.classifier.module import BaseAnswers, ClassifierModule
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import UserError, config_group, one_line
-from lora_mnist.lora import add_lora, has_lora, pack_frozen
-from lora_mnist.lora.settings import is_number
+from lora_mnist.lora import add_lora, has_lora, is_number
 
 #: The class to repair, by number or name, or several; ``None`` for all classes.
 Target = int | str | list[int | str] | None
@@ -181,14 +180,11 @@ def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> Tensor
 def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
     """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode; the base stays in eval.
 
-    Where that pays, the frozen weights are packed; see :func:`lora_mnist.lora.pack_frozen`.
-
     Raises:
         UserError: if a value of ``cfg.lora`` cannot be used.
     """
     with config_group("lora"):
         add_lora(net, **OmegaConf.to_container(cfg.lora, resolve=True)).train()  # type: ignore[arg-type]
-    pack_frozen(net)
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:

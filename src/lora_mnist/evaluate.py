@@ -20,7 +20,7 @@ from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.predictions import write_answers
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.load import load_adapters, load_base, with_latest_adapter
-from lora_mnist.lora import lora_names, pack_frozen, set_lora_enabled
+from lora_mnist.lora import lora_names, set_lora_enabled
 from lora_mnist.process import keep_freed_memory
 from lora_mnist.show.report import show_run
 from lora_mnist.show.tables import print_results
@@ -60,8 +60,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     net = build_net(cfg)
     base = load_base(cfg, net)
     require_fit(net, data, data.test_set.images[:2])
-    if load_adapters(cfg, net):
-        pack_frozen(net)
+    load_adapters(cfg, net)
     hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     module = ClassifierModule(
         net,

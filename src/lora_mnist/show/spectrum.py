@@ -5,20 +5,13 @@ They are found from the factors: with ``lora_B = Q R`` and ``lora_A^T = P S`` th
 of a thousand inputs and outputs takes milliseconds.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lora_mnist.lora import CONFIG_NAME, LoRAParametrization, lora_adapters, lora_layers
-from lora_mnist.lora.peft import layer_settings, read_config
-from lora_mnist.lora.tensor_file import opened
-
-#: Of an adapter's file, which may be a stranger's.
-_MOST_BYTES = 256 << 20
-_FACTOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight")
+from lora_mnist.lora import LoRAParametrization, lora_adapters, lora_layers, read_factors
 
 
 @dataclass(frozen=True)
@@ -72,16 +65,11 @@ def read_updates(folder: Path) -> dict[str, Update]:
 
     Embeddings, whose factors are stored another way, are left out.
     """
-    factors: dict[str, dict[str, Tensor]] = {}
     try:
-        config = read_config(folder / CONFIG_NAME)
-        with opened(folder, _MOST_BYTES) as file:
-            for key in file.keys():  # noqa: SIM118 the file is no mapping
-                if match := _FACTOR.fullmatch(key):
-                    tensor = file.get_tensor(key)
-                    factors.setdefault(match[1], {})[match[2]] = tensor.flatten(1).float()
-        factors = {name: of for name, of in factors.items() if of.keys() == {"A", "B"}}
-        settings = layer_settings(config, {name: len(of["A"]) for name, of in factors.items()})
-    except (ValueError, OSError):
+        factors = read_factors(folder)
+    except ValueError:
         return {}
-    return {name: Update(of["A"], of["B"], settings[name].scaling) for name, of in factors.items()}
+    return {
+        layer: Update(lora_A.flatten(1).float(), lora_B.flatten(1).float(), scaling)
+        for layer, (lora_A, lora_B, scaling) in factors.items()
+    }
