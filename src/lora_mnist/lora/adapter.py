@@ -25,16 +25,16 @@ from .model import attach, lora_names, lora_weights, named_adapters
 from .peft import (
     CONFIG_NAME,
     WEIGHTS_NAME,
-    check_targets,
-    factors_of,
+    keys_of,
     layer_settings,
     open_tensors,
     read_config,
+    transposed_if_embedding,
     warn_of_peft,
     write_config,
     write_tensors,
 )
-from .targets import listed, names_of
+from .targets import is_among, listed, names_of
 from .variants import PiSSAParametrization
 from .weight import adaptable_weights
 
@@ -84,10 +84,9 @@ def save_adapter(
             if name not in (None, adapter.name):
                 continue
             lora_A, lora_B, settings[layer] = _plain_lora(adapter)
-            stored = factors_of(layer, weight)
-            for key, factor in ((stored.lora_A, lora_A), (stored.lora_B, lora_B)):
-                turned = factor.t() if stored.transposed else factor
-                tensors[key] = turned.detach().cpu().contiguous()
+            for key, factor in zip(keys_of(layer, weight), (lora_A, lora_B), strict=True):
+                kept = transposed_if_embedding(key, factor.detach())
+                tensors[key] = kept.cpu().contiguous()
             weights[layer] = weight
             dropout = max(dropout, adapter.dropout)
             if adapter.scale != 1:
@@ -130,24 +129,21 @@ def load_adapter(
     The folder may come from a stranger: nothing in it is run as code.
 
     Args:
-        model: the base; changed in place, its own parameters frozen. On a model that carries LoRA
-            already the adapter is stacked.
+        model: the base; changed in place, and returned, its own parameters frozen. On a model that
+            carries LoRA already the adapter is stacked.
         folder: what :func:`save_adapter` or ``peft`` wrote.
         allow_other_base: accept a base with another fingerprint, as long as the shapes fit.
         name: tells the adapter from others on ``model``; see :func:`.model.add_lora`.
         scale: how much of the adapter to apply; see :func:`.model.set_lora_scale`.
-
-    Returns:
-        The same ``model``.
 
     Raises:
         ValueError: if ``scale`` or ``name`` cannot be used, or the files are missing or damaged,
             ask for what LoRA here does not do, do not fit the layers of ``model``, or were made for
             another base. ``model`` is then as it was.
     """
-    if not is_number(scale):
-        raise ValueError(f"scale={scale}: expected a finite number")
     try:
+        if not is_number(scale):
+            raise ValueError(f"scale={scale}: expected a finite number")
         factors, settings = _read_for(model, Path(folder), allow_other_base)
         attach(model, settings, name)
     except ValueError as error:
@@ -175,11 +171,11 @@ def _read_for(
         if not left:
             raise ValueError(f"{WEIGHTS_NAME} holds no tensor")
         for layer, weight in weights.items():
-            stored = factors_of(layer, weight)
-            if not left & {stored.lora_A, stored.lora_B}:
+            keys = keys_of(layer, weight)
+            if not left & set(keys):
                 continue
             pair = []
-            for key in (stored.lora_A, stored.lora_B):
+            for key in keys:
                 if key not in left:
                     raise ValueError(f"tensor {key} is missing from {WEIGHTS_NAME}")
                 left.remove(key)
@@ -188,7 +184,7 @@ def _read_for(
                     raise ValueError(f"tensor {key}: expected numbers, found {tensor.dtype}")
                 if not torch.isfinite(tensor.to(weight.base.dtype)).all():
                     raise ValueError(f"tensor {key} holds NaN or infinity")
-                pair.append(tensor.t() if stored.transposed else tensor)
+                pair.append(transposed_if_embedding(key, tensor))
             # Ranks of single layers stand in the tensors: no key of rank_pattern is read.
             is_one_rank = not config.get("rank_pattern") or pair[0].ndim == 0
             rank = config["r"] if is_one_rank else len(pair[0])
@@ -205,7 +201,12 @@ def _read_for(
             f"unexpected tensor {min(left)} in {WEIGHTS_NAME}: the model has no such layer that "
             "can be adapted"
         )
-    check_targets(config, factors, names_of(weights, model))
+    chosen = config["target_modules"]
+    if isinstance(chosen, list) and not config.get("exclude_modules"):
+        for layer, names in names_of(weights, model).items():
+            if is_among(chosen, names) != (layer in factors):
+                found = "tensors" if layer in factors else "no tensors"
+                raise ValueError(f"target_modules={chosen} contradicts {found} of {layer}")
     made_for = metadata.get("base_sha256")
     if made_for is None:
         log.warning("the adapter does not say which base it was made for: not checked")

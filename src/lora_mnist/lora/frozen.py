@@ -68,12 +68,9 @@ def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
     ``model.train()`` said, until :func:`.model.merge_lora` or :func:`.model.remove_lora`.
 
     Args:
-        model: any network; changed in place.
+        model: any network; changed in place, and returned.
         base_dropout: leave train mode to those modules of the base that hold no buffers, so that
             the base's own dropout acts while an adapter trains.
-
-    Returns:
-        The same ``model``.
 
     Raises:
         ValueError: if a tensor of the base holds no numbers yet, as on the meta device or in a lazy
@@ -89,28 +86,30 @@ def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
     return model
 
 
+def frozen_bases(model: nn.Module) -> dict[str, FrozenBase]:
+    """What :func:`freeze_base` left on ``model``, called ``""``, and on its parts, by name."""
+    found = {}
+    for name, module in model.named_modules():
+        frozen = getattr(module, "lora_frozen_base", None)
+        if isinstance(frozen, FrozenBase):
+            found[name] = frozen
+    return found
+
+
 def release_base(model: nn.Module) -> None:
     """Let ``model.train()`` reach the base again; its parameters stay frozen."""
-    for module in model.modules():
-        if is_base_frozen(module):
-            module.lora_frozen_base.remove()  # type: ignore[operator, union-attr]
-            del module.lora_frozen_base
-
-
-def is_base_frozen(model: nn.Module) -> bool:
-    """Whether :func:`freeze_base` holds for ``model`` itself."""
-    return isinstance(getattr(model, "lora_frozen_base", None), FrozenBase)
+    for name, frozen in frozen_bases(model).items():
+        frozen.remove()
+        del model.get_submodule(name).lora_frozen_base
 
 
 def moved_tensors(model: nn.Module) -> list[str]:
     """Names of the base's tensors that changed since :func:`freeze_base`; empty without it."""
     state = base_state_dict(model)
     moved = []
-    for prefix, module in model.named_modules():
-        if not is_base_frozen(module):
-            continue
-        for name, sha256 in module.lora_frozen_base.sha256.items():
-            key = f"{prefix}.{name}".removeprefix(".")
+    for part, frozen in frozen_bases(model).items():
+        for name, sha256 in frozen.sha256.items():
+            key = f"{part}.{name}".removeprefix(".")
             if key not in state or fingerprint({name: state[key]}) != sha256:
                 moved.append(key)
     return moved

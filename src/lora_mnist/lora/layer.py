@@ -136,13 +136,11 @@ class LoRAParametrization(nn.Module):
         return self.lora_B.flatten(1) @ self.lora_A.flatten(1)
 
     def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
-        """``y + scaling * (x A^T) B^T``, of ``y``'s shape, from the factors alone.
+        """``y + scaling * (x A^T) B^T``, from the factors alone.
 
-        Args:
-            y: what ``layer`` computed so far: (rows, out_features), or (..., out_channels, height,
-                width).
-            x: what ``layer`` was given: (rows, in_features), or (..., in_channels, height, width).
-            layer: the adapted layer.
+        ``x`` is the input of ``layer``, of shape (rows, in_features) or (..., in_channels, height,
+        width), and ``y`` what it computed so far, (rows, out_features) or (..., out_channels,
+        height, width).
         """
         x = F.dropout(x, self.dropout, self.training)
         if isinstance(layer, nn.Conv2d):
@@ -153,10 +151,8 @@ class LoRAParametrization(nn.Module):
         return torch.addmm(y, hidden, self.lora_B.t(), alpha=self.scaling * self.scale)
 
     def extra_repr(self) -> str:
-        return (
-            f"name={self.name}, rank={self.rank}, alpha={self.alpha}, scale={self.scale}, "
-            f"enabled={self.enabled}"
-        )
+        shown = ("name", "rank", "alpha", "scale", "enabled")
+        return ", ".join(f"{key}={getattr(self, key)}" for key in shown)
 
 
 def low_rank(x: Tensor, lora_A: Tensor, lora_B: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:

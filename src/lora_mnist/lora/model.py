@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from .frozen import freeze_base, is_base_frozen, release_base
+from .frozen import freeze_base, frozen_bases, release_base
 from .layer import LayerSettings, LoRAParametrization, is_number
 from .targets import by_pattern, listed, target_weights
 from .variants import new_adapter
@@ -39,7 +39,7 @@ def add_lora(
     reaches the base, whose statistics stay as they are; see :func:`.frozen.freeze_base`.
 
     Args:
-        model: any network; changed in place.
+        model: any network; changed in place, and returned.
         rank: inner dimension ``r`` of the update, an integer >= 1.
         alpha: the update is scaled by ``alpha / rank``; finite and > 0.
         target_modules: the layers that get an adapter, as in PEFT: a regular expression for whole
@@ -57,9 +57,6 @@ def add_lora(
         name: tells the adapter from others on ``model``; by default ``default``, then
             ``default2`` and so on.
         base_dropout: whether the base's own dropout acts while the adapter trains.
-
-    Returns:
-        The same ``model``.
 
     Raises:
         ValueError: if an argument is out of range or names no layer, if a layer cannot be adapted,
@@ -84,14 +81,10 @@ def attach(
     """Put one adapter on exactly the layers of ``settings`` and freeze everything else.
 
     Args:
-        model: any network; changed in place.
+        model: any network; changed in place, and returned.
         settings: how each layer is adapted, by its name in :func:`.weight.adaptable_weights`.
-        name: tells the adapter from others on ``model``; by default ``default``, then
-            ``default2`` and so on.
-        base_dropout: whether the base's own dropout acts while the adapter trains.
-
-    Returns:
-        The same ``model``.
+        name: as in :func:`add_lora`.
+        base_dropout: likewise.
 
     Raises:
         ValueError: if there is no such layer, if one cannot be adapted so, if the base holds no
@@ -123,7 +116,7 @@ def attach(
     for layer, weight in weights.items():
         if layer in settings:
             adapters.append((weight, new_adapter(weight.base, settings[layer], name)))
-    if base_dropout or not is_base_frozen(model):
+    if base_dropout or "" not in frozen_bases(model):
         freeze_base(model, base_dropout)
     model.requires_grad_(False)
     for weight, adapter in adapters:
@@ -148,12 +141,7 @@ def lora_adapters(layer: nn.Module) -> list[LoRAParametrization]:
     parametrized = getattr(layer, "parametrizations", None)
     if not isinstance(parametrized, nn.ModuleDict):
         return []
-    adapters = []
-    for parametrizations in parametrized.values():
-        for each in parametrizations:  # type: ignore[attr-defined]
-            if isinstance(each, LoRAParametrization):
-                adapters.append(each)
-    return adapters
+    return _all_adapters(parametrized)
 
 
 def _all_adapters(model: nn.Module) -> list[LoRAParametrization]:
@@ -197,10 +185,10 @@ def set_lora_enabled(model: nn.Module, enabled: bool, name: str | None = None) -
     Args:
         model: network whose layers carry LoRA.
         enabled: on or off.
-        name: switch this adapter alone; ``None`` for every one.
+        name: of one adapter; ``None`` for every one.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, or no adapter has this name.
+        ValueError: if no layer carries LoRA, or no adapter has this name.
     """
     for adapter in named_adapters(model, name):
         adapter.enabled = enabled
@@ -215,11 +203,11 @@ def set_lora_scale(model: nn.Module, scale: float, name: str | None = None) -> N
     Args:
         model: network whose layers carry LoRA.
         scale: any finite number.
-        name: set the scale of this adapter alone; ``None`` for every one.
+        name: of one adapter; ``None`` for every one.
 
     Raises:
-        ValueError: if ``scale`` is no finite number, no layer of ``model`` carries LoRA, or no
-            adapter has this name.
+        ValueError: if ``scale`` is no finite number, no layer carries LoRA, or no adapter has this
+            name.
     """
     if not is_number(scale):
         raise ValueError(f"scale={scale}: expected a finite number")
@@ -237,10 +225,10 @@ def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
 
     Args:
         model: network whose layers carry LoRA.
-        name: switch this adapter alone off; ``None`` for every one.
+        name: of one adapter; ``None`` for every one.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, or no adapter has this name.
+        ValueError: if no layer carries LoRA, or no adapter has this name.
     """
     before = [(adapter, adapter.enabled) for adapter in named_adapters(model, name)]
     set_lora_enabled(model, False, name)
@@ -259,11 +247,8 @@ def merge_lora(model: nn.Module) -> nn.Module:
     rounding. A switched-off adapter adds nothing before, and so nothing after.
 
     Args:
-        model: network whose layers carry LoRA (see :func:`add_lora`); changed in place. Its
-            parameters stay frozen.
-
-    Returns:
-        The same ``model``.
+        model: network whose layers carry LoRA; changed in place, and returned. Its parameters stay
+            frozen.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA.
@@ -279,10 +264,8 @@ def remove_lora(model: nn.Module) -> nn.Module:
     """Throw every adapter away: ``model`` is the plain base again, bit for bit.
 
     Args:
-        model: network whose layers carry LoRA; changed in place. Its parameters stay frozen.
-
-    Returns:
-        The same ``model``.
+        model: network whose layers carry LoRA; changed in place, and returned. Its parameters stay
+            frozen.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or if a layer's weight carries another

@@ -8,10 +8,10 @@ option that this version does not know, as long as it is switched on.
 import json
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -39,30 +39,21 @@ _IRRELEVANT = {
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-class Factors(NamedTuple):
-    """Where the file keeps the factors of one weight.
+def keys_of(name: str, weight: Weight) -> tuple[str, str]:
+    """The keys under which ``lora_A`` and ``lora_B`` of ``weight``, called ``name``, are kept.
 
-    Attributes:
-        lora_A: the key of ``lora_A``.
-        lora_B: the key of ``lora_B``.
-        transposed: whether both are kept transposed.
-    """
-
-    lora_A: str
-    lora_B: str
-    transposed: bool = False
-
-
-def factors_of(name: str, weight: Weight) -> Factors:
-    """Where the factors of ``weight``, called ``name``, are kept.
-
-    Most layers keep them as they are here; an embedding keeps them transposed, and PEFT's A is what
-    is looked up. A weight for which PEFT has no adapter keeps them in the first way, for use here.
+    PEFT's A of an embedding is what is looked up, so both factors are kept transposed there. A
+    weight for which PEFT has no adapter keeps them like the others, for use here.
     """
     key = f"base_model.model.{name}"
     if isinstance(weight.module, nn.Embedding) and weight.tensor == "weight":
-        return Factors(f"{key}.lora_embedding_B", f"{key}.lora_embedding_A", transposed=True)
-    return Factors(f"{key}.lora_A.weight", f"{key}.lora_B.weight")
+        return f"{key}.lora_embedding_B", f"{key}.lora_embedding_A"
+    return f"{key}.lora_A.weight", f"{key}.lora_B.weight"
+
+
+def transposed_if_embedding(key: str, factor: Tensor) -> Tensor:
+    """A factor as it is kept under ``key``, from what it is here, or the reverse."""
+    return factor.t() if ".lora_embedding_" in key else factor
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -142,29 +133,24 @@ def write_config(
 def warn_of_peft(weights: Mapping[str, Weight]) -> None:
     """Warn of the adapted ``weights`` that PEFT would leave alone, or compute otherwise.
 
-    It has another form for grouped convolutions. For attention it has one adapter for the stacked
-    weight and the output's together, and up to 0.21 adds the output's update twice (PEFT's pull
-    request 3774). Of a convolution it heeds stride and padding alone.
+    Of a convolution's options it heeds stride and padding alone, and has another form for groups.
+    For attention it has one adapter for the stacked weight and the output's together, and up to
+    0.21 adds the output's update twice (PEFT's pull request 3774).
     """
     unknown = []
     for name, weight in weights.items():
         module = weight.module
-        kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        is_known = isinstance(module, kinds) and weight.tensor == "weight"
-        is_read_by_attention = isinstance(module, NonDynamicallyQuantizableLinear)
-        if not is_known or is_read_by_attention or getattr(module, "groups", 1) > 1:
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            is_known = module.groups == 1 and set(module.dilation) == {1}
+            is_known = is_known and module.padding_mode == "zeros"
+        else:
+            is_known = isinstance(module, nn.Linear | nn.Embedding) and weight.tensor == "weight"
+        if not is_known or isinstance(module, NonDynamicallyQuantizableLinear):
             unknown.append(name)
-        for option, usual in {"dilation": 1, "padding_mode": "zeros"}.items():
-            value = getattr(module, option, usual)
-            if {usual} != {*(value if isinstance(value, tuple) else [value])}:
-                warnings.warn(
-                    f"{name} has {option}={value}, which PEFT ignores: there the saved adapter "
-                    "would compute something else",
-                    stacklevel=3,
-                )
     if unknown:
         warnings.warn(
-            f"PEFT has no adapter for {listed(unknown)}: use the saved adapter here", stacklevel=3
+            f"PEFT has no adapter of this form for {listed(unknown)}: use the saved adapter here",
+            stacklevel=3,
         )
 
 
@@ -240,28 +226,3 @@ def layer_settings(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[
         name: LayerSettings(rank, alphas[name], use_rslora=use_rslora)
         for name, rank in ranks.items()
     }
-
-
-def check_targets(
-    config: Mapping[str, Any], stored: Collection[str], names: Mapping[str, Collection[str]]
-) -> None:
-    """Compare a list in ``target_modules`` with the weights whose factors are stored.
-
-    Args:
-        config: from :func:`read_config`. A regular expression, from whom ever, is not evaluated.
-        stored: the weights that have factors.
-        names: the names to which each adaptable weight of the network answers.
-
-    Raises:
-        ValueError: if the list omits a stored weight, or names one that is not stored.
-    """
-    chosen, excluded = config["target_modules"], config.get("exclude_modules") or []
-    if isinstance(chosen, str) or isinstance(excluded, str):
-        return
-    for layer, answers in names.items():
-        is_chosen = any(ends_in(answer, end) for answer in answers for end in chosen)
-        is_excluded = any(ends_in(answer, end) for answer in answers for end in excluded)
-        if layer in stored and (is_excluded or not is_chosen):
-            raise ValueError(f"unexpected tensors of {layer}, which target_modules={chosen} omits")
-        if layer not in stored and is_chosen and not is_excluded:
-            raise ValueError(f"the tensors of {layer} are missing, which target_modules names")

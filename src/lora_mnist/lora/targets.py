@@ -30,50 +30,42 @@ def target_weights(
             entry of the list matches nothing that can be adapted.
     """
     weights = adaptable_weights(model)
+    names = names_of(weights, model)
+    chosen: set[str] = set()
+    what = "a layer"
     if isinstance(target_modules, str) and target_modules.lower() in ("all", "all-linear"):
         kinds = (nn.Linear,) if target_modules.lower() == "all-linear" else (nn.Linear, nn.Conv2d)
-        chosen = {}
+        what = " or ".join(kind.__name__ for kind in kinds)
         for name, weight in weights.items():
             is_grouped = getattr(weight.module, "groups", 1) > 1
             if isinstance(weight.module, kinds) and weight.tensor == "weight" and not is_grouped:
-                chosen[name] = weight
-        if not chosen:
-            raise _nothing_matches(target_modules, "a linear or a conv2d layer", weights)
-        return chosen
-
-    chosen_names: set[str] = set()
-    for entry in _entries(target_modules):
-        matching = set()
-        for name, answers in names_of(weights, model).items():
-            if isinstance(target_modules, str):
-                is_named = any(re.fullmatch(entry, answer) for answer in answers)
-            else:
-                is_named = any(ends_in(answer, entry) for answer in answers)
-            if is_named:
-                matching.add(name)
-        if not matching:
-            what = "a layer" if entry == target_modules else f"a layer with {entry}"
-            raise _nothing_matches(target_modules, what, weights)
-        chosen_names |= matching
-    return {name: weight for name, weight in weights.items() if name in chosen_names}
-
-
-def _entries(target_modules: Any) -> list[str]:
-    if isinstance(target_modules, str):
+                chosen.add(name)
+    elif isinstance(target_modules, str):
         try:
-            re.compile(target_modules)
+            pattern = re.compile(target_modules)
         except (re.error, OverflowError) as error:
             raise ValueError(
                 f"target_modules={target_modules}: expected a regular expression ({error})"
             ) from error
-        return [target_modules]
-    is_list = isinstance(target_modules, Collection) and len(target_modules) > 0
-    if not is_list or not all(isinstance(entry, str) for entry in target_modules):
+        chosen = {name for name in names if any(map(pattern.fullmatch, names[name]))}
+    elif isinstance(target_modules, Collection):
+        for entry in target_modules:
+            if not any(is_among([entry], names[name]) for name in names):
+                raise ValueError(
+                    f"target_modules={target_modules}: expected to match a layer with {entry}, of: "
+                    f"{listed(weights)}"
+                )
+        chosen = {name for name in names if is_among(target_modules, names[name])}
+    else:
         raise ValueError(
             f"target_modules={target_modules}: expected all, all-linear, a regular expression or a "
             "list of names"
         )
-    return list(target_modules)
+    if not chosen:
+        raise ValueError(
+            f"target_modules={target_modules}: expected to match {what}, of: {listed(weights)}"
+        )
+    return {name: weight for name, weight in weights.items() if name in chosen}
 
 
 def names_of(weights: Mapping[str, Weight], model: nn.Module) -> dict[str, list[str]]:
@@ -89,6 +81,11 @@ def names_of(weights: Mapping[str, Weight], model: nn.Module) -> dict[str, list[
 def ends_in(name: str, end: str) -> bool:
     """Whether ``end`` is ``name``, or its end from a dot on."""
     return name == end or name.endswith(f".{end}")
+
+
+def is_among(ends: Collection[str], names: Collection[str]) -> bool:
+    """Whether one of ``ends`` is one of ``names``, or its end from a dot on."""
+    return any(ends_in(name, end) for name in names for end in ends)
 
 
 def by_pattern(
@@ -120,12 +117,6 @@ def by_pattern(
             )
         values.update(dict.fromkeys(named, value))
     return values
-
-
-def _nothing_matches(target_modules: Any, what: str, names: Collection[str]) -> ValueError:
-    return ValueError(
-        f"target_modules={target_modules}: expected to match {what}, of: {listed(names)}"
-    )
 
 
 def listed(names: Collection[str], most: int = 20) -> str:
