@@ -129,7 +129,7 @@ def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
 
 
 def test_stacks_adapters_and_tests_each(made: Made, tmp_path: Path) -> None:
-    several = f"[{made.run},{{path: {made.run}/adapter, weight: -1, name: minus}}]"
+    several = f"[{made.run},{{path: {made.run}/adapter, scale: -1, name: minus}}]"
     with logged("lora_mnist.show.tables") as text:
         found = made.evaluate(tmp_path, f"adapter={several}", "each=true")
     assert found["test_base"] == counted(made.results["test_base"])
@@ -139,7 +139,7 @@ def test_stacks_adapters_and_tests_each(made: Made, tmp_path: Path) -> None:
     assert found["each"]["minus"]["errors"] != found["each"][name]["errors"]
     # Together they cancel, to rounding.
     assert abs(found["test"]["errors"] - found["test_base"]["errors"]) <= 2
-    adapter = {"path": f"{made.run}/adapter", "weight": -1, "name": "minus"}
+    adapter = {"path": f"{made.run}/adapter", "scale": -1, "name": "minus"}
     assert found["adapter"] == [str(made.run), adapter]
     columns = (found["test_base"], *found["each"].values(), found["test"])
     lines = text.getvalue().splitlines()

@@ -178,7 +178,7 @@ def test_an_adapter_by_its_folder_its_runs_or_as_the_latest(outputs: Path) -> No
     (outputs / "lora" / "2026-01-03_failed" / "adapter").mkdir(parents=True)
     for value, run in {str(first): first, f"{first}/adapter": first, "latest": second}.items():
         assert adapter_specs(eval_config(outputs, f"adapter={value}")) == [
-            {"path": run / "adapter", "name": run.name, "weight": 1.0}
+            {"path": run / "adapter", "name": run.name, "scale": 1.0}
         ]
     assert adapter_specs(eval_config(outputs)) == []
 
@@ -188,7 +188,7 @@ def test_the_latest_adapter_is_named_wherever_it_is_asked_for(outputs: Path) -> 
     for value, expected in {
         "latest": latest,
         f"[{other},latest]": [other, latest],
-        "{path: latest, weight: 2}": {"path": latest, "weight": 2},
+        "{path: latest, scale: 2}": {"path": latest, "scale": 2},
         "[{path: latest, name: a}]": [{"path": latest, "name": "a"}],
         other: other,
         "null": None,
@@ -207,12 +207,12 @@ def test_an_adapter_of_peft_is_a_folder_of_its_own(outputs: Path, tmp_path: Path
 
 def test_several_adapters_are_stacked(outputs: Path) -> None:
     first, second = (outputs / "lora" / run for run in ("2026-01-01_a", "2026-01-02_b"))
-    several = f"adapter=[{first},{{path: {second}, weight: -0.5, name: minus}},latest]"
+    several = f"adapter=[{first},{{path: {second}, scale: -0.5, name: minus}},latest]"
     cfg = eval_config(outputs, several)
     assert adapter_specs(cfg) == [
-        {"path": first / "adapter", "name": first.name, "weight": 1.0},
-        {"path": second / "adapter", "name": "minus", "weight": -0.5},
-        {"path": second / "adapter", "name": second.name, "weight": 1.0},
+        {"path": first / "adapter", "name": first.name, "scale": 1.0},
+        {"path": second / "adapter", "name": "minus", "scale": -0.5},
+        {"path": second / "adapter", "name": second.name, "scale": 1.0},
     ]
     net = build_net(cfg)
     load_base(cfg, net)
@@ -222,11 +222,11 @@ def test_several_adapters_are_stacked(outputs: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("3", "adapter=3: expected a folder, latest, or a mapping of path, weight and name"),
-        ("[{weight: 1}]", "adapter={'weight': 1}: expected a folder, latest, or a mapping of"),
-        ("{path: x, scale: 1}", "'scale': 1}: expected a folder, latest, or a mapping of path"),
+        ("3", "adapter=3: expected a folder, latest, or a mapping of path, scale and name"),
+        ("[{scale: 1}]", "adapter={'scale': 1}: expected a folder, latest, or a mapping of"),
+        ("{path: x, weight: 1}", "'weight': 1}: expected a folder, latest, or a mapping of path"),
         ("{path: 3}", "adapter={'path': 3}: expected a folder"),
-        ("{path: {run}, weight: x}", "/adapter: weight=x: expected a finite number"),
+        ("{path: {run}, scale: x}", "/adapter: scale=x: expected a finite number"),
         ("[{run},{run}]", "name=2026-01-01_a: expected another name than 2026-01-01_a"),
         ("{tmp}/none", f"adapter={{tmp}}/none: expected a readable {WEIGHTS_NAME}"),
         ("{tmp}", f"adapter={{tmp}}: expected a readable {WEIGHTS_NAME}"),

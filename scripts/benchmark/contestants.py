@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from processes import terminal
 from torch import Tensor, nn
 
-from lora_mnist import MLP, add_lora, pack_frozen
+from lora_mnist import MLP, add_lora
 from lora_mnist.config import add_configured_lora, build_data, build_module, build_net
 from lora_mnist.project import PROJECT
 from lora_mnist.trainer import build_trainer
@@ -129,8 +129,8 @@ def fit_on(
 
 
 def lora_net() -> nn.Module:
-    """Ours, rank 1, packed as a run packs it."""
-    return pack_frozen(add_lora(MLP()))
+    """Ours, rank 1."""
+    return add_lora(MLP())
 
 
 def peft_net(rank: int = 1) -> nn.Module:

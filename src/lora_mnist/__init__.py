@@ -17,12 +17,11 @@ if TYPE_CHECKING:
         lora_names,
         lora_parameters,
         merge_lora,
-        pack_frozen,
         remove_lora,
         save_adapter,
         set_lora_enabled,
+        set_lora_scale,
         trainable_parameters,
-        unpack_frozen,
     )
 
 __version__ = "0.2.0"
@@ -43,12 +42,11 @@ __all__ = [
     "lora_names",
     "lora_parameters",
     "merge_lora",
-    "pack_frozen",
     "remove_lora",
     "save_adapter",
     "set_lora_enabled",
+    "set_lora_scale",
     "trainable_parameters",
-    "unpack_frozen",
 ]
 
 

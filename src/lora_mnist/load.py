@@ -142,9 +142,9 @@ def _latest_adapter(runs: Path) -> str:
 
 
 def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
-    """``path``, ``name`` and perhaps ``weight`` of each adapter of ``cfg.adapter``.
+    """``path``, ``name`` and perhaps ``scale`` of each adapter of ``cfg.adapter``.
 
-    ``cfg.adapter`` is null, a folder, a mapping of ``path`` and perhaps ``weight`` and ``name``, or
+    ``cfg.adapter`` is null, a folder, a mapping of ``path`` and perhaps ``scale`` and ``name``, or
     a list of such. A folder is an adapter's own, or that of the run that left it. An adapter
     without a name is called after its folder, or its run's.
 
@@ -159,17 +159,17 @@ def _adapter_spec(adapter: Any) -> dict[str, Any]:
     spec: Any = {"path": adapter} if isinstance(adapter, str) else adapter
     if not (
         isinstance(spec, Mapping)
-        and {"path"} <= spec.keys() <= {"path", "weight", "name"}
+        and {"path"} <= spec.keys() <= {"path", "scale", "name"}
         and isinstance(spec["path"], str)
     ):
         raise UserError(
-            f"adapter={adapter}: expected a folder, latest, or a mapping of path, weight and name"
+            f"adapter={adapter}: expected a folder, latest, or a mapping of path, scale and name"
         )
     path = Path(spec["path"])
     if not (path / CONFIG_NAME).exists() and (path / "adapter").is_dir():
         path /= "adapter"
     name = spec.get("name") or (path.parent.name if path.name == "adapter" else path.name)
-    return {"weight": 1.0, **spec, "path": path, "name": str(name)}
+    return {"scale": 1.0, **spec, "path": path, "name": str(name)}
 
 
 def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
@@ -182,7 +182,7 @@ def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
     require_bool(cfg, "allow_other_base")
     for spec in adapter_specs(cfg):
         try:
-            load_adapter(net, spec["path"], cfg.allow_other_base, spec["name"], spec["weight"])
+            load_adapter(net, spec["path"], cfg.allow_other_base, spec["name"], spec["scale"])
         except ValueError as error:
             raise UserError(f"adapter={one_line(error)}") from error
     return lora_names(net)

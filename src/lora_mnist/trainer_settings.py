@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from lora_mnist.errors import UserError
-from lora_mnist.lora.settings import is_number
+from lora_mnist.lora import is_number
 
 
 class _Accepted(NamedTuple):

@@ -1,17 +1,14 @@
 import json
-import os
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.nets import TinyNet
+from helpers.nets import TinyNet, randomize
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_mnist.classifier.net import MLP
 from lora_mnist.lora import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -21,23 +18,23 @@ from lora_mnist.lora import (
     load_adapter,
     lora_disabled,
     lora_names,
-    lora_parameters,
     read_base_sha256,
     save_adapter,
+    set_lora_scale,
 )
 
 
-def base() -> TinyNet:
+def base(change: float = 0.0) -> TinyNet:
     torch.manual_seed(0)
-    return TinyNet()
+    net = TinyNet()
+    with torch.no_grad():
+        net.linear1.bias[0] += change
+    return net
 
 
 @pytest.fixture
 def adapted() -> nn.Module:
-    net = add_lora(base(), rank=2, alpha=3)
-    for parameter in lora_parameters(net):
-        nn.init.normal_(parameter)
-    return net
+    return randomize(add_lora(base(), rank=2, alpha=3))
 
 
 @pytest.fixture
@@ -48,297 +45,184 @@ def folder(adapted: nn.Module, tmp_path: Path) -> Path:
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 
 
-def small_mlp() -> nn.Module:
-    torch.manual_seed(0)
-    return MLP(in_features=12, hidden_sizes=[9, 7], num_classes=4)
-
-
-IMAGES = torch.randn(6, 1, 3, 4, generator=torch.Generator().manual_seed(2))
-LINEAR = ["linear1", "linear2", "linear3"]
-
-
-def test_round_trip(adapted: nn.Module, folder: Path) -> None:
+def test_round_trip(adapted: nn.Module, folder: Path, tmp_path: Path) -> None:
     loaded = load_adapter(base(), folder)
     assert torch.equal(loaded(X), adapted(X))
     assert {path.name for path in folder.iterdir()} == {WEIGHTS_NAME, CONFIG_NAME}
+    again = save_adapter(loaded, tmp_path / "again")
+    for name in (WEIGHTS_NAME, CONFIG_NAME):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_several_adapters(tmp_path: Path) -> None:
-    x = IMAGES
-    folders = {}
-    for name, rank in {"a": 1, "b": 2}.items():
-        net = add_lora(small_mlp(), rank=rank)
-        for parameter in lora_parameters(net):
-            nn.init.normal_(parameter)
-        folders[name] = save_adapter(net, tmp_path / name)
-    net = small_mlp()
-    load_adapter(net, folders["a"], name="a", weight=0.5)
+def test_several_adapters_at_several_scales(tmp_path: Path) -> None:
+    folders = {
+        name: save_adapter(randomize(add_lora(base(), rank=rank)), tmp_path / name)
+        for name, rank in {"a": 1, "b": 2}.items()
+    }
+    net = load_adapter(base(), folders["a"], name="a", scale=0.5)
     load_adapter(net, folders["b"], name="b")
     assert lora_names(net) == ["a", "b"]
-    expected = small_mlp()
-    for name, weight in {"a": 0.5, "b": 1.0}.items():
-        one = load_adapter(small_mlp(), folders[name])
-        for layer in LINEAR:
-            update = getattr(one, layer).weight - getattr(small_mlp(), layer).weight
-            getattr(expected, layer).weight.data += weight * update
-    torch.testing.assert_close(net(x), expected(x), rtol=1e-5, atol=1e-5)
+    expected = base()
+    for name, scale in {"a": 0.5, "b": 1.0}.items():
+        one = load_adapter(base(), folders[name])
+        for layer in ("linear1", "linear2"):
+            update = getattr(one, layer).weight - getattr(base(), layer).weight
+            getattr(expected, layer).weight.data += scale * update
+    torch.testing.assert_close(net(X), expected(X), rtol=1e-5, atol=1e-5)
     with lora_disabled(net, "a"):
-        torch.testing.assert_close(net(x), load_adapter(small_mlp(), folders["b"])(x))
-    with pytest.raises(ValueError, match="carries 2 adapters; expected one, or its name"):
+        assert torch.equal(net(X), load_adapter(base(), folders["b"])(X))
+    with pytest.raises(ValueError, match="name=None: expected one of the model's adapters: a, b"):
         save_adapter(net, tmp_path / "none")
     with pytest.raises(ValueError, match="name=c: expected one of a, b"):
         save_adapter(net, tmp_path / "none", name="c")
-    assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="name=a: expected another name than a, b"):
         load_adapter(net, folders["b"], name="a")
-    save_adapter(net, tmp_path / "half", name="a")
-    with lora_disabled(net, "b"):
-        torch.testing.assert_close(load_adapter(small_mlp(), tmp_path / "half")(x), net(x))
+    with pytest.raises(ValueError, match="no layer of the model carries LoRA"):
+        save_adapter(base(), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("weight", [float("nan"), float("inf"), "1", True])
-def test_refuses_weights(folder: Path, weight: Any) -> None:
+def test_an_adapter_is_saved_as_trained(
+    adapted: nn.Module, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_lora_scale(adapted, 0)
+    again = save_adapter(adapted, tmp_path / "again")
+    assert "saved as trained, without its scale=0" in caplog.text
+    assert (again / WEIGHTS_NAME).read_bytes() == (folder / WEIGHTS_NAME).read_bytes()
+
+
+@pytest.mark.parametrize("scale", [float("nan"), "1", True])
+def test_refuses_scales(folder: Path, scale: Any) -> None:
     net = base()
-    with pytest.raises(ValueError, match=f"weight={weight}: expected a finite number"):
-        load_adapter(net, folder, weight=weight)
+    with pytest.raises(ValueError, match=f"scale={scale}: expected a finite number"):
+        load_adapter(net, folder, scale=scale)
     assert not has_lora(net)
 
 
 def test_the_same_adapter_is_the_same_file(adapted: nn.Module, tmp_path: Path) -> None:
-    metadata = {"dataset": "mnist", "a": "ä", "z": '"'}
+    metadata = {"dataset": "mnist", "a": "ä", "z": '"\\', "empty": ""}
     folders = [save_adapter(adapted, tmp_path / str(n), metadata=metadata) for n in range(8)]
     assert len({(folder / WEIGHTS_NAME).read_bytes() for folder in folders}) == 1
     with safe_open(folders[0] / WEIGHTS_NAME, "pt") as file:
-        assert file.metadata().items() >= metadata.items()
+        sha256 = fingerprint(base().state_dict())
+        assert file.metadata() == {"format": "pt", "base_sha256": sha256, **metadata}
+    assert read_base_sha256(folders[0]) == sha256
 
 
-def test_metadata(adapted: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_base_is_refused_by_fingerprint(adapted: nn.Module, tmp_path: Path) -> None:
     save_adapter(adapted, tmp_path, metadata={"dataset": "mnist"})
-    with safe_open(tmp_path / WEIGHTS_NAME, "pt") as file:
-        expected = {"format": "pt", "base_sha256": fingerprint(base().state_dict())}
-        assert file.metadata() == {**expected, "dataset": "mnist"}
-    other = base()
-    with torch.no_grad():
-        other.linear1.bias[0] += 1
-    here = fingerprint(other.state_dict())
-    message = f"made for the base {expected['base_sha256']} on mnist, this one is {here}"
-    with pytest.raises(ValueError, match=message):
+    other = base(change=1)
+    here, there = (fingerprint(net.state_dict()) for net in (other, base()))
+    with pytest.raises(ValueError, match=f"made for the base {there} on mnist, this one is {here}"):
         load_adapter(other, tmp_path)
-    load_adapter(base(), tmp_path)
-    assert not caplog.records
-    save_file(load_file(tmp_path / WEIGHTS_NAME), tmp_path / WEIGHTS_NAME)  # as PEFT would
-    load_adapter(base(), tmp_path)
-    assert "does not say which base it was made for: not checked" in caplog.text
-
-
-def test_another_base_is_refused_by_fingerprint(folder: Path) -> None:
-    other = base()
-    with torch.no_grad():
-        other.linear2.bias[0] += 1
-    with pytest.raises(ValueError, match="made for the base [0-9a-f]{64}, this one is "):
-        load_adapter(other, folder)
     assert not has_lora(other)
-    assert has_lora(load_adapter(other, folder, allow_other_base=True))
+    assert has_lora(load_adapter(other, tmp_path, allow_other_base=True))
 
 
-def rewrite(folder: Path, **changes: Any) -> None:
-    path = folder / CONFIG_NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def retensor(folder: Path, **changes: Any) -> None:
-    tensors = load_file(folder / WEIGHTS_NAME)
-    for key, value in changes.items():
-        name = f"base_model.model.{key.replace('__', '.')}"
-        if value is None:
-            del tensors[name]
-        else:
-            tensors[name] = value
-    save_file(tensors, folder / WEIGHTS_NAME)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: (f / WEIGHTS_NAME).unlink(), "expected a readable adapter_model.safetensors"),
-        (lambda f: (f / CONFIG_NAME).unlink(), "expected a readable adapter_config.json"),
-        (lambda f: (f / CONFIG_NAME).write_text("{"), "expected a readable adapter_config.json"),
-        (
-            lambda f: (f / WEIGHTS_NAME).write_bytes((f / WEIGHTS_NAME).read_bytes()[:-8]),
-            "expected a readable adapter_model.safetensors",
-        ),
-        (lambda f: rewrite(f, peft_type="IA3"), "expected peft_type LORA"),
-        (lambda f: rewrite(f, use_dora=True), "use_dora=True is not supported; expected False"),
-        (lambda f: rewrite(f, bias="all"), "bias=all is not supported; expected none"),
-        (lambda f: rewrite(f, modules_to_save=["linear2"]), "modules_to_save=.* is not supported"),
-        (lambda f: rewrite(f, r=3), r"linear1.lora_A.weight has shape \(2, 6\), expected \(3, 6\)"),
-        (lambda f: rewrite(f, lora_alpha=-1), "alpha=-1: expected a finite number > 0"),
-        (lambda f: retensor(f, linear1__lora_B__weight=None), "linear1.lora_B.weight is missing"),
-        (
-            lambda f: retensor(f, linear9__lora_B__weight=X),
-            "unexpected tensor .*linear9.* the model has no such layer that can be adapted",
-        ),
-        (lambda f: retensor(f, other=X), "unexpected tensor base_model.model.other"),
-        *(
-            (
-                lambda f, bad=bad: retensor(f, linear1__lora_A__weight=torch.full((2, 6), bad)),
-                "linear1.lora_A.weight holds NaN or infinity",
-            )
-            for bad in (torch.nan, torch.inf, -torch.inf)
-        ),
-        (
-            lambda f: retensor(f, linear2__lora_A__weight=None, linear2__lora_B__weight=None),
-            "the tensors of linear2 are missing, which target_modules names",
-        ),
-        (
-            lambda f: rewrite(f, target_modules=["linear1"]),
-            r"unexpected tensors of linear2, which target_modules=\['linear1'\] omits",
-        ),
-        (
-            lambda f: retensor(f, linear1__lora_A__weight=torch.ones(2, 6, dtype=torch.int32)),
-            "linear1.lora_A.weight holds torch.int32, expected floating-point",
-        ),
-        (
-            lambda f: retensor(
-                f, linear1__lora_A__weight=torch.full((2, 6), 1e300, dtype=torch.float64)
-            ),
-            "holds NaN or infinity",
-        ),
-        (
-            lambda f: (f / WEIGHTS_NAME).rename(f / "adapter_model.bin"),
-            "adapter_model.bin is a pickle",
-        ),
-        (
-            lambda f: torch.save({}, f / WEIGHTS_NAME),
-            "expected a readable adapter_model.safetensors",
-        ),
-        (lambda f: (f / WEIGHTS_NAME).write_bytes(b""), "expected a readable adapter_model"),
-        (lambda f: save_file({}, f / WEIGHTS_NAME), "holds no tensor"),
-        (lambda f: rewrite(f, r="two"), "r=two: expected an integer in adapter_config.json"),
-        (lambda f: rewrite(f, r=None), "expected the key r in adapter_config.json"),
-        (lambda f: rewrite(f, lora_alpha="x"), "alpha=x: expected a finite number > 0"),
-        (lambda f: rewrite(f, rank_pattern=[1]), r"rank_pattern=\[1\]: expected a mapping"),
-        (lambda f: rewrite(f, alpha_pattern={"(": 1}), "alpha_pattern: expected regular expressi"),
-        (lambda f: rewrite(f, use_rslora="false"), "use_rslora=false: expected true or false in"),
-        (lambda f: rewrite(f, target_modules=[1]), r"target_modules=\[1\]: expected a list or"),
-        (lambda f: rewrite(f, lora_bias=True), "lora_bias=True is not supported"),
-        (lambda f: rewrite(f, layers_to_transform=[0]), r"layers_to_transform=\[0\] is not supp"),
-        (lambda f: rewrite(f, use_next_year=True), "use_next_year=True is not supported"),
-        (lambda f: rewrite(f, init_lora_weights="olora"), "init_lora_weights=olora is not supp"),
-    ],
-)
-def test_refuses_a_damaged_or_foreign_adapter(folder: Path, damage: Any, message: str) -> None:
-    damage(folder)
-    net = base()
-    with pytest.raises(ValueError, match=message):
-        load_adapter(net, folder)
-    assert not has_lora(net)
-
-
-def test_refuses_to_save_what_is_no_single_adapter(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no layer of the model carries LoRA"):
-        save_adapter(base(), tmp_path)
-    with pytest.raises(ValueError, match="carries 2 adapters; expected one"):
-        save_adapter(add_lora(add_lora(base())), tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_bases_name_is_read_without_the_tensors(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_adapter_that_does_not_name_its_base(
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = fingerprint(base().state_dict())
-    monkeypatch.setattr(torch, "frombuffer", None)
-    assert read_base_sha256(folder) == expected
-    assert read_base_sha256(str(folder)) == expected
-
-
-def test_an_adapter_that_does_not_name_its_base(folder: Path) -> None:
-    save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)
+    save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)  # as PEFT would
     assert read_base_sha256(folder) is None
+    assert has_lora(load_adapter(base(), folder))
+    assert "does not say which base it was made for: not checked" in caplog.text
 
 
 @pytest.mark.parametrize("bad", ["", "../../etc", "A" * 64, "0" * 63 + "\n"])
 def test_what_is_no_fingerprint_is_refused(folder: Path, bad: str) -> None:
     save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME, {"base_sha256": bad})
-    with pytest.raises(ValueError, match=r"base_sha256=.*: expected 64 hexadecimal digits"):
+    with pytest.raises(ValueError, match=r"base_sha256=[^:]*: expected 64 hexadecimal digits"):
         read_base_sha256(folder)
     with pytest.raises(ValueError, match="expected a readable adapter_model.safetensors"):
         read_base_sha256(folder / "nowhere")
 
 
-def large(folder: Path) -> None:
-    """Of a rank that nobody needs, and no room on disk."""
-    rank = 10**7
-    shapes = {"linear1": (5, 6), "linear2": (3, 5)}
-    header, end = {}, 0
-    for layer, (rows, columns) in shapes.items():
-        for factor, shape in {"lora_A": (rank, columns), "lora_B": (rows, rank)}.items():
-            start, end = end, end + 4 * shape[0] * shape[1]
-            key = f"base_model.model.{layer}.{factor}.weight"
-            header[key] = {"dtype": "F32", "shape": shape, "data_offsets": (start, end)}
-    text = json.dumps(header).encode()
-    (folder / WEIGHTS_NAME).write_bytes(len(text).to_bytes(8, "little") + text)
-    os.truncate(folder / WEIGHTS_NAME, 8 + len(text) + end)
-    rewrite(folder, r=rank)
+def rewrite(**changes: Any) -> Any:
+    def damage(folder: Path) -> None:
+        path = folder / CONFIG_NAME
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return damage
 
 
-def long_header(folder: Path) -> None:
-    content = (folder / WEIGHTS_NAME).read_bytes()
-    (folder / WEIGHTS_NAME).write_bytes((2**40).to_bytes(8, "little") + content[8:])
+def retensor(**changes: torch.Tensor | None) -> Any:
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS_NAME)
+        for key, value in changes.items():
+            name = f"base_model.model.{key.replace('__', '.')}.weight"
+            tensors.pop(name, None)
+            if value is not None:
+                tensors[name] = value
+        save_file(tensors, folder / WEIGHTS_NAME)
+
+    return damage
 
 
-def replace_config(folder: Path, text: str) -> None:
-    (folder / CONFIG_NAME).write_text(text)
+def write(name: str, content: bytes) -> Any:
+    return lambda folder: (folder / name).write_bytes(content)
 
 
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
+UNREADABLE = "expected a readable adapter_model.safetensors"
+NO_CONFIG = "expected a readable adapter_config.json"
 
 
 @pytest.mark.parametrize(
-    ("attack", "message"),
+    ("damage", "message"),
     [
-        (lambda f: replace_config(f, "[" * 5000 + "]" * 5000), "expected a readable adapter_conf"),
-        (lambda f: replace_config(f, '{"a":' * 50_000), "expected a readable adapter_config.json"),
-        (lambda f: replace_config(f, " " * 5_000_000), "more than 4,194,304 bytes"),
-        (lambda f: rewrite(f, lora_alpha=10**400), "alpha=10000.*: expected a finite number > 0"),
-        (lambda f: replace_config(f, '{"r": ' + "9" * 5000 + "}"), "expected a readable adapter_c"),
-        (lambda f: rewrite(f, r=10**400), r"has shape \(2, 6\), expected \(1000"),
-        (lambda f: rewrite(f, use_rslora="false"), "use_rslora=false: expected true or false"),
-        (lambda f: rewrite(f, use_dora="false"), "use_dora=false is not supported"),
-        (lambda f: rewrite(f, alpha_pattern={"((((.*)*)*)*)*x": 1}), "simple expression"),
-        (lambda f: rewrite(f, alpha_pattern=dict.fromkeys(map(str, range(10**5)), 1)), "too long"),
-        (lambda f: rewrite(f, alpha_pattern={"linear1": [["x" * 10**6]]}), "alpha=.*: expected"),
-        (lambda f: rewrite(f, peft_type={"a": [1]}), "expected peft_type LORA"),
-        (lambda f: rewrite(f, target_modules={"a": 1}), "expected a list or a string"),
-        (lambda f: rewrite(f, **{"a\x1b[2Jb": 1}), r"a\\x1b\[2Jb=1 is not supported"),
-        (lambda f: rewrite(f, bias="x\ny"), r"bias=x\\ny is not supported"),
-        (long_header, "its header is too long"),
-        (large, "bytes are too many for the model's layers"),
+        (lambda f: (f / WEIGHTS_NAME).unlink(), UNREADABLE),
+        (lambda f: torch.save({}, f / WEIGHTS_NAME), UNREADABLE),
+        (write(WEIGHTS_NAME, b""), UNREADABLE),
+        (lambda f: write(WEIGHTS_NAME, (f / WEIGHTS_NAME).read_bytes()[:-8])(f), UNREADABLE),
+        (lambda f: (f / WEIGHTS_NAME).rename(f / "adapter_model.bin"), "is a pickle"),
+        (lambda f: save_file({}, f / WEIGHTS_NAME), "holds no tensor"),
+        (lambda f: (f / CONFIG_NAME).unlink(), NO_CONFIG),
+        (write(CONFIG_NAME, b"{"), NO_CONFIG),
+        (write(CONFIG_NAME, b"[" * 5000), NO_CONFIG),
+        (rewrite(peft_type="IA3"), "expected peft_type LORA"),
+        (rewrite(use_dora=True), "use_dora=True is not supported; expected False"),
+        (rewrite(bias="all"), "bias=all is not supported; expected none"),
+        (rewrite(modules_to_save=["linear2"]), "modules_to_save=.* is not supported"),
+        (rewrite(layers_to_transform=[0]), r"layers_to_transform=\[0\] is not supported"),
+        (rewrite(use_next_year=True), "use_next_year=True is not supported"),
+        (rewrite(init_lora_weights="olora"), "init_lora_weights=olora is not supported"),
+        (rewrite(r=3), r"linear1 has shape \(2, 6\), expected \(3, 6\)"),
+        (rewrite(r="two"), "r=two: expected an integer in adapter_config.json"),
+        (rewrite(r=None), "r=None: expected an integer in adapter_config.json"),
+        (rewrite(lora_alpha=-1), "alpha=-1: expected a finite number > 0"),
+        (rewrite(lora_alpha="x"), "lora_alpha=x: expected a number"),
+        (rewrite(rank_pattern=[1]), r"rank_pattern=\[1\]: expected a mapping"),
+        (rewrite(alpha_pattern={".*1": 1}), r"alpha_pattern={.*1: 1}: expected a layer's name"),
+        (rewrite(use_rslora="false"), "use_rslora=false: expected true or false in"),
+        (rewrite(target_modules=7), "target_modules=7: expected a string or a list"),
+        (rewrite(target_modules=["linear1"]), r"=\['linear1'\] contradicts tensors of linear2"),
         (
-            lambda f: save_file(load_file(f / WEIGHTS_NAME), f / WEIGHTS_NAME, {"a": "x" * 2**23}),
-            "its header is too long",
+            retensor(linear2__lora_A=None, linear2__lora_B=None),
+            r"target_modules=\['linear1', 'linear2'\] contradicts no tensors of linear2",
+        ),
+        (retensor(linear1__lora_B=None), "linear1.lora_B.weight is missing"),
+        (retensor(linear9__lora_B=X), "unexpected tensor .*linear9.* no such layer that can be"),
+        (retensor(linear1__lora_A=torch.ones(6, 2)), "linear1 has shape"),
+        (retensor(linear1__lora_A=torch.tensor(1.0)), "linear1 has shape"),
+        (retensor(linear1__lora_A=torch.ones(2, 6).int()), "expected numbers, found torch.int32"),
+        *(
+            (retensor(linear1__lora_A=torch.full((2, 6), bad)), "linear1.* holds NaN or infinity")
+            for bad in (torch.nan, -torch.inf)
         ),
         (
-            lambda f: save_file(
-                load_file(f / WEIGHTS_NAME), f / WEIGHTS_NAME, {"base_sha256": "\x1b[2J" * 1000}
-            ),
-            r"made for the base \\x1b\[2J",
+            retensor(linear1__lora_A=torch.full((2, 6), 1e300, dtype=torch.float64)),
+            "holds NaN or infinity",
         ),
-        (lambda f: pipe(f / WEIGHTS_NAME), "expected a readable adapter_model.safetensors"),
-        (lambda f: pipe(f / CONFIG_NAME), "expected a readable adapter_config.json"),
     ],
 )
-def test_a_strangers_adapter_is_refused_at_once(folder: Path, attack: Any, message: str) -> None:
-    attack(folder)
-    started = time.perf_counter()
+def test_refuses_a_damaged_or_foreign_adapter(folder: Path, damage: Any, message: str) -> None:
+    damage(folder)
+    net = base()
     with pytest.raises(ValueError, match=message) as refusal:
-        load_adapter(base(), folder)
-    assert time.perf_counter() - started < 1
-    text = str(refusal.value)
-    assert len(text) < 800
-    assert text.isprintable()
+        load_adapter(net, folder)
+    assert str(refusal.value).startswith(f"{folder}: ")
+    assert "\n" not in str(refusal.value)
+    assert not has_lora(net)
+    assert all(p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.parametrize(
@@ -346,15 +230,13 @@ def test_a_strangers_adapter_is_refused_at_once(folder: Path, attack: Any, messa
     [
         {"target_modules": "((((.*)*)*)*)*x"},
         {"target_modules": "("},
-        {"target_modules": "a{99999999999999}"},
         {"exclude_modules": ".*" * 100 + "x"},
         {"rank_pattern": {"((((.*)*)*)*)*x": 9}},
-        {"rank_pattern": {"(" * 20_000: 9}},
     ],
 )
 def test_a_strangers_expressions_are_not_evaluated(
     adapted: nn.Module, folder: Path, changes: dict[str, Any]
 ) -> None:
     """The layers and their ranks stand in the tensors."""
-    rewrite(folder, **changes)
+    rewrite(**changes)(folder)
     assert torch.equal(load_adapter(base(), folder)(X), adapted(X))

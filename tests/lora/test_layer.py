@@ -9,186 +9,153 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lora_mnist.classifier.net import MLP
 from lora_mnist.lora import (
+    LayerSettings,
     LoRAParametrization,
     add_lora,
     has_lora,
+    is_number,
     lora_disabled,
     lora_layers,
     lora_parameters,
     merge_lora,
     remove_lora,
+    set_lora_scale,
 )
 
 
-def test_effective_weight_is_the_papers_equation(tiny: nn.Module) -> None:
-    randomize(add_lora(tiny, rank=2, alpha=3))
+@pytest.mark.parametrize(("use_rslora", "scaling"), [(False, 3 / 4), (True, 3 / 2)])
+def test_effective_weight_is_the_papers_equation(
+    tiny: nn.Module, use_rslora: bool, scaling: float
+) -> None:
+    randomize(add_lora(tiny, rank=4, alpha=3, use_rslora=use_rslora))
     for _, layer in lora_layers(tiny):
         adapter = layer.parametrizations.weight[0]
+        assert adapter.scaling == scaling
         original = layer.parametrizations.weight.original
-        assert adapter.scaling == 3 / 2
-        expected = original + (adapter.lora_B @ adapter.lora_A) * adapter.scaling
+        expected = original + (adapter.lora_B @ adapter.lora_A) * scaling
         assert torch.equal(layer.weight, expected)
-        assert not torch.equal(layer.weight, original)
 
 
-def test_shapes_and_initialisation() -> None:
+@pytest.mark.parametrize(("init", "std"), [("gaussian", 0.5), ("kaiming", 1 / 20 / 3**0.5)])
+def test_shapes_and_initialisation(init: str, std: float) -> None:
     torch.manual_seed(0)
-    layer = add_lora(nn.Sequential(nn.Linear(400, 300)), rank=4, target_modules="0", init_std=0.5)[
-        0
-    ]
-    adapter = layer.parametrizations.weight[0]
-    assert adapter.lora_A.shape == (4, 400)
-    assert adapter.lora_B.shape == (300, 4)
-    assert adapter.lora_A.std().item() == pytest.approx(0.5, rel=0.05)
+    settings = LayerSettings(rank=8, init=init, init_std=0.5)
+    adapter = LoRAParametrization(torch.empty(300, 400), settings)
+    assert adapter.lora_A.shape == (8, 400)
+    assert adapter.lora_B.shape == (300, 8)
+    assert adapter.lora_A.std().item() == pytest.approx(std, rel=0.05)
     assert adapter.lora_A.mean().item() == pytest.approx(0, abs=0.05)
+    assert init == "gaussian" or adapter.lora_A.abs().max() <= 1 / 20
     assert not adapter.lora_B.any()
 
 
-def test_kaiming_is_uniform_in_the_fan_in() -> None:
-    torch.manual_seed(0)
-    layer = add_lora(
-        nn.Sequential(nn.Linear(400, 300)), rank=8, target_modules="0", init="kaiming"
-    )[0]
-    values = layer.parametrizations.weight[0].lora_A
-    assert values.abs().max() <= 1 / 20
-    assert values.std().item() == pytest.approx(1 / 20 / 3**0.5, rel=0.05)
-    assert not layer.parametrizations.weight[0].lora_B.any()
-
-
-def test_rank_stabilised_scaling(tiny: nn.Module) -> None:
-    add_lora(tiny, rank=4, alpha=3, use_rslora=True)
-    assert tiny.linear1.parametrizations.weight[0].scaling == 3 / 2
-    plain = add_lora(TinyNet(), rank=4, alpha=3)
-    assert plain.linear1.parametrizations.weight[0].scaling == 3 / 4
+TOLERANCES = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-4},
+    torch.float64: {"rtol": 1e-12, "atol": 1e-12},
+}
 
 
 @settings(max_examples=30, deadline=None)
 @given(
     rank=st.integers(1, 8),
     alpha=st.floats(0.1, 16),
+    scale=st.sampled_from([1, 0.3, -2]),
     shape=st.sampled_from([(6,), (0, 6), (1, 6), (7, 6), (2, 3, 6)]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 1000),
 )
 def test_laws(
-    rank: int, alpha: float, shape: tuple[int, ...], dtype: torch.dtype, seed: int
+    rank: int, alpha: float, scale: float, shape: Any, dtype: torch.dtype, seed: int
 ) -> None:
     """Factored equals dense; off equals base; merged equals adapted; removed equals base."""
     torch.manual_seed(seed)
     net = TinyNet().to(dtype)
     x = torch.randn(shape, dtype=dtype)
-    base = net(x)
-    base_weight = net.linear1.weight.detach().clone()
+    base, weight = net(x), net.linear1.weight.detach().clone()
     randomize(add_lora(net, rank=rank, alpha=alpha))
+    trained = net(x)
+    set_lora_scale(net, scale)
     adapted = net(x)
-    exact = dtype == torch.float64
-    tolerance = {"rtol": 1e-12, "atol": 1e-12} if exact else {"rtol": 1e-5, "atol": 1e-4}
-    torch.testing.assert_close(adapted, dense(net, x), **tolerance)
+    assert (scale == 1) == torch.equal(adapted, trained) or adapted.numel() == 0
+    torch.testing.assert_close(adapted, dense(net, x), **TOLERANCES[dtype])
+    update = (net.linear1.weight - weight) / scale
+    adapter = net.linear1.parametrizations.weight[0]
+    expected = adapter.lora_B @ adapter.lora_A * alpha / rank
+    torch.testing.assert_close(update, expected, **TOLERANCES[dtype])
     with lora_disabled(net):
         assert torch.equal(net(x), base)
-        assert torch.equal(net.linear1.weight, base_weight)
-    assert torch.equal(net(x), adapted)
+        assert torch.equal(net.linear1.weight, weight)
     merged = merge_lora(copy.deepcopy(net))
     assert not has_lora(merged)
     assert type(merged.linear1) is nn.Linear
-    torch.testing.assert_close(merged(x), adapted, **tolerance)
-    removed = remove_lora(net)
-    assert type(removed.linear1) is nn.Linear
-    assert torch.equal(removed(x), base)
-    assert torch.equal(removed.linear1.weight, base_weight)
+    torch.testing.assert_close(merged(x), adapted, **TOLERANCES[dtype])
+    set_lora_scale(net, 0)
+    assert torch.equal(net(x), base)
+    assert torch.equal(net.linear1.weight, weight)
+    assert torch.equal(remove_lora(net)(x), base)
+    assert torch.equal(net.linear1.weight, weight)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_factored_equals_dense_on_the_real_sizes(dtype: torch.dtype, tolerance: float) -> None:
-    torch.manual_seed(0)
-    net = randomize(add_lora(MLP().to(dtype), rank=3, alpha=2.0, init_std=0.02))
-    for layer in (net.linear1, net.linear2, net.linear3):
-        nn.init.normal_(layer.parametrizations.weight[0].lora_A, std=0.02)
-        nn.init.normal_(layer.parametrizations.weight[0].lora_B, std=0.02)
-        x = torch.randn(10, layer.in_features, dtype=dtype)
-        torch.testing.assert_close(
-            layer(x), F.linear(x, layer.weight, layer.bias), rtol=tolerance, atol=tolerance
-        )
-
-
-def test_gradients_equal_those_of_the_dense_parametrization(tiny: nn.Module) -> None:
-    tiny.double()
-    randomize(add_lora(tiny, rank=2, alpha=3))
-    x = torch.randn(7, 6, dtype=torch.float64)
-    parameters = list(lora_parameters(tiny))
-    factored = torch.autograd.grad(tiny(x).square().sum(), parameters)
-    through_weight = torch.autograd.grad(dense(tiny, x).square().sum(), parameters)
-    for ours, theirs in zip(factored, through_weight, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
-def test_training_never_builds_the_dense_product(
-    tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_lora(tiny)
-
-    def refuse(*_: object) -> None:
-        raise AssertionError("the dense weight was built")
-
-    monkeypatch.setattr(LoRAParametrization, "forward", refuse)
-    tiny(torch.randn(4, 6)).sum().backward()
-    add_lora(tiny)
-    tiny(torch.randn(4, 6)).sum().backward()
-    with pytest.raises(AssertionError):
-        _ = tiny.linear1.weight
-
-
-def conv_net(dtype: torch.dtype = torch.float64, **geometry: Any) -> nn.Module:
+def conv_net(**geometry: Any) -> nn.Module:
     """One convolution, 2 to 4 channels, of any geometry."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 4, **{"kernel_size": 3, **geometry})).to(dtype)
+    return nn.Sequential(nn.Conv2d(2, 4, **{"kernel_size": 3, **geometry})).double()
 
 
 @settings(max_examples=30, deadline=None)
 @given(
     rank=st.integers(1, 5),
+    shape=st.sampled_from([(3, 2, 7, 6), (2, 7, 6)]),
     kernel_size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     stride=st.integers(1, 2),
     padding=st.sampled_from([0, 1, (1, 0), "valid"]),
     dilation=st.integers(1, 2),
     bias=st.booleans(),
     padding_mode=st.sampled_from(["zeros", "reflect"]),
-    init=st.sampled_from(["gaussian", "kaiming"]),
+    init=st.sampled_from(["gaussian", "kaiming", "pissa"]),
 )
-def test_laws_of_convolutions(rank: int, init: str, **geometry: Any) -> None:
-    """Factored equals dense; off equals base; merged equals adapted; removed equals base."""
+def test_laws_of_convolutions(rank: int, shape: Any, init: str, **geometry: Any) -> None:
     net = conv_net(**geometry)
-    for shape in ((3, 2, 7, 6), (2, 7, 6)):
-        net = conv_net(**geometry)
-        x = torch.randn(shape, dtype=torch.float64)
-        base, weight = net(x), net[0].weight.detach().clone()
-        add_lora(net, rank=rank, alpha=2.0, target_modules="0", init=init)
+    x = torch.randn(shape, dtype=torch.float64)
+    base = net(x)
+    rank = min(rank, 2) if init == "pissa" else rank
+    add_lora(net, rank=rank, alpha=2.0, target_modules="0", init=init)
+    assert torch.equal(net(x), base)
+    adapted = randomize(net)(x)
+    assert not torch.allclose(adapted, base)
+    dense = conv_net(**geometry)
+    dense[0].weight.data = net[0].weight.data
+    torch.testing.assert_close(adapted, dense(x), **TOLERANCES[torch.float64])
+    with lora_disabled(net):
         assert torch.equal(net(x), base)
-        adapted = randomize(net)(x)
-        assert not torch.allclose(adapted, base)
-        adapter = net[0].parametrizations.weight[0]
-        update = torch.einsum("or,rihw->oihw", adapter.lora_B[..., 0, 0], adapter.lora_A)
-        assert torch.allclose(net[0].weight, weight + update * 2 / rank)
-        dense = conv_net(**geometry)
-        dense[0].weight.data = net[0].weight.data
-        torch.testing.assert_close(adapted, dense(x), rtol=1e-12, atol=1e-12)
-        with lora_disabled(net):
-            assert torch.equal(net(x), base)
-        merged = merge_lora(copy.deepcopy(net))
-        assert type(merged[0]) is nn.Conv2d
-        torch.testing.assert_close(merged(x), adapted, rtol=1e-12, atol=1e-12)
-        assert torch.equal(remove_lora(net)(x), base)
+    merged = merge_lora(copy.deepcopy(net))
+    torch.testing.assert_close(merged(x), adapted, **TOLERANCES[torch.float64])
+    assert torch.equal(remove_lora(net)(x), base)
+    assert type(net[0]) is nn.Conv2d
 
 
-def test_a_convolution_never_builds_the_dense_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = add_lora(conv_net(), rank=3, target_modules="0")
-    shapes = [tuple(p.shape) for p in lora_parameters(net)]
-    assert shapes == [(3, 2, 3, 3), (4, 3, 1, 1)]
+def test_gradients_equal_those_of_the_dense_parametrization(tiny: nn.Module) -> None:
+    randomize(add_lora(tiny.double(), rank=2, alpha=3))
+    x = torch.randn(7, 6, dtype=torch.float64)
+    parameters = list(lora_parameters(tiny))
+    factored = torch.autograd.grad(tiny(x).square().sum(), parameters)
+    through_weight = torch.autograd.grad(dense(tiny, x).square().sum(), parameters)
+    torch.testing.assert_close(factored, through_weight, **TOLERANCES[torch.float64])
+
+
+def test_training_never_builds_the_dense_product(
+    tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(LoRAParametrization, "forward")
-    net(torch.randn(1, 2, 5, 5, dtype=torch.float64)).sum().backward()
-    assert not any(torch.isnan(p.grad).any() for p in lora_parameters(net))
+    conv = add_lora(conv_net(), rank=3, target_modules="0")
+    assert [tuple(p.shape) for p in lora_parameters(conv)] == [(3, 2, 3, 3), (4, 3, 1, 1)]
+    for net, x in ((tiny, torch.randn(4, 6)), (conv, torch.randn(1, 2, 5, 5).double())):
+        for _ in range(2):
+            add_lora(net)(x).sum().backward()
+        assert all(p.grad is not None for p in lora_parameters(net) if p.requires_grad)
+    with pytest.raises(NotImplementedError):
+        _ = tiny.linear1.weight
 
 
 def test_mixed_precision(tiny: nn.Module) -> None:
@@ -214,3 +181,23 @@ def test_dropout_on_the_adapters_input_while_training() -> None:
     update = F.dropout(x, 0.4) @ adapter.lora_A.T @ adapter.lora_B.T * adapter.scaling
     torch.testing.assert_close(noisy, base + update)
     torch.testing.assert_close(net.eval()(x), F.linear(x, net[0].weight, net[0].bias))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"rank": bad} for bad in (0, -3, 2.0, True, "2", 10**400)),
+        *({"alpha": bad} for bad in (0, -1, float("nan"), float("inf"), 10**400, "1")),
+        *({"init_std": 0}, {"use_rslora": 1}, {"dropout": 1}, {"dropout": -0.1}),
+    ],
+    ids=lambda arguments: str(arguments)[:30],
+)
+def test_a_refusal_names_argument_and_value(arguments: dict[str, Any]) -> None:
+    ((key, value),) = arguments.items()
+    with pytest.raises(ValueError, match=rf"^{key}={value}: expected [^\n]*$"):
+        LayerSettings(**arguments)
+
+
+def test_numbers() -> None:
+    assert all(map(is_number, (0, -1, 1.5, 3.4e38, 10**38)))
+    assert not any(map(is_number, (True, "1", None, float("nan"), float("-inf"), 3.5e38, 10**400)))

@@ -1,4 +1,4 @@
-"""The package stands alone: copied into another project, with files.py beside it, it works."""
+"""The package stands alone: copied into another project, with disk/files.py beside it, it works."""
 
 import ast
 import shutil
@@ -42,7 +42,8 @@ torch.testing.assert_close(merge_lora(loaded)(x), net(x))
 def test_it_works_inside_another_package(tmp_path: Path) -> None:
     room = tmp_path / "other" / "tools"
     shutil.copytree(SOURCE / "lora", room / "lora", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(SOURCE / "files.py", room / "files.py")
+    (room / "disk").mkdir()
+    shutil.copy(SOURCE / "disk" / "files.py", room / "disk")
     # None in sys.modules makes every import of lora_mnist fail.
     script = f"import sys; sys.modules['lora_mnist'] = None; sys.path.insert(0, {str(tmp_path)!r})"
     done = subprocess.run(
@@ -60,7 +61,7 @@ def test_it_imports_torch_and_safetensors_and_nothing_of_ours_but_files() -> Non
     for path in (SOURCE / "lora").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level:
-                assert node.level == 1 or node.module == "files", path
+                assert node.level == 1 or node.module == "disk.files", path
             elif isinstance(node, ast.ImportFrom):
                 assert str(node.module).split(".")[0] in allowed, path
             elif isinstance(node, ast.Import):

@@ -11,11 +11,14 @@ from torch.nn.utils import parametrize
 
 from lora_mnist.lora import (
     add_lora,
+    base_state_dict,
+    changed_tensors,
     has_lora,
     lora_disabled,
     lora_parameters,
     merge_lora,
     remove_lora,
+    set_lora_scale,
 )
 from lora_mnist.lora.model import lora_weights
 from lora_mnist.lora.weight import adaptable_weights
@@ -35,11 +38,25 @@ def test_other_parametrizations_are_respected(tiny: nn.Module) -> None:
     assert has_lora(tiny)
 
 
-def test_a_subclass_with_its_own_forward_keeps_it() -> None:
-    class Shifted(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) + 1
+def test_the_base_keeps_its_names_under_somebody_elses_parametrization(tiny: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(tiny.linear1)
+    nn.utils.parametrizations.spectral_norm(tiny.linear2)
+    before = {name: tensor.clone() for name, tensor in tiny.eval().state_dict().items()}
+    x = torch.randn(4, 6)
+    base = tiny(x)
+    adapted = randomize(add_lora(tiny))(x)
+    assert not torch.allclose(adapted, base)
+    torch.testing.assert_close(adapted, dense(tiny, x))
+    assert changed_tensors(before, base_state_dict(tiny)) == []
+    torch.testing.assert_close(merge_lora(tiny)(x), adapted)
 
+
+class Shifted(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def test_a_subclass_with_its_own_forward_keeps_it() -> None:
     layer = Shifted(3, 2)
     x = torch.randn(4, 3)
     base = layer(x)
@@ -47,23 +64,6 @@ def test_a_subclass_with_its_own_forward_keeps_it() -> None:
     assert torch.equal(layer(x), base)
     randomize(layer)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias) + 1)
-
-
-def conv_net(dtype: torch.dtype = torch.float64, **geometry: Any) -> nn.Module:
-    """One convolution, 2 to 4 channels, of any geometry."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 4, **{"kernel_size": 3, **geometry})).to(dtype)
-
-
-def test_grouped_convolutions_go_through_the_dense_weight() -> None:
-    net = conv_net(groups=2)
-    x = torch.randn(3, 2, 5, 5, dtype=torch.float64)
-    base = net(x)
-    randomize(add_lora(net, rank=2, target_modules="0"))
-    expected = F.conv2d(x, net[0].weight, net[0].bias, groups=2)
-    assert torch.equal(net(x), expected)
-    assert not torch.allclose(expected, base)
-    assert torch.equal(remove_lora(net)(x), base)
 
 
 class Attention(nn.Module):
@@ -138,11 +138,15 @@ def test_every_kind_of_weight(kind: str, init: str) -> None:
         torch.testing.assert_close(adapted, plain(x), rtol=1e-12, atol=1e-12)
         with lora_disabled(net):
             assert torch.equal(net(x), base)
-        for context in (torch.no_grad, torch.inference_mode):
-            with context():
-                torch.testing.assert_close(net(x), adapted, rtol=1e-10, atol=1e-10)
-                with lora_disabled(net):
-                    torch.testing.assert_close(net(x), base, rtol=1e-10, atol=1e-10)
+        with torch.inference_mode():
+            torch.testing.assert_close(net(x), adapted, rtol=1e-10, atol=1e-10)
+    set_lora_scale(net, 0)
+    assert torch.equal(net(x), base)
+    set_lora_scale(net, 0.5)
+    half = net(x)
+    torch.testing.assert_close(merge_lora(copy.deepcopy(net))(x), half, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(half, adapted)
+    set_lora_scale(net, 1)
     assert not torch.allclose(adapted, base)
     ours = torch.autograd.grad(net(x).square().sum(), list(lora_parameters(net)))
     assert all(gradient.isfinite().all() for gradient in ours)
@@ -162,7 +166,9 @@ def test_every_kind_of_weight(kind: str, init: str) -> None:
         (lambda: Attention(), ["in_proj_weight"], "attention.in_proj_weight"),
         (lambda: First(nn.LSTM(4, 3)), ["weight_hh_l0"], "layer.weight_hh_l0"),
         (lambda: nn.Sequential(nn.Embedding(4, 3)), ["0"], "0"),
-        (lambda: conv_net(groups=2), ["0"], "0"),
+        (lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2)), ["0"], "0"),
+        (lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding_mode="reflect")), "all", "0"),
+        (lambda: nn.Sequential(Shifted(3, 2)), "all", "0"),
     ],
 )
 def test_dropout_is_refused_where_it_would_do_nothing(

@@ -2,14 +2,20 @@
 
 Start with :mod:`.layer`: one adapter on one weight. :mod:`.model` puts adapters on a whole network,
 switches, merges and removes them; :mod:`.adapter` writes and reads them. The package needs torch,
-safetensors and the module ``files`` beside it, nothing else.
+safetensors and ``disk/files.py``, nothing else.
 """
 
 from .adapter import load_adapter, read_base_sha256, save_adapter
-from .base_state import changed_tensors, fingerprint
-from .count import count_parameters, trainable_parameters
+from .base_state import (
+    base_state_dict,
+    changed_tensors,
+    count_parameters,
+    fingerprint,
+    lora_state_dict,
+    trainable_parameters,
+)
 from .frozen import freeze_base
-from .layer import LoRAParametrization
+from .layer import LayerSettings, LoRAParametrization, is_number
 from .model import (
     add_lora,
     attach,
@@ -22,12 +28,9 @@ from .model import (
     merge_lora,
     remove_lora,
     set_lora_enabled,
+    set_lora_scale,
 )
-from .packed import pack_frozen, unpack_frozen
-from .peft import CONFIG_NAME
-from .settings import LayerSettings
-from .state import base_state_dict, lora_state_dict
-from .tensor_file import WEIGHTS_NAME
+from .peft import CONFIG_NAME, WEIGHTS_NAME, read_factors
 from .variants import loraplus
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
     "fingerprint",
     "freeze_base",
     "has_lora",
+    "is_number",
     "load_adapter",
     "lora_adapters",
     "lora_disabled",
@@ -52,11 +56,11 @@ __all__ = [
     "lora_state_dict",
     "loraplus",
     "merge_lora",
-    "pack_frozen",
     "read_base_sha256",
+    "read_factors",
     "remove_lora",
     "save_adapter",
     "set_lora_enabled",
+    "set_lora_scale",
     "trainable_parameters",
-    "unpack_frozen",
 ]

@@ -7,44 +7,50 @@ batch normalisation moves its running statistics, and computes with those of the
 from typing import Any
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from .base_state import checksums
+from .base_state import base_state_dict, fingerprint
 from .layer import LoRAParametrization
-from .state import base_state_dict
 
 
 class FrozenBase:
     """Keeps the base of one network in eval mode, and knows what its tensors were.
 
-    It is a forward pre-hook of the network, so it outlasts whoever calls ``model.train()``: that
-    reaches the adapters, and the base only until the next forward pass.
+    It is the network's attribute ``lora_frozen_base``, and acts by forward hooks. So it outlasts
+    whoever calls ``model.train()``: that reaches the adapters, and the base only until the next
+    forward pass. ``model.training`` itself is afterwards what it was before.
 
     Attributes:
-        checksums: one of every tensor of the base, by name.
+        sha256: of every tensor of the base, by name.
         base_dropout: whether the base's own dropout follows ``model.train()``.
     """
 
     def __init__(self, model: nn.Module, base_dropout: bool) -> None:
-        self.checksums = checksums(base_state_dict(model))
+        state = base_state_dict(model)
+        self.sha256 = {name: fingerprint({name: tensor}) for name, tensor in state.items()}
         self.base_dropout = base_dropout
-        self._handles: list[RemovableHandle] = [model.register_forward_pre_hook(self)]
-        # Again on what has state, for whoever calls a part of the network. Not on every layer: a
-        # hook inside nn.TransformerEncoderLayer keeps it from the fast path of the plain base.
-        self._handles += [
-            module.register_forward_pre_hook(_to_eval)
-            for module in model.modules()
-            if _has_state(module)
+        # Whether the network was in train mode, for each of its forward passes going on.
+        self._was_training: list[bool] = []
+        self._handles = [
+            model.register_forward_pre_hook(self._before),
+            model.register_forward_hook(self._after, always_call=True),
         ]
+        # Again on what has buffers, for whoever calls a part of the network. Not on every layer: a
+        # hook inside nn.TransformerEncoderLayer keeps it from the fast path of the plain base.
+        for module in model.modules():
+            if module is not model and _has_buffers(module):
+                self._handles.append(module.register_forward_pre_hook(_to_eval))
 
-    def __call__(self, model: nn.Module, inputs: Any) -> None:
-        """Put the base back into eval mode, if ``model.train()`` was called."""
+    def _before(self, model: nn.Module, inputs: Any) -> None:
+        self._was_training.append(model.training)
         if not model.training:
             return
         for module in model.modules():
             is_base = not isinstance(module, LoRAParametrization)
-            if _has_state(module) or (is_base and not self.base_dropout):
+            if is_base and (_has_buffers(module) or not self.base_dropout):
                 module.training = False
+
+    def _after(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        model.training = self._was_training.pop()
 
     def remove(self) -> None:
         """Let ``train()`` reach the base again."""
@@ -62,55 +68,54 @@ def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
     ``model.train()`` said, until :func:`.model.merge_lora` or :func:`.model.remove_lora`.
 
     Args:
-        model: any network; changed in place.
+        model: any network; changed in place, and returned.
         base_dropout: leave train mode to those modules of the base that hold no buffers, so that
             the base's own dropout acts while an adapter trains.
 
-    Returns:
-        The same ``model``.
+    Raises:
+        ValueError: if a tensor of the base holds no numbers yet, as on the meta device or in a lazy
+            layer. ``model`` is then as it was.
     """
+    frozen = FrozenBase(model, base_dropout)
     release_base(model)
+    model.lora_frozen_base = frozen  # type: ignore[assignment]
     for module in model.modules():
         if not isinstance(module, LoRAParametrization):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
-    FrozenBase(model, base_dropout)
     return model
+
+
+def frozen_bases(model: nn.Module) -> dict[str, FrozenBase]:
+    """What :func:`freeze_base` left on ``model``, called ``""``, and on its parts, by name."""
+    found = {}
+    for name, module in model.named_modules():
+        frozen = getattr(module, "lora_frozen_base", None)
+        if isinstance(frozen, FrozenBase):
+            found[name] = frozen
+    return found
 
 
 def release_base(model: nn.Module) -> None:
     """Let ``model.train()`` reach the base again; its parameters stay frozen."""
-    for _, frozen in _frozen_bases(model):
+    for name, frozen in frozen_bases(model).items():
         frozen.remove()
-
-
-def is_base_frozen(model: nn.Module) -> bool:
-    """Whether :func:`freeze_base` holds for ``model`` itself."""
-    return any(name == "" for name, _ in _frozen_bases(model))
+        del model.get_submodule(name).lora_frozen_base
 
 
 def moved_tensors(model: nn.Module) -> list[str]:
     """Names of the base's tensors that changed since :func:`freeze_base`; empty without it."""
-    now = checksums(base_state_dict(model))
-    return [
-        f"{prefix}{name}"
-        for module, frozen in _frozen_bases(model)
-        for prefix in [f"{module}." if module else ""]
-        for name, before in frozen.checksums.items()
-        if now.get(f"{prefix}{name}") != before
-    ]
+    state = base_state_dict(model)
+    moved = []
+    for part, frozen in frozen_bases(model).items():
+        for name, sha256 in frozen.sha256.items():
+            key = f"{part}.{name}".removeprefix(".")
+            if key not in state or fingerprint({name: state[key]}) != sha256:
+                moved.append(key)
+    return moved
 
 
-def _frozen_bases(model: nn.Module) -> list[tuple[str, FrozenBase]]:
-    return [
-        (name, hook)
-        for name, module in model.named_modules()
-        for hook in list(module._forward_pre_hooks.values())
-        if isinstance(hook, FrozenBase)
-    ]
-
-
-def _has_state(module: nn.Module) -> bool:
+def _has_buffers(module: nn.Module) -> bool:
     is_base = not isinstance(module, LoRAParametrization)
     return is_base and any(True for _ in module.buffers(recurse=False))
 

@@ -4,24 +4,69 @@ A linear layer with the frozen weight ``W``, shape (out_features, in_features), 
 
     y = x W^T + b + scaling * (x A^T) B^T,    scaling = alpha / rank
 
-(:attr:`.settings.LayerSettings.scaling`) with ``A = lora_A``, shape (rank, in_features), and
-``B = lora_B``, shape (out_features, rank). A convolution does the same with a convolution to
-``rank`` channels, ``lora_A`` of shape (rank, in_channels, height, width), and a 1x1 convolution
-from them, ``lora_B`` of shape (out_channels, rank, 1, 1). Any other weight is adapted through the
-dense sum ``W + scaling * B A``.
+with ``A = lora_A``, shape (rank, in_features), and ``B = lora_B``, shape (out_features, rank). A
+convolution does the same with a convolution to ``rank`` channels, ``lora_A`` of shape (rank,
+in_channels, height, width), and a 1x1 convolution from them, ``lora_B`` of shape (out_channels,
+rank, 1, 1). Any other weight is adapted through the dense sum ``W + scaling * B A``.
 
 Papers: LoRA, arXiv:2106.09685; rank-stabilised scaling, arXiv:2312.03732.
 """
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .settings import LayerSettings
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """Rank, scaling, initialisation and dropout of the adapter on one layer.
+
+    Args:
+        rank: inner dimension ``r`` of the update, an integer >= 1.
+        alpha: numerator of the scaling, finite and > 0.
+        init: how the adapter starts: ``gaussian``, ``kaiming`` or ``pissa``.
+        init_std: standard deviation of ``lora_A`` with ``gaussian``, finite and > 0.
+        use_rslora: ``scaling = alpha / sqrt(rank)`` instead of ``alpha / rank`` (Kalajdzievski
+            2023, section 3).
+        dropout: probability of zeroing each input of the adapter in train mode, in [0, 1).
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+
+    rank: int = 1
+    alpha: float = 1.0
+    init: str = "gaussian"
+    init_std: float = 1.0
+    use_rslora: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if type(self.rank) is not int or not 1 <= self.rank < 2**31:
+            raise ValueError(f"rank={self.rank}: expected an integer >= 1 and < 2**31")
+        for name in ("alpha", "init_std"):
+            value = getattr(self, name)
+            if not is_number(value) or value <= 0:
+                raise ValueError(f"{name}={value}: expected a finite number > 0, at most 3.4e38")
+        if not isinstance(self.use_rslora, bool):
+            raise ValueError(f"use_rslora={self.use_rslora}: expected true or false")
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: expected a number from 0 to below 1")
+
+    @property
+    def scaling(self) -> float:
+        """The factor of the update."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a number that float32 can hold, and no bool."""
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and abs(value) <= torch.finfo(torch.float32).max  # type: ignore[arg-type]
 
 
 class LoRAParametrization(nn.Module):
@@ -37,7 +82,7 @@ class LoRAParametrization(nn.Module):
     Args:
         weight: the weight to adapt, of two or more dimensions; it is read for its shape, device
             and dtype, and not kept.
-        settings: rank, scaling, start and dropout.
+        settings: rank, scaling, initialisation and dropout.
         name: tells the adapter from others on the same network.
 
     Attributes:
@@ -45,6 +90,7 @@ class LoRAParametrization(nn.Module):
         lora_B: shape (weight.shape[0], rank), and a 1 for each further dimension of ``weight``.
         scaling: the factor of the update, ``alpha / rank``, or ``alpha / sqrt(rank)`` with
             ``use_rslora``.
+        scale: a further factor, for a finished adapter: 1 as trained, 0 the base exactly.
         enabled: whether the update is applied. Without it the layer computes the base exactly.
         was_trainable: whether ``weight`` required a gradient before.
     """
@@ -57,91 +103,91 @@ class LoRAParametrization(nn.Module):
         self.scaling = settings.scaling
         self.dropout = settings.dropout
         self.name = name
+        self.scale = 1.0
         self.enabled = True
         self.was_trainable = weight.requires_grad
         rows, *columns = weight.shape
         self.lora_A = nn.Parameter(weight.new_empty(self.rank, *columns))
         self.lora_B = nn.Parameter(weight.new_zeros(rows, self.rank, *[1] * (weight.ndim - 2)))
-        self.start(weight.detach(), settings)
+        self.init_factors(weight.detach(), settings)
 
-    def start(self, weight: Tensor, settings: LayerSettings) -> None:
+    def init_factors(self, weight: Tensor, settings: LayerSettings) -> None:
         """Give ``lora_A`` its first values; ``lora_B`` is zero."""
         if settings.init == "gaussian":
             nn.init.normal_(self.lora_A, std=settings.init_std)
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the adapter adds anything to the base."""
+        return self.enabled and self.scale != 0
+
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, of ``weight``'s shape; what ``layer.weight`` reads as."""
-        if not self.enabled:
+        if not self.is_on:
             # As before it was frozen: torch's attention and recurrent layers take another path,
             # and round otherwise, where a weight requires no gradient.
             return weight.detach().requires_grad_() if self.was_trainable else weight
-        return weight + self.product().view_as(weight) * self.scaling
+        return weight + self.product().view_as(weight) * (self.scaling * self.scale)
 
     def product(self) -> Tensor:
         """``lora_B @ lora_A`` as a matrix, shape (weight.shape[0], weight[0].numel())."""
         return self.lora_B.flatten(1) @ self.lora_A.flatten(1)
 
-    def add_update(
-        self, output: Tensor, inputs: Tensor, operation: Callable[..., Tensor]
-    ) -> Tensor:
-        """``output`` plus what the adapter adds to it, from the factors alone.
+    def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+        """``y + scaling * (x A^T) B^T``, from the factors alone.
 
-        Args:
-            output: what the layer computed so far: (rows, out_features), or (..., out_channels,
-                height, width).
-            inputs: what the layer was given: (rows, in_features), or (..., in_channels, height,
-                width).
-            operation: what the layer does with inputs, a weight and a bias or ``None``.
-
-        Returns:
-            A tensor of ``output``'s shape.
+        ``x`` is the input of ``layer``, of shape (rows, in_features) or (..., in_channels, height,
+        width), and ``y`` what it computed so far, (rows, out_features) or (..., out_channels,
+        height, width).
         """
-        if not self.enabled:
-            return output
-        if self.dropout:
-            inputs = F.dropout(inputs, self.dropout, self.training)
-        hidden = operation(inputs, self.lora_A, None)
-        if hidden.ndim == 2:  # one kernel instead of two
-            return torch.addmm(output, hidden, self.lora_B.t(), alpha=self.scaling)
-        return torch.add(output, expand(hidden, self.lora_B), alpha=self.scaling)
+        x = F.dropout(x, self.dropout, self.training)
+        if isinstance(layer, nn.Conv2d):
+            update = low_rank(x, self.lora_A, self.lora_B, layer)
+            return torch.add(y, update, alpha=self.scaling * self.scale)
+        # As above, with one kernel less.
+        hidden = F.linear(x, self.lora_A)
+        return torch.addmm(y, hidden, self.lora_B.t(), alpha=self.scaling * self.scale)
 
     def extra_repr(self) -> str:
-        return f"name={self.name}, rank={self.rank}, alpha={self.alpha}, enabled={self.enabled}"
+        shown = ("name", "rank", "alpha", "scale", "enabled")
+        return ", ".join(f"{key}={getattr(self, key)}" for key in shown)
 
 
-def expand(hidden: Tensor, lora_B: Tensor) -> Tensor:
-    """From ``rank`` features or channels to those of the layer's output."""
-    return F.linear(hidden, lora_B) if lora_B.ndim == 2 else F.conv2d(hidden, lora_B)
+def low_rank(x: Tensor, lora_A: Tensor, lora_B: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+    """``(x A^T) B^T``: what ``layer`` computes with the weight ``B A`` and no bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(F.linear(x, lora_A), lora_B)
+    hidden = F.conv2d(x, lora_A, None, layer.stride, layer.padding, layer.dilation)
+    return F.conv2d(hidden, lora_B)
 
 
-def linear_forward(layer: nn.Linear, inputs: Tensor) -> Tensor:
+def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
     """``nn.Linear.forward`` of an adapted layer: (..., in_features) to (..., out_features)."""
-    if inputs.ndim == 2:
-        return _factored(layer, inputs, F.linear)
-    output = _factored(layer, inputs.reshape(-1, inputs.shape[-1]), F.linear)
-    return output.reshape(*inputs.shape[:-1], output.shape[-1])
-
-
-def conv2d_forward(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
-    """``nn.Conv2d.forward`` of an adapted layer: (..., in_channels, height, width) to output."""
-    return _factored(layer, inputs, layer._conv_forward)
-
-
-def _factored(
-    layer: nn.Linear | nn.Conv2d, inputs: Tensor, operation: Callable[..., Tensor]
-) -> Tensor:
-    """The base's output, and on it what each adapter adds."""
-    steps: Any = layer.parametrizations.weight  # type: ignore[union-attr]
-    adapters = list(steps)
-    if not all(isinstance(adapter, LoRAParametrization) for adapter in adapters):
-        # Somebody else's parametrization stands on the same weight: only the dense one is right.
-        return operation(inputs, layer.weight, layer.bias)
-    of_base = operation  # with every adapter off: the base, to the last bit
-    if any(adapter.enabled for adapter in adapters):
-        of_base = getattr(steps, "frozen_operation", operation)
-    output = of_base(inputs, steps.original, layer.bias)
+    adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    if not is_lora_alone(adapters):
+        return F.linear(x, layer.weight, layer.bias)
+    rows = x.reshape(-1, x.shape[-1])
+    y = F.linear(rows, adapters.original, layer.bias)
     for adapter in adapters:
-        output = adapter.add_update(output, inputs, operation)
-    return output
+        if adapter.is_on:
+            y = adapter.add_update(y, rows, layer)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def conv2d_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """``nn.Conv2d.forward`` of an adapted layer with ``groups=1`` and zeros as padding."""
+    adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    is_factored = is_lora_alone(adapters)
+    weight = adapters.original if is_factored else layer.weight
+    y = F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+    for adapter in adapters if is_factored else []:
+        if adapter.is_on:
+            y = adapter.add_update(y, x, layer)
+    return y
+
+
+def is_lora_alone(parametrizations: nn.ModuleList) -> bool:
+    """Whether no other parametrization stands on the weight: then only the dense one is right."""
+    return all(isinstance(each, LoRAParametrization) for each in parametrizations)

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from .frozen import freeze_base, is_base_frozen, release_base
-from .layer import LoRAParametrization
-from .settings import LayerSettings
+from .frozen import freeze_base, frozen_bases, release_base
+from .layer import LayerSettings, LoRAParametrization, is_number
 from .targets import by_pattern, listed, target_weights
 from .variants import new_adapter
 from .weight import Weight, adaptable_weights
@@ -40,7 +39,7 @@ def add_lora(
     reaches the base, whose statistics stay as they are; see :func:`.frozen.freeze_base`.
 
     Args:
-        model: any network; changed in place.
+        model: any network; changed in place, and returned.
         rank: inner dimension ``r`` of the update, an integer >= 1.
         alpha: the update is scaled by ``alpha / rank``; finite and > 0.
         target_modules: the layers that get an adapter, as in PEFT: a regular expression for whole
@@ -52,20 +51,16 @@ def add_lora(
         init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); finite and > 0.
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
         dropout: probability of zeroing each input of the adapter while training, in [0, 1).
-        rank_pattern: ranks of single layers. As in PEFT, a key is a regular expression for the end
-            of a layer's name, from its start or from a dot on, and the first that matches holds.
+        rank_pattern: ranks of single layers, by name or by the end of a name from a dot on; see
+            :func:`.targets.by_pattern`.
         alpha_pattern: alphas of single layers, in the same way.
         name: tells the adapter from others on ``model``; by default ``default``, then
             ``default2`` and so on.
         base_dropout: whether the base's own dropout acts while the adapter trains.
 
-    Returns:
-        The same ``model``.
-
     Raises:
-        ValueError: if an argument is out of range, if a regular expression is none or matches no
-            layer, if a layer cannot be adapted, or if ``name`` is taken. ``model`` is then as it
-            was.
+        ValueError: if an argument is out of range or names no layer, if a layer cannot be adapted,
+            if the base holds no numbers yet, or if ``name`` is taken. ``model`` is then as it was.
     """
     targets = target_weights(model, target_modules)
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
@@ -86,51 +81,47 @@ def attach(
     """Put one adapter on exactly the layers of ``settings`` and freeze everything else.
 
     Args:
-        model: any network; changed in place.
+        model: any network; changed in place, and returned.
         settings: how each layer is adapted, by its name in :func:`.weight.adaptable_weights`.
-        name: tells the adapter from others on ``model``; by default ``default``, then
-            ``default2`` and so on.
-        base_dropout: whether the base's own dropout acts while the adapter trains.
-
-    Returns:
-        The same ``model``.
+        name: as in :func:`add_lora`.
+        base_dropout: likewise.
 
     Raises:
-        ValueError: if there is no such layer, if one cannot be adapted so, or if ``name`` is taken.
-            ``model`` is then as it was.
+        ValueError: if there is no such layer, if one cannot be adapted so, if the base holds no
+            numbers yet, or if ``name`` is taken. ``model`` is then as it was.
     """
     weights = adaptable_weights(model)
     if unknown := [layer for layer in settings if layer not in weights]:
         raise ValueError(f"layer={unknown[0]}: expected one of {listed(weights)}")
     if not settings:
         raise ValueError(f"settings={settings}: expected at least one layer")
-    for layer, of in settings.items():
+    for layer in settings:
+        module = weights[layer].module
         # Dropout acts on the adapter's input, which a layer that reads its weight never shows.
-        if of.dropout and not weights[layer].is_factored:
+        if settings[layer].dropout and not weights[layer].is_factored:
             raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
-    name = _free_name(model, name)
-    # In the model's order, in which random numbers are drawn.
-    adapters = {
-        weight: new_adapter(weight.base, settings[layer], name)
-        for layer, weight in weights.items()
-        if layer in settings
-    }
-    if base_dropout or not is_base_frozen(model):
-        freeze_base(model, base_dropout)
-    model.requires_grad_(False)
-    for weight, adapter in adapters.items():
-        weight.put_on(adapter)
-    return model
-
-
-def _free_name(model: nn.Module, name: str | None) -> str:
+        # Its gradient is that of the rows in a batch; the effective weight's is that of all.
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ValueError(f"layer={layer}: an embedding with sparse=True; expected sparse=False")
     taken = lora_names(model)
     if name in taken:
         raise ValueError(f"name={name}: expected another name than {', '.join(taken)}")
     if name is None:
-        numbered = (f"default{number}" for number in range(2, len(taken) + 2))
-        return next(free for free in ("default", *numbered) if free not in taken)
-    return name
+        name, number = "default", 2
+        while name in taken:
+            name, number = f"default{number}", number + 1
+
+    # In the model's order, in which random numbers are drawn.
+    adapters = []
+    for layer, weight in weights.items():
+        if layer in settings:
+            adapters.append((weight, new_adapter(weight.base, settings[layer], name)))
+    if base_dropout or "" not in frozen_bases(model):
+        freeze_base(model, base_dropout)
+    model.requires_grad_(False)
+    for weight, adapter in adapters:
+        weight.register(adapter)
+    return model
 
 
 def lora_weights(model: nn.Module) -> dict[str, Weight]:
@@ -147,10 +138,10 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def lora_adapters(layer: nn.Module) -> list[LoRAParametrization]:
     """The adapters on one layer, first registered first; empty where it carries none."""
-    steps = getattr(layer, "parametrizations", None)
-    if not isinstance(steps, nn.ModuleDict):
+    parametrized = getattr(layer, "parametrizations", None)
+    if not isinstance(parametrized, nn.ModuleDict):
         return []
-    return [step for of in steps.values() for step in of if isinstance(step, LoRAParametrization)]  # type: ignore[attr-defined]
+    return _all_adapters(parametrized)
 
 
 def _all_adapters(model: nn.Module) -> list[LoRAParametrization]:
@@ -194,13 +185,34 @@ def set_lora_enabled(model: nn.Module, enabled: bool, name: str | None = None) -
     Args:
         model: network whose layers carry LoRA.
         enabled: on or off.
-        name: switch this adapter alone; ``None`` for every one.
+        name: of one adapter; ``None`` for every one.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, or no adapter has this name.
+        ValueError: if no layer carries LoRA, or no adapter has this name.
     """
     for adapter in named_adapters(model, name):
         adapter.enabled = enabled
+
+
+def set_lora_scale(model: nn.Module, scale: float, name: str | None = None) -> None:
+    """Turn adapters of ``model`` up or down: ``weight = W + scale * scaling * lora_B @ lora_A``.
+
+    With a scale of 1 an adapter is as trained, with 0 the layers compute the base exactly. The
+    scale is kept by :func:`merge_lora`; :func:`.adapter.save_adapter` writes adapters as trained.
+
+    Args:
+        model: network whose layers carry LoRA.
+        scale: any finite number.
+        name: of one adapter; ``None`` for every one.
+
+    Raises:
+        ValueError: if ``scale`` is no finite number, no layer carries LoRA, or no adapter has this
+            name.
+    """
+    if not is_number(scale):
+        raise ValueError(f"scale={scale}: expected a finite number")
+    for adapter in named_adapters(model, name):
+        adapter.scale = scale
 
 
 @contextmanager
@@ -213,10 +225,10 @@ def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
 
     Args:
         model: network whose layers carry LoRA.
-        name: switch this adapter alone off; ``None`` for every one.
+        name: of one adapter; ``None`` for every one.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, or no adapter has this name.
+        ValueError: if no layer carries LoRA, or no adapter has this name.
     """
     before = [(adapter, adapter.enabled) for adapter in named_adapters(model, name)]
     set_lora_enabled(model, False, name)
@@ -235,18 +247,15 @@ def merge_lora(model: nn.Module) -> nn.Module:
     rounding. A switched-off adapter adds nothing before, and so nothing after.
 
     Args:
-        model: network whose layers carry LoRA (see :func:`add_lora`); changed in place. Its
-            parameters stay frozen.
-
-    Returns:
-        The same ``model``.
+        model: network whose layers carry LoRA; changed in place, and returned. Its parameters stay
+            frozen.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA.
     """
     named_adapters(model)
     for weight in lora_weights(model).values():
-        weight.take_off(merge=True)
+        weight.remove(merge=True)
     release_base(model)
     return model
 
@@ -255,10 +264,8 @@ def remove_lora(model: nn.Module) -> nn.Module:
     """Throw every adapter away: ``model`` is the plain base again, bit for bit.
 
     Args:
-        model: network whose layers carry LoRA; changed in place. Its parameters stay frozen.
-
-    Returns:
-        The same ``model``.
+        model: network whose layers carry LoRA; changed in place, and returned. Its parameters stay
+            frozen.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or if a layer's weight carries another
@@ -267,9 +274,9 @@ def remove_lora(model: nn.Module) -> nn.Module:
     named_adapters(model)
     weights = lora_weights(model)
     for name, weight in weights.items():
-        if len(weight.adapters) < len(weight.steps):
+        if len(weight.adapters) < len(weight.parametrizations):
             raise ValueError(f"{name}.weight carries another parametrization beside LoRA")
     for weight in weights.values():
-        weight.take_off(merge=False)
+        weight.remove(merge=False)
     release_base(model)
     return model

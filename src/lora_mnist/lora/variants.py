@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layer import LoRAParametrization, expand
-from .settings import LayerSettings
+from .layer import LayerSettings, LoRAParametrization, low_rank
 
 
 class PiSSAParametrization(LoRAParametrization):
@@ -35,7 +34,7 @@ class PiSSAParametrization(LoRAParametrization):
     start_A: Tensor
     start_B: Tensor
 
-    def start(self, weight: Tensor, settings: LayerSettings) -> None:
+    def init_factors(self, weight: Tensor, settings: LayerSettings) -> None:
         matrix = weight.flatten(1)
         if settings.rank > min(matrix.shape):
             raise ValueError(
@@ -55,21 +54,16 @@ class PiSSAParametrization(LoRAParametrization):
     def product(self) -> Tensor:
         return super().product() - self.start_B.flatten(1) @ self.start_A.flatten(1)
 
-    def add_update(
-        self, output: Tensor, inputs: Tensor, operation: Callable[..., Tensor]
-    ) -> Tensor:
-        if not self.enabled:
-            return output
-        if self.dropout:
-            inputs = F.dropout(inputs, self.dropout, self.training)
-        update = expand(operation(inputs, self.lora_A, None), self.lora_B)
+    def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+        x = F.dropout(x, self.dropout, self.training)
+        update = low_rank(x, self.lora_A, self.lora_B, layer)
+        start = low_rank(x, self.start_A, self.start_B, layer)
         # The difference first: at the start it is zero to the last bit.
-        start = expand(operation(inputs, self.start_A, None), self.start_B)
-        return torch.add(output, update - start, alpha=self.scaling)
+        return torch.add(y, update - start, alpha=self.scaling * self.scale)
 
 
-#: What a start is called, and the adapter that knows it.
-STARTS: dict[str, type[LoRAParametrization]] = {
+#: The adapter of each ``init``.
+INITS: dict[str, type[LoRAParametrization]] = {
     "gaussian": LoRAParametrization,
     "kaiming": LoRAParametrization,
     "pissa": PiSSAParametrization,
@@ -80,12 +74,12 @@ def new_adapter(weight: Tensor, settings: LayerSettings, name: str) -> LoRAParam
     """The adapter of ``weight`` that ``settings.init`` asks for, not yet on any layer.
 
     Raises:
-        ValueError: if ``settings.init`` is no key of :data:`STARTS`, or ``settings.rank`` too large
+        ValueError: if ``settings.init`` is no key of :data:`INITS`, or ``settings.rank`` too large
             for it.
     """
-    if settings.init not in list(STARTS):
-        raise ValueError(f"init={settings.init}: expected one of {', '.join(STARTS)}")
-    return STARTS[settings.init](weight, settings, name)
+    if settings.init not in list(INITS):
+        raise ValueError(f"init={settings.init}: expected one of {', '.join(INITS)}")
+    return INITS[settings.init](weight, settings, name)
 
 
 def loraplus(
