@@ -3,9 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from lora_mnist.data.datamodule import ImageDataModule
-from lora_mnist.data.mnist import MNISTDataModule
-from lora_mnist.data.read import Batch, load_images
-from lora_mnist.data.sampler import DrawWeights, ImageTensors
+from lora_mnist.data.mnist import MNISTDataModule, load_images
+from lora_mnist.data.sampler import Batch, DrawWeights, ImageTensors
 
 if TYPE_CHECKING:
     from lora_mnist.data.folder import FolderDataModule

@@ -21,8 +21,8 @@ from lora_mnist.data.arguments import (
 )
 from lora_mnist.data.augment import augmented
 from lora_mnist.data.normalise import mean_and_std, normalise
-from lora_mnist.data.read import Batch
 from lora_mnist.data.sampler import (
+    Batch,
     DrawWeights,
     ImageTensors,
     Order,
@@ -89,15 +89,16 @@ class ImageDataModule(LightningDataModule):
         classes: Sequence[str],
         channels: int,
         *,
-        target: int | str | Sequence[int | str] | None,
-        batch_size: int,
-        replay: int,
-        hardness: float,
-        eval_batch_size: int,
-        mean: Channelwise,
-        std: Channelwise,
-        seed: int | None,
-        augment: Callable[[Tensor], Tensor] | None,
+        target: int | str | Sequence[int | str] | None = None,
+        batch_size: int = 10,
+        replay: int = 0,
+        hardness: float = 0.0,
+        eval_batch_size: int = 1000,
+        mean: Channelwise = None,
+        std: Channelwise = None,
+        seed: int | None = 0,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        num_workers: int = 0,
     ) -> None:
         super().__init__()
         self.name, self.classes, self.channels = name, list(classes), channels
@@ -115,6 +116,7 @@ class ImageDataModule(LightningDataModule):
         if augment is not None and not callable(augment):
             raise ValueError(f"augment={augment}: expected null or a transform of a batch")
         self.augment = augment
+        self.num_workers = num_workers
         self.draw_weights: DrawWeights | None = None
         self.start: Place | None = None
         self.order: Order | None = None

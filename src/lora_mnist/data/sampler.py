@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from lora_mnist.data.read import Batch
+Batch = tuple[Tensor, Tensor]
 
 
 class ImageTensors(Dataset[Batch]):
