@@ -1,11 +1,9 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lora_mnist.data.arguments import (
     MOST_SEED,
-    checked_folder,
     checked_int,
     checked_mean,
     checked_size,
@@ -90,14 +88,6 @@ def test_what_is_no_mean(mean: Any) -> None:
 def test_what_is_no_std(std: Any) -> None:
     with pytest.raises(ValueError, match=r"std=.*: expected a number > 0 .*, or 3 of them"):
         checked_std(std, 3)
-
-
-def test_a_folder_is_a_text_that_a_file_system_can_have(tmp_path: Path) -> None:
-    assert checked_folder("data_dir", str(tmp_path)) == tmp_path
-    assert checked_folder("data_dir", "~/photos") == Path.home() / "photos"
-    for value in (3, None, ["a"], "a" * 5000):
-        with pytest.raises(ValueError, match="^data_dir=.*: expected a folder"):
-            checked_folder("data_dir", value)
 
 
 def test_an_integer_has_a_largest_value() -> None:

@@ -1,3 +1,11 @@
+import hashlib
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,39 +14,65 @@ import torchvision.transforms as transforms
 from helpers.commands import ROOT
 from torchvision.datasets import MNIST
 
-from lora_mnist.data import MNISTDataModule
-from lora_mnist.data.read import load_split
+from lora_mnist.data import MNISTDataModule, load_images
+
+RAW = ROOT / "data" / "MNIST" / "raw"
+NAMES = [
+    f"{part}-{kind}"
+    for part in ("train", "t10k")
+    for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+]
 
 
 def fitted(**changes: Any) -> MNISTDataModule:
-    data = MNISTDataModule(data_dir=ROOT / "data", **changes)
+    data = MNISTDataModule(**{"data_dir": ROOT / "data", **changes})
     data.prepare_data()
     data.setup("fit")
+    data.setup("test")
     return data
 
 
-def test_splits() -> None:
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    """A data folder as a fresh clone has it: four archives, nothing extracted."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for archive in RAW.glob("*.gz"):
+        shutil.copy(archive, raw)
+    return tmp_path / "data"
+
+
+def idx(*shape: int, content: bytes) -> bytes:
+    """An IDX file of unsigned bytes."""
+    return struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape) + content
+
+
+@pytest.fixture
+def extracted(tmp_path: Path) -> Path:
+    """A small dataset of twenty images, extracted, without the archives."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in NAMES:
+        if "labels" in name:
+            (raw / name).write_bytes(idx(20, content=bytes(range(10)) * 2))
+        else:
+            (raw / name).write_bytes(idx(20, 28, 28, content=b"\x07" * 20 * 784))
+    return tmp_path / "data"
+
+
+def test_splits_are_those_of_torchvision(caplog: pytest.LogCaptureFixture) -> None:
     data = fitted()
-    data.setup("test")
-    assert [len(s) for s in (data.train_set, data.val_set, data.test_set)] == [
-        55_000,
-        5_000,
-        10_000,
-    ]
-    assert data.sha256 == {
-        split: load_split("MNIST", ROOT / "data", split == "train").sha256
-        for split in ("train", "test")
-    }
     official = MNIST(ROOT / "data", train=True)
     assert torch.equal(data.train_set.images[:, 0], official.data[:55_000])
     assert torch.equal(data.val_set.labels, official.targets[55_000:])
+    assert len(data.test_set) == 10_000
     assert data.train_set.images.dtype == torch.uint8
+    assert data.sha256["test"].startswith("c3f9adf9c66efb57")
+    assert not caplog.records  # they are the official images
 
 
-def test_what_the_defaults_are() -> None:
-    data = MNISTDataModule()
-    assert (data.name, data.target, data.targets) == ("mnist", None, None)
-    assert (data.batch_size, data.replay, data.val_size, data.seed) == (10, 0, 5000, 0)
+def test_names() -> None:
+    assert MNISTDataModule().name == "mnist"
     assert MNISTDataModule("FashionMNIST").name == "fashion_mnist"
     assert MNISTDataModule("FashionMNIST", name="clothes").name == "clothes"
 
@@ -50,12 +84,88 @@ def test_batches_equal_those_of_torchvision_bit_for_bit() -> None:
     )
     official = MNIST(ROOT / "data", train=True, transform=transform)
     expected = torch.stack([official[i][0] for i in range(55_000, 55_100)])
-    images, labels = next(iter(data.val_dataloader()))
-    normalised, _ = data.on_after_batch_transfer((images, labels), 0)
+    batch: Any = next(iter(data.val_dataloader()))
+    normalised, _ = data.on_after_batch_transfer(batch, 0)
     assert torch.equal(normalised[:100], expected)
-    assert images.dtype == torch.uint8
 
 
-def test_refuses_a_split_without_training_images() -> None:
-    with pytest.raises(ValueError, match="val_size=60000: expected less than 60000"):
-        fitted(val_size=60_000)
+def test_a_dataset_of_ones_own(extracted: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = fitted(data_dir=extracted, val_size=5)
+    assert data.train_set.images.shape == (15, 1, 28, 28)
+    assert data.val_set.labels.tolist() == [5, 6, 7, 8, 9]
+    images, labels = ((extracted / "MNIST" / "raw" / name).read_bytes() for name in NAMES[2:])
+    assert data.sha256["test"] == hashlib.sha256(images[16:] + labels[8:]).hexdigest()
+    assert "the test images are not MNIST's official ones" in caplog.text
+
+
+def test_what_is_half_written_is_extracted_anew(archives: Path) -> None:
+    raw = archives / "MNIST" / "raw"
+    (archives / ".extract" / "MNIST").mkdir(parents=True)  # of a process that was killed
+    contents = (idx(20, 28, 28, content=b"short"), b"", b"\0\0\x08", b"?")
+    for name, content in zip(NAMES, contents, strict=True):
+        (raw / name).write_bytes(content)
+    assert len(load_images("MNIST", archives, False)[1]) == 10_000
+    assert len(load_images("MNIST", archives, True)[1]) == 60_000
+    assert {path.name for path in raw.iterdir()} == {*NAMES, *(f"{name}.gz" for name in NAMES)}
+    assert not (archives / ".extract").exists()
+
+
+def start_loading(data_dir: Path) -> "subprocess.Popen[str]":
+    code = (
+        "from lora_mnist.data import load_images; "
+        f"print(len(load_images('MNIST', {str(data_dir)!r}, True)[1]))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_two_processes_extract_at_once(archives: Path) -> None:
+    processes = [start_loading(archives) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0] for process in processes] == ["60000\n"] * 2
+
+
+@pytest.mark.slow
+def test_killed_while_extracting(archives: Path) -> None:
+    process = start_loading(archives)
+    deadline = time.monotonic() + 60
+    while not list(archives.glob(".extract/MNIST/raw/train-images-idx3-ubyte")):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert len(load_images("MNIST", archives, True)[1]) == 60_000
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short", "no folder", "fewer labels"])
+def test_what_can_be_neither_read_nor_downloaded(extracted: Path, damage: str) -> None:
+    images, labels = (extracted / "MNIST" / "raw" / name for name in NAMES[:2])
+    if damage == "missing":
+        images.unlink()
+    elif damage == "cut short":
+        images.write_bytes(images.read_bytes()[:-1])
+    elif damage == "no folder":
+        shutil.rmtree(extracted)
+        extracted.touch()
+    else:
+        labels.write_bytes(idx(19, content=bytes(19)))
+    with pytest.raises(ValueError, match="expected the official .gz files in ") as caught:
+        load_images("MNIST", extracted, True)
+    assert str(caught.value).startswith(f"data_dir={extracted}: ")
+    assert "\n" not in str(caught.value)
+    assert damage == "missing" or extracted.is_file() or images.exists()
+
+
+def test_qmnist_has_more_than_one_number_a_label(tmp_path: Path) -> None:
+    raw = tmp_path / "QMNIST" / "raw"
+    raw.mkdir(parents=True)
+    labels = struct.pack(">27I", 0x0C02, 3, 8, *range(24))
+    (raw / "qmnist-test-labels-idx2-int").write_bytes(labels)
+    (raw / "qmnist-test-images-idx3-ubyte").write_bytes(idx(3, 28, 28, content=bytes(3 * 784)))
+    assert load_images("QMNIST", tmp_path, False)[1].tolist() == [0, 8, 16]
+
+
+def test_refuses_bad_arguments(extracted: Path) -> None:
+    with pytest.raises(ValueError, match="dataset=CIFAR10: expected one of MNIST, FashionMNIST"):
+        MNISTDataModule("CIFAR10")
+    with pytest.raises(ValueError, match="val_size=20: expected less than 20"):
+        fitted(data_dir=extracted, val_size=20)

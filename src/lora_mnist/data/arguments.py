@@ -1,7 +1,6 @@
 """Arguments of the data modules: what they may be, and what to say when they are something else."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 # Below it, normalised pixels are too large to train a network on.
@@ -25,22 +24,6 @@ def checked_int(name: str, value: Any, minimum: int, maximum: int = _MOST) -> in
     if value > maximum:
         raise ValueError(f"{name}={value}: expected an integer from {minimum} to {maximum}")
     return value
-
-
-def checked_folder(name: str, value: Any) -> Path:
-    """``value`` as a path, its ``~`` expanded, if it names a folder.
-
-    Raises:
-        ValueError: naming the argument ``name``, if it does not.
-    """
-    if not isinstance(value, str | Path):
-        raise ValueError(f"{name}={value}: expected a folder")
-    try:
-        path = Path(value).expanduser()
-        path.exists()  # raises where no file system could have it, such as a name that is too long
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{name}={value}: expected a folder ({error})") from error
-    return path
 
 
 def checked_share(name: str, value: Any) -> float:

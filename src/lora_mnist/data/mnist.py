@@ -1,15 +1,41 @@
 """MNIST and its relatives as a Lightning DataModule."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import logging
+import shutil
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import torch
+import torchvision.datasets
+from filelock import FileLock
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from lora_mnist.data.arguments import Channelwise, checked_folder, checked_int
+from lora_mnist.data.arguments import Channelwise, checked_int
 from lora_mnist.data.datamodule import ImageDataModule
-from lora_mnist.data.pictures import prepare, read_image
-from lora_mnist.data.read import DATASETS, class_names, load_split
-from lora_mnist.data.sampler import ImageTensors
+from lora_mnist.data.pictures import open_picture, prepare
+from lora_mnist.data.sampler import Batch, ImageTensors
+from lora_mnist.errors import one_line
+
+log = logging.getLogger(__name__)
+_warn = rank_zero_only(log.warning)
+
+#: Classes of ``torchvision.datasets``, and what files and results call them.
+DATASETS = {
+    "MNIST": "mnist",
+    "FashionMNIST": "fashion_mnist",
+    "KMNIST": "kmnist",
+    "QMNIST": "qmnist",
+}
+
+#: SHA-256 of the official images, by dataset and part; as
+#: ``(tail -c +17 IMAGES; tail -c +9 LABELS) | sha256sum`` gives it.
+_OFFICIAL = {
+    ("MNIST", "train"): "edc0d1098aa497be14ace79ddd5171e5a3dcf9c4d196c015389203eb3ba1f59b",
+    ("MNIST", "test"): "c3f9adf9c66efb572b1f9326c3a511b45910c7173b97be66ceceeeeaef6b802b",
+}
 
 
 class MNISTDataModule(ImageDataModule):
@@ -20,8 +46,12 @@ class MNISTDataModule(ImageDataModule):
         data_dir: folder that holds (or will hold) ``<dataset>/raw``.
         name: what files and results call the dataset; ``None``: ``mnist``, ``fashion_mnist``, ...
         val_size: the last so many training images are held out for validation.
+        mean: of the training pixels, on the scale 0 to 1; ``None``: measured.
+        std: of the training pixels, on the same scale; ``None``: measured.
+        common: the other arguments of :class:`ImageDataModule`.
 
-    The other arguments, and what is raised, are those of :class:`ImageDataModule`.
+    Raises:
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
@@ -30,45 +60,28 @@ class MNISTDataModule(ImageDataModule):
         data_dir: str | Path = "data",
         *,
         name: str | None = None,
-        target: int | str | Sequence[int | str] | None = None,
-        batch_size: int = 10,
-        replay: int = 0,
-        hardness: float = 0.0,
-        eval_batch_size: int = 1000,
         val_size: int = 5000,
         mean: Channelwise = 0.1307,
         std: Channelwise = 0.3081,
-        seed: int | None = 0,
-        augment: Callable[[Tensor], Tensor] | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            name or DATASETS.get(dataset, dataset),
-            class_names(dataset),
-            1,
-            target=target,
-            batch_size=batch_size,
-            replay=replay,
-            hardness=hardness,
-            eval_batch_size=eval_batch_size,
-            mean=mean,
-            std=std,
-            seed=seed,
-            augment=augment,
-        )
+        classes = _family(dataset).classes
+        super().__init__(name or DATASETS[dataset], classes, 1, mean=mean, std=std, **common)
         self.dataset = dataset
-        self.data_dir = checked_folder("data_dir", data_dir)
+        self.data_dir = Path(data_dir).expanduser()
         self.val_size = checked_int("val_size", val_size, minimum=0)
 
     def prepare_data(self) -> None:
         """Extract the dataset, or download it, where that has not been done yet.
 
         Raises:
-            ValueError: if the files are damaged or missing and cannot be downloaded.
+            ValueError: if files are missing or damaged, and cannot be downloaded.
         """
-        load_split(self.dataset, self.data_dir, train=False)
+        for train in (True, False):
+            load_images(self.dataset, self.data_dir, train)
 
     def training_images(self) -> tuple[ImageTensors, ImageTensors]:
-        images, labels, self.sha256["train"] = load_split(self.dataset, self.data_dir, train=True)
+        images, labels = self._images("train")
         split = len(labels) - self.val_size
         if split < 1:
             raise ValueError(f"val_size={self.val_size}: expected less than {len(labels)}")
@@ -78,8 +91,20 @@ class MNISTDataModule(ImageDataModule):
         )
 
     def test_images(self) -> ImageTensors:
-        images, labels, self.sha256["test"] = load_split(self.dataset, self.data_dir, train=False)
-        return ImageTensors(images, labels)
+        return ImageTensors(*self._images("test"))
+
+    def _images(self, part: str) -> Batch:
+        """The images and labels of ``part``, with their SHA-256 noted."""
+        images, labels = load_images(self.dataset, self.data_dir, part == "train")
+        digest = hashlib.sha256(images.numpy().data)
+        digest.update(labels.to(torch.uint8).numpy().data)
+        self.sha256[part] = digest.hexdigest()
+        if self.sha256[part] != _OFFICIAL.get((self.dataset, part), self.sha256[part]):
+            _warn(
+                "data_dir=%s: the %s images are not %s's official ones",
+                *(self.data_dir, part, self.dataset),
+            )
+        return images, labels
 
     def read_picture(self, path: Path) -> Tensor:
         """Any picture of one digit, brought to MNIST's form; see :mod:`lora_mnist.data.pictures`.
@@ -87,4 +112,73 @@ class MNISTDataModule(ImageDataModule):
         Raises:
             ValueError: saying why, if the file cannot be used.
         """
-        return prepare(read_image(path))
+        return prepare(open_picture(path))
+
+
+def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
+    """All training or all test images of a dataset, (N, 1, 28, 28) uint8, and labels, (N,) int64.
+
+    torchvision verifies, extracts and reads the files, and downloads those that are missing.
+
+    Args:
+        dataset: class in ``torchvision.datasets``: MNIST, FashionMNIST, KMNIST or QMNIST.
+        data_dir: folder that holds (or will hold) ``<dataset>/raw``.
+        train: the training images; else the test images.
+
+    Raises:
+        ValueError: if files are missing or damaged, and cannot be downloaded.
+    """
+    family, root = _family(dataset), Path(data_dir)
+    try:
+        return _read(family, root, train)
+    # torchvision has no common class for what is missing, damaged or half-written.
+    except Exception:
+        return _extract(family, root, train)
+
+
+def _family(dataset: str) -> Any:
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset={dataset}: expected one of {', '.join(DATASETS)}")
+    return getattr(torchvision.datasets, dataset)
+
+
+def _read(family: Any, root: Path, train: bool, download: bool = False) -> Batch:
+    split = family(root, train=train, download=download)
+    images, labels = split.data.unsqueeze(1), split.targets
+    if labels.ndim == 2:  # QMNIST: the class, then where the image came from
+        labels = labels[:, 0].contiguous()
+    if len(images) != len(labels):
+        raise ValueError(f"{len(labels)} labels for {len(images)} images")
+    return images, labels
+
+
+def _extract(family: Any, root: Path, train: bool) -> Batch:
+    """Let torchvision verify, download and extract, in one process at a time.
+
+    It works in a folder of its own, and complete files are renamed into place: whoever looks
+    meanwhile, or comes after a kill, finds no half-written file.
+    """
+    raw = root / family.__name__ / "raw"
+    work = root / ".extract"
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".lock"):
+            with suppress(Exception):  # another process may have extracted meanwhile
+                return _read(family, root, train)
+            shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed
+            try:
+                extracted = work / family.__name__ / "raw"
+                extracted.mkdir(parents=True)
+                for archive in raw.glob("*.gz"):
+                    shutil.copyfile(archive, extracted / archive.name)
+                batch = _read(family, work, train, download=True)
+                for file in extracted.iterdir():
+                    file.replace(raw / file.name)
+                return batch
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    except Exception as error:
+        raise ValueError(
+            f"data_dir={root}: expected the official .gz files in {raw}; some are missing or "
+            f"damaged, and no download is possible ({one_line(error)})"
+        ) from error
