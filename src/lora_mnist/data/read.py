@@ -21,7 +21,6 @@ from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 from torchvision.datasets.utils import check_integrity
 
 from lora_mnist.disk.files import publish
-from lora_mnist.errors import full_disk
 
 log = logging.getLogger(__name__)
 _warn = rank_zero_only(log.warning)
@@ -120,9 +119,9 @@ def load_split(dataset: str, data_dir: str | Path, train: bool) -> Split:
         except _UnusableError:
             split = _extract(family, root, train)
     except OSError as error:
-        if cause := full_disk(error):
+        if error.errno == errno.ENOSPC:
             message = f"no space left to extract {dataset}"
-            raise OSError(cause.errno, message, str(data_dir)) from error
+            raise OSError(error.errno, message, str(data_dir)) from error
         raise ValueError(
             f"data_dir={data_dir}: expected a folder that can be read and written ({error})"
         ) from error
@@ -242,7 +241,7 @@ def _extract(family: Any, root: Path, train: bool) -> Split:
                 split = _read(family, Path(temporary), train, download=True)
             except (_UnusableError, OSError, HTTPException, EOFError, zlib.error) as error:
                 own = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
-                if own or full_disk(error):
+                if own:
                     raise
                 state = _damaged_archives(family, raw) or state
                 raise ValueError(

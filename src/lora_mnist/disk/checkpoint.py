@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 
 from lora_mnist.data.sampler import Place
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.sweep import interrupt
 from lora_mnist.weights_file import Limits, read_weights_file
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -70,8 +69,6 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._due = time.monotonic() + (self.every_seconds or 0)
-        if trainer.world_size == 1:  # several processes could not agree on the last step
-            interrupt.take_over()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -87,18 +84,14 @@ class Checkpoints(Checkpoint):
         # since Lightning has begun the epoch.
         if not batch_idx or batch_idx % trainer.accumulate_grad_batches:
             return
-        if interrupt.is_requested() or self._is_due(trainer.global_step):
+        if self._is_due(trainer.global_step):
             self._save(trainer, pl_module)
-        if interrupt.is_requested():
-            raise KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         ends = trainer.should_stop or trainer.global_step == trainer.max_steps
         ends = ends or trainer.current_epoch + 1 == trainer.max_epochs
-        if ends or interrupt.is_requested() or self._is_due(trainer.global_step):
+        if ends or self._is_due(trainer.global_step):
             self._save(trainer, pl_module)
-        if interrupt.is_requested() and not ends:
-            raise KeyboardInterrupt
 
     def _is_due(self, step: int) -> bool:
         if self.every_steps is not None and step % self.every_steps == 0:

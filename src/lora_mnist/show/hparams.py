@@ -8,7 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.sweep.folder import key_of, varied_overrides
+from lora_mnist.sweep.command import key_of
+from lora_mnist.sweep.folder import varied_overrides
 
 Value = bool | int | float | str
 

@@ -10,7 +10,6 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from lora_mnist.errors import printable
 from lora_mnist.lora import base_state_dict, has_lora, lora_adapters, trainable_parameters
 from lora_mnist.show.pictures import short_name
 from lora_mnist.show.screen import WIDTH, sentence, show
@@ -152,10 +151,8 @@ def print_predictions(predictions: list[dict[str, Any]]) -> None:
         if differs:
             # The mark is for who sees no colours, and for a pipe.
             cells[-1] = Text(f"{cells[-1]} *", "bold yellow")
-        table.add_row(
-            Text(printable(name)), *cells, *([found.get("note") or ""] if has_notes else [])
-        )
-    where = [Text(f"pictures in {printable(folder)}", overflow="fold")] if folder else []
+        table.add_row(Text(str(name)), *cells, *([found.get("note") or ""] if has_notes else []))
+    where = [Text(f"pictures in {folder}", overflow="fold")] if folder else []
     count = f"{len(predictions):,} picture{'' if len(predictions) == 1 else 's'}"
     told = [f"* base and adapted differ: {differing:,} of {count}"] if differing else []
     _print(*where, table, *told, width=1000)
