@@ -1,184 +1,249 @@
-"""What all commands share: a configuration goes in, an exit code comes out.
+"""What the six entries share: Hydra's ``main`` goes in, an exit code comes out.
 
-torch is imported only when a job begins, so that ``--help``, ``--cfg`` and completion answer at
-once.
+Exit codes: 0; 1 for a failure, or failed jobs of a sweep; 2 for a mistake in the command; 130 and
+143 after SIGINT and SIGTERM. Whatever goes wrong is told in one line on standard error, and
+``HYDRA_FULL_ERROR=1`` brings the traceback, as ever in Hydra. Nothing here imports torch, so that
+``--help``, ``--cfg`` and completion answer at once.
 """
 
 import logging
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
-from importlib import import_module
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from types import FrameType
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.utils import env_override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import UserError, bad_value, exit_on_user_error
-from lora_mnist.process import lasting_imports
-from lora_mnist.project import PROJECT
-from lora_mnist.runs import find_run
-from lora_mnist.sweep.folder import key_of, make_or_exit
-from lora_mnist.sweep.job import swept_job
-from lora_mnist.sweep.session import conduct
+import lora_mnist.project  # noqa: F401 a resolver that the configurations need
+from lora_mnist.disk.latest import latest
+from lora_mnist.errors import UserError, one_line
+from lora_mnist.sweep.command import command_line, entry_script, override
+from lora_mnist.sweep.job import run_swept
+from lora_mnist.sweep.session import close_sweep, is_conducting, swept_keys
 
-#: Flags with which a command still runs something.
-_STARTS = ("-m", "--multirun")
-#: Letters in the name of a file.
-_LONGEST_NAME = 200
-#: Files that a run has open at a time, with those that libraries open for a moment.
-_LEAST_DESCRIPTORS = 32
-#: Bytes, for configuration and log.
-_LEAST_SPACE = 1 << 16
+log = logging.getLogger(__name__)
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
 _NO_STAGE = """stage: missing; expected one of
   python train.py stage=pretrain         to train a base
   python train.py stage=lora digit=9     to repair it with an adapter"""
+#: Hydra's launchers and sweepers that come with an extra of their own; the others with ``sweep``.
+_EXTRAS = {"ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+
+#: Signals that have asked this command to end. Lightning makes SystemExit(1) of the interrupt, and
+#: other code may swallow it: what came first decides.
+_signals: list[signal.Signals] = []
+#: How to go on with the run that this command was at; empty where there is no way.
+_go_on: list[str] = []
+#: HYDRA_FULL_ERROR as the user has set it.
+_full_error = "0"
 
 
-def run_command(main: Callable[[], Any]) -> None:
-    """Run Hydra's ``main`` and end the process with the exit code that fits."""
-    # Nothing is written to the user's home.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    if os.access(PROJECT, os.W_OK):
-        os.environ.setdefault("MPLCONFIGDIR", str(PROJECT / "outputs" / "cache" / "matplotlib"))
-    with conduct():
-        _check_arguments(Path(sys.argv[0]).stem, sys.argv[1:])
-        main()
+def run(main: Callable[[], object]) -> None:
+    """Run an entry's ``main``, and end the process with the exit code that fits."""
+    global _full_error
+    _signals.clear()
+    _go_on.clear()
+    _full_error = os.environ.get(_FULL_ERROR, "0")
+    handlers = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
+    error: BaseException | None = None
+    reason, code = None, 0
+    try:
+        with env_override({_FULL_ERROR: "1"}):  # so that Hydra raises what it would print
+            main()
+    except SystemExit as exit_:  # argparse's, Lightning's, or ours around what went wrong
+        error = exit_.__cause__
+        code = exit_.code if isinstance(exit_.code, int) else 0
+    except BaseException as raised:
+        error = raised
+    for number in handlers:
+        signal.signal(number, signal.SIG_IGN)  # what remains to be done must not be cut off
+    if _signals:
+        reason, code = f"interrupted by {_signals[0].name}", 128 + _signals[0]
+    elif error is not None:
+        reason, code = explain(error)
+    if is_conducting():
+        from lora_mnist.show.sweep_report import make_sweep_report  # late: jinja2
+
+        code, sweep = close_sweep(reason, code)
+        if sweep is not None:
+            make_sweep_report(sweep)
+    elif reason is not None and (_full_error != "1" or _signals):
+        where = (
+            "" if code != 1 or isinstance(error, UserError) else f" ({_FULL_ERROR}=1 shows where)"
+        )
+        print(reason + where, *_go_on, sep="\n", file=sys.stderr)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if error is not None and _full_error == "1" and not _signals:
+        raise error
+    if code:
+        raise SystemExit(code)
 
 
-def _check_arguments(entry: str, arguments: list[str]) -> None:
-    """Answer some mistakes better than Hydra can, which would see them first."""
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        try:
-            if value and not argument.startswith("-"):
-                parsed = OverridesParser.create().parse_override(argument)
-                if (PROJECT / "configs" / key).is_dir() and not parsed.is_sweep_override():
-                    _check_choice(argument, key, parsed.value())
-        except HydraException:
-            # A function, a list or a quoted value that is cut short is for Hydra to explain.
-            if not re.match(r"\w+\(|[\"'{[]", value) and re.search(r"[][{},: ]", value):
-                quoted = shlex.quote(f'{key}="{value}"')
-                _exit(f"{argument}: expected quotes around the value: {quoted}")
-    # Without a stage Hydra would advise to add whatever key belongs to one with a +.
-    asks = any(argument.startswith("-") and argument not in _STARTS for argument in arguments)
-    chosen = any(re.match(r"(stage|experiment)=", argument) for argument in arguments)
-    has_defaults = (PROJECT / "configs" / "local" / "default.yaml").exists()
-    if entry == "train" and not (asks or chosen or has_defaults):
-        _exit(_NO_STAGE)
+def _note(number: int, frame: FrameType | None) -> None:
+    _signals.append(signal.Signals(number))
+    raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
 
 
-def _check_choice(argument: str, group: str, chosen: object) -> None:
-    """Refuse what cannot be the name of an option, or a list of names; Hydra knows which exist."""
-    for name in chosen if isinstance(chosen, list) else [chosen]:
-        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
-            options = sorted(path.stem for path in (PROJECT / "configs" / group).glob("*.yaml"))
-            _exit(f"{argument}: expected one of {', '.join(options)}; or ~{group}, for none")
+def command(function: Callable[[DictConfig, Path], object], cfg: DictConfig) -> float | None:
+    """Call a command's function, in the folder that Hydra has made for it.
 
-
-def _exit(message: str, code: int = 2) -> NoReturn:
-    print(message, file=sys.stderr)
-    raise SystemExit(code)
-
-
-def run_job(command: str, cfg: DictConfig) -> float | None:
-    """Run one job: call the function ``command`` of the module of that name.
+    Args:
+        function: gets the configuration and the run's folder.
+        cfg: the configuration that Hydra has composed.
 
     Returns:
         The value of ``sweep.metric`` in a sweep, for sweepers that search.
     """
-    logging.raiseExceptions = False  # what cannot be logged is no reason to fail
-    with exit_on_user_error(), swept_job(cfg) as job:
-        if job.due:
-            with lasting_imports():
-                function = getattr(import_module(f"lora_mnist.{command}"), command)
-            function(cfg, Path(HydraConfig.get().runtime.output_dir))
-    return job.objective
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN and "sweep" in cfg:
+        value = run_swept(function, cfg, explain)
+        if _signals:  # and the job has swallowed it
+            raise KeyboardInterrupt
+        return value
+    folder = Path(hydra.runtime.output_dir)
+    try:
+        with env_override({_FULL_ERROR: _full_error}):
+            function(cfg, folder)
+    except BaseException as error:
+        if not isinstance(error, UserError) and (folder / "checkpoints" / "last.ckpt").is_file():
+            texts = [*hydra.overrides.task, *hydra.overrides.hydra]
+            left_out = ("resume=", "hydra.run.dir=", "hydra.mode=")
+            kept = [text for text in texts if not text.startswith(left_out)]
+            arguments = [*kept, override("resume", folder)]
+            _go_on.append(f"go on with: {command_line(entry_script(hydra.job.name), arguments)}")
+        if not isinstance(error, Exception):
+            raise
+        told = None if isinstance(error, UserError) else error
+        log.error("%s", explain(error)[0], exc_info=told)  # to the run's own log
+        raise SystemExit from error  # for run() to explain; Hydra would print it, too
+    return None
 
 
-class RequireStage(Callback):
-    """Hydra callback: answers a command without a stage before anything else is done."""
+# --- what went wrong, in a line ------------------------------------------------------------------
 
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a run without a stage."""
-        if OmegaConf.is_missing(config, "stage"):
-            _exit(_NO_STAGE)
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a sweep whose jobs would have none; stage or experiment may be what is swept."""
-        swept = {key_of(o) for o in config.hydra.overrides.task if "," in o or "(" in o}
-        if not swept & {"stage", "experiment"}:
-            self.on_run_start(config)
+def explain(error: BaseException) -> tuple[str, int]:
+    """What to say of an exception, and the exit code that belongs to it."""
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if isinstance(error, OmegaConfBaseException):
+        reason = one_line(str(error).partition("\n    full_key:")[0])  # the rest is for programmers
+        _, _, ours = reason.partition("UserError raised while resolving interpolation: ")
+        return ours or f"{error.full_key or 'configuration'}: {reason}", UserError.exit_code
+    if isinstance(error, HydraException):
+        return _explain_hydra(error), UserError.exit_code
+    return f"{type(error).__name__}: {one_line(error)}", 1
+
+
+def _explain_hydra(error: HydraException) -> str:
+    """Hydra's own message, or a better one where it would lead astray."""
+    said = one_line(re.split(r"Config search path:|See https://hydra", str(error))[0])
+    refused = error.__cause__
+    override_ = re.search(r"^Could not override '(.*)'\.\n.*use \+(.*)$", str(error), re.DOTALL)
+    if override_ and isinstance(refused, OmegaConfBaseException) and refused.parent_node:
+        siblings = [str(key) for key in refused.parent_node if key != "hydra"]
+        if "stage" in siblings and OmegaConf.is_missing(refused.parent_node, "stage"):
+            return _NO_STAGE  # without one Hydra would advise to add whatever key belongs to it
+        key, full = str(refused.key), str(refused.full_key)
+        alike = get_close_matches(key, siblings, n=1)
+        if alike:
+            better = full.removesuffix(key) + alike[0] + override_[1].removeprefix(full)
+            return f"{override_[1]}: no such key; did you mean {better}?"
+        return (
+            f"{override_[1]}: no such key; expected one of {', '.join(siblings)}; "
+            f"or, to add one, +{one_line(override_[2])}"
+        )
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        # A function, a list or a quoted value that is cut short is for Hydra to explain.
+        if value and not re.match(r"\w+\(|[\"'{[]", value):
+            quoted = shlex.quote(f'{key}="{value}"')
+            return f"{error.override}: expected quotes around the value: {quoted}"
+    if isinstance(error, MissingConfigException):
+        plugin = re.search(r"'(hydra/(?:launcher|sweeper)\S*)/(\w+)'", str(error))
+        if plugin and "\t" + plugin[2] not in str(error):
+            extra = _EXTRAS.get(plugin[2], "sweep")
+            return f'{plugin[1]}={plugin[2]}: not installed; expected: pip install -e ".[{extra}]"'
+    if isinstance(refused, OmegaConfBaseException):  # Hydra says where, OmegaConf says what
+        return f"{said}: {explain(refused)[0]}"
+    return said
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def run_folder(runs: str, resume: str | None, now: str) -> str:
+    """Resolver for ``hydra.run.dir``: a new folder in ``runs``, or that of the run to go on with.
+
+    Raises:
+        UserError: if ``resume`` names no run.
+    """
+    if resume is None:
+        return str(Path(runs, now))
+    pattern = "checkpoints/run.json"
+    found = latest(Path(runs), f"*/{pattern}") if resume == "latest" else Path(resume) / pattern
+    if found is None or not found.is_file():
+        where = f" in {runs}" if resume == "latest" else ""
+        raise UserError(
+            f"resume={resume}: expected the folder of a run that began to train, with {pattern} in "
+            f"it, or latest; found none{where}"
+        )
+    return str(found.parents[1].absolute())
+
+
+OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=True, replace=True)
 
 
 class RunFolder(Callback):
-    """Hydra callback: gives each run a folder of its own before anything is written.
+    """Hydra callback: a run has a stage, and a folder of its own, before anything is written.
 
-    Hydra itself would end in a traceback where the folder cannot be made, and would write a second
-    run over the first where ``hydra.run.dir`` names the folder of a run.
+    Hydra only warns of a callback's exceptions; ``SystemExit`` ends the command.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Claim ``hydra.run.dir``, or return to the folder of the run that ``resume`` names.
+        """Claim ``hydra.run.dir``.
 
-        A process of a distributed run joins its parent's folder. A run that goes on keeps the
-        configuration with which it began.
+        A run that goes on has its folder, and so have the processes of a distributed run: Lightning
+        starts them with ``hydra.output_subdir=null``.
         """
-        _require_descriptors()
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
-        if config.hydra.output_subdir is None:
-            return
         try:
-            folder = Path(config.hydra.run.dir)
-        except OmegaConfBaseException as error:
-            _exit(str(bad_value(error)))
-        resume = OmegaConf.select(config, "resume")
-        if resume is None:
-            make_or_exit("hydra.run.dir", folder, config.hydra.output_subdir)
-            _require_space(folder / config.hydra.output_subdir)
-            return
+            if OmegaConf.is_missing(config, "stage"):
+                raise UserError(_NO_STAGE)
+            folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
+            if subfolder is not None:
+                # mkdir is atomic: of two runs that start at once in one folder, one ends here.
+                (folder / subfolder).mkdir(parents=True)
+        except FileExistsError:
+            taken = UserError(f"hydra.run.dir={folder}: holds another run; expected a new folder")
+            raise SystemExit from taken
+        except OSError as error:
+            raise SystemExit from UserError(
+                f"hydra.run.dir={folder}: cannot be written ({error.strerror})"
+            )
+        except Exception as error:
+            raise SystemExit from error
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a sweep without a stage; stage or experiment may be what is swept."""
         try:
-            folder = find_run(resume, folder.parent)
-        except UserError as error:
-            _exit(str(error))
-        with read_write(config.hydra), open_dict(config.hydra):
-            config.hydra.run.dir = str(folder)
-            config.hydra.output_subdir = None
-
-
-def _require_space(new_folder: Path) -> None:
-    """End a run at once that could leave nothing; Hydra would end it with a traceback."""
-    try:
-        with atomic_write(new_folder / "space") as path:
-            path.write_bytes(bytes(_LEAST_SPACE))
-        (new_folder / "space").unlink()
-    except OSError as error:
-        with suppress(OSError):
-            new_folder.rmdir()
-        _exit(f"{new_folder.parent}: cannot be written ({error.strerror})", code=1)
-
-
-def _require_descriptors() -> None:
-    """End a run at once that could open no files, in its first or in its last step."""
-    opened: list[int] = []
-    try:
-        for _ in range(_LEAST_DESCRIPTORS):
-            opened.append(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        _exit(
-            f"{error.strerror}: expected {_LEAST_DESCRIPTORS} files, not {len(opened)}, that "
-            "can be opened; a larger limit is set with: ulimit -n 1024",
-            code=1,
-        )
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
+            if OmegaConf.is_missing(config, "stage"):
+                swept = [key for key, is_swept in swept_keys(config).items() if is_swept]
+                if not {"stage", "experiment"} & set(swept):
+                    raise UserError(_NO_STAGE)
+        except Exception as error:
+            raise SystemExit from error

@@ -102,7 +102,7 @@ def _title(name: str, folder: Path) -> str:
     """What the menu calls an adapter: the class that it repairs comes first."""
     try:
         results = read_json(folder.parent / RESULTS_FILE, most_bytes=2 << 20)
-        return f"{one_line(results['target'], most=50)}: {name}"
+        return f"{one_line(results['target'])}: {name}"
     except (OSError, ValueError, KeyError, TypeError):
         return name
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import ImageDataModule
-from lora_mnist.disk.checkpoint import LAST, PREVIOUS, Checkpoints, read_checkpoint
-from lora_mnist.errors import UserError, one_line, used_up
+from lora_mnist.disk.checkpoint import LAST, PREVIOUS, read_checkpoint
+from lora_mnist.errors import UserError, one_line
 from lora_mnist.runs import CHECKPOINTS, RunRecord, find_run, flat, read_run, write_run
-from lora_mnist.sweep import interrupt
-from lora_mnist.sweep.command import command_line, entry_script, override
 from lora_mnist.weights_file import Limits, limits
 
 log = logging.getLogger(__name__)
@@ -101,7 +99,6 @@ def claimed_run(cfg: DictConfig, folder: Path, module: ClassifierModule) -> Iter
             for name in (LAST, PREVIOUS):
                 (files / name).unlink(missing_ok=True)
         write_run(folder, record)
-        interrupt.offer(_resume_command(folder))
 
     with _only_process(cfg, folder):
         start = Start()
@@ -111,7 +108,6 @@ def claimed_run(cfg: DictConfig, folder: Path, module: ClassifierModule) -> Iter
         yield start._replace(claim=claim)
         write_run(folder, record._replace(finished=True))
         (files / PREVIOUS).unlink(missing_ok=True)
-        interrupt.offer(None)
 
 
 def fit(trainer: Trainer, module: ClassifierModule, data: ImageDataModule, start: Start) -> None:
@@ -122,13 +118,11 @@ def fit(trainer: Trainer, module: ClassifierModule, data: ImageDataModule, start
     """
     if start.claim is not None:
         start.claim()
-    waits = trainer.world_size == 1 and any(isinstance(c, Checkpoints) for c in trainer.callbacks)  # type: ignore[attr-defined]
     try:
-        with interrupt.finish_first() if waits else nullcontext():
-            trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint, weights_only=True)
     except Exception as error:
         first = start.checkpoint is not None and trainer.global_step <= (start.step or 0) + 1
-        if not first or isinstance(error, UserError) or used_up(error):
+        if not first or isinstance(error, UserError):
             raise
         raise UserError(
             f"{start.checkpoint}: training cannot go on from it ({type(error).__name__}: "
@@ -233,14 +227,3 @@ def _start(files: Path, cfg: DictConfig, most: Limits) -> Start:
             return Start(last, step)
     log.info("no checkpoint to go on from: going on from the beginning")
     return Start(None, 0)
-
-
-def _resume_command(folder: Path) -> str | None:
-    """The command that goes on with the run in ``folder``, if a command has started it."""
-    if not HydraConfig.initialized():
-        return None
-    hydra = HydraConfig.get()
-    left_out = ("resume=", "hydra.run.dir=", "hydra.mode=")
-    overrides = [o for o in [*hydra.overrides.task, *hydra.overrides.hydra] if o]
-    kept = [o for o in overrides if not o.startswith(left_out)]
-    return command_line(entry_script(hydra.job.name), [*kept, override("resume", folder)])

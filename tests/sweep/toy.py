@@ -12,13 +12,11 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lora_mnist.cli import run_command
+from lora_mnist.cli import command, run
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError
-from lora_mnist.sweep.job import swept_job
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,10 +52,7 @@ for name in ("round", "square", "long"):
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="toy")
 def main(cfg: DictConfig) -> float | None:
-    with swept_job(cfg) as job:
-        if job.due:
-            play(cfg, Path(HydraConfig.get().runtime.output_dir))
-    return job.objective
+    return command(play, cfg)
 
 
 def play(cfg: DictConfig, folder: Path) -> None:
@@ -81,4 +76,4 @@ def play(cfg: DictConfig, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run(main)

@@ -1,188 +1,117 @@
-"""One job of a sweep, in whatever process it runs: skipped if finished, recorded, failure and all.
-
-Imports no torch before the job does: the process that skips finished jobs needs none.
-"""
+"""One job of a sweep, in whatever process it runs: skipped if finished, recorded if it fails."""
 
 import logging
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.errors import UserError, described, full_disk, is_full_error_wanted
-from lora_mnist.sweep import interrupt
+from lora_mnist.errors import UserError, one_line
+from lora_mnist.sweep import session
+from lora_mnist.sweep.command import key_of
 from lora_mnist.sweep.folder import (
     LOCK_FILE,
     STOP_FILE,
     job_hash,
-    key_of,
-    read_commands,
+    read_sweep,
     varied_overrides,
 )
-from lora_mnist.sweep.records import (
-    JOB_FILE,
-    RESULTS_FILE,
-    Record,
-    flatten,
-    is_finished,
-    is_number,
-    read_results,
-)
-from lora_mnist.sweep.screen import say
+from lora_mnist.sweep.records import JOB_FILE, is_finished, read_job, write_record
 
 log = logging.getLogger(__name__)
 
-#: With less space than this a failure is put down to the full disk (bytes).
-_DISK_FULL = 1 << 20
 
-#: Groups that decide how a sweep goes, and nothing about what a job computes.
-_HOW_NOT_WHAT = ("sweep", "launcher")
+def run_swept(
+    function: Callable[[DictConfig, Path], object],
+    cfg: DictConfig,
+    explain: Callable[[BaseException], tuple[str, int]],
+) -> float | None:
+    """Run one job unless it is finished; if it fails, say so, keep the reason, and return.
 
+    Args:
+        function: the command; leaves ``results.json`` in the folder that it is given.
+        cfg: the job's configuration.
+        explain: turns an exception into a line, and an exit code.
 
-@dataclass
-class Job:
-    """What :func:`swept_job` tells the entry, and what it tells the sweeper.
-
-    Attributes:
-        due: whether the job has to run: it is not finished, and the sweep was not stopped.
-        objective: the value of ``sweep.metric``, for sweepers that search.
-    """
-
-    due: bool = True
-    objective: float | None = None
-
-
-@contextmanager
-def swept_job(cfg: DictConfig) -> Iterator[Job]:
-    """Around one job: skip it if it is finished, keep its record, and survive its failure.
-
-    A single run passes through untouched, and so does a job without ``sweep`` in its configuration.
+    Returns:
+        The value of ``sweep.metric``, for sweepers that search; ``None`` where there is none.
     """
     hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN or OmegaConf.select(cfg, "sweep") is None:
-        yield Job()
-        return
-    if interrupt.is_handled():
-        interrupt.check()
-    else:
-        interrupt.leave_to_parent()
+    if not session.is_conducting():
+        # A worker: Ctrl+C reaches all processes, and the one that conducts them ends them.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     _log_to_file_only(hydra)
     folder = Path(hydra.runtime.output_dir)
-    label = _label(hydra.job.num, varied_overrides(hydra))
-    if (folder.parent / STOP_FILE).exists():
-        yield Job(due=False)
-        return
-    job, started = Job(), time.perf_counter()
-    with ExitStack() as stack:
+    sweep = Path(hydra.sweep.dir)
+    if (sweep / STOP_FILE).exists():
+        return None
+    varied = varied_overrides(hydra)
+    label = f"#{hydra.job.num} {' '.join(varied)}".rstrip()
+    # A worker can outlive the sweep that started it. Once it is done, its result counts.
+    with nullcontext() if is_finished(folder) else FileLock(folder / LOCK_FILE):
+        if is_finished(folder):
+            session.say(f"{label}: finished before")
+            return _metric(cfg, folder)
+        _clear(folder, f"{hydra.job.name}.log")
+        command = len(read_sweep(sweep).get("commands", []))
+        how_not_what = ("sweep", "launcher")
+        overrides = [o for o in hydra.overrides.task if key_of(o).split(".")[0] not in how_not_what]
+        record = (command, overrides, [key_of(text) for text in varied])
+        write_record(folder, *record)
+        started, computes = time.perf_counter(), job_hash(cfg)
         try:
-            if stack.enter_context(_only_writer(folder)):
-                say(f"{label}: finished before")
-                job = Job(due=False, objective=_objective(cfg, folder))
-            else:
-                _open_record(hydra, folder)
-        except Exception as error:
-            _fail(cfg, hydra, folder, label, error)
-            job = Job(due=False)
-        if not job.due:
-            yield job
-            return
-        computes = job_hash(cfg)
-        try:
-            yield job
+            function(cfg, folder)
             if job_hash(cfg) != computes:
                 inputs = OmegaConf.to_container(cfg.sweep.inputs, resolve=True)
                 raise UserError(
                     f"sweep.inputs={inputs}: changed while the job ran; expected the same files "
                     "throughout, so it has to run again"
                 )
-            job.objective = _objective(cfg, folder)
         except Exception as error:
-            _fail(cfg, hydra, folder, label, error)
-        else:
-            value = "" if job.objective is None else f"{cfg.sweep.metric} {job.objective:.6g}, "
-            say(f"{label}: {value}{time.perf_counter() - started:.1f} s")
+            reason = one_line(explain(error)[0])
+            write_record(folder, *record, error=reason)
+            is_ours = isinstance(error, UserError)
+            log.error("%s", reason, exc_info=None if is_ours else error)
+            where = "" if is_ours else f" (traceback in {folder / hydra.job.name}.log)"
+            session.say(f"{label} failed: {reason}{where}", sys.stderr)
+            if cfg.sweep.fail_fast:
+                (sweep / STOP_FILE).touch()
+                if session.is_conducting():
+                    raise SystemExit(1) from None
+            return None
+    value = _metric(cfg, folder)
+    told = "" if value is None else f"{cfg.sweep.metric} {value:.6g}, "
+    session.say(f"{label}: {told}{time.perf_counter() - started:.1f} s")
+    return value
 
 
-def _label(number: int, varied: Iterable[str]) -> str:
-    return f"#{number} {' '.join(varied)}".rstrip()
+def _metric(cfg: DictConfig, folder: Path) -> float | None:
+    job = read_job(folder)
+    return job.value(cfg.sweep.metric) if job else None
 
 
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[bool]:
-    """Hold the folder of an unfinished job; yields whether it is finished."""
-    if is_finished(folder):
-        yield True
-    else:
-        # A worker can outlive the sweep that started it. Once it is done, its result counts.
-        with FileLock(folder / LOCK_FILE):
-            yield is_finished(folder)
-
-
-def _open_record(hydra: HydraConf, folder: Path) -> None:
-    """Say in the job's folder what it is, and clear away what an earlier attempt left half-done."""
-    kept = {".hydra", LOCK_FILE, JOB_FILE, f"{hydra.job.name}.log"}
-    started = any((folder / name).exists() for name in (JOB_FILE, RESULTS_FILE))
-    for path in folder.iterdir() if started else ():
-        if path.name in kept:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    _write_record(hydra, folder, error=None)
-
-
-def _write_record(hydra: HydraConf, folder: Path, error: str | None) -> None:
-    record = Record(
-        number=hydra.job.num,
-        command=len(read_commands(folder.parent)),
-        overrides=[o for o in hydra.overrides.task if _group_of(o) not in _HOW_NOT_WHAT],
-        varied=[key_of(override) for override in varied_overrides(hydra)],
-        error=error,
-    )
-    record.write(folder)
-
-
-def _group_of(override: str) -> str:
-    """``sweep`` of ``sweep=optuna`` and of ``sweep.metric=null``."""
-    return key_of(override).split(".", 1)[0]
-
-
-def _objective(cfg: DictConfig, folder: Path) -> float | None:
-    metric = OmegaConf.select(cfg, "sweep.metric")
-    value = flatten(read_results(folder)).get(metric)
-    return value if is_number(value) else None
-
-
-def _fail(cfg: DictConfig, hydra: HydraConf, folder: Path, label: str, error: Exception) -> None:
-    """Tell at once, and keep for the summary, that a job failed; the next ones go on."""
-    interrupt.check()
-    ours = isinstance(error, UserError)
-    reason = described(error)
-    log.error("%s", reason, exc_info=None if ours and not is_full_error_wanted() else error)
-    with suppress(OSError):
-        _write_record(hydra, folder, reason)
-    where = "" if ours else f" (traceback in {folder / hydra.job.name}.log)"
-    say(f"{label} failed: {reason}{where}", to_stderr=True)
-    no_space = full_disk(error) or shutil.disk_usage(folder).free < _DISK_FULL
-    if no_space or OmegaConf.select(cfg, "sweep.fail_fast"):
-        with suppress(OSError):
-            (folder.parent / STOP_FILE).touch()
-        if interrupt.is_handled():
-            raise SystemExit(1)
+def _clear(folder: Path, log_name: str) -> None:
+    """Clear away what an earlier attempt left half-done."""
+    if (folder / JOB_FILE).exists():
+        for path in folder.iterdir():
+            if path.name in (".hydra", LOCK_FILE, JOB_FILE, log_name):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _log_to_file_only(hydra: HydraConf) -> None:
     """In a sweep the screen gets one line a job; tables and messages go to the job's log."""
-    logging.raiseExceptions = False  # the job itself will say that the disk is full
     for name in (None, *(hydra.job_logging.get("loggers") or ())):
         for handler in logging.getLogger(name).handlers:
             if not isinstance(handler, logging.FileHandler):

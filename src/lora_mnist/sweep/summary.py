@@ -1,277 +1,288 @@
 """The summary of a sweep: ``summary.csv``, ``summary.png`` and a table, from its jobs' files.
 
-Reads what :mod:`~lora_mnist.sweep.records` reads and nothing else, so that ten thousand jobs are
-summarised in seconds. Which columns the table has is set in ``configs/sweep/default.yaml``. Imports
-no torch, and matplotlib only to draw.
+Jobs that differ in their seed alone are one row of the table: mean, standard deviation, number. The
+best is best by the mean, so that no lucky seed wins.
 """
 
 import csv
 import re
+import shutil
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import mean, stdev
+from typing import Any
 
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import one_line
-from lora_mnist.sweep.command import Column, Ranking, Start, command_line
-from lora_mnist.sweep.records import Row, is_number, natural, read_rows
-from lora_mnist.sweep.screen import columns_of_screen
+from lora_mnist.sweep.command import command_line
+from lora_mnist.sweep.folder import read_sweep
+from lora_mnist.sweep.records import Job, natural, read_jobs
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-STUDY_FILE = "optuna.db"
-
+SEED = "seed"
 #: Jobs that the table on the screen shows; summary.csv has them all.
 _SHOWN = 20
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A sweep's outcome.
+@dataclass
+class Group:
+    """Finished jobs that differ in their seed alone; where no seed was swept, a single job."""
+
+    jobs: list[Job]
+
+    def values(self, key: str | None) -> list[float]:
+        """The numbers that the jobs have for ``key`` of results.json."""
+        found = [job.value(key) for job in self.jobs]
+        return [value for value in found if value is not None]
+
+    def mean(self, key: str | None) -> float | None:
+        """Their mean; a single one as it is."""
+        values = self.values(key)
+        return mean(values) if len(values) > 1 else next(iter(values), None)
+
+    def std(self, key: str | None) -> float | None:
+        """Their standard deviation, of a sample."""
+        values = self.values(key)
+        return stdev(values) if len(values) > 1 else None
+
+
+@dataclass
+class Table:
+    """Cells of text: a row a group, best first, then a row for each job that did not finish."""
+
+    titles: list[str]
+    rows: list[list[str]]
+    #: What the jobs start from, where all of them have the same.
+    start: list[str] | None
+    #: How many of the rows are of groups.
+    groups: int
+
+
+class Ranked:
+    """The jobs of the sweep in ``folder``, in order.
 
     Attributes:
-        rows: all jobs, best first.
-        text: the table to print.
-        complaint: what stood in the way of ranking.
-        unwritten: what kept the files from being written.
+        sweep: what ``sweep.json`` says.
+        jobs: all of them.
+        groups: of finished jobs, best first by ``sweep.metric``; equals, and without a metric all,
+            by what was swept.
+        unfinished: the other jobs.
+        has_seeds: whether the finished jobs differ in their seed.
+        keys: what tells one group from another.
     """
 
-    rows: list[Row]
-    text: str
-    complaint: str | None = None
-    unwritten: str | None = None
+    def __init__(self, folder: Path) -> None:
+        self.sweep: dict[str, Any] = {"metric": None, "mode": "max", "start": None, "columns": []}
+        self.sweep |= {"entry": "", "commands": [], **read_sweep(folder)}
+        self.metric: str | None = self.sweep["metric"]
+        self.jobs = read_jobs(folder)
+        self.unfinished = [job for job in self.jobs if job.status != "finished"]
+        finished = [job for job in self.jobs if job.status == "finished"]
+        self.has_seeds = len({job.swept.get(SEED) for job in finished}) > 1
+        swept = list(self.jobs[0].swept) if self.jobs else []
+        self.keys = [key for key in swept if not (self.has_seeds and key == SEED)]
+        by_settings: dict[tuple[str, ...], Group] = {}
+        for job in sorted(finished, key=lambda job: [natural(v) for v in job.swept.values()]):
+            own = [] if self.has_seeds else [job.folder]
+            settings = (*self.settings(job).values(), *own)
+            by_settings.setdefault(settings, Group([])).jobs.append(job)
+        sign = -1 if self.sweep["mode"] == "max" else 1
+
+        def rank(group: Group) -> tuple[bool, float]:
+            value = group.mean(self.metric)
+            return value is None, sign * (value or 0)
+
+        self.groups = sorted(by_settings.values(), key=rank)
+
+    def settings(self, job: Job) -> dict[str, str]:
+        """The values of :attr:`keys` in a job, and so in its group."""
+        return {key: job.swept[key] for key in self.keys}
+
+    @property
+    def best(self) -> Group | None:
+        """The first group, if it has the metric."""
+        has_one = self.groups and self.groups[0].mean(self.metric) is not None
+        return self.groups[0] if has_one else None
+
+    def verdict(self) -> str:
+        """What to call the best group: no best one where the jobs' start was better."""
+        assert self.best is not None
+        value, start = self.best.mean(self.metric), self.start_value(self.best, self.metric)
+        if value is None or start is None:
+            return "best"
+        is_better = value > start if self.sweep["mode"] == "max" else value < start
+        title = self.sweep["start"]["title"]
+        return "best" if is_better else f"no job is better than the {title}; the nearest"
+
+    def start_value(self, group: Group, key: str | None) -> float | None:
+        """What the start of the group's jobs has for ``key``: ``val_base.loss`` of ``val.loss``."""
+        if key is None or self.sweep["start"] is None:
+            return None
+        part, _, rest = key.partition(".")
+        return group.mean(f"{part}{self.sweep['start']['suffix']}.{rest}")
+
+    def best_command(self) -> str:
+        """The command that runs the best job again; of several seeds, the first."""
+        assert self.best is not None
+        return command_line(self.sweep["entry"], self.best.jobs[0].overrides)
+
+    def table(self, most: int) -> Table:
+        """The table, of at most so many rows."""
+        columns = [{"title": self.metric, "value": self.metric}] if self.metric else []
+        known = {key for group in self.groups for job in group.jobs for key in job.results}
+        columns = [c for c in [*columns, *self.sweep["columns"]] if c["value"] in known]
+        seeds = ["seeds"] if self.has_seeds else []
+        titles = ["", *self.keys, *seeds, *(self._title(column["title"]) for column in columns)]
+        starts = []
+        for column in columns:
+            values = {self.start_value(group, column["value"]) for group in self.groups}
+            only = values.pop() if len(values) == 1 else None
+            starts.append("" if only is None else _text(only, column["value"]))
+        rows = []
+        for place, group in enumerate(self.groups[:most], start=1):
+            cells = [*self.settings(group.jobs[0]).values()]
+            cells += [str(len(group.jobs))] if seeds else []
+            for column, start in zip(columns, starts, strict=True):
+                # What all jobs start from needs no place before an arrow in every row.
+                before = None if start else group.mean(column.get("before"))
+                cells.append(_text(group.mean(column["value"]), column["value"]))
+                if column["value"] == self.metric and group.std(self.metric) is not None:
+                    cells[-1] += f" ± {group.std(self.metric):.4f}"
+                if before is not None:
+                    cells[-1] = f"{_text(before, column['value'])} -> {cells[-1]}"
+            rows.append([str(place), *cells])
+        groups = len(rows)
+        for job in self.unfinished[: most - groups]:
+            cells = ["", *self.settings(job).values(), job.status]
+            rows.append(cells + [""] * (len(titles) - len(cells)))
+        foot = None
+        if any(starts):
+            foot = [self.sweep["start"]["title"], *[""] * len(self.keys + seeds), *starts]
+        return Table(titles, rows, foot, groups)
+
+    def _title(self, title: str) -> str:
+        """``title`` with ``{KEY}`` as the value that all jobs have, else as KEY's last part."""
+
+        def shared(match: re.Match[str]) -> str:
+            key, values = match[1], set()
+            for group in self.groups:
+                for job in group.jobs:
+                    listed = [v for k, v in job.results.items() if k.startswith(f"{key}.")]
+                    value = job.results.get(key)
+                    values.add(",".join(map(str, listed)) if value is None else str(value))
+            only = values.pop() if len(values) == 1 else ""
+            return only or key.rsplit(".", 1)[-1]
+
+        return re.sub(r"\{([^{}]+)\}", shared, title)
 
 
-def summarize(
-    folder: Path,
-    metric: str | None,
-    mode: str,
-    columns: Sequence[Column],
-    entry: str,
-    metrics: Sequence[str] = (),
-    start: Start | None = None,
-) -> Summary:
+def _text(value: float | None, key: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, int) or (value == int(value) and not key.endswith(("accuracy", "loss"))):
+        return str(int(value))
+    digits = 1 if key.startswith("seconds.") or ".errors" in key else 4
+    return f"{value:.{digits}f}"
+
+
+def summarize(folder: Path) -> tuple[str, str | None]:
     """Write ``summary.csv`` and ``summary.png`` into the sweep's folder.
 
-    Args:
-        folder: the sweep's folder.
-        metric: key of results.json by which to rank, nested keys joined by dots; ``None`` lists the
-            jobs by what was swept.
-        mode: "max" or "min": which end of ``metric`` is best.
-        columns: of the table, after the metric's own; one that no job has is left out.
-        entry: script of the commands that the summary shows, such as train.py.
-        metrics: what to offer where no job has ``metric``.
-        start: what the jobs start from; the best job must be better.
+    Returns:
+        The text to print, and what stood in the way of ranking.
 
     Raises:
-        OSError: if the folder cannot be read.
+        OSError: if a file cannot be written.
     """
-    rows = _ranked(read_rows(folder), metric, mode)
-    if not rows:
-        return Summary(rows, "no job has started")
-    finished = [row for row in rows if row.status == "finished"]
-    ranked = [row for row in finished if row.value(metric) is not None]
+    ranked = Ranked(folder)
+    if not ranked.jobs:
+        return "no job has started", None
+    _write_csv(ranked, folder / "summary.csv")
+    text = _draw_table(ranked)
     complaint = None
-    if metric and finished and not ranked:
-        had = [key for key in metrics if any(is_number(row.results.get(key)) for row in finished)]
-        expected = f"one of {', '.join(had)}, or null" if had else "null"
-        complaint = f"sweep.metric={metric}: no job has it; expected {expected}"
-    unwritten = None
-    try:
-        _write_csv(rows, folder / "summary.csv")
-        if ranked and ranked[0].swept:
-            _write_picture(rows, folder / "summary.png", str(metric), mode)
-    except OSError as error:
-        unwritten = f"the summary cannot be written ({error.strerror or error})"
-    text = _table(rows, metric, columns, start)
-    if ranked:
-        verdict = best_or_none(ranked[0], Ranking(metric, mode, start=start))
-        command = one_line(command_line(entry, ranked[0].arguments), most=64 << 10)
-        text += f"\n{verdict}: {command}{_importances(folder)}"
-    for row in rows:
-        if row.status != "finished":
-            text += f"\n{row.status}: {_swept_text(row)}" + (f": {row.error}" if row.error else "")
-    return Summary(rows, f"{text}\nsweep: {folder}", complaint, unwritten)
+    if ranked.best:
+        if ranked.jobs[0].swept:
+            from lora_mnist.sweep.figure import Point, draw_sweep  # late: matplotlib
+
+            points = [Point(job.swept, job.value(ranked.metric)) for job in ranked.jobs]
+            if ranked.has_seeds and ranked.keys:  # else the seed is all there is to draw over
+                points = [Point(ranked.settings(job), None) for job in ranked.unfinished]
+                for group in ranked.groups:
+                    value, std = group.mean(ranked.metric), group.std(ranked.metric)
+                    points.append(Point(ranked.settings(group.jobs[0]), value, std))
+            with atomic_write(folder / "summary.png") as path:
+                draw_sweep(path, points, str(ranked.metric), ranked.sweep["mode"])
+        text += f"\n{ranked.verdict()}: {ranked.best_command()}"
+    elif ranked.metric and ranked.groups:
+        numbers = [key for key in ranked.groups[0].jobs[0].results if key.startswith("val.")]
+        expected = ", ".join(key for key in numbers if not re.search(r"\.\d+$", key))
+        complaint = f"sweep.metric={ranked.metric}: no job has it; expected one of {expected}"
+    for job in ranked.unfinished:
+        text += f"\n{job.status}: {job}" + (f": {job.error}" if job.error else "")
+    return f"{text}\nsweep: {folder}", complaint
 
 
-def _ranked(rows: list[Row], metric: str | None, mode: str) -> list[Row]:
-    """Best first; among equals, and without a metric, by what was swept."""
-    sign = -1 if mode == "max" else 1
-
-    def rank(row: Row) -> tuple[Any, ...]:
-        value = row.value(metric)
-        order = 0 if row.status == "finished" and (value is not None or not metric) else 1
-        order = order if row.status == "finished" else 2
-        return order, sign * (value or 0), [natural(v) for v in row.swept.values()], row.folder
-
-    return sorted(rows, key=rank)
-
-
-def best_or_none(best: Row, ranking: Ranking) -> str:
-    """What to call the first of the ranked jobs: no best one where the start was better."""
-    value, start = best.value(ranking.metric), start_value(best, ranking.metric, ranking.start)
-    if ranking.start is None or value is None or start is None or ranking.is_better(value, start):
-        return "best"
-    return f"no job is better than the {ranking.start.title}; the nearest"
-
-
-def start_value(row: Row, key: str | None, start: Start | None) -> float | None:
-    """What a job's start has for ``key``."""
-    return row.value(start.key(key)) if key and start else None
+def _write_csv(ranked: Ranked, path: Path) -> None:
+    """A row a job; where seeds were swept, with its group's mean, standard deviation and size."""
+    swept = list(ranked.jobs[0].swept)
+    results = {key: None for job in ranked.jobs for key in job.results if key not in swept}
+    of_group = [f"{ranked.metric}.mean", f"{ranked.metric}.std", "seeds"]
+    of_group = of_group if ranked.has_seeds and ranked.metric else []
+    columns = ["status", *swept, *of_group, *results, "error", "folder"]
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([_cell(column) for column in columns])
+        for group in [*ranked.groups, *(Group([job]) for job in ranked.unfinished)]:
+            numbers = (group.mean(ranked.metric), group.std(ranked.metric), len(group.jobs))
+            for job in group.jobs:
+                own = {"status": job.status, "error": job.error, "folder": job.folder}
+                known = (
+                    {} if job.status != "finished" else dict(zip(of_group, numbers, strict=False))
+                )
+                row = {**job.results, **known, **job.swept, **own}
+                writer.writerow([_cell(row.get(column)) for column in columns])
 
 
-def _importances(folder: Path) -> str:
-    """A line with the importance of each parameter for the metric, if Optuna gives it."""
-    if not (folder / STUDY_FILE).exists():
-        return ""
-    try:
-        import optuna
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            study = optuna.load_study(
-                study_name="sweep", storage=f"sqlite:///{folder}/{STUDY_FILE}"
-            )
-            # The default, fANOVA, fails in the old optuna that Hydra's sweeper needs.
-            evaluator = optuna.importance.MeanDecreaseImpurityImportanceEvaluator(seed=0)
-            shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    except Exception:  # too few trials, or a study of another kind: Optuna has no common class
-        return ""
-    return "\nimportance: " + ", ".join(f"{key} {share:.2f}" for key, share in shares.items())
+def _cell(value: Any) -> Any:
+    """``value``, with a ``'`` before a text that a spreadsheet would run as a formula."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")):
+        try:
+            float(value)
+        except ValueError:
+            return f"'{value}"
+    return value
 
 
-def _swept_text(row: Row) -> str:
-    """What tells the job from the others; the folder's name where the record is damaged."""
-    if row.command is None:
-        return one_line(row.folder)
-    return " ".join(f"{key}={value}" for key, value in row.swept.items()) or one_line(row.folder)
-
-
-def _write_csv(rows: list[Row], path: Path) -> None:
-    numbers = {key: None for row in rows for key in row.results}
-    swept = list(rows[0].swept)
-    # results.json may repeat some of what was swept.
-    columns = ["status", *swept, *(key for key in numbers if key not in swept), "error", "folder"]
-    with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
-        writer.writeheader()
-        for row in rows:
-            outcome = {"status": row.status, "error": row.error, "folder": one_line(row.folder)}
-            writer.writerow({**row.results, **row.swept, **outcome})
-
-
-def _write_picture(rows: list[Row], path: Path, metric: str, mode: str) -> None:
-    from lora_mnist.sweep.figure import draw_sweep  # late: matplotlib
-
-    points = [(row.swept, row.value(metric)) for row in rows]
-    with atomic_write(path) as temporary:
-        draw_sweep(temporary, points, metric, mode)
-
-
-# --- the table -----------------------------------------------------------------------------------
-
-
-def _table(
-    rows: list[Row], metric: str | None, columns: Sequence[Column], start: Start | None
-) -> str:
+def _draw_table(ranked: Ranked) -> str:
     from rich.console import Console
+    from rich.table import Table as RichTable
 
     text = StringIO()
+    is_terminal = sys.stdout.isatty()
     # Names come from users and files: [/b] and :x: in them are no markup.
     console = Console(
         file=text,
-        width=columns_of_screen(),
-        force_terminal=sys.stdout.isatty(),
+        width=shutil.get_terminal_size().columns if is_terminal else 200,
+        force_terminal=is_terminal,
         markup=False,
         emoji=False,
         highlight=False,
     )
-    shown = list(shown_columns(rows, metric, columns))
-    table = _rich_table(rows, shown, start, narrow=False)
-    if (
-        console.measure(table, options=console.options.update(max_width=1000)).maximum
-        > console.width
-    ):
-        table = _rich_table(rows, shown, start, narrow=True)
-    console.print(table)
+    table = ranked.table(_SHOWN)
+    for narrow in (False, True):  # where it does not fit, titles break at their dots
+        drawn = RichTable()
+        for title in table.titles:
+            title = title.replace(".", ".\n") if narrow else title
+            drawn.add_column(title, justify="right", overflow="fold")
+        for i, row in enumerate(table.rows):
+            drawn.add_row(*row, style="bold" if i == 0 else "red" if i >= table.groups else "")
+        if table.start:
+            drawn.add_section()
+            drawn.add_row(*table.start)
+        wide = console.options.update(max_width=1000)
+        if console.measure(drawn, options=wide).maximum <= console.width:
+            break
+    console.print(drawn)
     lines = text.getvalue().rstrip()
-    if len(rows) > _SHOWN:
-        lines += f"\n... {len(rows) - _SHOWN} more in summary.csv"
-    return lines
-
-
-def _rich_table(
-    rows: list[Row], shown: Sequence[Column], start: Start | None, narrow: bool
-) -> "Table":
-    """The table; ``narrow`` breaks titles at their dots."""
-    from rich.table import Table
-
-    titles = ["", *rows[0].swept, *(column.title for column in shown)]
-    table = Table(*(title.replace(".", ".\n") if narrow else title for title in titles))
-    for rich_column in table.columns:
-        rich_column.justify = "right"
-        rich_column.overflow = "fold"
-    begun = [_start_cell(rows, column, start) for column in shown]
-    # What the start has needs no place before an arrow in every row.
-    shown = [
-        Column(column.title, column.value) if cell else column
-        for column, cell in zip(shown, begun, strict=True)
-    ]
-    for place, row in enumerate(rows[:_SHOWN], start=1):
-        if row.status == "finished":
-            cells = [_cell(row, column) for column in shown]
-            style = "bold" if place == 1 else ""
-            table.add_row(str(place), *row.swept.values(), *cells, style=style)
-        else:
-            table.add_row("", *row.swept.values(), row.status, style="red")
-    if start is not None and any(begun):
-        table.add_section()
-        table.add_row(start.title, *[""] * len(rows[0].swept), *begun)
-    return table
-
-
-def _start_cell(rows: list[Row], column: Column, start: Start | None) -> str:
-    """What the jobs' start has, where all of them have the same."""
-    values = {start_value(row, column.value, start) for row in rows if row.results}
-    if start is None or len(values) != 1 or values == {None}:
-        return ""
-    row = next(row for row in rows if row.results)
-    return _cell(row, Column(column.title, start.key(column.value)))
-
-
-def shown_columns(
-    rows: Sequence[Row], metric: str | None, columns: Sequence[Column]
-) -> Iterator[Column]:
-    """The metric's column and those that some job fills, with their titles filled in."""
-    known = {key for row in rows for key in row.results}
-    for column in ([Column(metric, metric)] if metric else []) + list(columns):
-        if column.value in known:
-            title = re.sub(r"\{([^{}]+)\}", lambda match: _shared(rows, match[1]), column.title)
-            yield Column(title, column.value, column.before if column.before in known else None)
-
-
-def _shared(rows: Sequence[Row], key: str) -> str:
-    """The value of ``key`` that all jobs with results have, else the last part of its name."""
-    values = {_value_text(row, key) for row in rows if row.results}
-    value = values.pop() if len(values) == 1 else ""
-    return value or key.rsplit(".", 1)[-1]
-
-
-def _value_text(row: Row, key: str) -> str:
-    value = row.results.get(key)
-    if value is None:
-        items = (v for k, v in row.results.items() if re.fullmatch(rf"{re.escape(key)}\.\d+", k))
-        return ",".join(map(str, items))
-    return str(value)
-
-
-def _cell(row: Row, column: Column) -> str:
-    keys = (column.before, column.value)
-    values = [row.results[key] for key in keys if key in row.results]
-    digits = 1 if column.value.startswith("seconds.") else 4
-    return " -> ".join(f"{v:.{digits}f}" if isinstance(v, float) else str(v) for v in values)
+    more = len(ranked.groups) + len(ranked.unfinished) - len(table.rows)
+    return lines + (f"\n... {more} more in summary.csv" if more else "")
