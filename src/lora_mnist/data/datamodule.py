@@ -291,8 +291,12 @@ class ImageDataModule(LightningDataModule):
             seed = torch.initial_seed() if self.seed is None else self.seed
             step = self.trainer.fit_loop.epoch_loop.total_batch_idx
             images = augmented(images, self.augment, f"{seed} {step} {self.trainer.global_rank}")
+        return self.normalise(images), labels
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """``(images / 255 - mean) / std``: float32, of the shape of ``images``, which are uint8."""
         self.measure()
-        return normalise(images, self.mean, self.std), labels
+        return normalise(images, self.mean, self.std)
 
 
 def _as_indexed(batch: Any) -> Any:
