@@ -1,110 +1,212 @@
-"""A page to draw on: from a configuration to a server, and from the page's questions to answers.
-
-:mod:`lora_mnist.side_by_side` knows the answers, :mod:`lora_mnist.show.page` what the page looks
-like.
-"""
+"""A page to draw on: base and adapted network side by side, the adapter on a slider."""
 
 import logging
-import socket
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
-from lora_mnist.config import require_known_keys
-from lora_mnist.disk.files import read_json
-from lora_mnist.disk.results import RESULTS_FILE
+from lora_mnist.config import build_data, build_net, require_fit
+from lora_mnist.data import ImageDataModule
 from lora_mnist.errors import UserError, missing_extra, one_line
-from lora_mnist.show.page import Question, Sheet, as_app, build_page
-from lora_mnist.side_by_side import SideBySide
+from lora_mnist.load import adapter_specs, load_adapters, load_base, with_latest_adapter
+from lora_mnist.lora import CONFIG_NAME, lora_adapters, lora_disabled, lora_layers
 
 log = logging.getLogger(__name__)
 
-_KEYS = (
-    *("stage", "data", "net", "base_name", "base_ckpt", "adapter", "allow_other_base", "paths"),
-    "server",
-)
 
-
-class PageDesk:
-    """Answers the page's questions out of a :class:`SideBySide`; see :class:`.show.page.Desk`.
+class SideBySide:
+    """A base and its adapters, asked about one image at a time; several threads may ask.
 
     Args:
-        sides: what is asked.
-        chosen: names of the adapters that the page opens with.
+        cfg: a configuration of ``configs/demo.yaml``; it is not changed.
+
+    Attributes:
+        data: its test images; it also brings drawings to the form of its images.
+        named: the adapters of ``cfg.adapter``, by the names that :meth:`adapters` has for them.
+
+    Raises:
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
     """
 
-    def __init__(self, sides: SideBySide, chosen: Sequence[str]) -> None:
-        self._sides = sides
-        self._chosen = list(chosen)
-        self.classes = sides.data.short_names
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = with_latest_adapter(cfg)
+        self.data: ImageDataModule = build_data(self.cfg, "test")
+        self.named: dict[str, Any] = {}
+        for spec in adapter_specs(self.cfg):
+            self.named[self._name(spec["path"])] = {**spec, "path": str(spec["path"])}
+        self._loaded: tuple[list[str], nn.Module] | None = None
+        self._lock = Lock()
 
-    def menu(self) -> list[tuple[str, str]]:
-        return [(_title(name, path), name) for name, path in self._sides.adapters().items()]
+    def _name(self, folder: Path) -> str:
+        """An adapter's folder, or its run's, as seen from outputs."""
+        run = (folder.parent if folder.name == "adapter" else folder).resolve()
+        outputs = Path(self.cfg.paths.outputs).resolve()
+        return str(run.relative_to(outputs) if run.is_relative_to(outputs) else run)
 
-    def first_choice(self) -> list[str]:
-        return self._chosen
+    def adapters(self) -> dict[str, Any]:
+        """How to load each adapter, by its name: those under outputs, newest first, and named."""
+        files = Path(self.cfg.paths.outputs).rglob(CONFIG_NAME)
+        newest_first = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
+        found: dict[str, Any] = {
+            self._name(f.parent): {"path": str(f.parent)} for f in newest_first
+        }
+        return found | self.named
 
-    def test_image(self, number: int) -> Tensor:
-        return self._sides.data.test_set.images[number]
+    def load(self, adapters: Sequence[str]) -> nn.Module:
+        """The base that belongs to ``adapters``, with them on it, in eval mode.
 
-    def answer(self, question: Question) -> Sheet:
-        problem = ""
-        try:
-            self._sides.prepare(question.adapters)
-        except UserError as error:
-            problem = one_line(error)
-            question = question._replace(adapters=[])
-        try:
-            image, said = self._image(question)
-            if image is None:
-                return Sheet(problem=problem)
-            asked = (question.adapters, question.scale, question.enabled)
-            base, adapted = self._sides.ask(image, *asked)
-        except ValueError as error:
-            return Sheet(problem=problem or f"the drawing: {one_line(error)}")
-        except UserError as error:
-            return Sheet(problem=problem or one_line(error))
-        said += f"The base says {self._best(base)}"
-        said += f", the adapted network {self._best(adapted)}." if question.adapters else "."
-        return Sheet(image, base, adapted, said, problem)
+        Raises:
+            UserError: if one is no adapter of :meth:`adapters`, or it or the base cannot be used.
+        """
+        if self._loaded and self._loaded[0] == list(adapters):
+            return self._loaded[1]
+        known, cfg = self.adapters(), self.cfg.copy()
+        cfg.adapter = []
+        for name in adapters:
+            if name not in known:  # a visitor's browser sends the name
+                raise UserError(f"adapter={name}: expected one of {', '.join(known) or 'none'}")
+            cfg.adapter.append({**known[name], "name": name})
+        net = build_net(cfg)
+        load_base(cfg, net)
+        load_adapters(cfg, net)
+        require_fit(net, self.data, self.data.test_set.__getitems__([0])[0])
+        self._loaded = (list(adapters), net)
+        return net
 
-    def _image(self, question: Question) -> tuple[Tensor | None, str]:
-        """The image that is meant, and what is known about it."""
-        test_set = self._sides.data.test_set
-        if question.test is not None and 0 <= question.test < len(test_set):
-            label = self.classes[int(test_set.labels[question.test])]
-            return self.test_image(question.test), f"Test image {question.test} is a {label}. "
-        return self._sides.read(question.png) if question.png else None, ""
+    @torch.no_grad()
+    def ask(
+        self, image: Tensor, adapters: Sequence[str], scale: float = 1.0
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Ask the base, and the network with the weights ``W + scale * sum_i s_i B_i A_i``.
 
-    def _best(self, probabilities: Sequence[float]) -> str:
-        best = max(range(len(probabilities)), key=probabilities.__getitem__)
-        return f"{self.classes[best]} ({probabilities[best]:.0%})"
+        Args:
+            image: uint8, (channels, height, width).
+            adapters: names out of :meth:`adapters`; ``s_i`` is the scaling of each.
+            scale: factor of all of them; 0 gives the base, bit for bit.
 
-    def next_mistake(self, question: Question, label: int | None) -> tuple[int | None, str]:
-        try:
-            numbers = self._sides.mistakes(question.adapters, label)
-        except UserError:
-            try:
-                numbers = self._sides.mistakes([], label)
-            except UserError as error:
-                return None, one_line(error)
-        if not numbers:
-            return None, "the base gets every test image of this class right"
-        after = -1 if question.test is None else question.test
-        return next((number for number in numbers if number > after), numbers[0]), ""
+        Returns:
+            The probability of each class by its name: of the base, and of the adapted network.
+
+        Raises:
+            UserError: as :meth:`load`.
+        """
+        with self._lock:
+            net, batch = self.load(adapters), self.data.normalise(image[None])
+            with lora_disabled(net) if adapters else nullcontext():
+                base = adapted = net(batch).softmax(dim=1)[0].tolist()
+            if adapters and scale:
+                with _scaled(net, scale):
+                    adapted = net(batch).softmax(dim=1)[0].tolist()
+        names = self.data.short_names
+        return dict(zip(names, base, strict=True)), dict(zip(names, adapted, strict=True))
+
+    @torch.no_grad()
+    def next_mistake(self, adapters: Sequence[str], after: int) -> int | None:
+        """The number of the next test image behind ``after`` that the base gets wrong, if any.
+
+        Raises:
+            UserError: as :meth:`load`.
+        """
+        count = len(self.data.test_set)
+        order = torch.arange(after + 1, after + 1 + count) % count
+        with self._lock:
+            net = self.load(adapters)
+            with lora_disabled(net) if adapters else nullcontext():
+                for numbers in torch.split(order, self.data.eval_batch_size):
+                    images, labels = self.data.test_set.__getitems__(numbers.tolist())
+                    wrong = net(self.data.normalise(images)).argmax(dim=1) != labels
+                    if wrong.any():
+                        return int(numbers[wrong][0])
+        return None
 
 
-def _title(name: str, folder: Path) -> str:
-    """What the menu calls an adapter: the class that it repairs comes first."""
+@contextmanager
+def _scaled(net: nn.Module, scale: float) -> Iterator[None]:
+    """Inside the ``with`` block each adapter on ``net`` counts ``scale`` times."""
+    adapters = [adapter for _, layer in lora_layers(net) for adapter in lora_adapters(layer)]
+    before = [adapter.scaling for adapter in adapters]
+    for adapter in adapters:
+        adapter.scaling *= scale
     try:
-        results = read_json(folder.parent / RESULTS_FILE, most_bytes=2 << 20)
-        return f"{one_line(results['target'])}: {name}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return name
+        yield
+    finally:
+        for adapter, scaling in zip(adapters, before, strict=True):
+            adapter.scaling = scaling
+
+
+def build_page(sides: SideBySide, chosen: list[str]) -> Any:
+    """Lay out the page, a ``gradio.Blocks`` that opens with the adapters ``chosen``.
+
+    What is drawn, or a test image, becomes ``image``; whenever that, the slider or the menu
+    changes, base and adapted network are asked anew.
+    """
+    import gradio as gr
+
+    def draw(drawing: Any) -> tuple[Tensor | None, str]:
+        try:
+            return sides.data.read_picture(Path(drawing["composite"])), ""
+        except (ValueError, TypeError) as error:  # TypeError: there is no drawing
+            return None, f"The drawing: {one_line(error)}." if drawing else ""
+
+    def mistake(number: int, adapters: list[str]) -> tuple[int, Any, Tensor | None, str]:
+        try:
+            found = sides.next_mistake(adapters, number)
+        except UserError as error:
+            raise gr.Error(one_line(error), print_exception=False) from error
+        if found is None:
+            return -1, None, None, "The base gets every test image right."
+        images, labels = sides.data.test_set.__getitems__([found])
+        label = sides.data.short_names[int(labels[0])]
+        return found, None, images[0], f"Test image {found} is a {label}."
+
+    def ask(image: Tensor | None, adapters: list[str], scale: float) -> tuple[Any, Any, Any]:
+        if image is None:
+            return None, None, None
+        try:
+            base, adapted = sides.ask(image, adapters, scale)
+        except UserError as error:
+            raise gr.Error(one_line(error), print_exception=False) from error
+        return base, adapted, (image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()
+
+    with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:
+        image, number = gr.State(), gr.State(-1)
+        with gr.Row():
+            with gr.Column():
+                pad = gr.Sketchpad(
+                    type="filepath",
+                    format="png",
+                    canvas_size=(280, 280),
+                    fixed_canvas=True,
+                    layers=False,
+                    transforms=(),
+                    brush=gr.Brush(default_size=20, colors=["#000000"], color_mode="fixed"),
+                    label="Draw",
+                    elem_id="pad",
+                )
+                button = gr.Button("An image that the base gets wrong")
+                seen = gr.Image(label="As the network sees it", format="png", height=200)
+                note = gr.Markdown()
+            with gr.Column():
+                scale = gr.Slider(0, 2, 1, step=0.05, label="Scale: 0 is the base, 1 the adapter")
+                menu = gr.Dropdown(
+                    list(sides.adapters()), value=chosen, multiselect=True, label="Adapters"
+                )
+                base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
+                adapted = gr.Label(label="Adapted", num_top_classes=3, elem_id="adapted")
+        pad.input(draw, [pad], [image, note])
+        button.click(mistake, [number, menu], [number, pad, image, note])
+        changes = [image.change, scale.change, menu.change]
+        gr.on(changes, ask, [image, menu, scale], [base, adapted, seen], show_progress="hidden")
+        # Adapters that were made since the page was built.
+        page.load(lambda: gr.Dropdown(list(sides.adapters())), None, [menu])
+    return page
 
 
 def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
@@ -118,58 +220,30 @@ def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used, or the extra
             ``demo`` is not installed.
     """
-    require_known_keys(cfg, *_KEYS)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: it reports itself
     try:
         import gradio  # noqa: F401
-        import uvicorn
     except ImportError as error:
         raise missing_extra("demo.py", "demo", error) from error
-    if not isinstance(cfg.server, DictConfig):
-        raise UserError(f"server={cfg.server}: expected server.host and server.port")
-    with _listening(cfg.server.host, cfg.server.port) as listener:
-        sides = SideBySide(cfg)
-        app = as_app(build_page(PageDesk(sides, _first_choice(sides))))
-        host, port = listener.getsockname()[:2]
-        log.info("page: http://%s:%d (Ctrl-C ends it)", f"[{host}]" if ":" in host else host, port)
-        # A browser that stays open would keep the server from ending.
-        server = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        uvicorn.Server(server).run(sockets=[listener])
-
-
-def _first_choice(sides: SideBySide) -> list[str]:
-    """The adapters that the configuration names, or the latest that there is.
-
-    Raises:
-        UserError: if the configuration names one that cannot be used, or there is no base.
-    """
-    runs = [name for name in sides.adapters() if name.startswith("lora/")]
-    chosen = sides.named or sorted(runs)[-1:]  # the folders are named by the time
+    sides = SideBySide(cfg)
+    chosen = list(sides.named) or list(sides.adapters())[:1]
     try:
-        sides.mistakes(chosen)  # loads them, and has the first mistake ready
-    except UserError:
+        sides.load(chosen)
+    except UserError as error:
         if sides.named:
             raise
-        sides.prepare([])  # the page says what is wrong with the latest one
-    return chosen
-
-
-@contextmanager
-def _listening(host: Any, port: Any) -> Iterator[socket.socket]:
-    """A socket that listens there.
-
-    Raises:
-        UserError: if nobody can.
-    """
-    if type(port) is not int or not 0 <= port < 2**16:
-        raise UserError(f"server.port={port}: expected an integer from 0 to {2**16 - 1}")
-    family = socket.AF_INET6 if ":" in str(host) else socket.AF_INET
+        log.warning("%s; the page opens with the base alone", one_line(error))
+        sides.load(chosen := [])
+    host, port = cfg.server.host, cfg.server.port
+    page = build_page(sides, chosen)
     try:
-        listener = socket.create_server((str(host), port), family=family)
+        _, address, _ = page.launch(
+            server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True
+        )
     except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]
         raise UserError(
-            f"server.host={host} server.port={port}: {reason}; expected an address of this "
-            "machine and a free port; server.port=0 finds one"
+            f"server.host={host} server.port={port}: {one_line(error)}; expected an address of "
+            "this machine and a free port, or server.port=null, which finds one"
         ) from error
-    with listener:
-        yield listener
+    log.info("page: %s (Ctrl-C ends it)", address)
+    page.block_thread()

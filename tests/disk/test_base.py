@@ -1,0 +1,241 @@
+"""Anybody's weights, as they come out of training scripts; and the bases that are kept here."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composed import logged
+from helpers.nets import TinyNet
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lora_mnist.disk.base import find_base, own_file, read_base, write_base
+from lora_mnist.lora import changed_tensors, fingerprint
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture
+def state(tiny: TinyNet) -> State:
+    return {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+
+
+def other_net() -> TinyNet:
+    torch.manual_seed(1)
+    return TinyNet()
+
+
+def prefixed(prefix: str) -> Callable[[State], Any]:
+    return lambda state: {prefix + name: tensor for name, tensor in state.items()}
+
+
+def lightning(state: State) -> Any:
+    """A checkpoint of somebody's LightningModule, which holds more than a network."""
+    more = {"criterion.weight": torch.ones(7), "accuracy.tp": torch.zeros(3, dtype=torch.int64)}
+    return {
+        **{"epoch": 3, "global_step": 900, "pytorch-lightning_version": "2.4.0"},
+        "state_dict": {**prefixed("model.")(state), **more},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(5)}}}],
+        "hyper_parameters": {"lr": 0.001, "model": "tiny"},
+    }
+
+
+FORMS: dict[str, Callable[[State], Any]] = {
+    "state_dict": lambda state: state,
+    "ours": lambda state: {"state_dict": state},
+    "model": lambda state: {"model": state, "epoch": 3, "loss": torch.tensor(0.1)},
+    "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {}},
+    "nested": lambda state: {"model": {"state_dict": state}},
+    "lightning": lightning,
+    "prefix": prefixed("module."),
+    "two prefixes in model": lambda state: {"model": prefixed("_orig_mod.net.")(state)},
+    "teacher": lambda state: {**prefixed("student.")(state), "teacher.w": torch.ones(2)},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_reads_what_training_scripts_save(tmp_path: Path, state: State, form: str) -> None:
+    torch.save(FORMS[form](state), tmp_path / "mine.pt")
+    net = other_net()
+    base = read_base(tmp_path / "mine.pt", net)
+    assert list(base.tensors) == list(state)
+    assert changed_tensors(state, net.state_dict()) == []
+    assert base.sha256 == fingerprint(state)
+    with torch.no_grad():
+        net.linear1.weight.zero_()
+    assert changed_tensors(state, base.tensors) == []  # the base does not follow the network
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "as torch.save wrote until 2020"])
+def test_reads_other_files_whatever_they_are_called(
+    tmp_path: Path, state: State, kind: str
+) -> None:
+    if kind == "safetensors":
+        save_file(prefixed("net.")(state), tmp_path / "mine.pt", {"format": "pt"})
+    else:
+        torch.save(state, tmp_path / "mine.pt", _use_new_zipfile_serialization=False)
+    assert read_base(tmp_path / "mine.pt", other_net()).sha256 == fingerprint(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_another_precision_is_converted(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Buffers too: a counter may have become half precision with the rest."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    net(torch.randn(8, 2))
+    torch.save({k: t.to(dtype) for k, t in net.state_dict().items()}, tmp_path / "mine.pt")
+    fresh = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    with logged("lora_mnist.disk.base") as text:
+        base = read_base(tmp_path / "mine.pt", fresh)
+    for name, tensor in fresh.state_dict().items():
+        assert tensor.dtype == base.tensors[name].dtype == net.state_dict()[name].dtype
+        assert torch.equal(tensor, net.state_dict()[name].to(dtype).to(tensor.dtype))
+    assert f"6 of 7 tensors are {dtype}, and were converted to torch.float32" in text.getvalue()
+    assert base.tensors["1.num_batches_tracked"] == 1
+
+
+def test_each_tensor_has_memory_of_its_own(tmp_path: Path, state: State) -> None:
+    """A file may keep one number for all of a weight."""
+    one = torch.tensor(0.5).expand(5, 6)
+    torch.save({**state, "linear1.weight": one}, tmp_path / "mine.pt")
+    tensor = read_base(tmp_path / "mine.pt", other_net()).tensors["linear1.weight"]
+    assert tensor.is_contiguous()
+    assert torch.equal(tensor, torch.full((5, 6), 0.5))
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def without(*names: str) -> Callable[[State], Any]:
+    return lambda state: {name: state[name] for name in state if name not in names}
+
+
+def changed(name: str, tensor: Tensor) -> Callable[[State], Any]:
+    return lambda state: {**state, name: tensor}
+
+
+REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
+    "missing": (without("linear2.bias"), "missing: linear2.bias"),
+    "missing below a prefix": (
+        lambda state: prefixed("net.")(without("linear1.weight")(state)),
+        "missing: linear1.weight",
+    ),
+    "unexpected": (
+        lambda state: {**state, **{f"head.{n}": torch.ones(1) for n in range(5)}},
+        "unexpected: head.0, head.1, head.2 and 2 more",
+    ),
+    "shape": (changed("linear1.weight", torch.ones(5, 7)), "linear1.weight [5, 7] instead of [5, "),
+    "scalar": (changed("linear1.bias", torch.tensor(1.0)), "linear1.bias [] instead of [5]"),
+    "NaN": (changed("linear2.bias", torch.tensor([0.0, float("nan"), 0.0])), "linear2.bias holds "),
+    "too large for float32": (
+        changed("linear2.bias", torch.tensor([0.0, 1e300, 0.0], dtype=torch.float64)),
+        "linear2.bias holds NaN or infinity",
+    ),
+    "integers": (changed("linear2.bias", torch.tensor([0, 1, 2])), "linear2.bias holds torch.int"),
+    "complex": (changed("linear2.bias", torch.ones(3) + 0j), "linear2.bias holds torch.complex64"),
+    "a list": (lambda state: list(state.values()), "holds a list"),
+    "no tensors": (lambda state: {"epoch": 3, "loss": 0.1}, "holds no tensors but epoch, loss"),
+    "nothing": (lambda state: {}, "holds no tensors but nothing"),
+    "a network": (lambda state: other_net(), "damaged or something else"),
+}
+
+
+@pytest.mark.parametrize("form", REFUSED)
+def test_refuses_other_weights(tmp_path: Path, state: State, form: str) -> None:
+    make, problem = REFUSED[form]
+    torch.save(make(state), tmp_path / "mine.pt")
+    net = other_net()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with pytest.raises(ValueError, match="; expected ") as caught:
+        read_base(tmp_path / "mine.pt", net)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert changed_tensors(before, net.state_dict()) == []
+
+
+def test_a_count_is_not_cut_short(tmp_path: Path) -> None:
+    net = nn.BatchNorm1d(3)
+    torch.save({**net.state_dict(), "num_batches_tracked": torch.tensor(7.5)}, tmp_path / "mine.pt")
+    with pytest.raises(ValueError, match=r"num_batches_tracked holds torch\.float32; expected tor"):
+        read_base(tmp_path / "mine.pt", net)
+
+
+class Trap:
+    """What a pickle can do to whoever opens it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["half", "half safetensors", "empty", "text", "trap", "pickle"])
+def test_damaged_files_are_refused_and_nothing_in_them_runs(
+    tmp_path: Path, state: State, kind: str
+) -> None:
+    path, trap = tmp_path / "mine.pt", {**state, "more": Trap(tmp_path / "trapped")}
+    if kind == "half safetensors":
+        save_file(state, path)
+    else:
+        torch.save(trap if kind == "trap" else state, path)
+    whole = path.read_bytes()
+    contents = {"empty": b"", "text": b"epoch,loss\n1,0.3\n", "trap": whole}
+    contents["pickle"] = pickle.dumps(trap, protocol=2)
+    path.write_bytes(contents.get(kind, whole[: len(whole) // 2]))
+    with pytest.raises(ValueError, match=r"^damaged or .*; expected the weights of a network, as"):
+        read_base(path, other_net())
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_says_what_the_system_says(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(OSError, match=str(path)):
+            read_base(path, other_net())
+
+
+# --- the bases that are kept here ----------------------------------------------------------------
+
+
+def test_the_next_base_takes_the_place_of_the_current_one_alone(
+    tmp_path: Path, state: State
+) -> None:
+    current, other = tmp_path / "mnist.ckpt", other_net().state_dict()
+    first = write_base(state, tmp_path, "mnist", current)
+    assert first == own_file(tmp_path, "mnist", fingerprint(state))
+    assert first.name == f"mnist-{fingerprint(state)[:12]}.ckpt"
+    before = (first.read_bytes(), first.stat().st_mtime_ns)
+    assert read_base(first, TinyNet()).sha256 == fingerprint(state)
+    second = write_base(other, tmp_path, "mnist", current)
+    assert current.read_bytes() == second.read_bytes() != first.read_bytes()
+    assert write_base(state, tmp_path, "mnist", current) == first
+    assert (first.read_bytes(), first.stat().st_mtime_ns) == before
+    assert current.read_bytes() == first.read_bytes()
+    assert {*tmp_path.iterdir()} == {current, first, second}
+    for tensors, own in ((state, first), (other, second)):
+        assert find_base(tmp_path, fingerprint(tensors)) == own
+    assert find_base(tmp_path / "none", fingerprint(state)) is None
+
+
+def test_equal_tensors_give_equal_bytes(tmp_path: Path, state: State) -> None:
+    """Wherever the file lies, and whatever else shares the tensors' memory."""
+    large = torch.zeros(100, 6)
+    large[:5] = state["linear1.weight"]
+    views = {**state, "linear1.weight": large[:5].requires_grad_()}
+    write_base(state, tmp_path / "kept", "mnist", tmp_path / "a" / "x.ckpt")
+    write_base(views, tmp_path / "kept too", "other", tmp_path / "b" / "another name.pt")
+    contents = {path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(contents) == 1
+    assert len(contents.pop()) < 5_000
+
+
+def test_a_base_that_cannot_be_kept_replaces_nothing(tmp_path: Path, state: State) -> None:
+    current = tmp_path / "mnist.ckpt"
+    current.write_bytes(b"the old base")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        write_base(state, tmp_path / "file", "mnist", current)
+    assert current.read_bytes() == b"the old base"
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "mnist.ckpt"}
