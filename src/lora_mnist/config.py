@@ -56,7 +56,9 @@ def asked_keys() -> set[str]:
     """The keys that the command line sets, ``net`` and ``lora.rank``; empty without one."""
     if not HydraConfig.initialized():
         return set()
-    return {override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task}
+    return {
+        override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task
+    }
 
 
 def require_known_keys(cfg: DictConfig, entry: str) -> None:
@@ -208,8 +210,14 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
         base = read_base(path, net)
     except FileNotFoundError as error:
         own = not str(cfg.net._target_).startswith("lora_mnist.")
-        advice = "expected the weights of your network" if own else "make it with: python train.py stage=pretrain"
-        raise UserError(f"base_ckpt={path}: no such file; {advice}{'' if own else _choices(cfg)}") from error
+        advice = (
+            "expected the weights of your network"
+            if own
+            else "make it with: python train.py stage=pretrain"
+        )
+        raise UserError(
+            f"base_ckpt={path}: no such file; {advice}{'' if own else _choices(cfg)}"
+        ) from error
     except (ValueError, OSError) as error:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
     if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
@@ -301,7 +309,9 @@ def with_run(cfg: DictConfig) -> DictConfig:
         if "net" not in groups:
             cfg.net, cfg.base_name, cfg.paths.here = run["net"], run["base_name"], run["here"]
         if "data" not in asked_keys():
-            changes = {key: OmegaConf.select(cfg, key) for key in asked_keys() if key[:5] == "data."}
+            changes = {
+                key: OmegaConf.select(cfg, key) for key in asked_keys() if key[:5] == "data."
+            }
             cfg.data = run["data"]
             for key, value in changes.items():
                 OmegaConf.update(cfg, key, value)
@@ -482,7 +492,9 @@ def build_trainer(
         if config is None:
             continue
         # A null dirpath is the run's folder.
-        changes = {"dirpath": str(folder / CHECKPOINTS)} if config.get("dirpath", "") is None else {}
+        changes = (
+            {"dirpath": str(folder / CHECKPOINTS)} if config.get("dirpath", "") is None else {}
+        )
         with config_group(f"callbacks.{name}"):
             callbacks.append(instantiate(config, **changes))
     loggers: list[Any] = []

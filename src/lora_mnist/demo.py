@@ -12,10 +12,17 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.config import build_data, build_net, require_fit
+from lora_mnist.config import (
+    adapter_specs,
+    build_data,
+    build_net,
+    load_adapters,
+    load_base,
+    require_fit,
+    with_run,
+)
 from lora_mnist.data import ImageDataModule
 from lora_mnist.errors import UserError, missing_extra, one_line
-from lora_mnist.load import adapter_specs, load_adapters, load_base, with_latest_adapter
 from lora_mnist.lora import CONFIG_NAME, lora_adapters, lora_disabled, lora_layers
 
 log = logging.getLogger(__name__)
@@ -36,7 +43,7 @@ class SideBySide:
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.cfg = with_latest_adapter(cfg)
+        self.cfg = with_run(cfg)
         self.data: ImageDataModule = build_data(self.cfg, "test")
         self.named: dict[str, Any] = {}
         for spec in adapter_specs(self.cfg):

@@ -14,11 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_mnist.config import build_data, build_net, require_fit
+from lora_mnist.config import build_data, build_net, load_adapters, load_base, require_fit, with_run
 from lora_mnist.data import ImageDataModule, ImageTensors
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, missing_extra
-from lora_mnist.load import load_adapters, load_base, with_latest_adapter
 from lora_mnist.lora import base_state_dict, fingerprint, merge_lora
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         IncompleteError: if the written network computes something else than the live one.
     """
     _check_format(cfg)
-    cfg = with_latest_adapter(cfg)
+    cfg = with_run(cfg)
     net = build_net(cfg)
     load_base(cfg, net)
     adapters = load_adapters(cfg, net)

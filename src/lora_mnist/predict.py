@@ -10,13 +10,12 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
-from lora_mnist.config import build_data, build_net, require_bool, require_fit
+from lora_mnist.config import build_data, build_net, load_adapters, load_base, require_fit, with_run
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, one_line
-from lora_mnist.load import load_adapters, load_base, with_latest_adapter
 from lora_mnist.lora import lora_disabled
-from lora_mnist.show.pictures import draw_predictions
+from lora_mnist.show.figures import draw_predictions
 from lora_mnist.show.tables import print_predictions
 
 log = logging.getLogger(__name__)
@@ -42,8 +41,9 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
-    require_bool(cfg, "json")
-    cfg = with_latest_adapter(cfg)
+    if not isinstance(cfg["json"], bool):
+        raise UserError(f"json={cfg['json']}: expected true or false")
+    cfg = with_run(cfg)
     files = find_pictures(cfg.images)
     data: ImageDataModule = build_data(cfg, None)
     net = build_net(cfg)
@@ -137,7 +137,7 @@ def _draw(images: Tensor, predictions: list[dict[str, Any]], file: Path) -> None
     drawing = draw_predictions(list(images[:shown].numpy()), predictions[:shown], title)
     try:
         with atomic_write(file) as path:
-            drawing.save(path)
+            drawing.savefig(path)
     except (OSError, ValueError) as error:  # ValueError: an ending that Pillow does not know
         raise UserError(
             f"picture={file}: expected a picture file to write ({one_line(error)})"

@@ -35,7 +35,7 @@ from lora_mnist.config import (
     require_known_keys,
 )
 from lora_mnist.data import ImageDataModule
-from lora_mnist.disk.base import find_base, own_file, read_accuracy, write_base
+from lora_mnist.disk.base import find_base, own_file, read_facts, write_base
 from lora_mnist.disk.checkpoint import recorded_run
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
@@ -231,9 +231,7 @@ def test(module: ClassifierModule, trainer: Trainer, data: ImageDataModule, cloc
         trainer.test(module, datamodule=data, verbose=False)
 
 
-def publish(
-    cfg: DictConfig, net: nn.Module, results: dict[str, Any], instead: Path | None
-) -> None:
+def publish(cfg: DictConfig, net: nn.Module, results: dict[str, Any], instead: Path | None) -> None:
     """Make a base the current one, beside all others; or keep it in the folder ``instead``.
 
     Where the current base had more validation images right, the log says so, and how to go back to
@@ -245,15 +243,14 @@ def publish(
     write_base(net.state_dict(), own, accuracy)
     if instead:
         return
-    before = read_accuracy(current)
-    if before is not None and before > accuracy:
+    before = read_facts(current)
+    if before is not None and before[0] > accuracy:
         if is_sweep():
             log.info("base: %s stays, which is better; this one is kept as %s", current, own)
             return
-        kept = find_base(base_folder(cfg), torch_sha256(current)) or current
         log.warning(
             "the base before had %.1f%% right, this one has %.1f%%; go back with: cp %s %s",
-            *(100 * before, 100 * accuracy, kept, current),
+            *(100 * before[0], 100 * accuracy, find_base(base_folder(cfg), before[1]), current),
         )
     write_base(net.state_dict(), current, accuracy)
     log.info("base: %s, kept as %s", current, own)

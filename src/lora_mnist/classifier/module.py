@@ -184,7 +184,9 @@ class ClassifierModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside an adapter the base has a file of its own: keep the adapter alone."""
         if self.has_lora:
-            base = {f"net.{key}" for key in self.net.state_dict().keys() - lora_state_dict(self.net)}
+            base = {
+                f"net.{key}" for key in self.net.state_dict().keys() - lora_state_dict(self.net)
+            }
             for key in checkpoint.keys() & set(_STATES):
                 checkpoint[key] = {k: v for k, v in checkpoint[key].items() if k not in base}
 

@@ -20,8 +20,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
-from lora_mnist.data.arguments import MOST_SEED, Channelwise, checked_int, checked_size
-from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.data.datamodule import Channelwise, ImageDataModule, checked_int
 from lora_mnist.data.pictures import FORMATS, open_picture
 from lora_mnist.data.sampler import Batch, ImageTensors
 from lora_mnist.errors import one_line
@@ -182,9 +181,14 @@ class FolderDataModule(ImageDataModule):
                 )
             self.image_size = (sides[0], sides[1])
         self.resize, self.in_memory = resize, in_memory
-        self.val_size = checked_size("val_size", val_size)
-        self.test_size = checked_size("test_size", test_size)
-        self.split_seed = checked_int("split_seed", split_seed, 0, MOST_SEED)
+        for key, size in {"val_size": val_size, "test_size": test_size}.items():
+            is_share = type(size) is float and 0 <= size < 1
+            if not is_share and (type(size) is not int or size < 0):
+                raise ValueError(
+                    f"{key}={size}: expected a number of images or a share from 0 to below 1"
+                )
+        self.val_size, self.test_size = val_size, test_size
+        self.split_seed = checked_int("split_seed", split_seed)
         self._entries: list[Entry] = []
         self._sets: list[ImageTensors | ImageFiles] = []
 

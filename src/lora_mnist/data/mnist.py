@@ -13,8 +13,7 @@ from filelock import FileLock
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from lora_mnist.data.arguments import Channelwise, checked_int
-from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.data.datamodule import Channelwise, ImageDataModule, checked_int
 from lora_mnist.data.pictures import open_picture, prepare
 from lora_mnist.data.sampler import Batch, ImageTensors
 from lora_mnist.errors import one_line
@@ -69,7 +68,7 @@ class MNISTDataModule(ImageDataModule):
         super().__init__(name or DATASETS[dataset], classes, 1, mean=mean, std=std, **common)
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
-        self.val_size = checked_int("val_size", val_size, minimum=0)
+        self.val_size = checked_int("val_size", val_size)
 
     def prepare_data(self) -> None:
         """Extract the dataset, or download it, where that has not been done yet.

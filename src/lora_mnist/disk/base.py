@@ -154,31 +154,33 @@ def _converted(name: str, tensor: Tensor, expected: Tensor) -> Tensor:
     return converted
 
 
-def write_base(tensors: Mapping[str, Tensor], folder: Path, name: str, current: Path) -> Path:
-    """Keep a base for good, and make it the current one.
+def write_base(tensors: Mapping[str, Tensor], path: Path, accuracy: float | None = None) -> None:
+    """Write a base, whole or not at all; equal tensors and accuracy give equal files.
 
     Args:
         tensors: its ``state_dict``.
-        folder: where every base keeps a file of its own.
-        name: what the file's name begins with.
-        current: the file to replace, at once and whole.
-
-    Returns:
-        The base's own file.
+        path: the file; replaced where it exists.
+        accuracy: the share of validation images that it gets right, for :func:`read_facts`.
 
     Raises:
-        OSError: if a file cannot be written.
+        OSError: if the file cannot be written.
     """
-    # A buffer has no name: torch.save would write that of a file into it. So equal tensors give
-    # equal files. A clone leaves out what else shares a tensor's memory.
-    buffer = BytesIO()
-    torch.save({"state_dict": {k: t.detach().cpu().clone() for k, t in tensors.items()}}, buffer)
-    own = own_file(folder, name, fingerprint(tensors))
-    for path in (own, current):
-        if path != own or not own.exists():
-            with atomic_write(path) as temporary:
-                temporary.write_bytes(buffer.getbuffer())
-    return own
+    # A clone leaves out what else shares a tensor's memory.
+    state = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    buffer = BytesIO()  # it has no name: torch.save would write that of a file into it
+    torch.save({"state_dict": state, "accuracy": accuracy, "sha256": fingerprint(state)}, buffer)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def read_facts(path: Path) -> tuple[float, str] | None:
+    """Accuracy and SHA-256 that :func:`write_base` left in ``path``; ``None`` where it did not."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        accuracy, sha256 = content["accuracy"], content["sha256"]
+    except Exception:  # somebody else's file, or none: nothing is known of it
+        return None
+    return None if accuracy is None else (accuracy, sha256)
 
 
 def own_file(folder: Path, name: str, sha256: str) -> Path:

@@ -103,7 +103,8 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1:
             due = trainer.strategy.broadcast(due)  # the processes' clocks differ
         if due and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(Path(self.dirpath or trainer.default_root_dir) / LAST)
+            path = Path(self.dirpath or trainer.default_root_dir) / LAST
+            trainer.save_checkpoint(path, weights_only=False)
             self._saved = time.monotonic()
 
 
@@ -161,7 +162,9 @@ class RandomStates(Callback):
 
 
 @contextmanager
-def recorded_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
+def recorded_run(
+    folder: Path, settings: Mapping[str, Any], resume: object
+) -> Iterator[Path | None]:
     """Around a run from its first step to its last file; its folder is this process's meanwhile.
 
     Args:
@@ -184,7 +187,9 @@ def recorded_run(folder: Path, settings: Mapping[str, Any], resume: object) -> I
         lock.acquire()
     except Timeout as error:
         key = "hydra.run.dir" if resume is None else "resume"
-        raise UserError(f"{key}={folder}: a run is still going there; expected one at a time") from error
+        raise UserError(
+            f"{key}={folder}: a run is still going there; expected one at a time"
+        ) from error
     try:
         if resume is not None:
             _require_same_run(record, flat, resume)

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def latest(
-    folder: Path, pattern: str, accept: Callable[[Path], bool] | None = None
-) -> Path | None:
+def latest(folder: Path, pattern: str, accept: Callable[[Path], bool] | None = None) -> Path | None:
     """The file in ``folder`` that matches ``pattern`` and was written last.
 
     Args:

@@ -119,18 +119,6 @@ def hparams_of(
     return values
 
 
-def run_name(config: Mapping[str, Any], targets: list[str]) -> str:
-    """What TensorBoard calls a run, behind its folder: ``digit=9,rank=4``; empty for a base.
-
-    Args:
-        config: the run's configuration.
-        targets: what the classes to repair are called.
-    """
-    parts = [f"digit={'+'.join(targets)}"] if targets else []
-    rank = (config.get("lora") or {}).get("rank")
-    return ",".join([*parts, *([f"rank={rank}"] if rank is not None else [])])
-
-
 def _loggers(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
