@@ -79,7 +79,7 @@ def require_known_keys(cfg: DictConfig, entry: str) -> None:
                 for group in default if isinstance(default, DictConfig) else []:
                     known.add(str(group).partition("@")[0].split()[-1].strip("/"))
             known |= set(config)
-    for key in cfg:
+    for key in map(str, cfg):
         if key not in known:
             raise UserError(
                 f"{key}: nothing reads this key with stage={cfg.stage}; "
@@ -209,21 +209,16 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     try:
         base = read_base(path, net)
     except FileNotFoundError as error:
-        own = not str(cfg.net._target_).startswith("lora_mnist.")
-        advice = (
-            "expected the weights of your network"
-            if own
-            else "make it with: python train.py stage=pretrain"
-        )
-        raise UserError(
-            f"base_ckpt={path}: no such file; {advice}{'' if own else _choices(cfg)}"
-        ) from error
+        advice = f"make it with: python train.py stage=pretrain{_choices(cfg)}"
+        if not str(cfg.net._target_).startswith("lora_mnist."):
+            advice = f"expected the weights of {cfg.net._target_}"
+        raise UserError(f"base_ckpt={path}: no such file; {advice}") from error
     except (ValueError, OSError) as error:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
     if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
         raise UserError(
-            f"adapter={specs[0]['path']}: its base, {sha256[:12]}..., is not in {base_folder(cfg)}; "
-            "expected base_ckpt=FILE, the weights that it was trained on"
+            f"adapter={specs[0]['path']}: its base, {sha256[:12]}..., is not in "
+            f"{base_folder(cfg)}; expected base_ckpt=FILE, the weights that it was trained on"
         )
     return base
 
@@ -254,7 +249,8 @@ def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
         known = isinstance(spec, Mapping) and {"path"} <= spec.keys() <= {"path", "scale", "name"}
         if not known or not isinstance(spec["path"], str):
             raise UserError(
-                f"adapter={adapter}: expected a folder, latest, or a mapping of path, scale and name"
+                f"adapter={adapter}: expected a folder, latest, or a mapping of path, scale and "
+                "name"
             )
         path = Path(spec["path"])
         if not (path / CONFIG_NAME).exists() and (path / "adapter").is_dir():
@@ -309,12 +305,10 @@ def with_run(cfg: DictConfig) -> DictConfig:
         if "net" not in groups:
             cfg.net, cfg.base_name, cfg.paths.here = run["net"], run["base_name"], run["here"]
         if "data" not in asked_keys():
-            changes = {
-                key: OmegaConf.select(cfg, key) for key in asked_keys() if key[:5] == "data."
-            }
-            cfg.data = run["data"]
-            for key, value in changes.items():
-                OmegaConf.update(cfg, key, value)
+            asked, cfg.data = cfg.data, run["data"]
+            for key in asked_keys():
+                if key.startswith("data."):
+                    OmegaConf.update(cfg, key, OmegaConf.select(asked, key.removeprefix("data.")))
     return cfg
 
 
@@ -342,8 +336,8 @@ def _latest_adapter(cfg: DictConfig, groups: set[str]) -> Path:
         )
     if is_sweep():
         raise UserError(
-            "adapter=latest: expected the folder itself in a sweep, whose jobs could find different "
-            f"ones: adapter={marker.parents[1]}"
+            "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
+            f"different ones: adapter={marker.parents[1]}"
         )
     return marker.parents[1]
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_mnist.config import build_data, build_net, load_adapters, load_base, require_fit, with_run
-from lora_mnist.data import ImageDataModule, ImageTensors
+from lora_mnist.data import ImageDataModule, Images, ImageTensors
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, missing_extra
 from lora_mnist.lora import base_state_dict, fingerprint, merge_lora
@@ -104,7 +104,7 @@ def _check_format(cfg: DictConfig) -> None:
             raise missing_extra("format=onnx", "onnx", error) from error
 
 
-def _images_to_compare(cfg: DictConfig) -> tuple[ImageDataModule, ImageTensors]:
+def _images_to_compare(cfg: DictConfig) -> tuple[ImageDataModule, Images]:
     """The data, and its test images; noise where there are none and the configuration says so."""
     if cfg.data.data_dir is not None or not cfg.data.get("image_size"):
         data: ImageDataModule = build_data(cfg, "test")

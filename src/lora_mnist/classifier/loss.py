@@ -126,9 +126,8 @@ class Loss(nn.Module):
         if margin is not None and fit != "hinge":
             raise ValueError(f"margin={margin}: expected null, since fit={fit} has no margin")
         if distill == 0 and (distill_on is not None or temperature is not None):
-            name = "distill_on" if distill_on is not None else "temperature"
-            value = distill_on if distill_on is not None else temperature
-            raise ValueError(f"{name}={value}: expected null, since distill=0 distils nothing")
+            given = f"distill_on={distill_on}" if distill_on else f"temperature={temperature}"
+            raise ValueError(f"{given}: expected null, since distill=0 distils nothing")
         if target_weight is not None and (target is None or target_weight > 1):
             needed = "a number from 0 to 1" if target is not None else "null, since digit=null"
             raise ValueError(f"target_weight={target_weight}: expected {needed}")

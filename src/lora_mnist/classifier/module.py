@@ -1,5 +1,6 @@
 """The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,8 +14,17 @@ from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation, scalars
 from lora_mnist.data.sampler import Batch
 from lora_mnist.errors import TrainingError
-from lora_mnist.lora import has_lora, lora_disabled, lora_state_dict, loraplus
+from lora_mnist.lora import (
+    has_lora,
+    lora_adapters,
+    lora_disabled,
+    lora_layers,
+    lora_state_dict,
+    loraplus,
+)
 
+#: With more layers the adapter's size is logged as a whole.
+_MOST_LAYERS = 8
 #: Where a checkpoint has weights: with Lightning's weight averaging the average stands in
 #: ``state_dict``, and what training goes on from beside it.
 _STATES = ("state_dict", "current_model_state")
@@ -178,19 +188,39 @@ class ClassifierModule(LightningModule):
         self.outcomes |= outcomes
         self.predictions = evaluation.predictions or self.predictions
         names = self.class_names if split == "val" else ()
+        tags = scalars(split, outcomes, names, self.targets)
+        if split == "val":
+            tags |= adapter_norms(self.net)
         # The counts are of all processes already.
-        self.log_dict(scalars(split, outcomes, names, self.targets), rank_zero_only=True)
+        self.log_dict(tags, rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside an adapter the base has a file of its own: keep the adapter alone."""
         if self.has_lora:
-            base = {
-                f"net.{key}" for key in self.net.state_dict().keys() - lora_state_dict(self.net)
-            }
+            lora = {f"net.{key}" for key in lora_state_dict(self.net)}
             for key in checkpoint.keys() & set(_STATES):
-                checkpoint[key] = {k: v for k, v in checkpoint[key].items() if k not in base}
+                checkpoint[key] = {
+                    name: tensor
+                    for name, tensor in checkpoint[key].items()
+                    if name in lora or not name.startswith("net.")
+                }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in what :meth:`on_save_checkpoint` left out with what the network holds."""
         for key in checkpoint.keys() & set(_STATES) if self.has_lora else ():
             checkpoint[key] = {**self.state_dict(), **checkpoint[key]}
+
+
+@torch.no_grad()
+def adapter_norms(net: nn.Module) -> dict[str, float]:
+    """The size of what the last adapter adds to each layer, ``||scaling * lora_B @ lora_A||_F``.
+
+    By tag: ``adapter/norm/<layer>``; of very many layers, of all together.
+    """
+    norms = {}
+    for name, layer in lora_layers(net):
+        adapter = lora_adapters(layer)[-1]
+        norms[f"adapter/norm/{name}"] = float((adapter.scaling * adapter.product()).norm())
+    if len(norms) > _MOST_LAYERS:
+        return {"adapter/norm/all layers": math.hypot(*norms.values())}
+    return norms

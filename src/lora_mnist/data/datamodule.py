@@ -1,4 +1,4 @@
-"""Images of classes, as a Lightning DataModule: the part that does not care where they come from."""
+"""Images of classes as a Lightning DataModule, wherever they come from."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -285,7 +285,7 @@ class ImageDataModule(LightningDataModule):
         if self.trainer and self.trainer.world_size > 1:
             # Lightning's own choice pads the shards to equal length and would count images twice.
             sampler = UnrepeatedDistributedSampler(
-                images,  # type: ignore[arg-type]
+                images,
                 num_replicas=self.trainer.world_size,
                 rank=self.trainer.global_rank,
                 shuffle=False,

@@ -231,7 +231,7 @@ class TrainingLoader:
     ) -> None:
         self.sampler = sampler
         self.trainer = trainer
-        self.loader = DataLoader(
+        self.loader: DataLoader[Batch] = DataLoader(
             images,  # type: ignore[arg-type]
             batch_sampler=sampler,
             collate_fn=as_batched,

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError
@@ -180,6 +181,10 @@ def recorded_run(
         UserError: if the run has finished, is still going, or had other settings.
     """
     record, last = folder / CHECKPOINTS / RUN_FILE, folder / CHECKPOINTS / LAST
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        # The process that started this one has checked all.
+        yield last if resume is not None and last.exists() else None
+        return
     record.parent.mkdir(parents=True, exist_ok=True)
     flat = _flat(settings)
     lock = FileLock(record.with_name(".lock"), timeout=0)
