@@ -139,6 +139,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         require_trained(cfg, net, trainer)
         if changed := changed_tensors(base.tensors, base_state_dict(net)):
             raise RuntimeError(f"fine-tuning changed the base: {', '.join(changed)}")
+        _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
         test(module, trainer, data, clock)
         results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step)
         results |= {"base_unchanged": True, "base_sha256": base.sha256, "adapter": "adapter"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import precision
 
 
 class Recorder(Callback):
@@ -34,3 +35,24 @@ class WorkerRecorder(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         record = {"parent": os.getppid(), "threads": torch.get_num_threads()}
         (self.folder / f"{os.getpid()}.json").write_text(json.dumps(record))
+
+
+class Counter(Callback):
+    """Counts steps, for the tests of what reaches the Trainer."""
+
+    steps = 0
+    root: str | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        Counter.steps += 1
+        Counter.root = str(trainer.default_root_dir)
+
+
+class Precision(precision.Precision):
+    """Counts backward passes, likewise."""
+
+    steps = 0
+
+    def backward(self, *arguments: Any, **named: Any) -> None:
+        Precision.steps += 1
+        super().backward(*arguments, **named)

@@ -69,6 +69,7 @@ class MNISTDataModule(ImageDataModule):
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
         self.val_size = checked_int("val_size", val_size)
+        self._parts: dict[str, Batch] = {}
 
     def prepare_data(self) -> None:
         """Extract the dataset, or download it, where that has not been done yet.
@@ -76,8 +77,8 @@ class MNISTDataModule(ImageDataModule):
         Raises:
             ValueError: if files are missing or damaged, and cannot be downloaded.
         """
-        for train in (True, False):
-            load_images(self.dataset, self.data_dir, train)
+        for part in ("train", "test"):
+            self._images(part)
 
     def training_images(self) -> tuple[ImageTensors, ImageTensors]:
         images, labels = self._images("train")
@@ -93,7 +94,9 @@ class MNISTDataModule(ImageDataModule):
         return ImageTensors(*self._images("test"))
 
     def _images(self, part: str) -> Batch:
-        """The images and labels of ``part``, with their SHA-256 noted."""
+        """The images and labels of ``part``, read once, with their SHA-256 noted."""
+        if part in self._parts:
+            return self._parts[part]
         images, labels = load_images(self.dataset, self.data_dir, part == "train")
         digest = hashlib.sha256(images.numpy().data)
         digest.update(labels.to(torch.uint8).numpy().data)
@@ -103,6 +106,7 @@ class MNISTDataModule(ImageDataModule):
                 "data_dir=%s: the %s images are not %s's official ones",
                 *(self.data_dir, part, self.dataset),
             )
+        self._parts[part] = images, labels
         return images, labels
 
     def read_picture(self, path: Path) -> Tensor:
