@@ -77,7 +77,7 @@ def test_the_scale_is_a_factor_of_the_update(both: SideBySide, outputs: Path, sc
     answer = both.ask(image, ["lora/one"], scale)
     net = small_net(outputs)
     assert answer.base == expected(both, net, image)
-    merge_lora(load_adapter(net, outputs / "lora" / "one" / "adapter", weight=scale))
+    merge_lora(load_adapter(net, outputs / "lora" / "one" / "adapter", scale=scale))
     assert answer.adapted == pytest.approx(expected(both, net, image), abs=1e-5)
     assert answer.adapted != answer.base
 
@@ -106,7 +106,7 @@ def test_several_are_stacked(both: SideBySide, outputs: Path) -> None:
 
 
 def test_the_weight_of_the_configuration_counts(outputs: Path) -> None:
-    adapter = f"adapter={{path:{outputs}/lora/one,weight:0.5}}"
+    adapter = f"adapter={{path:{outputs}/lora/one,scale:0.5}}"
     weighted, plain = sides(outputs, adapter), sides(outputs)
     assert weighted.named == ["lora/one"]
     assert set(weighted.adapters()) == set(plain.adapters())

@@ -89,7 +89,7 @@ def test_an_adapter_is_saved_as_trained(
 ) -> None:
     set_lora_scale(adapted, 0)
     again = save_adapter(adapted, tmp_path / "again")
-    assert "saved as trained, without its scale=0" in caplog.text
+    assert "saved as trained, without its scale" in caplog.text
     assert (again / WEIGHTS_NAME).read_bytes() == (folder / WEIGHTS_NAME).read_bytes()
 
 
