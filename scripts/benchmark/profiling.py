@@ -53,6 +53,19 @@ def profile(stage: str) -> list[list[str]]:
     return [[name, f"{ms:.3f}", f"{ms / total:.0%}"] for name, ms in [*rows, ("step", total)]]
 
 
+#: Imports what a run imports; prints the seconds that the core computed for it, how many objects
+#: the garbage collector searches from then on, and the seconds that the process has computed.
+_IMPORTS = """
+import gc, time
+from contextlib import nullcontext
+from lora_mnist.process import lasting_imports
+started = time.process_time()
+with {around}():
+    import lora_mnist.train
+print(time.process_time() - started, len(gc.get_objects()), time.process_time())
+"""
+
+
 def process_rows(sides: dict[str, Side], rounds: int) -> list[Row]:
     """What :mod:`lora_mnist.process` claims: each of its functions beside a process without it."""
     plain, ours = sides["as Python starts"], sides["ours"]
