@@ -164,12 +164,12 @@ def tour(folder: Path, report: Report) -> None:
     report.moved(ask(loaded, images), expected)
 
     print("\nSeveral, switched by name")
-    load_adapter(ours, eights, name="eights", weight=0.5)
+    load_adapter(ours, eights, name="eights", scale=0.5)
     with lora_disabled(ours, "eights"):
         report.compare("nines and eights, eights off", ask(ours, images), adapted, 0)
     with lora_disabled(ours):
         report.compare("both off", ask(ours, images), expected, 0)
-    both = f"adapter=[{nines},{{path: {eights}, weight: 0.5}}]"
+    both = f"adapter=[{nines},{{path: {eights}, scale: 0.5}}]"
     print(command("eval.py", both, "each=true", outputs, f"hydra.run.dir={folder}/eval").rstrip())
 
     print("\nMerged and exported")

@@ -1,11 +1,10 @@
 """Where a training step's time goes, and what is gained by what a run does to its process."""
 
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,11 +12,9 @@ import torch.nn.functional as F
 from contestants import configure, fit_ours, lora_net, test_ours
 from processes import Contestant, Side
 from row import Row
-from torch import Tensor, nn
 
 from lora_mnist import MLP
 from lora_mnist.config import build_data
-from lora_mnist.lora.packed import PackedLinear
 from lora_mnist.project import PROJECT
 
 
@@ -54,28 +51,6 @@ def profile(stage: str) -> list[list[str]]:
     rows = [(name, value / steps * 1000) for name, value in spent.items()]
     rows.append(("Lightning, logging, progress", total - sum(ms for _, ms in rows)))
     return [[name, f"{ms:.3f}", f"{ms / total:.0%}"] for name, ms in [*rows, ("step", total)]]
-
-
-def packed_rows() -> list[list[str]]:
-    """Milliseconds of the two products with a weight of 2000 x 1000, plain and packed."""
-    weight = nn.Parameter(torch.randn(2000, 1000), requires_grad=False)
-    operations: dict[str, Callable[..., Tensor]] = {"plain": F.linear, "packed": PackedLinear()}
-    rows = []
-    for batch_size in (10, 100, 1000):
-        inputs = torch.randn(batch_size, 1000, requires_grad=True)
-        forward: dict[str, list[float]] = {name: [] for name in operations}
-        backward: dict[str, list[float]] = {name: [] for name in operations}
-        for _ in range(100):  # in turns; the first packs, and is one of many
-            for name, operation in operations.items():
-                started = time.perf_counter()
-                output = operation(inputs, weight, None)
-                between = time.perf_counter()
-                torch.autograd.grad(output, inputs, output)
-                forward[name].append(between - started)
-                backward[name].append(time.perf_counter() - between)
-        spent = [*forward.values(), *backward.values()]
-        rows.append([str(batch_size), *(f"{statistics.median(s) * 1000:.2f}" for s in spent)])
-    return rows
 
 
 #: Imports what a run imports; prints the seconds that the core computed for it, how many objects

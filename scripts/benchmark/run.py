@@ -5,7 +5,6 @@
     python scripts/benchmark/run.py --gpu        # training and tests on a GPU
     python scripts/benchmark/run.py --growth     # cost by rank, width and batch size, drawn too
     python scripts/benchmark/run.py --profile    # where a training step's time goes
-    python scripts/benchmark/run.py --packed     # two products, with plain and packed weights
     python scripts/benchmark/run.py --process    # what is gained by what process.py does
 
 The contestants of a row take turns, round after round, and are compared round by round, so that
@@ -30,7 +29,7 @@ from contestants import OUTPUT
 from extras import require_extra
 from growth import draw, growth, growth_tables
 from processes import all_sides, quiet_lightning
-from profiling import packed_rows, process_rows, profile
+from profiling import process_rows, profile
 from row import Row
 from rows import command_rows, gpu_rows, test_rows, training_rows
 from tables import line, markdown
@@ -62,7 +61,6 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="training and tests on a GPU")
     parser.add_argument("--growth", action="store_true", help="how cost grows; draws a picture")
     parser.add_argument("--profile", action="store_true", help="the parts of a training step")
-    parser.add_argument("--packed", action="store_true", help="what packed weights gain")
     parser.add_argument("--process", action="store_true", help="what process.py gains")
     parser.add_argument(
         "--python",
@@ -77,10 +75,6 @@ def main() -> None:
     if arguments.profile:
         for stage in ("pretrain", "lora"):
             print(f"\n{stage}\n\n{markdown(['part of a step', 'ms', 'share'], profile(stage))}")
-        return
-    if arguments.packed:
-        products = ["forward, plain", "forward, packed", "gradient, plain", "gradient, packed"]
-        print("\n" + markdown(["batch", *products], packed_rows()))
         return
     if arguments.process:
         with all_sides() as sides:

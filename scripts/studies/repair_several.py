@@ -54,7 +54,7 @@ def together(base: Base, folders: Sequence[Path], weight: float) -> Results:
     net, data = build_net(cfg), build_data(cfg, "test")
     read_base(base.file, net)
     for folder in folders:
-        load_adapter(net, folder, weight=weight)
+        load_adapter(net, folder, scale=weight)
     batches = (data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader())
     adapted: Results = compare_errors(net.eval(), batches)["adapted"]
     return adapted

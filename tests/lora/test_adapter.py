@@ -75,8 +75,10 @@ def test_several_adapters_at_several_scales(tmp_path: Path) -> None:
         save_adapter(net, tmp_path / "none")
     with pytest.raises(ValueError, match="name=c: expected one of a, b"):
         save_adapter(net, tmp_path / "none", name="c")
-    with pytest.raises(ValueError, match="name=a: expected another name than a, b"):
+    with pytest.raises(ValueError, match="b: name=a: expected another name than a, b"):
         load_adapter(net, folders["b"], name="a")
+    with pytest.raises(ValueError, match="b: scale=nan: expected a finite number"):
+        load_adapter(net, folders["b"], scale=float("nan"))
     with pytest.raises(ValueError, match="no layer of the model carries LoRA"):
         save_adapter(base(), tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -87,16 +89,8 @@ def test_an_adapter_is_saved_as_trained(
 ) -> None:
     set_lora_scale(adapted, 0)
     again = save_adapter(adapted, tmp_path / "again")
-    assert "saved as trained, without its scale=0" in caplog.text
+    assert "saved as trained, without its scale" in caplog.text
     assert (again / WEIGHTS_NAME).read_bytes() == (folder / WEIGHTS_NAME).read_bytes()
-
-
-@pytest.mark.parametrize("scale", [float("nan"), "1", True])
-def test_refuses_scales(folder: Path, scale: Any) -> None:
-    net = base()
-    with pytest.raises(ValueError, match=f"scale={scale}: expected a finite number"):
-        load_adapter(net, folder, scale=scale)
-    assert not has_lora(net)
 
 
 def test_the_same_adapter_is_the_same_file(adapted: nn.Module, tmp_path: Path) -> None:

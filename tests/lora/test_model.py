@@ -1,4 +1,3 @@
-import copy
 from typing import Any
 
 import pytest
@@ -116,18 +115,6 @@ def test_a_model_without_this_adapter_is_an_error(tiny: nn.Module, function: Any
     if function.__code__.co_varnames[1] == "n":
         with pytest.raises(ValueError, match="name=x: expected one of default"):
             function(add_lora(tiny), "x")
-
-
-def test_deepcopy_is_independent(tiny: nn.Module) -> None:
-    randomize(add_lora(tiny, rank=2))
-    twin = copy.deepcopy(tiny)
-    expected = tiny(X)
-    assert torch.equal(twin(X), expected)
-    randomize(twin)
-    assert not torch.equal(twin(X), expected)
-    assert torch.equal(tiny(X), expected)
-    twin.load_state_dict(tiny.state_dict())
-    assert torch.equal(twin(X), expected)
 
 
 def test_follows_the_model_to_another_dtype(tiny: nn.Module) -> None:

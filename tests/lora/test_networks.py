@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,10 @@ from lora_mnist.lora import (
     merge_lora,
     remove_lora,
     save_adapter,
+    set_lora_scale,
 )
+from lora_mnist.lora.model import lora_weights
+from lora_mnist.lora.weight import adaptable_weights
 
 
 class Encoder(nn.Module):
@@ -36,79 +40,92 @@ class Encoder(nn.Module):
         return self.head(self.encoder(self.embed(x)).mean(1))
 
 
-class Recurrent(nn.Module):
-    """A recurrent network that classifies sequences of tokens."""
+class First(nn.Module):
+    """What a recurrent or an attention layer gives at first, without its state."""
 
-    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.embed = nn.Embedding(20, 8, padding_idx=0)
-        self.rnn = kind(8, 6, num_layers=2, batch_first=True, dropout=0.3, **options)
-        self.norm = nn.BatchNorm1d(6 * (2 if self.rnn.bidirectional else 1))
-        self.head = nn.Linear(self.norm.num_features, 4)
+        self.layer = layer
+
+    def forward(self, *x: torch.Tensor) -> torch.Tensor:
+        return self.layer(*x)[0]
+
+
+class Attention(First):
+    """Attention to something of another size."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.norm(self.rnn(self.embed(x))[0][:, -1]))
+        return super().forward(x, x[..., :5], x[..., :5])
 
 
-def images() -> torch.Tensor:
-    return torch.randn(2, 3, 32, 32)
+def recurrent(kind: type[nn.RNNBase], **options: Any) -> nn.Module:
+    """A recurrent network on sequences of tokens."""
+    embed = nn.Embedding(20, 8, padding_idx=0)
+    rnn = First(kind(8, 6, num_layers=2, batch_first=True, dropout=0.3, **options))
+    return nn.Sequential(embed, rnn, nn.BatchNorm1d(7), nn.LazyLinear(4))
 
 
-def tokens() -> torch.Tensor:
-    return torch.randint(1, 20, (5, 7))
-
-
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], torch.Tensor]]] = {
-    "resnet18": (lambda: torchvision.models.resnet18(num_classes=5), images),
-    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=5), images),
-    "vit_b_16": (lambda: torchvision.models.vit_b_16(image_size=32, num_classes=5), images),
-    "encoder": (lambda: Encoder(nhead=2, batch_first=True), tokens),
-    "encoder_norm_first": (lambda: Encoder(nhead=4, batch_first=True, norm_first=True), tokens),
-    "encoder_odd_heads": (lambda: Encoder(nhead=1, bias=False), tokens),
-    "lstm": (lambda: Recurrent(nn.LSTM), tokens),
-    "lstm_projected": (lambda: Recurrent(nn.LSTM, proj_size=0, bidirectional=True), tokens),
-    "gru": (lambda: Recurrent(nn.GRU), tokens),
+TOKENS = torch.randint(1, 20, (5, 7), generator=torch.Generator().manual_seed(0))
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=5), (2, 3, 32, 32)),
+    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(num_classes=5), (2, 3, 32, 32)),
+    "encoder": (lambda: Encoder(nhead=2, batch_first=True), None),
+    "encoder_norm_first": (lambda: Encoder(nhead=4, batch_first=True, norm_first=True), None),
+    "encoder_odd_heads": (lambda: Encoder(nhead=1, bias=False), None),
+    "lstm": (lambda: recurrent(nn.LSTM, bidirectional=True), None),
+    "lstm_projected": (lambda: recurrent(nn.LSTM, proj_size=3), None),
+    "gru": (lambda: recurrent(nn.GRU), None),
+    "gru_cell": (lambda: nn.GRUCell(4, 6), (5, 4)),
+    "attention_to_others": (
+        lambda: Attention(nn.MultiheadAttention(8, 2, kdim=5, vdim=5, batch_first=True)),
+        (2, 3, 8),
+    ),
+    "embedding_bag": (lambda: nn.EmbeddingBag(20, 4), None),
+    "conv1d": (lambda: nn.Conv1d(3, 5, 3, padding=1), (2, 3, 9)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, (1, 2, 3)), (2, 2, 4, 4, 4)),
+    "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
 }
-SLOW = {"vit_b_16"}
+#: Of weights that ``all`` does not stand for.
+BY_NAME_ALONE = {"gru_cell", "embedding_bag", "conv1d", "conv3d", "grouped", "transposed"}
 
 
-def network(name: str) -> tuple[nn.Module, torch.Tensor]:
-    torch.manual_seed(0)
-    make, inputs = NETWORKS[name]
-    net = make()
-    *_, head = (module for module in net.modules() if isinstance(module, nn.Linear))
-    nn.init.normal_(head.weight, std=0.1)  # torchvision's ViT begins with zeros
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
-        with torch.no_grad():
-            for _ in range(5):
-                net(inputs())  # for the statistics
-    return net.eval(), inputs()
-
-
-def outputs(net: nn.Module, x: torch.Tensor, grad: bool) -> torch.Tensor:
+def outputs(net: nn.Module, x: torch.Tensor, grad: bool = False) -> torch.Tensor:
     with torch.set_grad_enabled(grad):
         return net(x).detach()
 
 
 @pytest.mark.filterwarnings("ignore:PEFT has no adapter")
-@pytest.mark.parametrize("target_modules", ["all", ".*"])
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NETWORKS]
+    ("name", "target_modules", "init"),
+    [
+        *((name, "all", "gaussian") for name in NETWORKS if name not in BY_NAME_ALONE),
+        *((name, ".*", init) for name in NETWORKS for init in ("gaussian", "pissa")),
+    ],
 )
-def test_switched_off_it_is_the_base(name: str, target_modules: str, tmp_path: Any) -> None:
-    net, x = network(name)
+def test_switched_off_it_is_the_base(
+    name: str, target_modules: str, init: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    make, shape = NETWORKS[name]
+    net, x = make(), TOKENS if shape is None else torch.randn(shape)
+    for _ in range(5):
+        outputs(net, x)  # for the statistics
     # torch's attention takes another kernel where none of its weights asks for a gradient.
-    net.requires_grad_(False)
+    net.eval().requires_grad_(False)
     base = {grad: outputs(net, x, grad) for grad in (False, True)}
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    plain = copy.deepcopy(net)
-    add_lora(net, rank=2, target_modules=target_modules, init_std=0.05)
-    for mode in (True, False):
-        net.train(mode)
-        for grad in (False, True):
-            with lora_disabled(net):
-                assert torch.equal(outputs(net, x, grad), base[grad])
+    plain, dense = copy.deepcopy(net), copy.deepcopy(net)
+    add_lora(net, rank=1, target_modules=target_modules, init=init, init_std=0.05)
 
+    def assert_base_when_off() -> None:
+        for mode in (True, False):
+            net.train(mode)
+            with lora_disabled(net):
+                for grad in (False, True):
+                    assert torch.equal(outputs(net, x, grad), base[grad])
+
+    assert_base_when_off()
     net.train()
     optimizer = torch.optim.SGD(list(lora_parameters(net)), lr=0.01)
     for _ in range(3):
@@ -117,20 +134,23 @@ def test_switched_off_it_is_the_base(name: str, target_modules: str, tmp_path: A
         assert all(p.grad is not None for p in lora_parameters(net))
         optimizer.step()
     assert changed_tensors(state, base_state_dict(net)) == []
-    adapted = outputs(net, x, grad=False)
+    adapted = outputs(net, x)
     assert not torch.equal(adapted, base[False])
-
-    for mode in (True, False):
-        net.train(mode)
-        assert torch.equal(outputs(net, x, grad=False), adapted)
-        with lora_disabled(net):
-            for grad in (False, True):
-                assert torch.equal(outputs(net, x, grad), base[grad])
-    twin = copy.deepcopy(net)
+    assert_base_when_off()
+    assert torch.equal(outputs(net, x), adapted)
     close = {"rtol": 1e-4, "atol": 1e-5 * float(adapted.abs().max())}
-    torch.testing.assert_close(outputs(merge_lora(twin), x, grad=False), adapted, **close)
-    if target_modules == "all":
-        loaded = load_adapter(plain, save_adapter(net, tmp_path))
-        assert torch.equal(outputs(loaded, x, grad=False), adapted)
-    assert torch.equal(outputs(remove_lora(net), x, grad=False), base[False])
+    dense_weights = adaptable_weights(dense)
+    for layer, weight in lora_weights(net).items():
+        parameter = getattr(dense_weights[layer].module, weight.tensor)
+        parameter.data = getattr(weight.module, weight.tensor).detach()
+    torch.testing.assert_close(outputs(dense, x), adapted, **close)
+    for scale in (1, 0.5):
+        set_lora_scale(net, scale)
+        merged = merge_lora(copy.deepcopy(net))
+        torch.testing.assert_close(outputs(merged, x), outputs(net, x), **close)
+    set_lora_scale(net, 0)
+    assert torch.equal(outputs(net, x), base[False])
+    loaded = load_adapter(plain, save_adapter(net, tmp_path))
+    torch.testing.assert_close(outputs(loaded, x), adapted, **close)
+    assert torch.equal(outputs(remove_lora(net), x), base[False])
     assert changed_tensors(state, net.state_dict()) == []

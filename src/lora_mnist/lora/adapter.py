@@ -89,8 +89,8 @@ def save_adapter(
                 tensors[key] = kept.cpu().contiguous()
             weights[layer] = weight
             dropout = max(dropout, adapter.dropout)
-            if adapter.scale != 1:
-                log.warning("the adapter is saved as trained, without its scale=%s", adapter.scale)
+    if any(adapter.scale != 1 for adapter in named_adapters(model, name)):
+        log.warning("the adapter is saved as trained, without its scale")
     if len({of_layer.use_rslora for of_layer in settings.values()}) > 1:
         # PEFT's configuration has one use_rslora for all: the same scalings without it.
         for layer, of_layer in settings.items():

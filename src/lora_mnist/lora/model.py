@@ -165,11 +165,7 @@ def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def named_adapters(model: nn.Module, name: str | None = None) -> list[LoRAParametrization]:
-    """What the layers of ``model`` carry of the adapter ``name``, or of all.
-
-    Raises:
-        ValueError: if no layer of ``model`` carries LoRA, or no adapter has this name.
-    """
+    """What the layers of ``model`` carry of the adapter ``name``, or of all; never nothing."""
     adapters = _all_adapters(model)
     if not adapters:
         raise ValueError("no layer of the model carries LoRA")

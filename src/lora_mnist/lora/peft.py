@@ -19,18 +19,21 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .layer import LayerSettings
-from .targets import by_pattern, ends_in, listed
+from .targets import by_pattern, is_among, listed
 from .weight import Weight
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-_REPRESENTED = {
+_PREFIX = "base_model.model."
+
+# The endings of the keys of lora_A and lora_B; PEFT's A of an embedding is what is looked up.
+_USUAL = (".lora_A.weight", ".lora_B.weight")
+_EMBEDDING = (".lora_embedding_B", ".lora_embedding_A")
+# Options that are read here, and those that do not change what a finished adapter computes.
+_KNOWN = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
     *("target_modules", "exclude_modules", "init_lora_weights"),
-}
-# About training, or about where the adapter comes from: nothing that a finished adapter computes.
-_IRRELEVANT = {
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "lora_dropout", "runtime_config", "megatron_core", "megatron_config"),
     *("qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
@@ -40,20 +43,15 @@ _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def keys_of(name: str, weight: Weight) -> tuple[str, str]:
-    """The keys under which ``lora_A`` and ``lora_B`` of ``weight``, called ``name``, are kept.
-
-    PEFT's A of an embedding is what is looked up, so both factors are kept transposed there. A
-    weight for which PEFT has no adapter keeps them like the others, for use here.
-    """
-    key = f"base_model.model.{name}"
-    if isinstance(weight.module, nn.Embedding) and weight.tensor == "weight":
-        return f"{key}.lora_embedding_B", f"{key}.lora_embedding_A"
-    return f"{key}.lora_A.weight", f"{key}.lora_B.weight"
+    """The keys under which ``lora_A`` and ``lora_B`` of ``weight``, called ``name``, are kept."""
+    is_embedding = isinstance(weight.module, nn.Embedding) and weight.tensor == "weight"
+    of_A, of_B = _EMBEDDING if is_embedding else _USUAL
+    return f"{_PREFIX}{name}{of_A}", f"{_PREFIX}{name}{of_B}"
 
 
 def transposed_if_embedding(key: str, factor: Tensor) -> Tensor:
     """A factor as it is kept under ``key``, from what it is here, or the reverse."""
-    return factor.t() if ".lora_embedding_" in key else factor
+    return factor.t() if key.endswith(_EMBEDDING) else factor
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -95,11 +93,7 @@ def write_config(
 ) -> None:
     """Write to ``path`` what PEFT needs to know of the layers of ``model`` in ``settings``.
 
-    Args:
-        path: the file to write.
-        model: the network that carries the adapter.
-        settings: rank and scaling of each layer, with ``use_rslora`` for all or none.
-        dropout: what the adapter was trained with.
+    ``use_rslora`` is one for all layers.
     """
     ranks, alphas = {}, {}
     for name, of_layer in settings.items():
@@ -110,7 +104,7 @@ def write_config(
     # The names, or a regular expression where PEFT would find more layers by the names' ends.
     target_modules: list[str] | str = list(settings)
     for layer, _ in model.named_modules():
-        is_named = any(ends_in(layer, name) for name in settings)
+        is_named = is_among(settings, [layer])
         if is_named and layer not in settings and "parametrizations" not in layer.split("."):
             target_modules = "|".join(re.escape(name) for name in settings)
     config = {
@@ -168,7 +162,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"expected peft_type LORA in {CONFIG_NAME}")
     for key, value in config.items():
         off = "none" if key == "bias" else False
-        if key not in _REPRESENTED | _IRRELEVANT and value and value != off:
+        if key not in _KNOWN and value and value != off:
             raise ValueError(f"{key}={value} is not supported; expected {off}")
     if (init := config.get("init_lora_weights")) not in _INITS:
         raise ValueError(
@@ -191,35 +185,28 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_factors(folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     """``lora_A``, ``lora_B`` and the scaling of each layer of the adapter in ``folder``.
 
-    No network is asked whether they fit it: that is what :func:`.adapter.load_adapter` does. The
-    factors of embeddings, which are kept transposed, are left out.
+    No network is asked whether they fit it: that is what :func:`.adapter.load_adapter` does.
 
     Raises:
         ValueError: if the files cannot be read or ask for what LoRA here does not do.
     """
     config = read_config(folder)
-    pairs, start = {}, "base_model.model."
+    pairs = {}
     with open_tensors(folder) as file:
         keys = set(file.keys())
-        for key_A in sorted(keys):
-            key_B = key_A.replace(".lora_A.weight", ".lora_B.weight")
-            if key_A != key_B and key_B in keys:
-                layer = key_A.removeprefix(start).removesuffix(".lora_A.weight")
-                pairs[layer] = file.get_tensor(key_A), file.get_tensor(key_B)
+        for key in sorted(keys):
+            for of_A, of_B in (_USUAL, _EMBEDDING):
+                layer = key.removesuffix(of_A)
+                if layer != key and layer + of_B in keys:
+                    lora_A = transposed_if_embedding(key, file.get_tensor(key))
+                    lora_B = transposed_if_embedding(layer + of_B, file.get_tensor(layer + of_B))
+                    pairs[layer.removeprefix(_PREFIX)] = lora_A, lora_B
     settings = layer_settings(config, {layer: len(lora_A) for layer, (lora_A, _) in pairs.items()})
     return {layer: (*pair, settings[layer].scaling) for layer, pair in pairs.items()}
 
 
 def layer_settings(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, LayerSettings]:
-    """How each layer is adapted.
-
-    Args:
-        config: from :func:`read_config`.
-        ranks: the layers by name, and their ranks as the factors show them.
-
-    Raises:
-        ValueError: if a value is out of range, or a key of ``alpha_pattern`` names no layer.
-    """
+    """How each layer in ``ranks`` is adapted; ValueError if a value of ``config`` cannot be."""
     alphas = by_pattern("alpha_pattern", config.get("alpha_pattern"), ranks, config["lora_alpha"])
     use_rslora = bool(config.get("use_rslora"))
     return {

@@ -78,14 +78,9 @@ def names_of(weights: Mapping[str, Weight], model: nn.Module) -> dict[str, list[
     return names
 
 
-def ends_in(name: str, end: str) -> bool:
-    """Whether ``end`` is ``name``, or its end from a dot on."""
-    return name == end or name.endswith(f".{end}")
-
-
 def is_among(ends: Collection[str], names: Collection[str]) -> bool:
     """Whether one of ``ends`` is one of ``names``, or its end from a dot on."""
-    return any(ends_in(name, end) for name in names for end in ends)
+    return any(f".{name}".endswith(f".{end}") for name in names for end in ends)
 
 
 def by_pattern(
@@ -96,20 +91,14 @@ def by_pattern(
     PEFT reads a key as a regular expression for the end of a name. Here it is that end itself, from
     the start or from a dot on, with PEFT's leading ``^`` the whole name; the first that fits holds.
 
-    Args:
-        argument: ``rank_pattern`` or ``alpha_pattern``, for messages.
-        pattern: values by end of a layer's name.
-        names: layers.
-        default: the value of the layers that no key names.
-
     Raises:
-        ValueError: if ``pattern`` is no mapping, or a key names no layer.
+        ValueError: naming ``argument``, if ``pattern`` is no mapping or a key names no layer.
     """
     if not isinstance(pattern, Mapping | None):
         raise ValueError(f"{argument}={pattern}: expected a mapping from layers to values, or null")
     values = dict.fromkeys(names, default)
     for key, value in reversed(list((pattern or {}).items())):
-        named = [name for name in names if ends_in(name, key) or key == f"^{name}"]
+        named = [name for name in names if is_among([key], [name]) or key == f"^{name}"]
         if not named:
             raise ValueError(
                 f"{argument}={{{key}: {value}}}: expected a layer's name, or its end from a dot "

@@ -71,12 +71,7 @@ INITS: dict[str, type[LoRAParametrization]] = {
 
 
 def new_adapter(weight: Tensor, settings: LayerSettings, name: str) -> LoRAParametrization:
-    """The adapter of ``weight`` that ``settings.init`` asks for, not yet on any layer.
-
-    Raises:
-        ValueError: if ``settings.init`` is no key of :data:`INITS`, or ``settings.rank`` too large
-            for it.
-    """
+    """The adapter of ``weight`` that ``settings.init`` asks for, not yet on any layer."""
     if settings.init not in list(INITS):
         raise ValueError(f"init={settings.init}: expected one of {', '.join(INITS)}")
     return INITS[settings.init](weight, settings, name)
