@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import env_override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.core.utils import JobReturn, env_override
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +31,7 @@ from lora_mnist.disk.latest import latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.sweep.command import command_line, entry_script, override
 from lora_mnist.sweep.job import run_swept
-from lora_mnist.sweep.session import close_sweep, is_conducting, swept_keys
+from lora_mnist.sweep.session import close_sweep, is_conducting, open_sweep, swept_keys
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,11 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _NO_STAGE = """stage: missing; expected one of
   python train.py stage=pretrain         to train a base
   python train.py stage=lora digit=9     to repair it with an adapter"""
-#: Hydra's launchers and sweepers that come with an extra of their own; the others with ``sweep``.
-_EXTRAS = {"ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+#: The extras that bring Hydra's launchers and sweepers.
+_EXTRAS = {
+    **{"joblib": "sweep", "optuna": "sweep", "ray": "ray"},
+    **{"submitit_local": "slurm", "submitit_slurm": "slurm"},
+}
 
 #: Signals that have asked this command to end. Lightning makes SystemExit(1) of the interrupt, and
 #: other code may swallow it: what came first decides.
@@ -173,11 +176,10 @@ def _explain_hydra(error: HydraException) -> str:
         if value and not re.match(r"\w+\(|[\"'{[]", value):
             quoted = shlex.quote(f'{key}="{value}"')
             return f"{error.override}: expected quotes around the value: {quoted}"
-    if isinstance(error, MissingConfigException):
-        plugin = re.search(r"'(hydra/(?:launcher|sweeper)\S*)/(\w+)'", str(error))
-        if plugin and "\t" + plugin[2] not in str(error):
-            extra = _EXTRAS.get(plugin[2], "sweep")
-            return f'{plugin[1]}={plugin[2]}: not installed; expected: pip install -e ".[{extra}]"'
+        return said if error.override in said else f"{error.override}: {said}"
+    plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper)\S*)/(\w+)'", said)
+    if plugin and (extra := _EXTRAS.get(plugin[2], "sweep" if "sampler" in plugin[1] else None)):
+        return f'{plugin[1]}={plugin[2]}: not installed; expected: pip install -e ".[{extra}]"'
     if isinstance(refused, OmegaConfBaseException):  # Hydra says where, OmegaConf says what
         return f"{said}: {explain(refused)[0]}"
     return said
@@ -208,8 +210,8 @@ def run_folder(runs: str, resume: str | None, now: str) -> str:
 OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=True, replace=True)
 
 
-class RunFolder(Callback):
-    """Hydra callback: a run has a stage, and a folder of its own, before anything is written.
+class Folders(Callback):
+    """Hydra callback: claims the folder of a run, or of a sweep, before anything is written there.
 
     Hydra only warns of a callback's exceptions; ``SystemExit`` ends the command.
     """
@@ -224,6 +226,9 @@ class RunFolder(Callback):
         try:
             if OmegaConf.is_missing(config, "stage"):
                 raise UserError(_NO_STAGE)
+            resume = OmegaConf.select(config, "sweep.resume")
+            if resume is not None:
+                raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is not None:
                 # mkdir is atomic: of two runs that start at once in one folder, one ends here.
@@ -239,11 +244,18 @@ class RunFolder(Callback):
             raise SystemExit from error
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a sweep without a stage; stage or experiment may be what is swept."""
+        """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
+        HydraConfig.instance().set_config(config)
         try:
-            if OmegaConf.is_missing(config, "stage"):
-                swept = [key for key, is_swept in swept_keys(config).items() if is_swept]
-                if not {"stage", "experiment"} & set(swept):
-                    raise UserError(_NO_STAGE)
+            keys = swept_keys(config)
+            is_set = keys.get("stage") or keys.get("experiment")  # by what is swept
+            if OmegaConf.is_missing(config, "stage") and not is_set:
+                raise UserError(_NO_STAGE)
+            if "sweep" in config:
+                open_sweep(config)
         except Exception as error:
             raise SystemExit from error
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Drop a job's configuration, which Hydra would keep to the end: a third of a megabyte."""
+        job_return.cfg = job_return.hydra_cfg = None

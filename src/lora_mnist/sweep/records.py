@@ -7,11 +7,13 @@ either is damaged, the job has to run again.
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import one_line
@@ -136,41 +138,23 @@ def read_jobs(folder: Path) -> list[Job]:
     jobs = [job for path in sorted(folder.iterdir()) if (job := read_job(path))]
     done = {tuple(job.overrides) for job in jobs if job.status == "finished"}
     jobs = [j for j in jobs if j.status == "finished" or tuple(j.overrides) not in done]
-    keys = _swept_keys(jobs)
-    for job in jobs:
-        settings, config = job.settings(), None
-        if not settings.keys() >= set(keys):  # another command swept other keys
-            config = _read_config(folder / job.folder)
-        for key in keys:
-            value = settings[key] if key in settings else _select(config, key)
-            job.swept[key] = one_line(value)
-    return jobs
-
-
-def _swept_keys(jobs: list[Job]) -> list[str]:
-    """The keys that some command swept, then others in which the jobs differ."""
-    keys = {key_of(key): None for job in jobs for key in job.varied}
-    settings = [job.settings() for job in jobs if job.command is not None]
-    for key in {key: None for each in settings for key in each}:
-        if len({each.get(key) for each in settings}) > 1:
+    keys = {key: None for job in jobs for key in job.varied}
+    known = [job.settings() for job in jobs if job.command is not None]
+    for key in {key: None for settings in known for key in settings}:
+        if len({settings.get(key) for settings in known}) > 1:
             keys[key] = None
-    return list(keys)
-
-
-def _read_config(folder: Path) -> Any:
-    try:
-        return yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):  # killed while it was written
-        return None
-
-
-def _select(config: Any, key: str) -> str:
-    try:
-        for part in key.split("."):
-            config = config[part]
-    except (LookupError, TypeError):
-        return ""
-    return "null" if config is None else str(config)
+    for job in jobs:
+        settings, config = job.settings(), OmegaConf.create()
+        if not settings.keys() >= keys.keys():  # another command swept other keys
+            with suppress(OSError, ValueError, yaml.YAMLError):  # killed while it was written
+                config = OmegaConf.load(folder / job.folder / ".hydra" / "config.yaml")
+        for key in keys:
+            if key in settings:
+                job.swept[key] = one_line(settings[key])
+            else:
+                value = OmegaConf.select(config, key, default="", throw_on_missing=False)
+                job.swept[key] = "null" if value is None else one_line(value)
+    return jobs
 
 
 def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
@@ -187,10 +171,10 @@ def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def natural(text: str) -> tuple[float, str]:
-    """Sort key: numbers by value, before everything else."""
+def natural(text: str) -> tuple[bool, float, str]:
+    """Sort key: finite numbers by value, before everything else."""
     try:
         number = float(text)
     except ValueError:
-        return math.inf, text
-    return (math.inf, text) if math.isnan(number) else (number, "")
+        number = math.nan
+    return (False, number, "") if math.isfinite(number) else (True, 0.0, text)

@@ -62,6 +62,7 @@ class Ranked:
     """The jobs of the sweep in ``folder``, in order.
 
     Attributes:
+        folder: the sweep's.
         sweep: what ``sweep.json`` says.
         jobs: all of them.
         groups: of finished jobs, best first by ``sweep.metric``; equals, and without a metric all,
@@ -72,6 +73,7 @@ class Ranked:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.sweep: dict[str, Any] = {"metric": None, "mode": "max", "start": None, "columns": []}
         self.sweep |= {"entry": "", "commands": [], **read_sweep(folder)}
         self.metric: str | None = self.sweep["metric"]
@@ -153,7 +155,7 @@ class Ranked:
             rows.append([str(place), *cells])
         groups = len(rows)
         for job in self.unfinished[: most - groups]:
-            cells = ["", *self.settings(job).values(), job.status]
+            cells = ["", *self.settings(job).values(), *[""] * len(seeds), job.status]
             rows.append(cells + [""] * (len(titles) - len(cells)))
         foot = None
         if any(starts):
@@ -185,7 +187,7 @@ def _text(value: float | None, key: str) -> str:
     return f"{value:.{digits}f}"
 
 
-def summarize(folder: Path) -> tuple[str, str | None]:
+def summarize(ranked: Ranked) -> tuple[str, str | None]:
     """Write ``summary.csv`` and ``summary.png`` into the sweep's folder.
 
     Returns:
@@ -194,7 +196,7 @@ def summarize(folder: Path) -> tuple[str, str | None]:
     Raises:
         OSError: if a file cannot be written.
     """
-    ranked = Ranked(folder)
+    folder = ranked.folder
     if not ranked.jobs:
         return "no job has started", None
     _write_csv(ranked, folder / "summary.csv")
