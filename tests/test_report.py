@@ -4,11 +4,10 @@ from typing import Any
 import pytest
 from composed import composed
 from helpers.runs import write_run
-from helpers.sweeping import write_job
+from helpers.sweeping import write_job, write_sweep
 
 from lora_mnist.errors import UserError
 from lora_mnist.report import find_run, report
-from lora_mnist.sweep.folder import write_commands
 
 
 def test_draws_the_run_that_is_named(tmp_path: Path) -> None:
@@ -21,7 +20,7 @@ def test_draws_the_run_that_is_named(tmp_path: Path) -> None:
 def test_draws_a_sweep(tmp_path: Path) -> None:
     sweep = tmp_path / "multirun" / "2026"
     write_job(sweep, "job", ["lora.rank=1"], accuracy=0.9)
-    write_commands(sweep, ["python train.py -m lora.rank=1"])
+    write_sweep(sweep)
     path = report(composed("report", f"paths.outputs={tmp_path}"))
     assert "python train.py -m lora.rank=1" in path.read_text()
 
@@ -30,7 +29,7 @@ def test_latest_is_the_last_of_all_stages(tmp_path: Path) -> None:
     for name in ("lora/2026-01-02", "pretrain/2026-01-01"):
         write_run(tmp_path / name)
     assert find_run("latest", tmp_path) == tmp_path / "lora" / "2026-01-02"
-    write_commands(tmp_path / "multirun" / "2026-01-03", ["a"])
+    write_sweep(tmp_path / "multirun" / "2026-01-03")
     assert find_run("latest", tmp_path) == tmp_path / "multirun" / "2026-01-03"
 
 

@@ -144,7 +144,8 @@ def read_jobs(folder: Path) -> list[Job]:
         if len({settings.get(key) for settings in known}) > 1:
             keys[key] = None
     for job in jobs:
-        settings, config = job.settings(), OmegaConf.create()
+        settings = job.settings()
+        config: Any = OmegaConf.create()
         if not settings.keys() >= keys.keys():  # another command swept other keys
             with suppress(OSError, ValueError, yaml.YAMLError):  # killed while it was written
                 config = OmegaConf.load(folder / job.folder / ".hydra" / "config.yaml")
