@@ -25,8 +25,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_mnist import MLP, load_adapter, lora_disabled, merge_lora
-from lora_mnist.data import load_images
 from lora_mnist.cli import run
+from lora_mnist.data import load_images
 from lora_mnist.errors import UserError, missing_extra
 from lora_mnist.project import PROJECT
 

@@ -35,8 +35,8 @@ from row import Row
 from rows import command_rows, gpu_rows, test_rows, training_rows
 from tables import line, markdown
 
-from lora_mnist.disk.files import atomic_write
 from lora_mnist.cli import run
+from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError
 
 

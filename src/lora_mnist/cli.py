@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 import lora_mnist.project  # noqa: F401 a resolver that the configurations need
 from lora_mnist.disk.latest import latest
 from lora_mnist.errors import UserError, one_line
-from lora_mnist.sweep.command import command_line, entry_script, override
+from lora_mnist.sweep.command import command_line, override
 from lora_mnist.sweep.job import run_swept
 from lora_mnist.sweep.session import close_sweep, is_conducting, open_sweep, swept_keys
 
@@ -61,18 +61,32 @@ def run(main: Callable[[], object]) -> None:
     _go_on.clear()
     _full_error = os.environ.get(_FULL_ERROR, "0")
     handlers = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
-    error: BaseException | None = None
-    reason, code = None, 0
+    error, code = None, 0
     try:
         with env_override({_FULL_ERROR: "1"}):  # so that Hydra raises what it would print
             main()
     except SystemExit as exit_:  # argparse's, Lightning's, or ours around what went wrong
-        error = exit_.__cause__
-        code = exit_.code if isinstance(exit_.code, int) else 0
+        error, code = exit_.__cause__, exit_.code if isinstance(exit_.code, int) else 0
     except BaseException as raised:
         error = raised
     for number in handlers:
         signal.signal(number, signal.SIG_IGN)  # what remains to be done must not be cut off
+    try:
+        code = _conclude(error, code)
+    except Exception as late:  # of the summary: its disk is full, say
+        error, (reason, code) = late, explain(late)
+        print(reason, file=sys.stderr)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if error is not None and _full_error == "1" and not _signals:
+        raise error
+    if code:
+        raise SystemExit(code)
+
+
+def _conclude(error: BaseException | None, code: int) -> int:
+    """Say what ended the command, and sum up a sweep; the exit code."""
+    reason = None
     if _signals:
         reason, code = f"interrupted by {_signals[0].name}", 128 + _signals[0]
     elif error is not None:
@@ -83,17 +97,11 @@ def run(main: Callable[[], object]) -> None:
         code, sweep = close_sweep(reason, code)
         if sweep is not None:
             make_sweep_report(sweep)
-    elif reason is not None and (_full_error != "1" or _signals):
-        where = (
-            "" if code != 1 or isinstance(error, UserError) else f" ({_FULL_ERROR}=1 shows where)"
-        )
-        print(reason + where, *_go_on, sep="\n", file=sys.stderr)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    if error is not None and _full_error == "1" and not _signals:
-        raise error
-    if code:
-        raise SystemExit(code)
+    elif reason is not None and (_signals or _full_error != "1"):
+        if code == 1 and not isinstance(error, UserError):
+            reason += f" ({_FULL_ERROR}=1 shows where)"
+        print(reason, *_go_on, sep="\n", file=sys.stderr)
+    return code
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -127,7 +135,7 @@ def command(function: Callable[[DictConfig, Path], object], cfg: DictConfig) -> 
             left_out = ("resume=", "hydra.run.dir=", "hydra.mode=")
             kept = [text for text in texts if not text.startswith(left_out)]
             arguments = [*kept, override("resume", folder)]
-            _go_on.append(f"go on with: {command_line(entry_script(hydra.job.name), arguments)}")
+            _go_on.append(f"go on with: {command_line(arguments)}")
         if not isinstance(error, Exception):
             raise
         told = None if isinstance(error, UserError) else error

@@ -114,17 +114,12 @@ def read_job(folder: Path) -> Job | None:
         job.command, job.error = record["command"], record["error"]
         job.overrides, job.varied = record["overrides"], record["varied"]
         results = None if job.error else read_results(folder)
-    except ValueError as error:
-        job.error = str(error)
+    except (ValueError, KeyError) as error:
+        is_incomplete = isinstance(error, KeyError)
+        job.error = f"{JOB_FILE} is damaged: no {error}" if is_incomplete else str(error)
         return job
-    except KeyError as error:
-        job.error = f"{JOB_FILE} is damaged: {error} is missing"
-        return job
-    if job.error:
-        job.status = "failed"
-    elif results is None:
-        job.status = "interrupted"
-    else:
+    job.status = "failed" if job.error else "interrupted"
+    if results is not None:
         job.status, job.results = "finished", flatten(results)
     return job
 

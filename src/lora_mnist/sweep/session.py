@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.errors import UserError
-from lora_mnist.sweep.command import command_line, entry_script, override
+from lora_mnist.sweep.command import command_line, override
 from lora_mnist.sweep.folder import claim, read_sweep, write_sweep
 from lora_mnist.sweep.summary import Ranked, summarize
 
@@ -63,15 +63,14 @@ def open_sweep(config: DictConfig) -> None:
         (folder / "optuna.db").unlink(missing_ok=True)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    entry = entry_script(config.hydra.job.name)
     typed = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
     typed = [text for text in typed if not text.startswith("hydra.mode=")]
     kept = [text for text in typed if not text.startswith(("sweep.resume=", "hydra.sweep.dir="))]
-    resume = command_line(entry, ["-m", *kept, override("sweep.resume", folder)])
+    resume = command_line(["-m", *kept, override("sweep.resume", folder)])
     commands = read_sweep(folder).get("commands", [])
     shown = OmegaConf.masked_copy(ranking, ["metric", "mode", "start", "columns"])
-    sweep = {"commands": [*commands, command_line(entry, ["-m", *typed])]}
-    sweep |= {"fixed": fixed, "entry": entry, **OmegaConf.to_container(shown)}  # type: ignore[dict-item]
+    sweep = {"commands": [*commands, command_line(["-m", *typed])]}
+    sweep |= {"fixed": fixed, "entry": sys.argv[0], **OmegaConf.to_container(shown)}  # type: ignore[dict-item]
     write_sweep(folder, sweep)
     _conducted = _Sweep(folder, lock, resume)
 
