@@ -25,8 +25,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_mnist import MLP, load_adapter, lora_disabled, merge_lora
+from lora_mnist.cli import run
 from lora_mnist.data import load_images
-from lora_mnist.errors import UserError, exit_on_user_error, missing_extra
+from lora_mnist.errors import UserError, missing_extra
 from lora_mnist.project import PROJECT
 
 
@@ -207,5 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run(main)

@@ -32,7 +32,8 @@ from documents.tables import (
     terminal_table,
 )
 
-from lora_mnist.errors import UserError, exit_on_user_error
+from lora_mnist.cli import run
+from lora_mnist.errors import UserError
 from lora_mnist.project import PROJECT
 
 
@@ -157,5 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run(main)

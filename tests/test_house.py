@@ -34,7 +34,7 @@ BELOW = {
     "sweep": {"errors", "disk"},
     "show": {"errors", "lora", "disk", "sweep", "data"},
     "config": {"errors", "lora", "data", "disk", "classifier", "show"},
-    "cli": {"errors", "disk", "sweep"},
+    "cli": {"errors", "disk", "sweep", "show"},
     **{
         key: {"errors", "lora", "data", "disk", "classifier", "show", "config", "sweep"}
         for key in COMMANDS

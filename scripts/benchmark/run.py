@@ -34,8 +34,9 @@ from row import Row
 from rows import command_rows, gpu_rows, test_rows, training_rows
 from tables import line, markdown
 
+from lora_mnist.cli import run
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import UserError, exit_on_user_error
+from lora_mnist.errors import UserError
 
 
 def machine(gpu: bool = False) -> str:
@@ -102,5 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run(main)

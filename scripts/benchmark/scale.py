@@ -32,7 +32,7 @@ from hydra import compose, initialize_config_dir
 from tables import line, markdown, spread
 
 import lora_mnist.sweep.folder  # noqa: F401 the resolvers that the configuration needs
-from lora_mnist.errors import exit_on_user_error
+from lora_mnist.cli import run
 from lora_mnist.project import PROJECT
 
 LAUNCHERS = {
@@ -125,11 +125,8 @@ def shipped() -> None:
 
 def summary(sizes: tuple[int, ...]) -> None:
     """Print what summarising sweeps of ``sizes`` jobs takes, as one grid and as two."""
-    from lora_mnist.sweep.command import read_ranking
-    from lora_mnist.sweep.summary import summarize
+    from lora_mnist.sweep.summary import Ranked, summarize
 
-    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        ranking = read_ranking(compose("train", ["stage=lora"]))
     print(markdown(["jobs", "one grid, s", "two grids, s"], []))
     with TemporaryDirectory() as folder:
         train("-m", "stage=lora", "digit=9", "trainer.max_steps=5", *pretrain(folder))
@@ -139,8 +136,7 @@ def summary(sizes: tuple[int, ...]) -> None:
             for grids in (1, 2):
                 sweep = Path(folder) / f"{size}-{grids}"
                 generate(job, sweep, size, grids)
-                by = (ranking.metric, ranking.mode, ranking.columns)
-                taken = own_seconds(summarize, sweep, *by, "train.py")
+                taken = own_seconds(lambda folder: summarize(Ranked(folder)), sweep)
                 cells.append(f"{taken:.1f}")
             print(line(cells), flush=True)
 
@@ -183,5 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run(main)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.disk.results import RESULTS_FILE
 from lora_mnist.project import PROJECT
-from lora_mnist.sweep.records import DamagedError, read_results
+from lora_mnist.sweep.records import read_results
 from lora_mnist.train import train
 
 OUTPUT = PROJECT / "outputs" / "repair_study"
@@ -82,7 +82,7 @@ def run(settings: Settings) -> Run:
     folder = OUTPUT / "runs" / hashlib.sha256(text.encode()).hexdigest()[:16]
     try:
         results = read_results(folder)
-    except DamagedError:
+    except ValueError:
         results = None
     if results is None:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short

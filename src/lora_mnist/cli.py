@@ -19,8 +19,8 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import env_override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.core.utils import JobReturn, env_override
+from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -29,9 +29,9 @@ from omegaconf.errors import OmegaConfBaseException
 import lora_mnist.project  # noqa: F401 a resolver that the configurations need
 from lora_mnist.disk.latest import latest
 from lora_mnist.errors import UserError, one_line
-from lora_mnist.sweep.command import command_line, entry_script, override
+from lora_mnist.sweep.command import command_line, override
 from lora_mnist.sweep.job import run_swept
-from lora_mnist.sweep.session import close_sweep, is_conducting, swept_keys
+from lora_mnist.sweep.session import close_sweep, is_conducting, open_sweep, swept_keys
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,11 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _NO_STAGE = """stage: missing; expected one of
   python train.py stage=pretrain         to train a base
   python train.py stage=lora digit=9     to repair it with an adapter"""
-#: Hydra's launchers and sweepers that come with an extra of their own; the others with ``sweep``.
-_EXTRAS = {"ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+#: The extras that bring Hydra's launchers and sweepers.
+_EXTRAS = {
+    **{"joblib": "sweep", "optuna": "sweep", "ray": "ray"},
+    **{"submitit_local": "slurm", "submitit_slurm": "slurm"},
+}
 
 #: Signals that have asked this command to end. Lightning makes SystemExit(1) of the interrupt, and
 #: other code may swallow it: what came first decides.
@@ -58,18 +61,32 @@ def run(main: Callable[[], object]) -> None:
     _go_on.clear()
     _full_error = os.environ.get(_FULL_ERROR, "0")
     handlers = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
-    error: BaseException | None = None
-    reason, code = None, 0
+    error, code = None, 0
     try:
         with env_override({_FULL_ERROR: "1"}):  # so that Hydra raises what it would print
             main()
     except SystemExit as exit_:  # argparse's, Lightning's, or ours around what went wrong
-        error = exit_.__cause__
-        code = exit_.code if isinstance(exit_.code, int) else 0
+        error, code = exit_.__cause__, exit_.code if isinstance(exit_.code, int) else 0
     except BaseException as raised:
         error = raised
     for number in handlers:
         signal.signal(number, signal.SIG_IGN)  # what remains to be done must not be cut off
+    try:
+        code = _conclude(error, code)
+    except Exception as late:  # of the summary: its disk is full, say
+        error, (reason, code) = late, explain(late)
+        print(reason, file=sys.stderr)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if error is not None and _full_error == "1" and not _signals:
+        raise error
+    if code:
+        raise SystemExit(code)
+
+
+def _conclude(error: BaseException | None, code: int) -> int:
+    """Say what ended the command, and sum up a sweep; the exit code."""
+    reason = None
     if _signals:
         reason, code = f"interrupted by {_signals[0].name}", 128 + _signals[0]
     elif error is not None:
@@ -80,17 +97,11 @@ def run(main: Callable[[], object]) -> None:
         code, sweep = close_sweep(reason, code)
         if sweep is not None:
             make_sweep_report(sweep)
-    elif reason is not None and (_full_error != "1" or _signals):
-        where = (
-            "" if code != 1 or isinstance(error, UserError) else f" ({_FULL_ERROR}=1 shows where)"
-        )
-        print(reason + where, *_go_on, sep="\n", file=sys.stderr)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    if error is not None and _full_error == "1" and not _signals:
-        raise error
-    if code:
-        raise SystemExit(code)
+    elif reason is not None and (_signals or _full_error != "1"):
+        if code == 1 and not isinstance(error, UserError):
+            reason += f" ({_FULL_ERROR}=1 shows where)"
+        print(reason, *_go_on, sep="\n", file=sys.stderr)
+    return code
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -124,7 +135,7 @@ def command(function: Callable[[DictConfig, Path], object], cfg: DictConfig) -> 
             left_out = ("resume=", "hydra.run.dir=", "hydra.mode=")
             kept = [text for text in texts if not text.startswith(left_out)]
             arguments = [*kept, override("resume", folder)]
-            _go_on.append(f"go on with: {command_line(entry_script(hydra.job.name), arguments)}")
+            _go_on.append(f"go on with: {command_line(arguments)}")
         if not isinstance(error, Exception):
             raise
         told = None if isinstance(error, UserError) else error
@@ -173,11 +184,10 @@ def _explain_hydra(error: HydraException) -> str:
         if value and not re.match(r"\w+\(|[\"'{[]", value):
             quoted = shlex.quote(f'{key}="{value}"')
             return f"{error.override}: expected quotes around the value: {quoted}"
-    if isinstance(error, MissingConfigException):
-        plugin = re.search(r"'(hydra/(?:launcher|sweeper)\S*)/(\w+)'", str(error))
-        if plugin and "\t" + plugin[2] not in str(error):
-            extra = _EXTRAS.get(plugin[2], "sweep")
-            return f'{plugin[1]}={plugin[2]}: not installed; expected: pip install -e ".[{extra}]"'
+        return said if error.override in said else f"{error.override}: {said}"
+    plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper)\S*)/(\w+)'", said)
+    if plugin and (extra := _EXTRAS.get(plugin[2], "sweep" if "sampler" in plugin[1] else None)):
+        return f'{plugin[1]}={plugin[2]}: not installed; expected: pip install -e ".[{extra}]"'
     if isinstance(refused, OmegaConfBaseException):  # Hydra says where, OmegaConf says what
         return f"{said}: {explain(refused)[0]}"
     return said
@@ -208,8 +218,8 @@ def run_folder(runs: str, resume: str | None, now: str) -> str:
 OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=True, replace=True)
 
 
-class RunFolder(Callback):
-    """Hydra callback: a run has a stage, and a folder of its own, before anything is written.
+class Folders(Callback):
+    """Hydra callback: claims the folder of a run, or of a sweep, before anything is written there.
 
     Hydra only warns of a callback's exceptions; ``SystemExit`` ends the command.
     """
@@ -224,6 +234,9 @@ class RunFolder(Callback):
         try:
             if OmegaConf.is_missing(config, "stage"):
                 raise UserError(_NO_STAGE)
+            resume = OmegaConf.select(config, "sweep.resume")
+            if resume is not None:
+                raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is not None:
                 # mkdir is atomic: of two runs that start at once in one folder, one ends here.
@@ -239,11 +252,18 @@ class RunFolder(Callback):
             raise SystemExit from error
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a sweep without a stage; stage or experiment may be what is swept."""
+        """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
+        HydraConfig.instance().set_config(config)
         try:
-            if OmegaConf.is_missing(config, "stage"):
-                swept = [key for key, is_swept in swept_keys(config).items() if is_swept]
-                if not {"stage", "experiment"} & set(swept):
-                    raise UserError(_NO_STAGE)
+            keys = swept_keys(config)
+            is_set = keys.get("stage") or keys.get("experiment")  # by what is swept
+            if OmegaConf.is_missing(config, "stage") and not is_set:
+                raise UserError(_NO_STAGE)
+            if "sweep" in config:
+                open_sweep(config)
         except Exception as error:
             raise SystemExit from error
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Drop a job's configuration, which Hydra would keep to the end: a third of a megabyte."""
+        job_return.cfg = job_return.hydra_cfg = None

@@ -13,9 +13,12 @@ from helpers.commands import ROOT
 
 #: A command that sweeps and trains nothing.
 TOY = "tests/sweep/toy.py"
-#: Short trainings, and a grid over them.
-FEW = ("stage=lora", "digit=9", "trainer.max_steps=5", "logger=none")
-GRID = ("lora.rank=1,2,4", "lora.alpha=1,4")
+#: What the tables of the tests show, as configs/sweep/default.yaml has it.
+COLUMNS = [
+    {"title": "val errors on {target}", "value": "val.errors_of_target"},
+    {"title": "test.accuracy", "before": "test_base.accuracy", "value": "test.accuracy"},
+    {"title": "seconds", "value": "seconds.total"},
+]
 
 
 def only_sweep(tmp_path: Path) -> Path:
@@ -32,16 +35,15 @@ def statuses(sweep: Path) -> list[str]:
     return [row["status"] for row in read_summary(sweep)]
 
 
-def without_times(sweep: Path) -> list[dict[str, str]]:
-    return [
-        {key: value for key, value in row.items() if not key.startswith(("seconds.", "worker."))}
-        for row in read_summary(sweep)
-    ]
-
-
-def job(sweep: Path, name: str) -> Path:
-    (folder,) = sweep.glob(f"{name}-*")
-    return folder
+def write_sweep(sweep: Path, **changes: Any) -> None:
+    """``sweep.json`` of a sweep that train.py has conducted."""
+    content = {
+        **{"commands": ["python train.py -m lora.rank=1"], "fixed": ["stage"], "entry": "train.py"},
+        **{"metric": "val.accuracy", "mode": "max", "columns": COLUMNS},
+        "start": {"title": "base", "suffix": "_base"},
+    }
+    sweep.mkdir(parents=True, exist_ok=True)
+    (sweep / "sweep.json").write_text(json.dumps(content | changes))
 
 
 def write_job(sweep: Path, name: str, overrides: list[str], **outcome: Any) -> Path:
@@ -49,7 +51,6 @@ def write_job(sweep: Path, name: str, overrides: list[str], **outcome: Any) -> P
     folder = sweep / name
     folder.mkdir(parents=True)
     record = {
-        "number": 0,
         "command": outcome.get("command", 1),
         "overrides": ["stage=lora", *overrides],
         "varied": [override.split("=")[0] for override in overrides],
@@ -69,21 +70,20 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def start(
-    tmp_path: Path, *overrides: str, entry: str = "train.py", **environment: str
-) -> subprocess.Popen[str]:
+def start(tmp_path: Path, *overrides: str, entry: str = TOY) -> subprocess.Popen[str]:
     """A command in a process of its own."""
     return subprocess.Popen(
         [sys.executable, entry, *overrides, f"paths.outputs={tmp_path}/outputs"],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def wait_for_results(process: subprocess.Popen[str], tmp_path: Path, count: int) -> None:
-    while len(list((tmp_path / "outputs").glob("multirun/*/*/results.json"))) < count:
+def wait_for_jobs(process: subprocess.Popen[str], tmp_path: Path, count: int) -> None:
+    """Until so many of the toy's jobs are at work, or done."""
+    while len(list((tmp_path / "outputs").glob("multirun/*/*/half-done"))) < count:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)

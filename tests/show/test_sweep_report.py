@@ -1,91 +1,58 @@
+import base64
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.sweeping import write_job
-from omegaconf import OmegaConf
+from helpers.sweeping import write_job, write_sweep
 
-import lora_mnist.show.sweep_report
-from lora_mnist.show.sweep_report import REPORT_FILE, SweepReport, make_sweep_report
+from lora_mnist.show.sweep_report import is_sweep, make_sweep_report
+from lora_mnist.sweep.summary import Ranked, summarize
 
 BASE = {"val_base": {"accuracy": 0.9, "errors_of_target": 8}}
 
 
-def sweep(folder: Path, accuracies: tuple[float, ...], **config: Any) -> Path:
+def report(folder: Path, accuracies: tuple[float, ...], **sweep: Any) -> str:
     for rank, accuracy in enumerate(accuracies, start=1):
         overrides = [f"lora.rank={rank}", f"lora.alpha={rank % 2}"]
         write_job(folder, f"job{rank}", overrides, accuracy=accuracy, more=BASE)
-    ranking = {
-        "metric": "val.accuracy",
-        "mode": "max",
-        "fail_fast": False,
-        "columns": [{"title": "val errors on {target}", "value": "val.errors_of_target"}],
-        "start": {"title": "base", "suffix": "_base"},
-    }
-    OmegaConf.save(OmegaConf.create({"sweep": {**ranking, **config}}), folder / "multirun.yaml")
-    return folder
+    write_sweep(folder, **sweep)
+    summarize(Ranked(folder))
+    return make_sweep_report(folder).read_text()
 
 
 def test_jobs_best_first_and_their_base(tmp_path: Path) -> None:
-    page = make_sweep_report(sweep(tmp_path, (0.91, 0.95, 0.8))).read_text()
-    assert (
-        "<h1>best: val.accuracy 0.9500 with lora.rank=2 lora.alpha=0; the base has 0.9000" in page
-    )
-    accuracies = [page.index(f'data-value="{value}"') for value in (0.95, 0.91, 0.8)]
-    assert accuracies == sorted(accuracies)
-    foot = page[page.index("<tfoot>") :]
-    assert '<td>base</td><td></td><td></td><td data-value="0.9">0.9000</td>' in foot
+    page = report(tmp_path, (0.91, 0.95, 0.8))
+    best = "best: val.accuracy 0.9500 with lora.rank=2 lora.alpha=0; the base has 0.9000"
+    assert f"<h1>{best}</h1>" in page
+    places = [page.index(f"<td>{accuracy}</td>") for accuracy in ("0.9500", "0.9100", "0.8000")]
+    assert places == sorted(places)
+    assert "<td>base</td><td></td><td></td><td>0.9000</td>" in page[page.index("<tfoot>") :]
     assert "val errors on 1" in page
-    assert "<svg" in page  # the heat map
-    assert "python train.py stage=lora lora.rank=2 lora.alpha=0" in page
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert base64.b64encode((tmp_path / "summary.png").read_bytes()).decode() in page
+    assert "<pre>python train.py stage=lora lora.rank=2 lora.alpha=0</pre>" in page
+    assert "http" not in page
 
 
-def test_says_so_when_no_job_is_better(tmp_path: Path) -> None:
-    page = make_sweep_report(sweep(tmp_path, (0.7, 0.9))).read_text()
-    assert "<h1>no job is better than the base; the nearest: val.accuracy 0.9000" in page
+@pytest.mark.parametrize(
+    ("mode", "headline"),
+    [
+        ("max", "no job is better than the base; the nearest: val.accuracy 0.8000"),
+        ("min", "best: val.accuracy 0.7000 with lora.rank=1"),
+    ],
+)
+def test_says_which_job_is_better_than_the_base(tmp_path: Path, mode: str, headline: str) -> None:
+    assert f"<h1>{headline}" in report(tmp_path, (0.7, 0.8), mode=mode)
 
 
-def test_the_smaller_is_better(tmp_path: Path) -> None:
-    page = make_sweep_report(sweep(tmp_path, (0.7, 0.8), mode="min")).read_text()
-    assert "<h1>best: val.accuracy 0.7000 with lora.rank=1" in page
+def test_names_are_escaped_and_failures_listed(tmp_path: Path) -> None:
+    write_job(tmp_path, "bad", ["lora.rank=<b>", "lora.alpha=1"], error="no & space")
+    page = report(tmp_path, (0.7,), commands=["python train.py '<x>'"])
+    assert "<td>&lt;b&gt;</td><td>1</td><td>failed</td>" in page
+    assert "python train.py &#39;&lt;x&gt;&#39;" in page
 
 
-def test_jobs_that_failed_are_listed_last(tmp_path: Path) -> None:
-    folder = sweep(tmp_path, (0.7,))
-    write_job(folder, "bad", ["lora.rank=<b>", "lora.alpha=1"], error="no & space")
-    page = make_sweep_report(folder).read_text()
-    assert "<td>failed</td><td>&lt;b&gt;</td>" in page
-    assert "<td>1</td><td>1</td>" in page
-
-
-@pytest.mark.parametrize("content", [None, "{", "- a", "sweep: {metric: test.accuracy}"])
-def test_an_older_sweep_is_listed_by_accuracy(tmp_path: Path, content: str | None) -> None:
-    folder = sweep(tmp_path, (0.7, 0.8))
-    (folder / "multirun.yaml").unlink()
-    if content:
-        (folder / "multirun.yaml").write_text(content)
-    make_sweep_report(folder)
-
-
-def test_refuses_an_empty_folder(tmp_path: Path) -> None:
+def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
+    assert not is_sweep(tmp_path)
+    write_sweep(tmp_path)
     with pytest.raises(ValueError, match="no job of a sweep"):
         make_sweep_report(tmp_path)
-
-
-def test_is_made_at_the_end_of_a_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    cfg = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
-    SweepReport().on_multirun_end(cfg)
-    assert not (tmp_path / REPORT_FILE).exists()
-    sweep(tmp_path, (0.7,))
-    SweepReport().on_multirun_end(cfg)
-    assert (tmp_path / REPORT_FILE).exists()
-
-    def fail(folder: Path) -> None:
-        raise OSError("no space")
-
-    monkeypatch.setattr(lora_mnist.show.sweep_report, "make_sweep_report", fail)
-    SweepReport().on_multirun_end(cfg)
-    assert "the report was not drawn (no space)" in caplog.text

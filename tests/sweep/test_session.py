@@ -1,65 +1,121 @@
-"""Whole sweeps: killed, resumed, ranked, refused, searched."""
+"""Whole sweeps: failing, resumed, killed, refused, searched, side by side."""
 
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.commands import read_results
 from helpers.sweeping import (
-    FEW,
-    GRID,
     TOY,
-    job,
     only_sweep,
     read_summary,
     snapshot,
     start,
     statuses,
-    wait_for_results,
-    without_times,
+    wait_for_jobs,
 )
-from hydra.core.utils import JobReturn
-from omegaconf import DictConfig
-
-from lora_mnist.sweep.session import SweepCallback
-
-SWEEP = ("-m", "x=1,2,4", "y=1,4")
 
 
-def killed_and_resumed(cli: Any, tmp_path: Path, entry: str, *arguments: str) -> None:
-    process = start(tmp_path, *arguments, entry=entry)
-    wait_for_results(process, tmp_path, 2)
-    time.sleep(0.2)  # into the third job
-    process.kill()
-    process.communicate()
-    sweep = only_sweep(tmp_path)
-    finished = [path.parent for path in sweep.glob("*/results.json")]
-    assert 2 <= len(finished) < 6
-    before = [snapshot(folder) for folder in finished]
-    done = cli(entry, *arguments, "sweep.resume=latest")
-    assert done.code == 0, done.err
-    assert done.out.count("finished before") == len(finished)
-    assert [snapshot(folder) for folder in finished] == before
-    undisturbed = tmp_path / "undisturbed"
-    assert cli(entry, *arguments, f"hydra.sweep.dir={undisturbed}").code == 0
-    assert without_times(sweep) == without_times(undisturbed)
-    names = [{path.name for path in folder.iterdir()} for folder in (sweep, undisturbed)]
-    assert names[0] == names[1]
-    left_over = list(sweep.rglob(".*.tmp")) + list(sweep.rglob(".results*"))
-    assert not left_over
+def test_a_failing_job_takes_no_other_along(four_jobs: Any) -> None:
+    assert four_jobs.code == 1
+    refused, crashed, last = four_jobs.err.splitlines()
+    assert refused == "#0 x=0 failed: x=0: expected an integer >= 1"
+    (log,) = four_jobs.folder.glob("x=-1-*/toy.log")
+    assert crashed == f"#1 x=-1 failed: RuntimeError: no such thing (traceback in {log})"
+    assert "Traceback" in log.read_text()
+    command = f"python {TOY} -m x=0,-1,2,3 \"note='a b'\""
+    assert last.startswith(f"2 failed; go on with: {command} ")
+    assert last.endswith(f"sweep.resume={four_jobs.folder}")
+    assert "#3 x=3: val.accuracy 0.2, 0.0 s\n" in four_jobs.out
+    assert f"\nbest: python {TOY} x=3 \"note='a b'\" paths.outputs=" in four_jobs.out
+    assert "\nfailed: x=-1: RuntimeError: no such thing\n" in four_jobs.out
+    assert statuses(four_jobs.folder) == ["finished", "finished", "failed", "failed"]
+    assert {"sweep.json", "summary.csv", "summary.png", "report.html"} <= {
+        path.name for path in four_jobs.folder.iterdir()
+    }
 
 
-@pytest.mark.slow
-def test_killed_and_resumed_equals_undisturbed(cli: Any, tmp_path: Path) -> None:
-    killed_and_resumed(cli, tmp_path, TOY, *SWEEP, "pause=0.3")
-
-
-@pytest.mark.slow
-def test_a_training_killed_and_resumed_equals_undisturbed(
-    cli: Any, base_ckpt: Path, tmp_path: Path
+def test_a_resumed_sweep_runs_what_is_not_finished(
+    cli: Any, four_jobs: Any, tmp_path: Path
 ) -> None:
-    killed_and_resumed(cli, tmp_path, "train.py", "-m", *FEW, f"base_ckpt={base_ckpt}", *GRID)
+    sweep = tmp_path / "outputs" / "multirun" / "copy"
+    shutil.copytree(four_jobs.folder, sweep)
+    torn, whole = (next(sweep.glob(f"x={x}-*")) for x in (2, 3))
+    (torn / "results.json").write_text('{"val": {"accu')
+    before = snapshot(whole)
+    done = cli(TOY, "-m", "x=2,3,4", "note='a b'", "sweep.resume=latest")
+    assert done.code == 0, done.err  # what failed is not of this command
+    assert done.out.count("finished before") == 1
+    assert snapshot(whole) == before
+    assert statuses(sweep) == ["finished"] * 3 + ["failed"] * 2
+    # Another grid over the same jobs finds them, though their names say something else.
+    done = cli(TOY, "-m", "y=1,2", "x=2", "note='a b'", f"sweep.resume={sweep}")
+    assert done.code == 0, done.err
+    assert done.out.count("finished before") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_ended_and_resumed_equals_undisturbed(
+    cli: Any, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    arguments = ("-m", "x=1,2", "y=1,4", "pause=1")
+    process = start(tmp_path, *arguments)
+    wait_for_jobs(process, tmp_path, 3)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    sweep = only_sweep(tmp_path)
+    if code > 0:
+        assert err.splitlines()[-1].startswith(f"interrupted by {number.name}; go on with: python")
+        assert sorted(statuses(sweep)) == ["finished", "finished", "interrupted"]
+    finished = [path.parent for path in sweep.glob("*/results.json")]
+    before = [snapshot(folder) for folder in finished]
+    done = cli(TOY, *arguments, "sweep.resume=latest")
+    assert done.code == 0, done.err
+    assert done.out.count("finished before") == len(finished) == 2
+    assert [snapshot(folder) for folder in finished] == before
+    assert len(read_summary(sweep)) == len({row["folder"] for row in read_summary(sweep)}) == 4
+    assert not list(sweep.rglob(".*.tmp*"))
+
+
+def test_fail_fast_stops_at_the_first(cli: Any, tmp_path: Path) -> None:
+    done = cli(TOY, "-m", "x=0,1", "sweep.fail_fast=true")
+    assert done.code == 1
+    sweep = only_sweep(tmp_path)
+    assert statuses(sweep) == ["failed"]
+    # What stopped it does not stop the next attempt.
+    done = cli(TOY, "-m", "x=1,2", "sweep.fail_fast=true", f"sweep.resume={sweep}")
+    assert done.code == 0, done.err
+    assert statuses(sweep) == ["finished", "finished", "failed"]
+
+
+def test_what_a_job_starts_from_may_not_change_under_it(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is named by what it was before."""
+    file = tmp_path / "input"
+    file.write_text("before")
+    monkeypatch.setattr(time, "sleep", lambda _: file.write_text("after, and longer"))
+    done = cli(TOY, "-m", "x=1", f"input={file}")
+    assert done.code == 1
+    assert f"#0 failed: sweep.inputs=['{file}']: changed while the job ran" in done.err
+
+
+def test_seeds_are_ranked_by_their_mean(cli: Any, tmp_path: Path) -> None:
+    done = cli(TOY, "-m", "x=2", "seed=choice(0,2)", "shape=glob(*)")
+    assert done.code == 0, done.err
+    rows = read_summary(only_sweep(tmp_path))
+    assert len(rows) == 6
+    assert {row["shape"] for row in rows} == {"round", "square", "long"}
+    first = [float(row["val.accuracy"]) for row in rows[:2]]
+    assert float(rows[0]["val.accuracy.mean"]) == pytest.approx(sum(first) / 2)
+    assert "best: python tests/sweep/toy.py x=2 seed=0 shape=" in done.out
 
 
 @pytest.mark.parametrize(
@@ -69,121 +125,83 @@ def test_a_training_killed_and_resumed_equals_undisturbed(
         (("-m", "sweep.resume=latest"), "sweep.resume=latest: expected a sweep in {tmp}/outputs/"),
         (("sweep.resume=latest",), "sweep.resume=latest: expected a sweep; start it with -m"),
         (("-m", "sweep.metric=val.acuracy"), "sweep.metric=val.acuracy: expected one of val.acc"),
+        (("-m", "sweep.metric=3"), "sweep.metric=3: expected one of val.accuracy"),
+        (("-m", "sweep.metric=test.loss"), "sweep.metric=test.loss: the test set must not choose"),
+        (("-m", "sweep.mode=best"), "sweep.mode=best: expected max or min"),
+        (("-m", "sweep.fail_fast=no?"), "sweep.fail_fast=no?: expected true or false"),
         (("-m", "seed=range(1,1)"), "seed=range(1,1): an empty grid; expected at least one value"),
+        (("-m", "sweep=optuna", "sweep.metric=null"), "sweep.metric=null: a search needs one"),
     ],
 )
 def test_bad_input(cli: Any, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    if "sweep=optuna" in arguments:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     done = cli(TOY, *(argument.format(tmp=tmp_path) for argument in arguments))
     assert done.code == 2
-    assert message.format(tmp=tmp_path) in done.err
+    assert done.err.startswith(message.format(tmp=tmp_path))
     assert len(done.err.splitlines()) == 1
     assert not list(tmp_path.rglob("*"))
 
 
-def test_what_hydra_does_not_understand(cli: Any, tmp_path: Path) -> None:
-    def refuse(*overrides: str) -> None:
-        done = cli(TOY, "-m", "nope=1,2", *overrides)
-        assert (done.code, done.out) == (1, "")
-        (line,) = done.err.splitlines()
-        assert line.startswith("Could not override 'nope'.")
-
-    refuse()
-    assert not list(tmp_path.rglob("multirun/*"))
-    assert cli(TOY, "-m", "x=1").code == 0
-    sweep = only_sweep(tmp_path)
-    commands = (sweep / "sweep.json").read_text()
-    refuse("sweep.resume=latest")
-    refuse()
-    assert only_sweep(tmp_path) == sweep
-    assert (sweep / "sweep.json").read_text() == commands
+def test_what_hydra_refuses_is_no_sweep(cli: Any, tmp_path: Path) -> None:
+    done = cli(TOY, "-m", "nope=1,2")
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "nope: no such key; did you mean note?\n"
+    assert "found none" in cli(TOY, "-m", "x=1", "sweep.resume=latest").err
 
 
 def test_an_allowed_metric_that_no_job_has(cli: Any, tmp_path: Path) -> None:
-    done = cli(TOY, "-m", "seed=0,1", "sweep.metric=val.loss")
+    done = cli(TOY, "-m", "x=1,2", "sweep.metric=val.loss")
     assert done.code == 2
     assert done.err == (
-        "sweep.metric=val.loss: no job has it; expected one of val.accuracy, val.errors, or null\n"
+        "sweep.metric=val.loss: no job has it; expected one of val.accuracy, val.errors\n"
     )
-    assert [row["seed"] for row in read_summary(only_sweep(tmp_path))] == ["0", "1"]
 
 
-def test_glob_over_a_group(cli: Any, tmp_path: Path) -> None:
-    done = cli(TOY, "-m", "shape=glob(*)", "x=shuffle(range(1,2))", "note='a,b'")
+def test_a_command_that_keeps_no_results_just_runs(cli: Any, tmp_path: Path) -> None:
+    """Such as predict.py, which has no ``sweep`` in its configuration."""
+    done = cli(TOY, "--config-name=plain", "-m", "x=1,2")
     assert done.code == 0, done.err
-    rows = read_summary(only_sweep(tmp_path))
-    assert len(rows) == 3
-    assert {row["shape"] for row in rows} == {"round", "square", "long"}
-    assert "note" not in rows[0]
+    assert "best:" not in done.out
+    assert len(list((tmp_path / "outputs").glob("multirun/*/*/results.json"))) == 2
 
 
-@pytest.mark.slow
-def test_the_entry_is_named_as_it_was_started(cli: Any, tmp_path: Path) -> None:
-    from helpers.commands import ROOT
-
-    done = cli(f"{ROOT}/{TOY}", "-m", "x=0,1")
-    assert f"go on with: python {ROOT}/{TOY} -m x=0,1 paths.outputs=" in done.err
-    assert f"best: python {ROOT}/{TOY} x=1 paths.outputs=" in done.out
-    assert only_sweep(tmp_path)
-
-
-@pytest.mark.slow
-def test_what_hydra_cannot_write_ends_the_sweep_in_one_line(cli: Any, tmp_path: Path) -> None:
-    assert cli(TOY, "-m", "x=1,2").code == 0
-    sweep = only_sweep(tmp_path)
-    unfinished = job(sweep, "x=2")
-    (unfinished / "results.json").unlink()
-    shutil.rmtree(unfinished / ".hydra")
-    (unfinished / ".hydra").touch()
-    done = cli(TOY, "-m", "x=1,2", "sweep.resume=latest")
-    assert done.code == 1
-    (line,) = done.err.splitlines()
-    assert line.startswith("FileExistsError: ")
-    assert f"{unfinished}/.hydra" in line
-    assert line.endswith(f"sweep.resume={sweep}")
-    assert statuses(sweep) == ["finished", "interrupted"]
+# --- other sweepers and launchers ----------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_optuna_searches_and_resumes(cli: Any, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     arguments = ("-m", "sweep=optuna", "x=range(0,3)", "y=interval(1,9)")
-
-    def search(trials: int, *overrides: str) -> Any:
-        return cli(TOY, *arguments, f"hydra.sweeper.n_trials={trials}", *overrides)
-
-    done = search(4)
+    cli(TOY, *arguments, "hydra.sweeper.n_trials=4")
     sweep = only_sweep(tmp_path)
-    failed = "failed: x=0: expected an integer >= 1" in done.err
-    assert done.code == int(failed)
-    before = without_times(sweep)
-    assert len(before) == 4
-    done = search(7, "sweep.resume=latest")
-    finished = [row for row in before if row["status"] == "finished"]
-    assert done.out.count("finished before") >= len(finished)
-    rows = without_times(sweep)
-    assert all(row in rows for row in finished)
-    assert "importance: " in done.out
-    undisturbed = tmp_path / "undisturbed"
-    search(7, f"hydra.sweep.dir={undisturbed}")
-    assert without_times(undisturbed) == rows
+    before = {row["folder"] for row in read_summary(sweep)}
+    done = cli(TOY, *arguments, "hydra.sweeper.n_trials=7", "sweep.resume=latest")
+    assert "best: python" in done.out
+    rows = read_summary(sweep)
+    assert before < {row["folder"] for row in rows}
     import optuna
 
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{sweep}/optuna.db")
-    values = [trial.value for trial in study.trials if trial.value is not None]
     assert len(study.trials) == 7
     best = max(float(row["val.accuracy"]) for row in rows if row["status"] == "finished")
-    assert max(values) == best
+    assert study.best_value == best
 
 
 @pytest.mark.slow
-def test_a_search_of_which_no_trial_finishes(cli: Any, tmp_path: Path) -> None:
-    done = cli(TOY, "-m", "sweep=optuna", "x=choice(0,-1)", "hydra.sweeper.n_trials=2")
-    assert done.code == 1
-    assert "Traceback" not in done.err
-    assert f"failed; go on with: python {TOY} -m sweep=optuna" in done.err.splitlines()[-1]
-    assert set(statuses(only_sweep(tmp_path))) == {"failed"}
-
-
-def test_a_jobs_configuration_is_not_kept() -> None:
-    job_return = JobReturn(cfg=DictConfig({}), hydra_cfg=DictConfig({}))
-    SweepCallback().on_job_end(DictConfig({}), job_return)
-    assert job_return.cfg is job_return.hydra_cfg is None
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    workers = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    process = start(tmp_path, "-m", "x=0,1,2", f"launcher={launcher}", *workers)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1, out + err
+    assert "failed: x=0: x=0: expected an integer >= 1" in out
+    last = err.splitlines()[-1]
+    assert last.startswith(f"1 failed; go on with: python {TOY} -m x=0,1,2 launcher={launcher} ")
+    sweep = only_sweep(tmp_path)
+    assert statuses(sweep) == ["finished", "finished", "failed"]
+    found = [read_results(path.parent)["worker"] for path in sweep.glob("*/results.json")]
+    assert process.pid not in {worker["process"] for worker in found}
+    assert {worker["threads"] for worker in found} == {"1"}

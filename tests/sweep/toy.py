@@ -36,6 +36,8 @@ CONFIG: dict[str, Any] = {
     "note": None,
     "input": None,
     "pause": 0,
+    "checkpoint": False,
+    "resume": None,
     "sweep": {"inputs": ["${input}"]},
 }
 STORE = ConfigStore.instance()
@@ -62,6 +64,10 @@ def play(cfg: DictConfig, folder: Path) -> None:
         raise RuntimeError("no such thing")
     if cfg.x == -2:
         os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.checkpoint:
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        for name in ("last.ckpt", "run.json"):
+            (folder / "checkpoints" / name).touch()
     (folder / "half-done").touch()
     time.sleep(cfg.pause)
     missed = abs(cfg.x - 3) + abs(cfg.y - 5) + cfg.seed
@@ -69,7 +75,7 @@ def play(cfg: DictConfig, folder: Path) -> None:
         "target": 7,
         "val": {"accuracy": 1 / (1 + missed), "errors": missed, "errors_per_class": [missed, 0]},
         "seconds": {"total": 0.5},
-        "worker": {"parent": os.getppid(), "threads": os.environ.get("OMP_NUM_THREADS")},
+        "worker": {"process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")},
     }
     with atomic_write(folder / "results.json") as path:
         path.write_text(json.dumps(results))

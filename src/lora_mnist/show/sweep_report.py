@@ -51,7 +51,7 @@ def make_sweep_report(folder: Path) -> Path:
         picture=base64.b64encode(picture.read_bytes()).decode() if picture.exists() else None,
         table=ranked.table(_MOST_ROWS),
         commands=ranked.sweep["commands"],
-        again=command_line("report.py", [override("run", folder)]),
+        again=command_line([override("run", folder)], "report.py"),
     )
     with atomic_write(folder / REPORT_FILE) as path:
         path.write_text(page, encoding="utf-8")

@@ -4,14 +4,13 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
 
-def command_line(entry: str, arguments: Iterable[str]) -> str:
-    """A command ready to paste into bash or zsh."""
-    words = ["python", entry]
+def command_line(arguments: Iterable[str], entry: str | None = None) -> str:
+    """A command ready to paste into bash or zsh; of the script that runs, or another ``entry``."""
+    words = ["python", entry or sys.argv[0]]
     for text in arguments:
         # Hydra's own quotes are single ones, which shlex would break into five pieces.
         plain = "'" in text and not set('"$`\\!') & set(text)
@@ -30,9 +29,3 @@ def override(key: str, value: object) -> str:
 def key_of(override: str) -> str:
     """The key that an override of the command line sets."""
     return override.split("=", 1)[0].lstrip("+~")
-
-
-def entry_script(job_name: str) -> str:
-    """The script that runs, by the path with which it was started."""
-    started = Path(sys.argv[0])
-    return sys.argv[0] if started.name == f"{job_name}.py" else f"{job_name}.py"

@@ -68,7 +68,7 @@ def _plain(text: str) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return natural(text)[1] == ""
+    return not natural(text)[0]
 
 
 def _draw_heat_map(

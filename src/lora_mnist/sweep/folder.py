@@ -19,7 +19,7 @@ from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.latest import latest
 from lora_mnist.errors import UserError
 from lora_mnist.sweep.command import key_of, override
-from lora_mnist.sweep.records import is_finished
+from lora_mnist.sweep.records import JOB_FILE, is_finished
 
 SWEEP_FILE = "sweep.json"
 LOCK_FILE = ".lock"
@@ -39,12 +39,12 @@ def sweep_folder(new: str, resume: str | None) -> str:
     if resume is None:
         return new
     if resume == "latest":
-        found = latest(Path(new).parent, f"*/{SWEEP_FILE}")
+        found = latest(Path(new).parent, f"*/*/{JOB_FILE}")  # one that came to a job
         if found is None:
             raise UserError(
                 f"sweep.resume=latest: expected a sweep in {Path(new).parent}, found none"
             )
-        return str(found.parent)
+        return str(found.parents[1])
     folder = Path(str(resume)).absolute()
     if not (folder / SWEEP_FILE).is_file():
         raise UserError(
@@ -96,9 +96,9 @@ def job_hash(config: DictConfig) -> str:
     was given.
     """
     written: Any = OmegaConf.to_container(config, resolve=False)
-    inputs: Any = OmegaConf.select(config, "sweep.inputs", default=[])
+    named, inputs = OmegaConf.select(config, "sweep.inputs") or OmegaConf.create([]), None
     with suppress(OmegaConfBaseException):  # else the job itself will say what is wrong
-        inputs = OmegaConf.to_container(inputs, resolve=True)
+        inputs = OmegaConf.to_container(named, resolve=True)
     start = Path(HydraConfig.get().runtime.cwd if HydraConfig.initialized() else "")
     identity = {
         "config": {key: value for key, value in written.items() if key not in _HOW_NOT_WHAT},
@@ -118,28 +118,21 @@ def _contents(value: Any, start: Path) -> Any:
         return value
     path = start / value
     with suppress(OSError, ValueError):  # too long for a path: text
-        if path.is_file():
-            return _file_digest(path)
-        if path.is_dir():
-            # A hidden one may be half of a file that somebody is writing.
-            files = [file for file in path.rglob("[!.]*") if file.is_file()]
-            return {file.relative_to(path).as_posix(): _file_digest(file) for file in files}
+        # A hidden one may be half of a file that somebody is writing.
+        files = [path] if path.is_file() else [f for f in path.rglob("[!.]*") if f.is_file()]
+        found = {}
+        for file in files:
+            stat = file.stat()
+            name = file.relative_to(path).as_posix()
+            found[name] = _sha256(file, stat.st_mtime_ns, stat.st_size)
+        return found or value
     return value
 
 
-def _file_digest(path: Path) -> str:
-    stat = path.stat()
-    return _file_sha256(path, stat.st_mtime_ns, stat.st_size)
-
-
-@lru_cache(maxsize=1024)
-def _file_sha256(path: Path, mtime_ns: int, size: int) -> str:
+@lru_cache
+def _sha256(path: Path, mtime_ns: int, size: int) -> str:
     """SHA-256 of a file that was last changed at ``mtime_ns``: a base is read once a sweep."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # --- the sweep's folder --------------------------------------------------------------------------

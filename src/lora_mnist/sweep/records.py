@@ -7,11 +7,13 @@ either is damaged, the job has to run again.
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import one_line
@@ -112,17 +114,12 @@ def read_job(folder: Path) -> Job | None:
         job.command, job.error = record["command"], record["error"]
         job.overrides, job.varied = record["overrides"], record["varied"]
         results = None if job.error else read_results(folder)
-    except ValueError as error:
-        job.error = str(error)
+    except (ValueError, KeyError) as error:
+        is_incomplete = isinstance(error, KeyError)
+        job.error = f"{JOB_FILE} is damaged: no {error}" if is_incomplete else str(error)
         return job
-    except KeyError as error:
-        job.error = f"{JOB_FILE} is damaged: {error} is missing"
-        return job
-    if job.error:
-        job.status = "failed"
-    elif results is None:
-        job.status = "interrupted"
-    else:
+    job.status = "failed" if job.error else "interrupted"
+    if results is not None:
         job.status, job.results = "finished", flatten(results)
     return job
 
@@ -136,41 +133,24 @@ def read_jobs(folder: Path) -> list[Job]:
     jobs = [job for path in sorted(folder.iterdir()) if (job := read_job(path))]
     done = {tuple(job.overrides) for job in jobs if job.status == "finished"}
     jobs = [j for j in jobs if j.status == "finished" or tuple(j.overrides) not in done]
-    keys = _swept_keys(jobs)
-    for job in jobs:
-        settings, config = job.settings(), None
-        if not settings.keys() >= set(keys):  # another command swept other keys
-            config = _read_config(folder / job.folder)
-        for key in keys:
-            value = settings[key] if key in settings else _select(config, key)
-            job.swept[key] = one_line(value)
-    return jobs
-
-
-def _swept_keys(jobs: list[Job]) -> list[str]:
-    """The keys that some command swept, then others in which the jobs differ."""
-    keys = {key_of(key): None for job in jobs for key in job.varied}
-    settings = [job.settings() for job in jobs if job.command is not None]
-    for key in {key: None for each in settings for key in each}:
-        if len({each.get(key) for each in settings}) > 1:
+    keys = {key: None for job in jobs for key in job.varied}
+    known = [job.settings() for job in jobs if job.command is not None]
+    for key in {key: None for settings in known for key in settings}:
+        if len({settings.get(key) for settings in known}) > 1:
             keys[key] = None
-    return list(keys)
-
-
-def _read_config(folder: Path) -> Any:
-    try:
-        return yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):  # killed while it was written
-        return None
-
-
-def _select(config: Any, key: str) -> str:
-    try:
-        for part in key.split("."):
-            config = config[part]
-    except (LookupError, TypeError):
-        return ""
-    return "null" if config is None else str(config)
+    for job in jobs:
+        settings = job.settings()
+        config: Any = OmegaConf.create()
+        if not settings.keys() >= keys.keys():  # another command swept other keys
+            with suppress(OSError, ValueError, yaml.YAMLError):  # killed while it was written
+                config = OmegaConf.load(folder / job.folder / ".hydra" / "config.yaml")
+        for key in keys:
+            if key in settings:
+                job.swept[key] = one_line(settings[key])
+            else:
+                value = OmegaConf.select(config, key, default="", throw_on_missing=False)
+                job.swept[key] = "null" if value is None else one_line(value)
+    return jobs
 
 
 def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
@@ -187,10 +167,10 @@ def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def natural(text: str) -> tuple[float, str]:
-    """Sort key: numbers by value, before everything else."""
+def natural(text: str) -> tuple[bool, float, str]:
+    """Sort key: finite numbers by value, before everything else."""
     try:
         number = float(text)
     except ValueError:
-        return math.inf, text
-    return (math.inf, text) if math.isnan(number) else (number, "")
+        number = math.nan
+    return (False, number, "") if math.isfinite(number) else (True, 0.0, text)

@@ -5,21 +5,17 @@ import sys
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from filelock import FileLock
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.errors import UserError
-from lora_mnist.sweep.command import command_line, entry_script, override
-from lora_mnist.sweep.folder import LOCK_FILE, SWEEP_FILE, claim, read_sweep, write_sweep
-from lora_mnist.sweep.records import read_jobs
-from lora_mnist.sweep.summary import summarize
+from lora_mnist.sweep.command import command_line, override
+from lora_mnist.sweep.folder import claim, read_sweep, write_sweep
+from lora_mnist.sweep.summary import Ranked, summarize
 
 #: What launchers and sweepers read from the environment alone, where it is not set.
 _ENVIRONMENT = {
@@ -39,35 +35,8 @@ class _Sweep:
 
 
 #: The sweep that this process conducts; ``None`` in the workers of a parallel launcher, and where
-#: no sweep runs. Hydra makes the callback and offers no way from it to :func:`close_sweep`.
+#: no sweep runs. Hydra offers no way from its callbacks to where the command ends.
 _conducted: _Sweep | None = None
-
-
-class SweepCallback(Callback):
-    """Hydra callback: opens a sweep before its first job.
-
-    Hydra only warns of a callback's exceptions; ``SystemExit`` ends the command.
-    """
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse to resume a single run."""
-        resume = OmegaConf.select(config, "sweep.resume")
-        if resume is not None:
-            error = UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
-            raise SystemExit from error
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Open the sweep, unless the entry keeps no results: then Hydra runs its jobs alone."""
-        HydraConfig.instance().set_config(config)  # Hydra does so later; ${hydra:...} needs it here
-        try:
-            if OmegaConf.select(config, "sweep") is not None:
-                open_sweep(config)
-        except Exception as error:
-            raise SystemExit from error
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Drop a job's configuration, which Hydra would keep to the end: a third of a megabyte."""
-        job_return.cfg = job_return.hydra_cfg = None
 
 
 def is_conducting() -> bool:
@@ -94,15 +63,14 @@ def open_sweep(config: DictConfig) -> None:
         (folder / "optuna.db").unlink(missing_ok=True)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    entry = entry_script(config.hydra.job.name)
     typed = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
     typed = [text for text in typed if not text.startswith("hydra.mode=")]
     kept = [text for text in typed if not text.startswith(("sweep.resume=", "hydra.sweep.dir="))]
-    resume = command_line(entry, ["-m", *kept, override("sweep.resume", folder)])
+    resume = command_line(["-m", *kept, override("sweep.resume", folder)])
     commands = read_sweep(folder).get("commands", [])
     shown = OmegaConf.masked_copy(ranking, ["metric", "mode", "start", "columns"])
-    sweep = {"commands": [*commands, command_line(entry, ["-m", *typed])]}
-    sweep |= {"fixed": fixed, "entry": entry, **OmegaConf.to_container(shown)}  # type: ignore[dict-item]
+    sweep = {"commands": [*commands, command_line(["-m", *typed])]}
+    sweep |= {"fixed": fixed, "entry": sys.argv[0], **OmegaConf.to_container(shown)}  # type: ignore[dict-item]
     write_sweep(folder, sweep)
     _conducted = _Sweep(folder, lock, resume)
 
@@ -114,6 +82,10 @@ def _check_ranking(config: DictConfig) -> None:
         raise UserError(f"sweep.mode={mode}: expected max or min")
     if not isinstance(fail_fast, bool):
         raise UserError(f"sweep.fail_fast={fail_fast}: expected true or false")
+    if config.sweep.resume is not None:
+        for text in config.hydra.overrides.hydra:
+            if text.startswith("hydra.sweep.dir="):
+                raise UserError(f"{text}: expected no folder beside sweep.resume, which names one")
     if str(metric).startswith("test"):
         raise UserError(
             f"sweep.metric={metric}: the test set must not choose; "
@@ -158,22 +130,21 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
     global _conducted
     assert _conducted is not None
     sweep, _conducted = _conducted, None
-    now = len(read_sweep(sweep.folder)["commands"])
-    jobs = read_jobs(sweep.folder)
-    if reason and code < 128 and not any(job.command == now for job in jobs):
-        _forget_command(sweep.folder)
-        sweep.lock.release()
-        say(reason, sys.stderr)
-        return code, None
-    text, complaint = summarize(sweep.folder)
     sweep.lock.release()
+    ranked = Ranked(sweep.folder)
+    now = len(ranked.sweep["commands"])
+    if reason and code < 128 and not any(job.command == now for job in ranked.jobs):
+        say(reason, sys.stderr)  # no summary of nothing, and the same command would fail again
+        return code, None
+    text, complaint = summarize(ranked)
     say(text)
-    unfinished = [j for j in jobs if j.status != "finished" and j.command in (now, None)]
-    problems = [] if reason is None else [reason]
-    for status in ("damaged", "failed"):
-        count = sum(job.status == status for job in unfinished)
-        if count and code < 128:
-            problems.insert(0, f"{count} {status}")
+    unfinished = [job for job in ranked.unfinished if job.command in (now, None)]
+    problems = []
+    for status in ("failed", "damaged"):
+        if count := sum(job.status == status for job in unfinished):
+            problems.append(f"{count} {status}")
+    if reason:
+        problems.append(reason)
     if not problems and (code or unfinished):
         problems = ["not all jobs ran"]
     if problems:
@@ -183,19 +154,6 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
         say(complaint, sys.stderr)
         return UserError.exit_code, sweep.folder
     return 0, sweep.folder
-
-
-def _forget_command(folder: Path) -> None:
-    """Take back a command that started no job: ``sweep.resume=latest`` must not find its sweep."""
-    sweep = read_sweep(folder)
-    sweep["commands"].pop()
-    if sweep["commands"]:
-        write_sweep(folder, sweep)
-        return
-    for name in (SWEEP_FILE, LOCK_FILE, "multirun.yaml", "optuna.db"):  # the last two are Hydra's
-        (folder / name).unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

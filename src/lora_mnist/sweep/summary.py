@@ -30,19 +30,14 @@ class Group:
 
     jobs: list[Job]
 
-    def values(self, key: str | None) -> list[float]:
-        """The numbers that the jobs have for ``key`` of results.json."""
-        found = [job.value(key) for job in self.jobs]
-        return [value for value in found if value is not None]
-
     def mean(self, key: str | None) -> float | None:
-        """Their mean; a single one as it is."""
-        values = self.values(key)
-        return mean(values) if len(values) > 1 else next(iter(values), None)
+        """The mean of what the jobs have for ``key`` of results.json."""
+        values = [value for job in self.jobs if (value := job.value(key)) is not None]
+        return mean(values) if values else None
 
     def std(self, key: str | None) -> float | None:
-        """Their standard deviation, of a sample."""
-        values = self.values(key)
+        """The standard deviation of the same, of a sample."""
+        values = [value for job in self.jobs if (value := job.value(key)) is not None]
         return stdev(values) if len(values) > 1 else None
 
 
@@ -62,6 +57,7 @@ class Ranked:
     """The jobs of the sweep in ``folder``, in order.
 
     Attributes:
+        folder: the sweep's.
         sweep: what ``sweep.json`` says.
         jobs: all of them.
         groups: of finished jobs, best first by ``sweep.metric``; equals, and without a metric all,
@@ -72,6 +68,7 @@ class Ranked:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.sweep: dict[str, Any] = {"metric": None, "mode": "max", "start": None, "columns": []}
         self.sweep |= {"entry": "", "commands": [], **read_sweep(folder)}
         self.metric: str | None = self.sweep["metric"]
@@ -79,13 +76,13 @@ class Ranked:
         self.unfinished = [job for job in self.jobs if job.status != "finished"]
         finished = [job for job in self.jobs if job.status == "finished"]
         self.has_seeds = len({job.swept.get(SEED) for job in finished}) > 1
-        swept = list(self.jobs[0].swept) if self.jobs else []
-        self.keys = [key for key in swept if not (self.has_seeds and key == SEED)]
-        by_settings: dict[tuple[str, ...], Group] = {}
+        self.keys = list(self.jobs[0].swept) if self.jobs else []
+        if self.has_seeds:
+            self.keys.remove(SEED)
+        by_settings: dict[object, Group] = {}
         for job in sorted(finished, key=lambda job: [natural(v) for v in job.swept.values()]):
-            own = [] if self.has_seeds else [job.folder]
-            settings = (*self.settings(job).values(), *own)
-            by_settings.setdefault(settings, Group([])).jobs.append(job)
+            group = tuple(self.settings(job).values()) if self.has_seeds else job.folder
+            by_settings.setdefault(group, Group([])).jobs.append(job)
         sign = -1 if self.sweep["mode"] == "max" else 1
 
         def rank(group: Group) -> tuple[bool, float]:
@@ -124,7 +121,7 @@ class Ranked:
     def best_command(self) -> str:
         """The command that runs the best job again; of several seeds, the first."""
         assert self.best is not None
-        return command_line(self.sweep["entry"], self.best.jobs[0].overrides)
+        return command_line(self.best.jobs[0].overrides, self.sweep["entry"])
 
     def table(self, most: int) -> Table:
         """The table, of at most so many rows."""
@@ -153,7 +150,7 @@ class Ranked:
             rows.append([str(place), *cells])
         groups = len(rows)
         for job in self.unfinished[: most - groups]:
-            cells = ["", *self.settings(job).values(), job.status]
+            cells = ["", *self.settings(job).values(), *[""] * len(seeds), job.status]
             rows.append(cells + [""] * (len(titles) - len(cells)))
         foot = None
         if any(starts):
@@ -179,13 +176,11 @@ class Ranked:
 def _text(value: float | None, key: str) -> str:
     if value is None:
         return ""
-    if isinstance(value, int) or (value == int(value) and not key.endswith(("accuracy", "loss"))):
-        return str(int(value))
     digits = 1 if key.startswith("seconds.") or ".errors" in key else 4
-    return f"{value:.{digits}f}"
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 
-def summarize(folder: Path) -> tuple[str, str | None]:
+def summarize(ranked: Ranked) -> tuple[str, str | None]:
     """Write ``summary.csv`` and ``summary.png`` into the sweep's folder.
 
     Returns:
@@ -194,7 +189,7 @@ def summarize(folder: Path) -> tuple[str, str | None]:
     Raises:
         OSError: if a file cannot be written.
     """
-    ranked = Ranked(folder)
+    folder = ranked.folder
     if not ranked.jobs:
         return "no job has started", None
     _write_csv(ranked, folder / "summary.csv")

@@ -1,0 +1,247 @@
+"""What the commands share: how they refuse, what they leave, and where they may be started."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from composed import QUICK, SMALL, small_base
+from helpers.commands import ROOT, only_run, read_results, run_process
+from helpers.sweeping import TOY, start
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from lora_mnist.cli import explain
+
+NO_STAGE = """\
+stage: missing; expected one of
+  python train.py stage=pretrain         to train a base
+  python train.py stage=lora digit=9     to repair it with an adapter
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    return f"base_ckpt={small_base(tmp_path / 'bases')}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("lora.rank=4",),
+        ("digit=9", "trainer.max_steps=100"),
+        ("experiment=notebook",),
+        ("-m", "seed=0,1"),
+        ("-m", "experiment=notebook", "seed=0,1"),
+    ],
+)
+def test_a_command_without_a_stage_trains_nothing(
+    cli: Any, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    done = cli("train.py", *arguments)
+    assert (done.code, done.out, done.err) == (2, "", NO_STAGE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_names_the_stage(cli: Any, base: str, tmp_path: Path) -> None:
+    done = cli("train.py", "experiment=repair", *QUICK, base)
+    assert done.code == 0, done.err
+    run = only_run(tmp_path / "outputs", "lora")
+    assert read_results(run)["stage"] == "lora"
+    assert {".hydra", "train.log", "results.json"} <= {path.name for path in run.iterdir()}
+    assert "accuracy:" in (run / "train.log").read_text()
+    assert "accuracy:" in done.out
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "answer"),
+    [
+        ("lora.rnk=4", "lora.rnk: no such key; did you mean lora.rank?"),
+        ("lorra.rank=4", "lorra.rank: no such key; did you mean lora.rank?"),
+        ("lora.xyz=1", "lora.xyz: no such key; expected one of rank, alpha, "),
+        ("stage=nope", "In 'train': Could not find 'stage/nope' Available options in 'stage': "),
+        (
+            "digit=プルオーバー",
+            "digit=プルオーバー: expected quotes around the value: 'digit=\"プル",
+        ),
+        (
+            "lora.target_modules=linear[12]",
+            "lora.target_modules=linear[12]: expected quotes around the value: "
+            "'lora.target_modules=\"linear[12]\"'",
+        ),
+        ("lora.rank=1,2", "Ambiguous value for argument 'lora.rank=1,2'"),
+        ("trainer.max_steps={a:1", "trainer.max_steps={a:1: no viable alternative at input"),
+        ("hydra/launcher=nope", "In 'hydra/config': Could not find 'hydra/launcher/nope' Avail"),
+        ("resume=latest", "resume=latest: expected the folder of a run that began to train"),
+        ("resume=nowhere", "resume=nowhere: expected the folder of a run that began to train"),
+    ],
+)
+def test_hydras_refusals_are_one_line(cli: Any, tmp_path: Path, argument: str, answer: str) -> None:
+    done = cli("train.py", "stage=lora", argument)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(answer)
+    assert len(done.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("missing", "extra"),
+    [
+        ("hydra/launcher/joblib", "sweep"),
+        ("hydra/sweeper/optuna", "sweep"),
+        ("hydra/sweeper/sampler/tpe", "sweep"),
+        ("hydra/launcher/ray", "ray"),
+        ("hydra/launcher/submitit_slurm", "slurm"),
+    ],
+)
+def test_a_missing_extra_is_named(missing: str, extra: str) -> None:
+    said, code = explain(MissingConfigException(f"In 'a': Could not find '{missing}'", missing))
+    assert code == 2
+    assert said.startswith("=".join(missing.rsplit("/", 1)))
+    assert said.endswith(f'pip install -e ".[{extra}]"')
+
+
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        ("lora.rank=0", "lora.rank=0: expected an integer >= 1"),
+        ("optimizer.lr=${nope}", "optimizer.lr: Interpolation key 'nope' not found"),
+        ("base_ckpt=/none", "base_ckpt=/none: no such file"),
+    ],
+)
+def test_a_mistake_is_one_line_on_the_screen_and_in_the_log(
+    cli: Any, base: str, tmp_path: Path, override: str, answer: str
+) -> None:
+    run = tmp_path / "run"
+    done = cli("train.py", "stage=lora", *QUICK, base, override, f"hydra.run.dir={run}")
+    assert (done.code, done.out) == (2, "")
+    (line,) = done.err.splitlines()
+    assert line.startswith(answer)
+    assert line in (run / "train.log").read_text()
+    assert {path.name for path in run.iterdir()} == {".hydra", "train.log"}
+
+
+def test_what_nobody_expected_is_one_line_too(cli: Any, tmp_path: Path) -> None:
+    done = cli(TOY, "x=-1")
+    assert done.code == 1
+    assert done.err == "RuntimeError: no such thing (HYDRA_FULL_ERROR=1 shows where)\n"
+    assert "Traceback" in (only_run(tmp_path / "outputs", "toy") / "toy.log").read_text()
+
+
+@pytest.mark.parametrize("arguments", [("x=-1",), ("xx=1",)])
+def test_full_error_brings_the_traceback(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(Exception, match=r"no such thing|Could not override 'xx'"):
+        cli(TOY, *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_signal_names_the_command_that_goes_on(tmp_path: Path, number: int) -> None:
+    process = start(tmp_path, "pause=60", "checkpoint=true")
+    while not list(tmp_path.glob("outputs/toy/*/half-done")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    run = only_run(tmp_path / "outputs", "toy")
+    name = {2: "SIGINT", 15: "SIGTERM"}[number]
+    assert err.splitlines() == [
+        f"interrupted by {name}",
+        f"go on with: python {TOY} pause=60 checkpoint=true paths.outputs={tmp_path}/outputs "
+        f"resume={run}",
+    ]
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_is_never_shared(cli: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / ".hydra").mkdir(parents=True)
+    done = cli(TOY, f"hydra.run.dir={run}")
+    assert done.code == 2
+    assert done.err == f"hydra.run.dir={run}: holds another run; expected a new folder\n"
+    assert [path.name for path in run.rglob("*")] == [".hydra"]
+
+
+@pytest.mark.parametrize("flags", [(), ("-m", "seed=0,1")])
+def test_an_output_folder_that_cannot_be_made(cli: Any, tmp_path: Path, flags: Any) -> None:
+    (tmp_path / "outputs").touch()
+    done = cli(TOY, *flags)
+    assert done.code == 2
+    assert "cannot be written" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_run_goes_on_in_its_folder(cli: Any, tmp_path: Path) -> None:
+    runs = tmp_path / "outputs" / "toy"
+    for name in ("b", "a"):  # the last is the latest, whatever it is called
+        assert cli(TOY, f"hydra.run.dir={runs / name}", "checkpoint=true").code == 0
+    config = (runs / "a" / ".hydra" / "config.yaml").read_bytes()
+    done = cli(TOY, "resume=latest", "x=2")
+    assert done.code == 0, done.err
+    assert {path.name for path in runs.iterdir()} == {"a", "b"}
+    assert read_results(runs / "a")["val"]["errors"] == 5
+    assert (runs / "a" / ".hydra" / "config.yaml").read_bytes() == config
+
+
+@pytest.mark.slow
+def test_commands_run_from_any_folder(tmp_path: Path) -> None:
+    """Data and outputs are the project's; what a user names is where he stands."""
+    here = tmp_path / "here"
+    here.mkdir()
+    before = set((ROOT / "outputs").rglob("*"))
+
+    def command(entry: str, *overrides: str) -> None:
+        program = [sys.executable, str(ROOT / entry), *overrides, *SMALL]
+        done = subprocess.run(program, cwd=here, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    outputs = f"paths.outputs={tmp_path}/outputs"
+    command("train.py", "stage=pretrain", "trainer.max_steps=3", outputs)
+    command("eval.py", "base_ckpt=../outputs/base/mnist.ckpt", "hydra.run.dir=../run", outputs)
+    assert read_results(tmp_path / "run")["stage"] == "eval"
+    assert not list(here.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "outputs", "run"}
+    assert set((ROOT / "outputs").rglob("*")) == before
+
+
+# --- what needs no torch -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        pytest.param(  # Hydra takes a second and a half to list all groups
+            ("train.py", "--help"),
+            ["stage=pretrain", "train.py stage=lora digit=9", "train.py stage=lora --help"],
+            marks=pytest.mark.slow,
+        ),
+        (("train.py", "stage=lora", "--cfg", "job", "--resolve"), ["target_modules: all"]),
+        (("eval.py", "--cfg", "job"), ["stage: eval", "adapter: null"]),
+    ],
+)
+def test_help_and_config_need_no_torch(arguments: tuple[str, ...], lines: list[str]) -> None:
+    done = run_process("-X", "importtime", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "torch" not in done.stderr
+    assert all(line in done.stdout for line in lines)
+
+
+def test_ones_own_defaults_count(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "default.yaml").write_text("optimizer:\n  lr: 0.5\n")
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    done = cli("train.py", "--cfg", "job", "stage=lora", search)
+    assert done.code == 0
+    assert OmegaConf.create(done.out).optimizer.lr == 0.5
