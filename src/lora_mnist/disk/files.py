@@ -1,13 +1,11 @@
 """Files that are written whole or not at all."""
 
-import json
 import os
 import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 #: Seconds after which nobody is still writing a temporary file.
 _LONGEST_WRITE = 24 * 60 * 60
@@ -51,30 +49,3 @@ def publish(temporary: Path, path: Path) -> None:
     os.umask(mask)
     temporary.chmod(0o666 & ~mask)
     temporary.replace(path)
-
-
-def read_bounded(path: Path, most_bytes: int) -> bytes:
-    """What a file of at most ``most_bytes`` holds.
-
-    Raises:
-        ValueError: if it has more.
-        OSError: if it cannot be read.
-    """
-    with path.open("rb") as file:
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise ValueError(f"more than {most_bytes:,} bytes")
-    return content
-
-
-def read_json(path: Path, most_bytes: int) -> Any:
-    """What a JSON file of at most ``most_bytes`` holds.
-
-    Raises:
-        ValueError: if it has more, or is no JSON.
-        OSError: if it cannot be read.
-    """
-    try:
-        return json.loads(read_bounded(path, most_bytes))
-    except RecursionError:
-        raise ValueError("nested too deep") from None

@@ -29,7 +29,7 @@ class LayerSettings:
         rank: inner dimension ``r`` of the update, an integer >= 1.
         alpha: numerator of the scaling, finite and > 0.
         init: how the adapter starts: ``gaussian``, ``kaiming`` or ``pissa``.
-        init_std: standard deviation of ``lora_A`` with ``gaussian``, finite and > 0.
+        init_std: standard deviation of ``lora_A`` with ``gaussian``, finite and > 0; ``None``: 1.
         use_rslora: ``scaling = alpha / sqrt(rank)`` instead of ``alpha / rank`` (Kalajdzievski
             2023, section 3).
         dropout: probability of zeroing each input of the adapter in train mode, in [0, 1).
@@ -41,7 +41,7 @@ class LayerSettings:
     rank: int = 1
     alpha: float = 1.0
     init: str = "gaussian"
-    init_std: float = 1.0
+    init_std: float | None = None
     use_rslora: bool = False
     dropout: float = 0.0
 
@@ -50,8 +50,14 @@ class LayerSettings:
             raise ValueError(f"rank={self.rank}: expected an integer >= 1 and < 2**31")
         for name in ("alpha", "init_std"):
             value = getattr(self, name)
+            if value is None and name == "init_std":
+                continue
             if not is_number(value) or value <= 0:
                 raise ValueError(f"{name}={value}: expected a finite number > 0, at most 3.4e38")
+        if self.init_std is not None and self.init != "gaussian":
+            raise ValueError(
+                f"init_std={self.init_std}: expected null, since init={self.init} has no deviation"
+            )
         if not isinstance(self.use_rslora, bool):
             raise ValueError(f"use_rslora={self.use_rslora}: expected true or false")
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
@@ -114,7 +120,7 @@ class LoRAParametrization(nn.Module):
     def init_factors(self, weight: Tensor, settings: LayerSettings) -> None:
         """Give ``lora_A`` its first values; ``lora_B`` is zero."""
         if settings.init == "gaussian":
-            nn.init.normal_(self.lora_A, std=settings.init_std)
+            nn.init.normal_(self.lora_A, std=settings.init_std or 1.0)
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 

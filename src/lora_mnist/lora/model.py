@@ -24,7 +24,7 @@ def add_lora(
     alpha: float = 1.0,
     target_modules: str | Collection[str] = "all",
     init: str = "gaussian",
-    init_std: float = 1.0,
+    init_std: float | None = None,
     use_rslora: bool = False,
     dropout: float = 0.0,
     rank_pattern: Mapping[str, int] | None = None,
@@ -48,7 +48,7 @@ def add_lora(
             dimensions are chosen by name; see :func:`.targets.target_weights`.
         init: how the adapter starts: ``gaussian``, ``kaiming`` or ``pissa``; see
             :class:`.layer.LoRAParametrization` and :class:`.variants.PiSSAParametrization`.
-        init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); finite and > 0.
+        init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); ``None``: 1.
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
         dropout: probability of zeroing each input of the adapter while training, in [0, 1).
         rank_pattern: ranks of single layers, by name or by the end of a name from a dot on; see

@@ -3,7 +3,6 @@
 They show what results.json, the saved predictions and the adapter hold.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -15,7 +14,6 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions
@@ -76,7 +74,10 @@ def draw_run(
             )
             figures["confusion_adapted"] = draw_confusion(adapted, "adapted: images", classes)
         figures["confusion_base"] = draw_confusion(base, "base: images", classes)
-    if (folder / "adapter").is_dir() and (factors := read_factors(folder / "adapter")):
+    if (folder / "adapter").is_dir():
+        from lora_mnist.lora import read_factors  # late: a sweep's report needs no torch
+
+        factors = read_factors(folder / "adapter")
         figures["singular_values"] = draw_singular_values(factors)
     for path in (folder / FIGURES).glob("*.png"):
         path.unlink()
@@ -285,21 +286,6 @@ def singular_values(lora_A: Any, lora_B: Any, scaling: float) -> Array:
     left: Any = np.linalg.qr(np.asarray(lora_B).reshape(len(lora_B), -1), mode="r")
     right: Any = np.linalg.qr(np.asarray(lora_A).reshape(len(lora_A), -1).T, mode="r")
     return np.asarray(abs(scaling) * np.linalg.svd(left @ right.T, compute_uv=False))
-
-
-def read_factors(folder: Path) -> Factors:
-    """What the adapter in ``folder`` adds to each layer; of PiSSA, what training made of it."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    tensors = load_file(folder / "adapter_model.safetensors")
-    factors = {}
-    for key, lora_A in tensors.items():
-        if key.endswith(".lora_A.weight"):
-            layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            alphas = config["alpha_pattern"]  # a name that ends others is tied to the start: ^name
-            alpha = alphas.get(layer, alphas.get(f"^{layer}", config["lora_alpha"]))
-            rank = math.sqrt(len(lora_A)) if config["use_rslora"] else len(lora_A)
-            factors[layer] = lora_A, tensors[key.replace("lora_A", "lora_B")], alpha / rank
-    return factors
 
 
 def _finish_bars(axes: Any) -> None:

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lora_mnist.show.figures import FIGURES, read_factors, singular_values
+from lora_mnist.lora import read_factors
+from lora_mnist.show.figures import FIGURES, singular_values
 from lora_mnist.show.tables import results_text
 from lora_mnist.show.verdict import verdict_text
 
