@@ -1,207 +1,215 @@
 import builtins
-import io
-import json
+import os
 import socket
-import threading
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from composed import SMALL, composed, few_images, logged, small_base
+from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
+from torch import nn
 
-from lora_mnist import MLP, add_lora, lora_parameters, save_adapter
-from lora_mnist.demo import PageDesk, demo
+from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
+from lora_mnist.demo import SideBySide, demo
 from lora_mnist.errors import UserError
-from lora_mnist.show.page import Question
-from lora_mnist.side_by_side import SideBySide
 
-NET = SMALL[0]
-GOOD, BROKEN = "lora/2026-01-01", "lora/2026-01-02"
+NET, DATA = SMALL[0], few_images()[0]
+OLD, NEW = "lora/2026-01-01", "multirun/sweep/0"
+
+
+def live(outputs: Path, *runs: str) -> nn.Module:
+    net = MLP(hidden_sizes=[16])
+    net.load_state_dict(torch.load(small_base(outputs), weights_only=True)["state_dict"])
+    for run in runs:
+        load_adapter(net, outputs / run / "adapter")
+    return net.eval()
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, an adapter on it, and a later one that is none."""
+    """A base, and two adapters on it."""
     outputs = tmp_path_factory.mktemp("outputs")
-    net = MLP(hidden_sizes=[16])
-    net.load_state_dict(torch.load(small_base(outputs), weights_only=True)["state_dict"])
-    torch.manual_seed(0)
-    for parameter in lora_parameters(add_lora(net)):
-        torch.nn.init.normal_(parameter, std=0.2)
-    save_adapter(net, outputs / GOOD / "adapter")
-    (outputs / GOOD / "results.json").write_text(json.dumps({"target": "9"}))
-    (outputs / BROKEN / "adapter").mkdir(parents=True)
-    (outputs / BROKEN / "adapter" / "adapter_config.json").write_text("{}")
+    for seed, run in enumerate((OLD, NEW)):
+        net = live(outputs)
+        torch.manual_seed(seed)
+        for parameter in lora_parameters(add_lora(net)):
+            torch.nn.init.normal_(parameter, std=0.2)
+        save_adapter(net, outputs / run / "adapter")
+        os.utime(outputs / run / "adapter" / "adapter_config.json", (seed + 1, seed + 1))
     return outputs
 
 
+def config(outputs: Path, *overrides: str) -> Any:
+    return composed("demo", NET, DATA, f"paths.outputs={outputs}", *overrides)
+
+
 @pytest.fixture
-def desk(outputs: Path) -> PageDesk:
-    cfg = composed("demo", NET, few_images()[0], f"paths.outputs={outputs}")
-    return PageDesk(SideBySide(cfg), [GOOD])
+def sides(outputs: Path) -> SideBySide:
+    cfg = config(outputs)
+    before = OmegaConf.to_yaml(cfg)
+    sides = SideBySide(cfg)
+    sides.ask(sides.data.test_set.images[0], [OLD])
+    assert OmegaConf.to_yaml(cfg) == before
+    return sides
 
 
-def drawing(line: list[tuple[int, int]]) -> bytes:
-    picture, file = Image.new("RGBA", (196, 196), (0, 0, 0, 255)), io.BytesIO()
-    ImageDraw.Draw(picture).line(line, fill="white", width=14)
-    picture.save(file, "PNG")
-    return file.getvalue()
+@torch.no_grad()
+def expected(sides: SideBySide, net: nn.Module, number: int) -> list[float]:
+    batch = sides.data.normalise(sides.data.test_set.images[[number]])
+    probabilities: list[float] = net(batch).softmax(1)[0].tolist()
+    return probabilities
 
 
-ONE = drawing([(100, 30), (96, 160)])
+@pytest.mark.parametrize("adapters", [[], [OLD], [NEW], [OLD, NEW]])
+def test_asks_the_base_and_the_adapted_network(
+    sides: SideBySide, outputs: Path, adapters: list[str]
+) -> None:
+    base, adapted = sides.ask(sides.data.test_set.images[3], adapters)
+    assert list(base) == list(adapted) == [*"0123456789"]
+    assert list(base.values()) == expected(sides, live(outputs), 3)
+    assert list(adapted.values()) == expected(sides, live(outputs, *adapters), 3)
+    assert (base == adapted) == (adapters == [])
 
 
-def question(**given: Any) -> Question:
-    return Question(
-        given.get("png"),
-        given.get("test"),
-        given.get("adapters", [GOOD]),
-        given.get("scale", 1.0),
-        given.get("enabled", True),
-    )
+def test_the_scale_is_a_factor_and_zero_the_base_bit_for_bit(
+    sides: SideBySide, outputs: Path
+) -> None:
+    image = sides.data.test_set.images[3]
+    at_one = sides.ask(image, [OLD], 1.0)
+    for scale in (0.0, 0.35, 2.0, -1.0):
+        base, adapted = sides.ask(image, [OLD], scale)
+        assert base == at_one[0]
+        net = live(outputs, OLD)
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                if name.endswith("lora_B"):
+                    parameter.mul_(scale)
+        assert list(adapted.values()) == pytest.approx(expected(sides, net, 3), abs=1e-6)
+        assert (adapted == base) == (scale == 0)
+    assert sides.ask(image, [OLD], 1.0) == at_one
 
 
-def test_the_menu_says_what_an_adapter_repairs(desk: PageDesk) -> None:
-    assert {*desk.menu()} == {(f"9: {GOOD}", GOOD), (BROKEN, BROKEN)}
-    assert desk.first_choice() == [GOOD]
-    assert desk.classes == [*"0123456789"]
+def test_the_menu(sides: SideBySide, outputs: Path, tmp_path: Path) -> None:
+    """The newest first; those that the configuration names keep their scale and their place."""
+    assert list(sides.adapters()) == [NEW, OLD]
+    assert SideBySide(config(outputs, f"adapter={outputs}/{OLD}")).named.keys() == {OLD}
+    elsewhere = tmp_path / "elsewhere"
+    save_adapter(live(outputs, NEW), elsewhere)
+    named = SideBySide(config(outputs, f"adapter={elsewhere}"))
+    assert list(named.adapters()) == [NEW, OLD, str(elsewhere)]
+    image = named.data.test_set.images[0]
+    assert named.ask(image, [str(elsewhere)]) == named.ask(image, [NEW])
 
 
-def test_a_drawing(desk: PageDesk) -> None:
-    sheet = desk.answer(question(png=ONE))
-    assert sheet.seen is not None
-    assert sheet.seen.shape == (1, 28, 28)
-    assert max(sheet.base) == sheet.base[1]
-    assert sheet.base != sheet.adapted
-    assert sheet.text.startswith("The base says 1 (")
-    assert ", the adapted network " in sheet.text
-    assert sheet.problem == ""
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc", "lora", "", f"{OLD}/adapter"])
+def test_no_name_from_a_browser_leads_elsewhere(
+    sides: SideBySide, outputs: Path, name: str
+) -> None:
+    save_adapter(live(outputs, NEW), outputs.parent / "elsewhere" / "adapter")
+    with pytest.raises(UserError, match=f"^adapter={name}: expected one of {NEW}, {OLD}$"):
+        sides.ask(sides.data.test_set.images[0], [name])
 
 
-@pytest.mark.parametrize("off", [{"scale": 0.0}, {"enabled": False}, {"adapters": []}])
-def test_without_the_adapter_both_agree(desk: PageDesk, off: dict[str, Any]) -> None:
-    sheet = desk.answer(question(png=ONE, **off))
-    assert sheet.base == sheet.adapted == desk.answer(question(png=ONE)).base
-    assert ("adapted" in sheet.text) == (off != {"adapters": []})
+def test_from_one_mistake_of_the_base_to_the_next(sides: SideBySide, outputs: Path) -> None:
+    labels, numbers, number = sides.data.test_set.labels, [], -1
+    net = live(outputs)
+    with torch.no_grad():
+        logits = net(sides.data.normalise(sides.data.test_set.images))
+    wrong = (logits.argmax(1) != labels).nonzero()[:, 0].tolist()
+    for _ in range(len(wrong) + 1):  # and round again
+        number = sides.next_mistake([OLD], number)  # type: ignore[assignment]
+        numbers.append(number)
+    assert numbers == [*wrong, wrong[0]]
+    sides.data.test_set.labels = logits.argmax(1)
+    assert sides.next_mistake([], 5) is None
 
 
-def test_a_test_image_counts_instead_of_a_drawing(desk: PageDesk) -> None:
-    sheet = desk.answer(question(png=ONE, test=3))
-    assert torch.equal(sheet.seen, desk.test_image(3))  # type: ignore[arg-type]
-    assert sheet.text.startswith("Test image 3 is a 0. The base says ")
-    for number in (-1, 10**6):  # whatever a browser sends
-        assert desk.answer(question(png=ONE, test=number)).text.startswith("The base says 1 (")
+def test_the_page(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Served by the command, and asked as a browser does it."""
+    gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")
+    from gradio_client import Client, handle_file
 
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    picture = Image.new("RGBA", (280, 280))
+    ImageDraw.Draw(picture).line([(140, 40), (136, 230)], fill="black", width=20)
+    picture.save(tmp_path / "one.png")
+    Image.new("RGBA", (280, 280)).save(tmp_path / "empty.png")
 
-def test_nothing_drawn(desk: PageDesk) -> None:
-    assert desk.answer(question()) == desk.answer(question(adapters=[]))
-    sheet = desk.answer(question(png=drawing([])))
-    assert (sheet.base, sheet.problem) == ((), "the drawing: nothing on it")
+    def visit(page: Any) -> None:
+        assert page.analytics_enabled is False
+        client = Client(page.local_url, verbose=False)
 
+        def draw(name: str) -> Any:
+            drawing = {"background": None, "layers": [], "composite": handle_file(tmp_path / name)}
+            return client.predict(drawing, api_name="/draw")
 
-@pytest.mark.parametrize("drawn", [None, ONE])
-def test_a_bad_adapter_is_a_message(desk: PageDesk, drawn: bytes | None) -> None:
-    sheet = desk.answer(question(png=drawn, adapters=[GOOD, BROKEN]))
-    assert "expected peft_type LORA in adapter_config.json" in sheet.problem
-    assert "\n" not in sheet.problem
-    assert sheet.base == sheet.adapted  # the base goes on
-    assert bool(sheet.base) == bool(drawn)
+        assert draw("one.png") == ""
+        base, adapted, seen = client.predict([NEW], 1.0, api_name="/ask")
+        assert base["label"] == "1"
+        assert base != adapted
+        assert Image.open(seen).size == (28, 28)
+        base, adapted, _ = client.predict([NEW], 0.0, api_name="/ask")
+        assert base == adapted
+        assert client.predict([NEW], api_name="/mistake").startswith("Test image ")
+        wrong = client.predict([NEW], 1.0, api_name="/ask")
+        assert wrong[2] != seen
+        assert draw("empty.png") == "Draw with the mouse or a finger (nothing on it)."
+        assert client.predict([NEW], 1.0, api_name="/ask") == ({}, {}, None)
+        with pytest.raises(Exception, match="not in the list of choices"):
+            client.predict(["../elsewhere"], 1.0, api_name="/ask")
+        visited.append(page)
+        page.close()
 
-
-def test_from_one_mistake_to_the_next(desk: PageDesk) -> None:
-    seen: list[int | None] = [None]
-    for _ in range(3):
-        number, reason = desk.next_mistake(question(test=seen[-1]), None)
-        assert number is not None
-        assert reason == ""
-        seen.append(number)
-        sheet = desk.answer(question(test=number))
-        assert f"is a {int(torch.tensor(sheet.base).argmax())}." not in sheet.text
-    assert len({*seen}) == 4
-    first, _ = desk.next_mistake(question(test=10**6), None)
-    assert first == seen[1]
-    assert desk.next_mistake(question(adapters=[BROKEN]), None)[0] == first
-
-
-def test_of_one_class(desk: PageDesk) -> None:
-    numbers = [desk.next_mistake(question(), label)[0] for label in range(10)]
-    for label, number in enumerate(numbers):
-        if number is not None:
-            assert desk.answer(question(test=number)).text.startswith(
-                f"Test image {number} is a {label}. "
-            )
-
-
-def test_serves_the_page(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address is named; what is wrong with the latest adapter is for the page to say."""
-    uvicorn = pytest.importorskip("uvicorn", reason="the extra demo is not installed")
-    pytest.importorskip("gradio", reason="the extra demo is not installed")
-    served: list[tuple[str, str]] = []
-
-    def run(server: Any, sockets: list[socket.socket]) -> None:
-        thread = threading.Thread(target=server.run_in_thread, args=[sockets])
-        thread.start()
-        try:
-            host, port = sockets[0].getsockname()
-            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with direct.open(f"http://{host}:{port}/", timeout=60) as answer:
-                served.append((answer.headers["content-security-policy"], answer.read().decode()))
-        finally:
-            server.should_exit = True
-            thread.join()
-
-    monkeypatch.setattr(uvicorn.Server, "run_in_thread", uvicorn.Server.run, raising=False)
-    monkeypatch.setattr(uvicorn.Server, "run", run)
-    cfg = composed("demo", NET, few_images()[0], f"paths.outputs={outputs}", "server.port=0")
+    visited: list[Any] = []
+    monkeypatch.setattr(gradio.Blocks, "block_thread", visit)
     with logged("lora_mnist.demo") as text:
-        assert demo(cfg) is None
+        demo(config(outputs, "server.port=null"))
     assert text.getvalue().startswith("page: http://127.0.0.1:")
-    ((policy, page),) = served
-    assert policy.startswith("default-src 'self' ")
-    assert "http" not in policy
-    assert GOOD in page
-    assert "fonts.g" not in page
+    assert visited
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "key"),
     [
-        (("server.port=70000",), "server.port=70000: expected an integer from 0 to 65535"),
-        (("server.port=true",), "server.port=True: expected an integer from 0 to 65535"),
-        (("server.host=203.0.113.1", "server.port=0"), "server.host=203.0.113.1 server.port=0: "),
-        (("adapter={outputs}/lora/2026-01-02", "server.port=0"), "adapter={outputs}/lora/2026-01"),
-        (("adapter=3", "server.port=0"), "adapter=3: expected a folder, latest, or"),
-        (("base_ckpt=none.ckpt", "server.port=0"), "base_ckpt=none.ckpt: no such file"),
-        (("+images=x",), "images=x: nothing reads this key with stage=demo"),
-        (("data.std=0", "server.port=0"), "data.std=0: expected"),
+        (("adapter={outputs}",), "adapter={outputs}"),
+        (("adapter=3",), "adapter=3"),
+        (("data.std=0",), "data.std=0"),
+        (("server.port={taken}",), "server.host=127.0.0.1 server.port={taken}"),
     ],
 )
-def test_refuses(outputs: Path, overrides: tuple[str, ...], message: str) -> None:
-    pytest.importorskip("gradio", reason="the extra demo is not installed")
-    given = [o.replace("{outputs}", str(outputs)) for o in overrides]
-    cfg = composed("demo", NET, few_images()[0], f"paths.outputs={outputs}", *given)
-    with pytest.raises(UserError) as caught:
-        demo(cfg)
-    assert str(caught.value).startswith(message.replace("{outputs}", str(outputs)))
-
-
-def test_a_port_in_use(outputs: Path) -> None:
+def test_refuses(outputs: Path, overrides: tuple[str, ...], key: str) -> None:
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        cfg = composed("demo", f"server.port={port}", f"paths.outputs={outputs}")
-        with pytest.raises(UserError, match=f"server.port={port}: .* in use; expected an address"):
-            demo(cfg)
+        port = str(other.getsockname()[1])
+
+        def filled(text: str) -> str:
+            return text.replace("{outputs}", str(outputs)).replace("{taken}", port)
+
+        with pytest.raises(UserError, match="expected ") as caught:
+            demo(config(outputs, *map(filled, overrides)))
+    assert str(caught.value).startswith(f"{filled(key)}: ")
+    assert "\n" not in str(caught.value)
 
 
-def test_without_a_base(tmp_path: Path) -> None:
-    pytest.importorskip("gradio", reason="the extra demo is not installed")
-    options = (NET, few_images()[0], f"paths.outputs={tmp_path}", "server.port=0")
+def test_an_adapter_that_cannot_be_used_leaves_the_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(gradio.Blocks, "block_thread", gradio.Blocks.close)
     with pytest.raises(UserError, match="make it with: python train.py stage=pretrain"):
-        demo(composed("demo", *options))
+        demo(config(tmp_path, "server.port=null"))
+    small_base(tmp_path)
+    (tmp_path / "lora" / "broken" / "adapter").mkdir(parents=True)
+    (tmp_path / "lora" / "broken" / "adapter" / "adapter_config.json").write_text("{}")
+    with logged("lora_mnist.demo") as text:
+        demo(config(tmp_path, "server.port=null"))
+    first, second = text.getvalue().splitlines()
+    assert first.startswith("adapter=")
+    assert first.endswith("; the page opens with the base alone")
+    assert second.startswith("page: ")
 
 
 def test_without_the_extra(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,13 +223,5 @@ def test_without_the_extra(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", missing)
     done = cli("demo.py")
     assert done.code == 2
-    assert done.err == (
-        "demo.py: the package gradio is missing; expected the extra demo: "
-        'pip install -e ".[demo]"\n'
-    )
-
-
-def test_defines_nothing_that_it_does_not_use() -> None:
-    keys = {"stage", "data", "net", "base_name", "base_ckpt", "adapter", "allow_other_base"}
-    assert set(composed("demo")) == {*keys, "paths", "server"}
-    assert composed("demo").server == {"host": "127.0.0.1", "port": 7860}
+    assert done.err.startswith("demo.py: ")
+    assert done.err.endswith('pip install -e ".[demo]"\n')

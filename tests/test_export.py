@@ -118,7 +118,7 @@ def test_each_format(outputs: Path, tmp_path: Path, images: Tensor, form: str, r
     out = tmp_path / "new" / "nine"
     with logged("lora_mnist.export") as text:
         returned = run(outputs, "adapter=latest", f"format={form}", f"out={out}")
-    said = "base + nine; same predictions as the live network on 500 images"
+    said = "base + nine; same predictions as the live network on 500 test images"
     assert said in text.getvalue()
     network, metadata = read(out)
     expected = live(outputs, outputs / "lora" / "nine" / "adapter")(images)

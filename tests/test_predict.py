@@ -83,7 +83,7 @@ def test_the_command_prints_json(cli: Any, outputs: Path, pictures: Path, tmp_pa
     images = f'images="{pictures}/[0-4].png"'
     done = cli("predict.py", NET, f"adapter={adapter}", f"base_ckpt={base}", images, "json=true")
     assert done.code == 0, done.err
-    assert json.loads(done.out) == run(outputs, "adapter=latest", images)
+    assert json.loads(done.out) == run(outputs, f"adapter={adapter}", images)
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 

@@ -160,18 +160,18 @@ def build_page(sides: SideBySide, chosen: list[str]) -> Any:
         try:
             return sides.data.read_picture(Path(drawing["composite"])), ""
         except (ValueError, TypeError) as error:  # TypeError: there is no drawing
-            return None, f"The drawing: {one_line(error)}." if drawing else ""
+            return None, f"Draw with the mouse or a finger ({one_line(error)})." if drawing else ""
 
-    def mistake(number: int, adapters: list[str]) -> tuple[int, Any, Tensor | None, str]:
+    def mistake(number: int, adapters: list[str]) -> tuple[int, Tensor | None, str]:
         try:
             found = sides.next_mistake(adapters, number)
         except UserError as error:
             raise gr.Error(one_line(error), print_exception=False) from error
         if found is None:
-            return -1, None, None, "The base gets every test image right."
+            return -1, None, "The base gets every test image right."
         images, labels = sides.data.test_set.__getitems__([found])
         label = sides.data.short_names[int(labels[0])]
-        return found, None, images[0], f"Test image {found} is a {label}."
+        return found, images[0], f"Test image {found} is a {label}."
 
     def ask(image: Tensor | None, adapters: list[str], scale: float) -> tuple[Any, Any, Any]:
         if image is None:
@@ -201,14 +201,15 @@ def build_page(sides: SideBySide, chosen: list[str]) -> Any:
                 seen = gr.Image(label="As the network sees it", format="png", height=200)
                 note = gr.Markdown()
             with gr.Column():
-                scale = gr.Slider(0, 2, 1, step=0.05, label="Scale: 0 is the base, 1 the adapter")
+                words = "Scale: 0 is the base, 1 the adapter"
+                scale = gr.Slider(0, 2, 1, step=0.05, label=words, elem_id="scale")
                 menu = gr.Dropdown(
                     list(sides.adapters()), value=chosen, multiselect=True, label="Adapters"
                 )
                 base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
                 adapted = gr.Label(label="Adapted", num_top_classes=3, elem_id="adapted")
-        pad.input(draw, [pad], [image, note])
-        button.click(mistake, [number, menu], [number, pad, image, note])
+        pad.change(draw, [pad], [image, note])  # input would bring the drawing before the last one
+        button.click(mistake, [number, menu], [number, image, note])
         changes = [image.change, scale.change, menu.change]
         gr.on(changes, ask, [image, menu, scale], [base, adapted, seen], show_progress="hidden")
         # Adapters that were made since the page was built.
@@ -232,6 +233,7 @@ def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise missing_extra("demo.py", "demo", error) from error
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own page
     sides = SideBySide(cfg)
     chosen = list(sides.named) or list(sides.adapters())[:1]
     try:
@@ -249,7 +251,7 @@ def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
         )
     except OSError as error:
         raise UserError(
-            f"server.host={host} server.port={port}: {one_line(error)}; expected an address of "
+            f"server.host={host} server.port={port}: cannot listen there; expected an address of "
             "this machine and a free port, or server.port=null, which finds one"
         ) from error
     log.info("page: %s (Ctrl-C ends it)", address)

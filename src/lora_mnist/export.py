@@ -81,9 +81,10 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     except OSError as error:
         raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
     names = "".join(f" + {name}" for name in adapters)
+    kind = "random" if cfg.data.data_dir is None else "test"
     log.info(
-        "%s: base%s; same predictions as the live network on %s images, logits to %.1e",
-        *(cfg.out, names, f"{len(images):,}", difference),
+        "%s: base%s; same predictions as the live network on %s %s images, logits to %.1e",
+        *(cfg.out, names, f"{len(images):,}", kind, difference),
     )
     return metadata
 

@@ -120,8 +120,7 @@ def _require_same_shapes(stored: Mapping[str, Tensor], expected: Mapping[str, Te
     others = []
     for name in expected:
         if name in stored and stored[name].shape != expected[name].shape:
-            shapes = f"{list(stored[name].shape)} instead of {list(expected[name].shape)}"
-            others.append(f"{name} {shapes}")
+            others.append(f"{name} {_sides(stored[name])} instead of {_sides(expected[name])}")
     kinds = {
         "missing": [name for name in expected if name not in stored],
         "unexpected": [name for name in stored if name not in expected],
@@ -138,6 +137,10 @@ def _require_same_shapes(stored: Mapping[str, Tensor], expected: Mapping[str, Te
             f"{'; '.join(problems)}; expected the {len(expected)} tensors such as {example} of the "
             "configured net"
         )
+
+
+def _sides(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
 
 
 def _converted(name: str, tensor: Tensor, expected: Tensor) -> Tensor:
