@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,7 +23,7 @@ from lora_mnist.config import (
 )
 from lora_mnist.data import ImageDataModule
 from lora_mnist.errors import UserError, missing_extra, one_line
-from lora_mnist.lora import CONFIG_NAME, lora_adapters, lora_disabled, lora_layers
+from lora_mnist.lora import CONFIG_NAME, lora_disabled, set_lora_scale
 
 log = logging.getLogger(__name__)
 
@@ -107,10 +107,11 @@ class SideBySide:
         with self._lock:
             net, batch = self.load(adapters), self.data.normalise(image[None])
             with lora_disabled(net) if adapters else nullcontext():
-                base = adapted = net(batch).softmax(dim=1)[0].tolist()
-            if adapters and scale:
-                with _scaled(net, scale):
-                    adapted = net(batch).softmax(dim=1)[0].tolist()
+                base = net(batch).softmax(dim=1)[0].tolist()
+            for name in adapters:  # the configuration may give an adapter a scale of its own
+                own = self.named.get(name, {}).get("scale", 1.0)
+                set_lora_scale(net, own * scale, name)
+            adapted = net(batch).softmax(dim=1)[0].tolist()
         names = self.data.short_names
         return dict(zip(names, base, strict=True)), dict(zip(names, adapted, strict=True))
 
@@ -132,20 +133,6 @@ class SideBySide:
                     if wrong.any():
                         return int(numbers[wrong][0])
         return None
-
-
-@contextmanager
-def _scaled(net: nn.Module, scale: float) -> Iterator[None]:
-    """Inside the ``with`` block each adapter on ``net`` counts ``scale`` times."""
-    adapters = [adapter for _, layer in lora_layers(net) for adapter in lora_adapters(layer)]
-    before = [adapter.scaling for adapter in adapters]
-    for adapter in adapters:
-        adapter.scaling *= scale
-    try:
-        yield
-    finally:
-        for adapter, scaling in zip(adapters, before, strict=True):
-            adapter.scaling = scaling
 
 
 def build_page(sides: SideBySide, chosen: list[str]) -> Any:

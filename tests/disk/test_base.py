@@ -12,7 +12,7 @@ from helpers.nets import TinyNet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_mnist.disk.base import find_base, own_file, read_base, write_base
+from lora_mnist.disk.base import find_base, own_file, read_base, read_facts, write_base
 from lora_mnist.lora import changed_tensors, fingerprint
 
 State = dict[str, Tensor]
@@ -196,46 +196,33 @@ def test_says_what_the_system_says(tmp_path: Path) -> None:
             read_base(path, other_net())
 
 
-# --- the bases that are kept here ----------------------------------------------------------------
+# --- the bases that are written here -------------------------------------------------------------
 
 
-def test_the_next_base_takes_the_place_of_the_current_one_alone(
-    tmp_path: Path, state: State
-) -> None:
-    current, other = tmp_path / "mnist.ckpt", other_net().state_dict()
-    first = write_base(state, tmp_path, "mnist", current)
-    assert first == own_file(tmp_path, "mnist", fingerprint(state))
-    assert first.name == f"mnist-{fingerprint(state)[:12]}.ckpt"
-    before = (first.read_bytes(), first.stat().st_mtime_ns)
-    assert read_base(first, TinyNet()).sha256 == fingerprint(state)
-    second = write_base(other, tmp_path, "mnist", current)
-    assert current.read_bytes() == second.read_bytes() != first.read_bytes()
-    assert write_base(state, tmp_path, "mnist", current) == first
-    assert (first.read_bytes(), first.stat().st_mtime_ns) == before
-    assert current.read_bytes() == first.read_bytes()
-    assert {*tmp_path.iterdir()} == {current, first, second}
-    for tensors, own in ((state, first), (other, second)):
-        assert find_base(tmp_path, fingerprint(tensors)) == own
-    assert find_base(tmp_path / "none", fingerprint(state)) is None
+def test_a_base_is_written_and_found_again(tmp_path: Path, state: State) -> None:
+    sha256 = fingerprint(state)
+    own = own_file(tmp_path, "mnist", sha256)
+    assert own.name == f"mnist-{sha256[:12]}.ckpt"
+    write_base(state, own, 0.875)
+    assert list(tmp_path.iterdir()) == [own]
+    assert read_base(own, other_net()).sha256 == sha256
+    assert read_facts(own) == (0.875, sha256)
+    assert find_base(tmp_path, sha256) == own
+    assert find_base(tmp_path / "none", sha256) is None
+
+
+def test_nothing_is_known_of_anothers_file(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "mine.pt")
+    assert read_facts(tmp_path / "mine.pt") is None
+    assert read_facts(tmp_path / "none.pt") is None
 
 
 def test_equal_tensors_give_equal_bytes(tmp_path: Path, state: State) -> None:
     """Wherever the file lies, and whatever else shares the tensors' memory."""
     large = torch.zeros(100, 6)
     large[:5] = state["linear1.weight"]
-    views = {**state, "linear1.weight": large[:5].requires_grad_()}
-    write_base(state, tmp_path / "kept", "mnist", tmp_path / "a" / "x.ckpt")
-    write_base(views, tmp_path / "kept too", "other", tmp_path / "b" / "another name.pt")
+    write_base(state, tmp_path / "x.ckpt")
+    write_base({**state, "linear1.weight": large[:5].requires_grad_()}, tmp_path / "b" / "y.pt")
     contents = {path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert len(contents) == 1
     assert len(contents.pop()) < 5_000
-
-
-def test_a_base_that_cannot_be_kept_replaces_nothing(tmp_path: Path, state: State) -> None:
-    current = tmp_path / "mnist.ckpt"
-    current.write_bytes(b"the old base")
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
-        write_base(state, tmp_path / "file", "mnist", current)
-    assert current.read_bytes() == b"the old base"
-    assert {path.name for path in tmp_path.iterdir()} == {"file", "mnist.ckpt"}
