@@ -173,7 +173,7 @@ def _compare(
     live: nn.Module,
     written: Callable[[Tensor], Tensor],
     data: ImageDataModule,
-    images: ImageTensors,
+    images: Images,
 ) -> float:
     """The largest difference of two networks' logits on ``images``, if it is small enough."""
     others, largest, are_close = 0, torch.zeros(()), True
