@@ -340,13 +340,9 @@ def test_recipes(outputs: Path, experiment: str) -> None:
 
 def test_finetune_trains_the_chosen_parameters(outputs: Path) -> None:
     base = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
-    results = run(
-        outputs,
-        "stage=finetune",
-        "trainable=linear2.*",
-        "+callbacks.x._target_=lora_mnist.disk.checkpoint.LastCheckpoint",
-        "+callbacks.x.dirpath=null",
-    )
+    checkpoint = "+callbacks.last._target_=lora_mnist.disk.checkpoint.LastCheckpoint"
+    options = ("trainable=linear2.*", checkpoint, "+callbacks.last.dirpath=null")
+    results = run(outputs, "stage=finetune", *options)
     assert results["parameters"]["trainable"] == 170
     assert (results["base_unchanged"], results["adapter"]) == (False, None)
     assert results["base_sha256"] == fingerprint(base)
