@@ -16,40 +16,19 @@ PETS = ["cat", "dog", "owl"]
 
 @pytest.mark.parametrize(
     ("target", "numbers"),
-    [
-        (None, None),
-        (0, [0]),
-        ("dog", [1]),
-        (["owl", "cat"], [2, 0]),
-        (["owl", 0], [2, 0]),
-        ((1, 2), [1, 2]),
-    ],
+    [(None, None), (0, [0]), ("dog", [1]), (["owl", 0], [2, 0]), ((1, 2), [1, 2])],
 )
 def test_a_target_is_a_name_or_a_number(target: Any, numbers: list[int] | None) -> None:
     assert resolve_target(target, PETS) == numbers
 
 
 def test_a_name_goes_before_a_number() -> None:
-    assert resolve_target(10, ["1", "10", "2"]) == [1]
-    assert resolve_target([2, 0], ["1", "10", "2"]) == [2, 0]
+    assert resolve_target([2, 0, 10], ["1", "10", "2"]) == [2, 0, 1]
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        ("cow", r"target=cow: expected null, a class from 0 to 2 or a list of them.*cat, dog, owl"),
-        (3, "target=3: expected null, a class from 0 to 2"),
-        (-1, "target=-1: expected"),
-        (1.0, "target=1.0: expected"),
-        (False, "target=False: expected"),
-        ([], r"target=\[\]: expected"),
-        (["cat", "cow"], r"target=\['cat', 'cow'\]: expected"),
-        (["cat", 0], r"target=\['cat', 0\]: expected each class once"),
-        ({"cat": 1}, "target={'cat': 1}: expected"),
-    ],
-)
-def test_what_names_no_class(target: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("target", ["cow", 3, -1, 1.0, False, [], ["cat", "cow"], ["cat", 0]])
+def test_what_names_no_class_once(target: Any) -> None:
+    with pytest.raises(ValueError, match=r"^target=.*: expected [^\n]+$"):
         resolve_target(target, PETS)
 
 
@@ -74,25 +53,18 @@ def test_mean_and_std_may_be_given_by_channel() -> None:
     assert checked_mean([0.1, 0, 1], 3) == [0.1, 0, 1]
     assert checked_std((0.1, 0.2, 0.3), 3) == [0.1, 0.2, 0.3]
     assert checked_mean([0.5], 1) == 0.5
-    assert checked_mean(0.5, 3) == 0.5
     assert checked_std(None, 3) is None
 
 
-@pytest.mark.parametrize("mean", [[0.1, 0.2], [], "0.5", [0.1, 0.2, 2], [0.1, 0.2, None], -0.1])
-def test_what_is_no_mean(mean: Any) -> None:
-    with pytest.raises(ValueError, match=r"mean=.*: expected a number from 0 to 1, or 3 of them"):
-        checked_mean(mean, 3)
-
-
-@pytest.mark.parametrize("std", [[0.1, 0.2, 0], 0, -1, 10**400, True])
-def test_what_is_no_std(std: Any) -> None:
-    with pytest.raises(ValueError, match=r"std=.*: expected a number > 0 .*, or 3 of them"):
-        checked_std(std, 3)
+@pytest.mark.parametrize("value", [[0.1, 0.2], [], "0.5", [0.1, 0.2, None], -0.1, True])
+def test_what_is_neither_mean_nor_std(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^mean=.*: expected a number from 0 to 1, or 3 of them"):
+        checked_mean(value, 3)
+    with pytest.raises(ValueError, match=r"^std=.*: expected a number > 0 .*, or 3 of them"):
+        checked_std(value, 3)
 
 
 def test_an_integer_has_a_largest_value() -> None:
     assert checked_int("seed", MOST_SEED, 0, MOST_SEED) == MOST_SEED
     with pytest.raises(ValueError, match=r"seed=\d+: expected an integer from 0 to 92\d+"):
         checked_int("seed", MOST_SEED + 1, 0, MOST_SEED)
-    with pytest.raises(ValueError, match=r"replay=\d+: expected an integer from 0 to 2147483647"):
-        checked_int("replay", 2**31, 0)
