@@ -26,6 +26,7 @@ COMMANDS = {"train", "evaluate", "predict", "export", "demo", "report"}
 #: What each room may import of the others.
 BELOW = {
     "errors": set(),
+    "project": set(),
     "disk.files": set(),
     "lora": {"disk.files"},
     "data": {"errors", "lora", "disk.files"},
@@ -33,8 +34,8 @@ BELOW = {
     "classifier": {"errors", "lora", "data"},
     "sweep": {"errors", "disk"},
     "show": {"errors", "lora", "disk", "sweep", "data"},
-    "config": {"errors", "lora", "data", "disk", "classifier", "show"},
-    "cli": {"errors", "disk", "sweep", "show"},
+    "config": {"errors", "project", "lora", "data", "disk", "classifier", "show"},
+    "cli": {"errors", "project", "disk", "sweep", "show"},
     **{
         key: {"errors", "lora", "data", "disk", "classifier", "show", "config", "sweep"}
         for key in COMMANDS

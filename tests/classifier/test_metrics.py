@@ -139,8 +139,8 @@ def test_predictions_of_several_processes_take_their_places(
     parts = []
     for rank in range(2):
         monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+        monkeypatch.setattr("torch.distributed.get_rank", lambda *_, rank=rank: rank)
+        monkeypatch.setattr("torch.distributed.get_world_size", lambda *_: 2)
         metric = PredictionMetric()
         metric.update(labels[rank::2], base=logits[rank::2])
         parts.append(metric)

@@ -85,7 +85,6 @@ def test_no_validation_set() -> None:
     [
         (None, DIGITS, None),
         (3, DIGITS, [3]),
-        ("3", DIGITS, [3]),
         ("three", DIGITS, [3]),
         ("3 - three", DIGITS, [3]),
         (["two", 0], DIGITS, [2, 0]),

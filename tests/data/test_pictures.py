@@ -82,7 +82,7 @@ def test_the_box_and_the_centre_of_mass(shape: tuple[int, int]) -> None:
         assert centre.item() == pytest.approx(14, abs=0.51)
 
 
-@pytest.mark.parametrize("shape", [(40, 30), (1, 1), (3, 200)])
+@pytest.mark.parametrize("shape", [(40, 30), (1, 1), (3, 200), (29, 3), (300, 5)])
 @pytest.mark.parametrize("level", [0, 200])
 def test_an_empty_page_is_refused(shape: tuple[int, int], level: int) -> None:
     with pytest.raises(ValueError, match="^nothing on it$"):

@@ -21,7 +21,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
 from lora_mnist.data.datamodule import Channelwise, ImageDataModule, checked_int
-from lora_mnist.data.pictures import FORMATS, open_picture
+from lora_mnist.data.pictures import open_picture
 from lora_mnist.data.sampler import Batch, ImageTensors
 from lora_mnist.errors import one_line
 
@@ -39,21 +39,13 @@ _MOST_NAMED = 10
 
 
 class Form(NamedTuple):
-    """What images are brought to.
-
-    Attributes:
-        height, width: in pixels.
-        channels: 3 for colour, 1 for grey.
-        resize: "crop": scaled until it fills height and width, the middle kept, as by torchvision's
-            Resize and CenterCrop. "stretch": all of it, whatever its shape.
-        exact: no image is resized; one of another size is an error.
-    """
+    """What images are brought to; ``resize`` is that of :class:`FolderDataModule`."""
 
     height: int
     width: int
     channels: int
     resize: str
-    exact: bool = False
+    exact: bool = False  # no image is resized; one of another size is an error
 
 
 class OtherSizeError(ValueError):
@@ -61,17 +53,11 @@ class OtherSizeError(ValueError):
 
 
 class Entry(NamedTuple):
-    """An image file.
+    """An image file of a folder."""
 
-    Attributes:
-        path: below the folder, with ``/`` between.
-        label: number of its class.
-        part: one of :data:`PARTS`, or "" where no folder says so.
-    """
-
-    path: str
+    path: str  # below the folder, with "/" between
     label: int
-    part: str
+    part: str  # one of PARTS, or "" where no folder says so
 
 
 class ImageFiles(Dataset[Batch]):
@@ -238,7 +224,8 @@ class FolderDataModule(ImageDataModule):
         root, entries = self._list()
         for entry in entries:
             with suppress(ValueError):  # a broken image is named when all are read
-                return Form(*_check(root / entry.path), self.channels, self.resize, exact=True)
+                width, height = open_picture(root / entry.path, decode=False).size
+                return Form(height, width, self.channels, self.resize, exact=True)
         raise ValueError(f"data_dir={root}: none of the images can be read")
 
     def _load(self) -> list[ImageTensors | ImageFiles]:
@@ -261,8 +248,20 @@ class FolderDataModule(ImageDataModule):
             broken = _read(root, ordered, form, images)
             if not broken:
                 break
+            for path in sorted(broken)[:_MOST_NAMED]:
+                _warn("%s/%s: skipped: %s", root, one_line(path), one_line(broken[path]))
+            _warn("%d of %d images skipped, which cannot be read", len(broken), len(entries))
             # Who is held out depends on how many there are: begin again without them.
-            entries = self._without(entries, broken)
+            readable = [entry for entry in entries if entry.path not in broken]
+            left = {(entry.part, entry.label) for entry in readable}
+            for path, label, part in entries:
+                if (part, label) not in left:
+                    name = self.classes[label]
+                    raise ValueError(
+                        f"data_dir={root}: expected images of {name}; none can be read, such as "
+                        f"{path}"
+                    )
+            entries = readable
         paths = [entry.path for entry in ordered]
         labels = torch.tensor([entry.label for entry in ordered])
         start = 0
@@ -277,34 +276,15 @@ class FolderDataModule(ImageDataModule):
         self.sha256["all"] = _sha256(root, entries, by_entry)
         return self._sets
 
-    def _without(self, entries: list[Entry], broken: dict[str, str]) -> list[Entry]:
-        """The other entries; broken images are named in the log."""
-        for path in sorted(broken)[:_MOST_NAMED]:
-            _warn("%s/%s: skipped: %s", self.data_dir, one_line(path), one_line(broken[path]))
-        _warn("%d of %d images skipped, which cannot be read", len(broken), len(entries))
-        rest = [entry for entry in entries if entry.path not in broken]
-        left = {(entry.part, entry.label) for entry in rest}
-        for entry in entries:
-            if (entry.part, entry.label) not in left:
-                where = f"{entry.part}/{self.classes[entry.label]}".lstrip("/")
-                raise ValueError(
-                    f"data_dir={self.data_dir}: none of the images in {where} can be read"
-                )
-        return rest
 
-
-def _class_names(root: Path | None, classes: Any) -> list[str]:
+def _class_names(root: Path | None, classes: Sequence[Any] | None) -> list[str]:
     """The names of the class folders in ``root``, sorted, or in the order of ``classes``."""
-    names = []
-    if classes is not None:
-        if isinstance(classes, str) or not isinstance(classes, Sequence):
-            raise ValueError(f"classes={classes}: expected a list of names")
-        names = [str(name) for name in classes]  # the command line reads 7 as a number
-        if len(names) < 2 or len(set(names)) < len(names):
-            raise ValueError(f"classes={names}: expected two or more names, each once")
+    names = [str(name) for name in classes or []]  # the command line reads 7 as a number
     if root is None:
         if not names:
             raise ValueError("data_dir=null: expected a folder of images")
+        if isinstance(classes, str) or len(names) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"classes={classes}: expected two or more names, each once")
         return names
     parts = _part_folders(root)
     found = _folders(parts.get("train", root))
@@ -316,7 +296,7 @@ def _class_names(root: Path | None, classes: Any) -> list[str]:
                 f"data_dir={root}: expected the classes of train/ in {folder.name}/ too: {found}"
             )
     if names and sorted(names) != found:
-        raise ValueError(f"classes={names}: expected every folder once: {found}")
+        raise ValueError(f"classes={classes}: expected every folder once: {found}")
     return names or found
 
 
@@ -350,10 +330,6 @@ def _folders(root: Path) -> list[str]:
 
 def list_images(root: Path, classes: Sequence[str]) -> list[Entry]:
     """The image files of ``root``, by part and path.
-
-    Args:
-        root: as for :class:`FolderDataModule`.
-        classes: the classes in the order of their labels.
 
     Raises:
         ValueError: if a class has no image.
@@ -405,8 +381,8 @@ def split(
     Args:
         entries: the images.
         classes: names of the classes, by label.
-        val_size: share of each class, one image at least; or a number of images in all, of each
-            class in proportion to its size.
+        val_size: share of each class (float), one image at least; or a number of images in all
+            (int), of each class in proportion to its size.
         test_size: likewise.
         seed: another seed holds out other images.
 
@@ -418,31 +394,30 @@ def split(
     for i, entry in enumerate(entries):
         if parts[i] == "train":
             by_class[entry.label].append(i)
+    if not test_size and "test" not in parts:
+        raise ValueError("test_size=0: expected more, since there is no folder test/")
     sizes = {"test": test_size, "val": val_size}
     counts = {}
     for part, size in sizes.items():
-        if part not in parts and size:
+        if size and part not in parts:
             counts[part] = _apportion(size, [len(members) for members in by_class])
-        elif part == "test" and part not in parts:
-            raise ValueError("test_size=0: expected more, since there is no folder test/")
 
     def rank(i: int) -> bytes:
         text = f"{seed} {entries[i].path}"
         return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
     for label, members in enumerate(by_class):
-        taken = {part: of_class[label] for part, of_class in counts.items()}
-        if sum(taken.values()) >= len(members):
-            part = max(taken, key=lambda part: taken[part])
+        if sum(of_class[label] for of_class in counts.values()) >= len(members):
+            largest = max(counts, key=lambda part: counts[part][label])
             raise ValueError(
-                f"{part}_size={sizes[part]}: expected less: none of the {len(members)} images of "
-                f"{classes[label]} is left to train on"
+                f"{largest}_size={sizes[largest]}: expected less: none of the {len(members)} "
+                f"images of {classes[label]} is left to train on"
             )
         members.sort(key=rank)
-        for part, count in taken.items():
-            for i in members[:count]:
+        for part, of_class in counts.items():
+            for i in members[: of_class[label]]:
                 parts[i] = part
-            del members[:count]
+            del members[: of_class[label]]
     return parts
 
 
@@ -465,9 +440,6 @@ def _read(
 
     Returns:
         Of the images that cannot be read, the path and why.
-
-    Raises:
-        OtherSizeError: if the form is exact and an image has another size.
     """
     broken: dict[str, str] = {}
 
@@ -475,7 +447,7 @@ def _read(
         path = root / entries[i].path
         try:
             if images is None:
-                _check(path, form)
+                _require_size(open_picture(path, decode=False), form, path)
             else:
                 images[i] = decode(path, form)
         except OtherSizeError:
@@ -491,19 +463,6 @@ def _read(
     finally:
         pool.shutdown(cancel_futures=True)
     return broken
-
-
-def _check(path: Path, form: Form | None = None) -> tuple[int, int]:
-    """Height and width of a picture that looks whole; it is not decoded."""
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            picture.verify()
-    # Pillow has no common class for what a damaged file causes.
-    except Exception as error:
-        raise ValueError(f"no readable picture ({type(error).__name__})") from error
-    if form is not None:
-        _require_size(picture, form, path)
-    return picture.height, picture.width
 
 
 def _require_size(picture: Image.Image, form: Form, path: Path) -> None:
@@ -543,14 +502,11 @@ def decode(path: Path, form: Form) -> Tensor:
 
 def _sha256(root: Path, entries: Sequence[Entry], images: Sequence[Tensor] | None) -> str:
     """In hexadecimal, of paths and pixels; without ``images``, of paths, sizes and times."""
-    if images is None:
-        states = [(root / entry.path).stat() for entry in entries]
-        described: list[Any] = [
-            [entry.path, state.st_size, state.st_mtime_ns]
-            for entry, state in zip(entries, states, strict=True)
-        ]
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
     digest = hashlib.sha256(json.dumps([entry.path for entry in entries]).encode())
-    for image in images:
-        digest.update(image.numpy().data)
+    for i, entry in enumerate(entries):
+        if images is None:
+            state = (root / entry.path).stat()
+            digest.update(f"{state.st_size} {state.st_mtime_ns} ".encode())
+        else:
+            digest.update(images[i].numpy().data)
     return digest.hexdigest()

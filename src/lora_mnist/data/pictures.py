@@ -21,24 +21,29 @@ _CENTRE = 14
 # Enough to tell ink from paper and far more than the box needs; a photograph has 100 times as many.
 _WORKING_SIZE = 256
 #: Pillow knows more; one of them, EPS, is a program that Ghostscript would run.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
-def open_picture(path: Path, upright: bool = True) -> Image.Image:
-    """A decoded picture.
+def open_picture(path: Path, upright: bool = True, decode: bool = True) -> Image.Image:
+    """A picture, decoded.
 
     Args:
         path: of the file.
         upright: turn it as its EXIF data say; else leave it as the camera's sensor saw it.
+        decode: else only look whether it is whole, as far as that is quick; it then has a size and
+            no pixels.
 
     Raises:
         ValueError: if the file cannot be read as a picture, or Pillow takes it for a
             decompression bomb.
     """
     try:
-        with Image.open(path, formats=FORMATS) as file:
-            picture = ImageOps.exif_transpose(file) if upright else file
-            picture.load()
+        with Image.open(path, formats=_FORMATS) as file:
+            picture = ImageOps.exif_transpose(file) if upright and decode else file
+            if decode:
+                picture.load()
+            else:
+                picture.verify()
     # Pillow has no common class for what a damaged file causes.
     except Exception as error:
         raise ValueError(f"no readable picture ({type(error).__name__})") from error
@@ -92,7 +97,7 @@ def _grey_levels(picture: Image.Image) -> Tensor:
 
 def _ink(grey: Tensor) -> Tensor:
     """How much ink each pixel has, 0 to 1; paper is what the border shows."""
-    contrast = grey - _paper(grey)
+    contrast = grey - _paper(grey) if grey.max() > grey.min() else torch.zeros_like(grey)
     low, high = contrast.min(), contrast.max()
     if high - low <= 1e-3 * max(1.0, grey.max().item()):
         raise ValueError("nothing on it")
@@ -108,10 +113,11 @@ def _ink(grey: Tensor) -> Tensor:
 def _paper(grey: Tensor) -> Tensor:
     """The light on the empty sheet: a quadratic surface through all that is no ink."""
     height, width = grey.shape
+    grey = grey.double()
     y, x = torch.meshgrid(
         torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
     )
-    terms = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], dim=-1)
+    terms = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], dim=-1).double()
     is_paper = torch.ones(height, width, dtype=torch.bool)
     margin = max(1, round(0.04 * min(height, width)))
     is_paper[margin:-margin, margin:-margin] = False
@@ -123,10 +129,11 @@ def _paper(grey: Tensor) -> Tensor:
     for _ in range(3):
         if is_paper.sum() < 50:  # too few to say more than their level
             break
-        surface = terms @ torch.linalg.lstsq(terms[is_paper], grey[is_paper, None]).solution[:, 0]
+        known = terms[is_paper]
+        surface = terms @ torch.linalg.pinv(known.T @ known) @ (known.T @ grey[is_paper])
         distance = (grey - surface).abs()
         is_paper = distance <= 3 * distance[is_paper].median() + 0.05 * contrast
-    return surface
+    return surface.float()
 
 
 def _otsu(values: Tensor) -> Tensor:
