@@ -138,11 +138,12 @@ def test_predictions_of_several_processes_take_their_places(
     _, logits, labels = batch(0)
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-        monkeypatch.setattr("torch.distributed.get_rank", lambda *_, rank=rank: rank)
-        monkeypatch.setattr("torch.distributed.get_world_size", lambda *_: 2)
         metric = PredictionMetric()
-        metric.update(labels[rank::2], base=logits[rank::2])
+        with monkeypatch.context() as distributed:
+            distributed.setattr("torch.distributed.is_initialized", lambda: True)
+            distributed.setattr("torch.distributed.get_rank", lambda *_, rank=rank: rank)
+            distributed.setattr("torch.distributed.get_world_size", lambda *_: 2)
+            metric.update(labels[rank::2], base=logits[rank::2])
         parts.append(metric)
     # What synchronisation does: the processes' lists, one after the other.
     for name in ("index", "label", "base", "base_probability"):

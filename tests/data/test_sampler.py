@@ -77,7 +77,7 @@ def test_without_a_seed_the_order_is_drawn_from_torchs_generator() -> None:
     torch.manual_seed(3)
     expected = torch.cat([indices for indices, _ in DataLoader(nines, 10, shuffle=True)])
     torch.manual_seed(3)
-    assert sum(data.train_dataloader().sampler, []) == expected.tolist()
+    assert [i for batch in data.train_dataloader().sampler for i in batch] == expected.tolist()
 
 
 @given(
@@ -190,7 +190,7 @@ def test_weights_follow_the_probability_of_an_error(hardness: float) -> None:
 def test_hard_images_come_first_and_every_image_once() -> None:
     data, net = mnist(target=3, hardness=0.9), KnowsTheDark()
     data.draw_weights = data.rate(net, torch.device("cpu"))
-    drawn = torch.tensor(sum(data.train_dataloader().sampler, []))
+    drawn = torch.tensor([i for batch in data.train_dataloader().sampler for i in batch])
     chosen, _ = split_by_class(data.train_set.labels, [3])
     assert sorted(drawn.tolist()) == chosen.tolist()
     weight = torch.zeros(len(data.train_set), dtype=torch.float64)

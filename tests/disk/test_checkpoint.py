@@ -210,9 +210,9 @@ def test_a_cut_run_is_gone_on_with(tmp_path: Path) -> None:
     begun(tmp_path, finish=False)
     with recorded_run(tmp_path, SETTINGS, "latest") as checkpoint:
         assert checkpoint == tmp_path / "checkpoints" / LAST
-    with pytest.raises(UserError, match="resume=latest: this run has finished; expected a larger"):
-        with recorded_run(tmp_path, SETTINGS, "latest"):
-            pass
+    finished = pytest.raises(UserError, match="resume=latest: this run has finished; expected a")
+    with finished, recorded_run(tmp_path, SETTINGS, "latest"):
+        pass
     farther = {**SETTINGS, "trainer": {"max_steps": 11}}
     with recorded_run(tmp_path, farther, "latest") as checkpoint:
         assert checkpoint is not None
@@ -238,10 +238,10 @@ def test_other_settings_and_other_images_are_refused(
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    with recorded_run(tmp_path, SETTINGS, None):
-        with pytest.raises(UserError, match="a run is still going there"):
-            with recorded_run(tmp_path, SETTINGS, "latest"):
-                pass
+    still_going = pytest.raises(UserError, match="a run is still going there")
+    with recorded_run(tmp_path, SETTINGS, None), still_going:  # noqa: SIM117
+        with recorded_run(tmp_path, SETTINGS, "latest"):
+            pass
 
 
 def test_a_new_run_does_not_go_on_with_what_lies_there(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_mnist.disk.files import atomic_write, read_json
+from lora_mnist.disk.files import atomic_write
 
 
 def test_replaces_the_file_at_the_end(tmp_path: Path) -> None:
@@ -73,14 +73,3 @@ def test_what_a_killed_writer_left_goes_after_a_day(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "other.txt") as temporary:
         temporary.write_text("x")
     assert {file.name for file in tmp_path.iterdir()} == {"file.txt", "other.txt"}
-
-
-def test_json_is_read_up_to_a_size(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text('{"a": [1, {"b": null}]}')
-    assert read_json(path, most_bytes=23) == {"a": [1, {"b": None}]}
-    with pytest.raises(ValueError, match="more than 22 bytes"):
-        read_json(path, most_bytes=22)
-    path.write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="nested too deep"):
-        read_json(path, most_bytes=100_000)

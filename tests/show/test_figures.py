@@ -12,7 +12,7 @@ from torch import nn
 
 from lora_mnist import CNN, add_lora, lora_parameters, save_adapter
 from lora_mnist.disk.predictions import Predictions, read_predictions
-from lora_mnist.lora import lora_layers
+from lora_mnist.lora import lora_layers, read_factors
 from lora_mnist.show.figures import (
     RED,
     draw_confusion,
@@ -21,7 +21,6 @@ from lora_mnist.show.figures import (
     draw_predictions,
     draw_run,
     draw_singular_values,
-    read_factors,
     singular_values,
 )
 

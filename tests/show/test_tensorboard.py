@@ -17,7 +17,6 @@ from lora_mnist.show.figures import draw_run
 from lora_mnist.show.tensorboard import (
     TensorBoardPage,
     hparams_of,
-    run_name,
     show_outcome,
 )
 
@@ -115,9 +114,3 @@ def test_a_base_has_the_columns_of_a_repair(monkeypatch: pytest.MonkeyPatch) -> 
     assert (row["stage"], row["lora.rank"], row["data.replay"], row["digit"]) == (
         *("pretrain", 0, 0, ""),
     )
-
-
-def test_run_names() -> None:
-    assert run_name({"lora": {"rank": 4}}, ["9"]) == "digit=9,rank=4"
-    assert run_name({}, ["4", "9"]) == "digit=4+9"
-    assert run_name({}, []) == ""
