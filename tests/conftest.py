@@ -44,13 +44,13 @@ def tiny() -> TinyNet:
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     """``cli("train.py", "stage=lora", ...)`` in this process; what it leaves is in tmp_path."""
 
-    def run(entry: str, *overrides: str) -> Outcome:
-        monkeypatch.chdir(ROOT)
+    def run(entry: str, *overrides: str, here: Path = ROOT) -> Outcome:
+        monkeypatch.chdir(here)
         arguments = [entry, *overrides, f"paths.outputs={tmp_path}/outputs"]
         monkeypatch.setattr(sys, "argv", arguments)
         code: Any = 0
         try:
-            runpy.run_path(entry, run_name="__main__")
+            runpy.run_path(str(ROOT / entry), run_name="__main__")
         except SystemExit as exit_:
             code = exit_.code or 0
         finally:

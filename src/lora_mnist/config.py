@@ -288,7 +288,9 @@ def with_run(cfg: DictConfig) -> DictConfig:
             goes on, another adapter may become the latest.
     """
     cfg = cfg.copy()
-    groups = {key.partition(".")[0] for key in asked_keys()}
+    asked_groups = {key.partition(".")[0] for key in asked_keys()}
+    # Another net.hidden_sizes is another network; another data.mean leaves the run's data what it is.
+    groups = ({"net"} & asked_groups) | ({"data"} & asked_keys())
     several = isinstance(cfg.adapter, ListConfig)
     chosen = list(cfg.adapter) if several else [cfg.adapter]
     for place, adapter in enumerate(chosen):
@@ -304,7 +306,7 @@ def with_run(cfg: DictConfig) -> DictConfig:
     with open_dict(cfg):
         if "net" not in groups:
             cfg.net, cfg.base_name, cfg.paths.here = run["net"], run["base_name"], run["here"]
-        if "data" not in asked_keys():
+        if "data" not in groups:
             asked, cfg.data = cfg.data, run["data"]
             for key in asked_keys():
                 if key.startswith("data."):
@@ -319,7 +321,7 @@ def _latest_adapter(cfg: DictConfig, groups: set[str]) -> Path:
     def fits(marker: Path) -> bool:
         run = _trained_with(marker.parents[1])
         if run is None:
-            return not groups & {"net", "data"}
+            return not groups
         if "net" in groups and run["net"] != own["net"]:
             return False
         return "data" not in groups or all(
@@ -329,7 +331,7 @@ def _latest_adapter(cfg: DictConfig, groups: set[str]) -> Path:
     runs = Path(cfg.paths.outputs, "lora")
     marker = latest(runs, f"*/adapter/{CONFIG_NAME}", fits)
     if marker is None:
-        what = " for this net and data" if groups & {"net", "data"} else ""
+        what = " for this net and data" if groups else ""
         raise UserError(
             f"adapter=latest: expected an adapter{what} in {runs}, found none; "
             "make one with: python train.py stage=lora"

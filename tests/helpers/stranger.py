@@ -10,6 +10,8 @@ import torch
 from composed import composed
 from PIL import Image
 
+from lora_mnist.config import build_net
+
 CLASSES = ["cat", "dog", "emu"]
 _MODULE = """
 from torch import nn
@@ -43,7 +45,7 @@ def move_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             Image.fromarray(pixels).save(images / f"{number}.png")
     (folder / "nets_of_a_stranger.py").write_text(_MODULE)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    monkeypatch.delitem(sys.modules, "nets_of_a_stranger", raising=False)  # another test's
     torch.manual_seed(0)
     net = fresh()
     net(torch.randn(50, 3, 8, 8))  # statistics that are not those of a fresh network
@@ -53,9 +55,7 @@ def move_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def fresh(**arguments: Any) -> Any:
     """The stranger's network with random weights."""
-    from nets_of_a_stranger import Net  # type: ignore[import-not-found]
-
-    return Net(**arguments)
+    return build_net(config("eval", *(f"net.{key}={value}" for key, value in arguments.items())))
 
 
 def mine() -> Any:

@@ -1,0 +1,366 @@
+"""From a configuration to the parts of a run, and what a command finds out without being told."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from composed import QUICK, SMALL, composed, few_images, small_base
+from helpers.commands import only_run, read_results
+from helpers.stranger import fresh, move_in
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from safetensors.torch import load_file
+from torch import nn
+
+from lora_mnist import MLP, add_lora, load_adapter, save_adapter
+from lora_mnist.config import (
+    adapter_specs,
+    build_net,
+    build_trainer,
+    load_adapters,
+    load_base,
+    require_fit,
+    with_run,
+)
+from lora_mnist.data import MNISTDataModule
+from lora_mnist.disk.base import own_file, write_base
+from lora_mnist.disk.checkpoint import LastCheckpoint
+from lora_mnist.errors import UserError
+from lora_mnist.lora import fingerprint
+from lora_mnist.train import train
+
+
+def refused(function: Any, *arguments: Any) -> str:
+    """The one line that a UserError says."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- the network ---------------------------------------------------------------------------------
+
+OWN = """
+from torch import nn
+
+def function():
+    return 3
+
+class Net(nn.Linear):
+    def __init__(self, width=4):
+        super().__init__(width, 3)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Builds a network of a module that lies in the folder where the command was started."""
+    (tmp_path / "nets_of_mine.py").write_text(OWN)
+    (tmp_path / "broken_nets.py").write_text("class Net(nn.Module): pass")
+    monkeypatch.chdir(tmp_path)
+    for module in ("nets_of_mine", "broken_nets"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    return lambda *overrides: build_net(composed("eval", "net=custom", *overrides))
+
+
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_a_class_of_ones_own_is_found_where_one_stands(own: Any, plus: str) -> None:
+    before = list(sys.path)
+    net = own("net._target_=nets_of_mine.Net", f"{plus}net.width=7")
+    assert net.in_features == 7
+    assert sys.path == before
+    net = own("net._target_=torchvision.models.resnet18", f"{plus}net.num_classes=5")
+    assert net.fc.out_features == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), "net._target_: missing; expected a class"),
+        (("net._target_=nets_of_mine.Nett",), "net._target_=nets_of_mine.Nett: not found; exp"),
+        (("net._target_=nowhere.Net",), "net._target_=nowhere.Net: not found; expected MODULE.C"),
+        (("net._target_=broken_nets.Net",), "net._target_=broken_nets.Net: problem in broken_nets"),
+        (("net._target_=nets_of_mine",), "net: Expected a callable target"),
+        (("net._target_=nets_of_mine.function",), "net._target_=nets_of_mine.function: gives a i"),
+        (("net._target_=nets_of_mine.Net", "net.widht=7"), "net: Net.__init__() got an unexpected"),
+    ],
+)
+def test_a_network_that_cannot_be_made(own: Any, overrides: tuple[str, ...], message: str) -> None:
+    before = list(sys.path)
+    assert refused(own, *overrides).startswith(message)
+    assert sys.path == before
+
+
+def test_who_forgets_that_it_is_a_custom_network_is_told() -> None:
+    said = refused(build_net, composed("eval", "net._target_=torchvision.models.resnet18"))
+    assert said.startswith("net: ResNet")
+    assert said.endswith("; expected net=custom")
+
+
+def test_a_network_has_to_fit_the_images() -> None:
+    data = MNISTDataModule()
+    images = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10)).train()
+    before = fingerprint(net.state_dict())
+    require_fit(net, data, images)
+    assert net.training
+    assert fingerprint(net.state_dict()) == before
+    small, other = nn.Linear(3, 10), MLP(num_classes=9)
+    assert refused(require_fit, small, data, images).startswith("net: cannot take images of shape ")
+    assert "net: gives (2, 9) " in refused(require_fit, other, data, images)
+
+
+# --- the base and its adapters -------------------------------------------------------------------
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """The current base, which has a file of its own, and two adapters: 2026-b is the older one."""
+    outputs = tmp_path / "outputs"
+    state = torch.load(small_base(outputs), weights_only=True)["state_dict"]
+    write_base(state, own_file(outputs / "base", "mnist", fingerprint(state)))
+    for seconds, name in enumerate(("2026-b", "2026-a")):
+        adapter_on(state, outputs / "lora" / name, seconds)
+    return outputs
+
+
+def adapter_on(state: Any, run: Path, seconds: int) -> None:
+    """An adapter that was finished so many seconds after some time."""
+    net = MLP(hidden_sizes=[16])
+    net.load_state_dict(state)
+    torch.manual_seed(seconds)
+    save_adapter(add_lora(net), run / "adapter")
+    os.utime(run / "adapter" / "adapter_config.json", (10**9 + seconds, 10**9 + seconds))
+
+
+def config(outputs: Path, *overrides: str) -> Any:
+    return with_run(composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides))
+
+
+def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
+    """Also after another has become the current one; what is asked for wins, where it fits."""
+    own = fingerprint(torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"])
+    other = MLP(hidden_sizes=[16]).state_dict()
+    write_base(other, outputs / "base" / "mnist.ckpt")
+    for adapter, sha256 in (("latest", own), (f"[{outputs}/lora/2026-b]", own), ("null", "")):
+        cfg = config(outputs, f"adapter={adapter}")
+        net = build_net(cfg)
+        assert load_base(cfg, net).sha256 == (sha256 or fingerprint(other))
+        assert not any(module.training for module in net.modules())
+        assert len(load_adapters(cfg, net)) == bool(sha256)
+    cfg = config(outputs, "adapter=latest", f"base_ckpt={outputs}/base/mnist.ckpt")
+    net = build_net(cfg)
+    assert load_base(cfg, net).sha256 == fingerprint(other)
+    assert "expected the same base, or allow_other_base=true" in refused(load_adapters, cfg, net)
+    for path in (outputs / "base").glob("mnist-*"):
+        path.unlink()
+    cfg = config(outputs, "adapter=latest")
+    assert ": its base, " in refused(load_base, cfg, build_net(cfg))
+    cfg.allow_other_base = True
+    net = build_net(cfg)
+    load_base(cfg, net)
+    assert load_adapters(cfg, net) == ["2026-a"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data=kmnist",), "base/kmnist.ckpt: no such file; make it with: python train.py stage="),
+        (("net=cnn",), "base/mnist_cnn.ckpt: no such file; make it with: python train.py stage=pr"),
+        (("net.hidden_sizes=[15]",), "base/mnist.ckpt: of another shape: linear1.weight 16x784 in"),
+        (
+            ("net=custom", "net._target_=composed.Unsteady"),
+            "base/mnist_custom.ckpt: no such file; expected the weights of composed.Unsteady",
+        ),
+    ],
+)
+def test_a_base_that_cannot_be_used(
+    outputs: Path, overrides: tuple[str, ...], message: str
+) -> None:
+    overrides = overrides if "net" in " ".join(overrides) else (*overrides, SMALL[0])
+    cfg = composed("eval", f"paths.outputs={outputs}", *overrides)
+    assert refused(load_base, cfg, build_net(cfg)).startswith(f"base_ckpt={outputs}/{message}")
+
+
+def test_adapters_are_described_in_three_ways(outputs: Path) -> None:
+    run = outputs / "lora" / "2026-a"
+    several = f"[{run},{run}/adapter,{{path: {run}, scale: 0.5, name: half}}]"
+    specs = adapter_specs(composed("eval", f"adapter={several}"))
+    assert [spec["name"] for spec in specs] == ["2026-a", "2026-a", "half"]
+    assert [spec["scale"] for spec in specs] == [1.0, 1.0, 0.5]
+    assert {spec["path"] for spec in specs} == {run / "adapter"}
+    for wrong in ("3", "{scale: 1}", f"{{path: {run}, scle: 1}}", "[[a]]"):
+        assert refused(adapter_specs, composed("eval", f"adapter={wrong}")).startswith("adapter=")
+
+
+def test_the_latest_is_the_newest_by_time(outputs: Path) -> None:
+    """Whatever the folders are called, and wherever hydra.run.dir has put a run."""
+
+    def latest() -> str:
+        return Path(config(outputs, "adapter=latest").adapter).name
+
+    state = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
+    assert latest() == "2026-a"
+    adapter_on(state, outputs / "lora" / "nines", 5)
+    assert latest() == "nines"
+    adapter_on(state, outputs / "lora" / "2026-c", 6)
+    assert latest() == "2026-c"
+    adapter_on(state, outputs / "lora" / "2026-b", 7)
+    assert latest() == "2026-b"
+
+
+# --- what an adapter's run knows -----------------------------------------------------------------
+
+
+class Repaired(NamedTuple):
+    """A stranger's folder with a repair on it, made through the command line."""
+
+    here: Path
+    outputs: Path
+    run: Path
+
+
+@pytest.fixture
+def repaired(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repaired:
+    here = move_in(tmp_path / "here", monkeypatch)
+    torch.save(fresh(width=5).state_dict(), "mine.pt")
+    done = cli(
+        *("train.py", "experiment=repair", "data=folder", "data.data_dir=photos", "net=custom"),
+        *("net._target_=nets_of_a_stranger.Net", "net.width=5", "base_ckpt=mine.pt", "digit=dog"),
+        *("data.replay=10", "data.batch_size=5", "trainer.max_steps=6", "trainer=cpu"),
+        *("callbacks.checkpoint=null", "logger=none", "figures=false", "data.image_size=8"),
+        here=here,
+    )
+    assert done.code == 0, done.err
+    return Repaired(here, tmp_path / "outputs", only_run(tmp_path / "outputs", "lora"))
+
+
+def test_a_run_brings_its_network_its_data_and_its_base(
+    cli: Any, repaired: Repaired, tmp_path: Path
+) -> None:
+    """No command has to say again what the adapter was trained with, wherever it is started."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    trained = read_results(repaired.run)
+    for number, adapter in enumerate(("latest", str(repaired.run), f"[{repaired.run}/adapter]")):
+        run = tmp_path / f"eval{number}"
+        done = cli(
+            *("eval.py", f"adapter={adapter}", "trainer=cpu", f"hydra.run.dir={run}"),
+            here=elsewhere if number else repaired.here,
+        )
+        assert done.code == 0, done.err
+        results = read_results(run)
+        for key in ("classes", "data_sha256", "mean", "std", "base_sha256"):
+            assert results[key] == trained[key]
+        assert results["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
+    done = cli("export.py", "adapter=latest", "out=repaired.safetensors", here=elsewhere)
+    assert done.code == 0, done.err
+    assert load_file(elsewhere / "repaired.safetensors")["head.weight"].shape == (3, 5)
+    picture = f"images={repaired.here}/photos/dog/3.png"
+    done = cli("predict.py", "adapter=latest", picture, "json=true", here=elsewhere)
+    assert done.code == 0, done.err
+    assert '"class": "' in done.out
+
+
+def test_what_the_command_line_says_goes_before_what_the_run_knows(
+    cli: Any, repaired: Repaired, tmp_path: Path
+) -> None:
+    """A network on the command line is also which adapter is meant: the latest one of it."""
+    number = 0
+
+    def evaluated(*overrides: str) -> Any:
+        nonlocal number
+        run, number = tmp_path / f"eval{number}", number + 1
+        options = ("adapter=latest", "trainer=cpu", f"hydra.run.dir={run}", "figures=false")
+        done = cli("eval.py", *overrides, *options, here=repaired.here)
+        return read_results(run) if done.code == 0 else done.err
+
+    assert evaluated("data.mean=0.25")["mean"] == 0.25
+    assert evaluated("data=mnist").startswith("adapter=latest: expected an adapter for this net ")
+    small_base(repaired.outputs)
+    done = cli("train.py", "stage=lora", *QUICK, *few_images(), "digit=4")
+    assert done.code == 0, done.err
+    mine = ("net=custom", "net._target_=nets_of_a_stranger.Net", "net.width=5")
+    photos = ("data=folder", "data.data_dir=photos")
+    for choice, name in (((), "mnist"), (mine, "folder"), (photos, "folder")):
+        assert evaluated(*choice)["dataset"] == name
+    os.utime(repaired.run / "adapter" / "adapter_config.json")  # the newest now
+    for choice, name in (((), "folder"), ((SMALL[0],), "mnist"), (("data=mnist",), "mnist")):
+        assert evaluated(*choice)["dataset"] == name
+    done = cli("eval.py", "-m", "adapter=latest", "each=true,false", "trainer=cpu")
+    assert done.code != 0
+    assert "adapter=latest: expected the folder itself in a sweep" in done.err
+    assert f"adapter={repaired.run}" in done.err
+
+
+# --- the Trainer ---------------------------------------------------------------------------------
+
+
+def built(folder: Path, *overrides: str, validates: bool = True) -> Any:
+    return build_trainer(composed("train", "trainer=cpu", *overrides), folder, validates)
+
+
+def test_loggers_and_callbacks_write_into_the_runs_folder(tmp_path: Path) -> None:
+    trainer = built(tmp_path, "stage=lora", "logger=[csv,tensorboard]")
+    csv, tensorboard = trainer.loggers
+    assert isinstance(csv, CSVLogger)
+    assert isinstance(tensorboard, TensorBoardLogger)
+    assert {csv.save_dir, tensorboard.save_dir, trainer.default_root_dir} == {str(tmp_path)}
+    (last,) = [c for c in trainer.callbacks if isinstance(c, LastCheckpoint)]
+    assert last.dirpath == f"{tmp_path}/checkpoints"
+    trainer = built(tmp_path, "stage=lora", "logger=none", "callbacks.checkpoint=null")
+    assert trainer.loggers == trainer.checkpoint_callbacks == []
+
+
+def test_what_is_added_to_the_trainer_is_used(tmp_path: Path) -> None:
+    """Beside our own parts, or in their place."""
+    counter = "{_target_: helpers.recorder.Counter}"
+    trainer = built(
+        tmp_path,
+        *("stage=lora", "+trainer.logger=false", f"+trainer.callbacks=[{counter}]"),
+        *(f"+trainer.default_root_dir={tmp_path}/root", "+trainer.gradient_clip_val=0.5"),
+        "+trainer.plugins={_target_: helpers.recorder.Precision}",
+    )
+    names = [type(callback).__name__ for callback in trainer.callbacks]
+    assert {"Counter", "LastCheckpoint", "RandomStates"} <= set(names)
+    assert type(trainer.precision_plugin).__name__ == "Precision"
+    assert trainer.loggers == []
+    assert trainer.default_root_dir == f"{tmp_path}/root"
+    assert trainer.gradient_clip_val == 0.5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("stage=pretrain",), (0.25, 1)),
+        (("stage=lora", "trainer.max_steps=100"), (25, None)),
+        (("stage=lora", "trainer.max_steps=3", "+trainer.accumulate_grad_batches=4"), (3, None)),
+        (("stage=lora", "+trainer.val_check_interval=7"), (7, 1)),
+        (("stage=lora", "logger=none"), (1.0, 1)),
+    ],
+)
+def test_validations_are_a_few(
+    tmp_path: Path, overrides: tuple[str, ...], expected: tuple[Any, Any]
+) -> None:
+    trainer = built(tmp_path, *overrides)
+    assert (trainer.val_check_interval, trainer.check_val_every_n_epoch) == expected
+    assert built(tmp_path, *overrides, validates=False).limit_val_batches == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+trainer.precision=64-true", "trainer.precision=64-true: expected 32-true or a mixed"),
+        (
+            "+trainer.nope=1",
+            "trainer: Trainer.__init__() got an unexpected keyword argument 'nope'",
+        ),
+        ("logger=csv +logger.csv.nope=1", "logger.csv: CSVLogger.__init__() got an unexpected"),
+        ("callbacks.checkpoint.seconds=-1", "callbacks.checkpoint.seconds=-1: expected a number"),
+        ("+callbacks.mine._target_=nowhere.Mine", "callbacks.mine: "),
+    ],
+)
+def test_what_a_trainer_cannot_take_is_named(tmp_path: Path, override: str, message: str) -> None:
+    assert refused(built, tmp_path, "stage=lora", *override.split()).startswith(message)
