@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -112,7 +113,7 @@ class Place:
 
     def broken_file(self) -> str | None:
         """The first file that does not load, or a temporary one."""
-        readers = {
+        readers: dict[str, Callable[[Path], Any]] = {
             ".ckpt": lambda path: torch.load(path, weights_only=True),
             ".safetensors": load_file,
             ".json": lambda path: json.loads(path.read_text()),

@@ -66,7 +66,7 @@ def adapter(what: str, batch: int, steps: int) -> float:
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=1, lora_alpha=1, target_modules=["linear1", "linear2", "linear3"])
-        net = get_peft_model(net, config)  # type: ignore[arg-type]
+        net = get_peft_model(net, config)
     return train(net, batches)
 
 
