@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 PROJECT = Path(__file__).resolve().parents[1]
 SMALL = ("net.hidden_sizes=[16]", "trainer=cpu", "logger=none", "figures=false")
-EVERY = "callbacks.checkpoint.every_steps"  # steps from one checkpoint to the next
+EVERY = "callbacks.checkpoint.every_n_train_steps"  # steps from one checkpoint to the next
 COMMANDS = {
     "pretrain": ("stage=pretrain", "data.batch_size=50", "trainer.max_steps=600", f"{EVERY}=20"),
     "repair": ("experiment=repair", "digit=9", "trainer.max_steps=300", f"{EVERY}=10"),
