@@ -23,12 +23,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.datasets import MNIST
 
 from lora_mnist import MLP, load_adapter, lora_disabled, merge_lora
-from lora_mnist.cli import run
-from lora_mnist.data import load_images
-from lora_mnist.errors import UserError, missing_extra
-from lora_mnist.project import PROJECT
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 
 class Report:
@@ -82,8 +81,8 @@ def load_base(path: Path) -> MLP:
 
 def split(train: bool) -> tuple[Tensor, Tensor]:
     """Normalised images, (N, 1, 28, 28), and their labels."""
-    images, labels = load_images("MNIST", PROJECT / "data", train)
-    return (images / 255 - 0.1307) / 0.3081, labels
+    dataset = MNIST(PROJECT / "data", train=train, download=True)
+    return (dataset.data.unsqueeze(1) / 255 - 0.1307) / 0.3081, dataset.targets
 
 
 def train_in_peft(base: nn.Module, folder: Path) -> nn.Module:
@@ -117,24 +116,11 @@ def train_in_peft(base: nn.Module, folder: Path) -> nn.Module:
 def draw(folder: Path, count: int) -> list[int]:
     """Save test images as large PNG files, dark ink on light paper; return their labels."""
     folder.mkdir(exist_ok=True)
-    images, labels = load_images("MNIST", PROJECT / "data", train=False)
-    for number, image in enumerate(images[:count, 0]):
+    dataset = MNIST(PROJECT / "data", train=False)
+    for number, image in enumerate(dataset.data[:count]):
         picture = Image.fromarray((240 - 0.8 * image).byte().numpy())
         picture.resize((300, 300), Image.Resampling.BICUBIC).save(folder / f"{number:02}.png")
-    return labels[:count].tolist()
-
-
-def require_extras() -> None:
-    """Ask for what is missing before the first training, not after it.
-
-    Raises:
-        UserError: if a package is missing.
-    """
-    for package, extra in {"peft": "peft", "onnxscript": "onnx", "onnxruntime": "onnx"}.items():
-        try:
-            import_module(package)
-        except ImportError as error:
-            raise missing_extra("scripts/adapter_tour.py", extra, error) from error
+    return dataset.targets[:count].tolist()  # type: ignore[no-any-return]
 
 
 def tour(folder: Path, report: Report) -> None:
@@ -199,8 +185,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=PROJECT / "outputs" / "tour")
     folder = parser.parse_args().folder.resolve()
     if folder.exists():
-        raise UserError(f"--folder={folder}: exists; expected a new folder")
-    require_extras()
+        raise SystemExit(f"--folder={folder}: exists; expected a new folder")
+    for package in ("peft", "onnxscript", "onnxruntime"):
+        import_module(package)  # what is missing is told before the first training
     report = Report()
     tour(folder, report)
     if report.failed:
@@ -208,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

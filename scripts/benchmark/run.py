@@ -1,106 +1,286 @@
-"""How fast: this project beside the notebook, PEFT and a bare PyTorch loop, in one run.
+"""How fast: this project beside the source notebook, PEFT, torchvision and bare imports.
 
-    python scripts/benchmark/run.py              # every row: some ten minutes
-    python scripts/benchmark/run.py --quick      # training and tests alone: under two minutes
-    python scripts/benchmark/run.py --gpu        # training and tests on a GPU
-    python scripts/benchmark/run.py --growth     # cost by rank, width and batch size, drawn too
-    python scripts/benchmark/run.py --profile    # where a training step's time goes
-    python scripts/benchmark/run.py --process    # what is gained by what process.py does
+    python scripts/benchmark/run.py                      # every row: half an hour
+    python scripts/benchmark/run.py --only training      # or adapters, start, sweep, folder
+    python scripts/benchmark/run.py --rounds 1 --steps 20 --pictures 500     # does it work?
 
-The contestants of a row take turns, round after round, and are compared round by round, so that
-whatever slows the machine down slows them all. They go on until each goal is surely met or missed,
-or until the row's time is up: then it is too noisy to tell. The tables are printed as Markdown;
-every measured value is kept in outputs/benchmark. Needs the extra ``bench``. That brings
-transformers, which torchmetrics then imports at every start: ``--python`` runs the rows of whole
-commands with another interpreter.
+Each measurement is a process of its own. The two of a row take turns, round after round, so that
+whatever slows the machine down slows both; the ratio is the median over the rounds, with the least
+and the most. Memory is the most that one process of a measurement had resident. Prints a Markdown
+table and the processor. Needs the extra ``peft`` for the rows that compare with PEFT.
 """
 
 import argparse
 import json
 import os
 import platform
+import random
+import shutil
+import statistics
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import date
-from tempfile import TemporaryDirectory
-from typing import Any
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import NamedTuple
 
-import torch
-from contestants import OUTPUT
-from extras import require_extra
-from growth import draw, growth, growth_tables
-from processes import all_sides, quiet_lightning
-from profiling import process_rows, profile
-from row import Row
-from rows import command_rows, gpu_rows, test_rows, training_rows
-from tables import line, markdown
-
-from lora_mnist.cli import run
-from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import UserError
+PROJECT = Path(__file__).resolve().parents[2]
+HERE = PROJECT / "scripts" / "benchmark"
+KINDS = ("training", "adapters", "start", "sweep", "folder")
 
 
-def machine(gpu: bool = False) -> str:
-    """What the numbers were measured on."""
-    parts = [f"{len(os.sched_getaffinity(0))} cores ({platform.machine()})"]
-    if gpu:
-        parts.append(torch.cuda.get_device_name())
-    return ", ".join([*parts, f"torch {torch.__version__}", str(date.today())])
+class Measured(NamedTuple):
+    """One measurement: steps, images or seconds, and megabytes."""
+
+    value: float
+    memory: float
 
 
-def measure(rows: list[Row], seconds: float) -> dict[str, Any]:
-    """Measure and print row by row, each in some ``seconds``; return every value."""
-    print("\n" + markdown(["work", "unit", "median (range)", "goal"], []))
-    for row in rows:
-        done = row if row.measured else row.measure(seconds)
-        print(line(done.cells()), flush=True)
-    return {row.name: {"unit": row.unit, "measured": row.measured} for row in rows}
+Measurement = Callable[[], Measured]
+
+
+class Row(NamedTuple):
+    """Two ways to do the same work; ``beside`` is empty where ours stands alone."""
+
+    work: str
+    unit: str
+    beside: str
+    theirs: Measurement | None
+    ours: Measurement
+
+
+def run(*command: str) -> tuple[Measured, str]:
+    """Run a Python process; its seconds and its memory, and what it prints."""
+    environment = os.environ | {"PYTHONPATH": f"{PROJECT / 'src'}:{HERE}"}
+    started = time.perf_counter()
+    with TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=PROJECT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        assert process.stdout
+        printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            raise SystemExit(f"python {' '.join(command)}\n{printed}{errors.read()}")
+    return Measured(seconds, usage.ru_maxrss / 1024), printed
+
+
+def seconds(*command: str) -> Measurement:
+    """How long a Python process takes."""
+    return lambda: run(*command)[0]
+
+
+def loop(*arguments: object) -> Measurement:
+    """What a loop of loops.py prints."""
+
+    def measure() -> Measured:
+        used, printed = run(str(HERE / "loops.py"), *map(str, arguments))
+        return Measured(float(printed.splitlines()[-1]), used.memory)
+
+    return measure
+
+
+class Commands:
+    """This project's commands, with all they leave in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.usual = [f"paths.outputs={folder}/outputs", "trainer=cpu"]
+        run("train.py", "stage=pretrain", "trainer.max_steps=100", *self.usual)
+
+    def train(self, steps: int, *overrides: str, images: int = 1) -> Measurement:
+        """Steps a second, times the ``images`` of a step, of a training without validation."""
+
+        def measure() -> Measured:
+            path = self.folder / "rate"
+            watch = ["+callbacks.stopwatch._target_=stopwatch.Stopwatch"]
+            watch += [f"+callbacks.stopwatch.path={path}", f"trainer.max_steps={steps}"]
+            watch += ["+trainer.limit_val_batches=0", "figures=false"]
+            used, _ = run("train.py", *overrides, *watch, *self.usual)
+            return Measured(images * float(path.read_text()), used.memory)
+
+        return measure
+
+    def test(self) -> Measured:
+        """Test images a second, as results.json has them."""
+        place = self.folder / "test"
+        overrides = ["stage=pretrain", "trainer.max_steps=1", "figures=false"]
+        overrides += [f"hydra.run.dir={place}", f"base_ckpt={place}/base.ckpt"]
+        used, _ = run("train.py", *overrides, *self.usual)
+        results = json.loads((place / "results.json").read_text())
+        shutil.rmtree(place)
+        return Measured(10_000 / results["seconds"]["test"], used.memory)
+
+    def further_job(self) -> Measured:
+        """Seconds that one more job of a hundred steps adds to a sweep."""
+        sweep = ["-m", "stage=lora", "digit=9", "trainer.max_steps=100", *self.usual]
+        few, _ = run("train.py", *sweep, "lora.rank=1,2")
+        many, _ = run("train.py", *sweep, "lora.rank=1,2,3,4,5,6")
+        return Measured((many.value - few.value) / 4, many.memory)
+
+    def summary(self, jobs: int) -> Measurement:
+        """Seconds of ``report.py`` on a sweep of copies of one job, each with another seed."""
+        sweep = self.folder / f"sweep-{jobs}"
+        overrides = ["-m", "stage=lora", "seed=0,1", "trainer.max_steps=1", *self.usual]
+        run("train.py", *overrides, f"hydra.sweep.dir={sweep}")
+        first = next(path.parent for path in sweep.glob("*/job.json") if "seed=0" in str(path))
+        for seed in range(2, jobs):
+            copy = sweep / first.name.replace("seed=0", f"seed={seed}")
+            (copy / ".hydra").mkdir(parents=True)
+            for name in ("job.json", "results.json", ".hydra/config.yaml", ".hydra/overrides.yaml"):
+                text = (first / name).read_text()
+                for said in ("seed={}", "seed: {}", '"seed": {}'):
+                    text = text.replace(said.format(0), said.format(seed))
+                (copy / name).write_text(text)
+        return seconds("report.py", f"run={sweep}", *self.usual[:1])
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """Write ``count`` JPEG files of 64 x 64 pixels in ten classes; return their folder."""
+    from PIL import Image
+
+    chance = random.Random(0)
+    for number in range(count):
+        path = folder / "photos" / f"class-{number % 10}" / f"{number:05}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.frombytes("RGB", (16, 16), chance.randbytes(16 * 16 * 3))
+        coarse.resize((64, 64), Image.Resampling.BICUBIC).save(path)
+    return folder / "photos"
+
+
+def rows_of(
+    kind: str, folder: Path, commands: Commands, arguments: argparse.Namespace
+) -> list[Row]:
+    """The rows of one kind."""
+    steps = arguments.steps
+    if kind == "training":
+        few = max(steps // 4, 5)  # the notebook's steps are slow, and all alike
+        rows = [
+            Row(
+                f"`stage={stage}`",
+                "steps/s",
+                "notebook",
+                loop("notebook", stage, "--steps", few),
+                commands.train(steps, f"stage={stage}", "digit=9" if stage == "lora" else "seed=0"),
+            )
+            for stage in ("pretrain", "lora")
+        ]
+        theirs = loop("notebook", "test", "--steps", few)
+        return [*rows, Row("test pass", "images/s", "notebook", theirs, commands.test)]
+    if kind == "adapters":
+        return [
+            Row(
+                f"LoRA in a bare loop, batch {batch}",
+                "steps/s",
+                "PEFT",
+                loop("peft", "--batch", batch, "--steps", steps),
+                loop("lora", "--batch", batch, "--steps", steps),
+            )
+            for batch in (10, 100)
+        ]
+    if kind == "start":
+        stop = "+callbacks.stop._target_=stopwatch.ExitAtFirstStep"
+        start = seconds("train.py", "stage=lora", "digit=9", stop, *commands.usual)
+        imports = seconds("-c", "import torch, lightning.pytorch")
+        hydra = seconds("-c", "import hydra")
+        help_ = seconds("train.py", "--help")
+        return [
+            Row("a command's start, to its first step", "s", "bare imports", imports, start),
+            Row("`train.py --help`", "s", "import hydra", hydra, help_),
+        ]
+    if kind == "sweep":
+        report = commands.summary(arguments.jobs)
+        return [
+            Row("a further job of a sweep", "s", "", None, commands.further_job),
+            Row(f"report of a sweep of {arguments.jobs:,} jobs", "s", "", None, report),
+        ]
+    photos, batch = pictures(folder, arguments.pictures), 100
+    steps = arguments.pictures * 8 // 10 // batch  # a tenth is for validation, a tenth for the test
+    ours = ["stage=pretrain", "data=folder", f"data.data_dir={photos}", "data.batch_size=100"]
+    ours += ["data.mean=0.5", "data.std=0.5", "net=custom", "net._target_=lora_mnist.MLP"]
+    ours += ["net.in_features=12288", "net.hidden_sizes=[64]", "net.num_classes=10"]
+    ours += ["logger=none", f"base_ckpt={folder}/photos.ckpt"]
+    rows = []
+    for workers in (0, arguments.workers):
+        theirs = loop(
+            *("folder", photos, "--batch", batch, "--steps", steps, "--workers", workers),
+        )
+        disk = [*ours, "data.in_memory=false", f"data.num_workers={workers}"]
+        work = f"{arguments.pictures:,} pictures from the disk, {workers} workers"
+        here = commands.train(steps, *disk, images=batch)
+        rows.append(Row(work, "images/s", "ImageFolder", theirs, here))
+    memory = commands.train(steps, *ours, "data.in_memory=true", images=batch)
+    work = f"{arguments.pictures:,} pictures, in memory"
+    return [*rows, Row(work, "images/s", "ImageFolder, 0 workers", rows[0].theirs, memory)]
+
+
+def spread(values: list[float]) -> str:
+    """Median, and the least and the most."""
+    digits = 0 if min(values) >= 100 else 2
+    middle = f"{statistics.median(values):,.{digits}f}"
+    if len(values) == 1:
+        return middle
+    return f"{middle} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
+
+
+def measure(row: Row, rounds: int) -> str:
+    """Let both take turns; the row as it is printed."""
+    theirs: list[Measured] = []
+    ours: list[Measured] = []
+    for _ in range(rounds):
+        if row.theirs:
+            theirs.append(row.theirs())
+        ours.append(row.ours())
+    cells = [row.work, row.unit, row.beside]
+    ratios = [a.value / b.value for a, b in zip(ours, theirs, strict=False)]
+    if row.unit == "s":
+        ratios = [1 / ratio for ratio in ratios]
+    cells.append(spread([each.value for each in theirs]) if theirs else "")
+    cells.append(spread([each.value for each in ours]))
+    cells.append(spread(ratios) if ratios else "")
+    memory = [f"{max(e.memory for e in side):,.0f}" if side else "" for side in (theirs, ours)]
+    return f"| {' | '.join([*cells, *memory])} |"
+
+
+def processor() -> str:
+    """The name of the processor."""
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rows and steps")
-    parser.add_argument("--gpu", action="store_true", help="training and tests on a GPU")
-    parser.add_argument("--growth", action="store_true", help="how cost grows; draws a picture")
-    parser.add_argument("--profile", action="store_true", help="the parts of a training step")
-    parser.add_argument("--process", action="store_true", help="what process.py gains")
-    parser.add_argument(
-        "--python",
-        default=sys.executable,
-        help="interpreter for the rows of whole commands, such as one with the base install alone",
-    )
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=400, help="of training")
+    parser.add_argument("--jobs", type=int, default=1000, help="of the sweep that is reported")
+    parser.add_argument("--pictures", type=int, default=20_000, help="in the folder")
+    parser.add_argument("--workers", type=int, default=2, help="that read pictures")
     arguments = parser.parse_args()
-    if arguments.gpu and not torch.cuda.is_available():
-        raise UserError("--gpu: expected a CUDA device, and torch finds none on this machine")
-    quiet_lightning()
-    print(machine(arguments.gpu), flush=True)
-    if arguments.profile:
-        for stage in ("pretrain", "lora"):
-            print(f"\n{stage}\n\n{markdown(['part of a step', 'ms', 'share'], profile(stage))}")
-        return
-    if arguments.process:
-        with all_sides() as sides:
-            measure(process_rows(sides, rounds=5), seconds=60)
-        return
-    if arguments.growth:
-        tables = growth()
-        print("\n" + growth_tables(tables))
-        draw(tables, OUTPUT / "growth.png")
-        return
-    require_extra("run.py", "bench", "peft")
-    with TemporaryDirectory() as folder, all_sides() as sides:
-        if arguments.gpu:
-            rows = gpu_rows(sides, arguments.quick)
-        else:
-            rows = training_rows(sides, arguments.quick) + test_rows(sides, arguments.quick)
-        if not (arguments.quick or arguments.gpu):
-            rows += command_rows(folder, arguments.python)
-        record = {
-            "machine": machine(arguments.gpu),
-            "rows": measure(rows, seconds=15 if arguments.quick else 45),
-        }
-    with atomic_write(OUTPUT / ("gpu.json" if arguments.gpu else "benchmark.json")) as path:
-        path.write_text(json.dumps(record))
+    print("| work | unit | beside | there | here | times as fast | MB there | MB here |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    with TemporaryDirectory(prefix="benchmark-") as name:
+        commands = Commands(Path(name))
+        for kind in arguments.only:
+            for row in rows_of(kind, Path(name), commands, arguments):
+                print(measure(row, arguments.rounds), flush=True)
+    threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
+    print(f"\n{processor()}, {threads} threads, torch {version('torch')}, {date.today()}")
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

@@ -1,8 +1,6 @@
 """The source notebook, cell by cell, as a reference for the benchmark and the tests.
 
     python scripts/benchmark/source_notebook.py compare --seeds 0 1 2   # its numbers beside ours
-    python scripts/benchmark/source_notebook.py pretrain BASE           # up to the first test
-    python scripts/benchmark/source_notebook.py lora BASE               # the rest, on that network
 
 ``compare`` prints a Markdown table and takes about two minutes a seed on two cores. The notebook
 takes most of them: it transforms images one by one, has Adam go parameter by parameter, builds the
@@ -24,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader
 
-from lora_mnist.project import PROJECT
+PROJECT = Path(__file__).resolve().parents[2]
 
 DIGIT = 9
 
@@ -128,23 +126,6 @@ def set_lora_enabled(net: RichBoyNet, enabled: bool) -> None:
         layer.parametrizations["weight"][0].enabled = enabled  # type: ignore[index,union-attr]
 
 
-def pretrain(net: RichBoyNet) -> list[int]:
-    """Train for one epoch and count the errors of each digit."""
-    train_loader, test_loader = loader(load(train=True)), loader(load(train=False))
-    fit(train_loader, net)
-    return count_errors(test_loader, net)
-
-
-def fine_tune(net: RichBoyNet) -> tuple[list[int], list[int]]:
-    """Train the adapter on 100 batches of nines; count errors with the adapter on and off."""
-    add_dense_lora(net)
-    fit(loader(only(load(train=True), DIGIT)), net, limit=100)
-    test_loader = loader(load(train=False))
-    adapted = count_errors(test_loader, net)
-    set_lora_enabled(net, False)
-    return adapted, count_errors(test_loader, net)
-
-
 # --- the notebook beside this project ------------------------------------------------------------
 
 
@@ -152,9 +133,14 @@ def run_notebook(seed: int) -> tuple[list[int], list[int]]:
     """Errors of each digit before and after fine-tuning on the nines, cell by cell."""
     torch.manual_seed(seed)
     net = RichBoyNet()
-    before = pretrain(net)
-    after, without = fine_tune(net)
-    assert without == before
+    train_loader, test_loader = loader(load(train=True)), loader(load(train=False))
+    fit(train_loader, net)
+    before = count_errors(test_loader, net)
+    add_dense_lora(net)
+    fit(loader(only(load(train=True), DIGIT)), net, limit=100)
+    after = count_errors(loader(load(train=False)), net)
+    set_lora_enabled(net, False)
+    assert count_errors(test_loader, net) == before
     return before, after
 
 
@@ -184,23 +170,9 @@ def compare(seeds: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("compare").add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    for name in ("pretrain", "lora"):
-        commands.add_parser(name).add_argument("base", type=Path)
-    arguments = parser.parse_args()
-    if arguments.command == "compare":
-        compare(arguments.seeds)
-        return
-    torch.manual_seed(0)
-    net = RichBoyNet()
-    if arguments.command == "pretrain":
-        print("errors of each digit:", pretrain(net))
-        torch.save(net.state_dict(), arguments.base)
-    else:
-        net.load_state_dict(torch.load(arguments.base, weights_only=True))
-        adapted, base = fine_tune(net)
-        print("errors of each digit with the adapter:", adapted, "without:", base)
+    parser.add_argument("what", choices=["compare"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    compare(parser.parse_args().seeds)
 
 
 if __name__ == "__main__":

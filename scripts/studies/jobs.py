@@ -2,27 +2,23 @@
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.disk.results import RESULTS_FILE
-from lora_mnist.project import PROJECT
-from lora_mnist.sweep.records import read_results
 from lora_mnist.train import train
 
+PROJECT = Path(__file__).resolve().parents[2]
 OUTPUT = PROJECT / "outputs" / "repair_study"
 
-#: Overrides, key to value; a value is what YAML can say.
+#: Overrides of python train.py, key to value; a value is what YAML can say.
 Settings = Mapping[str, Any]
 #: What results.json holds.
 Results = dict[str, Any]
@@ -31,8 +27,8 @@ Results = dict[str, Any]
 _QUIET: Settings = {
     "logger": "none",
     "figures": False,
-    "callbacks.checkpoint": None,
-    "callbacks.progress_bar": None,
+    "++callbacks.checkpoint": None,
+    "++callbacks.progress_bar": None,
     "+trainer.enable_checkpointing": False,
     "+trainer.enable_progress_bar": False,
 }
@@ -40,21 +36,15 @@ _QUIET: Settings = {
 
 def written(value: Any) -> str:
     """``value`` as Hydra's command line reads it; quoted where it would be read otherwise."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{written(each)}' for key, each in value.items())}}}"
     if not isinstance(value, str):
-        return str(value)
-    try:
-        parsed = OverridesParser.create().parse_override(f"key={value}").value()
-    except HydraException:
-        parsed = None
-    return value if parsed == value else QuotedString(value, Quote.single).with_quotes()
+        return json.dumps(value)
+    words = ("null", "true", "false", "nan", "inf")
+    if re.fullmatch(r"[a-zA-Z_][\w.*/]*", value) and value.lower() not in words:
+        return value
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def overrides(settings: Settings) -> list[str]:
@@ -68,29 +58,18 @@ def composed(settings: Settings) -> DictConfig:
         return compose("train", overrides(settings))
 
 
-class Run(NamedTuple):
-    """What a run left: its ``folder``, and what ``results.json`` in it holds."""
-
-    folder: Path
-    results: Results
-
-
-def run(settings: Settings) -> Run:
-    """The run of ``python train.py`` with these ``settings``: as it was left, or done now."""
+def run(settings: Settings) -> tuple[Path, Results]:
+    """The folder and the results of a run: as it was left, or done now."""
     cfg = composed({**_QUIET, **settings})
     text = json.dumps(OmegaConf.to_container(cfg, resolve=True), sort_keys=True)
     folder = OUTPUT / "runs" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    try:
-        results = read_results(folder)
-    except ValueError:
-        results = None
-    if results is None:
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was cut short
+    file = folder / "results.json"
+    if not file.exists():  # it is written last, and whole
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         print(" ".join(overrides(settings)), file=sys.stderr, flush=True)
         train(cfg, folder)
-        results = json.loads((folder / RESULTS_FILE).read_text())  # as a later call reads it
-    return Run(folder, results)
+    return folder, json.loads(file.read_text())
 
 
 @dataclass(frozen=True)
@@ -116,7 +95,7 @@ class Base:
     def results(self) -> Results:
         """What pretraining found; it is done now, if it was not yet."""
         settings = {**self.common, "stage": "pretrain", **self.pretrain, "seed": self.seed}
-        return run({**settings, "base_ckpt": str(self.file)}).results
+        return run({**settings, "base_ckpt": str(self.file)})[1]
 
     def classes(self) -> list[int]:
         """All classes, the one with the most validation errors first."""
@@ -129,7 +108,7 @@ class Base:
             return self.classes()[:1]
         return list(digit) if isinstance(digit, Sequence) else [digit]
 
-    def run(self, settings: Settings, target: Sequence[int], seed: int) -> Run:
+    def run(self, settings: Settings, target: Sequence[int], seed: int) -> tuple[Path, Results]:
         """A run on this base; ``target`` is what it repairs, unless ``settings`` say otherwise."""
         self.results()
         digit = list(target) if len(target) > 1 else target[0]
@@ -145,4 +124,4 @@ def errors(outcome: Results, target: Sequence[int]) -> tuple[int, int]:
 
 def slug(name: str) -> str:
     """A file's name for ``name``."""
-    return "".join(c if c.isalnum() else "_" for c in name)
+    return re.sub(r"\W", "_", name)

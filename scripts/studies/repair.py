@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jobs import OUTPUT, Base, Settings, overrides, slug
+from jobs import OUTPUT, PROJECT, Base, Settings, overrides, slug
 from repair_search import Case, Search, markdown_of_search, run_search
 from repair_several import several
-from repair_table import Rows, columns, draw, fill, markdown, markdown_of_several
+from repair_table import Rows, columns, draw, fill, markdown
 
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.project import PROJECT
 
 PAGE = PROJECT / "docs" / "repair.md"
 PLAN: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
@@ -56,14 +55,13 @@ def cases(of: Mapping[str, Any]) -> list[Case]:
 def compare(of: Mapping[str, Any]) -> Rows:
     """Run every method of a table."""
     rows: Rows = {}
-    # One base and class after the other: what the base makes of the images is found out once.
     for base, target in cases(of):
         before = base.results()
         base_row = {**columns(before, before, target), "trained weights": 0}
         rows.setdefault("base", []).append(base_row)
         for method, seeds in of["methods"].items():
             for seed in range(seeds):
-                after = base.run({**METHODS[method], **_TEST_ALONE}, target, seed).results
+                _, after = base.run({**METHODS[method], **_TEST_ALONE}, target, seed)
                 rows.setdefault(method, []).append(columns(after, before, target))
     return rows
 
@@ -93,7 +91,7 @@ def write(name: str) -> None:
     if name == "several":
         repair, plain = ({**METHODS[of[each]], **_TEST_ALONE} for each in ("repair", "plain"))
         rows = several(bases(of), repair, plain)
-        fill(PAGE, name, markdown_of_several(rows))
+        fill(PAGE, name, markdown(rows))
         return
     rows = compare(of)
     timed = of["methods"] if of.get("seconds") else ()

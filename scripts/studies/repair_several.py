@@ -1,17 +1,19 @@
 """Several classes: repairs in a row, and independent repairs put together."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs import Base, Results, Settings, composed, errors, run
+from hydra.utils import instantiate
+from jobs import OUTPUT, PROJECT, Base, Results, Settings, composed, errors, overrides, run
 from repair_table import Rows, shares
 from safetensors.torch import save_file
 
-from lora_mnist.classifier.metrics import compare_errors
-from lora_mnist.config import build_data, build_net
+from lora_mnist import load_adapter, merge_lora
 from lora_mnist.disk.base import read_base
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.lora import load_adapter, merge_lora
 
 #: How many independent adapters are put together.
 FOUR = 4
@@ -34,30 +36,28 @@ def several(bases: Sequence[Base], repair: Settings, plain: Settings) -> Rows:
     for base in bases:
         classes = base.classes()
         four = classes[:FOUR]
-        folders = [base.run(repair, [digit], seed=0).folder / "adapter" for digit in four]
-        for weight in (1.0, 0.5, 0.25):
-            method = f"{FOUR} independent repairs together, each at {weight:g}"
-            add(method, base, four, together(base, folders, weight))
+        folders = [base.run(repair, [digit], seed=0)[0] / "adapter" for digit in four]
+        for scale in (1.0, 0.5, 0.25):
+            method = f"{FOUR} independent repairs together, each at {scale:g}"
+            add(method, base, four, together(base, folders, scale))
         repaired = in_a_row(base, repair)
         for count in (FOUR, len(classes)):
             target = classes[:count]
             add(f"{count} repairs in a row", base, target, repaired[count - 1]["test"])
-            settings = {**plain, "trainer.max_steps": 100 * count}
-            trained = base.run(settings, target, seed=0).results
+            _, trained = base.run({**plain, "trainer.max_steps": 100 * count}, target, seed=0)
             add(f"training on all classes, {100 * count} steps", base, target, trained["test"])
     return rows
 
 
-def together(base: Base, folders: Sequence[Path], weight: float) -> Results:
-    """Errors on the test images with all adapters in ``folders`` on at once, each at ``weight``."""
-    cfg = composed({**base.common, "stage": "lora"})
-    net, data = build_net(cfg), build_data(cfg, "test")
-    read_base(base.file, net)
-    for folder in folders:
-        load_adapter(net, folder, scale=weight)
-    batches = (data.on_after_batch_transfer(batch, 0) for batch in data.test_dataloader())
-    adapted: Results = compare_errors(net.eval(), batches)["adapted"]
-    return adapted
+def together(base: Base, folders: Sequence[Path], scale: float) -> Results:
+    """Errors on the test images with all adapters in ``folders`` on at once, each at ``scale``."""
+    place = OUTPUT / "together" / f"{base.file.stem}-{scale:g}"
+    adapters = ",".join(f"{{path: '{folder}', scale: {scale}}}" for folder in folders)
+    command = [f"adapter=[{adapters}]", f"base_ckpt={base.file}", f"hydra.run.dir={place}"]
+    command += [*overrides(base.common), "figures=false"]
+    subprocess.run([sys.executable, "eval.py", *command], cwd=PROJECT, check=True)
+    outcome: Results = json.loads((place / "results.json").read_text())["test"]
+    return outcome
 
 
 def in_a_row(base: Base, repair: Settings) -> list[Results]:
@@ -65,17 +65,12 @@ def in_a_row(base: Base, repair: Settings) -> list[Results]:
     start, results = base.file, []
     for digit in base.classes():
         common = {**base.common, "base_ckpt": str(start), "digit": digit, "seed": base.seed}
-        done = run({**common, **repair})
-        start = merged(base, start, done.folder)
-        results.append(done.results)
+        folder, found = run({**common, **repair})
+        results.append(found)
+        net = instantiate(composed({**base.common, "stage": "lora"}).net)
+        read_base(start, net)
+        merge_lora(load_adapter(net, folder / "adapter"))
+        start = folder / "merged.safetensors"
+        with atomic_write(start) as path:
+            save_file(net.state_dict(), path)
     return results
-
-
-def merged(base: Base, start: Path, folder: Path) -> Path:
-    """The weights ``start`` with the adapter that the run in ``folder`` left, in a file."""
-    net = build_net(composed({**base.common, "stage": "lora"}))
-    read_base(start, net)
-    merge_lora(load_adapter(net, folder / "adapter"))
-    with atomic_write(folder / "merged.safetensors") as path:
-        save_file(net.state_dict(), path)
-    return folder / "merged.safetensors"

@@ -32,49 +32,35 @@ def shares(after: tuple[int, int], before: tuple[int, int]) -> dict[str, float]:
     return {"class": 100 * after[0] / before[0], "all": 100 * after[1] / before[1]}
 
 
-def markdown(rows: Rows, seconds: Mapping[str, float]) -> str:
+def markdown(rows: Rows, seconds: Mapping[str, float] | None = None) -> str:
     """The table of ``rows``: mean, standard deviation and worst case over the runs.
 
     Args:
-        rows: by method; the first is the base.
+        rows: by method; with more than shares in them, the first is the base.
         seconds: what each method takes, where that was measured.
     """
-    heads = [*_SHARES.values(), "repaired", "broken", "trained weights"]
-    lines = _head([*heads, "runs", *(["CPU seconds"] if seconds else [])])
+    heads = ["on the class: mean, worst", "of all: mean, worst"]
+    counts = ["repaired", "broken", "trained weights"] if "base" in rows else []
+    heads += [*counts, *(["runs"] if counts else []), *(["CPU seconds"] if seconds else [])]
+    lines = [f"| method | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
     for method, runs in rows.items():
-        cells = [*_shares(runs), *(_mean(runs, each) for each in heads[-3:]), str(len(runs))]
+        cells = [method]
+        for name in ("class", "all"):
+            values = [run[name] for run in runs]
+            cell = f"{statistics.mean(values):.1f}%"
+            if len(set(values)) > 1:
+                cell += f" ± {statistics.stdev(values):.1f}, {max(values):.0f}%"
+            cells.append(cell)
+        cells += [_mean(runs, name) for name in counts]
+        if counts:
+            cells.append(str(len(runs)))
         if seconds:
             cells.append(f"{seconds[method]:.1f}" if method in seconds else "")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    few, many = (_mean(rows["base"], f"base {name}") for name in ("class", "all"))
-    errors_of_base = f"The base's errors, on average: {few} on the class, {many} in all."
-    return "\n".join([*lines, "", errors_of_base])
-
-
-def markdown_of_several(rows: Rows) -> str:
-    """The same with the shares alone."""
-    lines = _head(list(_SHARES.values()))
-    lines += [f"| {method} | {' | '.join(_shares(runs))} |" for method, runs in rows.items()]
+        lines.append(f"| {' | '.join(cells)} |")
+    if counts:
+        few, many = (_mean(rows["base"], f"base {name}") for name in ("class", "all"))
+        lines += ["", f"The base's errors, on average: {few} on the class, {many} in all."]
     return "\n".join(lines)
-
-
-#: The shares that tables show, and what they are called there.
-_SHARES = {"class": "on the class: mean, worst", "all": "of all: mean, worst"}
-
-
-def _head(heads: Sequence[str]) -> list[str]:
-    return [f"| method | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
-
-
-def _shares(runs: list[dict[str, float]]) -> list[str]:
-    return [_share([run[name] for run in runs]) for name in _SHARES]
-
-
-def _share(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.1f}%"
-    if len(set(values)) == 1:
-        return mean
-    return f"{mean} ± {statistics.stdev(values):.1f}, {max(values):.0f}%"
 
 
 def _mean(runs: list[dict[str, float]], name: str) -> str:
@@ -101,13 +87,16 @@ def draw(rows: Rows, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    points = {}
+    points = []
     for number, (method, runs) in enumerate(rows.items()):
         x, y = (statistics.mean(run[name] for run in runs) for name in ("elsewhere", "class"))
-        points[method] = x, y
+        points.append((x, y))
         color = plt.get_cmap("tab20")(number - 1) if method != "base" else "black"
         axes.scatter(x, y, marker="o^sDv"[number % 5], color=color, label=method, zorder=2)
-    front = sorted(p for p in points.values() if not any(_beats(q, p) for q in points.values()))
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if not front or y < front[-1][1]:  # better on the class than all that are better elsewhere
+            front.append((x, y))
     axes.plot(*zip(*front, strict=True), color="0.6", lw=1, zorder=1, label="Pareto front")
     axes.set_xscale("log")
     least, most = axes.get_xlim()
@@ -123,7 +112,3 @@ def draw(rows: Rows, path: Path) -> None:
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
-
-
-def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))

@@ -1,0 +1,106 @@
+"""The loops that stand beside this project's commands; each prints steps or images a second.
+
+python scripts/benchmark/loops.py notebook pretrain     # the source notebook's own loop
+python scripts/benchmark/loops.py notebook lora
+python scripts/benchmark/loops.py notebook test
+python scripts/benchmark/loops.py lora --batch 10       # our adapter, PEFT's: the least loop
+python scripts/benchmark/loops.py peft --batch 10
+python scripts/benchmark/loops.py folder PHOTOS --workers 2     # ImageFolder and DataLoader
+"""
+
+import argparse
+import time
+from collections.abc import Iterable
+
+import source_notebook
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lora_mnist import MLP, add_lora
+
+
+def train(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Steps a second of the least loop that trains ``net``, from the end of the first step on."""
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-3)
+    started, steps = 0.0, -1
+    for images, labels in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        steps += 1
+        if steps == 0:
+            started = time.perf_counter()
+    return steps / (time.perf_counter() - started)
+
+
+def notebook(what: str, steps: int) -> float:
+    """Steps, or test images, a second in the notebook."""
+    net = source_notebook.RichBoyNet()
+    images = source_notebook.load(train=what != "test")
+    if what == "lora":
+        source_notebook.add_dense_lora(net)
+        images = source_notebook.only(images, source_notebook.DIGIT)
+    if what == "test":
+        images.data, images.targets = images.data[: 10 * steps], images.targets[: 10 * steps]
+    batches = source_notebook.loader(images)
+    started = time.perf_counter()
+    if what == "test":
+        source_notebook.count_errors(batches, net)
+        return 10 * steps / (time.perf_counter() - started)
+    source_notebook.fit(batches, net, limit=steps)
+    return steps / (time.perf_counter() - started)
+
+
+def adapter(what: str, batch: int, steps: int) -> float:
+    """Steps a second with an adapter of rank 1 on all layers, ours or PEFT's, images in memory."""
+    dataset = source_notebook.load(train=True)
+    pixels = (dataset.data[:10_000].unsqueeze(1) / 255 - 0.1307) / 0.3081
+    chosen = torch.randint(len(pixels), (steps, batch))
+    batches = [(pixels[index], dataset.targets[index]) for index in chosen]
+    net: nn.Module = MLP()
+    if what == "lora":
+        add_lora(net)
+    else:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=1, lora_alpha=1, target_modules=["linear1", "linear2", "linear3"])
+        net = get_peft_model(net, config)
+    return train(net, batches)
+
+
+def folder(path: str, batch: int, workers: int, steps: int) -> float:
+    """Images a second of torchvision's ImageFolder and torch's DataLoader."""
+    from torchvision import datasets, transforms
+
+    normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
+    transform = transforms.Compose([transforms.ToTensor(), normalize])
+    dataset = datasets.ImageFolder(path, transform)
+    count = range(0, min(len(dataset), steps * batch))
+    subset = torch.utils.data.Subset(dataset, torch.randperm(len(dataset))[count].tolist())
+    batches = DataLoader(subset, batch, shuffle=True, num_workers=workers)
+    with torch.no_grad():
+        size = dataset[0][0].numel()
+    return batch * train(MLP(size, (64,), len(dataset.classes)), batches)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("loop", choices=("notebook", "lora", "peft", "folder"))
+    parser.add_argument("what", nargs="?", help="of notebook: pretrain, lora, test; or a folder")
+    parser.add_argument("--batch", type=int, default=10, help="images a step")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=0, help="of the DataLoader")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    if arguments.loop == "notebook":
+        print(notebook(arguments.what, arguments.steps))
+    elif arguments.loop == "folder":
+        print(folder(arguments.what, arguments.batch, arguments.workers, arguments.steps))
+    else:
+        print(adapter(arguments.loop, arguments.batch, arguments.steps))
+
+
+if __name__ == "__main__":
+    main()

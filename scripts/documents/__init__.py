@@ -1,1 +1,0 @@
-"""What scripts/readme.py is made of."""

@@ -1,0 +1,104 @@
+"""The README's pictures: two repairs side by side, and the page of demo.py in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lora_mnist.disk.files import atomic_write
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def draw_before_after(folders: Mapping[str, Path], path: Path) -> None:
+    """Draw repairs side by side: the errors of each class, and some images repaired and broken.
+
+    Args:
+        folders: of the runs, by title.
+        path: the PNG file to write.
+    """
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    results = [json.loads((f / "results.json").read_text()) for f in folders.values()]
+    figure, axes = plt.subplots(
+        *(3, len(folders)),
+        figsize=(5 * len(folders), 9),
+        height_ratios=(2.2, 1, 1),
+        layout="constrained",
+        squeeze=False,
+    )
+    most = max(max(run["test"]["errors_per_class"]) for run in results)
+    for column, (title, folder) in enumerate(folders.items()):
+        run, bars = results[column], axes[0, column]
+        places = np.arange(len(run["classes"]))
+        for shift, side, color in ((-0.2, "base", "0.6"), (0.2, "adapted", "tab:blue")):
+            errors = run["test_base" if side == "base" else "test"]["errors_per_class"]
+            bars.barh(places + shift, errors, 0.4, color=color, label=side)
+        bars.set_yticks(places, run["classes"])
+        bars.set_xlim(0, 1.05 * most)  # bars of one length mean one number
+        bars.invert_yaxis()
+        bars.spines[["top", "right"]].set_visible(False)
+        bars.set_xlabel("errors on test images")
+        bars.legend(frameon=False)
+        before, after = (sum(run[key]["errors_per_class"]) for key in ("test_base", "test"))
+        bars.set_title(f"{title}\n{before:,} errors -> {after:,}", fontsize=12)
+        for row, kind in enumerate(("repaired", "broken"), start=1):
+            axes[row, column].axis("off")
+            if (file := folder / "figures" / f"{kind}.png").exists():
+                axes[row, column].imshow(Image.open(file))
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=180, format="png")
+    plt.close(figure)
+
+
+def photograph(overrides: Sequence[str], path: Path) -> None:
+    """Have the page of demo.py show a nine that the adapter repairs, and take its picture.
+
+    Args:
+        overrides: of ``python demo.py``.
+        path: the PNG file to write.
+
+    Raises:
+        RuntimeError: if the page does not start, or no nine is repaired.
+    """
+    from playwright.sync_api import sync_playwright
+
+    command = [sys.executable, str(PROJECT / "demo.py"), *overrides]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr
+            line = server.stderr.readline()
+            if not (address := re.search(r"http://\S+", line)):
+                raise RuntimeError(f"python demo.py: {line}{server.stderr.read()}")
+            with sync_playwright() as playwright, atomic_write(path) as temporary:
+                chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+                # The sandbox needs another user than root.
+                flags = ["--no-sandbox", "--no-proxy-server"]
+                browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+                size = {"width": 1100, "height": 830}
+                page = browser.new_page(viewport=size, device_scale_factor=1.6)  # type: ignore[arg-type]
+                page.goto(address[0])
+                said = ""
+                for _ in range(200):
+                    page.get_by_role("button", name="An image that the base gets wrong").click()
+                    page.wait_for_function(
+                        "before => (document.body.innerText.match(/Test image [0-9]+ is a \\w+/)"
+                        " || [before])[0] !== before",
+                        arg=said,
+                    )
+                    page.wait_for_timeout(500)  # both answers follow the image
+                    found = re.search(r"Test image \d+ is a \w+", page.inner_text("body"))
+                    said = found[0] if found else ""
+                    if said.endswith(" 9") and page.inner_text("#adapted h2").strip() == "9":
+                        page.screenshot(path=temporary, type="png")
+                        browser.close()
+                        return
+                raise RuntimeError(f"{said}: expected a nine that the adapter repairs")
+        finally:
+            server.terminate()

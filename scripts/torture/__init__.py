@@ -1,1 +1,0 @@
-"""What the project promises, tried hard: kills, faults, odd values, crowds and long processes."""
