@@ -6,7 +6,9 @@ the run's folder, is an argument.
 
 import pydoc
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
@@ -289,7 +291,7 @@ def with_run(cfg: DictConfig) -> DictConfig:
     """
     cfg = cfg.copy()
     asked_groups = {key.partition(".")[0] for key in asked_keys()}
-    # Another net.hidden_sizes is another network; another data.mean leaves the run's data what it is.
+    # Another net.hidden_sizes is another network; another data.mean leaves the run's data as it is.
     groups = ({"net"} & asked_groups) | ({"data"} & asked_keys())
     several = isinstance(cfg.adapter, ListConfig)
     chosen = list(cfg.adapter) if several else [cfg.adapter]
@@ -483,7 +485,7 @@ def build_trainer(
     Raises:
         UserError: if a value of ``cfg`` cannot be used.
     """
-    callbacks: list[Any] = [RandomStates()]
+    callbacks: list[Any] = [RandomStates(), _PlainSigterm()]
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is None:
             continue
@@ -536,6 +538,18 @@ def build_trainer(
             f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
         )
     return trainer
+
+
+class _PlainSigterm(Callback):
+    """In a distributed run SIGTERM ends each process at once, as it ends other programs.
+
+    Lightning 2.6 tells the other processes from within its signal handler, by a broadcast that
+    waits for ever where the signal comes during another one.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _listed(value: Any) -> list[Any]:

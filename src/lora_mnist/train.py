@@ -7,6 +7,7 @@
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +78,9 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     if cfg.resume is not None and is_sweep():
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     seed_everything(cfg.seed, verbose=False)
-    with quiet_lightning(), _ends_with_its_parent():
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        _end_with_the_parent()
+    with quiet_lightning():
         return stages[cfg.stage](cfg, run_folder or new_run_folder(cfg))
 
 
@@ -335,22 +338,16 @@ def on_device(cfg: DictConfig, net: nn.Module) -> Iterator[torch.device]:
         net.to("cpu")  # a new adapter draws its first values there, the same on every machine
 
 
-@contextmanager
-def _ends_with_its_parent() -> Iterator[None]:
-    """Inside the ``with`` block a process of a distributed run ends when its parent has died.
+def _end_with_the_parent() -> None:
+    """In a further process of a distributed run: end when the process that started it has died.
 
-    It could wait for ever for the others.
+    It would wait for the others, while it trains and while it ends.
     """
-    ended, parent = threading.Event(), os.getppid()
+    parent = os.getppid()
 
     def watch() -> None:
-        while not ended.wait(1.0):
-            if os.getppid() != parent:
-                os._exit(1)
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
 
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
+    threading.Thread(target=watch, daemon=True).start()

@@ -191,8 +191,7 @@ class ClassifierModule(LightningModule):
         tags = scalars(split, outcomes, names, self.targets)
         if split == "val":
             tags |= adapter_norms(self.net)
-        # The counts are of all processes already.
-        self.log_dict(tags, rank_zero_only=True)
+        self.log_dict(tags, sync_dist=True)  # the same in each process: the counts are of all
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside an adapter the base has a file of its own: keep the adapter alone."""
