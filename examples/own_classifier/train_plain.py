@@ -20,11 +20,11 @@ def main() -> None:
     images = (images - mean[:, None, None]) / std[:, None, None]
 
     is_eight = labels == folder.class_to_idx["eight"]
-    there = (~is_eight | (is_eight.cumsum(0) <= FEW)).nonzero().flatten()
+    kept = (~is_eight | (is_eight.cumsum(0) <= FEW)).nonzero().flatten()
     net = Net()
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
     for epoch in range(8):
-        for batch in there[torch.randperm(len(there))].split(50):
+        for batch in kept[torch.randperm(len(kept))].split(50):
             optimizer.zero_grad()
             loss = cross_entropy(net(images[batch]), labels[batch])
             loss.backward()
