@@ -1,5 +1,6 @@
 """Several classes: repairs in a row, and independent repairs put together."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -51,11 +52,13 @@ def several(bases: Sequence[Base], repair: Settings, plain: Settings) -> Rows:
 
 def together(base: Base, folders: Sequence[Path], scale: float) -> Results:
     """Errors on the test images with all adapters in ``folders`` on at once, each at ``scale``."""
-    place = OUTPUT / "together" / f"{base.file.stem}-{scale:g}"
     adapters = ",".join(f"{{path: '{folder}', scale: {scale}}}" for folder in folders)
-    command = [f"adapter=[{adapters}]", f"base_ckpt={base.file}", f"hydra.run.dir={place}"]
-    command += [*overrides(base.common), "figures=false"]
-    subprocess.run([sys.executable, "eval.py", *command], cwd=PROJECT, check=True)
+    command = [f"adapter=[{adapters}]", f"base_ckpt={base.file}", *overrides(base.common)]
+    name = hashlib.sha256(" ".join(command).encode()).hexdigest()[:16]
+    place = OUTPUT / "together" / name
+    if not (place / "results.json").exists():
+        command += [f"hydra.run.dir={place}", "figures=false"]
+        subprocess.run([sys.executable, "eval.py", *command], cwd=PROJECT, check=True)
     outcome: Results = json.loads((place / "results.json").read_text())["test"]
     return outcome
 

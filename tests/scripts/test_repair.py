@@ -24,13 +24,6 @@ def test_a_method_keeps_to_100_steps_of_100_images(name: str) -> None:
     assert ("lora" in cfg) == (cfg.stage == "lora")
 
 
-def test_full_fine_tuning_is_the_recipe_without_its_adapter() -> None:
-    tuned = jobs.composed(repair.METHODS["full fine-tuning"])
-    recipe = jobs.composed({"experiment": "repair"})
-    assert (tuned.data, tuned.loss) == (recipe.data, recipe.loss)
-    assert (tuned.scheduler, tuned.callbacks) == (recipe.scheduler, recipe.callbacks)
-
-
 def test_the_tables_bases_were_never_searched_on() -> None:
     searched = repair.bases(repair.PLAN["search"])
     of_tables = [base for of in repair.TABLES.values() for base in repair.bases(of)]
@@ -148,17 +141,6 @@ def test_a_table_has_mean_spread_and_worst_case() -> None:
     assert repair_table.markdown({"method": rows()["method"]}).splitlines()[-1] == (
         "| method | 30.0% ± 14.1, 40% | 65.0% ± 14.1, 75% |"
     )
-
-
-def test_a_table_goes_between_its_markers(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- one -->\nold\n<!-- /one -->\nb\n<!-- two -->\n<!-- /two -->\n")
-    repair_table.fill(page, "one", "new")
-    repair_table.fill(page, "two", "first")
-    marked = "<!-- one -->\nnew\n<!-- /one -->\nb\n<!-- two -->\nfirst\n<!-- /two -->\n"
-    assert page.read_text() == f"a\n{marked}"
-    with pytest.raises(ValueError, match="three"):
-        repair_table.fill(page, "three", "new")
 
 
 def test_the_picture_of_a_study(tmp_path: Path) -> None:
