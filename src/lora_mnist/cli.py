@@ -6,6 +6,7 @@ Exit codes: 0; 1 for a failure, or failed jobs of a sweep; 2 for a mistake in th
 ``--help``, ``--cfg`` and completion answer at once.
 """
 
+import gc
 import logging
 import os
 import re
@@ -62,6 +63,9 @@ def run(main: Callable[[], object]) -> None:
     _full_error = os.environ.get(_FULL_ERROR, "0")
     handlers = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
     error, code = None, 0
+    # torch and Lightning make half a million objects that stay: searching them for garbage takes
+    # seconds, while they are imported and when the process ends.
+    gc.disable()
     try:
         with env_override({_FULL_ERROR: "1"}):  # so that Hydra raises what it would print
             main()
@@ -69,6 +73,7 @@ def run(main: Callable[[], object]) -> None:
         error, code = exit_.__cause__, exit_.code if isinstance(exit_.code, int) else 0
     except BaseException as raised:
         error = raised
+    gc.enable()
     for number in handlers:
         signal.signal(number, signal.SIG_IGN)  # what remains to be done must not be cut off
     try:
@@ -119,6 +124,9 @@ def command(function: Callable[[DictConfig, Path], object], cfg: DictConfig) -> 
     Returns:
         The value of ``sweep.metric`` in a sweep, for sweepers that search.
     """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN and "sweep" in cfg:
         value = run_swept(function, cfg, explain)

@@ -282,8 +282,9 @@ def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
 def with_run(cfg: DictConfig) -> DictConfig:
     """``cfg`` with the latest adapter's folder for ``latest``, and that run's network and data.
 
-    A run's ``.hydra/`` knows what it was trained with; what the command line says wins. ``latest``
-    is the latest of the network and the data that the command line asks for.
+    A run below ``paths.outputs`` knows in its ``.hydra/`` what it was trained with; what the
+    command line says wins. ``latest`` is the latest of the network and the data that the command
+    line asks for.
 
     Raises:
         UserError: if there is no such adapter, or a job of a sweep asks for the latest: while that
@@ -298,12 +299,16 @@ def with_run(cfg: DictConfig) -> DictConfig:
     for place, adapter in enumerate(chosen):
         path = adapter.get("path") if isinstance(adapter, DictConfig) else adapter
         if path == "latest":
-            folder = str(_latest_adapter(cfg, groups))
-            chosen[place] = {**adapter, "path": folder} if adapter != "latest" else folder
+            found = str(_latest_adapter(cfg, groups))
+            chosen[place] = {**adapter, "path": found} if adapter != "latest" else found
     cfg.adapter = chosen if several else chosen[0]
     specs = adapter_specs(cfg)
-    run = _trained_with(specs[0]["path"].parent) if specs else None
-    if run is None or not HydraConfig.initialized():
+    if not specs or not HydraConfig.initialized():
+        return cfg
+    folder, outputs = specs[0]["path"].parent.resolve(), Path(cfg.paths.outputs).resolve()
+    # A network is code: somebody else's run does not choose what is imported.
+    run = _trained_with(folder) if folder.is_relative_to(outputs) else None
+    if run is None:
         return cfg
     with open_dict(cfg):
         if "net" not in groups:

@@ -32,7 +32,10 @@ LAST = "last.ckpt"
 RUN_FILE = "run.json"
 
 #: Settings in which a run may differ from the one that it goes on with: none changes a number.
-_FREE = ("resume", "figures", "paths.", "sweep.", "logger.", "callbacks.checkpoint.", "hydra.")
+_FREE = (
+    *("resume", "figures", "paths.", "sweep.", "logger.", "callbacks.checkpoint.", "hydra."),
+    "base_ckpt",  # a base is known by its SHA-256
+)
 #: How far to train: as far as before, or farther.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
@@ -229,6 +232,14 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
         if key in _LIMITS and _limit(new) > _limit(old):
             goes_farther = True
             continue
+        if key.startswith("data_sha256"):
+            raise UserError(
+                f"data.data_dir={settings.get('data.data_dir')}: its images have changed; expected "
+                f"those of resume={resume}"
+            )
+        if {} in (old, new):  # a group without keys, such as scheduler=constant
+            key = f"{key}._target_"
+            old, new = before.get(key, "none"), settings.get(key, "none")
         expected = "null" if old is None else old
         steps = settings.get("trainer.max_steps")
         if key.startswith("scheduler.") and new == steps:

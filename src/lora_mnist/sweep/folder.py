@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -71,8 +72,10 @@ def job_folder(*, _root_: DictConfig) -> str:
 
 def hydra_subfolder(resume: str | None, *, _root_: DictConfig) -> str | None:
     """Resolver for ``hydra.output_subdir``: nothing is written for what is finished, or goes on."""
+    if resume or OmegaConf.select(_root_, "hydra.mode") != RunMode.MULTIRUN:
+        return None if resume else ".hydra"
     folder = OmegaConf.select(_root_, "hydra.runtime.output_dir", default=None)
-    return None if resume or (folder and is_finished(Path(folder))) else ".hydra"
+    return None if folder and is_finished(Path(folder)) else ".hydra"
 
 
 # The folder must be the same whenever it is asked for, and in every job.
