@@ -494,14 +494,14 @@ def build_trainer(
         with config_group(f"callbacks.{name}"):
             callbacks.append(instantiate(config, **changes))
     loggers: list[Any] = []
-    step = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint else None
+    step = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint else 0
     for name, config in (cfg.get("logger") or {}).items():
         if config is None:
             continue
         changes = {"save_dir": str(folder)} if config.get("save_dir", "") is None else {}
-        if step is not None and str(config._target_).endswith("TensorBoardLogger"):
+        if cfg.get("resume") is not None and str(config._target_).endswith("TensorBoardLogger"):
             changes["purge_step"] = step  # what was logged after the checkpoint is logged again
-        if step is not None and str(config._target_).endswith("CSVLogger"):
+        if step and str(config._target_).endswith("CSVLogger"):
             changes["version"] = f"from_step_{step}"  # it would delete the file that is there
         with config_group(f"logger.{name}"):
             loggers.append(instantiate(config, **changes))
