@@ -289,7 +289,7 @@ def with_run(cfg: DictConfig) -> DictConfig:
     """
     cfg = cfg.copy()
     asked_groups = {key.partition(".")[0] for key in asked_keys()}
-    # Another net.hidden_sizes is another network; another data.mean leaves the run's data what it is.
+    # Another net.hidden_sizes is another network; another data.mean is of the same images.
     groups = ({"net"} & asked_groups) | ({"data"} & asked_keys())
     several = isinstance(cfg.adapter, ListConfig)
     chosen = list(cfg.adapter) if several else [cfg.adapter]
@@ -494,7 +494,7 @@ def build_trainer(
         with config_group(f"callbacks.{name}"):
             callbacks.append(instantiate(config, **changes))
     loggers: list[Any] = []
-    step = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint else 0
+    step: Any = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint else 0
     for name, config in (cfg.get("logger") or {}).items():
         if config is None:
             continue

@@ -298,7 +298,7 @@ def show(cfg: DictConfig, results: dict[str, Any], folder: Path, trainer: Traine
     log.info("run: %s", folder)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
     """The class on which the base in ``net`` makes most validation errors; of equals, the first.
 
