@@ -531,6 +531,8 @@ def build_trainer(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
             "since the base is kept in float32, bit for bit"
         )
+    if not trainer.limit_test_batches:
+        raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
     if is_sweep() and trainer.world_size > 1:
         raise UserError(
             f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
