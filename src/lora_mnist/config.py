@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
@@ -420,8 +421,12 @@ def build_module(
     with config_group("optimizer"):
         settings = {k: v for k, v in cfg.optimizer.items() if k not in ("lr", "lr_ratio")}
         optimizer = instantiate(settings, _convert_="all")  # else checkpoints hold what is no list
+        # Lightning builds both late: what they refuse, they refuse here.
+        trial = optimizer([p for p in net.parameters() if p.requires_grad], lr=float(lr))
     with config_group("scheduler"):
         scheduler = instantiate(cfg.scheduler, _convert_="all") if cfg.scheduler else None
+        if scheduler:
+            scheduler(trial)
     with config_group("optimizer"):
         return ClassifierModule(
             net,
@@ -525,7 +530,10 @@ def build_trainer(
         settings |= given
         settings |= {"callbacks": callbacks, "logger": loggers or False}
         settings["plugins"] = [AtomicCheckpointIO(), *_listed(given.get("plugins"))]
-        trainer = Trainer(**settings)
+        try:
+            trainer = Trainer(**settings)
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from error
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
