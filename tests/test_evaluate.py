@@ -1,4 +1,5 @@
-import shutil
+"""Testing: a base alone, with an adapter, with several that stack, each alone."""
+
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,6 @@ from composed import QUICK, SMALL, composed, logged, small_base
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
-from lora_mnist import MLP, add_lora, save_adapter
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.lora import WEIGHTS_NAME
@@ -22,11 +22,9 @@ class Made(NamedTuple):
     run: Path
     results: dict[str, Any]
 
-    def evaluate(self, tmp_path: Path, *overrides: str) -> dict[str, Any]:
-        folder = tmp_path / "run"
-        folder.mkdir()
-        cfg = composed("eval", *SMALL, f"paths.outputs={self.outputs}", *overrides)
-        return evaluate(cfg, folder)
+    def config(self, *overrides: str) -> Any:
+        options = ("figures=false", f"paths.outputs={self.outputs}")
+        return composed("eval", *SMALL, *options, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -58,57 +56,27 @@ def test_repeats_the_numbers_of_a_run(cli: Any, made: Made, tmp_path: Path) -> N
     assert f"accuracy: {before:.4f} -> {after:.4f}" in done.out
     assert f"run: {folder}" in done.err
     assert {path.name for path in folder.iterdir()} == {
-        *(".hydra", "eval.log", "results.json", "answers.safetensors", "figures", "report.html"),
+        *(".hydra", "eval.log", "results.json", "predictions.safetensors"),
+        *("figures", "report.html"),
     }
 
 
 @pytest.mark.parametrize("adapter", ["{run}", "{run}/adapter", "latest"])
 def test_finds_the_adapter_and_its_base(made: Made, tmp_path: Path, adapter: str) -> None:
-    found = made.evaluate(tmp_path, f"adapter={adapter.format(run=made.run)}")
+    found = evaluate(made.config(f"adapter={adapter.format(run=made.run)}"), tmp_path)
     assert found["test"] == counted(made.results["test"])
     assert found["base_sha256"] == made.results["base_sha256"]
 
 
 def test_without_an_adapter_tests_the_base_alone(made: Made, tmp_path: Path) -> None:
     with logged("lora_mnist.show.tables") as text:
-        found = made.evaluate(tmp_path)
+        found = evaluate(made.config(), tmp_path)
     assert found["test"] == counted(made.results["test_base"])
     assert "test_base" not in found
     assert found["adapter"] is None
     assert found["parameters"]["lora"] == 0
     assert "errors on the test images" in text.getvalue()
     assert "repaired" not in text.getvalue()
-
-
-def test_an_adapter_finds_its_own_base_after_another_was_pretrained(tmp_path: Path) -> None:
-    outputs = tmp_path / "outputs"
-    options = (*QUICK, f"paths.outputs={outputs}", "trainer.max_steps=20")
-    train(composed("train", "stage=pretrain", *options))
-    adapted = train(composed("train", "stage=lora", *options))
-    other = train(composed("train", "stage=pretrain", *options, "seed=1"))
-    for adapter, base in (("latest", adapted), ("null", other)):
-        cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", f"adapter={adapter}")
-        found = evaluate(cfg)
-        assert found["base_sha256"] == base["base_sha256"]
-        assert found["test"] == counted(base["test"])
-
-
-def test_a_run_that_ends_meanwhile_is_not_the_latest(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The base that was found would not be its own."""
-    outputs = tmp_path / "outputs"
-    shutil.copytree(made.outputs, outputs)
-
-    def end_another_run(*_: Any) -> None:
-        folder = outputs / "lora" / "9999" / "adapter"
-        save_adapter(add_lora(MLP(hidden_sizes=[16])), folder)
-
-    monkeypatch.setattr("lora_mnist.evaluate.require_fit", end_another_run)
-    found = evaluate(composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest"))
-    assert (outputs / "lora" / "9999").exists()
-    assert found["test"] == counted(made.results["test"])
-    assert found["adapter"] == f"{outputs}/lora/{made.run.name}"
 
 
 def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
@@ -131,7 +99,7 @@ def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
 def test_stacks_adapters_and_tests_each(made: Made, tmp_path: Path) -> None:
     several = f"[{made.run},{{path: {made.run}/adapter, scale: -1, name: minus}}]"
     with logged("lora_mnist.show.tables") as text:
-        found = made.evaluate(tmp_path, f"adapter={several}", "each=true")
+        found = evaluate(made.config(f"adapter={several}", "each=true"), tmp_path)
     assert found["test_base"] == counted(made.results["test_base"])
     name = made.run.name
     assert list(found["each"]) == [name, "minus"]
@@ -152,32 +120,46 @@ def test_stacks_adapters_and_tests_each(made: Made, tmp_path: Path) -> None:
 def test_each_tells_no_logger(made: Made, tmp_path: Path) -> None:
     """There ``test`` means all adapters together."""
     several = f"[{made.run},{{path: {made.run}, name: again}}]"
-    found = made.evaluate(tmp_path, f"adapter={several}", "each=true", "logger=csv")
-    lines = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()
+    found = evaluate(made.config(f"adapter={several}", "each=true", "logger=csv"), tmp_path)
+    lines = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
     accuracy = lines[0].split(",").index("test/accuracy")
     told = {line.split(",")[accuracy] for line in lines[1:]} - {""}
     assert [float(value) for value in told] == [pytest.approx(found["test"]["accuracy"])]
 
 
+def test_another_base_is_refused_unless_allowed(made: Made, tmp_path: Path) -> None:
+    other = small_base(tmp_path, seed=1)
+    options = (f"adapter={made.run}", f"base_ckpt={other}")
+    with pytest.raises(UserError, match="expected the same base, or allow_other_base=true"):
+        evaluate(made.config(*options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    found = evaluate(made.config(*options, "allow_other_base=true"), tmp_path)
+    assert found["base_sha256"] != made.results["base_sha256"]
+
+
+@pytest.mark.parametrize(("figures", "drawn"), [("auto", True), ("true", True), ("false", False)])
+def test_figures_are_drawn_where_they_are_wanted(
+    made: Made, tmp_path: Path, figures: str, drawn: bool
+) -> None:
+    evaluate(made.config(f"adapter={made.run}", f"figures={figures}"), tmp_path)
+    assert (tmp_path / "report.html").exists() is drawn
+    assert bool(list(tmp_path.glob("figures/*.png"))) is drawn
+
+
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("override", "message"),
     [
-        (("adapter={tmp}/none",), f"adapter={{tmp}}/none: expected a readable {WEIGHTS_NAME}"),
-        (("each=maybe",), "each=maybe: expected true or false"),
-        (("+digit=9",), "digit=9: nothing reads this key with stage=eval; expected one of"),
-        (("+trainer.limit_test_batches=0",), "trainer.limit_test_batches=0: expected > 0"),
-        (("base_ckpt={tmp}/none",), "base_ckpt={tmp}/none: no such file"),
+        ("adapter={tmp}/none", f"adapter={{tmp}}/none: expected a readable {WEIGHTS_NAME}"),
+        ("each=maybe", "each=maybe: expected true or false"),
+        ("figures=maybe", "figures=maybe: expected true, false or auto"),
+        ("+digit=9", "digit: nothing reads this key with stage=eval; expected one of"),
+        ("+trainer.limit_test_batches=0", "trainer.limit_test_batches=0: expected > 0"),
+        ("base_ckpt={tmp}/none", "base_ckpt={tmp}/none: no such file"),
     ],
 )
-def test_refuses(made: Made, tmp_path: Path, overrides: tuple[str, ...], message: str) -> None:
-    overrides = tuple(override.replace("{tmp}", str(tmp_path)) for override in overrides)
+def test_refuses(made: Made, tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        made.evaluate(tmp_path, *overrides)
+        evaluate(made.config(override.replace("{tmp}", str(tmp_path))), tmp_path / "run")
     assert str(caught.value).startswith(message.replace("{tmp}", str(tmp_path)))
-    assert not list((tmp_path / "run").iterdir())
-
-
-def test_defines_nothing_that_it_does_not_use() -> None:
-    keys = {"stage", "data", "net", "base_name", "base_ckpt", "adapter", "each"}
-    cfg = composed("eval")
-    assert set(cfg) == {*keys, "allow_other_base", "trainer", "logger", "paths", "sweep", "figures"}
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())

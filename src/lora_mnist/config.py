@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
@@ -292,7 +293,7 @@ def with_run(cfg: DictConfig) -> DictConfig:
     """
     cfg = cfg.copy()
     asked_groups = {key.partition(".")[0] for key in asked_keys()}
-    # Another net.hidden_sizes is another network; another data.mean leaves the run's data as it is.
+    # Another net.hidden_sizes is another network; another data.mean is of the same images.
     groups = ({"net"} & asked_groups) | ({"data"} & asked_keys())
     several = isinstance(cfg.adapter, ListConfig)
     chosen = list(cfg.adapter) if several else [cfg.adapter]
@@ -427,8 +428,12 @@ def build_module(
     with config_group("optimizer"):
         settings = {k: v for k, v in cfg.optimizer.items() if k not in ("lr", "lr_ratio")}
         optimizer = instantiate(settings, _convert_="all")  # else checkpoints hold what is no list
+        # Lightning builds both late: what they refuse, they refuse here.
+        trial = optimizer([p for p in net.parameters() if p.requires_grad], lr=float(lr))
     with config_group("scheduler"):
         scheduler = instantiate(cfg.scheduler, _convert_="all") if cfg.scheduler else None
+        if scheduler:
+            scheduler(trial)
     with config_group("optimizer"):
         return ClassifierModule(
             net,
@@ -501,14 +506,14 @@ def build_trainer(
         with config_group(f"callbacks.{name}"):
             callbacks.append(instantiate(config, **changes))
     loggers: list[Any] = []
-    step = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint else None
+    step: Any = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint else 0
     for name, config in (cfg.get("logger") or {}).items():
         if config is None:
             continue
         changes = {"save_dir": str(folder)} if config.get("save_dir", "") is None else {}
-        if step is not None and str(config._target_).endswith("TensorBoardLogger"):
+        if cfg.get("resume") is not None and str(config._target_).endswith("TensorBoardLogger"):
             changes["purge_step"] = step  # what was logged after the checkpoint is logged again
-        if step is not None and str(config._target_).endswith("CSVLogger"):
+        if step and str(config._target_).endswith("CSVLogger"):
             changes["version"] = f"from_step_{step}"  # it would delete the file that is there
         with config_group(f"logger.{name}"):
             loggers.append(instantiate(config, **changes))
@@ -532,12 +537,17 @@ def build_trainer(
         settings |= given
         settings |= {"callbacks": callbacks, "logger": loggers or False}
         settings["plugins"] = [AtomicCheckpointIO(), *_listed(given.get("plugins"))]
-        trainer = Trainer(**settings)
+        try:
+            trainer = Trainer(**settings)
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from error
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
             "since the base is kept in float32, bit for bit"
         )
+    if not trainer.limit_test_batches:
+        raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
     if is_sweep() and trainer.world_size > 1:
         raise UserError(
             f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"

@@ -228,15 +228,15 @@ def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
     except UserError as error:
         if sides.named:
             raise
-        log.warning("%s; the page opens with the base alone", one_line(error))
         sides.load(chosen := [])
+        log.warning("%s; the page opens with the base alone", one_line(error))
     host, port = cfg.server.host, cfg.server.port
     page = build_page(sides, chosen)
     try:
         _, address, _ = page.launch(
             server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True
         )
-    except OSError as error:
+    except (OSError, TypeError, OverflowError) as error:  # the last two: of the port
         raise UserError(
             f"server.host={host} server.port={port}: cannot listen there; expected an address of "
             "this machine and a free port, or server.port=null, which finds one"

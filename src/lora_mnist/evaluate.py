@@ -51,6 +51,8 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     for key in ("each", "allow_other_base"):
         if not isinstance(cfg[key], bool):
             raise UserError(f"{key}={cfg[key]}: expected true or false")
+    if not (isinstance(cfg.figures, bool) or cfg.figures == "auto"):
+        raise UserError(f"figures={cfg.figures}: expected true, false or auto")
     cfg = with_run(cfg)
     data = build_data(cfg, "test")
     net = build_net(cfg)

@@ -201,8 +201,6 @@ def announce(
     """Say what is about to be trained, and on what; refuse batches that cannot be shared out."""
     with config_group("data"):
         data.require_shares(trainer.world_size)
-    if not trainer.limit_test_batches:
-        raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
     if trainer.is_global_zero:
         print_parameters(module.net)
     count = len(data.train_set)

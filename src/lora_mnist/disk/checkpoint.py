@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 
 from lora_mnist.disk.files import atomic_write
@@ -32,9 +32,10 @@ LAST = "last.ckpt"
 RUN_FILE = "run.json"
 
 #: Settings in which a run may differ from the one that it goes on with: none changes a number.
+#: Of the base and the images the content counts, not where they are.
 _FREE = (
-    *("resume", "figures", "paths.", "sweep.", "logger.", "callbacks.checkpoint.", "hydra."),
-    "base_ckpt",  # a base is known by its SHA-256
+    *("resume", "figures", "run_name", "paths.", "sweep.", "logger.", "hydra."),
+    *("callbacks.checkpoint.", "base_ckpt", "data.data_dir"),
 )
 #: How far to train: as far as before, or farther.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
@@ -164,6 +165,12 @@ class RandomStates(Callback):
         if "device" in states:
             getattr(torch, pl_module.device.type).set_rng_state(states["device"])
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put averaged weights in place; where no step was left, Lightning has not done so."""
+        for callback in trainer.callbacks if self._states else ():  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):
+                callback.on_train_end(trainer, pl_module)
+
 
 @contextmanager
 def recorded_run(
@@ -263,7 +270,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1, "c": [2]}}`` as ``{"a.b": 1, "a.c": [2]}``, with JSON's values."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = json.loads(json.dumps(value, default=str))

@@ -1,0 +1,144 @@
+"""One rule for every mistake, whatever the command: it is one line, and the exit code is 2.
+
+The line names the key and the value that cannot be used; nothing is left but Hydra's own files.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from composed import SMALL, few_images, small_base
+
+TRAIN = ("trainer.max_steps=3", "logger=none", "trainer=cpu")
+LORA = ("stage=lora", *TRAIN)
+PRETRAIN = ("stage=pretrain", *TRAIN)
+FOLDER = ("data=folder", "data.data_dir={tmp}/none")
+
+#: The last argument is wrong; the line begins with it, or with what stands behind the arrow.
+MISTAKES = {
+    "train.py": [
+        (*PRETRAIN, "seed=-1"),
+        (*PRETRAIN, "seed=1.5"),
+        (*PRETRAIN, "digit=weakest"),
+        (*PRETRAIN, "figures=some"),
+        (*PRETRAIN, "base_ckpt={tmp}"),
+        (*PRETRAIN, "net.hidden_sizes=wide -> net.hidden_sizes="),
+        (*PRETRAIN, "net.hidden_sizes=[0]"),
+        (*PRETRAIN, "data.batch_size=0"),
+        (*PRETRAIN, "data.batch_size=ten"),
+        (*PRETRAIN, "data.val_size=99999999"),
+        (*PRETRAIN, "data.dataset=CIFAR10"),
+        (*PRETRAIN, "data.std=0"),
+        (*PRETRAIN, "data.replay=3"),
+        (*PRETRAIN, "data.hardness=0.5"),
+        (*PRETRAIN, "optimizer.lr=fast"),
+        (*PRETRAIN, "optimizer.lr=-1"),
+        (*PRETRAIN, "+optimizer.betas=[2,2] -> optimizer: Invalid beta"),
+        (*PRETRAIN, "+optimizer.nope=1 -> optimizer"),
+        (*PRETRAIN, "loss.fit=nope"),
+        (*PRETRAIN, "loss.distill=1"),
+        (*PRETRAIN, "+scheduler.nope=1 -> scheduler"),
+        (*PRETRAIN, "trainer.max_steps=-7 -> trainer"),
+        (*PRETRAIN, "trainer.accelerator=nope -> trainer"),
+        (*PRETRAIN, "trainer.devices=0 -> trainer"),
+        (*PRETRAIN, "+trainer.precision=3 -> trainer"),
+        (*PRETRAIN, "+trainer.precision=64-true"),
+        (*PRETRAIN, "+trainer.limit_test_batches=0"),
+        (*PRETRAIN, "callbacks.checkpoint.seconds=0"),
+        (*PRETRAIN, "callbacks.checkpoint.every_n_train_steps=often"),
+        (*PRETRAIN, "augment=shift", "data.augment.share=2 -> data"),
+        (*PRETRAIN, "+nope=1 -> nope"),
+        (*PRETRAIN, "resume={tmp}/none"),
+        (*LORA, "digit=10"),
+        (*LORA, "digit=cow"),
+        (*LORA, "digit=[9,9] -> digit=[9, 9]: "),
+        (*LORA, "digit=[]"),
+        (*LORA, "lora.rank=0"),
+        (*LORA, "lora.rank=two"),
+        (*LORA, "lora.alpha=-1"),
+        (*LORA, "lora.alpha=inf"),
+        (*LORA, "lora.dropout=1"),
+        (*LORA, "lora.init=nope"),
+        (*LORA, "lora.init_std=-1"),
+        (*LORA, "lora.target_modules=[nope] -> lora.target_modules="),
+        (*LORA, "lora.rank_pattern={nope: 2}"),
+        (*LORA, "loss=distill -> loss.distill=1.0"),
+        (*LORA, "loss.target_weight=0.5"),
+        (*LORA, "loss.temperature=2"),
+        (*LORA, "data.replay=99999999"),
+        (*LORA, "data.hardness=1"),
+        (*LORA, "base_ckpt={tmp}/none.ckpt"),
+        (*LORA, "base_ckpt={tmp}"),
+        (*LORA, "base_ckpt={tmp}/text.txt"),
+        (*LORA, "net.hidden_sizes=[15] -> base_ckpt="),
+        (*LORA, "data.num_classes=3 -> data.num_classes"),
+        (*LORA, "optimizer=loraplus", "optimizer.lr_ratio=0"),
+        (*LORA, *FOLDER[:1], "base_ckpt={tmp}/outputs/base/mnist.ckpt", FOLDER[1]),
+        ("stage=finetune", *TRAIN, "trainable=(("),
+        ("stage=finetune", *TRAIN, "trainable=nope"),
+        ("stage=finetune", *TRAIN, "optimizer.lr_ratio=2"),
+    ],
+    "eval.py": [
+        ("adapter={tmp}/none",),
+        ("adapter=latest",),
+        ("adapter=3",),
+        ("adapter=[{tmp}/none,latest] -> adapter=",),
+        ("each=maybe",),
+        ("allow_other_base=maybe",),
+        ("figures=maybe",),
+        ("base_ckpt={tmp}/none",),
+        ("trainer.devices=x -> trainer",),
+        ("data.eval_batch_size=0",),
+        ("data.mean=[1,2,3] -> data.mean=",),
+        FOLDER,
+        ("net=custom", "net._target_=nowhere.Net"),
+    ],
+    "predict.py": [
+        ("images=null",),
+        ("images={tmp}/none*.png",),
+        ("images={tmp}/text.txt", "json=2"),
+        ("images={tmp}/text.txt", "adapter={tmp}/none"),
+        ("images={tmp}/text.txt", "base_ckpt={tmp}/none"),
+        ("images={tmp}/text.txt", "data.std=0"),
+    ],
+    "export.py": [
+        ("out=null",),
+        ("out={tmp}",),
+        ("out={tmp}/none/none/x.safetensors", "format=nope"),
+        ("out={tmp}/x.onnx",),
+        ("out={tmp}/x.safetensors", "adapter={tmp}/none"),
+        ("out={tmp}/x.safetensors", "base_ckpt={tmp}/none"),
+        ("out={tmp}/x.safetensors", "data.data_dir={tmp}/none"),
+    ],
+    "demo.py": [
+        ("adapter={tmp}/none",),
+        ("base_ckpt={tmp}/none",),
+        ("server.port=none -> server.host=127.0.0.1 server.port=none: ",),
+        ("server.port=99999 -> server.host=127.0.0.1 server.port=99999: ",),
+        ("data.data_dir={tmp}/none",),
+    ],
+    "report.py": [("run=latest",), ("run={tmp}/none",), ("run={tmp}",)],
+}
+CASES = [(entry, *arguments) for entry, lists in MISTAKES.items() for arguments in lists]
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_a_mistake_is_one_line(cli: Any, tmp_path: Path, case: tuple[str, ...]) -> None:
+    entry, *arguments = [text.replace("{tmp}", str(tmp_path)) for text in case]
+    (tmp_path / "text.txt").write_text("no picture, no weights")
+    if entry != "report.py":
+        small_base(tmp_path / "outputs")
+        small = () if "net=custom" in arguments else (SMALL[0],)
+        arguments = [*small, *arguments]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    wrong, _, start = arguments[-1].partition(" -> ")
+    done = cli(entry, *arguments[:-1], wrong)
+    lines = [line for line in done.err.splitlines() if "MNIST's official" not in line]
+    assert (done.code, done.out, len(lines)) == (2, "", 1), done.err
+    assert lines[0].startswith(start or wrong.lstrip("+")), lines
+    assert ": " in lines[0]
+    left = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    ours = {path for path in left if path.parent.name != ".hydra" and path.suffix != ".log"}
+    ours -= set(tmp_path.glob("none/.lock"))  # where a dataset would have been downloaded to
+    ours -= set(tmp_path.glob("outputs/*/*/checkpoints/*"))  # the record of a run that has failed
+    assert {path: left[path] for path in ours} == before
