@@ -231,8 +231,8 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"resume={resume}: {path}: expected the record of a run") from error
     goes_farther = False
-    # The outer keys first: others follow from them, as data.seed from seed, and run_name from all.
-    for key in sorted({*before, *settings}, key=lambda k: (k == "run_name", k.count("."), k)):
+    # The outer keys first: others follow from them, as data.seed from seed.
+    for key in sorted({*before, *settings}, key=lambda key: (key.count("."), key)):
         old, new = before.get(key), settings.get(key)
         if old == new or key.startswith(_FREE):
             continue
