@@ -101,8 +101,6 @@ class SideBySide:
         Returns:
             The probability of each class by its name: of the base, and of the adapted network.
 
-        Raises:
-            UserError: as :meth:`load`.
         """
         with self._lock:
             net, batch = self.load(adapters), self.data.normalise(image[None])
@@ -117,11 +115,7 @@ class SideBySide:
 
     @torch.no_grad()
     def next_mistake(self, adapters: Sequence[str], after: int) -> int | None:
-        """The number of the next test image behind ``after`` that the base gets wrong, if any.
-
-        Raises:
-            UserError: as :meth:`load`.
-        """
+        """The number of the next test image behind ``after`` that the base gets wrong, if any."""
         count = len(self.data.test_set)
         order = torch.arange(after + 1, after + 1 + count) % count
         with self._lock:
@@ -136,11 +130,7 @@ class SideBySide:
 
 
 def build_page(sides: SideBySide, chosen: list[str]) -> Any:
-    """Lay out the page, a ``gradio.Blocks`` that opens with the adapters ``chosen``.
-
-    What is drawn, or a test image, becomes ``image``; whenever that, the slider or the menu
-    changes, base and adapted network are asked anew.
-    """
+    """The page, a ``gradio.Blocks``: base and network are asked whenever image or scale changes."""
     import gradio as gr
 
     def draw(drawing: Any) -> tuple[Tensor | None, str]:
@@ -207,10 +197,6 @@ def build_page(sides: SideBySide, chosen: list[str]) -> Any:
 def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
     """Serve the page until the process is interrupted.
 
-    Args:
-        cfg: a configuration of ``configs/demo.yaml``; it is not changed.
-        run_folder: not used; the page leaves no files.
-
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used, or the extra
             ``demo`` is not installed.
@@ -238,8 +224,8 @@ def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
         )
     except OSError as error:
         raise UserError(
-            f"server.host={host} server.port={port}: cannot listen there; expected an address of "
-            "this machine and a free port, or server.port=null, which finds one"
+            f"server.host={host} server.port={port}: expected an address of this machine and a "
+            f"free port, or null ({one_line(error)})"
         ) from error
     log.info("page: %s (Ctrl-C ends it)", address)
     page.block_thread()

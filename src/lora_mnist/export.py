@@ -47,11 +47,21 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         The metadata in the file: what the network is made of, and what input it takes.
 
     Raises:
-        UserError: if a value of ``cfg``, or a file that it names, cannot be used, or a logit is
-            not finite.
+        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: if the written network computes something else than the live one.
     """
-    _check_format(cfg)
+    if cfg.format not in _FORMATS.values():
+        raise UserError(f"format={cfg.format}: expected one of {', '.join(_FORMATS.values())}")
+    if not isinstance(cfg.out, str) or Path(cfg.out).is_dir():
+        raise UserError(f"out={cfg.out or 'null'}: expected a file to write")
+    if (form := _FORMATS.get(Path(cfg.out).suffix.lower(), cfg.format)) != cfg.format:
+        raise UserError(f"out={cfg.out}: expected another ending, or format={form}")
+    if cfg.format == "onnx":
+        try:
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise missing_extra("format=onnx", "onnx", error) from error
     cfg = with_run(cfg)
     net = build_net(cfg)
     load_base(cfg, net)
@@ -89,22 +99,6 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     return metadata
 
 
-def _check_format(cfg: DictConfig) -> None:
-    """Refuse a format that there is not, and no file or one that is called after another."""
-    if cfg.format not in _FORMATS.values():
-        raise UserError(f"format={cfg.format}: expected one of {', '.join(_FORMATS.values())}")
-    if not isinstance(cfg.out, str) or Path(cfg.out).is_dir():
-        raise UserError(f"out={cfg.out or 'null'}: expected a file to write")
-    if (form := _FORMATS.get(Path(cfg.out).suffix.lower(), cfg.format)) != cfg.format:
-        raise UserError(f"out={cfg.out}: expected another ending, or format={form}")
-    if cfg.format == "onnx":
-        try:
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
-        except ImportError as error:
-            raise missing_extra("format=onnx", "onnx", error) from error
-
-
 def _images_to_compare(cfg: DictConfig) -> tuple[ImageDataModule, Images]:
     """The data, and its test images; noise where there are none and the configuration says so."""
     if cfg.data.data_dir is not None or not cfg.data.get("image_size"):
@@ -121,15 +115,7 @@ def _images_to_compare(cfg: DictConfig) -> tuple[ImageDataModule, Images]:
 def _write(
     form: str, net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path
 ) -> Callable[[Tensor], Tensor]:
-    """Write ``net`` to ``path``; return the network in the file, read back.
-
-    Args:
-        form: safetensors, onnx or torch_export.
-        net: a plain network in eval mode.
-        example: a batch of normalised images; the network in the file takes any number of images.
-        metadata: goes into the file too.
-        path: the file.
-    """
+    """Write ``net``, for batches like ``example`` of any size; return it, read back."""
     if form == "safetensors":
         # Tied weights share memory, which a file of safetensors cannot tell: each gets its own.
         tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -180,12 +166,6 @@ def _compare(
     for indices in torch.split(torch.arange(len(images)), _BATCH):
         batch = data.normalise(images.__getitems__(indices.tolist())[0])
         expected, logits = live(batch), written(batch)
-        if not expected.isfinite().all():
-            key = "base_ckpt" if cfg.adapter is None else "adapter"
-            raise UserError(
-                f"{key}={cfg[key]}: the logits of some images are NaN or infinite; expected "
-                "weights that give finite ones"
-            )
         others += int((logits.argmax(1) != expected.argmax(1)).sum())
         largest = torch.maximum(largest, (logits - expected).abs().max())
         are_close &= torch.allclose(logits, expected, rtol=1e-5, atol=TOLERANCE)
