@@ -91,13 +91,13 @@ def test_the_menu(sides: SideBySide, outputs: Path, tmp_path: Path) -> None:
     assert named.ask(image, [str(elsewhere)]) == named.ask(image, [NEW])
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "/etc", f"{OLD}/adapter"])
+@pytest.mark.parametrize("name", ["../elsewhere", f"{OLD}/adapter"])
 def test_no_name_from_a_browser_leads_elsewhere(
     sides: SideBySide, outputs: Path, name: str
 ) -> None:
     save_adapter(live(outputs, NEW), outputs.parent / "elsewhere" / "adapter")
-    with pytest.raises(UserError, match=f"^adapter={name}: expected one of {NEW}, {OLD}$"):
-        sides.ask(sides.data.test_set.images[0], [name])
+    with pytest.raises(KeyError):
+        sides.load([name])
 
 
 def test_from_one_mistake_of_the_base_to_the_next(sides: SideBySide, outputs: Path) -> None:
@@ -154,25 +154,12 @@ def test_the_page(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert visited
 
 
-@pytest.mark.parametrize(
-    ("overrides", "key"),
-    [
-        (("adapter={outputs}",), "adapter={outputs}"),
-        (("server.port={taken}",), "server.host=127.0.0.1 server.port={taken}"),
-    ],
-)
-def test_refuses(outputs: Path, overrides: tuple[str, ...], key: str) -> None:
+def test_a_port_that_is_taken(outputs: Path) -> None:
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     with socket.create_server(("127.0.0.1", 0)) as other:
-        port = str(other.getsockname()[1])
-
-        def filled(text: str) -> str:
-            return text.replace("{outputs}", str(outputs)).replace("{taken}", port)
-
-        with pytest.raises(UserError, match="expected ") as caught:
-            demo(config(outputs, *map(filled, overrides)))
-    assert str(caught.value).startswith(f"{filled(key)}: ")
-    assert "\n" not in str(caught.value)
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"^server\.host=.* server\.port={port}: expected "):
+            demo(config(outputs, f"server.port={port}"))
 
 
 def test_an_adapter_that_cannot_be_used_leaves_the_base(
@@ -184,8 +171,9 @@ def test_an_adapter_that_cannot_be_used_leaves_the_base(
     with pytest.raises(UserError, match="make it with: python train.py stage=pretrain"):
         demo(config(tmp_path, "server.port=null"))
     small_base(tmp_path)
-    (tmp_path / "lora" / "broken" / "adapter").mkdir(parents=True)
-    (tmp_path / "lora" / "broken" / "adapter" / "adapter_config.json").write_text("{}")
+    broken = tmp_path / "lora" / "broken" / "adapter"
+    broken.mkdir(parents=True)
+    (broken / "adapter_config.json").write_text("{}")
     with logged("lora_mnist.demo") as text:
         demo(config(tmp_path, "server.port=null"))
     first, second = text.getvalue().splitlines()

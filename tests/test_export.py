@@ -128,13 +128,6 @@ def test_each_format(outputs: Path, tmp_path: Path, images: Tensor, form: str, r
     assert [path.name for path in out.parent.iterdir()] == ["nine"]
 
 
-def test_the_command_leaves_one_file(cli: Any, outputs: Path, tmp_path: Path) -> None:
-    options = (f"adapter={outputs}/lora/nine", f"base_ckpt={outputs}/base/mnist.ckpt", DATA)
-    done = cli("export.py", NET, *options, f"out={tmp_path}/nine.safetensors")
-    assert done.code == 0, done.err
-    assert [path.name for path in tmp_path.iterdir()] == ["nine.safetensors"]
-
-
 @torch.no_grad()
 def test_the_base_alone_and_several_adapters(outputs: Path, tmp_path: Path, images: Tensor) -> None:
     out, adapter = tmp_path / "new.safetensors", outputs / "lora" / "nine" / "adapter"

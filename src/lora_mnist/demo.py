@@ -37,9 +37,6 @@ class SideBySide:
     Attributes:
         data: its test images; it also brings drawings to the form of its images.
         named: the adapters of ``cfg.adapter``, by the names that :meth:`adapters` has for them.
-
-    Raises:
-        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -61,24 +58,23 @@ class SideBySide:
         """How to load each adapter, by its name: those under outputs, newest first, and named."""
         files = Path(self.cfg.paths.outputs).rglob(CONFIG_NAME)
         newest_first = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
-        found: dict[str, Any] = {
-            self._name(f.parent): {"path": str(f.parent)} for f in newest_first
-        }
+        found: dict[str, Any] = {}
+        for file in newest_first:
+            found[self._name(file.parent)] = {"path": str(file.parent)}
         return found | self.named
 
     def load(self, adapters: Sequence[str]) -> nn.Module:
         """The base that belongs to ``adapters``, with them on it, in eval mode.
 
         Raises:
-            UserError: if one is no adapter of :meth:`adapters`, or it or the base cannot be used.
+            KeyError: if one is no adapter of :meth:`adapters`.
+            UserError: if one, or the base, cannot be used.
         """
         if self._loaded and self._loaded[0] == list(adapters):
             return self._loaded[1]
         known, cfg = self.adapters(), self.cfg.copy()
         cfg.adapter = []
-        for name in adapters:
-            if name not in known:  # a visitor's browser sends the name
-                raise UserError(f"adapter={name}: expected one of {', '.join(known) or 'none'}")
+        for name in adapters:  # a visitor's browser sends the name: it is never taken for a path
             cfg.adapter.append({**known[name], "name": name})
         net = build_net(cfg)
         load_base(cfg, net)

@@ -25,8 +25,7 @@ log = logging.getLogger(__name__)
 #: How far a logit of the written network may be from the live one's, beside 1e-5 of its own size:
 #: float32 rounds a logit of 100 by nearly as much.
 TOLERANCE = 1e-4
-#: Images a batch when comparing: another number than in the example that a network is traced with,
-#: so that a network of fixed batch size would be noticed.
+#: Images a batch when comparing; not as in the example, so that a fixed batch size is noticed.
 _BATCH = 100
 #: What a file with such an ending is taken for.
 _FORMATS = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch_export"}
@@ -66,7 +65,16 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     net = build_net(cfg)
     load_base(cfg, net)
     adapters = load_adapters(cfg, net)
-    data, images = _images_to_compare(cfg)
+    data: ImageDataModule
+    if cfg.data.data_dir is None and cfg.data.get("image_size"):
+        data, size = build_data(cfg, None), cfg.data.image_size
+        height, width = [size, size] if isinstance(size, int) else size
+        shape = (_BATCH, data.channels, height, width)
+        noise = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
+        images: Images = ImageTensors(noise, torch.zeros(_BATCH, dtype=torch.int64))
+    else:
+        data = build_data(cfg, "test")
+        images = data.test_set
     examples, _ = images.__getitems__([0, len(images) - 1])
     require_fit(net, data, examples)
     plain = merge_lora(copy.deepcopy(net)) if adapters else net
@@ -97,19 +105,6 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         *(cfg.out, names, f"{len(images):,}", kind, difference),
     )
     return metadata
-
-
-def _images_to_compare(cfg: DictConfig) -> tuple[ImageDataModule, Images]:
-    """The data, and its test images; noise where there are none and the configuration says so."""
-    if cfg.data.data_dir is not None or not cfg.data.get("image_size"):
-        data: ImageDataModule = build_data(cfg, "test")
-        return data, data.test_set
-    data = build_data(cfg, None)
-    size = cfg.data.image_size
-    height, width = [size, size] if isinstance(size, int) else size
-    shape = (_BATCH, data.channels, height, width)
-    noise = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
-    return data, ImageTensors(noise, torch.zeros(_BATCH, dtype=torch.int64))
 
 
 def _write(

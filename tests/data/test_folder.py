@@ -6,9 +6,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from helpers.commands import ROOT
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -35,10 +32,6 @@ def sets(root: Path, **changes: Any) -> tuple[FolderDataModule, list[tuple[Tenso
 
 def counts(root: Path, **changes: Any) -> list[list[int]]:
     return [labels.bincount(minlength=2).tolist() for _, labels in sets(root, **changes)[1]]
-
-
-def sha256(root: Path, **changes: Any) -> str:
-    return sets(root, **changes)[0].sha256["all"]
 
 
 @pytest.fixture(params=[True, False], ids=["in memory", "from disk"])
@@ -147,17 +140,22 @@ def test_an_image_that_breaks_later_is_named(make_photos: Maker) -> None:
 
 def test_the_sha256_changes_with_the_images(make_photos: Maker, in_memory: bool) -> None:
     root = make_photos({"cat": 5, "dog": 5})
-    seen = [sha256(root, in_memory=in_memory)]
-    assert sha256(root, in_memory=in_memory, split_seed=1) == seen[0]
-    photo = root / "cat" / "0.png"
+    seen = []
+
+    def note(**changes: Any) -> None:
+        seen.append(sets(root, in_memory=in_memory, **changes)[0].sha256["all"])
+
+    for split_seed in (0, 1):
+        note(split_seed=split_seed)
+    assert seen.pop() == seen[0]
     make_photos({"cat": 1})  # replaced by other noise
-    seen.append(sha256(root, in_memory=in_memory))
-    photo.rename(root / "dog" / "9.png")
-    seen.append(sha256(root, in_memory=in_memory))
+    note()
+    (root / "cat" / "0.png").rename(root / "dog" / "9.png")
+    note()
     (root / "dog" / "9.png").unlink()
-    seen.append(sha256(root, in_memory=in_memory))
+    note()
     (root / "dog").rename(root / "cow")
-    seen.append(sha256(root, in_memory=in_memory))
+    note()
     assert len(set(seen)) == 5
 
 
@@ -209,7 +207,7 @@ def test_pictures_can_be_read_without_a_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data_dir=null: expected a folder of images"):
         data.prepare_data()
     for key in ("image_size", "mean", "std"):
-        with pytest.raises(ValueError, match=f"^{key}=null: expected what the network was trained"):
+        with pytest.raises(ValueError, match=f"^{key}=null: expected a value, since"):
             FolderDataModule(None, **{**known, key: None}).measure()
 
 
@@ -259,7 +257,6 @@ def test_folders_stay_what_they_are() -> None:
     images = entries(20, 20, part="train") + entries(5, 5, part="test")
     parts = split(images, ["cat", "dog"], 0.25, 0.5, 0)
     assert Counter(parts) == {"train": 30, "val": 10, "test": 10}
-    assert parts[40:] == ["test"] * 10
 
 
 @pytest.mark.parametrize(
@@ -305,13 +302,3 @@ def test_refuses_other_layouts(make_photos: Maker, folders: list[str], message: 
     with pytest.raises(ValueError, match=f"^data_dir={root}: expected .*{message}") as caught:
         FolderDataModule(root).prepare_data()
     assert "\n" not in str(caught.value)
-
-
-def test_the_configuration_builds_one(make_photos: Maker) -> None:
-    overrides = ["+data=folder", f"data.data_dir={make_photos(PETS)}", "data.mean=[0.5,0.5,0.5]"]
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        cfg = compose(overrides=overrides)
-    data = instantiate(cfg.data, target=["cat", 1], _convert_="all")
-    assert isinstance(data, FolderDataModule)
-    assert (data.targets, data.mean, data.in_memory) == ([0, 1], [0.5] * 3, "auto")
-    data.setup("fit")

@@ -90,15 +90,6 @@ def test_another_precision_is_converted(tmp_path: Path, dtype: torch.dtype) -> N
     assert base.tensors["1.num_batches_tracked"] == 1
 
 
-def test_each_tensor_has_memory_of_its_own(tmp_path: Path, state: State) -> None:
-    """A file may keep one number for all of a weight."""
-    one = torch.tensor(0.5).expand(5, 6)
-    torch.save({**state, "linear1.weight": one}, tmp_path / "mine.pt")
-    tensor = read_base(tmp_path / "mine.pt", other_net()).tensors["linear1.weight"]
-    assert tensor.is_contiguous()
-    assert torch.equal(tensor, torch.full((5, 6), 0.5))
-
-
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -172,12 +163,6 @@ def test_damaged_files_are_refused_and_nothing_in_them_runs(
     with pytest.raises(ValueError, match=r"^damaged or .*; expected the weights of a network, as"):
         read_base(path, other_net())
     assert not (tmp_path / "trapped").exists()
-
-
-def test_says_what_the_system_says(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(OSError, match=str(path)):
-            read_base(path, other_net())
 
 
 # --- the bases that are written here -------------------------------------------------------------

@@ -155,21 +155,15 @@ class FolderDataModule(ImageDataModule):
         self._sets: list[ImageTensors | ImageFiles] = []
 
     def prepare_data(self) -> None:
-        """List and check the images; decode them, where they are held in memory.
-
-        Raises:
-            ValueError: if a class has no images, or none would be left to train on.
-        """
+        """List and check the images; decode them, where they are held in memory."""
         self._load()
 
     def measure(self) -> None:
-        if self.data_dir is None:
-            for name in ("image_size", "mean", "std"):
-                if getattr(self, name) is None:
-                    raise ValueError(
-                        f"{name}=null: expected what the network was trained with, since "
-                        "data_dir=null has no images to find it out from"
-                    )
+        for name in ("image_size", "mean", "std"):
+            if self.data_dir is None and getattr(self, name) is None:
+                raise ValueError(
+                    f"{name}=null: expected a value, since data_dir=null has no images"
+                )
         super().measure()
 
     def training_images(self) -> tuple[Any, Any]:
@@ -180,11 +174,6 @@ class FolderDataModule(ImageDataModule):
         return self._load()[2]
 
     def read_picture(self, path: Path) -> Tensor:
-        """A picture, read and resized as those of the folder: (channels, height, width) uint8.
-
-        Raises:
-            ValueError: saying why, if the file cannot be used.
-        """
         return fit(open_picture(path, upright=False), *self._size(), self.channels, self.resize)
 
     def _list(self) -> tuple[Path, list[Entry]]:
