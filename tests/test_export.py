@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from composed import SMALL, composed, few_images, logged, small_base
-from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -65,12 +64,7 @@ def live(outputs: Path, *adapters: Path) -> MLP:
 
 
 def run(outputs: Path, *overrides: str) -> dict[str, str]:
-    cfg = composed("export", NET, DATA, f"paths.outputs={outputs}", *overrides)
-    before = OmegaConf.to_yaml(cfg)
-    try:
-        return export(cfg)
-    finally:
-        assert OmegaConf.to_yaml(cfg) == before
+    return export(composed("export", NET, DATA, f"paths.outputs={outputs}", *overrides))
 
 
 def read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
@@ -178,7 +172,6 @@ def test_a_missing_extra_is_named(
         (("out=/dev/null/x",), "out=/dev/null/x"),
         (("out={tmp}/x.onnx",), "out={tmp}/x.onnx"),
         (("format=tf", "out=x"), "format=tf"),
-        (("adapter={tmp}", "out={tmp}/x"), "adapter={tmp}"),
     ],
 )
 def test_refuses(outputs: Path, tmp_path: Path, overrides: tuple[str, ...], key: str) -> None:

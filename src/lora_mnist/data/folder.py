@@ -137,11 +137,13 @@ class FolderDataModule(ImageDataModule):
             raise ValueError(f"resize={resize}: expected crop or stretch")
         if in_memory not in ("auto", True, False):
             raise ValueError(f"in_memory={in_memory}: expected auto, true or false")
-        sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size or [1, 1])
-        if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size or [])
+        is_size = len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
+        if image_size is not None and not is_size:
             raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
         for key, size in {"val_size": val_size, "test_size": test_size}.items():
-            if size < 0 or (isinstance(size, float) and size >= 1):
+            is_share = isinstance(size, float) and 0 <= size < 1
+            if not is_share and (type(size) is not int or size < 0):
                 raise ValueError(
                     f"{key}={size}: expected a number of images or a share from 0 to below 1"
                 )
@@ -162,7 +164,7 @@ class FolderDataModule(ImageDataModule):
         for name in ("image_size", "mean", "std"):
             if self.data_dir is None and getattr(self, name) is None:
                 raise ValueError(
-                    f"{name}=null: expected a value, since data_dir=null has no images"
+                    f"{name}=null: expected what the network was trained with, since data_dir=null"
                 )
         super().measure()
 
@@ -395,7 +397,7 @@ def _apportion(size: int | float, classes: Sequence[int]) -> list[int]:
 
 
 def fit(picture: Image.Image, height: int, width: int, channels: int, resize: str) -> Tensor:
-    """A picture brought to a form, as torchvision's transforms do it; see `FolderDataModule`.
+    """A picture brought to a form, as torchvision's transforms do it.
 
     Returns:
         uint8, shape (channels, height, width).

@@ -59,16 +59,24 @@ def read_base(path: Path, net: nn.Module) -> Base:
     """
     expected = net.state_dict()
     stored = _without_prefix(_read_tensors(path), expected)
-    problems = [f"{name} is missing" for name in expected if name not in stored]
-    problems += [f"{name} is unexpected" for name in stored if name not in expected]
+    others = []
     for name in expected:
         if name in stored and stored[name].shape != expected[name].shape:
-            has, needs = (tuple(x[name].shape) for x in (stored, expected))
-            problems.append(f"{name} has shape {has} instead of {needs}")
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+            has, needs = ("x".join(map(str, x[name].shape)) for x in (stored, expected))
+            others.append(f"{name} {has} instead of {needs}")
+    problems = {
+        "missing": [name for name in expected if name not in stored],
+        "unexpected": [name for name in stored if name not in expected],
+        "of another shape": others,
+    }
+    message = ""
+    for kind, names in problems.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            message += f"{kind}: {', '.join(names[:3])}{more}; "
+    if message:
         raise ValueError(
-            f"{', '.join(problems[:3])}{more}; expected the {len(expected)} tensors such as "
+            f"{message}expected the {len(expected)} tensors such as "
             f"{next(iter(expected), 'none')} of the configured net"
         )
     tensors = {}
