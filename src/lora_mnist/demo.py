@@ -37,9 +37,6 @@ class SideBySide:
     Attributes:
         data: its test images; it also brings drawings to the form of its images.
         named: the adapters of ``cfg.adapter``, by the names that :meth:`adapters` has for them.
-
-    Raises:
-        UserError: if a value of ``cfg``, or a file that it names, cannot be used.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
@@ -61,24 +58,23 @@ class SideBySide:
         """How to load each adapter, by its name: those under outputs, newest first, and named."""
         files = Path(self.cfg.paths.outputs).rglob(CONFIG_NAME)
         newest_first = sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)
-        found: dict[str, Any] = {
-            self._name(f.parent): {"path": str(f.parent)} for f in newest_first
-        }
+        found: dict[str, Any] = {}
+        for file in newest_first:
+            found[self._name(file.parent)] = {"path": str(file.parent)}
         return found | self.named
 
     def load(self, adapters: Sequence[str]) -> nn.Module:
         """The base that belongs to ``adapters``, with them on it, in eval mode.
 
         Raises:
-            UserError: if one is no adapter of :meth:`adapters`, or it or the base cannot be used.
+            KeyError: if one is no adapter of :meth:`adapters`.
+            UserError: if one, or the base, cannot be used.
         """
         if self._loaded and self._loaded[0] == list(adapters):
             return self._loaded[1]
         known, cfg = self.adapters(), self.cfg.copy()
         cfg.adapter = []
-        for name in adapters:
-            if name not in known:  # a visitor's browser sends the name
-                raise UserError(f"adapter={name}: expected one of {', '.join(known) or 'none'}")
+        for name in adapters:  # a visitor's browser sends the name: it is never taken for a path
             cfg.adapter.append({**known[name], "name": name})
         net = build_net(cfg)
         load_base(cfg, net)
@@ -101,8 +97,6 @@ class SideBySide:
         Returns:
             The probability of each class by its name: of the base, and of the adapted network.
 
-        Raises:
-            UserError: as :meth:`load`.
         """
         with self._lock:
             net, batch = self.load(adapters), self.data.normalise(image[None])
@@ -117,11 +111,7 @@ class SideBySide:
 
     @torch.no_grad()
     def next_mistake(self, adapters: Sequence[str], after: int) -> int | None:
-        """The number of the next test image behind ``after`` that the base gets wrong, if any.
-
-        Raises:
-            UserError: as :meth:`load`.
-        """
+        """The number of the next test image behind ``after`` that the base gets wrong, if any."""
         count = len(self.data.test_set)
         order = torch.arange(after + 1, after + 1 + count) % count
         with self._lock:
@@ -136,11 +126,7 @@ class SideBySide:
 
 
 def build_page(sides: SideBySide, chosen: list[str]) -> Any:
-    """Lay out the page, a ``gradio.Blocks`` that opens with the adapters ``chosen``.
-
-    What is drawn, or a test image, becomes ``image``; whenever that, the slider or the menu
-    changes, base and adapted network are asked anew.
-    """
+    """The page, a ``gradio.Blocks``: base and network are asked whenever image or scale changes."""
     import gradio as gr
 
     def draw(drawing: Any) -> tuple[Tensor | None, str]:
@@ -207,10 +193,6 @@ def build_page(sides: SideBySide, chosen: list[str]) -> Any:
 def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
     """Serve the page until the process is interrupted.
 
-    Args:
-        cfg: a configuration of ``configs/demo.yaml``; it is not changed.
-        run_folder: not used; the page leaves no files.
-
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used, or the extra
             ``demo`` is not installed.
@@ -238,8 +220,8 @@ def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
         )
     except (OSError, TypeError, OverflowError) as error:  # the last two: of the port
         raise UserError(
-            f"server.host={host} server.port={port}: cannot listen there; expected an address of "
-            "this machine and a free port, or server.port=null, which finds one"
+            f"server.host={host} server.port={port}: expected an address of this machine and a "
+            f"free port, or null ({one_line(error)})"
         ) from error
     log.info("page: %s (Ctrl-C ends it)", address)
     page.block_thread()

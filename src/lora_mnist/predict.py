@@ -3,6 +3,7 @@
 import glob
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lora_mnist.show.tables import print_predictions
 
 log = logging.getLogger(__name__)
 
-#: More in one drawing would be too small to see: 20 rows of ten.
+#: Pictures in one drawing; more would be too small to see.
 _MOST_DRAWN = 200
 
 
@@ -41,8 +42,6 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
-    if not isinstance(cfg["json"], bool):
-        raise UserError(f"json={cfg['json']}: expected true or false")
     cfg = with_run(cfg)
     files = find_pictures(cfg.images)
     data: ImageDataModule = build_data(cfg, None)
@@ -60,14 +59,21 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
         batch = torch.stack(list(images.values()))
         require_fit(net, data, batch[:1])
         predictions = [{"file": str(file)} for file in images]
-        if has_adapter:
-            with lora_disabled(net):
-                _classify("base", net, data, batch, predictions)
-            _classify("adapted", net, data, batch, predictions)
-        else:
+        with lora_disabled(net) if has_adapter else nullcontext():
             _classify("base", net, data, batch, predictions)
+        if has_adapter:
+            _classify("adapted", net, data, batch, predictions)
         if cfg.picture is not None:
-            _draw(batch, predictions, Path(str(cfg.picture)))
+            drawn = list(batch[:_MOST_DRAWN].numpy())
+            title = f"{len(drawn):,} of {len(batch):,} pictures as the network saw them"
+            drawing = draw_predictions(drawn, predictions[:_MOST_DRAWN], title)
+            try:
+                with atomic_write(Path(str(cfg.picture))) as path:
+                    drawing.savefig(path)
+            except (OSError, ValueError) as error:  # ValueError: an ending that Pillow lacks
+                raise UserError(
+                    f"picture={cfg.picture}: expected a picture file to write ({one_line(error)})"
+                ) from error
     if cfg.json:
         print(json.dumps(predictions, indent=2))
     else:
@@ -93,11 +99,8 @@ def find_pictures(images: Any) -> list[Path]:
     for pattern in images if isinstance(images, ListConfig) else [images]:
         name = Path(str(pattern))
         if name.is_dir():
-            listed = sorted(path for path in name.iterdir() if not path.name.startswith("."))
             endings = (*IMG_EXTENSIONS, ".gif")
-            found = [path for path in listed if path.suffix.lower() in endings and path.is_file()]
-            if others := len(listed) - len(found):
-                log.info("%s: left out, no pictures by their names: %d", name, others)
+            found = [path for path in sorted(name.glob("[!.]*")) if path.suffix.lower() in endings]
         elif name.exists():  # a name that is there is meant as it stands, brackets and all
             found = [name]
         else:  # Path.glob takes no absolute pattern
@@ -128,19 +131,3 @@ def _classify(
             "probability": row[best],
             "probabilities": row,
         }
-
-
-def _draw(images: Tensor, predictions: list[dict[str, Any]], file: Path) -> None:
-    """Write what the network saw, and its predictions."""
-    shown = min(len(images), _MOST_DRAWN)
-    title = f"{shown:,} of {len(images):,} pictures as the network saw them"
-    drawing = draw_predictions(list(images[:shown].numpy()), predictions[:shown], title)
-    try:
-        with atomic_write(file) as path:
-            drawing.savefig(path)
-    except (OSError, ValueError) as error:  # ValueError: an ending that Pillow does not know
-        raise UserError(
-            f"picture={file}: expected a picture file to write ({one_line(error)})"
-        ) from error
-    if shown < len(images):
-        log.info("%s: the first %d of %d pictures", file, shown, len(images))

@@ -1,4 +1,3 @@
-import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +6,6 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from helpers.commands import ROOT
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +15,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from lora_mnist.data import FolderDataModule, folder
-from lora_mnist.data.folder import Entry, Form, ImageFiles, decode, split
+from lora_mnist.data.folder import Entry, ImageFiles, fit, split
+from lora_mnist.data.pictures import open_picture
 
 Maker = Callable[..., Path]
 PETS = {"cat": 20, "dog": 30, "owl": 50}
@@ -37,17 +34,13 @@ def counts(root: Path, **changes: Any) -> list[list[int]]:
     return [labels.bincount(minlength=2).tolist() for _, labels in sets(root, **changes)[1]]
 
 
-def sha256(root: Path, **changes: Any) -> str:
-    return sets(root, **changes)[0].sha256["all"]
-
-
 @pytest.fixture(params=[True, False], ids=["in memory", "from disk"])
 def in_memory(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
 @pytest.mark.parametrize("resize", ["crop", "stretch"])
-@pytest.mark.parametrize("size", [(40, 30), (30, 40), (33, 33), (16, 99), (16, 16), (7, 5)])
+@pytest.mark.parametrize("size", [(40, 30), (16, 99), (16, 16), (7, 5)])
 def test_reads_what_torchvision_reads(
     make_photos: Maker, resize: str, size: tuple[int, int], in_memory: bool
 ) -> None:
@@ -68,20 +61,13 @@ def test_from_the_disk_is_as_in_memory(make_photos: Maker) -> None:
     root = make_photos(PETS, size=(9, 7))
     (root / "owl" / "3.png").write_bytes(b"broken")
     changes: dict[str, Any] = {"image_size": [6, 8], "channels": 1}
-    held, read = (sets(root, in_memory=mode, **changes)[0] for mode in (True, False))
-    pairs = zip(
-        (*held.training_images(), held.test_images()),
-        (*read.training_images(), read.test_images()),
-        strict=True,
-    )
-    for expected, files in pairs:
-        assert isinstance(files, ImageFiles)
+    _, held = sets(root, in_memory=True, **changes)
+    data, _ = sets(root, in_memory=False, **changes)
+    for expected, files in zip(held, (*data.training_images(), data.test_images()), strict=True):
         loader = DataLoader(files, 7, num_workers=2, collate_fn=lambda batch: batch)
         images, labels = (torch.cat(tensors) for tensors in zip(*loader, strict=True))
-        assert torch.equal(images, expected.images)
-        assert torch.equal(labels, expected.labels)
-        again = pickle.loads(pickle.dumps(files))
-        assert torch.equal(again.__getitems__([0])[0], images[:1])
+        assert torch.equal(images, expected[0])
+        assert torch.equal(labels, expected[1])
 
 
 def test_auto_holds_in_memory_what_is_small(
@@ -96,9 +82,8 @@ def test_auto_holds_in_memory_what_is_small(
 def test_one_folder_a_class_is_split(make_photos: Maker, in_memory: bool) -> None:
     data, parts = sets(make_photos(PETS), in_memory=in_memory)
     assert (data.name, data.classes) == ("photos", ["cat", "dog", "owl"])
-    assert [labels.bincount().tolist() for _, labels in parts] == [
-        *([16, 24, 40], [2, 3, 5], [2, 3, 5])
-    ]
+    of_class = [labels.bincount().tolist() for _, labels in parts]
+    assert of_class == [[16, 24, 40], [2, 3, 5], [2, 3, 5]]
     assert len({image.numpy().tobytes() for images, _ in parts for image in images}) == 100
 
 
@@ -126,46 +111,50 @@ def test_other_files_are_left_out_and_named(
     assert "film.heic" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", None])
 def test_broken_images_are_named_and_left_out(
-    make_photos: Maker, caplog: pytest.LogCaptureFixture, in_memory: bool, content: bytes | None
+    make_photos: Maker, caplog: pytest.LogCaptureFixture, in_memory: bool
 ) -> None:
     root = make_photos({"cat": 20, "dog": 20})
     for i in range(12):
         path = root / "cat" / f"{i}.png"
-        path.write_bytes(path.read_bytes()[:60] if content is None else content)
+        path.write_bytes(path.read_bytes()[:60] if i else b"no picture")
     assert counts(root, in_memory=in_memory) == [[6, 16], [1, 2], [1, 2]]
     assert f"{root}/cat/0.png: skipped: no readable picture (" in caplog.text
     assert "12 of 40 images skipped, which cannot be read" in caplog.text
     assert len(caplog.records) == 11
     for path in (root / "cat").iterdir():
         path.write_bytes(b"broken")
-    with pytest.raises(ValueError, match="expected images of cat; none can be read, such as c"):
+    with pytest.raises(ValueError, match="expected images in .*/cat; there is none that can be"):
         sets(root, in_memory=in_memory)
 
 
 def test_an_image_that_breaks_later_is_named(make_photos: Maker) -> None:
     root = make_photos({"cat": 4, "dog": 4})
     files = sets(root, in_memory=False)[0].test_images()
-    (root / files.paths[1]).write_bytes(b"broken")
+    files.paths[1].write_bytes(b"broken")
     files.__getitems__([0])
-    with pytest.raises(ValueError, match=f"{root / files.paths[1]}: no readable picture"):
+    with pytest.raises(ValueError, match=f"{files.paths[1]}: no readable picture"):
         files.__getitems__([0, 1])
 
 
 def test_the_sha256_changes_with_the_images(make_photos: Maker, in_memory: bool) -> None:
     root = make_photos({"cat": 5, "dog": 5})
-    seen = [sha256(root, in_memory=in_memory)]
-    assert sha256(root, in_memory=in_memory, split_seed=1) == seen[0]
-    photo = root / "cat" / "0.png"
+    seen = []
+
+    def note(**changes: Any) -> None:
+        seen.append(sets(root, in_memory=in_memory, **changes)[0].sha256["all"])
+
+    for split_seed in (0, 1):
+        note(split_seed=split_seed)
+    assert seen.pop() == seen[0]
     make_photos({"cat": 1})  # replaced by other noise
-    seen.append(sha256(root, in_memory=in_memory))
-    photo.rename(root / "dog" / "9.png")
-    seen.append(sha256(root, in_memory=in_memory))
+    note()
+    (root / "cat" / "0.png").rename(root / "dog" / "9.png")
+    note()
     (root / "dog" / "9.png").unlink()
-    seen.append(sha256(root, in_memory=in_memory))
+    note()
     (root / "dog").rename(root / "cow")
-    seen.append(sha256(root, in_memory=in_memory))
+    note()
     assert len(set(seen)) == 5
 
 
@@ -184,12 +173,11 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
-@pytest.mark.parametrize("resize", ["crop", "stretch"])
-def test_every_mode_and_shape(tmp_path: Path, mode: str, resize: str) -> None:
+def test_every_mode(mode: str) -> None:
     pixels = numpy.random.default_rng(0).integers(0, 256, (40, 99, 3), dtype=numpy.uint8)
-    Image.fromarray(pixels).convert(mode).save(tmp_path / "x.tiff")
+    picture = Image.fromarray(pixels).convert(mode)
     for channels in (1, 3):
-        image = decode(tmp_path / "x.tiff", Form(12, 20, channels, resize))
+        image = fit(picture, 12, 20, channels, "crop")
         assert (image.shape, image.dtype) == ((channels, 12, 20), torch.uint8)
         assert image.min() < image.max()
 
@@ -197,22 +185,23 @@ def test_every_mode_and_shape(tmp_path: Path, mode: str, resize: str) -> None:
 def test_sixteen_bits_are_not_clipped(tmp_path: Path) -> None:
     levels = torch.linspace(0, 65535, 81).view(9, 9).to(torch.uint16)
     Image.fromarray(levels.numpy()).save(tmp_path / "x.png")
-    image = decode(tmp_path / "x.png", Form(9, 9, 1, "crop"))
+    image = fit(open_picture(tmp_path / "x.png"), 9, 9, 1, "crop")
     assert torch.equal(image[0], (levels.int() >> 8).to(torch.uint8))
 
 
-def test_pictures_are_not_turned_as_imagefolder_does_not(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (8, 4)).save(tmp_path / "x.png", exif=exif)
-    assert decode(tmp_path / "x.png", Form(4, 8, 3, "crop", exact=True)).shape == (3, 4, 8)
-
-
 def test_pictures_can_be_read_without_a_folder(tmp_path: Path) -> None:
-    Image.new("RGB", (40, 90), "red").save(tmp_path / "x.png")
-    known: dict[str, Any] = {"classes": ["cat", "dog"], "image_size": 8, "mean": 0.5, "std": 0.25}
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned, which torchvision's ImageFolder does not do either
+    picture = Image.new("RGB", (80, 40))
+    picture.paste("red", (0, 0, 40, 40))
+    picture.save(tmp_path / "x.png", exif=exif)
+    known: dict[str, Any] = {
+        **{"classes": ["cat", "dog"], "image_size": [4, 8], "mean": 0.5, "std": 0.25}
+    }
     data = FolderDataModule(None, **known)
     image = data.read_picture(tmp_path / "x.png")
+    assert image[0, :, :3].min() == 255
+    assert image[0, :, 5:].max() == 0
     assert data.on_after_batch_transfer((image[None], torch.zeros(1)), 0)[0].max() == 2
     with pytest.raises(ValueError, match="data_dir=null: expected a folder of images"):
         data.prepare_data()
@@ -267,28 +256,26 @@ def test_folders_stay_what_they_are() -> None:
     images = entries(20, 20, part="train") + entries(5, 5, part="test")
     parts = split(images, ["cat", "dog"], 0.25, 0.5, 0)
     assert Counter(parts) == {"train": 30, "val": 10, "test": 10}
-    assert parts[40:] == ["test"] * 10
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data_dir": None}, "data_dir=null: expected a folder of images"),
-        ({"data_dir": None, "classes": ["cat"]}, r"classes=\['cat'\]: expected two or more names"),
+        ({"data_dir": None}, "data_dir=null classes=null: expected a folder of images, or "),
+        ({"data_dir": None, "classes": ["cat"]}, "names of two or more classes, each once"),
         ({"data_dir": "nowhere"}, "data_dir=nowhere: expected a folder of images; there is none"),
-        ({"data_dir": None, "classes": "cat"}, "classes=cat: expected two or more names"),
         ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder once: \['cat', 'dog'"),
-        ({"classes": ["cat", "dog", "dog"]}, "classes=.*: expected every folder once"),
         ({"channels": 2}, "channels=2: expected 1 or 3"),
         ({"resize": "fit"}, "resize=fit: expected crop or stretch"),
         ({"in_memory": "yes"}, "in_memory=yes: expected auto, true or false"),
-        ({"image_size": 0}, "image_size=0: expected null, a number of pixels, or "),
-        ({"image_size": [8]}, r"image_size=\[8\]: expected null, a number of pixels"),
+        ({"image_size": 0}, "image_size=0: expected null, pixels, or "),
+        ({"image_size": [8]}, r"image_size=\[8\]: expected null, pixels"),
+        ({"val_size": "many"}, "val_size=many: expected a number of images or a share"),
         ({"val_size": 1.5}, "val_size=1.5: expected a number of images or a share"),
         ({"split_seed": None}, "split_seed=None: expected an integer"),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),
-        ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7: expected less: none of the 4 im"),
-        ({"test_size": 99}, "test_size=99: expected less: none of the 4 images of"),
+        ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7 test_size=0.4: expected less: "),
+        ({"test_size": 99}, "test_size=99: expected less: none of the 4 i"),
     ],
 )
 def test_refuses_bad_arguments(make_photos: Maker, changes: dict[str, Any], message: str) -> None:
@@ -302,10 +289,10 @@ def test_refuses_bad_arguments(make_photos: Maker, changes: dict[str, Any], mess
     [
         (["cat"], "two or more classes"),
         (["train/cat", "train/dog", "test/cat"], "the classes of train/ in test/ too"),
-        (["train/cat", "train/dog", "more/cat"], "train/, val/ and test/ alone, .* not more/"),
-        (["train/cat", "val/cat", "valid/cat"], "train/, val/ and test/ alone, .* not valid/"),
-        (["test/cat", "test/dog"], "train/ beside test/"),
-        (["cat", "dog/more/.hidden"], "files that end in .* in every class .*dog"),
+        (["train/cat", "train/dog", "more/cat"], "train/, .* classes alone, not more, train"),
+        (["train/cat", "val/cat", "valid/cat"], "train/, .* classes alone, not train, val, valid"),
+        (["test/cat", "test/dog"], "train/, .* classes alone, not test"),
+        (["cat", "dog/more/.hidden"], "images in .*/dog; there is none"),
     ],
 )
 def test_refuses_other_layouts(make_photos: Maker, folders: list[str], message: str) -> None:
@@ -315,13 +302,3 @@ def test_refuses_other_layouts(make_photos: Maker, folders: list[str], message: 
     with pytest.raises(ValueError, match=f"^data_dir={root}: expected .*{message}") as caught:
         FolderDataModule(root).prepare_data()
     assert "\n" not in str(caught.value)
-
-
-def test_the_configuration_builds_one(make_photos: Maker) -> None:
-    overrides = ["+data=folder", f"data.data_dir={make_photos(PETS)}", "data.mean=[0.5,0.5,0.5]"]
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        cfg = compose(overrides=overrides)
-    data = instantiate(cfg.data, target=["cat", 1], _convert_="all")
-    assert isinstance(data, FolderDataModule)
-    assert (data.targets, data.mean, data.in_memory) == ([0, 1], [0.5] * 3, "auto")
-    data.setup("fit")

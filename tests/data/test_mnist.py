@@ -60,33 +60,20 @@ def extracted(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_splits_are_those_of_torchvision(caplog: pytest.LogCaptureFixture) -> None:
-    data = fitted()
-    official = MNIST(ROOT / "data", train=True)
-    assert torch.equal(data.train_set.images[:, 0], official.data[:55_000])
-    assert torch.equal(data.val_set.labels, official.targets[55_000:])
-    assert len(data.test_set) == 10_000
-    assert data.train_set.images.dtype == torch.uint8
-    assert data.sha256["test"].startswith("c3f9adf9c66efb57")
-    assert not caplog.records  # they are the official images
-
-
-def test_names() -> None:
-    assert MNISTDataModule().name == "mnist"
-    assert MNISTDataModule("FashionMNIST").name == "fashion_mnist"
-    assert MNISTDataModule("FashionMNIST", name="clothes").name == "clothes"
-
-
-def test_batches_equal_those_of_torchvision_bit_for_bit() -> None:
+def test_images_and_batches_are_those_of_torchvision(caplog: pytest.LogCaptureFixture) -> None:
     data = fitted()
     transform = transforms.Compose(
         [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
     )
     official = MNIST(ROOT / "data", train=True, transform=transform)
+    assert torch.equal(data.train_set.images[:, 0], official.data[:55_000])
+    assert torch.equal(data.val_set.labels, official.targets[55_000:])
+    assert data.train_set.images.dtype == torch.uint8
+    assert data.sha256["test"].startswith("c3f9adf9c66efb57")
+    assert not caplog.records  # they are the official images
     expected = torch.stack([official[i][0] for i in range(55_000, 55_100)])
     batch: Any = next(iter(data.val_dataloader()))
-    normalised, _ = data.on_after_batch_transfer(batch, 0)
-    assert torch.equal(normalised[:100], expected)
+    assert torch.equal(data.on_after_batch_transfer(batch, 0)[0][:100], expected)
 
 
 def test_a_dataset_of_ones_own(extracted: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -129,23 +116,20 @@ def test_one_of_two_processes_is_killed_while_extracting(archives: Path) -> None
     assert len(load_images("MNIST", archives, True)[1]) == 60_000
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut short", "no folder", "fewer labels"])
+@pytest.mark.parametrize("damage", ["missing", "cut short", "no folder"])
 def test_what_can_be_neither_read_nor_downloaded(extracted: Path, damage: str) -> None:
-    images, labels = (extracted / "MNIST" / "raw" / name for name in NAMES[:2])
+    images = extracted / "MNIST" / "raw" / NAMES[0]
     if damage == "missing":
         images.unlink()
     elif damage == "cut short":
         images.write_bytes(images.read_bytes()[:-1])
-    elif damage == "no folder":
+    else:
         shutil.rmtree(extracted)
         extracted.touch()
-    else:
-        labels.write_bytes(idx(19, content=bytes(19)))
     with pytest.raises(ValueError, match="expected the official .gz files in ") as caught:
         load_images("MNIST", extracted, True)
     assert str(caught.value).startswith(f"data_dir={extracted}: ")
     assert "\n" not in str(caught.value)
-    assert damage == "missing" or extracted.is_file() or images.exists()
 
 
 def test_qmnist_has_more_than_one_number_a_label(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Augmentation: each training image changed a little, and differently each time it is drawn.
 
 Any callable from a batch to a batch will do, such as one of torchvision.transforms.v2; but those
-draw once for a whole batch. The ones below draw for each image.
+draw once for a whole batch. The ones below draw for each image, shape (N, channels, height, width).
 """
 
 import hashlib
@@ -34,33 +34,23 @@ class Shift(nn.Module):
     The border's pixels fill what becomes free.
 
     Args:
-        share: the largest distance, as a share of the image's height and width.
-
-    Raises:
-        ValueError: if ``share`` is not between 0 and 1.
+        share: the largest distance, as a share of the image's height and width; from 0 to 1.
     """
 
     def __init__(self, share: float = 0.1) -> None:
         super().__init__()
-        if type(share) not in (int, float) or not 0 <= share <= 1:
-            raise ValueError(f"share={share}: expected a number from 0 to 1")
-        self.share = share
+        self.share = _checked("share", share)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``images``, shape (N, channels, height, width), moved."""
-        rows, columns = (self._moved(len(images), side) for side in images.shape[2:])
-        n, rows, columns = (
-            index.to(images.device)
-            for index in (torch.arange(len(images)), rows[:, :, None], columns[:, None, :])
-        )
+        sources = []  # where the pixels on each axis come from; shape (N, side)
+        for side in images.shape[2:]:
+            most = round(self.share * side)
+            distances = torch.randint(-most, most + 1, (len(images), 1))
+            sources.append((torch.arange(side) + distances).clamp(0, side - 1).to(images.device))
+        n = torch.arange(len(images), device=images.device)[:, None, None]
         # Around the slice, the indexed dimensions come first: (N, height, width, channels).
-        return images[n[:, None, None], :, rows, columns].permute(0, 3, 1, 2).contiguous()
-
-    def _moved(self, count: int, side: int) -> Tensor:
-        """Where the pixels on one axis of ``count`` images come from; shape (count, side)."""
-        most = round(self.share * side)
-        distances = torch.randint(-most, most + 1, (count, 1))
-        return (torch.arange(side) + distances).clamp(0, side - 1)
+        moved = images[n, :, sources[0][:, :, None], sources[1][:, None, :]]
+        return moved.permute(0, 3, 1, 2).contiguous()
 
 
 class Flip(nn.Module):
@@ -68,18 +58,18 @@ class Flip(nn.Module):
 
     Args:
         p: probability that an image is mirrored.
-
-    Raises:
-        ValueError: if ``p`` is not between 0 and 1.
     """
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if type(p) not in (int, float) or not 0 <= p <= 1:
-            raise ValueError(f"p={p}: expected a number from 0 to 1")
-        self.p = p
+        self.p = _checked("p", p)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``images``, shape (N, channels, height, width), some of them mirrored."""
         chosen = (torch.rand(len(images)) < self.p).to(images.device)
         return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+def _checked(name: str, value: float) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value}: expected a number from 0 to 1")
+    return value

@@ -18,8 +18,7 @@ from lora_mnist.data.pictures import open_picture, prepare
 from lora_mnist.data.sampler import Batch, ImageTensors
 from lora_mnist.errors import one_line
 
-log = logging.getLogger(__name__)
-_warn = rank_zero_only(log.warning)
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 #: Classes of ``torchvision.datasets``, and what files and results call them.
 DATASETS = {
@@ -72,11 +71,7 @@ class MNISTDataModule(ImageDataModule):
         self._parts: dict[str, Batch] = {}
 
     def prepare_data(self) -> None:
-        """Extract the dataset, or download it, where that has not been done yet.
-
-        Raises:
-            ValueError: if files are missing or damaged, and cannot be downloaded.
-        """
+        """Extract the dataset, or download it, where that has not been done yet."""
         for part in ("train", "test"):
             self._images(part)
 
@@ -85,10 +80,8 @@ class MNISTDataModule(ImageDataModule):
         split = len(labels) - self.val_size
         if split < 1:
             raise ValueError(f"val_size={self.val_size}: expected less than {len(labels)}")
-        return (
-            ImageTensors(images[:split], labels[:split]),
-            ImageTensors(images[split:], labels[split:]),
-        )
+        held_out = ImageTensors(images[split:], labels[split:])
+        return ImageTensors(images[:split], labels[:split]), held_out
 
     def test_images(self) -> ImageTensors:
         return ImageTensors(*self._images("test"))
@@ -102,10 +95,8 @@ class MNISTDataModule(ImageDataModule):
         digest.update(labels.to(torch.uint8).numpy().data)
         self.sha256[part] = digest.hexdigest()
         if self.sha256[part] != _OFFICIAL.get((self.dataset, part), self.sha256[part]):
-            _warn(
-                "data_dir=%s: the %s images are not %s's official ones",
-                *(self.data_dir, part, self.dataset),
-            )
+            message = "data_dir=%s: the %s images are not %s's official ones"
+            _warn(message, self.data_dir, part, self.dataset)
         self._parts[part] = images, labels
         return images, labels
 
@@ -121,7 +112,9 @@ class MNISTDataModule(ImageDataModule):
 def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     """All training or all test images of a dataset, (N, 1, 28, 28) uint8, and labels, (N,) int64.
 
-    torchvision verifies, extracts and reads the files, and downloads those that are missing.
+    torchvision verifies, extracts and reads the files, and downloads those that are missing: in
+    one process at a time, and in a folder of its own, out of which complete files are renamed into
+    place. Whoever looks meanwhile, or comes after a kill, finds no half-written file.
 
     Args:
         dataset: class in ``torchvision.datasets``: MNIST, FashionMNIST, KMNIST or QMNIST.
@@ -132,49 +125,22 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
         ValueError: if files are missing or damaged, and cannot be downloaded.
     """
     family, root = _family(dataset), Path(data_dir)
-    try:
-        return _read(family, root, train)
     # torchvision has no common class for what is missing, damaged or half-written.
-    except Exception:
-        return _extract(family, root, train)
-
-
-def _family(dataset: str) -> Any:
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset={dataset}: expected one of {', '.join(DATASETS)}")
-    return getattr(torchvision.datasets, dataset)
-
-
-def _read(family: Any, root: Path, train: bool, download: bool = False) -> Batch:
-    split = family(root, train=train, download=download)
-    images, labels = split.data.unsqueeze(1), split.targets
-    if labels.ndim == 2:  # QMNIST: the class, then where the image came from
-        labels = labels[:, 0].contiguous()
-    if len(images) != len(labels):
-        raise ValueError(f"{len(labels)} labels for {len(images)} images")
-    return images, labels
-
-
-def _extract(family: Any, root: Path, train: bool) -> Batch:
-    """Let torchvision verify, download and extract, in one process at a time.
-
-    It works in a folder of its own, and complete files are renamed into place: whoever looks
-    meanwhile, or comes after a kill, finds no half-written file.
-    """
-    raw = root / family.__name__ / "raw"
-    work = root / ".extract"
+    with suppress(Exception):
+        return _read(family(root, train=train))
+    raw, work = root / dataset / "raw", root / ".extract"
+    extracted = work / dataset / "raw"
     try:
         raw.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):
             with suppress(Exception):  # another process may have extracted meanwhile
-                return _read(family, root, train)
+                return _read(family(root, train=train))
             shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed
             try:
-                extracted = work / family.__name__ / "raw"
                 extracted.mkdir(parents=True)
                 for archive in raw.glob("*.gz"):
                     shutil.copyfile(archive, extracted / archive.name)
-                batch = _read(family, work, train, download=True)
+                batch = _read(family(work, train=train, download=True))
                 for file in extracted.iterdir():
                     file.replace(raw / file.name)
                 return batch
@@ -185,3 +151,16 @@ def _extract(family: Any, root: Path, train: bool) -> Batch:
             f"data_dir={root}: expected the official .gz files in {raw}; some are missing or "
             f"damaged, and no download is possible ({one_line(error)})"
         ) from error
+
+
+def _family(dataset: str) -> Any:
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset={dataset}: expected one of {', '.join(DATASETS)}")
+    return getattr(torchvision.datasets, dataset)
+
+
+def _read(images: Any) -> Batch:
+    labels = images.targets
+    if labels.ndim == 2:  # QMNIST: the class, then where the image came from
+        labels = labels[:, 0].contiguous()
+    return images.data.unsqueeze(1), labels

@@ -25,17 +25,15 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def open_picture(path: Path, upright: bool = True, decode: bool = True) -> Image.Image:
-    """A picture, decoded.
+    """A picture, decoded; without ``decode`` only checked, as far as that is quick.
 
     Args:
         path: of the file.
-        upright: turn it as its EXIF data say; else leave it as the camera's sensor saw it.
-        decode: else only look whether it is whole, as far as that is quick; it then has a size and
-            no pixels.
+        upright: turn it as its EXIF data say, which torchvision's ImageFolder does not.
+        decode: else the picture has a size and no pixels.
 
     Raises:
-        ValueError: if the file cannot be read as a picture, or Pillow takes it for a
-            decompression bomb.
+        ValueError: saying why, if the file cannot be read as a picture.
     """
     try:
         with Image.open(path, formats=_FORMATS) as file:
@@ -98,12 +96,18 @@ def _grey_levels(picture: Image.Image) -> Tensor:
 def _ink(grey: Tensor) -> Tensor:
     """How much ink each pixel has, 0 to 1; paper is what the border shows."""
     contrast = grey - _paper(grey) if grey.max() > grey.min() else torch.zeros_like(grey)
-    low, high = contrast.min(), contrast.max()
+    low, high = contrast.min().item(), contrast.max().item()
     if high - low <= 1e-3 * max(1.0, grey.max().item()):
         raise ValueError("nothing on it")
     if -low > high:  # dark on light
-        contrast = -contrast
-    threshold = _otsu(contrast)
+        contrast, low, high = -contrast, -high, -low
+    # The threshold with the largest variance between its two sides (Otsu 1979).
+    counts = torch.histc(contrast, 256, low, high)
+    middles = torch.linspace(low, high, 257)[:-1] + (high - low) / 512
+    below, above = counts.cumsum(0), counts.sum() - counts.cumsum(0)
+    sums = (counts * middles).cumsum(0)
+    difference = sums / below.clamp(min=1) - (sums[-1] - sums) / above.clamp(min=1)
+    threshold = middles[(below * above * difference**2).argmax()]
     full = contrast[contrast > threshold].median()
     # Anti-aliased edges keep their grey; noise of the paper, below half the threshold, is gone.
     ink = ((contrast - threshold / 2) / (full - threshold / 2)).clamp(0, 1)
@@ -134,17 +138,6 @@ def _paper(grey: Tensor) -> Tensor:
         distance = (grey - surface).abs()
         is_paper = distance <= 3 * distance[is_paper].median() + 0.05 * contrast
     return surface.float()
-
-
-def _otsu(values: Tensor) -> Tensor:
-    """The threshold with the largest variance between its two sides (Otsu 1979)."""
-    low, high = values.min().item(), values.max().item()
-    counts = torch.histc(values, 256, low, high)
-    middles = torch.linspace(low, high, 257)[:-1] + (high - low) / 512
-    below, above = counts.cumsum(0), counts.sum() - counts.cumsum(0)
-    sums = (counts * middles).cumsum(0)
-    difference = sums / below.clamp(min=1) - (sums[-1] - sums) / above.clamp(min=1)
-    return middles[(below * above * difference**2).argmax()]
 
 
 def _near_strokes(strokes: Tensor) -> Tensor:

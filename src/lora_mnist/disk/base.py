@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.lora import fingerprint
 
-log = logging.getLogger(__name__)
-_log_once = rank_zero_only(log.info)
+_log_once = rank_zero_only(logging.getLogger(__name__).info)
 
 #: Where training scripts put the ``state_dict`` in what they save; the last one inside a "model".
 _HOLDERS = ("state_dict", "model_state_dict", "model", "state_dict")
@@ -60,8 +59,35 @@ def read_base(path: Path, net: nn.Module) -> Base:
     """
     expected = net.state_dict()
     stored = _without_prefix(_read_tensors(path), expected)
-    _require_same_shapes(stored, expected)
-    tensors = {name: _converted(name, stored[name], expected[name]) for name in expected}
+    others = []
+    for name in expected:
+        if name in stored and stored[name].shape != expected[name].shape:
+            has, needs = ("x".join(map(str, x[name].shape)) for x in (stored, expected))
+            others.append(f"{name} {has} instead of {needs}")
+    problems = {
+        "missing": [name for name in expected if name not in stored],
+        "unexpected": [name for name in stored if name not in expected],
+        "of another shape": others,
+    }
+    message = ""
+    for kind, names in problems.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            message += f"{kind}: {', '.join(names[:3])}{more}; "
+    if message:
+        raise ValueError(
+            f"{message}expected the {len(expected)} tensors such as "
+            f"{next(iter(expected), 'none')} of the configured net"
+        )
+    tensors = {}
+    for name in expected:
+        tensor = stored[name]
+        # Memory of its own: neither the network's nor that of another tensor in the file.
+        tensors[name] = torch.empty_like(expected[name]).copy_(tensor)
+        if expected[name].is_floating_point() and not tensor.is_floating_point():
+            raise ValueError(f"{name} holds {tensor.dtype}; expected {expected[name].dtype}")
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
     net.load_state_dict(tensors)
     conversions = Counter((stored[name].dtype, tensors[name].dtype) for name in tensors)
     for (before, after), count in conversions.items():
@@ -89,12 +115,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     for key in _HOLDERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping):
-        raise ValueError(f"holds a {type(content).__name__}; expected a state_dict")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    entries = content.items() if isinstance(content, Mapping) else ()
+    tensors = {str(name): value for name, value in entries if isinstance(value, Tensor)}
     if not tensors:
-        keys = ", ".join(map(str, list(content)[:3])) or "nothing"
-        raise ValueError(f"holds no tensors but {keys}; expected a state_dict")
+        raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
     return tensors
 
 
@@ -113,48 +137,6 @@ def _without_prefix(
             known[prefix] += key.removeprefix(prefix) in expected
     best = max(sorted(known), key=lambda prefix: known[prefix])
     return {key.removeprefix(best): stored[key] for key in stored if key.startswith(best)}
-
-
-def _require_same_shapes(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are missing, unexpected or of another shape, and name them."""
-    others = []
-    for name in expected:
-        if name in stored and stored[name].shape != expected[name].shape:
-            others.append(f"{name} {_sides(stored[name])} instead of {_sides(expected[name])}")
-    kinds = {
-        "missing": [name for name in expected if name not in stored],
-        "unexpected": [name for name in stored if name not in expected],
-        "of another shape": others,
-    }
-    problems = []
-    for kind, names in kinds.items():
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            problems.append(f"{kind}: {', '.join(names[:3])}{more}")
-    if problems:
-        example = next(iter(expected), "none")
-        raise ValueError(
-            f"{'; '.join(problems)}; expected the {len(expected)} tensors such as {example} of the "
-            "configured net"
-        )
-
-
-def _sides(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "scalar"
-
-
-def _converted(name: str, tensor: Tensor, expected: Tensor) -> Tensor:
-    """``tensor`` in the dtype of ``expected``, finite, and in memory of its own."""
-    converted = torch.empty_like(expected).copy_(tensor)
-    if expected.is_floating_point():
-        fits = tensor.is_floating_point()  # no weight was an integer
-    else:  # with the rest a counter may have become half precision
-        fits = torch.equal(converted.to(tensor.dtype), tensor)
-    if not fits:
-        raise ValueError(f"{name} holds {tensor.dtype}; expected {expected.dtype}")
-    if not converted.isfinite().all():
-        raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-    return converted
 
 
 def write_base(tensors: Mapping[str, Tensor], path: Path, accuracy: float | None = None) -> None:
