@@ -66,15 +66,7 @@ def test_an_experiment_names_the_stage(cli: Any, base: str, tmp_path: Path) -> N
         ("lorra.rank=4", "lorra.rank: no such key; did you mean lora.rank?"),
         ("lora.xyz=1", "lora.xyz: no such key; expected one of rank, alpha, "),
         ("stage=nope", "In 'train': Could not find 'stage/nope' Available options in 'stage': "),
-        (
-            "digit=プルオーバー",
-            "digit=プルオーバー: expected quotes around the value: 'digit=\"プル",
-        ),
-        (
-            "lora.target_modules=linear[12]",
-            "lora.target_modules=linear[12]: expected quotes around the value: "
-            "'lora.target_modules=\"linear[12]\"'",
-        ),
+        ("digit=プル", "digit=プル: expected quotes around the value: 'digit=\"プル\"'"),
         ("lora.rank=1,2", "Ambiguous value for argument 'lora.rank=1,2'"),
         ("trainer.max_steps={a:1", "trainer.max_steps={a:1: no viable alternative at input"),
         ("hydra/launcher=nope", "In 'hydra/config': Could not find 'hydra/launcher/nope' Avail"),
@@ -178,8 +170,8 @@ def test_a_run_folder_is_never_shared(cli: Any, tmp_path: Path) -> None:
 def test_an_output_folder_that_cannot_be_made(cli: Any, tmp_path: Path, flags: Any) -> None:
     (tmp_path / "outputs").touch()
     done = cli(TOY, *flags)
-    assert done.code == 2
-    assert "cannot be written" in done.err
+    assert done.code == 1
+    assert str(tmp_path / "outputs") in done.err
     assert len(done.err.splitlines()) == 1
 
 

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, env_override
+from hydra.core.utils import env_override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -71,11 +71,7 @@ def run(main: Callable[[], object]) -> None:
         error = raised
     for number in handlers:
         signal.signal(number, signal.SIG_IGN)  # what remains to be done must not be cut off
-    try:
-        code = _conclude(error, code)
-    except Exception as late:  # of the summary: its disk is full, say
-        error, (reason, code) = late, explain(late)
-        print(reason, file=sys.stderr)
+    code = _conclude(error, code)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if error is not None and _full_error == "1" and not _signals:
@@ -134,8 +130,7 @@ def command(function: Callable[[DictConfig, Path], object], cfg: DictConfig) -> 
             texts = [*hydra.overrides.task, *hydra.overrides.hydra]
             left_out = ("resume=", "hydra.run.dir=", "hydra.mode=")
             kept = [text for text in texts if not text.startswith(left_out)]
-            arguments = [*kept, override("resume", folder)]
-            _go_on.append(f"go on with: {command_line(arguments)}")
+            _go_on.append(f"go on with: {command_line([*kept, override('resume', folder)])}")
         if not isinstance(error, Exception):
             raise
         told = None if isinstance(error, UserError) else error
@@ -164,20 +159,18 @@ def _explain_hydra(error: HydraException) -> str:
     """Hydra's own message, or a better one where it would lead astray."""
     said = one_line(re.split(r"Config search path:|See https://hydra", str(error))[0])
     refused = error.__cause__
-    override_ = re.search(r"^Could not override '(.*)'\.\n.*use \+(.*)$", str(error), re.DOTALL)
-    if override_ and isinstance(refused, OmegaConfBaseException) and refused.parent_node:
+    unknown = re.search(r"^Could not override '(.*)'\.\n.*use \+(.*)$", str(error), re.DOTALL)
+    if unknown and isinstance(refused, OmegaConfBaseException) and refused.parent_node:
         siblings = [str(key) for key in refused.parent_node if key != "hydra"]
         if "stage" in siblings and OmegaConf.is_missing(refused.parent_node, "stage"):
             return _NO_STAGE  # without one Hydra would advise to add whatever key belongs to it
+        said = f"{unknown[1]}: no such key; "
         key, full = str(refused.key), str(refused.full_key)
-        alike = get_close_matches(key, siblings, n=1)
-        if alike:
-            better = full.removesuffix(key) + alike[0] + override_[1].removeprefix(full)
-            return f"{override_[1]}: no such key; did you mean {better}?"
-        return (
-            f"{override_[1]}: no such key; expected one of {', '.join(siblings)}; "
-            f"or, to add one, +{one_line(override_[2])}"
-        )
+        for alike in get_close_matches(key, siblings, n=1):
+            better = full.removesuffix(key) + alike + unknown[1].removeprefix(full)
+            return f"{said}did you mean {better}?"
+        add = f"+{one_line(unknown[2])}"
+        return f"{said}expected one of {', '.join(siblings)}; or, to add one, {add}"
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
         # A function, a list or a quoted value that is cut short is for Hydra to explain.
@@ -239,15 +232,10 @@ class Folders(Callback):
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is not None:
-                # mkdir is atomic: of two runs that start at once in one folder, one ends here.
-                (folder / subfolder).mkdir(parents=True)
+                (folder / subfolder).mkdir(parents=True)  # of two at once, one ends here
         except FileExistsError:
             taken = UserError(f"hydra.run.dir={folder}: holds another run; expected a new folder")
             raise SystemExit from taken
-        except OSError as error:
-            raise SystemExit from UserError(
-                f"hydra.run.dir={folder}: cannot be written ({error.strerror})"
-            )
         except Exception as error:
             raise SystemExit from error
 
@@ -263,7 +251,3 @@ class Folders(Callback):
                 open_sweep(config)
         except Exception as error:
             raise SystemExit from error
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Drop a job's configuration, which Hydra would keep to the end: a third of a megabyte."""
-        job_return.cfg = job_return.hydra_cfg = None
