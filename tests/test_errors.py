@@ -32,9 +32,9 @@ def test_the_config_group_stands_in_front(error: Exception, message: str) -> Non
 
 def test_the_config_group_sees_through_instantiate() -> None:
     config = {"_target_": "lora_mnist.classifier.loss.Loss", "fit": "l1"}
-    with pytest.raises(UserError, match=r"^lora.fit=l1: expected one of cross_entropy, hinge"):
-        with config_group("lora"):
-            instantiate(config)
+    message = r"^lora.fit=l1: expected one of cross_entropy, hinge"
+    with pytest.raises(UserError, match=message), config_group("lora"):
+        instantiate(config)
 
 
 def test_other_errors_pass() -> None:

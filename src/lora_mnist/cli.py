@@ -40,10 +40,8 @@ _NO_STAGE = """stage: missing; expected one of
   python train.py stage=pretrain         to train a base
   python train.py stage=lora digit=9     to repair it with an adapter"""
 #: The extras that bring Hydra's launchers and sweepers.
-_EXTRAS = {
-    **{"joblib": "sweep", "optuna": "sweep", "ray": "ray"},
-    **{"submitit_local": "slurm", "submitit_slurm": "slurm"},
-}
+_EXTRAS = {"ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+_EXTRAS |= dict.fromkeys(("joblib", "optuna", "tpe"), "sweep")
 
 #: Signals that have asked this command to end. Lightning makes SystemExit(1) of the interrupt, and
 #: other code may swallow it: what came first decides.
@@ -71,18 +69,7 @@ def run(main: Callable[[], object]) -> None:
         error = raised
     for number in handlers:
         signal.signal(number, signal.SIG_IGN)  # what remains to be done must not be cut off
-    code = _conclude(error, code)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    if error is not None and _full_error == "1" and not _signals:
-        raise error
-    if code:
-        raise SystemExit(code)
-
-
-def _conclude(error: BaseException | None, code: int) -> int:
-    """Say what ended the command, and sum up a sweep; the exit code."""
-    reason = None
+    reason, shows_traceback = None, _full_error == "1" and not _signals
     if _signals:
         reason, code = f"interrupted by {_signals[0].name}", 128 + _signals[0]
     elif error is not None:
@@ -93,11 +80,16 @@ def _conclude(error: BaseException | None, code: int) -> int:
         code, sweep = close_sweep(reason, code)
         if sweep is not None:
             make_sweep_report(sweep)
-    elif reason is not None and (_signals or _full_error != "1"):
+    elif reason is not None and not shows_traceback:
         if code == 1 and not isinstance(error, UserError):
             reason += f" ({_FULL_ERROR}=1 shows where)"
         print(reason, *_go_on, sep="\n", file=sys.stderr)
-    return code
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if error is not None and shows_traceback:
+        raise error
+    if code:
+        raise SystemExit(code)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -179,7 +171,8 @@ def _explain_hydra(error: HydraException) -> str:
             return f"{error.override}: expected quotes around the value: {quoted}"
         return said if error.override in said else f"{error.override}: {said}"
     plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper)\S*)/(\w+)'", said)
-    if plugin and (extra := _EXTRAS.get(plugin[2], "sweep" if "sampler" in plugin[1] else None)):
+    if plugin and plugin[2] in _EXTRAS:
+        extra = _EXTRAS[plugin[2]]
         return f'{plugin[1]}={plugin[2]}: not installed; expected: pip install -e ".[{extra}]"'
     if isinstance(refused, OmegaConfBaseException):  # Hydra says where, OmegaConf says what
         return f"{said}: {explain(refused)[0]}"

@@ -2,11 +2,11 @@
 
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from helpers.commands import read_results
 from helpers.sweeping import (
     TOY,
@@ -16,6 +16,7 @@ from helpers.sweeping import (
     start,
     statuses,
     wait_for_jobs,
+    write_sweep,
 )
 
 
@@ -129,6 +130,18 @@ def test_bad_input(cli: Any, tmp_path: Path, arguments: tuple[str, ...], message
     assert done.err.startswith(message.format(tmp=tmp_path))
     assert len(done.err.splitlines()) == 1
     assert not list(tmp_path.rglob("*"))
+
+
+def test_a_sweep_has_its_folder_to_itself(cli: Any, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    write_sweep(sweep)
+    done = cli(TOY, "-m", "x=1", f"hydra.sweep.dir={sweep}")
+    assert done.code == 2
+    assert done.err.startswith(f"hydra.sweep.dir={sweep}: holds another sweep; expected a new")
+    with FileLock(sweep / ".lock"):
+        done = cli(TOY, "-m", "x=1", f"sweep.resume={sweep}")
+    assert done.code == 2
+    assert "another sweep is running there; expected one at a time" in done.err
 
 
 def test_what_hydra_refuses_is_no_sweep(cli: Any, tmp_path: Path) -> None:

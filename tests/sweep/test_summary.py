@@ -111,14 +111,6 @@ def test_a_lucky_seed_is_not_crowned(tmp_path: Path) -> None:
     assert {row["seeds"] for row in rows[2:5]} == {"3"}
 
 
-def test_seeds_alone_are_one_row(tmp_path: Path) -> None:
-    for seed in range(3):
-        write_job(tmp_path, f"{seed}", [f"seed={seed}"], accuracy=0.5 + seed / 10)
-    text = summary(tmp_path)
-    assert "│ 1 │     3 │ 0.6000 ± 0.1000 │" in text
-    assert (tmp_path / "summary.png").exists()
-
-
 def test_what_differs_from_base_to_base_stands_beside_each_job(tmp_path: Path) -> None:
     for rank, accuracy in ((1, 0.8), (2, 0.85)):
         more = {"test": {"accuracy": 0.9}, "test_base": {"accuracy": accuracy}}

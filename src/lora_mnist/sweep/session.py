@@ -65,8 +65,9 @@ def open_sweep(config: DictConfig) -> None:
         # A new study is filled by the results of the finished jobs.
         (folder / "optuna.db").unlink(missing_ok=True)
     # Ray would take the lines of different jobs for repetitions, and report its use to its makers.
-    for name, value in (("RAY_DEDUP_LOGS", "0"), ("RAY_USAGE_STATS_ENABLED", "0")):
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # optuna's, of its own code
     left_out = ("hydra.mode=", "sweep.resume=", "hydra.sweep.dir=")
     typed = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
     command = command_line(["-m", *(text for text in typed if not text.startswith(left_out))])
