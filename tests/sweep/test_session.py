@@ -135,13 +135,13 @@ def test_bad_input(cli: Any, tmp_path: Path, arguments: tuple[str, ...], message
 def test_a_sweep_has_its_folder_to_itself(cli: Any, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     write_sweep(sweep)
-    done = cli(TOY, "-m", "x=1", f"hydra.sweep.dir={sweep}")
-    assert done.code == 2
-    assert done.err.startswith(f"hydra.sweep.dir={sweep}: holds another sweep; expected a new")
     with FileLock(sweep / ".lock"):
         done = cli(TOY, "-m", "x=1", f"sweep.resume={sweep}")
     assert done.code == 2
     assert "another sweep is running there; expected one at a time" in done.err
+    done = cli(TOY, "-m", "x=1", f"hydra.sweep.dir={sweep}")
+    assert done.code == 2
+    assert done.err.startswith(f"hydra.sweep.dir={sweep}: holds another sweep; expected a new")
 
 
 def test_what_hydra_refuses_is_no_sweep(cli: Any, tmp_path: Path) -> None:
