@@ -11,7 +11,6 @@ from composed import QUICK, SMALL, small_base
 from helpers.commands import ROOT, only_run, read_results, run_process
 from helpers.sweeping import TOY, start
 from hydra.errors import MissingConfigException
-from omegaconf import OmegaConf
 
 from lora_mnist.cli import explain
 
@@ -66,15 +65,7 @@ def test_an_experiment_names_the_stage(cli: Any, base: str, tmp_path: Path) -> N
         ("lorra.rank=4", "lorra.rank: no such key; did you mean lora.rank?"),
         ("lora.xyz=1", "lora.xyz: no such key; expected one of rank, alpha, "),
         ("stage=nope", "In 'train': Could not find 'stage/nope' Available options in 'stage': "),
-        (
-            "digit=プルオーバー",
-            "digit=プルオーバー: expected quotes around the value: 'digit=\"プル",
-        ),
-        (
-            "lora.target_modules=linear[12]",
-            "lora.target_modules=linear[12]: expected quotes around the value: "
-            "'lora.target_modules=\"linear[12]\"'",
-        ),
+        ("digit=プル", "digit=プル: expected quotes around the value: 'digit=\"プル\"'"),
         ("lora.rank=1,2", "Ambiguous value for argument 'lora.rank=1,2'"),
         ("trainer.max_steps={a:1", "trainer.max_steps={a:1: no viable alternative at input"),
         ("hydra/launcher=nope", "In 'hydra/config': Could not find 'hydra/launcher/nope' Avail"),
@@ -174,15 +165,6 @@ def test_a_run_folder_is_never_shared(cli: Any, tmp_path: Path) -> None:
     assert [path.name for path in run.rglob("*")] == [".hydra"]
 
 
-@pytest.mark.parametrize("flags", [(), ("-m", "seed=0,1")])
-def test_an_output_folder_that_cannot_be_made(cli: Any, tmp_path: Path, flags: Any) -> None:
-    (tmp_path / "outputs").touch()
-    done = cli(TOY, *flags)
-    assert done.code == 2
-    assert "cannot be written" in done.err
-    assert len(done.err.splitlines()) == 1
-
-
 def test_a_run_goes_on_in_its_folder(cli: Any, tmp_path: Path) -> None:
     runs = tmp_path / "outputs" / "toy"
     for name in ("b", "a"):  # the last is the latest, whatever it is called
@@ -236,12 +218,3 @@ def test_help_and_config_need_no_torch(arguments: tuple[str, ...], lines: list[s
     assert done.returncode == 0, done.stderr
     assert "torch" not in done.stderr
     assert all(line in done.stdout for line in lines)
-
-
-def test_ones_own_defaults_count(cli: Any, tmp_path: Path) -> None:
-    (tmp_path / "local").mkdir()
-    (tmp_path / "local" / "default.yaml").write_text("optimizer:\n  lr: 0.5\n")
-    search = f"hydra.searchpath=[file://{tmp_path}]"
-    done = cli("train.py", "--cfg", "job", "stage=lora", search)
-    assert done.code == 0
-    assert OmegaConf.create(done.out).optimizer.lr == 0.5

@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -32,20 +30,11 @@ def test_the_config_group_stands_in_front(error: Exception, message: str) -> Non
     assert caught.value.__cause__ is error
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"fit": "l1"}, "lora.fit=l1: expected one of cross_entropy, hinge"),
-        ({"_target_": "lora_mnist.classifier.loss.Lost"}, "lora: Error loading 'lora_mnist.cla"),
-        ({"nope": 1}, "lora: Loss.__init__() got an unexpected keyword argument 'nope'"),
-    ],
-)
-def test_the_config_group_sees_through_instantiate(changes: Any, message: str) -> None:
-    config = {"_target_": "lora_mnist.classifier.loss.Loss", **changes}
-    with pytest.raises(UserError) as caught, config_group("lora"):
-        instantiate(OmegaConf.create(config))
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
+def test_the_config_group_sees_through_instantiate() -> None:
+    config = {"_target_": "lora_mnist.classifier.loss.Loss", "fit": "l1"}
+    message = r"^lora.fit=l1: expected one of cross_entropy, hinge"
+    with pytest.raises(UserError, match=message), config_group("lora"):
+        instantiate(config)
 
 
 def test_other_errors_pass() -> None:

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, env_override
+from hydra.core.utils import env_override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -41,10 +41,8 @@ _NO_STAGE = """stage: missing; expected one of
   python train.py stage=pretrain         to train a base
   python train.py stage=lora digit=9     to repair it with an adapter"""
 #: The extras that bring Hydra's launchers and sweepers.
-_EXTRAS = {
-    **{"joblib": "sweep", "optuna": "sweep", "ray": "ray"},
-    **{"submitit_local": "slurm", "submitit_slurm": "slurm"},
-}
+_EXTRAS = {"ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+_EXTRAS |= dict.fromkeys(("joblib", "optuna", "tpe"), "sweep")
 
 #: Signals that have asked this command to end. Lightning makes SystemExit(1) of the interrupt, and
 #: other code may swallow it: what came first decides.
@@ -76,22 +74,7 @@ def run(main: Callable[[], object]) -> None:
     gc.enable()
     for number in handlers:
         signal.signal(number, signal.SIG_IGN)  # what remains to be done must not be cut off
-    try:
-        code = _conclude(error, code)
-    except Exception as late:  # of the summary: its disk is full, say
-        error, (reason, code) = late, explain(late)
-        print(reason, file=sys.stderr)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    if error is not None and _full_error == "1" and not _signals:
-        raise error
-    if code:
-        raise SystemExit(code)
-
-
-def _conclude(error: BaseException | None, code: int) -> int:
-    """Say what ended the command, and sum up a sweep; the exit code."""
-    reason = None
+    reason, shows_traceback = None, _full_error == "1" and not _signals
     if _signals:
         reason, code = f"interrupted by {_signals[0].name}", 128 + _signals[0]
     elif error is not None:
@@ -102,11 +85,16 @@ def _conclude(error: BaseException | None, code: int) -> int:
         code, sweep = close_sweep(reason, code)
         if sweep is not None:
             make_sweep_report(sweep)
-    elif reason is not None and (_signals or _full_error != "1"):
+    elif reason is not None and not shows_traceback:
         if code == 1 and not isinstance(error, UserError):
             reason += f" ({_FULL_ERROR}=1 shows where)"
         print(reason, *_go_on, sep="\n", file=sys.stderr)
-    return code
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if error is not None and shows_traceback:
+        raise error
+    if code:
+        raise SystemExit(code)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -142,8 +130,7 @@ def command(function: Callable[[DictConfig, Path], object], cfg: DictConfig) -> 
             texts = [*hydra.overrides.task, *hydra.overrides.hydra]
             left_out = ("resume=", "hydra.run.dir=", "hydra.mode=")
             kept = [text for text in texts if not text.startswith(left_out)]
-            arguments = [*kept, override("resume", folder)]
-            _go_on.append(f"go on with: {command_line(arguments)}")
+            _go_on.append(f"go on with: {command_line([*kept, override('resume', folder)])}")
         if not isinstance(error, Exception):
             raise
         told = None if isinstance(error, UserError) else error
@@ -172,20 +159,18 @@ def _explain_hydra(error: HydraException) -> str:
     """Hydra's own message, or a better one where it would lead astray."""
     said = one_line(re.split(r"Config search path:|See https://hydra", str(error))[0])
     refused = error.__cause__
-    override_ = re.search(r"^Could not override '(.*)'\.\n.*use \+(.*)$", str(error), re.DOTALL)
-    if override_ and isinstance(refused, OmegaConfBaseException) and refused.parent_node:
+    unknown = re.search(r"^Could not override '(.*)'\.\n.*use \+(.*)$", str(error), re.DOTALL)
+    if unknown and isinstance(refused, OmegaConfBaseException) and refused.parent_node:
         siblings = [str(key) for key in refused.parent_node if key != "hydra"]
         if "stage" in siblings and OmegaConf.is_missing(refused.parent_node, "stage"):
             return _NO_STAGE  # without one Hydra would advise to add whatever key belongs to it
+        said = f"{unknown[1]}: no such key; "
         key, full = str(refused.key), str(refused.full_key)
-        alike = get_close_matches(key, siblings, n=1)
-        if alike:
-            better = full.removesuffix(key) + alike[0] + override_[1].removeprefix(full)
-            return f"{override_[1]}: no such key; did you mean {better}?"
-        return (
-            f"{override_[1]}: no such key; expected one of {', '.join(siblings)}; "
-            f"or, to add one, +{one_line(override_[2])}"
-        )
+        for alike in get_close_matches(key, siblings, n=1):
+            better = full.removesuffix(key) + alike + unknown[1].removeprefix(full)
+            return f"{said}did you mean {better}?"
+        add = f"+{one_line(unknown[2])}"
+        return f"{said}expected one of {', '.join(siblings)}; or, to add one, {add}"
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
         # A function, a list or a quoted value that is cut short is for Hydra to explain.
@@ -194,7 +179,8 @@ def _explain_hydra(error: HydraException) -> str:
             return f"{error.override}: expected quotes around the value: {quoted}"
         return said if error.override in said else f"{error.override}: {said}"
     plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper)\S*)/(\w+)'", said)
-    if plugin and (extra := _EXTRAS.get(plugin[2], "sweep" if "sampler" in plugin[1] else None)):
+    if plugin and plugin[2] in _EXTRAS:
+        extra = _EXTRAS[plugin[2]]
         return f'{plugin[1]}={plugin[2]}: not installed; expected: pip install -e ".[{extra}]"'
     if isinstance(refused, OmegaConfBaseException):  # Hydra says where, OmegaConf says what
         return f"{said}: {explain(refused)[0]}"
@@ -247,15 +233,10 @@ class Folders(Callback):
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is not None:
-                # mkdir is atomic: of two runs that start at once in one folder, one ends here.
-                (folder / subfolder).mkdir(parents=True)
+                (folder / subfolder).mkdir(parents=True)  # of two at once, one ends here
         except FileExistsError:
             taken = UserError(f"hydra.run.dir={folder}: holds another run; expected a new folder")
             raise SystemExit from taken
-        except OSError as error:
-            raise SystemExit from UserError(
-                f"hydra.run.dir={folder}: cannot be written ({error.strerror})"
-            )
         except Exception as error:
             raise SystemExit from error
 
@@ -271,7 +252,3 @@ class Folders(Callback):
                 open_sweep(config)
         except Exception as error:
             raise SystemExit from error
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Drop a job's configuration, which Hydra would keep to the end: a third of a megabyte."""
-        job_return.cfg = job_return.hydra_cfg = None

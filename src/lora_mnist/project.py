@@ -5,16 +5,11 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-
-def _find_project() -> Path:
-    # An editable install, which the README asks for, runs from the checkout itself.
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout if (checkout / "configs").is_dir() else Path.cwd()
-
-
 #: The folder of ``train.py``, ``configs/``, ``data/`` and ``outputs/``. Commands may be started in
-#: any folder; data and outputs belong to this one.
-PROJECT = _find_project()
+#: any folder; data and outputs belong to this one. An editable install runs from the checkout.
+PROJECT = Path(__file__).resolve().parents[2]
+if not (PROJECT / "configs").is_dir():
+    PROJECT = Path.cwd()
 
 OmegaConf.register_new_resolver("lora_mnist.project", lambda: str(PROJECT), replace=True)
 OmegaConf.register_new_resolver("lora_mnist.cwd", lambda: str(Path.cwd()), replace=True)

@@ -53,7 +53,6 @@ def write_job(sweep: Path, name: str, overrides: list[str], **outcome: Any) -> P
     record = {
         "command": outcome.get("command", 1),
         "overrides": ["stage=lora", *overrides],
-        "varied": [override.split("=")[0] for override in overrides],
         "error": outcome.get("error"),
     }
     (folder / "job.json").write_text(json.dumps(record))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from helpers.sweeping import write_job, write_sweep
 
-from lora_mnist.show.sweep_report import is_sweep, make_sweep_report
+from lora_mnist.show.sweep_report import make_sweep_report
 from lora_mnist.sweep.summary import Ranked, summarize
 
 BASE = {"val_base": {"accuracy": 0.9, "errors_of_target": 8}}
@@ -47,12 +47,11 @@ def test_says_which_job_is_better_than_the_base(tmp_path: Path, mode: str, headl
 def test_names_are_escaped_and_failures_listed(tmp_path: Path) -> None:
     write_job(tmp_path, "bad", ["lora.rank=<b>", "lora.alpha=1"], error="no & space")
     page = report(tmp_path, (0.7,), commands=["python train.py '<x>'"])
-    assert "<td>&lt;b&gt;</td><td>1</td><td>failed</td>" in page
+    assert "<td>&lt;b&gt;</td><td>failed</td>" in page
     assert "python train.py &#39;&lt;x&gt;&#39;" in page
 
 
 def test_a_folder_without_jobs_is_refused(tmp_path: Path) -> None:
-    assert not is_sweep(tmp_path)
     write_sweep(tmp_path)
     with pytest.raises(ValueError, match="no job of a sweep"):
         make_sweep_report(tmp_path)

@@ -1,67 +1,48 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lora_mnist.sweep.figure import Point, draw_sweep
 
 METRIC = "val.accuracy"
 VALUES = ("1", "2", "16")
+ONE: list[Point] = [({"rank": a}, float(a), 0.1) for a in VALUES]
+TWO: list[Point] = [({"rank": a, "alpha": b}, float(a + b), None) for a in VALUES for b in VALUES]
+THREE: list[Point] = [({**p[0], "digit": c}, p[1], None) for p in TWO for c in "12"]
+WORDS: list[Point] = [({"loss": "$f$"}, 0.5, None), ({"loss": "$\\frac{$"}, 0.4, None)]
 
 
-@pytest.fixture
-def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Draws, and returns the texts of axes and title."""
-    from matplotlib.figure import Figure
-
+@pytest.mark.parametrize(
+    ("points", "mode", "labels", "best"),
+    [
+        (ONE, "max", {"rank"}, "16.0000 at rank=16"),
+        (ONE, "min", {"rank"}, "1.0000 at rank=1"),
+        (TWO, "max", {"rank", "alpha"}, "1616.0000 at rank=16, alpha=16"),
+        (TWO[1:-1], "min", {"rank", "alpha"}, "12.0000 at rank=1, alpha=2"),
+        (THREE, "min", {"rank", "alpha", "digit"}, "11.0000 at rank=1, alpha=1, digit=1"),
+        (WORDS, "max", {"loss"}, "0.5000 at loss=$f$"),
+        ([({"seed": "0"}, 0.5, None)], "max", {"seed"}, "0.5000 at seed=0"),
+    ],
+)
+def test_axes_and_the_best_are_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    points: list[Point],
+    mode: str,
+    labels: set[str],
+    best: str,
+) -> None:
     figures: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(
         Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
     )
-
-    def draw(points: list[Point], mode: str = "max") -> tuple[set[str], str]:
-        draw_sweep(tmp_path / "a.png", points, METRIC, mode)
-        with Image.open(tmp_path / "a.png") as image:
-            assert min(image.size) >= 400
-            assert len(image.convert("RGB").getcolors(1 << 24)) > 50
-        labels = {
-            text for axes in figures[-1].axes for text in (axes.get_xlabel(), axes.get_ylabel())
-        }
-        return labels - {""}, figures[-1].get_suptitle()
-
-    return draw
-
-
-ONE = [Point({"rank": a}, float(a)) for a in VALUES]
-TWO = [Point({"rank": a, "alpha": b}, float(a) + float(b)) for a in VALUES for b in VALUES]
-THREE = [Point({**point.swept, "digit": c}, point.value) for point in TWO for c in "12"]
-
-
-@pytest.mark.parametrize(
-    ("points", "labels"),
-    [
-        (ONE, {"rank", METRIC}),
-        (TWO, {"rank", "alpha", METRIC}),
-        ([*TWO, Point({"rank": "0", "alpha": "1"}, None)], {"rank", "alpha", METRIC}),
-        (THREE, {"rank", "alpha", "digit", METRIC}),
-        ([Point({"rank": a}, 0.5, 0.1) for a in VALUES], {"rank", f"mean {METRIC} over seeds"}),
-        ([Point({"loss": "focal"}, 0.5), Point({"loss": "hinge"}, 0.4)], {"loss", METRIC}),
-        ([Point({"seed": "0"}, 0.5)], {"seed", METRIC}),
-    ],
-)
-def test_axes_are_named(drawn: Any, points: list[Point], labels: set[str]) -> None:
-    assert drawn(points)[0] == labels
-
-
-@pytest.mark.parametrize(
-    ("mode", "best"), [("max", "16.0000 at rank=16"), ("min", "1.0000 at rank=1")]
-)
-def test_the_best_is_named(drawn: Any, mode: str, best: str) -> None:
-    assert drawn(ONE, mode)[1] == f"best {METRIC}: {best}"
-
-
-@pytest.mark.parametrize("name", ["$x", "a_b^c", "$\\frac{$"])
-def test_names_are_no_formulas(drawn: Any, name: str) -> None:
-    drawn([Point({name: name}, 0.5), Point({name: f"{name}2"}, 0.4)])
+    draw_sweep(tmp_path / "a.png", points, METRIC, mode)
+    with Image.open(tmp_path / "a.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 50
+    (figure,) = figures
+    found = {text for axes in figure.axes for text in (axes.get_xlabel(), axes.get_ylabel())}
+    assert found - {""} == {*labels, METRIC}
+    assert figure.get_suptitle() == f"best {METRIC}: {best}"

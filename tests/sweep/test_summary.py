@@ -13,7 +13,7 @@ from lora_mnist.sweep.summary import Ranked, summarize
 
 def summary(folder: Path, **sweep: Any) -> str:
     write_sweep(folder, **sweep)
-    return summarize(Ranked(folder))[0]
+    return summarize(Ranked(folder))
 
 
 @pytest.mark.parametrize(("mode", "order"), [("max", "bca"), ("min", "acb")])
@@ -111,14 +111,6 @@ def test_a_lucky_seed_is_not_crowned(tmp_path: Path) -> None:
     assert {row["seeds"] for row in rows[2:5]} == {"3"}
 
 
-def test_seeds_alone_are_one_row(tmp_path: Path) -> None:
-    for seed in range(3):
-        write_job(tmp_path, f"{seed}", [f"seed={seed}"], accuracy=0.5 + seed / 10)
-    text = summary(tmp_path)
-    assert "│ 1 │     3 │ 0.6000 ± 0.1000 │" in text
-    assert (tmp_path / "summary.png").exists()
-
-
 def test_what_differs_from_base_to_base_stands_beside_each_job(tmp_path: Path) -> None:
     for rank, accuracy in ((1, 0.8), (2, 0.85)):
         more = {"test": {"accuracy": 0.9}, "test_base": {"accuracy": accuracy}}
@@ -159,23 +151,9 @@ def test_every_number_has_a_column_of_the_file(tmp_path: Path) -> None:
     )
 
 
-def test_a_spreadsheet_runs_nothing(tmp_path: Path) -> None:
-    more = {"classes": ["=HYPERLINK(1)", "+x", "@x", "\tx", "-x", "x=1"], "change": -0.5}
-    write_job(tmp_path, "a", ["lora.alpha=-1"], accuracy=0.5, more=more)
-    summary(tmp_path)
-    (row,) = read_summary(tmp_path)
-    found = [row[f"classes.{i}"] for i in range(6)]
-    assert found == ["'=HYPERLINK(1)", "'+x", "'@x", "'\tx", "'-x", "x=1"]
-    assert (row["change"], row["lora.alpha"]) == ("-0.5", "-1")
-
-
 def test_markup_is_text_and_many_jobs_are_counted(tmp_path: Path) -> None:
     for i in range(22):
         write_job(tmp_path, f"{i}", [f"note=[red]{i}"], accuracy=0.5)
     text = summary(tmp_path)
     assert "[red]3" in text
     assert "\n... 2 more in summary.csv\n" in text
-
-
-def test_no_job(tmp_path: Path) -> None:
-    assert summary(tmp_path) == "no job has started"

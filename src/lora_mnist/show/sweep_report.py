@@ -12,19 +12,11 @@ from jinja2 import Environment, PackageLoader
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.show.verdict import verdict_text
 from lora_mnist.sweep.command import command_line, override
-from lora_mnist.sweep.folder import SWEEP_FILE
-from lora_mnist.sweep.records import read_results
+from lora_mnist.sweep.records import RESULTS_FILE, read_json
 from lora_mnist.sweep.summary import Ranked
-
-REPORT_FILE = "report.html"
 
 #: Rows of the table; summary.csv has them all.
 _MOST_ROWS = 1000
-
-
-def is_sweep(folder: Path) -> bool:
-    """Whether ``folder`` is that of a sweep."""
-    return (folder / SWEEP_FILE).is_file()
 
 
 def make_sweep_report(folder: Path) -> Path:
@@ -37,38 +29,36 @@ def make_sweep_report(folder: Path) -> Path:
     ranked = Ranked(folder)
     if not ranked.jobs:
         raise ValueError(f"{folder}: no job of a sweep")
+    best, verdict = ranked.best, None
+    headline = f"{len(ranked.jobs):,} jobs"
+    if best:
+        verdict = verdict_text(read_json(folder / best.jobs[0].folder / RESULTS_FILE))
+        settings = [f" {key}={value}" for key, value in ranked.settings(best.jobs[0]).items()]
+        headline = f"{ranked.verdict()}: {ranked.metric} {best.mean(ranked.metric):.4f}"
+        headline += f" with{''.join(settings)}" if settings else ""
+        if len(best.jobs) > 1:
+            headline += f", the mean of {len(best.jobs)} seeds"
+        start = ranked.start_value(best, ranked.metric)
+        if start is not None:
+            headline += f"; the {ranked.sweep['start']['title']} has {start:.4f}"
+    titles, rows, start_row = ranked.table(_MOST_ROWS)
     picture = folder / "summary.png"
     environment = Environment(loader=PackageLoader("lora_mnist", "show/templates"), autoescape=True)
-    best = ranked.best
     page = environment.get_template("sweep.html.j2").render(
         folder=folder,
-        headline=headline(ranked),
-        verdict=verdict_text(read_results(folder / best.jobs[0].folder) or {}) if best else None,
+        headline=headline,
+        verdict=verdict,
         best=ranked.best_command() if best else None,
         jobs=len(ranked.jobs),
         finished=len(ranked.jobs) - len(ranked.unfinished),
         metric=ranked.metric,
         picture=base64.b64encode(picture.read_bytes()).decode() if picture.exists() else None,
-        table=ranked.table(_MOST_ROWS),
+        titles=titles,
+        rows=rows,
+        start=start_row,
         commands=ranked.sweep["commands"],
         again=command_line([override("run", folder)], "report.py"),
     )
-    with atomic_write(folder / REPORT_FILE) as path:
+    with atomic_write(folder / "report.html") as path:
         path.write_text(page, encoding="utf-8")
-    return folder / REPORT_FILE
-
-
-def headline(ranked: Ranked) -> str:
-    """Which job is best, and whether it is better than the base that the jobs started from."""
-    best = ranked.best
-    if best is None:
-        return f"{len(ranked.jobs):,} jobs"
-    settings = " ".join(f"{key}={value}" for key, value in ranked.settings(best.jobs[0]).items())
-    said = f"{ranked.verdict()}: {ranked.metric} {best.mean(ranked.metric):.4f}"
-    said += f" with {settings}" if settings else ""
-    if len(best.jobs) > 1:
-        said += f", the mean of {len(best.jobs)} seeds"
-    start = ranked.start_value(best, ranked.metric)
-    if start is not None:
-        said += f"; the {ranked.sweep['start']['title']} has {start:.4f}"
-    return said
+    return folder / "report.html"

@@ -10,12 +10,13 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 def command_line(arguments: Iterable[str], entry: str | None = None) -> str:
     """A command ready to paste into bash or zsh; of the script that runs, or another ``entry``."""
-    words = ["python", entry or sys.argv[0]]
-    for text in arguments:
-        # Hydra's own quotes are single ones, which shlex would break into five pieces.
-        plain = "'" in text and not set('"$`\\!') & set(text)
-        words.append(f'"{text}"' if plain else shlex.quote(text))
-    return " ".join(words)
+    return " ".join(["python", entry or sys.argv[0], *map(quoted, arguments)])
+
+
+def quoted(text: str) -> str:
+    """One argument, quoted for the shell only where it must be."""
+    # Hydra's own quotes are single ones, which shlex would break into five pieces.
+    return f'"{text}"' if "'" in text and not set('"$`\\!') & set(text) else shlex.quote(text)
 
 
 def override(key: str, value: object) -> str:

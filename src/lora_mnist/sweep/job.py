@@ -6,25 +6,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.sweep import session
 from lora_mnist.sweep.command import key_of
-from lora_mnist.sweep.folder import (
-    LOCK_FILE,
-    STOP_FILE,
-    job_hash,
-    read_sweep,
-    varied_overrides,
-)
-from lora_mnist.sweep.records import JOB_FILE, is_finished, read_job, write_record
+from lora_mnist.sweep.folder import LOCK_FILE, STOP_FILE, SWEEP_FILE, varied_overrides
+from lora_mnist.sweep.records import JOB_FILE, is_finished, read_job, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -48,71 +40,50 @@ def run_swept(
     if not session.is_conducting():
         # A worker: Ctrl+C reaches all processes, and the one that conducts them ends them.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _log_to_file_only(hydra)
-    folder = Path(hydra.runtime.output_dir)
-    sweep = Path(hydra.sweep.dir)
-    if (sweep / STOP_FILE).exists():
-        return None
-    varied = varied_overrides(hydra)
-    label = f"#{hydra.job.num} {' '.join(varied)}".rstrip()
-    # A worker can outlive the sweep that started it. Once it is done, its result counts.
-    with nullcontext() if is_finished(folder) else FileLock(folder / LOCK_FILE):
-        if is_finished(folder):
-            session.say(f"{label}: finished before")
-            return _metric(cfg, folder)
-        _clear(folder, f"{hydra.job.name}.log")
-        command = len(read_sweep(sweep).get("commands", []))
-        how_not_what = ("sweep", "launcher")
-        overrides = [o for o in hydra.overrides.task if key_of(o).split(".")[0] not in how_not_what]
-        record = (command, overrides, [key_of(text) for text in varied])
-        write_record(folder, *record)
-        started, computes = time.perf_counter(), job_hash(cfg)
-        try:
-            function(cfg, folder)
-            if job_hash(cfg) != computes:
-                inputs = OmegaConf.to_container(cfg.sweep.inputs, resolve=True)
-                raise UserError(
-                    f"sweep.inputs={inputs}: changed while the job ran; expected the same files "
-                    "throughout, so it has to run again"
-                )
-        except Exception as error:
-            reason = one_line(explain(error)[0])
-            write_record(folder, *record, error=reason)
-            is_ours = isinstance(error, UserError)
-            log.error("%s", reason, exc_info=None if is_ours else error)
-            where = "" if is_ours else f" (traceback in {folder / hydra.job.name}.log)"
-            session.say(f"{label} failed: {reason}{where}", sys.stderr)
-            if cfg.sweep.fail_fast:
-                (sweep / STOP_FILE).touch()
-                if session.is_conducting():
-                    raise SystemExit(1) from None
-            return None
-    value = _metric(cfg, folder)
-    told = "" if value is None else f"{cfg.sweep.metric} {value:.6g}, "
-    session.say(f"{label}: {told}{time.perf_counter() - started:.1f} s")
-    return value
-
-
-def _metric(cfg: DictConfig, folder: Path) -> float | None:
-    job = read_job(folder)
-    return job.value(cfg.sweep.metric) if job else None
-
-
-def _clear(folder: Path, log_name: str) -> None:
-    """Clear away what an earlier attempt left half-done."""
-    if (folder / JOB_FILE).exists():
-        for path in folder.iterdir():
-            if path.name in (".hydra", LOCK_FILE, JOB_FILE, log_name):
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
-def _log_to_file_only(hydra: HydraConf) -> None:
-    """In a sweep the screen gets one line a job; tables and messages go to the job's log."""
+    # The screen gets one line a job; tables and messages go to the job's log.
     for name in (None, *(hydra.job_logging.get("loggers") or ())):
         for handler in logging.getLogger(name).handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.CRITICAL + 1)
+    folder, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
+    if (sweep / STOP_FILE).exists():
+        return None
+    label = f"#{hydra.job.num} {' '.join(varied_overrides(hydra))}".rstrip()
+    started, seconds = time.perf_counter(), ""
+    with FileLock(folder / LOCK_FILE):  # a worker can outlive the sweep that started it
+        if not is_finished(folder):
+            if (folder / JOB_FILE).exists():  # an earlier attempt left something half-done
+                for path in folder.iterdir():
+                    if path.is_dir() and path.name != ".hydra":
+                        shutil.rmtree(path)
+                    elif path.is_file() and path.name not in (LOCK_FILE, f"{hydra.job.name}.log"):
+                        path.unlink()
+            how = ("sweep", "launcher")  # and not what is computed
+            record = {
+                "command": len(read_json(sweep / SWEEP_FILE)["commands"]),
+                "overrides": [
+                    o for o in hydra.overrides.task if key_of(o).split(".")[0] not in how
+                ],
+                "error": None,
+            }
+            write_json(folder / JOB_FILE, record)
+            try:
+                function(cfg, folder)
+            except Exception as error:
+                reason = one_line(explain(error)[0])
+                write_json(folder / JOB_FILE, record | {"error": reason})
+                is_ours = isinstance(error, UserError)
+                log.error("%s", reason, exc_info=None if is_ours else error)
+                where = "" if is_ours else f" (traceback in {folder / hydra.job.name}.log)"
+                print(f"{label} failed: {reason}{where}", file=sys.stderr, flush=True)
+                if cfg.sweep.fail_fast:
+                    (sweep / STOP_FILE).touch()
+                    if session.is_conducting():
+                        raise SystemExit(1) from None
+                return None
+            seconds = f"{time.perf_counter() - started:.1f} s"
+    job = read_job(folder)
+    value = job.value(cfg.sweep.metric) if job else None
+    metric = "" if value is None or not seconds else f"{cfg.sweep.metric} {value:.6g}, "
+    print(f"{label}: {metric}{seconds or 'finished before'}", flush=True)
+    return value

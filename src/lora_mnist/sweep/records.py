@@ -1,18 +1,11 @@
-"""What a sweep's jobs have left: ``job.json`` and ``results.json``, written and read.
-
-``job.json`` says what a job is and, if it failed, why. ``results.json`` is what it found. Where
-either is damaged, the job has to run again.
-"""
+"""What a sweep's jobs leave: ``job.json`` (which one it is, why it failed), ``results.json``."""
 
 import json
-import math
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from lora_mnist.disk.files import atomic_write
@@ -29,99 +22,65 @@ class Job:
 
     Attributes:
         folder: name of the job's folder in the sweep's.
-        status: ``finished``, ``failed``, ``damaged`` (one of its files is), or ``interrupted``
-            (it started, and left neither result nor reason).
-        error: why it failed, or what is damaged.
-        command: which of the sweep's commands started it last, from 1; ``None``: not known.
+        command: which of the sweep's commands started it last, from 1.
         overrides: the job's part of the command line, as written.
-        varied: the keys among them that the command swept.
-        results: results.json with nested keys joined by dots.
+        error: why it failed.
+        results: results.json with nested keys joined by dots; empty until the job has finished.
         swept: the values of all keys in which the sweep's jobs differ.
     """
 
     folder: str
-    status: str
+    command: int
+    overrides: list[str]
     error: str | None = None
-    command: int | None = None
-    overrides: list[str] = field(default_factory=list)
-    varied: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
     swept: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def status(self) -> str:
+        """``finished``, ``failed``, or ``interrupted``: it left neither result nor reason."""
+        return "failed" if self.error else "finished" if self.results else "interrupted"
+
     def value(self, key: str | None) -> float | None:
-        """What results.json has for ``key``, if that is a finite number."""
+        """What results.json has for ``key``, if that is a number."""
         found = self.results.get(str(key))
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            return None
-        return found if math.isfinite(found) else None
+        return found if isinstance(found, int | float) else None
 
     def settings(self) -> dict[str, str]:
         """The job's overrides by key."""
         return {key_of(text): text.partition("=")[2] for text in self.overrides}
 
-    def __str__(self) -> str:
-        """What tells the job from the others."""
-        return " ".join(f"{key}={value}" for key, value in self.swept.items()) or self.folder
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_record(
-    folder: Path,
-    command: int,
-    overrides: Sequence[str],
-    varied: Sequence[str],
-    error: str | None = None,
-) -> None:
-    """Leave ``job.json`` in a job's folder; see :class:`Job` for what it says."""
-    record = {"command": command, "overrides": [*overrides], "varied": [*varied], "error": error}
-    with atomic_write(folder / JOB_FILE) as path:
-        path.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def read_results(folder: Path) -> dict[str, Any] | None:
-    """What ``results.json`` in a job's folder holds; ``None`` where there is none.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
-    return _read_object(folder / RESULTS_FILE)
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is none, or half of one."""
     try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path.name} is damaged") from error
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"{path.name} is damaged")
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
     return found
+
+
+def read_job(folder: Path) -> Job | None:
+    """The job in ``folder``, without :attr:`Job.swept`; ``None`` where there is none."""
+    record = read_json(folder / JOB_FILE)
+    if not record:
+        return None
+    job = Job(folder.name, record["command"], record["overrides"], record["error"])
+    if not job.error:
+        job.results = flatten(read_json(folder / RESULTS_FILE))
+    return job
 
 
 def is_finished(folder: Path) -> bool:
     """Whether the job in ``folder`` has its results and need not run again."""
     job = read_job(folder)
     return job is not None and job.status == "finished"
-
-
-def read_job(folder: Path) -> Job | None:
-    """The job in ``folder``, without :attr:`Job.swept`; ``None`` where there is none."""
-    job = Job(folder.name, "damaged")
-    try:
-        record = _read_object(folder / JOB_FILE)
-        if record is None:
-            return None
-        job.command, job.error = record["command"], record["error"]
-        job.overrides, job.varied = record["overrides"], record["varied"]
-        results = None if job.error else read_results(folder)
-    except (ValueError, KeyError) as error:
-        is_incomplete = isinstance(error, KeyError)
-        job.error = f"{JOB_FILE} is damaged: no {error}" if is_incomplete else str(error)
-        return job
-    job.status = "failed" if job.error else "interrupted"
-    if results is not None:
-        job.status, job.results = "finished", flatten(results)
-    return job
 
 
 def read_jobs(folder: Path) -> list[Job]:
@@ -131,46 +90,37 @@ def read_jobs(folder: Path) -> list[Job]:
     repeated with what it lacked.
     """
     jobs = [job for path in sorted(folder.iterdir()) if (job := read_job(path))]
-    done = {tuple(job.overrides) for job in jobs if job.status == "finished"}
-    jobs = [j for j in jobs if j.status == "finished" or tuple(j.overrides) not in done]
-    keys = {key: None for job in jobs for key in job.varied}
-    known = [job.settings() for job in jobs if job.command is not None]
-    for key in {key: None for settings in known for key in settings}:
-        if len({settings.get(key) for settings in known}) > 1:
-            keys[key] = None
-    for job in jobs:
-        settings = job.settings()
+    done = [job.overrides for job in jobs if job.status == "finished"]
+    jobs = [job for job in jobs if job.status == "finished" or job.overrides not in done]
+    settings = [job.settings() for job in jobs]
+    keys = {key: None for own in settings for key in own}
+    keys = {key: None for key in keys if len({own.get(key) for own in settings}) > 1}
+    for job, own in zip(jobs, settings, strict=True):
         config: Any = OmegaConf.create()
-        if not settings.keys() >= keys.keys():  # another command swept other keys
-            with suppress(OSError, ValueError, yaml.YAMLError):  # killed while it was written
-                config = OmegaConf.load(folder / job.folder / ".hydra" / "config.yaml")
+        written = folder / job.folder / ".hydra" / "config.yaml"
+        if not own.keys() >= keys.keys() and written.is_file():  # another command set other keys
+            config = OmegaConf.load(written)
         for key in keys:
-            if key in settings:
-                job.swept[key] = one_line(settings[key])
-            else:
+            value: Any = own.get(key)
+            if value is None:
                 value = OmegaConf.select(config, key, default="", throw_on_missing=False)
-                job.swept[key] = "null" if value is None else one_line(value)
+            job.swept[key] = "null" if value is None else one_line(value)
     return jobs
 
 
 def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``."""
-    if isinstance(nested, dict):
-        items = list(nested.items())
-    elif isinstance(nested, list):
-        items = list(enumerate(nested))
-    else:
+    if not isinstance(nested, dict | list):
         return {prefix: nested}
     flat: dict[str, Any] = {}
-    for key, value in items:
+    for key, value in nested.items() if isinstance(nested, dict) else enumerate(nested):
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
 
 
 def natural(text: str) -> tuple[bool, float, str]:
-    """Sort key: finite numbers by value, before everything else."""
+    """Sort key: numbers by value, before everything else."""
     try:
-        number = float(text)
+        return False, float(text), ""
     except ValueError:
-        number = math.nan
-    return (False, number, "") if math.isfinite(number) else (True, 0.0, text)
+        return True, 0.0, text
