@@ -16,10 +16,7 @@ def report(cfg: DictConfig, run_folder: Path | None = None) -> Path:
 
     Args:
         cfg: a configuration of ``configs/report.yaml``; it is not changed.
-        run_folder: not used; everything is written into the folder of the run.
-
-    Returns:
-        The report's path.
+        run_folder: not used; the report, whose path is returned, stands in the folder of the run.
 
     Raises:
         UserError: if there is no such run, or its folder cannot be read or written.
@@ -35,11 +32,7 @@ def report(cfg: DictConfig, run_folder: Path | None = None) -> Path:
 
 
 def find_run(run: Any, outputs: Path) -> Path:
-    """The folder that ``run`` names: a run's, a sweep's, or that of the ``latest`` of either.
-
-    Raises:
-        UserError: if nothing is there.
-    """
+    """The folder that ``run`` names: a run's, a sweep's, or that of the ``latest`` of either."""
     if run == "latest":
         newest = [latest(outputs, f"*/*/{name}") for name in ("results.json", "sweep.json")]
         times = {path.parent: path.stat().st_mtime_ns for path in newest if path is not None}

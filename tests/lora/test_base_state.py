@@ -1,4 +1,3 @@
-import pytest
 import torch
 from helpers.nets import TinyNet
 from torch import nn
@@ -7,7 +6,6 @@ from lora_mnist.lora import (
     add_lora,
     base_state_dict,
     changed_tensors,
-    count_parameters,
     fingerprint,
     lora_state_dict,
     trainable_parameters,
@@ -41,11 +39,6 @@ def test_the_base_has_its_own_names_and_its_buffers() -> None:
     Shared().load_state_dict(base_state_dict(net))
 
 
-def test_the_tensors_are_those_of_the_network(tiny: nn.Module) -> None:
-    weight = tiny.linear1.weight
-    assert base_state_dict(add_lora(tiny))["linear1.weight"].data_ptr() == weight.data_ptr()
-
-
 def test_fingerprint_sees_every_difference() -> None:
     state = {"a": torch.tensor([0.0, 1.0]), "b": torch.ones(2, 3)}
     variants = [
@@ -66,16 +59,9 @@ def test_fingerprint_sees_every_difference() -> None:
     assert fingerprint({"a": torch.arange(3)})[:12] == "28eb18b5aab3"
 
 
-@pytest.mark.parametrize(
-    ("target_modules", "lora", "line"),
-    [
-        (None, 0, "parameters: 53; trainable: 53"),
-        ("linear1", 22, "parameters: 53 + 22 of LoRA = 75, increase 41.509%; trainable: 22"),
-    ],
-)
-def test_counts(tiny: TinyNet, target_modules: str | None, lora: int, line: str) -> None:
-    if target_modules:
-        add_lora(tiny, rank=2, target_modules=target_modules)
-    count = count_parameters(tiny)
-    assert (count["base"], count["lora"], count["trainable"]) == (53, lora, lora or 53)
-    assert trainable_parameters(tiny) == line
+def test_counts(tiny: TinyNet) -> None:
+    assert trainable_parameters(tiny) == "parameters: 53; trainable: 53"
+    add_lora(tiny, rank=2, target_modules="linear1")
+    assert trainable_parameters(tiny) == (
+        "parameters: 53 + 22 of LoRA = 75, increase 41.509%; trainable: 22"
+    )

@@ -66,20 +66,19 @@ def test_train_mode_reaches_the_adapters_alone(net: nn.Module, mode: bool) -> No
     for _ in range(2):
         with lora_disabled(net):
             assert torch.equal(net(X), base)
-        assert net.training == mode  # as the user said
-        assert not net.body.training
         with pytest.raises(KeyError):
             net(X[:0])
-        assert net.training == mode
+        assert net.training == mode  # as the user said
+        assert not net.body.training
     for parameter in lora_parameters(net):
         nn.init.normal_(parameter)
     assert torch.equal(net(X), net(X)) != mode  # the adapters' dropout
-    net.eval()
-    assert torch.equal(net(X), net(X))
 
 
 def test_statistics_stay(net: nn.Module) -> None:
-    before = state_of(net)
+    """Those of spectral normalisation too, which in train mode goes on with its iteration."""
+    nn.utils.parametrizations.spectral_norm(net.head)
+    before = state_of(net.eval())
     add_lora(net)
     train(net)
     net.train()
@@ -89,15 +88,15 @@ def test_statistics_stay(net: nn.Module) -> None:
 
 def test_the_bases_dropout_is_off_unless_asked_for(net: nn.Module) -> None:
     before = state_of(net)
-    add_lora(net, base_dropout=True).train()
-    assert not torch.equal(net(X), net(X))
-    net.body(X)
+    for change, is_off in (
+        (lambda: add_lora(net, base_dropout=True), False),
+        (lambda: freeze_base(net), True),
+        (lambda: add_lora(net), True),
+        (lambda: add_lora(net, base_dropout=True), False),
+    ):
+        change().train()
+        assert torch.equal(net(X), net(X)) == is_off
     assert changed_tensors(before, base_state_dict(net)) == []
-    for freeze in (freeze_base, add_lora):
-        freeze(net).train()
-        assert torch.equal(net(X), net(X))
-    add_lora(net, base_dropout=True).train()
-    assert not torch.equal(net(X), net(X))
 
 
 @pytest.mark.parametrize("function", [merge_lora, remove_lora])
@@ -114,21 +113,18 @@ def test_afterwards_the_network_trains_as_any_other(
         assert changed_tensors(before, base_state_dict(net)) == []  # the copy holds its own
     function(net).train()
     assert not torch.equal(net(X), net(X))
-    statistics = {f"body.1.{name}" for name in ("num_batches_tracked", "running_mean")}
-    assert statistics <= set(changed_tensors(before, base_state_dict(net)))
+    assert "body.1.running_mean" in changed_tensors(before, base_state_dict(net))
 
 
 def reverse_rows(net: nn.Module) -> None:
-    net.body[0].parametrizations.weight.original.copy_(
-        net.body[0].parametrizations.weight.original.flip(0)
-    )
+    weight = net.body[0].parametrizations.weight.original
+    weight.copy_(weight.flip(0))
 
 
 @pytest.mark.parametrize("part", ["", "body"])
 @pytest.mark.parametrize(
     ("move", "moved"),
     [
-        (lambda net: net.body[1].bias.add_(1), "body.1.bias"),
         (lambda net: net.body[1].running_mean.add_(1), "body.1.running_mean"),
         (reverse_rows, "body.0.weight"),  # the same numbers in another order
     ],
@@ -147,25 +143,14 @@ def test_an_adapter_of_a_moved_base_is_not_saved(
     assert not (tmp_path / "after").exists()
 
 
-def test_freeze_base_makes_this_the_base(tmp_path: Path) -> None:
-    net = add_lora(Net().eval(), target_modules=["0"])
+def test_freeze_base_makes_this_the_base(net: nn.Module, tmp_path: Path) -> None:
+    add_lora(net, target_modules=["0"])
     net.head.requires_grad_(True)  # by hand
     train(net)
     with pytest.raises(ValueError, match=r"under its adapter: head\.weight, head\.bias; expected"):
         save_adapter(net, tmp_path)
     freeze_base(net)
-    assert {name for name, p in net.named_parameters() if p.requires_grad} == {
-        f"body.0.parametrizations.weight.0.lora_{side}" for side in "AB"
-    }
-    plain = Net().eval()
+    assert not net.head.weight.requires_grad
+    plain = Net(hasattr(net, "step")).eval()
     plain.load_state_dict(base_state_dict(net))
     assert torch.equal(load_adapter(plain, save_adapter(net, tmp_path))(X), net.eval()(X))
-
-
-def test_somebody_elses_parametrization_does_not_move_either() -> None:
-    """In train mode, spectral normalisation goes on with its power iteration."""
-    net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8)), nn.Linear(8, 3))
-    before = state_of(net)
-    add_lora(net)
-    train(net)
-    assert changed_tensors(before, base_state_dict(net)) == []

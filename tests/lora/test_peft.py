@@ -112,16 +112,11 @@ def randomized(net: nn.Module) -> nn.Module:
         (small_mlp, {"rank": 4, "alpha": 3.0, "use_rslora": True, "dropout": 0.5}),
         (small_mlp, {"target_modules": "linear[13]", "init": "kaiming"}),
         (small_mlp, {"rank_pattern": {"linear2": 3}, "alpha_pattern": {"linear1": 0.5}}),
-        (small_mlp, {"init": "pissa", "rank": 2}),
-        (
-            small_mlp,
-            {"init": "pissa", "rank": 3, "use_rslora": True, "alpha_pattern": {"linear1": 2.0}},
-        ),
+        (small_mlp, {"init": "pissa", "rank": 3, "use_rslora": True}),
         (ConvNet, {"target_modules": ".*(conv|linear|0)", "rank": 2}),
-        (ConvNet, {"target_modules": "conv", "rank": 2}),  # and not block.conv
+        (ConvNet, {"target_modules": "conv"}),  # and not block.conv
         (ConvNet, {"target_modules": ".*conv", "rank_pattern": {"^conv": 3}}),
         (ConvNet, {"target_modules": ".*conv", "init": "pissa", "rank": 3, "alpha": 2.0}),
-        (Tokens, {"target_modules": ["embed"], "rank": 2, "alpha": 3.0}),
         (Tokens, {"target_modules": ["embed"], "rank": 2, "init": "pissa"}),
         (Tokens, {"target_modules": ["embed", "linear"], "rank_pattern": {"linear": 3}}),
         (Signals, {"target_modules": ".*", "rank": 2, "rank_pattern": {"conv3": 1}}),
@@ -153,7 +148,6 @@ LINEAR = ["linear1", "linear2", "linear3"]
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (small_mlp, {"target_modules": LINEAR}),
         (small_mlp, {"target_modules": LINEAR, "r": 4, "lora_alpha": 5, "use_rslora": True}),
         (small_mlp, {"target_modules": ["linear2"], "lora_dropout": 0.3}),
         (small_mlp, {"target_modules": r"linear\d", "exclude_modules": ["linear1"]}),
@@ -167,7 +161,6 @@ LINEAR = ["linear1", "linear2", "linear3"]
             },
         ),
         (ConvNet, {"target_modules": ["conv", "linear", "0"], "r": 2}),
-        (ConvNet, {"target_modules": ["conv"], "rank_pattern": {"block.conv": 3}}),
         (ConvNet, {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3, "conv": 2}}),
         (Tokens, {"target_modules": ["embed", "linear"], "alpha_pattern": {"embed": 7}}),
         (Signals, {"target_modules": "conv.", "r": 2}),
@@ -183,11 +176,7 @@ def test_theirs_load_here(kind: Any, options: dict[str, Any], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "target",
-    [
-        *("grouped", "dilated", "circular", "transposed", "rnn", "in_proj_weight", "out_proj"),
-        "weight_hh_l0",
-    ],
+    "target", ["grouped", "dilated", "circular", "transposed", "rnn", "in_proj_weight", "out_proj"]
 )
 def test_what_peft_cannot_adapt_is_told_and_loads_here(target: str, tmp_path: Path) -> None:
     x = INPUTS[Foreign]
@@ -201,7 +190,9 @@ def test_what_peft_cannot_adapt_is_told_and_loads_here(target: str, tmp_path: Pa
 def test_pefts_attention_is_refused(tmp_path: Path) -> None:
     """PEFT 0.21 adds the update of ``out_proj`` twice: what such an adapter means is not clear."""
     get_peft_model(make(Tokens), LoraConfig(target_modules=["attention"])).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"unexpected tensor .*attention.* no such layer that can"):
+    with pytest.raises(
+        ValueError, match="unexpected tensors of attention.* no such layer"
+    ):
         load_adapter(make(Tokens), tmp_path)
 
 

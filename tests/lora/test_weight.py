@@ -19,32 +19,33 @@ from lora_mnist.lora import (
 )
 from lora_mnist.lora.weight import adaptable_weights
 
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
-def test_other_parametrizations_are_respected(tiny: nn.Module) -> None:
-    class Double(nn.Module):
-        def forward(self, weight: torch.Tensor) -> torch.Tensor:
-            return 2 * weight
 
-    x = torch.randn(4, 6)
+class Double(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+def test_a_parametrization_on_top_of_ours(tiny: nn.Module) -> None:
     randomize(add_lora(tiny))
     parametrize.register_parametrization(tiny.linear1, "weight", Double())
-    torch.testing.assert_close(tiny(x), dense(tiny, x))
+    torch.testing.assert_close(tiny(X), dense(tiny, X))
     with pytest.raises(ValueError, match="another parametrization"):
         remove_lora(tiny)
     assert has_lora(tiny)
 
 
-def test_the_base_keeps_its_names_under_somebody_elses_parametrization(tiny: nn.Module) -> None:
+def test_a_parametrization_below_ours(tiny: nn.Module) -> None:
     nn.utils.parametrizations.weight_norm(tiny.linear1)
     nn.utils.parametrizations.spectral_norm(tiny.linear2)
     before = {name: tensor.clone() for name, tensor in tiny.eval().state_dict().items()}
-    x = torch.randn(4, 6)
-    base = tiny(x)
-    adapted = randomize(add_lora(tiny))(x)
+    base = tiny(X)
+    adapted = randomize(add_lora(tiny))(X)
     assert not torch.allclose(adapted, base)
-    torch.testing.assert_close(adapted, dense(tiny, x))
+    torch.testing.assert_close(adapted, dense(tiny, X))
     assert changed_tensors(before, base_state_dict(tiny)) == []
-    torch.testing.assert_close(merge_lora(tiny)(x), adapted)
+    torch.testing.assert_close(merge_lora(tiny)(X), adapted)
 
 
 class Shifted(nn.Linear):
@@ -53,20 +54,18 @@ class Shifted(nn.Linear):
 
 
 def test_a_subclass_with_its_own_forward_keeps_it() -> None:
-    layer = Shifted(3, 2)
-    x = torch.randn(4, 3)
-    base = layer(x)
+    layer = Shifted(6, 2)
+    base = layer(X)
     add_lora(layer, target_modules="")
-    assert torch.equal(layer(x), base)
+    assert torch.equal(layer(X), base)
     randomize(layer)
-    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias) + 1)
+    torch.testing.assert_close(layer(X), F.linear(X, layer.weight, layer.bias) + 1)
 
 
 @pytest.mark.parametrize(
     ("net", "target_modules", "named"),
     [
         (lambda: nn.MultiheadAttention(8, 2), "all", "out_proj"),
-        (lambda: nn.MultiheadAttention(8, 2), ["in_proj_weight"], "in_proj_weight"),
         (lambda: nn.LSTM(4, 3), ["weight_hh_l0"], "weight_hh_l0"),
         (lambda: nn.Sequential(nn.Embedding(4, 3)), ["0"], "0"),
         (lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2)), ["0"], "0"),
@@ -90,7 +89,6 @@ def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone(
     base, _ = net(x)
     randomize(add_lora(twin, target_modules=["weight_hh_l0"]))
     assert not torch.equal(twin(x)[0], base)
-    assert torch.equal(net(x)[0], base)
     assert torch.equal(remove_lora(twin)(x)[0], base)
     assert torch.equal(net(x)[0], base)
 

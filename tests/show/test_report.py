@@ -18,7 +18,8 @@ def test_a_report_of_each_stage(tmp_path: Path, stage: str) -> None:
     assert ("Inside the adapter" in page) == (stage == "lora")
     assert ("did not move by one bit" in page) == (stage == "lora")
     assert page.count('<tr class="mark"><td>dog</td>') == (stage != "pretrain")
-    assert len(page) < 1e6
+    advice = "<code>experiment=repair digit=dog</code> repairs them."
+    assert (advice in page) == (stage == "pretrain")
 
 
 def test_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> None:
@@ -33,18 +34,15 @@ def test_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> None:
         assert {piece[:6] for piece in page.split(tag)[1:]} <= {'"data:'}
 
 
-def test_advice_is_set_as_code(tmp_path: Path) -> None:
-    write_run(tmp_path, "pretrain")
-    assert (
-        "<code>experiment=repair digit=dog</code> repairs them."
-        in make_report(tmp_path).read_text()
-    )
-
-
-def test_without_predictions_it_says_what_is_missing(tmp_path: Path) -> None:
-    write_run(tmp_path)
+def test_results_alone_are_enough(tmp_path: Path) -> None:
+    """As of a run from Python, whose seed was not set."""
+    found = write_run(tmp_path, "finetune")
+    (tmp_path / ".hydra" / "config.yaml").unlink()
     (tmp_path / PREDICTIONS_FILE).unlink()
-    assert "There is no predictions.safetensors" in make_report(tmp_path).read_text()
+    (tmp_path / "results.json").write_text(json.dumps({**found, "seed": None}))
+    page = make_report(tmp_path).read_text()
+    assert "There is no predictions.safetensors" in page
+    assert "Configuration" not in page
 
 
 @pytest.mark.parametrize("name", ["results.json", PREDICTIONS_FILE])
@@ -57,15 +55,3 @@ def test_from_what_is_damaged_nothing_is_drawn(tmp_path: Path, name: str) -> Non
     with pytest.raises(ValueError, match=r"."):
         make_report(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
-
-
-def test_a_run_from_python_has_no_configuration(tmp_path: Path) -> None:
-    found = write_run(tmp_path)
-    (tmp_path / ".hydra" / "config.yaml").unlink()
-    (tmp_path / "results.json").write_text(json.dumps({**found, "seed": None}))
-    assert "Configuration" not in make_report(tmp_path).read_text()
-
-
-def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"results\.json"):
-        make_report(tmp_path)

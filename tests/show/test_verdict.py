@@ -76,16 +76,10 @@ def test_targets() -> None:
     assert [targets_of({"digit": d}) for d in (None, 3, [3, 5])] == [[], [3], [3, 5]]
 
 
-@pytest.mark.parametrize(
-    ("classes", "expected"),
-    [
-        (["0 - zero", "6 - six"], "zeros and sixes"),
-        (["0", "6"], "zeros and sixes"),
-        (["cat", "dog"], "images of cat and dog"),
-    ],
-)
-def test_classes_are_called_as_people_call_them(classes: list[str], expected: str) -> None:
-    assert named(classes, [0, 1]) == expected
+def test_classes_are_called_as_people_call_them() -> None:
+    assert named(["0 - zero", "6 - six"], [0, 1]) == "zeros and sixes"
+    assert named(["0", "6"], [0, 1]) == "zeros and sixes"
+    assert named(["cat", "dog"], [0, 1]) == "images of cat and dog"
 
 
 def test_what_is_trained() -> None:

@@ -1,7 +1,7 @@
 """What was predicted for each test image, kept beside results.json, so that a run can be drawn.
 
 ``predictions.safetensors`` holds a tensor for each field of :class:`Predictions`, and the images of
-its galleries. It takes about 0.1 MB for 10,000 images of 28 x 28.
+its galleries: about 0.1 MB for 10,000 images of 28 x 28.
 """
 
 from collections import Counter
@@ -31,31 +31,19 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some images of one kind.
+    """Some images of one kind."""
 
-    Attributes:
-        index: their places among the predictions, shape (K,).
-        images: uint8, shape (K, channels, height, width).
-        total: how many there are of the kind.
-    """
-
-    index: Array
-    images: Array
-    total: int
+    index: Array  # their places among the predictions, shape (K,)
+    images: Array  # uint8, shape (K, channels, height, width)
+    total: int  # how many there are of the kind
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions for N test images.
+    """The labels of N test images, what base and adapted network predict, how probable it is.
 
-    Attributes:
-        label: the images' classes, shape (N,).
-        base: what the base predicts, shape (N,).
-        base_probability: with which probability, shape (N,).
-        adapted: what the adapted network predicts; ``None`` where there is only a base.
-        adapted_probability: with which probability.
-        galleries: by kind, ``repaired`` and ``broken`` or, of a base, ``wrong``: the images with
-            the highest probabilities, the classes taking turns.
+    All of shape (N,). In ``galleries`` are, by kind, ``repaired`` and ``broken`` or, of a base
+    alone, ``wrong``, the images with the highest probabilities, the classes taking turns.
     """
 
     label: Array
@@ -90,9 +78,6 @@ def write_predictions(
             ``index``: each image's place in the test set.
         images: gives the test images at some places, uint8, shape (K, channels, height, width).
         folder: the run's folder.
-
-    Raises:
-        OSError: if it cannot be written.
     """
     arrays: dict[str, Any] = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
     places = arrays.pop("index")
@@ -103,7 +88,18 @@ def write_predictions(
         small = np.uint8 if array.max(initial=0) < 256 else np.int32
         content[key] = array.astype(np.float16 if array.dtype.kind == "f" else small)
     for kind, mask in predictions.kinds().items():
-        chosen = _choose(mask, predictions)
+        # The highest probability first, the classes in turns.
+        probability = predictions.adapted_probability
+        if probability is None:
+            probability = predictions.base_probability
+        chosen = sorted(np.flatnonzero(mask).tolist(), key=lambda image: -probability[image])
+        seen: Counter[int] = Counter()
+        turns = {}
+        for image in chosen:
+            label = int(predictions.label[image])
+            turns[image] = seen[label]
+            seen[label] += 1
+        chosen = sorted(chosen, key=turns.__getitem__)[:_SHOWN]
         shown = images(places[chosen].tolist()).numpy()
         step = -(-max(shown.shape[-2:]) // _LONGEST)
         content[f"{kind}.index"] = np.array(chosen, dtype=np.int64)
@@ -131,17 +127,3 @@ def read_predictions(folder: Path) -> Predictions | None:
     except (SafetensorError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: damaged, or of another version ({error})") from error
     return predictions
-
-
-def _choose(mask: Array, predictions: Predictions) -> list[int]:
-    """The images of ``mask`` for a gallery: the highest probability first, classes in turns."""
-    probability = predictions.adapted_probability
-    if probability is None:
-        probability = predictions.base_probability
-    turns: Counter[int] = Counter()
-    places: list[tuple[int, int, int]] = []
-    for image in sorted(np.flatnonzero(mask).tolist(), key=lambda image: -probability[image]):
-        label = int(predictions.label[image])
-        places.append((turns[label], len(places), image))
-        turns[label] += 1
-    return [image for _, _, image in sorted(places)[:_SHOWN]]

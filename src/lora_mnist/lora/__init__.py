@@ -5,62 +5,32 @@ switches, merges and removes them; :mod:`.adapter` writes and reads them. The pa
 safetensors and ``disk/files.py``, nothing else.
 """
 
-from .adapter import load_adapter, read_base_sha256, save_adapter
-from .base_state import (
-    base_state_dict,
-    changed_tensors,
-    count_parameters,
-    fingerprint,
-    lora_state_dict,
-    trainable_parameters,
-)
-from .frozen import freeze_base
-from .layer import LayerSettings, LoRAParametrization, is_number
-from .model import (
-    add_lora,
-    attach,
-    has_lora,
-    lora_adapters,
-    lora_disabled,
-    lora_layers,
-    lora_names,
-    lora_parameters,
-    merge_lora,
-    remove_lora,
-    set_lora_enabled,
-    set_lora_scale,
-)
-from .peft import CONFIG_NAME, WEIGHTS_NAME, read_factors
-from .variants import loraplus
-
-__all__ = [
-    "CONFIG_NAME",
-    "WEIGHTS_NAME",
-    "LayerSettings",
-    "LoRAParametrization",
-    "add_lora",
-    "attach",
-    "base_state_dict",
-    "changed_tensors",
-    "count_parameters",
-    "fingerprint",
-    "freeze_base",
-    "has_lora",
-    "is_number",
-    "load_adapter",
-    "lora_adapters",
-    "lora_disabled",
-    "lora_layers",
-    "lora_names",
-    "lora_parameters",
-    "lora_state_dict",
-    "loraplus",
-    "merge_lora",
-    "read_base_sha256",
-    "read_factors",
-    "remove_lora",
-    "save_adapter",
-    "set_lora_enabled",
-    "set_lora_scale",
-    "trainable_parameters",
-]
+from .adapter import load_adapter as load_adapter
+from .adapter import read_base_sha256 as read_base_sha256
+from .adapter import save_adapter as save_adapter
+from .base_state import base_state_dict as base_state_dict
+from .base_state import changed_tensors as changed_tensors
+from .base_state import count_parameters as count_parameters
+from .base_state import fingerprint as fingerprint
+from .base_state import lora_state_dict as lora_state_dict
+from .base_state import trainable_parameters as trainable_parameters
+from .frozen import freeze_base as freeze_base
+from .layer import LoRAParametrization as LoRAParametrization
+from .model import add_lora as add_lora
+from .model import attach as attach
+from .model import has_lora as has_lora
+from .model import lora_adapters as lora_adapters
+from .model import lora_disabled as lora_disabled
+from .model import lora_layers as lora_layers
+from .model import lora_names as lora_names
+from .model import lora_parameters as lora_parameters
+from .model import merge_lora as merge_lora
+from .model import remove_lora as remove_lora
+from .model import set_lora_enabled as set_lora_enabled
+from .model import set_lora_scale as set_lora_scale
+from .peft import CONFIG_NAME as CONFIG_NAME
+from .peft import WEIGHTS_NAME as WEIGHTS_NAME
+from .peft import read_factors as read_factors
+from .settings import LayerSettings as LayerSettings
+from .settings import is_number as is_number
+from .variants import loraplus as loraplus

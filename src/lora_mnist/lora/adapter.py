@@ -20,21 +20,20 @@ from torch import Tensor, nn
 from ..disk.files import atomic_write
 from .base_state import base_state_dict, fingerprint
 from .frozen import moved_tensors
-from .layer import LayerSettings, LoRAParametrization, is_number
+from .layer import LoRAParametrization
 from .model import attach, lora_names, lora_weights, named_adapters
 from .peft import (
     CONFIG_NAME,
     WEIGHTS_NAME,
-    keys_of,
-    layer_settings,
     open_tensors,
-    read_config,
-    transposed_if_embedding,
+    read_adapter,
+    tensors_of,
     warn_of_peft,
     write_config,
     write_tensors,
 )
-from .targets import is_among, listed, names_of
+from .settings import LayerSettings, is_number
+from .targets import listed
 from .variants import PiSSAParametrization
 from .weight import adaptable_weights
 
@@ -51,18 +50,11 @@ def save_adapter(
 
     The adapter is written as trained, whether or not it is enabled and whatever its scale.
 
-    An adapter that started as PiSSA is written as the plain LoRA that it amounts to, of twice the
-    rank: ``[lora_B, -start_B] @ [lora_A; start_A]``, which PEFT's conversion gives too. So it fits
-    the original base, here and in PEFT.
-
     Args:
         model: network whose layers carry LoRA (see :func:`.model.add_lora`).
-        folder: made if need be; an adapter already in it is replaced.
+        folder: made if need be, and returned; an adapter already in it is replaced.
         name: which adapter, where ``model`` carries several.
         metadata: more for the file's metadata, beside ``base_sha256``.
-
-    Returns:
-        ``folder``.
 
     Raises:
         ValueError: if no layer carries LoRA, no adapter has this name, there are several and none
@@ -70,7 +62,7 @@ def save_adapter(
         OSError: if the folder cannot be written.
     """
     folder = Path(folder)
-    named_adapters(model, name)
+    adapters = named_adapters(model, name)
     if name is None and len(names := lora_names(model)) > 1:
         raise ValueError(f"name=None: expected one of the model's adapters: {', '.join(names)}")
     if moved := moved_tensors(model):
@@ -78,43 +70,39 @@ def save_adapter(
             f"the base changed under its adapter: {listed(moved, most=3)}; expected it as it was "
             "at add_lora (freeze_base(model) makes this the base)"
         )
-    tensors, settings, weights, dropout = {}, {}, {}, 0.0
+    if any(adapter.scale != 1 for adapter in adapters):
+        log.warning("the adapter is saved as trained, without its scale")
+    tensors, settings, weights = {}, {}, {}
     for layer, weight in lora_weights(model).items():
         for adapter in weight.adapters:
-            if name not in (None, adapter.name):
-                continue
-            lora_A, lora_B, settings[layer] = _plain_lora(adapter)
-            for key, factor in zip(keys_of(layer, weight), (lora_A, lora_B), strict=True):
-                kept = transposed_if_embedding(key, factor.detach())
-                tensors[key] = kept.cpu().contiguous()
-            weights[layer] = weight
-            dropout = max(dropout, adapter.dropout)
-    if any(adapter.scale != 1 for adapter in named_adapters(model, name)):
-        log.warning("the adapter is saved as trained, without its scale")
-    if len({of_layer.use_rslora for of_layer in settings.values()}) > 1:
-        # PEFT's configuration has one use_rslora for all: the same scalings without it.
-        for layer, of_layer in settings.items():
-            settings[layer] = LayerSettings(of_layer.rank, of_layer.scaling * of_layer.rank)
+            if name in (None, adapter.name):
+                lora_A, lora_B, settings[layer] = _plain_lora(adapter)
+                tensors.update(tensors_of(layer, weight, lora_A, lora_B))
+                weights[layer] = weight
     sha256 = fingerprint(base_state_dict(model))
     with atomic_write(folder / WEIGHTS_NAME) as path:
         write_tensors(path, tensors, {"format": "pt", "base_sha256": sha256, **(metadata or {})})
     with atomic_write(folder / CONFIG_NAME) as path:
-        write_config(path, model, settings, dropout)
+        write_config(path, model, settings)
     warn_of_peft(weights)
     return folder
 
 
 def _plain_lora(adapter: LoRAParametrization) -> tuple[Tensor, Tensor, LayerSettings]:
-    """``lora_A``, ``lora_B``, rank and scaling without any start to subtract."""
+    """``lora_A``, ``lora_B`` and settings of an adapter as plain LoRA.
+
+    PiSSA amounts to plain LoRA of twice the rank, ``[lora_B, -start_B] @ [lora_A; start_A]`` at the
+    same scaling, which PEFT's conversion gives too: so it fits the original base, here and in PEFT.
+    """
     lora_A: Tensor = adapter.lora_A
     lora_B: Tensor = adapter.lora_B
-    rank, alpha, use_rslora = adapter.rank, adapter.alpha, adapter.use_rslora
+    rank, alpha = adapter.rank, adapter.alpha
     if isinstance(adapter, PiSSAParametrization):
-        # Twice the rank at the same scaling.
-        rank, alpha = 2 * rank, alpha * (math.sqrt(2) if use_rslora else 2)
+        rank, alpha = 2 * rank, alpha * (math.sqrt(2) if adapter.use_rslora else 2)
         lora_A = torch.cat([lora_A, adapter.start_A])
         lora_B = torch.cat([lora_B, -adapter.start_B], dim=1)
-    return lora_A, lora_B, LayerSettings(rank, alpha, use_rslora=use_rslora)
+    options = {"use_rslora": adapter.use_rslora, "dropout": adapter.dropout}
+    return lora_A, lora_B, LayerSettings(rank, alpha, **options)  # type: ignore[arg-type]
 
 
 def load_adapter(
@@ -141,14 +129,40 @@ def load_adapter(
             ask for what LoRA here does not do, do not fit the layers of ``model``, or were made for
             another base. ``model`` is then as it was.
     """
+    weights = adaptable_weights(model)
     try:
         if not is_number(scale):
             raise ValueError(f"scale={scale}: expected a finite number")
-        factors, settings = _read_for(model, Path(folder), allow_other_base)
+        factors, settings, metadata = read_adapter(Path(folder))
+        for layer, pair in factors.items():
+            if layer not in weights:
+                raise ValueError(
+                    f"unexpected tensors of {layer} in {WEIGHTS_NAME}: the model has no such layer "
+                    "that can be adapted"
+                )
+            base, rank = weights[layer].base, settings[layer].rank
+            rows, *columns = base.shape
+            shapes = ((rank, *columns), (rows, rank, *[1] * (len(columns) - 1)))
+            for factor, shape in zip(pair, shapes, strict=True):
+                what = f"a tensor of {layer}"
+                if factor.shape != shape:
+                    raise ValueError(f"{what} has shape {tuple(factor.shape)}, expected {shape}")
+                if not factor.is_floating_point():
+                    raise ValueError(f"{what}: expected numbers, found {factor.dtype}")
+                if not torch.isfinite(factor.to(base.dtype)).all():
+                    raise ValueError(f"{what} holds NaN or infinity")
+        made_for = metadata.get("base_sha256")
+        if made_for is None:
+            log.warning("the adapter does not say which base it was made for: not checked")
+        elif not allow_other_base and made_for != (here := fingerprint(base_state_dict(model))):
+            dataset = f" on {metadata['dataset']}" if "dataset" in metadata else ""
+            raise ValueError(
+                f"made for the base {made_for}{dataset}, this one is {here}; "
+                "expected the same base, or allow_other_base=true"
+            )
         attach(model, settings, name)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    weights = lora_weights(model)
     with torch.no_grad():
         for layer, (lora_A, lora_B) in factors.items():
             adapter = weights[layer].adapters[-1]
@@ -158,72 +172,10 @@ def load_adapter(
     return model
 
 
-def _read_for(
-    model: nn.Module, folder: Path, allow_other_base: bool
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, LayerSettings]]:
-    """``lora_A``, ``lora_B`` and settings of each layer, once they were found to fit ``model``."""
-    config = read_config(folder)
-    weights = adaptable_weights(model)
-    factors, ranks = {}, {}
-    with open_tensors(folder) as file:
-        metadata = file.metadata() or {}
-        left = set(file.keys())
-        if not left:
-            raise ValueError(f"{WEIGHTS_NAME} holds no tensor")
-        for layer, weight in weights.items():
-            keys = keys_of(layer, weight)
-            if not left & set(keys):
-                continue
-            pair = []
-            for key in keys:
-                if key not in left:
-                    raise ValueError(f"tensor {key} is missing from {WEIGHTS_NAME}")
-                left.remove(key)
-                tensor = file.get_tensor(key)
-                if not tensor.is_floating_point():
-                    raise ValueError(f"tensor {key}: expected numbers, found {tensor.dtype}")
-                if not torch.isfinite(tensor.to(weight.base.dtype)).all():
-                    raise ValueError(f"tensor {key} holds NaN or infinity")
-                pair.append(transposed_if_embedding(key, tensor))
-            # Ranks of single layers stand in the tensors: no key of rank_pattern is read.
-            is_one_rank = not config.get("rank_pattern") or pair[0].ndim == 0
-            rank = config["r"] if is_one_rank else len(pair[0])
-            rows, *columns = weight.base.shape
-            shapes = ((rank, *columns), (rows, rank, *[1] * (len(columns) - 1)))
-            for factor, shape in zip(pair, shapes, strict=True):
-                if factor.shape != shape:
-                    raise ValueError(
-                        f"a tensor of {layer} has shape {tuple(factor.shape)}, expected {shape}"
-                    )
-            factors[layer], ranks[layer] = (pair[0], pair[1]), rank
-    if left:
-        raise ValueError(
-            f"unexpected tensor {min(left)} in {WEIGHTS_NAME}: the model has no such layer that "
-            "can be adapted"
-        )
-    chosen = config["target_modules"]
-    if isinstance(chosen, list) and not config.get("exclude_modules"):
-        for layer, names in names_of(weights, model).items():
-            if is_among(chosen, names) != (layer in factors):
-                found = "tensors" if layer in factors else "no tensors"
-                raise ValueError(f"target_modules={chosen} contradicts {found} of {layer}")
-    made_for = metadata.get("base_sha256")
-    if made_for is None:
-        log.warning("the adapter does not say which base it was made for: not checked")
-    elif not allow_other_base and made_for != (here := fingerprint(base_state_dict(model))):
-        dataset = f" on {metadata['dataset']}" if "dataset" in metadata else ""
-        raise ValueError(
-            f"made for the base {made_for}{dataset}, this one is {here}; "
-            "expected the same base, or allow_other_base=true"
-        )
-    return factors, layer_settings(config, ranks)
-
-
 def read_base_sha256(folder: str | Path) -> str | None:
     """The fingerprint of the base that the adapter in ``folder`` was made for; no tensor is read.
 
-    Returns:
-        64 hexadecimal digits, or ``None`` where the adapter does not say, as PEFT's do not.
+    ``None`` where the adapter does not say, as PEFT's do not.
 
     Raises:
         ValueError: if the folder holds no readable adapter, or what it says is no SHA-256.

@@ -42,9 +42,6 @@ def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def fingerprint(state: Mapping[str, Tensor]) -> str:
     """SHA-256, in hexadecimal, over name, dtype, shape and bytes of every tensor, by name.
 
-    Args:
-        state: tensors by name, such as a ``state_dict``, of any dtype and on any device.
-
     Raises:
         ValueError: if a tensor holds no numbers yet.
     """
@@ -70,15 +67,9 @@ def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:
-    """How many numbers the base holds, LoRA adds and training changes.
-
-    Returns:
-        ``base``, ``lora`` and ``trainable``, and ``increase_percent``, 100 * lora / base.
-    """
-    lora = 0
-    for module in model.modules():
-        if isinstance(module, LoRAParametrization):
-            lora += sum(p.numel() for p in module.parameters())
+    """How many numbers the base holds, LoRA adds and training changes, and 100 * LoRA / base."""
+    adapters = [m for m in model.modules() if isinstance(m, LoRAParametrization)]
+    lora = sum(p.numel() for adapter in adapters for p in adapter.parameters())
     base = sum(p.numel() for p in model.parameters()) - lora
     return {
         "base": base,
@@ -89,15 +80,9 @@ def count_parameters(model: nn.Module) -> dict[str, Any]:
 
 
 def trainable_parameters(model: nn.Module) -> str:
-    """What :func:`count_parameters` counts, in a line to print.
-
-    For instance ``parameters: 53 + 22 of LoRA = 75, increase 41.509%; trainable: 22``.
-    """
-    count = count_parameters(model)
-    total = f"parameters: {count['base']:,}"
-    if count["lora"]:
-        total += (
-            f" + {count['lora']:,} of LoRA = {count['base'] + count['lora']:,}, "
-            f"increase {count['increase_percent']:.3f}%"
-        )
-    return f"{total}; trainable: {count['trainable']:,}"
+    """``parameters: 53 + 22 of LoRA = 75, increase 41.509%; trainable: 22``, in a line to print."""
+    base, lora, trainable, increase = count_parameters(model).values()
+    total = f"parameters: {base:,}"
+    if lora:
+        total += f" + {lora:,} of LoRA = {base + lora:,}, increase {increase:.3f}%"
+    return f"{total}; trainable: {trainable:,}"

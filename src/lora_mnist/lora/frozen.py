@@ -36,18 +36,16 @@ class FrozenBase:
         ]
         # Again on what has buffers, for whoever calls a part of the network. Not on every layer: a
         # hook inside nn.TransformerEncoderLayer keeps it from the fast path of the plain base.
-        for module in model.modules():
+        for module in _base_modules(model):
             if module is not model and _has_buffers(module):
                 self._handles.append(module.register_forward_pre_hook(_to_eval))
 
     def _before(self, model: nn.Module, inputs: Any) -> None:
         self._was_training.append(model.training)
-        if not model.training:
-            return
-        for module in model.modules():
-            is_base = not isinstance(module, LoRAParametrization)
-            if is_base and (_has_buffers(module) or not self.base_dropout):
-                module.training = False
+        if model.training:
+            for module in _base_modules(model):
+                if not self.base_dropout or _has_buffers(module):
+                    module.training = False
 
     def _after(self, model: nn.Module, inputs: Any, output: Any) -> None:
         model.training = self._was_training.pop()
@@ -61,11 +59,9 @@ class FrozenBase:
 def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
     """Freeze the base of ``model``, keep it in eval mode, and remember its tensors.
 
-    :func:`.model.attach` does this for every network that gets its first adapter. Call it to change
-    ``base_dropout``, or after loading another base into a network that carries adapters already.
-
-    From then on every forward pass of ``model`` has its base in eval mode, whatever
-    ``model.train()`` said, until :func:`.model.merge_lora` or :func:`.model.remove_lora`.
+    Every network that gets its first adapter has this done to it, until :func:`.model.merge_lora`
+    or :func:`.model.remove_lora`. Call it to change ``base_dropout``, or after loading another base
+    into a network that carries adapters already.
 
     Args:
         model: any network; changed in place, and returned.
@@ -79,10 +75,9 @@ def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
     frozen = FrozenBase(model, base_dropout)
     release_base(model)
     model.lora_frozen_base = frozen  # type: ignore[assignment]
-    for module in model.modules():
-        if not isinstance(module, LoRAParametrization):
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
+    for module in _base_modules(model):
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
     return model
 
 
@@ -115,9 +110,12 @@ def moved_tensors(model: nn.Module) -> list[str]:
     return moved
 
 
+def _base_modules(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if not isinstance(m, LoRAParametrization)]
+
+
 def _has_buffers(module: nn.Module) -> bool:
-    is_base = not isinstance(module, LoRAParametrization)
-    return is_base and any(True for _ in module.buffers(recurse=False))
+    return next(module.buffers(recurse=False), None) is not None
 
 
 def _to_eval(module: nn.Module, inputs: Any) -> None:

@@ -9,70 +9,17 @@ convolution does the same with a convolution to ``rank`` channels, ``lora_A`` of
 in_channels, height, width), and a 1x1 convolution from them, ``lora_B`` of shape (out_channels,
 rank, 1, 1). Any other weight is adapted through the dense sum ``W + scaling * B A``.
 
-Papers: LoRA, arXiv:2106.09685; rank-stabilised scaling, arXiv:2312.03732.
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class LayerSettings:
-    """Rank, scaling, initialisation and dropout of the adapter on one layer.
-
-    Args:
-        rank: inner dimension ``r`` of the update, an integer >= 1.
-        alpha: numerator of the scaling, finite and > 0.
-        init: how the adapter starts: ``gaussian``, ``kaiming`` or ``pissa``.
-        init_std: standard deviation of ``lora_A`` with ``gaussian``, finite and > 0; ``None``: 1.
-        use_rslora: ``scaling = alpha / sqrt(rank)`` instead of ``alpha / rank`` (Kalajdzievski
-            2023, section 3).
-        dropout: probability of zeroing each input of the adapter in train mode, in [0, 1).
-
-    Raises:
-        ValueError: if a value is out of range.
-    """
-
-    rank: int = 1
-    alpha: float = 1.0
-    init: str = "gaussian"
-    init_std: float | None = None
-    use_rslora: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if type(self.rank) is not int or not 1 <= self.rank < 2**31:
-            raise ValueError(f"rank={self.rank}: expected an integer >= 1 and < 2**31")
-        for name in ("alpha", "init_std"):
-            value = getattr(self, name)
-            if value is None and name == "init_std":
-                continue
-            if not is_number(value) or value <= 0:
-                raise ValueError(f"{name}={value}: expected a finite number > 0, at most 3.4e38")
-        if self.init_std is not None and self.init != "gaussian":
-            raise ValueError(
-                f"init_std={self.init_std}: expected null, since init={self.init} has no deviation"
-            )
-        if not isinstance(self.use_rslora, bool):
-            raise ValueError(f"use_rslora={self.use_rslora}: expected true or false")
-        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: expected a number from 0 to below 1")
-
-    @property
-    def scaling(self) -> float:
-        """The factor of the update."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
-
-
-def is_number(value: object) -> bool:
-    """Whether ``value`` is a number that float32 can hold, and no bool."""
-    is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and abs(value) <= torch.finfo(torch.float32).max  # type: ignore[arg-type]
+from .settings import LayerSettings
 
 
 class LoRAParametrization(nn.Module):
@@ -86,16 +33,14 @@ class LoRAParametrization(nn.Module):
       and in PEFT.
 
     Args:
-        weight: the weight to adapt, of two or more dimensions; it is read for its shape, device
-            and dtype, and not kept.
+        weight: the weight to adapt, of two or more dimensions; it is not kept.
         settings: rank, scaling, initialisation and dropout.
         name: tells the adapter from others on the same network.
 
     Attributes:
         lora_A: shape (rank, *weight.shape[1:]).
         lora_B: shape (weight.shape[0], rank), and a 1 for each further dimension of ``weight``.
-        scaling: the factor of the update, ``alpha / rank``, or ``alpha / sqrt(rank)`` with
-            ``use_rslora``.
+        scaling: the factor of the update.
         scale: a further factor, for a finished adapter: 1 as trained, 0 the base exactly.
         enabled: whether the update is applied. Without it the layer computes the base exactly.
         was_trainable: whether ``weight`` required a gradient before.
@@ -145,8 +90,7 @@ class LoRAParametrization(nn.Module):
         """``y + scaling * (x A^T) B^T``, from the factors alone.
 
         ``x`` is the input of ``layer``, of shape (rows, in_features) or (..., in_channels, height,
-        width), and ``y`` what it computed so far, (rows, out_features) or (..., out_channels,
-        height, width).
+        width), and ``y`` what it computed so far.
         """
         x = F.dropout(x, self.dropout, self.training)
         if isinstance(layer, nn.Conv2d):
@@ -170,10 +114,10 @@ def low_rank(x: Tensor, lora_A: Tensor, lora_B: Tensor, layer: nn.Linear | nn.Co
 
 
 def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``nn.Linear.forward`` of an adapted layer: (..., in_features) to (..., out_features)."""
+    """``forward`` of an adapted linear layer: (..., in_features) to (..., out_features)."""
     adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
     if not is_lora_alone(adapters):
-        return F.linear(x, layer.weight, layer.bias)
+        return nn.Linear.forward(layer, x)
     rows = x.reshape(-1, x.shape[-1])
     y = F.linear(rows, adapters.original, layer.bias)
     for adapter in adapters:
@@ -183,12 +127,13 @@ def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def conv2d_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """``nn.Conv2d.forward`` of an adapted layer with ``groups=1`` and zeros as padding."""
+    """``forward`` of an adapted 2-d convolution with ``groups=1`` and zeros as padding."""
     adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
-    is_factored = is_lora_alone(adapters)
-    weight = adapters.original if is_factored else layer.weight
-    y = F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation)
-    for adapter in adapters if is_factored else []:
+    if not is_lora_alone(adapters):
+        return nn.Conv2d.forward(layer, x)
+    W, b = adapters.original, layer.bias
+    y = F.conv2d(x, W, b, layer.stride, layer.padding, layer.dilation)
+    for adapter in adapters:
         if adapter.is_on:
             y = adapter.add_update(y, x, layer)
     return y

@@ -4,6 +4,9 @@ An adapter is registered with :mod:`torch.nn.utils.parametrize`: ``layer.weight`
 effective weight ``W + scaling * lora_B @ lora_A``, ``layer.parametrizations.weight.original`` is
 the frozen ``W``, and ``layer.parametrizations.weight[0]`` the :class:`.layer.LoRAParametrization`;
 a second adapter stacks as ``[1]``. What one layer computes stands in :mod:`.layer`.
+
+Functions with a ``name`` act on the adapter of that name, or on every one with ``None``. They raise
+``ValueError`` if no layer carries LoRA, or no adapter has that name.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -12,9 +15,10 @@ from contextlib import contextmanager
 from torch import nn
 
 from .frozen import freeze_base, frozen_bases, release_base
-from .layer import LayerSettings, LoRAParametrization, is_number
-from .targets import by_pattern, listed, target_weights
-from .variants import new_adapter
+from .layer import LoRAParametrization
+from .settings import LayerSettings, is_number
+from .targets import by_pattern, target_weights
+from .variants import INITS
 from .weight import Weight, adaptable_weights
 
 
@@ -43,16 +47,15 @@ def add_lora(
         rank: inner dimension ``r`` of the update, an integer >= 1.
         alpha: the update is scaled by ``alpha / rank``; finite and > 0.
         target_modules: the layers that get an adapter, as in PEFT: a regular expression for whole
-            names, a list of names or ends of names, ``all-linear``, or ``all`` for every
-            ``nn.Linear`` and every ``nn.Conv2d`` with ``groups=1``. Other weights of two or more
-            dimensions are chosen by name; see :func:`.targets.target_weights`.
+            names, a list of names or of ends of names from a dot on, ``all-linear`` for every
+            ``nn.Linear``, or ``all`` for every ``nn.Conv2d`` with ``groups=1`` too. Other weights
+            of two or more dimensions are chosen by name.
         init: how the adapter starts: ``gaussian``, ``kaiming`` or ``pissa``; see
             :class:`.layer.LoRAParametrization` and :class:`.variants.PiSSAParametrization`.
         init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); ``None``: 1.
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
         dropout: probability of zeroing each input of the adapter while training, in [0, 1).
-        rank_pattern: ranks of single layers, by name or by the end of a name from a dot on; see
-            :func:`.targets.by_pattern`.
+        rank_pattern: ranks of single layers, by name or by the end of a name from a dot on.
         alpha_pattern: alphas of single layers, in the same way.
         name: tells the adapter from others on ``model``; by default ``default``, then
             ``default2`` and so on.
@@ -78,31 +81,17 @@ def attach(
     name: str | None = None,
     base_dropout: bool = False,
 ) -> nn.Module:
-    """Put one adapter on exactly the layers of ``settings`` and freeze everything else.
+    """:func:`add_lora` on exactly the layers of ``settings``.
 
-    Args:
-        model: any network; changed in place, and returned.
-        settings: how each layer is adapted, by its name in :func:`.weight.adaptable_weights`.
-        name: as in :func:`add_lora`.
-        base_dropout: likewise.
-
-    Raises:
-        ValueError: if there is no such layer, if one cannot be adapted so, if the base holds no
-            numbers yet, or if ``name`` is taken. ``model`` is then as it was.
+    Their names are those of :func:`.weight.adaptable_weights`; of another, it raises ``KeyError``.
     """
     weights = adaptable_weights(model)
-    if unknown := [layer for layer in settings if layer not in weights]:
-        raise ValueError(f"layer={unknown[0]}: expected one of {listed(weights)}")
-    if not settings:
-        raise ValueError(f"settings={settings}: expected at least one layer")
-    for layer in settings:
-        module = weights[layer].module
+    for layer, of_layer in settings.items():
         # Dropout acts on the adapter's input, which a layer that reads its weight never shows.
-        if settings[layer].dropout and not weights[layer].is_factored:
+        if of_layer.dropout and not weights[layer].is_factored:
             raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
-        # Its gradient is that of the rows in a batch; the effective weight's is that of all.
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-            raise ValueError(f"layer={layer}: an embedding with sparse=True; expected sparse=False")
+        if of_layer.init not in INITS:
+            raise ValueError(f"init={of_layer.init}: expected one of {', '.join(INITS)}")
     taken = lora_names(model)
     if name in taken:
         raise ValueError(f"name={name}: expected another name than {', '.join(taken)}")
@@ -113,9 +102,9 @@ def attach(
 
     # In the model's order, in which random numbers are drawn.
     adapters = []
-    for layer, weight in weights.items():
-        if layer in settings:
-            adapters.append((weight, new_adapter(weight.base, settings[layer], name)))
+    for layer in sorted(settings, key=list(weights).index):
+        weight, of_layer = weights[layer], settings[layer]
+        adapters.append((weight, INITS[of_layer.init](weight.base, of_layer, name)))
     if base_dropout or "" not in frozen_bases(model):
         freeze_base(model, base_dropout)
     model.requires_grad_(False)
@@ -139,9 +128,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def lora_adapters(layer: nn.Module) -> list[LoRAParametrization]:
     """The adapters on one layer, first registered first; empty where it carries none."""
     parametrized = getattr(layer, "parametrizations", None)
-    if not isinstance(parametrized, nn.ModuleDict):
-        return []
-    return _all_adapters(parametrized)
+    return _all_adapters(parametrized) if isinstance(parametrized, nn.ModuleDict) else []
 
 
 def _all_adapters(model: nn.Module) -> list[LoRAParametrization]:
@@ -176,16 +163,7 @@ def named_adapters(model: nn.Module, name: str | None = None) -> list[LoRAParame
 
 
 def set_lora_enabled(model: nn.Module, enabled: bool, name: str | None = None) -> None:
-    """Switch adapters of ``model`` on or off; with all off, it computes the base exactly.
-
-    Args:
-        model: network whose layers carry LoRA.
-        enabled: on or off.
-        name: of one adapter; ``None`` for every one.
-
-    Raises:
-        ValueError: if no layer carries LoRA, or no adapter has this name.
-    """
+    """Switch adapters of ``model`` on or off; with all off, it computes the base exactly."""
     for adapter in named_adapters(model, name):
         adapter.enabled = enabled
 
@@ -194,16 +172,8 @@ def set_lora_scale(model: nn.Module, scale: float, name: str | None = None) -> N
     """Turn adapters of ``model`` up or down: ``weight = W + scale * scaling * lora_B @ lora_A``.
 
     With a scale of 1 an adapter is as trained, with 0 the layers compute the base exactly. The
-    scale is kept by :func:`merge_lora`; :func:`.adapter.save_adapter` writes adapters as trained.
-
-    Args:
-        model: network whose layers carry LoRA.
-        scale: any finite number.
-        name: of one adapter; ``None`` for every one.
-
-    Raises:
-        ValueError: if ``scale`` is no finite number, no layer carries LoRA, or no adapter has this
-            name.
+    scale, any finite number, is kept by :func:`merge_lora`; :func:`.adapter.save_adapter` writes
+    adapters as trained.
     """
     if not is_number(scale):
         raise ValueError(f"scale={scale}: expected a finite number")
@@ -218,13 +188,6 @@ def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
     The base is in eval mode; see :func:`.frozen.freeze_base`. To compare it bit for bit with the
     network before :func:`add_lora`, compute both under ``torch.no_grad()``: in grad mode, torch's
     attention takes another path, with other rounding, once its weights are frozen.
-
-    Args:
-        model: network whose layers carry LoRA.
-        name: of one adapter; ``None`` for every one.
-
-    Raises:
-        ValueError: if no layer carries LoRA, or no adapter has this name.
     """
     before = [(adapter, adapter.enabled) for adapter in named_adapters(model, name)]
     set_lora_enabled(model, False, name)
@@ -238,13 +201,9 @@ def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
 def merge_lora(model: nn.Module) -> nn.Module:
     """Fold every adapter into its layer's weight and drop the parametrization.
 
-    Afterwards ``model`` is a plain network that computes what the adapted one did:
-    ``weight = W + scaling * lora_B @ lora_A`` (Hu et al. 2021, section 4.1), to floating-point
-    rounding. A switched-off adapter adds nothing before, and so nothing after.
-
-    Args:
-        model: network whose layers carry LoRA; changed in place, and returned. Its parameters stay
-            frozen.
+    Afterwards ``model``, changed in place and returned, is a plain network, still frozen, that
+    computes what the adapted one did: ``weight = W + scaling * lora_B @ lora_A`` (Hu et al. 2021,
+    section 4.1), to floating-point rounding. A switched-off adapter adds nothing.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA.
@@ -257,11 +216,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
 
 def remove_lora(model: nn.Module) -> nn.Module:
-    """Throw every adapter away: ``model`` is the plain base again, bit for bit.
-
-    Args:
-        model: network whose layers carry LoRA; changed in place, and returned. Its parameters stay
-            frozen.
+    """Throw every adapter away: ``model`` is the plain base again, bit for bit, and still frozen.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or if a layer's weight carries another

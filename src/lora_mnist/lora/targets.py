@@ -17,65 +17,45 @@ def target_weights(
 ) -> dict[str, Weight]:
     """The weights of ``model`` that ``target_modules`` chooses, by name, in the model's order.
 
-    Args:
-        model: any network.
-        target_modules: ``all`` for every ``nn.Linear`` and every ``nn.Conv2d`` with ``groups=1``;
-            ``all-linear`` for every ``nn.Linear``; any other string is a regular expression for the
-            whole name; a list holds names, or ends of names from a dot on. The names are those of
-            :func:`.weight.adaptable_weights`; the name of an attention or a recurrent layer stands
-            for all its weights.
+    What it may be stands at :func:`.model.add_lora`. The names are those of
+    :func:`.weight.adaptable_weights`; the name of an attention or a recurrent layer stands for all
+    its weights.
 
     Raises:
-        ValueError: if that is no regular expression and no list of strings, or if the string or an
-            entry of the list matches nothing that can be adapted.
+        ValueError: if that is no regular expression and no list, or if the string or an entry of
+            the list matches nothing that can be adapted.
     """
     weights = adaptable_weights(model)
-    names = names_of(weights, model)
-    chosen: set[str] = set()
-    what = "a layer"
+    modules = dict(model.named_modules())
+    names = {}  # to which each weight answers
+    for name in weights:
+        layer = name.rpartition(".")[0]
+        names[name] = [name, layer] if isinstance(modules[layer], _SEVERAL) else [name]
+    what, start = "a layer", f"target_modules={target_modules}: expected"
     if isinstance(target_modules, str) and target_modules.lower() in ("all", "all-linear"):
         kinds = (nn.Linear,) if target_modules.lower() == "all-linear" else (nn.Linear, nn.Conv2d)
         what = " or ".join(kind.__name__ for kind in kinds)
+        chosen = []
         for name, weight in weights.items():
             is_grouped = getattr(weight.module, "groups", 1) > 1
             if isinstance(weight.module, kinds) and weight.tensor == "weight" and not is_grouped:
-                chosen.add(name)
+                chosen.append(name)
     elif isinstance(target_modules, str):
         try:
             pattern = re.compile(target_modules)
         except (re.error, OverflowError) as error:
-            raise ValueError(
-                f"target_modules={target_modules}: expected a regular expression ({error})"
-            ) from error
-        chosen = {name for name in names if any(map(pattern.fullmatch, names[name]))}
+            raise ValueError(f"{start} a regular expression ({error})") from error
+        chosen = [name for name in names if any(map(pattern.fullmatch, names[name]))]
     elif isinstance(target_modules, Collection):
         for entry in target_modules:
-            if not any(is_among([entry], names[name]) for name in names):
-                raise ValueError(
-                    f"target_modules={target_modules}: expected to match a layer with {entry}, of: "
-                    f"{listed(weights)}"
-                )
-        chosen = {name for name in names if is_among(target_modules, names[name])}
+            if not any(is_among([entry], of) for of in names.values()):
+                raise ValueError(f"{start} to match a layer with {entry}, of: {listed(weights)}")
+        chosen = [name for name in names if is_among(target_modules, names[name])]
     else:
-        raise ValueError(
-            f"target_modules={target_modules}: expected all, all-linear, a regular expression or a "
-            "list of names"
-        )
+        raise ValueError(f"{start} all, all-linear, a regular expression or a list of names")
     if not chosen:
-        raise ValueError(
-            f"target_modules={target_modules}: expected to match {what}, of: {listed(weights)}"
-        )
-    return {name: weight for name, weight in weights.items() if name in chosen}
-
-
-def names_of(weights: Mapping[str, Weight], model: nn.Module) -> dict[str, list[str]]:
-    """The names to which each of ``weights`` of ``model`` answers: its own, or its layer's too."""
-    modules = dict(model.named_modules())
-    names = {}
-    for name in weights:
-        layer = name.rpartition(".")[0]
-        names[name] = [name, layer] if isinstance(modules[layer], _SEVERAL) else [name]
-    return names
+        raise ValueError(f"{start} to match {what}, of: {listed(weights)}")
+    return {name: weights[name] for name in chosen}
 
 
 def is_among(ends: Collection[str], names: Collection[str]) -> bool:
@@ -100,10 +80,8 @@ def by_pattern(
     for key, value in reversed(list((pattern or {}).items())):
         named = [name for name in names if is_among([key], [name]) or key == f"^{name}"]
         if not named:
-            raise ValueError(
-                f"{argument}={{{key}: {value}}}: expected a layer's name, or its end from a dot "
-                f"on, of: {listed(names)}"
-            )
+            expected = f"a layer's name, or its end from a dot on, of: {listed(names)}"
+            raise ValueError(f"{argument}={{{key}: {value}}}: expected {expected}")
         values.update(dict.fromkeys(named, value))
     return values
 

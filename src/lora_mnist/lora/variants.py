@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layer import LayerSettings, LoRAParametrization, low_rank
+from .layer import LoRAParametrization, low_rank
+from .settings import LayerSettings
 
 
 class PiSSAParametrization(LoRAParametrization):
@@ -70,13 +71,6 @@ INITS: dict[str, type[LoRAParametrization]] = {
 }
 
 
-def new_adapter(weight: Tensor, settings: LayerSettings, name: str) -> LoRAParametrization:
-    """The adapter of ``weight`` that ``settings.init`` asks for, not yet on any layer."""
-    if settings.init not in list(INITS):
-        raise ValueError(f"init={settings.init}: expected one of {', '.join(INITS)}")
-    return INITS[settings.init](weight, settings, name)
-
-
 def loraplus(
     model: nn.Module,
     make: Callable[[Iterable[Any]], torch.optim.Optimizer],
@@ -88,9 +82,6 @@ def loraplus(
         model: whose trainable parameters to optimize.
         make: makes the optimizer from parameters or parameter groups.
         lr_ratio: learning rate of ``lora_B`` over that of everything else; 1 makes one group.
-
-    Returns:
-        What ``make`` returns.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if lr_ratio == 1:

@@ -32,15 +32,15 @@ class Weight(NamedTuple):
         """The weight without any adapter; reading it from the layer would build the dense sum."""
         registered = self.parametrizations
         if registered and isinstance(registered[0], LoRAParametrization):
-            tensor: Tensor = registered.original
-        elif registered:
-            # Somebody else's parametrization; in train mode, reading it may change its buffers.
-            was_training = registered.training
-            registered.eval()
-            tensor = getattr(self.module, self.tensor)
-            registered.train(was_training)
-        else:
-            tensor = getattr(self.module, self.tensor)
+            original: Tensor = registered.original
+            return original
+        if not registered:
+            return getattr(self.module, self.tensor)  # type: ignore[no-any-return]
+        # Somebody else's parametrization; in train mode, reading it may change its buffers.
+        was_training = registered.training
+        registered.eval()
+        tensor: Tensor = getattr(self.module, self.tensor)
+        registered.train(was_training)
         return tensor
 
     @property
@@ -50,14 +50,13 @@ class Weight(NamedTuple):
         Linear layers and plain 2-d convolutions do. A subclass with a forward of its own keeps it
         and reads the dense weight, as attention does with the weight of its ``out_proj``.
         """
-        module, forward = self.module, type(self.module).forward
-        if self.tensor != "weight":
+        module = self.module
+        if self.tensor != "weight" or isinstance(module, NonDynamicallyQuantizableLinear):
             return False
-        if isinstance(module, nn.Conv2d):
-            is_plain = module.groups == 1 and module.padding_mode == "zeros"
-            return is_plain and forward in (nn.Conv2d.forward, conv2d_forward)
-        is_read_by_attention = isinstance(module, NonDynamicallyQuantizableLinear)
-        return not is_read_by_attention and forward in (nn.Linear.forward, linear_forward)
+        if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
+            return False
+        plain = (nn.Linear.forward, nn.Conv2d.forward, linear_forward, conv2d_forward)
+        return type(module).forward in plain
 
     def register(self, adapter: LoRAParametrization) -> None:
         """Register ``adapter``, and give the layer the forward pass that uses its factors."""

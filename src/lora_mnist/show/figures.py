@@ -32,32 +32,19 @@ STYLE: dict[Any, Any] = {
 }
 
 _WIDTH = 6.0  # inches
-_DPI = 130
 _MOST_BARS = 40
-_MOST_NUMBERS = 12
 _COLUMNS = 8
-_LONGEST_NAME = 17
 
 Array = NDArray[Any]
-#: ``lora_A``, ``lora_B`` and ``scaling`` by layer.
-Factors = Mapping[str, tuple[Any, Any, float]]
 
 
 def draw_run(
     folder: Path, results: Mapping[str, Any], predictions: Predictions | None
 ) -> dict[str, Path]:
-    """Draw all figures of a run, in the place of those of an earlier drawing.
-
-    Args:
-        folder: the run's folder.
-        results: what its results.json holds.
-        predictions: the saved ones, if there are any.
+    """Draw all figures of the run in ``folder``, in the place of those of an earlier drawing.
 
     Returns:
         The files by the figures' names, in the order in which to look at them.
-
-    Raises:
-        OSError: if a file cannot be written.
     """
     classes = [str(name) for name in results["classes"]]
     figures = {"errors": draw_errors(results)}
@@ -68,47 +55,41 @@ def draw_run(
         base = predictions.confusion(predictions.base, len(classes))
         if predictions.adapted is not None:
             adapted = predictions.confusion(predictions.adapted, len(classes))
-            title = "what the repair changed: images, adapted - base"
             figures["confusion_difference"] = draw_confusion(
-                adapted - base, title, classes, signed=True
+                adapted - base, "what the repair changed: images, adapted - base", classes, True
             )
             figures["confusion_adapted"] = draw_confusion(adapted, "adapted: images", classes)
         figures["confusion_base"] = draw_confusion(base, "base: images", classes)
     if (folder / "adapter").is_dir():
         from lora_mnist.lora import read_factors  # late: a sweep's report needs no torch
 
-        factors = read_factors(folder / "adapter")
-        figures["singular_values"] = draw_singular_values(factors)
+        figures["singular_values"] = draw_singular_values(read_factors(folder / "adapter"))
     for path in (folder / FIGURES).glob("*.png"):
         path.unlink()
     paths = {name: folder / FIGURES / f"{name}.png" for name in figures}
     for name, path in paths.items():
         with atomic_write(path) as temporary:
-            figures[name].savefig(temporary, dpi=_DPI)
+            figures[name].savefig(temporary, dpi=130)
     return paths
 
 
 @matplotlib.rc_context(STYLE)
 def draw_errors(results: Mapping[str, Any]) -> Figure:
     """Bars of each class's errors, before and after; of very many classes the worst."""
-    sides = {"base": results.get("test_base"), "adapted": results["test"]}
-    if sides["base"] is None:
-        sides = {"base": results["test"]}
-    errors = {side: outcome["errors_per_class"] for side, outcome in sides.items() if outcome}
+    errors = {"base": results["test"]["errors_per_class"]}
+    if "test_base" in results:
+        errors = {"base": results["test_base"]["errors_per_class"], "adapted": errors["base"]}
     worst = np.argsort([-max(counts) for counts in zip(*errors.values(), strict=True)])
     shown = sorted(worst[:_MOST_BARS].tolist())
     figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(shown)), layout="constrained")
     axes = figure.subplots()
+    places: Array = np.arange(len(shown))
     height = 0.8 / len(errors)
-    for place, (side, counts) in enumerate(errors.items()):
-        bars = axes.barh(
-            np.arange(len(shown)) + place * height,
-            [counts[c] for c in shown],
-            height,
-            color={"base": GRAY, "adapted": BLUE}[side],
-            label=side,
-        )
+    for (side, counts), color in zip(errors.items(), (GRAY, BLUE), strict=False):
+        widths = [counts[c] for c in shown]
+        bars = axes.barh(places, widths, height, color=color, label=side)
         axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=8)
+        places = places + height
     names = [_shortened(str(results["classes"][c])) for c in shown]
     axes.set_yticks(np.arange(len(shown)) + (0.8 - height) / 2, names)
     for label, c in zip(axes.get_yticklabels(), shown, strict=True):
@@ -126,24 +107,19 @@ def draw_confusion(
 ) -> Figure:
     """A matrix of images by class and prediction; what is good is green, what is bad red.
 
-    Args:
-        counts: images of class ``y`` that were predicted to be ``c``, shape (classes, classes).
-        title: of the figure.
-        classes: what the classes are called.
-        signed: whether the counts are differences, with a sign.
+    ``counts``, shape (classes, classes), are numbers of images or, ``signed``, their differences.
     """
     right = np.eye(len(counts), dtype=bool)
     good = np.where(right, counts, -counts)
     # Of thousands of right predictions the few wrong ones would not be seen on one scale.
-    most = np.where(
-        right, np.abs(counts[right]).max(initial=1), np.abs(counts[~right]).max(initial=1)
-    )
+    size = np.abs(counts)
+    most = np.where(right, size[right].max(initial=1), size[~right].max(initial=1))
     side = max(0.42 * min(len(counts), 16), 3)
     figure = Figure(figsize=(side + 1.6, side + 1.2), layout="constrained")
     axes = figure.subplots()
     colors = LinearSegmentedColormap.from_list("errors", [RED, "white", GREEN])
     axes.imshow(np.sign(good) * np.sqrt(np.abs(good) / most), cmap=colors, vmin=-1.4, vmax=1.4)
-    if len(counts) <= _MOST_NUMBERS:
+    if len(counts) <= 12:
         for row, column in zip(*np.nonzero(counts), strict=True):
             text = f"{counts[row, column]:{'+' if signed else ''},}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7)
@@ -160,13 +136,7 @@ def draw_confusion(
 
 
 def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """Images of one kind in rows, and under each both predictions.
-
-    Args:
-        kind: a key of ``predictions.galleries``.
-        predictions: the saved ones.
-        classes: what the classes are called.
-    """
+    """Images of one kind of ``predictions.galleries``, and under each both predictions."""
     gallery = predictions.galleries[kind]
     if predictions.adapted is None:
         sides, meaning = (predictions.label, predictions.base), "what it is → the prediction"
@@ -183,27 +153,24 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
 def draw_predictions(
     images: Sequence[Any], predictions: Sequence[Mapping[str, Any]], title: str
 ) -> Figure:
-    """Pictures as the network saw them, in rows: name, and each side's class and probability.
+    """Pictures as the network saw them, with name, and class and probability of each side.
 
     Args:
         images: what the network was given, uint8 arrays, (channels, height, width).
         predictions: what :func:`lora_mnist.predict.predict` returns for them, in their order.
         title: stands on top.
-
-    Returns:
-        The figure; ``figure.savefig(path)`` writes it.
     """
     captions, colors = [], []
     for prediction in predictions:
-        sides = [side for side in ("base", "adapted") if side in prediction]
-        lines = [_shortened(PurePath(prediction["file"]).name)]
-        for side in sides:
-            name = _shortened(short_name(prediction[side]["class"]), 11)
-            line = f"{name}  {prediction[side]['probability']:.2f}"
-            lines.append(f"{side} {line}" if len(sides) > 1 else line)
-        differs = len({prediction[side]["class"] for side in sides}) > 1
-        captions.append("\n".join(lines) + (" ≠" if differs else ""))
-        colors.append(RED if differs else "black")
+        lines, names = [_shortened(PurePath(prediction["file"]).name)], set()
+        for side in ("base", "adapted"):
+            if side in prediction:
+                names.add(prediction[side]["class"])
+                name = _shortened(short_name(prediction[side]["class"]), 11)
+                word = f"{side} " if "adapted" in prediction else ""
+                lines.append(f"{word}{name}  {prediction[side]['probability']:.2f}")
+        captions.append("\n".join(lines) + (" ≠" if len(names) > 1 else ""))
+        colors.append(RED if len(names) > 1 else "black")
     if differing := colors.count(RED):
         title += f"\n≠ base and adapted differ: {differing:,}"
     return _draw_images(images, captions, title, 1.5, colors)
@@ -243,16 +210,19 @@ def _draw_images(
 
 
 @matplotlib.rc_context(STYLE)
-def draw_singular_values(factors: Factors) -> Figure:
-    """Singular values of what the adapter adds to each layer: how much of its rank it uses."""
+def draw_singular_values(factors: Mapping[str, tuple[Any, Any, float]]) -> Figure:
+    """Singular values of what the adapter adds to each layer: how much of its rank it uses.
+
+    ``factors`` are ``lora_A``, ``lora_B`` and ``scaling`` by layer.
+    """
     values = {layer: singular_values(*of) for layer, of in factors.items()}
     if max(map(len, values.values())) == 1:
-        names = list(values)[:_MOST_BARS]
-        figure = Figure(figsize=(_WIDTH, 1 + 0.3 * len(names)), layout="constrained")
+        shown = list(values.items())[:_MOST_BARS]
+        figure = Figure(figsize=(_WIDTH, 1 + 0.3 * len(shown)), layout="constrained")
         axes = figure.subplots()
-        bars = axes.barh(range(len(names)), [values[name][0] for name in names], 0.6, color=BLUE)
+        bars = axes.barh(range(len(shown)), [of[0] for _, of in shown], 0.6, color=BLUE)
         axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
-        axes.set_yticks(range(len(names)), [_shortened(name) for name in names])
+        axes.set_yticks(range(len(shown)), [_shortened(name) for name, _ in shown])
         _finish_bars(axes)
         axes.set_title("size of what the adapter adds to each layer (Frobenius norm)", loc="left")
         return figure
@@ -273,15 +243,7 @@ def singular_values(lora_A: Any, lora_B: Any, scaling: float) -> Array:
     """Singular values of ``scaling * lora_B @ lora_A``, the largest first, without the product.
 
     With ``lora_B = Q R`` and ``lora_A^T = P S`` the product is ``Q (R S^T) P^T``, whose singular
-    values are those of ``R S^T``, a matrix of rank x rank.
-
-    Args:
-        lora_A: of shape (rank, in_features), or more dimensions behind the first.
-        lora_B: of shape (out_features, rank), or more of size 1.
-        scaling: of the product.
-
-    Returns:
-        Shape (rank,), or less where a side is smaller than the rank.
+    values are those of ``R S^T``, a matrix of rank x rank; fewer where a side of it is smaller.
     """
     left: Any = np.linalg.qr(np.asarray(lora_B).reshape(len(lora_B), -1), mode="r")
     right: Any = np.linalg.qr(np.asarray(lora_A).reshape(len(lora_A), -1).T, mode="r")
@@ -296,7 +258,7 @@ def _finish_bars(axes: Any) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-def _shortened(name: str, most: int = _LONGEST_NAME) -> str:
+def _shortened(name: str, most: int = 17) -> str:
     """``name`` without its middle, where it is longer than ``most`` characters."""
     end = most // 2
     return name if len(name) <= most else f"{name[: most - end - 1]}…{name[-end:]}"

@@ -3,7 +3,6 @@
 import base64
 import json
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
@@ -20,9 +19,7 @@ def make_report(folder: Path) -> Path:
 
     The page is one file that needs nothing else, no script and no font.
 
-    Args:
-        folder: a run's folder, with results.json; predictions, adapter and configuration are
-            shown where they are there.
+    Predictions, adapter and configuration are shown where they are there.
 
     Raises:
         ValueError: if a file is damaged.
@@ -35,8 +32,13 @@ def make_report(folder: Path) -> Path:
         figures[name] = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
     hydra = folder / ".hydra"
     has_config = (hydra / "config.yaml").is_file()  # not of a run from Python
-    html = render(
-        "report.html.j2",
+    environment = Environment(
+        loader=PackageLoader("lora_mnist.show", "templates"),
+        autoescape=True,  # names of classes are no markup
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("report.html.j2").render(
         folder=folder,
         results=results,
         verdict=verdict(results),
@@ -49,10 +51,3 @@ def make_report(folder: Path) -> Path:
     with atomic_write(folder / REPORT_FILE) as path:
         path.write_text(html, encoding="utf-8")
     return folder / REPORT_FILE
-
-
-def render(template: str, **values: Any) -> str:
-    """The page that a template of ``show/templates`` makes of ``values``; they are no markup."""
-    loader = PackageLoader("lora_mnist.show", "templates")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(template).render(**values)

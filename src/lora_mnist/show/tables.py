@@ -30,12 +30,7 @@ _STYLES = {"good": "green", "bad": "red", "plain": "", "advice": "bold"}
 
 @rank_zero_only
 def show(*parts: RenderableType, width: int = 100) -> None:
-    """Show tables and texts below each other, on the screen and in the log.
-
-    Args:
-        parts: what to show; square brackets in a string are no markup.
-        width: columns where there is no terminal.
-    """
+    """Show tables and texts on the screen and, so many columns wide, in the log."""
     is_terminal = sys.stdout.isatty()
     screen.info("%s", _rendered(parts, None if is_terminal else width, is_terminal))
     log.info("%s", _rendered(parts, width, is_terminal=False))
@@ -44,15 +39,8 @@ def show(*parts: RenderableType, width: int = 100) -> None:
 def _rendered(parts: Sequence[RenderableType], width: int | None, is_terminal: bool) -> str:
     """The parts as text; ``None`` for the terminal's width; ``NO_COLOR`` is respected."""
     text = StringIO()
-    console = Console(
-        file=text,
-        width=width,
-        force_terminal=is_terminal,
-        force_jupyter=False,
-        markup=False,
-        emoji=False,
-        highlight=False,
-    )
+    plain: Any = {"force_jupyter": False, "markup": False, "emoji": False, "highlight": False}
+    console = Console(file=text, width=width, force_terminal=is_terminal, **plain)
     for part in parts:
         console.print(part)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
@@ -140,19 +128,21 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
 def _rows(results: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
     """What the rows are called, and the classes of each: one, those without a row, all."""
     classes = results["classes"]
-    outcomes = [results[split] for split in ("test", "test_base") if split in results]
-    errors = [
-        max(counts) for counts in zip(*(o["errors_per_class"] for o in outcomes), strict=True)
-    ]
-    own, rest = list(range(len(classes))), []
+    every = list(range(len(classes)))
+    own, rest = every, []
     if len(classes) > _MOST_ROWS:
+        outcomes = [results[split] for split in ("test", "test_base") if split in results]
         targets = targets_of(results)
-        order = sorted(own, key=lambda c: (c not in targets, -errors[c]))
+
+        def matters(c: int) -> tuple[bool, int]:
+            return c in targets, max(outcome["errors_per_class"][c] for outcome in outcomes)
+
+        order = sorted(every, key=matters, reverse=True)
         own, rest = sorted(order[:_CHOSEN_ROWS]), order[_CHOSEN_ROWS:]
     rows = [(str(classes[c]), [c]) for c in own]
     if rest:
         rows.append((f"{len(rest)} others", rest))
-    return [*rows, ("all", list(range(len(classes))))]
+    return [*rows, ("all", every)]
 
 
 def _sum(outcome: Mapping[str, Any], what: str, classes: Sequence[int]) -> int:
@@ -172,9 +162,6 @@ def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
     """Print class and probability of each picture; with an adapter, the base beside it.
 
     Pictures of one folder are named below it, so that long paths leave room for the classes.
-
-    Args:
-        predictions: what :func:`lora_mnist.predict.predict` returns.
     """
     sides = [side for side in ("base", "adapted") if predictions and side in predictions[0]]
     table = Table("picture", *sides)

@@ -69,10 +69,7 @@ class TensorBoardPage(Callback):
 def show_outcome(trainer: Trainer, results: Mapping[str, Any], folder: Path) -> None:
     """Give TensorBoard the verdict, a table of the classes, what was drawn, and a row of HParams.
 
-    Args:
-        trainer: whose loggers there are.
-        results: what results.json holds.
-        folder: the run's folder, with its figures and its adapter.
+    Figures and adapter are those in the run's ``folder``; without a TensorBoard it does nothing.
     """
     for logger in _loggers(trainer):
         writer = logger.experiment
@@ -81,16 +78,13 @@ def show_outcome(trainer: Trainer, results: Mapping[str, Any], folder: Path) -> 
         paths = [folder / FIGURES / f"{name}.png" for name in _ORDER]
         for number, path in enumerate([path for path in paths if path.is_file()], start=1):
             pixels = np.asarray(Image.open(path).convert("RGB"))
-            tag = f"{number} {path.stem.replace('_', ' ')}"
-            writer.add_image(tag, pixels, dataformats="HWC")
+            writer.add_image(f"{number} {path.stem.replace('_', ' ')}", pixels, dataformats="HWC")
         if (folder / "adapter").is_dir():
             for layer, factors in read_factors(folder / "adapter").items():
                 tag = f"adapter/singular_values/{layer}"
                 writer.add_histogram(tag, singular_values(*factors), trainer.global_step)
-        ends = {}
-        for key in ("accuracy", "errors_of_target", "repaired", "broken"):
-            if key in results["test"]:
-                ends[f"test/{key}"] = results["test"][key]
+        counted = ("accuracy", "errors_of_target", "repaired", "broken")
+        ends = {f"test/{k}": results["test"][k] for k in counted if k in results["test"]}
         logger.log_hyperparams(hparams_of(results, dict(logger.hparams)), ends, trainer.global_step)
         writer.close()  # else its thread would stay, one more with each job of a sweep
 
@@ -98,12 +92,7 @@ def show_outcome(trainer: Trainer, results: Mapping[str, Any], folder: Path) -> 
 def hparams_of(
     results: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, bool | int | float | str]:
-    """A run's row in HParams: what its command or its sweep set, then the usual keys.
-
-    Args:
-        results: what results.json holds.
-        config: the run's configuration.
-    """
+    """A run's row in HParams: what its command or its sweep set, then the usual keys."""
     cfg = OmegaConf.create(dict(config))
     values = {}
     if HydraConfig.initialized():

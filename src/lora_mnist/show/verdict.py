@@ -6,22 +6,15 @@ Numbers have thousands separators; classes are called as people call them, ``nin
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lora_mnist.sweep.command import override
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-@dataclass(frozen=True)
-class Phrase:
-    """A part of a sentence, and what it means for the reader.
-
-    Attributes:
-        text: the words.
-        mood: ``good``, ``bad``, ``plain``, or ``advice``: what to do next.
-    """
+class Phrase(NamedTuple):
+    """A part of a sentence, and its mood: ``good``, ``bad``, ``plain``, or ``advice``."""
 
     text: str
     mood: str = "plain"
@@ -30,12 +23,8 @@ class Phrase:
 def verdict(results: Mapping[str, Any]) -> list[Phrase]:
     """One line that a person can act on; its text is that of the phrases, joined by spaces.
 
-    Args:
-        results: what results.json holds.
-
-    Returns:
-        For a base alone, where it is weak. For a repair, errors before and after on the classes to
-        repair and on the others, and whether it was worth it. Empty without a test.
+    For a base alone, where it is weak. For a repair, errors before and after on the classes to
+    repair and on the others, and whether it was worth it. Empty without a test.
     """
     if "test" not in results:
         return []
@@ -74,10 +63,8 @@ def training_sentence(
         hardness: above 0, hard images are drawn more often.
     """
     trained = {"pretrain": "a base", "lora": "an adapter"}.get(stage, "the base's own weights")
-    if targets:
-        what = f"{images:,} {named(classes, targets)}"
-    else:
-        what = f"{images:,} images of {len(classes)} classes"
+    what = named(classes, targets) if targets else f"images of {len(classes)} classes"
+    what = f"{images:,} {what}"
     if replay:
         what += f" and {replay:,} replayed images of {_others(classes)} a step"
     return f"training {trained} on {what}{', hard ones preferred' if hardness else ''}"
@@ -154,7 +141,7 @@ def _changes(results: Mapping[str, Any]) -> list[Phrase]:
                 text = f"the {named(classes, [c])} got {word} ({before[c]:,} -> {after[c]:,})"
                 phrases.append(Phrase(text, mood))
     ends = [";" if targets else ","] * (len(phrases) - 1) + [":"]
-    return [Phrase(p.text + end, p.mood) for p, end in zip(phrases, ends, strict=True)]
+    return [Phrase(text + end, mood) for (text, mood), end in zip(phrases, ends, strict=True)]
 
 
 def _judgement(results: Mapping[str, Any]) -> list[Phrase]:

@@ -1,0 +1,48 @@
+"""How the adapter on one layer is made."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """Rank, scaling, initialisation and dropout of the adapter on one layer.
+
+    They mean what they mean to :func:`.model.add_lora`. ValueError if a value is out of range.
+    """
+
+    rank: int = 1
+    alpha: float = 1.0
+    init: str = "gaussian"
+    init_std: float | None = None
+    use_rslora: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if type(self.rank) is not int or not 1 <= self.rank < 2**31:
+            raise ValueError(f"rank={self.rank}: expected an integer >= 1 and < 2**31")
+        for name, value in (("alpha", self.alpha), ("init_std", self.init_std)):
+            is_default = name == "init_std" and value is None
+            if not is_default and not (is_number(value) and value > 0):  # type: ignore[operator]
+                raise ValueError(f"{name}={value}: expected a finite number > 0, at most 3.4e38")
+        if self.init_std is not None and self.init != "gaussian":
+            raise ValueError(
+                f"init_std={self.init_std}: expected null, since init={self.init} has no deviation"
+            )
+        if not isinstance(self.use_rslora, bool):
+            raise ValueError(f"use_rslora={self.use_rslora}: expected true or false")
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: expected a number from 0 to below 1")
+
+    @property
+    def scaling(self) -> float:
+        """The factor of the update; with the root, of Kalajdzievski 2023, arXiv:2312.03732."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a number that float32 can hold, and no bool."""
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and abs(value) <= torch.finfo(torch.float32).max  # type: ignore[arg-type]
