@@ -47,7 +47,7 @@ CONFIGS = PROJECT / "configs"
 #: How often a single run is validated, since somebody may watch it; a sweep's job is at its end.
 _VALIDATIONS = 4
 #: Of cfg.data, what is about training alone.
-_TRAINING = ("batch_size", "replay", "hardness", "seed", "augment")
+TRAINING_KEYS = ("batch_size", "replay", "hardness", "seed", "augment")
 
 
 def is_sweep() -> bool:
@@ -358,7 +358,7 @@ def _trained_with(folder: Path) -> dict[str, Any] | None:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"))
         hydra: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "hydra.yaml"))
         here = hydra["hydra"]["runtime"]["cwd"]
-        data = {key: value for key, value in config["data"].items() if key not in _TRAINING}
+        data = {key: value for key, value in config["data"].items() if key not in TRAINING_KEYS}
         images = data.get("data_dir")
         if isinstance(images, str) and not images.startswith("$"):
             data["data_dir"] = str(Path(here, images))

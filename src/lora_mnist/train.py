@@ -20,8 +20,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import nn
 
-from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.classifier.module import BaseLogits, ClassifierModule
 from lora_mnist.config import (
+    TRAINING_KEYS,
     add_configured_lora,
     base_folder,
     build_data,
@@ -36,7 +37,7 @@ from lora_mnist.config import (
     require_known_keys,
 )
 from lora_mnist.data import ImageDataModule
-from lora_mnist.disk.base import find_base, own_file, read_facts, write_base
+from lora_mnist.disk.base import Base, find_base, own_file, read_facts, write_base
 from lora_mnist.disk.checkpoint import recorded_run
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
@@ -46,6 +47,9 @@ from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_parameters, print_results
 from lora_mnist.show.tensorboard import show_outcome
 from lora_mnist.show.verdict import training_sentence
+
+#: By all that they depend on; of the last base alone.
+_base_logits: dict[str, BaseLogits] = {}
 
 log = logging.getLogger(__name__)
 _info = rank_zero_only(log.info)
@@ -134,6 +138,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             data.draw_weights = data.rate(net, device)
     add_configured_lora(cfg, net)
     module = build_module(cfg, net, data, base)
+    module.base_logits = shared_base_logits(cfg, data, base)
     with recorded_run(folder, module.hparams, cfg.resume) as checkpoint:
         trainer = build_trainer(cfg, folder, len(data.val_set) > 0, checkpoint)
         announce(cfg, module, data, trainer)
@@ -174,6 +179,7 @@ def finetune(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             data.draw_weights = data.rate(net, device)
     choose_trainable(net, cfg.trainable)
     module = build_module(cfg, net, data, base)
+    module.base_logits = shared_base_logits(cfg, data, base)
     with recorded_run(folder, module.hparams, cfg.resume) as checkpoint:
         trainer = build_trainer(cfg, folder, len(data.val_set) > 0, checkpoint)
         announce(cfg, module, data, trainer)
@@ -256,6 +262,18 @@ def publish(cfg: DictConfig, net: nn.Module, results: dict[str, Any], instead: P
         )
     write_base(net.state_dict(), current, accuracy)
     log.info("base: %s, kept as %s", current, own)
+
+
+def shared_base_logits(cfg: DictConfig, data: ImageDataModule, base: Base) -> BaseLogits:
+    """What the base gives for the images: computed once for all jobs of a sweep on one base."""
+    if not is_sweep():
+        return {}
+    source = {key: value for key, value in cfg.data.items() if key not in TRAINING_KEYS}
+    arithmetic = [cfg.trainer.get(key) for key in ("accelerator", "precision")]
+    key = str([base.sha256, cfg.net, source, data.sha256, data.mean, data.std, arithmetic])
+    if key not in _base_logits:
+        _base_logits.clear()
+    return _base_logits.setdefault(key, {})
 
 
 def why_useless(outcomes: dict[str, Any], data: ImageDataModule) -> str | None:

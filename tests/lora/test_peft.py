@@ -190,9 +190,7 @@ def test_what_peft_cannot_adapt_is_told_and_loads_here(target: str, tmp_path: Pa
 def test_pefts_attention_is_refused(tmp_path: Path) -> None:
     """PEFT 0.21 adds the update of ``out_proj`` twice: what such an adapter means is not clear."""
     get_peft_model(make(Tokens), LoraConfig(target_modules=["attention"])).save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match="unexpected tensors of attention.* no such layer"
-    ):
+    with pytest.raises(ValueError, match="unexpected tensors of attention.* no such layer"):
         load_adapter(make(Tokens), tmp_path)
 
 

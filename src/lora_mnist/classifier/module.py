@@ -23,6 +23,7 @@ from lora_mnist.lora import (
     loraplus,
 )
 
+BaseLogits = dict[str, list[Tensor | None]]
 #: With more layers the adapter's size is logged as a whole.
 _MOST_LAYERS = 8
 #: Where a checkpoint has weights: with Lightning's weight averaging the average stands in
@@ -54,6 +55,8 @@ class ClassifierModule(LightningModule):
         hyperparameters: plain values to keep in checkpoints and to tell the loggers.
 
     Attributes:
+        base_logits: by split, what the base gives for each batch: the same in every evaluation,
+            since the images come in the same order.
         outcomes: by split, what its last evaluation found, as it stands in results.json.
         predictions: of the last test, for each image; see :class:`.metrics.PredictionMetric`.
         validated_at: the step at which ``outcomes["val"]`` was found; ``None`` before.
@@ -99,7 +102,7 @@ class ClassifierModule(LightningModule):
         self.predictions: dict[str, Tensor] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.validated_at: int | None = None
-        self.base_logits: list[Tensor | None] = []  # for each batch of validation images
+        self.base_logits: BaseLogits = {}
         # Of the batches since the loss was logged; in checkpoints, so that curves go on.
         self.register_buffer("loss_sum", torch.zeros(()))
         self.register_buffer("loss_count", torch.zeros((), dtype=torch.int64))
@@ -158,21 +161,24 @@ class ClassifierModule(LightningModule):
         self.loss_count.zero_()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, labels = batch
-        # The base gives the same in every validation, and the images come in the same order.
-        if batch_idx == len(self.base_logits):
-            self.base_logits.append(self.base(images))
-        self._evaluation("val").update(self(images), labels, self.base_logits[batch_idx])
+        self._evaluate("val", batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._conclude("val")
         self.validated_at = self.global_step
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluation("test").update(self(batch[0]), batch[1], self.base(batch[0]))
+        self._evaluate("test", batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         self._conclude("test")
+
+    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
+        images, labels = batch
+        base_logits = self.base_logits.setdefault(split, [])
+        if batch_idx == len(base_logits):
+            base_logits.append(self.base(images))
+        self._evaluation(split).update(self(images), labels, base_logits[batch_idx])
 
     def _evaluation(self, split: str) -> Evaluation:
         evaluation = self.evaluations[split]

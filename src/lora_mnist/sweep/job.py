@@ -1,5 +1,6 @@
 """One job of a sweep, in whatever process it runs: skipped if finished, recorded if it fails."""
 
+import gc
 import logging
 import shutil
 import signal
@@ -81,6 +82,8 @@ def run_swept(
                     if session.is_conducting():
                         raise SystemExit(1) from None
                 return None
+            finally:
+                gc.collect()  # a Trainer and what it trains hold each other, and the images
             seconds = f"{time.perf_counter() - started:.1f} s"
     job = read_job(folder)
     value = job.value(cfg.sweep.metric) if job else None
