@@ -10,13 +10,6 @@ from lora_mnist.errors import UserError
 from lora_mnist.report import find_run, report
 
 
-def test_draws_the_run_that_is_named(tmp_path: Path) -> None:
-    write_run(tmp_path / "run")
-    path = report(composed("report", f"run={tmp_path}/run"))
-    assert path == tmp_path / "run" / "report.html"
-    assert path.is_file()
-
-
 def test_latest_is_the_newest_of_all_stages_and_sweeps(tmp_path: Path) -> None:
     files = ("lora/b/results.json", "pretrain/a/results.json", "multirun/c/sweep.json")
     for time, name in enumerate(files, start=1):
@@ -39,7 +32,10 @@ def test_damaged_results_are_told_in_a_line(tmp_path: Path) -> None:
 
 
 def test_from_the_command_line(cli: Any, tmp_path: Path) -> None:
-    write_run(tmp_path / "outputs" / "lora" / "2026")
-    outcome = cli("report.py")
-    assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out == f"report: {tmp_path}/outputs/lora/2026/report.html\n"
+    run = tmp_path / "outputs" / "lora" / "2026"
+    write_run(run)
+    for override in ((), (f"run={run}",)):
+        outcome = cli("report.py", *override)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert outcome.out == f"report: {run}/report.html\n"
+    assert (run / "report.html").is_file()

@@ -18,10 +18,6 @@ class FrozenBase:
     It is the network's attribute ``lora_frozen_base``, and acts by forward hooks. So it outlasts
     whoever calls ``model.train()``: that reaches the adapters, and the base only until the next
     forward pass. ``model.training`` itself is afterwards what it was before.
-
-    Attributes:
-        sha256: of every tensor of the base, by name.
-        base_dropout: whether the base's own dropout follows ``model.train()``.
     """
 
     def __init__(self, model: nn.Module, base_dropout: bool) -> None:

@@ -81,35 +81,24 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
     test, base = results["test"], results.get("test_base")
-    rows = _rows(results)
+    images, errors = test["images_per_class"], test["errors_per_class"]
     # What is better is green, what is worse red, and no word is said by colour alone.
-    verdict_line = Text(" ").join(Text(p.text, _STYLES[p.mood]) for p in verdict(results))
+    verdict_line = Text(" ").join(Text(text, _STYLES[mood]) for text, mood in verdict(results))
     if base is None:
-        table = _table("errors on the test images", "class", "images", "errors")
-        for name, of in rows:
-            table.add_row(name, str(_sum(test, "images", of)), str(_sum(test, "errors", of)))
-        table.rows[-2].end_section = True
+        table = _class_table(results, "class", {"images": images, "errors": errors})
+        table.title = "errors on the test images"
         return [table, f"accuracy: {test['accuracy']:.4f}", verdict_line]
-    targets = targets_of(results)
-    columns = ("class", "repaired", "broken", "base errors", "errors", "change", "images")
-    table = _table("test images, * to be repaired" if targets else "test images", *columns)
-    for name, of in rows:
-        repaired, broken = _sum(test, "repaired", of), _sum(test, "broken", of)
-        before, after = _sum(base, "errors", of), _sum(test, "errors", of)
-        change = after - before
-        is_target = len(of) == 1 and of[0] in targets
-        table.add_row(
-            # The mark is for who sees no colours, and for the log.
-            Text(f"{name} *" if is_target else name),
-            Text(str(repaired), "green" if repaired else ""),
-            Text(str(broken), "red" if broken else ""),
-            str(before),
-            str(after),
-            Text(f"{change:+d}", "red" if change > 0 else "green" if change < 0 else ""),
-            str(_sum(test, "images", of)),
-            style="bold" if is_target else "",
-        )
-    table.rows[-2].end_section = True
+    before = base["errors_per_class"]
+    columns = {
+        "repaired": test["repaired_per_class"],
+        "broken": test["broken_per_class"],
+        "base errors": before,
+        "errors": errors,
+        "change": [end - start for start, end in zip(before, errors, strict=True)],
+        "images": images,
+    }
+    table = _class_table(results, "class", columns, is_repair=True)
+    table.title = "test images, * to be repaired" if targets_of(results) else "test images"
     parts: list[RenderableType] = [
         f"repaired: {test['repaired']}, broken: {test['broken']}",
         table,
@@ -117,44 +106,48 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
     ]
     if "each" in results:
         splits = {"base": base, **results["each"], "all adapters": test}
-        each = _table(None, "errors with", *splits)
-        for name, of in rows:
-            each.add_row(name, *(str(_sum(outcome, "errors", of)) for outcome in splits.values()))
-        each.rows[-2].end_section = True
-        parts.append(each)
+        columns = {name: outcome["errors_per_class"] for name, outcome in splits.items()}
+        parts.append(_class_table(results, "errors with", columns))
     return [*parts, verdict_line]
 
 
-def _rows(results: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
-    """What the rows are called, and the classes of each: one, those without a row, all."""
-    classes = results["classes"]
+def _class_table(
+    results: Mapping[str, Any],
+    first: str,
+    columns: Mapping[str, Sequence[int]],
+    is_repair: bool = False,
+) -> Table:
+    """A row for each class and one for all; ``columns`` hold a count for each class."""
+    classes, targets = results["classes"], targets_of(results)
     every = list(range(len(classes)))
     own, rest = every, []
     if len(classes) > _MOST_ROWS:
-        outcomes = [results[split] for split in ("test", "test_base") if split in results]
-        targets = targets_of(results)
-
-        def matters(c: int) -> tuple[bool, int]:
-            return c in targets, max(outcome["errors_per_class"][c] for outcome in outcomes)
-
-        order = sorted(every, key=matters, reverse=True)
+        tests = [results[test] for test in ("test", "test_base") if test in results]
+        sides = [test["errors_per_class"] for test in tests]
+        order = sorted(every, key=lambda c: (c not in targets, -max(side[c] for side in sides)))
         own, rest = sorted(order[:_CHOSEN_ROWS]), order[_CHOSEN_ROWS:]
     rows = [(str(classes[c]), [c]) for c in own]
     if rest:
         rows.append((f"{len(rest)} others", rest))
-    return [*rows, ("all", every)]
-
-
-def _sum(outcome: Mapping[str, Any], what: str, classes: Sequence[int]) -> int:
-    counts: list[int] = outcome[f"{what}_per_class"]
-    return sum(counts[c] for c in classes)
-
-
-def _table(title: str | None, *columns: str) -> Table:
-    table = Table(*columns, title=title)
+    table = Table(first, *columns)
     for column in table.columns:
         column.overflow = "fold"  # a name that is cut names nothing
         column.justify = "right" if column is not table.columns[0] else "left"
+    for name, of in [*rows, ("all", every)]:
+        is_target = is_repair and len(of) == 1 and of[0] in targets
+        cells = []
+        for column_name, counts in columns.items():
+            count = sum(counts[c] for c in of)
+            cell = Text(str(count))
+            if is_repair and column_name in ("repaired", "broken", "change"):
+                is_good = column_name == "repaired" or count < 0
+                text = f"{count:+d}" if column_name == "change" else str(count)
+                cell = Text(text, ("green" if is_good else "red") if count else "")
+            cells.append(cell)
+        # The mark is for who sees no colours, and for the log.
+        mark = " *" if is_target else ""
+        table.add_row(Text(name + mark), *cells, style="bold" if is_target else "")
+    table.rows[-2].end_section = True
     return table
 
 
