@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composed import SMALL, few_images, small_base
+from composed import SMALL, small_base
 
 TRAIN = ("trainer.max_steps=3", "logger=none", "trainer=cpu")
 LORA = ("stage=lora", *TRAIN)
