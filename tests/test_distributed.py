@@ -1,12 +1,19 @@
 """One training in two processes, trainer=ddp_sim: what one process alone would do."""
 
 import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 import torch
+from composed import QUICK
 from helpers.commands import ROOT, read_results, run_process
 from torch import Tensor
 
@@ -77,3 +84,83 @@ def test_two_processes_train_as_one(
         assert sum(abs(a - b) for a, b in zip(*errors, strict=True)) <= 4
     losses = [train_losses(tmp_path / trainer) for trainer in ("cpu", "ddp_sim")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+# --- no process is left behind -------------------------------------------------------------------
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A long training in two processes, in a process group of its own."""
+    options = ("stage=pretrain", "trainer=ddp_sim", f"paths.outputs={tmp_path}", *QUICK[:1])
+    options = (*options, "trainer.max_epochs=1000", "logger=none", "figures=false")
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *options, f"hydra.run.dir={tmp_path}/run"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/src"},
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "stderr").open("w"),
+        start_new_session=True,
+    )
+    yield process
+    if members(process.pid):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a process group; a zombie lives no more."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, of_group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(of_group) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for(condition: Any, seconds: float) -> bool:
+    """Whether ``condition()`` came true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def wait_until_it_trains(group: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"  # after ten seconds
+    assert wait_for(lambda: last.exists() or group.poll() is not None, 150)
+    assert group.poll() is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["all", "the first"])
+def test_a_signal_ends_both_processes(
+    group: subprocess.Popen[bytes], tmp_path: Path, whom: str
+) -> None:
+    """To the whole group, as Ctrl+C and most cluster managers send it, or to the first alone."""
+    wait_until_it_trains(group, tmp_path)
+    assert len(members(group.pid)) == 2
+    (os.killpg if whom == "all" else os.kill)(group.pid, signal.SIGTERM)
+    assert wait_for(lambda: not members(group.pid), 30)
+    assert group.wait() == 143
+    assert "interrupted by SIGTERM" in (tmp_path / "stderr").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["it starts", "it trains"])
+def test_a_killed_parent_leaves_no_child(
+    group: subprocess.Popen[bytes], tmp_path: Path, when: str
+) -> None:
+    if when == "it trains":
+        wait_until_it_trains(group, tmp_path)
+    else:
+        assert wait_for(lambda: len(members(group.pid)) == 2, 60)
+    group.kill()
+    group.wait()
+    # It looks once a second; one that still starts has to import torch first.
+    assert wait_for(lambda: not members(group.pid), 15 if when == "it trains" else 40)
