@@ -155,6 +155,8 @@ def pictures(folder: Path, count: int) -> Path:
         path = folder / "photos" / f"class-{number % 10}" / f"{number:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = Image.frombytes("RGB", (16, 16), chance.randbytes(16 * 16 * 3))
+        shade = Image.new("RGB", (16, 16), (number % 10 * 28,) * 3)  # by which classes differ
+        coarse = Image.blend(coarse, shade, 0.7)
         coarse.resize((64, 64), Image.Resampling.BICUBIC).save(path)
     return folder / "photos"
 

@@ -224,7 +224,7 @@ def test_a_cut_run_is_gone_on_with(tmp_path: Path) -> None:
         ({"lora": {"rank": 2}}, "lora.rank=2: expected 1, as in resume=x"),
         ({"trainer": {"max_steps": 9}}, "trainer.max_steps=9: expected 10, as in resume=x"),
         ({"classes": ["ape", "cat"]}, r"classes=\['ape', 'cat'\]: expected \['cat', 'dog'\]"),
-        ({"data_sha256": {"all": "1"}}, "data_sha256.all=1: expected null"),
+        ({"data_sha256": {"all": "1"}}, "its images have changed; expected those of resume=x"),
     ],
 )
 def test_other_settings_and_other_images_are_refused(

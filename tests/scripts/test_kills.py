@@ -43,6 +43,6 @@ def test_a_kill(tmp_path: Path, code: str, killed: bool) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_lost() -> None:
-    done = run_process("scripts/kills.py", "--kills", "1", "--rounds", "1")
+    done = run_process("scripts/kills.py", "--kills", "1", "--only", "lora")
     assert done.returncode == 0, done.stderr
-    assert [line.endswith("| 0 |") for line in done.stdout.splitlines()[2:]] == [True] * 5
+    assert [line.endswith("| 0 |") for line in done.stdout.splitlines()[2:]] == [True]

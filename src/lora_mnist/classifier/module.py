@@ -103,12 +103,9 @@ class ClassifierModule(LightningModule):
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.validated_at: int | None = None
         self.base_logits: BaseLogits = {}
-        # Of the batches since the loss was logged; in checkpoints, so that curves go on.
-        self.register_buffer("loss_sum", torch.zeros(()))
-        self.register_buffer("loss_count", torch.zeros((), dtype=torch.int64))
-
-    loss_sum: Tensor
-    loss_count: Tensor
+        # Sum and number of the losses since one was logged; no buffers, which DDP would take from
+        # the first process.
+        self.loss_sum, self.loss_count = torch.zeros(()), 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (N, num_classes), of normalised images, (N, channels, height, width)."""
@@ -141,7 +138,7 @@ class ClassifierModule(LightningModule):
         images, labels = batch
         base_logits = self.base(images) if self.loss.needs_base else None
         loss: Tensor = self.loss(self(images), labels, base_logits)
-        self.loss_sum += loss.detach()
+        self.loss_sum = self.loss_sum + loss.detach().float()
         self.loss_count += 1
         return loss
 
@@ -157,8 +154,7 @@ class ClassifierModule(LightningModule):
                 "expected a smaller learning rate"
             )
         self.log("train/loss", mean, prog_bar=True, sync_dist=True)
-        self.loss_sum.zero_()
-        self.loss_count.zero_()
+        self.loss_sum, self.loss_count = torch.zeros(()), 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch, batch_idx)
@@ -201,17 +197,15 @@ class ClassifierModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside an adapter the base has a file of its own: keep the adapter alone."""
+        checkpoint["loss_since_log"] = self.loss_sum, self.loss_count
         if self.has_lora:
             lora = {f"net.{key}" for key in lora_state_dict(self.net)}
             for key in checkpoint.keys() & set(_STATES):
-                checkpoint[key] = {
-                    name: tensor
-                    for name, tensor in checkpoint[key].items()
-                    if name in lora or not name.startswith("net.")
-                }
+                checkpoint[key] = {k: v for k, v in checkpoint[key].items() if k in lora}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in what :meth:`on_save_checkpoint` left out with what the network holds."""
+        self.loss_sum, self.loss_count = checkpoint["loss_since_log"]
         for key in checkpoint.keys() & set(_STATES) if self.has_lora else ():
             checkpoint[key] = {**self.state_dict(), **checkpoint[key]}
 
