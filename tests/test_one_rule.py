@@ -96,7 +96,6 @@ MISTAKES = {
     "predict.py": [
         ("images=null",),
         ("images={tmp}/none*.png",),
-        ("images={tmp}/text.txt", "json=2"),
         ("images={tmp}/text.txt", "adapter={tmp}/none"),
         ("images={tmp}/text.txt", "base_ckpt={tmp}/none"),
         ("images={tmp}/text.txt", "data.std=0"),

@@ -309,7 +309,7 @@ def test_other_images_are_refused_by_name(
     assert step_of(folder) == 7
     monkeypatch.setenv("CRASH", "-1")
     CHANGES[change](photos)
-    with pytest.raises(UserError, match=r"^(classes|data_sha256.all)=.*: expected .* as in resume"):
+    with pytest.raises(UserError, match=r"^(classes|data\.data_dir)=.*: .*expected .*resume="):
         train(composed("train", *options, f"resume={folder}"), folder)
 
 
