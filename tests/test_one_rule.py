@@ -15,7 +15,7 @@ PRETRAIN = ("stage=pretrain", *TRAIN)
 FOLDER = ("data=folder", "data.data_dir={tmp}/none")
 
 #: The last argument is wrong; the line begins with it, or with what stands behind the arrow.
-MISTAKES = {
+MISTAKES: dict[str, list[tuple[str, ...]]] = {
     "train.py": [
         (*PRETRAIN, "seed=-1"),
         (*PRETRAIN, "seed=1.5"),

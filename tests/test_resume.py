@@ -316,13 +316,15 @@ def test_other_images_are_refused_by_name(
 # --- which run -----------------------------------------------------------------------------------
 
 
-def test_the_latest_run_is_the_newest_by_time(cli: Any, go: Go, tmp_path: Path) -> None:
+def test_the_latest_run_is_the_newest_by_time(
+    cli: Any, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wherever hydra.run.dir has put it."""
     for seconds, name in enumerate(("nines", "2026-b", "2026-a")):
         folder = go(f"outputs/lora/{name}", *LORA, *QUIET, crash=9)
         os.utime(folder / "checkpoints" / RUN_FILE, (10**9 + seconds, 10**9 + seconds))
     options = (*LORA, *QUIET, *SMALL, *few_images(), CRASH, "resume=latest")
-    os.environ["CRASH"] = "-1"
+    monkeypatch.setenv("CRASH", "-1")
     for name in ("2026-a", "nines"):
         if name == "nines":
             os.utime(tmp_path / "outputs/lora/nines/checkpoints" / RUN_FILE)

@@ -1,7 +1,5 @@
 """A Lightning callback for the tests of the distributed path."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +22,6 @@ class Recorder(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         torch.save(self.seen, self.folder / f"{trainer.global_rank}.pt")
-
-
-class WorkerRecorder(Callback):
-    """Leaves a file that says which process started this one, and how many threads torch has."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        record = {"parent": os.getppid(), "threads": torch.get_num_threads()}
-        (self.folder / f"{os.getpid()}.json").write_text(json.dumps(record))
 
 
 class Counter(Callback):
