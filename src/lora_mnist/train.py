@@ -359,7 +359,8 @@ def _end_with_the_parent() -> None:
 
     It would wait for the others, while it trains and while it ends.
     """
-    parent = os.getppid()
+    # From the environment: it may have died while this process was starting.
+    parent = int(os.environ.get("LORA_MNIST_PID", os.getppid()))
 
     def watch() -> None:
         while os.getppid() == parent:
