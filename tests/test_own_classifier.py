@@ -129,7 +129,7 @@ def test_predictions_need_no_folder(here: Path) -> None:
         "std": (*KNOWN, FORM[0]),
         "data_dir": (*FORM, KNOWN[0]),
     }.items():
-        with pytest.raises(UserError, match=f"^data.{missing}=null: expected "):
+        with pytest.raises(UserError, match=f"^data.{missing}=null.*: expected "):
             predict(config("predict", images, *known))
 
 
