@@ -111,10 +111,8 @@ def check_pip(given: list[str]) -> None:
     extras = re.fullmatch(r"\.(?:\[(.*)\])?", given[2])
     assert extras, given
     named = set((extras[1] or "").split(",")) - {""}
-    _, _, extras_of_ours = (ROOT / "pyproject.toml").read_text().partition("optional-dependencies]")
-    assert named <= set(
-        re.findall(r"^(\w+) = \[", extras_of_ours.partition("\n[")[0], re.MULTILINE)
-    )
+    _, _, ours = (ROOT / "pyproject.toml").read_text().partition("optional-dependencies]")
+    assert named <= set(re.findall(r"^(\w+) = \[", ours.partition("\n[")[0], re.MULTILINE))
 
 
 def check_python(given: list[str]) -> None:
