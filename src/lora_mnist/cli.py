@@ -59,7 +59,6 @@ def run(main: Callable[[], object]) -> None:
     _signals.clear()
     _go_on.clear()
     _full_error = os.environ.get(_FULL_ERROR, "0")
-    os.environ.setdefault("LORA_MNIST_PID", str(os.getpid()))  # for processes that this one starts
     handlers = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
     error, code = None, 0
     # torch and Lightning make half a million objects that stay: searching them for garbage takes

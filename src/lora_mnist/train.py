@@ -82,9 +82,7 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     if cfg.resume is not None and is_sweep():
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     seed_everything(cfg.seed, verbose=False)
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        _end_with_the_parent()
-    with quiet_lightning():
+    with quiet_lightning(), _ends_with_its_parent():
         return stages[cfg.stage](cfg, run_folder or new_run_folder(cfg))
 
 
@@ -354,17 +352,28 @@ def on_device(cfg: DictConfig, net: nn.Module) -> Iterator[torch.device]:
         net.to("cpu")  # a new adapter draws its first values there, the same on every machine
 
 
-def _end_with_the_parent() -> None:
-    """In a further process of a distributed run: end when the process that started it has died.
+@contextmanager
+def _ends_with_its_parent() -> Iterator[None]:
+    """A further process of a distributed run ends when the process that started it has died.
 
-    It would wait for the others, while it trains and while it ends.
+    It would wait for the others, while it trains and while it ends. Which process that is stands in
+    the environment, which Lightning hands on: it may be dead before this one comes here. Afterwards
+    it does not stand there: whatever else is started has another parent.
     """
-    # From the environment: it may have died while this process was starting.
-    parent = int(os.environ.get("LORA_MNIST_PID", os.getppid()))
+    key = "LORA_MNIST_PARENT"
 
-    def watch() -> None:
+    def watch(parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        parent = int(os.environ.get(key, os.getppid()))
+        threading.Thread(target=watch, args=[parent], daemon=True).start()
+        yield
+        return
+    os.environ[key] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(key, None)
