@@ -64,8 +64,8 @@ def write_job(sweep: Path, name: str, overrides: list[str], **outcome: Any) -> P
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Every file's bytes and time of change."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    """Every file's bytes and time of change, but for locks, which older releases touch."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 

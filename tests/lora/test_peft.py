@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from helpers.nets import TinyNet
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lora_mnist.lora import (
@@ -19,6 +18,9 @@ from lora_mnist.lora import (
     read_factors,
     save_adapter,
 )
+
+peft = pytest.importorskip("peft", reason="the extra peft is not installed")
+LoraConfig, PeftModel, get_peft_model = peft.LoraConfig, peft.PeftModel, peft.get_peft_model
 
 
 class ConvNet(nn.Module):

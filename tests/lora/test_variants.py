@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.nets import TinyNet
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lora_mnist.lora import (
@@ -34,12 +33,13 @@ def test_pissa_starts_at_the_principal_part(make: Callable[[], nn.Module]) -> No
 
 def test_pissa_trains_as_in_peft(tiny: nn.Module, tmp_path: Path) -> None:
     """The same steps from the same start, though the base here is never replaced by a residual."""
+    peft = pytest.importorskip("peft", reason="the extra peft is not installed")
     x = torch.randn(6, 6)
     ours = add_lora(copy.deepcopy(tiny), rank=2, alpha=3.0, init="pissa")
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=2, lora_alpha=3, init_lora_weights="pissa", target_modules=["linear1", "linear2"]
     )
-    theirs = get_peft_model(copy.deepcopy(tiny), config)
+    theirs = peft.get_peft_model(copy.deepcopy(tiny), config)
     for net in (ours, theirs):
         optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01)
         for _ in range(5):
