@@ -78,6 +78,15 @@ def one_of_each(overrides: list[str]) -> list[str]:
     ]
 
 
+# The settings that need a plugin of Hydra's, which an extra installs.
+PLUGINS = {
+    "launcher=joblib": "hydra_joblib_launcher",
+    "launcher=ray": "hydra_ray_launcher",
+    "launcher=slurm": "hydra_submitit_launcher",
+    "sweep=optuna": "hydra_optuna_sweeper",
+}
+
+
 def test_there_are_commands() -> None:
     assert len([c for d, c in ALL if d == "README.md"]) >= 20
 
@@ -97,6 +106,9 @@ def test_command(document: str, command: str) -> None:
 
 def check_settings(given: list[str]) -> None:
     """Some command takes these settings."""
+    for setting in given:
+        if setting in PLUGINS:
+            pytest.importorskip(f"hydra_plugins.{PLUGINS[setting]}")
     own = ["train.py", "stage=lora", "data=folder", "net=custom"]
     for command in (["train.py", "stage=lora"], ["train.py"], ["eval.py"], ["predict.py"], own):
         try:
