@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def counted(outcome: dict[str, Any]) -> dict[str, Any]:
     """What no class to repair is needed for."""
-    return {key: value for key, value in outcome.items() if key != "errors_of_target"}
+    return {key: v for key, v in outcome.items() if not key.endswith(("_of_target", "_elsewhere"))}
 
 
 def test_repeats_the_numbers_of_a_run(cli: Any, made: Made, tmp_path: Path) -> None:

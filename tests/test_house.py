@@ -8,7 +8,7 @@
         show config
           classifier data disk sweep
             lora
-              disk.files errors
+              disk.files errors classifier.significance
 """
 
 import ast
@@ -28,12 +28,13 @@ BELOW = {
     "errors": set(),
     "project": set(),
     "disk.files": set(),
+    "classifier.significance": set(),
     "lora": {"disk.files"},
     "data": {"errors", "lora", "disk.files"},
-    "disk": {"errors", "lora", "data"},
+    "disk": {"errors", "lora", "data", "classifier.significance"},
     "classifier": {"errors", "lora", "data"},
-    "sweep": {"errors", "disk"},
-    "show": {"errors", "lora", "disk", "sweep", "data"},
+    "sweep": {"errors", "disk", "classifier.significance"},
+    "show": {"errors", "lora", "disk", "sweep", "data", "classifier.significance"},
     "config": {"errors", "project", "lora", "data", "disk", "classifier", "show"},
     "cli": {"errors", "project", "disk", "sweep", "show"},
     **{

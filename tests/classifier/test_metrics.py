@@ -16,6 +16,7 @@ from lora_mnist.classifier.metrics import (
     RepairMetric,
     scalars,
 )
+from lora_mnist.classifier.significance import mcnemar, wilson
 
 CLASSES = 3
 
@@ -39,6 +40,9 @@ def plain_counts(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "accuracy": 1 - sum(errors) / len(labels),
         "errors": sum(errors),
         "errors_per_class": errors,
+        "errors_interval_per_class": [
+            pytest.approx(wilson(*of), abs=0.005) for of in zip(errors, images, strict=True)
+        ],
         "images_per_class": images,
     }
 
@@ -73,6 +77,7 @@ def test_repaired_and_broken_equal_those_of_a_plain_loop(seed: int, first: int) 
     found = metric.compute()
     assert found == {
         **{"repaired": sum(repaired), "broken": sum(broken)},
+        "p_value": mcnemar(sum(repaired), sum(broken)),
         **{"repaired_per_class": repaired, "broken_per_class": broken},
     }
     errors = [plain_counts(z, labels)["errors"] for z in (base, logits)]

@@ -12,6 +12,7 @@ from helpers.nets import TinyNet
 from torch import nn
 
 from lora_mnist import MLP, add_lora
+from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.disk.results import (
     Clock,
     collect_results,
@@ -81,6 +82,17 @@ def test_results_tell_the_errors_on_the_target(
     for split in ("val", "test"):
         assert results[split].pop("errors_of_target", None) == expected
         assert results[split] == outcomes[split] == outcome(1, 4, 30)
+
+
+def test_results_tell_what_chance_explains(tiny: TinyNet) -> None:
+    repair = {"repaired": 14, "broken": 8}
+    repair |= {"repaired_per_class": [1, 2, 11], "broken_per_class": [4, 2, 2]}
+    outcomes = {"test": outcome(1, 4, 30) | repair, "test_base": outcome(1, 4, 39)}
+    cfg = composed("train", "stage=lora")
+    found = collect_results(cfg, data(2, [2]), tiny, outcomes, Clock())
+    p_values = mcnemar(11, 2), mcnemar(3, 6)
+    assert (found["test"]["p_value_of_target"], found["test"]["p_value_elsewhere"]) == p_values
+    assert not [key for key in found["test_base"] if key.startswith("p_value")]
 
 
 def test_a_command_without_a_seed_has_none(tiny: TinyNet) -> None:

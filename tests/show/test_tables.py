@@ -52,30 +52,30 @@ def test_of_very_many_layers_the_first_have_rows() -> None:
 def test_results_of_a_base() -> None:
     text = printed(print_results, {"classes": ["cat", "dog"], "test": BASE})
     assert cells(text) == [
-        ["class", "images", "errors"],
-        ["cat", "100", "30"],
-        ["dog", "100", "4"],
-        ["all", "200", "34"],
+        ["class", "images", "errors", "errors, 95%"],
+        ["cat", "100", "30", "22-40"],
+        ["dog", "100", "4", "2-10"],
+        ["all", "200", "34", "25-46"],
     ]
     assert "\naccuracy: 0.8300\n34 errors in 200 images, most on" in text
 
 
 def test_results_of_a_repair_and_of_each_adapter() -> None:
     text = printed(print_results, results(digit=1, each={"nine": outcome([20, 5])}))
-    assert text.startswith("repaired: 22, broken: 5\n")
+    assert text.startswith("repaired: 22, broken: 5, p = 0.0015\n")
     assert "test images, * to be repaired" in text
     assert cells(text) == [
-        ["class", "repaired", "broken", "base errors", "errors", "change", "images"],
-        ["cat", "21", "1", "30", "10", "-20", "100"],
-        ["dog *", "1", "4", "4", "7", "+3", "100"],
-        ["all", "22", "5", "34", "17", "-17", "200"],
+        ["class", "repaired", "broken", "base errors", "errors", "change", "images", "errors, 95%"],
+        ["cat", "21", "1", "30", "10", "-20", "100", "6-17"],
+        ["dog *", "1", "4", "4", "7", "+3", "100", "3-14"],
+        ["all", "22", "5", "34", "17", "-17", "200", "11-26"],
         ["errors with", "base", "nine", "all adapters"],
         ["cat", "30", "20", "10"],
         ["dog", "4", "5", "7"],
         ["all", "34", "25", "17"],
     ]
     assert "\naccuracy: 0.8300 -> 0.9150\n" in text
-    assert "\nimages of dog: 4 errors -> 7;" in text
+    assert "\nimages of dog: 4 errors -> 7 (may be chance, p = 0.38);" in text
 
 
 @pytest.mark.parametrize(("target", "named"), [(None, []), (7, ["c7"]), ([7, 8], ["c7", "c8"])])
@@ -85,8 +85,8 @@ def test_of_very_many_classes_those_that_matter_have_rows(target: Any, named: li
     found = {"classes": classes, "test": outcome(errors, images=10), "digit": target}
     rows = cells(printed(print_results, found))
     assert [row[0] for row in rows][1:-2] == [*named, *classes[30 : 50 - len(named)]]
-    assert rows[-2] == ["80 others", "800", str(3 * (50 + len(named)))]
-    assert rows[-1] == ["all", "1000", "210"]
+    assert rows[-2] == ["80 others", "800", str(3 * (50 + len(named))), rows[-2][3]]
+    assert rows[-1] == ["all", "1000", "210", "186-236"]
 
 
 class Terminal(StringIO):

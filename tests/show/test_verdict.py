@@ -12,13 +12,18 @@ BASE = [10] * 9 + [70]
 
 def of_digits(broken: int, fixed: int, target: Any = 9, **more: Any) -> dict[str, Any]:
     """A repair of the nines, which breaks so many fours."""
-    test = repaired(BASE, [0] * 4 + [broken] + [0] * 5, [0] * 9 + [fixed])
+    test = repaired(BASE, [0] * 4 + [broken] + [0] * 5, [0] * 9 + [fixed], 1000)
     found = {"stage": "lora", "classes": DIGITS, "digit": target, "replay": 0, **more}
     return {**found, "test": test, "test_base": outcome(BASE, 1000)}
 
 
 HARM = "nines: 70 errors -> 9; the other digits: 90 -> 1,844 (broken 1,754): the repair did more "
-TWO = {"classes": ["a", "b"], "digit": 1, "test_base": outcome([0, 1])}
+#: A base and an adapted network that both guess.
+RANDOM = {
+    **{"classes": [*"abcde"], "digit": 4, "test_base": outcome([10, 50, 50, 50, 45], 50)},
+    "test": repaired([10, 50, 50, 50, 45], [40, 0, 0, 0, 0], [0, 5, 5, 5, 45], 50),
+}
+TWO = {"classes": ["a", "b"], "digit": 1, "test_base": outcome([0, 9])}
 
 
 @pytest.mark.parametrize(
@@ -33,21 +38,33 @@ TWO = {"classes": ["a", "b"], "digit": 1, "test_base": outcome([0, 1])}
         (of_digits(1754, 61, stage="finetune"), f"{HARM}harm than good."),
         (
             of_digits(5, 5),
-            "nines: 70 errors -> 65; the other digits: 90 -> 95 (broken 5): as many errors as "
-            "before, 160.",
+            "nines: 70 errors -> 65 (may be chance, p = 0.062); the other digits: 90 -> 95 (broken "
+            "5, may be chance, p = 0.062): as many errors as before, 160.",
         ),
         (
-            {**TWO, "test": repaired([0, 1], [0, 0], [0, 1])},
-            "images of b: 1 error -> 0; the other classes: 0 -> 0: no error is left.",
+            {**TWO, "test": repaired([0, 9], [0, 0], [0, 9])},
+            "images of b: 9 errors -> 0; the other classes: 0 -> 0: no error is left.",
         ),
         (
             of_digits(0, 1, target=[4, 9]),
-            "fours and nines: 80 errors -> 79; the other digits: 80 -> 80: 159 of 160 errors left.",
+            "fours and nines: 80 errors -> 79 (may be chance, p = 1); the other digits: 80 -> 80: "
+            "1 repaired, 0 broken: no more than chance would do, p = 1.",
         ),
         (
-            of_digits(5, 61, target=None),
-            "all classes: 160 errors -> 104 (broken 5), the nines got better (70 -> 9), the fours "
-            "got worse (10 -> 15): 104 of 160 errors left.",
+            of_digits(20, 61, target=None),
+            "all classes: 160 errors -> 119 (broken 20), the nines got better (70 -> 9), the fours "
+            "got worse (10 -> 30): 119 of 160 errors left.",
+        ),
+        # Of ten classes one is the most changed, by chance.
+        (
+            of_digits(6, 61, target=None),
+            "all classes: 160 errors -> 105 (broken 6), the nines got better (70 -> 9): 105 of 160 "
+            "errors left.",
+        ),
+        (
+            RANDOM,
+            "images of e: 45 errors -> 0; the other classes: 160 -> 185 (broken 40): 185 of 200 "
+            "images of the other classes are wrong, no better than guessing.",
         ),
         (
             results("pretrain"),
@@ -68,8 +85,17 @@ def test_what_a_run_found(found: dict[str, Any], expected: str) -> None:
 
 
 def test_what_is_better_and_what_is_worse() -> None:
-    assert [phrase.mood for phrase in verdict(of_digits(2, 61))] == ["good", "bad", "good"]
-    assert [phrase.mood for phrase in verdict(results("pretrain"))] == ["plain", "plain", "advice"]
+    def moods(found: dict[str, Any]) -> list[str]:
+        return [phrase.mood for phrase in verdict(found)]
+
+    assert moods(of_digits(12, 61)) == ["good", "bad", "good"]
+    assert moods(of_digits(2, 61)) == ["good", "plain", "good"]
+    assert moods(of_digits(50, 61)) == ["good", "bad", "plain"]
+    # Nothing is good where the whole is bad, or everything else is wrong.
+    assert moods(of_digits(1754, 61)) == ["plain", "bad", "bad", "advice"]
+    for digit in (4, None):
+        assert "good" not in moods({**RANDOM, "digit": digit})
+    assert moods(results("pretrain")) == ["plain", "plain", "advice"]
 
 
 def test_targets() -> None:

@@ -90,6 +90,38 @@ def test_the_best_job_is_better_than_the_base(
     assert ("│ base │" in text) == (base is not None)
 
 
+def counted(errors: int, images: int = 1000, **more: Any) -> dict[str, Any]:
+    """Part of results.json: so many errors on the validation images."""
+    val = {"errors": errors, "accuracy": 1 - errors / images, "images_per_class": [images], **more}
+    return {"accuracy": val["accuracy"], "more": {"val": val, "val_base": {"accuracy": 0.9}}}
+
+
+@pytest.mark.parametrize("metric", ["val.accuracy", "val.errors"])
+def test_the_next_jobs_may_be_as_good(tmp_path: Path, metric: str) -> None:
+    for rank, errors in enumerate((18, 20, 32, 33, 34)):
+        write_job(tmp_path, f"{rank}", [f"lora.rank={rank}"], **counted(errors))
+    text = summary(tmp_path, metric=metric, mode="max" if metric == "val.accuracy" else "min")
+    line = "the next 2 are no worse than chance allows: up to 32 errors beside 18, p = 0.065\n"
+    assert f"best: python train.py stage=lora lora.rank=0\n{line}" in text
+
+
+def test_no_chance_is_spoken_of_where_it_cannot_be_told(tmp_path: Path) -> None:
+    """Other images, or a metric that counts nothing."""
+    write_job(tmp_path, "a", ["data.val_size=1000"], **counted(18))
+    write_job(tmp_path, "b", ["data.val_size=500"], **counted(10, images=500))
+    assert "chance allows" not in summary(tmp_path)
+    assert "chance allows" not in summary(tmp_path, metric="seconds.total", mode="min")
+
+
+@pytest.mark.parametrize(
+    ("p_value", "best"),
+    [(0.3, "best, but beside the base it may be chance (p = 0.3)"), (0.01, "best")],
+)
+def test_a_lead_over_the_base_may_be_chance(tmp_path: Path, p_value: float, best: str) -> None:
+    write_job(tmp_path, "a", ["lora.rank=1"], **counted(18, p_value=p_value))
+    assert f"\n{best}: python" in summary(tmp_path)
+
+
 def test_a_lucky_seed_is_not_crowned(tmp_path: Path) -> None:
     """Jobs that differ in their seed alone are one: the mean decides."""
     accuracies = {(1, 0): 0.95, (1, 1): 0.75, (1, 2): 0.85, (2, 0): 0.9, (2, 1): 0.88}

@@ -16,6 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
 
+from lora_mnist.classifier.significance import mcnemar, wilson
 from lora_mnist.lora import lora_disabled
 
 
@@ -43,18 +44,24 @@ class ErrorMetric(MulticlassConfusionMatrix):
     def compute(self) -> dict[str, Any]:  # type: ignore[override]
         """What results.json holds of the images: plain numbers and lists of them.
 
-        ``loss`` is the mean cross-entropy in nats, whatever training minimises; ``None`` where it
-        is not finite, for which JSON has no number.
+        ``errors_interval_per_class`` are 95% intervals, see :func:`.significance.wilson`; ``loss``
+        is the mean cross-entropy in nats, whatever training minimises; ``None`` where it is not
+        finite, for which JSON has no number.
         """
         images = self.confmat.sum(dim=1)
         errors = (images - self.confmat.diagonal()).tolist()
         total = images.sum()
         loss = (self.loss_sum / total).item()
+        intervals = []
+        for wrong, of in zip(errors, images.tolist(), strict=True):
+            low, high = wilson(wrong, of)
+            intervals.append([round(low, 2), round(high, 2)])
         return {
             "loss": loss if math.isfinite(loss) else None,
             "accuracy": (int(total) - sum(errors)) / int(total),
             "errors": sum(errors),
             "errors_per_class": errors,
+            "errors_interval_per_class": intervals,
             "images_per_class": images.tolist(),
         }
 
@@ -85,11 +92,12 @@ class RepairMetric(Metric):
             count += torch.bincount(labels[changed], minlength=len(count))
 
     def compute(self) -> dict[str, Any]:
-        """The counts as results.json holds them."""
+        """The counts as results.json holds them, and :func:`.significance.mcnemar` of them."""
         repaired, broken = self.repaired.tolist(), self.broken.tolist()
         return {
             "repaired": sum(repaired),
             "broken": sum(broken),
+            "p_value": mcnemar(sum(repaired), sum(broken)),
             "repaired_per_class": repaired,
             "broken_per_class": broken,
         }
@@ -243,8 +251,9 @@ def compare_errors(
 
     Returns:
         ``base`` and ``adapted``, each with ``loss``, ``accuracy``, ``errors``,
-        ``errors_per_class`` and ``images_per_class``; ``adapted`` also with ``repaired``,
-        ``broken``, ``repaired_per_class`` and ``broken_per_class``.
+        ``errors_per_class``, their 95% Wilson intervals ``errors_interval_per_class``, and
+        ``images_per_class``; ``adapted`` also with ``repaired``, ``broken``, McNemar's exact
+        ``p_value`` of the two, ``repaired_per_class`` and ``broken_per_class``.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or there is no batch.

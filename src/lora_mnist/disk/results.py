@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
+from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.lora import base_state_dict, count_parameters, fingerprint
@@ -68,6 +69,12 @@ def collect_results(
     splits = {split: dict(outcome) for split, outcome in outcomes.items()}
     for outcome in splits.values() if targets else ():
         outcome["errors_of_target"] = sum(outcome["errors_per_class"][c] for c in targets or ())
+        if "repaired" in outcome:
+            repaired = sum(outcome["repaired_per_class"][c] for c in targets or ())
+            broken = sum(outcome["broken_per_class"][c] for c in targets or ())
+            rest = outcome["repaired"] - repaired, outcome["broken"] - broken
+            outcome["p_value_of_target"] = mcnemar(repaired, broken)
+            outcome["p_value_elsewhere"] = mcnemar(*rest)
     names = [data.short_names[c] for c in targets or ()]
     return {
         "stage": cfg.stage,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
 
+from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar, wilson
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.show.figures import draw_run
@@ -43,6 +44,10 @@ def make_report(folder: Path) -> Path:
         results=results,
         verdict=verdict(results),
         targets=targets_of(results),
+        mcnemar=mcnemar,
+        chance_text=chance_text,
+        level=LEVEL,
+        wilson=wilson,
         has_predictions=predictions is not None,
         figures=figures,
         overrides=(hydra / "overrides.yaml").read_text() if has_config else "",

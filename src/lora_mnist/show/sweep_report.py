@@ -49,6 +49,7 @@ def make_sweep_report(folder: Path) -> Path:
         headline=headline,
         verdict=verdict,
         best=ranked.best_command() if best else None,
+        rivals=ranked.rivals(),
         jobs=len(ranked.jobs),
         finished=len(ranked.jobs) - len(ranked.unfinished),
         metric=ranked.metric,

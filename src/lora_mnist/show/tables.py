@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
+from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar, wilson
 from lora_mnist.lora import base_state_dict, has_lora, lora_adapters, trainable_parameters
 from lora_mnist.show.verdict import short_name, targets_of, verdict
 
@@ -99,8 +100,9 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
     }
     table = _class_table(results, "class", columns, is_repair=True)
     table.title = "test images, * to be repaired" if targets_of(results) else "test images"
+    p_value = mcnemar(test["repaired"], test["broken"])
     parts: list[RenderableType] = [
-        f"repaired: {test['repaired']}, broken: {test['broken']}",
+        f"repaired: {test['repaired']}, broken: {test['broken']}, {chance_text(p_value)}",
         table,
         f"accuracy: {base['accuracy']:.4f} -> {test['accuracy']:.4f}",
     ]
@@ -117,7 +119,11 @@ def _class_table(
     columns: Mapping[str, Sequence[int]],
     is_repair: bool = False,
 ) -> Table:
-    """A row for each class and one for all; ``columns`` hold a count for each class."""
+    """A row for each class and one for all; ``columns`` hold a count for each class.
+
+    Beside errors and images stands the 95% interval of the errors; a change that chance explains
+    has no colour.
+    """
     classes, targets = results["classes"], targets_of(results)
     every = list(range(len(classes)))
     own, rest = every, []
@@ -129,21 +135,22 @@ def _class_table(
     rows = [(str(classes[c]), [c]) for c in own]
     if rest:
         rows.append((f"{len(rest)} others", rest))
-    table = Table(first, *columns)
+    has_interval = "images" in columns
+    table = Table(first, *columns, *(["errors, 95%"] if has_interval else []))
     for column in table.columns:
         column.overflow = "fold"  # a name that is cut names nothing
         column.justify = "right" if column is not table.columns[0] else "left"
     for name, of in [*rows, ("all", every)]:
         is_target = is_repair and len(of) == 1 and of[0] in targets
-        cells = []
-        for column_name, counts in columns.items():
-            count = sum(counts[c] for c in of)
-            cell = Text(str(count))
-            if is_repair and column_name in ("repaired", "broken", "change"):
-                is_good = column_name == "repaired" or count < 0
-                text = f"{count:+d}" if column_name == "change" else str(count)
-                cell = Text(text, ("green" if is_good else "red") if count else "")
-            cells.append(cell)
+        totals = {name: sum(counts[c] for c in of) for name, counts in columns.items()}
+        cells = [Text(str(count)) for count in totals.values()]
+        if is_repair:
+            change, at = totals["change"], list(totals).index("change")
+            is_chance = mcnemar(totals["repaired"], totals["broken"]) > LEVEL
+            cells[at] = Text(f"{change:+d}", "" if is_chance else "green" if change < 0 else "red")
+        if has_interval:
+            low, high = wilson(totals["errors"], totals["images"])
+            cells.append(Text(f"{low:.0f}-{high:.0f}"))
         # The mark is for who sees no colours, and for the log.
         mark = " *" if is_target else ""
         table.add_row(Text(name + mark), *cells, style="bold" if is_target else "")

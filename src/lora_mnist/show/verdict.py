@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar, p_text
 from lora_mnist.sweep.command import override
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -24,13 +25,17 @@ def verdict(results: Mapping[str, Any]) -> list[Phrase]:
     """One line that a person can act on; its text is that of the phrases, joined by spaces.
 
     For a base alone, where it is weak. For a repair, errors before and after on the classes to
-    repair and on the others, and whether it was worth it. Empty without a test.
+    repair and on the others, and whether it was worth it. What chance explains is neither good nor
+    bad, and nothing is good where the whole is bad. Empty without a test.
     """
     if "test" not in results:
         return []
     if "test_base" not in results:
         return _weakness(results)
-    return _changes(results) + _judgement(results)
+    changes, judgement = _changes(results), _judgement(results)
+    if judgement[0].mood == "bad":
+        changes = [p._replace(mood="plain") if p.mood == "good" else p for p in changes]
+    return changes + judgement
 
 
 def verdict_text(results: Mapping[str, Any]) -> str:
@@ -117,15 +122,20 @@ def _weakness(results: Mapping[str, Any]) -> list[Phrase]:
 
 def _changes(results: Mapping[str, Any]) -> list[Phrase]:
     """Errors before and after: on the classes to repair and the others, or where most changed."""
-    classes = results["classes"]
+    classes, test = results["classes"], results["test"]
     before, after = (results[split]["errors_per_class"] for split in ("test_base", "test"))
-    broken = results["test"]["broken_per_class"]
+    repaired, broken = test["repaired_per_class"], test["broken_per_class"]
 
     def change(name: str, numbers: Sequence[int], unit: str, with_broken: bool = True) -> Phrase:
         start, end, lost = (sum(counts[c] for c in numbers) for counts in (before, after, broken))
         unit = unit if start != 1 else unit.removesuffix("s")
-        more = f" (broken {lost:,})" if lost and with_broken else ""
-        mood = "plain" if start == end else "good" if end < start else "bad"
+        notes = [f"broken {lost:,}"] if lost and with_broken else []
+        p_value, mood = mcnemar(sum(repaired[c] for c in numbers), lost), "plain"
+        if start != end and p_value > LEVEL:
+            notes.append(f"may be chance, {p_text(p_value)}")
+        elif start != end:
+            mood = "good" if end < start else "bad"
+        more = f" ({', '.join(notes)})" if notes else ""
         return Phrase(f"{name}: {start:,}{unit} -> {end:,}{more}", mood)
 
     if targets := targets_of(results):
@@ -137,7 +147,9 @@ def _changes(results: Mapping[str, Any]) -> list[Phrase]:
         changes = [end - start for start, end in zip(before, after, strict=True)]
         for most, word, mood in ((min(changes), "better", "good"), (max(changes), "worse", "bad")):
             c = changes.index(most)
-            if most and (most < 0) == (word == "better"):
+            # Of so many classes one would be the most changed by chance, too (Bonferroni).
+            is_more = mcnemar(repaired[c], broken[c]) * len(classes) <= LEVEL
+            if is_more and (most < 0) == (word == "better"):
                 text = f"the {named(classes, [c])} got {word} ({before[c]:,} -> {after[c]:,})"
                 phrases.append(Phrase(text, mood))
     ends = [";" if targets else ","] * (len(phrases) - 1) + [":"]
@@ -146,13 +158,26 @@ def _changes(results: Mapping[str, Any]) -> list[Phrase]:
 
 def _judgement(results: Mapping[str, Any]) -> list[Phrase]:
     """Whether the repair was worth it, and what to do if it was not."""
-    before, after = (sum(results[s]["errors_per_class"]) for s in ("test_base", "test"))
-    if after < before:
-        left = f"{after:,} of {before:,} errors left." if after else "no error is left."
-        return [Phrase(left, "good")]
-    if after == before:
-        return [Phrase(f"as many errors as before, {after:,}.")]
-    said = [Phrase("the repair did more harm than good.", "bad")]
+    test, images = results["test"], results["test"]["images_per_class"]
+    before, after = (results[s]["errors_per_class"] for s in ("test_base", "test"))
+    changes = [end - start for start, end in zip(before, after, strict=True)]
+    repaired = targets_of(results) or [changes.index(min(changes))]
+    rest = [c for c in range(len(images)) if c not in repaired]
+    wrong, others = sum(after[c] for c in rest), sum(images[c] for c in rest)
+    p_value = mcnemar(test["repaired"], test["broken"])
+    if others and (others - wrong) * len(images) <= others:
+        text = f"{wrong:,} of {others:,} images of {_others(results['classes'])} are wrong,"
+        said = [Phrase(f"{text} no better than guessing.", "bad")]
+    elif sum(changes) == 0:
+        return [Phrase(f"as many errors as before, {sum(after):,}.")]
+    elif p_value > LEVEL:
+        counts = f"{test['repaired']:,} repaired, {test['broken']:,} broken"
+        return [Phrase(f"{counts}: {chance_text(p_value)}.")]
+    elif sum(changes) < 0:
+        left = f"{sum(after):,} of {sum(before):,} errors left."
+        return [Phrase(left if sum(after) else "no error is left.", "good")]
+    else:
+        said = [Phrase("the repair did more harm than good.", "bad")]
     if targets_of(results) and results.get("stage") == "lora" and results.get("replay") == 0:
         advice = f"`experiment=repair` replays {_others(results['classes'])}."
         said.append(Phrase(advice, "advice"))

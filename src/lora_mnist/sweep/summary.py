@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from lora_mnist.classifier.significance import LEVEL, mcnemar, p_text
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.sweep.command import command_line
 from lora_mnist.sweep.folder import SWEEP_FILE
@@ -52,12 +53,15 @@ class Ranked:
         has_seeds: whether the finished jobs differ in their seed.
         keys: what tells one group from another.
         best: the first group, if it has the metric.
+        errors: the errors that the metric counts, a key of results.json; ``None`` of another one.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.sweep: dict[str, Any] = read_json(folder / SWEEP_FILE)
         self.metric: str | None = self.sweep["metric"]
+        counted = (self.metric or "").replace("accuracy", "errors")
+        self.errors = counted if ".errors" in counted else None
         self.jobs = read_jobs(folder)
         self.unfinished = [job for job in self.jobs if job.status != "finished"]
         finished = [job for job in self.jobs if job.status == "finished"]
@@ -84,14 +88,49 @@ class Ranked:
         return {key: job.swept[key] for key in self.keys}
 
     def verdict(self) -> str:
-        """What to call the best group: no best one where the jobs' start was better."""
+        """What to call the best group: no best one where the jobs' start was better.
+
+        Where the start got the same images, and chance explains the lead, it says so.
+        """
         assert self.best is not None
         value, start = self.best.mean(self.metric), self.start_value(self.best, self.metric)
         if value is None or start is None:
             return "best"
         is_better = value > start if self.sweep["mode"] == "max" else value < start
         title = self.sweep["start"]["title"]
-        return "best" if is_better else f"no job is better than the {title}; the nearest"
+        if not is_better:
+            return f"no job is better than the {title}; the nearest"
+        p_value = self.best.mean((self.errors or "").replace("errors", "p_value"))
+        if p_value is None or p_value <= LEVEL:
+            return "best"
+        return f"best, but beside the {title} it may be chance ({p_text(p_value)})"
+
+    def rivals(self) -> str:
+        """Which of the next groups are no worse than chance allows, in a line; or nothing.
+
+        What tells two jobs apart is the images that one of them alone gets wrong. They are not
+        known here: McNemar's test is told that no image was wrong for both. So it may call jobs
+        equal that share many errors and differ, but no jobs different that are equal. Of several
+        seeds the mean counts, as if it were one job's: their images are the same.
+        """
+        of = f"{str(self.errors).partition('.')[0]}.images_per_class."
+        counted = []
+        for group in self.groups:
+            images = {key: v for key, v in group.jobs[0].results.items() if key.startswith(of)}
+            counted.append((group.mean(self.errors), images))
+        if not counted or counted[0][0] is None:
+            return ""
+        best, count, text = round(counted[0][0]), 0, ""
+        for errors, images in counted[1:]:
+            if errors is None or images != counted[0][1]:
+                break
+            p_value = mcnemar(best, round(errors))
+            if p_value <= LEVEL:
+                break
+            count += 1
+            text = f"up to {round(errors):,} errors beside {best:,}, {p_text(p_value)}"
+        are = "one is" if count == 1 else f"{count} are"
+        return text and f"the next {are} no worse than chance allows: {text}"
 
     def start_value(self, group: Group, key: str | None) -> float | None:
         """What the start of the group's jobs has for ``key``: ``val_base.loss`` of ``val.loss``."""
@@ -180,6 +219,8 @@ def summarize(ranked: Ranked) -> str:
             with atomic_write(ranked.folder / "summary.png") as path:
                 draw_sweep(path, points, metric, ranked.sweep["mode"])
         text += f"\n{ranked.verdict()}: {ranked.best_command()}"
+        if rivals := ranked.rivals():
+            text += f"\n{rivals}"
     for job in ranked.unfinished:
         settings = " ".join(f"{key}={value}" for key, value in job.swept.items())
         text += f"\n{job.status}: {settings or job.folder}" + (

@@ -1,0 +1,67 @@
+"""Is a difference in errors more than chance? Functions of counts; nothing here imports torch."""
+
+from math import sqrt
+
+#: A difference with a larger p-value is called neither good nor bad.
+LEVEL = 0.05
+#: Of the standard normal distribution, between whose -z and z lie 95%.
+_Z = 1.959963984540054
+
+
+def mcnemar(repaired: int, broken: int) -> float:
+    """The exact two-sided p-value of McNemar's test, for two networks on the same images.
+
+    ``p = min(1, 2 * sum(comb(n, k) for k in 0..min(repaired, broken)) / 2**n)`` with
+    ``n = repaired + broken``: how likely a fair coin is to share so many images out at least as
+    unevenly. McNemar 1947, "Note on the sampling error of the difference between correlated
+    proportions or percentages", Psychometrika 12; for classifiers Dietterich 1998, "Approximate
+    Statistical Tests for Comparing Supervised Classification Learning Algorithms", section 3.1.
+
+    Args:
+        repaired: images that the first gets wrong and the second right.
+        broken: images that the first gets right and the second wrong.
+
+    Returns:
+        From 0 to 1; 1 where no image differs.
+    """
+    n = repaired + broken
+    term = tail = 1
+    # Each term from the one before: thousands of calls of math.comb would take seconds.
+    for k in range(min(repaired, broken)):
+        term = term * (n - k) // (k + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << n))
+
+
+def wilson(errors: int, images: int) -> tuple[float, float]:
+    """The 95% Wilson interval of a count of errors: what as many images of the kind may have.
+
+    ``images * (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)`` with
+    ``p = errors / images``, ``n = images`` and ``z = 1.96``. Wilson 1927, "Probable Inference, the
+    Law of Succession, and Statistical Inference", JASA 22; Newcombe 1998, "Two-sided confidence
+    intervals for the single proportion", Statistics in Medicine 17, method 3.
+
+    Args:
+        errors: from 0 to ``images``.
+        images: how many there are; of none, none can be wrong.
+
+    Returns:
+        Lower and upper end, in images.
+    """
+    if not images:
+        return 0.0, 0.0
+    scale = images / (images + _Z**2)
+    centre = scale * (errors + _Z**2 / 2)
+    half = scale * _Z * sqrt(errors * (images - errors) / images + _Z**2 / 4)
+    return max(0.0, centre - half), min(float(images), centre + half)
+
+
+def p_text(p_value: float) -> str:
+    """``p = 0.65``, or ``p < 0.001``."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+
+
+def chance_text(p_value: float) -> str:
+    """What a p-value says: ``no more than chance would do, p = 0.65``, or ``p < 0.001`` alone."""
+    chance = "no more than chance would do, " if p_value > LEVEL else ""
+    return f"{chance}{p_text(p_value)}"

@@ -1,0 +1,64 @@
+from math import comb
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_mnist.classifier.significance import chance_text, mcnemar, wilson
+
+COUNT = st.integers(0, 200)
+
+
+@pytest.mark.parametrize(
+    ("repaired", "broken", "p_value"),
+    [
+        (2, 9, 0.06543),  # Fay, vignette of the R package exact2x2
+        (86, 150, 3.716e-05),  # the same: ratings of a president, Agresti 1990, p. 350
+        (40, 8, 0.000003),  # pingouin's documentation of chi2_mcnemar
+        (0, 0, 1.0),
+        (5, 5, 1.0),
+    ],
+)
+def test_mcnemar_as_published(repaired: int, broken: int, p_value: float) -> None:
+    assert mcnemar(repaired, broken) == pytest.approx(p_value, rel=1e-3, abs=5e-7)
+
+
+@given(repaired=COUNT, broken=COUNT)
+def test_mcnemar_is_the_binomial_sum(repaired: int, broken: int) -> None:
+    n = repaired + broken
+    tail = sum(comb(n, k) for k in range(min(repaired, broken) + 1))
+    assert mcnemar(repaired, broken) == mcnemar(broken, repaired) == min(1, 2 * tail / 2**n)
+
+
+def test_mcnemar_of_very_many_images() -> None:
+    assert mcnemar(0, 50_000) == 0.0
+    assert 0.6 < mcnemar(25_000, 25_100) < 0.7
+
+
+@pytest.mark.parametrize(
+    ("errors", "images", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I, method 3
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_as_published(errors: int, images: int, low: float, high: float) -> None:
+    found = [end / images for end in wilson(errors, images)]
+    assert found == pytest.approx([low, high], abs=5e-5)
+
+
+@given(errors=COUNT, right=COUNT)
+def test_wilson_holds_the_count_and_is_symmetric(errors: int, right: int) -> None:
+    images = errors + right
+    low, high = wilson(errors, images)
+    assert 0 <= low <= errors + 1e-9
+    assert errors - 1e-9 <= high <= images
+    assert wilson(right, images) == pytest.approx((images - high, images - low), abs=1e-9)
+
+
+def test_in_words() -> None:
+    assert chance_text(mcnemar(92, 85)) == "no more than chance would do, p = 0.65"
+    assert chance_text(mcnemar(0, 6)) == "p = 0.031"
+    assert chance_text(mcnemar(92, 1754)) == "p < 0.001"
