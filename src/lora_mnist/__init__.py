@@ -16,12 +16,14 @@ if TYPE_CHECKING:
         lora_disabled,
         lora_names,
         lora_parameters,
+        lora_summary,
         merge_lora,
         remove_lora,
         save_adapter,
         set_lora_enabled,
         set_lora_scale,
         trainable_parameters,
+        unmerge_lora,
     )
 
 __version__ = "0.2.0"
@@ -41,12 +43,14 @@ __all__ = [
     "lora_disabled",
     "lora_names",
     "lora_parameters",
+    "lora_summary",
     "merge_lora",
     "remove_lora",
     "save_adapter",
     "set_lora_enabled",
     "set_lora_scale",
     "trainable_parameters",
+    "unmerge_lora",
 ]
 
 

@@ -153,15 +153,3 @@ def test_attach_takes_exact_names_and_draws_in_the_models_order() -> None:
         assert [name for name, _ in lora_layers(net)] == ["0.linear1", "1.linear2"]
         starts.append(torch.cat([p.flatten() for p in lora_parameters(net)]))
     assert torch.equal(*starts)
-
-
-def test_a_tied_weight_is_merged_where_it_is_adapted_alone() -> None:
-    """The embedding shares the linear layer's weight, and stays as it was."""
-    net = nn.ModuleDict({"embed": nn.Embedding(5, 4), "linear": nn.Linear(4, 5)})
-    net["linear"].weight = net["embed"].weight
-    before = net["embed"].weight.detach().clone()
-    randomize(add_lora(net, target_modules=["linear"]))
-    effective = net["linear"].weight.detach().clone()
-    merge_lora(net)
-    assert torch.equal(net["embed"].weight, before)
-    assert torch.equal(net["linear"].weight, effective)

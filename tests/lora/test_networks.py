@@ -21,6 +21,7 @@ from lora_mnist.lora import (
     remove_lora,
     save_adapter,
     set_lora_scale,
+    unmerge_lora,
 )
 from lora_mnist.lora.model import lora_weights
 from lora_mnist.lora.weight import adaptable_weights
@@ -136,6 +137,9 @@ def test_switched_off_it_is_the_base(
         set_lora_scale(net, scale)
         merged = merge_lora(copy.deepcopy(net))
         torch.testing.assert_close(outputs(merged, x), outputs(net, x), **close)
+        assert merged.state_dict().keys() == state.keys()
+        assert changed_tensors(net.state_dict(), unmerge_lora(merged).state_dict()) == []
+        assert torch.equal(outputs(merged, x), outputs(net, x))
     set_lora_scale(net, 0)
     assert torch.equal(outputs(net, x), base[False])
     loaded = load_adapter(plain, save_adapter(net, tmp_path))

@@ -13,9 +13,9 @@ from lora_mnist.lora import (
     add_lora,
     base_state_dict,
     changed_tensors,
-    has_lora,
     merge_lora,
     remove_lora,
+    unmerge_lora,
 )
 from lora_mnist.lora.weight import adaptable_weights
 
@@ -30,10 +30,17 @@ class Double(nn.Module):
 def test_a_parametrization_on_top_of_ours(tiny: nn.Module) -> None:
     randomize(add_lora(tiny))
     parametrize.register_parametrization(tiny.linear1, "weight", Double())
-    torch.testing.assert_close(tiny(X), dense(tiny, X))
-    with pytest.raises(ValueError, match="another parametrization"):
-        remove_lora(tiny)
-    assert has_lora(tiny)
+    adapted = tiny(X)
+    torch.testing.assert_close(adapted, dense(tiny, X))
+    base = tiny.linear1.parametrizations.weight.original
+    torch.testing.assert_close(merge_lora(tiny)(X), adapted)
+    assert torch.equal(unmerge_lora(tiny)(X), adapted)
+    randomize(add_lora(tiny, name="second"))
+    with pytest.raises(ValueError, match="name=second: linear1 carries another parametrization"):
+        merge_lora(tiny, "second")
+    assert len(tiny.linear1.parametrizations.weight) == 3
+    remove_lora(tiny)
+    assert torch.equal(tiny.linear1.weight, 2 * base)
 
 
 def test_a_parametrization_below_ours(tiny: nn.Module) -> None:
@@ -45,7 +52,18 @@ def test_a_parametrization_below_ours(tiny: nn.Module) -> None:
     assert not torch.allclose(adapted, base)
     torch.testing.assert_close(adapted, dense(tiny, X))
     assert changed_tensors(before, base_state_dict(tiny)) == []
+    state = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    adapted = tiny(X)
     torch.testing.assert_close(merge_lora(tiny)(X), adapted)
+    assert list(tiny.state_dict()) == [
+        "linear1.bias",
+        "linear1.weight",
+        "linear2.bias",
+        "linear2.weight",
+    ]
+    assert torch.equal(unmerge_lora(tiny)(X), adapted)
+    assert changed_tensors(state, tiny.state_dict()) == []
+    assert changed_tensors(before, remove_lora(tiny).state_dict()) == []
 
 
 class Shifted(nn.Linear):

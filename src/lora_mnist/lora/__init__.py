@@ -1,8 +1,9 @@
 """LoRA in plain PyTorch: low-rank adapters on the layers of any network.
 
-Start with :mod:`.layer`: one adapter on one weight. :mod:`.model` puts adapters on a whole network,
-switches, merges and removes them; :mod:`.adapter` writes and reads them. The package needs torch,
-safetensors and ``disk/files.py``, nothing else.
+Start with :mod:`.layer`: one adapter on one weight. :mod:`.model` puts adapters on a whole network
+and switches them, :mod:`.merge` merges and removes them, :mod:`.summary` lists them;
+:mod:`.adapter` writes and reads them. The package needs torch, safetensors and ``disk/files.py``,
+nothing else.
 """
 
 from .adapter import load_adapter as load_adapter
@@ -16,6 +17,9 @@ from .base_state import lora_state_dict as lora_state_dict
 from .base_state import trainable_parameters as trainable_parameters
 from .frozen import freeze_base as freeze_base
 from .layer import LoRAParametrization as LoRAParametrization
+from .merge import merge_lora as merge_lora
+from .merge import remove_lora as remove_lora
+from .merge import unmerge_lora as unmerge_lora
 from .model import add_lora as add_lora
 from .model import attach as attach
 from .model import has_lora as has_lora
@@ -24,8 +28,6 @@ from .model import lora_disabled as lora_disabled
 from .model import lora_layers as lora_layers
 from .model import lora_names as lora_names
 from .model import lora_parameters as lora_parameters
-from .model import merge_lora as merge_lora
-from .model import remove_lora as remove_lora
 from .model import set_lora_enabled as set_lora_enabled
 from .model import set_lora_scale as set_lora_scale
 from .peft import CONFIG_NAME as CONFIG_NAME
@@ -33,4 +35,5 @@ from .peft import WEIGHTS_NAME as WEIGHTS_NAME
 from .peft import read_factors as read_factors
 from .settings import LayerSettings as LayerSettings
 from .settings import is_number as is_number
+from .summary import lora_summary as lora_summary
 from .variants import loraplus as loraplus

@@ -1,5 +1,6 @@
 """The base of an adapted network: its tensors, their SHA-256, and how many numbers they hold."""
 
+import copy
 import hashlib
 import re
 from collections.abc import Mapping
@@ -19,18 +20,77 @@ def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The ``state_dict`` that ``model`` had before LoRA: the base's tensors under its own names.
 
     The base is its parameters and its buffers. The tensors share memory with ``model``, as those of
-    ``state_dict`` do. See also :func:`lora_state_dict`.
+    ``state_dict`` do. A weight into which some adapters are merged is there as it was before; a
+    network that carries no adapter beside those is a base of its own. See also
+    :func:`lora_state_dict`.
     """
+    state = unadapted_state(model)
+    for name, part in model.named_modules():
+        if (merged := merged_in(part)) and any(map(_is_lora, part.modules())):
+            merged.take_out(state, f"{name}." if name else "")
+    return state
+
+
+def unadapted_state(model: nn.Module) -> dict[str, Tensor]:
+    """As :func:`base_state_dict`, but what is merged stays merged."""
     originals = {}
     for name, registered in model.named_modules(remove_duplicate=False):
         is_list = isinstance(registered, ParametrizationList)
-        if is_list and isinstance(registered[0], LoRAParametrization):
+        if is_list and _is_lora(registered[0]):
             originals[f"{name}.original"] = name.replace("parametrizations.", "")
     return {
         originals.get(key, key): tensor
         for key, tensor in model.state_dict().items()
         if not _LORA_KEY.search(key)
     }
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return isinstance(module, LoRAParametrization)
+
+
+class Merged:
+    """What :func:`.merge.merge_lora` keeps of a network, to undo it: its ``lora_merged``.
+
+    It follows a deep copy, but no pickle, which is that of a plain network.
+
+    Attributes:
+        names: the merged adapters.
+        weights: of each changed weight, what was registered on it, and the tensors below that.
+        base: the part of :func:`base_state_dict` that merging changed, as it was.
+        added: the keys that are not in the base's own ``state_dict``.
+        sha256: of each tensor beside the adapters, once they were merged.
+        frozen: what kept the base in eval mode; empty as long as other adapters do need it.
+    """
+
+    def __init__(self, names: list[str], weights: dict[str, Any]) -> None:
+        self.names = names
+        self.weights = weights
+        self.base: dict[str, Tensor] = {}
+        self.added: list[str] = []
+        self.sha256: dict[str, str] = {}
+        self.frozen: dict[str, Any] = {}
+
+    def take_out(self, state: dict[str, Tensor], prefix: str = "") -> None:
+        """Put the base's own tensors in the place of merged ones in a ``state_dict``."""
+        for key in self.added:
+            del state[prefix + key]
+        for key, tensor in self.base.items():
+            state[prefix + key] = tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Merged":
+        twin = Merged([], {})
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return dict, ()
+
+
+def merged_in(model: nn.Module) -> Merged | None:
+    """What :func:`.merge.merge_lora` kept of ``model``, if it was called on it."""
+    merged = getattr(model, "lora_merged", None)
+    return merged if isinstance(merged, Merged) else None
 
 
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:

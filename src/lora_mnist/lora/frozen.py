@@ -26,6 +26,13 @@ class FrozenBase:
         self.base_dropout = base_dropout
         # Whether the network was in train mode, for each of its forward passes going on.
         self._was_training: list[bool] = []
+        self._handles: list[Any] = []
+
+    def attach(self, model: nn.Module) -> None:
+        """Freeze the parameters of the base of ``model``, and keep it in eval mode from now on."""
+        for module in _base_modules(model):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
         self._handles = [
             model.register_forward_pre_hook(self._before),
             model.register_forward_hook(self._after, always_call=True),
@@ -35,6 +42,7 @@ class FrozenBase:
         for module in _base_modules(model):
             if module is not model and _has_buffers(module):
                 self._handles.append(module.register_forward_pre_hook(_to_eval))
+        model.lora_frozen_base = self  # type: ignore[assignment]
 
     def _before(self, model: nn.Module, inputs: Any) -> None:
         self._was_training.append(model.training)
@@ -50,13 +58,14 @@ class FrozenBase:
         """Let ``train()`` reach the base again."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
 
 
 def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
     """Freeze the base of ``model``, keep it in eval mode, and remember its tensors.
 
-    Every network that gets its first adapter has this done to it, until :func:`.model.merge_lora`
-    or :func:`.model.remove_lora`. Call it to change ``base_dropout``, or after loading another base
+    Every network that gets its first adapter has this done to it, until :func:`.merge.merge_lora`
+    or :func:`.merge.remove_lora`. Call it to change ``base_dropout``, or after loading another base
     into a network that carries adapters already.
 
     Args:
@@ -70,10 +79,7 @@ def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
     """
     frozen = FrozenBase(model, base_dropout)
     release_base(model)
-    model.lora_frozen_base = frozen  # type: ignore[assignment]
-    for module in _base_modules(model):
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(False)
+    frozen.attach(model)
     return model
 
 
@@ -87,11 +93,17 @@ def frozen_bases(model: nn.Module) -> dict[str, FrozenBase]:
     return found
 
 
-def release_base(model: nn.Module) -> None:
-    """Let ``model.train()`` reach the base again; its parameters stay frozen."""
-    for name, frozen in frozen_bases(model).items():
+def release_base(model: nn.Module) -> dict[str, FrozenBase]:
+    """Let ``model.train()`` reach the base again; its parameters stay frozen.
+
+    Returns:
+        What :func:`frozen_bases` found; its ``attach`` undoes this.
+    """
+    released = frozen_bases(model)
+    for name, frozen in released.items():
         frozen.remove()
         del model.get_submodule(name).lora_frozen_base
+    return released
 
 
 def moved_tensors(model: nn.Module) -> list[str]:

@@ -1,12 +1,13 @@
-"""LoRA on a whole network: put adapters on its layers, switch them, merge them, take them off.
+"""LoRA on a whole network: put adapters on its layers, switch them, turn them up and down.
 
 An adapter is registered with :mod:`torch.nn.utils.parametrize`: ``layer.weight`` then reads as the
 effective weight ``W + scaling * lora_B @ lora_A``, ``layer.parametrizations.weight.original`` is
 the frozen ``W``, and ``layer.parametrizations.weight[0]`` the :class:`.layer.LoRAParametrization`;
-a second adapter stacks as ``[1]``. What one layer computes stands in :mod:`.layer`.
+a second adapter stacks as ``[1]``. What one layer computes stands in :mod:`.layer`, how adapters
+are merged and taken off in :mod:`.merge`.
 
 Functions with a ``name`` act on the adapter of that name, or on every one with ``None``. They raise
-``ValueError`` if no layer carries LoRA, or no adapter has that name.
+``ValueError`` if no layer carries LoRA, no adapter has that name, or one of them is merged.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +15,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from .frozen import freeze_base, frozen_bases, release_base
+from .base_state import merged_in
+from .frozen import freeze_base, frozen_bases
 from .layer import LoRAParametrization
 from .settings import LayerSettings, is_number
 from .targets import by_pattern, target_weights
@@ -92,7 +94,8 @@ def attach(
             raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
         if of_layer.init not in INITS:
             raise ValueError(f"init={of_layer.init}: expected one of {', '.join(INITS)}")
-    taken = lora_names(model)
+    is_first = not has_lora(model)
+    taken = [] if is_first else lora_names(model)
     if name in taken:
         raise ValueError(f"name={name}: expected another name than {', '.join(taken)}")
     if name is None:
@@ -105,6 +108,8 @@ def attach(
     for layer in sorted(settings, key=list(weights).index):
         weight, of_layer = weights[layer], settings[layer]
         adapters.append((weight, INITS[of_layer.init](weight.base, of_layer, name)))
+    if is_first and merged_in(model):
+        del model.lora_merged  # what is merged is part of this adapter's base
     if base_dropout or "" not in frozen_bases(model):
         freeze_base(model, base_dropout)
     model.requires_grad_(False)
@@ -141,8 +146,11 @@ def has_lora(model: nn.Module) -> bool:
 
 
 def lora_names(model: nn.Module) -> list[str]:
-    """The names of the adapters on ``model``, as its layers bring them; empty without LoRA."""
-    return list(dict.fromkeys(adapter.name for adapter in _all_adapters(model)))
+    """The names of the adapters on ``model``, merged ones first; empty without LoRA."""
+    names = [adapter.name for adapter in _all_adapters(model)]
+    if merged := merged_in(model):
+        names = [*merged.names, *names]
+    return list(dict.fromkeys(names))
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -153,6 +161,9 @@ def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def named_adapters(model: nn.Module, name: str | None = None) -> list[LoRAParametrization]:
     """What the layers of ``model`` carry of the adapter ``name``, or of all; never nothing."""
+    merged = merged_in(model)
+    if merged and name in (None, *merged.names):
+        raise ValueError(f"merged: {', '.join(merged.names)}; expected unmerge_lora(model) first")
     adapters = _all_adapters(model)
     if not adapters:
         raise ValueError("no layer of the model carries LoRA")
@@ -171,9 +182,9 @@ def set_lora_enabled(model: nn.Module, enabled: bool, name: str | None = None) -
 def set_lora_scale(model: nn.Module, scale: float, name: str | None = None) -> None:
     """Turn adapters of ``model`` up or down: ``weight = W + scale * scaling * lora_B @ lora_A``.
 
-    With a scale of 1 an adapter is as trained, with 0 the layers compute the base exactly. The
-    scale, any finite number, is kept by :func:`merge_lora`; :func:`.adapter.save_adapter` writes
-    adapters as trained.
+    With a scale of 1 an adapter is as trained, with 0 the layers compute the base exactly. It is
+    any finite number. :func:`.merge.merge_lora` merges adapters at their scales, while
+    :func:`.adapter.save_adapter` writes them as trained.
     """
     if not is_number(scale):
         raise ValueError(f"scale={scale}: expected a finite number")
@@ -196,38 +207,3 @@ def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
     finally:
         for adapter, enabled in before:
             adapter.enabled = enabled
-
-
-def merge_lora(model: nn.Module) -> nn.Module:
-    """Fold every adapter into its layer's weight and drop the parametrization.
-
-    Afterwards ``model``, changed in place and returned, is a plain network, still frozen, that
-    computes what the adapted one did: ``weight = W + scaling * lora_B @ lora_A`` (Hu et al. 2021,
-    section 4.1), to floating-point rounding. A switched-off adapter adds nothing.
-
-    Raises:
-        ValueError: if no layer of ``model`` carries LoRA.
-    """
-    named_adapters(model)
-    for weight in lora_weights(model).values():
-        weight.remove(merge=True)
-    release_base(model)
-    return model
-
-
-def remove_lora(model: nn.Module) -> nn.Module:
-    """Throw every adapter away: ``model`` is the plain base again, bit for bit, and still frozen.
-
-    Raises:
-        ValueError: if no layer of ``model`` carries LoRA, or if a layer's weight carries another
-            parametrization too. ``model`` is then as it was.
-    """
-    named_adapters(model)
-    weights = lora_weights(model)
-    for name, weight in weights.items():
-        if len(weight.adapters) < len(weight.parametrizations):
-            raise ValueError(f"{name}.weight carries another parametrization beside LoRA")
-    for weight in weights.values():
-        weight.remove(merge=False)
-    release_base(model)
-    return model

@@ -1,7 +1,9 @@
 """The weights of a network that can carry an adapter, and how an adapter is put on one."""
 
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
@@ -68,26 +70,92 @@ class Weight(NamedTuple):
         # torch gives each parametrized module a class of its own, so this forward is this layer's
         # alone; it survives deepcopy, and goes with the last parametrization.
         layer: Any = type(self.module)
+        layer.__getstate__ = _refuse_to_pickle
         if is_factored:
             is_linear = isinstance(self.module, nn.Linear)
             layer.forward = linear_forward if is_linear else conv2d_forward
         elif isinstance(self.module, nn.RNNBase):
             layer.forward = recurrent_forward
 
-    def remove(self, merge: bool) -> None:
-        """Drop everything registered on the weight; with ``merge`` its effect stays."""
+    def drop(self, names: Collection[str]) -> None:
+        """Take the adapters called ``names`` off; whatever else is registered stays."""
         registered = self.parametrizations
-        if merge and hasattr(registered, "original"):
-            # Another layer may share the parameter, and keeps it as it was.
-            registered.original = nn.Parameter(registered.original.detach(), requires_grad=False)
+        adapters = [adapter for adapter in self.adapters if adapter.name in names]
+        if len(adapters) == len(registered):
+            self._clear()
+            return
+        for index in reversed(range(len(registered))):
+            if registered[index] in adapters:
+                del registered[index]
+
+    def fold(self, names: Collection[str]) -> tuple[list[nn.Module], dict[str, nn.Parameter]]:
+        """Put the weight that the adapters called ``names`` make in the place of the one below.
+
+        Where other adapters stay, LoRA must be all that is registered.
+
+        Returns:
+            What was registered, and the parameters below it, for :meth:`restore`.
+        """
+        registered = self.parametrizations
+        kept = list(registered), dict(registered.named_parameters(recurse=False))
+        folded = [adapter for adapter in self.adapters if adapter.name in names]
+        is_all = len(folded) == len(self.adapters)
+        with torch.no_grad():
+            if is_all:
+                effective = getattr(self.module, self.tensor)
+            else:
+                effective = self.base
+                for adapter in folded:
+                    effective = adapter(effective)
+            # A parameter of its own: another layer may share the old one, which stays as it was.
+            parameter = nn.Parameter(effective.clone(), requires_grad=False)
+        if is_all:
+            self._clear()
+            setattr(self.module, self.tensor, parameter)
+        else:
+            self.drop(names)
+            registered.original = parameter
+        return kept
+
+    def restore(self, registered: list[nn.Module], below: Mapping[str, nn.Parameter]) -> None:
+        """Undo :meth:`fold`: the same modules on the same parameters, where the weight is now."""
+        device = self.base.device
+        # An adapter that was put on meanwhile stays the last.
+        registered = [*registered, *(p for p in self.parametrizations if p not in registered)]
+        if self.parametrizations:
+            self._clear()
+        for each in registered:
+            if isinstance(each, LoRAParametrization):
+                self.register(each)
+            else:
+                parametrize.register_parametrization(self.module, self.tensor, each, unsafe=True)
+            each.to(device)
+        for name, parameter in below.items():
+            parameter.data = parameter.data.to(device)
+            setattr(self.parametrizations, name, parameter)
+
+    def _clear(self) -> None:
+        """Drop everything registered on the weight, and leave what is below."""
+        is_single = hasattr(self.parametrizations, "original")
         self._own_class()
-        parametrize.remove_parametrizations(self.module, self.tensor, leave_parametrized=merge)
+        # Of several tensors below, torch can leave but what is computed from them.
+        parametrize.remove_parametrizations(
+            self.module, self.tensor, leave_parametrized=not is_single
+        )
 
     def _own_class(self) -> None:
         # A deep copy shares the class that torch made for the layer, and torch changes that class:
         # without one of its own, the twin would change with it.
         shared = type(self.module)
         self.module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+
+
+def _refuse_to_pickle(layer: nn.Module) -> None:
+    """``__getstate__`` of an adapted layer, whose class torch made and pickle could not find."""
+    raise RuntimeError(
+        "a network that carries LoRA cannot be pickled; expected save_adapter(model, folder), "
+        "torch.save(model.state_dict(), file), or merge_lora(model) first"
+    )
 
 
 def recurrent_forward(layer: nn.RNNBase, *arguments: Any, **named: Any) -> Any:

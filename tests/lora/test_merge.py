@@ -1,0 +1,251 @@
+"""Merging, undoing it, removing: by name or all at once, the base as it was to the last bit."""
+
+import copy
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.nets import TinyNet, randomize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lora_mnist.lora import (
+    WEIGHTS_NAME,
+    add_lora,
+    base_state_dict,
+    changed_tensors,
+    fingerprint,
+    freeze_base,
+    lora_disabled,
+    lora_names,
+    lora_summary,
+    merge_lora,
+    remove_lora,
+    save_adapter,
+    set_lora_enabled,
+    set_lora_scale,
+    unmerge_lora,
+)
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+NAMES = ["first", "second", "third"]
+
+
+def stacked() -> nn.Module:
+    """Three adapters of several ranks, each on other layers."""
+    torch.manual_seed(0)
+    net = TinyNet()
+    for rank, name in enumerate(NAMES, start=1):
+        layers = {"first": "all", "second": ["linear1"], "third": ["linear2"]}[name]
+        add_lora(net, rank=rank, alpha=2, target_modules=layers, name=name)
+    return randomize(net)
+
+
+def cloned(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {key: tensor.clone() for key, tensor in net.state_dict().items()}
+
+
+STEPS = st.tuples(
+    st.sampled_from(["merge", "unmerge", "off", "on", "half", "copy", "remove"]),
+    st.sampled_from([*NAMES, None]),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(STEPS, max_size=8), training=st.booleans())
+def test_whatever_is_done_in_whatever_order(
+    steps: list[tuple[str, str | None]], training: bool
+) -> None:
+    """The network computes the adapters that are there, at their scales; its base never moves."""
+    net = stacked().train(training)
+    # The same without any merging: what is on, and how much.
+    plain, before = stacked(), TinyNet()
+    before.load_state_dict(base_state_dict(net))
+    there, merged = list(NAMES), set[str]()
+    for step, name in steps:
+        named = there if name is None else [name]
+        is_merged = bool(merged & set(named))
+        functions: dict[str, Callable[[nn.Module], Any]] = {
+            "merge": lambda net, name=name: merge_lora(net, name),
+            "unmerge": lambda net, name=name: unmerge_lora(net, name),
+            "off": lambda net, name=name: set_lora_enabled(net, False, name),
+            "on": lambda net, name=name: set_lora_enabled(net, True, name),
+            "half": lambda net, name=name: set_lora_scale(net, 0.5, name),
+            "remove": lambda net, name=name: remove_lora(net, name),
+        }
+        if step == "copy":
+            net = copy.deepcopy(net)
+            continue
+        refused = not set(named) & set(there)
+        refused |= step == "merge" and len(merged) == len(there)
+        refused |= step == "unmerge" and not is_merged
+        refused |= step in ("off", "on", "half") and is_merged
+        if refused:
+            with pytest.raises(ValueError, match="merged|no layer of the model|expected one of"):
+                functions[step](net)
+            continue
+        functions[step](net)
+        if step == "merge":
+            merged |= set(named)
+        else:
+            merged -= set(named) if step in ("unmerge", "remove") else set()
+            if step != "unmerge":
+                functions[step](plain)
+        if step == "remove":
+            there = [other for other in there if other not in named]
+        torch.testing.assert_close(net(X), plain(X))
+        assert net.training == training
+        assert {row.name for row in lora_summary(net).rows if row.merged} == merged
+        assert lora_summary(net).base_sha256 == fingerprint(before.state_dict())
+        assert set(lora_names(net)) == set(there)
+        if merged != set(there):
+            assert changed_tensors(before.state_dict(), base_state_dict(net)) == []
+    if merged:
+        unmerge_lora(net)
+    assert changed_tensors(plain.state_dict(), net.state_dict()) == []
+    assert torch.equal(net(X), plain(X))
+
+
+def test_a_merged_network_is_a_plain_one(tmp_path: Path) -> None:
+    net = merge_lora(stacked())
+    weights = {"linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"}
+    assert net.state_dict().keys() == weights
+    assert [type(module) for module in net.modules()] == [type(m) for m in TinyNet().modules()]
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    file = io.BytesIO()
+    torch.save(net, file)
+    assert b"lora_mnist" not in file.getvalue()
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert torch.equal(loaded(X), net(X))
+    with pytest.raises(ValueError, match="no adapter of the model is merged"):
+        unmerge_lora(loaded)
+    exported = torch.export.export(net, (X,))
+    assert exported.state_dict.keys() == weights
+    # A new adapter stands on the merged network, which is then final.
+    sha256 = fingerprint(net.state_dict())
+    add_lora(net, name="first")
+    assert lora_names(net) == ["first"]
+    assert lora_summary(net).base_sha256 == sha256
+    with pytest.raises(ValueError, match="no adapter of the model is merged"):
+        unmerge_lora(net)
+
+
+def test_one_of_several_is_merged(tmp_path: Path) -> None:
+    net = stacked()
+    adapted = net(X)
+    before = save_adapter(net, tmp_path / "before", "third") / WEIGHTS_NAME
+    merge_lora(net, "first")
+    merge_lora(net, "second")
+    assert not hasattr(net.linear1, "parametrizations")
+    assert len(net.linear2.parametrizations.weight) == 1
+    torch.testing.assert_close(net(X), adapted)
+    # The other one is as it was, and so is its base.
+    after = save_adapter(net, tmp_path / "after", "third") / WEIGHTS_NAME
+    assert after.read_bytes() == before.read_bytes()
+    add_lora(net, name="fourth").train()
+    with lora_disabled(net, "third"):
+        assert not torch.allclose(net(X), adapted)
+    set_lora_scale(net, 2, "third")
+    for refused in (
+        lambda: set_lora_enabled(net, False),
+        lambda: set_lora_scale(net, 1, "first"),
+        lambda: save_adapter(net, tmp_path / "none", "second"),
+        lambda: lora_disabled(net).__enter__(),
+    ):
+        with pytest.raises(ValueError, match="merged: first, second; expected unmerge_lora"):
+            refused()
+    with pytest.raises(ValueError, match="name=third: expected one of the merged: first, second"):
+        unmerge_lora(net, "third")
+    unmerge_lora(net)
+    assert sorted(lora_names(net)) == sorted([*NAMES, "fourth"])
+    set_lora_scale(net, 1)
+    assert torch.equal(net(X), adapted)
+
+
+def test_a_change_is_not_lost_by_undoing() -> None:
+    for name in ("first", None):
+        net = merge_lora(stacked(), name)
+        before = cloned(net)
+        with torch.no_grad():
+            net.linear1.bias.add_(1)
+        message = r"changed after merge_lora: linear1.bias; expected"
+        for function in (unmerge_lora, remove_lora):
+            with pytest.raises(ValueError, match=message):
+                function(net)
+        assert changed_tensors(before, net.state_dict()) == ["linear1.bias"]
+
+
+def test_a_merged_networks_weights_are_its_own() -> None:
+    """Trained further, it leaves what is kept of the base alone, also where nothing was added."""
+    net = stacked()
+    set_lora_enabled(net, False)
+    base = cloned(TinyNet()) | {k: t.clone() for k, t in base_state_dict(net).items()}
+    merge_lora(net)
+    with torch.no_grad():
+        net.linear1.weight.add_(1)
+        net.linear1.weight.sub_(1)
+        net.linear1.weight.copy_(base["linear1.weight"])
+    assert changed_tensors(base, base_state_dict(unmerge_lora(net))) == []
+
+
+def test_a_tied_weight_is_merged_where_it_is_adapted_alone() -> None:
+    """The embedding shares the linear layer's weight, and stays as it was."""
+    net = nn.ModuleDict({"embed": nn.Embedding(5, 4), "linear": nn.Linear(4, 5)})
+    net["linear"].weight = net["embed"].weight
+    before = net["embed"].weight.detach().clone()
+    randomize(add_lora(net, target_modules=["linear"]))
+    effective = net["linear"].weight.detach().clone()
+    for twin in (net, copy.deepcopy(net)):
+        merge_lora(twin)
+        assert torch.equal(twin["embed"].weight, before)
+        assert torch.equal(twin["linear"].weight, effective)
+        remove_lora(twin)
+        assert twin["linear"].weight is twin["embed"].weight
+        assert torch.equal(twin["linear"].weight, before)
+
+
+def test_the_base_is_kept_in_eval_mode_again() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5)).eval()
+    randomize(add_lora(net, target_modules=["0"], dropout=0.5))
+    freeze_base(net, base_dropout=True)
+    adapted = net(X)
+    merge_lora(net.train())
+    net.requires_grad_(True)
+    unmerge_lora(net.eval())
+    assert torch.equal(net(X), adapted)  # no dropout
+    net.train()
+    assert not torch.equal(net(X), net(X))
+    assert torch.equal(net[1].running_mean, torch.zeros(5))
+    assert not net[1].weight.requires_grad
+    assert net[0].parametrizations.weight[0].lora_A.requires_grad
+
+
+def test_the_summary_is_a_table() -> None:
+    net = stacked()
+    set_lora_scale(net, -0.5, "second")
+    set_lora_enabled(net, False, "third")
+    merge_lora(net, "first")
+    summary = lora_summary(net)
+    assert summary.rows[0][:6] == ("first", "linear1", 1, 2.0, 1.0, 11)
+    assert str(summary).splitlines() == [
+        f"base {fingerprint(base_state_dict(net))}",
+        "adapter  rank  scaling  scale  numbers  state   layers",
+        "first    1     2        1      19       merged  linear1, linear2",
+        "second   2     1        -0.5   22       on      linear1",
+        "third    3     0.6667   1      24       off     linear2",
+    ]
+    assert not lora_summary(TinyNet()).rows
+
+
+def test_an_adapted_network_says_what_to_save_instead_of_itself() -> None:
+    net = nn.Sequential(stacked(), nn.Linear(3, 2))
+    message = r"^a network that carries LoRA cannot be pickled; expected save_adapter\(model, fold"
+    with pytest.raises(RuntimeError, match=message):
+        torch.save(net, io.BytesIO())
+    assert torch.equal(copy.deepcopy(net)(X), net(X))
