@@ -1,5 +1,7 @@
 """Testing: a base alone, with an adapter, with several that stack, each alone."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +11,7 @@ from composed import QUICK, SMALL, composed, logged, small_base
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
+from lora_mnist.config import adapter_targets
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.lora import WEIGHTS_NAME
@@ -50,7 +53,7 @@ def test_repeats_the_numbers_of_a_run(cli: Any, made: Made, tmp_path: Path) -> N
     folder = only_run(tmp_path / "outputs", "eval")
     found = read_results(folder)
     for key in ("test", "test_base"):
-        assert found[key] == counted(made.results[key])
+        assert found[key] == made.results[key]
     assert found["base_sha256"] == made.results["base_sha256"]
     before, after = (found[split]["accuracy"] for split in ("test_base", "test"))
     assert f"accuracy: {before:.4f} -> {after:.4f}" in done.out
@@ -61,10 +64,42 @@ def test_repeats_the_numbers_of_a_run(cli: Any, made: Made, tmp_path: Path) -> N
     }
 
 
+def test_what_is_required_is_checked_and_all_is_kept(cli: Any, made: Made, tmp_path: Path) -> None:
+    """The class that the adapter repairs is known from its run."""
+    both = "test.errors_of_target < test_base.errors_of_target"
+    options = (*SMALL, f"adapter={made.run}", f"base_ckpt={made.outputs}/base/mnist.ckpt")
+    require = f'require=["test.broken <= 2", "{both}", "test.p_value <= 1"]'
+    done = cli("eval.py", *options, "figures=false", require)
+    broken = made.results["test"]["broken"]
+    assert broken > 2
+    assert (done.code, done.err.splitlines()[-1]) == (
+        1,
+        f"require=test.broken <= 2: {broken} <= 2 does not hold",
+    )
+    folder = only_run(tmp_path / "outputs", "eval")
+    assert read_results(folder)["test"] == made.results["test"]
+    assert f"run: {folder}" in done.err
+    done = cli("eval.py", *options, "figures=false", 'require=["test.brokn <= 2"]')
+    assert done.code == 2
+    assert "results.json has no number test.brokn; expected one like test.broken" in done.err
+
+
+def test_of_other_classes_no_target_is_known(made: Made, tmp_path: Path) -> None:
+    found = read_results(made.run)
+    run = tmp_path / "run"
+    shutil.copytree(made.run / "adapter", run / "adapter")
+    cfg = made.config(f"adapter={run}")
+    assert adapter_targets(cfg, found["classes"]) is None
+    for change, targets in (({}, [9]), ({"digit": [1, 9]}, [1, 9]), ({"digit": 10}, None)):
+        (run / "results.json").write_text(json.dumps({**found, **change}))
+        assert adapter_targets(cfg, found["classes"]) == targets
+    assert adapter_targets(cfg, ["cat", "dog"]) is None
+
+
 @pytest.mark.parametrize("adapter", ["{run}", "{run}/adapter", "latest"])
 def test_finds_the_adapter_and_its_base(made: Made, tmp_path: Path, adapter: str) -> None:
     found = evaluate(made.config(f"adapter={adapter.format(run=made.run)}"), tmp_path)
-    assert found["test"] == counted(made.results["test"])
+    assert found["test"] == made.results["test"]
     assert found["base_sha256"] == made.results["base_sha256"]
 
 
@@ -100,7 +135,7 @@ def test_stacks_adapters_and_tests_each(made: Made, tmp_path: Path) -> None:
     several = f"[{made.run},{{path: {made.run}/adapter, scale: -1, name: minus}}]"
     with logged("lora_mnist.show.tables") as text:
         found = evaluate(made.config(f"adapter={several}", "each=true"), tmp_path)
-    assert found["test_base"] == counted(made.results["test_base"])
+    assert found["test_base"] == made.results["test_base"]
     name = made.run.name
     assert list(found["each"]) == [name, "minus"]
     assert found["each"][name] == counted(made.results["test"])

@@ -4,6 +4,7 @@ Nothing here changes the configuration; what is decided at run time, such as the
 the run's folder, is an argument.
 """
 
+import json
 import pydoc
 import re
 import signal
@@ -30,6 +31,7 @@ from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.base import Base, find_base, read_base
 from lora_mnist.disk.checkpoint import CHECKPOINTS, AtomicCheckpointIO, RandomStates
 from lora_mnist.disk.latest import latest
+from lora_mnist.disk.results import RESULTS_FILE
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.lora import (
     CONFIG_NAME,
@@ -41,6 +43,7 @@ from lora_mnist.lora import (
 )
 from lora_mnist.project import PROJECT
 from lora_mnist.show.tensorboard import TensorBoardPage
+from lora_mnist.show.verdict import targets_of
 
 CONFIGS = PROJECT / "configs"
 
@@ -320,6 +323,24 @@ def with_run(cfg: DictConfig) -> DictConfig:
                 if key.startswith("data."):
                     OmegaConf.update(cfg, key, OmegaConf.select(asked, key.removeprefix("data.")))
     return cfg
+
+
+def adapter_targets(cfg: DictConfig, classes: list[str]) -> list[int] | None:
+    """The classes that the adapters of ``cfg.adapter`` repair, as results.json of their runs says.
+
+    ``None`` where that is not known of each, or is told of other classes than these.
+    """
+    targets: list[int] = []
+    for spec in adapter_specs(cfg):
+        try:
+            run = json.loads((spec["path"].parent / RESULTS_FILE).read_text())
+            own = targets_of(run) if run["classes"] == classes else []
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not own or not all(target in range(len(classes)) for target in own):
+            return None
+        targets += [target for target in own if target not in targets]
+    return targets or None
 
 
 def _latest_adapter(cfg: DictConfig, groups: set[str]) -> Path:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.config import (
+    adapter_targets,
     build_data,
     build_net,
     build_trainer,
@@ -19,6 +20,7 @@ from lora_mnist.config import (
     require_known_keys,
     with_run,
 )
+from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.errors import UserError
@@ -45,6 +47,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
+        RequirementError: if the results are not what ``cfg.require`` asks for; they are kept.
     """
     clock = Clock()
     require_known_keys(cfg, "eval")
@@ -53,8 +56,11 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
             raise UserError(f"{key}={cfg[key]}: expected true or false")
     if not (isinstance(cfg.figures, bool) or cfg.figures == "auto"):
         raise UserError(f"figures={cfg.figures}: expected true, false or auto")
+    comparisons = parse_require(cfg.require)
     cfg = with_run(cfg)
     data = build_data(cfg, "test")
+    data.targets = adapter_targets(cfg, data.classes)
+    data.target = data.targets[0] if data.targets and len(data.targets) == 1 else data.targets
     net = build_net(cfg)
     base = load_base(cfg, net)
     require_fit(net, data, data.test_set.__getitems__([0, 0])[0])
@@ -90,4 +96,5 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
             log.info("report: %s", make_report(folder))
         show_outcome(trainer, results, folder)
         log.info("run: %s", folder)
+    check_require(comparisons, results)
     return results

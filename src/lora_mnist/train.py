@@ -39,6 +39,7 @@ from lora_mnist.config import (
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.base import Base, find_base, own_file, read_facts, write_base
 from lora_mnist.disk.checkpoint import recorded_run
+from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.errors import TrainingError, UserError, config_group
@@ -69,6 +70,7 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         TrainingError: if training diverges, or a base has learnt nothing.
+        RequirementError: if the results are not what ``cfg.require`` asks for; they are kept.
         RuntimeError: if fine-tuning changed the base.
     """
     stages = {"pretrain": pretrain, "lora": lora, "finetune": finetune}
@@ -81,9 +83,12 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
         raise UserError(f"figures={cfg.figures}: expected true, false or auto")
     if cfg.resume is not None and is_sweep():
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
+    comparisons = parse_require(cfg.require)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning(), _ends_with_its_parent():
-        return stages[cfg.stage](cfg, run_folder or new_run_folder(cfg))
+        results = stages[cfg.stage](cfg, run_folder or new_run_folder(cfg))
+    check_require(comparisons, results)
+    return results
 
 
 def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:

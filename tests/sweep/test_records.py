@@ -5,12 +5,7 @@ from helpers.sweeping import write_job
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_mnist.sweep.records import flatten, is_finished, natural, read_job, read_jobs
-
-
-def test_flatten() -> None:
-    nested = {"a": {"b": 1, "c": [2, {"d": 3}]}, "e": None}
-    assert flatten(nested) == {"a.b": 1, "a.c.0": 2, "a.c.1.d": 3, "e": None}
+from lora_mnist.sweep.records import is_finished, natural, read_job, read_jobs
 
 
 @given(st.lists(st.floats(allow_nan=False) | st.text()))

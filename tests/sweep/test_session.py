@@ -96,6 +96,27 @@ def test_fail_fast_stops_at_the_first(cli: Any, tmp_path: Path) -> None:
     assert statuses(sweep) == ["finished", "finished", "failed"]
 
 
+def test_a_job_that_is_not_what_is_required_fails_and_keeps_its_numbers(
+    cli: Any, tmp_path: Path
+) -> None:
+    arguments = ("-m", "x=2,3,1", "y=5", 'require=["val.errors >= 1"]')
+    done = cli(TOY, *arguments)
+    assert done.code == 1
+    said = "require=val.errors >= 1: 0 >= 1 does not hold"
+    assert done.err == f"#1 x=3 failed: {said}\n1 failed\n"  # going on would not help
+    assert f"failed: x=3: {said}" in done.out
+    assert "tests/sweep/toy.py x=2 y=5 'require=" in done.out
+    rows = read_summary(only_sweep(tmp_path))
+    assert [(row["x"], row["status"]) for row in rows] == [
+        *[("2", "finished"), ("1", "finished"), ("3", "failed")]
+    ]
+    assert rows[2]["val.accuracy"] == "1.0"
+    assert "│ failed │ 3 │" in done.out
+    again = cli(TOY, *arguments, "sweep.resume=latest")
+    assert (again.code, again.err) == (1, done.err)
+    assert again.out.count("finished before") == 2
+
+
 def test_seeds_are_ranked_by_their_mean(cli: Any, tmp_path: Path) -> None:
     done = cli(TOY, "-m", "x=2", "seed=choice(0,2)", "shape=glob(*)")
     assert done.code == 0, done.err
@@ -117,6 +138,7 @@ def test_seeds_are_ranked_by_their_mean(cli: Any, tmp_path: Path) -> None:
         (("-m", "sweep.metric=3"), "sweep.metric=3: expected one of val.accuracy"),
         (("-m", "sweep.metric=test.loss"), "sweep.metric=test.loss: expected one of val.accuracy"),
         (("-m", "sweep.mode=best"), "sweep.mode=best: expected max or min"),
+        (("-m", "require=[val.errors]"), "require=val.errors: expected two numbers or keys"),
         (("-m", "sweep.fail_fast=no?"), "sweep.fail_fast=no?: expected true or false"),
         (("-m", "seed=range(1,1)"), "seed=range(1,1): an empty grid; expected at least one value"),
         (("-m", "sweep=optuna", "sweep.metric=null"), "sweep.metric=null: a search needs one"),

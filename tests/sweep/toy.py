@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from lora_mnist.cli import command, run
 from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,7 @@ CONFIG: dict[str, Any] = {
     "note": None,
     "input": None,
     "pause": 0,
+    "require": [],
     "checkpoint": False,
     "resume": None,
     "sweep": {"inputs": ["${input}"]},
@@ -79,6 +81,7 @@ def play(cfg: DictConfig, folder: Path) -> None:
     }
     with atomic_write(folder / "results.json") as path:
         path.write_text(json.dumps(results))
+    check_require(parse_require(cfg.require), results)
 
 
 if __name__ == "__main__":

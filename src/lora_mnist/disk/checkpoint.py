@@ -34,7 +34,7 @@ RUN_FILE = "run.json"
 #: Settings in which a run may differ from the one that it goes on with: none changes a number.
 #: Of the base and the images the content counts, not where they are.
 _FREE = (
-    *("resume", "figures", "run_name", "paths.", "sweep.", "logger.", "hydra."),
+    *("resume", "figures", "require", "run_name", "paths.", "sweep.", "logger.", "hydra."),
     *("callbacks.checkpoint.", "base_ckpt", "data.data_dir"),
 )
 #: How far to train: as far as before, or farther.

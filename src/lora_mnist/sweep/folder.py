@@ -12,9 +12,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.disk.latest import latest
+from lora_mnist.disk.numbers import flatten
 from lora_mnist.errors import UserError
 from lora_mnist.sweep.command import key_of
-from lora_mnist.sweep.records import JOB_FILE, flatten, is_finished, read_json
+from lora_mnist.sweep.records import JOB_FILE, is_finished, read_json
 
 #: The commands so far (``commands``), which keys the jobs of the last one share (``fixed``), and
 #: what the summary needs: ``entry``, ``metric``, ``mode``, ``start``, ``columns``.

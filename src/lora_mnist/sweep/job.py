@@ -13,7 +13,7 @@ from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lora_mnist.errors import UserError, one_line
+from lora_mnist.errors import RequirementError, UserError, one_line
 from lora_mnist.sweep import session
 from lora_mnist.sweep.command import key_of
 from lora_mnist.sweep.folder import LOCK_FILE, STOP_FILE, SWEEP_FILE, varied_overrides
@@ -60,7 +60,7 @@ def run_swept(
                     elif path.is_file() and path.name not in (LOCK_FILE, f"{hydra.job.name}.log"):
                         path.unlink()
             how = ("sweep", "launcher")  # and not what is computed
-            record = {
+            record: dict[str, object] = {
                 "command": len(read_json(sweep / SWEEP_FILE)["commands"]),
                 "overrides": [
                     o for o in hydra.overrides.task if key_of(o).split(".")[0] not in how
@@ -72,7 +72,9 @@ def run_swept(
                 function(cfg, folder)
             except Exception as error:
                 reason = one_line(explain(error)[0])
-                write_json(folder / JOB_FILE, record | {"error": reason})
+                has_results = isinstance(error, RequirementError)
+                record |= {"error": reason, "has_results": has_results}
+                write_json(folder / JOB_FILE, record)
                 is_ours = isinstance(error, UserError)
                 log.error("%s", reason, exc_info=None if is_ours else error)
                 where = "" if is_ours else f" (traceback in {folder / hydra.job.name}.log)"
@@ -86,6 +88,9 @@ def run_swept(
                 gc.collect()  # a Trainer and what it trains hold each other, and the images
             seconds = f"{time.perf_counter() - started:.1f} s"
     job = read_job(folder)
+    if job and job.error:  # as before; there is nothing to run again
+        print(f"{label} failed: {job.error}", file=sys.stderr, flush=True)
+        return None
     value = job.value(cfg.sweep.metric) if job else None
     metric = "" if value is None or not seconds else f"{cfg.sweep.metric} {value:.6g}, "
     print(f"{label}: {metric}{seconds or 'finished before'}", flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.numbers import flatten
 from lora_mnist.errors import one_line
 from lora_mnist.sweep.command import key_of
 
@@ -25,7 +26,8 @@ class Job:
         command: which of the sweep's commands started it last, from 1.
         overrides: the job's part of the command line, as written.
         error: why it failed.
-        results: results.json with nested keys joined by dots; empty until the job has finished.
+        results: results.json with nested keys joined by dots; empty until the job has finished. A
+            job that failed because of ``require`` has them, too.
         swept: the values of all keys in which the sweep's jobs differ.
     """
 
@@ -72,7 +74,7 @@ def read_job(folder: Path) -> Job | None:
     if not record:
         return None
     job = Job(folder.name, record["command"], record["overrides"], record["error"])
-    if not job.error:
+    if not job.error or record.get("has_results"):
         job.results = flatten(read_json(folder / RESULTS_FILE))
     return job
 
@@ -80,7 +82,7 @@ def read_job(folder: Path) -> Job | None:
 def is_finished(folder: Path) -> bool:
     """Whether the job in ``folder`` has its results and need not run again."""
     job = read_job(folder)
-    return job is not None and job.status == "finished"
+    return job is not None and bool(job.results)
 
 
 def read_jobs(folder: Path) -> list[Job]:
@@ -106,16 +108,6 @@ def read_jobs(folder: Path) -> list[Job]:
                 value = OmegaConf.select(config, key, default="", throw_on_missing=False)
             job.swept[key] = "null" if value is None else one_line(value)
     return jobs
-
-
-def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``."""
-    if not isinstance(nested, dict | list):
-        return {prefix: nested}
-    flat: dict[str, Any] = {}
-    for key, value in nested.items() if isinstance(nested, dict) else enumerate(nested):
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def natural(text: str) -> tuple[bool, float, str]:

@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.disk.numbers import parse_require
 from lora_mnist.errors import UserError
 from lora_mnist.sweep.command import command_line, override, quoted
 from lora_mnist.sweep.folder import LOCK_FILE, STOP_FILE, SWEEP_FILE
@@ -44,6 +45,7 @@ def open_sweep(config: DictConfig) -> None:
         raise UserError(f"sweep.metric=null: a search needs one; expected one of {accepted}")
     if sweep.metric and not any(fnmatchcase(str(sweep.metric), each) for each in sweep.metrics):
         raise UserError(f"sweep.metric={sweep.metric}: expected one of {accepted}, or null")
+    parse_require(OmegaConf.select(config, "require"))
     fixed = [key for key, is_swept in swept_keys(config).items() if not is_swept]
     folder = Path(config.hydra.sweep.dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +127,8 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
         return code, None
     if ranked.jobs:
         print(summarize(ranked), flush=True)
-    unfinished = [job for job in ranked.unfinished if job.command == now]
+    # A job that does not meet its requirements is not run again, but stays a failure.
+    unfinished = [job for job in ranked.unfinished if job.command == now or job.results]
     failed = sum(job.status == "failed" for job in unfinished)
     problems = [f"{failed} failed"] if failed else []
     if reason:
@@ -133,8 +136,11 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
     if not problems and (code or unfinished):
         problems.append("not all jobs ran")
     if problems:
-        resume = f"{ranked.sweep['commands'][-1]} {quoted(override('sweep.resume', folder))}"
-        print(f"{', '.join(problems)}; go on with: {resume}", file=sys.stderr)
+        text = ", ".join(problems)
+        if reason or not unfinished or not all(job.results for job in unfinished):
+            resume = f"{ranked.sweep['commands'][-1]} {quoted(override('sweep.resume', folder))}"
+            text += f"; go on with: {resume}"
+        print(text, file=sys.stderr)
         code = code or 1
     elif ranked.metric and ranked.groups and not ranked.best:
         known = ranked.groups[0].jobs[0].results

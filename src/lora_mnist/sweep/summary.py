@@ -147,11 +147,12 @@ class Ranked:
     def table(self, most: int) -> tuple[list[str], list[list[str]], list[str] | None]:
         """Titles; at most so many rows; and what the jobs start from, if all have the same.
 
-        The groups come first, best first, then the jobs that did not finish.
+        The groups come first, best first, then the jobs that did not finish, or failed; they keep
+        the numbers that they have.
         """
         title_of = {self.metric: self.metric} if self.metric else {}
         title_of |= {column["value"]: column["title"] for column in self.sweep["columns"]}
-        known = {key for group in self.groups for job in group.jobs for key in job.results}
+        known = {key for job in self.jobs for key in job.results}
         columns = [key for key in title_of if key in known]
         shared = []
         for key in columns:
@@ -172,7 +173,10 @@ class Ranked:
                 cells.append(f"{before} -> {cell}" if before else cell)
             rows.append(cells)
         for job in self.unfinished[: most - len(rows)]:
-            cells = ["", *self.settings(job).values(), *[""] * len(seeds), job.status]
+            settings = [*self.settings(job).values(), *[""] * len(seeds)]
+            cells = ["", *settings, job.status]
+            if job.results:
+                cells = [job.status, *settings, *(_text(job.value(key), key) for key in columns)]
             rows.append(cells + [""] * (len(titles) - len(cells)))
         foot = None
         if any(shared):
@@ -183,7 +187,7 @@ class Ranked:
         """``title`` with ``{KEY}`` as the value that all jobs have, else as KEY's last part."""
         for key in re.findall(r"\{([^{}]+)\}", title):
             values = set()
-            for job in (job for group in self.groups for job in group.jobs):
+            for job in (job for job in self.jobs if job.results):
                 own = [v for k, v in job.results.items() if f"{k}.".startswith(f"{key}.")]
                 values.add(",".join(str(value) for value in own if value is not None))
             only = values.pop() if len(values) == 1 else ""

@@ -1,0 +1,80 @@
+"""The numbers of results.json by their dotted keys, and what ``require`` asks of them; no torch."""
+
+import operator
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from lora_mnist.errors import RequirementError, UserError
+
+_SIGNS = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_SIDE = rf"{_NUMBER}|[A-Za-z_][\w-]*(?:\.[\w-]+)*"
+_COMPARISON = re.compile(rf"\s*({_SIDE})\s*({'|'.join(_SIGNS)})\s*({_SIDE})\s*", re.ASCII)
+
+#: Left side, sign, right side.
+Comparison = tuple[str, str, str]
+
+
+def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``."""
+    if not isinstance(nested, dict | list):
+        return {prefix: nested}
+    flat: dict[str, Any] = {}
+    for key, value in nested.items() if isinstance(nested, dict) else enumerate(nested):
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def parse_require(require: Any) -> list[Comparison]:
+    """Take the comparisons of ``require`` apart: a text, a list of them, or ``None``.
+
+    On each side stands a number or a dotted key of results.json, as in ``test.broken <= 20``.
+
+    Raises:
+        UserError: if one is no comparison.
+    """
+    texts = [require] if isinstance(require, str | int | float) else list(require or [])
+    comparisons: list[Comparison] = []
+    for text in texts:
+        found = _COMPARISON.fullmatch(str(text))
+        if not found:
+            raise UserError(
+                f"require={text}: expected two numbers or keys of results.json with one of "
+                f"{' '.join(_SIGNS)} between them, as test.broken <= 20"
+            )
+        comparisons.append((found[1], found[2], found[3]))
+    return comparisons
+
+
+def check_require(comparisons: list[Comparison], results: Mapping[str, Any]) -> None:
+    """Compare the numbers of results.json.
+
+    Raises:
+        UserError: if it has no such number; with those whose keys are alike.
+        RequirementError: with all comparisons that do not hold, and their values.
+    """
+    known = {key: v for key, v in flatten(dict(results)).items() if type(v) in (int, float)}
+    unmet = []
+    for left, sign, right in comparisons:
+        values = []
+        for side in (left, right):
+            if side not in known and not re.fullmatch(_NUMBER, side):
+                alike = get_close_matches(side, known, n=5) or list(known)
+                raise UserError(
+                    f"require={left} {sign} {right}: results.json has no number {side}; "
+                    f"expected one like {', '.join(alike)}"
+                )
+            values.append(known.get(side, side))
+        first, second = (float(value) for value in values)
+        if not _SIGNS[sign](first, second):
+            unmet.append(f"{left} {sign} {right}: {values[0]} {sign} {values[1]} does not hold")
+    if unmet:
+        raise RequirementError(f"require={'; '.join(unmet)}")

@@ -1,0 +1,96 @@
+import re
+from typing import Any
+
+import pytest
+
+from lora_mnist.disk.numbers import check_require, flatten, parse_require
+from lora_mnist.errors import RequirementError, UserError
+
+RESULTS: dict[str, Any] = {
+    "stage": "lora",
+    "test": {"broken": 85, "accuracy": 0.5, "errors_per_class": [7, 1], "loss": None},
+    "test_base": {"errors_per_class": [7, 2]},
+    "each": {"2026-11-25_03-28": {"errors": 3}},
+    "base_unchanged": True,
+}
+
+
+def test_flatten() -> None:
+    nested = {"a": {"b": 1, "c": [2, {"d": "x"}]}, "e": None}
+    assert flatten(nested) == {"a.b": 1, "a.c.0": 2, "a.c.1.d": "x", "e": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("test.broken <= 85", True),
+        ("test.broken<85", False),
+        ("85 == test.broken", True),
+        (" test.broken > 8.4e1 ", True),
+        ("test.accuracy >= .6", False),
+        ("test.errors_per_class.1 < test_base.errors_per_class.1", True),
+        ("test.errors_per_class.0 < test_base.errors_per_class.0", False),
+        ("each.2026-11-25_03-28.errors >= -1", True),
+    ],
+)
+def test_numbers_are_compared(text: str, holds: bool) -> None:
+    comparisons = parse_require([text])
+    if holds:
+        check_require(comparisons, RESULTS)
+    else:
+        with pytest.raises(RequirementError):
+            check_require(comparisons, RESULTS)
+
+
+def test_all_that_does_not_hold_is_named_with_both_values() -> None:
+    texts = ["test.broken <= 20", "1 < 2", "test.errors_per_class.0 < test_base.errors_per_class.0"]
+    with pytest.raises(RequirementError) as caught:
+        check_require(parse_require(texts), RESULTS)
+    assert str(caught.value) == (
+        "require=test.broken <= 20: 85 <= 20 does not hold; "
+        "test.errors_per_class.0 < test_base.errors_per_class.0: 7 < 7 does not hold"
+    )
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("side", "alike"),
+    [
+        ("test.brokn", "test.broken"),
+        ("errors_per_class.1", "test.errors_per_class.1"),
+        ("test.loss", "test"),  # no number
+        ("base_unchanged", "test"),
+        ("x", "test.broken"),
+    ],
+)
+def test_a_number_that_is_not_there_is_no_zero(side: str, alike: str) -> None:
+    expected = (
+        rf"require={side} < 1: results.json has no number {side}; expected one like .*{alike}"
+    )
+    with pytest.raises(UserError, match=expected) as caught:
+        check_require(parse_require([f"{side} < 1"]), RESULTS)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "test.broken",
+            "test.broken = 2",
+            "test.broken != 2",
+            "test.broken <= ",
+            "< 2",
+            "1 < 2 < 3",
+        ),
+        *("test..broken < 2", "test.broken < 2e", "max(test.broken, 1) < 2", "a + b < 2", ""),
+    ],
+)
+def test_what_is_no_comparison_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=rf"^require={re.escape(text)}: expected two numbers or"):
+        parse_require([text])
+
+
+@pytest.mark.parametrize("require", [None, [], "1 < 2"])
+def test_one_text_or_none_is_enough(require: Any) -> None:
+    check_require(parse_require(require), RESULTS)
