@@ -13,12 +13,13 @@ from torch.func import functional_call
 from lora_mnist.lora import (
     LayerSettings,
     LoRAParametrization,
+    add_deltas,
     add_lora,
     changed_tensors,
     has_lora,
     lora_disabled,
-    lora_layers,
     lora_parameters,
+    lora_weights,
     merge_lora,
     remove_lora,
     set_lora_scale,
@@ -67,7 +68,7 @@ def conv_net(**geometry: Any) -> nn.Module:
     rank=st.integers(1, 8),
     alpha=st.floats(0.1, 16),
     use_rslora=st.booleans(),
-    init=st.sampled_from(["gaussian", "kaiming", "pissa"]),
+    kind=st.sampled_from(["gaussian", "kaiming", "pissa", "dora", "bias", "last_layer"]),
     scale=st.sampled_from([1, 0.3, -2]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
@@ -77,7 +78,7 @@ def test_laws(
     rank: int,
     alpha: float,
     use_rslora: bool,
-    init: str,
+    kind: str,
     scale: float,
     dtype: torch.dtype,
 ) -> None:
@@ -87,23 +88,35 @@ def test_laws(
     plain = copy.deepcopy(net)
     x = torch.randn((*batch, 6) if geometry is None else (*batch[:1], 2, 7, 6), dtype=dtype)
     base = net(x)
-    rank = min(rank, 2) if init == "pissa" else rank
-    add_lora(net, rank, alpha, target_modules=".*", use_rslora=use_rslora, init=init)
+    rank = min(rank, 2) if kind == "pissa" else rank
+    if kind in ("bias", "last_layer"):
+        has_bias = any("bias" in name for name in plain.state_dict())
+        add_deltas(net, kind if has_bias else "last_layer")
+    else:
+        more = {"use_dora": True} if kind == "dora" else {"init": kind}
+        add_lora(net, rank, alpha, target_modules=".*", use_rslora=use_rslora, **more)
     assert torch.equal(net(x), base)
     trained = randomize(net)(x)
     set_lora_scale(net, scale)
     adapted = net(x)
     assert (scale == 1) == torch.equal(adapted, trained) or adapted.numel() == 0
     weights = {}
-    for name, layer in lora_layers(net):
-        weights[f"{name}.weight"] = layer.weight
-        adapter = layer.parametrizations.weight[0]
-        update = adapter.lora_B.flatten(1) @ adapter.lora_A.flatten(1)
-        if init == "pissa":
-            update = update - adapter.start_B.flatten(1) @ adapter.start_A.flatten(1)
-        update = scale * alpha / (rank**0.5 if use_rslora else rank) * update
-        found = (layer.weight - layer.parametrizations.weight.original).flatten(1)
-        torch.testing.assert_close(found, update, **close)
+    for name, weight in lora_weights(net).items():
+        effective, (adapter,) = getattr(weight.module, weight.tensor), weight.adapters
+        weights[f"{name}.weight" if weight.tensor == "weight" else name] = effective
+        if kind in ("bias", "last_layer"):
+            update = adapter.delta
+        else:
+            update = adapter.lora_B.flatten(1) @ adapter.lora_A.flatten(1)
+            if kind == "pissa":
+                update = update - adapter.start_B.flatten(1) @ adapter.start_A.flatten(1)
+            update = alpha / (rank**0.5 if use_rslora else rank) * update
+            if kind == "dora":
+                direction = F.normalize(weight.base.flatten(1) + update, dim=1)
+                update = adapter.magnitude[:, None] * direction - weight.base.flatten(1)
+        torch.testing.assert_close(
+            effective - weight.base, scale * update.view_as(effective), **close
+        )
     torch.testing.assert_close(adapted, functional_call(plain, weights, x), **close)
     with lora_disabled(net):
         assert torch.equal(net(x), base)
@@ -117,8 +130,11 @@ def test_laws(
     assert changed_tensors(plain.state_dict(), net.state_dict()) == []
 
 
-def test_gradients_equal_those_of_the_dense_parametrization(tiny: nn.Module) -> None:
-    randomize(add_lora(tiny.double(), rank=2, alpha=3))
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_gradients_equal_those_of_the_dense_parametrization(
+    tiny: nn.Module, use_dora: bool
+) -> None:
+    randomize(add_lora(tiny.double(), rank=2, alpha=3, use_dora=use_dora))
     x = torch.randn(7, 6, dtype=torch.float64)
     parameters = list(lora_parameters(tiny))
     factored = torch.autograd.grad(tiny(x).square().sum(), parameters)
@@ -129,7 +145,7 @@ def test_gradients_equal_those_of_the_dense_parametrization(tiny: nn.Module) -> 
 def test_training_never_builds_the_dense_product(
     tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(LoRAParametrization, "forward")
+    monkeypatch.delattr(LoRAParametrization, "update")
     conv = add_lora(conv_net(), rank=3, target_modules="0")
     assert [tuple(p.shape) for p in lora_parameters(conv)] == [(3, 2, 3, 3), (4, 3, 1, 1)]
     for net, x in ((tiny, torch.randn(4, 6)), (conv, torch.randn(1, 2, 5, 5))):

@@ -1,3 +1,4 @@
+import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from torch import nn
 
 from lora_mnist.lora import (
     LayerSettings,
+    add_deltas,
     add_lora,
     attach,
     load_adapter,
     lora_layers,
+    lora_weights,
     read_factors,
     save_adapter,
 )
@@ -67,8 +70,8 @@ def make(kind: Callable[[], nn.Module]) -> nn.Module:
 
 def randomized(net: nn.Module) -> nn.Module:
     torch.manual_seed(3)
-    for name, parameter in net.named_parameters():
-        if "lora_" in name:
+    for parameter in net.parameters():
+        if parameter.requires_grad:
             nn.init.normal_(parameter)
     return net.eval()
 
@@ -80,6 +83,10 @@ def randomized(net: nn.Module) -> nn.Module:
         (TinyNet, {"target_modules": "linear2", "init": "kaiming"}),
         (TinyNet, {"rank_pattern": {"linear2": 3}, "alpha_pattern": {"linear1": 0.5}}),
         (TinyNet, {"init": "pissa", "rank": 3, "use_rslora": True}),
+        (TinyNet, {"use_dora": True, "rank": 2, "use_rslora": True, "dropout": 0.5}),
+        (ConvNet, {"use_dora": True, "rank": 2, "alpha_pattern": {"^conv": 3}}),
+        (signals, {"use_dora": True}),
+        (volumes, {"use_dora": True}),
         (ConvNet, {"rank": 2}),
         (ConvNet, {"target_modules": "conv"}),  # and not block.conv
         (ConvNet, {"target_modules": ".*conv", "rank_pattern": {"^conv": 3}}),
@@ -111,6 +118,7 @@ def test_ours_load_here_and_in_peft(kind: Any, options: dict[str, Any], tmp_path
 
 
 BOTH = ["linear1", "linear2"]
+NONE = "dummy-target-modules"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +133,13 @@ BOTH = ["linear1", "linear2"]
         (ConvNet, {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3, "conv": 2}}),
         (tokens, {"target_modules": ["embed", "linear"], "alpha_pattern": {"embed": 7}}),
         (signals, {"target_modules": "0", "r": 2}),
+        (TinyNet, {"target_modules": BOTH, "use_dora": True, "r": 3, "lora_alpha": 2}),
+        (ConvNet, {"target_modules": ["conv", "linear"], "use_dora": True}),
+        (signals, {"target_modules": "0", "use_dora": True}),
+        (ConvNet, {"target_modules": ["linear"], "bias": "all"}),
+        (ConvNet, {"target_modules": ["conv", "linear"], "bias": "lora_only", "use_dora": True}),
+        (ConvNet, {"target_modules": ["conv"], "modules_to_save": ["linear"]}),
+        (ConvNet, {"target_modules": NONE, "bias": "all"}),
     ],
 )
 def test_theirs_load_here(kind: Any, options: dict[str, Any], tmp_path: Path) -> None:
@@ -134,6 +149,37 @@ def test_theirs_load_here(kind: Any, options: dict[str, Any], tmp_path: Path) ->
     ours = load_adapter(make(kind), tmp_path)
     assert not torch.allclose(ours(x), make(kind)(x), atol=1e-2)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+    # Of LoRA and whole tensors in one adapter, too, nothing is lost on the way back.
+    save_adapter(ours, tmp_path / "again")
+    again = PeftModel.from_pretrained(make(kind), str(tmp_path / "again")).eval()
+    torch.testing.assert_close(again(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config"),
+    [
+        ("bias", {"bias": "all", "modules_to_save": None}),
+        ("last_layer", {"bias": "none", "modules_to_save": ["linear"]}),
+    ],
+)
+def test_whole_tensors_load_here_and_in_peft(tensors: str, config: Any, tmp_path: Path) -> None:
+    x = INPUTS[ConvNet]
+    ours = randomized(add_deltas(make(ConvNet), tensors))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_adapter(ours, tmp_path)
+        theirs = PeftModel.from_pretrained(make(ConvNet), str(tmp_path)).eval()
+    assert not torch.allclose(ours(x), make(ConvNet)(x), atol=1e-2)
+    torch.testing.assert_close(theirs(x), ours(x), rtol=1e-5, atol=1e-5)
+    assert torch.equal(load_adapter(make(ConvNet), tmp_path)(x), ours(x))
+    found = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert {key: found.get(key) for key in config} == config
+    norms = {}
+    for name, (lora_A, lora_B, scaling) in read_factors(tmp_path).items():
+        norms[name] = (scaling * lora_B.flatten(1) @ lora_A.flatten(1)).norm()
+    for name, weight in lora_weights(ours).items():
+        torch.testing.assert_close(norms.pop(name), weight.adapters[0].delta.norm())
+    assert not norms
 
 
 @pytest.mark.parametrize(

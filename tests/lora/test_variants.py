@@ -1,18 +1,30 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers.nets import TinyNet
+from helpers.nets import TinyNet, adapters, dense, randomize
 from torch import nn
 
 from lora_mnist.lora import (
+    add_deltas,
     add_lora,
+    count_parameters,
+    has_lora,
     load_adapter,
+    lora_disabled,
     lora_layers,
+    lora_parameters,
+    lora_weights,
     loraplus,
+    merge_lora,
+    remove_lora,
+    set_lora_scale,
+    unmerge_lora,
 )
+from lora_mnist.lora.weight import adaptable_weights
 
 
 @pytest.mark.parametrize("make", [TinyNet, lambda: nn.Sequential(nn.Conv2d(2, 4, 3))])
@@ -50,6 +62,127 @@ def test_pissa_trains_as_in_peft(tiny: nn.Module, tmp_path: Path) -> None:
     theirs.save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match="init_lora_weights=pissa is not supported: .* a base"):
         load_adapter(tiny, tmp_path)
+
+
+def test_dora_trains_as_in_peft(tiny: nn.Module) -> None:
+    """Magnitudes, factors and outputs, with the norm held constant in the backward pass."""
+    peft = pytest.importorskip("peft", reason="the extra peft is not installed")
+    x = torch.randn(6, 6)
+    base = tiny(x)
+    ours = add_lora(copy.deepcopy(tiny), rank=2, alpha=3.0, use_dora=True)
+    assert torch.equal(ours(x), base)
+    config = peft.LoraConfig(r=2, lora_alpha=3, use_dora=True, target_modules="all-linear")
+    theirs = peft.get_peft_model(copy.deepcopy(tiny), config)
+    for adapter, layer in zip(adapters(ours), ("linear1", "linear2"), strict=True):
+        start = theirs.get_submodule(f"base_model.model.{layer}").lora_A.default.weight
+        adapter.lora_A.data.copy_(start)
+    for net in (ours, theirs):
+        optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
+        for _ in range(9):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+    assert not torch.allclose(ours(x), base, atol=1e-2)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    for adapter, layer in zip(adapters(ours), ("linear1", "linear2"), strict=True):
+        magnitude = theirs.get_submodule(f"base_model.model.{layer}").lora_magnitude_vector
+        torch.testing.assert_close(adapter.magnitude, magnitude.default.weight)
+
+
+@pytest.mark.parametrize("below", ["lora", "dora", "last_layer"])
+def test_dora_stands_on_other_adapters(tiny: nn.Module, below: str) -> None:
+    """Its norms are those of what lies below it, turned up, down and off."""
+    x = torch.randn(4, 6)
+    add_deltas(tiny, below) if below == "last_layer" else add_lora(tiny, use_dora=below == "dora")
+    first = randomize(tiny)(x)
+    add_lora(tiny, rank=2, use_dora=True, name="second")
+    assert torch.equal(tiny(x), first)
+    randomize(tiny)
+    for scale in (1, 0, 0.3):
+        set_lora_scale(tiny, scale, "default")
+        torch.testing.assert_close(tiny(x), dense(tiny, x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(merge_lora(copy.deepcopy(tiny))(x), tiny(x))
+    with pytest.raises(ValueError, match="name=second: DoRA on linear. .* to merge default first"):
+        merge_lora(tiny, "second")
+    before = tiny(x)
+    torch.testing.assert_close(merge_lora(tiny, "default")(x), before)
+    assert torch.equal(unmerge_lora(tiny)(x), before)
+
+
+def test_dora_keeps_what_has_no_direction() -> None:
+    """A row of zeros, in a network that somebody pruned, has the norm 0."""
+    net = nn.Sequential(nn.Linear(3, 2))
+    nn.init.zeros_(net[0].weight)
+    x = torch.randn(4, 3)
+    base = net(x)
+    add_lora(net, use_dora=True)
+    assert torch.equal(net(x), base)
+    randomize(net)(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in lora_parameters(net))
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_dora_in_half_precision_starts_at_the_base(kind: str) -> None:
+    net: nn.Module = nn.Linear(6, 5) if kind == "linear" else nn.Conv2d(2, 4, 3)
+    net = nn.Sequential(net.bfloat16())
+    x = torch.randn(*((4, 6) if kind == "linear" else (3, 2, 5, 5)), dtype=torch.bfloat16)
+    base = net(x)
+    assert torch.equal(add_lora(net, use_dora=True)(x), base)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"init": "pissa"}, "use_dora=True: expected init=gaussian or init=kaiming"),
+        ({"target_modules": ["0"]}, "use_dora=True: expected no embedding, as 0 is"),
+        ({"use_dora": 1}, "use_dora=1: expected true or false"),
+    ],
+)
+def test_what_dora_is_not_for(arguments: Any, message: str) -> None:
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=message):
+        add_lora(net, **{"use_dora": True, **arguments})
+    assert not has_lora(net)
+
+
+def test_deltas_stack_and_add_up(tiny: nn.Module) -> None:
+    x = torch.randn(4, 6)
+    base, expected = tiny(x), copy.deepcopy(tiny)
+    biases = 5 + 3
+    assert count_parameters(add_deltas(tiny, "bias", "biases"))["trainable"] == biases
+    assert count_parameters(add_deltas(tiny, "last_layer", "last"))["trainable"] == 5 * 3 + 3
+    randomize(add_lora(tiny, rank=2, name="plain"))
+    scales = {"biases": 0.5, "last": -2.0, "plain": 1.0}
+    for name, scale in scales.items():
+        set_lora_scale(tiny, scale, name)
+    for name, weight in lora_weights(tiny).items():
+        for adapter in weight.adapters:
+            adapter_update = adapter.update(weight.base)
+            adaptable_weights(expected)[name].base.data.add_(adapter_update)
+    torch.testing.assert_close(tiny(x), expected(x), rtol=1e-5, atol=1e-5)
+    with lora_disabled(tiny):
+        assert torch.equal(tiny(x), base)
+    torch.testing.assert_close(merge_lora(copy.deepcopy(tiny))(x), tiny(x), rtol=1e-5, atol=1e-5)
+    assert torch.equal(remove_lora(tiny)(x), base)
+
+
+@pytest.mark.parametrize(
+    ("net", "tensors", "message"),
+    [
+        (nn.Linear(2, 2, bias=False), "bias", "tensors=bias: expected a network with a bias"),
+        (nn.LayerNorm(3), "last_layer", "to match Linear or Conv2d"),
+        (nn.Linear(2, 2), "first_layer", "tensors=first_layer: expected bias or last_layer"),
+    ],
+)
+def test_networks_without_such_tensors(net: nn.Module, tensors: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        add_deltas(net, tensors)
+    assert not has_lora(net)
+
+
+def test_the_last_layer_alone_needs_no_bias() -> None:
+    net = add_deltas(nn.Sequential(nn.Linear(2, 3), nn.Conv2d(1, 4, 3, bias=False)), "last_layer")
+    assert list(lora_weights(net)) == ["1"]
 
 
 @pytest.mark.parametrize("lr_ratio", [1, 4.0])

@@ -17,6 +17,7 @@ from lora_mnist.lora import (
     remove_lora,
     unmerge_lora,
 )
+from lora_mnist.lora.targets import target_weights
 from lora_mnist.lora.weight import adaptable_weights
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
@@ -114,4 +115,5 @@ def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone(
 def test_weights_that_cannot_be_adapted_are_no_weights_here() -> None:
     net = nn.ModuleDict({"lazy": nn.LazyLinear(3), "norm": nn.LayerNorm(4), "lin": nn.Linear(2, 2)})
     net["indices"] = nn.ParameterList([nn.Parameter(torch.ones(2, 2).int(), requires_grad=False)])
-    assert list(adaptable_weights(net)) == ["lin"]
+    assert list(adaptable_weights(net)) == ["norm", "norm.bias", "lin", "lin.bias"]
+    assert list(target_weights(net, ".*")) == ["lin"]

@@ -16,11 +16,11 @@ from lora_mnist.data.sampler import Batch
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora import (
     has_lora,
-    lora_adapters,
     lora_disabled,
-    lora_layers,
     lora_state_dict,
+    lora_weights,
     loraplus,
+    weight_below,
 )
 
 BaseLogits = dict[str, list[Tensor | None]]
@@ -212,14 +212,15 @@ class ClassifierModule(LightningModule):
 
 @torch.no_grad()
 def adapter_norms(net: nn.Module) -> dict[str, float]:
-    """The size of what the last adapter adds to each layer, ``||scaling * lora_B @ lora_A||_F``.
+    """The size of what the last adapter adds to each weight, ``||scaling * lora_B @ lora_A||_F``.
 
     By tag: ``adapter/norm/<layer>``; of very many layers, of all together.
     """
     norms = {}
-    for name, layer in lora_layers(net):
-        adapter = lora_adapters(layer)[-1]
-        norms[f"adapter/norm/{name}"] = float((adapter.scaling * adapter.product()).norm())
+    for name, weight in lora_weights(net).items():
+        adapter = weight.adapters[-1]
+        below = weight_below(weight.parametrizations, adapter)
+        norms[f"adapter/norm/{name}"] = float(adapter.update(below).norm())
     if len(norms) > _MOST_LAYERS:
         return {"adapter/norm/all layers": math.hypot(*norms.values())}
     return norms

@@ -16,10 +16,13 @@ from .base_state import fingerprint as fingerprint
 from .base_state import lora_state_dict as lora_state_dict
 from .base_state import trainable_parameters as trainable_parameters
 from .frozen import freeze_base as freeze_base
+from .layer import AdapterParametrization as AdapterParametrization
 from .layer import LoRAParametrization as LoRAParametrization
+from .layer import weight_below as weight_below
 from .merge import merge_lora as merge_lora
 from .merge import remove_lora as remove_lora
 from .merge import unmerge_lora as unmerge_lora
+from .model import add_deltas as add_deltas
 from .model import add_lora as add_lora
 from .model import attach as attach
 from .model import has_lora as has_lora
@@ -28,6 +31,7 @@ from .model import lora_disabled as lora_disabled
 from .model import lora_layers as lora_layers
 from .model import lora_names as lora_names
 from .model import lora_parameters as lora_parameters
+from .model import lora_weights as lora_weights
 from .model import set_lora_enabled as set_lora_enabled
 from .model import set_lora_scale as set_lora_scale
 from .peft import CONFIG_NAME as CONFIG_NAME

@@ -3,9 +3,10 @@
 An adapter is a folder of two files that ``peft`` loads unchanged: ``adapter_config.json`` and
 ``adapter_model.safetensors``, whose tensors are named ``base_model.model.<layer>.lora_A.weight``,
 shape (rank, in_features), and ``...lora_B.weight``, shape (out_features, rank); those of other
-layers have the shapes of :class:`.layer.LoRAParametrization`. The safetensors metadata also holds
-``base_sha256``, the fingerprint of the base that the adapter was trained on, and whatever the
-caller adds.
+layers have the shapes of :class:`.layer.LoRAParametrization`. DoRA has
+``...lora_magnitude_vector`` too, and a tensor that is trained whole goes by its own name. The
+safetensors metadata also holds ``base_sha256``, the fingerprint of the base that the adapter was
+trained on, and whatever the caller adds.
 """
 
 import logging
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ..disk.files import atomic_write
 from .base_state import base_state_dict, fingerprint
 from .frozen import moved_tensors
-from .layer import LoRAParametrization
+from .layer import AdapterParametrization, LoRAParametrization
 from .model import attach, lora_names, lora_weights, named_adapters
 from .peft import (
     CONFIG_NAME,
@@ -34,7 +35,7 @@ from .peft import (
 )
 from .settings import LayerSettings, is_number
 from .targets import listed
-from .variants import PiSSAParametrization
+from .variants import DoRAParametrization, PiSSAParametrization
 from .weight import adaptable_weights
 
 log = logging.getLogger(__name__)
@@ -72,37 +73,41 @@ def save_adapter(
         )
     if any(adapter.scale != 1 for adapter in adapters):
         log.warning("the adapter is saved as trained, without its scale")
-    tensors, settings, weights = {}, {}, {}
-    for layer, weight in lora_weights(model).items():
+    parts, settings = {}, {}
+    weights = lora_weights(model)
+    for layer, weight in weights.items():
         for adapter in weight.adapters:
             if name in (None, adapter.name):
-                lora_A, lora_B, settings[layer] = _plain_lora(adapter)
-                tensors.update(tensors_of(layer, weight, lora_A, lora_B))
-                weights[layer] = weight
+                parts[layer], settings[layer] = _parts(adapter)
+    tensors = tensors_of(weights, parts)
     sha256 = fingerprint(base_state_dict(model))
     with atomic_write(folder / WEIGHTS_NAME) as path:
         write_tensors(path, tensors, {"format": "pt", "base_sha256": sha256, **(metadata or {})})
     with atomic_write(folder / CONFIG_NAME) as path:
         write_config(path, model, settings)
-    warn_of_peft(weights)
+    warn_of_peft({layer: weights[layer] for layer in settings if settings[layer]})
     return folder
 
 
-def _plain_lora(adapter: LoRAParametrization) -> tuple[Tensor, Tensor, LayerSettings]:
-    """``lora_A``, ``lora_B`` and settings of an adapter as plain LoRA.
+def _parts(
+    adapter: AdapterParametrization,
+) -> tuple[dict[str, Tensor], LayerSettings | None]:
+    """Parts and settings of the adapter on one tensor, as :func:`.peft.read_adapter` has them.
 
     PiSSA amounts to plain LoRA of twice the rank, ``[lora_B, -start_B] @ [lora_A; start_A]`` at the
     same scaling, which PEFT's conversion gives too: so it fits the original base, here and in PEFT.
     """
-    lora_A: Tensor = adapter.lora_A
-    lora_B: Tensor = adapter.lora_B
+    parts: dict[str, Tensor] = dict(adapter.named_parameters())
+    if not isinstance(adapter, LoRAParametrization):
+        return parts, None
     rank, alpha = adapter.rank, adapter.alpha
     if isinstance(adapter, PiSSAParametrization):
         rank, alpha = 2 * rank, alpha * (math.sqrt(2) if adapter.use_rslora else 2)
-        lora_A = torch.cat([lora_A, adapter.start_A])
-        lora_B = torch.cat([lora_B, -adapter.start_B], dim=1)
+        parts["lora_A"] = torch.cat([adapter.lora_A, adapter.start_A])
+        parts["lora_B"] = torch.cat([adapter.lora_B, -adapter.start_B], dim=1)
     options = {"use_rslora": adapter.use_rslora, "dropout": adapter.dropout}
-    return lora_A, lora_B, LayerSettings(rank, alpha, **options)  # type: ignore[arg-type]
+    options["use_dora"] = isinstance(adapter, DoRAParametrization)
+    return parts, LayerSettings(rank, alpha, **options)  # type: ignore[arg-type]
 
 
 def load_adapter(
@@ -133,24 +138,31 @@ def load_adapter(
     try:
         if not is_number(scale):
             raise ValueError(f"scale={scale}: expected a finite number")
-        factors, settings, metadata = read_adapter(Path(folder))
-        for layer, pair in factors.items():
-            if layer not in weights:
+        parts, settings, metadata = read_adapter(Path(folder))
+        for layer, of_layer in parts.items():
+            wanted = settings[layer]
+            if layer not in weights or (wanted and weights[layer].base.ndim < 2):
                 raise ValueError(
                     f"unexpected tensors of {layer} in {WEIGHTS_NAME}: the model has no such layer "
                     "that can be adapted"
                 )
-            base, rank = weights[layer].base, settings[layer].rank
-            rows, *columns = base.shape
-            shapes = ((rank, *columns), (rows, rank, *[1] * (len(columns) - 1)))
-            for factor, shape in zip(pair, shapes, strict=True):
-                what = f"a tensor of {layer}"
-                if factor.shape != shape:
-                    raise ValueError(f"{what} has shape {tuple(factor.shape)}, expected {shape}")
-                if not factor.is_floating_point():
-                    raise ValueError(f"{what}: expected numbers, found {factor.dtype}")
-                if not torch.isfinite(factor.to(base.dtype)).all():
+            base = weights[layer].base
+            shapes = {"delta": tuple(base.shape), "trained": tuple(base.shape)}
+            if wanted:
+                rows, *columns = base.shape
+                shapes["lora_A"] = (wanted.rank, *columns)
+                shapes["lora_B"] = (rows, wanted.rank, *[1] * (len(columns) - 1))
+                shapes["magnitude"] = (rows,)
+            for part, tensor in of_layer.items():
+                what, shape = f"{part} of {layer}", shapes[part]
+                if tensor.shape != shape:
+                    raise ValueError(f"{what} has shape {tuple(tensor.shape)}, expected {shape}")
+                if not tensor.is_floating_point():
+                    raise ValueError(f"{what}: expected numbers, found {tensor.dtype}")
+                if not torch.isfinite(tensor.to(base.dtype)).all():
                     raise ValueError(f"{what} holds NaN or infinity")
+            if "trained" in of_layer:
+                of_layer["delta"] = of_layer.pop("trained").to(base) - base.detach()
         made_for = metadata.get("base_sha256")
         if made_for is None:
             log.warning("the adapter does not say which base it was made for: not checked")
@@ -163,12 +175,10 @@ def load_adapter(
         attach(model, settings, name)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    with torch.no_grad():
-        for layer, (lora_A, lora_B) in factors.items():
-            adapter = weights[layer].adapters[-1]
-            adapter.lora_A.copy_(lora_A)
-            adapter.lora_B.copy_(lora_B)
-            adapter.scale = scale
+    for layer, of_layer in parts.items():
+        adapter = weights[layer].adapters[-1]
+        adapter.load_state_dict(of_layer)
+        adapter.scale = scale
     return model
 
 

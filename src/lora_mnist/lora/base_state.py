@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .layer import LoRAParametrization
+from .layer import AdapterParametrization
 
 # Where an adapter's tensors stand in the state_dict of an adapted network.
-_LORA_KEY = re.compile(r"(^|\.)parametrizations\.[^.]+\.\d+\.(lora|start)_[AB]$")
+_LORA_KEY = re.compile(r"(^|\.)parametrizations\.[^.]+\.\d+\.((lora|start)_[AB]|magnitude|delta)$")
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ def unadapted_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_lora(module: nn.Module) -> bool:
-    return isinstance(module, LoRAParametrization)
+    return isinstance(module, AdapterParametrization)
 
 
 class Merged:
@@ -128,7 +128,7 @@ def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:
     """How many numbers the base holds, LoRA adds and training changes, and 100 * LoRA / base."""
-    adapters = [m for m in model.modules() if isinstance(m, LoRAParametrization)]
+    adapters = [m for m in model.modules() if _is_lora(m)]
     lora = sum(p.numel() for adapter in adapters for p in adapter.parameters())
     base = sum(p.numel() for p in model.parameters()) - lora
     return {

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .base_state import base_state_dict, fingerprint
-from .layer import LoRAParametrization
+from .layer import AdapterParametrization
 
 
 class FrozenBase:
@@ -119,7 +119,7 @@ def moved_tensors(model: nn.Module) -> list[str]:
 
 
 def _base_modules(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if not isinstance(m, LoRAParametrization)]
+    return [m for m in model.modules() if not isinstance(m, AdapterParametrization)]
 
 
 def _has_buffers(module: nn.Module) -> bool:

@@ -22,7 +22,55 @@ from torch import Tensor, nn
 from .settings import LayerSettings
 
 
-class LoRAParametrization(nn.Module):
+class AdapterParametrization(nn.Module):
+    """What adapters of every kind have on one tensor: a name, a switch and a dial.
+
+    It maps the frozen ``W`` to ``W`` and what :meth:`update` adds to it.
+
+    Attributes:
+        name: tells the adapter from others on the same network.
+        scale: a factor of the update, for a finished adapter: 1 as trained, 0 the base exactly.
+        enabled: whether the update is applied. Without it the layer computes the base exactly.
+        was_trainable: whether ``W`` required a gradient before.
+    """
+
+    def __init__(self, weight: Tensor, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.scale = 1.0
+        self.enabled = True
+        self.was_trainable = weight.requires_grad
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the adapter adds anything to the base."""
+        return self.enabled and self.scale != 0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The effective weight, of ``weight``'s shape; what ``layer.weight`` reads as."""
+        if not self.is_on:
+            # As before it was frozen: torch's attention and recurrent layers take another path,
+            # and round otherwise, where a weight requires no gradient.
+            return weight.detach().requires_grad_() if self.was_trainable else weight
+        return weight + self.update(weight)
+
+    def update(self, weight: Tensor) -> Tensor:
+        """What is added to ``weight``, times ``scale``, of its shape."""
+        raise NotImplementedError
+
+    def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+        """``y`` and what :meth:`update` adds to the output of ``layer``, without a dense weight.
+
+        ``x`` is the input of ``layer``, of shape (rows, in_features) or (..., in_channels, height,
+        width), and ``y`` what it computed so far.
+        """
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"name={self.name}, scale={self.scale}, enabled={self.enabled}"
+
+
+class LoRAParametrization(AdapterParametrization):
     """Maps the frozen weight ``W`` to ``W + scaling * lora_B @ lora_A``.
 
     Only ``lora_A`` and ``lora_B`` learn. ``lora_B`` starts at zero, so at first the layer computes
@@ -41,22 +89,15 @@ class LoRAParametrization(nn.Module):
         lora_A: shape (rank, *weight.shape[1:]).
         lora_B: shape (weight.shape[0], rank), and a 1 for each further dimension of ``weight``.
         scaling: the factor of the update.
-        scale: a further factor, for a finished adapter: 1 as trained, 0 the base exactly.
-        enabled: whether the update is applied. Without it the layer computes the base exactly.
-        was_trainable: whether ``weight`` required a gradient before.
     """
 
     def __init__(self, weight: Tensor, settings: LayerSettings, name: str = "default") -> None:
-        super().__init__()
+        super().__init__(weight, name)
         self.rank = settings.rank
         self.alpha = settings.alpha
         self.use_rslora = settings.use_rslora
         self.scaling = settings.scaling
         self.dropout = settings.dropout
-        self.name = name
-        self.scale = 1.0
-        self.enabled = True
-        self.was_trainable = weight.requires_grad
         rows, *columns = weight.shape
         self.lora_A = nn.Parameter(weight.new_empty(self.rank, *columns))
         self.lora_B = nn.Parameter(weight.new_zeros(rows, self.rank, *[1] * (weight.ndim - 2)))
@@ -69,29 +110,15 @@ class LoRAParametrization(nn.Module):
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
-    @property
-    def is_on(self) -> bool:
-        """Whether the adapter adds anything to the base."""
-        return self.enabled and self.scale != 0
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The effective weight, of ``weight``'s shape; what ``layer.weight`` reads as."""
-        if not self.is_on:
-            # As before it was frozen: torch's attention and recurrent layers take another path,
-            # and round otherwise, where a weight requires no gradient.
-            return weight.detach().requires_grad_() if self.was_trainable else weight
-        return weight + self.product().view_as(weight) * (self.scaling * self.scale)
+    def update(self, weight: Tensor) -> Tensor:
+        return self.product().view_as(weight) * (self.scaling * self.scale)
 
     def product(self) -> Tensor:
         """``lora_B @ lora_A`` as a matrix, shape (weight.shape[0], weight[0].numel())."""
         return self.lora_B.flatten(1) @ self.lora_A.flatten(1)
 
     def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
-        """``y + scaling * (x A^T) B^T``, from the factors alone.
-
-        ``x`` is the input of ``layer``, of shape (rows, in_features) or (..., in_channels, height,
-        width), and ``y`` what it computed so far.
-        """
+        """``y + scaling * (x A^T) B^T``, from the factors alone."""
         x = F.dropout(x, self.dropout, self.training)
         if isinstance(layer, nn.Conv2d):
             update = low_rank(x, self.lora_A, self.lora_B, layer)
@@ -101,8 +128,7 @@ class LoRAParametrization(nn.Module):
         return torch.addmm(y, hidden, self.lora_B.t(), alpha=self.scaling * self.scale)
 
     def extra_repr(self) -> str:
-        shown = ("name", "rank", "alpha", "scale", "enabled")
-        return ", ".join(f"{key}={getattr(self, key)}" for key in shown)
+        return f"rank={self.rank}, alpha={self.alpha}, {super().extra_repr()}"
 
 
 def low_rank(x: Tensor, lora_A: Tensor, lora_B: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
@@ -141,4 +167,14 @@ def conv2d_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def is_lora_alone(parametrizations: nn.ModuleList) -> bool:
     """Whether no other parametrization stands on the weight: then only the dense one is right."""
-    return all(isinstance(each, LoRAParametrization) for each in parametrizations)
+    return all(isinstance(each, AdapterParametrization) for each in parametrizations)
+
+
+def weight_below(parametrizations: Any, adapter: AdapterParametrization) -> Tensor:
+    """The effective weight without ``adapter`` and what is stacked on it."""
+    weight: Tensor = parametrizations.original
+    for each in parametrizations:
+        if each is adapter:
+            break
+        weight = each(weight)
+    return weight

@@ -9,6 +9,7 @@ from .frozen import release_base
 from .layer import is_lora_alone
 from .model import has_lora, lora_names, lora_weights, named_adapters
 from .targets import listed
+from .variants import DoRAParametrization
 from .weight import adaptable_weights
 
 
@@ -36,11 +37,18 @@ def merge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
         raise ValueError("no layer of the model carries LoRA")
     names = _chosen(model, name)
     for layer, weight in lora_weights(model).items():
+        folded = [adapter for adapter in weight.adapters if adapter.name in names]
         others = [adapter for adapter in weight.adapters if adapter.name not in names]
         if others and not is_lora_alone(weight.parametrizations):
             raise ValueError(
                 f"name={name}: {layer} carries another parametrization beside LoRA; expected "
                 "name=None, to merge all"
+            )
+        has_dora = any(isinstance(adapter, DoRAParametrization) for adapter in weight.adapters)
+        if has_dora and weight.adapters[: len(folded)] != folded:
+            raise ValueError(
+                f"name={name}: DoRA on {layer} depends on what lies below; expected to merge "
+                f"{others[0].name} first"
             )
     if merged := merged_in(model):
         _restore(model, merged)

@@ -17,10 +17,10 @@ from torch import nn
 
 from .base_state import merged_in
 from .frozen import freeze_base, frozen_bases
-from .layer import LoRAParametrization
+from .layer import AdapterParametrization
 from .settings import LayerSettings, is_number
 from .targets import by_pattern, target_weights
-from .variants import INITS
+from .variants import INITS, make_adapter
 from .weight import Weight, adaptable_weights
 
 
@@ -37,6 +37,7 @@ def add_lora(
     alpha_pattern: Mapping[str, float] | None = None,
     name: str | None = None,
     base_dropout: bool = False,
+    use_dora: bool = False,
 ) -> nn.Module:
     """Put a trainable LoRA adapter on chosen layers and freeze everything else.
 
@@ -62,6 +63,8 @@ def add_lora(
         name: tells the adapter from others on ``model``; by default ``default``, then
             ``default2`` and so on.
         base_dropout: whether the base's own dropout acts while the adapter trains.
+        use_dora: train each output's magnitude apart from its direction; see
+            :class:`.variants.DoRAParametrization`.
 
     Raises:
         ValueError: if an argument is out of range or names no layer, if a layer cannot be adapted,
@@ -70,30 +73,66 @@ def add_lora(
     targets = target_weights(model, target_modules)
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
-    settings = {
-        layer: LayerSettings(ranks[layer], alphas[layer], init, init_std, use_rslora, dropout)
-        for layer in targets
-    }
+    options = (init, init_std, use_rslora, dropout, use_dora)
+    settings = {layer: LayerSettings(ranks[layer], alphas[layer], *options) for layer in targets}
     return attach(model, settings, name, base_dropout)
+
+
+def add_deltas(
+    model: nn.Module, tensors: str, name: str | None = None, base_dropout: bool = False
+) -> nn.Module:
+    """Put an adapter on ``model`` that trains some of its tensors whole: ``W + delta``.
+
+    It is switched, scaled, stacked, merged and saved like LoRA, as PEFT saves ``bias="all"``
+    and ``modules_to_save``.
+
+    Args:
+        model: any network; changed in place, and returned.
+        tensors: ``bias`` for every bias, as in BitFit (Ben Zaken et al. 2022, arXiv:2106.10199), or
+            ``last_layer`` for weight and bias of the last ``nn.Linear`` or ``nn.Conv2d``, in the
+            order in which the network lists its layers.
+        name: as for :func:`add_lora`.
+        base_dropout: as for :func:`add_lora`.
+
+    Raises:
+        ValueError: if ``model`` has no such tensor, if the base holds no numbers yet, or if
+            ``name`` is taken. ``model`` is then as it was.
+    """
+    weights = adaptable_weights(model)
+    if tensors == "bias":
+        chosen = [layer for layer, weight in weights.items() if "bias" in weight.tensor]
+    elif tensors == "last_layer":
+        last = list(target_weights(model).values())[-1].module
+        chosen = [layer for layer, weight in weights.items() if weight.module is last]
+    else:
+        raise ValueError(f"tensors={tensors}: expected bias or last_layer")
+    if not chosen:
+        raise ValueError(f"tensors={tensors}: expected a network with a bias")
+    return attach(model, dict.fromkeys(chosen), name, base_dropout)
 
 
 def attach(
     model: nn.Module,
-    settings: Mapping[str, LayerSettings],
+    settings: Mapping[str, LayerSettings | None],
     name: str | None = None,
     base_dropout: bool = False,
 ) -> nn.Module:
-    """:func:`add_lora` on exactly the layers of ``settings``.
+    """:func:`add_lora` on exactly the layers of ``settings``; ``None`` trains a tensor whole.
 
     Their names are those of :func:`.weight.adaptable_weights`; of another, it raises ``KeyError``.
     """
     weights = adaptable_weights(model)
     for layer, of_layer in settings.items():
+        if of_layer is None:
+            continue
         # Dropout acts on the adapter's input, which a layer that reads its weight never shows.
         if of_layer.dropout and not weights[layer].is_factored:
             raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
         if of_layer.init not in INITS:
             raise ValueError(f"init={of_layer.init}: expected one of {', '.join(INITS)}")
+        # PEFT's has a magnitude for each column of an embedding, not for what it looks up.
+        if of_layer.use_dora and isinstance(weights[layer].module, nn.Embedding):
+            raise ValueError(f"use_dora=True: expected no embedding, as {layer} is")
     is_first = not has_lora(model)
     taken = [] if is_first else lora_names(model)
     if name in taken:
@@ -107,7 +146,10 @@ def attach(
     adapters = []
     for layer in sorted(settings, key=list(weights).index):
         weight, of_layer = weights[layer], settings[layer]
-        adapters.append((weight, INITS[of_layer.init](weight.base, of_layer, name)))
+        # DoRA's norms are those of all that it stands on.
+        use_dora = of_layer is not None and of_layer.use_dora
+        start = weight.effective if use_dora else weight.base
+        adapters.append((weight, make_adapter(start, of_layer, name)))
     if is_first and merged_in(model):
         del model.lora_merged  # what is merged is part of this adapter's base
     if base_dropout or "" not in frozen_bases(model):
@@ -130,14 +172,14 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def lora_adapters(layer: nn.Module) -> list[LoRAParametrization]:
+def lora_adapters(layer: nn.Module) -> list[AdapterParametrization]:
     """The adapters on one layer, first registered first; empty where it carries none."""
     parametrized = getattr(layer, "parametrizations", None)
     return _all_adapters(parametrized) if isinstance(parametrized, nn.ModuleDict) else []
 
 
-def _all_adapters(model: nn.Module) -> list[LoRAParametrization]:
-    return [m for m in model.modules() if isinstance(m, LoRAParametrization)]
+def _all_adapters(model: nn.Module) -> list[AdapterParametrization]:
+    return [m for m in model.modules() if isinstance(m, AdapterParametrization)]
 
 
 def has_lora(model: nn.Module) -> bool:
@@ -154,12 +196,12 @@ def lora_names(model: nn.Module) -> list[str]:
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Every ``lora_A`` and ``lora_B`` of ``model``, and nothing else."""
+    """What the adapters of ``model`` train, ``lora_A`` and ``lora_B``, and nothing else."""
     for adapter in _all_adapters(model):
         yield from adapter.parameters()
 
 
-def named_adapters(model: nn.Module, name: str | None = None) -> list[LoRAParametrization]:
+def named_adapters(model: nn.Module, name: str | None = None) -> list[AdapterParametrization]:
     """What the layers of ``model`` carry of the adapter ``name``, or of all; never nothing."""
     merged = merged_in(model)
     if merged and name in (None, *merged.names):

@@ -1,6 +1,9 @@
 """PEFT's two files: ``adapter_config.json``, and the names of the tensors beside it.
 
-PEFT's LoRA can do more than ``W + scaling * lora_B @ lora_A``. An option that changes what a
+A tensor that is trained whole stands in the file as PEFT keeps it, ``W + delta``, and as ``delta``,
+which PEFT passes over: the difference of the others would be rounded.
+
+PEFT's LoRA can do more than what is here. An option that changes what a
 finished adapter computes, and that has no counterpart here, is refused by its name; so is every
 option that this version does not know, as long as it is switched on.
 """
@@ -13,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -27,12 +31,15 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 
 # The endings of the keys of lora_A and lora_B; PEFT's A of an embedding is what is looked up, and
 # so its pair is (lora_B^T, lora_A^T).
-_USUAL = ("lora_A.weight", "lora_B.weight")
-_EMBEDDING = ("lora_embedding_B", "lora_embedding_A")
-_KEY = re.compile(rf"base_model\.model\.(.*)\.({'|'.join((*_USUAL, *_EMBEDDING))})")
+_USUAL = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+_EMBEDDING = {"lora_A": "lora_embedding_B", "lora_B": "lora_embedding_A"}
+_PARTS = {end: part for ends in (_USUAL, _EMBEDDING) for part, end in ends.items()}
+_PARTS["lora_magnitude_vector"] = "magnitude"
+_KEY = re.compile(rf"base_model\.model\.(.*)\.({'|'.join(_PARTS)})")
 # Options that are read here, and those that do not change what a finished adapter computes.
 _KNOWN = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("use_dora", "bias", "modules_to_save"),
     *("target_modules", "exclude_modules", "init_lora_weights"),
     *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "lora_dropout", "runtime_config", "megatron_core", "megatron_config"),
@@ -42,14 +49,36 @@ _KNOWN = {
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def tensors_of(layer: str, weight: Weight, lora_A: Tensor, lora_B: Tensor) -> dict[str, Tensor]:
-    """The tensors of the adapter on ``weight``, called ``layer``, as PEFT keeps them."""
-    is_embedding = isinstance(weight.module, nn.Embedding) and weight.tensor == "weight"
+def tensors_of(
+    weights: Mapping[str, Weight], parts: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors of an adapter as PEFT keeps them.
+
+    Args:
+        weights: what it adapts, by name.
+        parts: ``lora_A``, ``lora_B`` and perhaps ``magnitude``, or ``delta``, of each.
+    """
     tensors = {}
-    for end, factor in zip(_EMBEDDING if is_embedding else _USUAL, (lora_A, lora_B), strict=True):
-        kept = factor.detach().t() if is_embedding else factor.detach()
-        tensors[f"base_model.model.{layer}.{end}"] = kept.cpu().contiguous()
-    return tensors
+    for name, of_weight in parts.items():
+        weight = weights[name]
+        if "delta" in of_weight:
+            key = f"{name}.weight".lstrip(".") if weight.tensor == "weight" else name
+            layer = key.rpartition(".")[0]
+            # PEFT puts a layer with LoRA into one of its own.
+            has_lora = "lora_A" in parts.get(layer, {})
+            theirs = f"{layer}.base_layer.{weight.tensor}" if has_lora else key
+            tensors[f"base_model.model.{theirs}"] = weight.base + of_weight["delta"]
+            tensors[f"delta.{key}"] = of_weight["delta"]
+            continue
+        is_embedding = isinstance(weight.module, nn.Embedding) and weight.tensor == "weight"
+        for part, end in (_EMBEDDING if is_embedding else _USUAL).items():
+            factor = of_weight[part]
+            tensors[f"base_model.model.{name}.{end}"] = factor.t() if is_embedding else factor
+        if "magnitude" in of_weight:
+            shape = (1, -1, *[1] * (weight.base.ndim - 2)) if weight.base.ndim > 2 else (-1,)
+            magnitude = of_weight["magnitude"].view(shape)
+            tensors[f"base_model.model.{name}.lora_magnitude_vector"] = magnitude
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -66,8 +95,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     path.write_bytes(file[:8] + text.ljust(end - 8) + file[end:])
 
 
-def write_config(path: Path, model: nn.Module, settings: Mapping[str, LayerSettings]) -> None:
-    """Write to ``path`` what PEFT needs to know of the layers of ``model`` in ``settings``."""
+def write_config(
+    path: Path, model: nn.Module, all_settings: Mapping[str, LayerSettings | None]
+) -> None:
+    """Write to ``path`` what PEFT needs to know of the layers of ``model`` in ``all_settings``."""
+    settings = {name: of_layer for name, of_layer in all_settings.items() if of_layer}
+    layers = dict(model.named_modules())
+    whole = [name for name in all_settings if name not in settings]
+    modules_to_save = [name for name in whole if name in layers]
+    biases = [name for name in whole if not {name, name.rpartition(".")[0]} & {*modules_to_save}]
     # One for all layers in PEFT; where they differ, each alpha gives its scaling without it.
     use_rslora = all(of_layer.use_rslora for of_layer in settings.values())
     ranks, alphas = {}, {}
@@ -80,24 +116,31 @@ def write_config(path: Path, model: nn.Module, settings: Mapping[str, LayerSetti
             alphas[key] = of_layer.scaling * of_layer.rank
     # The names, or a regular expression where PEFT would find more layers by the names' ends.
     target_modules: list[str] | str = list(settings)
-    for layer, _ in model.named_modules():
+    for layer in layers:
         is_named = is_among(settings, [layer])
         if is_named and layer not in settings and "parametrizations" not in layer.split("."):
             target_modules = "|".join(re.escape(name) for name in settings)
+    if not settings:
+        target_modules = "dummy-target-modules"  # PEFT's word for none
     config = {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": None,
         "inference_mode": True,
-        "r": max(ranks.values()),
-        "lora_alpha": max(alphas.values()),
+        "r": max(ranks.values(), default=1),
+        "lora_alpha": max(alphas.values(), default=1.0),
         "rank_pattern": ranks if len(set(ranks.values())) > 1 else {},
         "alpha_pattern": alphas if len(set(alphas.values())) > 1 else {},
         "use_rslora": use_rslora,
-        "lora_dropout": max(of_layer.dropout for of_layer in settings.values()),
+        "lora_dropout": max((of_layer.dropout for of_layer in settings.values()), default=0.0),
         "target_modules": target_modules,
-        "bias": "none",
+        "bias": "all" if biases else "none",
     }
+    # As without them, where there are none: the same adapter stays the same bytes.
+    if any(of_layer.use_dora for of_layer in settings.values()):
+        config["use_dora"] = True
+    if modules_to_save:
+        config["modules_to_save"] = modules_to_save
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -146,13 +189,15 @@ def open_tensors(folder: Path) -> Iterator[Any]:
 
 def read_adapter(
     folder: Path,
-) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, LayerSettings], dict[str, str]]:
-    """``lora_A`` and ``lora_B``, and the settings, of each layer; and the file's metadata.
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, LayerSettings | None], dict[str, str]]:
+    """The parts and the settings of the adapter on each tensor; and the file's metadata.
 
-    No network is asked whether they fit it: that is what :func:`.adapter.load_adapter` does.
+    The parts are ``lora_A``, ``lora_B`` and, of DoRA, ``magnitude``. Of a tensor that is trained
+    whole, whose settings are ``None``, they are ``delta``, or ``trained`` where the file comes from
+    PEFT. No network is asked whether they fit it: that is what :func:`.adapter.load_adapter` does.
 
     Raises:
-        ValueError: if the files cannot be read or ask for what LoRA here does not do.
+        ValueError: if the files cannot be read or ask for what is not done here.
     """
     try:
         config = json.loads((folder / CONFIG_NAME).read_text())
@@ -161,46 +206,80 @@ def read_adapter(
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError(f"expected peft_type LORA in {CONFIG_NAME}")
     for key, value in config.items():
-        off = "none" if key == "bias" else False
-        if key not in _KNOWN and value and value != off:
-            raise ValueError(f"{key}={value} is not supported; expected {off}")
+        if key not in _KNOWN and value:
+            raise ValueError(f"{key}={value} is not supported; expected False")
+    if (bias := config.get("bias")) not in (None, "none", "all", "lora_only"):
+        raise ValueError(f"bias={bias} is not supported; expected none, all or lora_only")
     if (init := config.get("init_lora_weights")) not in _INITS:
         raise ValueError(
             f"init_lora_weights={init} is not supported: such an adapter belongs to a base that "
             "it changed; expected one that PEFT converted to plain LoRA when saving it"
         )
-    sides: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
+    has_whole = bias in ("all", "lora_only") or bool(config.get("modules_to_save"))
+    parts: dict[str, dict[str, Tensor]] = {}
     with open_tensors(folder) as file:
         metadata = file.metadata() or {}
         for key in file.keys():  # noqa: SIM118 it is no mapping
-            if not (found := _KEY.fullmatch(key)):
+            whole = re.fullmatch(r"(delta|base_model\.model)\.(.+)", key) if has_whole else None
+            if found := _KEY.fullmatch(key):
+                layer, end = found.groups()
+                part = _PARTS[end]
+            elif whole:
+                part = "delta" if whole[1] == "delta" else "trained"
+                tensor_name = whole[2].replace(".base_layer.", ".")
+                layer = f".{tensor_name}".removesuffix(".weight").removeprefix(".")
+            else:
                 raise ValueError(f"unexpected tensor {key} in {WEIGHTS_NAME}")
-            layer, end = found.groups()
             tensor = file.get_tensor(key)
-            is_B = end in (_USUAL[1], _EMBEDDING[1])
-            sides[is_B][layer] = tensor.t() if end in _EMBEDDING else tensor
-    if lone := sides[0].keys() ^ sides[1].keys():
-        raise ValueError(f"lora_A or lora_B of {min(lone)} is missing from {WEIGHTS_NAME}")
-    if not sides[0]:
+            if found and end in _EMBEDDING.values():
+                tensor = tensor.t()
+            parts.setdefault(layer, {})[part] = tensor.flatten() if part == "magnitude" else tensor
+    if not parts:
         raise ValueError(f"{WEIGHTS_NAME} holds no tensor")
-    factors = {layer: (lora_A, sides[1][layer]) for layer, lora_A in sides[0].items()}
+    use_dora = config.get("use_dora") or False
+    expected = {"lora_A", "lora_B", "magnitude"} if use_dora else {"lora_A", "lora_B"}
+    factored = []
+    for layer, of_layer in parts.items():
+        if "delta" in of_layer:
+            of_layer.pop("trained", None)
+        if of_layer.keys() == expected:
+            factored.append(layer)
+        elif of_layer.keys() not in ({"delta"}, {"trained"}):
+            wanted = ", ".join(sorted(expected))
+            raise ValueError(
+                f"{layer}: expected {wanted} in {WEIGHTS_NAME}, found {', '.join(sorted(of_layer))}"
+            )
     alpha, pattern = config.get("lora_alpha"), config.get("alpha_pattern")
-    alphas = by_pattern("alpha_pattern", pattern, factors, alpha)
+    alphas = by_pattern("alpha_pattern", pattern, factored, alpha)
     use_rslora = config.get("use_rslora") or False
-    settings = {}
-    for layer, (lora_A, _) in factors.items():
+    settings: dict[str, LayerSettings | None] = dict.fromkeys(parts)
+    for layer in factored:
         # Ranks of single layers stand in the tensors: no key of rank_pattern is read.
         has_one_rank = not config.get("rank_pattern")
-        rank: Any = config.get("r") if has_one_rank else lora_A.shape[:1].numel()
-        settings[layer] = LayerSettings(rank, alphas[layer], use_rslora=use_rslora)
-    return factors, settings, metadata
+        rank: Any = config.get("r") if has_one_rank else parts[layer]["lora_A"].shape[:1].numel()
+        settings[layer] = LayerSettings(
+            rank, alphas[layer], use_rslora=use_rslora, use_dora=use_dora
+        )
+    return parts, settings, metadata
 
 
 def read_factors(folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """``lora_A``, ``lora_B`` and the scaling of each layer of the adapter in ``folder``.
+    """What the adapter in ``folder`` adds to each tensor, as ``lora_A``, ``lora_B`` and scaling.
+
+    A ``delta`` is such a product too. What depends on the base is left out: DoRA, and tensors that
+    PEFT trained whole.
 
     Raises:
         ValueError: as :func:`read_adapter`.
     """
-    factors, settings, _ = read_adapter(folder)
-    return {layer: (*factors[layer], settings[layer].scaling) for layer in sorted(factors)}
+    parts, settings, _ = read_adapter(folder)
+    factors = {}
+    for layer, of_layer in sorted(parts.items()):
+        of_settings, delta = settings[layer], of_layer.get("delta")
+        if of_settings and not of_settings.use_dora:
+            factors[layer] = (of_layer["lora_A"], of_layer["lora_B"], of_settings.scaling)
+        elif delta is not None and delta.ndim < 2:
+            factors[layer] = (torch.ones(1, 1), delta.view(-1, 1), 1.0)
+        elif delta is not None:
+            factors[layer] = (delta, torch.eye(len(delta)), 1.0)
+    return factors

@@ -19,6 +19,7 @@ class LayerSettings:
     init_std: float | None = None
     use_rslora: bool = False
     dropout: float = 0.0
+    use_dora: bool = False
 
     def __post_init__(self) -> None:
         if type(self.rank) is not int or not 1 <= self.rank < 2**31:
@@ -31,8 +32,11 @@ class LayerSettings:
             raise ValueError(
                 f"init_std={self.init_std}: expected null, since init={self.init} has no deviation"
             )
-        if not isinstance(self.use_rslora, bool):
-            raise ValueError(f"use_rslora={self.use_rslora}: expected true or false")
+        for name, value in (("use_rslora", self.use_rslora), ("use_dora", self.use_dora)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name}={value}: expected true or false")
+        if self.use_dora and self.init == "pissa":
+            raise ValueError("use_dora=True: expected init=gaussian or init=kaiming")
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: expected a number from 0 to below 1")
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import nn
 
 from .base_state import base_state_dict, fingerprint, merged_in
-from .layer import LoRAParametrization
+from .layer import AdapterParametrization, LoRAParametrization
 from .model import has_lora
 from .weight import adaptable_weights
 
@@ -16,7 +16,7 @@ class AdaptedLayer(NamedTuple):
     Attributes:
         name: the adapter.
         layer: its name, as in ``target_modules``.
-        rank: inner dimension of the update.
+        rank: inner dimension of the update; ``None`` of a tensor that is trained whole.
         scaling: the factor of the update as trained, ``alpha / rank``.
         scale: the further factor; see :func:`.model.set_lora_scale`.
         numbers: how many the adapter has on this layer.
@@ -26,7 +26,7 @@ class AdaptedLayer(NamedTuple):
 
     name: str
     layer: str
-    rank: int
+    rank: int | None
     scaling: float
     scale: float
     numbers: int
@@ -52,7 +52,7 @@ class LoRASummary(NamedTuple):
             columns: list[list[object]] = [[], [], [], []]
             for row in rows:
                 state = "merged" if row.merged else "on" if row.enabled else "off"
-                values = (row.rank, f"{row.scaling:.4g}", f"{row.scale:.4g}", state)
+                values = (row.rank or "-", f"{row.scaling:.4g}", f"{row.scale:.4g}", state)
                 for column, value in zip(columns, values, strict=True):
                     if value not in column:
                         column.append(value)
@@ -81,11 +81,13 @@ def lora_summary(model: nn.Module) -> LoRASummary:
             registered, _ = merged.weights[layer]
             stack = [*registered, *(adapter for adapter in stack if adapter not in registered)]
         for adapter in stack:
-            if isinstance(adapter, LoRAParametrization):
+            if isinstance(adapter, AdapterParametrization):
                 is_merged = merged is not None and adapter.name in merged.names
                 numbers = sum(parameter.numel() for parameter in adapter.parameters())
-                rank, scaling, scale = adapter.rank, adapter.scaling, adapter.scale
-                row = (adapter.name, layer, rank, scaling, scale, numbers)
+                rank, scaling = None, 1.0
+                if isinstance(adapter, LoRAParametrization):
+                    rank, scaling = adapter.rank, adapter.scaling
+                row = (adapter.name, layer, rank, scaling, adapter.scale, numbers)
                 rows.append(AdaptedLayer(*row, adapter.enabled, is_merged))
     state = base_state_dict(model)
     if merged and not has_lora(model):

@@ -25,7 +25,7 @@ def target_weights(
         ValueError: if that is no regular expression and no list, or if the string or an entry of
             the list matches nothing that can be adapted.
     """
-    weights = adaptable_weights(model)
+    weights = {name: w for name, w in adaptable_weights(model).items() if w.base.ndim > 1}
     modules = dict(model.named_modules())
     names = {}  # to which each weight answers
     for name in weights:

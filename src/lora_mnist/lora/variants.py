@@ -1,5 +1,6 @@
-"""What departs from plain LoRA: another start, another learning rate.
+"""What departs from plain LoRA: another form, another start, another learning rate.
 
+DoRA: "Weight-Decomposed Low-Rank Adaptation", arXiv:2402.09353.
 PiSSA: "Principal Singular Values and Singular Vectors Adaptation", arXiv:2404.02948.
 LoRA+: "Efficient Low Rank Adaptation of Large Models", arXiv:2402.12354.
 """
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layer import LoRAParametrization, low_rank
+from .layer import AdapterParametrization, LoRAParametrization, low_rank, weight_below
 from .settings import LayerSettings
 
 
@@ -63,12 +64,96 @@ class PiSSAParametrization(LoRAParametrization):
         return torch.add(y, update - start, alpha=self.scaling * self.scale)
 
 
+class DoRAParametrization(LoRAParametrization):
+    """LoRA on the direction of each output's weights, and a magnitude ``m`` beside it.
+
+    With ``V = W + scaling * lora_B @ lora_A`` and its rows ``V_i``, the weights of output ``i`` are
+    ``m_i V_i / ||V_i||`` (Liu et al. 2024, equation 5; its columns are rows here). ``m`` starts as
+    the norms of ``W``, and so the layer computes what it did before. The norms are held constant in
+    the backward pass (section 4.3).
+
+    ``scale`` goes straight from the base to the trained weight: ``W + scale * (W_trained - W)``.
+
+    Attributes:
+        magnitude: ``m``, shape (weight.shape[0],).
+    """
+
+    def init_factors(self, weight: Tensor, settings: LayerSettings) -> None:
+        super().init_factors(weight, settings)
+        self.magnitude = nn.Parameter(self.norms(weight))
+
+    @torch.no_grad()
+    def norms(self, weight: Tensor) -> Tensor:
+        """``||V_i||`` for each output, from the factors: ``V`` is not built.
+
+        With ``s = scaling``, ``A = lora_A`` and the rows ``b_i`` of ``lora_B``,
+
+            ||V_i||^2 = ||W_i||^2 + 2 s b_i . (A W_i^T) + s^2 b_i (A A^T) b_i^T
+        """
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        with torch.autocast(weight.device.type, enabled=False):
+            W, A = weight.flatten(1).to(dtype), self.lora_A.flatten(1).to(dtype)
+            sB = self.scaling * self.lora_B.flatten(1).to(dtype)
+            cross = 2 * (W @ A.T) + sB @ (A @ A.T)
+            squares = torch.linalg.vector_norm(W, dim=1).square() + (sB * cross).sum(1)
+        # Where V_i is zero, so is W_i: any finite direction is right.
+        norms: Tensor = squares.clamp(min=torch.finfo(dtype).tiny).sqrt()
+        return norms.to(weight.dtype)
+
+    def update(self, weight: Tensor) -> Tensor:
+        gain = (self.magnitude / self.norms(weight)).view(-1, *[1] * (weight.ndim - 1))
+        product = self.product().view_as(weight) * self.scaling
+        return ((gain - 1) * weight + gain * product) * self.scale
+
+    def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+        parametrizations: Any = layer.parametrizations
+        gain = self.magnitude / self.norms(weight_below(parametrizations.weight, self))
+        x = F.dropout(x, self.dropout, self.training)
+        update = low_rank(x, self.lora_A, self.lora_B, layer) * self.scaling
+        # One number a channel, as y has it.
+        shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
+        gain = gain.view(shape)
+        without_bias = y if layer.bias is None else y - layer.bias.view(shape)
+        return torch.add(y, (gain - 1) * without_bias + gain * update, alpha=self.scale)
+
+
+class DeltaParametrization(AdapterParametrization):
+    """The whole tensor is trained, beside itself: ``W + scale * delta``.
+
+    Attributes:
+        delta: of the tensor's shape, zero at first.
+    """
+
+    def __init__(self, weight: Tensor, name: str = "default") -> None:
+        super().__init__(weight, name)
+        self.delta = nn.Parameter(torch.zeros_like(weight))
+
+    def update(self, weight: Tensor) -> Tensor:
+        return self.delta * self.scale
+
+    def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+        if isinstance(layer, nn.Linear):
+            return torch.addmm(y, x, self.delta.t(), alpha=self.scale)
+        update = F.conv2d(x, self.delta, None, layer.stride, layer.padding, layer.dilation)
+        return torch.add(y, update, alpha=self.scale)
+
+
 #: The adapter of each ``init``.
 INITS: dict[str, type[LoRAParametrization]] = {
     "gaussian": LoRAParametrization,
     "kaiming": LoRAParametrization,
     "pissa": PiSSAParametrization,
 }
+
+
+def make_adapter(
+    weight: Tensor, settings: LayerSettings | None, name: str
+) -> AdapterParametrization:
+    """A new adapter for ``weight``; without settings, one that trains the whole tensor."""
+    if settings is None:
+        return DeltaParametrization(weight, name)
+    kind = DoRAParametrization if settings.use_dora else INITS[settings.init]
+    return kind(weight, settings, name)
 
 
 def loraplus(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from .layer import LoRAParametrization, conv2d_forward, linear_forward
+from .layer import AdapterParametrization, conv2d_forward, linear_forward
 
 
 class Weight(NamedTuple):
@@ -25,15 +25,15 @@ class Weight(NamedTuple):
         return self.module.parametrizations[self.tensor]  # type: ignore[index]
 
     @property
-    def adapters(self) -> list[LoRAParametrization]:
+    def adapters(self) -> list[AdapterParametrization]:
         """The adapters on the weight, first registered first."""
-        return [p for p in self.parametrizations if isinstance(p, LoRAParametrization)]
+        return [p for p in self.parametrizations if isinstance(p, AdapterParametrization)]
 
     @property
     def base(self) -> Tensor:
         """The weight without any adapter; reading it from the layer would build the dense sum."""
         registered = self.parametrizations
-        if registered and isinstance(registered[0], LoRAParametrization):
+        if registered and isinstance(registered[0], AdapterParametrization):
             original: Tensor = registered.original
             return original
         if not registered:
@@ -44,6 +44,11 @@ class Weight(NamedTuple):
         tensor: Tensor = getattr(self.module, self.tensor)
         registered.train(was_training)
         return tensor
+
+    @property
+    def effective(self) -> Tensor:
+        """The weight with its adapters, as the layer shows it."""
+        return getattr(self.module, self.tensor) if self.adapters else self.base
 
     @property
     def is_factored(self) -> bool:
@@ -60,7 +65,7 @@ class Weight(NamedTuple):
         plain = (nn.Linear.forward, nn.Conv2d.forward, linear_forward, conv2d_forward)
         return type(module).forward in plain
 
-    def register(self, adapter: LoRAParametrization) -> None:
+    def register(self, adapter: AdapterParametrization) -> None:
         """Register ``adapter``, and give the layer the forward pass that uses its factors."""
         is_factored = self.is_factored
         if parametrize.is_parametrized(self.module):
@@ -102,7 +107,7 @@ class Weight(NamedTuple):
         is_all = len(folded) == len(self.adapters)
         with torch.no_grad():
             if is_all:
-                effective = getattr(self.module, self.tensor)
+                effective = self.effective
             else:
                 effective = self.base
                 for adapter in folded:
@@ -125,7 +130,7 @@ class Weight(NamedTuple):
         if self.parametrizations:
             self._clear()
         for each in registered:
-            if isinstance(each, LoRAParametrization):
+            if isinstance(each, AdapterParametrization):
                 self.register(each)
             else:
                 parametrize.register_parametrization(self.module, self.tensor, each, unsafe=True)
@@ -142,6 +147,9 @@ class Weight(NamedTuple):
         parametrize.remove_parametrizations(
             self.module, self.tensor, leave_parametrized=not is_single
         )
+        layer: Any = type(self.module)
+        if parametrize.is_parametrized(self.module) and "forward" in vars(layer):
+            del layer.forward  # the layer's bias carries an adapter still
 
     def _own_class(self) -> None:
         # A deep copy shares the class that torch made for the layer, and torch changes that class:
@@ -170,11 +178,11 @@ def recurrent_forward(layer: nn.RNNBase, *arguments: Any, **named: Any) -> Any:
 
 
 def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
-    """Every weight of ``model`` that can carry an adapter, by name, in the model's order.
+    """Every tensor of ``model`` that can carry an adapter, by name, in the model's order.
 
-    Those are its parameters of two or more dimensions that hold floating-point numbers. A layer's
-    ``weight`` goes by the name of the layer, as in PEFT: ``encoder.linear1``; any other parameter
-    by its own: ``encoder.self_attn.in_proj_weight``.
+    Those are its parameters that hold floating-point numbers; LoRA needs two or more dimensions. A
+    layer's ``weight`` goes by the name of the layer, as in PEFT: ``encoder.linear1``; any other
+    parameter by its own: ``encoder.linear1.bias``, ``encoder.self_attn.in_proj_weight``.
     """
     weights = {}
     for layer, module in model.named_modules():
@@ -186,7 +194,7 @@ def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
         for tensor in tensors:
             weight = Weight(module, tensor)
             base = weight.base
-            if nn.parameter.is_lazy(base) or base.ndim < 2 or not base.is_floating_point():
+            if nn.parameter.is_lazy(base) or not base.is_floating_point():
                 continue
             name = layer if tensor == "weight" else f"{layer}.{tensor}".removeprefix(".")
             weights[name] = weight

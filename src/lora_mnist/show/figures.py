@@ -63,7 +63,8 @@ def draw_run(
     if (folder / "adapter").is_dir():
         from lora_mnist.lora import read_factors  # late: a sweep's report needs no torch
 
-        figures["singular_values"] = draw_singular_values(read_factors(folder / "adapter"))
+        if factors := read_factors(folder / "adapter"):
+            figures["singular_values"] = draw_singular_values(factors)
     for path in (folder / FIGURES).glob("*.png"):
         path.unlink()
     paths = {name: folder / FIGURES / f"{name}.png" for name in figures}

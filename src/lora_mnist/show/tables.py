@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar, wilson
-from lora_mnist.lora import base_state_dict, has_lora, lora_adapters, trainable_parameters
+from lora_mnist.lora import base_state_dict, lora_adapters, trainable_parameters
 from lora_mnist.show.verdict import short_name, targets_of, verdict
 
 log = logging.getLogger(__name__)  # goes to the log's file
@@ -52,11 +52,17 @@ def print_parameters(net: nn.Module) -> None:
     base = base_state_dict(net)
     layers = {n: layer for n, layer in net.named_modules() if f"{n}.weight".lstrip(".") in base}
     shown = list(layers)[: _MOST_ROWS if len(layers) <= _MOST_ROWS else _CHOSEN_ROWS]
-    table = Table("layer", "W", "b", *(["lora_A", "lora_B"] if has_lora(net) else []))
+    adapters = {name: lora_adapters(layers[name]) for name in shown}
+    parts = [part for each in adapters.values() for of in each for part, _ in of.named_parameters()]
+    columns = list(dict.fromkeys(parts))
+    table = Table("layer", "W", "b", *columns)
     for name in shown:
         row = [name, *(_shape(base.get(f"{name}.{of}".lstrip("."))) for of in ("weight", "bias"))]
-        if adapters := lora_adapters(layers[name]):
-            row += [_shape(adapters[-1].lora_A), _shape(adapters[-1].lora_B)]
+        for part in columns if adapters[name] else ():
+            # Of the last adapter, which may be on weight and bias.
+            last = [of for of in adapters[name] if of.name == adapters[name][-1].name]
+            shapes = [_shape(dict(of.named_parameters()).get(part)) for of in last]
+            row.append(", ".join(shapes))
         table.add_row(*row)
     if rest := len(layers) - len(shown):
         table.add_row(f"{rest} more")
