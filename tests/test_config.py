@@ -17,6 +17,7 @@ from torch import nn
 from lora_mnist import MLP, add_lora, save_adapter
 from lora_mnist.config import (
     adapter_specs,
+    build_data,
     build_net,
     build_trainer,
     load_adapters,
@@ -148,11 +149,13 @@ def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
         net = build_net(cfg)
         assert load_base(cfg, net).sha256 == (sha256 or fingerprint(other))
         assert not any(module.training for module in net.modules())
-        assert len(load_adapters(cfg, net)) == bool(sha256)
+        assert len(load_adapters(cfg, net, build_data(cfg, None))) == bool(sha256)
     cfg = config(outputs, "adapter=latest", f"base_ckpt={outputs}/base/mnist.ckpt")
     net = build_net(cfg)
     assert load_base(cfg, net).sha256 == fingerprint(other)
-    assert "expected the same base, or allow_other_base=true" in refused(load_adapters, cfg, net)
+    assert "expected the same base, or allow_other_base=true" in refused(
+        load_adapters, cfg, net, build_data(cfg, None)
+    )
     for path in (outputs / "base").glob("mnist-*"):
         path.unlink()
     cfg = config(outputs, "adapter=latest")
@@ -160,7 +163,7 @@ def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
     cfg.allow_other_base = True
     net = build_net(cfg)
     load_base(cfg, net)
-    assert load_adapters(cfg, net) == ["2026-a"]
+    assert load_adapters(cfg, net, build_data(cfg, None)) == {"2026-a": 1}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapte
 from lora_mnist.demo import SideBySide, demo
 from lora_mnist.errors import UserError
 
-NET, DATA = SMALL[0], few_images()[0]
+NET, DATA = SMALL[0], few_images()
 OLD, NEW = "lora/2026-01-01", "multirun/sweep/0"
 
 
@@ -41,7 +41,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(outputs: Path, *overrides: str) -> Any:
-    return composed("demo", NET, DATA, f"paths.outputs={outputs}", *overrides)
+    return composed("demo", NET, *DATA, f"paths.outputs={outputs}", *overrides)
 
 
 @pytest.fixture
@@ -135,6 +135,9 @@ def test_the_page(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         base, adapted, _ = client.predict([NEW], 0.0, api_name="/ask")
         assert base == adapted
         assert client.predict([NEW], api_name="/mistake").startswith("Test image ")
+        slider = client.predict([NEW], api_name="/slider")
+        advised = slider["value"]
+        assert slider["label"].endswith(f"validation images advise {advised:g}")
         assert draw("empty.png") == "Draw with the mouse or a finger (nothing on it)."
         assert client.predict([NEW], 1.0, api_name="/ask") == ({}, {}, None)
         visited.append(page)

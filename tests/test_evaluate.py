@@ -103,6 +103,37 @@ def test_finds_the_adapter_and_its_base(made: Made, tmp_path: Path, adapter: str
     assert found["base_sha256"] == made.results["base_sha256"]
 
 
+@pytest.mark.parametrize("scale", ["0", "0.5", "auto"])
+def test_as_much_of_the_adapter_as_is_asked_for(made: Made, tmp_path: Path, scale: str) -> None:
+    found = evaluate(made.config("adapter=latest", f"scale={scale}"), tmp_path)
+    chosen = made.results["dial"]["advised"] if scale == "auto" else float(scale)
+    assert list(found["scales"].values()) == [chosen]
+    assert found["test_base"] == made.results["test_base"]
+    assert (found["test"]["broken"] == found["test"]["repaired"] == 0) == (chosen == 0)
+
+
+def test_scale_auto_turns_several_adapters_one_after_another(made: Made, tmp_path: Path) -> None:
+    twice = f"adapter=[{{path: {made.run}, name: a, scale: 0.5}},{{path: {made.run}, name: b}}]"
+    found = evaluate(made.config(twice, "scale=auto"), tmp_path)
+    alone = f"adapter={{path: {made.run}, name: a, scale: 0.5}}"
+    first = evaluate(made.config(alone, "scale=auto"), tmp_path)
+    assert found["scales"]["a"] == first["scales"]["a"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("scale=0.5",), "scale=0.5: expected 1, since there is no adapter"),
+        (("adapter=latest", "scale=x"), "scale=x: expected a number, 1 as trained, or auto"),
+        (("adapter=latest", "scale=auto", "data.val_size=0"), "scale=auto: expected data.val_si"),
+    ],
+)
+def test_scales_that_cannot_be(made: Made, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        evaluate(made.config(*overrides))
+    assert str(raised.value).startswith(message)
+
+
 def test_without_an_adapter_tests_the_base_alone(made: Made, tmp_path: Path) -> None:
     with logged("lora_mnist.show.tables") as text:
         found = evaluate(made.config(), tmp_path)
@@ -125,7 +156,7 @@ def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
         *("stage", "dataset", "seed", "digit", "target", "replay", "classes"),
         *("data_sha256", "mean", "std"),
         *("steps", "parameters"),
-        *("test", "base_unchanged", "base_sha256", "adapter", "seconds"),
+        *("test", "base_unchanged", "base_sha256", "adapter", "seconds", "scales"),
     ]
     assert results["test"]["accuracy"] > 0.8
     assert torch.is_grad_enabled()

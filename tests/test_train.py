@@ -187,6 +187,10 @@ def test_same_seed_same_numbers(outputs: Path) -> None:
         (("stage=lora", "digit=weakest", "data.val_size=0"), "digit=weakest: expected data.val_"),
         (("stage=lora", "digit=cow"), "digit=cow: expected null, a class from 0 to 9"),
         (("stage=lora", "lora.rank=0"), "lora.rank=0: expected"),
+        (("stage=lora", "lora.scale=0"), "lora.scale=0: expected a number > 0, or auto"),
+        (("stage=lora", "dial=2"), "dial=2: expected true, false or auto"),
+        (("stage=lora", "dial=true", "data.val_size=0"), "dial=true: expected data.val_size > 0"),
+        (("experiment=repair", "data.val_size=0"), "lora.scale=auto: expected data.val_size > 0"),
         (("stage=lora", "lora=kaiming", "lora.init_std=0.1"), "lora.init_std=0.1: expected null"),
         (("stage=lora", "loss.target_weight=0.5"), "loss.target_weight=0.5: expected null, or"),
         (("stage=lora", "loss=distill"), "loss.distill=1.0: expected data.replay > 0"),
@@ -327,6 +331,41 @@ def test_variants_train_and_load_on_the_original_base(outputs: Path, variant: st
     evaluated = evaluate(composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest"))
     assert evaluated["test_base"] == trained["test_base"]
     assert evaluated["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
+
+
+def test_the_dial_is_tried_on_validation_images(outputs: Path) -> None:
+    results = run(outputs, "stage=lora", *few_images(), "trainer.max_steps=30")
+    dial = results["dial"]
+    assert dial["images"] == 500
+    for scale, split in ((0, "val_base"), (1, "val")):
+        place = dial["scales"].index(scale)
+        for key in ("errors", "errors_of_target"):
+            assert dial[key][place] == results[split][key]
+    assert dial["saved"] == 1
+    assert run(outputs, "stage=lora", *few_images(), "dial=false")["dial"] is None
+    assert run(outputs, "stage=lora", "data.val_size=0")["dial"] is None
+
+
+@pytest.mark.parametrize("variant", ["lora=lora", "lora=rslora", "lora=pissa"])
+def test_an_adapter_is_saved_as_far_up_as_advised(
+    outputs: Path, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("stage=lora", variant, *few_images(), "trainer.max_steps=20", "lora.rank=2")
+    whole = run(outputs, *options)
+    scaled = run(outputs, *options, "lora.scale=auto")
+    assert scaled["dial"] == {**whole["dial"], "saved": whole["dial"]["advised"]}
+    place = whole["dial"]["scales"].index(whole["dial"]["advised"])
+    assert scaled["val"]["errors"] == whole["dial"]["errors"][place]
+    for scale in (0.5, 0):
+        monkeypatch.setitem(scaled["dial"], "advised", scale)
+        monkeypatch.setattr(lora_mnist.train, "validation_dial", lambda *_: dict(scaled["dial"]))
+        results = run(outputs, *options, "lora.scale=auto", f"run_name={scale}")
+        cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", *few_images(), "adapter=latest")
+        counts = evaluate(cfg)["test"]["errors_per_class"]
+        assert counts == results["test"]["errors_per_class"]
+        if scale == 0:
+            assert results["test"]["errors"] == results["test_base"]["errors"]
+            assert results["test"]["broken"] == 0
 
 
 @pytest.mark.parametrize("experiment", ["repair", "repair_private"])

@@ -8,10 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lora_mnist.classifier.dial import dial_curve
     from lora_mnist.classifier.metrics import compare_errors
     from lora_mnist.classifier.net import CNN, MLP
     from lora_mnist.lora import (
         add_lora,
+        fold_lora_scale,
         load_adapter,
         lora_disabled,
         lora_names,
@@ -32,6 +34,7 @@ _MODULES = {
     "CNN": "classifier.net",
     "MLP": "classifier.net",
     "compare_errors": "classifier.metrics",
+    "dial_curve": "classifier.dial",
 }
 
 __all__ = [
@@ -39,6 +42,8 @@ __all__ = [
     "MLP",
     "add_lora",
     "compare_errors",
+    "dial_curve",
+    "fold_lora_scale",
     "load_adapter",
     "lora_disabled",
     "lora_names",

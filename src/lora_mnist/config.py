@@ -5,6 +5,7 @@ the run's folder, is an argument.
 """
 
 import json
+import logging
 import pydoc
 import re
 import signal
@@ -20,12 +21,15 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
+from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
+from lora_mnist.classifier.dial import dial_curve
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.base import Base, find_base, read_base
@@ -37,13 +41,16 @@ from lora_mnist.lora import (
     CONFIG_NAME,
     add_lora,
     has_lora,
+    is_number,
     load_adapter,
-    lora_names,
     read_base_sha256,
+    set_lora_scale,
 )
 from lora_mnist.project import PROJECT
 from lora_mnist.show.tensorboard import TensorBoardPage
 from lora_mnist.show.verdict import targets_of
+
+_info = rank_zero_only(logging.getLogger(__name__).info)
 
 CONFIGS = PROJECT / "configs"
 
@@ -266,21 +273,71 @@ def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
     return specs
 
 
-def load_adapters(cfg: DictConfig, net: nn.Module) -> list[str]:
-    """Stack the adapters of ``cfg.adapter`` on ``net``; return their names.
+def load_adapters(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> dict[str, float]:
+    """Stack the adapters of ``cfg.adapter`` on ``net``, turned up as far as ``cfg.scale`` says.
+
+    With ``scale=auto`` the validation images of ``data`` decide how far: for several adapters one
+    after another, those behind still off.
+
+    Returns:
+        The adapters' scales by their names.
 
     Raises:
         UserError: if an adapter is described in another way than in :func:`adapter_specs`, or
             cannot be loaded.
     """
+    if cfg.adapter is None and cfg.scale != 1:
+        raise UserError(f"scale={cfg.scale}: expected 1, since there is no adapter")
+    is_auto = cfg.scale == "auto"
+    if not is_auto and not is_number(cfg.scale):
+        raise UserError(f"scale={cfg.scale}: expected a number, 1 as trained, or auto")
+    if is_auto and cfg.adapter is not None:
+        with config_group("data"):
+            data.prepare_data()
+            data.setup("validate")
+        require_validation("scale=auto", data)
+    scales = {}
     for spec in adapter_specs(cfg):
+        name, scale = spec["name"], spec["scale"]
         try:
-            load_adapter(
-                net, spec["path"], cfg.allow_other_base, name=spec["name"], scale=spec["scale"]
-            )
+            load_adapter(net, spec["path"], cfg.allow_other_base, name=name, scale=scale)
+            if is_auto:
+                factor = validation_dial(cfg, net, data, name=name)["advised"]
+                _info("scale=%g of %s, as validation images advise", factor, name)
+            else:
+                factor = cfg.scale
+            scales[name] = factor * scale
+            set_lora_scale(net, scales[name], name)
         except ValueError as error:
             raise UserError(f"adapter={one_line(error)}") from error
-    return lora_names(net)
+    return scales
+
+
+def validation_dial(
+    cfg: DictConfig, net: nn.Module, data: ImageDataModule, name: str | None = None
+) -> dict[str, Any]:
+    """:func:`.classifier.dial.dial_curve` of ``net``, in eval mode, on the validation images."""
+    with on_device(cfg, net.eval()) as device:
+        return dial_curve(net, data.batches(data.val_set, device), data.targets, name=name)
+
+
+def require_validation(setting: str, data: ImageDataModule) -> None:
+    """Refuse a ``setting``, ``key=value``, that validation images decide, where there are none."""
+    if not len(data.val_set):
+        raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")
+
+
+@contextmanager
+def on_device(cfg: DictConfig, net: nn.Module) -> Iterator[torch.device]:
+    """Inside the ``with`` block ``net`` is where the Trainer, if there is one, puts it."""
+    device = torch.device("cpu")
+    if "trainer" in cfg:
+        device = Fabric(accelerator=cfg.trainer.accelerator, devices=1).device
+    net.to(device)
+    try:
+        yield device
+    finally:
+        net.to("cpu")  # a new adapter draws its first values there, the same on every machine
 
 
 def with_run(cfg: DictConfig) -> DictConfig:
@@ -397,8 +454,14 @@ def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
     Raises:
         UserError: if a value of ``cfg.lora`` cannot be used.
     """
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.lora, resolve=True)  # type: ignore[assignment]
+    scale = settings.pop("scale")
+    if scale != "auto" and not (is_number(scale) and scale > 0):
+        raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
+    if scale != 1 and settings.get("use_dora"):
+        raise UserError(f"lora.scale={scale}: expected 1, since DoRA has no form to save it in")
     with config_group("lora"):
-        add_lora(net, **OmegaConf.to_container(cfg.lora, resolve=True)).train()  # type: ignore[arg-type]
+        add_lora(net, **settings).train()
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:

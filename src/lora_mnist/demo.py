@@ -19,11 +19,12 @@ from lora_mnist.config import (
     load_adapters,
     load_base,
     require_fit,
+    validation_dial,
     with_run,
 )
 from lora_mnist.data import ImageDataModule
-from lora_mnist.errors import UserError, missing_extra, one_line
-from lora_mnist.lora import CONFIG_NAME, lora_disabled, set_lora_scale
+from lora_mnist.errors import UserError, config_group, missing_extra, one_line
+from lora_mnist.lora import CONFIG_NAME, is_number, lora_disabled, set_lora_scale
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +74,30 @@ class SideBySide:
         if self._loaded and self._loaded[0] == list(adapters):
             return self._loaded[1]
         known, cfg = self.adapters(), self.cfg.copy()
-        cfg.adapter = []
+        cfg.adapter, cfg.scale = [], 1
         for name in adapters:  # a visitor's browser sends the name: it is never taken for a path
             cfg.adapter.append({**known[name], "name": name})
         net = build_net(cfg)
         load_base(cfg, net)
-        load_adapters(cfg, net)
+        load_adapters(cfg, net, self.data)
         require_fit(net, self.data, self.data.test_set.__getitems__([0])[0])
         self._loaded = (list(adapters), net)
         return net
+
+    def opening_scale(self, adapters: Sequence[str]) -> float:
+        """Where the slider stands at first: ``cfg.scale``, or what validation images advise."""
+        if self.cfg.scale != "auto":
+            return float(self.cfg.scale)
+        if not adapters:
+            return 1.0
+        with self._lock:
+            net = self.load(adapters)
+            self._turn(net, adapters, 1.0)
+            with config_group("data"):
+                self.data.setup("validate")
+            if not len(self.data.val_set):
+                return 1.0
+            return float(validation_dial(self.cfg, net, self.data)["advised"])
 
     @torch.no_grad()
     def ask(
@@ -102,12 +118,15 @@ class SideBySide:
             net, batch = self.load(adapters), self.data.normalise(image[None])
             with lora_disabled(net) if adapters else nullcontext():
                 base = net(batch).softmax(dim=1)[0].tolist()
-            for name in adapters:  # the configuration may give an adapter a scale of its own
-                own = self.named.get(name, {}).get("scale", 1.0)
-                set_lora_scale(net, own * scale, name)
+            self._turn(net, adapters, scale)
             adapted = net(batch).softmax(dim=1)[0].tolist()
         names = self.data.short_names
         return dict(zip(names, base, strict=True)), dict(zip(names, adapted, strict=True))
+
+    def _turn(self, net: nn.Module, adapters: Sequence[str], scale: float) -> None:
+        for name in adapters:  # the configuration may give an adapter a scale of its own
+            own = self.named.get(name, {}).get("scale", 1.0)
+            set_lora_scale(net, own * scale, name)
 
     @torch.no_grad()
     def next_mistake(self, adapters: Sequence[str], after: int) -> int | None:
@@ -155,6 +174,16 @@ def build_page(sides: SideBySide, chosen: list[str]) -> Any:
             raise gr.Error(one_line(error), print_exception=False) from error
         return base, adapted, (image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()
 
+    def slider(adapters: list[str]) -> Any:
+        label = "Scale: 0 is the base, 1 the adapter as trained"
+        try:
+            value = sides.opening_scale(adapters)
+        except UserError as error:
+            raise gr.Error(one_line(error), print_exception=False) from error
+        if adapters and sides.cfg.scale == "auto":
+            label += f"; validation images advise {value:g}"
+        return gr.Slider(0, 2, value, step=0.05, label=label, elem_id="scale")
+
     with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:
         image, number = gr.State(), gr.State(-1)
         with gr.Row():
@@ -174,8 +203,7 @@ def build_page(sides: SideBySide, chosen: list[str]) -> Any:
                 seen = gr.Image(label="As the network sees it", format="png", height=200)
                 note = gr.Markdown()
             with gr.Column():
-                words = "Scale: 0 is the base, 1 the adapter"
-                scale = gr.Slider(0, 2, 1, step=0.05, label=words, elem_id="scale")
+                scale = slider(chosen)
                 menu = gr.Dropdown(
                     list(sides.adapters()), value=chosen, multiselect=True, label="Adapters"
                 )
@@ -183,6 +211,7 @@ def build_page(sides: SideBySide, chosen: list[str]) -> Any:
                 adapted = gr.Label(label="Adapted", num_top_classes=3, elem_id="adapted")
         pad.change(draw, [pad], [image, note])  # input would bring the drawing before the last one
         button.click(mistake, [number, menu], [number, image, note])
+        menu.change(slider, [menu], [scale])
         changes = [image.change, scale.change, menu.change]
         gr.on(changes, ask, [image, menu, scale], [base, adapted, seen], show_progress="hidden")
         # Adapters that were made since the page was built.
@@ -203,6 +232,8 @@ def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
     except ImportError as error:
         raise missing_extra("demo.py", "demo", error) from error
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own page
+    if cfg.scale != "auto" and not is_number(cfg.scale):
+        raise UserError(f"scale={cfg.scale}: expected a number, 1 as trained, or auto")
     sides = SideBySide(cfg)
     chosen = list(sides.named) or list(sides.adapters())[:1]
     try:

@@ -64,7 +64,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     net = build_net(cfg)
     base = load_base(cfg, net)
     require_fit(net, data, data.test_set.__getitems__([0, 0])[0])
-    load_adapters(cfg, net)
+    scales = load_adapters(cfg, net, data)
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     module = ClassifierModule(
         net,
@@ -87,7 +87,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
         trainer.test(module, datamodule=data, verbose=False)
     results = collect_results(cfg, data, net, module.outcomes, clock)
     results |= {"each": each} if each else {}
-    results["adapter"] = settings["adapter"]
+    results |= {"adapter": settings["adapter"], "scales": scales}
     if trainer.is_global_zero:
         write_results(results, folder)
         write_predictions(module.predictions, lambda n: data.test_set.__getitems__(n)[0], folder)

@@ -64,7 +64,6 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     cfg = with_run(cfg)
     net = build_net(cfg)
     load_base(cfg, net)
-    adapters = load_adapters(cfg, net)
     data: ImageDataModule
     if cfg.data.data_dir is None and cfg.data.get("image_size"):
         data, size = build_data(cfg, None), cfg.data.image_size
@@ -77,6 +76,7 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         images = data.test_set
     examples, _ = images.__getitems__([0, len(images) - 1])
     require_fit(net, data, examples)
+    adapters = load_adapters(cfg, net, data)
     plain = merge_lora(copy.deepcopy(net)) if adapters else net
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     channels, height, width = examples.shape[1:]
@@ -85,6 +85,7 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         "net": json.dumps(values["net"]),
         "base_sha256": fingerprint(base_state_dict(net)),
         "adapter": json.dumps(values["adapter"]),
+        "scales": json.dumps(adapters),
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(data.name),
         "classes": json.dumps(data.classes),

@@ -47,7 +47,7 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
     data: ImageDataModule = build_data(cfg, None)
     net = build_net(cfg)
     load_base(cfg, net)
-    has_adapter = bool(load_adapters(cfg, net))
+    has_adapter = bool(load_adapters(cfg, net, data))
     images: dict[Path, Tensor] = {}
     for file in files:
         try:

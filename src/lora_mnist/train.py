@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric import Fabric
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -32,9 +31,12 @@ from lora_mnist.config import (
     choose_trainable,
     is_sweep,
     load_base,
+    on_device,
     quiet_lightning,
     require_fit,
     require_known_keys,
+    require_validation,
+    validation_dial,
 )
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.base import Base, find_base, own_file, read_facts, write_base
@@ -43,7 +45,13 @@ from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.errors import TrainingError, UserError, config_group
-from lora_mnist.lora import base_state_dict, changed_tensors, save_adapter
+from lora_mnist.lora import (
+    base_state_dict,
+    changed_tensors,
+    fold_lora_scale,
+    save_adapter,
+    set_lora_scale,
+)
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_parameters, print_results
 from lora_mnist.show.tensorboard import show_outcome
@@ -139,6 +147,13 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     if data.hardness:
         with on_device(cfg, net) as device:
             data.draw_weights = data.rate(net, device)
+    if needs_dial := cfg.lora.scale == "auto" or cfg.dial is True:
+        setting = "lora.scale=auto" if cfg.lora.scale == "auto" else "dial=true"
+        require_validation(setting, data)
+    elif cfg.dial == "auto":
+        needs_dial = len(data.val_set) > 0 and not is_sweep()
+    elif cfg.dial is not False:
+        raise UserError(f"dial={cfg.dial}: expected true, false or auto")
     add_configured_lora(cfg, net)
     module = build_module(cfg, net, data, base)
     module.base_logits = shared_base_logits(cfg, data, base)
@@ -151,9 +166,21 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         if changed := changed_tensors(base.tensors, base_state_dict(net)):
             raise RuntimeError(f"fine-tuning changed the base: {', '.join(changed)}")
         _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
+        scale, dial = cfg.lora.scale, None
+        if needs_dial:
+            with clock.measure("dial"):
+                dial = validation_dial(cfg, net, data)
+            scale = dial["advised"] if scale == "auto" else scale
+            dial["saved"] = scale
+        if scale != 1:
+            set_lora_scale(net, scale)
+            fold_lora_scale(net)
+            module.validated_at = None  # that was the adapter as trained
+            _info("scale: %g; the adapter is saved so", scale)
         test(module, trainer, data, clock)
         results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step)
         results |= {"base_unchanged": True, "base_sha256": base.sha256, "adapter": "adapter"}
+        results["dial"] = dial
         if trainer.is_global_zero:
             # Whoever loads the adapter finds its base, wherever that came from.
             if find_base(base_folder(cfg), base.sha256) is None:
@@ -328,33 +355,18 @@ def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
         UserError: if no validation images are held out.
     """
     data: ImageDataModule = build_data(cfg, "fit", replay=0)
-    if not len(data.val_set):
-        raise UserError(
-            "digit=weakest: expected data.val_size > 0, since the weakest class is the one with "
-            "the most validation errors"
-        )
+    require_validation("digit=weakest", data)
     errors = torch.zeros(len(data.classes), dtype=torch.int64)
     with on_device(cfg, net) as device:
-        for images, labels in data.val_dataloader():
-            predictions = net(data.normalise(images.to(device))).argmax(dim=1).cpu()
-            errors += torch.bincount(labels[predictions != labels], minlength=len(errors))
+        for images, labels in data.batches(data.val_set, device):
+            wrong = labels[net(images).argmax(dim=1) != labels].cpu()
+            errors += torch.bincount(wrong, minlength=len(errors))
     weakest = int(errors.argmax())
     _info(
         "digit=%d (%s): the weakest class, %d of the base's %d errors on %s validation images",
         *(weakest, data.classes[weakest], errors[weakest], errors.sum(), f"{len(data.val_set):,}"),
     )
     return weakest
-
-
-@contextmanager
-def on_device(cfg: DictConfig, net: nn.Module) -> Iterator[torch.device]:
-    """Inside the ``with`` block ``net`` is where the Trainer is going to move it."""
-    device = Fabric(accelerator=cfg.trainer.accelerator, devices=1).device
-    net.to(device)
-    try:
-        yield device
-    finally:
-        net.to("cpu")  # a new adapter draws its first values there, the same on every machine
 
 
 @contextmanager

@@ -23,6 +23,13 @@ RANDOM = {
     **{"classes": [*"abcde"], "digit": 4, "test_base": outcome([10, 50, 50, 50, 45], 50)},
     "test": repaired([10, 50, 50, 50, 45], [40, 0, 0, 0, 0], [0, 5, 5, 5, 45], 50),
 }
+DIAL = {
+    "scales": [0, 0.4, 1],
+    "errors_of_target": [28, 11, 4],
+    "errors_elsewhere": [152, 160, 919],
+    "advised": 0.4,
+    "saved": 1,
+}
 TWO = {"classes": ["a", "b"], "digit": 1, "test_base": outcome([0, 9])}
 
 
@@ -33,7 +40,19 @@ TWO = {"classes": ["a", "b"], "digit": 1, "test_base": outcome([0, 9])}
             of_digits(1754, 61),
             f"{HARM}harm than good. `experiment=repair` replays the other digits.",
         ),
+        (
+            of_digits(1754, 61, dial=DIAL),
+            f"{HARM}harm than good. At 0.4 of its size (nines 28 -> 11, the other digits 152 -> "
+            "160 validation errors): `eval.py adapter=latest scale=0.4`. `experiment=repair` "
+            "replays the other digits.",
+        ),
+        (
+            of_digits(1754, 61, dial={**DIAL, "advised": 0}),
+            f"{HARM}harm than good. No smaller scale leaves fewer validation errors than the base. "
+            "`experiment=repair` replays the other digits.",
+        ),
         # No advice that was already taken.
+        (of_digits(1754, 61, replay=90, dial={**DIAL, "saved": 0.4}), f"{HARM}harm than good."),
         (of_digits(1754, 61, replay=90), f"{HARM}harm than good."),
         (of_digits(1754, 61, stage="finetune"), f"{HARM}harm than good."),
         (

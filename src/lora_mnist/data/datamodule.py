@@ -1,6 +1,6 @@
 """Images of classes as a Lightning DataModule, wherever they come from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,12 @@ class ImageDataModule(LightningDataModule):
             for x in (self.mean, self.std)
         )
         return images.float().div_(255).sub_(mean).div_(std)  # type: ignore[arg-type]
+
+    def batches(self, images: Images, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """``images`` in order, normalised, with their labels, on ``device``."""
+        for indices in torch.split(torch.arange(len(images)), self.eval_batch_size):
+            batch, labels = images.__getitems__(indices.tolist())
+            yield self.normalise(batch.to(device)), labels.to(device)
 
     @torch.no_grad()
     def rate(self, net: nn.Module, device: torch.device) -> DrawWeights:

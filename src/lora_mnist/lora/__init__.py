@@ -25,6 +25,7 @@ from .merge import unmerge_lora as unmerge_lora
 from .model import add_deltas as add_deltas
 from .model import add_lora as add_lora
 from .model import attach as attach
+from .model import fold_lora_scale as fold_lora_scale
 from .model import has_lora as has_lora
 from .model import lora_adapters as lora_adapters
 from .model import lora_disabled as lora_disabled
@@ -32,6 +33,7 @@ from .model import lora_layers as lora_layers
 from .model import lora_names as lora_names
 from .model import lora_parameters as lora_parameters
 from .model import lora_weights as lora_weights
+from .model import named_adapters as named_adapters
 from .model import set_lora_enabled as set_lora_enabled
 from .model import set_lora_scale as set_lora_scale
 from .peft import CONFIG_NAME as CONFIG_NAME

@@ -66,6 +66,10 @@ class AdapterParametrization(nn.Module):
         """
         raise NotImplementedError
 
+    def fold_scale(self) -> None:
+        """Make ``scale`` a part of the adapter, whose ``scale`` is then 1; see :mod:`.model`."""
+        raise NotImplementedError
+
     def extra_repr(self) -> str:
         return f"name={self.name}, scale={self.scale}, enabled={self.enabled}"
 
@@ -126,6 +130,15 @@ class LoRAParametrization(AdapterParametrization):
         # As above, with one kernel less.
         hidden = F.linear(x, self.lora_A)
         return torch.addmm(y, hidden, self.lora_B.t(), alpha=self.scaling * self.scale)
+
+    @torch.no_grad()
+    def fold_scale(self) -> None:
+        if self.scale == 0:
+            self.lora_B.zero_()  # no alpha is 0
+        else:
+            self.alpha *= self.scale
+            self.scaling *= self.scale
+        self.scale = 1.0
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, alpha={self.alpha}, {super().extra_repr()}"

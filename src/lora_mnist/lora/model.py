@@ -234,6 +234,19 @@ def set_lora_scale(model: nn.Module, scale: float, name: str | None = None) -> N
         adapter.scale = scale
 
 
+def fold_lora_scale(model: nn.Module, name: str | None = None) -> None:
+    """Make the scale of adapters a part of them: afterwards they are as trained at a scale of 1.
+
+    ``alpha`` and the scaling are multiplied by it, so :func:`.adapter.save_adapter` writes the
+    scaled adapter, and PEFT loads it so. The network computes what it did, to rounding.
+
+    Raises:
+        ValueError: if an adapter is of DoRA, which has no such form.
+    """
+    for adapter in named_adapters(model, name):
+        adapter.fold_scale()
+
+
 @contextmanager
 def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
     """Inside the ``with`` block ``model`` is its base; afterwards each adapter is as it was.

@@ -56,6 +56,14 @@ class PiSSAParametrization(LoRAParametrization):
     def product(self) -> Tensor:
         return super().product() - self.start_B.flatten(1) @ self.start_A.flatten(1)
 
+    @torch.no_grad()
+    def fold_scale(self) -> None:
+        if self.scale == 0:
+            self.lora_A.copy_(self.start_A)
+            self.lora_B.copy_(self.start_B)
+            self.scale = 1.0
+        super().fold_scale()
+
     def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
         x = F.dropout(x, self.dropout, self.training)
         update = low_rank(x, self.lora_A, self.lora_B, layer)
@@ -105,6 +113,9 @@ class DoRAParametrization(LoRAParametrization):
         product = self.product().view_as(weight) * self.scaling
         return ((gain - 1) * weight + gain * product) * self.scale
 
+    def fold_scale(self) -> None:
+        raise ValueError(f"scale={self.scale}: DoRA at another scale than 1 is no DoRA to save")
+
     def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
         parametrizations: Any = layer.parametrizations
         gain = self.magnitude / self.norms(weight_below(parametrizations.weight, self))
@@ -130,6 +141,11 @@ class DeltaParametrization(AdapterParametrization):
 
     def update(self, weight: Tensor) -> Tensor:
         return self.delta * self.scale
+
+    @torch.no_grad()
+    def fold_scale(self) -> None:
+        self.delta.mul_(self.scale)
+        self.scale = 1.0
 
     def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
         if isinstance(layer, nn.Linear):

@@ -48,6 +48,8 @@ def draw_run(
     """
     classes = [str(name) for name in results["classes"]]
     figures = {"errors": draw_errors(results)}
+    if results.get("dial"):
+        figures["dial"] = draw_dial(results)
     if predictions is not None:
         for kind, gallery in predictions.galleries.items():
             if gallery.total:
@@ -99,6 +101,43 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
     axes.set_title("errors on the test images", loc="left")
     if len(errors) > 1:
         figure.legend(ncols=2, frameon=False, loc="outside lower right")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def draw_dial(results: Mapping[str, Any]) -> Figure:
+    """Validation errors as the adapter is turned up: on the target against elsewhere.
+
+    Without a target, all errors over the scale.
+    """
+    dial = results["dial"]
+    figure = Figure(figsize=(_WIDTH, 4), layout="constrained")
+    axes = figure.subplots()
+    if "errors_of_target" in dial:
+        xs, ys = dial["errors_elsewhere"], dial["errors_of_target"]
+        axes.set(xlabel="errors elsewhere", ylabel="errors on what is to be repaired")
+        base = dial["errors"][dial["scales"].index(0)]
+        line = np.array([0, base])
+        axes.plot(base - line, line, color=GRAY, ls="--", lw=1, label="as many in all as the base")
+    else:
+        xs, ys = dial["scales"], dial["errors"]
+        axes.set(xlabel="scale", ylabel="errors")
+    axes.plot(xs, ys, color=BLUE, marker="o", ms=4)
+    for scale, x, y in zip(dial["scales"], xs, ys, strict=True):
+        is_advised = scale == dial["advised"]
+        if is_advised:
+            axes.plot(x, y, color=GREEN, marker="o", ms=10, label=f"{scale:g}: advised")
+        weight = "bold" if is_advised or scale in (0, 1) else "normal"
+        axes.annotate(
+            f"{scale:g}", (x, y), (4, 5), textcoords="offset points", fontsize=8, weight=weight
+        )
+    axes.set_xlim(max(0, min(xs) - 0.1 * (max(xs) - min(xs))), 1.05 * max(xs))
+    axes.set_ylim(0, 1.1 * max(ys) + 1)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    meaning = "0: the base, 1: the adapter as trained"
+    count = f"{dial['images']:,} validation images"
+    axes.set_title(f"the adapter turned up, on {count}\n{meaning}", loc="left")
     return figure
 
 

@@ -25,7 +25,7 @@ from lora_mnist.show.verdict import verdict_text
 
 #: Figures in the order in which to look at them; TensorBoard sorts by name.
 _ORDER = (
-    *("errors", "repaired", "broken", "wrong", "confusion_difference", "confusion_adapted"),
+    *("errors", "dial", "repaired", "broken", "wrong", "confusion_difference", "confusion_adapted"),
     *("confusion_base", "singular_values"),
 )
 #: The charts of the custom page, by page; their tags are regular expressions.

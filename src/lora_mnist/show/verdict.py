@@ -178,7 +178,30 @@ def _judgement(results: Mapping[str, Any]) -> list[Phrase]:
         return [Phrase(left if sum(after) else "no error is left.", "good")]
     else:
         said = [Phrase("the repair did more harm than good.", "bad")]
+    said += _dial(results)
     if targets_of(results) and results.get("stage") == "lora" and results.get("replay") == 0:
         advice = f"`experiment=repair` replays {_others(results['classes'])}."
         said.append(Phrase(advice, "advice"))
     return said
+
+
+def _dial(results: Mapping[str, Any]) -> list[Phrase]:
+    """What the validation images say of the adapter at another scale than the tested one."""
+    dial = results.get("dial")
+    if not dial or dial["advised"] == dial["saved"]:
+        return []
+    if dial["advised"] == 0:
+        return [Phrase("No smaller scale leaves fewer validation errors than the base.")]
+    scale = dial["advised"] / dial["saved"]
+    parts = {"all classes": "errors"}
+    if targets := targets_of(results):
+        classes = results["classes"]
+        parts = {named(classes, targets): "errors_of_target", _others(classes): "errors_elsewhere"}
+    changes = []
+    for name, key in parts.items():
+        before, after = (dial[key][dial["scales"].index(s)] for s in (0, dial["advised"]))
+        changes.append(f"{name} {before:,} -> {after:,}")
+    return [
+        Phrase(f"At {scale:g} of its size ({', '.join(changes)} validation errors):"),
+        Phrase(f"`eval.py adapter=latest scale={scale:g}`.", "advice"),
+    ]

@@ -1,0 +1,104 @@
+"""The dial of a finished adapter: errors at several scales, and which scale to take.
+
+With the scale ``s`` the network has the weights ``W + s * scaling * lora_B @ lora_A``: a straight
+line from the base, ``s = 0``, to the adapter as trained, ``s = 1``. Somewhere on it a repair often
+keeps most of what it mends and loses most of what it breaks: Wortsman et al. 2022, "Robust
+fine-tuning of zero-shot models" (WiSE-FT), arXiv:2109.01903; Ilharco et al. 2022, "Patching
+open-vocabulary models by interpolating weights" (PAINT), arXiv:2208.05592.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_mnist.lora import named_adapters
+
+#: Where the dial is tried; each costs a forward pass over the images. An adapter that breaks much
+#: has its best place near 0, where the steps are small; further up the curve is flat.
+SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2)
+
+
+@torch.no_grad()
+def dial_curve(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    targets: Sequence[int] | None = None,
+    scales: Sequence[float] = SCALES,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Errors of an adapted network at several scales of its adapter, and the scale to take.
+
+    Choose a scale by validation images, never by test images. The network is asked in the mode and
+    on the device that it is in; call ``model.eval()`` first.
+
+    Args:
+        model: a network with LoRA: from images to logits of shape (N, num_classes).
+        batches: images and their labels, int64 of shape (N,).
+        targets: the classes to repair; ``None`` where all count alike.
+        scales: what to try, 0 among it, as factors of the scale that an adapter has now.
+        name: the adapter to turn; ``None``: all of them together. Others stay as they are.
+
+    Returns:
+        ``images``, their number; ``scales``; for each of these the ``errors`` and, with
+        ``targets``, the ``errors_of_target`` and ``errors_elsewhere``; and what
+        :func:`advised_scale` says, ``advised``.
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, or there is no
+            batch.
+    """
+    before = [(adapter, adapter.scale) for adapter in named_adapters(model, name)]
+    parts = []
+    for inputs, labels in batches:
+        wrong_at = []
+        for scale in scales:
+            for adapter, own in before:
+                adapter.scale = scale * own
+            wrong_at.append(model(inputs).argmax(dim=1) != labels)
+        is_target = torch.isin(labels, torch.tensor(list(targets or []), device=labels.device))
+        parts.append(torch.stack([*wrong_at, is_target]).cpu())
+    for adapter, own in before:
+        adapter.scale = own
+    if not parts:
+        raise ValueError("batches: expected at least one batch of images and labels")
+    rows = torch.cat(parts, dim=1)
+    wrong, is_target = rows[:-1], rows[-1]
+    curve = {"images": wrong.shape[1], "scales": list(scales), "errors": wrong.sum(1).tolist()}
+    if targets:
+        curve["errors_of_target"] = (wrong & is_target).sum(1).tolist()
+        curve["errors_elsewhere"] = (wrong & ~is_target).sum(1).tolist()
+    curve["advised"] = advised_scale(scales, wrong)
+    return curve
+
+
+def advised_scale(scales: Sequence[float], wrong: Tensor) -> float:
+    """The scale nearest to 1 that is, but for chance, as good as the best one.
+
+    That is: with no more errors than the base, and with at most ``sqrt(d)`` more than the scale
+    with the fewest errors, where ``d`` is the number of images of which the two get one right and
+    one wrong. ``sqrt(d)`` is the standard error of the difference of two such counts; so this is
+    the one-standard-error rule (Breiman et al. 1984, "Classification and Regression Trees", section
+    3.4.3) towards the adapter as trained. 0 means: leave the adapter off.
+
+    Args:
+        scales: what was tried; 0 is the base.
+        wrong: whether each image is wrong at each scale, bool, shape (scales, images).
+
+    Raises:
+        ValueError: if 0 is not among ``scales``.
+    """
+    if 0 not in scales:
+        raise ValueError(f"scales={list(scales)}: expected 0 among them, the base")
+    errors = wrong.sum(dim=1).tolist()
+    best = errors.index(min(errors))
+    nearest = best
+    for place, scale in enumerate(scales):
+        differing = int((wrong[place] ^ wrong[best]).sum())
+        is_as_good = errors[place] - errors[best] <= math.sqrt(differing)
+        is_nearer = abs(scale - 1) < abs(scales[nearest] - 1)
+        if is_as_good and is_nearer and errors[place] <= errors[scales.index(0)]:
+            nearest = place
+    return float(scales[nearest])

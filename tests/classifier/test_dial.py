@@ -1,0 +1,97 @@
+"""The dial: errors of a finished adapter at several scales, and the scale to take."""
+
+import pytest
+import torch
+from helpers.nets import TinyNet, adapters, randomize
+from torch import Tensor
+
+from lora_mnist import add_lora, dial_curve, lora_disabled, set_lora_scale
+from lora_mnist.classifier.dial import advised_scale
+
+
+def batches(net: TinyNet, count: int = 3) -> list[tuple[Tensor, Tensor]]:
+    """Images, and labels of which the base gets two thirds right."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(count):
+        images = torch.randn(30, 6, generator=generator)
+        with torch.no_grad():
+            labels = net(images).argmax(dim=1)
+        labels[::3] = (labels[::3] + 1) % 3
+        found.append((images, labels))
+    return found
+
+
+@pytest.fixture
+def adapted(tiny: TinyNet) -> TinyNet:
+    return randomize(add_lora(tiny.eval(), rank=2).eval())
+
+
+def test_each_scale_is_counted_as_the_network_errs_there(adapted: TinyNet) -> None:
+    with lora_disabled(adapted):
+        given = batches(adapted)
+    curve = dial_curve(adapted, given, targets=[1], scales=[0, 0.5, 1])
+    assert curve["images"] == 90
+    for place, scale in enumerate(curve["scales"]):
+        set_lora_scale(adapted, scale)
+        errors = [0, 0]
+        for images, labels in given:
+            wrong = adapted(images).argmax(dim=1) != labels
+            errors[0] += int((wrong & (labels == 1)).sum())
+            errors[1] += int((wrong & (labels != 1)).sum())
+        assert [curve["errors_of_target"][place], curve["errors_elsewhere"][place]] == errors
+        assert curve["errors"][place] == sum(errors)
+    assert curve["errors"][0] == 30  # the base's, bit for bit
+
+
+def test_the_scale_that_an_adapter_has_is_what_the_others_are_factors_of(adapted: TinyNet) -> None:
+    given = batches(adapted)
+    whole = dial_curve(adapted, given, scales=[0, 0.5])
+    set_lora_scale(adapted, 0.5)
+    assert dial_curve(adapted, given, scales=[0, 1])["errors"] == whole["errors"]
+    assert {adapter.scale for adapter in adapters(adapted)} == {0.5}
+
+
+def test_one_of_several_adapters_is_turned_alone(adapted: TinyNet) -> None:
+    given = batches(adapted)
+    randomize(add_lora(adapted, rank=1, name="second").eval())
+    set_lora_scale(adapted, 0, "second")
+    first = dial_curve(adapted, given, scales=[0, 1], name="default")["errors"]
+    set_lora_scale(adapted, 1, "second")
+    both = dial_curve(adapted, given, scales=[0, 1], name="second")["errors"]
+    assert both[0] == first[1]
+    assert both[1] != first[1]
+
+
+def wrongs(*counts: int, images: int = 100) -> Tensor:
+    """For each scale so many wrong images, the first ones."""
+    return torch.arange(images) < torch.tensor(counts)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advised"),
+    [
+        (wrongs(30, 20, 25), 0.5),  # five more than sqrt(5) allows
+        (wrongs(30, 20, 21), 1.0),  # one more may be chance
+        (wrongs(30, 30, 30), 1.0),
+        (wrongs(20, 21, 21), 0.0),  # no more errors than the base, whatever chance allows
+    ],
+)
+def test_advice_is_near_1_unless_more_than_chance_speaks_against(
+    wrong: Tensor, advised: float
+) -> None:
+    assert advised_scale([0.0, 0.5, 1.0], wrong) == advised
+    assert advised_scale([1.0, 0.5, 0.0], wrong.flip(0)) == advised
+
+
+def test_the_same_count_of_other_images_may_be_chance() -> None:
+    many = torch.zeros(3, 100, dtype=torch.bool)
+    many[0, :30] = many[1, :20] = many[2, 50:75] = True
+    assert advised_scale([0.0, 0.5, 1.0], many) == 1.0  # 45 images differ: 5 more are chance
+
+
+def test_refused(adapted: TinyNet) -> None:
+    with pytest.raises(ValueError, match="scales=.*expected 0"):
+        dial_curve(adapted, batches(adapted), scales=[0.5, 1])
+    with pytest.raises(ValueError, match="batches: expected at least one"):
+        dial_curve(adapted, [])
