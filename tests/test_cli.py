@@ -95,7 +95,7 @@ def test_a_missing_extra_is_named(missing: str, extra: str) -> None:
     said, code = explain(MissingConfigException(f"In 'a': Could not find '{missing}'", missing))
     assert code == 2
     assert said.startswith("=".join(missing.rsplit("/", 1)))
-    assert said.endswith(f'pip install -e ".[{extra}]"')
+    assert said.endswith(f'pip install "lora-mnist[{extra}]"')
 
 
 @pytest.mark.parametrize(

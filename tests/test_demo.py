@@ -184,4 +184,4 @@ def test_without_the_extra(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     done = cli("demo.py")
     assert done.code == 2
     assert done.err.startswith("demo.py: ")
-    assert done.err.endswith('pip install -e ".[demo]"\n')
+    assert done.err.endswith('pip install "lora-mnist[demo]"\n')

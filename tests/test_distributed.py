@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import QUICK
+from composed import SMALL, small_base
 from helpers.commands import ROOT, read_results, run_process
 from torch import Tensor
 
@@ -44,7 +44,7 @@ def train_losses(folder: Path) -> list[float]:
 def test_two_processes_see_each_image_once(tmp_path: Path) -> None:
     """An epoch over the 5,949 nines, and a test that counts no image twice."""
     arguments = ("stage=pretrain", "trainer=ddp_sim", "digit=9", "data.batch_size=500")
-    arguments = (*arguments, "data.val_size=0", f"paths.outputs={tmp_path}/outputs")
+    arguments = (*arguments, *SMALL[:1], "data.val_size=0", f"paths.outputs={tmp_path}/outputs")
     done, results, shards = run_recorded(tmp_path, *arguments, f"base_ckpt={tmp_path}/base.ckpt")
     assert len(shards) == 2
     images = torch.cat([batch for shard in shards for batch in shard])
@@ -57,18 +57,15 @@ def test_two_processes_see_each_image_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "size", "replay"), [("pretrain", 100, 0), ("lora", 1000, 400)])
-def test_two_processes_train_as_one(
-    base_ckpt: Path, tmp_path: Path, stage: str, size: int, replay: int
-) -> None:
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """The same images step by step, and the same outcome but for the order of summation."""
-    few = (f"stage={stage}", "trainer.max_steps=16", "trainer.log_every_n_steps=8")
-    data = (f"data.batch_size={size}", f"data.replay={replay}")
-    base = base_ckpt if stage == "lora" else tmp_path / "base.ckpt"
+    small_base(tmp_path / "outputs")
+    replay = 400
     runs = []
     for trainer in ("cpu", "ddp_sim"):
-        arguments = (f"trainer={trainer}", f"base_ckpt={base}", *few, *data)
-        arguments = (*arguments, f"paths.outputs={tmp_path}/outputs")
+        arguments = ("stage=lora", f"trainer={trainer}", "trainer.max_steps=16", *SMALL[:1])
+        arguments = (*arguments, "data.batch_size=1000", f"data.replay={replay}")
+        arguments = (*arguments, "trainer.log_every_n_steps=8", f"paths.outputs={tmp_path}/outputs")
         runs.append(run_recorded(tmp_path / trainer, *arguments))
     (_, alone, (steps,)), (_, together, shards) = runs
     assert len(steps) == len(shards[0]) == len(shards[1]) == 16
@@ -92,8 +89,9 @@ def test_two_processes_train_as_one(
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A long training in two processes, in a process group of its own."""
-    options = ("stage=pretrain", "trainer=ddp_sim", f"paths.outputs={tmp_path}", *QUICK[:1])
+    options = ("stage=pretrain", "trainer=ddp_sim", f"paths.outputs={tmp_path}", *SMALL[:1])
     options = (*options, "trainer.max_epochs=1000", "logger=none", "figures=false")
+    options = (*options, "callbacks.checkpoint.seconds=1")
     process = subprocess.Popen(
         [sys.executable, "train.py", *options, f"hydra.run.dir={tmp_path}/run"],
         cwd=ROOT,
@@ -132,7 +130,7 @@ def wait_for(condition: Any, seconds: float) -> bool:
 
 
 def wait_until_it_trains(group: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"  # after ten seconds
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert wait_for(lambda: last.exists() or group.poll() is not None, 150)
     assert group.poll() is None
 

@@ -48,7 +48,7 @@ def test_a_missing_extra_is_named_with_the_command_that_brings_it() -> None:
     error = missing_extra("format=onnx", "onnx", ModuleNotFoundError(name="onnxscript"))
     assert str(error) == (
         "format=onnx: the package onnxscript is missing; "
-        'expected the extra onnx: pip install -e ".[onnx]"'
+        'expected the extra onnx: pip install "lora-mnist[onnx]"'
     )
 
 

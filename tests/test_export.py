@@ -160,7 +160,7 @@ def test_a_missing_extra_is_named(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r'format=onnx: .* pip install -e "\.\[onnx\]"$'):
+    with pytest.raises(UserError, match=r'format=onnx: .* pip install "lora-mnist\[onnx\]"$'):
         run(outputs, "format=onnx", f"out={tmp_path}/x")
 
 

@@ -1,14 +1,14 @@
-"""The plan of the house: imports run downhill only, and heavy packages only where they are needed.
+"""Which module imports which: downhill only, and heavy packages only where they are needed.
 
 ::
 
-    train.py eval.py predict.py export.py demo.py report.py
+    train.py eval.py predict.py export.py demo.py report.py, and entry of the package
       cli                                          what the entries share
       train evaluate predict export demo report    one a command
         show config
           classifier data disk sweep
             lora
-              disk.files errors classifier.significance
+              disk.files errors project classifier.significance
 """
 
 import ast
@@ -33,14 +33,15 @@ BELOW = {
     "data": {"errors", "lora", "disk.files"},
     "disk": {"errors", "lora", "data", "classifier.significance"},
     "classifier": {"errors", "lora", "data"},
-    "sweep": {"errors", "disk", "classifier.significance"},
-    "show": {"errors", "lora", "disk", "sweep", "data", "classifier.significance"},
+    "sweep": {"errors", "project", "disk", "classifier.significance"},
+    "show": {"errors", "project", "lora", "disk", "sweep", "data", "classifier.significance"},
     "config": {"errors", "project", "lora", "data", "disk", "classifier", "show"},
     "cli": {"errors", "project", "disk", "sweep", "show"},
     **{
-        key: {"errors", "lora", "data", "disk", "classifier", "show", "config", "sweep"}
+        key: {"errors", "project", "lora", "data", "disk", "classifier", "show", "config", "sweep"}
         for key in COMMANDS
     },
+    "entry": {"cli", "project", *COMMANDS},
 }
 
 

@@ -285,24 +285,26 @@ def test_resnet_in_a_loop_of_ones_own(resnet: nn.Module, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_example_from_the_first_command_to_the_last(tmp_path: Path) -> None:
-    """Pasted into bash as its README has them, in a copy; installing is left out."""
+def test_the_example_from_the_first_command_to_the_last(cli: Any, tmp_path: Path) -> None:
+    """As its README has them, in a copy; installing is left out."""
     copy = tmp_path / "own_classifier"
     left_out = shutil.ignore_patterns("photos", "*.pt", "*.onnx", "__pycache__")
     shutil.copytree(ROOT / "examples" / "own_classifier", copy, ignore=left_out)
     blocks = re.findall(r"```bash\n(.*?)```", (copy / "README.md").read_text(), flags=re.DOTALL)
     commands = [c for block in blocks for c in block.splitlines() if not c.startswith("pip ")]
     assert len(commands) == 2 + 4 + 1
-    outputs, python = tmp_path / "outputs", shlex.quote(sys.executable)
     said = {}
     for command in commands:
-        line = command.replace("python ", f"{python} ", 1)
-        if "../../" in line:
-            line = line.replace("../../", f"{ROOT}/") + f" paths.outputs={outputs}"
-        done = subprocess.run(["bash", "-c", line], cwd=copy, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-        said[command.split()[1]] = done.stdout
-    results = read_results(only_run(outputs, "lora"))
+        _, script, *given = shlex.split(command)
+        if script.startswith("../../"):
+            done = cli(script.removeprefix("../../"), *given, here=copy)
+            assert done.code == 0, f"{command}\n{done.err}"
+            continue
+        line = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
+        process = subprocess.run(["bash", "-c", line], cwd=copy, capture_output=True, text=True)
+        assert process.returncode == 0, f"{command}\n{process.stderr}"
+        said[script] = process.stdout
+    results = read_results(only_run(tmp_path / "outputs", "lora"))
     assert (results["target"], results["base_unchanged"]) == ("eight", True)
     assert results["test"]["errors_per_class"][0] < results["test_base"]["errors_per_class"][0] / 2
     assert results["test"]["errors"] < results["test_base"]["errors"]

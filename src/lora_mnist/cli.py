@@ -27,9 +27,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import lora_mnist.project  # noqa: F401 a resolver that the configurations need
 from lora_mnist.disk.latest import latest
 from lora_mnist.errors import UserError, one_line
+from lora_mnist.project import program
 from lora_mnist.sweep.command import command_line, override
 from lora_mnist.sweep.job import run_swept
 from lora_mnist.sweep.session import close_sweep, is_conducting, open_sweep, swept_keys
@@ -37,9 +37,9 @@ from lora_mnist.sweep.session import close_sweep, is_conducting, open_sweep, swe
 log = logging.getLogger(__name__)
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-_NO_STAGE = """stage: missing; expected one of
-  python train.py stage=pretrain         to train a base
-  python train.py stage=lora digit=9     to repair it with an adapter"""
+_NO_STAGE = f"""stage: missing; expected one of
+  {program("train")} stage=pretrain         to train a base
+  {program("train")} stage=lora digit=9     to repair it with an adapter"""
 #: The extras that bring Hydra's launchers and sweepers.
 _EXTRAS = {"ray": "ray", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 _EXTRAS |= dict.fromkeys(("joblib", "optuna", "tpe"), "sweep")
@@ -181,7 +181,8 @@ def _explain_hydra(error: HydraException) -> str:
     plugin = re.search(r"Could not find '(hydra/(?:launcher|sweeper)\S*)/(\w+)'", said)
     if plugin and plugin[2] in _EXTRAS:
         extra = _EXTRAS[plugin[2]]
-        return f'{plugin[1]}={plugin[2]}: not installed; expected: pip install -e ".[{extra}]"'
+        install = f'pip install "lora-mnist[{extra}]"'
+        return f"{plugin[1]}={plugin[2]}: not installed; expected: {install}"
     if isinstance(refused, OmegaConfBaseException):  # Hydra says where, OmegaConf says what
         return f"{said}: {explain(refused)[0]}"
     return said

@@ -46,13 +46,11 @@ from lora_mnist.lora import (
     read_base_sha256,
     set_lora_scale,
 )
-from lora_mnist.project import PROJECT
+from lora_mnist.project import CONFIGS, program
 from lora_mnist.show.tensorboard import TensorBoardPage
 from lora_mnist.show.verdict import targets_of
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
-
-CONFIGS = PROJECT / "configs"
 
 #: How often a single run is validated, since somebody may watch it; a sweep's job is at its end.
 _VALIDATIONS = 4
@@ -222,7 +220,7 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     try:
         base = read_base(path, net)
     except FileNotFoundError as error:
-        advice = f"make it with: python train.py stage=pretrain{_choices(cfg)}"
+        advice = f"make it with: {program('train')} stage=pretrain{_choices(cfg)}"
         if not str(cfg.net._target_).startswith("lora_mnist."):
             advice = f"expected the weights of {cfg.net._target_}"
         raise UserError(f"base_ckpt={path}: no such file; {advice}") from error
@@ -420,7 +418,7 @@ def _latest_adapter(cfg: DictConfig, groups: set[str]) -> Path:
         what = " for this net and data" if groups else ""
         raise UserError(
             f"adapter=latest: expected an adapter{what} in {runs}, found none; "
-            "make one with: python train.py stage=lora"
+            f"make one with: {program('train')} stage=lora"
         )
     if is_sweep():
         raise UserError(

@@ -71,5 +71,5 @@ def missing_extra(key: str, extra: str, error: ImportError) -> UserError:
     """What to say where ``key`` needs packages that are not installed."""
     return UserError(
         f"{key}: the package {error.name} is missing; "
-        f'expected the extra {extra}: pip install -e ".[{extra}]"'
+        f'expected the extra {extra}: pip install "lora-mnist[{extra}]"'
     )

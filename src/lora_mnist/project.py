@@ -1,17 +1,35 @@
-"""Where the project is, and what its configurations need from Python."""
+"""Where the project is, how its commands are typed, what its configurations need from Python."""
 
+import sys
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-#: The folder of ``train.py``, ``configs/``, ``data/`` and ``outputs/``. Commands may be started in
-#: any folder; data and outputs belong to this one. An editable install runs from the checkout.
-PROJECT = Path(__file__).resolve().parents[2]
-if not (PROJECT / "configs").is_dir():
-    PROJECT = Path.cwd()
+_PACKAGE = Path(__file__).resolve().parent
+#: The configurations. A wheel has them in the package, a checkout beside ``src``.
+CONFIGS = _PACKAGE / "configs"
+#: The folder of ``data/`` and ``outputs/``: the checkout, wherever in it or out of it a command is
+#: started; of an installed package the folder where the user is.
+PROJECT = Path.cwd()
+if not CONFIGS.is_dir():
+    PROJECT = _PACKAGE.parents[1]
+    CONFIGS = PROJECT / "configs"
+
+
+def program(name: str | None = None) -> str:
+    """How a command is typed: ``python train.py``, or ``lora-mnist train`` in ``lora-mnist``.
+
+    Args:
+        name: the command; ``None``: the one that runs.
+    """
+    if Path(sys.argv[0]).stem == "lora-mnist":
+        return f"lora-mnist {name or sys.argv[2]}"  # entry.py has put --config-name before the word
+    return f"python {f'{name}.py' if name else sys.argv[0]}"
+
 
 OmegaConf.register_new_resolver("lora_mnist.project", lambda: str(PROJECT), replace=True)
+OmegaConf.register_new_resolver("lora_mnist.program", program, replace=True)
 OmegaConf.register_new_resolver("lora_mnist.cwd", lambda: str(Path.cwd()), replace=True)
 
 # What a config inherits with "/any_keys@GROUP" takes keys that no file lists, without a +.

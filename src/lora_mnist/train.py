@@ -52,6 +52,7 @@ from lora_mnist.lora import (
     save_adapter,
     set_lora_scale,
 )
+from lora_mnist.project import program
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_parameters, print_results
 from lora_mnist.show.tensorboard import show_outcome
@@ -341,7 +342,8 @@ def show(cfg: DictConfig, results: dict[str, Any], folder: Path, trainer: Traine
             log.info("report: %s", make_report(folder))
     except OSError as error:
         log.warning(
-            "the report was not drawn (%s); try again with: python report.py run=%s", error, folder
+            "the report was not drawn (%s); try again with: %s run=%s",
+            *(error, program("report"), folder),
         )
     show_outcome(trainer, results, folder)
     log.info("run: %s", folder)

@@ -38,7 +38,8 @@ def statuses(sweep: Path) -> list[str]:
 def write_sweep(sweep: Path, **changes: Any) -> None:
     """``sweep.json`` of a sweep that train.py has conducted."""
     content = {
-        **{"commands": ["python train.py -m lora.rank=1"], "fixed": ["stage"], "entry": "train.py"},
+        **{"commands": ["python train.py -m lora.rank=1"], "fixed": ["stage"]},
+        "entry": "python train.py",
         **{"metric": "val.accuracy", "mode": "max", "columns": COLUMNS},
         "start": {"title": "base", "suffix": "_base"},
     }

@@ -18,13 +18,13 @@ ARGUMENTS = [
 def test_a_command_is_ready_to_paste(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
-    script = f"python() {{ printf '%s\\0' \"$@\"; }}; {command_line(ARGUMENTS, 'train.py')}"
+    script = f"python() {{ printf '%s\\0' \"$@\"; }}; {command_line(ARGUMENTS, 'python train.py')}"
     done = subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split("\0")[:-1] == ["train.py", *ARGUMENTS]
 
 
 def test_hydras_quotes_stay_readable() -> None:
-    assert command_line(["a='linear[12]'", "b=1,2", "c=glob(*)"], "train.py") == (
+    assert command_line(["a='linear[12]'", "b=1,2", "c=glob(*)"], "python train.py") == (
         "python train.py \"a='linear[12]'\" b=1,2 'c=glob(*)'"
     )
 

@@ -24,7 +24,7 @@ class FrozenBase:
         state = base_state_dict(model)
         self.sha256 = {name: fingerprint({name: tensor}) for name, tensor in state.items()}
         self.base_dropout = base_dropout
-        # Whether the network was in train mode, for each of its forward passes going on.
+        # Whether the network was in train mode, for each forward pass that has not ended yet.
         self._was_training: list[bool] = []
         self._handles: list[Any] = []
 

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader
 from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar, wilson
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import read_predictions
+from lora_mnist.project import program
 from lora_mnist.show.figures import draw_run
 from lora_mnist.show.verdict import targets_of, verdict
 
@@ -41,6 +42,7 @@ def make_report(folder: Path) -> Path:
     )
     html = environment.get_template("report.html.j2").render(
         folder=folder,
+        again=f"{program('report')} run={folder}",
         results=results,
         verdict=verdict(results),
         targets=targets_of(results),

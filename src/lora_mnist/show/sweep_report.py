@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader
 
 from lora_mnist.disk.files import atomic_write
+from lora_mnist.project import program
 from lora_mnist.show.verdict import verdict_text
 from lora_mnist.sweep.command import command_line, override
 from lora_mnist.sweep.records import RESULTS_FILE, read_json
@@ -58,7 +59,7 @@ def make_sweep_report(folder: Path) -> Path:
         rows=rows,
         start=start_row,
         commands=ranked.sweep["commands"],
-        again=command_line([override("run", folder)], "report.py"),
+        again=command_line([override("run", folder)], program("report")),
     )
     with atomic_write(folder / "report.html") as path:
         path.write_text(page, encoding="utf-8")

@@ -2,15 +2,16 @@
 
 import re
 import shlex
-import sys
 from collections.abc import Iterable
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from lora_mnist.project import program
+
 
 def command_line(arguments: Iterable[str], entry: str | None = None) -> str:
-    """A command ready to paste into bash or zsh; of the script that runs, or another ``entry``."""
-    return " ".join(["python", entry or sys.argv[0], *map(quoted, arguments)])
+    """A command ready to paste into bash or zsh; of the program that runs, or another ``entry``."""
+    return " ".join([entry or program(), *map(quoted, arguments)])
 
 
 def quoted(text: str) -> str:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.disk.numbers import parse_require
 from lora_mnist.errors import UserError
+from lora_mnist.project import program
 from lora_mnist.sweep.command import command_line, override, quoted
 from lora_mnist.sweep.folder import LOCK_FILE, STOP_FILE, SWEEP_FILE
 from lora_mnist.sweep.records import read_json, write_json
@@ -76,7 +77,7 @@ def open_sweep(config: DictConfig) -> None:
     content: dict[str, object] = {
         "commands": [*read_json(folder / SWEEP_FILE).get("commands", []), command],
         "fixed": fixed,
-        "entry": sys.argv[0],
+        "entry": program(),
     }
     for key in ("metric", "mode", "start", "columns"):
         value = sweep[key]

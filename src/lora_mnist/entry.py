@@ -1,0 +1,79 @@
+"""The program ``lora-mnist`` of the installed package: the commands, without a checkout.
+
+``lora-mnist train stage=pretrain`` does what ``python train.py stage=pretrain`` does in a checkout;
+``data/`` and ``outputs/`` are in the folder where it is started.
+"""
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from lora_mnist import __version__
+from lora_mnist.cli import command, run
+from lora_mnist.project import CONFIGS
+
+_COMMANDS = ["train", "eval", "predict", "export", "demo", "report"]
+_USAGE = f"""lora-mnist {__version__}
+
+  lora-mnist train stage=pretrain        pretrain a base
+  lora-mnist train stage=lora digit=9    repair its weak class with an adapter
+  lora-mnist eval adapter=latest         test the base, and saved adapters beside it
+  lora-mnist predict images=FOLDER       which class pictures show
+  lora-mnist export out=FILE             base and adapter as one plain network
+  lora-mnist demo                        a page to draw on
+  lora-mnist report                      draw a run or a sweep again
+
+lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets.
+eval "$(lora-mnist -sc install=bash)" turns on tab completion."""
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
+def _main(cfg: DictConfig) -> float | None:
+    # Imports stand where they are needed, so that --help does not wait for torch.
+    match HydraConfig.get().job.config_name:
+        case "train":
+            from lora_mnist.train import train
+
+            return command(train, cfg)
+        case "eval":
+            from lora_mnist.evaluate import evaluate
+
+            return command(evaluate, cfg)
+        case "predict":
+            from lora_mnist.predict import predict
+
+            return command(predict, cfg)
+        case "export":
+            from lora_mnist.export import export
+
+            return command(export, cfg)
+        case "demo":
+            from lora_mnist.demo import demo
+
+            return command(demo, cfg)
+        case _:
+            from lora_mnist.report import report
+
+            return command(report, cfg)
+
+
+def main() -> None:
+    """Run the command that the first argument names: it is the name of its configuration."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in _COMMANDS:
+        sys.argv.insert(1, "--config-name")
+    elif name == "-sc" and "COMP_LINE" in os.environ:  # what Tab asks for
+        program, _, line = os.environ["COMP_LINE"].partition(" ")
+        name, _, line = line.lstrip().partition(" ")
+        if name not in _COMMANDS:
+            print(*_COMMANDS)
+            return
+        os.environ["COMP_LINE"] = f"{program} {line}"
+        sys.argv[1:1] = ["--config-name", name]
+    elif name not in ("--config-name", "-sc"):  # of a process that Lightning starts; of completion
+        print(_USAGE, file=sys.stdout if name in ("--help", "-h") else sys.stderr)
+        raise SystemExit(0 if name in ("--help", "-h") else 2)
+    run(_main)
