@@ -176,7 +176,7 @@ def test_same_seed_same_numbers(outputs: Path) -> None:
     ("overrides", "message"),
     [
         (("stage=pretrain", "+nope=1"), "nope: nothing reads this key with stage=pretrain"),
-        (("stage=lora", "+adapter=x"), "adapter: nothing reads this key with stage=lora"),
+        (("stage=lora", "+adapters=x"), "adapters: nothing reads this key with stage=lora"),
         (("stage=pretrain", "+lora.rank=4"), "lora: nothing reads this key with stage=pretrain"),
         (("stage=pretrain", "seed=-1"), "seed=-1: expected an integer from 0"),
         (("stage=pretrain", "digit=weakest"), "digit=weakest: expected stage=lora"),
@@ -468,3 +468,57 @@ def test_experiments_compose_their_stages() -> None:
     repair = composed("train", "experiment=repair_private")
     assert (repair.stage, repair.digit) == ("lora", 9)
     assert OmegaConf.is_missing(composed("train"), "stage")
+
+
+# --- one repair after another --------------------------------------------------------------------
+
+
+def test_a_repair_on_top_of_another(outputs: Path) -> None:
+    """It starts from what is there, leaves that as it is, and brings it along when it is loaded."""
+    first = run(outputs, "stage=lora", "digit=4", "lora.rank=2", "data.replay=10")
+    below = newest(outputs)
+    weights = (below / "adapter" / WEIGHTS_NAME).read_bytes()
+    second = run(outputs, "stage=lora", "digit=weakest", "adapter=latest", "data.replay=10")
+    assert second["test_base"]["errors_per_class"] == first["test_base"]["errors_per_class"]
+    assert second["test_before"]["errors_per_class"] == first["test"]["errors_per_class"]
+    assert second["val_before"]["errors"] == first["val"]["errors"]
+    before, after = second["test_before"]["errors"], second["test"]["errors"]
+    assert after == before - second["test"]["repaired"] + second["test"]["broken"]
+    worst = max(range(10), key=first["val"]["errors_per_class"].__getitem__)
+    assert second["digit"] == worst
+    assert (below / "adapter" / WEIGHTS_NAME).read_bytes() == weights
+
+    cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
+    both = evaluate(cfg)
+    assert both["test"]["errors_per_class"] == second["test"]["errors_per_class"]
+    assert both["test_base"]["errors_per_class"] == first["test_base"]["errors_per_class"]
+    cfg.adapter = [str(below), str(newest(outputs))]
+    assert evaluate(cfg)["test"]["errors"] == after  # no adapter is there twice
+    (below / "adapter" / WEIGHTS_NAME).unlink()
+    cfg.adapter = str(newest(outputs))
+    with pytest.raises(UserError, match=r"adapter=.*: stands on the adapter .*, which is not in"):
+        evaluate(cfg)
+
+
+def test_an_adapter_is_trained_on(outputs: Path) -> None:
+    first = run(outputs, "stage=lora", "digit=4", "lora.rank=2")
+    second = run(outputs, "stage=lora", "digit=4", "adapter=latest", "adapter_mode=continue")
+    assert second["test_base"]["errors"] == first["test_base"]["errors"]
+    assert second["test"]["loss"] != first["test"]["loss"]
+    assert second["parameters"]["lora"] == first["parameters"]["lora"]
+    assert "test_before" not in second
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("adapter=latest",), "adapter=latest: expected an adapter"),
+        (("adapter=/none",), "adapter=/none: "),
+        (("adapter_mode=continue",), "adapter_mode=continue: expected stack, or continue with an"),
+        (("adapter_mode=x",), "adapter_mode=x: expected stack, or continue with an adapter"),
+    ],
+)
+def test_what_cannot_be_built_on(outputs: Path, overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        run(outputs, "stage=lora", *overrides)
+    assert str(raised.value).startswith(message)

@@ -39,11 +39,14 @@ from lora_mnist.disk.results import RESULTS_FILE
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.lora import (
     CONFIG_NAME,
+    WEIGHTS_NAME,
+    adapter_sha256,
     add_lora,
     has_lora,
     is_number,
     load_adapter,
     read_base_sha256,
+    read_beneath,
     set_lora_scale,
 )
 from lora_mnist.project import CONFIGS, program
@@ -201,8 +204,8 @@ def base_folder(cfg: DictConfig) -> Path:
 def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     """Load the base into ``net``, in eval mode; return it, to compare with later.
 
-    The base is ``cfg.base_ckpt``; where that is null, the base that the first adapter of
-    ``cfg.adapter`` was made for, found by its SHA-256, or else the current one.
+    The base is ``cfg.base_ckpt``; where that is null, or the default of training, the base that the
+    first adapter of ``cfg.adapter`` was made for, found by its SHA-256, or else the current one.
 
     Raises:
         UserError: if there is no such file, it holds no weights of this network, or the adapter's
@@ -211,7 +214,9 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     net.eval()  # in train mode, batch normalisation would move its running statistics
     current = base_folder(cfg) / f"{cfg.base_name}.ckpt"
     path, sha256 = Path(cfg.base_ckpt or current), None
-    if not cfg.base_ckpt and (specs := adapter_specs(cfg)):
+    is_default = cfg.stage == "lora" and path == current and "base_ckpt" not in asked_keys()
+    specs = adapter_specs(cfg) if is_default or not cfg.base_ckpt else []
+    if specs:
         try:
             sha256 = read_base_sha256(specs[0]["path"])
         except ValueError as error:
@@ -251,7 +256,8 @@ def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: if an adapter is described in another way.
     """
-    chosen = cfg.adapter if isinstance(cfg.adapter, ListConfig) else [cfg.adapter]
+    adapter = cfg.get("adapter")  # stage=pretrain has none
+    chosen = adapter if isinstance(adapter, ListConfig) else [adapter]
     specs = []
     for adapter in chosen:
         if adapter is None:
@@ -271,11 +277,46 @@ def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
     return specs
 
 
-def load_adapters(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> dict[str, float]:
+def with_beneath(cfg: DictConfig, specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``specs`` and, before each, the adapters that it was trained on top of, if not among them.
+
+    Raises:
+        UserError: if an adapter cannot be read, or one beneath it is not below ``paths.outputs``.
+    """
+    stacked: dict[str, dict[str, Any]] = {}  # by the SHA-256 of the adapter's file
+    for spec in specs:
+        try:
+            beneath = read_beneath(spec["path"])
+            own = adapter_sha256(spec["path"])
+        except (ValueError, OSError) as error:
+            raise UserError(f"adapter={one_line(error)}") from error
+        for sha256, scale in beneath:
+            if sha256 in stacked:
+                continue
+            for file in sorted(Path(cfg.paths.outputs).rglob(WEIGHTS_NAME)):
+                if adapter_sha256(file.parent) == sha256:
+                    (below,) = adapter_specs(OmegaConf.create({"adapter": str(file.parent)}))
+                    stacked[sha256] = below | {"scale": scale}
+                    break
+            else:
+                raise UserError(
+                    f"adapter={spec['path']}: stands on the adapter {sha256[:12]}..., which is not "
+                    f"in {cfg.paths.outputs}; expected it on the command line, as "
+                    f"adapter=[FOLDER,{spec['path']}]"
+                )
+        # The same adapter twice is two adapters.
+        stacked[f"{own} {len(stacked)}" if own in stacked else own] = spec
+    return list(stacked.values())
+
+
+def load_adapters(
+    cfg: DictConfig, net: nn.Module, data: ImageDataModule | None = None
+) -> dict[str, float]:
     """Stack the adapters of ``cfg.adapter`` on ``net``, turned up as far as ``cfg.scale`` says.
 
-    With ``scale=auto`` the validation images of ``data`` decide how far: for several adapters one
-    after another, those behind still off.
+    Adapters beneath them, on which they were trained, are loaded first. With ``scale=auto`` the
+    validation images of ``data`` decide how far: for several adapters one after another, those
+    behind still off; those that are only beneath stay as they were.
 
     Returns:
         The adapters' scales by their names.
@@ -284,26 +325,28 @@ def load_adapters(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> dic
         UserError: if an adapter is described in another way than in :func:`adapter_specs`, or
             cannot be loaded.
     """
-    if cfg.adapter is None and cfg.scale != 1:
-        raise UserError(f"scale={cfg.scale}: expected 1, since there is no adapter")
-    is_auto = cfg.scale == "auto"
-    if not is_auto and not is_number(cfg.scale):
-        raise UserError(f"scale={cfg.scale}: expected a number, 1 as trained, or auto")
-    if is_auto and cfg.adapter is not None:
+    asked = cfg.get("scale", 1)
+    if cfg.adapter is None and asked != 1:
+        raise UserError(f"scale={asked}: expected 1, since there is no adapter")
+    is_auto = asked == "auto"
+    if not is_auto and not is_number(asked):
+        raise UserError(f"scale={asked}: expected a number, 1 as trained, or auto")
+    if is_auto and data is not None and cfg.adapter is not None:
         with config_group("data"):
             data.prepare_data()
             data.setup("validate")
         require_validation("scale=auto", data)
     scales = {}
-    for spec in adapter_specs(cfg):
+    specs = adapter_specs(cfg)
+    for spec in with_beneath(cfg, specs):
         name, scale = spec["name"], spec["scale"]
         try:
             load_adapter(net, spec["path"], cfg.allow_other_base, name=name, scale=scale)
-            if is_auto:
+            if is_auto and data is not None and spec in specs:
                 factor = validation_dial(cfg, net, data, name=name)["advised"]
                 _info("scale=%g of %s, as validation images advise", factor, name)
             else:
-                factor = cfg.scale
+                factor = 1 if is_auto else asked
             scales[name] = factor * scale
             set_lora_scale(net, scales[name], name)
         except ValueError as error:
@@ -373,7 +416,9 @@ def with_run(cfg: DictConfig) -> DictConfig:
         if "net" not in groups:
             cfg.net, cfg.base_name, cfg.paths.here = run["net"], run["base_name"], run["here"]
         if "data" not in groups:
-            asked, cfg.data = cfg.data, run["data"]
+            asked = cfg.data
+            training = {key: asked[key] for key in TRAINING_KEYS if key in asked}
+            cfg.data = run["data"] | training
             for key in asked_keys():
                 if key.startswith("data."):
                     OmegaConf.update(cfg, key, OmegaConf.select(asked, key.removeprefix("data.")))
@@ -485,7 +530,11 @@ def choose_trainable(net: nn.Module, pattern: str) -> None:
 
 
 def build_module(
-    cfg: DictConfig, net: nn.Module, data: ImageDataModule, base: Base | None = None
+    cfg: DictConfig,
+    net: nn.Module,
+    data: ImageDataModule,
+    base: Base | None = None,
+    adapter: str | None = None,
 ) -> ClassifierModule:
     """The module that trains ``net``, which carries LoRA or is compared with ``base``.
 
@@ -494,6 +543,7 @@ def build_module(
         net: the network.
         data: what it is trained on.
         base: what ``net`` starts from; ``None`` with stage=pretrain.
+        adapter: the name of the trained adapter, where others are beneath it.
 
     Raises:
         UserError: if a value of ``cfg`` cannot be used, or two do not go together.
@@ -526,6 +576,7 @@ def build_module(
             lr_ratio=cfg.optimizer.lr_ratio,
             scheduler=scheduler,
             base_tensors=base.tensors if base and not has_lora(net) else None,
+            adapter=adapter,
             class_names=data.short_names,
             targets=data.targets,
             hyperparameters=hyperparameters,

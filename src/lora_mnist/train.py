@@ -4,11 +4,12 @@
 ``hydra.compose`` in a notebook. Each stage is one function, to be read from top to bottom.
 """
 
+import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
+from lora_mnist.classifier.metrics import ErrorMetric
 from lora_mnist.classifier.module import BaseLogits, ClassifierModule
 from lora_mnist.config import (
     TRAINING_KEYS,
+    adapter_specs,
     add_configured_lora,
+    asked_keys,
     base_folder,
     build_data,
     build_module,
@@ -30,6 +34,7 @@ from lora_mnist.config import (
     build_trainer,
     choose_trainable,
     is_sweep,
+    load_adapters,
     load_base,
     on_device,
     quiet_lightning,
@@ -37,8 +42,10 @@ from lora_mnist.config import (
     require_known_keys,
     require_validation,
     validation_dial,
+    with_beneath,
+    with_run,
 )
-from lora_mnist.data import ImageDataModule
+from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.base import Base, find_base, own_file, read_facts, write_base
 from lora_mnist.disk.checkpoint import recorded_run
 from lora_mnist.disk.numbers import check_require, parse_require
@@ -46,9 +53,13 @@ from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora import (
+    adapter_sha256,
     base_state_dict,
     changed_tensors,
     fold_lora_scale,
+    lora_disabled,
+    lora_names,
+    named_adapters,
     save_adapter,
     set_lora_scale,
 )
@@ -139,10 +150,17 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
-    """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off."""
+    """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off.
+
+    With ``cfg.adapter`` it starts from what these adapters left: a new one is trained on top of
+    them, or the last of them is trained on.
+    """
     clock = Clock()
+    if cfg.adapter is not None:
+        cfg = with_run(cfg)
     net = build_net(cfg)
     base = load_base(cfg, net)
+    loaded = load_adapters(cfg, net)
     data = build_data(cfg, "fit", find_weakest(cfg, net) if cfg.digit == "weakest" else cfg.digit)
     require_fit(net, data, data.train_set.__getitems__([0, 0])[0])
     if data.hardness:
@@ -155,8 +173,22 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         needs_dial = len(data.val_set) > 0 and not is_sweep()
     elif cfg.dial is not False:
         raise UserError(f"dial={cfg.dial}: expected true, false or auto")
-    add_configured_lora(cfg, net)
-    module = build_module(cfg, net, data, base)
+    if cfg.adapter_mode == "continue" and loaded:
+        for key in asked_keys():
+            if key.startswith("lora") and key != "lora.scale":
+                raise UserError(f"{key}: expected adapter_mode=stack; continue makes no adapter")
+        name = list(loaded)[-1]
+        net.train()
+    elif cfg.adapter_mode == "stack":
+        add_configured_lora(cfg, net)
+        name = next(name for name in lora_names(net) if name not in loaded)
+    else:
+        raise UserError(
+            f"adapter_mode={cfg.adapter_mode}: expected stack, or continue with an adapter"
+        )
+    beneath = {each: scale for each, scale in loaded.items() if each != name}
+    frozen = {key: tensor.clone() for key, tensor in adapter_tensors(net, beneath).items()}
+    module = build_module(cfg, net, data, base, name if beneath else None)
     module.base_logits = shared_base_logits(cfg, data, base)
     with recorded_run(folder, module.hparams, cfg.resume) as checkpoint:
         trainer = build_trainer(cfg, folder, len(data.val_set) > 0, checkpoint)
@@ -164,29 +196,39 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         with clock.measure("fit"):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         require_trained(cfg, net, trainer)
-        if changed := changed_tensors(base.tensors, base_state_dict(net)):
+        after = base_state_dict(net) | adapter_tensors(net, beneath)
+        if changed := changed_tensors(dict(base.tensors) | frozen, after):
             raise RuntimeError(f"fine-tuning changed the base: {', '.join(changed)}")
         _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
         scale, dial = cfg.lora.scale, None
         if needs_dial:
             with clock.measure("dial"):
-                dial = validation_dial(cfg, net, data)
+                dial = validation_dial(cfg, net, data, name)
             scale = dial["advised"] if scale == "auto" else scale
             dial["saved"] = scale
         if scale != 1:
-            set_lora_scale(net, scale)
-            fold_lora_scale(net)
+            set_lora_scale(net, scale, name)
+            fold_lora_scale(net, name)
             module.validated_at = None  # that was the adapter as trained
             _info("scale: %g; the adapter is saved so", scale)
         test(module, trainer, data, clock)
-        results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step)
+        outcomes = dict(module.outcomes)
+        for split, images in {"val": data.val_set, "test": data.test_set}.items():
+            if beneath and split in outcomes:  # what it was compared with had these on
+                outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
+                with lora_disabled(net):
+                    outcomes[f"{split}_base"] = count_errors(cfg, net, data, images)
+        results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step)
         results |= {"base_unchanged": True, "base_sha256": base.sha256, "adapter": "adapter"}
         results["dial"] = dial
         if trainer.is_global_zero:
             # Whoever loads the adapter finds its base, wherever that came from.
             if find_base(base_folder(cfg), base.sha256) is None:
                 write_base(base.tensors, own_file(base_folder(cfg), cfg.base_name, base.sha256))
-            save_adapter(net, folder / "adapter", metadata={"dataset": data.name})
+            metadata = {"dataset": data.name}
+            if beneath:
+                metadata["stands_on"] = json.dumps(stands_on(cfg, beneath))
+            save_adapter(net, folder / "adapter", name, metadata)
             write_results(results, folder)
             write_predictions(module.predictions, images_of(data), folder)
             print_results(results)
@@ -328,6 +370,39 @@ def require_use(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule
             f"optimizer.lr={cfg.optimizer.lr}: {useless}, and fewer than with the base; expected "
             "another learning rate"
         )
+
+
+def adapter_tensors(net: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of the adapters called ``names``."""
+    tensors = {}
+    for name in names:
+        for place, adapter in enumerate(named_adapters(net, name)):
+            for key, tensor in adapter.state_dict().items():
+                tensors[f"{name}.{place}.{key}"] = tensor
+    return tensors
+
+
+def stands_on(cfg: DictConfig, beneath: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What a new adapter's file says of those beneath it; see :func:`.lora.read_beneath`."""
+    found = []
+    for spec in with_beneath(cfg, adapter_specs(cfg)):
+        if spec["name"] in beneath:
+            scale = beneath[spec["name"]]
+            found.append({"sha256": adapter_sha256(spec["path"]), "scale": scale})
+    return found
+
+
+@torch.no_grad()
+def count_errors(
+    cfg: DictConfig, net: nn.Module, data: ImageDataModule, images: Images
+) -> dict[str, Any]:
+    """What is counted of ``images``, all of them in this process, with ``net`` as it is."""
+    metric = ErrorMetric(len(data.classes))
+    metric.sync_on_compute = False
+    with on_device(cfg, net.eval()) as device:
+        for inputs, labels in data.batches(images, device):
+            metric.to(device).update(net(inputs), labels)
+    return metric.compute()
 
 
 def images_of(data: ImageDataModule) -> Any:

@@ -50,6 +50,8 @@ class ClassifierModule(LightningModule):
             optimizer; ``None`` for a constant rate.
         base_tensors: the base's tensors by name, where ``net`` itself is fine-tuned and changes
             them; an adapted network need only switch its adapter off.
+        adapter: the name of the adapter that is trained on top of others, which then belong to what
+            it is compared with; ``None``: all adapters are compared with the base.
         class_names: for the loggers.
         targets: the classes to repair, for the loggers.
         hyperparameters: plain values to keep in checkpoints and to tell the loggers.
@@ -77,6 +79,7 @@ class ClassifierModule(LightningModule):
         lr_ratio: float = 1.0,
         scheduler: Callable[[Optimizer], Any] | None = None,
         base_tensors: Mapping[str, Tensor] | None = None,
+        adapter: str | None = None,
         class_names: Iterable[str] = (),
         targets: list[int] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
@@ -94,7 +97,7 @@ class ClassifierModule(LightningModule):
         self.lr_ratio = lr_ratio
         self.scheduler = scheduler
         self.has_lora = has_lora(net)
-        self.base_tensors = base_tensors
+        self.base_tensors, self.adapter = base_tensors, adapter
         self.class_names, self.targets = list(class_names), targets
         self.evaluations = nn.ModuleDict(
             {s: Evaluation(num_classes, keep_predictions=s == "test") for s in ("val", "test")}
@@ -118,7 +121,7 @@ class ClassifierModule(LightningModule):
             return None
         with torch.no_grad():
             if self.base_tensors is None:
-                with lora_disabled(self.net):
+                with lora_disabled(self.net, self.adapter):
                     return self.forward(images)
             tensors = {key: tensor.to(images.device) for key, tensor in self.base_tensors.items()}
             mode = self.net.training

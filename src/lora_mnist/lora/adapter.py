@@ -9,6 +9,8 @@ safetensors metadata also holds ``base_sha256``, the fingerprint of the base tha
 trained on, and whatever the caller adds.
 """
 
+import hashlib
+import json
 import logging
 import math
 import re
@@ -180,6 +182,35 @@ def load_adapter(
         adapter.load_state_dict(of_layer)
         adapter.scale = scale
     return model
+
+
+def adapter_sha256(folder: str | Path) -> str:
+    """SHA-256, in hexadecimal, of the weights file of the adapter in ``folder``.
+
+    Raises:
+        OSError: if there is no such file.
+    """
+    with (Path(folder) / WEIGHTS_NAME).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_beneath(folder: str | Path) -> list[tuple[str, float]]:
+    """What the adapter in ``folder`` stands on: file SHA-256 and scale of each adapter beneath it.
+
+    The first is the lowest; empty for an adapter that was trained on its base alone.
+
+    Raises:
+        ValueError: if the folder holds no readable adapter, or what it says is no such list.
+    """
+    try:
+        with open_tensors(Path(folder)) as file:
+            text = (file.metadata() or {}).get("stands_on", "[]")
+        found = [(str(each["sha256"]), each["scale"]) for each in json.loads(text)]
+        if not all(is_number(scale) for _, scale in found):
+            raise ValueError("expected numbers")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder}: stands_on: {error}") from error
+    return found
 
 
 def read_base_sha256(folder: str | Path) -> str | None:

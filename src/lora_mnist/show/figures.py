@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions
-from lora_mnist.show.verdict import short_name, targets_of
+from lora_mnist.show.verdict import short_name, started_from, targets_of
 
 #: Folder of the figures in a run's.
 FIGURES = "figures"
@@ -81,7 +81,8 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
     """Bars of each class's errors, before and after; of very many classes the worst."""
     errors = {"base": results["test"]["errors_per_class"]}
     if "test_base" in results:
-        errors = {"base": results["test_base"]["errors_per_class"], "adapted": errors["base"]}
+        started = "before" if "test_before" in results else "base"
+        errors = {started: started_from(results)["errors_per_class"], "adapted": errors["base"]}
     worst = np.argsort([-max(counts) for counts in zip(*errors.values(), strict=True)])
     shown = sorted(worst[:_MOST_BARS].tolist())
     figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(shown)), layout="constrained")

@@ -11,7 +11,7 @@ from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import program
 from lora_mnist.show.figures import draw_run
-from lora_mnist.show.verdict import targets_of, verdict
+from lora_mnist.show.verdict import started_from, targets_of, verdict
 
 REPORT_FILE = "report.html"
 
@@ -45,6 +45,7 @@ def make_report(folder: Path) -> Path:
         again=f"{program('report')} run={folder}",
         results=results,
         verdict=verdict(results),
+        before=started_from(results) if "test_base" in results else None,
         targets=targets_of(results),
         mcnemar=mcnemar,
         chance_text=chance_text,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar, wilson
 from lora_mnist.lora import base_state_dict, lora_adapters, trainable_parameters
-from lora_mnist.show.verdict import short_name, targets_of, verdict
+from lora_mnist.show.verdict import short_name, started_from, targets_of, verdict
 
 log = logging.getLogger(__name__)  # goes to the log's file
 screen = logging.getLogger("lora_mnist.show.screen")  # goes to standard output
@@ -95,22 +95,25 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
         table = _class_table(results, "class", {"images": images, "errors": errors})
         table.title = "errors on the test images"
         return [table, f"accuracy: {test['accuracy']:.4f}", verdict_line]
-    before = base["errors_per_class"]
+    before = started_from(results)["errors_per_class"]
     columns = {
         "repaired": test["repaired_per_class"],
         "broken": test["broken_per_class"],
-        "base errors": before,
+        "base errors": base["errors_per_class"],
+        "errors before": before,
         "errors": errors,
         "change": [end - start for start, end in zip(before, errors, strict=True)],
         "images": images,
     }
+    if "test_before" not in results:
+        del columns["errors before"]
     table = _class_table(results, "class", columns, is_repair=True)
     table.title = "test images, * to be repaired" if targets_of(results) else "test images"
     p_value = mcnemar(test["repaired"], test["broken"])
     parts: list[RenderableType] = [
         f"repaired: {test['repaired']}, broken: {test['broken']}, {chance_text(p_value)}",
         table,
-        f"accuracy: {base['accuracy']:.4f} -> {test['accuracy']:.4f}",
+        f"accuracy: {started_from(results)['accuracy']:.4f} -> {test['accuracy']:.4f}",
     ]
     if "each" in results:
         splits = {"base": base, **results["each"], "all adapters": test}

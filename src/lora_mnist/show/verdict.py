@@ -43,6 +43,11 @@ def verdict_text(results: Mapping[str, Any]) -> str:
     return " ".join(phrase.text for phrase in verdict(results))
 
 
+def started_from(results: Mapping[str, Any]) -> Any:
+    """What a repair is compared with: the base, or for an adapter on others the base with those."""
+    return results.get("test_before", results["test_base"])
+
+
 def targets_of(results: Mapping[str, Any]) -> list[int]:
     """The classes to repair, by number."""
     digit = results.get("digit")
@@ -123,7 +128,7 @@ def _weakness(results: Mapping[str, Any]) -> list[Phrase]:
 def _changes(results: Mapping[str, Any]) -> list[Phrase]:
     """Errors before and after: on the classes to repair and the others, or where most changed."""
     classes, test = results["classes"], results["test"]
-    before, after = (results[split]["errors_per_class"] for split in ("test_base", "test"))
+    before, after = (of["errors_per_class"] for of in (started_from(results), results["test"]))
     repaired, broken = test["repaired_per_class"], test["broken_per_class"]
 
     def change(name: str, numbers: Sequence[int], unit: str, with_broken: bool = True) -> Phrase:
@@ -159,7 +164,7 @@ def _changes(results: Mapping[str, Any]) -> list[Phrase]:
 def _judgement(results: Mapping[str, Any]) -> list[Phrase]:
     """Whether the repair was worth it, and what to do if it was not."""
     test, images = results["test"], results["test"]["images_per_class"]
-    before, after = (results[s]["errors_per_class"] for s in ("test_base", "test"))
+    before, after = (of["errors_per_class"] for of in (started_from(results), test))
     changes = [end - start for start, end in zip(before, after, strict=True)]
     repaired = targets_of(results) or [changes.index(min(changes))]
     rest = [c for c in range(len(images)) if c not in repaired]
