@@ -42,7 +42,7 @@ def make_report(folder: Path) -> Path:
     )
     html = environment.get_template("report.html.j2").render(
         folder=folder,
-        again=f"{program('report')} run={folder}",
+        program=program,
         results=results,
         verdict=verdict(results),
         before=started_from(results) if "test_base" in results else None,
