@@ -129,6 +129,13 @@ def test_every_logger_gets_the_curves(made: Made) -> None:
 # --- a function like any other -------------------------------------------------------------------
 
 
+def of_the_process() -> list[Any]:
+    """What a command must leave as it was; Lightning keeps the seed in the environment."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PL_")}
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return [handlers, list(sys.path), environment, list(warnings.filters), sys.excepthook]
+
+
 @pytest.mark.parametrize(
     ("stage", "overrides"),
     [
@@ -147,19 +154,13 @@ def test_a_notebook_gets_the_results_back(
     options = (*QUICK, *few_images(), f"paths.outputs={outputs}", *overrides)
     cfg = composed("train", f"stage={stage}", *options)
     before = OmegaConf.to_yaml(cfg)
-    process = [
-        *(signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)),
-        *(list(sys.path), dict(os.environ), list(warnings.filters), sys.excepthook),
-    ]
+    process = of_the_process()
     results = train(cfg)
     assert OmegaConf.to_yaml(cfg) == before
     assert results == read_results(only_run(outputs, stage))
     assert (results["stage"], results["steps"]) == (stage, 3)
     assert torch.is_grad_enabled()
-    assert process == [
-        *(signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)),
-        *(list(sys.path), dict(os.environ), list(warnings.filters), sys.excepthook),
-    ]
+    assert of_the_process() == process
 
 
 def test_same_seed_same_numbers(outputs: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -64,10 +65,12 @@ from lora_mnist.lora import (
     set_lora_scale,
 )
 from lora_mnist.project import program
+from lora_mnist.show.card import write_card
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_parameters, print_results
 from lora_mnist.show.tensorboard import show_outcome
 from lora_mnist.show.verdict import training_sentence
+from lora_mnist.sweep.command import command_line
 
 #: By all that they depend on; of the last base alone.
 _base_logits: dict[str, BaseLogits] = {}
@@ -229,6 +232,8 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             if beneath:
                 metadata["stands_on"] = json.dumps(stands_on(cfg, beneath))
             save_adapter(net, folder / "adapter", name, metadata)
+            overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+            write_card(folder / "adapter", results, command_line(overrides) if overrides else "")
             write_results(results, folder)
             write_predictions(module.predictions, images_of(data), folder)
             print_results(results)

@@ -1,0 +1,59 @@
+"""``README.md`` of an adapter: the card that goes with it to whoever gets it."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from lora_mnist.classifier.significance import wilson
+from lora_mnist.disk.files import atomic_write
+from lora_mnist.show.verdict import named, started_from, targets_of, verdict_text
+
+CARD_FILE = "README.md"
+
+
+def write_card(folder: Path, results: Mapping[str, Any], command: str) -> Path:
+    """Write the card of the adapter in ``folder``; return its path.
+
+    It says what the adapter repairs, the errors before and after with their 95% intervals, the
+    scale, the base's SHA-256, the command and the versions; in the form of a model card of the
+    Hugging Face Hub, as PEFT writes one, too.
+
+    Args:
+        folder: the adapter's.
+        results: what results.json of its run holds.
+        command: what trained it; empty where it was trained from Python.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    classes, before, after = results["classes"], started_from(results), results["test"]
+    rows = []
+    for c in [*targets_of(results), None]:
+        cells = [named(classes, [c]) if c is not None else "all"]
+        for outcome in (before, after):
+            errors, images = outcome["errors"], sum(outcome["images_per_class"])
+            if c is not None:
+                errors, images = outcome["errors_per_class"][c], outcome["images_per_class"][c]
+            low, high = wilson(errors, images)
+            cells.append(f"{errors:,} of {images:,} ({low:,.0f} to {high:,.0f})")
+        rows.append(cells)
+    environment = Environment(
+        loader=PackageLoader("lora_mnist.show", "templates"),
+        autoescape=False,  # Markdown
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("card.md.j2").render(
+        results=results,
+        what=named(classes, targets_of(results)) if targets_of(results) else "all classes",
+        verdict=verdict_text(results),
+        rows=rows,
+        command=command,
+        versions={name: version(name) for name in ("lora-mnist", "torch")},
+    )
+    with atomic_write(folder / CARD_FILE) as path:
+        path.write_text(text, encoding="utf-8")
+    return folder / CARD_FILE
