@@ -90,7 +90,9 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     results |= {"adapter": settings["adapter"], "scales": scales}
     if trainer.is_global_zero:
         write_results(results, folder)
-        write_predictions(module.predictions, lambda n: data.test_set.__getitems__(n)[0], folder)
+        write_predictions(
+            module.predictions, lambda n: data.test_set.__getitems__(n)[0], folder, results
+        )
         print_results(results)
         if cfg.figures is True or (cfg.figures == "auto" and not is_sweep()):
             log.info("report: %s", make_report(folder))

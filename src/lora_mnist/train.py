@@ -138,7 +138,7 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         useless = why_useless(module.outcomes, data) if whole else None
         if trainer.is_global_zero:
             write_results(results, folder)
-            write_predictions(module.predictions, images_of(data), folder)
+            write_predictions(module.predictions, images_of(data), folder, results)
             print_results(results)
             # Last: a run that fails on the way leaves the current base alone.
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -235,7 +235,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
             write_card(folder / "adapter", results, command_line(overrides) if overrides else "")
             write_results(results, folder)
-            write_predictions(module.predictions, images_of(data), folder)
+            write_predictions(module.predictions, images_of(data), folder, results)
             print_results(results)
             show(cfg, results, folder, trainer)
     require_use(cfg, module, data)
@@ -269,7 +269,7 @@ def finetune(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         results |= {"base_unchanged": False, "base_sha256": base.sha256}
         if trainer.is_global_zero:
             write_results(results, folder)
-            write_predictions(module.predictions, images_of(data), folder)
+            write_predictions(module.predictions, images_of(data), folder, results)
             print_results(results)
             show(cfg, results, folder, trainer)
     require_use(cfg, module, data)

@@ -1,3 +1,4 @@
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -28,6 +29,15 @@ def batch(seed: int, size: int = 20) -> tuple[Tensor, Tensor, Tensor]:
     return base, logits, torch.randint(0, 2, (size,), generator=generator)
 
 
+def largest(logits: Tensor, labels: Tensor) -> list[dict[str, int]]:
+    """The three largest confusions; of equals those of the first classes."""
+    pairs = Counter(zip(labels.tolist(), logits.argmax(dim=1).tolist(), strict=True))
+    wrong = sorted(
+        (pair for pair in pairs if pair[0] != pair[1]), key=lambda pair: (-pairs[pair], pair)
+    )
+    return [{"label": y, "taken_for": c, "images": pairs[y, c]} for y, c in wrong[:3]]
+
+
 def plain_counts(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """The outcome of :class:`ErrorMetric`, image by image."""
     errors, images, loss = [0] * CLASSES, [0] * CLASSES, 0.0
@@ -44,6 +54,7 @@ def plain_counts(logits: Tensor, labels: Tensor) -> dict[str, Any]:
             pytest.approx(wilson(*of), abs=0.005) for of in zip(errors, images, strict=True)
         ],
         "images_per_class": images,
+        "confusions": largest(logits, labels),
     }
 
 

@@ -37,12 +37,16 @@ def texts(figure: Any) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-REPAIR = "errors repaired broken confusion_difference confusion_adapted confusion_base"
+REPAIR = "errors repaired broken confused_base confused_adapted "
+REPAIR += "confusion_difference confusion_adapted confusion_base"
 
 
 @pytest.mark.parametrize(
     ("stage", "names"),
-    [("lora", f"{REPAIR} singular_values"), ("pretrain", "errors wrong confusion_base")],
+    [
+        ("lora", f"{REPAIR} singular_values"),
+        ("pretrain", "errors wrong confused_base confusion_base"),
+    ],
 )
 def test_a_run_is_drawn_and_what_was_drawn_before_goes(
     tmp_path: Path, stage: str, names: str
@@ -91,6 +95,9 @@ def test_both_predictions_stand_under_an_image(tmp_path: Path) -> None:
     assert (shown.shape, shown.max()) == ((4, 4, 3), 50)
     base = saved_predictions(tmp_path, "pretrain")
     assert texts(draw_gallery("wrong", base, CLASSES)) == ["dog → cat", "cat → dog"]
+    assert texts(draw_gallery("confused_base", base, CLASSES)) == ["cat → dog", "dog → cat"]
+    found = saved_predictions(tmp_path)
+    assert texts(draw_gallery("confused_adapted", found, CLASSES))[0] == "cat → dog"
 
 
 def test_predictions_are_drawn_with_name_and_probability(tmp_path: Path) -> None:

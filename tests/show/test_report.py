@@ -14,6 +14,8 @@ def test_a_report_of_each_stage(tmp_path: Path, stage: str) -> None:
     page = make_report(tmp_path).read_text()
     for said in ("Each class", "Which predictions", "cat", "farm", "stage=lora"):
         assert said in page
+    assert "largest confusions, base: 1 image of cat taken for dog, 1 image of dog" in page
+    assert page.count('alt="Some images of each confusion"') == 1 + (stage != "pretrain")
     assert ("Repaired" in page) == (stage != "pretrain")
     assert ("Inside the adapter" in page) == (stage == "lora")
     assert ("did not move by one bit" in page) == (stage == "lora")

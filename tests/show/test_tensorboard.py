@@ -56,8 +56,9 @@ def text(shown: EventAccumulator, tag: str) -> Any:
 def test_text_and_images_in_the_order_in_which_to_look_at_them(shown: EventAccumulator) -> None:
     tags = shown.Tags()
     assert tags["images"] == [
-        *("1 errors", "2 repaired", "3 broken", "4 confusion difference", "5 confusion adapted"),
-        *("6 confusion base", "7 singular values"),
+        *("1 errors", "2 repaired", "3 broken", "4 confused base", "5 confused adapted"),
+        *("6 confusion difference", "7 confusion adapted", "8 confusion base"),
+        "9 singular values",
     ]
     assert tags["histograms"] == ["adapter/singular_values/0", "adapter/singular_values/1"]
     assert text(shown, "1 verdict/text_summary").startswith(b"images of dog: 9 errors -> 2")

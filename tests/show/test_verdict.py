@@ -1,9 +1,16 @@
 from typing import Any
 
 import pytest
-from helpers.runs import outcome, repaired, results
+from helpers.runs import confusion, outcome, repaired, results
 
-from lora_mnist.show.verdict import named, targets_of, training_sentence, verdict, verdict_text
+from lora_mnist.show.verdict import (
+    confusions,
+    named,
+    targets_of,
+    training_sentence,
+    verdict,
+    verdict_text,
+)
 
 WORDS = "zero one two three four five six seven eight nine"
 DIGITS = [f"{n} - {word}" for n, word in enumerate(WORDS.split())]
@@ -115,6 +122,35 @@ def test_what_is_better_and_what_is_worse() -> None:
     for digit in (4, None):
         assert "good" not in moods({**RANDOM, "digit": digit})
     assert moods(results("pretrain")) == ["plain", "plain", "advice"]
+
+
+def test_what_is_taken_for_what() -> None:
+    def lines(found: dict[str, Any]) -> list[str]:
+        return [" ".join(text for text, _ in line) for line in confusions(found).values()]
+
+    found = of_digits(0, 50, adapter="adapter")
+    assert lines(found) == []
+    found["test_base"]["confusions"] = [confusion(4, 9, 1021), confusion(9, 4, 18), confusion(6, 0)]
+    found["test"]["confusions"] = [confusion(7, 9, 2), confusion(4, 9, 2)]
+    base, adapted = lines(found)
+    assert base == (
+        "largest confusions, base: 1,021 fours taken for nines, 18 nines taken for fours, 1 image "
+        "of 6 taken for 0."
+    )
+    said = "largest confusions, adapted: 2 sevens taken for nines, 2 fours taken for nines."
+    assert adapted == f"{said} `experiment=repair 'digit=[4,7]' adapter=latest` repairs them."
+    tested = found | {"stage": "eval", "adapter": "/my runs/1"}
+    command = "experiment=repair 'digit=[4,7]' \"adapter='/my runs/1'\""
+    assert lines(tested)[1] == f"{said} `{command}` repairs them."
+    assert lines(found | {"stage": "finetune", "adapter": None})[1] == said
+    harm = of_digits(1754, 61, adapter="adapter")
+    harm["test"]["confusions"] = found["test"]["confusions"]
+    assert lines(harm) == [said]
+    base = {"classes": ["a cat", "b"], "test": {"confusions": [confusion(0, 1, 3)]}}
+    assert lines(base) == [
+        "largest confusions, base: 3 images of a cat taken for b. `experiment=repair "
+        "\"digit='a cat'\"` repairs them."
+    ]
 
 
 def test_targets() -> None:

@@ -19,6 +19,9 @@ from torchmetrics.utilities import dim_zero_cat
 from lora_mnist.classifier.significance import mcnemar, wilson
 from lora_mnist.lora import lora_disabled
 
+#: Confusions that results.json names.
+_NAMED = 3
+
 
 class ErrorMetric(MulticlassConfusionMatrix):
     """A confusion matrix, the errors of each class that follow from it, and the mean loss.
@@ -56,6 +59,12 @@ class ErrorMetric(MulticlassConfusionMatrix):
         for wrong, of in zip(errors, images.tolist(), strict=True):
             low, high = wilson(wrong, of)
             intervals.append([round(low, 2), round(high, 2)])
+        wrong = (self.confmat - torch.diag(self.confmat.diagonal())).flatten()
+        confusions = []
+        for place in wrong.argsort(descending=True, stable=True)[:_NAMED].tolist():
+            if count := int(wrong[place]):
+                label, taken_for = divmod(place, len(images))
+                confusions.append({"label": label, "taken_for": taken_for, "images": count})
         return {
             "loss": loss if math.isfinite(loss) else None,
             "accuracy": (int(total) - sum(errors)) / int(total),
@@ -63,6 +72,7 @@ class ErrorMetric(MulticlassConfusionMatrix):
             "errors_per_class": errors,
             "errors_interval_per_class": intervals,
             "images_per_class": images.tolist(),
+            "confusions": confusions,
         }
 
 
@@ -251,9 +261,10 @@ def compare_errors(
 
     Returns:
         ``base`` and ``adapted``, each with ``loss``, ``accuracy``, ``errors``,
-        ``errors_per_class``, their 95% Wilson intervals ``errors_interval_per_class``, and
-        ``images_per_class``; ``adapted`` also with ``repaired``, ``broken``, McNemar's exact
-        ``p_value`` of the two, ``repaired_per_class`` and ``broken_per_class``.
+        ``errors_per_class``, their 95% Wilson intervals ``errors_interval_per_class``,
+        ``images_per_class`` and the largest ``confusions``; ``adapted`` also with ``repaired``,
+        ``broken``, McNemar's exact ``p_value`` of the two, ``repaired_per_class`` and
+        ``broken_per_class``.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or there is no batch.

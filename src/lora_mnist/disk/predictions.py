@@ -25,6 +25,8 @@ PREDICTIONS_FILE = "predictions.safetensors"
 #: Images in a gallery, and the longest side, in pixels, with which one is kept.
 _SHOWN = 32
 _LONGEST = 64
+#: Images of each confusion: a row of the figure.
+_OF_CONFUSION = 8
 
 Array = NDArray[Any]
 
@@ -43,7 +45,8 @@ class Predictions:
     """The labels of N test images, what base and adapted network predict, how probable it is.
 
     All of shape (N,). In ``galleries`` are, by kind, ``repaired`` and ``broken`` or, of a base
-    alone, ``wrong``, the images with the highest probabilities, the classes taking turns.
+    alone, ``wrong``, the images with the highest probabilities, the classes taking turns; and
+    ``confused_base`` and ``confused_adapted``, some of each of their largest confusions.
     """
 
     label: Array
@@ -69,7 +72,10 @@ class Predictions:
 
 
 def write_predictions(
-    tensors: "Mapping[str, Tensor]", images: "Callable[[list[int]], Tensor]", folder: Path
+    tensors: "Mapping[str, Tensor]",
+    images: "Callable[[list[int]], Tensor]",
+    folder: Path,
+    results: Mapping[str, Any],
 ) -> None:
     """Write the file into a run's folder, whole or not at all.
 
@@ -78,6 +84,7 @@ def write_predictions(
             ``index``: each image's place in the test set.
         images: gives the test images at some places, uint8, shape (K, channels, height, width).
         folder: the run's folder.
+        results: what results.json holds, which names the confusions.
     """
     arrays: dict[str, Any] = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
     places = arrays.pop("index")
@@ -87,6 +94,7 @@ def write_predictions(
         # Three digits of a probability are enough, and a byte for a class where there are few.
         small = np.uint8 if array.max(initial=0) < 256 else np.int32
         content[key] = array.astype(np.float16 if array.dtype.kind == "f" else small)
+    galleries: dict[str, list[int]] = {}
     for kind, mask in predictions.kinds().items():
         # The highest probability first, the classes in turns.
         probability = predictions.adapted_probability
@@ -99,7 +107,19 @@ def write_predictions(
             label = int(predictions.label[image])
             turns[image] = seen[label]
             seen[label] += 1
-        chosen = sorted(chosen, key=turns.__getitem__)[:_SHOWN]
+        galleries[kind] = sorted(chosen, key=turns.__getitem__)[:_SHOWN]
+    outcomes = {"base": results["test"]}
+    if predictions.adapted is not None:
+        compared = results.get("test_before", results.get("test_base"))
+        outcomes = {"base": compared, "adapted": results["test"]}
+    for side, outcome in outcomes.items():
+        galleries[f"confused_{side}"] = []
+        for confusion in outcome["confusions"]:
+            is_it = arrays[side] == confusion["taken_for"]
+            found = np.flatnonzero(is_it & (predictions.label == confusion["label"]))
+            order = np.argsort(-arrays[f"{side}_probability"][found], kind="stable")
+            galleries[f"confused_{side}"] += found[order][:_OF_CONFUSION].tolist()
+    for kind, chosen in galleries.items():
         shown = images(places[chosen].tolist()).numpy()
         step = -(-max(shown.shape[-2:]) // _LONGEST)
         content[f"{kind}.index"] = np.array(chosen, dtype=np.int64)
@@ -124,6 +144,11 @@ def read_predictions(folder: Path) -> Predictions | None:
         for kind, mask in predictions.kinds().items():
             gallery = Gallery(content[f"{kind}.index"], content[f"{kind}.images"], int(mask.sum()))
             predictions.galleries[kind] = gallery
+        for side in ("base", "adapted"):
+            kind = f"confused_{side}"
+            if f"{kind}.index" in content:
+                index = content[f"{kind}.index"]
+                predictions.galleries[kind] = Gallery(index, content[f"{kind}.images"], len(index))
     except (SafetensorError, TypeError, KeyError) as error:
         raise ValueError(f"{path}: damaged, or of another version ({error})") from error
     return predictions

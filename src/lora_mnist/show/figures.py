@@ -179,15 +179,18 @@ def draw_confusion(
 def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) -> Figure:
     """Images of one kind of ``predictions.galleries``, and under each both predictions."""
     gallery = predictions.galleries[kind]
-    if predictions.adapted is None:
-        sides, meaning = (predictions.label, predictions.base), "what it is → the prediction"
-    else:
+    count = f"{len(gallery.images):,} of {gallery.total:,} {kind} images"
+    sides, meaning = (predictions.label, predictions.base), "what it is → the prediction"
+    if kind.startswith("confused_"):
+        count = f"largest confusions, {kind.removeprefix('confused_')}"
+    if predictions.adapted is not None and kind == "confused_adapted":
+        sides = predictions.label, predictions.adapted
+    elif predictions.adapted is not None and kind != "confused_base":
         sides, meaning = (predictions.base, predictions.adapted), "predictions: base → adapted"
     captions = []
     for image in gallery.index:
         first, then = (_shortened(short_name(classes[side[image]]), 11) for side in sides)
         captions.append(f"{first} → {then}" if len(first + then) < 8 else f"{first} →\n{then}")
-    count = f"{len(gallery.images):,} of {gallery.total:,} {kind} images"
     return _draw_images(gallery.images, captions, f"{count}\n{meaning}", _WIDTH / _COLUMNS)
 
 

@@ -11,7 +11,7 @@ from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import program
 from lora_mnist.show.figures import draw_run
-from lora_mnist.show.verdict import started_from, targets_of, verdict
+from lora_mnist.show.verdict import confusions, started_from, targets_of, verdict
 
 REPORT_FILE = "report.html"
 
@@ -46,6 +46,7 @@ def make_report(folder: Path) -> Path:
         results=results,
         verdict=verdict(results),
         before=started_from(results) if "test_base" in results else None,
+        confusions=confusions(results),
         targets=targets_of(results),
         mcnemar=mcnemar,
         chance_text=chance_text,

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar, wilson
 from lora_mnist.lora import base_state_dict, lora_adapters, trainable_parameters
-from lora_mnist.show.verdict import short_name, started_from, targets_of, verdict
+from lora_mnist.show.verdict import (
+    Phrase,
+    confusions,
+    short_name,
+    started_from,
+    targets_of,
+    verdict,
+)
 
 log = logging.getLogger(__name__)  # goes to the log's file
 screen = logging.getLogger("lora_mnist.show.screen")  # goes to standard output
@@ -90,11 +97,12 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
     test, base = results["test"], results.get("test_base")
     images, errors = test["images_per_class"], test["errors_per_class"]
     # What is better is green, what is worse red, and no word is said by colour alone.
-    verdict_line = Text(" ").join(Text(text, _STYLES[mood]) for text, mood in verdict(results))
+    verdict_line = _line(verdict(results))
+    confused = [_line(phrases) for phrases in confusions(results).values()]
     if base is None:
         table = _class_table(results, "class", {"images": images, "errors": errors})
         table.title = "errors on the test images"
-        return [table, f"accuracy: {test['accuracy']:.4f}", verdict_line]
+        return [table, f"accuracy: {test['accuracy']:.4f}", *confused, verdict_line]
     before = started_from(results)["errors_per_class"]
     columns = {
         "repaired": test["repaired_per_class"],
@@ -119,7 +127,11 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
         splits = {"base": base, **results["each"], "all adapters": test}
         columns = {name: outcome["errors_per_class"] for name, outcome in splits.items()}
         parts.append(_class_table(results, "errors with", columns))
-    return [*parts, verdict_line]
+    return [*parts, *confused, verdict_line]
+
+
+def _line(phrases: Sequence[Phrase]) -> Text:
+    return Text(" ").join(Text(text, _STYLES[mood]) for text, mood in phrases)
 
 
 def _class_table(

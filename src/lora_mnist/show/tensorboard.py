@@ -25,8 +25,8 @@ from lora_mnist.show.verdict import verdict_text
 
 #: Figures in the order in which to look at them; TensorBoard sorts by name.
 _ORDER = (
-    *("errors", "dial", "repaired", "broken", "wrong", "confusion_difference", "confusion_adapted"),
-    *("confusion_base", "singular_values"),
+    *("errors", "dial", "repaired", "broken", "wrong", "confused_base", "confused_adapted"),
+    *("confusion_difference", "confusion_adapted", "confusion_base", "singular_values"),
 )
 #: The charts of the custom page, by page; their tags are regular expressions.
 _LAYOUT = {

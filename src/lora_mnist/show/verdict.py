@@ -4,12 +4,11 @@ Numbers have thousands separators; classes are called as people call them, ``nin
 ``9 - nine``, and ``images of cat`` where a name is not known to have a plural.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar, p_text
-from lora_mnist.sweep.command import override
+from lora_mnist.sweep.command import override, quoted
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -46,6 +45,34 @@ def verdict_text(results: Mapping[str, Any]) -> str:
 def started_from(results: Mapping[str, Any]) -> Any:
     """What a repair is compared with: the base, or for an adapter on others the base with those."""
     return results.get("test_before", results["test_base"])
+
+
+def confusions(results: Mapping[str, Any]) -> dict[str, list[Phrase]]:
+    """A line for ``base`` and one for ``adapted``: what they take for what most often.
+
+    The line of what was tested ends in the command that repairs it, on top of its adapter; after
+    more harm than good there is none.
+    """
+    classes, adapter = results["classes"], results.get("adapter")
+    sides, goes_on = {"base": results["test"]}, True
+    if "test_base" in results:
+        sides = {"base": started_from(results), "adapted": results["test"]}
+        goes_on = isinstance(adapter, str) and _judgement(results)[0].mood != "bad"
+    lines = {}
+    for side, outcome in sides.items():
+        found = outcome.get("confusions", [])
+        if not found:
+            continue
+        name = "before" if side == "base" and "test_before" in results else side
+        texts = [_confusion(classes, **confusion) for confusion in found]
+        lines[side] = [Phrase(f"largest confusions, {name}: {', '.join(texts)}.")]
+        if outcome is results["test"] and goes_on:
+            command = f"experiment=repair {_digit(classes, sorted({c['label'] for c in found}))}"
+            if side == "adapted":
+                adapter = "latest" if results["stage"] == "lora" else adapter
+                command += f" {quoted(override('adapter', adapter))}"
+            lines[side].append(Phrase(f"`{command}` repairs them.", "advice"))
+    return lines
 
 
 def targets_of(results: Mapping[str, Any]) -> list[int]:
@@ -116,13 +143,31 @@ def _weakness(results: Mapping[str, Any]) -> list[Phrase]:
     if not total:
         return [Phrase(f"{said}.", "good")]
     worst = errors.index(max(errors))
-    name = str(classes[worst])
-    digit = shlex.quote(override("digit", worst if name.startswith(f"{worst} - ") else name))
     return [
         Phrase(f"{said},"),
         Phrase(f"most on the {named(classes, [worst])}: {errors[worst]:,} of {images[worst]:,}."),
-        Phrase(f"`experiment=repair {digit}` repairs them.", "advice"),
+        Phrase(f"`experiment=repair {_digit(classes, [worst])}` repairs them.", "advice"),
     ]
+
+
+def _confusion(classes: Sequence[str], label: int, taken_for: int, images: int) -> str:
+    """``21 fours taken for nines``, or ``1 image of 4 taken for 9``."""
+    names = [str(classes[label]), str(classes[taken_for])]
+    plurals = [_plural(name) for name in names]
+    if images > 1 and all(plurals):
+        return f"{images:,} {plurals[0]} taken for {plurals[1]}"
+    one, other = map(short_name, names)
+    return f"{images:,} image{'' if images == 1 else 's'} of {one} taken for {other}"
+
+
+def _digit(classes: Sequence[str], numbers: Sequence[int]) -> str:
+    """``digit=9``, ``'digit=[4,9]'`` or ``digit=cat``: the classes as a command names them."""
+    values = []
+    for number in numbers:
+        name = str(classes[number])
+        value = number if name.startswith(f"{number} - ") else name
+        values.append(override("digit", value).removeprefix("digit="))
+    return quoted(f"digit={values[0]}" if len(values) == 1 else f"digit=[{','.join(values)}]")
 
 
 def _changes(results: Mapping[str, Any]) -> list[Phrase]:
