@@ -153,7 +153,7 @@ def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
     assert OmegaConf.to_yaml(cfg) == before
     assert results == read_results(only_run(tmp_path, "eval"))
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "target", "replay", "classes"),
+        *("stage", "dataset", "seed", "digit", "target", "replay", "target_weight", "classes"),
         *("data_sha256", "mean", "std"),
         *("steps", "parameters"),
         *("test", "base_unchanged", "base_sha256", "adapter", "seconds", "scales"),

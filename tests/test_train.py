@@ -77,7 +77,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_pretraining_leaves_a_base(made: Made) -> None:
     results = read_results(made.pretrain)
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "target", "replay", "classes", "data_sha256"),
+        *("stage", "dataset", "seed", "digit", "target", "replay", "target_weight", "classes"),
+        "data_sha256",
         *("mean", "std", "steps", "parameters", "val", "test"),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
     ]

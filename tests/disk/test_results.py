@@ -72,7 +72,8 @@ def test_results_tell_the_errors_on_the_target(
     outcomes = {"val": outcome(1, 4, 30), "test": outcome(1, 4, 30)}
     results = collect_results(cfg, data(target, targets), tiny, outcomes, Clock(), steps=7)
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "target", "replay", "classes", "data_sha256"),
+        *("stage", "dataset", "seed", "digit", "target", "replay", "target_weight", "classes"),
+        "data_sha256",
         *("mean", "std", "steps", "parameters", "val", "test"),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
     ]

@@ -59,8 +59,16 @@ TWO = {"classes": ["a", "b"], "digit": 1, "test_base": outcome([0, 9])}
             "`experiment=repair` replays the other digits.",
         ),
         # No advice that was already taken.
-        (of_digits(1754, 61, replay=90, dial={**DIAL, "saved": 0.4}), f"{HARM}harm than good."),
-        (of_digits(1754, 61, replay=90), f"{HARM}harm than good."),
+        (
+            of_digits(1754, 61, replay=90, dial={**DIAL, "saved": 0.4}),
+            f"{HARM}harm than good. `loss.target_weight=0.2` repairs less, and breaks less of the "
+            "other digits.",
+        ),
+        (
+            of_digits(1754, 61, replay=90, target_weight=0.2),
+            f"{HARM}harm than good. `stage=finetune digit=null data.batch_size=100` trains on "
+            "instead.",
+        ),
         (of_digits(1754, 61, stage="finetune"), f"{HARM}harm than good."),
         (
             of_digits(5, 5),

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lora_mnist.classifier.significance import mcnemar
@@ -83,6 +83,7 @@ def collect_results(
         "digit": digit,
         "target": names if several else names[0] if names else None,
         "replay": data.replay,
+        "target_weight": OmegaConf.select(cfg, "loss.target_weight"),
         "classes": data.classes,
         "data_sha256": data.sha256,
         "mean": data.mean,

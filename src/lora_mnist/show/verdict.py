@@ -229,8 +229,16 @@ def _judgement(results: Mapping[str, Any]) -> list[Phrase]:
     else:
         said = [Phrase("the repair did more harm than good.", "bad")]
     said += _dial(results)
-    if targets_of(results) and results.get("stage") == "lora" and results.get("replay") == 0:
-        advice = f"`experiment=repair` replays {_others(results['classes'])}."
+    if targets_of(results) and results.get("stage") == "lora":
+        others = _others(results["classes"])
+        if results.get("replay") == 0:
+            advice = f"`experiment=repair` replays {others}."
+        elif (results.get("target_weight") or 1) > 0.2:
+            advice = f"`loss.target_weight=0.2` repairs less, and breaks less of {others}."
+        else:
+            advice = (
+                "`stage=finetune digit=null data.batch_size=100` trains the network on instead."
+            )
         said.append(Phrase(advice, "advice"))
     return said
 
