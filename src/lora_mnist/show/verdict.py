@@ -236,9 +236,7 @@ def _judgement(results: Mapping[str, Any]) -> list[Phrase]:
         elif (results.get("target_weight") or 1) > 0.2:
             advice = f"`loss.target_weight=0.2` repairs less, and breaks less of {others}."
         else:
-            advice = (
-                "`stage=finetune digit=null data.batch_size=100` trains the network on instead."
-            )
+            advice = "`stage=finetune digit=null data.batch_size=100` trains on instead."
         said.append(Phrase(advice, "advice"))
     return said
 
