@@ -7,19 +7,21 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from composed import QUICK, SMALL, composed, few_images, small_base
+from composed import QUICK, SMALL, composed, few_images, logged, small_base
 from helpers.commands import only_run, read_results
 from helpers.stranger import fresh, move_in
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from safetensors.torch import load_file
 from torch import nn
 
-from lora_mnist import MLP, add_lora, save_adapter
+from lora_mnist import CNN, MLP, add_lora, save_adapter
 from lora_mnist.config import (
     adapter_specs,
+    add_configured_lora,
     build_data,
     build_net,
     build_trainer,
+    fitting_rank,
     load_adapters,
     load_base,
     require_fit,
@@ -29,7 +31,7 @@ from lora_mnist.data import MNISTDataModule
 from lora_mnist.disk.base import own_file, write_base
 from lora_mnist.disk.checkpoint import LastCheckpoint
 from lora_mnist.errors import UserError
-from lora_mnist.lora import fingerprint
+from lora_mnist.lora import count_parameters, fingerprint
 
 
 def refused(function: Any, *arguments: Any) -> str:
@@ -211,6 +213,33 @@ def test_the_latest_is_the_newest_by_time(outputs: Path) -> None:
     assert latest() == "2026-c"
     adapter_on(state, outputs / "lora" / "2026-b", 7)
     assert latest() == "2026-b"
+
+
+# --- a new adapter -------------------------------------------------------------------------------
+
+
+def test_a_rank_that_fits_is_the_largest_power_of_two_within_a_fifth() -> None:
+    for net in (MLP(), MLP(hidden_sizes=[16]), CNN(), CNN(channels=[4])):
+        rank = fitting_rank(net, "all")
+        share = count_parameters(add_lora(net, rank=rank))["increase_percent"]
+        assert share <= 20
+        assert rank == 64 or 2 * share > 20
+    assert fitting_rank(MLP(), "all") == 64
+    assert fitting_rank(nn.Linear(4, 3), "all") == 1  # which has more than a fifth
+
+
+def test_the_recipe_takes_a_rank_that_fits_and_warns_of_a_larger_one() -> None:
+    with logged("lora_mnist.config") as text:
+        for asked, rank in (("", 2), ("lora.rank=1", 1), ("lora.rank=8", 8)):
+            cfg = composed("train", "experiment=repair", *SMALL, *([asked] if asked else []))
+            net = build_net(cfg)
+            add_configured_lora(cfg, net)
+            assert count_parameters(net)["lora"] == rank * (784 + 16 + 16 + 10)
+    assert text.getvalue().splitlines() == [
+        "lora.rank=auto: 2",
+        "lora.rank=8: the adapter has 52% of the network's weights; lora.rank=2 has at most a "
+        "fifth, and lora.rank=auto finds that out",
+    ]
 
 
 # --- what an adapter's run knows -----------------------------------------------------------------

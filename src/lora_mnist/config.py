@@ -42,18 +42,21 @@ from lora_mnist.lora import (
     WEIGHTS_NAME,
     adapter_sha256,
     add_lora,
+    count_parameters,
     has_lora,
     is_number,
     load_adapter,
     read_base_sha256,
     read_beneath,
     set_lora_scale,
+    target_weights,
 )
 from lora_mnist.project import CONFIGS, program
 from lora_mnist.show.tensorboard import TensorBoardPage
 from lora_mnist.show.verdict import targets_of
 
-_info = rank_zero_only(logging.getLogger(__name__).info)
+log = logging.getLogger(__name__)
+_info, _warn = rank_zero_only(log.info), rank_zero_only(log.warning)
 
 #: How often a single run is validated, since somebody may watch it; a sweep's job is at its end.
 _VALIDATIONS = 4
@@ -504,7 +507,33 @@ def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
     if scale != 1 and settings.get("use_dora"):
         raise UserError(f"lora.scale={scale}: expected 1, since DoRA has no form to save it in")
     with config_group("lora"):
+        fitting = fitting_rank(net, settings["target_modules"])
+        if settings["rank"] == "auto":
+            settings["rank"] = fitting
+            _info("lora.rank=auto: %d", fitting)
         add_lora(net, **settings).train()
+    if settings["rank"] > fitting:
+        share = count_parameters(net)["increase_percent"]
+        _warn(
+            "lora.rank=%d: the adapter has %.0f%% of the network's weights; lora.rank=%d has at "
+            "most a fifth, and lora.rank=auto finds that out",
+            *(settings["rank"], share, fitting),
+        )
+
+
+def fitting_rank(net: nn.Module, target_modules: Any) -> int:
+    """The largest power of two, up to 64, with an adapter of at most a fifth of ``net``'s weights.
+
+    Where a rank of 1 has more, it is 1 all the same.
+    """
+    per_rank = 0
+    for weight in target_weights(net, target_modules).values():
+        rows = len(weight.base)
+        per_rank += rows + weight.base.numel() // rows
+    rank = 64
+    while rank > 1 and 5 * rank * per_rank > count_parameters(net)["base"]:
+        rank //= 2
+    return rank
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:

@@ -44,4 +44,5 @@ from .peft import read_factors as read_factors
 from .settings import LayerSettings as LayerSettings
 from .settings import is_number as is_number
 from .summary import lora_summary as lora_summary
+from .targets import target_weights as target_weights
 from .variants import loraplus as loraplus
