@@ -7,7 +7,6 @@ fine-tuning of zero-shot models" (WiSE-FT), arXiv:2109.01903; Ilharco et al. 202
 open-vocabulary models by interpolating weights" (PAINT), arXiv:2208.05592.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -70,35 +69,27 @@ def dial_curve(
     if targets:
         curve["errors_of_target"] = (wrong & is_target).sum(1).tolist()
         curve["errors_elsewhere"] = (wrong & ~is_target).sum(1).tolist()
-    curve["advised"] = advised_scale(scales, wrong)
+    curve["advised"] = advised_scale(scales, curve["errors"])
     return curve
 
 
-def advised_scale(scales: Sequence[float], wrong: Tensor) -> float:
-    """The scale nearest to 1 that is, but for chance, as good as the best one.
+def advised_scale(scales: Sequence[float], errors: Sequence[int]) -> float:
+    """The scale nearest to 1 that saves three quarters, or more, of what the best scale saves.
 
-    That is: with no more errors than the base, and with at most ``sqrt(d)`` more than the scale
-    with the fewest errors, where ``d`` is the number of images of which the two get one right and
-    one wrong. ``sqrt(d)`` is the standard error of the difference of two such counts; so this is
-    the one-standard-error rule (Breiman et al. 1984, "Classification and Regression Trees", section
-    3.4.3) towards the adapter as trained. 0 means: leave the adapter off.
+    Of two that are equally near it is the smaller. It has no more errors than the base, and no
+    class counts for more than another; docs/repair.md compares it with other rules. 0 means: leave
+    the adapter off.
 
     Args:
         scales: what was tried; 0 is the base.
-        wrong: whether each image is wrong at each scale, bool, shape (scales, images).
+        errors: at each scale.
 
     Raises:
         ValueError: if 0 is not among ``scales``.
     """
     if 0 not in scales:
         raise ValueError(f"scales={list(scales)}: expected 0 among them, the base")
-    errors = wrong.sum(dim=1).tolist()
-    best = errors.index(min(errors))
-    nearest = best
-    for place, scale in enumerate(scales):
-        differing = int((wrong[place] ^ wrong[best]).sum())
-        is_as_good = errors[place] - errors[best] <= math.sqrt(differing)
-        is_nearer = abs(scale - 1) < abs(scales[nearest] - 1)
-        if is_as_good and is_nearer and errors[place] <= errors[scales.index(0)]:
-            nearest = place
-    return float(scales[nearest])
+    base = errors[scales.index(0)]
+    enough = 0.75 * (base - min(errors))
+    good = [scale for scale, count in zip(scales, errors, strict=True) if base - count >= enough]
+    return float(min(sorted(good), key=lambda scale: abs(scale - 1)))
