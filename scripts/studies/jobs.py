@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.errors import TrainingError
 from lora_mnist.train import train
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -68,7 +70,8 @@ def run(settings: Settings) -> tuple[Path, Results]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         print(" ".join(overrides(settings)), file=sys.stderr, flush=True)
-        train(cfg, folder)
+        with suppress(TrainingError):  # of a network that was made useless there are results, too
+            train(cfg, folder)
     return folder, json.loads(file.read_text())
 
 

@@ -4,38 +4,30 @@
     python scripts/studies/repair.py           # the tables of docs/repair.md, on test images
 
 The methods, the bases and the stages of the search are in repair.yaml; how the search judges is in
-repair_search.py. Bases are pretrained where they are missing. Every run has a folder of its own in
-outputs/repair_study; killed or called again, the study does what is missing. ``--only NAME`` makes
-one table, or one search, alone.
+repair_search.py; other networks and pictures are in tasks.py. Bases are pretrained where they are
+missing. Every run has a folder of its own in outputs/repair_study; killed or called again, the
+study does what is missing. ``--only NAME`` makes one table, or one search, alone.
 """
 
 import argparse
-import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jobs import OUTPUT, PROJECT, Base, Settings, overrides, slug
+from jobs import PROJECT, Base, Settings
 from repair_search import Case, Search, markdown_of_search, run_search
 from repair_several import several
-from repair_table import Rows, columns, draw, fill, markdown
-
-from lora_mnist.disk.files import atomic_write
+from repair_table import Rows, columns, fill, markdown, side_by_side
+from tasks import PICTURES, weighted_fine_tuning
 
 PAGE = PROJECT / "docs" / "repair.md"
 PLAN: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
 METHODS: Mapping[str, Settings] = PLAN["methods"]
 TABLES: Mapping[str, Mapping[str, Any]] = PLAN["tables"]
 SEARCHES: Mapping[str, Search] = {name: Search(**s) for name, s in PLAN["searches"].items()}
-
-#: Validation has chosen nothing here: one batch of it is enough.
-_TEST_ALONE: Settings = {"+trainer.limit_val_batches": 1}
 
 
 def bases(of: Mapping[str, Any]) -> list[Base]:
@@ -55,49 +47,33 @@ def cases(of: Mapping[str, Any]) -> list[Case]:
 def compare(of: Mapping[str, Any]) -> Rows:
     """Run every method of a table."""
     rows: Rows = {}
+    if pictures := of.get("pictures"):
+        PICTURES[pictures]()
     for base, target in cases(of):
         before = base.results()
         base_row = {**columns(before, before, target), "trained weights": 0}
         rows.setdefault("base", []).append(base_row)
         for method, seeds in of["methods"].items():
             for seed in range(seeds):
-                _, after = base.run({**METHODS[method], **_TEST_ALONE}, target, seed)
+                if weight := METHODS[method].get("weight"):
+                    after = weighted_fine_tuning(base, target, weight, seed)
+                else:
+                    _, after = base.run(METHODS[method], target, seed)
                 rows.setdefault(method, []).append(columns(after, before, target))
     return rows
-
-
-def seconds(base: Base, method: str) -> float:
-    """What a method takes as a command of its own, start and test included, on a processor."""
-    folder = OUTPUT / "seconds" / slug(method)
-    kept = folder / "cpu_seconds.json"
-    if not kept.exists():
-        settings = {"digit": 9, **base.common, "base_ckpt": str(base.file), **METHODS[method]}
-        settings |= {"logger": "none", "figures": False, "hydra.run.dir": str(folder)}
-        command = [sys.executable, "train.py", *overrides(settings)]
-        before = os.times()
-        done = subprocess.run(command, cwd=PROJECT, check=False, stdout=subprocess.DEVNULL)
-        if done.returncode:
-            raise SystemExit(done.returncode)  # it has said why
-        after = os.times()
-        taken = [a - b for a, b in zip(after[2:4], before[2:4], strict=True)]  # user, system
-        with atomic_write(kept) as path:
-            path.write_text(json.dumps(sum(taken)))
-    return float(json.loads(kept.read_text()))
 
 
 def write(name: str) -> None:
     """Make a table and write it into the page."""
     of = TABLES[name]
+    if name == "tasks":
+        fill(PAGE, name, side_by_side({task: compare(part) for task, part in of.items()}))
+        return
     if name == "several":
-        repair, plain = ({**METHODS[of[each]], **_TEST_ALONE} for each in ("repair", "plain"))
-        rows = several(bases(of), repair, plain)
+        rows = several(bases(of), METHODS[of["repair"]], METHODS[of["plain"]])
         fill(PAGE, name, markdown(rows))
         return
-    rows = compare(of)
-    timed = of["methods"] if of.get("seconds") else ()
-    fill(PAGE, name, markdown(rows, {each: seconds(bases(of)[0], each) for each in timed}))
-    if picture := of.get("picture"):
-        draw(rows, PROJECT / "docs" / picture)
+    fill(PAGE, name, markdown(compare(of)))
 
 
 def search(name: str) -> None:

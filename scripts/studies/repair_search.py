@@ -18,6 +18,8 @@ from typing import Any
 
 from jobs import Base, Settings, composed, errors, overrides, written
 
+#: Candidates that the page shows.
+_SHOWN = 5
 #: A base, and what to repair on it.
 Case = tuple[Base, list[int]]
 
@@ -90,7 +92,7 @@ def rate(cases: list[Case], search: Search, settings: Settings) -> Candidate:
 
 
 def markdown_of_search(candidates: list[Candidate], search: Search, method: Settings) -> str:
-    """The candidates, best first, and which of them a method is; what all share is left out."""
+    """The best candidates, and which one a method is; what all share is left out."""
     keys = [k for k in search.start if len({written(c.settings[k]) for c in candidates}) > 1]
     heads = [*keys, "errors on the class", "all errors", "distance"]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(keys)}{' ---: |' * 3}"]
@@ -99,7 +101,8 @@ def markdown_of_search(candidates: list[Candidate], search: Search, method: Sett
     for number, each in enumerate(candidates, start=1):
         numbers = [f"{each.on_class:.1%}", f"{each.every:.1%}", f"{each.distance:.3f}"]
         cells = [*(written(each.settings[key]) for key in keys), *numbers]
-        lines.append(f"| {' | '.join(cells)} |")
+        if number <= _SHOWN:
+            lines.append(f"| {' | '.join(cells)} |")
         if composed({"digit": 9, **search.fixed, **each.settings}) == said:
             behind = each.distance - candidates[0].distance
             place = f"row {number}, {behind:.3f} behind" if behind else "the first"

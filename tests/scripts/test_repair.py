@@ -9,13 +9,19 @@ import pytest
 import repair
 import repair_search
 import repair_table
+import tasks
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from torch import nn
 
-#: Methods that are given more work on purpose.
-LONGER = {"going on for equal work"}
+from lora_mnist import add_lora
+
+#: By name: the tables, and those of each task.
+TABLES = {**repair.TABLES, **repair.TABLES["tasks"]}
+del TABLES["tasks"]
 
 
-@pytest.mark.parametrize("name", sorted(repair.METHODS.keys() - LONGER))
+@pytest.mark.parametrize("name", [n for n in repair.METHODS if not n.startswith("weighted")])
 def test_a_method_keeps_to_100_steps_of_100_images(name: str) -> None:
     cfg = jobs.composed({"digit": 9, **repair.METHODS[name]})
     assert cfg.trainer.max_steps == 100
@@ -26,17 +32,31 @@ def test_a_method_keeps_to_100_steps_of_100_images(name: str) -> None:
 
 def test_the_tables_bases_were_never_searched_on() -> None:
     searched = repair.bases(repair.PLAN["search"])
-    of_tables = [base for of in repair.TABLES.values() for base in repair.bases(of)]
+    of_tables = [base for of in TABLES.values() for base in repair.bases(of)]
     assert not {base.seed for base in searched} & {base.seed for base in of_tables}
     assert not {base.file for base in searched} & {base.file for base in of_tables}
 
 
-@pytest.mark.parametrize("name", repair.TABLES)
+@pytest.mark.parametrize("name", TABLES)
 def test_a_table_asks_for_methods_that_there_are(name: str) -> None:
-    of = repair.TABLES[name]
-    asked = of.get("methods", [of.get("repair"), of.get("plain")])
-    assert set(asked) <= repair.METHODS.keys()
-    assert f"<!-- {name} -->\n" in repair.PAGE.read_text()
+    of = TABLES[name]
+    assert set(of.get("methods", [of.get("repair"), of.get("plain")])) <= repair.METHODS.keys()
+    assert of.get("pictures") in (None, *tasks.PICTURES)
+    jobs.composed({"stage": "pretrain", **of.get("common", {}), **of.get("pretrain", {})})
+
+
+def test_the_page_has_a_place_for_each_table_and_each_search() -> None:
+    names = [*repair.TABLES, *(f"search {name}" for name in repair.SEARCHES)]
+    for name in names:
+        assert f"<!-- {name} -->\n" in repair.PAGE.read_text()
+
+
+@pytest.mark.parametrize("net", [tasks.ResNet(), tasks.ViT()], ids=["ResNet", "ViT"])
+def test_a_task_has_a_network_that_takes_an_adapter(net: nn.Module) -> None:
+    images = torch.randn(2, 3, 28, 28)
+    expected = net.eval()(images)
+    assert expected.shape == (2, 10)
+    assert torch.allclose(add_lora(net)(images), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("what", repair.SEARCHES.values(), ids=repair.SEARCHES.keys())
@@ -132,9 +152,9 @@ def rows() -> repair_table.Rows:
 
 
 def test_a_table_has_mean_spread_and_worst_case() -> None:
-    assert repair_table.markdown(rows(), {"method": 1.5}).splitlines()[2:] == [
-        "| base | 100.0% | 100.0% | 60 | 40 | 7 | 1 |  |",
-        "| method | 30.0% ± 14.1, 40% | 65.0% ± 14.1, 75% | 60 | 40 | 7 | 2 | 1.5 |",
+    assert repair_table.markdown(rows()).splitlines()[2:] == [
+        "| base | 100.0% | 100.0% | 60 | 40 | 7 | 0 of 1 |",
+        "| method | 30.0% ± 14.1, 40% | 65.0% ± 14.1, 75% | 60 | 40 | 7 | 2 of 2 |",
         "",
         "The base's errors, on average: 50 on the class, 200 in all.",
     ]
@@ -143,23 +163,10 @@ def test_a_table_has_mean_spread_and_worst_case() -> None:
     )
 
 
-def test_the_picture_of_a_study(tmp_path: Path) -> None:
-    repair_table.draw(rows(), tmp_path / "repair.png")
-    assert (tmp_path / "repair.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize(
-    ("rate", "place"), [(0.002, "the first"), (0.001, "row 2, 0.100 behind"), (0.5, "none of them")]
-)
-def test_a_search_says_which_candidate_its_method_is(rate: float, place: str) -> None:
-    rates = [{"optimizer.lr": rate} for rate in (0.002, 0.001)]
-    candidates = [
-        repair_search.Candidate(settings, 0.5, 0.6, distance)
-        for settings, distance in zip(rates, (1.0, 1.1), strict=True)
+def test_tasks_stand_side_by_side() -> None:
+    assert repair_table.side_by_side({"digits": rows(), "clothes": rows()}).splitlines() == [
+        "| method | digits | clothes | fewer in all |",
+        "| --- | ---: | ---: | ---: |",
+        "| base | 50 / 200 | 50 / 200 | 0 of 2 |",
+        "| method | 30 / 65 | 30 / 65 | 4 of 4 |",
     ]
-    fixed = {"stage": "lora"}
-    what = repair_search.Search({"on_class": 0.2, "all": 0.6}, fixed, rates[0], [])
-    method = {"optimizer.lr": rate, "stage": "lora"}
-    text = repair_search.markdown_of_search(candidates, what, method)
-    assert "| 0.002 | 50.0% | 60.0% | 1.000 |" in text.splitlines()
-    assert text.splitlines()[-1] == f"`optimizer.lr={rate} stage=lora` is {place}."
