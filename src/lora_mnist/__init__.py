@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lora_mnist.classifier.net import CNN, MLP
     from lora_mnist.lora import (
         add_lora,
+        combine_adapters,
         fold_lora_scale,
         load_adapter,
         lora_disabled,
@@ -41,6 +42,7 @@ __all__ = [
     "CNN",
     "MLP",
     "add_lora",
+    "combine_adapters",
     "compare_errors",
     "dial_curve",
     "fold_lora_scale",

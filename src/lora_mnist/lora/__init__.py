@@ -17,6 +17,7 @@ from .base_state import count_parameters as count_parameters
 from .base_state import fingerprint as fingerprint
 from .base_state import lora_state_dict as lora_state_dict
 from .base_state import trainable_parameters as trainable_parameters
+from .combine import combine_adapters as combine_adapters
 from .frozen import freeze_base as freeze_base
 from .layer import AdapterParametrization as AdapterParametrization
 from .layer import LoRAParametrization as LoRAParametrization

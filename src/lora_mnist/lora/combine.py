@@ -1,0 +1,111 @@
+"""Several saved adapters as one: their scaled sum, exactly, or cut to a rank."""
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import load_adapter
+from .model import attach, lora_names, lora_weights
+from .settings import LayerSettings
+
+
+@torch.no_grad()
+def combine_adapters(
+    model: nn.Module,
+    folders: Sequence[str | Path],
+    scales: Sequence[float],
+    rank: int | None = None,
+    name: str | None = None,
+    allow_other_base: bool = False,
+) -> float:
+    """Put the scaled sum of several saved adapters on ``model``, as one adapter.
+
+    The sum of products is itself a product, of factors side by side:
+
+        sum_i s_i B_i A_i = [s_1 B_1, s_2 B_2, ...] @ [A_1; A_2; ...],    s_i = scale_i * scaling_i
+
+    So it is exact, whatever the ranks, alphas, signs and layers of the adapters, and its rank on a
+    layer is the sum of theirs. With ``rank``, the sum on each layer is cut to its largest singular
+    values: no matrix of that rank is nearer (Eckart and Young 1936). :func:`.adapter.save_adapter`
+    then writes the one adapter, for here and for PEFT.
+
+    Args:
+        model: the base that all were trained on; changed in place, its own parameters frozen.
+        folders: what :func:`.adapter.save_adapter` or ``peft`` wrote.
+        scales: how much of each; negative ones take an adapter's effect away.
+        rank: the largest rank of a layer's sum; ``None``: exact.
+        name: of the sum; see :func:`.model.add_lora`.
+        allow_other_base: see :func:`.adapter.load_adapter`.
+
+    Returns:
+        The error of the cut, ``||sum - cut|| / ||sum||`` over all layers in the Frobenius norm; 0
+        where nothing was cut.
+
+    Raises:
+        ValueError: if an argument cannot be used, or one of the adapters, as
+            :func:`.adapter.load_adapter` says. ``model`` is then as it was.
+    """
+    if not folders or len(folders) != len(scales):
+        raise ValueError(
+            f"scales={list(scales)}: expected one for each of {len(folders)} adapters, at least one"
+        )
+    if rank is not None:
+        LayerSettings(rank)  # refuses what is no rank
+    twin = copy.deepcopy(model)
+    before = lora_names(twin)
+    for folder, scale in zip(folders, scales, strict=True):
+        load_adapter(twin, folder, allow_other_base, scale=scale)
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    lost = whole = 0.0
+    for layer, weight in lora_weights(twin).items():
+        sides_A, sides_B = [], []
+        for adapter in weight.adapters:
+            if adapter.name not in before:
+                sides_A.append(adapter.lora_A.double())
+                sides_B.append(adapter.lora_B.double() * (adapter.scaling * adapter.scale))
+        if not sides_A:
+            continue
+        lora_A, lora_B = torch.cat(sides_A), torch.cat(sides_B, dim=1)
+        if rank is not None and len(lora_A) > rank:
+            lora_A, lora_B, values = _cut(lora_A, lora_B, rank)
+            lost += values[rank:].square().sum().item()
+            whole += values.square().sum().item()
+        elif rank is not None:
+            whole += (lora_B.flatten(1) @ lora_A.flatten(1)).square().sum().item()
+        if not lora_B.to(weight.base.dtype).isfinite().all():
+            raise ValueError(f"scales={list(scales)}: the sum on {layer} is not finite")
+        sums[layer] = lora_A, lora_B
+    settings = {}
+    for layer, (lora_A, _) in sums.items():
+        settings[layer] = LayerSettings(len(lora_A), float(len(lora_A)))  # a scaling of 1
+    attach(model, settings, name)
+    weights = lora_weights(model)
+    for layer, (lora_A, lora_B) in sums.items():
+        adapter = weights[layer].adapters[-1]
+        adapter.lora_A.copy_(lora_A)
+        adapter.lora_B.copy_(lora_B)
+    return math.sqrt(lost / whole) if lost else 0.0
+
+
+def _cut(lora_A: Tensor, lora_B: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors of the matrix of ``rank`` nearest to ``lora_B @ lora_A``; its singular values.
+
+    They are those of a matrix as small as the rank: with ``lora_B = Q_B R_B`` and ``lora_A^T = Q_A
+    R_A``, of ``R_B R_A^T``. The dense product is not built.
+    """
+    Q_B, R_B = torch.linalg.qr(lora_B.flatten(1))
+    Q_A, R_A = torch.linalg.qr(lora_A.flatten(1).T)
+    left, values, right = torch.linalg.svd(R_B @ R_A.T, full_matrices=False)
+    root = values[:rank].sqrt()
+    cut_A = root[:, None] * (right[:rank] @ Q_A.T)
+    cut_B = Q_B @ left[:, :rank] * root
+    ones = [1] * (lora_B.ndim - 2)
+    return (
+        cut_A.view(-1, *lora_A.shape[1:]),
+        cut_B.view(len(lora_B), -1, *ones),
+        values,
+    )

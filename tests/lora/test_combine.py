@@ -1,0 +1,195 @@
+"""The scaled sum of several adapters as one, and PEFT's own way beside it."""
+
+import copy
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.nets import TinyNet, randomize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lora_mnist.lora import (
+    add_lora,
+    base_state_dict,
+    combine_adapters,
+    has_lora,
+    load_adapter,
+    lora_names,
+    lora_summary,
+    read_factors,
+    save_adapter,
+)
+
+
+class Mixed(nn.Module):
+    """A layer of each kind that has an adapter of its own form, in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+        self.conv = nn.Conv1d(4, 3, 2)
+        self.conv2 = nn.Conv2d(1, 4, (2, 3))
+        self.linear = nn.Linear(4, 2)
+        self.double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(self.embed(x).transpose(1, 2))
+        return self.linear(self.conv2(x[:, None]).mean(-1).transpose(1, 2))
+
+
+X = torch.arange(14).view(2, 7) % 9
+LAYERS = ["embed", "conv", "conv2", "linear"]
+
+
+def base() -> nn.Module:
+    torch.manual_seed(0)
+    return Mixed()
+
+
+ADAPTERS = st.fixed_dictionaries(
+    {
+        "rank": st.integers(1, 5),
+        "alpha": st.floats(0.1, 16),
+        "use_rslora": st.booleans(),
+        "target_modules": st.lists(st.sampled_from(LAYERS), min_size=1, unique=True),
+    }
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    options=st.lists(ADAPTERS, min_size=1, max_size=4),
+    scales=st.lists(st.floats(-2, 2), min_size=4, max_size=4),
+    own_rank=st.integers(1, 6),
+    rank=st.none() | st.integers(1, 8),
+)
+def test_the_sum_is_that_of_the_stack(
+    options: list[dict[str, Any]],
+    scales: list[float],
+    own_rank: int,
+    rank: int | None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Exact in double precision; cut, it is as near as any sum of that rank, and says how near."""
+    tmp_path = tmp_path_factory.mktemp("sum")
+    stack, folders = base(), []
+    for number, arguments in enumerate(options):
+        first = arguments["target_modules"][0]
+        net = randomize(add_lora(base(), **arguments, rank_pattern={first: own_rank}))
+        folders.append(save_adapter(net, tmp_path / str(number)))
+        load_adapter(stack, folders[-1], scale=scales[number])
+    net = base()
+    error = combine_adapters(net, folders, scales[: len(folders)], rank, name="sum")
+    assert lora_names(net) == ["sum"]
+    save_adapter(net, tmp_path / "sum")
+    ranks = {row.layer: row.rank for row in lora_summary(net).rows}
+    lost = whole = 0.0
+    for layer, of_layer in ranks.items():
+        module, other = net.get_submodule(layer), stack.get_submodule(layer)
+        plain = base().get_submodule(layer).weight
+        expected, update = ((m.weight - plain).flatten(1).detach() for m in (other, module))
+        values = torch.linalg.svdvals(expected)
+        lost += float((expected - update).square().sum())
+        whole += float(expected.square().sum())
+        assert of_layer <= (rank or 99)
+        if rank is None or rank >= len(values):
+            torch.testing.assert_close(update, expected, rtol=1e-12, atol=1e-12)
+        else:
+            least = values[rank:].square().sum()
+            torch.testing.assert_close((expected - update).square().sum(), least)
+    assert error**2 * whole == pytest.approx(lost, rel=1e-6, abs=1e-12)
+    assert (error == 0) or rank is not None
+    if rank is None:
+        torch.testing.assert_close(net(X), stack(X), rtol=1e-12, atol=1e-12)
+    assert torch.equal(load_adapter(base(), tmp_path / "sum")(X), net(X))
+
+
+def on_tiny(folder: Path, **options: Any) -> Path:
+    torch.manual_seed(0)
+    net = add_lora(TinyNet(), **options)
+    torch.manual_seed(len(folder.name))
+    return save_adapter(randomize(net), folder)
+
+
+def tiny() -> nn.Module:
+    torch.manual_seed(0)
+    return TinyNet()
+
+
+def update_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {layer: s * B @ A for layer, (A, B, s) in read_factors(folder).items()}
+
+
+RSLORA = {"rank": 4, "alpha": 8.0, "use_rslora": True}
+#: What goes wrong in PEFT 0.21.2: of which adapters, at which scales, combined in which way.
+CASES: dict[str, tuple[list[dict[str, Any]], list[float], str]] = {
+    # Factors are added before they are multiplied: each meets the other adapter's too.
+    "issue 3004": ([{"rank": 2}, {"rank": 2, "alpha": 3.0}], [1.0, -1.0], "linear"),
+    # Ranks of single layers are forgotten: what is saved cannot be loaded.
+    "issue 3737": ([{"rank": 3, "rank_pattern": {"linear2": 1}}] * 2, [0.5, 0.5], "linear"),
+    # The sum inherits rsLoRA, and with it a scaling of sqrt(rank) for one of 1.
+    "issue 3761": ([RSLORA, RSLORA], [0.5, -0.25], "cat"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_where_peft_goes_wrong(case: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="the extra peft is not installed")
+    options, scales, combination = CASES[case]
+    folders = [on_tiny(tmp_path / ("a" * (n + 1)), **o) for n, o in enumerate(options)]
+    expected: dict[str, Any] = {}
+    for folder, scale in zip(folders, scales, strict=True):
+        for layer, update in update_of(folder).items():
+            expected[layer] = expected.get(layer, 0) + scale * update
+    net = tiny()
+    assert combine_adapters(net, folders, scales) == 0
+    ours = save_adapter(net, tmp_path / "ours")
+    for layer, update in update_of(ours).items():
+        torch.testing.assert_close(update, expected[layer])
+    x = torch.randn(5, 6)
+    read_there = peft.PeftModel.from_pretrained(tiny(), str(ours)).eval()
+    torch.testing.assert_close(read_there(x), net(x), rtol=1e-4, atol=1e-4)
+
+    theirs = peft.PeftModel.from_pretrained(tiny(), str(folders[0]), adapter_name="0")
+    names = ["0"]
+    for folder in folders[1:]:
+        names.append(str(len(names)))
+        theirs.load_adapter(str(folder), adapter_name=names[-1])
+    theirs.add_weighted_adapter(names, scales, "sum", combination_type=combination)
+    theirs.set_adapter("sum")
+    theirs.save_pretrained(str(tmp_path / "theirs"), selected_adapters=["sum"])
+    if version("peft") != "0.21.2":
+        return  # perhaps it is right by now
+    if case == "issue 3737":
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            peft.PeftModel.from_pretrained(tiny(), str(tmp_path / "theirs" / "sum"))
+    else:
+        assert not torch.allclose(theirs.eval()(x), net(x), rtol=1e-2, atol=1e-2)
+
+
+def test_refusals_leave_the_model_alone(tmp_path: Path) -> None:
+    one, other = on_tiny(tmp_path / "a"), on_tiny(tmp_path / "bb", rank=2, alpha=64.0)
+    stranger = TinyNet()
+    randomize(add_lora(stranger))
+    save_adapter(stranger, tmp_path / "stranger")
+    net = tiny()
+    before = copy.deepcopy(net.state_dict())
+    for folders, arguments, message in (
+        ([one, other], {"scales": [1]}, r"scales=\[1\]: expected one for each of 2 adapters"),
+        ([], {"scales": []}, r"scales=\[\]: expected one for each of 0 adapters, at least one"),
+        ([one], {"scales": [float("nan")]}, "a: scale=nan: expected a finite number"),
+        ([other], {"scales": [3e38]}, r"scales=\[3e\+38\]: the sum on linear1 is not finite"),
+        ([one], {"scales": [1], "rank": 0}, "rank=0: expected an integer >= 1"),
+        ([one, tmp_path / "none"], {"scales": [1, 1]}, "none: expected a readable"),
+        ([one, tmp_path / "stranger"], {"scales": [1, 1]}, "stranger: made for the base .*"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            combine_adapters(net, folders, **arguments)
+        assert not has_lora(net)
+        assert all(parameter.requires_grad for parameter in net.parameters())
+    combine_adapters(net, [one, tmp_path / "stranger"], [1, -1], allow_other_base=True)
+    assert base_state_dict(net).keys() == before.keys()
