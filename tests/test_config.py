@@ -192,11 +192,28 @@ def test_adapters_are_described_in_three_ways(outputs: Path) -> None:
     run = outputs / "lora" / "2026-a"
     several = f"[{run},{run}/adapter,{{path: {run}, scale: 0.5, name: half}}]"
     specs = adapter_specs(composed("eval", f"adapter={several}"))
-    assert [spec["name"] for spec in specs] == ["2026-a", "2026-a", "half"]
+    assert [spec["name"] for spec in specs] == ["2026-a", "2026-a2", "half"]
     assert [spec["scale"] for spec in specs] == [1.0, 1.0, 0.5]
     assert {spec["path"] for spec in specs} == {run / "adapter"}
     for wrong in ("3", "{scale: 1}", f"{{path: {run}, scle: 1}}", "[[a]]"):
         assert refused(adapter_specs, composed("eval", f"adapter={wrong}")).startswith("adapter=")
+
+
+def test_an_adapter_is_named_after_what_it_repairs(tmp_path: Path) -> None:
+    """Where its file says so, in words that can be printed."""
+    for run, repairs in (
+        ("a", "nines"),
+        ("b", "nines"),
+        ("c", "base"),
+        ("d", "\033[1m"),
+        ("e", ""),
+    ):
+        net = add_lora(MLP(hidden_sizes=[16]))
+        save_adapter(net, tmp_path / run / "adapter", metadata={"repairs": repairs})
+    several = ",".join(f"{tmp_path}/{run}" for run in "abcde")
+    more = f"{{path: {tmp_path}/a, name: nines2}}"
+    specs = adapter_specs(composed("eval", f"adapter=[{several},{more}]"))
+    assert [spec["name"] for spec in specs] == ["nines", "nines3", "base2", "d", "e", "nines2"]
 
 
 def test_the_latest_is_the_newest_by_time(outputs: Path) -> None:

@@ -167,10 +167,9 @@ def test_stacks_adapters_and_tests_each(made: Made, tmp_path: Path) -> None:
     with logged("lora_mnist.show.tables") as text:
         found = evaluate(made.config(f"adapter={several}", "each=true"), tmp_path)
     assert found["test_base"] == made.results["test_base"]
-    name = made.run.name
-    assert list(found["each"]) == [name, "minus"]
-    assert found["each"][name] == counted(made.results["test"])
-    assert found["each"]["minus"]["errors"] != found["each"][name]["errors"]
+    assert list(found["each"]) == ["nines", "minus"]
+    assert found["each"]["nines"] == counted(made.results["test"])
+    assert found["each"]["minus"]["errors"] != found["each"]["nines"]["errors"]
     # Together they cancel, to rounding.
     assert abs(found["test"]["errors"] - found["test_base"]["errors"]) <= 2
     adapter = {"path": f"{made.run}/adapter", "scale": -1, "name": "minus"}

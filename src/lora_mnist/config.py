@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,8 @@ from lora_mnist.lora import (
     has_lora,
     is_number,
     load_adapter,
-    read_base_sha256,
     read_beneath,
+    read_metadata,
     set_lora_scale,
     target_weights,
 )
@@ -221,7 +221,7 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     specs = adapter_specs(cfg) if is_default or not cfg.base_ckpt else []
     if specs:
         try:
-            sha256 = read_base_sha256(specs[0]["path"])
+            sha256 = read_metadata(specs[0]["path"]).get("base_sha256")
         except ValueError as error:
             raise UserError(f"adapter={one_line(error)}") from error
         path = (sha256 and find_base(base_folder(cfg), sha256)) or current
@@ -254,14 +254,15 @@ def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
 
     ``cfg.adapter`` is null, a folder, a mapping of ``path`` and perhaps ``scale`` and ``name``, or
     a list of such. A folder is an adapter's own, or that of the run that left it. An adapter
-    without a name is called after its folder, or its run's.
+    without a name is called after what it repairs, ``nines`` and then ``nines2``, or else after its
+    folder, or its run's.
 
     Raises:
-        UserError: if an adapter is described in another way.
+        UserError: if an adapter is described in another way, or cannot be read.
     """
     adapter = cfg.get("adapter")  # stage=pretrain has none
     chosen = adapter if isinstance(adapter, ListConfig) else [adapter]
-    specs = []
+    specs: list[dict[str, Any]] = []
     for adapter in chosen:
         if adapter is None:
             continue
@@ -275,9 +276,30 @@ def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
         path = Path(spec["path"])
         if not (path / CONFIG_NAME).exists() and (path / "adapter").is_dir():
             path /= "adapter"
-        name = spec.get("name") or (path.parent.name if path.name == "adapter" else path.name)
-        specs.append({"scale": 1.0, **spec, "path": path, "name": str(name)})
+        name = None if spec.get("name") is None else str(spec["name"])
+        specs.append({"scale": 1.0, **spec, "path": path, "name": name})
+    # The last two are columns of the table that names adapters.
+    taken = {*(spec["name"] for spec in specs), "base", "all adapters"}
+    for spec in specs:
+        path = spec["path"]
+        if spec["name"] is None:
+            try:
+                repairs = read_metadata(path).get("repairs", "")
+            except ValueError as error:
+                raise UserError(f"adapter={one_line(error)}") from error
+            name = repairs if repairs.isprintable() else ""  # it may be a stranger's
+            name = name or (path.parent.name if path.name == "adapter" else path.name)
+            spec["name"] = _numbered(name, taken)
+            taken.add(spec["name"])
     return specs
+
+
+def _numbered(name: str, taken: Collection[str]) -> str:
+    """``name``, or with the first number from 2 on with which it is not ``taken``."""
+    free, number = name, 2
+    while free in taken:
+        free, number = f"{name}{number}", number + 1
+    return free
 
 
 def with_beneath(cfg: DictConfig, specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -299,7 +321,9 @@ def with_beneath(cfg: DictConfig, specs: list[dict[str, Any]]) -> list[dict[str,
             for file in sorted(Path(cfg.paths.outputs).rglob(WEIGHTS_NAME)):
                 if adapter_sha256(file.parent) == sha256:
                     (below,) = adapter_specs(OmegaConf.create({"adapter": str(file.parent)}))
-                    stacked[sha256] = below | {"scale": scale}
+                    taken = [other["name"] for other in (*specs, *stacked.values())]
+                    name = _numbered(below["name"], taken)
+                    stacked[sha256] = below | {"scale": scale, "name": name}
                     break
             else:
                 raise UserError(

@@ -69,7 +69,7 @@ from lora_mnist.show.card import write_card
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_parameters, print_results
 from lora_mnist.show.tensorboard import show_outcome
-from lora_mnist.show.verdict import training_sentence
+from lora_mnist.show.verdict import named, training_sentence
 from lora_mnist.sweep.command import command_line
 
 #: By all that they depend on; of the last base alone.
@@ -229,6 +229,9 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             if find_base(base_folder(cfg), base.sha256) is None:
                 write_base(base.tensors, own_file(base_folder(cfg), cfg.base_name, base.sha256))
             metadata = {"dataset": data.name}
+            if data.targets is not None:
+                repairs = named(data.classes, data.targets)
+                metadata["repairs"] = repairs.removeprefix("images of ")
             if beneath:
                 metadata["stands_on"] = json.dumps(stands_on(cfg, beneath))
             save_adapter(net, folder / "adapter", name, metadata)

@@ -17,7 +17,7 @@ from lora_mnist.lora import (
     load_adapter,
     lora_disabled,
     lora_names,
-    read_base_sha256,
+    read_metadata,
     save_adapter,
     set_lora_scale,
 )
@@ -91,7 +91,8 @@ def test_the_same_adapter_is_the_same_file(adapted: nn.Module, tmp_path: Path) -
     metadata = {"dataset": "mnist", "a": "ä", "z": '"\\', "empty": ""}
     folders = [save_adapter(adapted, tmp_path / str(n), metadata=metadata) for n in range(8)]
     assert all(content(folder) == content(folders[0]) for folder in folders)
-    assert read_base_sha256(folders[0]) == fingerprint(base().state_dict())
+    sha256 = fingerprint(base().state_dict())
+    assert read_metadata(folders[0]) == {"format": "pt", "base_sha256": sha256, **metadata}
 
 
 def test_another_base_is_refused_by_fingerprint(adapted: nn.Module, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_an_adapter_that_does_not_name_its_base(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)  # as PEFT would
-    assert read_base_sha256(folder) is None
+    assert read_metadata(folder) == {}
     assert has_lora(load_adapter(base(), folder))
     assert "does not say which base it was made for: not checked" in caplog.text
 
@@ -117,7 +118,7 @@ def test_an_adapter_that_does_not_name_its_base(
 def test_what_is_no_fingerprint_is_refused(folder: Path, bad: str) -> None:
     save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME, {"base_sha256": bad})
     with pytest.raises(ValueError, match=r"base_sha256=[^:]*: expected 64 hexadecimal digits"):
-        read_base_sha256(folder)
+        read_metadata(folder)
 
 
 def config(**changes: Any) -> Any:

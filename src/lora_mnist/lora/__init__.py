@@ -8,8 +8,8 @@ nothing else.
 
 from .adapter import adapter_sha256 as adapter_sha256
 from .adapter import load_adapter as load_adapter
-from .adapter import read_base_sha256 as read_base_sha256
 from .adapter import read_beneath as read_beneath
+from .adapter import read_metadata as read_metadata
 from .adapter import save_adapter as save_adapter
 from .base_state import base_state_dict as base_state_dict
 from .base_state import changed_tensors as changed_tensors

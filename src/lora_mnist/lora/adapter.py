@@ -203,8 +203,7 @@ def read_beneath(folder: str | Path) -> list[tuple[str, float]]:
         ValueError: if the folder holds no readable adapter, or what it says is no such list.
     """
     try:
-        with open_tensors(Path(folder)) as file:
-            text = (file.metadata() or {}).get("stands_on", "[]")
+        text = read_metadata(folder).get("stands_on", "[]")
         found = [(str(each["sha256"]), each["scale"]) for each in json.loads(text)]
         if not all(is_number(scale) for _, scale in found):
             raise ValueError("expected numbers")
@@ -213,19 +212,20 @@ def read_beneath(folder: str | Path) -> list[tuple[str, float]]:
     return found
 
 
-def read_base_sha256(folder: str | Path) -> str | None:
-    """The fingerprint of the base that the adapter in ``folder`` was made for; no tensor is read.
+def read_metadata(folder: str | Path) -> dict[str, str]:
+    """What the file of the adapter in ``folder`` says beside its tensors, of which none is read.
 
-    ``None`` where the adapter does not say, as PEFT's do not.
+    ``base_sha256`` is the fingerprint of the base that it was made for; PEFT's adapters do not say.
 
     Raises:
-        ValueError: if the folder holds no readable adapter, or what it says is no SHA-256.
+        ValueError: if the folder holds no readable adapter, or ``base_sha256`` is no SHA-256.
     """
     try:
         with open_tensors(Path(folder)) as file:
-            sha256: str | None = (file.metadata() or {}).get("base_sha256")
+            metadata: dict[str, str] = file.metadata() or {}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+    sha256 = metadata.get("base_sha256")
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ValueError(f"{folder}: base_sha256={sha256}: expected 64 hexadecimal digits")
-    return sha256
+    return metadata
