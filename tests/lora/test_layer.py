@@ -156,16 +156,6 @@ def test_training_never_builds_the_dense_product(
         _ = tiny.linear1.weight
 
 
-def test_mixed_precision(tiny: nn.Module) -> None:
-    randomize(add_lora(tiny))
-    x = torch.randn(4, 6)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = tiny(x)
-        output.float().sum().backward()
-    assert output.dtype == torch.bfloat16
-    torch.testing.assert_close(output.float(), tiny(x), rtol=0.1, atol=0.1)
-
-
 def test_dropout_on_the_adapters_input_while_training() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5))

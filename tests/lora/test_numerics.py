@@ -1,0 +1,190 @@
+"""The same numbers on every way through torch: merged, stacked, compiled, exported, in half."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.nets import TinyNet, randomize
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
+
+from lora_mnist.lora import (
+    add_lora,
+    changed_tensors,
+    combine_adapters,
+    load_adapter,
+    lora_parameters,
+    lora_state_dict,
+    merge_lora,
+    save_adapter,
+    set_lora_enabled,
+    set_lora_scale,
+    unmerge_lora,
+)
+
+
+class Attention(nn.MultiheadAttention):
+    def __init__(self) -> None:
+        super().__init__(6, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        attended: torch.Tensor = super().forward(x, x, x)[0]
+        return attended
+
+
+class Tied(nn.Module):
+    """Words in and out share one weight, and each end has an adapter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.out = nn.Linear(6, 9, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.out(self.embed(x).tanh())
+        return logits
+
+
+#: Networks, and the shape of their input; of tokens where that is None.
+KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
+    "linear": (TinyNet, (5, 6)),
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3, stride=2)), (3, 2, 9)),
+    "conv2d": (lambda: nn.Sequential(nn.Conv2d(2, 4, (3, 2), padding=1)), (3, 2, 5, 6)),
+    "grouped": (lambda: nn.Sequential(nn.Conv2d(4, 6, 3, groups=2)), (3, 4, 5, 5)),
+    "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(2, 4, 3)), (3, 2, 4, 4)),
+    "attention": (Attention, (3, 4, 6)),
+    "tied": (Tied, None),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+DOUBLE = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def made(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
+    """The same network and input every time."""
+    torch.manual_seed(0)
+    make, shape = KINDS[kind]
+    net = make().to(dtype).eval()
+    x = torch.arange(12).view(3, 4) % 9 if shape is None else torch.randn(shape, dtype=dtype)
+    return net, x
+
+
+def adapted(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
+    """Two adapters of different ranks, one turned down and one negative."""
+    net, x = made(kind, dtype)
+    add_lora(net, rank=2, alpha=3.0, target_modules=".*", name="first", use_rslora=True)
+    add_lora(net, rank=1, target_modules=".*", name="second", init="pissa")
+    randomize(net)
+    set_lora_scale(net, 0.7, "first")
+    set_lora_scale(net, -0.3, "second")
+    return net, x
+
+
+@kinds
+@pytest.mark.filterwarnings("ignore:PEFT has no adapter")
+def test_every_form_of_two_adapters_in_double_precision(kind: str, tmp_path: Path) -> None:
+    """Stacked, merged, one merged, unmerged, saved and loaded, combined: 1e-12."""
+    net, x = adapted(kind, torch.float64)
+    base, _ = made(kind, torch.float64)
+    expected = net(x)
+    assert not torch.allclose(expected, base(x), atol=1e-3)
+    state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    for name in ("first", "second", None):
+        twin = merge_lora(copy.deepcopy(net), name)
+        torch.testing.assert_close(twin(x), expected, **DOUBLE)
+        assert torch.equal(unmerge_lora(twin)(x), expected)
+        assert changed_tensors(state, twin.state_dict()) == []
+    folders = [save_adapter(net, tmp_path / name, name) for name in ("first", "second")]
+    stack = copy.deepcopy(base)
+    for folder, scale in zip(folders, (0.7, -0.3), strict=True):
+        load_adapter(stack, folder, scale=scale)
+    torch.testing.assert_close(stack(x), expected, **DOUBLE)
+    assert combine_adapters(base, folders, [0.7, -0.3]) == 0
+    torch.testing.assert_close(base(x), expected, **DOUBLE)
+    torch.testing.assert_close(merge_lora(base)(x), expected, **DOUBLE)
+
+
+@kinds
+def test_half_precision(kind: str) -> None:
+    """bfloat16 has eight bits, and so does a network that is merged or cast in it."""
+    net, x = adapted(kind)
+    expected = net(x)
+    near = {"rtol": 0.05, "atol": 0.05 * float(expected.detach().abs().max())}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = net(x)
+        cast.float().sum().backward()
+    assert all(p.grad is not None for p in lora_parameters(net) if p.requires_grad)
+    torch.testing.assert_close(cast.float(), expected, **near)
+    half = x.bfloat16() if x.is_floating_point() else x
+    with torch.no_grad():
+        output = net.bfloat16()(half)
+        assert output.dtype == torch.bfloat16
+        torch.testing.assert_close(output.float(), expected, **near)
+        torch.testing.assert_close(merge_lora(net)(half).float(), expected, **near)
+        assert torch.equal(unmerge_lora(net)(half), output)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "attention"])
+def test_compiled(kind: str) -> None:
+    """A compiled network hears of every switch and scale, and gives the same gradients."""
+    torch.compiler.reset()
+    net, x = adapted(kind)
+    compiled = torch.compile(net, backend="aot_eager")
+    for change in (
+        lambda: set_lora_scale(net, 0.5, "first"),
+        lambda: set_lora_enabled(net, False, "second"),
+        lambda: merge_lora(net, "first"),
+        lambda: unmerge_lora(net),
+    ):
+        torch.testing.assert_close(compiled(x), net(x))
+        change()
+    set_lora_enabled(net, True)
+    parameters = [p for p in lora_parameters(net) if p.requires_grad]
+    eager = torch.autograd.grad(net(x).square().sum(), parameters)
+    torch.testing.assert_close(
+        torch.autograd.grad(compiled(x).square().sum(), parameters), eager, rtol=1e-4, atol=1e-4
+    )
+
+
+@kinds
+def test_exported(kind: str) -> None:
+    net, x = adapted(kind)
+    with torch.no_grad():
+        exported = torch.export.export(net, (x,)).module()
+        torch.testing.assert_close(exported(x), net(x))
+
+
+@kinds
+def test_gradient_checkpointing(kind: str) -> None:
+    net, x = adapted(kind)
+    parameters = [p for p in lora_parameters(net) if p.requires_grad]
+    expected = torch.autograd.grad(net(x).square().sum(), parameters)
+    output: Any = checkpoint(net, x, use_reentrant=False)
+    for found, wanted in zip(
+        torch.autograd.grad(output.square().sum(), parameters), expected, strict=True
+    ):
+        assert torch.equal(found, wanted)
+
+
+@kinds
+def test_many_adapters_at_once_and_the_gradients_of_single_images(kind: str) -> None:
+    """``torch.func``: vmap over the adapters of one base, and over a batch."""
+    net, x = made(kind, torch.float64)
+    add_lora(net, rank=2, target_modules=".*")
+    states = [lora_state_dict(copy.deepcopy(randomize(net))) for _ in range(3)]
+    stacked = {key: torch.stack([state[key] for state in states]) for key in states[0]}
+    outputs = vmap(lambda state: functional_call(net, state, (x,)))(stacked)
+    for state, output in zip(states, outputs, strict=True):
+        torch.testing.assert_close(functional_call(net, state, (x,)), output, **DOUBLE)
+
+    def loss(state: dict[str, torch.Tensor], one: torch.Tensor) -> torch.Tensor:
+        return functional_call(net, state, (one[None],)).square().sum()
+
+    gradients = vmap(grad(loss), in_dims=(None, 0))(states[0], x)
+    for number, one in enumerate(x):
+        for key, gradient in grad(loss)(states[0], one).items():
+            torch.testing.assert_close(gradients[key][number], gradient, **DOUBLE)
