@@ -3,8 +3,9 @@
     python scripts/adapter_tour.py
 
 Pretrains a base and trains adapters on the nines and the eights through ``train.py``; loads ours in
-PEFT, and PEFT's here; stacks, weighs, merges and exports them; runs the ONNX file in onnxruntime;
-and reads PNG files. Prints a line for each comparison and ends with code 1 if one of them fails.
+PEFT, and PEFT's here; stacks, weighs, adds up, merges and exports them, and undoes that, with
+PEFT's way beside it; runs the ONNX file in onnxruntime; and reads PNG files. Prints a line for each
+comparison and ends with code 1 if one of them fails.
 Takes about two minutes on two cores and leaves its files in ``outputs/tour``. Needs the extras
 ``peft`` and ``onnx``.
 """
@@ -25,7 +26,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.datasets import MNIST
 
-from lora_mnist import MLP, load_adapter, lora_disabled, merge_lora
+from lora_mnist import (
+    MLP,
+    combine_adapters,
+    load_adapter,
+    lora_disabled,
+    lora_summary,
+    merge_lora,
+    remove_lora,
+    unmerge_lora,
+)
+from lora_mnist.lora import changed_tensors
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -50,6 +61,12 @@ class Report:
         agrees = torch.allclose(first, second, rtol=1e-5, atol=tolerance)
         text = f"logits to {difference:.1e}, {others} of {len(first):,} predictions"
         self.check(f"{what}: {text}", agrees)
+
+    def differ(self, what: str, first: Tensor, second: Tensor) -> None:
+        """Say how far two sets of logits are apart, where nobody promises that they agree."""
+        others = int((first.argmax(1) != second.argmax(1)).sum())
+        difference = (first - second).abs().max().item()
+        print(f"note {what}: logits off by {difference:.2g}, {others:,} predictions", flush=True)
 
     def moved(self, adapted: Tensor, base: Tensor) -> None:
         """Report that the adapter does something: one that does nothing agrees with everything."""
@@ -159,9 +176,12 @@ def tour(folder: Path, report: Report) -> None:
     both = f"adapter=[{nines},{{path: {eights}, scale: 0.5}}]"
     print(command("eval.py", both, "each=true", outputs, f"hydra.run.dir={folder}/eval").rstrip())
 
-    print("\nMerged and exported")
+    add_up(folder, report, base, {"nines": nines, "eights": eights}, images)
+    undo(report, ours, base, images)
+    theirs_undone(report, base, nines)
+
+    print("\nExported")
     stacked = ask(ours, images)
-    report.compare("merged", ask(merge_lora(copy.deepcopy(ours)), images), stacked, 1e-4)
     out = folder / "both.onnx"
     command("export.py", both, outputs, "format=onnx", f"out={out}")
     session = onnxruntime.InferenceSession(out)
@@ -178,6 +198,67 @@ def tour(folder: Path, report: Report) -> None:
         right = sum(a == b for a, b in zip(digits, labels, strict=True))
         text = f"20 PNG files, {side}: {right} right, {same} as on MNIST's own pixels"
         report.check(text, same >= 18)
+
+
+def add_up(
+    folder: Path, report: Report, base: nn.Module, adapters: dict[str, Path], images: Tensor
+) -> None:
+    """The nines less half of the eights, as one adapter: by the command, here and in PEFT."""
+    from peft import PeftModel
+
+    print("\nAdded up to one")
+    scales = [1.0, -0.5]
+    stack = copy.deepcopy(base)
+    for (name, path), scale in zip(adapters.items(), scales, strict=True):
+        load_adapter(stack, path, name=name, scale=scale)
+    expected = ask(stack, images)
+    several = f"adapter=[{adapters['nines']},{{path: {adapters['eights']}, scale: -0.5}}]"
+    out = folder / "sum"
+    command("export.py", several, f"paths.outputs={folder}", "format=adapter", f"out={out}")
+    loaded = load_adapter(copy.deepcopy(base), out)
+    report.compare("the sum as one adapter", ask(loaded, images), expected, 1e-4)
+    theirs: Any = PeftModel.from_pretrained(copy.deepcopy(base), str(out)).eval()
+    report.compare("the sum in PEFT", ask(theirs, images), expected, 1e-4)
+    cut = copy.deepcopy(base)
+    error = combine_adapters(cut, list(adapters.values()), scales, rank=1)
+    report.differ(f"cut to rank 1, {error:.0%} of it lost", ask(cut, images), expected)
+    theirs = PeftModel.from_pretrained(copy.deepcopy(base), str(adapters["nines"]), "nines")
+    theirs.load_adapter(str(adapters["eights"]), adapter_name="eights")
+    for way in ("linear", "cat"):
+        theirs.add_weighted_adapter(["nines", "eights"], scales, way, combination_type=way)
+        theirs.set_adapter(way)
+        logits = ask(theirs.eval(), images)
+        report.differ(f"PEFT's add_weighted_adapter, {way}", logits, expected)
+
+
+def undo(report: Report, ours: nn.Module, base: nn.Module, images: Tensor) -> None:
+    """Merge the adapters of ``ours``, one of them and all, and take them out again."""
+    print("\nMerged and undone")
+    stacked, state = ask(ours, images), copy.deepcopy(ours.state_dict())
+    merge_lora(ours, "nines")
+    print(lora_summary(ours))
+    report.compare("one merged", ask(ours, images), stacked, 1e-4)
+    merge_lora(ours)
+    report.compare("merged", ask(ours, images), stacked, 1e-4)
+    moved = changed_tensors(state, unmerge_lora(ours).state_dict())
+    report.check(f"unmerged: {len(state)} tensors, {len(moved)} changed", not moved)
+    plain = remove_lora(copy.deepcopy(ours))
+    moved = changed_tensors(base.state_dict(), plain.state_dict())
+    report.check(f"removed: {len(plain.state_dict())} tensors, {len(moved)} changed", not moved)
+
+
+def theirs_undone(report: Report, base: nn.Module, adapter: Path) -> None:
+    """PEFT subtracts what it added."""
+    from peft import PeftModel
+
+    theirs: Any = PeftModel.from_pretrained(copy.deepcopy(base), str(adapter)).eval()
+    before = copy.deepcopy(theirs.state_dict())
+    theirs.merge_adapter()
+    theirs.unmerge_adapter()
+    after = theirs.state_dict()
+    moved = changed_tensors(before, after)
+    difference = max((before[key] - after[key]).abs().max().item() for key in before)
+    print(f"note PEFT's unmerge_adapter: {len(moved)} tensors changed, by up to {difference:.1e}")
 
 
 def main() -> None:

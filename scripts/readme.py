@@ -102,7 +102,7 @@ def from_line(text: str, start: str) -> str:
     raise ValueError(f"expected a line {start}..., found:\n{text}")
 
 
-def lines_that_begin(text: str, start: str) -> str:
+def lines_that_begin(text: str, start: str | tuple[str, ...]) -> str:
     """The lines of ``text`` that begin with ``start``, as on a terminal."""
     return fenced("\n".join(line for line in text.splitlines() if line.startswith(start)))
 
@@ -264,7 +264,7 @@ PRINTED: dict[str, tuple[str, Callable[[str], str]]] = {
     "benchmark": ("docs/speed.md", markdown_table),
     "notebook": ("docs/notebook.md", markdown_table),
     "elsewhere": ("docs/notebook.md", markdown_table),
-    "tour": ("docs/adapters.md", partial(lines_that_begin, start="ok")),
+    "tour": ("docs/adapters.md", partial(lines_that_begin, start=("ok", "note"))),
     "several": ("docs/adapters.md", partial(terminal_table, head="errors with")),
 }
 

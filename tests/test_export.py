@@ -15,7 +15,7 @@ from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, remove_lora
 from lora_mnist.data import load_images
 from lora_mnist.errors import IncompleteError, UserError
 from lora_mnist.export import export
-from lora_mnist.lora import fingerprint
+from lora_mnist.lora import fingerprint, read_factors, read_metadata
 
 NET = SMALL[0]
 DATA = few_images()[0]
@@ -133,6 +133,36 @@ def test_the_base_alone_and_several_adapters(outputs: Path, tmp_path: Path, imag
     torch.testing.assert_close(read_safetensors(out)[0](images), expected, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_several_adapters_as_one(cli: Any, outputs: Path, tmp_path: Path, images: Tensor) -> None:
+    """Through the command line: exact, and then cut to a rank; both load like any other adapter."""
+    nine, out = outputs / "lora" / "nine" / "adapter", tmp_path / "sum"
+    net = live(outputs)
+    torch.manual_seed(1)
+    for parameter in lora_parameters(add_lora(net, rank=2, alpha=3.0, target_modules=["linear1"])):
+        torch.nn.init.normal_(parameter, std=0.05)
+    other = save_adapter(net, tmp_path / "other", metadata={"repairs": "eights"})
+    expected = live(outputs, nine)
+    load_adapter(expected, other, name="other", scale=-0.5)
+    options = (f"base_ckpt={outputs}/base/mnist.ckpt", NET, DATA, "format=adapter", f"out={out}")
+    several = f"adapter=[{nine},{{path: {other}, scale: -0.5}}]"
+    done = cli("export.py", several, *options)
+    assert done.code == 0, done.err
+    said = f"{out}: nine x 1, eights x -0.5, exact; 0 other predictions than the live network's on"
+    assert f"{said} 500 images" in done.err
+    torch.testing.assert_close(live(outputs, out)(images), expected(images), rtol=1e-5, atol=1e-4)
+    metadata = read_metadata(out)
+    assert json.loads(metadata["scales"]) == {"nine": 1, "eights": -0.5}
+    assert "repairs" not in metadata  # the nine does not say, and the eights are taken away
+    cut = run(outputs, several, *options[3:], "rank=1")
+    assert cut.items() <= metadata.items()
+    assert {len(A) for A, _, _ in read_factors(out).values()} == {1}
+    assert not torch.allclose(live(outputs, out)(images), expected(images), atol=1e-2)
+    (out / "adapter_config.json").unlink()
+    with pytest.raises(UserError, match=f"out={out}: expected a new folder, or an adapter's"):
+        run(outputs, several, *options[3:])
+
+
 def test_tied_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, out = Tied(), tmp_path / "tied.safetensors"
@@ -172,6 +202,9 @@ def test_a_missing_extra_is_named(
         (("out=/dev/null/x",), "out=/dev/null/x"),
         (("out={tmp}/x.onnx",), "out={tmp}/x.onnx"),
         (("format=tf", "out=x"), "format=tf"),
+        (("format=adapter", "out={tmp}/x"), "format=adapter"),
+        (("format=adapter", "adapter=latest", "out={tmp}/x", "rank=0"), "rank=0"),
+        (("rank=2", "out={tmp}/x"), "rank=2"),
     ],
 )
 def test_refuses(outputs: Path, tmp_path: Path, overrides: tuple[str, ...], key: str) -> None:

@@ -1,4 +1,4 @@
-"""One plain network out of a base and its adapters: folded, written, read back and compared."""
+"""One plain network, or one adapter, out of a base and several: written, read back and compared."""
 
 import copy
 import json
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,11 +15,29 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_mnist.config import build_data, build_net, load_adapters, load_base, require_fit, with_run
+from lora_mnist.config import (
+    adapter_specs,
+    build_data,
+    build_net,
+    load_adapters,
+    load_base,
+    require_fit,
+    with_run,
+)
 from lora_mnist.data import ImageDataModule, Images, ImageTensors
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import IncompleteError, UserError, missing_extra
-from lora_mnist.lora import base_state_dict, fingerprint, merge_lora
+from lora_mnist.errors import IncompleteError, UserError, missing_extra, one_line
+from lora_mnist.lora import (
+    CONFIG_NAME,
+    base_state_dict,
+    combine_adapters,
+    fingerprint,
+    load_adapter,
+    merge_lora,
+    read_metadata,
+    remove_lora,
+    save_adapter,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +53,9 @@ _FORMATS = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch_expor
 def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
+    With ``format=adapter`` the adapters alone are written, as one that is their scaled sum, exact
+    or cut to ``cfg.rank``; see :func:`.lora.combine.combine_adapters`.
+
     The file is read back, and on the whole test set it must give the predictions of the live
     network and its logits to :data:`TOLERANCE`; otherwise nothing is written. Where there is no
     data, ``data.data_dir=null``, that is found out on random images.
@@ -43,18 +65,29 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         run_folder: not used; an export leaves the one file that ``cfg`` names.
 
     Returns:
-        The metadata in the file: what the network is made of, and what input it takes.
+        The metadata in the file: what the network is made of, and what input it takes; of an
+        adapter, what it is the sum of.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: if the written network computes something else than the live one.
     """
-    if cfg.format not in _FORMATS.values():
-        raise UserError(f"format={cfg.format}: expected one of {', '.join(_FORMATS.values())}")
-    if not isinstance(cfg.out, str) or Path(cfg.out).is_dir():
-        raise UserError(f"out={cfg.out or 'null'}: expected a file to write")
-    if (form := _FORMATS.get(Path(cfg.out).suffix.lower(), cfg.format)) != cfg.format:
-        raise UserError(f"out={cfg.out}: expected another ending, or format={form}")
+    formats = [*_FORMATS.values(), "adapter"]
+    if cfg.format not in formats:
+        raise UserError(f"format={cfg.format}: expected one of {', '.join(formats)}")
+    is_adapter = cfg.format == "adapter"
+    if is_adapter and cfg.adapter is None:
+        raise UserError("format=adapter: expected adapter=FOLDER, or several")
+    if cfg.rank is not None and not is_adapter:
+        raise UserError(f"rank={cfg.rank}: expected null with format={cfg.format}")
+    what = "a new folder, or an adapter's" if is_adapter else "a file to write"
+    out = Path(cfg.out) if isinstance(cfg.out, str) else None
+    if out is None or (out.exists() and out.is_dir() != is_adapter):
+        raise UserError(f"out={cfg.out or 'null'}: expected {what}")
+    if is_adapter and out.exists() and any(out.iterdir()) and not (out / CONFIG_NAME).exists():
+        raise UserError(f"out={out}: expected {what}")
+    if (form := _FORMATS.get(out.suffix.lower(), cfg.format)) != cfg.format:
+        raise UserError(f"out={out}: expected another ending, or format={form}")
     if cfg.format == "onnx":
         try:
             import onnxruntime  # noqa: F401
@@ -77,6 +110,8 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     examples, _ = images.__getitems__([0, len(images) - 1])
     require_fit(net, data, examples)
     adapters = load_adapters(cfg, net, data)
+    if is_adapter:
+        return _export_adapter(cfg, net, adapters, data, images)
     plain = merge_lora(copy.deepcopy(net)) if adapters else net
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     channels, height, width = examples.shape[1:]
@@ -94,9 +129,9 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         "std": json.dumps(data.std),
     }
     try:
-        with atomic_write(Path(cfg.out)) as path:
+        with atomic_write(out) as path:
             written = _write(cfg.format, plain, data.normalise(examples), metadata, path)
-            difference = _compare(cfg, net, written, data, images)
+            difference = _require_equal(cfg, _compare(net, written, data, images))
     except OSError as error:
         raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
     names = "".join(f" + {name}" for name in adapters)
@@ -149,15 +184,60 @@ def _write(
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
+def _export_adapter(
+    cfg: DictConfig,
+    net: nn.Module,
+    scales: dict[str, float],
+    data: ImageDataModule,
+    images: Images,
+) -> dict[str, str]:
+    """Write the adapters of ``cfg.adapter``, which are on ``net`` at these scales, as one."""
+    folders = [spec["path"] for spec in adapter_specs(cfg)]
+    base = remove_lora(copy.deepcopy(net))
+    combined = copy.deepcopy(base)
+    options = {"rank": cfg.rank, "allow_other_base": cfg.allow_other_base}
+    try:
+        error = combine_adapters(combined, folders, list(scales.values()), **options)
+    except ValueError as refusal:
+        raise UserError(one_line(refusal)) from refusal
+    metadata = {"dataset": str(data.name), "scales": json.dumps(scales)}
+    repairs = []
+    for folder, scale in zip(folders, scales.values(), strict=True):
+        repaired = read_metadata(folder).get("repairs")
+        if repaired and scale > 0 and repaired not in repairs:
+            repairs.append(repaired)
+    if repairs:
+        metadata["repairs"] = " and ".join(repairs)
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # told when it is written for good
+        save_adapter(combined, folder)
+        comparison = _compare(net, load_adapter(base, folder), data, images)
+    others, largest, _ = comparison
+    if not error:
+        _require_equal(cfg, comparison)
+    try:
+        save_adapter(combined, cfg.out, metadata=metadata)
+    except OSError as refusal:
+        raise UserError(
+            f"out={cfg.out}: expected a folder that can be written ({refusal})"
+        ) from refusal
+    text = ", ".join(f"{name} x {scale:g}" for name, scale in scales.items())
+    how = f"cut to rank {cfg.rank}, {error:.2%} of it lost" if error else "exact"
+    log.info(
+        "%s: %s, %s; %d other predictions than the live network's on %s images, logits to %.1e",
+        *(cfg.out, text, how, others, f"{len(images):,}", largest),
+    )
+    return metadata
+
+
 @torch.no_grad()
 def _compare(
-    cfg: DictConfig,
     live: nn.Module,
     written: Callable[[Tensor], Tensor],
     data: ImageDataModule,
     images: Images,
-) -> float:
-    """The largest difference of two networks' logits on ``images``, if it is small enough."""
+) -> tuple[int, float, bool]:
+    """How two networks differ on ``images``: predictions, logits, and whether that is little."""
     others, largest, are_close = 0, torch.zeros(()), True
     for indices in torch.split(torch.arange(len(images)), _BATCH):
         batch = data.normalise(images.__getitems__(indices.tolist())[0])
@@ -165,9 +245,15 @@ def _compare(
         others += int((logits.argmax(1) != expected.argmax(1)).sum())
         largest = torch.maximum(largest, (logits - expected).abs().max())
         are_close &= torch.allclose(logits, expected, rtol=1e-5, atol=TOLERANCE)
-    if others or not are_close:
+    return others, largest.item(), are_close and not others
+
+
+def _require_equal(cfg: DictConfig, comparison: tuple[int, float, bool]) -> float:
+    """The largest difference of the logits in a comparison, if it is small enough."""
+    others, largest, is_equal = comparison
+    if not is_equal:
         raise IncompleteError(
             f"out={cfg.out}: not written; the network in it differs from the live one: {others} "
             f"other predictions, logits by up to {largest:.1e}; expected at most {TOLERANCE:.0e}"
         )
-    return largest.item()
+    return largest

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lora_mnist.lora import (
+    add_deltas,
     add_lora,
     base_state_dict,
     combine_adapters,
@@ -171,11 +172,30 @@ def test_where_peft_goes_wrong(case: str, tmp_path: Path) -> None:
         assert not torch.allclose(theirs.eval()(x), net(x), rtol=1e-2, atol=1e-2)
 
 
+def test_tensors_that_are_trained_whole_add_up_too(tmp_path: Path) -> None:
+    """With each other, and with LoRA on the same layer, in files that PEFT reads."""
+    folders = [on_tiny(tmp_path / "a", rank=2), tmp_path / "biases", tmp_path / "last"]
+    for folder, tensors in zip(folders[1:], ("bias", "last_layer"), strict=True):
+        save_adapter(randomize(add_deltas(tiny(), tensors)), folder)
+    scales = [0.5, -1.5, 2.0]
+    stack, net, x = tiny(), tiny(), torch.randn(5, 6)
+    for folder, scale in zip(folders, scales, strict=True):
+        load_adapter(stack, folder, scale=scale)
+    assert combine_adapters(net, folders, scales, rank=2) == pytest.approx(0, abs=1e-12)
+    torch.testing.assert_close(net(x), stack(x))
+    loaded = load_adapter(tiny(), save_adapter(net, tmp_path / "sum"))
+    assert torch.equal(loaded(x), net(x))
+    peft = pytest.importorskip("peft", reason="the extra peft is not installed")
+    theirs = peft.PeftModel.from_pretrained(tiny(), str(tmp_path / "sum")).eval()
+    torch.testing.assert_close(theirs(x), stack(x), rtol=1e-4, atol=1e-4)
+
+
 def test_refusals_leave_the_model_alone(tmp_path: Path) -> None:
     one, other = on_tiny(tmp_path / "a"), on_tiny(tmp_path / "bb", rank=2, alpha=64.0)
     stranger = TinyNet()
     randomize(add_lora(stranger))
     save_adapter(stranger, tmp_path / "stranger")
+    dora = on_tiny(tmp_path / "dora", use_dora=True)
     net = tiny()
     before = copy.deepcopy(net.state_dict())
     for folders, arguments, message in (
@@ -183,6 +203,7 @@ def test_refusals_leave_the_model_alone(tmp_path: Path) -> None:
         ([], {"scales": []}, r"scales=\[\]: expected one for each of 0 adapters, at least one"),
         ([one], {"scales": [float("nan")]}, "a: scale=nan: expected a finite number"),
         ([other], {"scales": [3e38]}, r"scales=\[3e\+38\]: the sum on linear1 is not finite"),
+        ([one, dora], {"scales": [1, 1]}, "dora: use_dora=True: expected another form"),
         ([one], {"scales": [1], "rank": 0}, "rank=0: expected an integer >= 1"),
         ([one, tmp_path / "none"], {"scales": [1, 1]}, "none: expected a readable"),
         ([one, tmp_path / "stranger"], {"scales": [1, 1]}, "stranger: made for the base .*"),

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import load_adapter
+from .layer import LoRAParametrization
 from .model import attach, lora_names, lora_weights
 from .settings import LayerSettings
+from .variants import DoRAParametrization
+from .weight import adaptable_weights
 
 
 @torch.no_grad()
@@ -30,8 +33,9 @@ def combine_adapters(
 
     So it is exact, whatever the ranks, alphas, signs and layers of the adapters, and its rank on a
     layer is the sum of theirs. With ``rank``, the sum on each layer is cut to its largest singular
-    values: no matrix of that rank is nearer (Eckart and Young 1936). :func:`.adapter.save_adapter`
-    then writes the one adapter, for here and for PEFT.
+    values: no matrix of that rank is nearer (Eckart and Young 1936). A tensor that one of them
+    trained whole stays whole. :func:`.adapter.save_adapter` then writes the one adapter, for here
+    and for PEFT.
 
     Args:
         model: the base that all were trained on; changed in place, its own parameters frozen.
@@ -47,7 +51,8 @@ def combine_adapters(
 
     Raises:
         ValueError: if an argument cannot be used, or one of the adapters, as
-            :func:`.adapter.load_adapter` says. ``model`` is then as it was.
+            :func:`.adapter.load_adapter` says, or because it is DoRA, whose update depends on what
+            it stands on. ``model`` is then as it was.
     """
     if not folders or len(folders) != len(scales):
         raise ValueError(
@@ -59,35 +64,41 @@ def combine_adapters(
     before = lora_names(twin)
     for folder, scale in zip(folders, scales, strict=True):
         load_adapter(twin, folder, allow_other_base, scale=scale)
-    sums: dict[str, tuple[Tensor, Tensor]] = {}
+        if any(isinstance(module, DoRAParametrization) for module in twin.modules()):
+            raise ValueError(
+                f"{folder}: use_dora=True: expected another form, since what DoRA adds depends on "
+                "what it stands on (merge_lora merges a stack)"
+            )
+    parts: dict[str, dict[str, Tensor]] = {}
+    settings: dict[str, LayerSettings | None] = {}
     lost = whole = 0.0
     for layer, weight in lora_weights(twin).items():
-        sides_A, sides_B = [], []
-        for adapter in weight.adapters:
-            if adapter.name not in before:
-                sides_A.append(adapter.lora_A.double())
-                sides_B.append(adapter.lora_B.double() * (adapter.scaling * adapter.scale))
-        if not sides_A:
+        adapters = [adapter.double() for adapter in weight.adapters if adapter.name not in before]
+        if not adapters:
             continue
-        lora_A, lora_B = torch.cat(sides_A), torch.cat(sides_B, dim=1)
-        if rank is not None and len(lora_A) > rank:
-            lora_A, lora_B, values = _cut(lora_A, lora_B, rank)
-            lost += values[rank:].square().sum().item()
-            whole += values.square().sum().item()
-        elif rank is not None:
-            whole += (lora_B.flatten(1) @ lora_A.flatten(1)).square().sum().item()
-        if not lora_B.to(weight.base.dtype).isfinite().all():
-            raise ValueError(f"scales={list(scales)}: the sum on {layer} is not finite")
-        sums[layer] = lora_A, lora_B
-    settings = {}
-    for layer, (lora_A, _) in sums.items():
-        settings[layer] = LayerSettings(len(lora_A), float(len(lora_A)))  # a scaling of 1
+        factored = [adapter for adapter in adapters if isinstance(adapter, LoRAParametrization)]
+        if len(factored) < len(adapters):
+            # One of them trained the tensor whole.
+            delta = torch.stack([adapter.update(weight.base) for adapter in adapters]).sum(0)
+            parts[layer], settings[layer] = {"delta": delta}, None
+            whole += delta.square().sum().item()
+        else:
+            lora_A = torch.cat([adapter.lora_A for adapter in factored])
+            scaled = [a.lora_B * (a.scaling * a.scale) for a in factored]
+            lora_B = torch.cat(scaled, dim=1)
+            if rank is not None:
+                lora_A, lora_B, values = _cut(lora_A, lora_B, rank)
+                lost += values[rank:].square().sum().item()
+                whole += values.square().sum().item()
+            parts[layer] = {"lora_A": lora_A, "lora_B": lora_B}
+            settings[layer] = LayerSettings(len(lora_A), float(len(lora_A)))  # a scaling of 1
+        for tensor in parts[layer].values():
+            if not tensor.to(weight.base.dtype).isfinite().all():
+                raise ValueError(f"scales={list(scales)}: the sum on {layer} is not finite")
     attach(model, settings, name)
-    weights = lora_weights(model)
-    for layer, (lora_A, lora_B) in sums.items():
-        adapter = weights[layer].adapters[-1]
-        adapter.lora_A.copy_(lora_A)
-        adapter.lora_B.copy_(lora_B)
+    weights = adaptable_weights(model)
+    for layer, of_layer in parts.items():
+        weights[layer].adapters[-1].load_state_dict(of_layer)
     return math.sqrt(lost / whole) if lost else 0.0
 
 

@@ -1,6 +1,6 @@
 """Merging adapters into the weights of a network, undoing that bit for bit, and taking them off."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
@@ -37,19 +37,13 @@ def merge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
         raise ValueError("no layer of the model carries LoRA")
     names = _chosen(model, name)
     for layer, weight in lora_weights(model).items():
-        folded = [adapter for adapter in weight.adapters if adapter.name in names]
         others = [adapter for adapter in weight.adapters if adapter.name not in names]
         if others and not is_lora_alone(weight.parametrizations):
             raise ValueError(
                 f"name={name}: {layer} carries another parametrization beside LoRA; expected "
                 "name=None, to merge all"
             )
-        has_dora = any(isinstance(adapter, DoRAParametrization) for adapter in weight.adapters)
-        if has_dora and weight.adapters[: len(folded)] != folded:
-            raise ValueError(
-                f"name={name}: DoRA on {layer} depends on what lies below; expected to merge "
-                f"{others[0].name} first"
-            )
+        _require_below(layer, weight.adapters, names)
     if merged := merged_in(model):
         _restore(model, merged)
         names = [*merged.names, *names]
@@ -76,8 +70,11 @@ def unmerge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
         raise ValueError("no adapter of the model is merged")
     if name not in (None, *merged.names):
         raise ValueError(f"name={name}: expected one of the merged: {', '.join(merged.names)}")
+    left = [other for other in merged.names if name not in (None, other)]
+    for layer, (registered, _) in merged.weights.items():
+        _require_below(layer, registered, left)
     _restore(model, merged)
-    if left := [other for other in merged.names if name not in (None, other)]:
+    if left:
         _fold(model, left)
     return model
 
@@ -106,6 +103,21 @@ def remove_lora(model: nn.Module, name: str | None = None) -> nn.Module:
     elif not has_lora(model):
         release_base(model)
     return model
+
+
+def _require_below(layer: str, stack: Sequence[nn.Module], names: Collection[str]) -> None:
+    """Refuse to have merged the adapters called ``names`` where DoRA needs others below them."""
+    if not any(isinstance(each, DoRAParametrization) for each in stack):
+        return
+    others = []
+    for adapter in stack:
+        if adapter.name not in names:
+            others.append(adapter.name)
+        elif others:
+            raise ValueError(
+                f"name={adapter.name}: DoRA on {layer} depends on what lies below; expected "
+                f"{others[0]} to be merged first, and taken out last"
+            )
 
 
 def _chosen(model: nn.Module, name: str | None) -> list[str]:
