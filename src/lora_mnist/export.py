@@ -22,6 +22,7 @@ from lora_mnist.config import (
     load_adapters,
     load_base,
     require_fit,
+    with_beneath,
     with_run,
 )
 from lora_mnist.data import ImageDataModule, Images, ImageTensors
@@ -29,6 +30,7 @@ from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, missing_extra, one_line
 from lora_mnist.lora import (
     CONFIG_NAME,
+    WEIGHTS_NAME,
     base_state_dict,
     combine_adapters,
     fingerprint,
@@ -84,8 +86,9 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     out = Path(cfg.out) if isinstance(cfg.out, str) else None
     if out is None or (out.exists() and out.is_dir() != is_adapter):
         raise UserError(f"out={cfg.out or 'null'}: expected {what}")
-    if is_adapter and out.exists() and any(out.iterdir()) and not (out / CONFIG_NAME).exists():
-        raise UserError(f"out={out}: expected {what}")
+    left = {path.name for path in out.iterdir()} if is_adapter and out.exists() else set()
+    if left - {CONFIG_NAME, WEIGHTS_NAME}:
+        raise UserError(f"out={out}: expected {what}, with nothing else in it")
     if (form := _FORMATS.get(out.suffix.lower(), cfg.format)) != cfg.format:
         raise UserError(f"out={out}: expected another ending, or format={form}")
     if cfg.format == "onnx":
@@ -192,7 +195,7 @@ def _export_adapter(
     images: Images,
 ) -> dict[str, str]:
     """Write the adapters of ``cfg.adapter``, which are on ``net`` at these scales, as one."""
-    folders = [spec["path"] for spec in adapter_specs(cfg)]
+    folders = [spec["path"] for spec in with_beneath(cfg, adapter_specs(cfg))]
     base = remove_lora(copy.deepcopy(net))
     combined = copy.deepcopy(base)
     options = {"rank": cfg.rank, "allow_other_base": cfg.allow_other_base}

@@ -202,8 +202,8 @@ def read_beneath(folder: str | Path) -> list[tuple[str, float]]:
     Raises:
         ValueError: if the folder holds no readable adapter, or what it says is no such list.
     """
+    text = read_metadata(folder).get("stands_on", "[]")
     try:
-        text = read_metadata(folder).get("stands_on", "[]")
         found = [(str(each["sha256"]), each["scale"]) for each in json.loads(text)]
         if not all(is_number(scale) for _, scale in found):
             raise ValueError("expected numbers")
