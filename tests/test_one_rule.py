@@ -85,6 +85,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         ("adapter=3",),
         ("adapter=[{tmp}/none,latest] -> adapter=",),
         ("each=maybe",),
+        ("check=maybe",),
         ("allow_other_base=maybe",),
         ("figures=maybe",),
         ("require=20",),

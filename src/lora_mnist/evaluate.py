@@ -1,12 +1,19 @@
 """Testing, from a configuration to results.json: a base alone, or beside saved adapters."""
 
 import logging
+import time
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+from torch import nn
 
 from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.classifier.preprocessing import Trial, conventions, try_conventions
+from lora_mnist.classifier.significance import mcnemar, p_text
 from lora_mnist.config import (
     adapter_targets,
     build_data,
@@ -15,21 +22,31 @@ from lora_mnist.config import (
     is_sweep,
     load_adapters,
     load_base,
+    on_device,
     quiet_lightning,
     require_fit,
     require_known_keys,
     with_run,
 )
+from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
-from lora_mnist.errors import UserError
+from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora import lora_names, set_lora_enabled
 from lora_mnist.show.report import make_report
-from lora_mnist.show.tables import print_results
+from lora_mnist.show.tables import print_results, show
 from lora_mnist.show.tensorboard import show_outcome
+from lora_mnist.sweep.command import command_line, key_of
 
 log = logging.getLogger(__name__)
+_LOSS = attrgetter("loss")
+
+#: ``check=auto`` tries so many validation and so many training images in every way, for so many
+#: seconds at most, and then so many of each in the best way and in the configured one.
+_FEW, _SECONDS, _MANY = 20, 5, 300
+#: The level of McNemar's test: strict, since the best of several conventions is tested.
+_LEVEL = 0.01
 
 
 def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
@@ -57,6 +74,8 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     if not (isinstance(cfg.figures, bool) or cfg.figures == "auto"):
         raise UserError(f"figures={cfg.figures}: expected true, false or auto")
     comparisons = parse_require(cfg.require)
+    if cfg.check not in (None, "auto", "preprocessing"):
+        raise UserError(f"check={cfg.check}: expected auto, preprocessing or null")
     cfg = with_run(cfg)
     data = build_data(cfg, "test")
     data.targets = adapter_targets(cfg, data.classes)
@@ -64,6 +83,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     net = build_net(cfg)
     base = load_base(cfg, net)
     require_fit(net, data, data.test_set.__getitems__([0, 0])[0])
+    trials = check_preprocessing(cfg, net, data)
     scales = load_adapters(cfg, net, data)
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     module = ClassifierModule(
@@ -94,9 +114,63 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
             module.predictions, lambda n: data.test_set.__getitems__(n)[0], folder, results
         )
         print_results(results)
+        if trials:
+            print_preprocessing(cfg, trials)
         if cfg.figures is True or (cfg.figures == "auto" and not is_sweep()):
             log.info("report: %s", make_report(folder))
         show_outcome(trainer, results, folder)
         log.info("run: %s", folder)
     check_require(comparisons, results)
     return results
+
+
+def check_preprocessing(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> list[Trial]:
+    """Try the base on images prepared as configured, then in other ways, as ``cfg.check`` says."""
+    is_ours = str(cfg.net._target_).startswith("lora_mnist.")
+    if cfg.check is None or (cfg.check == "auto" and (is_ours or cfg.adapter or is_sweep())):
+        return []
+    tried = conventions(OmegaConf.to_container(cfg.data, resolve=True))  # type: ignore[arg-type]
+    with on_device(cfg, net) as device, config_group("data"):
+        if cfg.check == "auto":
+            few, started = [], time.perf_counter()
+            for trial in try_conventions(net, data, device, tried, _FEW):
+                few.append(trial)
+                if time.perf_counter() - started > _SECONDS:
+                    return []
+            best = min(few, key=_LOSS)
+            if best is few[0]:
+                return []
+            tried = [tried[0], best.convention]
+        return list(try_conventions(net, data, device, tried, _MANY))
+
+
+def print_preprocessing(cfg: DictConfig, trials: list[Trial]) -> None:
+    """Print what was tried, if that was asked for, and the command that is likely to be right."""
+    configured, best = trials[0], min(trials, key=_LOSS)
+    errors, fewer = int(configured.wrong.sum()), int(best.wrong.sum())
+    repaired = int((configured.wrong & ~best.wrong).sum())
+    p_value = mcnemar(repaired, fewer - errors + repaired)
+    is_better = fewer < errors and p_value < _LEVEL
+    if cfg.check == "auto" and not is_better:
+        return
+    changes, table = [], Table(*(f"data.{key}" for key in best.convention), "errors", "loss")
+    for trial in sorted(trials, key=_LOSS):
+        texts = {}
+        for key, value in trial.convention.items():
+            texts[key] = "null" if value is None else str(value).replace(" ", "")
+            if trial is best and value != configured.convention[key]:
+                changes.append(f"data.{key}={texts[key]}")
+        table.add_row(*texts.values(), str(int(trial.wrong.sum())), f"{trial.loss:.3f}")
+    if cfg.check == "preprocessing":
+        show(table)
+    said = f"in {len(best.wrong):,} validation and training images"
+    if best is configured:
+        log.info("the network was most likely trained as configured: %d errors %s", errors, said)
+        return
+    keys = {"check", "hydra.run.dir", *map(key_of, changes)}
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    log.warning(
+        "the network was %s trained otherwise, %d errors instead of %d %s (%s): %s",
+        *("most likely" if is_better else "perhaps", fewer, errors, said, p_text(p_value)),
+        command_line([*(text for text in given if key_of(text) not in keys), *changes]),
+    )

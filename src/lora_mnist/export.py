@@ -128,6 +128,7 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         "dataset": str(data.name),
         "classes": json.dumps(data.classes),
         "input": f"float32 (batch, {channels}, {height}, {width}): (pixel / 255 - mean) / std",
+        "color_order": data.color_order,
         "mean": json.dumps(data.mean),
         "std": json.dumps(data.std),
     }

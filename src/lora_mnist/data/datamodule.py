@@ -61,6 +61,8 @@ class ImageDataModule(LightningDataModule):
     Attributes:
         target: as it was given.
         targets: the classes of ``target`` by number, or ``None`` for all of them.
+        color_order: of the channels that the network takes, "rgb" or "bgr"; the images themselves
+            are red, green, blue. ``mean`` and ``std`` are in the network's order.
         draw_weights: how often each training image is drawn, from :meth:`rate`; ``None``: all
             alike. Set by whoever wants them.
         train_set: images of all classes to train on. val_set, test_set: to evaluate on. Filled by
@@ -74,6 +76,7 @@ class ImageDataModule(LightningDataModule):
     train_set: Images
     val_set: Images
     test_set: Images
+    color_order = "rgb"
 
     def __init__(
         self,
@@ -183,6 +186,8 @@ class ImageDataModule(LightningDataModule):
             count += pixels.shape[1]
         mean = total.double() / count
         std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
+        if self.color_order == "bgr":
+            mean, std = mean.flip(0), std.flip(0)
         if self.mean is None:
             self.mean = [round(value / 255, 4) for value in mean.tolist()]
         if self.std is None:
@@ -203,6 +208,8 @@ class ImageDataModule(LightningDataModule):
             images: uint8, shape (N, channels, height, width).
         """
         self.measure()
+        if self.color_order == "bgr":
+            images = images.flip(1)
         mean, std = (
             torch.tensor(x, device=images.device).view(-1, 1, 1) if isinstance(x, list) else x
             for x in (self.mean, self.std)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -52,12 +52,10 @@ class ImageFiles(Dataset[Batch]):
     Args:
         paths: of the files.
         labels: int64, shape (N,).
-        transform: from a picture to a tensor, (channels, height, width), as :func:`fit` does it.
+        transform: :func:`fit`, but for the picture.
     """
 
-    def __init__(
-        self, paths: Sequence[Path], labels: Tensor, transform: Callable[[Image.Image], Tensor]
-    ) -> None:
+    def __init__(self, paths: Sequence[Path], labels: Tensor, transform: partial[Tensor]) -> None:
         self.paths, self.labels, self.transform = paths, labels, transform
 
     def __len__(self) -> int:
@@ -92,7 +90,7 @@ class FolderDataModule(ImageDataModule):
 
     Args:
         data_dir: the folder. ``None``: there are no images, and ``classes``, ``image_size``,
-            ``mean`` and ``std`` say what :meth:`read_picture` needs.
+            ``mean`` and ``std`` have to say what :meth:`read_picture` needs.
         name: what files and results call the dataset; ``None``: as the folder is called.
         classes: the folders' names in the order in which the network was trained; ``None``: sorted.
         image_size: height and width of the images, or both in one number; ``None``: their own,
@@ -100,6 +98,7 @@ class FolderDataModule(ImageDataModule):
         resize: "crop" scales an image until it fills ``image_size``, and keeps its middle, as
             torchvision's Resize and CenterCrop; "stretch" scales height and width apart.
         channels: 3 for colour, 1 for grey.
+        color_order: "bgr" where the network takes blue first, as after OpenCV's ``imread``.
         in_memory: ``True``: decode all images once, to uint8. ``False``: decode each when it is
             needed; a file that looks whole and is not then ends the run. "auto": in memory where
             the images take at most 1 GB there.
@@ -123,6 +122,7 @@ class FolderDataModule(ImageDataModule):
         image_size: int | Sequence[int] | None = None,
         resize: str = "crop",
         channels: int = 3,
+        color_order: str = "rgb",
         in_memory: bool | str = "auto",
         val_size: int | float = 0.1,
         test_size: int | float = 0.1,
@@ -131,10 +131,19 @@ class FolderDataModule(ImageDataModule):
     ) -> None:
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         names = _class_names(self.data_dir, classes)
+        is_known = len(names) == len(set(names)) > 1 and not isinstance(classes, str)
+        is_known &= None not in (image_size, common.get("mean"), common.get("std"))
+        if self.data_dir is None and not is_known:
+            raise ValueError(
+                "data_dir=null: expected a folder of images, or classes, each once, image_size, "
+                "mean and std that the network was trained with"
+            )
         if channels not in (1, 3):
             raise ValueError(f"channels={channels}: expected 1 or 3")
         if resize not in ("crop", "stretch"):
             raise ValueError(f"resize={resize}: expected crop or stretch")
+        if color_order != "rgb" and (color_order, channels) != ("bgr", 3):
+            raise ValueError(f"color_order={color_order}: expected rgb, or bgr with channels=3")
         if in_memory not in ("auto", True, False):
             raise ValueError(f"in_memory={in_memory}: expected auto, true or false")
         sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size or [])
@@ -150,23 +159,16 @@ class FolderDataModule(ImageDataModule):
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         super().__init__(name, names, channels, **common)
         self.image_size = None if image_size is None else (sides[0], sides[1])
-        self.resize, self.in_memory = resize, in_memory
+        self.resize, self.color_order, self.in_memory = resize, color_order, in_memory
         self.val_size, self.test_size = val_size, test_size
         self.split_seed = checked_int("split_seed", split_seed)
         self._entries: list[Entry] = []
         self._sets: list[ImageTensors | ImageFiles] = []
+        self._files: list[ImageFiles] = []
 
     def prepare_data(self) -> None:
         """List and check the images; decode them, where they are held in memory."""
         self._load()
-
-    def measure(self) -> None:
-        for name in ("image_size", "mean", "std"):
-            if self.data_dir is None and getattr(self, name) is None:
-                raise ValueError(
-                    f"{name}=null: expected what the network was trained with, since data_dir=null"
-                )
-        super().measure()
 
     def training_images(self) -> tuple[Any, Any]:
         train, val, _ = self._load()
@@ -174,6 +176,14 @@ class FolderDataModule(ImageDataModule):
 
     def test_images(self) -> Any:
         return self._load()[2]
+
+    def resized(self, resize: str) -> list[ImageFiles]:
+        """The images of :meth:`training_images`, from the disk, with another ``resize``."""
+        self._load()
+        return [
+            ImageFiles(files.paths, files.labels, partial(files.transform, resize=resize))
+            for files in self._files[:2]
+        ]
 
     def read_picture(self, path: Path) -> Tensor:
         return fit(open_picture(path, upright=False), *self._size(), self.channels, self.resize)
@@ -250,14 +260,6 @@ class FolderDataModule(ImageDataModule):
             _warn("%d of %d images skipped, which cannot be read", len(broken), len(entries))
         # Who is held out depends on how many there are: the broken ones do not count.
         entries = [entry for entry in entries if entry.path not in broken]
-        left = {(entry.part, entry.label) for entry in entries}
-        for part, folder in _part_folders(root).items():
-            for label, name in enumerate(self.classes):
-                if (part, label) not in left:
-                    raise ValueError(
-                        f"data_dir={root}: expected images in {folder / name}; there is none that "
-                        f"can be read and whose name ends in {', '.join(IMG_EXTENSIONS)}"
-                    )
         digest = hashlib.sha256(json.dumps([entry.path for entry in entries]).encode())
         for entry in entries:
             if in_memory:
@@ -270,14 +272,15 @@ class FolderDataModule(ImageDataModule):
         for part in PARTS:
             chosen = [entry for entry, its in zip(entries, parts, strict=True) if its == part]
             labels = torch.tensor([entry.label for entry in chosen], dtype=torch.int64)
+            files = ImageFiles([root / entry.path for entry in chosen], labels, transform)
+            self._files.append(files)
             if in_memory:
                 images = torch.empty(len(chosen), *shape, dtype=torch.uint8)
                 for i, entry in enumerate(chosen):  # one by one: never in memory twice
                     images[i] = results.pop(entry)  # type: ignore[assignment]
                 self._sets.append(ImageTensors(images, labels))
             else:
-                paths = [root / entry.path for entry in chosen]
-                self._sets.append(ImageFiles(paths, labels, transform))
+                self._sets.append(files)
         return self._sets
 
 
@@ -285,21 +288,11 @@ def _class_names(root: Path | None, classes: Sequence[Any] | None) -> list[str]:
     """The names of the class folders in ``root``, sorted, or in the order of ``classes``."""
     names = [str(name) for name in classes or []]  # the command line reads 7 as a number
     if root is None:
-        if len(names) < 2 or len(set(names)) < len(names) or isinstance(classes, str):
-            raise ValueError(
-                f"data_dir=null classes={classes or 'null'}: expected a folder of images, or the "
-                "names of two or more classes, each once"
-            )
         return names
     parts = _part_folders(root)
-    found = _folders(parts.get("train", root))
+    found = _folders(next(iter(parts.values())))
     if len(found) < 2:
         raise ValueError(f"data_dir={root}: expected a folder for each of two or more classes")
-    for folder in parts.values():
-        if _folders(folder) != found:
-            raise ValueError(
-                f"data_dir={root}: expected the classes of train/ in {folder.name}/ too: {found}"
-            )
     if names and sorted(names) != found:
         raise ValueError(f"classes={classes}: expected every folder once: {found}")
     return names or found
@@ -309,24 +302,16 @@ def _part_folders(root: Path) -> dict[str, Path]:
     """The folders that hold classes, by what their images are for; "" where nothing says so."""
     if not root.is_dir():
         raise ValueError(f"data_dir={root}: expected a folder of images; there is none")
-    names = _folders(root)
     parts: dict[str, Path] = {}
-    for name in names:
-        if name in _PART_OF and _folders(root / name):  # else it may be a class, of the trains
-            parts[_PART_OF[name]] = root / name
-    if "train" not in parts and (not parts or len(parts) < len(names)):
-        return {"": root}
-    if "train" not in parts or len(parts) < len(names):
-        raise ValueError(
-            f"data_dir={root}: expected train/, and perhaps val/ and test/, alone, or classes "
-            f"alone, not {', '.join(names)}"
-        )
-    return parts
+    for name, part in _PART_OF.items():
+        if _folders(root / name):  # else it may be a class, of the trains
+            parts[part] = root / name
+    return parts or {"": root}
 
 
 def _folders(root: Path) -> list[str]:
     """The names of the folders in ``root``, sorted; none of ``.cache`` or ``__MACOSX``."""
-    names = [path.name for path in root.iterdir() if path.is_dir()]
+    names = [path.name for path in root.glob("*") if path.is_dir()]
     return sorted(name for name in names if not name.startswith((".", "__")))
 
 
@@ -373,8 +358,8 @@ def split(
     for label, members in enumerate(by_class):
         if sum(of_class[label] for of_class in counts.values()) >= len(members):
             raise ValueError(
-                f"val_size={val_size} test_size={test_size}: expected less: none of the "
-                f"{len(members)} images of {classes[label]} is left to train on"
+                f"val_size={val_size} test_size={test_size}: expected to leave some of the "
+                f"{len(members)} readable images of {classes[label]} to train on"
             )
         members.sort(key=rank)
         for part, of_class in counts.items():

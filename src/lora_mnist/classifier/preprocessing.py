@@ -1,0 +1,102 @@
+"""Which preprocessing a network was trained with: the usual conventions, tried on images."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lora_mnist.data import ImageTensors
+
+#: Mean and deviation of ImageNet's pixels, as torchvision's models want them.
+_IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+# Else the smallest loss would be that of the highest contrast, where most images are right.
+_LOGITS_STD = 3.0
+
+
+class Trial(NamedTuple):
+    """What a network makes of images that were prepared in one way."""
+
+    convention: dict[str, Any]  # arguments of a data module; mean and std None: measured
+    loss: float  # mean cross-entropy of logits that are brought to one size
+    wrong: Tensor  # which images are misclassified; bool, shape (N,)
+
+
+def conventions(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The usual ways to prepare images, those of ``settings`` first.
+
+    The others: images cropped or stretched; normalised with their own mean and deviation, with
+    ImageNet's, with 0.5 and 0.5, or only divided by 255; red first or, as in OpenCV, blue.
+
+    Args:
+        settings: arguments of a data module; those that it does not have are not tried.
+    """
+    keys = [key for key in ("resize", "mean", "std", "color_order") if key in settings]
+    configured = {key: settings[key] for key in keys}
+    resizes = ["crop", "stretch"] if settings.get("image_size") else [settings.get("resize")]
+    pixels = [(settings["mean"], settings["std"]), (None, None), (0.5, 0.5), (0.0, 1.0)]
+    orders = ["rgb"]
+    if settings.get("channels") == 3:
+        pixels.append(_IMAGENET)
+        orders.append("bgr")
+    tried = [configured]
+    for resize, (mean, std), order in product(resizes, pixels, orders):
+        values = {"resize": resize, "mean": mean, "std": std, "color_order": order}
+        convention = {key: values[key] for key in keys}
+        if convention not in tried:
+            tried.append(convention)
+    return tried
+
+
+@torch.no_grad()
+def try_conventions(
+    net: nn.Module,
+    data: Any,
+    device: torch.device,
+    tried: Sequence[dict[str, Any]],
+    count: int,
+) -> Iterator[Trial]:
+    """Try ``net`` on the same images, prepared in one way after another.
+
+    Half of them are validation images, and half are training images: on these it differs most how
+    a network was trained. None is a test image.
+
+    Args:
+        net: from normalised images to logits, in eval mode, on ``device``.
+        data: the data module that has the images; it is not changed.
+        device: where to compute.
+        tried: the conventions, beginning with that of ``data``.
+        count: images of each half, where there are so many.
+    """
+    configured = tried[0]
+    parts = data.training_images()
+    chosen = []
+    for part in parts:
+        spread = torch.linspace(0, len(part) - 1, min(count, len(part)))  # classes stand in a row
+        chosen.append(spread.long().tolist())
+    images: dict[str, Tensor] = {}
+    for convention in tried:
+        resize = convention.get("resize", "")
+        if resize not in images:
+            resized = parts if convention is configured else data.resized(resize)
+            read = [part.__getitems__(of) for part, of in zip(resized, chosen, strict=True) if of]
+            images[resize], labels = (torch.cat(both) for both in zip(*read, strict=True))
+        prepared = copy.copy(data)
+        if convention is not configured:
+            prepared.color_order = convention.get("color_order", "rgb")
+            prepared.mean, prepared.std = convention["mean"], convention["std"]
+            if prepared.mean is None:
+                pixels = images[resize] / 255
+                if prepared.color_order == "bgr":
+                    pixels = pixels.flip(1)
+                std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0)
+                prepared.mean, prepared.std = mean.tolist(), std.tolist()
+        batches = prepared.batches(ImageTensors(images[resize], labels), device)
+        outputs = torch.cat([net(batch).cpu() for batch, _ in batches])
+        outputs *= _LOGITS_STD / outputs.std()
+        wrong = outputs.argmax(dim=1) != labels
+        yield Trial(convention, cross_entropy(outputs, labels).item(), wrong)

@@ -1,0 +1,120 @@
+"""How a network was trained is found out from images of a folder, and from their network alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from lora_mnist.classifier.preprocessing import conventions
+
+MODULE = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 32), nn.ReLU(), nn.Linear(32, 3))
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide pictures of a bar in one of three places, in a colour of its own, in noise."""
+    folder = tmp_path_factory.mktemp("mine")
+    generator = numpy.random.default_rng(0)
+    for label, name in enumerate(("cat", "dog", "emu")):
+        (folder / "photos" / name).mkdir(parents=True)
+        for number in range(150):
+            pixels = generator.normal(90, 80, (12, 20, 3))
+            left = 3 * label  # of a cat, cropping leaves nothing
+            pixels[:, left : left + 4] += generator.normal([70, 20, 0], 25)
+            picture = Image.fromarray(pixels.clip(0, 255).astype("uint8"))
+            picture.save(folder / "photos" / name / f"{number}.png")
+    (folder / "nets_of_photos.py").write_text(MODULE)
+    return folder
+
+
+def train_plain(
+    photos: Path, resize: Any, mean: list[float], std: list[float], is_bgr: bool
+) -> None:
+    """Somebody's own script: nothing of this project."""
+    steps = [resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    folder = ImageFolder(str(photos / "photos"), v2.Compose(steps))
+    images = torch.stack([image for image, _ in folder])
+    images = v2.functional.normalize(images.flip(1) if is_bgr else images, mean, std)
+    labels = torch.tensor(folder.targets)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 32), nn.ReLU(), nn.Linear(32, 3))
+    adam = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(15):
+        for batch in torch.randperm(len(images)).split(30):
+            adam.zero_grad()
+            cross_entropy(net(images[batch]), labels[batch]).backward()
+            adam.step()
+    torch.save(net.state_dict(), photos / "mine.pt")
+
+
+OPTIONS = (
+    *("data=folder", "data.data_dir=photos", "data.image_size=8", "figures=false", "trainer=cpu"),
+    *("net=custom", "net._target_=nets_of_photos.Net", "base_ckpt=mine.pt"),
+)
+WORDS = {
+    "stretch": "data.resize=stretch",
+    "divided": "data.mean=0.0 data.std=1.0",
+    "bgr": "data.color_order=bgr",
+}
+
+
+@pytest.mark.parametrize("how", ["stretch divided", "stretch divided bgr"])
+def test_eval_says_unasked_how_the_network_was_trained(photos: Path, cli: Any, how: str) -> None:
+    train_plain(photos, v2.Resize((8, 8)), [0.0] * 3, [1.0] * 3, is_bgr="bgr" in how)
+    told = cli("eval.py", *OPTIONS, here=photos)
+    assert told.code == 0, told.err
+    (line,) = [line for line in told.err.splitlines() if "trained otherwise" in line]
+    assert "the network was most likely trained otherwise" in line
+    assert line.endswith(" ".join(WORDS[word] for word in how.split()))
+    changes = line.partition("paths.outputs=")[2].partition(" ")[2].replace("'", "").split()
+    mended = cli("eval.py", *OPTIONS, *changes, here=photos)
+    assert "trained otherwise" not in mended.err
+    assert errors(mended.out) < errors(told.out)
+    silent = cli("eval.py", *OPTIONS, "check=null", here=photos)
+    assert "trained otherwise" not in silent.err
+    assert silent.out == told.out  # no number depends on it
+
+
+def errors(table: str) -> int:
+    (row,) = [line for line in table.splitlines() if line.startswith("│ all")]
+    return int(row.split("│")[3])
+
+
+def test_asked_it_shows_what_it_tried(photos: Path, cli: Any) -> None:
+    train_plain(photos, v2.Compose([v2.Resize(8), v2.CenterCrop(8)]), [0.0] * 3, [1.0] * 3, False)
+    right = ("data.mean=0.0", "data.std=1.0")
+    done = cli("eval.py", *OPTIONS, *right, "check=preprocessing", here=photos)
+    assert done.code == 0, done.err
+    assert "the network was most likely trained as configured: " in done.err
+    lines = [line for line in done.out.splitlines() if "rgb" in line or "bgr" in line]
+    rows = [line.split("│")[1:-1] for line in lines]
+    assert len(rows) == 16
+    assert [cell.strip() for cell in rows[0][:4]] == ["crop", "0.0", "1.0", "rgb"]
+    losses = [float(row[-1]) for row in rows]
+    assert losses == sorted(losses)
+    wrong = cli("eval.py", *OPTIONS, "check=maybe", here=photos)
+    assert (wrong.code, wrong.err) == (2, "check=maybe: expected auto, preprocessing or null\n")
+
+
+def test_only_what_the_images_have_is_tried() -> None:
+    grey = {"mean": 0.1, "std": 0.3, "channels": 1}
+    assert conventions({"mean": 0.1, "std": 0.3}) == [
+        {"mean": mean, "std": std} for mean, std in ((0.1, 0.3), (None, None), (0.5, 0.5), (0, 1))
+    ]
+    folder = {**grey, "resize": "crop", "color_order": "rgb", "image_size": None}
+    assert {tried["resize"] for tried in conventions(folder)} == {"crop"}
+    assert {tried["color_order"] for tried in conventions(folder)} == {"rgb"}
+    assert len(conventions({**folder, "channels": 3, "image_size": 8})) == 20
