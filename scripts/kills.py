@@ -35,7 +35,7 @@ COMMANDS = {
     "pretrain": ("stage=pretrain", "data.batch_size=50", "trainer.max_steps=600", f"{EVERY}=20"),
     "repair": ("experiment=repair", "digit=9", "trainer.max_steps=300", f"{EVERY}=10"),
     "lora": (
-        *("stage=lora", "digit=9", "augment=shift", "+trainer.accumulate_grad_batches=3"),
+        *("stage=lora", "digit=9", "augment=shift", "trainer.accumulate_grad_batches=3"),
         *("trainer.max_steps=200", f"{EVERY}=7"),
     ),
     "sweep": (

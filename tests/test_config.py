@@ -384,7 +384,7 @@ def test_what_is_added_to_the_trainer_is_used(tmp_path: Path) -> None:
     [
         (("stage=pretrain",), (0.25, 1)),
         (("stage=lora", "trainer.max_steps=100"), (25, None)),
-        (("stage=lora", "trainer.max_steps=3", "+trainer.accumulate_grad_batches=4"), (3, None)),
+        (("stage=lora", "trainer.max_steps=3", "trainer.accumulate_grad_batches=4"), (3, None)),
         (("stage=lora", "+trainer.val_check_interval=7"), (7, 1)),
         (("stage=lora", "logger=none"), (1.0, 1)),
     ],
@@ -400,7 +400,7 @@ def test_validations_are_a_few(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+trainer.precision=64-true", "trainer.precision=64-true: expected 32-true or a mixed"),
+        ("trainer.precision=64-true", "trainer.precision=64-true: expected 32-true or a mixed"),
         (
             "+trainer.nope=1",
             "trainer: Trainer.__init__() got an unexpected keyword",

@@ -153,9 +153,10 @@ def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
     assert OmegaConf.to_yaml(cfg) == before
     assert results == read_results(only_run(tmp_path, "eval"))
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "target", "replay", "target_weight", "classes"),
+        *("stage", "dataset", "tags", "notes", "seed", "digit", "target", "replay"),
+        *("target_weight", "classes"),
         *("data_sha256", "mean", "std"),
-        *("steps", "parameters"),
+        *("steps", "best", "parameters"),
         *("test", "base_unchanged", "base_sha256", "adapter", "seconds", "scales"),
     ]
     assert results["test"]["accuracy"] > 0.8

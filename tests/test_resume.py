@@ -28,7 +28,7 @@ OFTEN = (*("callbacks.checkpoint.every_n_train_steps=7", "callbacks.checkpoint.s
 LORA = ("stage=lora", "digit=9", "trainer.max_steps=40", *OFTEN, "figures=false")
 EVERYTHING = (
     *("data.replay=9", "data.hardness=0.5", "loss.distill=0.5", "loss.target_weight=0.5"),
-    *("lora.dropout=0.2", "augment=shift", "+trainer.accumulate_grad_batches=3"),
+    *("lora.dropout=0.2", "augment=shift", "trainer.accumulate_grad_batches=3"),
     *("scheduler=linear", "callbacks=averaging", "trainer.log_every_n_steps=4"),
 )
 #: Of 30 steps each, the last of 20 images.

@@ -77,9 +77,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_pretraining_leaves_a_base(made: Made) -> None:
     results = read_results(made.pretrain)
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "target", "replay", "target_weight", "classes"),
-        "data_sha256",
-        *("mean", "std", "steps", "parameters", "val", "test"),
+        *("stage", "dataset", "tags", "notes", "seed", "digit", "target", "replay"),
+        *("target_weight", "classes", "data_sha256"),
+        *("mean", "std", "steps", "best", "parameters", "val", "test"),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
     assert (results["stage"], results["steps"], results["digit"]) == ("pretrain", 30, None)
@@ -117,11 +117,13 @@ def test_the_predictions_that_are_kept_are_those_that_were_counted(made: Made) -
 def test_every_logger_gets_the_curves(made: Made) -> None:
     results = read_results(made.lora)
     events = EventAccumulator(str(made.lora / "digit=9,rank=1")).Reload()
-    for tag in ("val/repaired", "val/accuracy", "val_base/accuracy", "val/errors_of_target"):
-        split, key = tag.split("/")
-        assert events.Scalars(tag)[-1].value == pytest.approx(results[split][key])
-    assert len(events.Scalars("train/loss")) == 3
-    assert events.Scalars("adapter/norm/linear1")[-1].value > 0
+    for key in ("repaired", "accuracy", "errors_of_target"):
+        value = events.Scalars(f"repair/val/{key}")[-1].value
+        assert value == pytest.approx(results["val"][key])
+    accuracy = events.Scalars("rest of repair/val_base/accuracy")[-1].value
+    assert accuracy == pytest.approx(results["val_base"]["accuracy"])
+    assert len(events.Scalars("repair/train/loss")) == 3
+    assert events.Scalars("rest of repair/adapter/norm/linear1")[-1].value > 0
     assert events.Scalars("test/errors")[-1].value == results["test"]["errors"]
     header = (made.lora / "csv" / "metrics.csv").read_text().partition("\n")[0].split(",")
     assert {"train/loss", "val/accuracy_per_class/9", "test/errors"} <= set(header)
@@ -199,7 +201,7 @@ def test_same_seed_same_numbers(outputs: Path) -> None:
         (("stage=lora", "loss.temperature=2"), "loss.temperature=2: expected null, since"),
         (("stage=lora", "+trainer.limit_test_batches=0"), "trainer.limit_test_batches=0: exp"),
         (("stage=lora", "+trainer.nope=1"), "trainer: Trainer.__init__() got an unexpected"),
-        (("stage=lora", "+trainer.precision=64-true"), "trainer.precision=64-true: expected"),
+        (("stage=lora", "trainer.precision=64-true"), "trainer.precision=64-true: expected"),
         (("stage=lora", "optimizer.lr=-1"), "optimizer.lr=-1: expected a finite number"),
         (("stage=lora", "scheduler=linear", "trainer.max_steps=-1"), "trainer.max_steps=-1: exp"),
         (("stage=finetune", "trainable='(('"), "trainable=((: expected a regular expression"),
@@ -439,7 +441,7 @@ def test_what_lightning_takes_is_used(outputs: Path, tmp_path: Path) -> None:
 
 def test_mixed_precision_leaves_everything(outputs: Path) -> None:
     """NumPy, which writes the predictions, knows no bfloat16."""
-    results = run(outputs, "stage=lora", "+trainer.precision=bf16-mixed")
+    results = run(outputs, "stage=lora", "trainer.precision=bf16-mixed")
     assert results["base_unchanged"]
     assert (only_run(outputs, "lora") / "predictions.safetensors").exists()
 

@@ -4,6 +4,7 @@ Nothing here changes the configuration; what is decided at run time, such as the
 the run's folder, is an argument.
 """
 
+import copy
 import json
 import logging
 import pydoc
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import Tensor, nn
@@ -33,7 +35,12 @@ from lora_mnist.classifier.dial import dial_curve
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.base import Base, find_base, read_base
-from lora_mnist.disk.checkpoint import CHECKPOINTS, AtomicCheckpointIO, RandomStates
+from lora_mnist.disk.checkpoint import (
+    CHECKPOINTS,
+    AtomicCheckpointIO,
+    RandomStates,
+    read_adapter_checkpoint,
+)
 from lora_mnist.disk.latest import latest
 from lora_mnist.disk.results import RESULTS_FILE
 from lora_mnist.errors import UserError, config_group, one_line
@@ -46,13 +53,17 @@ from lora_mnist.lora import (
     has_lora,
     is_number,
     load_adapter,
+    lora_state_dict,
     read_beneath,
     read_metadata,
+    remove_lora,
+    save_adapter,
     set_lora_scale,
     target_weights,
 )
 from lora_mnist.project import CONFIGS, program
-from lora_mnist.show.tensorboard import TensorBoardPage
+from lora_mnist.show.loggers import TensorBoardPage
+from lora_mnist.show.progress import ProgressLines
 from lora_mnist.show.verdict import targets_of
 
 log = logging.getLogger(__name__)
@@ -60,6 +71,10 @@ _info, _warn = rank_zero_only(log.info), rank_zero_only(log.warning)
 
 #: How often a single run is validated, since somebody may watch it; a sweep's job is at its end.
 _VALIDATIONS = 4
+#: How often a run is validated where a callback chooses by that.
+_CHOICES = 10
+#: Of cfg.scheduler, what Lightning's loop needs; the rest is the schedule's own.
+_SCHEDULE_KEYS = ("interval", "frequency", "monitor", "strict")
 #: Of cfg.data, what is about training alone.
 TRAINING_KEYS = ("batch_size", "replay", "hardness", "seed", "augment")
 
@@ -221,7 +236,7 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     specs = adapter_specs(cfg) if is_default or not cfg.base_ckpt else []
     if specs:
         try:
-            sha256 = read_metadata(specs[0]["path"]).get("base_sha256")
+            sha256 = _metadata(specs[0]["path"]).get("base_sha256")
         except ValueError as error:
             raise UserError(f"adapter={one_line(error)}") from error
         path = (sha256 and find_base(base_folder(cfg), sha256)) or current
@@ -253,9 +268,9 @@ def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
     """``path``, ``name`` and ``scale`` of each adapter of ``cfg.adapter``.
 
     ``cfg.adapter`` is null, a folder, a mapping of ``path`` and perhaps ``scale`` and ``name``, or
-    a list of such. A folder is an adapter's own, or that of the run that left it. An adapter
-    without a name is called after what it repairs, ``nines`` and then ``nines2``, or else after its
-    folder, or its run's.
+    a list of such. A folder is an adapter's own, or that of the run that left it; a file is a
+    checkpoint of such a run. An adapter without a name is called after what it repairs, ``nines``
+    and then ``nines2``, or else after its folder, its file, or its run's folder.
 
     Raises:
         UserError: if an adapter is described in another way, or cannot be read.
@@ -270,12 +285,14 @@ def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
         known = isinstance(spec, Mapping) and {"path"} <= spec.keys() <= {"path", "scale", "name"}
         if not known or not isinstance(spec["path"], str):
             raise UserError(
-                f"adapter={adapter}: expected a folder, latest, or a mapping of path, scale and "
-                "name"
+                f"adapter={adapter}: expected a folder, a checkpoint, latest, or a mapping of "
+                "path, scale and name"
             )
         path = Path(spec["path"])
         if not (path / CONFIG_NAME).exists() and (path / "adapter").is_dir():
             path /= "adapter"
+        if _is_checkpoint(path) and cfg.get("stage") == "lora":
+            raise UserError(f"adapter={path}: expected a folder, since stage=lora starts here")
         name = None if spec.get("name") is None else str(spec["name"])
         specs.append({"scale": 1.0, **spec, "path": path, "name": name})
     # The last two are columns of the table that names adapters.
@@ -284,12 +301,12 @@ def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
         path = spec["path"]
         if spec["name"] is None:
             try:
-                repairs = read_metadata(path).get("repairs", "")
+                repairs = _metadata(path).get("repairs", "")
             except ValueError as error:
                 raise UserError(f"adapter={one_line(error)}") from error
             name = repairs if repairs.isprintable() else ""  # it may be a stranger's
             name = name or (path.parent.name if path.name == "adapter" else path.name)
-            spec["name"] = _numbered(name, taken)
+            spec["name"] = _numbered(name.removesuffix(".ckpt"), taken)
             taken.add(spec["name"])
     return specs
 
@@ -310,6 +327,9 @@ def with_beneath(cfg: DictConfig, specs: list[dict[str, Any]]) -> list[dict[str,
     """
     stacked: dict[str, dict[str, Any]] = {}  # by the SHA-256 of the adapter's file
     for spec in specs:
+        if _is_checkpoint(spec["path"]):
+            stacked[f"{spec['path']} {len(stacked)}"] = spec
+            continue
         try:
             beneath = read_beneath(spec["path"])
             own = adapter_sha256(spec["path"])
@@ -366,19 +386,53 @@ def load_adapters(
     scales = {}
     specs = adapter_specs(cfg)
     for spec in with_beneath(cfg, specs):
-        name, scale = spec["name"], spec["scale"]
-        try:
-            load_adapter(net, spec["path"], cfg.allow_other_base, name=name, scale=scale)
-            if is_auto and data is not None and spec in specs:
-                factor = validation_dial(cfg, net, data, name=name)["advised"]
-                _info("scale=%g of %s, as validation images advise", factor, name)
-            else:
-                factor = 1 if is_auto else asked
-            scales[name] = factor * scale
-            set_lora_scale(net, scales[name], name)
-        except ValueError as error:
-            raise UserError(f"adapter={one_line(error)}") from error
+        path, name, scale = spec["path"], spec["name"], spec["scale"]
+        with TemporaryDirectory() as unpacked:
+            try:
+                folder = _unpack(path, net, unpacked) if _is_checkpoint(path) else path
+                load_adapter(net, folder, cfg.allow_other_base, name=name, scale=scale)
+                if is_auto and data is not None and spec in specs:
+                    factor = validation_dial(cfg, net, data, name=name)["advised"]
+                    _info("scale=%g of %s, as validation images advise", factor, name)
+                else:
+                    factor = 1 if is_auto else asked
+                scales[name] = factor * scale
+                set_lora_scale(net, scales[name], name)
+            except ValueError as error:
+                reason = one_line(error).replace(unpacked, str(path))
+                raise UserError(f"adapter={reason}") from error
     return scales
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.suffix == ".ckpt"
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What is known of an adapter before it is loaded: the base that it was made for, and more."""
+    if _is_checkpoint(path):
+        return {"base_sha256": read_adapter_checkpoint(path)[1]["base_sha256"]}
+    return read_metadata(path)
+
+
+def _unpack(checkpoint: Path, net: nn.Module, folder: str) -> Path:
+    """Write the adapter in a checkpoint to ``folder``, as a run does when it ends.
+
+    Raises:
+        ValueError: if the checkpoint holds no adapter that fits ``net``.
+    """
+    state, settings = read_adapter_checkpoint(checkpoint)
+    twin = copy.deepcopy(net)
+    if has_lora(twin):
+        remove_lora(twin)
+    choices = {key: value for key, value in settings["lora"].items() if key != "scale"}
+    add_lora(twin, **choices)
+    expected = {f"net.{key}": tensor.shape for key, tensor in lora_state_dict(twin).items()}
+    if expected != {key: tensor.shape for key, tensor in state.items()}:
+        raise ValueError(f"{checkpoint}: its tensors do not fit the layers of {settings['net']}")
+    tensors = {key.removeprefix("net."): tensor for key, tensor in state.items()}
+    twin.load_state_dict(tensors, strict=False)
+    return save_adapter(twin, folder, metadata={"base_sha256": settings["base_sha256"]})
 
 
 def validation_dial(
@@ -434,7 +488,8 @@ def with_run(cfg: DictConfig) -> DictConfig:
     specs = adapter_specs(cfg)
     if not specs or not HydraConfig.initialized():
         return cfg
-    folder, outputs = specs[0]["path"].parent.resolve(), Path(cfg.paths.outputs).resolve()
+    folder, outputs = specs[0]["path"].absolute().parent, Path(cfg.paths.outputs).resolve()
+    folder = (folder.parent if _is_checkpoint(specs[0]["path"]) else folder).resolve()
     # A network is code: somebody else's run does not choose what is imported.
     run = _trained_with(folder) if folder.is_relative_to(outputs) else None
     if run is None:
@@ -616,9 +671,16 @@ def build_module(
         # Lightning builds both late: what they refuse, they refuse here.
         trial = optimizer([p for p in net.parameters() if p.requires_grad], lr=float(lr))
     with config_group("scheduler"):
-        scheduler = instantiate(cfg.scheduler, _convert_="all") if cfg.scheduler else None
-        if scheduler:
+        schedule, scheduler = {"interval": "step"}, None
+        if cfg.scheduler:
+            settings = dict(cfg.scheduler)
+            schedule |= {key: settings.pop(key) for key in _SCHEDULE_KEYS if key in settings}
+            if schedule["interval"] not in ("step", "epoch"):
+                raise ValueError(f"interval={schedule['interval']}: expected step or epoch")
+            scheduler = instantiate(settings, _convert_="all")
             scheduler(trial)
+    if cfg.compile:
+        net.compile()  # in place: its tensors keep their names
     with config_group("optimizer"):
         return ClassifierModule(
             net,
@@ -628,6 +690,7 @@ def build_module(
             lr=float(lr),
             lr_ratio=cfg.optimizer.lr_ratio,
             scheduler=scheduler,
+            schedule=schedule,
             base_tensors=base.tensors if base and not has_lora(net) else None,
             adapter=adapter,
             class_names=data.short_names,
@@ -643,7 +706,13 @@ def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
             f"optimizer.lr_ratio={cfg.optimizer.lr_ratio}: expected 1, since stage={cfg.stage} "
             "trains no lora_B"
         )
-    if cfg.scheduler and -1 in (cfg.scheduler.get(key) for key in ("T_max", "total_iters")):
+    if cfg.scheduler and cfg.scheduler.get("max_lr") and cfg.optimizer.lr_ratio != 1:
+        raise UserError(
+            f"optimizer.lr_ratio={cfg.optimizer.lr_ratio}: expected 1, since scheduler.max_lr sets "
+            "one learning rate for all"
+        )
+    counts = ("T_max", "total_iters", "total_steps")
+    if cfg.scheduler and -1 in (cfg.scheduler.get(key) for key in counts):
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
@@ -710,16 +779,25 @@ def build_trainer(
         elif loggers:
             callbacks.append(TensorBoardPage())
         callbacks += _listed(given.get("callbacks"))
+        if not sys.stdout.isatty():
+            callbacks.append(ProgressLines())
         settings: dict[str, Any] = {
             "default_root_dir": str(folder),
             # Without a callback of ours Lightning would add one of its own.
             "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
-            "enable_progress_bar": sys.stdout.isatty(),
+            "enable_progress_bar": sys.stdout.isatty()
+            or any(isinstance(c, ProgressBar) for c in callbacks),
         }
+        monitors = [str(getattr(callback, "monitor", "")) for callback in callbacks]
+        chooses = any(monitor.startswith("val") for monitor in monitors)
         if not validates:
             settings["limit_val_batches"] = 0
-        elif loggers and not is_sweep():
-            settings |= _validations(given)
+            if chooses:
+                raise UserError(
+                    "data.val_size=0: expected > 0, since callbacks choose by validation images"
+                )
+        elif chooses or (loggers and not is_sweep()):
+            settings |= _validations(given, _CHOICES if chooses else _VALIDATIONS)
         settings |= given
         settings |= {"callbacks": callbacks, "logger": loggers or False}
         settings["plugins"] = [AtomicCheckpointIO(), *_listed(given.get("plugins"))]
@@ -757,16 +835,16 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-def _validations(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate a few times on the way, so that a logger has a curve; no number depends on it."""
+def _validations(settings: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Validate so many times on the way, at the end included."""
     if settings.keys() & {"val_check_interval", "check_val_every_n_epoch"}:
         return {}
     steps = settings.get("max_steps", -1)
     if steps < 0:
-        return {"val_check_interval": 1 / _VALIDATIONS}  # of an epoch
+        return {"val_check_interval": 1 / count}  # of an epoch
     batches = steps * settings.get("accumulate_grad_batches", 1)
     return {
-        "val_check_interval": max(1, batches // _VALIDATIONS),
+        "val_check_interval": max(1, batches // count),
         "check_val_every_n_epoch": None,  # counted over epochs
     }
 

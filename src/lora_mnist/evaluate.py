@@ -34,9 +34,9 @@ from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora import lora_names, set_lora_enabled
+from lora_mnist.show.loggers import show_outcome
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_results, show
-from lora_mnist.show.tensorboard import show_outcome
 from lora_mnist.sweep.command import command_line, key_of
 
 log = logging.getLogger(__name__)

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -31,6 +33,16 @@ def program(name: str | None = None) -> str:
 OmegaConf.register_new_resolver("lora_mnist.project", lambda: str(PROJECT), replace=True)
 OmegaConf.register_new_resolver("lora_mnist.program", program, replace=True)
 OmegaConf.register_new_resolver("lora_mnist.cwd", lambda: str(Path.cwd()), replace=True)
+
+
+def sweep_name(otherwise: str | None) -> str | None:
+    """Resolver: the name of the sweep of which this is a job, by which loggers group its runs."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return Path(HydraConfig.get().sweep.dir).name
+    return otherwise
+
+
+OmegaConf.register_new_resolver("lora_mnist.sweep_name", sweep_name, replace=True)
 
 # What a config inherits with "/any_keys@GROUP" takes keys that no file lists, without a +.
 _any_keys = OmegaConf.create({})

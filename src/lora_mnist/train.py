@@ -7,6 +7,7 @@
 import json
 import logging
 import os
+import random
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -48,7 +51,7 @@ from lora_mnist.config import (
 )
 from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.base import Base, find_base, own_file, read_facts, write_base
-from lora_mnist.disk.checkpoint import recorded_run
+from lora_mnist.disk.checkpoint import best_checkpoint, recorded_run, recorded_seed
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
@@ -66,9 +69,9 @@ from lora_mnist.lora import (
 )
 from lora_mnist.project import program
 from lora_mnist.show.card import write_card
+from lora_mnist.show.loggers import show_outcome
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_parameters, print_results
-from lora_mnist.show.tensorboard import show_outcome
 from lora_mnist.show.verdict import named, training_sentence
 from lora_mnist.sweep.command import command_line
 
@@ -100,10 +103,17 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
     require_known_keys(cfg, "train")
+    if cfg.seed is None:
+        cfg = cfg.copy()
+        cfg.seed = draw_seed(cfg, run_folder)
+        _info("seed=%d: drawn, since seed=null", cfg.seed)
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}")
+        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
     if not (isinstance(cfg.figures, bool) or cfg.figures == "auto"):
         raise UserError(f"figures={cfg.figures}: expected true, false or auto")
+    for key in ("compile", "publish"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key}={cfg[key]}: expected true or false")
     if cfg.resume is not None and is_sweep():
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     comparisons = parse_require(cfg.require)
@@ -131,10 +141,11 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         with clock.measure("fit"):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         require_trained(cfg, net, trainer)
+        best = take_best(module, trainer, data)
         test(module, trainer, data, clock)
-        results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step)
-        # Trained on some classes alone, it cannot know the others; nor after a trial of one step.
-        whole = data.targets is None and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step, best)
+        # Trained on some classes alone, it cannot know the others; nor in a trial.
+        whole = data.targets is None and cfg.publish and not trainer.fast_dev_run  # type: ignore[attr-defined]
         useless = why_useless(module.outcomes, data) if whole else None
         if trainer.is_global_zero:
             write_results(results, folder)
@@ -142,7 +153,7 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             print_results(results)
             # Last: a run that fails on the way leaves the current base alone.
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                publish(cfg, net, results, folder if useless else None)
+                publish(cfg, net, results, folder if useless or not cfg.publish else None)
             show(cfg, results, folder, trainer)
     if useless:
         raise TrainingError(
@@ -199,6 +210,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         with clock.measure("fit"):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         require_trained(cfg, net, trainer)
+        best = take_best(module, trainer, data)
         after = base_state_dict(net) | adapter_tensors(net, beneath)
         if changed := changed_tensors(dict(base.tensors) | frozen, after):
             raise RuntimeError(f"fine-tuning changed the base: {', '.join(changed)}")
@@ -221,7 +233,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
                 with lora_disabled(net):
                     outcomes[f"{split}_base"] = count_errors(cfg, net, data, images)
-        results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step)
+        results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step, best)
         results |= {"base_unchanged": True, "base_sha256": base.sha256, "adapter": "adapter"}
         results["dial"] = dial
         if trainer.is_global_zero:
@@ -267,8 +279,9 @@ def finetune(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         with clock.measure("fit"):
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         require_trained(cfg, net, trainer)
+        best = take_best(module, trainer, data)
         test(module, trainer, data, clock)
-        results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step)
+        results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step, best)
         results |= {"base_unchanged": False, "base_sha256": base.sha256}
         if trainer.is_global_zero:
             write_results(results, folder)
@@ -280,6 +293,15 @@ def finetune(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 # --- the steps that stages share -----------------------------------------------------------------
+
+
+def draw_seed(cfg: DictConfig, folder: Path | None) -> int:
+    """The seed that ``seed=null`` stands for: a new one, unless this run has one already."""
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return int(os.environ["PL_GLOBAL_SEED"])  # of the first process, which started this one
+    if cfg.resume is not None and folder is not None:
+        return recorded_seed(folder, cfg.resume)
+    return random.SystemRandom().randrange(2**32)
 
 
 def announce(
@@ -310,6 +332,26 @@ def require_trained(cfg: DictConfig, net: nn.Module, trainer: Trainer) -> None:
                 f"optimizer.lr={cfg.optimizer.lr}: training diverged, {name} is not finite at step "
                 f"{trainer.global_step}; expected a smaller learning rate"
             )
+
+
+def take_best(
+    module: ClassifierModule, trainer: Trainer, data: ImageDataModule
+) -> dict[str, Any] | None:
+    """Put the best weights in place of the last, and validate them, where a callback has kept them.
+
+    Returns:
+        What is known of them, for results.json.
+    """
+    # Both have done their work, and would do it again in validation and test.
+    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
+    for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
+        if isinstance(callback, BatchSizeFinder):
+            trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+    path, best = best_checkpoint(trainer)
+    if best is not None:
+        _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
+        trainer.validate(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
+    return best
 
 
 def test(module: ClassifierModule, trainer: Trainer, data: ImageDataModule, clock: Clock) -> None:

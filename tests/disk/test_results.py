@@ -67,17 +67,18 @@ def test_the_clock_measures_parts_and_the_whole() -> None:
 def test_results_tell_the_errors_on_the_target(
     tiny: TinyNet, target: Any, digit: Any, name: Any, expected: int | None
 ) -> None:
-    cfg = composed("train", "stage=lora", "seed=5")
+    cfg = composed("train", "stage=lora", "seed=5", "tags=[wide]", "notes=why")
     targets = digit if isinstance(digit, list) or digit is None else [digit]
     outcomes = {"val": outcome(1, 4, 30), "test": outcome(1, 4, 30)}
     results = collect_results(cfg, data(target, targets), tiny, outcomes, Clock(), steps=7)
     assert list(results) == [
-        *("stage", "dataset", "seed", "digit", "target", "replay", "target_weight", "classes"),
-        "data_sha256",
-        *("mean", "std", "steps", "parameters", "val", "test"),
+        *("stage", "dataset", "tags", "notes", "seed", "digit", "target", "replay"),
+        *("target_weight", "classes", "data_sha256"),
+        *("mean", "std", "steps", "best", "parameters", "val", "test"),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
     assert [results[k] for k in ("stage", "dataset", "seed", "steps")] == ["lora", "mnist", 5, 7]
+    assert (results["tags"], results["notes"], results["best"]) == (["wide"], "why", None)
     assert (results["digit"], results["target"]) == (digit, name)
     assert results["base_sha256"] == fingerprint(tiny.state_dict())
     for split in ("val", "test"):

@@ -65,7 +65,11 @@ def dial_curve(
         raise ValueError("batches: expected at least one batch of images and labels")
     rows = torch.cat(parts, dim=1)
     wrong, is_target = rows[:-1], rows[-1]
-    curve = {"images": wrong.shape[1], "scales": list(scales), "errors": wrong.sum(1).tolist()}
+    curve: dict[str, Any] = {
+        "images": wrong.shape[1],
+        "scales": list(scales),
+        "errors": wrong.sum(1).tolist(),
+    }
     if targets:
         curve["errors_of_target"] = (wrong & is_target).sum(1).tolist()
         curve["errors_elsewhere"] = (wrong & ~is_target).sum(1).tolist()

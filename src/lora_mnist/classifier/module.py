@@ -46,8 +46,10 @@ class ClassifierModule(LightningModule):
         optimizer: makes the optimizer from the parameters to train and ``lr``.
         lr: learning rate.
         lr_ratio: of :func:`lora_mnist.lora.loraplus`; finite and > 0.
-        scheduler: makes the schedule of the learning rate, stepped once a batch, from the
-            optimizer; ``None`` for a constant rate.
+        scheduler: makes the schedule of the learning rate from the optimizer; ``None`` for a
+            constant rate.
+        schedule: when it is stepped, as Lightning's ``lr_scheduler`` has it; ``None``: once a
+            batch.
         base_tensors: the base's tensors by name, where ``net`` itself is fine-tuned and changes
             them; an adapted network need only switch its adapter off.
         adapter: the name of the adapter that is trained on top of others, which then belong to what
@@ -78,6 +80,7 @@ class ClassifierModule(LightningModule):
         lr: float = 1e-3,
         lr_ratio: float = 1.0,
         scheduler: Callable[[Optimizer], Any] | None = None,
+        schedule: Mapping[str, Any] | None = None,
         base_tensors: Mapping[str, Tensor] | None = None,
         adapter: str | None = None,
         class_names: Iterable[str] = (),
@@ -96,6 +99,7 @@ class ClassifierModule(LightningModule):
         self.lr = lr
         self.lr_ratio = lr_ratio
         self.scheduler = scheduler
+        self.schedule = schedule or {"interval": "step"}
         self.has_lora = has_lora(net)
         self.base_tensors, self.adapter = base_tensors, adapter
         self.class_names, self.targets = list(class_names), targets
@@ -134,7 +138,7 @@ class ClassifierModule(LightningModule):
         optimizer = loraplus(self.net, lambda p: self.optimizer(p, lr=self.lr), self.lr_ratio)
         if self.scheduler is None:
             return optimizer
-        schedule = {"scheduler": self.scheduler(optimizer), "interval": "step"}
+        schedule = {**self.schedule, "scheduler": self.scheduler(optimizer)}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

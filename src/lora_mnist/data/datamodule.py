@@ -239,7 +239,8 @@ class ImageDataModule(LightningDataModule):
         errors = torch.zeros(len(self.train_set), dtype=torch.float64)
         for indices in torch.split(chosen, self.eval_batch_size):
             images, labels = self.train_set.__getitems__(indices.tolist())
-            right = net(self.normalise(images.to(device))).double().softmax(dim=1).cpu()
+            logits = net(self.normalise(images.to(device))).cpu()  # MPS has no float64
+            right = logits.double().softmax(dim=1)
             errors[indices] = 1 - right.gather(1, labels.unsqueeze(1)).squeeze(1)
         weights = weigh(errors[target], self.hardness)
         if not self.replay:

@@ -20,11 +20,11 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import UserError
+from lora_mnist.errors import UserError, one_line
 
 #: In a run's folder.
 CHECKPOINTS = "checkpoints"
@@ -34,7 +34,8 @@ RUN_FILE = "run.json"
 #: Settings in which a run may differ from the one that it goes on with: none changes a number.
 #: Of the base and the images the content counts, not where they are.
 _FREE = (
-    *("resume", "figures", "require", "run_name", "paths.", "sweep.", "logger.", "hydra."),
+    *("resume", "figures", "require", "run_name", "tags", "notes"),
+    *("paths.", "sweep.", "logger.", "hydra."),
     *("callbacks.checkpoint.", "base_ckpt", "data.data_dir"),
 )
 #: How far to train: as far as before, or farther.
@@ -172,6 +173,42 @@ class RandomStates(Callback):
                 callback.on_train_end(trainer, pl_module)
 
 
+def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None]:
+    """The file with the best weights that a callback has kept by a monitored value.
+
+    Returns:
+        The file, and what is known of it: ``monitor``, ``value`` and ``step``; or twice ``None``.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            path = callback.best_model_path
+            step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+            value = float(callback.best_model_score)  # type: ignore[arg-type]
+            return path, {"monitor": callback.monitor, "value": value, "step": step}
+    return None, None
+
+
+def read_adapter_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The adapter's tensors in a checkpoint of stage=lora, and the settings of its run.
+
+    Raises:
+        ValueError: if the file is none.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state, settings = checkpoint["state_dict"], checkpoint["hyper_parameters"]
+        if settings["stage"] == "lora":
+            return dict(state), dict(settings)
+        reason = f"it is one of stage={settings['stage']}"
+    except FileNotFoundError:
+        reason = "there is no such file"
+    except KeyError as error:
+        reason = f"it has no {error}"
+    except Exception as error:  # whatever torch makes of a file that is none
+        reason = one_line(error).partition(". ")[0]
+    raise ValueError(f"{path}: expected a checkpoint of stage=lora ({reason})")
+
+
 @contextmanager
 def recorded_run(
     folder: Path, settings: Mapping[str, Any], resume: object
@@ -223,13 +260,23 @@ def _write_record(path: Path, settings: Mapping[str, Any], finished: bool) -> No
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -> None:
-    """Refuse settings other than those of the run, and a run with nothing left to do."""
+def recorded_seed(folder: Path, resume: object) -> int:
+    """The seed of the run in ``folder``, which ``resume`` names."""
+    return int(_read_record(folder / CHECKPOINTS / RUN_FILE, resume)[0]["seed"])
+
+
+def _read_record(path: Path, resume: object) -> tuple[dict[str, Any], bool]:
+    """The settings of a run, and whether it has finished."""
     try:
         record = json.loads(path.read_text())
-        before, finished = dict(record["settings"]), record["finished"]
+        return dict(record["settings"]), record["finished"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"resume={resume}: {path}: expected the record of a run") from error
+
+
+def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -> None:
+    """Refuse settings other than those of the run, and a run with nothing left to do."""
+    before, finished = _read_record(path, resume)
     goes_farther = False
     # The outer keys first: others follow from them, as data.seed from seed.
     for key in sorted({*before, *settings}, key=lambda key: (key.count("."), key)):

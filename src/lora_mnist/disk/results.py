@@ -53,6 +53,7 @@ def collect_results(
     outcomes: Mapping[str, Mapping[str, Any]],
     clock: Clock,
     steps: int = 0,
+    best: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The run's outcome as results.json has it.
 
@@ -63,6 +64,7 @@ def collect_results(
         outcomes: what was counted, by split; see :class:`lora_mnist.classifier.metrics.Evaluation`.
         clock: has run since the run began.
         steps: steps of training.
+        best: of the best weights, if they were tested in place of the last: monitor, value, step.
     """
     targets, several = data.targets, isinstance(data.target, list | tuple)
     digit: Any = targets[0] if targets and not several else targets
@@ -79,6 +81,8 @@ def collect_results(
     return {
         "stage": cfg.stage,
         "dataset": data.name,
+        "tags": list(cfg.get("tags") or []),
+        "notes": cfg.get("notes"),
         "seed": cfg.get("seed"),
         "digit": digit,
         "target": names if several else names[0] if names else None,
@@ -89,6 +93,7 @@ def collect_results(
         "mean": data.mean,
         "std": data.std,
         "steps": steps,
+        "best": best,
         "parameters": count_parameters(net),
         **splits,
         "base_unchanged": None,

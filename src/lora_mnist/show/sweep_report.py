@@ -48,6 +48,7 @@ def make_sweep_report(folder: Path) -> Path:
     page = environment.get_template("sweep.html.j2").render(
         folder=folder,
         headline=headline,
+        labels=ranked.labels(),
         verdict=verdict,
         best=ranked.best_command() if best else None,
         rivals=ranked.rivals(),

@@ -139,6 +139,18 @@ class Ranked:
         part, _, rest = key.partition(".")
         return group.mean(f"{part}{self.sweep['start']['suffix']}.{rest}")
 
+    def labels(self) -> list[str]:
+        """Tags and notes that all finished jobs have, a line each."""
+        lines = []
+        for key in ("tags", "notes"):
+            texts = set()
+            for job in (job for group in self.groups for job in group.jobs):
+                own = [v for k, v in job.results.items() if k.partition(".")[0] == key]
+                texts.add(", ".join(str(value) for value in own if value is not None))
+            if len(texts) == 1 and (text := texts.pop()):
+                lines.append(f"{key}: {text}")
+        return lines
+
     def best_command(self) -> str:
         """The command that runs the best job again; of several seeds, the first."""
         assert self.best is not None
@@ -230,7 +242,7 @@ def summarize(ranked: Ranked) -> str:
         text += f"\n{job.status}: {settings or job.folder}" + (
             f": {job.error}" if job.error else ""
         )
-    return f"{text}\nsweep: {ranked.folder}"
+    return "\n".join([text, *ranked.labels(), f"sweep: {ranked.folder}"])
 
 
 def _write_csv(ranked: Ranked, path: Path) -> None:

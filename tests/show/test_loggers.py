@@ -6,7 +6,7 @@ from helpers.runs import results, write_run
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -14,14 +14,19 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.show.figures import draw_run
-from lora_mnist.show.tensorboard import TensorBoardPage, hparams_of, show_outcome
+from lora_mnist.show.loggers import (
+    SortedTensorBoardLogger,
+    TensorBoardPage,
+    hparams_of,
+    show_outcome,
+)
 
 #: What a repair's LightningModule logs.
 TAGS = [
     *("train/loss", "val/loss", "val/accuracy", "val_base/accuracy", "val/repaired", "val/broken"),
     *("val/errors_of_target", "val_base/errors_of_target", "val/errors_elsewhere"),
     *("val_base/errors_elsewhere", "val/accuracy_per_class/cat", "val_base/accuracy_per_class/cat"),
-    *("adapter/norm/linear1", "val_base/loss"),
+    *("adapter/norm/linear1", "val_base/loss", "lr-Adam", "epoch"),
 ]
 
 
@@ -29,7 +34,11 @@ TAGS = [
 def shown(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     """All that TensorBoard has of a repair that was drawn, beside another logger."""
     folder = tmp_path_factory.mktemp("run")
-    board = TensorBoardLogger(folder, name="", version="logs", default_hp_metric=False)
+    settings: dict[str, Any] = {"name": "", "version": "logs", "default_hp_metric": False}
+    board = SortedTensorBoardLogger(str(folder), "lora", **settings)
+    base = SortedTensorBoardLogger(str(folder), "pretrain", **settings)
+    base.log_metrics(dict.fromkeys(TAGS, 1.0))
+    board.log_metrics(dict.fromkeys(TAGS, 1.0))
     trainer = Trainer(
         accelerator="cpu",
         logger=[board, CSVLogger(folder)],
@@ -46,6 +55,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     found = write_run(folder / "run", target="dog")
     draw_run(folder / "run", found, read_predictions(folder / "run"))
     show_outcome(trainer, found, folder / "run")
+    (written,) = (folder / "lightning_logs").rglob("hparams.yaml")
+    assert "verdict: 'images of dog: 9 errors -> 2" in written.read_text()
     return EventAccumulator(str(folder / "logs"), {"tensors": 0, "scalars": 0}).Reload()
 
 
@@ -55,24 +66,39 @@ def text(shown: EventAccumulator, tag: str) -> Any:
 
 def test_text_and_images_in_the_order_in_which_to_look_at_them(shown: EventAccumulator) -> None:
     tags = shown.Tags()
-    assert tags["images"] == [
+    figures = [
         *("1 errors", "2 repaired", "3 broken", "4 confused base", "5 confused adapted"),
         *("6 confusion difference", "7 confusion adapted", "8 confusion base"),
         "9 singular values",
     ]
-    assert tags["histograms"] == ["adapter/singular_values/0", "adapter/singular_values/1"]
+    assert tags["images"] == [f"test figures/{figure}" for figure in figures]
+    assert tags["histograms"] == [f"rest of repair/singular values/{layer}" for layer in (0, 1)]
     assert text(shown, "1 verdict/text_summary").startswith(b"images of dog: 9 errors -> 2")
     assert "    │ dog *".encode() in text(shown, "2 errors of each class/text_summary")
     assert b"    stage: lora\n" in text(shown, "3 configuration/text_summary")
+
+
+def test_the_first_two_groups_are_the_curves_to_look_at(shown: EventAccumulator) -> None:
+    """TensorBoard opens these, and sorts them by name."""
+    tags = [tag for kind in ("scalars", "images", "histograms") for tag in shown.Tags()[kind]]
+    groups = sorted({tag.partition("/")[0] for tag in tags if not tag.startswith("train_")})
+    assert groups[:3] == ["pretrain", "repair", "rest of pretrain"]
+    curves = ["lr-Adam", "train/loss", "val/accuracy", "val/broken", "val/errors_elsewhere"]
+    curves += ["val/errors_of_target", "val/loss", "val/repaired"]
+    for group in ("pretrain", "repair"):
+        assert sorted(tag for tag in tags if tag.startswith(f"{group}/")) == [
+            f"{group}/{curve}" for curve in curves
+        ]
 
 
 def test_every_tag_has_its_chart_on_the_first_page(shown: EventAccumulator) -> None:
     layout = Layout.FromString(text(shown, "custom_scalars__config__"))
     charts = [chart for page in layout.category for chart in page.chart]
     patterns = [pattern for chart in charts for pattern in chart.multiline.tag]
-    found = {tag for tag in TAGS for pattern in patterns if re.search(pattern, tag)}
-    assert found == {*TAGS} - {"val_base/loss"}
-    assert all(any(re.search(pattern, tag) for tag in TAGS) for pattern in patterns)
+    tags = shown.Tags()["scalars"]
+    found = {tag for tag in tags for pattern in patterns if re.search(pattern, tag)}
+    assert {tag.partition("/")[2] for tag in found if "repair" in tag} == {*TAGS[:-3]}
+    assert all(any(re.search(pattern, tag) for tag in tags) for pattern in patterns)
 
 
 def test_a_run_is_a_row_of_hparams(shown: EventAccumulator) -> None:

@@ -1,0 +1,277 @@
+"""What Lightning's and Hydra's users try first: every preset composes, and the cheap ones run."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composed import QUICK, SMALL, composed, few_images, logged, small_base
+from helpers.commands import ROOT, only_run, read_results
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+import lora_mnist.cli  # noqa: F401 the resolvers that the configurations need
+from lora_mnist import MLP, load_adapter
+from lora_mnist.config import build_trainer
+from lora_mnist.errors import UserError
+from lora_mnist.evaluate import evaluate
+from lora_mnist.train import train
+
+PRESETS = [
+    f"{group}={path.stem}"
+    for group in ("callbacks", "debug", "logger", "optimizer", "scheduler", "trainer")
+    for path in sorted((ROOT / "configs" / group).glob("*.yaml"))
+]
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """A folder of outputs with a base."""
+    small_base(tmp_path / "outputs")
+    return tmp_path / "outputs"
+
+
+def run(outputs: Path, *overrides: str) -> dict[str, Any]:
+    stage = () if any(o.startswith("stage=") for o in overrides) else ("stage=lora",)
+    options = (*stage, *QUICK, *few_images(), f"paths.outputs={outputs}")
+    return train(composed("train", *options, *overrides))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("stage", ["pretrain", "lora"])
+def test_every_preset_composes(stage: str, preset: str) -> None:
+    cfg = composed("train", f"stage={stage}", preset)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def test_lists_of_presets_keep_all(tmp_path: Path) -> None:
+    overrides = ("callbacks=[best,early_stopping,rich,lr_monitor]", "logger=[csv,tensorboard]")
+    trainer = build_trainer(composed("train", "stage=lora", "trainer=cpu", *overrides), tmp_path)
+    names = {type(callback).__name__ for callback in trainer.callbacks}
+    assert {"LastCheckpoint", "ModelCheckpoint", "EarlyStopping"} <= names
+    assert {"RichModelSummary", "RichProgressBar", "LearningRateMonitor"} <= names
+    assert trainer.val_check_interval == 10  # of 100 steps
+    assert len(trainer.loggers) == 2
+
+
+# --- the best weights ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("callbacks", ["best", "early_stopping"])
+def test_the_best_weights_are_tested_and_saved(outputs: Path, callbacks: str) -> None:
+    """With this learning rate every step makes it worse."""
+    harmful = ("optimizer.lr=0.03", "trainer.max_steps=20")
+    results = run(outputs, f"callbacks={callbacks}", *harmful)
+    folder = only_run(outputs, "lora")
+    assert results["best"] == {
+        "monitor": "val/errors",
+        "value": results["val"]["errors"],
+        "step": 2,
+    }
+    assert results["steps"] == (20 if callbacks == "best" else 8)
+    assert run(outputs, *harmful)["best"] is None
+    short = run(outputs, "optimizer.lr=0.03", "trainer.max_steps=2")
+    for split in ("val", "test"):
+        assert results[split] == short[split]
+    file = folder / "checkpoints" / "best.ckpt"
+    for adapter in (folder, file):
+        options = (*SMALL, *few_images()[:1], "figures=false", f"paths.outputs={outputs}")
+        found = evaluate(composed("eval", *options, f"adapter={adapter}"))
+        assert found["test"]["errors_per_class"] == results["test"]["errors_per_class"]
+
+
+def test_the_best_weights_become_the_base(outputs: Path) -> None:
+    options = ("stage=pretrain", "callbacks=best", "optimizer.lr=0.1", "trainer.max_steps=20")
+    results = run(outputs, *options)
+    assert results["best"]["value"] == results["val"]["errors"]
+    state = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
+    kept = only_run(outputs, "pretrain") / "checkpoints" / "best.ckpt"
+    best = torch.load(kept, weights_only=True)["state_dict"]
+    assert all(torch.equal(tensor, best[f"net.{name}"]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("variant", ["lora=pissa", "lora.rank_pattern={linear2: 3}"])
+def test_a_checkpoint_is_an_adapter(outputs: Path, variant: str) -> None:
+    """Of any variant, on its own base, and stacked."""
+    results = run(outputs, "callbacks=best", variant, "lora.rank=2")
+    file = only_run(outputs, "lora") / "checkpoints" / "best.ckpt"
+    small_base(outputs, seed=1)  # its base is another one by now
+    options = (*SMALL, *few_images()[:1], "figures=false", f"paths.outputs={outputs}")
+    found = evaluate(composed("eval", *options, f"adapter={file}"))
+    assert found["base_sha256"] == results["base_sha256"]
+    assert found["test"]["errors_per_class"] == results["test"]["errors_per_class"]
+    half = f"{{path: {file}, scale: 0.5, name: half}}"
+    stacked = evaluate(composed("eval", *options, f"adapter=[{file},{half}]", "each=true"))
+    assert stacked["each"]["best"] == found["test"]
+    current = f"base_ckpt={outputs}/base/mnist.ckpt"
+    with pytest.raises(UserError, match="made for the base"):
+        evaluate(composed("eval", *options, f"adapter={file}", current))
+
+
+def test_choosing_needs_validation_images(outputs: Path) -> None:
+    with pytest.raises(UserError, match=r"data.val_size=0: expected > 0, since callbacks choose"):
+        run(outputs, "callbacks=best", "data.val_size=0")
+
+
+# --- trials --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("debug", "steps"), [("default", 2), ("fdr", 1), ("limit", 2), ("overfit", 2), ("profiler", 2)]
+)
+def test_trials(cli: Any, tmp_path: Path, debug: str, steps: int) -> None:
+    """Nothing is published, and no logger or checkpoint is written."""
+    done = cli(
+        "train.py",
+        "stage=pretrain",
+        *SMALL[:1],
+        *few_images(),
+        f"debug={debug}",
+        "trainer.max_steps=2",
+    )
+    assert done.code == 0, done.err
+    outputs = tmp_path / "outputs"
+    assert [path.name for path in outputs.iterdir()] == ["debug"]
+    run = only_run(outputs, "debug")
+    assert read_results(run)["steps"] == steps
+    assert not [*run.rglob("events.*"), *run.rglob("last.ckpt"), *run.rglob("report.html")]
+    assert done.err.count("Profiler Report") == (debug == "profiler")
+
+
+def test_an_unpublished_base_stays_in_its_folder(outputs: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (outputs / "base").iterdir()}
+    results = run(outputs, "stage=pretrain", "publish=false")
+    assert {path.name: path.read_bytes() for path in (outputs / "base").iterdir()} == before
+    (kept,) = only_run(outputs, "pretrain").glob("mnist-*.ckpt")
+    assert kept.name == f"mnist-{results['base_sha256'][:12]}.ckpt"
+
+
+def test_a_seed_is_drawn_and_named(outputs: Path) -> None:
+    cfg = composed(
+        "train", "stage=lora", "seed=null", *QUICK, *few_images(), f"paths.outputs={outputs}"
+    )
+    drawn, other = train(cfg), train(cfg)
+    assert cfg.seed is None
+    assert drawn["seed"] != other["seed"]
+    again = run(outputs, f"seed={drawn['seed']}")
+    assert again["test"] == drawn["test"]
+
+
+def test_a_resumed_run_keeps_its_drawn_seed(cli: Any, outputs: Path) -> None:
+    options = ("stage=lora", *SMALL, *few_images(), "logger=none", "figures=false", "seed=null")
+    assert cli("train.py", *options, "trainer.max_steps=2").code == 0
+    seed = read_results(only_run(outputs, "lora"))["seed"]
+    done = cli("train.py", *options, "trainer.max_steps=4", "resume=latest")
+    assert done.code == 0, done.err
+    assert read_results(only_run(outputs, "lora"))["seed"] == seed
+
+
+# --- schedules, compile, finders -----------------------------------------------------------------
+
+
+PLATEAU = ("scheduler=plateau", "scheduler.patience=0", "scheduler.mode=max")
+STEP_LR = (
+    *("+scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler._partial_=true"),
+    *("+scheduler.step_size=1", "+scheduler.gamma=0.25", "+scheduler.interval=epoch"),
+)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("scheduler=cosine", "scheduler.interval=epoch", "scheduler.T_max=2"), [1, 1, 0.5, 0.5]),
+        (STEP_LR, [1, 1, 0.25, 0.25]),
+        (PLATEAU, [1, 1, 1, 1, 0.1, 0.1]),
+        (("scheduler=one_cycle", "trainer.max_steps=4"), [0.04, 0.8117, 0.2831, 0]),
+    ],
+)
+def test_schedules(outputs: Path, overrides: tuple[str, ...], expected: list[float]) -> None:
+    """The learning rate of each step, over optimizer.lr; an epoch has two steps."""
+    options = ("logger=csv", "callbacks=lr_monitor", "callbacks.checkpoint=null")
+    options = (*options, "data.batch_size=2000", "trainer.log_every_n_steps=1")
+    lengths = ("trainer.max_steps=-1", f"trainer.max_epochs={len(expected) // 2}")
+    run(outputs, "stage=pretrain", "publish=false", *options, *lengths, *overrides)
+    with (only_run(outputs, "pretrain") / "csv" / "metrics.csv").open(newline="") as lines:
+        rates = [float(row["lr-Adam"]) for row in csv.DictReader(lines) if row["lr-Adam"]]
+    assert [rate / 0.001 for rate in rates] == pytest.approx(expected, abs=1e-3)
+
+
+def test_what_a_schedule_cannot_be(outputs: Path) -> None:
+    with pytest.raises(UserError, match="scheduler.interval=day: expected step or epoch"):
+        run(outputs, "scheduler=cosine", "scheduler.interval=day")
+    with pytest.raises(UserError, match=r"optimizer.lr_ratio=16.0: expected 1, since"):
+        run(outputs, "scheduler=one_cycle", "optimizer=loraplus")
+
+
+def test_finders_find_and_training_goes_on(outputs: Path) -> None:
+    with logged("lora_mnist") as told:
+        rate = run(outputs, "callbacks=lr_finder", "callbacks.checkpoint=null")
+        batch = run(
+            outputs, "callbacks=batch_size_finder", "callbacks.batch_size_finder.max_trials=2"
+        )
+    assert rate["steps"] == batch["steps"] == 3
+    plain = run(outputs)
+    assert rate["test"] != plain["test"]
+    assert batch["test"] != plain["test"]
+    assert told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "lora", "finetune"])
+def test_a_compiled_network_keeps_its_names(outputs: Path, stage: str) -> None:
+    options = (f"stage={stage}", "publish=false", "callbacks=best")
+    compiled, plain = run(outputs, *options, "compile=true"), run(outputs, *options)
+    first, second = sorted((outputs / stage).iterdir())
+    states = []
+    for folder in (first, second):
+        state = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        states.append(state)
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(tensor, states[1][name])
+    assert compiled["test"]["errors"] == pytest.approx(plain["test"]["errors"], abs=2)
+    if stage == "lora":
+        assert compiled["base_unchanged"]
+        net = MLP(hidden_sizes=[16])
+        net.load_state_dict(
+            torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
+        )
+        load_adapter(net, first / "adapter")
+
+
+# --- loggers that are extras ---------------------------------------------------------------------
+
+
+def test_wandb_offline(outputs: Path) -> None:
+    pytest.importorskip("wandb")
+    run(outputs, "logger=wandb", "tags=[first]", "notes=why")
+    (file,) = only_run(outputs, "lora").glob("wandb/offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    for text in (b"lora-mnist", b"first", b"why", b"val/repaired", b"nines: ", b"hidden_sizes"):
+        assert text in content
+
+
+@pytest.mark.slow
+def test_mlflow_in_sqlite(outputs: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    results = run(outputs, "logger=mlflow", "tags=[first]", "figures=true")
+    client = mlflow.MlflowClient(f"sqlite:///{outputs}/mlflow.db")
+    experiment = client.get_experiment_by_name("lora")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.data.metrics["test/errors"] == results["test"]["errors"]
+    assert found.data.params["lora/rank"] == "1"
+    assert found.data.tags["mlflow.note.content"].startswith("nines: ")
+    assert "figures/errors.png" in {
+        f.path for f in client.list_artifacts(found.info.run_id, "figures")
+    }
+
+
+def test_a_sweeps_runs_are_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = composed("train", "stage=lora", "logger=[wandb,mlflow]")
+    assert (cfg.logger.wandb.group, cfg.logger.mlflow.experiment_name) == (None, "lora")
+    hydra = OmegaConf.create({"mode": RunMode.MULTIRUN, "sweep": {"dir": "outputs/multirun/now"}})
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    assert (cfg.logger.wandb.group, cfg.logger.mlflow.experiment_name) == ("now", "now")
