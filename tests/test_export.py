@@ -213,3 +213,27 @@ def test_refuses(outputs: Path, tmp_path: Path, overrides: tuple[str, ...], key:
         run(outputs, *given)
     assert str(caught.value).startswith(f"{key.replace('{tmp}', str(tmp_path))}: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_goes_to_the_hub_as_it_is(
+    lora_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """To a stand-in for the Hub; offline and badly asked for it is refused in a line."""
+    hub = pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
+    options = ("format=hub", f"adapter={lora_run}", "out=me/nines", f"paths.outputs={tmp_path}")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="out=me/nines: expected USER/NAME on the Hugging Face Hub"):
+        export(composed("export", *options))
+    with pytest.raises(UserError, match="scale=0.5: expected 1 with format=hub"):
+        export(composed("export", *options, "scale=0.5"))
+    uploaded: list[Any] = []
+
+    def upload(repo_id: str, folder_path: Path) -> str:
+        uploaded.append((repo_id, {path.name for path in folder_path.iterdir()}))
+        return "https://hub/me/nines"
+
+    monkeypatch.setattr(hub, "create_repo", lambda name, exist_ok: None)
+    monkeypatch.setattr(hub, "upload_folder", upload)
+    assert export(composed("export", *options)) == {"url": "https://hub/me/nines"}
+    files = {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    assert uploaded == [("me/nines", files)]

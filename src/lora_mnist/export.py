@@ -56,7 +56,8 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
     With ``format=adapter`` the adapters alone are written, as one that is their scaled sum, exact
-    or cut to ``cfg.rank``; see :func:`.lora.combine.combine_adapters`.
+    or cut to ``cfg.rank``; see :func:`.lora.combine.combine_adapters`. ``format=hub`` uploads the
+    folder of one adapter, its card included, as it is.
 
     The file is read back, and on the whole test set it must give the predictions of the live
     network and its logits to :data:`TOLERANCE`; otherwise nothing is written. Where there is no
@@ -74,9 +75,11 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: if the written network computes something else than the live one.
     """
-    formats = [*_FORMATS.values(), "adapter"]
+    formats = [*_FORMATS.values(), "adapter", "hub"]
     if cfg.format not in formats:
         raise UserError(f"format={cfg.format}: expected one of {', '.join(formats)}")
+    if cfg.format == "hub":
+        return _push(cfg)
     is_adapter = cfg.format == "adapter"
     if is_adapter and cfg.adapter is None:
         raise UserError("format=adapter: expected adapter=FOLDER, or several")
@@ -145,6 +148,31 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         *(cfg.out, names, f"{len(images):,}", kind, difference),
     )
     return metadata
+
+
+def _push(cfg: DictConfig) -> dict[str, str]:
+    """Upload the folder of ``cfg.adapter`` to the Hugging Face Hub, as the model ``cfg.out``."""
+    for key, default in {"scale": 1, "rank": None}.items():
+        if cfg[key] != default:
+            raise UserError(f"{key}={cfg[key]}: expected {default or 'null'} with format=hub")
+    specs = adapter_specs(with_run(cfg))
+    if len(specs) != 1 or not (specs[0]["path"] / WEIGHTS_NAME).is_file():
+        raise UserError(f"adapter={cfg.adapter}: expected one adapter to upload")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise missing_extra("format=hub", "hub", error) from error
+    folder = specs[0]["path"]
+    try:
+        huggingface_hub.create_repo(cfg.out, exist_ok=True)
+        url = huggingface_hub.upload_folder(repo_id=cfg.out, folder_path=folder)
+    except Exception as error:  # whatever the network's library raises, too
+        raise UserError(
+            f"out={cfg.out}: expected USER/NAME on the Hugging Face Hub, a connection, and a token "
+            f"(hf auth login); {one_line(error)}"
+        ) from error
+    log.info("%s: %s", folder, url)
+    return {"url": str(url)}
 
 
 def _write(

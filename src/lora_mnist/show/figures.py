@@ -136,7 +136,7 @@ def draw_dial(results: Mapping[str, Any]) -> Figure:
     axes.set_ylim(0, 1.1 * max(ys) + 1)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    meaning = "0: the base, 1: the adapter as trained"
+    meaning = "0: off, 1: as trained"
     count = f"{dial['images']:,} validation images"
     axes.set_title(f"the adapter turned up, on {count}\n{meaning}", loc="left")
     return figure
