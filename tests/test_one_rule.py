@@ -68,6 +68,10 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*LORA, "loss.temperature=2"),
         (*LORA, "data.replay=99999999"),
         (*LORA, "data.hardness=1"),
+        (*LORA, "data.mistakes={tmp}/none"),
+        (*LORA, "data.mistakes_test=1"),
+        (*LORA, "data.mistakes={tmp}", "digit=3"),
+        (*LORA, "data.mistakes={tmp}", "digit=weakest"),
         (*LORA, "base_ckpt={tmp}/none.ckpt"),
         (*LORA, "base_ckpt={tmp}"),
         (*LORA, "base_ckpt={tmp}/text.txt"),
@@ -102,6 +106,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         ("images={tmp}/text.txt", "adapter={tmp}/none"),
         ("images={tmp}/text.txt", "base_ckpt={tmp}/none"),
         ("images={tmp}/text.txt", "data.std=0"),
+        ("mistakes={tmp}/new", "images={tmp}/text.txt"),
     ],
     "export.py": [
         ("out=null",),

@@ -76,7 +76,9 @@ _CHOICES = 10
 #: Of cfg.scheduler, what Lightning's loop needs; the rest is the schedule's own.
 _SCHEDULE_KEYS = ("interval", "frequency", "monitor", "strict")
 #: Of cfg.data, what is about training alone.
-TRAINING_KEYS = ("batch_size", "replay", "hardness", "seed", "augment")
+TRAINING_KEYS = (
+    *("batch_size", "replay", "hardness", "seed", "augment", "mistakes", "mistakes_test"),
+)
 
 
 def is_sweep() -> bool:
@@ -134,6 +136,9 @@ def build_data(cfg: DictConfig, stage: str | None, target: Any = None, **changes
     Raises:
         UserError: if a value of ``cfg.data`` cannot be used, or the files are damaged or missing.
     """
+    digit, mistakes = cfg.get("digit"), cfg.data.get("mistakes")
+    if digit is not None and mistakes is not None:
+        raise UserError(f"digit={digit}: expected null, since data.mistakes={mistakes} is learnt")
     with config_group("data"):
         data: ImageDataModule = instantiate(cfg.data, target=target, _convert_="all", **changes)
         if stage is None:
@@ -661,7 +666,7 @@ def build_module(
     hyperparameters |= {"base_sha256": base and base.sha256, "target": data.target}
     hyperparameters |= {"classes": data.classes, "data_sha256": dict(data.sha256)}
     with config_group("loss"):
-        loss = instantiate(cfg.loss, target=data.targets, _convert_="all")
+        loss = instantiate(cfg.loss, _convert_="all")
     lr = cfg.optimizer.lr
     if type(lr) not in (int, float) or not 0 <= lr < float("inf"):
         raise UserError(f"optimizer.lr={lr}: expected a finite number >= 0")
@@ -689,6 +694,7 @@ def build_module(
             optimizer=optimizer,
             lr=float(lr),
             lr_ratio=cfg.optimizer.lr_ratio,
+            replay=data.replay,
             scheduler=scheduler,
             schedule=schedule,
             base_tensors=base.tensors if base and not has_lora(net) else None,
@@ -718,10 +724,13 @@ def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
         )
     distill, target_weight = cfg.loss.get("distill"), cfg.loss.get("target_weight")
     if cfg.stage == "pretrain":
-        for key, value in {"loss.distill": distill, "data.hardness": data.hardness}.items():
+        needs_base = {"loss.distill": distill, "data.hardness": data.hardness}
+        for key, value in {**needs_base, "data.mistakes": data.mistakes}.items():
             if value:
-                raise UserError(f"{key}={value}: expected 0, since stage=pretrain has no base")
-    elif data.replay == 0:
+                raise UserError(
+                    f"{key}={value}: expected 0, or null, since stage=pretrain has no base"
+                )
+    if data.replay == 0:
         if distill and cfg.loss.get("distill_on") in (None, "replay"):
             raise UserError(
                 f"loss.distill={distill}: expected data.replay > 0, or loss.distill_on=target"
@@ -729,7 +738,7 @@ def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
         if target_weight is not None:
             raise UserError(
                 f"loss.target_weight={target_weight}: expected null, or data.replay > 0: without "
-                "replay all images are the target's"
+                "replay no images are weighed against others"
             )
 
 

@@ -1,6 +1,7 @@
 """From pictures to classes: prepare, ask the base and the adapted network, print both."""
 
 import glob
+import hashlib
 import json
 import logging
 from contextlib import nullcontext
@@ -32,7 +33,8 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
 
     Args:
         cfg: a configuration of ``configs/predict.yaml``; it is not changed.
-        run_folder: not used; predictions leave no files but the one that ``cfg.picture`` names.
+        run_folder: not used; predictions leave no files but those that ``cfg.picture`` and
+            ``cfg.mistakes`` name.
 
     Returns:
         For each picture its ``file``, and for ``base`` and ``adapted`` the ``class`` by name, as
@@ -43,8 +45,14 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
         IncompleteError: at the end, if a picture was skipped.
     """
     cfg = with_run(cfg)
-    files = find_pictures(cfg.images)
+    files = find_pictures(cfg.images, with_subfolders=cfg.mistakes is not None)
     data: ImageDataModule = build_data(cfg, None)
+    labels = {}
+    for file in files if cfg.mistakes is not None else ():
+        try:
+            labels[file] = data.class_of_folder(file.resolve().parent.name)
+        except ValueError as error:
+            raise UserError(f"images={file}: {error}, since mistakes={cfg.mistakes}") from error
     net = build_net(cfg)
     load_base(cfg, net)
     has_adapter = bool(load_adapters(cfg, net, data))
@@ -74,6 +82,20 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
                 raise UserError(
                     f"picture={cfg.picture}: expected a picture file to write ({one_line(error)})"
                 ) from error
+        if cfg.mistakes is not None:
+            wrong = [
+                file
+                for file, prediction in zip(images, predictions, strict=True)
+                if prediction["base"]["digit"] != labels[file]
+            ]
+            try:
+                copied = sum(copy_into(Path(str(cfg.mistakes)), file) for file in wrong)
+            except OSError as error:
+                raise UserError(
+                    f"mistakes={cfg.mistakes}: expected a folder to copy to ({one_line(error)})"
+                ) from error
+            message = "the base gets %d of %d pictures wrong: %d copied to %s, %d were there"
+            log.info(message, len(wrong), len(images), copied, cfg.mistakes, len(wrong) - copied)
     if cfg.json:
         print(json.dumps(predictions, indent=2))
     else:
@@ -83,10 +105,30 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
     return predictions
 
 
-def find_pictures(images: Any) -> list[Path]:
+def copy_into(folder: Path, file: Path) -> bool:
+    """Copy a picture to where it lay below ``folder``: into a folder of its class; no bytes change.
+
+    Where another picture has its name there, a part of its SHA-256 makes the name another.
+
+    Returns:
+        Whether it was not there yet.
+    """
+    content = file.read_bytes()
+    place = folder / file.resolve().parent.name / file.name
+    if place.exists() and place.read_bytes() != content:
+        place = place.with_stem(f"{place.stem}-{hashlib.sha256(content).hexdigest()[:16]}")
+    if place.exists():
+        return False
+    with atomic_write(place) as path:
+        path.write_bytes(content)
+    return True
+
+
+def find_pictures(images: Any, with_subfolders: bool = False) -> list[Path]:
     """The files that ``cfg.images`` names: files, folders, patterns, or a list of such.
 
-    Of a folder, those are meant whose names end as a picture's do; subfolders are not searched.
+    Of a folder, those are meant whose names end as a picture's do; its subfolders are searched, not
+    those in them, where ``with_subfolders`` says so.
 
     Raises:
         UserError: if there are none.
@@ -100,7 +142,10 @@ def find_pictures(images: Any) -> list[Path]:
         name = Path(str(pattern))
         if name.is_dir():
             endings = (*IMG_EXTENSIONS, ".gif")
-            found = [path for path in sorted(name.glob("[!.]*")) if path.suffix.lower() in endings]
+            inside = sorted(name.glob("[!.]*"))
+            if with_subfolders:
+                inside += sorted(name.glob("[!.]*/[!.]*"))
+            found = [path for path in inside if path.suffix.lower() in endings]
         elif name.exists():  # a name that is there is meant as it stands, brackets and all
             found = [name]
         else:  # Path.glob takes no absolute pattern

@@ -44,6 +44,14 @@ def sweep_name(otherwise: str | None) -> str | None:
 
 OmegaConf.register_new_resolver("lora_mnist.sweep_name", sweep_name, replace=True)
 
+
+def _unless(other: object, value: object) -> object:
+    """``value``, which gives way where ``other`` is set."""
+    return value if other is None else None
+
+
+OmegaConf.register_new_resolver("lora_mnist.unless", _unless, replace=True)
+
 # What a config inherits with "/any_keys@GROUP" takes keys that no file lists, without a +.
 _any_keys = OmegaConf.create({})
 OmegaConf.set_struct(_any_keys, False)

@@ -228,7 +228,8 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             _info("scale: %g; the adapter is saved so", scale)
         test(module, trainer, data, clock)
         outcomes = dict(module.outcomes)
-        for split, images in {"val": data.val_set, "test": data.test_set}.items():
+        mistakes = dict(zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False))
+        for split, images in {"val": data.val_set, "test": data.test_set, **mistakes}.items():
             if beneath and split in outcomes:  # what it was compared with had these on
                 outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
                 with lora_disabled(net):
@@ -312,10 +313,8 @@ def announce(
         data.require_shares(trainer.world_size)
     if trainer.is_global_zero:
         print_parameters(module.net)
-    count = len(data.train_set)
-    if data.targets is not None:
-        count = int(torch.isin(data.train_set.labels, torch.tensor(data.targets)).sum())
-    settings = (count, data.classes, data.targets, data.replay, data.hardness)
+    count, mistakes = len(data.target_and_others()[0]), bool(data.mistake_sets)
+    settings = (count, data.classes, data.targets, data.replay, data.hardness, mistakes)
     _info("%s", training_sentence(cfg.stage, *settings))
 
 

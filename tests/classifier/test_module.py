@@ -260,7 +260,7 @@ def test_distillation_asks_the_base(
     tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_lora(tiny)
-    loss = Loss(target=0, distill=1.0, distill_on="all")
+    loss = Loss(distill=1.0, distill_on="all")
     module, given = make(tiny, loss=loss), []
     base = module.base
     monkeypatch.setattr(module, "base", lambda images: given.append(images) or base(images))

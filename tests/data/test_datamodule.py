@@ -57,7 +57,7 @@ def test_processes_share_the_test_images_and_count_none_twice() -> None:
     for rank in range(5):
         data.trainer = trainer_of(rank, 5)
         seen += [
-            image.flatten()[0].item() for images, _ in data.test_dataloader() for image in images
+            image.flatten()[0].item() for images, _ in data.test_dataloader()[0] for image in images
         ]
     assert sorted(seen) == list(range(0, 120, 10))
 

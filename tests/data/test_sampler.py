@@ -62,7 +62,7 @@ def test_images_come_in_the_recorded_order(
 
 def test_without_a_seed_every_epoch_has_the_order_of_a_plain_dataloader() -> None:
     indices = torch.arange(30)
-    sampler = TrainingSampler(torch.zeros(30), None, 10, seed=3)
+    sampler = TrainingSampler(torch.zeros(30), indices, indices[:0], 10, seed=3)
     loader = TrainingLoader(ImageTensors(indices, indices), sampler, None, 0)
     generator = torch.Generator().manual_seed(3)
     plain: Any = torch.utils.data.RandomSampler(range(30), generator=generator)
@@ -98,7 +98,7 @@ def test_a_loader_goes_on_from_any_place(
 
     def loader() -> TrainingLoader:
         sampler = TrainingSampler(
-            *(LABELS, targets, 10, replay),
+            *(LABELS, chosen, others, 10, replay),
             seed=5,
             weights=weights,
             rank=processes - 1,
@@ -127,7 +127,7 @@ def test_a_loader_goes_on_from_any_place(
 
 def test_workers_that_read_ahead_change_nothing() -> None:
     def batches(workers: int) -> list[Tensor]:
-        sampler = TrainingSampler(LABELS, [0], 10, 6)
+        sampler = TrainingSampler(LABELS, *split_by_class(LABELS, [0]), 10, 6)
         loader = TrainingLoader(ImageTensors(torch.arange(203), LABELS), sampler, None, workers)
         drawn = [images for images, _ in islice(loader, 2)]  # given up in the middle
         return [*drawn, *(images for images, _ in loader)]
@@ -136,7 +136,7 @@ def test_workers_that_read_ahead_change_nothing() -> None:
 
 
 def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
-    sampler = TrainingSampler(LABELS, [0], 10, 6, repeat=True)
+    sampler = TrainingSampler(LABELS, *split_by_class(LABELS, [0]), 10, 6, repeat=True)
     loader = TrainingLoader(ImageTensors(torch.arange(203), LABELS), sampler, None, 0)
     first, second = ([images for images, _ in loader] for _ in range(2))
     assert all(map(torch.equal, first, second))
@@ -146,9 +146,10 @@ def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
 def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int) -> None:
     others = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = torch.cat([torch.full((60,), 9), others])
-    shares = [TrainingSampler(labels, [9], 2, 2 * count, rank=r, processes=2) for r in (0, 1)]
+    parts = split_by_class(labels, [9])
+    shares = [TrainingSampler(labels, *parts, 2, 2 * count, rank=r, processes=2) for r in (0, 1)]
     drawn: list[int] = []
-    for whole, *halves in zip(TrainingSampler(labels, [9], 2, 2 * count), *shares, strict=True):
+    for whole, *halves in zip(TrainingSampler(labels, *parts, 2, 2 * count), *shares, strict=True):
         dealt = torch.tensor([half[1:] for half in halves]).t().flatten()
         assert dealt.tolist() == whole[2:]
         drawn += whole[2:]

@@ -17,7 +17,7 @@ from lora_mnist import add_lora
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import DrawWeights, ImageTensors
-from lora_mnist.data.sampler import TrainingLoader, TrainingSampler
+from lora_mnist.data.sampler import TrainingLoader, TrainingSampler, split_by_class
 from lora_mnist.disk.checkpoint import (
     LAST,
     AtomicCheckpointIO,
@@ -41,7 +41,8 @@ class Data(LightningDataModule):
         count = 53 if targets is None else int((targets[0] == LABELS).sum())
         weights = DrawWeights(1.0 + torch.arange(count), 1.0 + torch.arange(53 - count))
         self.make = partial(
-            TrainingSampler, LABELS, targets, 5, replay, weights=weights if weighted else None
+            *(TrainingSampler, LABELS, *split_by_class(LABELS, targets), 5, replay),
+            weights=weights if weighted else None,
         )
 
     def train_dataloader(self) -> TrainingLoader:
@@ -108,7 +109,7 @@ def fit(
     if lora:
         add_lora(net, rank=2, dropout=0.2, base_dropout=True).train()
     module = ClassifierModule(
-        net, 3, loss=Loss(targets, **(loss or {})), lr=0.01, scheduler=scheduler
+        net, 3, loss=Loss(**(loss or {})), lr=0.01, replay=replay, scheduler=scheduler
     )
     torch.manual_seed(7)
     trainer = Trainer(

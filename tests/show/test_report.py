@@ -2,10 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.runs import write_run
+from helpers.runs import outcome, repaired, write_run
 
 from lora_mnist.disk.predictions import PREDICTIONS_FILE
 from lora_mnist.show.report import make_report
+from lora_mnist.show.tables import results_text
 
 
 @pytest.mark.parametrize("stage", ["lora", "finetune", "pretrain"])
@@ -22,6 +23,14 @@ def test_a_report_of_each_stage(tmp_path: Path, stage: str) -> None:
     assert page.count('<tr class="mark"><td>dog</td>') == (stage != "pretrain")
     advice = "<code>experiment=repair digit=dog</code> repairs them."
     assert (advice in page) == (stage == "pretrain")
+
+
+def test_mistakes_are_in_the_table_and_in_the_report(tmp_path: Path) -> None:
+    learnt = {"mistakes": repaired([9], [0], [8], 9), "mistakes_base": outcome([9], 9)}
+    found = write_run(tmp_path, digit=None, **learnt)
+    assert "mistakes learnt: right 0 → 8 of 9" in make_report(tmp_path).read_text()
+    assert "held out" not in results_text(found)
+    assert "│ learnt   │                   0 │         8 │      9 │" in results_text(found)
 
 
 def test_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> None:

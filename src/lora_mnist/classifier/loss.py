@@ -1,7 +1,6 @@
 """What fine-tuning minimises: losses of single images, and their mean over a batch."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +65,7 @@ def weighted_mean(losses: Tensor, is_target: Tensor, target_weight: float) -> Te
 
     Args:
         losses: loss of each image, shape (N,).
-        is_target: whether it is of a class to repair, bool, shape (N,).
+        is_target: whether it is one to learn from, not a replayed one; bool, shape (N,).
         target_weight: share of the target's images, from 0 to 1.
 
     Returns:
@@ -84,12 +83,11 @@ class Loss(nn.Module):
     ``mean over images of fit(z, y) + distill * [image is distilled] * distillation(z, z_base)``
 
     Args:
-        target: the class to repair, or several; ``None`` where all are trained.
         fit: "cross_entropy" or "hinge".
         margin: of :func:`hinge`, >= 0; ``None``: 1.
         distill: weight of :func:`distillation`, >= 0; 0 leaves it out.
-        distill_on: "replay" distils on images of other classes than ``target``, "target" on those
-            of ``target``, "all" on both; ``None``: "replay".
+        distill_on: "replay" distils on the replayed images, "target" on those to learn from,
+            "all" on both; ``None``: "replay".
         temperature: of :func:`distillation`, > 0; ``None``: 1.
         target_weight: see :func:`weighted_mean`; ``None``: each image counts alike.
 
@@ -100,11 +98,8 @@ class Loss(nn.Module):
         ValueError: if an argument is out of range, or would have no effect.
     """
 
-    target: Tensor
-
     def __init__(
         self,
-        target: int | Sequence[int] | None = None,
         fit: str = "cross_entropy",
         margin: float | None = None,
         distill: float = 0.0,
@@ -128,9 +123,8 @@ class Loss(nn.Module):
         if distill == 0 and (distill_on is not None or temperature is not None):
             given = f"distill_on={distill_on}" if distill_on else f"temperature={temperature}"
             raise ValueError(f"{given}: expected null, since distill=0 distils nothing")
-        if target_weight is not None and (target is None or target_weight > 1):
-            needed = "a number from 0 to 1" if target is not None else "null, since digit=null"
-            raise ValueError(f"target_weight={target_weight}: expected {needed}")
+        if target_weight is not None and target_weight > 1:
+            raise ValueError(f"target_weight={target_weight}: expected a number from 0 to 1")
         self.fit = fit
         self.margin = 1.0 if margin is None else float(margin)
         self.distill = float(distill)
@@ -138,18 +132,19 @@ class Loss(nn.Module):
         self.temperature = 1.0 if temperature is None else float(temperature)
         self.target_weight = target_weight
         self.needs_base = distill > 0
-        targets = [target] if isinstance(target, int) else list(target or [])
-        # On the device with the network: no copy in every step.
-        self.register_buffer("target", torch.tensor(targets, dtype=torch.int64), persistent=False)
 
-    def forward(self, logits: Tensor, labels: Tensor, base_logits: Tensor | None) -> Tensor:
+    def forward(
+        self, logits: Tensor, labels: Tensor, base_logits: Tensor | None, replayed: int = 0
+    ) -> Tensor:
         """The loss of a batch, a scalar.
 
         Args:
             logits: what the network gives, shape (N, num_classes).
             labels: int64, shape (N,).
             base_logits: what the base gives, where ``needs_base``.
+            replayed: so many images, the last of the batch, are replayed.
         """
+        is_target = torch.arange(len(labels), device=labels.device) < len(labels) - replayed
         if self.fit == "hinge":
             losses = hinge(logits, labels, self.margin)
         else:
@@ -157,9 +152,8 @@ class Loss(nn.Module):
         if base_logits is not None:
             distilled = distillation(logits, base_logits, self.temperature)
             if self.distill_on != "all":
-                is_target = torch.isin(labels, self.target)
                 distilled = distilled * (is_target == (self.distill_on == "target"))
             losses = losses + self.distill * distilled
         if self.target_weight is None:
             return losses.mean()
-        return weighted_mean(losses, torch.isin(labels, self.target), self.target_weight)
+        return weighted_mean(losses, is_target, self.target_weight)

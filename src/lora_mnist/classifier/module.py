@@ -26,6 +26,8 @@ from lora_mnist.lora import (
 BaseLogits = dict[str, list[Tensor | None]]
 #: With more layers the adapter's size is logged as a whole.
 _MOST_LAYERS = 8
+#: What a test counts: the test images, and perhaps mistakes, learnt and held out; a loader each.
+_TESTS = ("test", "mistakes", "mistakes_test")
 #: Where a checkpoint has weights: with Lightning's weight averaging the average stands in
 #: ``state_dict``, and what training goes on from beside it.
 _STATES = ("state_dict", "current_model_state")
@@ -46,6 +48,7 @@ class ClassifierModule(LightningModule):
         optimizer: makes the optimizer from the parameters to train and ``lr``.
         lr: learning rate.
         lr_ratio: of :func:`lora_mnist.lora.loraplus`; finite and > 0.
+        replay: images at the end of each training batch that are replayed, over all processes.
         scheduler: makes the schedule of the learning rate from the optimizer; ``None`` for a
             constant rate.
         schedule: when it is stepped, as Lightning's ``lr_scheduler`` has it; ``None``: once a
@@ -79,6 +82,7 @@ class ClassifierModule(LightningModule):
         optimizer: Callable[..., Optimizer] = torch.optim.Adam,
         lr: float = 1e-3,
         lr_ratio: float = 1.0,
+        replay: int = 0,
         scheduler: Callable[[Optimizer], Any] | None = None,
         schedule: Mapping[str, Any] | None = None,
         base_tensors: Mapping[str, Tensor] | None = None,
@@ -98,13 +102,14 @@ class ClassifierModule(LightningModule):
         self.optimizer = optimizer
         self.lr = lr
         self.lr_ratio = lr_ratio
+        self.replay = replay
         self.scheduler = scheduler
         self.schedule = schedule or {"interval": "step"}
         self.has_lora = has_lora(net)
         self.base_tensors, self.adapter = base_tensors, adapter
         self.class_names, self.targets = list(class_names), targets
         self.evaluations = nn.ModuleDict(
-            {s: Evaluation(num_classes, keep_predictions=s == "test") for s in ("val", "test")}
+            {s: Evaluation(num_classes, keep_predictions=s == "test") for s in ("val", *_TESTS)}
         )
         self.predictions: dict[str, Tensor] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
@@ -144,7 +149,8 @@ class ClassifierModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         base_logits = self.base(images) if self.loss.needs_base else None
-        loss: Tensor = self.loss(self(images), labels, base_logits)
+        replayed = self.replay // self.trainer.world_size
+        loss: Tensor = self.loss(self(images), labels, base_logits, replayed)
         self.loss_sum = self.loss_sum + loss.detach().float()
         self.loss_count += 1
         return loss
@@ -170,11 +176,12 @@ class ClassifierModule(LightningModule):
         self._conclude("val")
         self.validated_at = self.global_step
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch, batch_idx)
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(_TESTS[dataloader_idx], batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        self._conclude("test")
+        for split in _TESTS[: len(self.trainer.num_test_batches)]:
+            self._conclude(split)
 
     def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
         images, labels = batch

@@ -1,5 +1,6 @@
 """Images of classes as a Lightning DataModule, wherever they come from."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lora_mnist.data.augment import augmented
+from lora_mnist.data.mistakes import WithMistakes, read_mistakes
 from lora_mnist.data.sampler import (
     Batch,
     DrawWeights,
     Images,
+    ImageTensors,
     TrainingLoader,
     TrainingSampler,
     as_batched,
@@ -40,10 +43,13 @@ class ImageDataModule(LightningDataModule):
         classes: what the classes are called; a label is an index into this list.
         channels: of the images.
         target: train on this class, or these classes, alone, each by number or by name; ``None``
-            for all of them.
+            for all of them, and where there are ``mistakes``.
         batch_size: training images a step, over all processes together.
         replay: images of the other classes that accompany each batch, over all processes together,
-            evenly over the classes; 0 where ``target`` is ``None``.
+            evenly over the classes; 0 where all are trained on; of all classes beside ``mistakes``.
+        mistakes: a folder of pictures, one subfolder a class: train on these alone; see
+            :func:`~lora_mnist.data.mistakes.read_mistakes`.
+        mistakes_test: share of ``mistakes`` that is held out; from 0 to below 1.
         hardness: share of the draw of training images that follows how likely a network is to err
             on them, see :meth:`rate`; from 0, all images alike, to below 1.
         eval_batch_size: images a step in validation and test, per process.
@@ -67,6 +73,7 @@ class ImageDataModule(LightningDataModule):
             alike. Set by whoever wants them.
         train_set: images of all classes to train on. val_set, test_set: to evaluate on. Filled by
             :meth:`setup`.
+        mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
         sha256: of all the images and labels that were read for them, by part, in hexadecimal.
 
     Raises:
@@ -87,6 +94,8 @@ class ImageDataModule(LightningDataModule):
         target: Target = None,
         batch_size: int = 10,
         replay: int = 0,
+        mistakes: str | Path | None = None,
+        mistakes_test: float = 0.2,
         hardness: float = 0.0,
         eval_batch_size: int = 1000,
         num_workers: int = 0,
@@ -101,11 +110,14 @@ class ImageDataModule(LightningDataModule):
         self.targets = class_numbers(target, self.classes)
         self.batch_size = checked_int("batch_size", batch_size, least=1)
         self.replay = checked_int("replay", replay)
-        if replay and self.targets is None:
+        self.mistakes = None if mistakes is None else Path(str(mistakes)).expanduser()
+        self.mistake_sets: list[ImageTensors] = []
+        if replay and self.targets is None and mistakes is None:
             raise ValueError(f"replay={replay}: expected 0, since all classes are trained on")
-        if type(hardness) not in (int, float) or not 0 <= hardness < 1:
-            raise ValueError(f"hardness={hardness}: expected a number from 0 to below 1")
-        self.hardness = hardness
+        for key, share in {"hardness": hardness, "mistakes_test": mistakes_test}.items():
+            if type(share) not in (int, float) or not 0 <= share < 1:
+                raise ValueError(f"{key}={share}: expected a number from 0 to below 1")
+        self.hardness, self.mistakes_test = hardness, mistakes_test
         self.eval_batch_size = checked_int("eval_batch_size", eval_batch_size, least=1)
         self.num_workers = checked_int("num_workers", num_workers)
         self.mean = _checked_channelwise("mean", mean, channels, least=0, most=1)
@@ -151,11 +163,21 @@ class ImageDataModule(LightningDataModule):
                 there are.
         """
         self.measure()
+        if self.mistakes is not None and not self.mistake_sets:
+            self.mistake_sets = read_mistakes(
+                self.mistakes, self.class_of_folder, self.read_picture, self.mistakes_test
+            )
+            for part, images in zip(("mistakes", "mistakes_test"), self.mistake_sets, strict=True):
+                digest = hashlib.sha256(images.images.numpy().data)
+                digest.update(images.labels.numpy().data)
+                self.sha256[part] = digest.hexdigest()
         if stage == "test":
             self.test_set = self.test_images()
             return
         self.train_set, self.val_set = self.training_images()
-        target, others = split_by_class(self.train_set.labels, self.targets)
+        if self.mistake_sets:
+            self.train_set = WithMistakes(self.train_set, self.mistake_sets[0])
+        target, others = self.target_and_others()
         if not len(target):
             raise ValueError(f"target={self.target}: expected a class with training images")
         if self.replay > len(others):
@@ -163,6 +185,30 @@ class ImageDataModule(LightningDataModule):
                 f"replay={self.replay}: expected at most {len(others)}, the training images of "
                 "other classes"
             )
+
+    def target_and_others(self) -> Batch:
+        """Indices into ``train_set``: of the images to learn from, and of those to replay.
+
+        Images of ``target`` and of the other classes; or mistakes and all training images.
+        """
+        if self.mistake_sets:
+            count = len(self.train_set) - len(self.mistake_sets[0])
+            return torch.arange(count, len(self.train_set)), torch.arange(count)
+        return split_by_class(self.train_set.labels, self.targets)
+
+    def class_of_folder(self, name: str) -> int:
+        """The class that a folder of pictures is named after: ``9``, ``nine`` or ``cat``.
+
+        Raises:
+            ValueError: if it is named after none.
+        """
+        try:
+            numbers = class_numbers([int(name) if name.isdecimal() else name], self.classes) or []
+        except ValueError as error:
+            raise ValueError(
+                f"expected folders named after classes, such as {self.short_names[0]}, not {name}"
+            ) from error
+        return numbers[0]
 
     def measure(self) -> None:
         """Set ``mean`` and ``std`` to those of the training images, where they are ``None``.
@@ -234,7 +280,7 @@ class ImageDataModule(LightningDataModule):
             net: from normalised images to logits, in the mode that it is used in, on ``device``.
             device: where to compute.
         """
-        target, others = split_by_class(self.train_set.labels, self.targets)
+        target, others = self.target_and_others()
         chosen = torch.cat([target, others]) if self.replay else target
         errors = torch.zeros(len(self.train_set), dtype=torch.float64)
         for indices in torch.split(chosen, self.eval_batch_size):
@@ -265,7 +311,7 @@ class ImageDataModule(LightningDataModule):
         replay_seed = torch.initial_seed() if self.seed is None else self.seed
         sampler = TrainingSampler(
             self.train_set.labels,
-            self.targets,
+            *self.target_and_others(),
             self.batch_size,
             self.replay,
             seed=plain_seed() if self.seed is None else self.seed,
@@ -290,9 +336,10 @@ class ImageDataModule(LightningDataModule):
         """The held-out images in order; nothing where there are none."""
         return self._eval_dataloader(self.val_set) if len(self.val_set) else []
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """The whole test set in order."""
-        return self._eval_dataloader(self.test_set)
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
+        """The whole test set in order; behind it mistakes, those learnt and those held out."""
+        sets = [self.test_set, *(images for images in self.mistake_sets if len(images))]
+        return [self._eval_dataloader(images) for images in sets]
 
     def _eval_dataloader(self, images: Images) -> DataLoader[Batch]:
         sampler = None

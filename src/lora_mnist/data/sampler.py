@@ -101,9 +101,10 @@ class TrainingSampler(Sampler[list[int]]):
 
     Args:
         labels: of the training set, int64, shape (N,).
-        targets: learn from these classes and replay the others; ``None``: learn from all.
+        target: indices of the images to learn from.
+        others: indices of the images to replay.
         batch_size: images to learn from in a step, over all processes together.
-        replay: images of other classes in a step, over all processes together.
+        replay: of ``others`` in a step, over all processes together.
         seed: of the order of the images to learn from.
         replay_seed: of the stream of replayed images.
         weights: with which images are drawn, see :func:`weigh`; ``None``: all alike.
@@ -119,7 +120,8 @@ class TrainingSampler(Sampler[list[int]]):
     def __init__(
         self,
         labels: Tensor,
-        targets: Sequence[int] | None,
+        target: Tensor,
+        others: Tensor,
         batch_size: int,
         replay: int = 0,
         *,
@@ -131,7 +133,7 @@ class TrainingSampler(Sampler[list[int]]):
         repeat: bool = False,
     ) -> None:
         self.labels = labels
-        self.target, self.others = split_by_class(labels, targets)
+        self.target, self.others = target, others
         self.weights = weights or DrawWeights(torch.empty(0), None)
         self.share, self.replay = batch_size // processes, replay
         self.seed, self.replay_seed, self.repeat = seed, replay_seed, repeat

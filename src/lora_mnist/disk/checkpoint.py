@@ -36,7 +36,7 @@ RUN_FILE = "run.json"
 _FREE = (
     *("resume", "figures", "require", "run_name", "tags", "notes"),
     *("paths.", "sweep.", "logger.", "hydra."),
-    *("callbacks.checkpoint.", "base_ckpt", "data.data_dir"),
+    *("callbacks.checkpoint.", "base_ckpt", "data.data_dir", "data.mistakes"),
 )
 #: How far to train: as far as before, or farther.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
@@ -287,9 +287,10 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
             goes_farther = True
             continue
         if key.startswith("data_sha256"):
+            key = "data.mistakes" if "mistakes" in key else "data.data_dir"
             raise UserError(
-                f"data.data_dir={settings.get('data.data_dir')}: its images have changed; expected "
-                f"those of resume={resume}"
+                f"{key}={settings.get(key)}: its images have changed; expected those of "
+                f"resume={resume}"
             )
         if {} in (old, new):  # a group without keys, such as scheduler=constant
             key = f"{key}._target_"

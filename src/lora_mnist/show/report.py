@@ -11,7 +11,13 @@ from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import program
 from lora_mnist.show.figures import draw_run
-from lora_mnist.show.verdict import confusions, started_from, targets_of, verdict
+from lora_mnist.show.verdict import (
+    confusions,
+    mistakes_of,
+    started_from,
+    targets_of,
+    verdict,
+)
 
 REPORT_FILE = "report.html"
 
@@ -52,6 +58,7 @@ def make_report(folder: Path) -> Path:
         chance_text=chance_text,
         level=LEVEL,
         wilson=wilson,
+        mistakes=mistakes_of(results),
         has_predictions=predictions is not None,
         figures=figures,
         overrides=(hydra / "overrides.yaml").read_text() if has_config else "",

@@ -21,6 +21,7 @@ from lora_mnist.lora import base_state_dict, lora_adapters, trainable_parameters
 from lora_mnist.show.verdict import (
     Phrase,
     confusions,
+    mistakes_of,
     short_name,
     started_from,
     targets_of,
@@ -127,6 +128,13 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
         splits = {"base": base, **results["each"], "all adapters": test}
         columns = {name: outcome["errors_per_class"] for name, outcome in splits.items()}
         parts.append(_class_table(results, "errors with", columns))
+    if mistakes := mistakes_of(results):
+        table = Table("mistakes", "right with the base", "right now", "images")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name, counts in mistakes.items():
+            table.add_row(name, *map(str, counts))
+        parts.append(table)
     return [*parts, *confused, verdict_line]
 
 

@@ -31,7 +31,7 @@ def verdict(results: Mapping[str, Any]) -> list[Phrase]:
         return []
     if "test_base" not in results:
         return _weakness(results)
-    changes, judgement = _changes(results), _judgement(results)
+    changes, judgement = _mended(results) + _changes(results), _judgement(results)
     if judgement[0].mood == "bad":
         changes = [p._replace(mood="plain") if p.mood == "good" else p for p in changes]
     return changes + judgement
@@ -88,6 +88,7 @@ def training_sentence(
     targets: Sequence[int] | None,
     replay: int = 0,
     hardness: float = 0.0,
+    are_mistakes: bool = False,
 ) -> str:
     """What a run is about to train, and on what; the line at its start.
 
@@ -96,14 +97,16 @@ def training_sentence(
         images: training images, of ``targets`` alone where there are any.
         classes: what the classes are called.
         targets: the classes to repair, by number; ``None`` for all.
-        replay: images of the other classes that accompany each step.
+        replay: images of the other classes, or of all beside mistakes, that accompany each step.
         hardness: above 0, hard images are drawn more often.
+        are_mistakes: whether the images are those of a folder of mistakes.
     """
     trained = {"pretrain": "a base", "lora": "an adapter"}.get(stage, "the base's own weights")
     what = named(classes, targets) if targets else f"images of {len(classes)} classes"
-    what = f"{images:,} {what}"
+    what = f"{images:,} {'mistakes' if are_mistakes else what}"
     if replay:
-        what += f" and {replay:,} replayed images of {_others(classes)} a step"
+        of = "all classes" if are_mistakes else _others(classes)
+        what += f" and {replay:,} replayed images of {of} a step"
     return f"training {trained} on {what}{', hard ones preferred' if hardness else ''}"
 
 
@@ -170,6 +173,30 @@ def _digit(classes: Sequence[str], numbers: Sequence[int]) -> str:
     return quoted(f"digit={values[0]}" if len(values) == 1 else f"digit=[{','.join(values)}]")
 
 
+def mistakes_of(results: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Mistakes learnt and held out: right with the base, right now, and how many there are."""
+    counts = {}
+    for split, name in (("mistakes", "learnt"), ("mistakes_test", "held out")):
+        if f"{split}_base" in results:
+            total = sum(results[split]["images_per_class"])
+            before, after = (total - results[s]["errors"] for s in (f"{split}_base", split))
+            counts[name] = (before, after, total)
+    return counts
+
+
+def _mended(results: Mapping[str, Any]) -> list[Phrase]:
+    """How many mistakes are right before and after; empty where there are none."""
+    phrases = []
+    splits = ("mistakes", "mistakes_test")
+    for (name, counts), split in zip(mistakes_of(results).items(), splits, strict=False):
+        before, after, total = counts
+        is_chance = mcnemar(results[split]["repaired"], results[split]["broken"]) > LEVEL
+        mood = "plain" if is_chance else "good" if after > before else "bad"
+        text = f"mistakes {name}: {before:,} right -> {after:,} of {total:,};"
+        phrases.append(Phrase(text, mood))
+    return phrases
+
+
 def _changes(results: Mapping[str, Any]) -> list[Phrase]:
     """Errors before and after: on the classes to repair and the others, or where most changed."""
     classes, test = results["classes"], results["test"]
@@ -193,7 +220,8 @@ def _changes(results: Mapping[str, Any]) -> list[Phrase]:
         if rest := [c for c in range(len(classes)) if c not in targets]:
             phrases.append(change(_others(classes), rest, ""))
     else:
-        phrases = [change("all classes", range(len(classes)), " errors")]
+        name = "test images" if mistakes_of(results) else "all classes"
+        phrases = [change(name, range(len(classes)), " errors")]
         changes = [end - start for start, end in zip(before, after, strict=True)]
         for most, word, mood in ((min(changes), "better", "good"), (max(changes), "worse", "bad")):
             c = changes.index(most)
@@ -226,6 +254,8 @@ def _judgement(results: Mapping[str, Any]) -> list[Phrase]:
     elif sum(changes) < 0:
         left = f"{sum(after):,} of {sum(before):,} errors left."
         return [Phrase(left if sum(after) else "no error is left.", "good")]
+    elif mistakes_of(results):
+        said = [Phrase(f"mending them cost {sum(changes):,} test errors.")]
     else:
         said = [Phrase("the repair did more harm than good.", "bad")]
     said += _dial(results)

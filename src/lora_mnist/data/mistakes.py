@@ -1,0 +1,87 @@
+"""A folder of mistakes: pictures that came back wrong, in a subfolder for each right class."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lora_mnist.data.sampler import Batch, Images, ImageTensors
+from lora_mnist.errors import one_line
+
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
+
+
+class WithMistakes(Dataset[Batch]):
+    """Training images, and behind them mistakes to learn from.
+
+    Args:
+        images: the training images, in memory or on the disk.
+        mistakes: in the form of ``images``.
+    """
+
+    def __init__(self, images: Images, mistakes: ImageTensors) -> None:
+        self.images, self.mistakes = images, mistakes
+        self.labels = torch.cat([images.labels, mistakes.labels])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        index, count = torch.tensor(indices, dtype=torch.int64), len(self.images)
+        is_mistake = index >= count
+        images = self.mistakes.images.new_empty(len(index), *self.mistakes.images.shape[1:])
+        images[is_mistake] = self.mistakes.images[index[is_mistake] - count]
+        if not is_mistake.all():
+            images[~is_mistake] = self.images.__getitems__(index[~is_mistake].tolist())[0]
+        return images, self.labels[index]
+
+
+def read_mistakes(
+    folder: Path,
+    class_of: Callable[[str], int],
+    read_picture: Callable[[Path], Tensor],
+    test_share: float,
+) -> list[ImageTensors]:
+    """The mistakes in ``folder`` to learn from, and those held out.
+
+    The pictures come in the order of their SHA-256, and the first are held out. So names do not
+    matter, a picture that is there twice counts once, and further pictures change the choice
+    little. One that cannot be read is named in the log and left out.
+
+    Args:
+        folder: holds a folder for each class, named after it.
+        class_of: the class that such a name stands for; raises ValueError if it is none.
+        read_picture: a picture as an image, uint8, (channels, height, width); raises ValueError.
+        test_share: how many are held out: a share of all, and one at least; 0 for none.
+
+    Raises:
+        ValueError: if there are no pictures, or none is left to learn from.
+    """
+    pictures: dict[tuple[str, int], Tensor] = {}
+    for path in sorted(folder.glob("[!.]*/[!.]*")):
+        try:
+            label = class_of(path.parent.name)
+        except ValueError as error:
+            raise ValueError(f"mistakes={folder}: {error}") from error
+        try:
+            image = read_picture(path)
+        except ValueError as error:
+            _warn("%s: skipped: %s", one_line(path), one_line(error))
+            continue
+        pictures[hashlib.sha256(path.read_bytes()).hexdigest(), label] = image
+    count = max(1, round(test_share * len(pictures))) if test_share else 0
+    if count >= len(pictures):
+        raise ValueError(
+            f"mistakes={folder}: expected more pictures, in a folder for each class, than the "
+            f"{count} to hold out; found {len(pictures)}"
+        )
+    order = sorted(pictures)
+    images = torch.stack([pictures[key] for key in order])
+    labels = torch.tensor([label for _, label in order], dtype=torch.int64)
+    learnt = ImageTensors(images[count:], labels[count:])
+    return [learnt, ImageTensors(images[:count], labels[:count])]

@@ -1,0 +1,111 @@
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from helpers.commands import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from lora_mnist.data import FolderDataModule, ImageTensors, MNISTDataModule
+from lora_mnist.data.mistakes import WithMistakes, read_mistakes
+
+
+def write(folder: Path, names: dict[str, int]) -> Path:
+    """Pictures of one grey each, by their names."""
+    for name, grey in names.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numpy.full((4, 4), grey, dtype=numpy.uint8)).save(path)
+    return folder
+
+
+def grey(path: Path) -> Tensor:
+    if path.suffix == ".txt":
+        raise ValueError("no readable picture")
+    return torch.from_numpy(numpy.array(Image.open(path)))[None]
+
+
+def read(folder: Path, share: float = 0.2) -> list[dict[int, int]]:
+    """Labels by grey: of the mistakes to learn from, and of those held out."""
+    sets = read_mistakes(folder, ["cat", "dog"].index, grey, share)
+    return [
+        dict(zip(of.images[:, 0, 0, 0].tolist(), of.labels.tolist(), strict=True)) for of in sets
+    ]
+
+
+def test_a_share_is_held_out_by_content_and_names_do_not_matter(tmp_path: Path) -> None:
+    greys = {f"{'cat' if n < 20 else 'dog'}/{n}.png": n for n in range(40)}
+    learnt, held_out = read(write(tmp_path / "one", greys))
+    assert (len(learnt), len(held_out)) == (32, 8)
+    assert learnt | held_out == {n: int(n >= 20) for n in range(40)}
+    others = {name.replace("/", "/other_"): n for name, n in greys.items()}
+    twice = write(write(tmp_path / "two", others), greys)
+    assert read(twice) == [learnt, held_out]
+    # Two more pictures move at most one of the others.
+    more, _ = read(write(twice, {"cat/a.png": 100, "dog/b.png": 101}))
+    assert len(more.keys() & learnt.keys()) >= len(learnt) - 1
+
+
+@pytest.mark.parametrize(("share", "count"), [(0, 0), (0.01, 1), (0.5, 2)])
+def test_one_at_least_is_held_out(tmp_path: Path, share: float, count: int) -> None:
+    write(tmp_path, {f"cat/{n}.png": n for n in range(4)})
+    assert len(read(tmp_path, share)[1]) == count
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, {"cat/1.png": 1, "dog/2.png": 2})
+    (tmp_path / "cat" / "notes.txt").write_text("no picture")
+    (tmp_path / "cat" / ".hidden").write_text("no picture")
+    assert read(tmp_path, 0)[0] == {1: 0, 2: 1}
+    (message,) = caplog.messages
+    assert message == f"{tmp_path}/cat/notes.txt: skipped: no readable picture"
+
+
+@pytest.mark.parametrize("names", [[], ["cow/1.png"], ["1.png"], ["cat/1.png"]])
+def test_refuses_a_folder_without_mistakes_to_learn(tmp_path: Path, names: list[str]) -> None:
+    write(tmp_path, dict.fromkeys(names, 1))
+    with pytest.raises(ValueError, match=f"mistakes={tmp_path}: "):
+        read(tmp_path)
+
+
+@given(indices=st.lists(st.integers(0, 11), max_size=20))
+def test_mistakes_stand_behind_the_training_images(indices: list[int]) -> None:
+    numbers = torch.arange(12)
+    images = numbers.to(torch.uint8)[:, None, None, None]
+    whole = WithMistakes(
+        ImageTensors(images[:8], numbers[:8]), ImageTensors(images[8:], numbers[8:])
+    )
+    batch, labels = whole.__getitems__(indices)
+    assert batch.flatten().tolist() == labels.tolist() == indices
+
+
+def test_a_batch_has_mistakes_first_and_replays_all_classes(
+    make_photos: Any, tmp_path: Path
+) -> None:
+    root = make_photos({"cat": 20, "dog": 20}, size=(4, 4))
+    write(tmp_path / "wrong", {f"cat/{n}.png": n for n in range(5)})
+    settings: dict[str, Any] = {"mistakes": tmp_path / "wrong", "batch_size": 3, "replay": 4}
+    for in_memory in (True, False):
+        data = FolderDataModule(root, in_memory=in_memory, **settings)
+        data.prepare_data()
+        data.setup("fit")
+        batches = [(images, labels) for images, labels in data.train_dataloader()]
+        assert [len(labels) for _, labels in batches] == [7, 5]  # the last has one mistake left
+        for images, labels in batches:
+            mistakes = len(labels) - 4
+            assert labels[mistakes:].tolist() == [0, 1, 0, 1]
+            assert labels[:mistakes].tolist() == [0] * mistakes
+            assert (images[:mistakes] == images[:mistakes, :1, :1, :1]).all()  # of one grey
+        data.setup("test")
+        assert [len(loader.dataset) for loader in data.test_dataloader()] == [4, 4, 1]  # type: ignore[arg-type]
+
+
+def test_folders_are_named_as_classes_are() -> None:
+    data = MNISTDataModule(data_dir=ROOT / "data")
+    assert [data.class_of_folder(name) for name in ("9", "nine", "9 - nine")] == [9, 9, 9]
+    with pytest.raises(ValueError, match="named after classes, such as 0, not 10"):
+        data.class_of_folder("10")
