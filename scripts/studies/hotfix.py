@@ -1,62 +1,39 @@
 """What a hotfix from a folder of mistakes is worth, beside a weighted fine-tuning in plain PyTorch.
 
-    python scripts/studies/hotfix.py                     # the table of docs/hotfix.md
-    python scripts/studies/hotfix.py pictures incoming   # slanted digits, incoming/<digit>/*.png
+    python scripts/studies/hotfix.py   # the table of docs/hotfix.md
 
-Each base, used for nothing else, gets 500 slanted, turned or thick digits, made of validation
-images. Those that it gets wrong are its mistakes; half are learnt. The example's own classifier
-gets photos/val. Runs are kept in outputs/repair_study; called again, it does what is missing.
+Three kinds of corrupted digits on three bases that nothing else uses, and the example's own
+classifier. Runs are kept in outputs/repair_study; called again, it does what is missing.
 """
 
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import torch
+from hotfix_pictures import make_pictures
 from jobs import OUTPUT, PROJECT, Base, Settings, composed, overrides, run
-from PIL import Image, ImageFilter
 from repair_table import fill
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lora_mnist import load_adapter
 from lora_mnist.config import build_data, build_net
-from lora_mnist.data import ImageDataModule, Images, load_images
+from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.data.mistakes import read_mistakes
 from lora_mnist.disk.base import read_base
 
-PAGE = PROJECT / "docs" / "hotfix.md"
-SLANT = (1, 0.8, -45, 0, 1, 0)  # x + 0.8 y - 45
-KINDS: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "slanted": lambda p: p.transform(p.size, Image.Transform.AFFINE, SLANT, fillcolor=255),
-    "turned by 30 degrees": lambda p: p.rotate(30, fillcolor=255),
-    "thick": lambda p: p.filter(ImageFilter.MinFilter(9)),
-}
-#: A network with five epochs behind it: further training alone mends little.
-MNIST: Settings = {"net.hidden_sizes": [300, 100]}
+FOLDER = OUTPUT / "hotfix"
+METHODS = ("base", "hotfix", "weighted fine-tuning", "without the mistakes")
+NET: Settings = {"net.hidden_sizes": [300, 100]}
 PRETRAIN: Settings = {"data.batch_size": 100, "trainer.max_epochs": 5}
 
 
-def make_pictures(folder: Path, change: Callable[[Image.Image], Image.Image]) -> None:
-    """Write 500 validation images as black on white PNG files, four times their size."""
-    images, labels = load_images("MNIST", PROJECT / "data", train=True)
-    for number in range(55_000, 55_500):
-        picture = Image.fromarray(255 - images[number, 0].numpy()).resize((112, 112))
-        path = folder / str(int(labels[number])) / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        change(picture).save(path)
-
-
 def fine_tune(net: nn.Module, mistakes: Images, training: Images, data: ImageDataModule) -> None:
-    """The usual way: 100 steps on 10 mistakes and 90 training images, half of the loss for each.
-
-    The learning rate is that of docs/repair.md's full fine-tuning.
-    """
-    adam = torch.optim.Adam(net.parameters(), lr=1e-3)
+    """The usual way: 100 steps on 10 mistakes and 90 training images, half of the loss for each."""
+    adam = torch.optim.Adam(net.parameters(), lr=1e-3)  # as docs/repair.md's full fine-tuning
     schedule = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.0, 100)
     for _ in range(100):
         loss = torch.zeros(())
@@ -70,77 +47,72 @@ def fine_tune(net: nn.Module, mistakes: Images, training: Images, data: ImageDat
 
 
 @torch.no_grad()
-def right(net: nn.Module, images: Images, data: ImageDataModule) -> Tensor:
-    """Which of ``images`` are right."""
+def errors(net: nn.Module, images: Images, data: ImageDataModule) -> Tensor:
+    """Which of ``images`` are wrong: 1.0, else 0.0."""
     batch, labels = images.__getitems__(list(range(len(images))))
-    parts = [net(data.normalise(part)).argmax(dim=1) for part in torch.split(batch, 1000)]
-    return torch.cat(parts) == labels
+    wrong: Tensor = net(data.normalise(batch)).argmax(dim=1) != labels
+    return wrong.float()
 
 
-def compare(name: str, settings: Settings, base: Path, incoming: Path, seed: int) -> list[Any]:
-    """A hotfix and a fine-tuning of ``base``: their numbers, in the order of the table."""
-    mistakes = OUTPUT / "hotfix" / f"{name} {seed}"
-    if not mistakes.exists():
-        at = {"images": str(incoming), "mistakes": str(mistakes), "base_ckpt": str(base)}
-        command = [sys.executable, "predict.py", *overrides({**settings, **at})]
-        subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
+def compare(settings: Settings, base: Path, incoming: Path, seed: int) -> list[list[float]]:
+    """For each method the numbers in its row of the table."""
+    mistakes = FOLDER / f"{incoming.name} {seed}"
+    at = {"images": str(incoming), "mistakes": str(mistakes), "base_ckpt": str(base)}
+    at |= {key: value for key, value in settings.items() if key != "lora.scale"}
+    command = [sys.executable, "predict.py", *overrides(at)]
+    subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
     settings = {**settings, "base_ckpt": str(base), "experiment": "repair", "seed": seed}
     settings |= {"data.mistakes": str(mistakes), "data.mistakes_test": 0.5}
-    folder, _ = run(settings)
-    cfg = composed(settings)
+    (folder, _), cfg = run(settings), composed(settings)
     data = build_data(cfg, "fit")
     data.setup("test")
-    learnt, held_out = data.mistake_sets
-    (pictures, _) = read_mistakes(incoming, data.class_of_folder, data.read_picture, 0)
-    nets = [build_net(cfg).eval() for _ in range(3)]
-    for net in nets:
+    (learnt, held_out), training = data.mistake_sets, data.training_images()[0]
+    pictures = read_mistakes(incoming, data.class_of_folder, data.read_picture, 0)[0]
+    rows, before = [], torch.empty(0)
+    for method in METHODS:
+        net = build_net(cfg).eval()
         read_base(base, net)
-    load_adapter(nets[1], folder / "adapter")
-    torch.manual_seed(seed)
-    fine_tune(nets[2], learnt, data.training_images()[0], data)
-    before = right(nets[0], pictures, data)
-    rows = []
-    for net in nets:
-        broken = int((before & ~right(net, pictures, data)).sum())
-        shares = [100 * right(net, of, data).float().mean().item() for of in (learnt, held_out)]
-        errors = int((~right(net, data.test_set, data)).sum())
-        rows.append([len(learnt), len(held_out), *shares, 100 * broken / int(before.sum()), errors])
+        torch.manual_seed(seed)
+        if method == "base":
+            before = errors(net, pictures, data)
+        elif method == "hotfix":
+            load_adapter(net, folder / "adapter")
+        else:
+            fine_tune(net, training if "without" in method else learnt, training, data)
+        wrong = [float(errors(net, of, data).mean()) for of in (learnt, held_out)]
+        broken = float(errors(net, pictures, data)[before == 0].mean())
+        test = float(errors(net, data.test_set, data).sum())
+        rows.append([len(learnt), 1 - wrong[0], len(held_out), 1 - wrong[1], broken, test])
     return rows
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["pictures"]:
-        make_pictures(Path(sys.argv[2]), KINDS["slanted"])
-        return
-    runs: dict[str, list[Any]] = {}
-    for kind, change in KINDS.items():
-        incoming = OUTPUT / "hotfix" / "incoming" / kind
-        if not incoming.exists():
-            make_pictures(incoming, change)
-        for seed in (31, 32, 33):
-            base = Base(seed, MNIST, PRETRAIN)
+    """Write the table."""
+    lines = [
+        "| pictures | method | learnt: right | held out: right | others broken | test errors |"
+    ]
+    lines += ["| --- | --- | ---: | ---: | ---: | ---: |"]
+    own = FOLDER / "own_classifier"
+    shutil.copytree(PROJECT / "examples" / "own_classifier", own, dirs_exist_ok=True)
+    for script in () if (own / "mine.pt").exists() else ("make_images.py", "train_plain.py"):
+        subprocess.run([sys.executable, script], cwd=own, check=True, stdout=subprocess.DEVNULL)
+    for kind in ("slanted", "turned", "thick", "val"):
+        incoming, settings, runs = own / "photos" / "val", NET, []
+        if kind == "val":
+            settings = {"data": "folder", "data.data_dir": str(own / "photos"), "net": "custom"}
+            settings |= {"net._target_": "my_nets.Net", "paths.here": str(own), "lora.scale": 1}
+        else:
+            incoming = FOLDER / "incoming" / kind
+            make_pictures(incoming, kind)
+        for base in (Base(seed, NET, PRETRAIN) for seed in (31, 32, 33)):
             base.results()
-            runs.setdefault(kind, []).append(compare(kind, MNIST, base.file, incoming, seed))
-    own = OUTPUT / "hotfix" / "own_classifier"
-    if not (own / "mine.pt").exists():
-        shutil.copytree(PROJECT / "examples" / "own_classifier", own, dirs_exist_ok=True)
-        for script in ("make_images.py", "train_plain.py"):
-            subprocess.run([sys.executable, script], cwd=own, check=True, stdout=subprocess.DEVNULL)
-    settings = {"data": "folder", "data.data_dir": str(own / "photos"), "net": "custom"}
-    settings |= {"net._target_": "my_nets.Net", "paths.here": str(own)}
-    for seed in (0, 1, 2):
-        compared = compare("own classifier", settings, own / "mine.pt", own / "photos/val", seed)
-        runs.setdefault("own classifier", []).append(compared)
-    heads = ["mistakes", "learnt", "held out", "others broken", "test errors"]
-    lines = [f"| pictures | method | {' | '.join(heads)} |", f"| --- | --- |{' ---: |' * 5}"]
-    for name, of in runs.items():
-        for place, method in enumerate(("base", "hotfix", "weighted fine-tuning")):
-            few, many, *shares, errors = (
-                mean(values) for values in zip(*[one[place] for one in of], strict=True)
-            )
-            cells = [f"{few:.0f} + {many:.0f}", *(f"{share:.0f}%" for share in shares)]
-            lines.append(f"| {name} | {method} | {' | '.join(cells)} | {errors:.0f} |")
-    fill(PAGE, "hotfix", "\n".join(lines))
+            file = own / "mine.pt" if kind == "val" else base.file
+            runs.append(compare(settings, file, incoming, base.seed))
+        for method, rows in zip(METHODS, zip(*runs, strict=True), strict=True):
+            few, learnt, many, held_out, broken, test = map(mean, zip(*rows, strict=True))
+            cells = [kind, method, f"{learnt:.0%} of {few:.0f}", f"{held_out:.0%} of {many:.0f}"]
+            lines.append(f"| {' | '.join(cells)} | {broken:.0%} | {test:.0f} |")
+    fill(PROJECT / "docs" / "hotfix.md", "hotfix", "\n".join(lines))
 
 
 if __name__ == "__main__":
