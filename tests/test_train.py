@@ -326,11 +326,27 @@ def test_the_base_is_proven_unchanged(outputs: Path, monkeypatch: pytest.MonkeyP
     assert not (newest(outputs) / "results.json").exists()
 
 
-@pytest.mark.parametrize("variant", ["lora=rslora", "lora=pissa", "optimizer=loraplus"])
-def test_variants_train_and_load_on_the_original_base(outputs: Path, variant: str) -> None:
-    options = ("lora.rank=2", "lora.dropout=0.1", "lora.rank_pattern={linear2: 1}")
-    trained = run(outputs, "stage=lora", variant, *options)
-    assert trained["parameters"]["lora"] == 2 * (784 + 16) + (16 + 10)
+FACTORS = 2 * (784 + 16) + (16 + 10)
+RANKS = ("lora.rank=2", "lora.dropout=0.1", "lora.rank_pattern={linear2: 1}")
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        (("stage=lora", "lora=rslora", *RANKS), FACTORS),
+        (("stage=lora", "lora=pissa", *RANKS), FACTORS),
+        (("stage=lora", "optimizer=loraplus", *RANKS), FACTORS),
+        (("stage=lora", "lora=dora", *RANKS, "lora.scale=0.5"), FACTORS + 16 + 10),
+        (("experiment=repair", "lora=bias"), 16 + 10),
+        (("experiment=repair", "lora=last_layer", "figures=true"), 16 * 10 + 10),
+    ],
+)
+def test_variants_train_and_load_on_the_original_base(
+    outputs: Path, options: tuple[str, ...], size: int
+) -> None:
+    trained = run(outputs, *options)
+    assert trained["parameters"]["lora"] == trained["parameters"]["trainable"] == size
+    assert trained["base_unchanged"]
     assert trained["test"] != trained["test_base"]
     evaluated = evaluate(composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest"))
     assert evaluated["test_base"] == trained["test_base"]

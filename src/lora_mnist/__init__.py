@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lora_mnist.classifier.metrics import compare_errors
     from lora_mnist.classifier.net import CNN, MLP
     from lora_mnist.lora import (
+        add_deltas,
         add_lora,
         combine_adapters,
         fold_lora_scale,
@@ -41,6 +42,7 @@ _MODULES = {
 __all__ = [
     "CNN",
     "MLP",
+    "add_deltas",
     "add_lora",
     "combine_adapters",
     "compare_errors",

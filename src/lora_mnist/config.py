@@ -48,6 +48,7 @@ from lora_mnist.lora import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     adapter_sha256,
+    add_deltas,
     add_lora,
     count_parameters,
     has_lora,
@@ -588,9 +589,10 @@ def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
     scale = settings.pop("scale")
     if scale != "auto" and not (is_number(scale) and scale > 0):
         raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
-    if scale != 1 and settings.get("use_dora"):
-        raise UserError(f"lora.scale={scale}: expected 1, since DoRA has no form to save it in")
     with config_group("lora"):
+        if "tensors" in settings:
+            add_deltas(net, **settings).train()
+            return
         fitting = fitting_rank(net, settings["target_modules"])
         if settings["rank"] == "auto":
             settings["rank"] = fitting
@@ -618,6 +620,26 @@ def fitting_rank(net: nn.Module, target_modules: Any) -> int:
     while rank > 1 and 5 * rank * per_rank > count_parameters(net)["base"]:
         rank //= 2
     return rank
+
+
+def without_unused(cfg: DictConfig) -> DictConfig:
+    """``cfg`` without a recipe's rank and the like, where ``cfg.lora`` trains whole tensors.
+
+    Raises:
+        UserError: if the command line sets such a key.
+    """
+    if "tensors" not in cfg.lora:
+        return cfg
+    used = ("tensors", "scale", "base_dropout")
+    for key in sorted(asked_keys()):
+        if key.startswith("lora.") and key.removeprefix("lora.") not in used:
+            raise UserError(
+                f"{key}={OmegaConf.select(cfg, key)}: has no effect with lora={cfg.lora.tensors}; "
+                "expected none but lora.scale and lora.base_dropout"
+            )
+    cfg = cfg.copy()
+    cfg.lora = {key: cfg.lora[key] for key in used}
+    return cfg
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:
@@ -707,11 +729,6 @@ def build_module(
 
 def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
     """Refuse values that are each right on their own, but not together."""
-    if cfg.stage != "lora" and cfg.optimizer.lr_ratio != 1:
-        raise UserError(
-            f"optimizer.lr_ratio={cfg.optimizer.lr_ratio}: expected 1, since stage={cfg.stage} "
-            "trains no lora_B"
-        )
     if cfg.scheduler and cfg.scheduler.get("max_lr") and cfg.optimizer.lr_ratio != 1:
         raise UserError(
             f"optimizer.lr_ratio={cfg.optimizer.lr_ratio}: expected 1, since scheduler.max_lr sets "

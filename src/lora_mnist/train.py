@@ -48,6 +48,7 @@ from lora_mnist.config import (
     validation_dial,
     with_beneath,
     with_run,
+    without_unused,
 )
 from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.base import Base, find_base, own_file, read_facts, write_base
@@ -172,6 +173,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     clock = Clock()
     if cfg.adapter is not None:
         cfg = with_run(cfg)
+    cfg = without_unused(cfg)
     net = build_net(cfg)
     base = load_base(cfg, net)
     loaded = load_adapters(cfg, net)

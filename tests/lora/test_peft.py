@@ -201,6 +201,13 @@ def test_what_peft_cannot_adapt_is_told(layer: nn.Module, tmp_path: Path) -> Non
         save_adapter(net, tmp_path)
 
 
+def test_a_name_that_peft_would_find_twice_is_told(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
+    add_deltas(net, "last_layer")
+    with pytest.warns(UserWarning, match="PEFT has no adapter of this form for 1: use the saved"):
+        save_adapter(net, tmp_path)
+
+
 def test_pefts_attention_is_refused(tmp_path: Path) -> None:
     """PEFT 0.21 adds the update of ``out_proj`` twice: what such an adapter means is not clear."""
     net = nn.Sequential(nn.MultiheadAttention(8, 2))

@@ -12,6 +12,7 @@ from lora_mnist.lora import (
     add_deltas,
     add_lora,
     count_parameters,
+    fold_lora_scale,
     has_lora,
     load_adapter,
     lora_disabled,
@@ -21,8 +22,9 @@ from lora_mnist.lora import (
     loraplus,
     merge_lora,
     remove_lora,
+    save_adapter,
+    set_lora_enabled,
     set_lora_scale,
-    unmerge_lora,
 )
 from lora_mnist.lora.weight import adaptable_weights
 
@@ -102,11 +104,27 @@ def test_dora_stands_on_other_adapters(tiny: nn.Module, below: str) -> None:
         set_lora_scale(tiny, scale, "default")
         torch.testing.assert_close(tiny(x), dense(tiny, x), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(merge_lora(copy.deepcopy(tiny))(x), tiny(x))
-    with pytest.raises(ValueError, match="name=second: DoRA on linear. .* to merge default first"):
-        merge_lora(tiny, "second")
-    before = tiny(x)
-    torch.testing.assert_close(merge_lora(tiny, "default")(x), before)
-    assert torch.equal(unmerge_lora(tiny)(x), before)
+
+
+@pytest.mark.parametrize("make", [TinyNet, lambda: nn.Sequential(nn.Conv2d(2, 4, 3))])
+@pytest.mark.parametrize("scale", [0, 0.3, 1.5])
+def test_dora_at_another_scale_is_dora(
+    make: Callable[[], nn.Module], scale: float, tmp_path: Path
+) -> None:
+    base = make().double()
+    net = add_lora(copy.deepcopy(base), rank=2, target_modules=".*", name="below")
+    add_lora(randomize(net), rank=2, alpha=3, target_modules=".*", use_dora=True, name="dora")
+    for adapter in adapters(net):
+        nn.init.normal_(adapter.lora_B)
+    x = torch.randn((4, 6) if make is TinyNet else (3, 2, 5, 5), dtype=torch.float64)
+    set_lora_scale(net, scale, "dora")
+    scaled = net(x)
+    fold_lora_scale(net, "dora")
+    assert {adapter.scale for adapter in adapters(net)} == {1}
+    torch.testing.assert_close(net(x), scaled, rtol=1e-12, atol=1e-12)
+    set_lora_enabled(net, False, "below")
+    again = load_adapter(base, save_adapter(net, tmp_path, "dora"))
+    assert torch.equal(again(x), net(x))
 
 
 def test_dora_keeps_what_has_no_direction() -> None:

@@ -69,7 +69,7 @@ class ClassifierModule(LightningModule):
         validated_at: the step at which ``outcomes["val"]`` was found; ``None`` before.
 
     Raises:
-        ValueError: if ``lr_ratio`` is out of range.
+        ValueError: if ``lr_ratio`` is out of range, or has no effect.
         TrainingError: in training, if the loss is not finite.
     """
 
@@ -94,6 +94,9 @@ class ClassifierModule(LightningModule):
         super().__init__()
         if type(lr_ratio) not in (int, float) or not 0 < lr_ratio < float("inf"):
             raise ValueError(f"lr_ratio={lr_ratio}: expected a finite number > 0")
+        trained = [name for name, p in net.named_parameters() if p.requires_grad]
+        if lr_ratio != 1 and not any(name.endswith("lora_B") for name in trained):
+            raise ValueError(f"lr_ratio={lr_ratio}: expected 1, since no lora_B is trained")
         # Only plain values: a checkpoint that held a module or a partial could not be loaded with
         # weights_only=True.
         self.save_hyperparameters(dict(hyperparameters or {}))

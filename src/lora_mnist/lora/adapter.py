@@ -87,7 +87,7 @@ def save_adapter(
         write_tensors(path, tensors, {"format": "pt", "base_sha256": sha256, **(metadata or {})})
     with atomic_write(folder / CONFIG_NAME) as path:
         write_config(path, model, settings)
-    warn_of_peft({layer: weights[layer] for layer in settings if settings[layer]})
+    warn_of_peft(model, settings, weights)
     return folder
 
 

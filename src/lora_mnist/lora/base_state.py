@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .layer import AdapterParametrization
+from .layer import AdapterParametrization, LoRAParametrization
 
 # Where an adapter's tensors stand in the state_dict of an adapted network.
 _LORA_KEY = re.compile(r"(^|\.)parametrizations\.[^.]+\.\d+\.((lora|start)_[AB]|magnitude|delta)$")
@@ -144,5 +144,7 @@ def trainable_parameters(model: nn.Module) -> str:
     base, lora, trainable, increase = count_parameters(model).values()
     total = f"parameters: {base:,}"
     if lora:
-        total += f" + {lora:,} of LoRA = {base + lora:,}, increase {increase:.3f}%"
+        is_lora = any(isinstance(module, LoRAParametrization) for module in model.modules())
+        what = "LoRA" if is_lora else "the adapter"
+        total += f" + {lora:,} of {what} = {base + lora:,}, increase {increase:.3f}%"
     return f"{total}; trainable: {trainable:,}"

@@ -66,8 +66,8 @@ class AdapterParametrization(nn.Module):
         """
         raise NotImplementedError
 
-    def fold_scale(self) -> None:
-        """Make ``scale`` a part of the adapter, whose ``scale`` is then 1; see :mod:`.model`."""
+    def fold_scale(self, weight: Tensor) -> None:
+        """Make ``scale`` a part of the adapter on ``weight``, whose ``scale`` is then 1."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -132,7 +132,7 @@ class LoRAParametrization(AdapterParametrization):
         return torch.addmm(y, hidden, self.lora_B.t(), alpha=self.scaling * self.scale)
 
     @torch.no_grad()
-    def fold_scale(self) -> None:
+    def fold_scale(self, weight: Tensor) -> None:
         if self.scale == 0:
             self.lora_B.zero_()  # no alpha is 0
         else:

@@ -17,7 +17,7 @@ from torch import nn
 
 from .base_state import merged_in
 from .frozen import freeze_base, frozen_bases
-from .layer import AdapterParametrization
+from .layer import AdapterParametrization, weight_below
 from .settings import LayerSettings, is_number
 from .targets import by_pattern, target_weights
 from .variants import INITS, make_adapter
@@ -239,12 +239,12 @@ def fold_lora_scale(model: nn.Module, name: str | None = None) -> None:
 
     ``alpha`` and the scaling are multiplied by it, so :func:`.adapter.save_adapter` writes the
     scaled adapter, and PEFT loads it so. The network computes what it did, to rounding.
-
-    Raises:
-        ValueError: if an adapter is of DoRA, which has no such form.
     """
-    for adapter in named_adapters(model, name):
-        adapter.fold_scale()
+    named_adapters(model, name)
+    for weight in lora_weights(model).values():
+        for adapter in weight.adapters:
+            if name in (None, adapter.name):
+                adapter.fold_scale(weight_below(weight.parametrizations, adapter))
 
 
 @contextmanager

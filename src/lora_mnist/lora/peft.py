@@ -100,7 +100,7 @@ def write_config(
 ) -> None:
     """Write to ``path`` what PEFT needs to know of the layers of ``model`` in ``all_settings``."""
     settings = {name: of_layer for name, of_layer in all_settings.items() if of_layer}
-    layers = dict(model.named_modules())
+    layers = _layers(model)
     whole = [name for name in all_settings if name not in settings]
     modules_to_save = [name for name in whole if name in layers]
     biases = [name for name in whole if not {name, name.rpartition(".")[0]} & {*modules_to_save}]
@@ -117,8 +117,7 @@ def write_config(
     # The names, or a regular expression where PEFT would find more layers by the names' ends.
     target_modules: list[str] | str = list(settings)
     for layer in layers:
-        is_named = is_among(settings, [layer])
-        if is_named and layer not in settings and "parametrizations" not in layer.split("."):
+        if is_among(settings, [layer]) and layer not in settings:
             target_modules = "|".join(re.escape(name) for name in settings)
     if not settings:
         target_modules = "dummy-target-modules"  # PEFT's word for none
@@ -144,21 +143,34 @@ def write_config(
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def warn_of_peft(weights: Mapping[str, Weight]) -> None:
+def _layers(model: nn.Module) -> list[str]:
+    names = [name for name, _ in model.named_modules()]
+    return [name for name in names if "parametrizations" not in name.split(".")]
+
+
+def warn_of_peft(
+    model: nn.Module, settings: Mapping[str, LayerSettings | None], weights: Mapping[str, Weight]
+) -> None:
     """Warn of the adapted ``weights`` that PEFT would leave alone, or compute otherwise.
 
+    Its ``modules_to_save`` are all layers whose names end in the given one.
     Of a convolution's options it heeds stride and padding alone, and has another form for groups.
     For attention it has one adapter for the stacked weight and the output's together, and up to
     0.21 adds the output's update twice (PEFT's pull request 3774).
     """
     unknown = []
-    for name, (module, tensor) in weights.items():
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    for name, of_layer in settings.items():
+        module, tensor = weights[name]
+        if of_layer is None:
+            alike = [layer for layer in _layers(model) if layer.endswith(name)]
+            is_known = tensor != "weight" or alike == [name]
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             options = (module.groups, set(module.dilation), module.padding_mode)
             is_known = options == (1, {1}, "zeros")
         else:
             is_known = isinstance(module, nn.Linear | nn.Embedding) and tensor == "weight"
-        if not is_known or isinstance(module, NonDynamicallyQuantizableLinear):
+            is_known &= not isinstance(module, NonDynamicallyQuantizableLinear)
+        if not is_known:
             unknown.append(name)
     if unknown:
         warnings.warn(

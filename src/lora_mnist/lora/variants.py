@@ -57,12 +57,12 @@ class PiSSAParametrization(LoRAParametrization):
         return super().product() - self.start_B.flatten(1) @ self.start_A.flatten(1)
 
     @torch.no_grad()
-    def fold_scale(self) -> None:
+    def fold_scale(self, weight: Tensor) -> None:
         if self.scale == 0:
             self.lora_A.copy_(self.start_A)
             self.lora_B.copy_(self.start_B)
             self.scale = 1.0
-        super().fold_scale()
+        super().fold_scale(weight)
 
     def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
         x = F.dropout(x, self.dropout, self.training)
@@ -113,8 +113,14 @@ class DoRAParametrization(LoRAParametrization):
         product = self.product().view_as(weight) * self.scaling
         return ((gain - 1) * weight + gain * product) * self.scale
 
-    def fold_scale(self) -> None:
-        raise ValueError(f"scale={self.scale}: DoRA at another scale than 1 is no DoRA to save")
+    @torch.no_grad()
+    def fold_scale(self, weight: Tensor) -> None:
+        # of_weight * W_i + of_update * b_i A is DoRA again, of another b_i and another magnitude.
+        of_update = self.scale * self.magnitude / self.norms(weight)
+        of_weight = 1 - self.scale + of_update
+        self.lora_B.mul_((of_update / of_weight).view(-1, *[1] * (weight.ndim - 1)))
+        self.magnitude.copy_(of_weight * self.norms(weight))
+        self.scale = 1.0
 
     def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
         parametrizations: Any = layer.parametrizations
@@ -143,7 +149,7 @@ class DeltaParametrization(AdapterParametrization):
         return self.delta * self.scale
 
     @torch.no_grad()
-    def fold_scale(self) -> None:
+    def fold_scale(self, weight: Tensor) -> None:
         self.delta.mul_(self.scale)
         self.scale = 1.0
 
