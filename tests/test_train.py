@@ -187,7 +187,7 @@ def test_same_seed_same_numbers(outputs: Path) -> None:
         (("stage=pretrain", "trainer.max_steps=0"), "trainer.max_steps=0 trainer.max_epochs=1"),
         (("stage=pretrain", "base_ckpt=null"), "base_ckpt=None: expected a file to write"),
         (("stage=pretrain", "figures=some"), "figures=some: expected true, false or auto"),
-        (("stage=pretrain", "data.hardness=0.5"), "data.hardness=0.5: expected 0, since"),
+        (("stage=pretrain", "data.hardness=0.5"), "data.hardness=0.5: expected 0, or null, since"),
         (("stage=lora", "digit=weakest", "data.val_size=0"), "digit=weakest: expected data.val_"),
         (("stage=lora", "digit=cow"), "digit=cow: expected null, a class from 0 to 9"),
         (("stage=lora", "lora.rank=0"), "lora.rank=0: expected"),
