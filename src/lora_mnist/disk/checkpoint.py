@@ -278,7 +278,7 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
     """Refuse settings other than those of the run, and a run with nothing left to do."""
     before, finished = _read_record(path, resume)
     goes_farther = False
-    # The outer keys first, and the stage before all: others follow from them, as data.seed from seed.
+    # The stage before all, and outer keys first: others follow from them, as data.seed from seed.
     keys = sorted({*before, *settings}, key=lambda key: (key != "stage", key.count("."), key))
     for key in keys:
         old, new = before.get(key), settings.get(key)
