@@ -224,19 +224,27 @@ def lora(runs: Runs, into: Path) -> str:
     return f"{fenced(from_line(runs.printed('nines'), 'parameters:'))}\n\n{machine}"
 
 
+def verdict(runs: Runs, into: Path) -> str:
+    """The same without its table."""
+    text = runs.printed("nines")
+    starts = ("parameters:", "base unchanged:", "repaired:")
+    lines = [line for line in text.splitlines() if line.startswith(starts)]
+    end = from_line(text, "accuracy:").partition("\nreport:")[0]
+    return fenced("\n".join([*lines, end]))
+
+
 def demo(runs: Runs, into: Path) -> str:
     """The page to draw on as a picture."""
     given = [f"adapter={runs.run_folder('nines')}", f"paths.outputs={runs.outputs}"]
     photograph([*given, *runs.settings], into / "docs" / "demo.png")
     says = "The page of demo.py: a nine that the base gets wrong and the adapted network right"
-    return f"![{says}](docs/demo.png)"
+    return f"![{says}](demo.png)"
 
 
 def repair(runs: Runs, into: Path) -> str:
     """A few methods of docs/repair.md, with some of the columns of its table."""
     rows = ["naive (notebook)", "going on with hardness 0.5", "repair_private", "repair"]
-    rows += ["repair at rank 4", "full fine-tuning"]
-    columns = ["method", "on the class: mean, worst", "of all: mean, worst", "trained weights"]
+    columns = ["method", "on the class: mean, worst", "of all: mean, worst"]
     _, _, page = (into / "docs" / "repair.md").read_text().partition("<!-- test")
     return markdown_table(page, rows, columns)
 
@@ -248,19 +256,18 @@ def sweep(runs: Runs, into: Path) -> str:
     return f"{fenced(table)}\n\n![Validation accuracy over rank and alpha](sweep.png)"
 
 
-SPEED = ("`stage=pretrain`", "`stage=lora`", "LoRA in a bare loop, batch 10")
 #: From the runs and the documents' folder to a block's text, by the document.
 MADE: dict[str, tuple[str, Callable[[Runs, Path], str]]] = {
     "before_after": ("README.md", before_after),
-    "lora": ("README.md", lora),
-    "demo": ("README.md", demo),
+    "verdict": ("README.md", verdict),
+    "lora": ("docs/runs.md", lora),
+    "demo": ("docs/adapters.md", demo),
     "repair": ("README.md", repair),
     "sweep": ("docs/sweeps.md", sweep),
 }
 #: From what another script printed to a block's text.
 PRINTED: dict[str, tuple[str, Callable[[str], str]]] = {
-    "kills": ("README.md", markdown_table),
-    "speed": ("README.md", partial(markdown_table, rows=SPEED)),
+    "kills": ("docs/questions.md", markdown_table),
     "benchmark": ("docs/speed.md", markdown_table),
     "notebook": ("docs/notebook.md", markdown_table),
     "elsewhere": ("docs/notebook.md", markdown_table),
