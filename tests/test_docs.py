@@ -176,7 +176,8 @@ def test_the_readme_from_the_first_command_to_the_last(
     pictures = tmp_path / "my"
     pictures.mkdir()
     draw_a_one(pictures / "one.png")
-    long = r"pretrain|notebook| -m |--|-sc|onnx|mine\.pt|demo|mistakes"  # the example has a test of its own
+    # The example has a test of its own.
+    long = r"pretrain|notebook| -m |--|-sc|onnx|mine\.pt|demo|mistakes"
     short = [c for c in commands("README.md") if re.match(r"python \w+\.py", c)]
     short = [c for c in short if not re.search(long, c)]
     short.sort(key=lambda c: ("train.py" not in c, "adapter=latest" in c, c))
