@@ -235,7 +235,8 @@ def verdict(runs: Runs, into: Path) -> str:
 
 def demo(runs: Runs, into: Path) -> str:
     """The page to draw on as a picture."""
-    given = [f"adapter={runs.run_folder('nines')}", f"paths.outputs={runs.outputs}"]
+    # Validation images advise 0, where nothing is repaired.
+    given = [f"adapter={runs.run_folder('nines')}", f"paths.outputs={runs.outputs}", "scale=1"]
     photograph([*given, *runs.settings], into / "docs" / "demo.png")
     says = "The page of demo.py: a nine that the base gets wrong and the adapted network right"
     return f"![{says}](demo.png)"
