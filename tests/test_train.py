@@ -1,6 +1,7 @@
 """Runs of every stage: the network small and the steps few, but the images real."""
 
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -504,6 +505,11 @@ def test_a_repair_on_top_of_another(outputs: Path) -> None:
     assert second["val_before"]["errors"] == first["val"]["errors"]
     before, after = second["test_before"]["errors"], second["test"]["errors"]
     assert after == before - second["test"]["repaired"] + second["test"]["broken"]
+    splits = (second["test_base"], second["test_before"], second["test"])
+    assert second["in_a_row"] == [split["errors_per_class"] for split in splits]
+    third = run(outputs, "stage=lora", "digit=2", "adapter=latest", "data.replay=10")
+    assert third["in_a_row"][:3] == second["in_a_row"]
+    shutil.rmtree(newest(outputs))
     worst = max(range(10), key=first["val"]["errors_per_class"].__getitem__)
     assert second["digit"] == worst
     assert (below / "adapter" / WEIGHTS_NAME).read_bytes() == weights

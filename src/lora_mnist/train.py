@@ -66,6 +66,7 @@ from lora_mnist.lora import (
     lora_names,
     named_adapters,
     save_adapter,
+    set_lora_enabled,
     set_lora_scale,
 )
 from lora_mnist.project import program
@@ -239,6 +240,8 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step, best)
         results |= {"base_unchanged": True, "base_sha256": base.sha256, "adapter": "adapter"}
         results["dial"] = dial
+        if beneath:
+            results["in_a_row"] = errors_in_a_row(cfg, net, data, list(beneath), results)
         if trainer.is_global_zero:
             # Whoever loads the adapter finds its base, wherever that came from.
             if find_base(base_folder(cfg), base.sha256) is None:
@@ -454,6 +457,27 @@ def count_errors(
         for inputs, labels in data.batches(images, device):
             metric.to(device).update(net(inputs), labels)
     return metric.compute()
+
+
+def errors_in_a_row(
+    cfg: DictConfig,
+    net: nn.Module,
+    data: ImageDataModule,
+    beneath: list[str],
+    results: Mapping[str, Any],
+) -> list[list[int]]:
+    """Test errors of each class: of the base, then after each of several repairs in a row.
+
+    What a later repair does to the classes of an earlier one is read down a column, as in the
+    matrix ``R`` of Lopez-Paz and Ranzato 2017, arXiv:1706.08840, section 2.
+    """
+    rows = [results["test_base"]["errors_per_class"]]
+    set_lora_enabled(net, False)
+    for name in beneath[:-1]:
+        set_lora_enabled(net, True, name)
+        rows.append(count_errors(cfg, net, data, data.test_set)["errors_per_class"])
+    set_lora_enabled(net, True)
+    return [*rows, results["test_before"]["errors_per_class"], results["test"]["errors_per_class"]]
 
 
 def images_of(data: ImageDataModule) -> Any:

@@ -66,3 +66,9 @@ def test_from_what_is_damaged_nothing_is_drawn(tmp_path: Path, name: str) -> Non
     with pytest.raises(ValueError, match=r"."):
         make_report(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+def test_several_repairs_in_a_row_are_a_table(tmp_path: Path) -> None:
+    write_run(tmp_path, in_a_row=[[2, 9, 1], [3, 4, 1], [5, 2, 0]])
+    page = make_report(tmp_path).read_text()
+    assert "<td>repair 2</td><td>5</td><td>2</td><td>0</td><td>7</td>" in page
