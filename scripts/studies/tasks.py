@@ -123,8 +123,8 @@ def weighted_fine_tuning(base: Base, target: Sequence[int], weight: float, seed:
     data.setup("test")
     errors = torch.zeros(len(data.classes), dtype=torch.int64)
     with torch.no_grad():
-        for images, labels in data.test_dataloader():
-            wrong = net(data.normalise(images)).argmax(dim=1) != labels
+        for images, labels in data.batches(data.test_set):
+            wrong = net(images).argmax(dim=1) != labels
             errors += torch.bincount(labels[wrong], minlength=len(errors))
     trainable = sum(p.numel() for p in net.parameters())
     return {"test": {"errors_per_class": errors.tolist()}, "parameters": {"trainable": trainable}}
