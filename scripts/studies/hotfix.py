@@ -6,14 +6,13 @@ Three kinds of corrupted digits on three bases that nothing else uses, and the e
 classifier. Runs are kept in outputs/repair_study; called again, it does what is missing.
 """
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
 
 import torch
-from hotfix_pictures import make_pictures
+from hotfix_pictures import make_own_classifier, make_pictures
 from jobs import OUTPUT, PROJECT, Base, Settings, composed, overrides, run
 from repair_table import fill
 from torch import Tensor, nn
@@ -26,7 +25,10 @@ from lora_mnist.data.mistakes import read_mistakes
 from lora_mnist.disk.base import read_base
 
 FOLDER = OUTPUT / "hotfix"
-METHODS = ("base", "hotfix", "weighted fine-tuning", "without the mistakes")
+METHODS = (
+    *("base", "hotfix", "hotfix, `lora.rank=16`"),
+    *("weighted fine-tuning", "without the mistakes"),
+)
 NET: Settings = {"net.hidden_sizes": [300, 100]}
 PRETRAIN: Settings = {"data.batch_size": 100, "trainer.max_epochs": 5}
 
@@ -58,12 +60,11 @@ def compare(settings: Settings, base: Path, incoming: Path, seed: int) -> list[l
     """For each method the numbers in its row of the table."""
     mistakes = FOLDER / f"{incoming.name} {seed}"
     at = {"images": str(incoming), "mistakes": str(mistakes), "base_ckpt": str(base)}
-    at |= {key: value for key, value in settings.items() if key != "lora.scale"}
-    command = [sys.executable, "predict.py", *overrides(at)]
+    command = [sys.executable, "predict.py", *overrides({**settings, **at})]
     subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
     settings = {**settings, "base_ckpt": str(base), "experiment": "repair", "seed": seed}
     settings |= {"data.mistakes": str(mistakes), "data.mistakes_test": 0.5}
-    (folder, _), cfg = run(settings), composed(settings)
+    cfg = composed(settings)
     data = build_data(cfg, "fit")
     data.setup("test")
     (learnt, held_out), training = data.mistake_sets, data.training_images()[0]
@@ -75,8 +76,9 @@ def compare(settings: Settings, base: Path, incoming: Path, seed: int) -> list[l
         torch.manual_seed(seed)
         if method == "base":
             before = errors(net, pictures, data)
-        elif method == "hotfix":
-            load_adapter(net, folder / "adapter")
+        elif method.startswith("hotfix"):
+            rank = {"lora.rank": 16} if "16" in method else {}
+            load_adapter(net, run({**settings, **rank})[0] / "adapter")
         else:
             fine_tune(net, training if "without" in method else learnt, training, data)
         wrong = [float(errors(net, of, data).mean()) for of in (learnt, held_out)]
@@ -88,30 +90,25 @@ def compare(settings: Settings, base: Path, incoming: Path, seed: int) -> list[l
 
 def main() -> None:
     """Write the table."""
-    lines = [
-        "| pictures | method | learnt: right | held out: right | others broken | test errors |"
-    ]
-    lines += ["| --- | --- | ---: | ---: | ---: | ---: |"]
+    lines = [f"| pictures | learnt + held out | {' | '.join(METHODS)} |", "| --- |" + " ---: |" * 6]
     own = FOLDER / "own_classifier"
-    shutil.copytree(PROJECT / "examples" / "own_classifier", own, dirs_exist_ok=True)
-    for script in () if (own / "mine.pt").exists() else ("make_images.py", "train_plain.py"):
-        subprocess.run([sys.executable, script], cwd=own, check=True, stdout=subprocess.DEVNULL)
-    for kind in ("slanted", "turned", "thick", "val"):
-        incoming, settings, runs = own / "photos" / "val", NET, []
-        if kind == "val":
+    make_own_classifier(own, FOLDER / "incoming" / "own classifier")
+    for kind in ("slanted", "turned", "thick", "own classifier"):
+        incoming, settings, runs = FOLDER / "incoming" / kind, NET, []
+        if kind == "own classifier":
             settings = {"data": "folder", "data.data_dir": str(own / "photos"), "net": "custom"}
-            settings |= {"net._target_": "my_nets.Net", "paths.here": str(own), "lora.scale": 1}
+            settings |= {"net._target_": "my_nets.Net", "paths.here": str(own)}
         else:
-            incoming = FOLDER / "incoming" / kind
             make_pictures(incoming, kind)
         for base in (Base(seed, NET, PRETRAIN) for seed in (31, 32, 33)):
             base.results()
-            file = own / "mine.pt" if kind == "val" else base.file
+            file = base.file if settings is NET else own / "mine.pt"
             runs.append(compare(settings, file, incoming, base.seed))
-        for method, rows in zip(METHODS, zip(*runs, strict=True), strict=True):
+        cells = []
+        for rows in zip(*runs, strict=True):
             few, learnt, many, held_out, broken, test = map(mean, zip(*rows, strict=True))
-            cells = [kind, method, f"{learnt:.0%} of {few:.0f}", f"{held_out:.0%} of {many:.0f}"]
-            lines.append(f"| {' | '.join(cells)} | {broken:.0%} | {test:.0f} |")
+            cells.append(f"{learnt:.0%}, {held_out:.0%}, {broken:.0%}, {test:.0f}")
+        lines.append(f"| {kind} | {few:.0f} + {many:.0f} | {' | '.join(cells)} |")
     fill(PROJECT / "docs" / "hotfix.md", "hotfix", "\n".join(lines))
 
 
