@@ -12,6 +12,7 @@ DOCUMENTS = sorted({document for document, _ in (*readme.MADE.values(), *readme.
 #: Heads of tables that say what to type, or what is a model's and not a run's.
 TYPED = (
     *("| command |", "| to change |", "| to run |", "| | one process |", "| cores |"),
+    *("| logger |", "| callbacks |", "| say |", "| exit code |"),
     "| launcher |",  # rounded by hand
 )
 TABLE = ("|", "┏", "┃", "│")
