@@ -298,11 +298,17 @@ class ImageDataModule(LightningDataModule):
         """Refuse batches that ``processes`` cannot share equally.
 
         Raises:
-            ValueError: if ``batch_size`` or ``replay`` is no multiple of ``processes``.
+            ValueError: if ``batch_size`` or ``replay`` is no multiple of ``processes``, or there are
+                fewer mistakes, learnt or held out, than processes.
         """
         for name, size in {"batch_size": self.batch_size, "replay": self.replay}.items():
             if size % processes:
                 raise ValueError(f"{name}={size}: expected a multiple of the {processes} processes")
+        if any(0 < len(images) < processes for images in self.mistake_sets):
+            raise ValueError(
+                f"mistakes={self.mistakes}: expected {processes} or more to learn, and as many to "
+                f"hold out or none, since there are {processes} processes"
+            )
 
     def train_dataloader(self) -> TrainingLoader:
         """Shuffled batches, replay behind; a process of several gets its share of each batch."""
