@@ -298,8 +298,8 @@ class ImageDataModule(LightningDataModule):
         """Refuse batches that ``processes`` cannot share equally.
 
         Raises:
-            ValueError: if ``batch_size`` or ``replay`` is no multiple of ``processes``, or there are
-                fewer mistakes, learnt or held out, than processes.
+            ValueError: if ``batch_size`` or ``replay`` is no multiple of ``processes``, or there
+                are fewer mistakes, learnt or held out, than processes.
         """
         for name, size in {"batch_size": self.batch_size, "replay": self.replay}.items():
             if size % processes:
