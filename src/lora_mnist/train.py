@@ -253,7 +253,9 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             if beneath:
                 metadata["stands_on"] = json.dumps(stands_on(cfg, beneath))
             save_adapter(net, folder / "adapter", name, metadata)
-            overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+            said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+            where = ("base_ckpt=", "paths.", "resume=")  # of this machine and this time alone
+            overrides = [text for text in said if not text.startswith(where)]
             write_card(folder / "adapter", results, command_line(overrides) if overrides else "")
             write_results(results, folder)
             write_predictions(module.predictions, images_of(data), folder, results)
