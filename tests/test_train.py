@@ -548,3 +548,18 @@ def test_what_cannot_be_built_on(outputs: Path, overrides: tuple[str, ...], mess
     with pytest.raises(UserError) as raised:
         run(outputs, "stage=lora", *overrides)
     assert str(raised.value).startswith(message)
+
+
+def test_jobs_on_other_adapters_share_no_predictions(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a job of a sweep is compared with has the adapters beneath it on."""
+    for digit in (3, 4):
+        run(outputs, "stage=lora", f"digit={digit}", "lora.rank=2", "trainer.max_steps=20")
+    below = sorted((outputs / "lora").iterdir())
+    monkeypatch.setattr(lora_mnist.train, "is_sweep", lambda: True)
+    found = [run(outputs, "stage=lora", "digit=5", f"adapter={folder}") for folder in below]
+    monkeypatch.undo()
+    for folder, job in zip(below, found, strict=True):
+        before = read_results(folder)["test"]["errors_per_class"]
+        assert job["test_before"]["errors_per_class"] == before

@@ -399,7 +399,8 @@ def shared_base_logits(cfg: DictConfig, data: ImageDataModule, base: Base) -> Ba
         return {}
     source = {key: value for key, value in cfg.data.items() if key not in TRAINING_KEYS}
     arithmetic = [cfg.trainer.get(key) for key in ("accelerator", "precision")]
-    key = str([base.sha256, cfg.net, source, data.sha256, data.mean, data.std, arithmetic])
+    beneath = cfg.get("adapter")  # on the base while it is compared with
+    key = str([base.sha256, beneath, cfg.net, source, data.sha256, data.mean, data.std, arithmetic])
     if key not in _base_logits:
         _base_logits.clear()
     return _base_logits.setdefault(key, {})

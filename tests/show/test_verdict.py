@@ -67,6 +67,12 @@ TWO = {"classes": ["a", "b"], "digit": 1, "test_base": outcome([0, 9])}
             f"{HARM}harm than good. No smaller scale leaves fewer validation errors than the base. "
             "`experiment=repair` replays the other digits.",
         ),
+        (
+            of_digits(0, 0, replay=90, dial={**DIAL, "advised": 0, "saved": 0}),
+            "nines: 70 errors -> 70; the other digits: 90 -> 90: the adapter was turned off: no "
+            "scale leaves fewer validation errors. `loss.target_weight=0.2` repairs less, and "
+            "breaks less of the other digits.",
+        ),
         # No advice that was already taken.
         (
             of_digits(1754, 61, replay=90, dial={**DIAL, "saved": 0.4}),

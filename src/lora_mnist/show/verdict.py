@@ -246,6 +246,8 @@ def _judgement(results: Mapping[str, Any]) -> list[Phrase]:
     if others and (others - wrong) * len(images) <= others:
         text = f"{wrong:,} of {others:,} images of {_others(results['classes'])} are wrong,"
         said = [Phrase(f"{text} no better than guessing.", "bad")]
+    elif (results.get("dial") or {}).get("saved") == 0:
+        said = [Phrase("the adapter was turned off: no scale leaves fewer validation errors.")]
     elif sum(changes) == 0:
         return [Phrase(f"as many errors as before, {sum(after):,}.")]
     elif p_value > LEVEL:
