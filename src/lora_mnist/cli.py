@@ -80,7 +80,7 @@ def run(main: Callable[[], object]) -> None:
     elif error is not None:
         reason, code = explain(error)
     if is_conducting():
-        from lora_mnist.show.sweep_report import make_sweep_report  # late: jinja2
+        from lora_mnist.show.report import make_sweep_report  # late: jinja2, matplotlib
 
         code, sweep = close_sweep(reason, code)
         if sweep is not None:

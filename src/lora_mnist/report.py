@@ -7,8 +7,7 @@ from omegaconf import DictConfig
 
 from lora_mnist.disk.latest import latest
 from lora_mnist.errors import UserError, one_line
-from lora_mnist.show.report import make_report
-from lora_mnist.show.sweep_report import make_sweep_report
+from lora_mnist.show.report import make_report, make_sweep_report
 
 
 def report(cfg: DictConfig, run_folder: Path | None = None) -> Path:

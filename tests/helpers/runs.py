@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_mnist import add_lora, save_adapter
+from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.disk.predictions import write_predictions
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
@@ -32,7 +33,8 @@ def repaired(
 ) -> dict[str, Any]:
     """The outcome of a repair of a base with so many errors."""
     after = [b + x - y for b, x, y in zip(base, broken, fixed, strict=True)]
-    counts = {"repaired": sum(fixed), "broken": sum(broken)}
+    counts: dict[str, Any] = {"repaired": sum(fixed), "broken": sum(broken)}
+    counts["p_value"] = mcnemar(sum(fixed), sum(broken))
     return outcome(after, images, **counts, repaired_per_class=fixed, broken_per_class=broken)
 
 

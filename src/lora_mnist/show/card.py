@@ -5,13 +5,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
 from lora_mnist.classifier.significance import wilson
-from lora_mnist.disk.files import atomic_write
+from lora_mnist.show.report import write_page
 from lora_mnist.show.verdict import named, started_from, targets_of, verdict_text
-
-CARD_FILE = "README.md"
 
 
 def write_card(folder: Path, results: Mapping[str, Any], command: str) -> Path:
@@ -40,13 +36,9 @@ def write_card(folder: Path, results: Mapping[str, Any], command: str) -> Path:
             low, high = wilson(errors, images)
             cells.append(f"{errors:,} of {images:,} ({low:,.0f} to {high:,.0f})")
         rows.append(cells)
-    environment = Environment(
-        loader=PackageLoader("lora_mnist.show", "templates"),
-        autoescape=False,  # Markdown
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("card.md.j2").render(
+    return write_page(
+        folder / "README.md",
+        "card.md.j2",
         results=results,
         what=named(classes, targets_of(results)) if targets_of(results) else "all classes",
         verdict=verdict_text(results),
@@ -54,6 +46,3 @@ def write_card(folder: Path, results: Mapping[str, Any], command: str) -> Path:
         command=command,
         versions={name: version(name) for name in ("lora-mnist", "torch")},
     )
-    with atomic_write(folder / CARD_FILE) as path:
-        path.write_text(text, encoding="utf-8")
-    return folder / CARD_FILE

@@ -85,23 +85,11 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
         errors = {started: started_from(results)["errors_per_class"], "adapted": errors["base"]}
     worst = np.argsort([-max(counts) for counts in zip(*errors.values(), strict=True)])
     shown = sorted(worst[:_MOST_BARS].tolist())
-    figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(shown)), layout="constrained")
-    axes = figure.subplots()
-    places: Array = np.arange(len(shown))
-    height = 0.8 / len(errors)
-    for (side, counts), color in zip(errors.items(), (GRAY, BLUE), strict=False):
-        widths = [counts[c] for c in shown]
-        bars = axes.barh(places, widths, height, color=color, label=side)
-        axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=8)
-        places = places + height
-    names = [_shortened(str(results["classes"][c])) for c in shown]
-    axes.set_yticks(np.arange(len(shown)) + (0.8 - height) / 2, names)
-    for label, c in zip(axes.get_yticklabels(), shown, strict=True):
+    bars = {side: [counts[c] for c in shown] for side, counts in errors.items()}
+    names = [str(results["classes"][c]) for c in shown]
+    figure = _draw_bars(names, bars, "{:,.0f}", "errors on the test images")
+    for label, c in zip(figure.axes[0].get_yticklabels(), shown, strict=True):
         label.set_fontweight("bold" if c in targets_of(results) else "normal")
-    _finish_bars(axes)
-    axes.set_title("errors on the test images", loc="left")
-    if len(errors) > 1:
-        figure.legend(ncols=2, frameon=False, loc="outside lower right")
     return figure
 
 
@@ -261,15 +249,9 @@ def draw_singular_values(factors: Mapping[str, tuple[Any, Any, float]]) -> Figur
     """
     values = {layer: singular_values(*of) for layer, of in factors.items()}
     if max(map(len, values.values())) == 1:
-        shown = list(values.items())[:_MOST_BARS]
-        figure = Figure(figsize=(_WIDTH, 1 + 0.3 * len(shown)), layout="constrained")
-        axes = figure.subplots()
-        bars = axes.barh(range(len(shown)), [of[0] for _, of in shown], 0.6, color=BLUE)
-        axes.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
-        axes.set_yticks(range(len(shown)), [_shortened(name) for name, _ in shown])
-        _finish_bars(axes)
-        axes.set_title("size of what the adapter adds to each layer (Frobenius norm)", loc="left")
-        return figure
+        norms = {"adapted": [float(of[0]) for of in values.values()][:_MOST_BARS]}
+        title = "size of what the adapter adds to each layer (Frobenius norm)"
+        return _draw_bars(list(values)[:_MOST_BARS], norms, "{:.3g}", title)
     figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
     for (name, of), marker in zip(values.items(), "osD^vP*X", strict=False):
@@ -294,12 +276,28 @@ def singular_values(lora_A: Any, lora_B: Any, scaling: float) -> Array:
     return np.asarray(abs(scaling) * np.linalg.svd(left @ right.T, compute_uv=False))
 
 
-def _finish_bars(axes: Any) -> None:
-    """From top to bottom; the bars have their numbers: no scale, but room at the end."""
+def _draw_bars(
+    names: Sequence[str], sides: Mapping[str, Sequence[float]], number: str, title: str
+) -> Figure:
+    """For each of ``names`` a bar of one side or two, from top to bottom, with its number."""
+    figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    places: Array = np.arange(len(names))
+    height = 0.8 / len(sides)
+    axes.set_yticks(places + (0.8 - height) / 2, [_shortened(name) for name in names])
+    for side, lengths in sides.items():
+        color = BLUE if side == "adapted" else GRAY
+        bars = axes.barh(places, lengths, height, color=color, label=side)
+        axes.bar_label(bars, fmt=number, padding=2, fontsize=8)
+        places = places + height
     axes.invert_yaxis()
-    axes.margins(x=0.12, y=0.01)
+    axes.margins(x=0.12, y=0.01)  # room for the numbers, which stand for a scale
     axes.tick_params(left=False, bottom=False, labelbottom=False)
     axes.spines["bottom"].set_visible(False)
+    axes.set_title(title, loc="left")
+    if len(sides) > 1:
+        figure.legend(ncols=2, frameon=False, loc="outside lower right")
+    return figure
 
 
 def _shortened(name: str, most: int = 17) -> str:

@@ -1,8 +1,12 @@
-"""``report.html`` of a run: what the repair did, made from the run's folder alone."""
+"""``report.html``: what a repair did, or a sweep, made from its folder alone.
+
+A page is one file that needs nothing else, no script and no font.
+"""
 
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
@@ -17,15 +21,18 @@ from lora_mnist.show.verdict import (
     started_from,
     targets_of,
     verdict,
+    verdict_text,
 )
+from lora_mnist.sweep.command import command_line, override
+from lora_mnist.sweep.records import RESULTS_FILE, read_json
+from lora_mnist.sweep.summary import Ranked
 
-REPORT_FILE = "report.html"
+#: Rows of a sweep's table; summary.csv has them all.
+_MOST_ROWS = 1000
 
 
 def make_report(folder: Path) -> Path:
     """Draw the figures of a run and write its report; return the report's path.
-
-    The page is one file that needs nothing else, no script and no font.
 
     Predictions, adapter and configuration are shown where they are there.
 
@@ -35,18 +42,12 @@ def make_report(folder: Path) -> Path:
     """
     results = json.loads((folder / "results.json").read_text())
     predictions = read_predictions(folder)
-    figures = {}
-    for name, path in draw_run(folder, results, predictions).items():
-        figures[name] = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    drawn = draw_run(folder, results, predictions)
     hydra = folder / ".hydra"
     has_config = (hydra / "config.yaml").is_file()  # not of a run from Python
-    environment = Environment(
-        loader=PackageLoader("lora_mnist.show", "templates"),
-        autoescape=True,  # names of classes are no markup
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(
+    return write_page(
+        folder / "report.html",
+        "report.html.j2",
         folder=folder,
         program=program,
         results=results,
@@ -60,10 +61,68 @@ def make_report(folder: Path) -> Path:
         wilson=wilson,
         mistakes=mistakes_of(results),
         has_predictions=predictions is not None,
-        figures=figures,
+        figures={name: _in_page(path) for name, path in drawn.items()},
         overrides=(hydra / "overrides.yaml").read_text() if has_config else "",
         config=(hydra / "config.yaml").read_text() if has_config else "",
     )
-    with atomic_write(folder / REPORT_FILE) as path:
-        path.write_text(html, encoding="utf-8")
-    return folder / REPORT_FILE
+
+
+def make_sweep_report(folder: Path) -> Path:
+    """Write the report of the sweep in ``folder``; return its path.
+
+    Raises:
+        ValueError: if no job of a sweep is there.
+        OSError: if a file cannot be read or written.
+    """
+    ranked = Ranked(folder)
+    if not ranked.jobs:
+        raise ValueError(f"{folder}: no job of a sweep")
+    best, best_verdict = ranked.best, ""
+    headline = f"{len(ranked.jobs):,} jobs"
+    if best:
+        best_verdict = verdict_text(read_json(folder / best.jobs[0].folder / RESULTS_FILE))
+        settings = [f" {key}={value}" for key, value in ranked.settings(best.jobs[0]).items()]
+        headline = f"{ranked.verdict()}: {ranked.metric} {best.mean(ranked.metric):.4f}"
+        headline += f" with{''.join(settings)}" if settings else ""
+        if len(best.jobs) > 1:
+            headline += f", the mean of {len(best.jobs)} seeds"
+        start = ranked.start_value(best, ranked.metric)
+        if start is not None:
+            headline += f"; the {ranked.sweep['start']['title']} has {start:.4f}"
+    titles, rows, start_row = ranked.table(_MOST_ROWS)
+    picture = folder / "summary.png"
+    return write_page(
+        folder / "report.html",
+        "sweep.html.j2",
+        ranked=ranked,
+        headline=headline,
+        verdict=best_verdict,
+        picture=_in_page(picture) if picture.exists() else None,
+        titles=titles,
+        rows=rows,
+        start=start_row,
+        again=command_line([override("run", folder)], program("report")),
+    )
+
+
+def write_page(path: Path, template: str, **values: Any) -> Path:
+    """Fill in a template and write it, whole or not at all; return ``path``.
+
+    In HTML names of classes, and whatever else a file says, are no markup.
+    """
+    environment = Environment(
+        loader=PackageLoader("lora_mnist.show", "templates"),
+        autoescape=template.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["commas"] = "{:,}".format
+    text = environment.get_template(template).render(values)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def _in_page(picture: Path) -> str:
+    """A PNG file as the address of an image."""
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"

@@ -6,13 +6,13 @@ A terminal gets them in its width and its colours; a pipe and the log as plain t
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.console import Console, JustifyMethod, RenderableType
+from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor, nn
 
@@ -118,9 +118,9 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
         del columns["errors before"]
     table = _class_table(results, "class", columns, is_repair=True)
     table.title = "test images, * to be repaired" if targets_of(results) else "test images"
-    p_value = mcnemar(test["repaired"], test["broken"])
+    changes = f"repaired: {test['repaired']}, broken: {test['broken']}"
     parts: list[RenderableType] = [
-        f"repaired: {test['repaired']}, broken: {test['broken']}, {chance_text(p_value)}",
+        f"{changes}, {chance_text(test['p_value'])}",
         table,
         f"accuracy: {started_from(results)['accuracy']:.4f} -> {test['accuracy']:.4f}",
     ]
@@ -129,9 +129,7 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
         columns = {name: outcome["errors_per_class"] for name, outcome in splits.items()}
         parts.append(_class_table(results, "errors with", columns))
     if mistakes := mistakes_of(results):
-        table = Table("mistakes", "right with the base", "right now", "images")
-        for column in table.columns[1:]:
-            column.justify = "right"
+        table = _table("mistakes", ["right with the base", "right now", "images"])
         for name, counts in mistakes.items():
             table.add_row(name, *map(str, counts))
         parts.append(table)
@@ -165,10 +163,7 @@ def _class_table(
     if rest:
         rows.append((f"{len(rest)} others", rest))
     has_interval = "images" in columns
-    table = Table(first, *columns, *(["errors, 95%"] if has_interval else []))
-    for column in table.columns:
-        column.overflow = "fold"  # a name that is cut names nothing
-        column.justify = "right" if column is not table.columns[0] else "left"
+    table = _table(first, [*columns, "errors, 95%"] if has_interval else columns)
     for name, of in [*rows, ("all", every)]:
         is_target = is_repair and len(of) == 1 and of[0] in targets
         totals = {name: sum(counts[c] for c in of) for name, counts in columns.items()}
@@ -187,15 +182,19 @@ def _class_table(
     return table
 
 
+def _table(first: str, others: Iterable[str], justify: JustifyMethod = "right") -> Table:
+    """A table without rows; a name that is cut could be neither read nor copied."""
+    columns = [Column(name, justify=justify, overflow="fold") for name in others]
+    return Table(Column(first, overflow="fold"), *columns)
+
+
 def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
     """Print class and probability of each picture; with an adapter, the base beside it.
 
     Pictures of one folder are named below it, so that long paths leave room for the classes.
     """
     sides = [side for side in ("base", "adapted") if predictions and side in predictions[0]]
-    table = Table("picture", *sides)
-    for column in table.columns:
-        column.overflow = "fold"  # a name that is cut can be neither read nor copied
+    table = _table("picture", sides, "left")
     names = [str(prediction["file"]) for prediction in predictions]
     parts: list[RenderableType] = [table]
     folders = {os.path.dirname(name) for name in names}  # noqa: PTH120 a URL stays one

@@ -190,7 +190,7 @@ def _mended(results: Mapping[str, Any]) -> list[Phrase]:
     splits = ("mistakes", "mistakes_test")
     for (name, counts), split in zip(mistakes_of(results).items(), splits, strict=False):
         before, after, total = counts
-        is_chance = mcnemar(results[split]["repaired"], results[split]["broken"]) > LEVEL
+        is_chance = results[split]["p_value"] > LEVEL
         mood = "plain" if is_chance else "good" if after > before else "bad"
         text = f"mistakes {name}: {before:,} right -> {after:,} of {total:,};"
         phrases.append(Phrase(text, mood))
@@ -242,7 +242,6 @@ def _judgement(results: Mapping[str, Any]) -> list[Phrase]:
     repaired = targets_of(results) or [changes.index(min(changes))]
     rest = [c for c in range(len(images)) if c not in repaired]
     wrong, others = sum(after[c] for c in rest), sum(images[c] for c in rest)
-    p_value = mcnemar(test["repaired"], test["broken"])
     if others and (others - wrong) * len(images) <= others:
         text = f"{wrong:,} of {others:,} images of {_others(results['classes'])} are wrong,"
         said = [Phrase(f"{text} no better than guessing.", "bad")]
@@ -250,9 +249,9 @@ def _judgement(results: Mapping[str, Any]) -> list[Phrase]:
         said = [Phrase("the adapter was turned off: no scale leaves fewer validation errors.")]
     elif sum(changes) == 0:
         return [Phrase(f"as many errors as before, {sum(after):,}.")]
-    elif p_value > LEVEL:
+    elif test["p_value"] > LEVEL:
         counts = f"{test['repaired']:,} repaired, {test['broken']:,} broken"
-        return [Phrase(f"{counts}: {chance_text(p_value)}.")]
+        return [Phrase(f"{counts}: {chance_text(test['p_value'])}.")]
     elif sum(changes) < 0:
         left = f"{sum(after):,} of {sum(before):,} errors left."
         return [Phrase(left if sum(after) else "no error is left.", "good")]
