@@ -308,7 +308,7 @@ def draw_seed(cfg: DictConfig, folder: Path | None) -> int:
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return int(os.environ["PL_GLOBAL_SEED"])  # of the first process, which started this one
     if cfg.resume is not None and folder is not None:
-        return recorded_seed(folder, cfg.resume)
+        return recorded_seed(folder)
     return random.SystemRandom().randrange(2**32)
 
 

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, W
 from lightning.pytorch.utilities import rank_zero_only
 
 from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.numbers import flatten
 from lora_mnist.errors import UserError, one_line
 
 #: In a run's folder.
@@ -48,10 +48,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        buffer = BytesIO()  # it has no name: torch.save would write that of a file into it
-        torch.save(checkpoint, buffer)
         with atomic_write(Path(path)) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+            super().save_checkpoint(checkpoint, temporary)
 
 
 class LastCheckpoint(Checkpoint):
@@ -122,7 +120,6 @@ class RandomStates(Callback):
 
     def __init__(self) -> None:
         self._states: list[dict[str, Any]] = []
-        self._accumulate = 1
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -141,13 +138,11 @@ class RandomStates(Callback):
             of_all = [{} for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(of_all, states)
         checkpoint["random_states"] = of_all
-        checkpoint["accumulate_grad_batches"] = trainer.accumulate_grad_batches
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._states = checkpoint["random_states"]
-        self._accumulate = checkpoint["accumulate_grad_batches"]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -157,8 +152,6 @@ class RandomStates(Callback):
             return
         states = self._states[trainer.global_rank]
         self._states = []
-        if batch_idx:  # a GradientAccumulationScheduler sets it when an epoch begins
-            trainer.accumulate_grad_batches = self._accumulate
         kind, keys, *rest = states["numpy"]
         np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
         random.setstate(states["python"])
@@ -197,16 +190,13 @@ def read_adapter_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         state, settings = checkpoint["state_dict"], checkpoint["hyper_parameters"]
-        if settings["stage"] == "lora":
-            return dict(state), dict(settings)
-        reason = f"it is one of stage={settings['stage']}"
-    except FileNotFoundError:
-        reason = "there is no such file"
-    except KeyError as error:
-        reason = f"it has no {error}"
+        stage = settings["stage"]
     except Exception as error:  # whatever torch makes of a file that is none
         reason = one_line(error).partition(". ")[0]
-    raise ValueError(f"{path}: expected a checkpoint of stage=lora ({reason})")
+        raise ValueError(f"{path}: expected a checkpoint of stage=lora ({reason})") from error
+    if stage != "lora":
+        raise ValueError(f"{path}: expected a checkpoint of stage=lora, not of stage={stage}")
+    return dict(state), dict(settings)
 
 
 @contextmanager
@@ -233,7 +223,7 @@ def recorded_run(
         yield last if resume is not None and last.exists() else None
         return
     record.parent.mkdir(parents=True, exist_ok=True)
-    flat = _flat(settings)
+    flat = flatten(json.loads(json.dumps(settings, default=str)), into=dict)
     lock = FileLock(record.with_name(".lock"), timeout=0)
     try:
         lock.acquire()
@@ -260,24 +250,16 @@ def _write_record(path: Path, settings: Mapping[str, Any], finished: bool) -> No
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def recorded_seed(folder: Path, resume: object) -> int:
-    """The seed of the run in ``folder``, which ``resume`` names."""
-    return int(_read_record(folder / CHECKPOINTS / RUN_FILE, resume)[0]["seed"])
-
-
-def _read_record(path: Path, resume: object) -> tuple[dict[str, Any], bool]:
-    """The settings of a run, and whether it has finished."""
-    try:
-        record = json.loads(path.read_text())
-        return dict(record["settings"]), record["finished"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"resume={resume}: {path}: expected the record of a run") from error
+def recorded_seed(folder: Path) -> int:
+    """The seed of the run in ``folder``."""
+    record = json.loads((folder / CHECKPOINTS / RUN_FILE).read_text())
+    return int(record["settings"]["seed"])
 
 
 def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -> None:
     """Refuse settings other than those of the run, and a run with nothing left to do."""
-    before, finished = _read_record(path, resume)
-    goes_farther = False
+    record = json.loads(path.read_text())
+    before, goes_farther = record["settings"], False
     # The stage before all, and outer keys first: others follow from them, as data.seed from seed.
     keys = sorted({*before, *settings}, key=lambda key: (key != "stage", key.count("."), key))
     for key in keys:
@@ -293,17 +275,9 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
                 f"{key}={settings.get(key)}: its images have changed; expected those of "
                 f"resume={resume}"
             )
-        if {} in (old, new):  # a group without keys, such as scheduler=constant
-            key = f"{key}._target_"
-            old, new = before.get(key, "none"), settings.get(key, "none")
-        expected = "null" if old is None else old
-        steps = settings.get("trainer.max_steps")
-        if key.startswith("scheduler.") and new == steps:
-            raise UserError(f"trainer.max_steps={steps}: expected {old}, since {key} counts them")
-        raise UserError(
-            f"{key}={'null' if new is None else new}: expected {expected}, as in resume={resume}"
-        )
-    if finished and not goes_farther:
+        old, new = ("null" if value is None else value for value in (old, new))
+        raise UserError(f"{key}={new}: expected {old}, as in resume={resume}")
+    if record["finished"] and not goes_farther:
         raise UserError(
             f"resume={resume}: this run has finished; expected a larger trainer.max_steps or "
             "trainer.max_epochs to train it farther"
@@ -313,14 +287,3 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
 def _limit(value: object) -> float:
     """A number of steps or epochs, where -1 and null mean no end."""
     return value if isinstance(value, int | float) and value >= 0 else float("inf")
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1, "c": [2]}}`` as ``{"a.b": 1, "a.c": [2]}``, with JSON's values."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.loads(json.dumps(value, default=str))
-    return flat

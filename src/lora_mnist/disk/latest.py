@@ -15,13 +15,8 @@ def latest(folder: Path, pattern: str, accept: Callable[[Path], bool] | None = N
     Returns:
         Its path; ``None`` where nothing matches. Of two written at once, the last by name.
     """
-    times = {}
-    for path in folder.glob(pattern):
-        try:
-            times[path] = path.stat().st_mtime_ns
-        except FileNotFoundError:  # cleared away meanwhile
-            continue
-    for path in sorted(times, key=lambda path: (times[path], path), reverse=True):
+    paths = sorted(folder.glob(pattern), key=lambda path: (path.stat().st_mtime_ns, path))
+    for path in reversed(paths):
         if accept is None or accept(path):
             return path
     return None

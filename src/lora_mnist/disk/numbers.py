@@ -23,13 +23,16 @@ _COMPARISON = re.compile(rf"\s*({_SIDE})\s*({'|'.join(_SIGNS)})\s*({_SIDE})\s*",
 Comparison = tuple[str, str, str]
 
 
-def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``."""
-    if not isinstance(nested, dict | list):
+def flatten(nested: Any, prefix: str = "", into: Any = dict | list) -> dict[str, Any]:
+    """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``.
+
+    ``into=dict`` leaves lists as they are: ``{"a.b": 1, "a.c": [2, 3]}``.
+    """
+    if not isinstance(nested, into):
         return {prefix: nested}
     flat: dict[str, Any] = {}
     for key, value in nested.items() if isinstance(nested, dict) else enumerate(nested):
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key), into)
     return flat
 
 
