@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.classifier.metrics import ErrorMetric
+from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.classifier.module import BaseLogits, ClassifierModule
 from lora_mnist.config import (
     TRAINING_KEYS,
@@ -454,12 +454,12 @@ def count_errors(
     cfg: DictConfig, net: nn.Module, data: ImageDataModule, images: Images
 ) -> dict[str, Any]:
     """What is counted of ``images``, all of them in this process, with ``net`` as it is."""
-    metric = ErrorMetric(len(data.classes))
-    metric.sync_on_compute = False
+    evaluation = Evaluation(len(data.classes))
+    evaluation.sync_on_compute = False
     with on_device(cfg, net.eval()) as device:
         for inputs, labels in data.batches(images, device):
-            metric.to(device).update(net(inputs), labels)
-    return metric.compute()
+            evaluation.to(device).update(net(inputs), labels)
+    return evaluation.conclude("test")["test"]
 
 
 def errors_in_a_row(

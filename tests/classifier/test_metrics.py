@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, lora_parameters
-from lora_mnist.classifier.metrics import (
-    ErrorMetric,
-    Evaluation,
-    PredictionMetric,
-    RepairMetric,
-    scalars,
-)
+from lora_mnist.classifier.metrics import Evaluation, scalars
 from lora_mnist.classifier.significance import mcnemar, wilson
 
 CLASSES = 3
@@ -39,7 +33,7 @@ def largest(logits: Tensor, labels: Tensor) -> list[dict[str, int]]:
 
 
 def plain_counts(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """The outcome of :class:`ErrorMetric`, image by image."""
+    """What is counted of a network alone, image by image."""
     errors, images, loss = [0] * CLASSES, [0] * CLASSES, 0.0
     for row, label in zip(logits, labels.tolist(), strict=True):
         images[label] += 1
@@ -47,7 +41,7 @@ def plain_counts(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         loss += F.cross_entropy(row[None], torch.tensor([label])).item()
     return {
         "loss": pytest.approx(loss / len(labels), rel=1e-5),
-        "accuracy": 1 - sum(errors) / len(labels),
+        "accuracy": pytest.approx(1 - sum(errors) / len(labels)),
         "errors": sum(errors),
         "errors_per_class": errors,
         "errors_interval_per_class": [
@@ -58,94 +52,57 @@ def plain_counts(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-@given(seed=st.integers(0, 1000), first=st.integers(1, 19))
-def test_errors_equal_those_of_a_plain_loop(seed: int, first: int) -> None:
-    _, logits, labels = batch(seed)
-    metric = ErrorMetric(CLASSES)
-    for part in (slice(None, first), slice(first, None)):
-        metric.update(logits[part], labels[part])
-    expected = plain_counts(logits, labels)
-    found = metric.compute()
-    assert found == {**expected, "accuracy": pytest.approx(expected["accuracy"])}
-    assert list(found) == list(expected)
-    assert all(type(found[key]) is type(expected[key]) for key in ("accuracy", "errors"))
-    matrix = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
-    for label, answer in zip(labels, logits.argmax(dim=1), strict=True):
-        matrix[label, answer] += 1
-    assert torch.equal(metric.confmat, matrix)
-
-
-@given(seed=st.integers(0, 1000), first=st.integers(1, 19))
-def test_repaired_and_broken_equal_those_of_a_plain_loop(seed: int, first: int) -> None:
-    base, logits, labels = batch(seed)
-    metric = RepairMetric(CLASSES)
-    for part in (slice(None, first), slice(first, None)):
-        metric.update(base[part], logits[part], labels[part])
+def plain_repair(base: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """What is counted of a network beside its base, image by image."""
     repaired, broken = [0] * CLASSES, [0] * CLASSES
     for before, after, label in zip(base.argmax(1), logits.argmax(1), labels.tolist(), strict=True):
         repaired[label] += bool(before != label and after == label)
         broken[label] += bool(before == label and after != label)
-    found = metric.compute()
-    assert found == {
+    return {
         **{"repaired": sum(repaired), "broken": sum(broken)},
         "p_value": mcnemar(sum(repaired), sum(broken)),
         **{"repaired_per_class": repaired, "broken_per_class": broken},
+        **plain_counts(logits, labels),
     }
-    errors = [plain_counts(z, labels)["errors"] for z in (base, logits)]
-    assert errors[1] - errors[0] == found["broken"] - found["repaired"]
 
 
-def test_an_evaluation_without_a_base() -> None:
-    _, logits, labels = batch(0)
+@given(seed=st.integers(0, 1000), first=st.integers(1, 19), has_base=st.booleans())
+def test_counts_equal_those_of_a_plain_loop(seed: int, first: int, has_base: bool) -> None:
+    base, logits, labels = batch(seed)
     evaluation = Evaluation(CLASSES)
-    evaluation.update(logits, labels)
-    outcomes = evaluation.conclude("val")
-    assert list(outcomes) == ["val"]
-    assert outcomes["val"]["errors_per_class"] == plain_counts(logits, labels)["errors_per_class"]
-    assert "repaired" not in outcomes["val"]
+    for _ in range(2):  # it starts afresh each time
+        for part in (slice(None, first), slice(first, None)):
+            evaluation.update(logits[part], labels[part], base[part] if has_base else None)
+        outcomes = evaluation.conclude("val")
+        expected = {"val": plain_counts(logits, labels)}
+        if has_base:
+            expected = {"val": plain_repair(base, logits, labels)}
+            expected["val_base"] = plain_counts(base, labels)
+        assert outcomes == expected
+        assert list(outcomes["val"]) == list(expected["val"])
+        assert {type(outcomes["val"][key]) for key in ("errors", "accuracy")} == {int, float}
+        if has_base:
+            change = outcomes["val"]["errors"] - outcomes["val_base"]["errors"]
+            assert change == outcomes["val"]["broken"] - outcomes["val"]["repaired"]
 
 
-def test_an_evaluation_with_a_base_starts_afresh_each_time() -> None:
+@pytest.mark.parametrize("has_base", [True, False])
+def test_predictions_are_kept_in_order(has_base: bool) -> None:
+    """Those of a network without a base are a base's own."""
     base, logits, labels = batch(0)
+    sides = {"base": base, "adapted": logits} if has_base else {"base": logits}
     evaluation = Evaluation(CLASSES)
-    for _ in range(2):
-        evaluation.update(logits, labels, base)
-        outcomes = evaluation.conclude("test")
-        assert list(outcomes) == ["test", "test_base"]
-        assert list(outcomes["test"])[:2] == ["repaired", "broken"]
-        for split, z in {"test": logits, "test_base": base}.items():
-            expected = plain_counts(z, labels)
-            assert outcomes[split]["errors"] == expected["errors"]
-            assert sum(outcomes[split]["images_per_class"]) == len(labels)
-
-
-def test_predictions_are_kept_in_order() -> None:
-    """Of process 1 of 2, whose images are the second, the fourth, ..."""
-    base, logits, labels = batch(0)
-    evaluation = Evaluation(CLASSES, keep_predictions=True)
     for part in (slice(None, 7), slice(7, None)):
-        evaluation.update(logits[part], labels[part], base[part])
+        evaluation.update(logits[part], labels[part], base[part] if has_base else None)
     evaluation.conclude("test")
     found = evaluation.predictions
+    probabilities = [f"{side}_probability" for side in sides]
+    assert list(found) == ["index", "label", *sides, *probabilities]
     assert found["index"].tolist() == list(range(20))
     assert torch.equal(found["label"], labels)
-    for side, z in {"base": base, "adapted": logits}.items():
+    for side, z in sides.items():
         assert torch.equal(found[side], z.argmax(dim=1))
         torch.testing.assert_close(found[f"{side}_probability"], z.softmax(dim=1).amax(dim=1))
-
-
-def test_predictions_of_a_base_alone_are_its_own() -> None:
-    _, logits, labels = batch(0)
-    evaluation = Evaluation(CLASSES, keep_predictions=True)
-    for _ in range(2):  # and start afresh each time
-        evaluation.update(logits, labels)
-        evaluation.conclude("test")
-    assert list(evaluation.predictions) == ["index", "label", "base", "base_probability"]
-    assert torch.equal(evaluation.predictions["base"], logits.argmax(dim=1))
-    plain = Evaluation(CLASSES)
-    plain.update(logits, labels)
-    plain.conclude("val")
-    assert plain.predictions == {}
 
 
 def test_predictions_of_several_processes_take_their_places(
@@ -154,19 +111,19 @@ def test_predictions_of_several_processes_take_their_places(
     _, logits, labels = batch(0)
     parts = []
     for rank in range(2):
-        metric = PredictionMetric()
+        evaluation = Evaluation(CLASSES)
         with monkeypatch.context() as distributed:
             distributed.setattr("torch.distributed.is_initialized", lambda: True)
             distributed.setattr("torch.distributed.get_rank", lambda *_, rank=rank: rank)
             distributed.setattr("torch.distributed.get_world_size", lambda *_: 2)
-            metric.update(labels[rank::2], base=logits[rank::2])
-        parts.append(metric)
+            evaluation.update(logits[rank::2], labels[rank::2])
+        parts.append(evaluation)
     # What synchronisation does: the processes' lists, one after the other.
     for name in ("index", "label", "base", "base_probability"):
         getattr(parts[0], name).extend(getattr(parts[1], name))
-    found = parts[0].compute()
-    assert torch.equal(found["label"], labels)
-    assert torch.equal(found["base"], logits.argmax(dim=1))
+    parts[0].conclude("test")
+    assert torch.equal(parts[0].predictions["label"], labels)
+    assert torch.equal(parts[0].predictions["base"], logits.argmax(dim=1))
 
 
 def test_loggers_get_base_and_network_by_class() -> None:
@@ -189,9 +146,9 @@ def test_loggers_get_base_and_network_by_class() -> None:
 
 
 def test_a_loss_that_is_no_number_is_null() -> None:
-    metric = ErrorMetric(CLASSES)
-    metric.update(torch.full((2, CLASSES), float("nan")), torch.tensor([0, 1]))
-    assert metric.compute()["loss"] is None
+    evaluation = Evaluation(CLASSES)
+    evaluation.update(torch.full((2, CLASSES), float("nan")), torch.tensor([0, 1]))
+    assert evaluation.conclude("val")["val"]["loss"] is None
 
 
 # --- a loop of one's own -------------------------------------------------------------------------
@@ -219,17 +176,9 @@ def test_compare_errors_counts_base_and_adapter(adapted: TinyNet) -> None:
         with lora_disabled(adapted):
             before = adapted(images)
     found = compare_errors(adapted, iter(batches()))
-    assert list(found) == ["base", "adapted"]
-    for side, logits in {"base": before, "adapted": after}.items():
-        expected = plain_counts(logits, labels)
-        assert {key: found[side][key] for key in expected} == {
-            **expected,
-            "accuracy": pytest.approx(expected["accuracy"]),
-        }
-    repair = RepairMetric(CLASSES)
-    repair.update(before, after, labels)
-    assert found["adapted"] == repair.compute() | {
-        key: found["adapted"][key] for key in found["base"]
+    assert found == {
+        "base": plain_counts(before, labels),
+        "adapted": plain_repair(before, after, labels),
     }
     assert found["adapted"]["repaired"] + found["adapted"]["broken"] > 0
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora, lora_parameters
 from lora_mnist.classifier.loss import Loss
+from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.errors import TrainingError
 from lora_mnist.lora import base_state_dict, changed_tensors
@@ -58,76 +59,43 @@ def loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, y), batch_size=16)
 
 
-def test_counts_equal_those_of_a_plain_loop(
+def test_a_network_alone_is_tested_without_a_base(
     tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
 ) -> None:
     module, logger = make(tiny), Recorder()
-    fit = trainer(tmp_path, logger=logger)
-    fit.test(module, loader, verbose=False)
-    told = fit.callback_metrics
-    images, errors, loss_sum = [0, 0, 0], [0, 0, 0], 0.0
-    for x, y in zip(*loader.dataset.tensors, strict=True):
-        logits = tiny(x[None])
-        images[y] += 1
-        errors[y] += int(logits.argmax() != y)
-        loss_sum += nn.functional.cross_entropy(logits, y[None]).item()
-    outcome = module.outcomes["test"]
-    assert outcome["errors_per_class"] == errors
-    assert outcome["images_per_class"] == images
-    assert outcome["errors"] == sum(errors)
-    assert outcome["accuracy"] == (50 - sum(errors)) / 50
-    assert outcome["loss"] == pytest.approx(loss_sum / 50, rel=1e-5)
-    assert told["test/accuracy"] == pytest.approx(outcome["accuracy"])
-    assert logger.metrics["test/accuracy"] == pytest.approx(outcome["accuracy"])
-    assert "test_base" not in module.outcomes
-
-
-def test_tests_the_adapter_and_its_base(
-    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
-) -> None:
-    before = make(tiny)
-    trainer(tmp_path).test(before, loader, verbose=False)
-    add_lora(tiny)
-    for parameter in lora_parameters(tiny):
-        nn.init.normal_(parameter)
-    after = make(tiny)
-    trainer(tmp_path).test(after, loader, verbose=False)
-    assert after.outcomes["test_base"] == before.outcomes["test"]
-    assert after.outcomes["test"] != before.outcomes["test"]
+    trainer(tmp_path, logger=logger).test(module, loader, verbose=False)
+    x, y = loader.dataset.tensors
+    evaluation = Evaluation(3)
+    evaluation.update(tiny(x), y)
+    (expected,) = evaluation.conclude("test").values()
+    assert module.outcomes == {"test": {**expected, "loss": pytest.approx(expected["loss"])}}
+    assert logger.metrics["test/accuracy"] == pytest.approx(expected["accuracy"])
 
 
 @pytest.mark.parametrize("adapted", [True, False])
-def test_repaired_and_broken_equal_those_of_a_plain_loop(
+def test_what_was_trained_is_tested_beside_its_base(
     tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, adapted: bool
 ) -> None:
+    """With an adapter, or fine-tuned itself."""
     x, y = loader.dataset.tensors
-    before = tiny(x).argmax(dim=1)
+    before = tiny(x)
     base = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
     if adapted:
         add_lora(tiny)
-    trained = lora_parameters(tiny) if adapted else tiny.parameters()
-    for parameter in trained:
+    for parameter in lora_parameters(tiny) if adapted else tiny.parameters():
         nn.init.normal_(parameter)
-    after = tiny(x).argmax(dim=1)
-    reference = None if adapted else base
-    module = make(tiny, base_tensors=reference)
-    fit = trainer(tmp_path)
-    fit.test(module, loader, verbose=False)
-    told = fit.callback_metrics
-    outcome = module.outcomes["test"]
-    assert list(outcome)[:2] == ["repaired", "broken"]
-    for name, first, then in (("repaired", False, True), ("broken", True, False)):
-        per_class = [0, 0, 0]
-        for b, a, label in zip(before, after, y, strict=True):
-            per_class[label] += bool((b == label) == first and (a == label) == then)
-        assert outcome[f"{name}_per_class"] == per_class
-        assert outcome[name] == sum(per_class) > 0
-        assert told[f"test/{name}"] == sum(per_class)
-    assert torch.equal(module.predictions["base"], before)
-    assert torch.equal(module.predictions["adapted"], after)
-    assert torch.equal(module.predictions["label"], y)
-    change = outcome["errors"] - module.outcomes["test_base"]["errors"]
-    assert change == outcome["broken"] - outcome["repaired"]
+    evaluation = Evaluation(3)
+    evaluation.update(tiny(x), y, before)
+    expected = evaluation.conclude("test")
+    for outcome in expected.values():
+        outcome["loss"] = pytest.approx(outcome["loss"])
+    module, logger = make(tiny, base_tensors=None if adapted else base), Recorder()
+    trainer(tmp_path, logger=logger).test(module, loader, verbose=False)
+    assert module.outcomes == expected
+    for name in ("repaired", "broken"):
+        assert logger.metrics[f"test/{name}"] == expected["test"][name] > 0
+    for name in ("label", "base", "adapted"):
+        assert torch.equal(module.predictions[name], evaluation.predictions[name])
 
 
 def test_only_lora_reaches_optimizer_and_checkpoint(

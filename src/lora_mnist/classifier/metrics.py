@@ -1,7 +1,6 @@
 """How errors are counted, for a network and its base, and what loggers get of them.
 
-Both counts are torchmetrics metrics, so they add up over batches and over the processes of a
-distributed run. :func:`compare_errors` is the same for a loop without Lightning.
+:func:`compare_errors` is for a loop without Lightning.
 """
 
 import math
@@ -13,195 +12,136 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
 
 from lora_mnist.classifier.significance import mcnemar, wilson
 from lora_mnist.lora import lora_disabled
 
+#: What is kept of each image; a network without a base is one itself.
+_KEPT = ("index", "label", "base", "adapted", "base_probability", "adapted_probability")
 #: Confusions that results.json names.
 _NAMED = 3
 
 
-class ErrorMetric(MulticlassConfusionMatrix):
-    """A confusion matrix, the errors of each class that follow from it, and the mean loss.
+class Evaluation(Metric):
+    """What a network predicts for each image of a set, and its base; and what is counted of that.
 
-    ``confmat[y, c]`` counts images of class ``y`` that were taken for ``c``; the errors of
-    class ``y`` are its row without the diagonal.
-
-    Args:
-        num_classes: number of classes.
-    """
-
-    loss_sum: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes, validate_args=False)
-        self.add_state("loss_sum", default=torch.zeros(()), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: ``logits`` of shape (N, num_classes), ``labels`` int64 of shape (N,)."""
-        super().update(logits, labels)
-        self.loss_sum += F.cross_entropy(logits, labels) * len(labels)
-
-    def compute(self) -> dict[str, Any]:  # type: ignore[override]
-        """What results.json holds of the images: plain numbers and lists of them.
-
-        ``errors_interval_per_class`` are 95% intervals, see :func:`.significance.wilson`; ``loss``
-        is the mean cross-entropy in nats, whatever training minimises; ``None`` where it is not
-        finite, for which JSON has no number.
-        """
-        images = self.confmat.sum(dim=1)
-        errors = (images - self.confmat.diagonal()).tolist()
-        total = images.sum()
-        loss = (self.loss_sum / total).item()
-        intervals = []
-        for wrong, of in zip(errors, images.tolist(), strict=True):
-            low, high = wilson(wrong, of)
-            intervals.append([round(low, 2), round(high, 2)])
-        wrong = (self.confmat - torch.diag(self.confmat.diagonal())).flatten()
-        confusions = []
-        for place in wrong.argsort(descending=True, stable=True)[:_NAMED].tolist():
-            if count := int(wrong[place]):
-                label, taken_for = divmod(place, len(images))
-                confusions.append({"label": label, "taken_for": taken_for, "images": count})
-        return {
-            "loss": loss if math.isfinite(loss) else None,
-            "accuracy": (int(total) - sum(errors)) / int(total),
-            "errors": sum(errors),
-            "errors_per_class": errors,
-            "errors_interval_per_class": intervals,
-            "images_per_class": images.tolist(),
-            "confusions": confusions,
-        }
-
-
-class RepairMetric(Metric):
-    """What a repair did, class by class: images repaired, and images broken.
-
-    An image is repaired if the base gets it wrong and the network right; broken is the reverse.
-    ``errors of the network = errors of the base - repaired + broken``.
-
-    Args:
-        num_classes: number of classes.
-    """
-
-    repaired: Tensor
-    broken: Tensor
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        for name in ("repaired", "broken"):
-            zeros = torch.zeros(num_classes, dtype=torch.int64)
-            self.add_state(name, default=zeros, dist_reduce_fx="sum")
-
-    def update(self, base_logits: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch; both logits have shape (N, num_classes), ``labels`` shape (N,)."""
-        before, after = (z.argmax(dim=1) == labels for z in (base_logits, logits))
-        for count, changed in ((self.repaired, after & ~before), (self.broken, before & ~after)):
-            count += torch.bincount(labels[changed], minlength=len(count))
-
-    def compute(self) -> dict[str, Any]:
-        """The counts as results.json holds them, and :func:`.significance.mcnemar` of them."""
-        repaired, broken = self.repaired.tolist(), self.broken.tolist()
-        return {
-            "repaired": sum(repaired),
-            "broken": sum(broken),
-            "p_value": mcnemar(sum(repaired), sum(broken)),
-            "repaired_per_class": repaired,
-            "broken_per_class": broken,
-        }
-
-
-#: What is kept of each image; a network without a base is one itself.
-_PREDICTED = ("index", "label", "base", "adapted", "base_probability", "adapted_probability")
-
-
-class PredictionMetric(Metric):
-    """What was predicted for each image, and how surely; what the images show, and in which order.
-
-    With several processes image ``j`` of process ``r`` is image ``j * processes + r`` of all, as
+    As a torchmetrics metric it adds up over batches and over the processes of a distributed run:
+    image ``j`` of process ``r`` is image ``j * processes + r`` of all, as
     :class:`lora_mnist.data.ImageDataModule` shares them out.
+
+    Args:
+        num_classes: number of classes.
+
+    Attributes:
+        predictions: of what was counted last, tensors of shape (N,) in the order of the images:
+            ``index`` and ``label`` of each, and what ``base`` and ``adapted`` predict, with
+            ``base_probability`` and ``adapted_probability``.
     """
 
     full_state_update = False
+    label: list[Tensor]
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
-        for name in _PREDICTED:
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-        self._seen = 0
-
-    def update(self, labels: Tensor, **logits: Tensor) -> None:
-        """Keep a batch: ``labels`` of shape (N,), and the logits of ``base`` and ``adapted``."""
-        rank, processes = 0, 1
-        if dist.is_available() and dist.is_initialized():
-            rank, processes = dist.get_rank(), dist.get_world_size()
-        place = torch.arange(self._seen, self._seen + len(labels), device=labels.device)
-        self._seen += len(labels)
-        batch = {"index": place * processes + rank, "label": labels}
-        for side, of_side in logits.items():
-            batch[side] = of_side.argmax(dim=1)
-            probabilities = of_side.float().softmax(dim=1)  # NumPy knows no bfloat16
-            batch[f"{side}_probability"] = probabilities.gather(1, batch[side][:, None])[:, 0]
-        for name, values in batch.items():
-            getattr(self, name).append(values)
-
-    def compute(self) -> dict[str, Tensor]:
-        """A tensor of shape (N,) for each of the names, in the order of the images."""
-        states = {name: getattr(self, name) for name in _PREDICTED}
-        tensors = {name: dim_zero_cat(values) for name, values in states.items() if len(values)}
-        order = tensors["index"].argsort()
-        return {name: values[order] for name, values in tensors.items()}
-
-    def reset(self) -> None:
-        super().reset()
-        self._seen = 0
-
-
-class Evaluation(nn.Module):
-    """All that is counted on one set of images: the network, its base, and what the repair did.
-
-    Args:
-        num_classes: number of classes.
-        keep_predictions: whether the prediction for each image is kept too.
-
-    Attributes:
-        predictions: what :class:`PredictionMetric` kept, by name; empty where it was not asked to.
-    """
-
-    def __init__(self, num_classes: int, keep_predictions: bool = False) -> None:
-        super().__init__()
-        self.keeper = PredictionMetric() if keep_predictions else None
+        self.num_classes = num_classes
         self.predictions: dict[str, Tensor] = {}
-        self.network = ErrorMetric(num_classes)
-        self.base = ErrorMetric(num_classes)
-        self.repair = RepairMetric(num_classes)
-        self._has_base = False
+        for name in _KEPT:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        for side in ("base", "adapted"):
+            self.add_state(f"{side}_loss", default=torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor, base_logits: Tensor | None = None) -> None:
         """Count a batch: logits of shape (N, num_classes), ``labels`` int64 of shape (N,)."""
-        self.network.update(logits, labels)
-        self._has_base = base_logits is not None
+        rank, processes = 0, 1
+        if dist.is_available() and dist.is_initialized():
+            rank, processes = dist.get_rank(), dist.get_world_size()
+        first = sum(map(len, self.label))
+        place = torch.arange(first, first + len(labels), device=labels.device)
+        batch = {"index": place * processes + rank, "label": labels}
+        sides = {"base": logits}
         if base_logits is not None:
-            self.base.update(base_logits, labels)
-            self.repair.update(base_logits, logits, labels)
-        if self.keeper is not None:
-            pair = {} if base_logits is None else {"adapted": logits}
-            self.keeper.update(labels, base=logits if base_logits is None else base_logits, **pair)
+            sides = {"base": base_logits, "adapted": logits}
+        for side, of_side in sides.items():
+            batch[side] = of_side.argmax(dim=1)
+            probabilities = of_side.float().softmax(dim=1)  # NumPy knows no bfloat16
+            batch[f"{side}_probability"] = probabilities.gather(1, batch[side][:, None])[:, 0]
+            loss = getattr(self, f"{side}_loss")
+            loss += F.cross_entropy(of_side, labels) * len(labels)
+        for name, values in batch.items():
+            getattr(self, name).append(values)
+
+    def compute(self) -> dict[str, dict[str, Any]]:
+        """What results.json holds of ``base`` and ``adapted``: plain numbers and lists of them.
+
+        ``errors_interval_per_class`` are 95% intervals, see :func:`.significance.wilson`; ``loss``
+        is the mean cross-entropy in nats, whatever training minimises; ``None`` where it is not
+        finite, for which JSON has no number. An image is ``repaired`` if the base gets it wrong and
+        the adapted network right; ``broken`` is the reverse: ``errors = errors of the base -
+        repaired + broken``; ``p_value`` is :func:`.significance.mcnemar` of the two.
+        """
+        kept = {name: getattr(self, name) for name in _KEPT}
+        tensors = {name: dim_zero_cat(values) for name, values in kept.items() if len(values)}
+        order = tensors["index"].argsort()
+        self.predictions = {name: values[order] for name, values in tensors.items()}
+        outcomes: dict[str, dict[str, Any]] = {}
+        for side in ("base", "adapted"):
+            if side in self.predictions:
+                outcomes[side] = self._outcome(side)
+        if "adapted" in outcomes:
+            label = self.predictions["label"]
+            before, after = (self.predictions[side] == label for side in ("base", "adapted"))
+            repaired = self._per_class(label[after & ~before])
+            broken = self._per_class(label[before & ~after])
+            outcomes["adapted"] = {
+                "repaired": sum(repaired),
+                "broken": sum(broken),
+                "p_value": mcnemar(sum(repaired), sum(broken)),
+                "repaired_per_class": repaired,
+                "broken_per_class": broken,
+                **outcomes["adapted"],
+            }
+        return outcomes
+
+    def _outcome(self, side: str) -> dict[str, Any]:
+        """What is counted of one side alone."""
+        label, predicted = self.predictions["label"], self.predictions[side]
+        is_wrong = predicted != label
+        images, errors = self._per_class(label), self._per_class(label[is_wrong])
+        loss = (getattr(self, f"{side}_loss").cpu() / len(label)).item()
+        pairs = label[is_wrong] * self.num_classes + predicted[is_wrong]
+        counts = torch.bincount(pairs.cpu())
+        confusions = []
+        for pair in counts.argsort(descending=True, stable=True)[:_NAMED].tolist():
+            if count := int(counts[pair]):
+                y, c = divmod(pair, self.num_classes)
+                confusions.append({"label": y, "taken_for": c, "images": count})
+        intervals = []
+        for wrong, of in zip(errors, images, strict=True):
+            low, high = wilson(wrong, of)
+            intervals.append([round(low, 2), round(high, 2)])
+        return {
+            "loss": loss if math.isfinite(loss) else None,
+            "accuracy": (len(label) - sum(errors)) / len(label),
+            "errors": sum(errors),
+            "errors_per_class": errors,
+            "errors_interval_per_class": intervals,
+            "images_per_class": images,
+            "confusions": confusions,
+        }
+
+    def _per_class(self, labels: Tensor) -> list[int]:
+        """How many of ``labels`` are of each class."""
+        counts: list[int] = torch.bincount(labels.cpu(), minlength=self.num_classes).tolist()
+        return counts
 
     def conclude(self, split: str) -> dict[str, dict[str, Any]]:
         """The outcome of ``split`` and, with a base, of ``<split>_base``; then start afresh."""
-        outcomes = {split: self.network.compute()}
-        if self._has_base:
-            outcomes[split] = self.repair.compute() | outcomes[split]
-            outcomes[f"{split}_base"] = self.base.compute()
-        if self.keeper is not None:
-            self.predictions = self.keeper.compute()
-            self.keeper.reset()
-        for metric in (self.network, self.base, self.repair):
-            metric.reset()
-        return outcomes
+        outcomes = self.compute()
+        self.reset()
+        if "adapted" not in outcomes:
+            return {split: outcomes["base"]}
+        return {split: outcomes["adapted"], f"{split}_base": outcomes["base"]}
 
 
 #: With more classes only those to repair have a curve of their own.

@@ -65,7 +65,7 @@ class ClassifierModule(LightningModule):
         base_logits: by split, what the base gives for each batch: the same in every evaluation,
             since the images come in the same order.
         outcomes: by split, what its last evaluation found, as it stands in results.json.
-        predictions: of the last test, for each image; see :class:`.metrics.PredictionMetric`.
+        predictions: of the last test, for each image; see :class:`.metrics.Evaluation`.
         validated_at: the step at which ``outcomes["val"]`` was found; ``None`` before.
 
     Raises:
@@ -111,9 +111,7 @@ class ClassifierModule(LightningModule):
         self.has_lora = has_lora(net)
         self.base_tensors, self.adapter = base_tensors, adapter
         self.class_names, self.targets = list(class_names), targets
-        self.evaluations = nn.ModuleDict(
-            {s: Evaluation(num_classes, keep_predictions=s == "test") for s in ("val", *_TESTS)}
-        )
+        self.evaluations = nn.ModuleDict({s: Evaluation(num_classes) for s in ("val", *_TESTS)})
         self.predictions: dict[str, Tensor] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.validated_at: int | None = None
@@ -191,21 +189,18 @@ class ClassifierModule(LightningModule):
         base_logits = self.base_logits.setdefault(split, [])
         if batch_idx == len(base_logits):
             base_logits.append(self.base(images))
-        self._evaluation(split).update(self(images), labels, base_logits[batch_idx])
-
-    def _evaluation(self, split: str) -> Evaluation:
-        evaluation = self.evaluations[split]
-        assert isinstance(evaluation, Evaluation)
-        return evaluation
+        evaluation: Any = self.evaluations[split]
+        evaluation.update(self(images), labels, base_logits[batch_idx])
 
     def _conclude(self, split: str) -> None:
         """Keep what was counted, over all processes, and log it."""
-        evaluation = self._evaluation(split)
+        evaluation: Any = self.evaluations[split]
         outcomes = evaluation.conclude(split)
         if self.trainer.sanity_checking:
             return
         self.outcomes |= outcomes
-        self.predictions = evaluation.predictions or self.predictions
+        if split == "test":
+            self.predictions = evaluation.predictions
         names = self.class_names if split == "val" else ()
         tags = scalars(split, outcomes, names, self.targets)
         if split == "val":
