@@ -2,12 +2,12 @@
 
     python scripts/adapter_tour.py
 
-Pretrains a base and trains adapters on the nines and the eights through ``train.py``; loads ours in
-PEFT, and PEFT's here; stacks, weighs, adds up, merges and exports them, and undoes that, with
-PEFT's way beside it; runs the ONNX file in onnxruntime; and reads PNG files. Prints a line for each
-comparison and ends with code 1 if one of them fails.
-Takes about two minutes on two cores and leaves its files in ``outputs/tour``. Needs the extras
-``peft`` and ``onnx``.
+Pretrains a base and trains adapters on the nines and the eights through ``train.py``: LoRA, DoRA,
+biases alone, the last layer alone, and one on top of another. Loads ours in PEFT, and PEFT's here;
+stacks, weighs, adds up, merges and exports them, and undoes that, with PEFT's way beside it; runs
+the ONNX file in onnxruntime; and reads PNG files. Prints a line for each comparison and ends with
+code 1 if one of them fails. Takes about three minutes on two cores and leaves its files in
+``outputs/tour``. Needs the extras ``peft`` and ``onnx``.
 """
 
 import argparse
@@ -102,23 +102,15 @@ def split(train: bool) -> tuple[Tensor, Tensor]:
     return (dataset.data.unsqueeze(1) / 255 - 0.1307) / 0.3081, dataset.targets
 
 
-def train_in_peft(base: nn.Module, folder: Path) -> nn.Module:
-    """A PEFT adapter of mixed ranks on the eights, saved by PEFT."""
+def train_in_peft(base: nn.Module, folder: Path, **options: Any) -> nn.Module:
+    """An adapter of PEFT's on the eights, with ``options`` of its LoraConfig, saved by PEFT."""
     from peft import LoraConfig, get_peft_model
 
     images, labels = split(train=True)
     eights = labels == 8
     images, labels = images[eights], labels[eights]
-    config = LoraConfig(
-        r=4,
-        lora_alpha=8,
-        use_rslora=True,
-        target_modules=["linear1", "linear2", "linear3"],
-        rank_pattern={"linear3": 2},
-        alpha_pattern={"linear1": 4},
-    )
     torch.manual_seed(0)
-    net: Any = get_peft_model(copy.deepcopy(base), config)
+    net: Any = get_peft_model(copy.deepcopy(base), LoraConfig(r=4, lora_alpha=8, **options))
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-4)
     batches = zip(images.split(50)[:20], labels.split(50)[:20], strict=True)  # type: ignore[no-untyped-call]
     for pixels, classes in batches:
@@ -159,13 +151,18 @@ def tour(folder: Path, report: Report) -> None:
     print("\nPEFT, both ways")
     ours = load_adapter(copy.deepcopy(base), nines, name="nines")
     adapted = ask(ours, images)
-    theirs: Any = PeftModel.from_pretrained(copy.deepcopy(base), str(nines)).eval()
-    report.compare("our adapter in PEFT", ask(theirs, images), adapted, 1e-5)
-    report.moved(adapted, expected)
-    theirs = train_in_peft(base, folder / "peft")
-    loaded = load_adapter(copy.deepcopy(base), folder / "peft")
-    report.compare("PEFT's adapter here", ask(loaded, images), ask(theirs, images), 1e-5)
-    report.moved(ask(loaded, images), expected)
+    in_peft(report, "our LoRA", base, nines, images)
+    mixed = {"rank_pattern": {"linear3": 2}, "alpha_pattern": {"linear1": 4}}
+    from_peft(report, "LoRA", base, folder, images, **mixed, use_rslora=True)
+    for variant in ("dora", "bias", "last_layer"):
+        run = folder / variant
+        arguments = ("stage=lora", f"lora={variant}", "digit=9", outputs)
+        command("train.py", *arguments, f"hydra.run.dir={run}")
+        in_peft(report, f"our {variant}", base, run / "adapter", images)
+    from_peft(report, "DoRA", base, folder, images, use_dora=True)
+    from_peft(report, "LoRA with biases", base, folder, images, bias="all")
+    whole = {"target_modules": ["linear1"], "modules_to_save": ["linear3"]}
+    from_peft(report, "LoRA with a whole layer", base, folder, images, **whole)
 
     print("\nSeveral, switched by name")
     load_adapter(ours, eights, name="eights", scale=0.5)
@@ -176,6 +173,7 @@ def tour(folder: Path, report: Report) -> None:
     both = f"adapter=[{nines},{{path: {eights}, scale: 0.5}}]"
     print(command("eval.py", both, "each=true", outputs, f"hydra.run.dir={folder}/eval").rstrip())
 
+    in_a_row(folder, report, base, nines, images)
     add_up(folder, report, base, {"nines": nines, "eights": eights}, images)
     undo(report, ours, base, images)
     theirs_undone(report, base, nines)
@@ -198,6 +196,55 @@ def tour(folder: Path, report: Report) -> None:
         right = sum(a == b for a, b in zip(digits, labels, strict=True))
         text = f"20 PNG files, {side}: {right} right, {same} as on MNIST's own pixels"
         report.check(text, same >= 18)
+
+
+def in_peft(report: Report, what: str, base: nn.Module, adapter: Path, images: Tensor) -> None:
+    """Load an adapter here and in PEFT."""
+    from peft import PeftModel
+
+    ours = ask(load_adapter(copy.deepcopy(base), adapter), images)
+    theirs: Any = PeftModel.from_pretrained(copy.deepcopy(base), str(adapter)).eval()
+    report.compare(f"{what} in PEFT", ask(theirs, images), ours, 1e-4)
+    report.moved(ours, ask(base, images))
+
+
+def from_peft(
+    report: Report, what: str, base: nn.Module, folder: Path, images: Tensor, **options: Any
+) -> None:
+    """Train an adapter in PEFT and load it here."""
+    adapter = folder / f"PEFT's {what}"
+    options = {"target_modules": ["linear1", "linear2", "linear3"], **options}
+    theirs = ask(train_in_peft(base, adapter, **options), images)
+    loaded = load_adapter(copy.deepcopy(base), adapter)
+    report.compare(f"PEFT's {what} here", ask(loaded, images), theirs, 1e-4)
+    report.moved(theirs, ask(base, images))
+
+
+def in_a_row(folder: Path, report: Report, base: nn.Module, nines: Path, images: Tensor) -> None:
+    """Repair the eights on top of the nines, and find the nines again from the eights alone."""
+    print("\nOne repair after another")
+    outputs, run = f"paths.outputs={folder}", folder / "eights_on_nines"
+    command(
+        "train.py", "stage=lora", "digit=8", f"adapter={nines}", outputs, f"hydra.run.dir={run}"
+    )
+    results = json.loads((run / "results.json").read_text())
+    report.check("eights on top of the nines: base unchanged", results["base_unchanged"])
+    command(
+        "eval.py", f"adapter={run}", outputs, "figures=false", f"hydra.run.dir={folder}/eval_row"
+    )
+    found = json.loads((folder / "eval_row" / "results.json").read_text())
+    same = found["test"]["errors_per_class"] == results["test"]["errors_per_class"]
+    report.check("eval.py of the eights finds the nines beneath: the same errors", same)
+    stack = load_adapter(copy.deepcopy(base), nines, name="nines")
+    before = ask(stack, images)
+    load_adapter(stack, run / "adapter", name="eights")
+    report.moved(ask(stack, images), before)
+    with lora_disabled(stack, "eights"):
+        report.compare("eights off: the nines as they were", ask(stack, images), before, 0)
+    continued = ("stage=lora", "digit=9", f"adapter={nines}", "adapter_mode=continue")
+    command("train.py", *continued, outputs, f"hydra.run.dir={folder}/nines_continued")
+    longer = load_adapter(copy.deepcopy(base), folder / "nines_continued" / "adapter")
+    report.moved(ask(longer, images), before)
 
 
 def add_up(
