@@ -135,7 +135,6 @@ def draw(folder: Path, count: int) -> list[int]:
 def tour(folder: Path, report: Report) -> None:
     """Make the runs in ``folder`` and report what was found."""
     import onnxruntime
-    from peft import PeftModel
 
     outputs = f"paths.outputs={folder}"
     command("train.py", "stage=pretrain", outputs, f"hydra.run.dir={folder}/pretrain")
