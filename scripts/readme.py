@@ -3,12 +3,12 @@
     python scripts/readme.py                         # runs everything: some three minutes
     python scripts/readme.py --only lora sweep       # some blocks alone
     python scripts/readme.py --only kills=FILE       # from what another script printed, in FILE
-    python scripts/readme.py --check                 # has anybody changed a block by hand?
 
 A block stands between ``<!-- NAME: made by SCRIPT, SUM -->`` and ``<!-- /NAME -->``; nothing else
-in a document changes. The sum is of the block's text and of the pictures that it links to. The
-commands are those that the documents print. ``--runs FOLDER`` keeps the runs, and takes those that
-it holds; else they are thrown away. The picture of the page needs Chromium and playwright.
+in a document changes. The sum is of the block's text and of the pictures that it links to, so that
+a test finds what was changed by hand. The commands are those that the documents print. ``--runs
+FOLDER`` keeps the runs, and takes those that it holds; else they are thrown away. The picture of
+the page needs Chromium and playwright.
 """
 
 import argparse
@@ -16,8 +16,7 @@ import hashlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
@@ -26,7 +25,6 @@ import torch
 from readme_pictures import draw_before_after, photograph
 
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import one_line
 
 PROJECT = Path(__file__).resolve().parents[1]
 #: As the documents print them. Folders are named here, so that printed paths stay the same.
@@ -72,15 +70,6 @@ def fill(document: Path, name: str, body: str) -> None:
     raise ValueError(f"{document}: expected a block <!-- {name}: made by ... -->")
 
 
-def changed_by_hand(document: Path) -> list[str]:
-    """The blocks of a document that are not as a script made them."""
-    return [
-        block["name"]
-        for block in BLOCK.finditer(document.read_text())
-        if checksum(block["body"], document.parent) != block["sum"]
-    ]
-
-
 # --- text -----------------------------------------------------------------------------------------
 
 
@@ -90,62 +79,19 @@ def fenced(text: str) -> str:
 
 
 def from_line(text: str, start: str) -> str:
-    """The lines of ``text`` from the last one on that begins with ``start``.
-
-    Raises:
-        ValueError: if none does.
-    """
-    lines = text.rstrip().splitlines()
-    for number in reversed(range(len(lines))):
-        if lines[number].startswith(start):
-            return "\n".join(lines[number:])
-    raise ValueError(f"expected a line {start}..., found:\n{text}")
+    """The lines of ``text`` from the last one on that begins with ``start``."""
+    return text[f"\n{text}".rindex(f"\n{start}") :].rstrip()
 
 
 def lines_that_begin(text: str, start: str | tuple[str, ...]) -> str:
-    """The lines of ``text`` that begin with ``start``, as on a terminal."""
-    return fenced("\n".join(line for line in text.splitlines() if line.startswith(start)))
+    """The lines of ``text`` that begin with ``start``."""
+    return "\n".join(line for line in text.splitlines() if line.startswith(start))
 
 
 def terminal_table(text: str, head: str) -> str:
-    """The table on a terminal whose head begins with ``head``.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    before, found, after = text.partition(f"┃ {head} ")
-    if not found:
-        raise ValueError(f"expected a table ┃ {head}, found none")
-    body, end, rest = after.partition("\n└")
-    return fenced(f"{before.splitlines()[-1]}\n{found}{body}{end}{rest.splitlines()[0]}")
-
-
-def markdown_table(text: str, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> str:
-    """The first Markdown table of ``text``, and the line after it, which says on what machine.
-
-    Args:
-        text: with the table.
-        rows: first cells of the rows to take, in their order; empty: all.
-        columns: heads of the columns to take; empty: all.
-
-    Raises:
-        ValueError: if there is no table, or no such row or column.
-    """
-    found = re.search(r"^(\|.*\n?)+", text, re.MULTILINE)
-    if not found:
-        raise ValueError("expected a Markdown table, found none")
-    table = [[c.strip() for c in line.strip("|").split("|")] for line in found[0].splitlines()]
-    by_name = {row[0]: row for row in table[2:]}
-    chosen = rows or list(by_name)
-    heads = columns or table[0]
-    for names, known in ((chosen, by_name), (heads, table[0])):
-        if missing := [each for each in names if each not in known]:
-            raise ValueError(f"no {missing[0]} in the table; expected one of {', '.join(known)}")
-    places = [table[0].index(head) for head in heads]
-    taken = [*table[:2], *(by_name[name] for name in chosen)] if rows else table
-    lines = [f"| {' | '.join(row[place] for place in places)} |" for row in taken]
-    machine = text[found.end() :].strip().splitlines()[:1]
-    return "\n".join([*lines, *(["", *machine] if machine and not rows else [])])
+    """The table on a terminal whose head begins with ``head``."""
+    start = text.rindex("┏", 0, text.index(f"┃ {head} "))
+    return text[start : text.index("┘", start) + 1]
 
 
 # --- what the blocks hold -------------------------------------------------------------------------
@@ -154,15 +100,12 @@ def markdown_table(text: str, rows: Sequence[str] = (), columns: Sequence[str] =
 class Runs:
     """Runs in ``folder``; those that it holds from an earlier call are not run again.
 
-    Args:
-        folder: where they go; what they print names neither it nor the project's folder.
-        settings: overrides of all, to try the script on something small.
+    What they print names neither it nor the project's folder.
     """
 
-    def __init__(self, folder: Path, settings: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.outputs = self.folder / "outputs"
-        self.settings = list(settings)
 
     def run_folder(self, name: str) -> Path:
         """The folder that a command leaves."""
@@ -182,7 +125,7 @@ class Runs:
             self.printed("pretrain")
         mode = "sweep" if "-m" in COMMANDS[name] else "run"
         folders = [f"paths.outputs={self.outputs}", f"hydra.{mode}.dir={self._place(name)}"]
-        command = [*COMMANDS[name], *self.settings, *folders]
+        command = [*COMMANDS[name], *folders]
         print(f"python train.py {' '.join(command)}", file=sys.stderr, flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(
@@ -206,59 +149,61 @@ class Runs:
         return self.outputs / stage / name
 
 
-def before_after(runs: Runs, into: Path) -> str:
+def before_after(runs: Runs) -> str:
     """Both repairs as a picture."""
     folders = {
         "naive: only nines": runs.run_folder("nines"),
         "experiment=repair: nines and others": runs.run_folder("repair"),
     }
-    draw_before_after(folders, into / "docs" / "before_after.png")
+    draw_before_after(folders, PROJECT / "docs" / "before_after.png")
     says = "Errors of each digit before and after, and some repaired and broken images, two ways"
     return f"![{says}](docs/before_after.png)"
 
 
-def lora(runs: Runs, into: Path) -> str:
+def lora(runs: Runs) -> str:
     """What the first command line ends with."""
     threads = torch.get_num_threads()
     machine = f"(torch {torch.__version__}, {threads} thread{'s' if threads > 1 else ''})"
     return f"{fenced(from_line(runs.printed('nines'), 'parameters:'))}\n\n{machine}"
 
 
-def verdict(runs: Runs, into: Path) -> str:
+def verdict(runs: Runs) -> str:
     """The same without its table."""
     text = runs.printed("nines")
-    starts = ("parameters:", "base unchanged:", "repaired:")
-    lines = [line for line in text.splitlines() if line.startswith(starts)]
+    start = lines_that_begin(text, ("parameters:", "base unchanged:", "repaired:"))
     end = from_line(text, "accuracy:").partition("\nreport:")[0]
-    return fenced("\n".join([*lines, end]))
+    return fenced(f"{start}\n{end}")
 
 
-def demo(runs: Runs, into: Path) -> str:
+def demo(runs: Runs) -> str:
     """The page to draw on as a picture."""
     # Validation images advise 0, where nothing is repaired.
     given = [f"adapter={runs.run_folder('nines')}", f"paths.outputs={runs.outputs}", "scale=1"]
-    photograph([*given, *runs.settings], into / "docs" / "demo.png")
+    photograph(given, PROJECT / "docs" / "demo.png")
     says = "The page of demo.py: a nine that the base gets wrong and the adapted network right"
     return f"![{says}](demo.png)"
 
 
-def repair(runs: Runs, into: Path) -> str:
-    """A few methods of docs/repair.md, with some of the columns of its table."""
-    rows = ["naive (notebook)", "going on with hardness 0.5", "repair_private", "repair"]
-    columns = ["method", "on the class: mean, worst", "of all: mean, worst"]
-    _, _, page = (into / "docs" / "repair.md").read_text().partition("<!-- test")
-    return markdown_table(page, rows, columns)
+def repair(runs: Runs) -> str:
+    """A few methods of docs/repair.md, with the first columns of its table."""
+    _, _, page = (PROJECT / "docs" / "repair.md").read_text().partition("<!-- test -->\n| ")
+    lines = {}
+    for line in page.partition("\n\n")[0].split("\n| "):
+        cells = line.split(" | ")[:3]
+        lines[cells[0]] = f"| {' | '.join(cells)} |"
+    methods = ("naive (notebook)", "going on with hardness 0.5", "repair_private", "repair")
+    return "\n".join(lines[name] for name in ("method", "---", *methods))
 
 
-def sweep(runs: Runs, into: Path) -> str:
+def sweep(runs: Runs) -> str:
     """The sweep's table and its picture."""
     table = from_line(runs.printed("sweep"), "┏").partition("\nsweep: ")[0]
-    copyfile(runs.run_folder("sweep") / "summary.png", into / "docs" / "sweep.png")
+    copyfile(runs.run_folder("sweep") / "summary.png", PROJECT / "docs" / "sweep.png")
     return f"{fenced(table)}\n\n![Validation accuracy over rank and alpha](sweep.png)"
 
 
-#: From the runs and the documents' folder to a block's text, by the document.
-MADE: dict[str, tuple[str, Callable[[Runs, Path], str]]] = {
+#: From the runs to a block's text, by the document.
+MADE: dict[str, tuple[str, Callable[[Runs], str]]] = {
     "before_after": ("README.md", before_after),
     "verdict": ("README.md", verdict),
     "lora": ("docs/runs.md", lora),
@@ -268,55 +213,34 @@ MADE: dict[str, tuple[str, Callable[[Runs, Path], str]]] = {
 }
 #: From what another script printed to a block's text.
 PRINTED: dict[str, tuple[str, Callable[[str], str]]] = {
-    "kills": ("docs/questions.md", markdown_table),
-    "benchmark": ("docs/speed.md", markdown_table),
-    "notebook": ("docs/notebook.md", markdown_table),
-    "elsewhere": ("docs/notebook.md", markdown_table),
-    "tour": ("docs/adapters.md", partial(lines_that_begin, start=("ok", "note"))),
-    "several": ("docs/adapters.md", partial(terminal_table, head="errors with")),
+    "kills": ("docs/questions.md", str.strip),
+    "benchmark": ("docs/speed.md", str.strip),
+    "notebook": ("docs/notebook.md", str.strip),
+    "elsewhere": ("docs/notebook.md", str.strip),
+    "tour": ("docs/adapters.md", lambda text: fenced(lines_that_begin(text, ("ok", "note")))),
+    "several": ("docs/adapters.md", lambda text: fenced(terminal_table(text, "errors with"))),
 }
-
-
-def write(name: str, runs: Runs, into: Path) -> None:
-    """Make a block, ``NAME`` or ``NAME=FILE``, and put it into its document in ``into``.
-
-    Raises:
-        ValueError: if there is no such block, or what it is made from is not as expected.
-    """
-    name, _, file = name.partition("=")
-    if name in MADE and not file:
-        document, make = MADE[name]
-        body = make(runs, into)
-    elif name in PRINTED and file:
-        document, read = PRINTED[name]
-        body = read(Path(file).read_text())
-    else:
-        known = ", ".join([*MADE, *(f"{other}=FILE" for other in PRINTED)])
-        raise ValueError(f"--only={name}: expected one of {known}")
-    fill(into / document, name, body)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", default=list(MADE), metavar="NAME[=FILE]")
-    parser.add_argument("--check", action="store_true", help="make nothing: compare the sums")
     parser.add_argument("--runs", type=Path, help="folder for the runs; default: a temporary one")
-    parser.add_argument("--into", type=Path, default=PROJECT, help="where the documents are")
-    parser.add_argument("--set", nargs="+", default=[], help="overrides of all runs, to try it")
     arguments = parser.parse_args()
-    if arguments.check:
-        documents = sorted({document for document, _ in (*MADE.values(), *PRINTED.values())})
-        changed = {d: names for d in documents if (names := changed_by_hand(arguments.into / d))}
-        if changed:
-            raise SystemExit(f"changed by hand: {changed}")
-        return
     with TemporaryDirectory() as folder:
-        runs = Runs(arguments.runs or Path(folder), arguments.set)
-        for name in arguments.only:
-            try:
-                write(name, runs, arguments.into)
-            except (ValueError, OSError) as error:
-                raise SystemExit(one_line(error)) from error
+        runs = Runs(arguments.runs or Path(folder))
+        for only in arguments.only:
+            name, _, file = only.partition("=")
+            if name in MADE and not file:
+                document, make = MADE[name]
+                body = make(runs)
+            elif name in PRINTED and file:
+                document, read = PRINTED[name]
+                body = read(Path(file).read_text())
+            else:
+                known = ", ".join([*MADE, *(f"{other}=FILE" for other in PRINTED)])
+                parser.error(f"--only={only}: expected one of {known}")
+            fill(PROJECT / document, name, body)
             print(name, file=sys.stderr, flush=True)
 
 

@@ -32,11 +32,20 @@ def typed_tables(text: str) -> Iterator[str]:
         before = line
 
 
+def changed_by_hand(document: Path) -> list[str]:
+    """The blocks of a document that are not as a script made them."""
+    return [
+        block["name"]
+        for block in readme.BLOCK.finditer(document.read_text())
+        if readme.checksum(block["body"], document.parent) != block["sum"]
+    ]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_tables_and_pictures_stand_in_blocks_that_nobody_changed(document: str) -> None:
     assert [head for head in typed_tables(typed(document)) if not head.startswith(TYPED)] == []
     assert readme.PICTURE.findall(typed(document)) == []
-    assert readme.changed_by_hand(ROOT / document) == []
+    assert changed_by_hand(ROOT / document) == []
 
 
 def test_the_script_knows_every_block() -> None:
@@ -68,24 +77,24 @@ def test_a_block_is_filled_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "dot.png").write_bytes(b"dot")
     readme.fill(page, "one", "| 1 |\n\n![a dot](dot.png)")
     assert readme.BLOCK.sub("", page.read_text()) == "above\n\nbelow\n"
-    assert readme.changed_by_hand(page) == []
+    assert changed_by_hand(page) == []
     (tmp_path / "dot.png").write_bytes(b"another")
-    assert readme.changed_by_hand(page) == ["one"]
+    assert changed_by_hand(page) == ["one"]
     with pytest.raises(ValueError, match="expected a block <!-- two: made by"):
         readme.fill(page, "two", "x")
 
 
-def test_what_other_scripts_print() -> None:
-    table = "| method | all |\n| --- | ---: |\n| a | 1 |\n| b | 2 |\n| c | 3 |"
-    printed = f"2 cores\n\n{table}\n\na processor\n"
-    assert readme.markdown_table(printed) == f"{table}\n\na processor"
-    assert readme.markdown_table(printed, ["c", "a"], ["all"]).splitlines()[2:] == [
-        "| 3 |",
-        "| 1 |",
-    ]
-    with pytest.raises(ValueError, match="no d in the table; expected one of a, b, c"):
-        readme.markdown_table(printed, ["d"])
+def test_parts_of_what_was_printed() -> None:
     assert readme.from_line("┏ old\nx\n┏ new\ny\n", "┏") == "┏ new\ny"
-    assert readme.lines_that_begin("ok 1\nno\nok 2", "ok") == "```text\nok 1\nok 2\n```"
+    assert readme.lines_that_begin("ok 1\nno\nok 2", "ok") == "ok 1\nok 2"
     table = "┏━┓\n┃ n ┃\n│ 1 │\n└─┘"
-    assert readme.terminal_table(f"┏┓\n┃ m ┃\n└┘\n{table}\nend", "n") == f"```text\n{table}\n```"
+    assert readme.terminal_table(f"┏┓\n┃ m ┃\n└┘\n{table}\nend", "n") == table
+
+
+def test_the_readme_takes_some_rows_and_columns_of_the_study() -> None:
+    head, line, *rows = readme.repair(readme.Runs(ROOT)).splitlines()
+    assert (head, line) == (
+        "| method | on the class: mean, worst | of all: mean, worst |",
+        "| --- | ---: | ---: |",
+    )
+    assert [row.split(" | ")[0] for row in rows][-1] == "| repair"

@@ -25,14 +25,14 @@ def write_card(folder: Path, results: Mapping[str, Any], command: str) -> Path:
     Raises:
         OSError: if the file cannot be written.
     """
-    classes, before, after = results["classes"], started_from(results), results["test"]
+    classes, targets = results["classes"], targets_of(results)
+    parts = {named(classes, [c]): [c] for c in targets} | {"all": list(range(len(classes)))}
     rows = []
-    for c in [*targets_of(results), None]:
-        cells = [named(classes, [c]) if c is not None else "all"]
-        for outcome in (before, after):
-            errors, images = outcome["errors"], sum(outcome["images_per_class"])
-            if c is not None:
-                errors, images = outcome["errors_per_class"][c], outcome["images_per_class"][c]
+    for name, numbers in parts.items():
+        cells = [name]
+        for outcome in (started_from(results), results["test"]):
+            errors = sum(outcome["errors_per_class"][c] for c in numbers)
+            images = sum(outcome["images_per_class"][c] for c in numbers)
             low, high = wilson(errors, images)
             cells.append(f"{errors:,} of {images:,} ({low:,.0f} to {high:,.0f})")
         rows.append(cells)
@@ -40,7 +40,7 @@ def write_card(folder: Path, results: Mapping[str, Any], command: str) -> Path:
         folder / "README.md",
         "card.md.j2",
         results=results,
-        what=named(classes, targets_of(results)) if targets_of(results) else "all classes",
+        what=named(classes, targets) if targets else "all classes",
         verdict=verdict_text(results),
         rows=rows,
         command=command,

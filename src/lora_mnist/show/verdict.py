@@ -92,14 +92,8 @@ def training_sentence(
 ) -> str:
     """What a run is about to train, and on what; the line at its start.
 
-    Args:
-        stage: pretrain, lora or finetune.
-        images: training images, of ``targets`` alone where there are any.
-        classes: what the classes are called.
-        targets: the classes to repair, by number; ``None`` for all.
-        replay: images of the other classes, or of all beside mistakes, that accompany each step.
-        hardness: above 0, hard images are drawn more often.
-        are_mistakes: whether the images are those of a folder of mistakes.
+    The images are those of ``targets``, by number, where there are any, or a folder of mistakes;
+    the replayed ones accompany each step.
     """
     trained = {"pretrain": "a base", "lora": "an adapter"}.get(stage, "the base's own weights")
     what = named(classes, targets) if targets else f"images of {len(classes)} classes"
