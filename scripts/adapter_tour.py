@@ -139,8 +139,8 @@ def tour(folder: Path, report: Report) -> None:
     outputs = f"paths.outputs={folder}"
     command("train.py", "stage=pretrain", outputs, f"hydra.run.dir={folder}/pretrain")
     for name, digit in {"nines": 9, "eights": 8}.items():
-        run = f"hydra.run.dir={folder}/{name}"
-        command("train.py", "stage=lora", f"digit={digit}", outputs, run)
+        place = f"hydra.run.dir={folder}/{name}"
+        command("train.py", "stage=lora", f"digit={digit}", outputs, place)
         results = json.loads((folder / name / "results.json").read_text())
         report.check(f"{name}: base unchanged, bit for bit", results["base_unchanged"])
     nines, eights = folder / "nines" / "adapter", folder / "eights" / "adapter"
