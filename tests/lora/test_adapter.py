@@ -114,13 +114,6 @@ def test_an_adapter_that_does_not_name_its_base(
     assert "does not say which base it was made for: not checked" in caplog.text
 
 
-@pytest.mark.parametrize("bad", ["", "../../etc", "A" * 64, "0" * 63 + "\n"])
-def test_what_is_no_fingerprint_is_refused(folder: Path, bad: str) -> None:
-    save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME, {"base_sha256": bad})
-    with pytest.raises(ValueError, match=r"base_sha256=[^:]*: expected 64 hexadecimal digits"):
-        read_metadata(folder)
-
-
 def config(**changes: Any) -> Any:
     def damage(folder: Path) -> None:
         path = folder / CONFIG_NAME
@@ -148,30 +141,24 @@ DAMAGES = [
     (lambda f: (f / WEIGHTS_NAME).unlink(), f"expected a readable {WEIGHTS_NAME}"),
     (lambda f: torch.save({}, f / WEIGHTS_NAME), f"expected a readable {WEIGHTS_NAME}"),
     (cut(WEIGHTS_NAME, -8), f"expected a readable {WEIGHTS_NAME}"),
-    (lambda f: (f / WEIGHTS_NAME).rename(f / "adapter_model.bin"), "is a pickle"),
     (lambda f: save_file({}, f / WEIGHTS_NAME), "holds no tensor"),
     (lambda f: (f / CONFIG_NAME).unlink(), f"expected a readable {CONFIG_NAME}"),
     (cut(CONFIG_NAME, 9), f"expected a readable {CONFIG_NAME}"),
     (config(peft_type="IA3"), "expected peft_type LORA"),
     (config(lora_bias=True), "lora_bias=True is not supported; expected False"),
-    (
-        config(use_dora=True),
-        "linear1: expected lora_A, lora_B, magnitude in .*, found ",
-    ),
-    (config(bias="some"), "bias=some is not supported; expected none, all or lora_only"),
+    (config(use_dora=True), "linear1: expected lora_A, lora_B, magnitude in .*, found "),
     (config(use_next_year=True), "use_next_year=True is not supported"),
     (config(init_lora_weights="olora"), "init_lora_weights=olora is not supported"),
-    (config(r=3), r"linear1 has shape \(2, 6\), expected \(3, 6\)"),
-    (config(r=None), "rank=None: expected an integer"),
     (config(lora_alpha=-1), "alpha=-1: expected a finite number > 0"),
     (config(alpha_pattern={".*1": 1}), r"alpha_pattern={.*1: 1}: expected a layer's name"),
     (config(use_rslora="false"), "use_rslora=false: expected true or false"),
     (tensor("linear1.lora_B", None), "linear1: expected lora_A, lora_B in .*, found lora_A"),
-    (tensor("linear1.lora_C", A), r"unexpected tensor .*linear1\.lora_C"),
-    (tensor("linear1.lora_A", A.T.contiguous()), "linear1 has shape"),
+    (tensor("linear1.lora_C", A), r"unexpected tensors of linear1\.lora_C"),
+    (tensor("linear1.lora_A", A.T.contiguous()), r"linear1 has shape \(6, 2\), expected"),
     (tensor("linear1.lora_A", torch.tensor(1.0)), "linear1 has shape"),
-    (tensor("linear1.lora_A", A.int()), "linear1: expected numbers, found torch.int32"),
-    *((tensor("linear1.lora_A", bad), "linear1 holds NaN or inf") for bad in (A / 0, WIDE)),
+    (tensor("linear1.lora_A", A.int()), "linear1: expected finite floating-point"),
+    (tensor("linear1.lora_A", A / 0), "linear1: expected finite floating-point"),
+    (tensor("linear1.lora_A", WIDE), "linear1: expected finite floating-point"),
 ]
 
 

@@ -147,7 +147,7 @@ def test_freeze_base_makes_this_the_base(net: nn.Module, tmp_path: Path) -> None
     add_lora(net, target_modules=["0"])
     net.head.requires_grad_(True)  # by hand
     train(net)
-    with pytest.raises(ValueError, match=r"under its adapter: head\.weight, head\.bias; expected"):
+    with pytest.raises(ValueError, match=r"under its adapter: head\.bias, head\.weight; expected"):
         save_adapter(net, tmp_path)
     freeze_base(net)
     assert not net.head.weight.requires_grad

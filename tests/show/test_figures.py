@@ -12,7 +12,7 @@ from torch import nn
 
 from lora_mnist import CNN, add_lora, save_adapter
 from lora_mnist.disk.predictions import Predictions, read_predictions
-from lora_mnist.lora import lora_layers, read_factors
+from lora_mnist.lora import lora_weights, read_factors
 from lora_mnist.show.figures import (
     RED,
     draw_confusion,
@@ -129,9 +129,9 @@ def test_singular_values_are_those_of_the_dense_update(
     torch.manual_seed(0)
     save_adapter(randomize(add_lora(net, **settings)), tmp_path)
     factors = read_factors(tmp_path)
-    assert factors.keys() == dict(lora_layers(net)).keys()
-    for name, layer in lora_layers(net):
-        update = layer.weight - layer.parametrizations.weight.original
+    assert factors.keys() == lora_weights(net).keys()
+    for name, weight in lora_weights(net).items():
+        update = weight.module.weight - weight.base
         dense = torch.linalg.svdvals(update.detach().flatten(1)).numpy()
         found = singular_values(*factors[name])[: len(dense)]
         values = np.pad(found, (0, len(dense) - len(found)))

@@ -20,7 +20,6 @@ from lora_mnist.lora import (
     lora_state_dict,
     lora_weights,
     loraplus,
-    weight_below,
 )
 
 BaseLogits = dict[str, list[Tensor | None]]
@@ -231,8 +230,8 @@ def adapter_norms(net: nn.Module) -> dict[str, float]:
     norms = {}
     for name, weight in lora_weights(net).items():
         adapter = weight.adapters[-1]
-        below = weight_below(weight.parametrizations, adapter)
-        norms[f"adapter/norm/{name}"] = float(adapter.update(below).norm())
+        update = adapter.update(weight.below(adapter))
+        norms[f"adapter/norm/{name}"] = float(update.norm())
     if len(norms) > _MOST_LAYERS:
         return {"adapter/norm/all layers": math.hypot(*norms.values())}
     return norms

@@ -21,7 +21,6 @@ from .combine import combine_adapters as combine_adapters
 from .frozen import freeze_base as freeze_base
 from .layer import AdapterParametrization as AdapterParametrization
 from .layer import LoRAParametrization as LoRAParametrization
-from .layer import weight_below as weight_below
 from .merge import merge_lora as merge_lora
 from .merge import remove_lora as remove_lora
 from .merge import unmerge_lora as unmerge_lora
@@ -30,9 +29,7 @@ from .model import add_lora as add_lora
 from .model import attach as attach
 from .model import fold_lora_scale as fold_lora_scale
 from .model import has_lora as has_lora
-from .model import lora_adapters as lora_adapters
 from .model import lora_disabled as lora_disabled
-from .model import lora_layers as lora_layers
 from .model import lora_names as lora_names
 from .model import lora_parameters as lora_parameters
 from .model import lora_weights as lora_weights
@@ -47,3 +44,4 @@ from .settings import is_number as is_number
 from .summary import lora_summary as lora_summary
 from .targets import target_weights as target_weights
 from .variants import loraplus as loraplus
+from .weight import lora_adapters as lora_adapters

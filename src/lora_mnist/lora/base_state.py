@@ -2,51 +2,14 @@
 
 import copy
 import hashlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import ParametrizationList
 
 from .layer import AdapterParametrization, LoRAParametrization
-
-# Where an adapter's tensors stand in the state_dict of an adapted network.
-_LORA_KEY = re.compile(r"(^|\.)parametrizations\.[^.]+\.\d+\.((lora|start)_[AB]|magnitude|delta)$")
-
-
-def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The ``state_dict`` that ``model`` had before LoRA: the base's tensors under its own names.
-
-    The base is its parameters and its buffers. The tensors share memory with ``model``, as those of
-    ``state_dict`` do. A weight into which some adapters are merged is there as it was before; a
-    network that carries no adapter beside those is a base of its own. See also
-    :func:`lora_state_dict`.
-    """
-    state = unadapted_state(model)
-    for name, part in model.named_modules():
-        if (merged := merged_in(part)) and any(map(_is_lora, part.modules())):
-            merged.take_out(state, f"{name}." if name else "")
-    return state
-
-
-def unadapted_state(model: nn.Module) -> dict[str, Tensor]:
-    """As :func:`base_state_dict`, but what is merged stays merged."""
-    originals = {}
-    for name, registered in model.named_modules(remove_duplicate=False):
-        is_list = isinstance(registered, ParametrizationList)
-        if is_list and _is_lora(registered[0]):
-            originals[f"{name}.original"] = name.replace("parametrizations.", "")
-    return {
-        originals.get(key, key): tensor
-        for key, tensor in model.state_dict().items()
-        if not _LORA_KEY.search(key)
-    }
-
-
-def _is_lora(module: nn.Module) -> bool:
-    return isinstance(module, AdapterParametrization)
+from .weight import adaptable_weights, lora_adapters
 
 
 class Merged:
@@ -56,30 +19,28 @@ class Merged:
 
     Attributes:
         names: the merged adapters.
-        weights: of each changed weight, what was registered on it, and the tensors below that.
-        base: the part of :func:`base_state_dict` that merging changed, as it was.
-        added: the keys that are not in the base's own ``state_dict``.
-        sha256: of each tensor beside the adapters, once they were merged.
+        registered: what was registered on each weight, by the weight's name.
         frozen: what kept the base in eval mode; empty as long as other adapters do need it.
     """
 
-    def __init__(self, names: list[str], weights: dict[str, Any]) -> None:
+    def __init__(self, names: list[str]) -> None:
         self.names = names
-        self.weights = weights
-        self.base: dict[str, Tensor] = {}
-        self.added: list[str] = []
-        self.sha256: dict[str, str] = {}
+        self.registered: dict[str, nn.ModuleList] = {}
         self.frozen: dict[str, Any] = {}
 
-    def take_out(self, state: dict[str, Tensor], prefix: str = "") -> None:
-        """Put the base's own tensors in the place of merged ones in a ``state_dict``."""
-        for key in self.added:
-            del state[prefix + key]
-        for key, tensor in self.base.items():
-            state[prefix + key] = tensor
+    def undo(self, model: nn.Module) -> None:
+        """Make base and adapters of ``model`` what they were."""
+        weights = adaptable_weights(model)
+        for name, registered in self.registered.items():
+            weights[name].unmerge(registered)
+        for adapter in lora_adapters(model):
+            adapter.train(model.training)
+        for part, frozen in self.frozen.items():
+            frozen.attach(model.get_submodule(part))
+        del model.lora_merged
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Merged":
-        twin = Merged([], {})
+        twin = Merged([])
         vars(twin).update(copy.deepcopy(vars(self), memo))
         return twin
 
@@ -93,10 +54,45 @@ def merged_in(model: nn.Module) -> Merged | None:
     return merged if isinstance(merged, Merged) else None
 
 
+def unmerged(model: nn.Module) -> nn.Module:
+    """``model``, or a copy of it in which nothing is merged."""
+    if not merged_in(model):
+        return model
+    twin = copy.deepcopy(model)
+    twin.lora_merged.undo(twin)  # type: ignore[union-attr,operator]
+    return twin
+
+
+def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The ``state_dict`` that ``model`` had before LoRA: the base's tensors under its own names.
+
+    The base is its parameters and its buffers. The tensors share memory with ``model``, as those of
+    ``state_dict`` do, unless some adapters are merged and others not: then they are copies, as they
+    were before. With all of them merged, the network is a base of its own. See also
+    :func:`lora_state_dict`.
+    """
+    if lora_adapters(model):
+        model = unmerged(model)
+    adapters = _adapter_prefixes(model)
+    state = {}
+    for key, tensor in model.state_dict().items():
+        registered = key.removesuffix(".original")
+        if f"{registered}.0." in adapters:
+            state[registered.replace("parametrizations.", "")] = tensor
+        elif not key.startswith(adapters):
+            state[key] = tensor
+    return state
+
+
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The part of ``model.state_dict()`` that :func:`base_state_dict` leaves out."""
-    state = model.state_dict()
-    return {key: state[key] for key in state if _LORA_KEY.search(key)}
+    adapters = _adapter_prefixes(model)
+    return {key: t for key, t in model.state_dict().items() if key.startswith(adapters)}
+
+
+def _adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
+    modules = model.named_modules(remove_duplicate=False)
+    return tuple(f"{name}." for name, m in modules if isinstance(m, AdapterParametrization))
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -116,20 +112,25 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def fingerprints(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The :func:`fingerprint` of each tensor by itself."""
+    return {name: fingerprint({name: tensor}) for name, tensor in state.items()}
+
+
 def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that are not bit for bit the same in both; missing ones included."""
-    changed = []
-    for name in sorted(before.keys() | after.keys()):
-        prints = [fingerprint({name: s[name]}) if name in s else None for s in (before, after)]
-        if prints[0] != prints[1]:
-            changed.append(name)
-    return changed
+    return changed_keys(fingerprints(before), fingerprints(after))
+
+
+def changed_keys(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """The keys whose values are not the same in both; missing ones included."""
+    keys = sorted(before.keys() | after.keys())
+    return [key for key in keys if before.get(key) != after.get(key)]
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:
     """How many numbers the base holds, LoRA adds and training changes, and 100 * LoRA / base."""
-    adapters = [m for m in model.modules() if _is_lora(m)]
-    lora = sum(p.numel() for adapter in adapters for p in adapter.parameters())
+    lora = sum(p.numel() for adapter in lora_adapters(model) for p in adapter.parameters())
     base = sum(p.numel() for p in model.parameters()) - lora
     return {
         "base": base,
@@ -144,7 +145,7 @@ def trainable_parameters(model: nn.Module) -> str:
     base, lora, trainable, increase = count_parameters(model).values()
     total = f"parameters: {base:,}"
     if lora:
-        is_lora = any(isinstance(module, LoRAParametrization) for module in model.modules())
+        is_lora = any(isinstance(a, LoRAParametrization) for a in lora_adapters(model))
         what = "LoRA" if is_lora else "the adapter"
         total += f" + {lora:,} of {what} = {base + lora:,}, increase {increase:.3f}%"
     return f"{total}; trainable: {trainable:,}"

@@ -13,7 +13,7 @@ from .layer import LoRAParametrization
 from .model import attach, lora_names, lora_weights
 from .settings import LayerSettings
 from .variants import DoRAParametrization
-from .weight import adaptable_weights
+from .weight import lora_adapters
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def combine_adapters(
     before = lora_names(twin)
     for folder, scale in zip(folders, scales, strict=True):
         load_adapter(twin, folder, allow_other_base, scale=scale)
-        if any(isinstance(module, DoRAParametrization) for module in twin.modules()):
+        if any(isinstance(adapter, DoRAParametrization) for adapter in lora_adapters(twin)):
             raise ValueError(
                 f"{folder}: use_dora=True: expected another form, since what DoRA adds depends on "
                 "what it stands on (merge_lora merges a stack)"
@@ -74,9 +74,9 @@ def combine_adapters(
     lost = whole = 0.0
     for layer, weight in lora_weights(twin).items():
         adapters = [adapter.double() for adapter in weight.adapters if adapter.name not in before]
+        factored = [adapter for adapter in adapters if isinstance(adapter, LoRAParametrization)]
         if not adapters:
             continue
-        factored = [adapter for adapter in adapters if isinstance(adapter, LoRAParametrization)]
         if len(factored) < len(adapters):
             # One of them trained the tensor whole.
             delta = torch.stack([adapter.update(weight.base) for adapter in adapters]).sum(0)
@@ -95,10 +95,8 @@ def combine_adapters(
         for tensor in parts[layer].values():
             if not tensor.to(weight.base.dtype).isfinite().all():
                 raise ValueError(f"scales={list(scales)}: the sum on {layer} is not finite")
-    attach(model, settings, name)
-    weights = adaptable_weights(model)
-    for layer, of_layer in parts.items():
-        weights[layer].adapters[-1].load_state_dict(of_layer)
+    for layer, adapter in attach(model, settings, name).items():
+        adapter.load_state_dict(parts[layer])
     return math.sqrt(lost / whole) if lost else 0.0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .base_state import base_state_dict, fingerprint
+from .base_state import base_state_dict, changed_keys, fingerprints
 from .layer import AdapterParametrization
 
 
@@ -21,8 +21,7 @@ class FrozenBase:
     """
 
     def __init__(self, model: nn.Module, base_dropout: bool) -> None:
-        state = base_state_dict(model)
-        self.sha256 = {name: fingerprint({name: tensor}) for name, tensor in state.items()}
+        self.sha256 = fingerprints(base_state_dict(model))
         self.base_dropout = base_dropout
         # Whether the network was in train mode, for each forward pass that has not ended yet.
         self._was_training: list[bool] = []
@@ -30,16 +29,15 @@ class FrozenBase:
 
     def attach(self, model: nn.Module) -> None:
         """Freeze the parameters of the base of ``model``, and keep it in eval mode from now on."""
-        for module in _base_modules(model):
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
         self._handles = [
             model.register_forward_pre_hook(self._before),
             model.register_forward_hook(self._after, always_call=True),
         ]
-        # Again on what has buffers, for whoever calls a part of the network. Not on every layer: a
-        # hook inside nn.TransformerEncoderLayer keeps it from the fast path of the plain base.
         for module in _base_modules(model):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+            # Again on what has buffers, for whoever calls a part of the network. Not on every
+            # layer: a hook in nn.TransformerEncoderLayer keeps it from the plain base's fast path.
             if module is not model and _has_buffers(module):
                 self._handles.append(module.register_forward_pre_hook(_to_eval))
         model.lora_frozen_base = self  # type: ignore[assignment]
@@ -58,7 +56,6 @@ class FrozenBase:
         """Let ``train()`` reach the base again."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
 
 
 def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
@@ -85,12 +82,11 @@ def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
 
 def frozen_bases(model: nn.Module) -> dict[str, FrozenBase]:
     """What :func:`freeze_base` left on ``model``, called ``""``, and on its parts, by name."""
-    found = {}
+    bases = {}
     for name, module in model.named_modules():
-        frozen = getattr(module, "lora_frozen_base", None)
-        if isinstance(frozen, FrozenBase):
-            found[name] = frozen
-    return found
+        if frozen := getattr(module, "lora_frozen_base", None):
+            bases[name] = frozen
+    return bases
 
 
 def release_base(model: nn.Module) -> dict[str, FrozenBase]:
@@ -108,13 +104,11 @@ def release_base(model: nn.Module) -> dict[str, FrozenBase]:
 
 def moved_tensors(model: nn.Module) -> list[str]:
     """Names of the base's tensors that changed since :func:`freeze_base`; empty without it."""
-    state = base_state_dict(model)
     moved = []
     for part, frozen in frozen_bases(model).items():
-        for name, sha256 in frozen.sha256.items():
-            key = f"{part}.{name}".removeprefix(".")
-            if key not in state or fingerprint({name: state[key]}) != sha256:
-                moved.append(key)
+        state = base_state_dict(model.get_submodule(part))
+        for name in changed_keys(frozen.sha256, fingerprints(state)):
+            moved.append(f"{part}.{name}".removeprefix("."))
     return moved
 
 

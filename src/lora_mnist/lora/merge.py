@@ -1,16 +1,13 @@
 """Merging adapters into the weights of a network, undoing that bit for bit, and taking them off."""
 
-from collections.abc import Collection, Sequence
-
 from torch import nn
 
-from .base_state import Merged, fingerprint, merged_in, unadapted_state
+from .base_state import Merged, merged_in
 from .frozen import release_base
-from .layer import is_lora_alone
+from .layer import AdapterParametrization
 from .model import has_lora, lora_names, lora_weights, named_adapters
-from .targets import listed
 from .variants import DoRAParametrization
-from .weight import adaptable_weights
+from .weight import Weight
 
 
 def merge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -27,27 +24,15 @@ def merge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
 
     Args:
         model: network whose layers carry LoRA; changed in place, and returned.
-        name: which adapter to merge; ``None``: all.
+        name: which adapter to merge; ``None``: all. What is merged already stays so.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, or one would
-            stay on a weight that carries another parametrization too. ``model`` is then as it was.
+        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, or DoRA or
+            somebody else's parametrization would be merged above one that stays. ``model`` is then
+            as it was.
     """
-    if not has_lora(model):
-        raise ValueError("no layer of the model carries LoRA")
     names = _chosen(model, name)
-    for layer, weight in lora_weights(model).items():
-        others = [adapter for adapter in weight.adapters if adapter.name not in names]
-        if others and not is_lora_alone(weight.parametrizations):
-            raise ValueError(
-                f"name={name}: {layer} carries another parametrization beside LoRA; expected "
-                "name=None, to merge all"
-            )
-        _require_below(layer, weight.adapters, names)
-    if merged := merged_in(model):
-        _restore(model, merged)
-        names = [*merged.names, *names]
-    _fold(model, names)
+    _merge_only(model, [*_merged_names(model), *names])
     return model
 
 
@@ -55,27 +40,22 @@ def unmerge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
     """Undo :func:`merge_lora`: base and adapters are again what they were, bit for bit.
 
     The base is the one that was kept, not ``weight - scaling * lora_B @ lora_A``, which rounding
-    would make another.
+    would make another. So what was changed in a merged weight since is gone.
 
     Args:
         model: network with merged adapters; changed in place, and returned.
         name: which of them to take out again; ``None``: all.
 
     Raises:
-        ValueError: if no adapter is merged, none that is has this name, or a tensor of the base
-            changed since, which would be lost. ``model`` is then as it was.
+        ValueError: if no adapter is merged, none that is has this name, or DoRA or somebody else's
+            parametrization above it would stay merged. ``model`` is then as it was.
     """
-    merged = merged_in(model)
-    if merged is None:
+    names = _merged_names(model)
+    if not names:
         raise ValueError("no adapter of the model is merged")
-    if name not in (None, *merged.names):
-        raise ValueError(f"name={name}: expected one of the merged: {', '.join(merged.names)}")
-    left = [other for other in merged.names if name not in (None, other)]
-    for layer, (registered, _) in merged.weights.items():
-        _require_below(layer, registered, left)
-    _restore(model, merged)
-    if left:
-        _fold(model, left)
+    if name not in (None, *names):
+        raise ValueError(f"name={name}: expected one of the merged: {', '.join(names)}")
+    _merge_only(model, [other for other in names if name not in (None, other)])
     return model
 
 
@@ -89,35 +69,24 @@ def remove_lora(model: nn.Module, name: str | None = None) -> nn.Module:
         name: which adapter to throw away; ``None``: all.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, or what is
-            merged changed since. ``model`` is then as it was.
+        ValueError: if no layer of ``model`` carries LoRA, or no adapter has that name. ``model`` is
+            then as it was.
     """
     names = _chosen(model, name)
-    merged = merged_in(model)
-    if merged:
-        _restore(model, merged)
+    left = [other for other in _merged_names(model) if other not in names]
+    _merge_only(model, [])
     for weight in lora_weights(model).values():
         weight.drop(names)
-    if merged and (left := [other for other in merged.names if other not in names]):
-        _fold(model, left)
-    elif not has_lora(model):
+    if has_lora(model):
+        _merge_only(model, left)
+    else:
         release_base(model)
     return model
 
 
-def _require_below(layer: str, stack: Sequence[nn.Module], names: Collection[str]) -> None:
-    """Refuse to have merged the adapters called ``names`` where DoRA needs others below them."""
-    if not any(isinstance(each, DoRAParametrization) for each in stack):
-        return
-    others = []
-    for adapter in stack:
-        if adapter.name not in names:
-            others.append(adapter.name)
-        elif others:
-            raise ValueError(
-                f"name={adapter.name}: DoRA on {layer} depends on what lies below; expected "
-                f"{others[0]} to be merged first, and taken out last"
-            )
+def _merged_names(model: nn.Module) -> list[str]:
+    merged = merged_in(model)
+    return merged.names if merged else []
 
 
 def _chosen(model: nn.Module, name: str | None) -> list[str]:
@@ -128,41 +97,43 @@ def _chosen(model: nn.Module, name: str | None) -> list[str]:
     return names if name is None else [name]
 
 
-def _fold(model: nn.Module, names: Collection[str]) -> None:
-    """Merge the adapters called ``names`` into ``model``, which has none merged."""
-    before = unadapted_state(model)
-    merged = Merged(list(dict.fromkeys(names)), {})
+def _merge_only(model: nn.Module, names: list[str]) -> None:
+    """Merge the adapters called ``names`` into ``model``, and no others."""
+    before = _merged_names(model)
+    if merged := merged_in(model):
+        merged.undo(model)
+    if not names:
+        return
+    weights = {}
     for layer, weight in lora_weights(model).items():
         if any(adapter.name in names for adapter in weight.adapters):
-            merged.weights[layer] = weight.fold(names)
-    after = unadapted_state(model)
-    for key, tensor in before.items():
-        if key not in after or after[key].data_ptr() != tensor.data_ptr():
-            merged.base[key] = tensor
-    merged.added = [key for key in after if key not in before]
-    merged.sha256 = {key: fingerprint({key: tensor}) for key, tensor in after.items()}
+            weights[layer] = weight
+    try:
+        for layer, weight in weights.items():
+            _require_order(layer, weight, names)
+    except ValueError:
+        _merge_only(model, before)
+        raise
+    merged = Merged(list(dict.fromkeys(names)))
+    for layer, weight in weights.items():
+        merged.registered[layer] = weight.merge(names)
     if not has_lora(model):
         merged.frozen = release_base(model)
     model.lora_merged = merged  # type: ignore[assignment]
 
 
-def _restore(model: nn.Module, merged: Merged) -> None:
-    """Take everything out of ``model`` that is merged, unless that would lose a change."""
-    state = unadapted_state(model)
-    changed = []
-    for key in merged.sha256.keys() | state.keys():
-        if key not in state or fingerprint({key: state[key]}) != merged.sha256.get(key):
-            changed.append(key)
-    if changed:
-        raise ValueError(
-            f"the network changed after merge_lora: {listed(sorted(changed), most=3)}; expected "
-            "it as it was, since to undo the merge would lose that"
-        )
-    weights = adaptable_weights(model)
-    for layer, kept in merged.weights.items():
-        weights[layer].restore(*kept)
-        for adapter in weights[layer].adapters:
-            adapter.train(model.training)
-    del model.lora_merged
-    for part, frozen in merged.frozen.items():
-        frozen.attach(model.get_submodule(part))
+def _require_order(layer: str, weight: Weight, names: list[str]) -> None:
+    """Refuse to merge above what stays, where the order on the weight makes a difference."""
+    stack = list(weight.parametrizations)
+    is_ours = len(stack) == len(weight.adapters)
+    if is_ours and not any(isinstance(each, DoRAParametrization) for each in stack):
+        return
+    left = []
+    for each in stack:
+        if isinstance(each, AdapterParametrization) and each.name not in names:
+            left.append(each.name)
+        elif left:
+            raise ValueError(
+                f"{layer}: DoRA, or somebody else's parametrization, depends on what lies below; "
+                f"expected {left[0]} to be merged first, and taken out last"
+            )

@@ -17,11 +17,11 @@ from torch import nn
 
 from .base_state import merged_in
 from .frozen import freeze_base, frozen_bases
-from .layer import AdapterParametrization, weight_below
+from .layer import AdapterParametrization
 from .settings import LayerSettings, is_number
 from .targets import by_pattern, target_weights
-from .variants import INITS, make_adapter
-from .weight import Weight, adaptable_weights
+from .variants import fold_scale, make_adapter
+from .weight import Weight, adaptable_weights, lora_adapters
 
 
 def add_lora(
@@ -75,7 +75,8 @@ def add_lora(
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
     options = (init, init_std, use_rslora, dropout, use_dora)
     settings = {layer: LayerSettings(ranks[layer], alphas[layer], *options) for layer in targets}
-    return attach(model, settings, name, base_dropout)
+    attach(model, settings, name, base_dropout)
+    return model
 
 
 def add_deltas(
@@ -108,7 +109,8 @@ def add_deltas(
         raise ValueError(f"tensors={tensors}: expected bias or last_layer")
     if not chosen:
         raise ValueError(f"tensors={tensors}: expected a network with a bias")
-    return attach(model, dict.fromkeys(chosen), name, base_dropout)
+    attach(model, dict.fromkeys(chosen), name, base_dropout)
+    return model
 
 
 def attach(
@@ -116,10 +118,13 @@ def attach(
     settings: Mapping[str, LayerSettings | None],
     name: str | None = None,
     base_dropout: bool = False,
-) -> nn.Module:
+) -> dict[str, AdapterParametrization]:
     """:func:`add_lora` on exactly the layers of ``settings``; ``None`` trains a tensor whole.
 
-    Their names are those of :func:`.weight.adaptable_weights`; of another, it raises ``KeyError``.
+    Their names are those of :func:`.weight.adaptable_weights`; another is a ``KeyError``.
+
+    Returns:
+        The new adapter on each layer.
     """
     weights = adaptable_weights(model)
     for layer, of_layer in settings.items():
@@ -128,8 +133,6 @@ def attach(
         # Dropout acts on the adapter's input, which a layer that reads its weight never shows.
         if of_layer.dropout and not weights[layer].is_factored:
             raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
-        if of_layer.init not in INITS:
-            raise ValueError(f"init={of_layer.init}: expected one of {', '.join(INITS)}")
         # PEFT's has a magnitude for each column of an embedding, not for what it looks up.
         if of_layer.use_dora and isinstance(weights[layer].module, nn.Embedding):
             raise ValueError(f"use_dora=True: expected no embedding, as {layer} is")
@@ -142,22 +145,21 @@ def attach(
         while name in taken:
             name, number = f"default{number}", number + 1
 
-    # In the model's order, in which random numbers are drawn.
-    adapters = []
-    for layer in sorted(settings, key=list(weights).index):
-        weight, of_layer = weights[layer], settings[layer]
-        # DoRA's norms are those of all that it stands on.
-        use_dora = of_layer is not None and of_layer.use_dora
-        start = weight.effective if use_dora else weight.base
-        adapters.append((weight, make_adapter(start, of_layer, name)))
+    adapters = {}
+    for layer, weight in weights.items():  # the order in which random numbers are drawn
+        if layer in settings:
+            of_layer = settings[layer]
+            # DoRA's norms are those of all that it stands on.
+            beneath = weight.adapters if of_layer and of_layer.use_dora else []
+            adapters[layer] = make_adapter(weight.adapted(beneath), of_layer, name)
     if is_first and merged_in(model):
         del model.lora_merged  # what is merged is part of this adapter's base
     if base_dropout or "" not in frozen_bases(model):
         freeze_base(model, base_dropout)
     model.requires_grad_(False)
-    for weight, adapter in adapters:
-        weight.register(adapter)
-    return model
+    for layer, adapter in adapters.items():
+        weights[layer].register(adapter)
+    return adapters
 
 
 def lora_weights(model: nn.Module) -> dict[str, Weight]:
@@ -165,31 +167,14 @@ def lora_weights(model: nn.Module) -> dict[str, Weight]:
     return {name: w for name, w in adaptable_weights(model).items() if w.adapters}
 
 
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every layer of ``model`` that carries LoRA, in the model's order."""
-    for name, module in model.named_modules():
-        if lora_adapters(module):
-            yield name, module
-
-
-def lora_adapters(layer: nn.Module) -> list[AdapterParametrization]:
-    """The adapters on one layer, first registered first; empty where it carries none."""
-    parametrized = getattr(layer, "parametrizations", None)
-    return _all_adapters(parametrized) if isinstance(parametrized, nn.ModuleDict) else []
-
-
-def _all_adapters(model: nn.Module) -> list[AdapterParametrization]:
-    return [m for m in model.modules() if isinstance(m, AdapterParametrization)]
-
-
 def has_lora(model: nn.Module) -> bool:
     """Whether any layer of ``model`` carries LoRA."""
-    return bool(_all_adapters(model))
+    return bool(lora_adapters(model))
 
 
 def lora_names(model: nn.Module) -> list[str]:
     """The names of the adapters on ``model``, merged ones first; empty without LoRA."""
-    names = [adapter.name for adapter in _all_adapters(model)]
+    names = [adapter.name for adapter in lora_adapters(model)]
     if merged := merged_in(model):
         names = [*merged.names, *names]
     return list(dict.fromkeys(names))
@@ -197,7 +182,7 @@ def lora_names(model: nn.Module) -> list[str]:
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """What the adapters of ``model`` train, ``lora_A`` and ``lora_B``, and nothing else."""
-    for adapter in _all_adapters(model):
+    for adapter in lora_adapters(model):
         yield from adapter.parameters()
 
 
@@ -206,7 +191,7 @@ def named_adapters(model: nn.Module, name: str | None = None) -> list[AdapterPar
     merged = merged_in(model)
     if merged and name in (None, *merged.names):
         raise ValueError(f"merged: {', '.join(merged.names)}; expected unmerge_lora(model) first")
-    adapters = _all_adapters(model)
+    adapters = lora_adapters(model)
     if not adapters:
         raise ValueError("no layer of the model carries LoRA")
     named = [adapter for adapter in adapters if name in (None, adapter.name)]
@@ -244,7 +229,7 @@ def fold_lora_scale(model: nn.Module, name: str | None = None) -> None:
     for weight in lora_weights(model).values():
         for adapter in weight.adapters:
             if name in (None, adapter.name):
-                adapter.fold_scale(weight_below(weight.parametrizations, adapter))
+                fold_scale(adapter, weight.below(adapter))
 
 
 @contextmanager

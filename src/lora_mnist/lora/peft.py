@@ -3,12 +3,13 @@
 A tensor that is trained whole stands in the file as PEFT keeps it, ``W + delta``, and as ``delta``,
 which PEFT passes over: the difference of the others would be rounded.
 
-PEFT's LoRA can do more than what is here. An option that changes what a
-finished adapter computes, and that has no counterpart here, is refused by its name; so is every
-option that this version does not know, as long as it is switched on.
+PEFT's LoRA can do more than what is here. An option that changes what a finished adapter computes,
+and that has no counterpart here, is refused by its name; so is every option that this version does
+not know, as long as it is switched on.
 """
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,8 +23,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from .layer import AdapterParametrization, LoRAParametrization
 from .settings import LayerSettings
 from .targets import by_pattern, is_among, listed
+from .variants import DeltaParametrization, DoRAParametrization, PiSSAParametrization
 from .weight import Weight
 
 CONFIG_NAME = "adapter_config.json"
@@ -36,6 +39,7 @@ _EMBEDDING = {"lora_A": "lora_embedding_B", "lora_B": "lora_embedding_A"}
 _PARTS = {end: part for ends in (_USUAL, _EMBEDDING) for part, end in ends.items()}
 _PARTS["lora_magnitude_vector"] = "magnitude"
 _KEY = re.compile(rf"base_model\.model\.(.*)\.({'|'.join(_PARTS)})")
+_WHOLE = re.compile(r"(delta|base_model\.model)\.(.+)")
 # Options that are read here, and those that do not change what a finished adapter computes.
 _KNOWN = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
@@ -49,35 +53,52 @@ _KNOWN = {
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def tensors_of(
-    weights: Mapping[str, Weight], parts: Mapping[str, Mapping[str, Tensor]]
-) -> dict[str, Tensor]:
-    """The tensors of an adapter as PEFT keeps them.
+def settings_of(adapter: AdapterParametrization) -> LayerSettings | None:
+    """What PEFT needs to know of the adapter on one weight; ``None`` where that is trained whole.
 
-    Args:
-        weights: what it adapts, by name.
-        parts: ``lora_A``, ``lora_B`` and perhaps ``magnitude``, or ``delta``, of each.
+    PiSSA amounts to plain LoRA of twice the rank, ``[lora_B, -start_B] @ [lora_A; start_A]`` at the
+    same scaling, which PEFT's conversion gives too: so it fits the original base, here and in PEFT.
     """
-    tensors = {}
-    for name, of_weight in parts.items():
-        weight = weights[name]
-        if "delta" in of_weight:
-            key = f"{name}.weight".lstrip(".") if weight.tensor == "weight" else name
-            layer = key.rpartition(".")[0]
-            # PEFT puts a layer with LoRA into one of its own.
-            has_lora = "lora_A" in parts.get(layer, {})
-            theirs = f"{layer}.base_layer.{weight.tensor}" if has_lora else key
-            tensors[f"base_model.model.{theirs}"] = weight.base + of_weight["delta"]
-            tensors[f"delta.{key}"] = of_weight["delta"]
-            continue
+    if not isinstance(adapter, LoRAParametrization):
+        return None
+    rank, alpha = adapter.rank, adapter.alpha
+    if isinstance(adapter, PiSSAParametrization):
+        rank, alpha = 2 * rank, alpha * (math.sqrt(2) if adapter.use_rslora else 2)
+    return LayerSettings(
+        rank,
+        alpha,
+        use_rslora=adapter.use_rslora,
+        dropout=adapter.dropout,
+        use_dora=isinstance(adapter, DoRAParametrization),
+    )
+
+
+def tensors_of(layer: str, weight: Weight, adapter: AdapterParametrization) -> dict[str, Tensor]:
+    """The tensors of ``adapter`` on the weight called ``layer``, as PEFT names and shapes them."""
+    tensors: dict[str, Tensor] = {}
+    if isinstance(adapter, DeltaParametrization):
+        key = f"{layer}.weight".removeprefix(".") if weight.tensor == "weight" else layer
+        theirs = key
+        for other in Weight(weight.module, "weight").adapters:
+            if isinstance(other, LoRAParametrization) and other.name == adapter.name:
+                # PEFT puts a layer with LoRA into one of its own.
+                theirs = f"{key.removesuffix(weight.tensor)}base_layer.{weight.tensor}"
+        tensors[f"base_model.model.{theirs}"] = weight.base + adapter.delta
+        tensors[f"delta.{key}"] = adapter.delta
+    if isinstance(adapter, LoRAParametrization):
+        factors: dict[str, Tensor] = {"lora_A": adapter.lora_A, "lora_B": adapter.lora_B}
+        if isinstance(adapter, PiSSAParametrization):
+            factors["lora_A"] = torch.cat([adapter.lora_A, adapter.start_A])
+            factors["lora_B"] = torch.cat([adapter.lora_B, -adapter.start_B], dim=1)
         is_embedding = isinstance(weight.module, nn.Embedding) and weight.tensor == "weight"
         for part, end in (_EMBEDDING if is_embedding else _USUAL).items():
-            factor = of_weight[part]
-            tensors[f"base_model.model.{name}.{end}"] = factor.t() if is_embedding else factor
-        if "magnitude" in of_weight:
-            shape = (1, -1, *[1] * (weight.base.ndim - 2)) if weight.base.ndim > 2 else (-1,)
-            magnitude = of_weight["magnitude"].view(shape)
-            tensors[f"base_model.model.{name}.lora_magnitude_vector"] = magnitude
+            factor = factors[part].t() if is_embedding else factors[part]
+            tensors[f"base_model.model.{layer}.{end}"] = factor
+    if isinstance(adapter, DoRAParametrization):
+        dimensions = weight.base.ndim
+        shape = (1, -1, *[1] * (dimensions - 2)) if dimensions > 2 else (-1,)
+        magnitude = adapter.magnitude.view(shape)
+        tensors[f"base_model.model.{layer}.lora_magnitude_vector"] = magnitude
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
@@ -104,16 +125,12 @@ def write_config(
     whole = [name for name in all_settings if name not in settings]
     modules_to_save = [name for name in whole if name in layers]
     biases = [name for name in whole if not {name, name.rpartition(".")[0]} & {*modules_to_save}]
-    # One for all layers in PEFT; where they differ, each alpha gives its scaling without it.
-    use_rslora = all(of_layer.use_rslora for of_layer in settings.values())
     ranks, alphas = {}, {}
     for name, of_layer in settings.items():
         # A key fits every layer whose name ends in it, unless it is tied to the start.
         is_end = any(other.endswith(f".{name}") for other in settings)
         key = f"^{name}" if is_end else name
         ranks[key], alphas[key] = of_layer.rank, of_layer.alpha
-        if of_layer.use_rslora != use_rslora:
-            alphas[key] = of_layer.scaling * of_layer.rank
     # The names, or a regular expression where PEFT would find more layers by the names' ends.
     target_modules: list[str] | str = list(settings)
     for layer in layers:
@@ -130,7 +147,7 @@ def write_config(
         "lora_alpha": max(alphas.values(), default=1.0),
         "rank_pattern": ranks if len(set(ranks.values())) > 1 else {},
         "alpha_pattern": alphas if len(set(alphas.values())) > 1 else {},
-        "use_rslora": use_rslora,
+        "use_rslora": all(of_layer.use_rslora for of_layer in settings.values()),
         "lora_dropout": max((of_layer.dropout for of_layer in settings.values()), default=0.0),
         "target_modules": target_modules,
         "bias": "all" if biases else "none",
@@ -187,11 +204,6 @@ def open_tensors(folder: Path) -> Iterator[Any]:
         ValueError: if the file cannot be opened, or what is read from it is damaged.
     """
     path = folder / WEIGHTS_NAME
-    if not path.exists() and (pickled := path.with_suffix(".bin")).exists():
-        raise ValueError(
-            f"{pickled.name} is a pickle, which can run code when it is loaded; expected "
-            f"{WEIGHTS_NAME}, which PEFT writes with safe_serialization=True"
-        )
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -213,39 +225,37 @@ def read_adapter(
     """
     try:
         config = json.loads((folder / CONFIG_NAME).read_text())
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"expected a readable {CONFIG_NAME} in it ({error})") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError(f"expected peft_type LORA in {CONFIG_NAME}")
     for key, value in config.items():
         if key not in _KNOWN and value:
             raise ValueError(f"{key}={value} is not supported; expected False")
-    if (bias := config.get("bias")) not in (None, "none", "all", "lora_only"):
-        raise ValueError(f"bias={bias} is not supported; expected none, all or lora_only")
     if (init := config.get("init_lora_weights")) not in _INITS:
         raise ValueError(
             f"init_lora_weights={init} is not supported: such an adapter belongs to a base that "
             "it changed; expected one that PEFT converted to plain LoRA when saving it"
         )
-    has_whole = bias in ("all", "lora_only") or bool(config.get("modules_to_save"))
     parts: dict[str, dict[str, Tensor]] = {}
     with open_tensors(folder) as file:
         metadata = file.metadata() or {}
         for key in file.keys():  # noqa: SIM118 it is no mapping
-            whole = re.fullmatch(r"(delta|base_model\.model)\.(.+)", key) if has_whole else None
-            if found := _KEY.fullmatch(key):
-                layer, end = found.groups()
+            tensor = file.get_tensor(key)
+            if factor := _KEY.fullmatch(key):
+                layer, end = factor.groups()
                 part = _PARTS[end]
-            elif whole:
+                if end in _EMBEDDING.values():
+                    tensor = tensor.t()
+                if part == "magnitude":
+                    tensor = tensor.flatten()
+            elif whole := _WHOLE.fullmatch(key):
                 part = "delta" if whole[1] == "delta" else "trained"
-                tensor_name = whole[2].replace(".base_layer.", ".")
-                layer = f".{tensor_name}".removesuffix(".weight").removeprefix(".")
+                layer = whole[2].replace(".base_layer.", ".")
+                layer = f".{layer}".removesuffix(".weight").removeprefix(".")
             else:
                 raise ValueError(f"unexpected tensor {key} in {WEIGHTS_NAME}")
-            tensor = file.get_tensor(key)
-            if found and end in _EMBEDDING.values():
-                tensor = tensor.t()
-            parts.setdefault(layer, {})[part] = tensor.flatten() if part == "magnitude" else tensor
+            parts.setdefault(layer, {})[part] = tensor
     if not parts:
         raise ValueError(f"{WEIGHTS_NAME} holds no tensor")
     use_dora = config.get("use_dora") or False
@@ -266,9 +276,7 @@ def read_adapter(
     use_rslora = config.get("use_rslora") or False
     settings: dict[str, LayerSettings | None] = dict.fromkeys(parts)
     for layer in factored:
-        # Ranks of single layers stand in the tensors: no key of rank_pattern is read.
-        has_one_rank = not config.get("rank_pattern")
-        rank: Any = config.get("r") if has_one_rank else parts[layer]["lora_A"].shape[:1].numel()
+        rank = parts[layer]["lora_A"].shape[:1].numel()  # of rank_pattern, no key is read
         settings[layer] = LayerSettings(
             rank, alphas[layer], use_rslora=use_rslora, use_dora=use_dora
         )

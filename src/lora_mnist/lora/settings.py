@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-import torch
+INITS = ("gaussian", "kaiming", "pissa")
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,18 @@ class LayerSettings:
     use_dora: bool = False
 
     def __post_init__(self) -> None:
-        if type(self.rank) is not int or not 1 <= self.rank < 2**31:
-            raise ValueError(f"rank={self.rank}: expected an integer >= 1 and < 2**31")
-        for name, value in (("alpha", self.alpha), ("init_std", self.init_std)):
-            is_default = name == "init_std" and value is None
-            if not is_default and not (is_number(value) and value > 0):  # type: ignore[operator]
-                raise ValueError(f"{name}={value}: expected a finite number > 0, at most 3.4e38")
+        if type(self.rank) is not int or self.rank < 1:
+            raise ValueError(f"rank={self.rank}: expected an integer >= 1")
+        if not is_number(self.alpha) or self.alpha <= 0:
+            raise ValueError(f"alpha={self.alpha}: expected a finite number > 0")
+        if self.init not in INITS:
+            raise ValueError(f"init={self.init}: expected one of {', '.join(INITS)}")
         if self.init_std is not None and self.init != "gaussian":
             raise ValueError(
                 f"init_std={self.init_std}: expected null, since init={self.init} has no deviation"
             )
+        if self.init_std is not None and not (is_number(self.init_std) and self.init_std > 0):
+            raise ValueError(f"init_std={self.init_std}: expected a finite number > 0")
         for name, value in (("use_rslora", self.use_rslora), ("use_dora", self.use_dora)):
             if not isinstance(value, bool):
                 raise ValueError(f"{name}={value}: expected true or false")
@@ -47,6 +49,6 @@ class LayerSettings:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a number that float32 can hold, and no bool."""
+    """Whether ``value`` is a finite number, and no bool."""
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and abs(value) <= torch.finfo(torch.float32).max  # type: ignore[arg-type]
+    return is_real and math.isfinite(value)  # type: ignore[arg-type]

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layer import AdapterParametrization, LoRAParametrization, low_rank, weight_below
+from .conv import low_rank
+from .layer import AdapterParametrization, LoRAParametrization
 from .settings import LayerSettings
+from .weight import Weight
 
 
 class PiSSAParametrization(LoRAParametrization):
@@ -53,16 +55,10 @@ class PiSSAParametrization(LoRAParametrization):
         self.register_buffer("start_A", self.lora_A.detach().clone())
         self.register_buffer("start_B", self.lora_B.detach().clone())
 
-    def product(self) -> Tensor:
-        return super().product() - self.start_B.flatten(1) @ self.start_A.flatten(1)
-
-    @torch.no_grad()
-    def fold_scale(self, weight: Tensor) -> None:
-        if self.scale == 0:
-            self.lora_A.copy_(self.start_A)
-            self.lora_B.copy_(self.start_B)
-            self.scale = 1.0
-        super().fold_scale(weight)
+    def update(self, weight: Tensor) -> Tensor:
+        product = self.lora_B.flatten(1) @ self.lora_A.flatten(1)
+        product = product - self.start_B.flatten(1) @ self.start_A.flatten(1)
+        return product.view_as(weight) * (self.scaling * self.scale)
 
     def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
         x = F.dropout(x, self.dropout, self.training)
@@ -110,21 +106,12 @@ class DoRAParametrization(LoRAParametrization):
 
     def update(self, weight: Tensor) -> Tensor:
         gain = (self.magnitude / self.norms(weight)).view(-1, *[1] * (weight.ndim - 1))
-        product = self.product().view_as(weight) * self.scaling
+        product = self.lora_B.flatten(1) @ self.lora_A.flatten(1)
+        product = product.view_as(weight) * self.scaling
         return ((gain - 1) * weight + gain * product) * self.scale
 
-    @torch.no_grad()
-    def fold_scale(self, weight: Tensor) -> None:
-        # of_weight * W_i + of_update * b_i A is DoRA again, of another b_i and another magnitude.
-        of_update = self.scale * self.magnitude / self.norms(weight)
-        of_weight = 1 - self.scale + of_update
-        self.lora_B.mul_((of_update / of_weight).view(-1, *[1] * (weight.ndim - 1)))
-        self.magnitude.copy_(of_weight * self.norms(weight))
-        self.scale = 1.0
-
     def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
-        parametrizations: Any = layer.parametrizations
-        gain = self.magnitude / self.norms(weight_below(parametrizations.weight, self))
+        gain = self.magnitude / self.norms(Weight(layer, "weight").below(self))
         x = F.dropout(x, self.dropout, self.training)
         update = low_rank(x, self.lora_A, self.lora_B, layer) * self.scaling
         # One number a channel, as y has it.
@@ -141,17 +128,12 @@ class DeltaParametrization(AdapterParametrization):
         delta: of the tensor's shape, zero at first.
     """
 
-    def __init__(self, weight: Tensor, name: str = "default") -> None:
-        super().__init__(weight, name)
+    def __init__(self, weight: Tensor, name: str) -> None:
+        super().__init__(name)
         self.delta = nn.Parameter(torch.zeros_like(weight))
 
     def update(self, weight: Tensor) -> Tensor:
         return self.delta * self.scale
-
-    @torch.no_grad()
-    def fold_scale(self, weight: Tensor) -> None:
-        self.delta.mul_(self.scale)
-        self.scale = 1.0
 
     def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
         if isinstance(layer, nn.Linear):
@@ -160,22 +142,40 @@ class DeltaParametrization(AdapterParametrization):
         return torch.add(y, update, alpha=self.scale)
 
 
-#: The adapter of each ``init``.
-INITS: dict[str, type[LoRAParametrization]] = {
-    "gaussian": LoRAParametrization,
-    "kaiming": LoRAParametrization,
-    "pissa": PiSSAParametrization,
-}
-
-
 def make_adapter(
     weight: Tensor, settings: LayerSettings | None, name: str
 ) -> AdapterParametrization:
     """A new adapter for ``weight``; without settings, one that trains the whole tensor."""
     if settings is None:
         return DeltaParametrization(weight, name)
-    kind = DoRAParametrization if settings.use_dora else INITS[settings.init]
-    return kind(weight, settings, name)
+    if settings.use_dora:
+        return DoRAParametrization(weight, settings, name)
+    if settings.init == "pissa":
+        return PiSSAParametrization(weight, settings, name)
+    return LoRAParametrization(weight, settings, name)
+
+
+@torch.no_grad()
+def fold_scale(adapter: AdapterParametrization, weight: Tensor) -> None:
+    """Make the scale of ``adapter`` on ``weight`` a part of it; its ``scale`` is then 1."""
+    scale = adapter.scale
+    if isinstance(adapter, DeltaParametrization):
+        adapter.delta.mul_(scale)
+    elif isinstance(adapter, DoRAParametrization):
+        # of_weight * W_i + of_update * b_i A is DoRA again, of another b_i and another magnitude.
+        of_update = scale * adapter.magnitude / adapter.norms(weight)
+        of_weight = 1 - scale + of_update
+        adapter.lora_B.mul_((of_update / of_weight).view(-1, *[1] * (weight.ndim - 1)))
+        adapter.magnitude.copy_(of_weight * adapter.norms(weight))
+    elif isinstance(adapter, PiSSAParametrization) and scale == 0:
+        adapter.lora_A.copy_(adapter.start_A)
+        adapter.lora_B.copy_(adapter.start_B)
+    elif isinstance(adapter, LoRAParametrization) and scale == 0:
+        adapter.lora_B.zero_()  # no alpha is 0
+    elif isinstance(adapter, LoRAParametrization):
+        adapter.alpha *= scale
+        adapter.scaling *= scale
+    adapter.scale = 1.0
 
 
 def loraplus(
@@ -193,9 +193,11 @@ def loraplus(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if lr_ratio == 1:
         return make(list(trained.values()))
-    sides: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    others: list[nn.Parameter] = []
+    of_lora_B: list[nn.Parameter] = []
     for name, parameter in trained.items():
-        sides[name.endswith("lora_B")].append(parameter)
-    optimizer = make([{"params": side} for side in sides])
+        group = of_lora_B if name.endswith("lora_B") else others
+        group.append(parameter)
+    optimizer = make([{"params": others}, {"params": of_lora_B}])
     optimizer.param_groups[1]["lr"] *= lr_ratio
     return optimizer

@@ -1,6 +1,6 @@
 """The weights of a network that can carry an adapter, and how an adapter is put on one."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from .layer import AdapterParametrization, conv2d_forward, linear_forward
+from .conv import conv2d_forward
+from .layer import AdapterParametrization, linear_forward
 
 
 class Weight(NamedTuple):
@@ -32,33 +33,42 @@ class Weight(NamedTuple):
     @property
     def base(self) -> Tensor:
         """The weight without any adapter; reading it from the layer would build the dense sum."""
+        return self.adapted([])
+
+    def below(self, adapter: AdapterParametrization) -> Tensor:
+        """The effective weight without ``adapter`` and what is stacked on it."""
+        adapters = self.adapters
+        return self.adapted(adapters[: adapters.index(adapter)])
+
+    def adapted(self, adapters: Collection[AdapterParametrization]) -> Tensor:
+        """The weight as these of its adapters make it."""
         registered = self.parametrizations
-        if registered and isinstance(registered[0], AdapterParametrization):
-            original: Tensor = registered.original
-            return original
         if not registered:
             return getattr(self.module, self.tensor)  # type: ignore[no-any-return]
-        # Somebody else's parametrization; in train mode, reading it may change its buffers.
-        was_training = registered.training
-        registered.eval()
-        tensor: Tensor = getattr(self.module, self.tensor)
-        registered.train(was_training)
-        return tensor
-
-    @property
-    def effective(self) -> Tensor:
-        """The weight with its adapters, as the layer shows it."""
-        return getattr(self.module, self.tensor) if self.adapters else self.base
+        tensors = list(registered.parameters(recurse=False))
+        for each in registered:
+            if each in adapters:
+                tensors = [each(*tensors)]
+            elif not isinstance(each, AdapterParametrization):
+                # Somebody else's; in train mode, spectral_norm would change its buffers.
+                was_training = each.training
+                tensors = [each.eval()(*tensors)]
+                each.train(was_training)
+        weight: Tensor = tensors[0]
+        return weight
 
     @property
     def is_factored(self) -> bool:
         """Whether the layer computes with the factors, and so shows the adapter its inputs.
 
         Linear layers and plain 2-d convolutions do. A subclass with a forward of its own keeps it
-        and reads the dense weight, as attention does with the weight of its ``out_proj``.
+        and reads the dense weight, as attention does with the weight of its ``out_proj``; so does a
+        layer on whose weight somebody else's parametrization stands.
         """
         module = self.module
-        if self.tensor != "weight" or isinstance(module, NonDynamicallyQuantizableLinear):
+        if self.tensor != "weight" or len(self.adapters) < len(self.parametrizations):
+            return False
+        if isinstance(module, NonDynamicallyQuantizableLinear):
             return False
         if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
             return False
@@ -67,114 +77,86 @@ class Weight(NamedTuple):
 
     def register(self, adapter: AdapterParametrization) -> None:
         """Register ``adapter``, and give the layer the forward pass that uses its factors."""
-        is_factored = self.is_factored
-        if parametrize.is_parametrized(self.module):
-            self._own_class()
+        self._own_class()
         # unsafe: torch would build the dense product, to check a shape right by construction.
         parametrize.register_parametrization(self.module, self.tensor, adapter, unsafe=True)
-        # torch gives each parametrized module a class of its own, so this forward is this layer's
-        # alone; it survives deepcopy, and goes with the last parametrization.
-        layer: Any = type(self.module)
-        layer.__getstate__ = _refuse_to_pickle
-        if is_factored:
-            is_linear = isinstance(self.module, nn.Linear)
-            layer.forward = linear_forward if is_linear else conv2d_forward
-        elif isinstance(self.module, nn.RNNBase):
-            layer.forward = recurrent_forward
+        self._choose_forward()
 
     def drop(self, names: Collection[str]) -> None:
         """Take the adapters called ``names`` off; whatever else is registered stays."""
         registered = self.parametrizations
-        adapters = [adapter for adapter in self.adapters if adapter.name in names]
-        if len(adapters) == len(registered):
+        dropped = [adapter for adapter in self.adapters if adapter.name in names]
+        if len(dropped) == len(registered):
             self._clear()
             return
         for index in reversed(range(len(registered))):
-            if registered[index] in adapters:
+            if registered[index] in dropped:
                 del registered[index]
 
-    def fold(self, names: Collection[str]) -> tuple[list[nn.Module], dict[str, nn.Parameter]]:
+    def merge(self, names: Collection[str]) -> nn.ModuleList:
         """Put the weight that the adapters called ``names`` make in the place of the one below.
 
-        Where other adapters stay, LoRA must be all that is registered.
-
         Returns:
-            What was registered, and the parameters below it, for :meth:`restore`.
+            What was registered on the weight, for :meth:`unmerge`.
         """
-        registered = self.parametrizations
-        kept = list(registered), dict(registered.named_parameters(recurse=False))
-        folded = [adapter for adapter in self.adapters if adapter.name in names]
-        is_all = len(folded) == len(self.adapters)
+        registered: nn.ModuleList = self.parametrizations
+        merged = [adapter for adapter in self.adapters if adapter.name in names]
+        left = [adapter for adapter in self.adapters if adapter.name not in names]
         with torch.no_grad():
-            if is_all:
-                effective = self.effective
-            else:
-                effective = self.base
-                for adapter in folded:
-                    effective = adapter(effective)
             # A parameter of its own: another layer may share the old one, which stays as it was.
-            parameter = nn.Parameter(effective.clone(), requires_grad=False)
-        if is_all:
-            self._clear()
-            setattr(self.module, self.tensor, parameter)
-        else:
-            self.drop(names)
-            registered.original = parameter
-        return kept
+            weight = nn.Parameter(self.adapted(merged).clone(), requires_grad=False)
+        self._clear()
+        setattr(self.module, self.tensor, weight)
+        for adapter in left:
+            self.register(adapter)
+        return registered
 
-    def restore(self, registered: list[nn.Module], below: Mapping[str, nn.Parameter]) -> None:
-        """Undo :meth:`fold`: the same modules on the same parameters, where the weight is now."""
-        device = self.base.device
-        # An adapter that was put on meanwhile stays the last.
-        registered = [*registered, *(p for p in self.parametrizations if p not in registered)]
-        if self.parametrizations:
+    def unmerge(self, registered: Any) -> None:
+        """Undo :meth:`merge`: the same modules on the same parameters, where the weight is now."""
+        registered.to(self.base.device)
+        current = self.adapters
+        if current:
             self._clear()
-        for each in registered:
-            if isinstance(each, AdapterParametrization):
-                self.register(each)
-            else:
-                parametrize.register_parametrization(self.module, self.tensor, each, unsafe=True)
-            each.to(device)
-        for name, parameter in below.items():
-            parameter.data = parameter.data.to(device)
-            setattr(self.parametrizations, name, parameter)
+        before = [p for p in registered if isinstance(p, AdapterParametrization)]
+        self.register(before[0])  # makes the layer's class
+        self.module.parametrizations[self.tensor] = registered  # type: ignore[index,operator]
+        self._choose_forward()
+        for adapter in current:
+            if adapter not in before:  # it was put on meanwhile, and stays the last
+                self.register(adapter)
 
     def _clear(self) -> None:
         """Drop everything registered on the weight, and leave what is below."""
-        is_single = hasattr(self.parametrizations, "original")
         self._own_class()
         # Of several tensors below, torch can leave but what is computed from them.
+        is_single = hasattr(self.parametrizations, "original")
         parametrize.remove_parametrizations(
             self.module, self.tensor, leave_parametrized=not is_single
         )
-        layer: Any = type(self.module)
-        if parametrize.is_parametrized(self.module) and "forward" in vars(layer):
-            del layer.forward  # the layer's bias carries an adapter still
+        self._choose_forward()
+
+    def _choose_forward(self) -> None:
+        # torch gives each parametrized module a class of its own, so this forward is this layer's
+        # alone; it survives deepcopy, and goes with the last parametrization.
+        if self.tensor == "weight" and parametrize.is_parametrized(self.module):
+            layer: Any = type(self.module)
+            if "forward" in vars(layer):
+                del layer.forward
+            if self.adapters and self.is_factored:
+                is_linear = isinstance(self.module, nn.Linear)
+                layer.forward = linear_forward if is_linear else conv2d_forward
 
     def _own_class(self) -> None:
         # A deep copy shares the class that torch made for the layer, and torch changes that class:
         # without one of its own, the twin would change with it.
-        shared = type(self.module)
-        self.module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+        if parametrize.is_parametrized(self.module):
+            shared = type(self.module)
+            self.module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
 
 
-def _refuse_to_pickle(layer: nn.Module) -> None:
-    """``__getstate__`` of an adapted layer, whose class torch made and pickle could not find."""
-    raise RuntimeError(
-        "a network that carries LoRA cannot be pickled; expected save_adapter(model, folder), "
-        "torch.save(model.state_dict(), file), or merge_lora(model) first"
-    )
-
-
-def recurrent_forward(layer: nn.RNNBase, *arguments: Any, **named: Any) -> Any:
-    """``forward`` of an adapted recurrent layer, which lets go of the weights that it computed.
-
-    torch keeps them in a list for the next call, and with them the graph of this one, which could
-    not be copied. It reads them anew where they have changed, and so does not miss them.
-    """
-    output = super(type(layer), layer).forward(*arguments, **named)
-    layer._flat_weights = [w if w is None or w.is_leaf else w.detach() for w in layer._flat_weights]
-    return output
+def lora_adapters(model: nn.Module) -> list[AdapterParametrization]:
+    """Every adapter on every weight of ``model``, or of one layer; empty without LoRA."""
+    return [m for m in model.modules() if isinstance(m, AdapterParametrization)]
 
 
 def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
