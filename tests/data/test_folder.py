@@ -94,9 +94,7 @@ def test_labels_follow_the_order_of_the_network(make_photos: Maker) -> None:
     assert torch.equal(2 - plain[1], turned[1])
 
 
-def test_other_files_are_left_out_and_named(
-    make_photos: Maker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_files_are_left_out(make_photos: Maker, caplog: pytest.LogCaptureFixture) -> None:
     root = make_photos({"cat": 3}, "cat", "2024")
     make_photos({"dog": 4})
     for hidden in (".cache", "__MACOSX"):
@@ -107,8 +105,7 @@ def test_other_files_are_left_out_and_named(
     make_photos({"train": 5})
     of_class = [sum(column) for column in zip(*counts(root), strict=True)]
     assert of_class == [3, 4, 5]
-    assert "1 files left out, which are no images by their names" in caplog.text
-    assert "film.heic" in caplog.text
+    assert not caplog.records
 
 
 def test_broken_images_are_named_and_left_out(
@@ -121,7 +118,7 @@ def test_broken_images_are_named_and_left_out(
     assert counts(root, in_memory=in_memory) == [[6, 16], [1, 2], [1, 2]]
     assert f"{root}/cat/0.png: skipped: no readable picture (" in caplog.text
     assert "12 of 40 images skipped, which cannot be read" in caplog.text
-    assert len(caplog.records) == 11
+    assert len(caplog.records) == 13
     for path in (root / "cat").iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(ValueError, match="leave some of the 0 readable images of cat to train on"):
@@ -232,7 +229,7 @@ def test_images_can_be_brought_to_size_in_another_way(make_photos: Maker, in_mem
         assert torch.equal(found[1], labels)
 
 
-def entries(*of_classes: int, part: str = "") -> list[Entry]:
+def entries(*of_classes: int, part: str = "train") -> list[Entry]:
     return [Entry(f"{c}/{i}", c, part) for c, count in enumerate(of_classes) for i in range(count)]
 
 
@@ -275,7 +272,7 @@ def test_the_split_is_stable() -> None:
 
 
 def test_folders_stay_what_they_are() -> None:
-    images = entries(20, 20, part="train") + entries(5, 5, part="test")
+    images = entries(20, 20) + entries(5, 5, part="test")
     parts = split(images, ["cat", "dog"], 0.25, 0.5, 0)
     assert Counter(parts) == {"train": 30, "val": 10, "test": 10}
 
@@ -283,8 +280,7 @@ def test_folders_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data_dir": None}, "data_dir=null: expected a folder of images, or classes, each once"),
-        ({"data_dir": None, "image_size": 8, "mean": 0, "std": 1, "classes": ["cat"]}, "data_dir="),
+        ({"data_dir": None}, "data_dir=null: expected a folder of images, or classes, image_size"),
         ({"data_dir": "nowhere"}, "data_dir=nowhere: expected a folder of images; there is none"),
         ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder once: \['cat', 'dog'"),
         ({"channels": 2}, "channels=2: expected 1 or 3"),

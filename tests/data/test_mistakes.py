@@ -100,9 +100,6 @@ def test_a_batch_has_mistakes_first_and_replays_all_classes(
             assert labels[mistakes:].tolist() == [0, 1, 0, 1]
             assert labels[:mistakes].tolist() == [0] * mistakes
             assert (images[:mistakes] == images[:mistakes, :1, :1, :1]).all()  # of one grey
-        data.require_shares(1)
-        with pytest.raises(ValueError, match="mistakes=.*expected 2 or more to learn"):
-            data.require_shares(2)
         data.setup("test")
         assert [len(loader.dataset) for loader in data.test_dataloader()] == [4, 5, 1]  # type: ignore[arg-type]
 

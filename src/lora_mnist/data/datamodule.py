@@ -298,29 +298,27 @@ class ImageDataModule(LightningDataModule):
         """Refuse batches that ``processes`` cannot share equally.
 
         Raises:
-            ValueError: if ``batch_size`` or ``replay`` is no multiple of ``processes``, or there
-                are fewer mistakes, learnt or held out, than processes.
+            ValueError: if ``batch_size`` or ``replay`` is no multiple of ``processes``.
         """
         for name, size in {"batch_size": self.batch_size, "replay": self.replay}.items():
             if size % processes:
                 raise ValueError(f"{name}={size}: expected a multiple of the {processes} processes")
-        if any(0 < len(images) < processes for images in self.mistake_sets):
-            raise ValueError(
-                f"mistakes={self.mistakes}: expected {processes} or more to learn, and as many to "
-                f"hold out or none, since there are {processes} processes"
-            )
 
     def train_dataloader(self) -> TrainingLoader:
         """Shuffled batches, replay behind; a process of several gets its share of each batch."""
         trainer = self.trainer
-        # initial_seed draws nothing: the order of the target's images stays as without replay.
-        replay_seed = torch.initial_seed() if self.seed is None else self.seed
+        if self.seed is None:
+            # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
+            _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
+            replay_seed = torch.initial_seed()  # draws nothing
+        else:
+            seed = replay_seed = self.seed
         sampler = TrainingSampler(
             self.train_set.labels,
             *self.target_and_others(),
             self.batch_size,
             self.replay,
-            seed=plain_seed() if self.seed is None else self.seed,
+            seed=seed,
             replay_seed=replay_seed,
             weights=self.draw_weights,
             rank=trainer.global_rank if trainer else 0,
@@ -377,16 +375,6 @@ class ImageDataModule(LightningDataModule):
         return self.normalise(images), labels
 
 
-def plain_seed() -> int:
-    """The seed of the order that a plain ``DataLoader(shuffle=True)`` would take now.
-
-    It comes from torch's global generator: the first draw is for the loader's workers, the second
-    for its sampler.
-    """
-    _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
-    return int(seed)
-
-
 def class_numbers(target: Target, classes: Sequence[str]) -> list[int] | None:
     """The numbers of the class or classes that ``target`` names; ``None`` for all of them.
 
@@ -437,13 +425,12 @@ def _checked_channelwise(
     """``value``, if it is ``None``, a number in the range, or one for each channel."""
     if value is None:
         return None
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    values = list(value) if several else [value]
-    if several and len(values) != channels:
-        raise ValueError(f"{name}={value}: expected one number, or {channels}, one a channel")
+    values = list(value) if isinstance(value, list | tuple) else [value]
     for number in values:
         if type(number) not in (int, float) or not least <= number <= most:
             raise ValueError(
                 f"{name}={value}: expected numbers from {least:g} to {most:g}, or null"
             )
+    if len(values) not in (1, channels):
+        raise ValueError(f"{name}={value}: expected one number, or {channels}, one a channel")
     return values if len(values) > 1 else float(values[0])

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,6 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 from lora_mnist.data.datamodule import ImageDataModule, checked_int
 from lora_mnist.data.pictures import open_picture
 from lora_mnist.data.sampler import Batch, ImageTensors
-from lora_mnist.errors import one_line
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
@@ -34,8 +33,6 @@ PARTS = ("train", "val", "test")
 _PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 #: Decoded images up to this many bytes are held in memory by ``in_memory="auto"``.
 MOST_IN_MEMORY = 10**9
-# More than a few names would bury what else a run says.
-_MOST_NAMED = 10
 
 
 class Entry(NamedTuple):
@@ -43,7 +40,7 @@ class Entry(NamedTuple):
 
     path: str  # below the folder, with "/" between
     label: int
-    part: str  # one of PARTS, or "" where no folder says so
+    part: str  # one of PARTS, as its folder says; "train" where none does
 
 
 class ImageFiles(Dataset[Batch]):
@@ -130,13 +127,14 @@ class FolderDataModule(ImageDataModule):
         **common: Any,
     ) -> None:
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
-        names = _class_names(self.data_dir, classes)
-        is_known = len(names) == len(set(names)) > 1 and not isinstance(classes, str)
-        is_known &= None not in (image_size, common.get("mean"), common.get("std"))
-        if self.data_dir is None and not is_known:
+        if self.data_dir is not None:
+            names = _class_names(self.data_dir, classes)
+        elif classes and None not in (image_size, common.get("mean"), common.get("std")):
+            names = [str(name) for name in classes]
+        else:
             raise ValueError(
-                "data_dir=null: expected a folder of images, or classes, each once, image_size, "
-                "mean and std that the network was trained with"
+                "data_dir=null: expected a folder of images, or classes, image_size, mean and std "
+                "that the network was trained with"
             )
         if channels not in (1, 3):
             raise ValueError(f"channels={channels}: expected 1 or 3")
@@ -158,155 +156,142 @@ class FolderDataModule(ImageDataModule):
                 )
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         super().__init__(name, names, channels, **common)
-        self.image_size = None if image_size is None else (sides[0], sides[1])
+        self.image_size = (sides[0], sides[1]) if sides else None
         self.resize, self.color_order, self.in_memory = resize, color_order, in_memory
         self.val_size, self.test_size = val_size, test_size
         self.split_seed = checked_int("split_seed", split_seed)
-        self._entries: list[Entry] = []
-        self._sets: list[ImageTensors | ImageFiles] = []
         self._files: list[ImageFiles] = []
 
     def prepare_data(self) -> None:
         """List and check the images; decode them, where they are held in memory."""
-        self._load()
+        self.test_images()
 
     def training_images(self) -> tuple[Any, Any]:
-        train, val, _ = self._load()
+        train, val, _ = self._sets
         return train, val
 
     def test_images(self) -> Any:
-        return self._load()[2]
+        return self._sets[2]
 
     def resized(self, resize: str) -> list[ImageFiles]:
         """The images of :meth:`training_images`, from the disk, with another ``resize``."""
-        self._load()
+        self.training_images()
         return [
             ImageFiles(files.paths, files.labels, partial(files.transform, resize=resize))
             for files in self._files[:2]
         ]
 
     def read_picture(self, path: Path) -> Tensor:
-        return fit(open_picture(path, upright=False), *self._size(), self.channels, self.resize)
+        return fit(open_picture(path, upright=False), *self._size, self.channels, self.resize)
 
-    def _list(self) -> tuple[Path, list[Entry]]:
-        """The folder, and its image files by part and path."""
+    @cached_property
+    def _entries(self) -> list[Entry]:
+        """The image files of the folder, by part and path."""
         if self.data_dir is None:
             raise ValueError("data_dir=null: expected a folder of images")
-        root, others = self.data_dir, []
-        if self._entries:
-            return root, self._entries
-
         labels = {name: label for label, name in enumerate(self.classes)}
-        for part, folder in _part_folders(root).items():
-            files = ImageFolder.make_dataset(
-                str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
-            )
+        entries = []
+        for part, folder in _part_folders(self.data_dir).items():
+            files = ImageFolder.make_dataset(str(folder), labels, IMG_EXTENSIONS, allow_empty=True)
             for file, label in files:
-                path = Path(file)
-                if path.name.lower().endswith(IMG_EXTENSIONS) and path.name[0] != ".":
-                    self._entries.append(Entry(path.relative_to(root).as_posix(), label, part))
-                elif path.name[0] != ".":  # .DS_Store and ._cat.jpg are nobody's images
-                    others.append(file)
-        self._entries.sort(key=lambda entry: (("", *PARTS).index(entry.part), entry.path))
-        if others:
-            message = "%d files left out, which are no images by their names: %s, ..."
-            _warn(message, len(others), one_line(others[0]))
-        return root, self._entries
+                path = Path(file).relative_to(self.data_dir)
+                if not path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
+                    entries.append(Entry(path.as_posix(), label, part))
+        return sorted(entries, key=lambda entry: (PARTS.index(entry.part), entry.path))
 
+    @cached_property
     def _size(self) -> tuple[int, int]:
         """Height and width that the images are brought to; by default those of the first."""
         if self.image_size is not None:
             return self.image_size
-        root, entries = self._list()
-        for entry in entries:
+        for entry in self._entries:
             with suppress(ValueError):  # a broken image is named when all are read
-                width, height = open_picture(root / entry.path, decode=False).size
-                return height, width
-        raise ValueError(f"data_dir={root}: expected images; none can be read")
+                picture = open_picture(Path(self.data_dir or "", entry.path), decode=False)
+                return picture.height, picture.width
+        raise ValueError(f"data_dir={self.data_dir}: expected images; none can be read")
 
-    def _load(self) -> list[ImageTensors | ImageFiles]:
-        """The training, validation and test images, read once."""
-        if self._sets:
-            return self._sets
-        (root, entries), (height, width) = self._list(), self._size()
+    @cached_property
+    def _sets(self) -> list[ImageTensors | ImageFiles]:
+        """The training, validation and test images."""
+        entries, root = self._entries, Path(self.data_dir or "")
+        height, width = self._size
         shape = (self.channels, height, width)
-        in_memory = self.in_memory
-        if in_memory == "auto":
+        in_memory = bool(self.in_memory)
+        if self.in_memory == "auto":
             in_memory = len(entries) * math.prod(shape) <= MOST_IN_MEMORY
         transform = partial(
             fit, height=height, width=width, channels=self.channels, resize=self.resize
         )
 
-        def read(entry: Entry) -> Tensor | str | None:
+        def read(entry: Entry) -> Tensor | ValueError | None:
             """The image, where it is to be held in memory; why, where it cannot be read."""
-            path = root / entry.path
             try:
-                picture = open_picture(path, upright=False, decode=bool(in_memory))
+                picture = open_picture(root / entry.path, upright=False, decode=in_memory)
             except ValueError as error:
-                return str(error)
+                return error
             if self.image_size is None and picture.size != (width, height):
                 raise ValueError(
-                    f"image_size=null: expected images of one size, but {path} is "
+                    f"image_size=null: expected images of one size, but {root / entry.path} is "
                     f"{picture.height}x{picture.width} and another {height}x{width}"
                 )
             return transform(picture) if in_memory else None
 
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
-            results = dict(zip(entries, pool.map(read, entries), strict=True))
-        broken = {entry.path: why for entry, why in results.items() if isinstance(why, str)}
-        for path, why in sorted(broken.items())[:_MOST_NAMED]:
-            _warn("%s/%s: skipped: %s", root, one_line(path), one_line(why))
-        if broken:
-            _warn("%d of %d images skipped, which cannot be read", len(broken), len(entries))
+            images: dict[Entry, Any] = dict(zip(entries, pool.map(read, entries), strict=True))
+        for entry in entries:
+            if isinstance(images[entry], ValueError):
+                _warn("%s: skipped: %s", root / entry.path, images.pop(entry))
+        if len(images) < len(entries):
+            message = "%d of %d images skipped, which cannot be read"
+            _warn(message, len(entries) - len(images), len(entries))
         # Who is held out depends on how many there are: the broken ones do not count.
-        entries = [entry for entry in entries if entry.path not in broken]
+        entries = list(images)
         digest = hashlib.sha256(json.dumps([entry.path for entry in entries]).encode())
         for entry in entries:
             if in_memory:
-                digest.update(results[entry].numpy().data)  # type: ignore[union-attr]
+                digest.update(images[entry].numpy().data)
             else:
                 state = (root / entry.path).stat()
                 digest.update(f"{state.st_size} {state.st_mtime_ns} ".encode())
         self.sha256["all"] = digest.hexdigest()
         parts = split(entries, self.classes, self.val_size, self.test_size, self.split_seed)
+        sets: list[ImageTensors | ImageFiles] = []
         for part in PARTS:
             chosen = [entry for entry, its in zip(entries, parts, strict=True) if its == part]
             labels = torch.tensor([entry.label for entry in chosen], dtype=torch.int64)
             files = ImageFiles([root / entry.path for entry in chosen], labels, transform)
             self._files.append(files)
             if in_memory:
-                images = torch.empty(len(chosen), *shape, dtype=torch.uint8)
+                tensor = torch.empty(len(chosen), *shape, dtype=torch.uint8)
                 for i, entry in enumerate(chosen):  # one by one: never in memory twice
-                    images[i] = results.pop(entry)  # type: ignore[assignment]
-                self._sets.append(ImageTensors(images, labels))
+                    tensor[i] = images.pop(entry)
+                sets.append(ImageTensors(tensor, labels))
             else:
-                self._sets.append(files)
-        return self._sets
+                sets.append(files)
+        return sets
 
 
-def _class_names(root: Path | None, classes: Sequence[Any] | None) -> list[str]:
+def _class_names(root: Path, classes: Sequence[Any] | None) -> list[str]:
     """The names of the class folders in ``root``, sorted, or in the order of ``classes``."""
-    names = [str(name) for name in classes or []]  # the command line reads 7 as a number
-    if root is None:
-        return names
-    parts = _part_folders(root)
-    found = _folders(next(iter(parts.values())))
-    if len(found) < 2:
+    names = _folders(next(iter(_part_folders(root).values())))
+    if len(names) < 2:
         raise ValueError(f"data_dir={root}: expected a folder for each of two or more classes")
-    if names and sorted(names) != found:
-        raise ValueError(f"classes={classes}: expected every folder once: {found}")
-    return names or found
+    if classes is None:
+        return names
+    if sorted(map(str, classes)) != names:
+        raise ValueError(f"classes={classes}: expected every folder once: {names}")
+    return [str(name) for name in classes]  # the command line reads 7 as a number
 
 
 def _part_folders(root: Path) -> dict[str, Path]:
-    """The folders that hold classes, by what their images are for; "" where nothing says so."""
+    """The folders that hold classes, by what their images are for."""
     if not root.is_dir():
         raise ValueError(f"data_dir={root}: expected a folder of images; there is none")
     parts: dict[str, Path] = {}
     for name, part in _PART_OF.items():
         if _folders(root / name):  # else it may be a class, of the trains
             parts[part] = root / name
-    return parts or {"": root}
+    return parts or {"train": root}
 
 
 def _folders(root: Path) -> list[str]:
@@ -324,9 +309,8 @@ def split(
 ) -> list[str]:
     """What each image is for: "train", "val" or "test".
 
-    Images in folders of that name stay what they are. Where there is no ``val/`` or ``test/``,
-    images of each class are taken from the others by a hash of ``seed`` and the file's path. So
-    the choice depends on nothing else, and adding files changes it little.
+    Where there is no ``val/`` or ``test/``, images of each class are taken from those to train on,
+    by a hash of ``seed`` and the file's path. So adding files changes the choice little.
 
     Args:
         entries: the images.
@@ -334,12 +318,12 @@ def split(
         val_size: share of each class (float), one image at least; or a number of images in all
             (int), of each class in proportion to its size.
         test_size: likewise.
-        seed: another seed holds out other images.
+        seed: another one holds out other images.
 
     Raises:
         ValueError: if no image would be left to train on, or there are none to test on.
     """
-    parts = [entry.part or "train" for entry in entries]
+    parts = [entry.part for entry in entries]
     if not test_size and "test" not in parts:
         raise ValueError("test_size=0: expected more, since there is no folder test/")
     by_class: list[list[int]] = [[] for _ in classes]
@@ -352,8 +336,7 @@ def split(
             counts[part] = _apportion(size, [len(members) for members in by_class])
 
     def rank(i: int) -> bytes:
-        text = f"{seed} {entries[i].path}"
-        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+        return hashlib.sha256(f"{seed} {entries[i].path}".encode()).digest()
 
     for label, members in enumerate(by_class):
         if sum(of_class[label] for of_class in counts.values()) >= len(members):
@@ -387,10 +370,8 @@ def fit(picture: Image.Image, height: int, width: int, channels: int, resize: st
     Returns:
         uint8, shape (channels, height, width).
     """
-    if picture.mode.startswith("I"):  # more than eight bits a channel, which Pillow would clip
-        levels = numpy.asarray(picture.convert("I"))
-        levels = levels >> 8 if levels.max() > 255 else levels
-        picture = Image.fromarray(levels.clip(0, 255).astype("uint8"))
+    if picture.mode == "I;16":  # Pillow would clip it at 255
+        picture = Image.fromarray((numpy.asarray(picture) >> 8).astype("uint8"))
     picture = picture.convert("RGB" if channels == 3 else "L")
     scaled = [height, width]
     if resize == "crop":  # one side fits; the other is rounded down, as in torchvision

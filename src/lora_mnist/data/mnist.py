@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -112,9 +111,8 @@ class MNISTDataModule(ImageDataModule):
 def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     """All training or all test images of a dataset, (N, 1, 28, 28) uint8, and labels, (N,) int64.
 
-    torchvision verifies, extracts and reads the files, and downloads those that are missing: in
-    one process at a time, and in a folder of its own, out of which complete files are renamed into
-    place. Whoever looks meanwhile, or comes after a kill, finds no half-written file.
+    torchvision verifies, extracts and reads the files, and downloads those that are missing, in one
+    process at a time. A file that was cut short by a kill is extracted anew.
 
     Args:
         dataset: class in ``torchvision.datasets``: MNIST, FashionMNIST, KMNIST or QMNIST.
@@ -125,27 +123,18 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
         ValueError: if files are missing or damaged, and cannot be downloaded.
     """
     family, root = _family(dataset), Path(data_dir)
+    raw = root / dataset / "raw"
     # torchvision has no common class for what is missing, damaged or half-written.
     with suppress(Exception):
         return _read(family(root, train=train))
-    raw, work = root / dataset / "raw", root / ".extract"
-    extracted = work / dataset / "raw"
     try:
         raw.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):
             with suppress(Exception):  # another process may have extracted meanwhile
                 return _read(family(root, train=train))
-            shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed
-            try:
-                extracted.mkdir(parents=True)
-                for archive in raw.glob("*.gz"):
-                    shutil.copyfile(archive, extracted / archive.name)
-                batch = _read(family(work, train=train, download=True))
-                for file in extracted.iterdir():
-                    file.replace(raw / file.name)
-                return batch
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+            for archive in raw.glob("*.gz"):
+                archive.with_suffix("").unlink(missing_ok=True)
+            return _read(family(root, train=train, download=True))
     except Exception as error:
         raise ValueError(
             f"data_dir={root}: expected the official .gz files in {raw}; some are missing or "

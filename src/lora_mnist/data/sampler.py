@@ -43,9 +43,6 @@ class ImageTensors(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.images[index], self.labels[index]
-
     def __getitems__(self, indices: list[int]) -> Batch:
         index = torch.tensor(indices, dtype=torch.int64)
         return self.images[index], self.labels[index]
@@ -261,8 +258,11 @@ class TrainingLoader:
         if self.trainer is not None and batch >= self.trainer.num_training_batches:
             epoch, batch = epoch + 1, 0
         return {
-            **{"seed": sampler.seed, "replay_seed": sampler.replay_seed},
-            **{"epoch": epoch, "batch": batch, "batches": sampler.batches},
+            "seed": sampler.seed,
+            "replay_seed": sampler.replay_seed,
+            "epoch": epoch,
+            "batch": batch,
+            "batches": sampler.batches,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
