@@ -5,12 +5,7 @@ import pytest
 import torch
 from helpers.runs import confusion, images, predictions, results
 
-from lora_mnist.disk.predictions import (
-    PREDICTIONS_FILE,
-    Predictions,
-    read_predictions,
-    write_predictions,
-)
+from lora_mnist.disk.predictions import Predictions, read_predictions, write_predictions
 
 
 def written(
@@ -34,6 +29,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert (repaired.index.tolist(), repaired.total) == ([2], 1)
     assert (broken.index.tolist(), broken.total) == ([5, 4], 2)  # the highest probability first
     assert [int(image.max()) for image in broken.images] == [50, 40]
+    assert list(found.galleries) == ["repaired", "broken", "confused_base", "confused_adapted"]
     confused = [found.galleries[f"confused_{side}"] for side in ("base", "adapted")]
     assert [gallery.index.tolist() for gallery in confused] == [[1, 2], [1, 4, 5]]
     assert found.confusion(found.base, 3).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 2]]
@@ -68,9 +64,5 @@ def test_images_come_from_where_they_are(tmp_path: Path) -> None:
     assert [int(image.max()) for image in found.galleries["broken"].images] == [40]
 
 
-@pytest.mark.parametrize("content", [b"torn", b"\x02\0\0\0\0\0\0\0{}"])
-def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_run_may_have_left_none(tmp_path: Path) -> None:
     assert read_predictions(tmp_path) is None
-    (tmp_path / PREDICTIONS_FILE).write_bytes(content)
-    with pytest.raises(ValueError, match=r"predictions\.safetensors: damaged"):
-        read_predictions(tmp_path)

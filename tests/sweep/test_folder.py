@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from helpers.sweeping import write_job, write_sweep
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.errors import UserError
@@ -71,7 +70,7 @@ def test_a_job_is_named_by_what_was_swept(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_to_what_is_finished(tmp_path: Path) -> None:
-    root = config(hydra={"runtime": {"output_dir": f"{tmp_path}/a"}, "mode": RunMode.MULTIRUN})
+    root = config(hydra={"runtime": {"output_dir": f"{tmp_path}/a"}})
     assert hydra_subfolder(None, _root_=root) == ".hydra"
     assert hydra_subfolder("latest", _root_=root) is None
     write_job(tmp_path, "a", [], accuracy=0.5)

@@ -35,12 +35,11 @@ def test_the_status_of_a_job(tmp_path: Path, outcome: dict[str, object], status:
 
 
 @pytest.mark.parametrize("name", ["job.json", "results.json"])
-def test_a_damaged_file_is_a_job_to_run_again(tmp_path: Path, name: str) -> None:
+def test_a_job_without_its_results_is_to_run_again(tmp_path: Path, name: str) -> None:
     folder = write_job(tmp_path, "a=1-0", ["a=1"], accuracy=0.5)
     assert is_finished(folder)
-    for content in (b"", b"{", b"\xff\x00"):
-        (folder / name).write_bytes(content)
-        assert not is_finished(folder)
+    (folder / name).unlink()
+    assert not is_finished(folder)
 
 
 def test_a_key_that_was_not_set_has_its_configured_value(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def test_a_resumed_sweep_runs_what_is_not_finished(
 ) -> None:
     sweep = tmp_path / "outputs" / "multirun" / "copy"
     shutil.copytree(four_jobs.folder, sweep)
-    torn, whole = (next(sweep.glob(f"x={x}-*")) for x in (2, 3))
-    (torn / "results.json").write_text('{"val": {"accu')
+    cut, whole = (next(sweep.glob(f"x={x}-*")) for x in (2, 3))
+    (cut / "results.json").unlink()
     before = snapshot(whole)
     done = cli(TOY, "-m", "x=2,3,4", "note='a b'", "sweep.resume=latest")
     assert done.code == 0, done.err  # what failed is not of this command
@@ -138,7 +138,6 @@ def test_seeds_are_ranked_by_their_mean(cli: Any, tmp_path: Path) -> None:
         (("-m", "sweep.mode=best"), "sweep.mode=best: expected max or min"),
         (("-m", "require=[val.errors]"), "require=val.errors: expected two numbers or keys"),
         (("-m", "sweep.fail_fast=no?"), "sweep.fail_fast=no?: expected true or false"),
-        (("-m", "seed=range(1,1)"), "seed=range(1,1): an empty grid; expected at least one value"),
         (("-m", "sweep=optuna", "sweep.metric=null"), "sweep.metric=null: a search needs one"),
     ],
 )

@@ -189,13 +189,3 @@ def test_markup_is_text_and_many_jobs_are_counted(tmp_path: Path) -> None:
     text = summary(tmp_path)
     assert "[red]3" in text
     assert "\n... 2 more in summary.csv\n" in text
-
-
-def test_a_spreadsheet_computes_nothing(tmp_path: Path) -> None:
-    more = {"target": '=HYPERLINK("x")', "digit": "@cat"}
-    write_job(tmp_path, "a", ["shift=-1.5"], accuracy=0.5, more=more)
-    write_job(tmp_path, "b", ["shift=+2e-3"], accuracy=0.4, more=more)
-    summary(tmp_path)
-    for row, number in zip(read_summary(tmp_path), ("-1.5", "+2e-3"), strict=True):
-        assert (row["target"], row["digit"]) == ('\'=HYPERLINK("x")', "'@cat")
-        assert row["shift"] == number

@@ -22,7 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 
-from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.files import atomic_write, write_json
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.errors import UserError, one_line
 
@@ -79,7 +79,6 @@ class LastCheckpoint(Checkpoint):
         self.every_n_train_steps = every_n_train_steps
         self.dirpath = dirpath
         self._saved = 0.0
-        self._is_epoch_over = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = time.monotonic()
@@ -87,15 +86,14 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._is_epoch_over = batch_idx + 1 >= trainer.num_training_batches
-        if not self._is_epoch_over and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._save_if_due(trainer, ends=trainer.global_step == trainer.max_steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
         ends = last_epoch or trainer.global_step == trainer.max_steps or trainer.should_stop
         has_one_step = trainer.num_training_batches <= trainer.accumulate_grad_batches
-        if self._is_epoch_over and (ends or has_one_step):
+        if trainer.is_last_batch and (ends or has_one_step):
             self._save_if_due(trainer, ends)
 
     def _save_if_due(self, trainer: Trainer, ends: bool) -> None:
@@ -237,17 +235,11 @@ def recorded_run(
             _require_same_run(record, flat, resume)
         else:
             last.unlink(missing_ok=True)
-        _write_record(record, flat, finished=False)
+        write_json(record, {"settings": flat, "finished": False})
         yield last if last.exists() else None
-        _write_record(record, flat, finished=True)
+        write_json(record, {"settings": flat, "finished": True})
     finally:
         lock.release()
-
-
-def _write_record(path: Path, settings: Mapping[str, Any], finished: bool) -> None:
-    with atomic_write(path) as temporary:
-        content = {"settings": settings, "finished": finished}
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def recorded_seed(folder: Path) -> int:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lora_mnist.disk.files import atomic_write
@@ -129,26 +128,17 @@ def write_predictions(
 
 
 def read_predictions(folder: Path) -> Predictions | None:
-    """The predictions in a run's folder; ``None`` where there are none.
-
-    Raises:
-        ValueError: if the file is damaged.
-    """
+    """The predictions in a run's folder; ``None`` where there are none."""
     path = folder / PREDICTIONS_FILE
     if not path.exists():
         return None
-    try:
-        content = load_file(path)
-        fields: dict[str, Any] = {key: array for key, array in content.items() if "." not in key}
-        predictions = Predictions(**fields)
-        for kind, mask in predictions.kinds().items():
-            gallery = Gallery(content[f"{kind}.index"], content[f"{kind}.images"], int(mask.sum()))
-            predictions.galleries[kind] = gallery
-        for side in ("base", "adapted"):
-            kind = f"confused_{side}"
-            if f"{kind}.index" in content:
-                index = content[f"{kind}.index"]
-                predictions.galleries[kind] = Gallery(index, content[f"{kind}.images"], len(index))
-    except (SafetensorError, TypeError, KeyError) as error:
-        raise ValueError(f"{path}: damaged, or of another version ({error})") from error
+    content = load_file(path)
+    fields: dict[str, Any] = {key: array for key, array in content.items() if "." not in key}
+    predictions = Predictions(**fields)
+    masks = predictions.kinds()
+    for kind in (*masks, "confused_base", "confused_adapted"):
+        if f"{kind}.index" in content:
+            index, images = content[f"{kind}.index"], content[f"{kind}.images"]
+            total = int(masks[kind].sum()) if kind in masks else len(index)
+            predictions.galleries[kind] = Gallery(index, images, total)
     return predictions

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.conf import HydraConf
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.disk.latest import latest
@@ -63,10 +62,9 @@ def job_folder(*, _root_: DictConfig) -> str:
 
 def hydra_subfolder(resume: str | None, *, _root_: DictConfig) -> str | None:
     """Resolver for ``hydra.output_subdir``: nothing is written for what is finished, or goes on."""
-    if resume or OmegaConf.select(_root_, "hydra.mode") != RunMode.MULTIRUN:
-        return None if resume else ".hydra"
     folder = OmegaConf.select(_root_, "hydra.runtime.output_dir", default=None)
-    return None if folder and is_finished(Path(folder)) else ".hydra"
+    is_there = resume or (folder and is_finished(Path(folder)))
+    return None if is_there else ".hydra"
 
 
 # The folder must be the same whenever it is asked for, and in every job.

@@ -13,11 +13,12 @@ from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from lora_mnist.disk.files import write_json
 from lora_mnist.errors import RequirementError, UserError, one_line
 from lora_mnist.sweep import session
 from lora_mnist.sweep.command import key_of
 from lora_mnist.sweep.folder import LOCK_FILE, STOP_FILE, SWEEP_FILE, varied_overrides
-from lora_mnist.sweep.records import JOB_FILE, is_finished, read_job, read_json, write_json
+from lora_mnist.sweep.records import JOB_FILE, is_finished, read_job, read_json
 
 log = logging.getLogger(__name__)
 

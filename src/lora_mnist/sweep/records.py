@@ -1,14 +1,12 @@
 """What a sweep's jobs leave: ``job.json`` (which one it is, why it failed), ``results.json``."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.errors import one_line
 from lora_mnist.sweep.command import key_of
@@ -53,18 +51,9 @@ class Job:
         return {key_of(text): text.partition("=")[2] for text in self.overrides}
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is none, or half of one."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+    """What a JSON file holds; nothing where there is none."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return found
 
 

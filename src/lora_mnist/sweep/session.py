@@ -10,12 +10,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import parse_require
 from lora_mnist.errors import UserError
 from lora_mnist.project import program
 from lora_mnist.sweep.command import command_line, override, quoted
 from lora_mnist.sweep.folder import LOCK_FILE, STOP_FILE, SWEEP_FILE
-from lora_mnist.sweep.records import read_json, write_json
+from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked, summarize
 
 #: The lock of the sweep that this process conducts; ``None`` in the workers of a parallel launcher,
@@ -90,7 +91,6 @@ def swept_keys(config: DictConfig) -> dict[str, bool]:
     """The keys that a command sets, and whether it sweeps them.
 
     Raises:
-        UserError: if it sweeps one over nothing.
         HydraException: if an override does not follow Hydra's grammar.
     """
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
@@ -100,8 +100,6 @@ def swept_keys(config: DictConfig) -> dict[str, bool]:
     keys = {}
     for parsed in parser.parse_overrides(texts):
         keys[parsed.get_key_element().lstrip("+~")] = parsed.is_sweep_override()
-        if parsed.is_discrete_sweep() and not list(parsed.sweep_string_iterator()):
-            raise UserError(f"{parsed.input_line}: an empty grid; expected at least one value")
     return keys
 
 

@@ -257,18 +257,12 @@ def _write_csv(ranked: Ranked, path: Path) -> None:
                 row["seeds"] = len(group.jobs)
             row |= {"error": job.error, "folder": job.folder}
             row |= {key: value for key, value in job.results.items() if key not in row}
-            rows.append({key: _no_formula(value) for key, value in row.items()})
+            rows.append(row)
     columns = {key: None for row in rows for key in row}
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _no_formula(cell: Any) -> Any:
-    """``cell``, if a spreadsheet would compute nothing of it; else a text that begins with '."""
-    is_text = isinstance(cell, str) and not re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", cell)
-    return f"'{cell}" if is_text and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def _draw_table(ranked: Ranked) -> str:
