@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from helpers.runs import outcome, repaired, write_run
 from helpers.sweeping import write_job, write_sweep
+from safetensors import SafetensorError
 
 from lora_mnist.disk.predictions import PREDICTIONS_FILE
 from lora_mnist.show.report import make_report, make_sweep_report
@@ -60,14 +61,13 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
     assert "Configuration" not in page
 
 
-@pytest.mark.parametrize("name", ["results.json", PREDICTIONS_FILE])
-def test_from_what_is_damaged_nothing_is_drawn(tmp_path: Path, name: str) -> None:
+def test_from_what_is_damaged_nothing_is_drawn(tmp_path: Path) -> None:
     """The report and the figures that were drawn before stay."""
     write_run(tmp_path)
     make_report(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"."):
+    (tmp_path / PREDICTIONS_FILE).write_bytes(b"half")
+    with pytest.raises(SafetensorError):
         make_report(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
 
