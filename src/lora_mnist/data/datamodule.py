@@ -356,7 +356,7 @@ class ImageDataModule(LightningDataModule):
                 shuffle=False,
             )
         return DataLoader(
-            images,  # type: ignore[arg-type]
+            images,
             self.eval_batch_size,
             sampler=sampler,
             collate_fn=as_batched,

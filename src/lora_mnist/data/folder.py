@@ -16,14 +16,13 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
 from lora_mnist.data.datamodule import ImageDataModule, checked_int
 from lora_mnist.data.pictures import open_picture
-from lora_mnist.data.sampler import Batch, ImageTensors
+from lora_mnist.data.sampler import Batch, Images, ImageTensors
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
@@ -43,7 +42,7 @@ class Entry(NamedTuple):
     part: str  # one of PARTS, as its folder says; "train" where none does
 
 
-class ImageFiles(Dataset[Batch]):
+class ImageFiles(Images):
     """Images on the disk, each decoded when it is asked for; what a ``DataLoader`` takes.
 
     Args:
@@ -55,15 +54,7 @@ class ImageFiles(Dataset[Batch]):
     def __init__(self, paths: Sequence[Path], labels: Tensor, transform: partial[Tensor]) -> None:
         self.paths, self.labels, self.transform = paths, labels, transform
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     def __getitems__(self, indices: list[int]) -> Batch:
-        """Images, uint8, (B, channels, height, width), and labels, int64, (B,).
-
-        Raises:
-            ValueError: naming a file that cannot be read.
-        """
         images = []
         for i in indices:
             try:
@@ -166,11 +157,11 @@ class FolderDataModule(ImageDataModule):
         """List and check the images; decode them, where they are held in memory."""
         self.test_images()
 
-    def training_images(self) -> tuple[Any, Any]:
+    def training_images(self) -> tuple[Images, Images]:
         train, val, _ = self._sets
         return train, val
 
-    def test_images(self) -> Any:
+    def test_images(self) -> Images:
         return self._sets[2]
 
     def resized(self, resize: str) -> list[ImageFiles]:
@@ -211,7 +202,7 @@ class FolderDataModule(ImageDataModule):
         raise ValueError(f"data_dir={self.data_dir}: expected images; none can be read")
 
     @cached_property
-    def _sets(self) -> list[ImageTensors | ImageFiles]:
+    def _sets(self) -> list[Images]:
         """The training, validation and test images."""
         entries, root = self._entries, Path(self.data_dir or "")
         height, width = self._size
@@ -255,7 +246,7 @@ class FolderDataModule(ImageDataModule):
                 digest.update(f"{state.st_size} {state.st_mtime_ns} ".encode())
         self.sha256["all"] = digest.hexdigest()
         parts = split(entries, self.classes, self.val_size, self.test_size, self.split_seed)
-        sets: list[ImageTensors | ImageFiles] = []
+        sets: list[Images] = []
         for part in PARTS:
             chosen = [entry for entry, its in zip(entries, parts, strict=True) if its == part]
             labels = torch.tensor([entry.label for entry in chosen], dtype=torch.int64)

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lora_mnist.data.sampler import Batch, Images, ImageTensors
 from lora_mnist.errors import one_line
@@ -16,7 +15,7 @@ from lora_mnist.errors import one_line
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
-class WithMistakes(Dataset[Batch]):
+class WithMistakes(Images):
     """Training images, and behind them mistakes to learn from.
 
     Args:
@@ -27,9 +26,6 @@ class WithMistakes(Dataset[Batch]):
     def __init__(self, images: Images, mistakes: ImageTensors) -> None:
         self.images, self.mistakes = images, mistakes
         self.labels = torch.cat([images.labels, mistakes.labels])
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         index, count = torch.tensor(indices, dtype=torch.int64), len(self.images)

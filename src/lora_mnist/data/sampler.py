@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 Batch = tuple[Tensor, Tensor]
 
 
-class Images(Protocol):
+class Images(Dataset[Batch]):
     """A set of N images, in memory or on the disk.
 
     Attributes:
@@ -22,13 +22,14 @@ class Images(Protocol):
     labels: Tensor
 
     def __len__(self) -> int:
-        """The number of images."""
+        return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Images, uint8, (B, channels, height, width), and their labels; DataLoader calls this."""
+        raise NotImplementedError
 
 
-class ImageTensors(Dataset[Batch]):
+class ImageTensors(Images):
     """Images in memory; a whole batch is one index operation.
 
     Args:
@@ -39,9 +40,6 @@ class ImageTensors(Dataset[Batch]):
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
         self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         index = torch.tensor(indices, dtype=torch.int64)
@@ -231,7 +229,7 @@ class TrainingLoader:
         self.sampler = sampler
         self.trainer = trainer
         self.loader: DataLoader[Batch] = DataLoader(
-            images,  # type: ignore[arg-type]
+            images,
             batch_sampler=sampler,
             collate_fn=as_batched,
             num_workers=num_workers,

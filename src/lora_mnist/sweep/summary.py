@@ -29,14 +29,19 @@ class Group:
 
     jobs: list[Job]
 
+    def values(self, key: str | None) -> list[float]:
+        """What the jobs have for ``key`` of results.json."""
+        values = [job.value(key) for job in self.jobs]
+        return [value for value in values if value is not None]
+
     def mean(self, key: str | None) -> float | None:
-        """The mean of what the jobs have for ``key`` of results.json."""
-        values = [value for job in self.jobs if (value := job.value(key)) is not None]
+        """Their mean."""
+        values = self.values(key)
         return mean(values) if values else None
 
     def std(self, key: str | None) -> float | None:
-        """The standard deviation of the same, of a sample."""
-        values = [value for job in self.jobs if (value := job.value(key)) is not None]
+        """Their standard deviation, of a sample."""
+        values = self.values(key)
         return stdev(values) if len(values) > 1 else None
 
 
@@ -140,16 +145,17 @@ class Ranked:
         return group.mean(f"{part}{self.sweep['start']['suffix']}.{rest}")
 
     def labels(self) -> list[str]:
-        """Tags and notes that all finished jobs have, a line each."""
-        lines = []
-        for key in ("tags", "notes"):
-            texts = set()
-            for job in (job for group in self.groups for job in group.jobs):
-                own = [v for k, v in job.results.items() if k.partition(".")[0] == key]
-                texts.add(", ".join(str(value) for value in own if value is not None))
-            if len(texts) == 1 and (text := texts.pop()):
-                lines.append(f"{key}: {text}")
-        return lines
+        """Tags and notes that all jobs have, a line each."""
+        return [f"{key}: {self._shared(key)}" for key in ("tags", "notes") if self._shared(key)]
+
+    def _shared(self, key: str) -> str:
+        """What all jobs have for ``key`` of results.json, joined by commas; else nothing."""
+        texts = set()
+        for job in self.jobs:
+            if job.results:
+                own = [v for k, v in job.results.items() if f"{k}.".startswith(f"{key}.")]
+                texts.add(",".join(str(value) for value in own if value is not None))
+        return texts.pop() if len(texts) == 1 else ""
 
     def best_command(self) -> str:
         """The command that runs the best job again; of several seeds, the first."""
@@ -198,12 +204,7 @@ class Ranked:
     def _title(self, title: str) -> str:
         """``title`` with ``{KEY}`` as the value that all jobs have, else as KEY's last part."""
         for key in re.findall(r"\{([^{}]+)\}", title):
-            values = set()
-            for job in (job for job in self.jobs if job.results):
-                own = [v for k, v in job.results.items() if f"{k}.".startswith(f"{key}.")]
-                values.add(",".join(str(value) for value in own if value is not None))
-            only = values.pop() if len(values) == 1 else ""
-            title = title.replace(f"{{{key}}}", only or key.rsplit(".", 1)[-1])
+            title = title.replace(f"{{{key}}}", self._shared(key) or key.rsplit(".", 1)[-1])
         return title
 
 
