@@ -254,7 +254,8 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 metadata["stands_on"] = json.dumps(stands_on(cfg, beneath))
             save_adapter(net, folder / "adapter", name, metadata)
             said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-            where = ("base_ckpt=", "paths.", "resume=")  # of this machine and this time alone
+            # Of this machine and this time alone.
+            where = ("base_ckpt=", "paths.", "resume=", "sweep.")
             overrides = [text for text in said if not text.startswith(where)]
             write_card(folder / "adapter", results, command_line(overrides) if overrides else "")
             write_results(results, folder)
