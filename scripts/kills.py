@@ -32,23 +32,22 @@ PROJECT = Path(__file__).resolve().parents[1]
 SMALL = ("net.hidden_sizes=[16]", "trainer=cpu", "logger=none", "figures=false")
 EVERY = "callbacks.checkpoint.every_n_train_steps"  # steps from one checkpoint to the next
 COMMANDS = {
-    "pretrain": ("stage=pretrain", "data.batch_size=50", "trainer.max_steps=600", f"{EVERY}=20"),
-    "repair": ("experiment=repair", "digit=9", "trainer.max_steps=300", f"{EVERY}=10"),
-    "lora": (
-        *("stage=lora", "digit=9", "augment=shift", "trainer.accumulate_grad_batches=3"),
-        *("trainer.max_steps=200", f"{EVERY}=7"),
-    ),
-    "sweep": (
-        *("-m", "stage=lora", "digit=9", "data.replay=9", "lora.rank=1,2,4"),
-        *("trainer.max_steps=60", f"{EVERY}=10"),
-    ),
+    "pretrain": f"stage=pretrain data.batch_size=50 trainer.max_steps=600 {EVERY}=20",
+    "repair": f"experiment=repair digit=9 trainer.max_steps=300 {EVERY}=10",
+    "lora": "stage=lora digit=9 augment=shift trainer.accumulate_grad_batches=3 "
+    f"trainer.max_steps=200 {EVERY}=7",
+    "sweep": f"-m stage=lora digit=9 data.replay=9 lora.rank=1,2,4 trainer.max_steps=60 {EVERY}=10",
 }
-TOGETHER = (
-    *(("train.py", "stage=pretrain", "trainer.max_steps=200", f"seed={n}") for n in (1, 2)),
-    *(("train.py", "stage=lora", f"digit={n}", "trainer.max_steps=20") for n in (4, 8, 9)),
-    *(("eval.py", "adapter=latest") for _ in range(2)),
-    ("export.py", "adapter=latest", "format=safetensors", "out=nine.safetensors"),
-)
+TOGETHER = [
+    "train.py stage=pretrain trainer.max_steps=200 seed=1",
+    "train.py stage=pretrain trainer.max_steps=200 seed=2",
+    "train.py stage=lora digit=4 trainer.max_steps=20",
+    "train.py stage=lora digit=8 trainer.max_steps=20",
+    "train.py stage=lora digit=9 trainer.max_steps=20",
+    "eval.py adapter=latest",
+    "eval.py adapter=latest",
+    "export.py adapter=latest format=safetensors out=nine.safetensors",
+]
 LIMIT = 600  # seconds, after which a command hangs
 
 
@@ -60,13 +59,16 @@ class Place:
         self.template = folder / "template"
         self.outputs = folder / "outputs"
         self.run = self.outputs / "run"
-        first = ("stage=pretrain", "data.batch_size=50", "trainer.max_steps=300", "seed=1")
-        for command in (first, ("stage=lora", "digit=9", "trainer.max_steps=10")):
-            self.start("train.py", *command).communicate()
+        for command in (
+            "train.py stage=pretrain data.batch_size=50 trainer.max_steps=300 seed=1",
+            "train.py stage=lora digit=9 trainer.max_steps=10",
+        ):
+            self.start(command).communicate()
         shutil.move(self.outputs, self.template)
 
-    def start(self, entry: str, *overrides: str) -> subprocess.Popen[str]:
+    def start(self, command: str) -> subprocess.Popen[str]:
         """Start a command in a process of its own."""
+        entry, *overrides = command.split()
         usual = {"train.py": SMALL, "eval.py": SMALL[:2], "export.py": SMALL[:1]}[entry]
         outputs = f"paths.outputs={self.outputs}"
         return subprocess.Popen(
@@ -83,22 +85,20 @@ class Place:
         shutil.rmtree(self.outputs, ignore_errors=True)
         shutil.copytree(self.template, self.outputs)
 
-    def begin(self, command: tuple[str, ...]) -> subprocess.Popen[str]:
+    def begin(self, command: str) -> subprocess.Popen[str]:
         """Start a command whose run, or sweep, is in :attr:`run`."""
-        mode = "sweep" if "-m" in command else "run"
-        return self.start("train.py", *command, f"hydra.{mode}.dir={self.run}")
+        mode = "sweep" if command.startswith("-m") else "run"
+        return self.start(f"train.py {command} hydra.{mode}.dir={self.run}")
 
-    def resume(self, command: tuple[str, ...]) -> subprocess.Popen[str]:
+    def resume(self, command: str) -> subprocess.Popen[str]:
         """Go on with what is in :attr:`run`, or begin again where nothing was left to resume."""
-        if "-m" in command:
-            if not any(self.run.glob("*/.hydra")):
-                shutil.rmtree(self.run, ignore_errors=True)
-                return self.begin(command)
-            return self.start("train.py", *command, f"sweep.resume={self.run}")
-        if not any(self.run.glob("checkpoints/*.ckpt")):
+        key, left = "resume", "checkpoints/*.ckpt"
+        if command.startswith("-m"):
+            key, left = "sweep.resume", "*/.hydra"
+        if not any(self.run.glob(left)):
             shutil.rmtree(self.run, ignore_errors=True)
             return self.begin(command)
-        return self.start("train.py", *command, f"resume={self.run}")
+        return self.start(f"train.py {command} {key}={self.run}")
 
     def left(self) -> dict[str, Any]:
         """What a command has left: bases and adapters as bytes, results without times."""
@@ -143,7 +143,7 @@ def kill(process: subprocess.Popen[str], appears: Path, seconds: float) -> bool:
 
 
 def kill_and_compare(
-    place: Place, name: str, command: tuple[str, ...], kills: int, chance: random.Random
+    place: Place, name: str, command: str, kills: int, chance: random.Random
 ) -> tuple[int, int]:
     """Kill a command ``kills`` times; return how often it was tried, and how often it was lost."""
     place.renew()
@@ -154,7 +154,7 @@ def kill_and_compare(
     times.append(time.monotonic())
     _, problem = process.communicate(timeout=LIMIT)
     if process.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{problem}")
+        raise RuntimeError(f"{command}\n{problem}")
     seconds, start = time.monotonic() - times[1], times[1] - times[0]
     expected = place.left()
     tried = lost = 0
@@ -184,13 +184,13 @@ def kill_and_compare(
 def eight_together(place: Place) -> int:
     """Start eight commands at once in one outputs folder; return how many of them were lost."""
     place.renew()
-    processes = [place.start(*command) for command in TOGETHER]
+    processes = [place.start(command) for command in TOGETHER]
     lost = 0
     for process, command in zip(processes, TOGETHER, strict=True):
         _, problem = process.communicate(timeout=LIMIT)
         if process.returncode:
             lost += 1
-            print(f"{' '.join(command)}: {problem}", file=sys.stderr)
+            print(f"{command}: {problem}", file=sys.stderr)
     if broken := place.broken_file():
         print(broken, file=sys.stderr)
         lost = max(lost, 1)

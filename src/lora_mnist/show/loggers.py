@@ -29,8 +29,17 @@ from lora_mnist.show.verdict import verdict_text
 
 #: Figures in the order in which to look at them; TensorBoard sorts by name.
 _ORDER = (
-    *("errors", "dial", "repaired", "broken", "wrong", "confused_base", "confused_adapted"),
-    *("confusion_difference", "confusion_adapted", "confusion_base", "singular_values"),
+    "errors",
+    "dial",
+    "repaired",
+    "broken",
+    "wrong",
+    "confused_base",
+    "confused_adapted",
+    "confusion_difference",
+    "confusion_adapted",
+    "confusion_base",
+    "singular_values",
 )
 #: The scalars to look at first.
 _FIRST = re.compile(r"train/|lr-|val/(accuracy|loss|errors\w*|repaired|broken)$")
@@ -59,8 +68,15 @@ _LAYOUT = {
 #: What runs often differ in, and what a run without has: a base has rank 0. TensorBoard takes the
 #: columns of its table from the first run that it finds, perhaps of a base.
 _USUAL: dict[str, bool | int | float | str] = {
-    **{"digit": "", "stage": "", "lora.rank": 0, "lora.alpha": 0, "optimizer.lr": 0},
-    **{"data.replay": 0, "data.hardness": 0, "loss.target_weight": 0, "trainer.max_steps": 0},
+    "digit": "",
+    "stage": "",
+    "lora.rank": 0,
+    "lora.alpha": 0,
+    "optimizer.lr": 0,
+    "data.replay": 0,
+    "data.hardness": 0,
+    "loss.target_weight": 0,
+    "trainer.max_steps": 0,
     "seed": 0,
 }
 
