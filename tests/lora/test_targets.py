@@ -66,7 +66,6 @@ CONVS = nn.Sequential(*(nn.Conv1d(1, 1, 1) for _ in range(100)))
         (Mixed(), [1], "to match a layer with 1, of: embed"),
         (Mixed(), None, "all, all-linear, a regular expression or a list"),
         (Mixed(), "(", "a regular expression"),
-        (Mixed(), "a{99999999999999}", "a regular expression"),
         (nn.ReLU(), "all", "to match Linear or Conv2d, of: none"),
         (CONVS, "all", "to match Linear or Conv2d, of: 0, 1, .*, 19 and 80 more"),
     ],
@@ -84,7 +83,7 @@ def test_patterns_give_the_first_value_that_fits() -> None:
     assert list(by_pattern("rank_pattern", None, layers, 1).values()) == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("key", ["near1", "linear.", ".*1", "^a", "(((.*)*)*)*x", "", 3])
+@pytest.mark.parametrize("key", ["near1", "linear.", ".*1", "^a", "", 3])
 def test_a_key_that_names_no_layer_is_refused(key: Any) -> None:
     start = re.escape(f"rank_pattern={{{key}: 4}}: expected a layer's name")
     with pytest.raises(ValueError, match=rf"^{start}[^\n]*, of: a.linear1, b$"):

@@ -1,11 +1,7 @@
 """Adapters on disk, in PEFT's layout, tied to their base by its fingerprint.
 
-An adapter is a folder of two files that ``peft`` loads unchanged: ``adapter_config.json`` and
-``adapter_model.safetensors``, whose tensors are named ``base_model.model.<layer>.lora_A.weight``,
-shape (rank, in_features), and ``...lora_B.weight``, shape (out_features, rank); those of other
-layers have the shapes of :class:`.layer.LoRAParametrization`. DoRA has
-``...lora_magnitude_vector`` too, and a tensor that is trained whole goes by its own name. The
-safetensors metadata also holds ``base_sha256``, the fingerprint of the base that the adapter was
+An adapter is a folder of two files that ``peft`` loads unchanged; :mod:`.peft` says what they hold.
+The metadata of its tensors names ``base_sha256``, the fingerprint of the base that the adapter was
 trained on, and whatever the caller adds.
 """
 
@@ -62,7 +58,8 @@ def save_adapter(
     """
     folder = Path(folder)
     adapters = named_adapters(model, name)
-    if name is None and len(names := lora_names(model)) > 1:
+    names = lora_names(model)
+    if name is None and len(names) > 1:
         raise ValueError(f"name=None: expected one of the model's adapters: {', '.join(names)}")
     if moved := moved_tensors(model):
         raise ValueError(

@@ -1,11 +1,12 @@
-"""LoRA on one linear layer: a low-rank update of its weight, and a forward pass without it.
+"""LoRA on one linear layer: a low-rank update of its weight, which the forward pass never builds.
 
 A linear layer with the frozen weight ``W``, shape (out_features, in_features), computes
 
     y = x W^T + b + scaling * (x A^T) B^T,    scaling = alpha / rank
 
 with ``A = lora_A``, shape (rank, in_features), and ``B = lora_B``, shape (out_features, rank). That
-is what a plain layer computes with the weight ``W + scaling * B A``, which is never built.
+is what a plain layer computes with the weight ``W + scaling * B A``. A convolution does the same
+with convolutions, see :mod:`.conv`.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
 """

@@ -1,7 +1,10 @@
-"""PEFT's two files: ``adapter_config.json``, and the names of the tensors beside it.
+"""PEFT's two files: ``adapter_config.json``, and ``adapter_model.safetensors`` beside it.
 
-A tensor that is trained whole stands in the file as PEFT keeps it, ``W + delta``, and as ``delta``,
-which PEFT passes over: the difference of the others would be rounded.
+A tensor is called ``base_model.model.<layer>.lora_A.weight``, shape (rank, in_features), or
+``...lora_B.weight``, shape (out_features, rank); those of other layers have the shapes of
+:class:`.layer.LoRAParametrization`. DoRA has ``...lora_magnitude_vector`` too. A tensor that is
+trained whole goes by its own name, as ``W + delta``, and is there as ``delta`` too, which PEFT
+passes over: the difference of the others would be rounded.
 
 PEFT's LoRA can do more than what is here. An option that changes what a finished adapter computes,
 and that has no counterpart here, is refused by its name; so is every option that this version does
@@ -41,14 +44,11 @@ _PARTS["lora_magnitude_vector"] = "magnitude"
 _KEY = re.compile(rf"base_model\.model\.(.*)\.({'|'.join(_PARTS)})")
 _WHOLE = re.compile(r"(delta|base_model\.model)\.(.+)")
 # Options that are read here, and those that do not change what a finished adapter computes.
-_KNOWN = {
-    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"),
-    *("use_dora", "bias", "modules_to_save"),
-    *("target_modules", "exclude_modules", "init_lora_weights"),
-    *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "lora_dropout", "runtime_config", "megatron_core", "megatron_config"),
-    *("qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
-}
+_KNOWN = """
+peft_type r lora_alpha use_rslora rank_pattern alpha_pattern use_dora bias modules_to_save
+target_modules exclude_modules init_lora_weights task_type auto_mapping peft_version revision
+base_model_name_or_path inference_mode lora_dropout megatron_core qalora_group_size eva_config
+"""
 # Initialisations that leave the base as it was; the others belong to a changed base.
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -124,7 +124,10 @@ def write_config(
     layers = _layers(model)
     whole = [name for name in all_settings if name not in settings]
     modules_to_save = [name for name in whole if name in layers]
-    biases = [name for name in whole if not {name, name.rpartition(".")[0]} & {*modules_to_save}]
+    has_biases = False
+    for name in whole:
+        layer = name.rpartition(".")[0]
+        has_biases |= name not in modules_to_save and layer not in modules_to_save
     ranks, alphas = {}, {}
     for name, of_layer in settings.items():
         # A key fits every layer whose name ends in it, unless it is tied to the start.
@@ -150,13 +153,10 @@ def write_config(
         "use_rslora": all(of_layer.use_rslora for of_layer in settings.values()),
         "lora_dropout": max((of_layer.dropout for of_layer in settings.values()), default=0.0),
         "target_modules": target_modules,
-        "bias": "all" if biases else "none",
+        "use_dora": any(of_layer.use_dora for of_layer in settings.values()),
+        "bias": "all" if has_biases else "none",
+        "modules_to_save": modules_to_save or None,
     }
-    # As without them, where there are none: the same adapter stays the same bytes.
-    if any(of_layer.use_dora for of_layer in settings.values()):
-        config["use_dora"] = True
-    if modules_to_save:
-        config["modules_to_save"] = modules_to_save
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -230,7 +230,7 @@ def read_adapter(
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError(f"expected peft_type LORA in {CONFIG_NAME}")
     for key, value in config.items():
-        if key not in _KNOWN and value:
+        if key not in _KNOWN.split() and value:
             raise ValueError(f"{key}={value} is not supported; expected False")
     if (init := config.get("init_lora_weights")) not in _INITS:
         raise ValueError(

@@ -43,7 +43,7 @@ def target_weights(
     elif isinstance(target_modules, str):
         try:
             pattern = re.compile(target_modules)
-        except (re.error, OverflowError) as error:
+        except re.error as error:
             raise ValueError(f"{start} a regular expression ({error})") from error
         chosen = [name for name in names if any(map(pattern.fullmatch, names[name]))]
     elif isinstance(target_modules, Collection):
