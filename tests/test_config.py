@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from composed import QUICK, SMALL, composed, few_images, logged, small_base
+from composed import SMALL, composed, small_base
 from helpers.commands import only_run, read_results
 from helpers.stranger import fresh, move_in
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -17,6 +17,7 @@ from torch import nn
 from lora_mnist import CNN, MLP, add_lora, save_adapter
 from lora_mnist.config import (
     adapter_specs,
+    adapter_stack,
     add_configured_lora,
     build_data,
     build_net,
@@ -67,38 +68,32 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda *overrides: build_net(composed("eval", "net=custom", *overrides))
 
 
-@pytest.mark.parametrize("plus", ["", "+"])
-def test_a_class_of_ones_own_is_found_where_one_stands(own: Any, plus: str) -> None:
+def test_a_class_of_ones_own_is_found_where_one_stands(own: Any) -> None:
     before = list(sys.path)
-    net = own("net._target_=nets_of_mine.Net", f"{plus}net.width=7")
-    assert net.in_features == 7
+    assert own("net._target_=nets_of_mine.Net", "net.width=7").in_features == 7
+    assert (
+        own("net._target_=torchvision.models.resnet18", "+net.num_classes=5").fc.out_features == 5
+    )
     assert sys.path == before
-    net = own("net._target_=torchvision.models.resnet18", f"{plus}net.num_classes=5")
-    assert net.fc.out_features == 5
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ((), "net._target_: missing; expected a class"),
-        (("net._target_=nets_of_mine.Nett",), "net._target_=nets_of_mine.Nett: not found; exp"),
-        (("net._target_=nowhere.Net",), "net._target_=nowhere.Net: not found; expected MODULE.C"),
-        (("net._target_=broken_nets.Net",), "net._target_=broken_nets.Net: problem in broken_nets"),
-        (("net._target_=nets_of_mine",), "net: Expected a callable target"),
+        (("net._target_=nets_of_mine.Nett",), "net: Error loading 'nets_of_mine.Nett'"),
+        (("net._target_=broken_nets.Net",), "net: Error loading 'broken_nets.Net': NameError"),
         (("net._target_=nets_of_mine.function",), "net._target_=nets_of_mine.function: gives a i"),
         (("net._target_=nets_of_mine.Net", "net.widht=7"), "net: Net.__init__() got an unexpected"),
     ],
 )
-def test_a_network_that_cannot_be_made(own: Any, overrides: tuple[str, ...], message: str) -> None:
+def test_a_network_that_cannot_be_made(
+    own: Any, tmp_path: Path, overrides: tuple[str, ...], message: str
+) -> None:
     before = list(sys.path)
-    assert refused(own, *overrides).startswith(message)
+    said = refused(own, *overrides)
+    assert said.startswith(message)
+    assert f"; expected net=custom net._target_=MODULE.CLASS, with MODULE in {tmp_path} or" in said
     assert sys.path == before
-
-
-def test_who_forgets_that_it_is_a_custom_network_is_told() -> None:
-    said = refused(build_net, composed("eval", "net._target_=torchvision.models.resnet18"))
-    assert said.startswith("net: ResNet")
-    assert said.endswith("; expected net=custom")
 
 
 def test_a_network_has_to_fit_the_images() -> None:
@@ -169,29 +164,21 @@ def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("override", "message"),
     [
-        (("data=kmnist",), "base/kmnist.ckpt: no such file; make it with: python train.py stage="),
-        (("net=cnn",), "base/mnist_cnn.ckpt: no such file; make it with: python train.py stage=pr"),
-        (("net.hidden_sizes=[15]",), "base/mnist.ckpt: of another shape: linear1.weight 16x784 in"),
-        (
-            ("net=custom", "net._target_=composed.Unsteady"),
-            "base/mnist_custom.ckpt: no such file; expected the weights of composed.Unsteady",
-        ),
+        ("net=cnn", "base/mnist_cnn.ckpt: no such file; expected the weights of lora_mnist.CNN"),
+        ("net.hidden_sizes=[15]", "base/mnist.ckpt: of another shape: linear1.weight 16x784 in"),
     ],
 )
-def test_a_base_that_cannot_be_used(
-    outputs: Path, overrides: tuple[str, ...], message: str
-) -> None:
-    overrides = overrides if "net" in " ".join(overrides) else (*overrides, SMALL[0])
-    cfg = composed("eval", f"paths.outputs={outputs}", *overrides)
+def test_a_base_that_cannot_be_used(outputs: Path, override: str, message: str) -> None:
+    cfg = composed("eval", f"paths.outputs={outputs}", override)
     assert refused(load_base, cfg, build_net(cfg)).startswith(f"base_ckpt={outputs}/{message}")
 
 
 def test_adapters_are_described_in_three_ways(outputs: Path) -> None:
     run = outputs / "lora" / "2026-a"
     several = f"[{run},{run}/adapter,{{path: {run}, scale: 0.5, name: half}}]"
-    specs = adapter_specs(composed("eval", f"adapter={several}"))
+    specs = adapter_stack(composed("eval", f"adapter={several}"))
     assert [spec["name"] for spec in specs] == ["2026-a", "2026-a2", "half"]
     assert [spec["scale"] for spec in specs] == [1.0, 1.0, 0.5]
     assert {spec["path"] for spec in specs} == {run / "adapter"}
@@ -200,20 +187,14 @@ def test_adapters_are_described_in_three_ways(outputs: Path) -> None:
 
 
 def test_an_adapter_is_named_after_what_it_repairs(tmp_path: Path) -> None:
-    """Where its file says so, in words that can be printed."""
-    for run, repairs in (
-        ("a", "nines"),
-        ("b", "nines"),
-        ("c", "base"),
-        ("d", "\033[1m"),
-        ("e", ""),
-    ):
+    """Where its file says so."""
+    for run, repairs in (("a", "nines"), ("b", "nines"), ("c", "")):
         net = add_lora(MLP(hidden_sizes=[16]))
         save_adapter(net, tmp_path / run / "adapter", metadata={"repairs": repairs})
-    several = ",".join(f"{tmp_path}/{run}" for run in "abcde")
+    several = ",".join(f"{tmp_path}/{run}" for run in "abc")
     more = f"{{path: {tmp_path}/a, name: nines2}}"
-    specs = adapter_specs(composed("eval", f"adapter=[{several},{more}]"))
-    assert [spec["name"] for spec in specs] == ["nines", "nines3", "base2", "d", "e", "nines2"]
+    specs = adapter_stack(composed("eval", f"adapter=[{several},{more}]"))
+    assert [spec["name"] for spec in specs] == ["nines", "nines3", "c", "nines2"]
 
 
 def test_the_latest_is_the_newest_by_time(outputs: Path) -> None:
@@ -245,18 +226,11 @@ def test_a_rank_that_fits_is_the_largest_power_of_two_within_a_fifth() -> None:
     assert fitting_rank(nn.Linear(4, 3), "all") == 1  # which has more than a fifth
 
 
-def test_the_recipe_takes_a_rank_that_fits_and_warns_of_a_larger_one() -> None:
-    with logged("lora_mnist.config") as text:
-        for asked, rank in (("", 2), ("lora.rank=1", 1), ("lora.rank=8", 8)):
-            cfg = composed("train", "experiment=repair", *SMALL, *([asked] if asked else []))
-            net = build_net(cfg)
-            add_configured_lora(cfg, net)
-            assert count_parameters(net)["lora"] == rank * (784 + 16 + 16 + 10)
-    assert text.getvalue().splitlines() == [
-        "lora.rank=auto: 2",
-        "lora.rank=8: the adapter has 52% of the network's weights; lora.rank=2 has at most a "
-        "fifth, and lora.rank=auto finds that out",
-    ]
+def test_the_recipe_takes_a_rank_that_fits() -> None:
+    cfg = composed("train", "experiment=repair", *SMALL)
+    net = build_net(cfg)
+    add_configured_lora(cfg, net)
+    assert count_parameters(net)["lora"] == 2 * (784 + 16 + 16 + 10)
 
 
 # --- what an adapter's run knows -----------------------------------------------------------------
@@ -315,28 +289,13 @@ def test_a_run_brings_its_network_its_data_and_its_base(
 def test_what_the_command_line_says_goes_before_what_the_run_knows(
     cli: Any, repaired: Repaired, tmp_path: Path
 ) -> None:
-    """A network on the command line is also which adapter is meant: the latest one of it."""
-    number = 0
-
-    def evaluated(*overrides: str) -> Any:
-        nonlocal number
-        run, number = tmp_path / f"eval{number}", number + 1
-        options = ("adapter=latest", "trainer=cpu", f"hydra.run.dir={run}", "figures=false")
-        done = cli("eval.py", *overrides, *options, here=repaired.here)
-        return read_results(run) if done.code == 0 else done.err
-
-    assert evaluated("data.mean=0.25")["mean"] == 0.25
-    assert evaluated("data=mnist").startswith("adapter=latest: expected an adapter for this net ")
-    small_base(repaired.outputs)
-    done = cli("train.py", "stage=lora", *QUICK, *few_images(), "digit=4")
+    options = ("adapter=latest", "trainer=cpu", f"hydra.run.dir={tmp_path}/eval", "figures=false")
+    done = cli("eval.py", "data.mean=0.25", *options, here=repaired.here)
     assert done.code == 0, done.err
-    mine = ("net=custom", "net._target_=nets_of_a_stranger.Net", "net.width=5")
-    photos = ("data=folder", "data.data_dir=photos")
-    for choice, name in (((), "mnist"), (mine, "folder"), (photos, "folder")):
-        assert evaluated(*choice)["dataset"] == name
-    os.utime(repaired.run / "adapter" / "adapter_config.json")  # the newest now
-    for choice, name in (((), "folder"), ((SMALL[0],), "mnist"), (("data=mnist",), "mnist")):
-        assert evaluated(*choice)["dataset"] == name
+    results = read_results(tmp_path / "eval")
+    assert (results["mean"], results["dataset"]) == (0.25, "folder")
+    done = cli("eval.py", "net.width=6", *options[:2], here=repaired.here)
+    assert done.code == 2  # net=mlp, which has no width
     done = cli("eval.py", "-m", "adapter=latest", "each=true,false", "trainer=cpu")
     assert done.code != 0
     assert "adapter=latest: expected the folder itself in a sweep" in done.err
@@ -362,21 +321,14 @@ def test_loggers_and_callbacks_write_into_the_runs_folder(tmp_path: Path) -> Non
     assert trainer.loggers == trainer.checkpoint_callbacks == []
 
 
-def test_what_is_added_to_the_trainer_is_used(tmp_path: Path) -> None:
-    """Beside our own parts, or in their place."""
-    counter = "{_target_: helpers.recorder.Counter}"
-    trainer = built(
-        tmp_path,
-        *("stage=lora", "+trainer.logger=false", f"+trainer.callbacks=[{counter}]"),
-        *(f"+trainer.default_root_dir={tmp_path}/root", "+trainer.gradient_clip_val=0.5"),
-        "+trainer.plugins={_target_: helpers.recorder.Precision}",
-    )
-    names = [type(callback).__name__ for callback in trainer.callbacks]
-    assert {"Counter", "LastCheckpoint", "RandomStates"} <= set(names)
-    assert type(trainer.precision_plugin).__name__ == "Precision"
-    assert trainer.loggers == []
-    assert trainer.default_root_dir == f"{tmp_path}/root"
-    assert trainer.gradient_clip_val == 0.5
+def test_lists_of_presets_keep_all(tmp_path: Path) -> None:
+    presets = "callbacks=[best,early_stopping,rich,lr_monitor]"
+    trainer = built(tmp_path, "stage=lora", presets, "logger=[csv,tensorboard]")
+    names = {type(callback).__name__ for callback in trainer.callbacks}
+    assert {"LastCheckpoint", "ModelCheckpoint", "EarlyStopping"} <= names
+    assert {"RichModelSummary", "RichProgressBar", "LearningRateMonitor"} <= names
+    assert trainer.val_check_interval == 10  # of 100 steps
+    assert len(trainer.loggers) == 2
 
 
 @pytest.mark.parametrize(
@@ -395,20 +347,3 @@ def test_validations_are_a_few(
     trainer = built(tmp_path, *overrides)
     assert (trainer.val_check_interval, trainer.check_val_every_n_epoch) == expected
     assert built(tmp_path, *overrides, validates=False).limit_val_batches == 0
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("trainer.precision=64-true", "trainer.precision=64-true: expected 32-true or a mixed"),
-        (
-            "+trainer.nope=1",
-            "trainer: Trainer.__init__() got an unexpected keyword",
-        ),
-        ("logger=csv +logger.csv.nope=1", "logger.csv: CSVLogger.__init__() got an unexpected"),
-        ("callbacks.checkpoint.seconds=-1", "callbacks.checkpoint.seconds=-1: expected a number"),
-        ("+callbacks.mine._target_=nowhere.Mine", "callbacks.mine: "),
-    ],
-)
-def test_what_a_trainer_cannot_take_is_named(tmp_path: Path, override: str, message: str) -> None:
-    assert refused(built, tmp_path, "stage=lora", *override.split()).startswith(message)

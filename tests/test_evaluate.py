@@ -11,10 +11,8 @@ from composed import QUICK, SMALL, composed, logged, small_base
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
-from lora_mnist.config import adapter_targets
 from lora_mnist.errors import UserError
-from lora_mnist.evaluate import evaluate
-from lora_mnist.lora import WEIGHTS_NAME
+from lora_mnist.evaluate import adapter_targets, evaluate
 from lora_mnist.train import train
 
 
@@ -90,7 +88,7 @@ def test_of_other_classes_no_target_is_known(made: Made, tmp_path: Path) -> None
     shutil.copytree(made.run / "adapter", run / "adapter")
     cfg = made.config(f"adapter={run}")
     assert adapter_targets(cfg, found["classes"]) is None
-    for change, targets in (({}, [9]), ({"digit": [1, 9]}, [1, 9]), ({"digit": 10}, None)):
+    for change, targets in (({}, [9]), ({"digit": [1, 9]}, [1, 9]), ({"digit": None}, None)):
         (run / "results.json").write_text(json.dumps({**found, **change}))
         assert adapter_targets(cfg, found["classes"]) == targets
     assert adapter_targets(cfg, ["cat", "dog"]) is None
@@ -118,20 +116,6 @@ def test_scale_auto_turns_several_adapters_one_after_another(made: Made, tmp_pat
     alone = f"adapter={{path: {made.run}, name: a, scale: 0.5}}"
     first = evaluate(made.config(alone, "scale=auto"), tmp_path)
     assert found["scales"]["a"] == first["scales"]["a"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("scale=0.5",), "scale=0.5: expected 1, since there is no adapter"),
-        (("adapter=latest", "scale=x"), "scale=x: expected a number, 1 as trained, or auto"),
-        (("adapter=latest", "scale=auto", "data.val_size=0"), "scale=auto: expected data.val_si"),
-    ],
-)
-def test_scales_that_cannot_be(made: Made, overrides: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError) as raised:
-        evaluate(made.config(*overrides))
-    assert str(raised.value).startswith(message)
 
 
 def test_without_an_adapter_tests_the_base_alone(made: Made, tmp_path: Path) -> None:
@@ -210,22 +194,3 @@ def test_figures_are_drawn_where_they_are_wanted(
     evaluate(made.config(f"adapter={made.run}", f"figures={figures}"), tmp_path)
     assert (tmp_path / "report.html").exists() is drawn
     assert bool(list(tmp_path.glob("figures/*.png"))) is drawn
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("adapter={tmp}/none", f"adapter={{tmp}}/none: expected a readable {WEIGHTS_NAME}"),
-        ("each=maybe", "each=maybe: expected true or false"),
-        ("figures=maybe", "figures=maybe: expected true, false or auto"),
-        ("+digit=9", "digit: nothing reads this key with stage=eval; expected one of"),
-        ("+trainer.limit_test_batches=0", "trainer.limit_test_batches=0: expected > 0"),
-        ("base_ckpt={tmp}/none", "base_ckpt={tmp}/none: no such file"),
-    ],
-)
-def test_refuses(made: Made, tmp_path: Path, override: str, message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        evaluate(made.config(override.replace("{tmp}", str(tmp_path))), tmp_path / "run")
-    assert str(caught.value).startswith(message.replace("{tmp}", str(tmp_path)))
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())

@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 
 import lora_mnist.cli  # noqa: F401 the resolvers that the configurations need
 from lora_mnist import MLP, load_adapter
-from lora_mnist.config import build_trainer
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.train import train
@@ -39,21 +38,11 @@ def run(outputs: Path, *overrides: str) -> dict[str, Any]:
     return train(composed("train", *options, *overrides))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("stage", ["pretrain", "lora"])
-def test_every_preset_composes(stage: str, preset: str) -> None:
-    cfg = composed("train", f"stage={stage}", preset)
-    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-
-
-def test_lists_of_presets_keep_all(tmp_path: Path) -> None:
-    overrides = ("callbacks=[best,early_stopping,rich,lr_monitor]", "logger=[csv,tensorboard]")
-    trainer = build_trainer(composed("train", "stage=lora", "trainer=cpu", *overrides), tmp_path)
-    names = {type(callback).__name__ for callback in trainer.callbacks}
-    assert {"LastCheckpoint", "ModelCheckpoint", "EarlyStopping"} <= names
-    assert {"RichModelSummary", "RichProgressBar", "LearningRateMonitor"} <= names
-    assert trainer.val_check_interval == 10  # of 100 steps
-    assert len(trainer.loggers) == 2
+def test_every_preset_composes(stage: str) -> None:
+    for preset in PRESETS:
+        cfg = composed("train", f"stage={stage}", preset)
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
 # --- the best weights ----------------------------------------------------------------------------
@@ -92,10 +81,10 @@ def test_the_best_weights_become_the_base(outputs: Path) -> None:
     assert all(torch.equal(tensor, best[f"net.{name}"]) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize("variant", ["lora=pissa", "lora.rank_pattern={linear2: 3}"])
+@pytest.mark.parametrize("variant", ["lora=pissa", "lora.rank=auto", "lora=bias"])
 def test_a_checkpoint_is_an_adapter(outputs: Path, variant: str) -> None:
     """Of any variant, on its own base, and stacked."""
-    results = run(outputs, "callbacks=best", variant, "lora.rank=2")
+    results = run(outputs, "callbacks=best", variant)
     file = only_run(outputs, "lora") / "checkpoints" / "best.ckpt"
     small_base(outputs, seed=1)  # its base is another one by now
     options = (*SMALL, *few_images()[:1], "figures=false", f"paths.outputs={outputs}")
@@ -108,11 +97,6 @@ def test_a_checkpoint_is_an_adapter(outputs: Path, variant: str) -> None:
     current = f"base_ckpt={outputs}/base/mnist.ckpt"
     with pytest.raises(UserError, match="made for the base"):
         evaluate(composed("eval", *options, f"adapter={file}", current))
-
-
-def test_choosing_needs_validation_images(outputs: Path) -> None:
-    with pytest.raises(UserError, match=r"data.val_size=0: expected > 0, since callbacks choose"):
-        run(outputs, "callbacks=best", "data.val_size=0")
 
 
 # --- trials --------------------------------------------------------------------------------------
@@ -196,13 +180,6 @@ def test_schedules(outputs: Path, overrides: tuple[str, ...], expected: list[flo
     with (only_run(outputs, "pretrain") / "csv" / "metrics.csv").open(newline="") as lines:
         rates = [float(row["lr-Adam"]) for row in csv.DictReader(lines) if row["lr-Adam"]]
     assert [rate / 0.001 for rate in rates] == pytest.approx(expected, abs=1e-3)
-
-
-def test_what_a_schedule_cannot_be(outputs: Path) -> None:
-    with pytest.raises(UserError, match="scheduler.interval=day: expected step or epoch"):
-        run(outputs, "scheduler=cosine", "scheduler.interval=day")
-    with pytest.raises(UserError, match=r"optimizer.lr_ratio=16.0: expected 1, since"):
-        run(outputs, "scheduler=one_cycle", "optimizer=loraplus")
 
 
 def test_finders_find_and_training_goes_on(outputs: Path) -> None:

@@ -177,56 +177,10 @@ def test_same_seed_same_numbers(outputs: Path) -> None:
     assert changed_tensors(first, third)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("stage=pretrain", "+nope=1"), "nope: nothing reads this key with stage=pretrain"),
-        (("stage=lora", "+adapters=x"), "adapters: nothing reads this key with stage=lora"),
-        (("stage=pretrain", "+lora.rank=4"), "lora: nothing reads this key with stage=pretrain"),
-        (("stage=pretrain", "seed=-1"), "seed=-1: expected an integer from 0"),
-        (("stage=pretrain", "digit=weakest"), "digit=weakest: expected stage=lora"),
-        (("stage=pretrain", "trainer.max_steps=0"), "trainer.max_steps=0 trainer.max_epochs=1"),
-        (("stage=pretrain", "base_ckpt=null"), "base_ckpt=None: expected a file to write"),
-        (("stage=pretrain", "figures=some"), "figures=some: expected true, false or auto"),
-        (("stage=pretrain", "data.hardness=0.5"), "data.hardness=0.5: expected 0, or null, since"),
-        (("stage=lora", "digit=weakest", "data.val_size=0"), "digit=weakest: expected data.val_"),
-        (("stage=lora", "digit=cow"), "digit=cow: expected null, a class from 0 to 9"),
-        (("stage=lora", "lora.rank=0"), "lora.rank=0: expected"),
-        (("stage=lora", "lora.scale=0"), "lora.scale=0: expected a number > 0, or auto"),
-        (("stage=lora", "dial=2"), "dial=2: expected true, false or auto"),
-        (("stage=lora", "dial=true", "data.val_size=0"), "dial=true: expected data.val_size > 0"),
-        (("experiment=repair", "data.val_size=0"), "lora.scale=auto: expected data.val_size > 0"),
-        (("stage=lora", "lora=kaiming", "lora.init_std=0.1"), "lora.init_std=0.1: expected null"),
-        (("stage=lora", "loss.target_weight=0.5"), "loss.target_weight=0.5: expected null, or"),
-        (("stage=lora", "loss=distill"), "loss.distill=1.0: expected data.replay > 0"),
-        (("stage=lora", "loss.temperature=2"), "loss.temperature=2: expected null, since"),
-        (("stage=lora", "+trainer.limit_test_batches=0"), "trainer.limit_test_batches=0: exp"),
-        (("stage=lora", "+trainer.nope=1"), "trainer: Trainer.__init__() got an unexpected"),
-        (("stage=lora", "trainer.precision=64-true"), "trainer.precision=64-true: expected"),
-        (("stage=lora", "optimizer.lr=-1"), "optimizer.lr=-1: expected a finite number"),
-        (("stage=lora", "scheduler=linear", "trainer.max_steps=-1"), "trainer.max_steps=-1: exp"),
-        (("stage=finetune", "trainable='(('"), "trainable=((: expected a regular expression"),
-        (("stage=finetune", "optimizer=loraplus"), "optimizer.lr_ratio=16.0: expected 1, since"),
-        (("stage=lora", "base_ckpt=/none.ckpt"), "base_ckpt=/none.ckpt: no such file; make it wi"),
-        (("stage=lora", "net.hidden_sizes=[15]"), "base_ckpt="),
-        (("stage=lora", "resume=/none"), "resume=/none: "),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)
-def test_what_cannot_work_is_named(outputs: Path, overrides: tuple[str, ...], message: str) -> None:
-    before = bases(outputs)
-    with pytest.raises(UserError) as caught:
-        run(outputs, *overrides)
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(message)
-    assert bases(outputs) == before
-    assert not list(outputs.rglob("results.json"))
-
-
-@pytest.mark.parametrize("stage", ["nope", "eval", "null"])
-def test_refuses_other_stages(tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize("stage", ["eval", None])
+def test_refuses_other_stages(tmp_path: Path, stage: str | None) -> None:
     cfg = composed("train", "stage=pretrain", *QUICK, f"paths.outputs={tmp_path}")
-    cfg.stage = None if stage == "null" else stage
+    cfg.stage = stage
     with pytest.raises(UserError, match="^stage=.*: expected one of pretrain, lora, finetune"):
         train(cfg)
     assert not list(tmp_path.iterdir())
@@ -304,9 +258,11 @@ def test_numbers_that_json_does_not_have_are_null(outputs: Path) -> None:
     assert read_results(newest(outputs))["test"]["loss"] is None
 
 
-def test_fast_dev_run_replaces_no_base(tmp_path: Path) -> None:
-    run(tmp_path, "stage=pretrain", "+trainer.fast_dev_run=true")
-    assert not (tmp_path / "base").exists()
+def test_a_training_needs_a_step(outputs: Path) -> None:
+    before = bases(outputs)
+    with pytest.raises(UserError, match=r"^trainer.max_steps=0 .*: expected at least one step"):
+        run(outputs, "stage=pretrain", "trainer.max_steps=0")
+    assert bases(outputs) == before
 
 
 # --- repairing -----------------------------------------------------------------------------------
@@ -317,10 +273,11 @@ def test_the_base_is_proven_unchanged(outputs: Path, monkeypatch: pytest.MonkeyP
         assert run(outputs, "stage=lora")["base_unchanged"] is True
     assert "base unchanged: 4 tensors, bit for bit" in text.getvalue()
 
-    def spoil(cfg: Any, net: torch.nn.Module, trainer: Any) -> None:
-        net.get_parameter("linear1.bias").data[0] += 1e-6
+    def spoil(trainer: Any) -> tuple[None, None]:
+        trainer.model.net.get_parameter("linear1.bias").data[0] += 1e-6
+        return None, None
 
-    monkeypatch.setattr(lora_mnist.train, "require_trained", spoil)
+    monkeypatch.setattr(lora_mnist.train, "best_checkpoint", spoil)
     with pytest.raises(RuntimeError, match="fine-tuning changed the base: linear1.bias"):
         run(outputs, "stage=lora")
     assert not (newest(outputs) / "adapter").exists()
@@ -367,7 +324,7 @@ def test_the_dial_is_tried_on_validation_images(outputs: Path) -> None:
     assert run(outputs, "stage=lora", "data.val_size=0")["dial"] is None
 
 
-@pytest.mark.parametrize("variant", ["lora=lora", "lora=rslora", "lora=pissa"])
+@pytest.mark.parametrize("variant", ["lora=lora", "lora=pissa"])
 def test_an_adapter_is_saved_as_far_up_as_advised(
     outputs: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -478,19 +435,6 @@ def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path: Path) -> 
     assert base_state_dict(net).keys() == ours.keys()
 
 
-def test_experiments_compose_their_stages() -> None:
-    pretrain = composed("train", "stage=pretrain", "experiment=notebook")
-    lora = composed("train", "stage=lora", "experiment=notebook")
-    assert (pretrain.trainer.max_epochs, pretrain.trainer.max_steps) == (1, -1)
-    assert (lora.trainer.max_epochs, lora.trainer.max_steps) == (-1, 100)
-    assert (pretrain.digit, lora.digit) == (None, 9)
-    assert pretrain.data.val_size == lora.data.val_size == 0
-    assert (lora.lora.rank, lora.lora.alpha, lora.lora.init) == (1, 1.0, "gaussian")
-    repair = composed("train", "experiment=repair_private")
-    assert (repair.stage, repair.digit) == ("lora", 9)
-    assert OmegaConf.is_missing(composed("train"), "stage")
-
-
 # --- one repair after another --------------------------------------------------------------------
 
 
@@ -533,33 +477,3 @@ def test_an_adapter_is_trained_on(outputs: Path) -> None:
     assert second["test"]["loss"] != first["test"]["loss"]
     assert second["parameters"]["lora"] == first["parameters"]["lora"]
     assert "test_before" not in second
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("adapter=latest",), "adapter=latest: expected an adapter"),
-        (("adapter=/none",), "adapter=/none: "),
-        (("adapter_mode=continue",), "adapter_mode=continue: expected stack, or continue with an"),
-        (("adapter_mode=x",), "adapter_mode=x: expected stack, or continue with an adapter"),
-    ],
-)
-def test_what_cannot_be_built_on(outputs: Path, overrides: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError) as raised:
-        run(outputs, "stage=lora", *overrides)
-    assert str(raised.value).startswith(message)
-
-
-def test_jobs_on_other_adapters_share_no_predictions(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a job of a sweep is compared with has the adapters beneath it on."""
-    for digit in (3, 4):
-        run(outputs, "stage=lora", f"digit={digit}", "lora.rank=2", "trainer.max_steps=20")
-    below = sorted((outputs / "lora").iterdir())
-    monkeypatch.setattr(lora_mnist.train, "is_sweep", lambda: True)
-    found = [run(outputs, "stage=lora", "digit=5", f"adapter={folder}") for folder in below]
-    monkeypatch.undo()
-    for folder, job in zip(below, found, strict=True):
-        before = read_results(folder)["test"]["errors_per_class"]
-        assert job["test_before"]["errors_per_class"] == before

@@ -1,5 +1,6 @@
 """Testing, from a configuration to results.json: a base alone, or beside saved adapters."""
 
+import json
 import logging
 import time
 from operator import attrgetter
@@ -15,7 +16,7 @@ from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.preprocessing import Trial, conventions, try_conventions
 from lora_mnist.classifier.significance import mcnemar, p_text
 from lora_mnist.config import (
-    adapter_targets,
+    adapter_specs,
     build_data,
     build_net,
     build_trainer,
@@ -31,12 +32,19 @@ from lora_mnist.config import (
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
-from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
+from lora_mnist.disk.results import (
+    RESULTS_FILE,
+    Clock,
+    collect_results,
+    new_run_folder,
+    write_results,
+)
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora import lora_names, set_lora_enabled
 from lora_mnist.show.loggers import show_outcome
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_results, show
+from lora_mnist.show.verdict import targets_of
 from lora_mnist.sweep.command import command_line, key_of
 
 log = logging.getLogger(__name__)
@@ -122,6 +130,22 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
         log.info("run: %s", folder)
     check_require(comparisons, results)
     return results
+
+
+def adapter_targets(cfg: DictConfig, classes: list[str]) -> list[int] | None:
+    """The classes that the adapters of ``cfg.adapter`` repair, as results.json of their runs says.
+
+    ``None`` where that is not known of each, or is told of other classes than these.
+    """
+    targets: list[int] = []
+    for spec in adapter_specs(cfg):
+        file = spec["path"].parent / RESULTS_FILE
+        run = json.loads(file.read_text()) if file.is_file() else {}
+        own = targets_of(run) if run.get("classes") == classes else []
+        if not own:
+            return None
+        targets += [target for target in own if target not in targets]
+    return targets or None
 
 
 def check_preprocessing(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> list[Trial]:

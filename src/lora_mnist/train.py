@@ -8,10 +8,7 @@ import json
 import logging
 import os
 import random
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +22,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist.classifier.metrics import Evaluation
-from lora_mnist.classifier.module import BaseLogits, ClassifierModule
+from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.config import (
-    TRAINING_KEYS,
-    adapter_specs,
+    adapter_stack,
     add_configured_lora,
     asked_keys,
     base_folder,
@@ -46,19 +42,16 @@ from lora_mnist.config import (
     require_known_keys,
     require_validation,
     validation_dial,
-    with_beneath,
     with_run,
-    without_unused,
 )
 from lora_mnist.data import ImageDataModule, Images
-from lora_mnist.disk.base import Base, find_base, own_file, read_facts, write_base
+from lora_mnist.disk.base import find_base, own_file, read_facts, write_base
 from lora_mnist.disk.checkpoint import best_checkpoint, recorded_run, recorded_seed
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora import (
-    adapter_sha256,
     base_state_dict,
     changed_tensors,
     fold_lora_scale,
@@ -69,16 +62,12 @@ from lora_mnist.lora import (
     set_lora_enabled,
     set_lora_scale,
 )
-from lora_mnist.project import program
 from lora_mnist.show.card import write_card
 from lora_mnist.show.loggers import show_outcome
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_parameters, print_results
 from lora_mnist.show.verdict import named, training_sentence
 from lora_mnist.sweep.command import command_line
-
-#: By all that they depend on; of the last base alone.
-_base_logits: dict[str, BaseLogits] = {}
 
 log = logging.getLogger(__name__)
 _info = rank_zero_only(log.info)
@@ -120,7 +109,7 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     comparisons = parse_require(cfg.require)
     seed_everything(cfg.seed, verbose=False)
-    with quiet_lightning(), _ends_with_its_parent():
+    with quiet_lightning():
         results = stages[cfg.stage](cfg, run_folder or new_run_folder(cfg))
     check_require(comparisons, results)
     return results
@@ -134,34 +123,25 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     if cfg.base_ckpt is None or Path(cfg.base_ckpt).is_dir():
         raise UserError(f"base_ckpt={cfg.base_ckpt}: expected a file to write the base to")
     net = build_net(cfg)
-    data = build_data(cfg, "fit", cfg.digit)
-    require_fit(net, data, data.train_set.__getitems__([0, 0])[0])
+    data = training_data(cfg, net)
     module = build_module(cfg, net, data)
     with recorded_run(folder, module.hparams, cfg.resume) as checkpoint:
         trainer = build_trainer(cfg, folder, len(data.val_set) > 0, checkpoint)
-        announce(cfg, module, data, trainer)
-        with clock.measure("fit"):
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        require_trained(cfg, net, trainer)
-        best = take_best(module, trainer, data)
-        test(module, trainer, data, clock)
+        best = fit(cfg, module, data, trainer, checkpoint, clock)
+        test(module, data, trainer, clock)
         results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step, best)
+        is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         # Trained on some classes alone, it cannot know the others; nor in a trial.
-        whole = data.targets is None and cfg.publish and not trainer.fast_dev_run  # type: ignore[attr-defined]
-        useless = why_useless(module.outcomes, data) if whole else None
+        is_whole = data.targets is None and cfg.publish and not is_trial
+        useless = why_useless(cfg, module, data) if is_whole else None
         if trainer.is_global_zero:
-            write_results(results, folder)
-            write_predictions(module.predictions, images_of(data), folder, results)
-            print_results(results)
+            write_run(module, data, results, folder)
             # Last: a run that fails on the way leaves the current base alone.
-            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if not is_trial:
                 publish(cfg, net, results, folder if useless or not cfg.publish else None)
             show(cfg, results, folder, trainer)
     if useless:
-        raise TrainingError(
-            f"optimizer.lr={cfg.optimizer.lr}: {useless}; the base stays in {folder}, and "
-            f"base_ckpt={cfg.base_ckpt} is what it was; expected another learning rate"
-        )
+        raise TrainingError(f"{useless}; the base stays in {folder}")
     return results
 
 
@@ -174,22 +154,18 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     clock = Clock()
     if cfg.adapter is not None:
         cfg = with_run(cfg)
-    cfg = without_unused(cfg)
     net = build_net(cfg)
     base = load_base(cfg, net)
     loaded = load_adapters(cfg, net)
-    data = build_data(cfg, "fit", find_weakest(cfg, net) if cfg.digit == "weakest" else cfg.digit)
-    require_fit(net, data, data.train_set.__getitems__([0, 0])[0])
-    if data.hardness:
-        with on_device(cfg, net) as device:
-            data.draw_weights = data.rate(net, device)
-    if needs_dial := cfg.lora.scale == "auto" or cfg.dial is True:
+    data = training_data(cfg, net)
+    if cfg.dial not in (True, False, "auto"):
+        raise UserError(f"dial={cfg.dial}: expected true, false or auto")
+    needs_dial = cfg.lora.scale == "auto" or cfg.dial is True
+    if needs_dial:
         setting = "lora.scale=auto" if cfg.lora.scale == "auto" else "dial=true"
         require_validation(setting, data)
     elif cfg.dial == "auto":
         needs_dial = len(data.val_set) > 0 and not is_sweep()
-    elif cfg.dial is not False:
-        raise UserError(f"dial={cfg.dial}: expected true, false or auto")
     if cfg.adapter_mode == "continue" and loaded:
         for key in asked_keys():
             if key.startswith("lora") and key != "lora.scale":
@@ -206,14 +182,9 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     beneath = {each: scale for each, scale in loaded.items() if each != name}
     frozen = {key: tensor.clone() for key, tensor in adapter_tensors(net, beneath).items()}
     module = build_module(cfg, net, data, base, name if beneath else None)
-    module.base_logits = shared_base_logits(cfg, data, base)
     with recorded_run(folder, module.hparams, cfg.resume) as checkpoint:
         trainer = build_trainer(cfg, folder, len(data.val_set) > 0, checkpoint)
-        announce(cfg, module, data, trainer)
-        with clock.measure("fit"):
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        require_trained(cfg, net, trainer)
-        best = take_best(module, trainer, data)
+        best = fit(cfg, module, data, trainer, checkpoint, clock)
         after = base_state_dict(net) | adapter_tensors(net, beneath)
         if changed := changed_tensors(dict(base.tensors) | frozen, after):
             raise RuntimeError(f"fine-tuning changed the base: {', '.join(changed)}")
@@ -229,14 +200,15 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             fold_lora_scale(net, name)
             module.validated_at = None  # that was the adapter as trained
             _info("scale: %g; the adapter is saved so", scale)
-        test(module, trainer, data, clock)
+        test(module, data, trainer, clock)
         outcomes = dict(module.outcomes)
-        mistakes = dict(zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False))
-        for split, images in {"val": data.val_set, "test": data.test_set, **mistakes}.items():
-            if beneath and split in outcomes:  # what it was compared with had these on
-                outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
-                with lora_disabled(net):
-                    outcomes[f"{split}_base"] = count_errors(cfg, net, data, images)
+        splits = {"val": data.val_set, "test": data.test_set}
+        splits |= zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False)
+        for split in splits.keys() & outcomes if beneath else ():
+            # What it was compared with had these on.
+            outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
+            with lora_disabled(net):
+                outcomes[f"{split}_base"] = count_errors(cfg, net, data, splits[split])
         results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step, best)
         results |= {"base_unchanged": True, "base_sha256": base.sha256, "adapter": "adapter"}
         results["dial"] = dial
@@ -251,18 +223,20 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 repairs = named(data.classes, data.targets)
                 metadata["repairs"] = repairs.removeprefix("images of ")
             if beneath:
-                metadata["stands_on"] = json.dumps(stands_on(cfg, beneath))
+                below = [spec for spec in adapter_stack(cfg) if spec["name"] in beneath]
+                metadata["stands_on"] = json.dumps(
+                    [{"sha256": each["sha256"], "scale": beneath[each["name"]]} for each in below]
+                )
             save_adapter(net, folder / "adapter", name, metadata)
-            said = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+            typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
             # Of this machine and this time alone.
-            where = ("base_ckpt=", "paths.", "resume=", "sweep.")
-            overrides = [text for text in said if not text.startswith(where)]
+            left_out = ("base_ckpt=", "paths.", "resume=", "sweep.")
+            overrides = [text for text in typed if not text.startswith(left_out)]
             write_card(folder / "adapter", results, command_line(overrides) if overrides else "")
-            write_results(results, folder)
-            write_predictions(module.predictions, images_of(data), folder, results)
-            print_results(results)
+            write_run(module, data, results, folder)
             show(cfg, results, folder, trainer)
-    require_use(cfg, module, data)
+    if useless := why_useless(cfg, module, data):
+        raise TrainingError(useless)
     return results
 
 
@@ -274,30 +248,20 @@ def finetune(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     clock = Clock()
     net = build_net(cfg)
     base = load_base(cfg, net)
-    data = build_data(cfg, "fit", find_weakest(cfg, net) if cfg.digit == "weakest" else cfg.digit)
-    require_fit(net, data, data.train_set.__getitems__([0, 0])[0])
-    if data.hardness:
-        with on_device(cfg, net) as device:
-            data.draw_weights = data.rate(net, device)
+    data = training_data(cfg, net)
     choose_trainable(net, cfg.trainable)
     module = build_module(cfg, net, data, base)
-    module.base_logits = shared_base_logits(cfg, data, base)
     with recorded_run(folder, module.hparams, cfg.resume) as checkpoint:
         trainer = build_trainer(cfg, folder, len(data.val_set) > 0, checkpoint)
-        announce(cfg, module, data, trainer)
-        with clock.measure("fit"):
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        require_trained(cfg, net, trainer)
-        best = take_best(module, trainer, data)
-        test(module, trainer, data, clock)
+        best = fit(cfg, module, data, trainer, checkpoint, clock)
+        test(module, data, trainer, clock)
         results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step, best)
         results |= {"base_unchanged": False, "base_sha256": base.sha256}
         if trainer.is_global_zero:
-            write_results(results, folder)
-            write_predictions(module.predictions, images_of(data), folder, results)
-            print_results(results)
+            write_run(module, data, results, folder)
             show(cfg, results, folder, trainer)
-    require_use(cfg, module, data)
+    if useless := why_useless(cfg, module, data):
+        raise TrainingError(useless)
     return results
 
 
@@ -313,10 +277,50 @@ def draw_seed(cfg: DictConfig, folder: Path | None) -> int:
     return random.SystemRandom().randrange(2**32)
 
 
-def announce(
-    cfg: DictConfig, module: ClassifierModule, data: ImageDataModule, trainer: Trainer
-) -> None:
-    """Say what is about to be trained, and on what; refuse batches that cannot be shared out."""
+def training_data(cfg: DictConfig, net: nn.Module) -> ImageDataModule:
+    """The images to train ``net`` on, hard ones more often where ``cfg.data.hardness`` says so."""
+    target = find_weakest(cfg, net) if cfg.digit == "weakest" else cfg.digit
+    data: ImageDataModule = build_data(cfg, "fit", target)
+    require_fit(net, data, data.train_set.__getitems__([0, 0])[0])
+    if data.hardness:
+        with on_device(cfg, net) as device:
+            data.draw_weights = data.rate(net, device)
+    return data
+
+
+def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
+    """The class on which the base in ``net`` makes most validation errors; of equals, the first."""
+    data: ImageDataModule = build_data(cfg, "fit", replay=0)
+    require_validation("digit=weakest", data)
+    errors = count_errors(cfg, net, data, data.val_set)["errors_per_class"]
+    weakest = errors.index(max(errors))
+    _info(
+        "digit=%d (%s): the weakest class, %d of the base's %d errors on %d validation images",
+        weakest,
+        data.classes[weakest],
+        errors[weakest],
+        sum(errors),
+        len(data.val_set),
+    )
+    return weakest
+
+
+def fit(
+    cfg: DictConfig,
+    module: ClassifierModule,
+    data: ImageDataModule,
+    trainer: Trainer,
+    checkpoint: Path | None,
+    clock: Clock,
+) -> dict[str, Any] | None:
+    """Train, from ``checkpoint`` on; then put the best weights in place, if a callback kept them.
+
+    Returns:
+        What is known of the best weights, for results.json.
+
+    Raises:
+        TrainingError: if a weight is no number any more.
+    """
     with config_group("data"):
         data.require_shares(trainer.world_size)
     if trainer.is_global_zero:
@@ -324,31 +328,19 @@ def announce(
     count, mistakes = len(data.target_and_others()[0]), bool(data.mistake_sets)
     settings = (count, data.classes, data.targets, data.replay, data.hardness, mistakes)
     _info("%s", training_sentence(cfg.stage, *settings))
-
-
-def require_trained(cfg: DictConfig, net: nn.Module, trainer: Trainer) -> None:
-    """Refuse a network that took no step, or whose weights are no numbers any more."""
+    with clock.measure("fit"):
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if not trainer.global_step:
         raise UserError(
             f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
             "expected at least one step of training"
         )
-    for name, parameter in net.named_parameters():
+    for name, parameter in module.net.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise TrainingError(
                 f"optimizer.lr={cfg.optimizer.lr}: training diverged, {name} is not finite at step "
                 f"{trainer.global_step}; expected a smaller learning rate"
             )
-
-
-def take_best(
-    module: ClassifierModule, trainer: Trainer, data: ImageDataModule
-) -> dict[str, Any] | None:
-    """Put the best weights in place of the last, and validate them, where a callback has kept them.
-
-    Returns:
-        What is known of them, for results.json.
-    """
     # Both have done their work, and would do it again in validation and test.
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
@@ -361,7 +353,7 @@ def take_best(
     return best
 
 
-def test(module: ClassifierModule, trainer: Trainer, data: ImageDataModule, clock: Clock) -> None:
+def test(module: ClassifierModule, data: ImageDataModule, trainer: Trainer, clock: Clock) -> None:
     """Validate, unless that was done after the last step, and test."""
     if len(data.val_set) and module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
@@ -375,9 +367,8 @@ def publish(cfg: DictConfig, net: nn.Module, results: dict[str, Any], instead: P
     Where the current base had more validation images right, the log says so, and how to go back to
     it; a job of a sweep then leaves it the current one.
     """
-    current, sha256 = Path(cfg.base_ckpt), results["base_sha256"]
-    accuracy = results.get("val", results["test"])["accuracy"]
-    own = own_file(instead or base_folder(cfg), cfg.base_name, sha256)
+    current, accuracy = Path(cfg.base_ckpt), results.get("val", results["test"])["accuracy"]
+    own = own_file(instead or base_folder(cfg), cfg.base_name, results["base_sha256"])
     write_base(net.state_dict(), own, accuracy)
     if instead:
         return
@@ -386,48 +377,33 @@ def publish(cfg: DictConfig, net: nn.Module, results: dict[str, Any], instead: P
         if is_sweep():
             log.info("base: %s stays, which is better; this one is kept as %s", current, own)
             return
+        go_back = f"cp {find_base(base_folder(cfg), before[1])} {current}"
         log.warning(
-            "the base before had %.1f%% right, this one has %.1f%%; go back with: cp %s %s",
-            *(100 * before[0], 100 * accuracy, find_base(base_folder(cfg), before[1]), current),
+            "the base before had %.1f%% right, this one has %.1f%%; go back with: %s",
+            100 * before[0],
+            100 * accuracy,
+            go_back,
         )
     write_base(net.state_dict(), current, accuracy)
     log.info("base: %s, kept as %s", current, own)
 
 
-def shared_base_logits(cfg: DictConfig, data: ImageDataModule, base: Base) -> BaseLogits:
-    """What the base gives for the images: computed once for all jobs of a sweep on one base."""
-    if not is_sweep():
-        return {}
-    source = {key: value for key, value in cfg.data.items() if key not in TRAINING_KEYS}
-    arithmetic = [cfg.trainer.get(key) for key in ("accelerator", "precision")]
-    beneath = cfg.get("adapter")  # on the base while it is compared with
-    key = str([base.sha256, beneath, cfg.net, source, data.sha256, data.mean, data.std, arithmetic])
-    if key not in _base_logits:
-        _base_logits.clear()
-    return _base_logits.setdefault(key, {})
+def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> str | None:
+    """Say so, if a network does no better than one that always answers the commonest class.
 
-
-def why_useless(outcomes: dict[str, Any], data: ImageDataModule) -> str | None:
-    """Say so, if a network does no better than one that always answers the commonest class."""
-    split = "val" if "val" in outcomes else "test"
-    counts = outcomes[split]["images_per_class"]
+    A fine-tuned one is useless only where its base was not.
+    """
+    split = "val" if "val" in module.outcomes else "test"
+    counts, accuracy = (module.outcomes[split][key] for key in ("images_per_class", "accuracy"))
     share = max(counts) / sum(counts)
-    accuracy, base = outcomes[split]["accuracy"], outcomes.get(f"{split}_base", {"accuracy": 1.0})
-    if accuracy > share or base["accuracy"] <= share:
+    before = module.outcomes.get(f"{split}_base", {"accuracy": 1.0})["accuracy"]
+    if accuracy > share or before <= share:
         return None
     commonest = data.classes[counts.index(max(counts))]
     return (
-        f"{accuracy:.1%} of the {split} images are right, no more than by always saying {commonest}"
+        f"optimizer.lr={cfg.optimizer.lr}: {accuracy:.1%} of the {split} images are right, no more "
+        f"than by always saying {commonest}; expected another learning rate"
     )
-
-
-def require_use(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> None:
-    """End a repair in an error, after all was written, if it made a base useless."""
-    if useless := why_useless(module.outcomes, data):
-        raise TrainingError(
-            f"optimizer.lr={cfg.optimizer.lr}: {useless}, and fewer than with the base; expected "
-            "another learning rate"
-        )
 
 
 def adapter_tensors(net: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
@@ -438,16 +414,6 @@ def adapter_tensors(net: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
             for key, tensor in adapter.state_dict().items():
                 tensors[f"{name}.{place}.{key}"] = tensor
     return tensors
-
-
-def stands_on(cfg: DictConfig, beneath: Mapping[str, float]) -> list[dict[str, Any]]:
-    """What a new adapter's file says of those beneath it; see :func:`.lora.read_beneath`."""
-    found = []
-    for spec in with_beneath(cfg, adapter_specs(cfg)):
-        if spec["name"] in beneath:
-            scale = beneath[spec["name"]]
-            found.append({"sha256": adapter_sha256(spec["path"]), "scale": scale})
-    return found
 
 
 @torch.no_grad()
@@ -484,69 +450,20 @@ def errors_in_a_row(
     return [*rows, results["test_before"]["errors_per_class"], results["test"]["errors_per_class"]]
 
 
-def images_of(data: ImageDataModule) -> Any:
-    """Test images by their numbers, uint8, (K, channels, height, width)."""
-    return lambda numbers: data.test_set.__getitems__(numbers)[0]
+def write_run(
+    module: ClassifierModule, data: ImageDataModule, results: dict[str, Any], folder: Path
+) -> None:
+    """Leave results.json and the predictions in the run's folder, and print the table."""
+    write_results(results, folder)
+    write_predictions(
+        module.predictions, lambda n: data.test_set.__getitems__(n)[0], folder, results
+    )
+    print_results(results)
 
 
 def show(cfg: DictConfig, results: dict[str, Any], folder: Path, trainer: Trainer) -> None:
-    """Draw a run that is over, and tell its loggers; what cannot be written fails no run."""
-    try:
-        if cfg.figures is True or (cfg.figures == "auto" and not is_sweep()):
-            log.info("report: %s", make_report(folder))
-    except OSError as error:
-        log.warning(
-            "the report was not drawn (%s); try again with: %s run=%s",
-            *(error, program("report"), folder),
-        )
+    """Draw a run that is over, and tell its loggers."""
+    if cfg.figures is True or (cfg.figures == "auto" and not is_sweep()):
+        log.info("report: %s", make_report(folder))
     show_outcome(trainer, results, folder)
     log.info("run: %s", folder)
-
-
-@torch.no_grad()
-def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
-    """The class on which the base in ``net`` makes most validation errors; of equals, the first.
-
-    Raises:
-        UserError: if no validation images are held out.
-    """
-    data: ImageDataModule = build_data(cfg, "fit", replay=0)
-    require_validation("digit=weakest", data)
-    errors = torch.zeros(len(data.classes), dtype=torch.int64)
-    with on_device(cfg, net) as device:
-        for images, labels in data.batches(data.val_set, device):
-            wrong = labels[net(images).argmax(dim=1) != labels].cpu()
-            errors += torch.bincount(wrong, minlength=len(errors))
-    weakest = int(errors.argmax())
-    _info(
-        "digit=%d (%s): the weakest class, %d of the base's %d errors on %s validation images",
-        *(weakest, data.classes[weakest], errors[weakest], errors.sum(), f"{len(data.val_set):,}"),
-    )
-    return weakest
-
-
-@contextmanager
-def _ends_with_its_parent() -> Iterator[None]:
-    """A further process of a distributed run ends when the process that started it has died.
-
-    It would wait for the others, while it trains and while it ends. Which process that is stands in
-    the environment, which Lightning hands on: it may be dead before this one comes here. Afterwards
-    it does not stand there: whatever else is started has another parent.
-    """
-    key = "LORA_MNIST_PARENT"
-
-    def watch(parent: int) -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        parent = int(os.environ.get(key, os.getppid()))
-        threading.Thread(target=watch, args=[parent], daemon=True).start()
-        yield
-        return
-    os.environ[key] = str(os.getpid())
-    try:
-        yield
-    finally:
-        os.environ.pop(key, None)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation, scalars
 from lora_mnist.data.sampler import Batch
-from lora_mnist.errors import TrainingError
+from lora_mnist.errors import TrainingError, config_group
 from lora_mnist.lora import (
     has_lora,
     lora_disabled,
@@ -140,10 +140,12 @@ class ClassifierModule(LightningModule):
             return logits
 
     def configure_optimizers(self) -> Any:
-        optimizer = loraplus(self.net, lambda p: self.optimizer(p, lr=self.lr), self.lr_ratio)
+        with config_group("optimizer"):
+            optimizer = loraplus(self.net, lambda p: self.optimizer(p, lr=self.lr), self.lr_ratio)
         if self.scheduler is None:
             return optimizer
-        schedule = {**self.schedule, "scheduler": self.scheduler(optimizer)}
+        with config_group("scheduler"):
+            schedule = {**self.schedule, "scheduler": self.scheduler(optimizer)}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
