@@ -62,7 +62,8 @@ def test_asks_the_base_and_the_adapted_network(
     sides: SideBySide, outputs: Path, adapters: list[str], scale: float
 ) -> None:
     """The scale is a factor, and zero gives the base bit for bit."""
-    base, adapted = sides.ask(sides.data.test_set.images[3], adapters, scale)
+    folders = [str(outputs / run / "adapter") for run in adapters]
+    base, adapted = sides.ask(sides.data.test_set.images[3], folders, scale)
     assert list(base) == list(adapted) == [*"0123456789"]
     assert list(base.values()) == expected(sides, live(outputs), 3)
     net = live(outputs, *adapters)
@@ -74,24 +75,15 @@ def test_asks_the_base_and_the_adapted_network(
 
 
 def test_the_menu(sides: SideBySide, outputs: Path, tmp_path: Path) -> None:
-    """The newest first; those that the configuration names keep their scale and their place."""
-    assert list(sides.adapters()) == [NEW, OLD]
-    assert SideBySide(config(outputs, f"adapter={outputs}/{OLD}")).named.keys() == {OLD}
+    """What is chosen, the latest or at a scale of its own, and then the newest first."""
+    assert sides.chosen == [f"{outputs}/{OLD}/adapter"]  # a sweep's job is not the latest
+    assert sides.menu() == [(name, f"{outputs}/{name}/adapter") for name in (OLD, NEW)]
     elsewhere = tmp_path / "elsewhere"
     save_adapter(live(outputs, NEW), elsewhere)
-    named = SideBySide(config(outputs, f"adapter={elsewhere}"))
-    assert list(named.adapters()) == [NEW, OLD, str(elsewhere)]
-    image = named.data.test_set.images[0]
-    assert named.ask(image, [str(elsewhere)]) == named.ask(image, [NEW])
-
-
-@pytest.mark.parametrize("name", ["../elsewhere", f"{OLD}/adapter"])
-def test_no_name_from_a_browser_leads_elsewhere(
-    sides: SideBySide, outputs: Path, name: str
-) -> None:
-    save_adapter(live(outputs, NEW), outputs.parent / "elsewhere" / "adapter")
-    with pytest.raises(KeyError):
-        sides.load([name])
+    half = SideBySide(config(outputs, f"adapter={{path: {elsewhere}, scale: 0.5}}"))
+    assert half.menu()[0][1] == half.chosen[0] == str(elsewhere)
+    image, new = half.data.test_set.images[0], [f"{outputs}/{NEW}/adapter"]
+    assert half.ask(image, half.chosen) == half.ask(image, new, 0.5)
 
 
 def test_from_one_mistake_of_the_base_to_the_next(sides: SideBySide, outputs: Path) -> None:
@@ -101,7 +93,7 @@ def test_from_one_mistake_of_the_base_to_the_next(sides: SideBySide, outputs: Pa
         logits = net(sides.data.normalise(sides.data.test_set.images))
     wrong = (logits.argmax(1) != labels).nonzero()[:, 0].tolist()
     for _ in range(len(wrong) + 1):  # and round again
-        number = sides.next_mistake([OLD], number)  # type: ignore[assignment]
+        number = sides.next_mistake(sides.chosen, number)  # type: ignore[assignment]
         numbers.append(number)
     assert numbers == [*wrong, wrong[0]]
     sides.data.test_set.labels = logits.argmax(1)
@@ -121,25 +113,27 @@ def test_the_page(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     def visit(page: Any) -> None:
         assert page.analytics_enabled is False
-        client = Client(page.local_url, verbose=False)
+        client, new = Client(page.local_url, verbose=False), [f"{outputs}/{NEW}/adapter"]
 
         def draw(name: str) -> Any:
             drawing = {"background": None, "layers": [], "composite": handle_file(tmp_path / name)}
             return client.predict(drawing, api_name="/draw")
 
         assert draw("one.png") == ""
-        base, adapted, seen = client.predict([NEW], 1.0, api_name="/ask")
+        base, adapted, seen = client.predict(new, 1.0, api_name="/ask")
         assert base["label"] == "1"
         assert base != adapted
         assert Image.open(seen).size == (28, 28)
-        base, adapted, _ = client.predict([NEW], 0.0, api_name="/ask")
+        base, adapted, _ = client.predict(new, 0.0, api_name="/ask")
         assert base == adapted
-        assert client.predict([NEW], api_name="/mistake").startswith("Test image ")
-        slider = client.predict([NEW], api_name="/slider")
+        assert client.predict(new, api_name="/mistake").startswith("Test image ")
+        slider = client.predict(new, api_name="/slider")
         advised = slider["value"]
         assert slider["label"].endswith(f"validation images advise {advised:g}")
         assert draw("empty.png") == "Draw with the mouse or a finger (nothing on it)."
-        assert client.predict([NEW], 1.0, api_name="/ask") == ({}, {}, None)
+        assert client.predict(new, 1.0, api_name="/ask") == ({}, {}, None)
+        with pytest.raises(Exception, match="not in the list of choices"):
+            client.predict([f"{tmp_path}"], api_name="/mistake")
         visited.append(page)
         page.close()
 
@@ -157,26 +151,6 @@ def test_a_port_that_is_taken(outputs: Path) -> None:
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=rf"^server\.host=.* server\.port={port}: expected "):
             demo(config(outputs, f"server.port={port}"))
-
-
-def test_an_adapter_that_cannot_be_used_leaves_the_base(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(gradio.Blocks, "block_thread", gradio.Blocks.close)
-    with pytest.raises(UserError, match="make it with: python train.py stage=pretrain"):
-        demo(config(tmp_path, "server.port=null"))
-    small_base(tmp_path)
-    broken = tmp_path / "lora" / "broken" / "adapter"
-    broken.mkdir(parents=True)
-    (broken / "adapter_config.json").write_text("{}")
-    with logged("lora_mnist.demo") as text:
-        demo(config(tmp_path, "server.port=null"))
-    first, second = text.getvalue().splitlines()
-    assert first.startswith("adapter=")
-    assert first.endswith("; the page opens with the base alone")
-    assert second.startswith("page: ")
 
 
 def test_without_the_extra(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
