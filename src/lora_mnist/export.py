@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,24 +16,22 @@ from torch import Tensor, nn
 
 from lora_mnist.config import (
     adapter_specs,
+    adapter_stack,
     build_data,
     build_net,
     load_adapters,
     load_base,
     require_fit,
-    with_beneath,
     with_run,
 )
 from lora_mnist.data import ImageDataModule, Images, ImageTensors
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, missing_extra, one_line
 from lora_mnist.lora import (
-    CONFIG_NAME,
     WEIGHTS_NAME,
     base_state_dict,
     combine_adapters,
     fingerprint,
-    load_adapter,
     merge_lora,
     read_metadata,
     remove_lora,
@@ -61,7 +58,7 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
 
     The file is read back, and on the whole test set it must give the predictions of the live
     network and its logits to :data:`TOLERANCE`; otherwise nothing is written. Where there is no
-    data, ``data.data_dir=null``, that is found out on random images.
+    data, ``data.data_dir=null``, that is found out on random images. What is cut need not.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
@@ -85,13 +82,11 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         raise UserError("format=adapter: expected adapter=FOLDER, or several")
     if cfg.rank is not None and not is_adapter:
         raise UserError(f"rank={cfg.rank}: expected null with format={cfg.format}")
-    what = "a new folder, or an adapter's" if is_adapter else "a file to write"
-    out = Path(cfg.out) if isinstance(cfg.out, str) else None
-    if out is None or (out.exists() and out.is_dir() != is_adapter):
-        raise UserError(f"out={cfg.out or 'null'}: expected {what}")
-    left = {path.name for path in out.iterdir()} if is_adapter and out.exists() else set()
-    if left - {CONFIG_NAME, WEIGHTS_NAME}:
-        raise UserError(f"out={out}: expected {what}, with nothing else in it")
+    out = Path(str(cfg.out or "."))
+    if is_adapter and out.exists():
+        raise UserError(f"out={cfg.out or 'null'}: expected a new folder")
+    if out.is_dir():
+        raise UserError(f"out={cfg.out or 'null'}: expected a file to write")
     if (form := _FORMATS.get(out.suffix.lower(), cfg.format)) != cfg.format:
         raise UserError(f"out={out}: expected another ending, or format={form}")
     if cfg.format == "onnx":
@@ -115,10 +110,10 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         images = data.test_set
     examples, _ = images.__getitems__([0, len(images) - 1])
     require_fit(net, data, examples)
-    adapters = load_adapters(cfg, net, data)
+    scales = load_adapters(cfg, net, data)
     if is_adapter:
-        return _export_adapter(cfg, net, adapters, data, images)
-    plain = merge_lora(copy.deepcopy(net)) if adapters else net
+        return _export_adapter(cfg, net, scales, data, images)
+    plain = merge_lora(copy.deepcopy(net)) if scales else net
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     channels, height, width = examples.shape[1:]
     metadata = {
@@ -126,7 +121,7 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         "net": json.dumps(values["net"]),
         "base_sha256": fingerprint(base_state_dict(net)),
         "adapter": json.dumps(values["adapter"]),
-        "scales": json.dumps(adapters),
+        "scales": json.dumps(scales),
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(data.name),
         "classes": json.dumps(data.classes),
@@ -138,15 +133,13 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     try:
         with atomic_write(out) as path:
             written = _write(cfg.format, plain, data.normalise(examples), metadata, path)
-            difference = _require_equal(cfg, _compare(net, written, data, images))
+            _, largest = _compare(cfg, net, written, data, images)
     except OSError as error:
         raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
-    names = "".join(f" + {name}" for name in adapters)
+    names = " + ".join(["base", *scales])
     kind = "random" if cfg.data.data_dir is None else "test"
-    log.info(
-        "%s: base%s; same predictions as the live network on %s %s images, logits to %.1e",
-        *(cfg.out, names, f"{len(images):,}", kind, difference),
-    )
+    same = f"same predictions as the live network on {len(images):,} {kind} images"
+    log.info("%s: %s; %s, logits to %.1e", cfg.out, names, same, largest)
     return metadata
 
 
@@ -224,68 +217,56 @@ def _export_adapter(
     images: Images,
 ) -> dict[str, str]:
     """Write the adapters of ``cfg.adapter``, which are on ``net`` at these scales, as one."""
-    folders = [spec["path"] for spec in with_beneath(cfg, adapter_specs(cfg))]
-    base = remove_lora(copy.deepcopy(net))
-    combined = copy.deepcopy(base)
-    options = {"rank": cfg.rank, "allow_other_base": cfg.allow_other_base}
+    folders = [spec["path"] for spec in adapter_stack(cfg)]
+    combined = remove_lora(copy.deepcopy(net))
+    factors = list(scales.values())
     try:
-        error = combine_adapters(combined, folders, list(scales.values()), **options)
+        error = combine_adapters(
+            combined, folders, factors, rank=cfg.rank, allow_other_base=cfg.allow_other_base
+        )
     except ValueError as refusal:
         raise UserError(one_line(refusal)) from refusal
+    others, largest = _compare(cfg, net, combined, data, images, is_exact=not error)
     metadata = {"dataset": str(data.name), "scales": json.dumps(scales)}
     repairs = []
-    for folder, scale in zip(folders, scales.values(), strict=True):
+    for folder, scale in zip(folders, factors, strict=True):
         repaired = read_metadata(folder).get("repairs")
         if repaired and scale > 0 and repaired not in repairs:
             repairs.append(repaired)
     if repairs:
         metadata["repairs"] = " and ".join(repairs)
-    with TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # told when it is written for good
-        save_adapter(combined, folder)
-        comparison = _compare(net, load_adapter(base, folder), data, images)
-    others, largest, _ = comparison
-    if not error:
-        _require_equal(cfg, comparison)
-    try:
-        save_adapter(combined, cfg.out, metadata=metadata)
-    except OSError as refusal:
-        raise UserError(
-            f"out={cfg.out}: expected a folder that can be written ({refusal})"
-        ) from refusal
+    save_adapter(combined, cfg.out, metadata=metadata)
     text = ", ".join(f"{name} x {scale:g}" for name, scale in scales.items())
     how = f"cut to rank {cfg.rank}, {error:.2%} of it lost" if error else "exact"
-    log.info(
-        "%s: %s, %s; %d other predictions than the live network's on %s images, logits to %.1e",
-        *(cfg.out, text, how, others, f"{len(images):,}", largest),
-    )
+    differs = f"{others} other predictions than the live network's on {len(images):,} images"
+    log.info("%s: %s, %s; %s, logits to %.1e", cfg.out, text, how, differs, largest)
     return metadata
 
 
 @torch.no_grad()
 def _compare(
+    cfg: DictConfig,
     live: nn.Module,
     written: Callable[[Tensor], Tensor],
     data: ImageDataModule,
     images: Images,
-) -> tuple[int, float, bool]:
-    """How two networks differ on ``images``: predictions, logits, and whether that is little."""
-    others, largest, are_close = 0, torch.zeros(()), True
+    is_exact: bool = True,
+) -> tuple[int, float]:
+    """How many predictions on ``images`` differ between two networks, and their logits, at most.
+
+    Raises:
+        IncompleteError: if they are to be exact, and differ by more than rounding.
+    """
+    others, largest, are_close = 0, 0.0, True
     for indices in torch.split(torch.arange(len(images)), _BATCH):
         batch = data.normalise(images.__getitems__(indices.tolist())[0])
         expected, logits = live(batch), written(batch)
         others += int((logits.argmax(1) != expected.argmax(1)).sum())
-        largest = torch.maximum(largest, (logits - expected).abs().max())
+        largest = max(largest, (logits - expected).abs().max().item())
         are_close &= torch.allclose(logits, expected, rtol=1e-5, atol=TOLERANCE)
-    return others, largest.item(), are_close and not others
-
-
-def _require_equal(cfg: DictConfig, comparison: tuple[int, float, bool]) -> float:
-    """The largest difference of the logits in a comparison, if it is small enough."""
-    others, largest, is_equal = comparison
-    if not is_equal:
+    if is_exact and (others or not are_close):
         raise IncompleteError(
             f"out={cfg.out}: not written; the network in it differs from the live one: {others} "
             f"other predictions, logits by up to {largest:.1e}; expected at most {TOLERANCE:.0e}"
         )
-    return largest
+    return others, largest

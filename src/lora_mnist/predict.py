@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lora_mnist.config import build_data, build_net, load_adapters, load_base, require_fit, with_run
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import IncompleteError, UserError, one_line
+from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
 from lora_mnist.lora import lora_disabled
 from lora_mnist.show.figures import draw_predictions
 from lora_mnist.show.tables import print_predictions
@@ -48,11 +48,9 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
     files = find_pictures(cfg.images, with_subfolders=cfg.mistakes is not None)
     data: ImageDataModule = build_data(cfg, None)
     labels = {}
-    for file in files if cfg.mistakes is not None else ():
-        try:
-            labels[file] = data.class_of_folder(file.resolve().parent.name)
-        except ValueError as error:
-            raise UserError(f"images={file}: {error}, since mistakes={cfg.mistakes}") from error
+    if cfg.mistakes is not None:
+        with config_group("images"):
+            labels = {f: data.class_of_folder(f.resolve().parent.name) for f in files}
     net = build_net(cfg)
     load_base(cfg, net)
     has_adapter = bool(load_adapters(cfg, net, data))
@@ -75,27 +73,16 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
             drawn = list(batch[:_MOST_DRAWN].numpy())
             title = f"{len(drawn):,} of {len(batch):,} pictures as the network saw them"
             drawing = draw_predictions(drawn, predictions[:_MOST_DRAWN], title)
-            try:
-                with atomic_write(Path(str(cfg.picture))) as path:
-                    drawing.savefig(path)
-            except (OSError, ValueError) as error:  # ValueError: an ending that Pillow lacks
-                raise UserError(
-                    f"picture={cfg.picture}: expected a picture file to write ({one_line(error)})"
-                ) from error
+            with config_group("picture"), atomic_write(Path(cfg.picture)) as path:
+                drawing.savefig(path)
         if cfg.mistakes is not None:
-            wrong = [
-                file
-                for file, prediction in zip(images, predictions, strict=True)
-                if prediction["base"]["digit"] != labels[file]
-            ]
-            try:
-                copied = sum(copy_into(Path(str(cfg.mistakes)), file) for file in wrong)
-            except OSError as error:
-                raise UserError(
-                    f"mistakes={cfg.mistakes}: expected a folder to copy to ({one_line(error)})"
-                ) from error
+            wrong = copied = 0
+            for file, prediction in zip(images, predictions, strict=True):
+                if prediction["base"]["digit"] != labels[file]:
+                    wrong += 1
+                    copied += copy_into(Path(cfg.mistakes), file)
             message = "the base gets %d of %d pictures wrong: %d copied to %s, %d were there"
-            log.info(message, len(wrong), len(images), copied, cfg.mistakes, len(wrong) - copied)
+            log.info(message, wrong, len(images), copied, cfg.mistakes, wrong - copied)
     if cfg.json:
         print(json.dumps(predictions, indent=2))
     else:
