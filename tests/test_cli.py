@@ -84,9 +84,7 @@ def test_hydras_refusals_are_one_line(cli: Any, tmp_path: Path, argument: str, a
     ("missing", "extra"),
     [
         ("hydra/launcher/joblib", "sweep"),
-        ("hydra/sweeper/optuna", "sweep"),
         ("hydra/sweeper/sampler/tpe", "sweep"),
-        ("hydra/launcher/ray", "ray"),
         ("hydra/launcher/submitit_slurm", "slurm"),
     ],
 )
@@ -97,22 +95,14 @@ def test_a_missing_extra_is_named(missing: str, extra: str) -> None:
     assert said.endswith(f'pip install "lora-mnist[{extra}]"')
 
 
-@pytest.mark.parametrize(
-    ("override", "answer"),
-    [
-        ("lora.rank=0", "lora.rank=0: expected an integer >= 1"),
-        ("optimizer.lr=${nope}", "optimizer.lr: Interpolation key 'nope' not found"),
-        ("base_ckpt=/none", "base_ckpt=/none: no such file"),
-    ],
-)
 def test_a_mistake_is_one_line_on_the_screen_and_in_the_log(
-    cli: Any, base: str, tmp_path: Path, override: str, answer: str
+    cli: Any, base: str, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
+    run, override = tmp_path / "run", "optimizer.lr=${nope}"
     done = cli("train.py", "stage=lora", *QUICK, base, override, f"hydra.run.dir={run}")
     assert (done.code, done.out) == (2, "")
     (line,) = done.err.splitlines()
-    assert line.startswith(answer)
+    assert line == "optimizer.lr: Interpolation key 'nope' not found"
     assert line in (run / "train.log").read_text()
     assert {path.name for path in run.iterdir()} == {".hydra", "train.log"}
 

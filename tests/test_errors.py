@@ -3,14 +3,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_mnist.errors import (
-    IncompleteError,
-    TrainingError,
-    UserError,
-    config_group,
-    missing_extra,
-    one_line,
-)
+from lora_mnist.errors import UserError, config_group
 
 
 @pytest.mark.parametrize(
@@ -42,16 +35,3 @@ def test_other_errors_pass() -> None:
         raise RuntimeError
     with pytest.raises(OmegaConfBaseException), config_group("lora"):  # it names its own key
         _ = OmegaConf.create({"a": "${nope}"}).a
-
-
-def test_a_missing_extra_is_named_with_the_command_that_brings_it() -> None:
-    error = missing_extra("format=onnx", "onnx", ModuleNotFoundError(name="onnxscript"))
-    assert str(error) == (
-        "format=onnx: the package onnxscript is missing; "
-        'expected the extra onnx: pip install "lora-mnist[onnx]"'
-    )
-
-
-def test_exit_codes_and_lines() -> None:
-    assert [kind.exit_code for kind in (UserError, IncompleteError, TrainingError)] == [2, 1, 1]
-    assert one_line(ValueError("a\n  b\tc ")) == "a b c"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from composed import logged
 from helpers.commands import ROOT, only_run, read_results
-from helpers.stranger import CLASSES, OPTIONS, config, fresh, mine, move_in
+from helpers.stranger import CLASSES, config, fresh, mine, move_in
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -58,12 +58,12 @@ def test_which_class_is_weak(here: Path) -> None:
     assert all(re.search(rf"│ {name} +│ +2 │", text.getvalue()) for name in CLASSES)
 
 
-@pytest.mark.parametrize("digit", ["weakest", "dog", "1", "[dog,emu]"])
+@pytest.mark.parametrize("digit", ["weakest", "1", "[dog,emu]"])
 def test_repair_proves_the_base_untouched(here: Path, digit: str) -> None:
     folder = repaired(here, f"digit={digit}", "logger=csv")
     results = read_results(folder)
     assert results["base_unchanged"]
-    expected = {"dog": (1, "dog"), "1": (1, "dog"), "[dog,emu]": ([1, 2], ["dog", "emu"])}
+    expected = {"1": (1, "dog"), "[dog,emu]": ([1, 2], ["dog", "emu"])}
     if digit == "weakest":
         errors = results["val_base"]["errors_per_class"]
         weakest = errors.index(max(errors))
@@ -93,16 +93,6 @@ def test_the_network_is_in_eval_mode_and_what_is_trained_in_train_mode(here: Pat
     assert [n for n, p in plain.named_parameters() if p.requires_grad] == [
         *("head.weight", "head.bias")
     ]
-
-
-def test_renamed_classes_are_noticed_by_the_next_run(here: Path) -> None:
-    """Runs in one process keep nothing of the images that they have seen."""
-    first = evaluate(config("eval"))
-    for old, new in (("cat", "x"), ("dog", "cat"), ("x", "dog")):
-        (here / "photos" / old).rename(here / "photos" / new)
-    second = evaluate(config("eval"))
-    assert second["data_sha256"] != first["data_sha256"]
-    assert second["test"] != first["test"]
 
 
 def test_pictures_have_names(here: Path) -> None:
@@ -187,15 +177,6 @@ def test_an_adapter_of_ones_own_base_needs_that_base(here: Path) -> None:
     assert said.startswith("adapter=outputs/lora/2026-01-01/adapter: its base, ")
     assert "expected base_ckpt=FILE, the weights that it was trained on" in said
     assert evaluate(config("eval", "adapter=latest"))["test_base"]["errors"] >= 0
-
-
-def test_broken_images_are_named_counted_and_left_out(here: Path, cli: Any) -> None:
-    (here / "photos" / "dog" / "1.png").write_bytes(b"no picture")
-    done = cli("eval.py", *OPTIONS, "figures=false", here=here)
-    assert done.code == 0, done.err
-    first, second = done.err.splitlines()[:2]
-    assert first.startswith("photos/dog/1.png: skipped: no readable picture (")
-    assert second == "1 of 60 images skipped, which cannot be read"
 
 
 # --- residual networks from torchvision, and the example -----------------------------------------
