@@ -185,12 +185,11 @@ def build_page(sides: SideBySide) -> Any:
                 base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
                 adapted = gr.Label(label="Adapted", num_top_classes=3, elem_id="adapted")
         pad.change(draw, [pad], [image, note])  # input would bring the drawing before the last one
-        one_at_a_time = {"concurrency_id": "network", "concurrency_limit": 1}
-        button.click(mistake, [number, menu], [number, image, note], **one_at_a_time)
-        menu.change(slider, [menu], [scale], **one_at_a_time)
-        changes, sides_of_it = [image.change, scale.change, menu.change], [base, adapted, seen]
-        inputs = [image, menu, scale]
-        gr.on(changes, ask, inputs, sides_of_it, show_progress="hidden", **one_at_a_time)
+        in_turn: Any = {"concurrency_id": "network", "concurrency_limit": 1}
+        button.click(mistake, [number, menu], [number, image, note], **in_turn)
+        menu.change(slider, [menu], [scale], **in_turn)
+        changes, outputs = [image.change, scale.change, menu.change], [base, adapted, seen]
+        gr.on(changes, ask, [image, menu, scale], outputs, show_progress="hidden", **in_turn)
     return page
 
 
