@@ -157,7 +157,7 @@ def build_net(cfg: DictConfig) -> nn.Module:
         ) from error
     finally:
         sys.path[:] = path
-    return net  # type: ignore[no-any-return]
+    return net
 
 
 @torch.no_grad()

@@ -218,7 +218,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             # Whoever loads the adapter finds its base, wherever that came from.
             if find_base(base_folder(cfg), base.sha256) is None:
                 write_base(base.tensors, own_file(base_folder(cfg), cfg.base_name, base.sha256))
-            metadata = {"dataset": data.name}
+            metadata = {"dataset": str(data.name)}
             if data.targets is not None:
                 repairs = named(data.classes, data.targets)
                 metadata["repairs"] = repairs.removeprefix("images of ")
@@ -293,7 +293,7 @@ def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
     data: ImageDataModule = build_data(cfg, "fit", replay=0)
     require_validation("digit=weakest", data)
     errors = count_errors(cfg, net, data, data.val_set)["errors_per_class"]
-    weakest = errors.index(max(errors))
+    weakest: int = errors.index(max(errors))
     _info(
         "digit=%d (%s): the weakest class, %d of the base's %d errors on %d validation images",
         weakest,
