@@ -107,7 +107,7 @@ def test_classes_go_by_number_and_by_name(target: Any, classes: list[str], expec
         *({"mean": m} for m in (33.3, "x", float("nan"), [0.1, 0.2])),
         *({"std": s} for s in (0, 1e-38, float("inf"), "x")),
         *({"seed": s} for s in (-1, 1.5)),
-        *({"eval_batch_size": 0}, {"num_workers": -1}, {"augment": 5}),
+        *({"eval_batch_size": 0}, {"num_workers": -1}),
     ],
     ids=str,
 )

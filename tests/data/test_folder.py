@@ -3,7 +3,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -167,16 +166,6 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(
     make_photos({"owl": 5}, size=(4, 6))
     with pytest.raises(ValueError, match=r"image_size=null: expected .* is 6x4 and another 7x9$"):
         sets(root, in_memory=in_memory)
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
-def test_every_mode(mode: str) -> None:
-    pixels = numpy.random.default_rng(0).integers(0, 256, (40, 99, 3), dtype=numpy.uint8)
-    picture = Image.fromarray(pixels).convert(mode)
-    for channels in (1, 3):
-        image = fit(picture, 12, 20, channels, "crop")
-        assert (image.shape, image.dtype) == ((channels, 12, 20), torch.uint8)
-        assert image.min() < image.max()
 
 
 def test_sixteen_bits_are_not_clipped(tmp_path: Path) -> None:

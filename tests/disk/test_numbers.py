@@ -57,10 +57,8 @@ def test_all_that_does_not_hold_is_named_with_both_values() -> None:
     ("side", "alike"),
     [
         ("test.brokn", "test.broken"),
-        ("errors_per_class.1", "test.errors_per_class.1"),
         ("test.loss", "test"),  # no number
         ("base_unchanged", "test"),
-        ("x", "test.broken"),
     ],
 )
 def test_a_number_that_is_not_there_is_no_zero(side: str, alike: str) -> None:
@@ -74,17 +72,7 @@ def test_a_number_that_is_not_there_is_no_zero(side: str, alike: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [
-        *(
-            "test.broken",
-            "test.broken = 2",
-            "test.broken != 2",
-            "test.broken <= ",
-            "< 2",
-            "1 < 2 < 3",
-        ),
-        *("test..broken < 2", "test.broken < 2e", "max(test.broken, 1) < 2", "a + b < 2", ""),
-    ],
+    ["test.broken", "test.broken = 2", "< 2", "1 < 2 < 3", "max(test.broken, 1) < 2", ""],
 )
 def test_what_is_no_comparison_is_refused(text: str) -> None:
     with pytest.raises(UserError, match=rf"^require={re.escape(text)}: expected two numbers or"):

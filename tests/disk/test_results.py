@@ -11,7 +11,7 @@ from helpers.commands import read_results
 from helpers.nets import TinyNet
 from torch import nn
 
-from lora_mnist import MLP, add_lora
+from lora_mnist import add_lora
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.disk.results import (
     Clock,
@@ -71,12 +71,10 @@ def test_results_tell_the_errors_on_the_target(
     targets = digit if isinstance(digit, list) or digit is None else [digit]
     outcomes = {"val": outcome(1, 4, 30), "test": outcome(1, 4, 30)}
     results = collect_results(cfg, data(target, targets), tiny, outcomes, Clock(), steps=7)
-    assert list(results) == [
-        *("stage", "dataset", "tags", "notes", "seed", "digit", "target", "replay"),
-        *("target_weight", "classes", "data_sha256"),
-        *("mean", "std", "steps", "best", "parameters", "val", "test"),
-        *("base_unchanged", "base_sha256", "adapter", "seconds"),
-    ]
+    assert " ".join(results) == (
+        "stage dataset tags notes seed digit target replay target_weight classes data_sha256 mean "
+        "std steps best parameters val test base_unchanged base_sha256 adapter seconds"
+    )
     assert [results[k] for k in ("stage", "dataset", "seed", "steps")] == ["lora", "mnist", 5, 7]
     assert (results["tags"], results["notes"], results["best"]) == (["wide"], "why", None)
     assert (results["digit"], results["target"]) == (digit, name)
@@ -104,24 +102,14 @@ def test_a_command_without_a_seed_has_none(tiny: TinyNet) -> None:
 
 def test_parameters_are_counted(tiny: TinyNet) -> None:
     tiny.register_buffer("mean", nn.Parameter().new_zeros(9))
-    base = 6 * 5 + 5 + 5 * 3 + 3
-    assert count_parameters(tiny) == {
-        **{"base": base, "lora": 0, "trainable": base, "increase_percent": 0.0},
-    }
-    lora = 2 * (6 + 5 + 5 + 3)
-    assert count_parameters(add_lora(tiny, rank=2)) == {
-        **{"base": base, "lora": lora, "trainable": lora},
-        "increase_percent": round(100 * lora / base, 3),
-    }
+    base, lora = 6 * 5 + 5 + 5 * 3 + 3, 2 * (6 + 5 + 5 + 3)
+    count = count_parameters(tiny)
+    assert (count["base"], count["lora"], count["trainable"]) == (base, 0, base)
+    count = count_parameters(add_lora(tiny, rank=2))
+    assert (count["base"], count["lora"], count["trainable"]) == (base, lora, lora)
+    assert count["increase_percent"] == round(100 * lora / base, 3)
     add_lora(tiny, name="second")
-    assert count_parameters(tiny)["base"] == base
     assert count_parameters(tiny)["lora"] == lora + lora // 2
-
-
-def test_the_notebooks_adapter_is_small_beside_its_network() -> None:
-    assert count_parameters(add_lora(MLP())) == {
-        **{"base": 2_807_010, "lora": 6_794, "trainable": 6_794, "increase_percent": 0.242}
-    }
 
 
 def test_results_are_written_a_line_a_key(tmp_path: Path) -> None:

@@ -123,8 +123,6 @@ class ImageDataModule(LightningDataModule):
         self.mean = _checked_channelwise("mean", mean, channels, least=0, most=1)
         self.std = _checked_channelwise("std", std, channels, least=1e-6, most=1e6)
         self.seed = None if seed is None else checked_int("seed", seed, most=2**63 - 1)
-        if augment is not None and not callable(augment):
-            raise ValueError(f"augment={augment}: expected null or a transform of a batch")
         self.augment = augment
         self.draw_weights: DrawWeights | None = None
         self.sha256: dict[str, str] = {}

@@ -84,8 +84,6 @@ def read_base(path: Path, net: nn.Module) -> Base:
         tensor = stored[name]
         # Memory of its own: neither the network's nor that of another tensor in the file.
         tensors[name] = torch.empty_like(expected[name]).copy_(tensor)
-        if expected[name].is_floating_point() and not tensor.is_floating_point():
-            raise ValueError(f"{name} holds {tensor.dtype}; expected {expected[name].dtype}")
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
     net.load_state_dict(tensors)

@@ -34,9 +34,20 @@ RUN_FILE = "run.json"
 #: Settings in which a run may differ from the one that it goes on with: none changes a number.
 #: Of the base and the images the content counts, not where they are.
 _FREE = (
-    *("resume", "figures", "require", "run_name", "tags", "notes"),
-    *("paths.", "sweep.", "logger.", "hydra."),
-    *("callbacks.checkpoint.", "base_ckpt", "data.data_dir", "data.mistakes"),
+    "resume",
+    "figures",
+    "require",
+    "run_name",
+    "tags",
+    "notes",
+    "paths.",
+    "sweep.",
+    "logger.",
+    "hydra.",
+    "callbacks.checkpoint.",
+    "base_ckpt",
+    "data.data_dir",
+    "data.mistakes",
 )
 #: How far to train: as far as before, or farther.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
