@@ -10,7 +10,6 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from lora_mnist.data.sampler import Batch, Images, ImageTensors
-from lora_mnist.errors import one_line
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
@@ -67,7 +66,7 @@ def read_mistakes(
         try:
             image = read_picture(path)
         except ValueError as error:
-            _warn("%s: skipped: %s", one_line(path), one_line(error))
+            _warn("%s: skipped: %s", path, error)
             continue
         pictures[hashlib.sha256(path.read_bytes()).hexdigest(), label] = image
     count = max(1, round(test_share * len(pictures))) if test_share else 0

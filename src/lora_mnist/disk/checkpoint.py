@@ -233,24 +233,20 @@ def recorded_run(
         return
     record.parent.mkdir(parents=True, exist_ok=True)
     flat = flatten(json.loads(json.dumps(settings, default=str)), into=dict)
-    lock = FileLock(record.with_name(".lock"), timeout=0)
     try:
-        lock.acquire()
+        with FileLock(record.with_name(".lock"), timeout=0):
+            if resume is not None:
+                _require_same_run(record, flat, resume)
+            else:
+                last.unlink(missing_ok=True)
+            write_json(record, {"settings": flat, "finished": False})
+            yield last if last.exists() else None
+            write_json(record, {"settings": flat, "finished": True})
     except Timeout as error:
         key = "hydra.run.dir" if resume is None else "resume"
         raise UserError(
             f"{key}={folder}: a run is still going there; expected one at a time"
         ) from error
-    try:
-        if resume is not None:
-            _require_same_run(record, flat, resume)
-        else:
-            last.unlink(missing_ok=True)
-        write_json(record, {"settings": flat, "finished": False})
-        yield last if last.exists() else None
-        write_json(record, {"settings": flat, "finished": True})
-    finally:
-        lock.release()
 
 
 def recorded_seed(folder: Path) -> int:

@@ -4,6 +4,7 @@ import os
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.global_hydra import GlobalHydra
@@ -80,9 +81,9 @@ def open_sweep(config: DictConfig) -> None:
         "fixed": fixed,
         "entry": program(),
     }
+    settings: Any = OmegaConf.to_container(sweep, resolve=True)
     for key in ("metric", "mode", "start", "columns"):
-        value = sweep[key]
-        content[key] = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        content[key] = settings[key]
     write_json(folder / SWEEP_FILE, content)
     _conducted = lock
 
