@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import statistics
 import subprocess
@@ -97,17 +98,22 @@ class Commands:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.usual = [f"paths.outputs={folder}/outputs", "trainer=cpu"]
-        run("train.py", "stage=pretrain", "trainer.max_steps=100", *self.usual)
+        self.run("stage=pretrain trainer.max_steps=100")
 
-    def train(self, steps: int, *overrides: str, images: int = 1) -> Measurement:
+    def run(self, overrides: str) -> Measured:
+        """What ``train.py`` takes with these overrides."""
+        return run("train.py", *overrides.split(), *self.usual)[0]
+
+    def train(self, steps: int, overrides: str, images: int = 1) -> Measurement:
         """Steps a second, times the ``images`` of a step, of a training without validation."""
+        path = self.folder / "rate"
+        watched = (
+            f"{overrides} trainer.max_steps={steps} +trainer.limit_val_batches=0 figures=false "
+            f"+callbacks.stopwatch._target_=stopwatch.Stopwatch +callbacks.stopwatch.path={path}"
+        )
 
         def measure() -> Measured:
-            path = self.folder / "rate"
-            watch = ["+callbacks.stopwatch._target_=stopwatch.Stopwatch"]
-            watch += [f"+callbacks.stopwatch.path={path}", f"trainer.max_steps={steps}"]
-            watch += ["+trainer.limit_val_batches=0", "figures=false"]
-            used, _ = run("train.py", *overrides, *watch, *self.usual)
+            used = self.run(watched)
             return Measured(images * float(path.read_text()), used.memory)
 
         return measure
@@ -115,34 +121,29 @@ class Commands:
     def test(self) -> Measured:
         """Test images a second, as results.json has them."""
         place = self.folder / "test"
-        overrides = ["stage=pretrain", "trainer.max_steps=1", "figures=false"]
-        overrides += [f"hydra.run.dir={place}", f"base_ckpt={place}/base.ckpt"]
-        used, _ = run("train.py", *overrides, *self.usual)
+        shutil.rmtree(place, ignore_errors=True)
+        folders = f"hydra.run.dir={place} base_ckpt={place}/base.ckpt"
+        used = self.run(f"stage=pretrain trainer.max_steps=1 figures=false {folders}")
         results = json.loads((place / "results.json").read_text())
-        shutil.rmtree(place)
         return Measured(10_000 / results["seconds"]["test"], used.memory)
 
     def further_job(self) -> Measured:
         """Seconds that one more job of a hundred steps adds to a sweep."""
-        sweep = ["-m", "stage=lora", "digit=9", "trainer.max_steps=100", *self.usual]
-        few, _ = run("train.py", *sweep, "lora.rank=1,2")
-        many, _ = run("train.py", *sweep, "lora.rank=1,2,3,4,5,6")
+        sweep = "-m stage=lora digit=9 trainer.max_steps=100"
+        few, many = self.run(f"{sweep} lora.rank=1,2"), self.run(f"{sweep} lora.rank=1,2,3,4,5,6")
         return Measured((many.value - few.value) / 4, many.memory)
 
     def summary(self, jobs: int) -> Measurement:
         """Seconds of ``report.py`` on a sweep of copies of one job, each with another seed."""
         sweep = self.folder / f"sweep-{jobs}"
-        overrides = ["-m", "stage=lora", "seed=0,1", "trainer.max_steps=1", *self.usual]
-        run("train.py", *overrides, f"hydra.sweep.dir={sweep}")
+        self.run(f"-m stage=lora seed=0,1 trainer.max_steps=1 hydra.sweep.dir={sweep}")
         first = next(path.parent for path in sweep.glob("*/job.json") if "seed=0" in str(path))
         for seed in range(2, jobs):
             copy = sweep / first.name.replace("seed=0", f"seed={seed}")
-            (copy / ".hydra").mkdir(parents=True)
-            for name in ("job.json", "results.json", ".hydra/config.yaml", ".hydra/overrides.yaml"):
-                text = (first / name).read_text()
-                for said in ("seed={}", "seed: {}", '"seed": {}'):
-                    text = text.replace(said.format(0), said.format(seed))
-                (copy / name).write_text(text)
+            copy.mkdir()
+            shutil.copy(first / "results.json", copy)
+            job = (first / "job.json").read_text().replace('"seed=0"', f'"seed={seed}"')
+            (copy / "job.json").write_text(job)
         return seconds("report.py", f"run={sweep}", *self.usual[:1])
 
 
@@ -168,29 +169,21 @@ def rows_of(
     steps = arguments.steps
     if kind == "training":
         few = max(steps // 4, 5)  # the notebook's steps are slow, and all alike
-        rows = [
-            Row(
-                f"`stage={stage}`",
-                "steps/s",
-                "notebook",
-                loop("notebook", stage, "--steps", few),
-                commands.train(steps, f"stage={stage}", "digit=9" if stage == "lora" else "seed=0"),
-            )
-            for stage in ("pretrain", "lora")
-        ]
+        rows = []
+        for stage, command in (("pretrain", "stage=pretrain"), ("lora", "stage=lora digit=9")):
+            theirs = loop("notebook", stage, "--steps", few)
+            here = commands.train(steps, command)
+            rows.append(Row(f"`stage={stage}`", "steps/s", "notebook", theirs, here))
         theirs = loop("notebook", "test", "--steps", few)
         return [*rows, Row("test pass", "images/s", "notebook", theirs, commands.test)]
     if kind == "adapters":
-        return [
-            Row(
-                f"LoRA in a bare loop, batch {batch}",
-                "steps/s",
-                "PEFT",
-                loop("peft", "--batch", batch, "--steps", steps),
-                loop("lora", "--batch", batch, "--steps", steps),
-            )
-            for batch in (10, 100)
-        ]
+        rows = []
+        for batch in (10, 100):
+            theirs = loop("peft", "--batch", batch, "--steps", steps)
+            ours = loop("lora", "--batch", batch, "--steps", steps)
+            work = f"LoRA in a bare loop, batch {batch}"
+            rows.append(Row(work, "steps/s", "PEFT", theirs, ours))
+        return rows
     if kind == "start":
         stop = "+callbacks.stop._target_=stopwatch.ExitAtFirstStep"
         start = seconds("train.py", "stage=lora", "digit=9", stop, *commands.usual)
@@ -209,22 +202,21 @@ def rows_of(
         ]
     photos, batch = pictures(folder, arguments.pictures), 100
     steps = arguments.pictures * 8 // 10 // batch  # a tenth is for validation, a tenth for the test
-    ours = ["stage=pretrain", "data=folder", f"data.data_dir={photos}", "data.batch_size=100"]
-    ours += ["data.mean=0.5", "data.std=0.5", "net=custom", "net._target_=lora_mnist.MLP"]
-    ours += ["net.in_features=12288", "net.hidden_sizes=[64]", "net.num_classes=10"]
-    ours += ["logger=none", f"base_ckpt={folder}/photos.ckpt"]
-    rows = []
+    overrides = (
+        f"stage=pretrain data=folder data.data_dir={photos} data.batch_size={batch} data.mean=0.5 "
+        "data.std=0.5 net=custom net._target_=lora_mnist.MLP net.in_features=12288 "
+        f"net.hidden_sizes=[64] net.num_classes=10 logger=none base_ckpt={folder}/photos.ckpt"
+    )
+    rows, work = [], f"{arguments.pictures:,} pictures"
     for workers in (0, arguments.workers):
-        theirs = loop(
-            *("folder", photos, "--batch", batch, "--steps", steps, "--workers", workers),
-        )
-        disk = [*ours, "data.in_memory=false", f"data.num_workers={workers}"]
-        work = f"{arguments.pictures:,} pictures from the disk, {workers} workers"
-        here = commands.train(steps, *disk, images=batch)
-        rows.append(Row(work, "images/s", "ImageFolder", theirs, here))
-    memory = commands.train(steps, *ours, "data.in_memory=true", images=batch)
-    work = f"{arguments.pictures:,} pictures, in memory"
-    return [*rows, Row(work, "images/s", "ImageFolder, 0 workers", rows[0].theirs, memory)]
+        theirs = loop("folder", photos, "--batch", batch, "--steps", steps, "--workers", workers)
+        disk = f"{overrides} data.in_memory=false data.num_workers={workers}"
+        here = commands.train(steps, disk, images=batch)
+        from_disk = f"{work} from the disk, {workers} workers"
+        rows.append(Row(from_disk, "images/s", "ImageFolder", theirs, here))
+    memory = commands.train(steps, f"{overrides} data.in_memory=true", images=batch)
+    beside = "ImageFolder, 0 workers"
+    return [*rows, Row(f"{work}, in memory", "images/s", beside, rows[0].theirs, memory)]
 
 
 def spread(values: list[float]) -> str:
@@ -244,24 +236,22 @@ def measure(row: Row, rounds: int) -> str:
         if row.theirs:
             theirs.append(row.theirs())
         ours.append(row.ours())
-    cells = [row.work, row.unit, row.beside]
     ratios = [a.value / b.value for a, b in zip(ours, theirs, strict=False)]
     if row.unit == "s":
         ratios = [1 / ratio for ratio in ratios]
-    cells.append(spread([each.value for each in theirs]) if theirs else "")
-    cells.append(spread([each.value for each in ours]))
-    cells.append(spread(ratios) if ratios else "")
-    memory = [f"{max(e.memory for e in side):,.0f}" if side else "" for side in (theirs, ours)]
-    return f"| {' | '.join([*cells, *memory])} |"
+    cells = [row.work, row.unit, row.beside]
+    for values in ([each.value for each in theirs], [each.value for each in ours], ratios):
+        cells.append(spread(values) if values else "")
+    for side in (theirs, ours):
+        cells.append(f"{max(each.memory for each in side):,.0f}" if side else "")
+    return f"| {' | '.join(cells)} |"
 
 
 def processor() -> str:
     """The name of the processor."""
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    path = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.+)", path.read_text() if path.exists() else "")
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def main() -> None:

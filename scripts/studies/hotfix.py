@@ -26,8 +26,11 @@ from lora_mnist.disk.base import read_base
 
 FOLDER = OUTPUT / "hotfix"
 METHODS = (
-    *("base", "hotfix", "hotfix, `lora.rank=16`"),
-    *("weighted fine-tuning", "without the mistakes"),
+    "base",
+    "hotfix",
+    "hotfix, `lora.rank=16`",
+    "weighted fine-tuning",
+    "without the mistakes",
 )
 NET: Settings = {"net.hidden_sizes": [300, 100]}
 PRETRAIN: Settings = {"data.batch_size": 100, "trainer.max_epochs": 5}

@@ -50,30 +50,26 @@ def dial_curve(
             batch.
     """
     before = [(adapter, adapter.scale) for adapter in named_adapters(model, name)]
-    parts = []
+    images, errors, errors_of_target = 0, [0] * len(scales), [0] * len(scales)
     for inputs, labels in batches:
-        wrong_at = []
-        for scale in scales:
+        images += len(labels)
+        is_target = torch.isin(labels, torch.tensor(list(targets or []), device=labels.device))
+        for place, scale in enumerate(scales):
             for adapter, own in before:
                 adapter.scale = scale * own
-            wrong_at.append(model(inputs).argmax(dim=1) != labels)
-        is_target = torch.isin(labels, torch.tensor(list(targets or []), device=labels.device))
-        parts.append(torch.stack([*wrong_at, is_target]).cpu())
+            wrong = model(inputs).argmax(dim=1) != labels
+            errors[place] += int(wrong.sum())
+            errors_of_target[place] += int((wrong & is_target).sum())
     for adapter, own in before:
         adapter.scale = own
-    if not parts:
+    if not images:
         raise ValueError("batches: expected at least one batch of images and labels")
-    rows = torch.cat(parts, dim=1)
-    wrong, is_target = rows[:-1], rows[-1]
-    curve: dict[str, Any] = {
-        "images": wrong.shape[1],
-        "scales": list(scales),
-        "errors": wrong.sum(1).tolist(),
-    }
+    curve: dict[str, Any] = {"images": images, "scales": list(scales), "errors": errors}
     if targets:
-        curve["errors_of_target"] = (wrong & is_target).sum(1).tolist()
-        curve["errors_elsewhere"] = (wrong & ~is_target).sum(1).tolist()
-    curve["advised"] = advised_scale(scales, curve["errors"])
+        curve["errors_of_target"] = errors_of_target
+        pairs = zip(errors, errors_of_target, strict=True)
+        curve["errors_elsewhere"] = [every - of_target for every, of_target in pairs]
+    curve["advised"] = advised_scale(scales, errors)
     return curve
 
 

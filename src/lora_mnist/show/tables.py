@@ -60,18 +60,21 @@ def print_parameters(net: nn.Module) -> None:
     base = base_state_dict(net)
     layers = {n: layer for n, layer in net.named_modules() if f"{n}.weight".lstrip(".") in base}
     shown = list(layers)[: _MOST_ROWS if len(layers) <= _MOST_ROWS else _CHOSEN_ROWS]
-    adapters = {name: lora_adapters(layers[name]) for name in shown}
-    parts = [part for each in adapters.values() for of in each for part, _ in of.named_parameters()]
-    columns = list(dict.fromkeys(parts))
-    table = Table("layer", "W", "b", *columns)
+    rows: list[dict[str, str]] = []
     for name in shown:
-        row = [name, *(_shape(base.get(f"{name}.{of}".lstrip("."))) for of in ("weight", "bias"))]
-        for part in columns if adapters[name] else ():
-            # Of the last adapter, which may be on weight and bias.
-            last = [of for of in adapters[name] if of.name == adapters[name][-1].name]
-            shapes = [_shape(dict(of.named_parameters()).get(part)) for of in last]
-            row.append(", ".join(shapes))
-        table.add_row(*row)
+        row = {"layer": name}
+        for column, part in (("W", "weight"), ("b", "bias")):
+            row[column] = _shape(base.get(f"{name}.{part}".lstrip(".")))
+        adapters = lora_adapters(layers[name])
+        for adapter in adapters:
+            if adapter.name == adapters[-1].name:  # the last one, which may be on weight and bias
+                for part, tensor in adapter.named_parameters():
+                    row[part] = f"{row[part]}, {_shape(tensor)}" if part in row else _shape(tensor)
+        rows.append(row)
+    columns = dict.fromkeys(column for row in rows for column in row)
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(row.get(column, "") for column in columns))
     if rest := len(layers) - len(shown):
         table.add_row(f"{rest} more")
     show(table, trainable_parameters(net))
