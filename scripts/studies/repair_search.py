@@ -19,7 +19,7 @@ from typing import Any
 from jobs import Base, Settings, composed, errors, overrides, written
 
 #: Candidates that the page shows.
-_SHOWN = 5
+_SHOWN = 3
 #: A base, and what to repair on it.
 Case = tuple[Base, list[int]]
 

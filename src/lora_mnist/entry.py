@@ -6,7 +6,6 @@
 
 import os
 import sys
-from importlib import import_module
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,15 +15,7 @@ from lora_mnist import __version__
 from lora_mnist.cli import command, run
 from lora_mnist.project import CONFIGS
 
-#: Each command's module, whose function has the same name.
-_COMMANDS = {
-    "train": "train",
-    "eval": "evaluate",
-    "predict": "predict",
-    "export": "export",
-    "demo": "demo",
-    "report": "report",
-}
+_COMMANDS = ["train", "eval", "predict", "export", "demo", "report"]
 _USAGE = f"""lora-mnist {__version__}
 
   lora-mnist train stage=pretrain        pretrain a base
@@ -41,9 +32,32 @@ eval "$(lora-mnist -sc install=bash)" turns on tab completion."""
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _main(cfg: DictConfig) -> float | None:
-    module = _COMMANDS[str(HydraConfig.get().job.config_name)]
-    function = getattr(import_module(f"lora_mnist.{module}"), module)  # here: --help waits for none
-    return command(function, cfg)
+    # Imports stand where they are needed, so that --help does not wait for torch.
+    match HydraConfig.get().job.config_name:
+        case "train":
+            from lora_mnist.train import train
+
+            return command(train, cfg)
+        case "eval":
+            from lora_mnist.evaluate import evaluate
+
+            return command(evaluate, cfg)
+        case "predict":
+            from lora_mnist.predict import predict
+
+            return command(predict, cfg)
+        case "export":
+            from lora_mnist.export import export
+
+            return command(export, cfg)
+        case "demo":
+            from lora_mnist.demo import demo
+
+            return command(demo, cfg)
+        case _:
+            from lora_mnist.report import report
+
+            return command(report, cfg)
 
 
 def main() -> None:
