@@ -73,8 +73,17 @@ def add_lora(
     targets = target_weights(model, target_modules)
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
-    options = (init, init_std, use_rslora, dropout, use_dora)
-    settings = {layer: LayerSettings(ranks[layer], alphas[layer], *options) for layer in targets}
+    settings = {}
+    for layer in targets:
+        settings[layer] = LayerSettings(
+            rank=ranks[layer],
+            alpha=alphas[layer],
+            init=init,
+            init_std=init_std,
+            use_rslora=use_rslora,
+            dropout=dropout,
+            use_dora=use_dora,
+        )
     attach(model, settings, name, base_dropout)
     return model
 

@@ -63,6 +63,6 @@ def lora_summary(model: nn.Module) -> LoRASummary:
             state = "on" if adapter.enabled else "off"
             if merged and adapter.name in merged.names:
                 state = "merged"
-            row = (adapter.name, layer, rank, scaling, adapter.scale, numbers, state)
-            rows.append(AdaptedLayer(*row))
+            row = AdaptedLayer(adapter.name, layer, rank, scaling, adapter.scale, numbers, state)
+            rows.append(row)
     return LoRASummary(fingerprint(base_state_dict(model)), rows)

@@ -85,13 +85,11 @@ class Weight(NamedTuple):
     def drop(self, names: Collection[str]) -> None:
         """Take the adapters called ``names`` off; whatever else is registered stays."""
         registered = self.parametrizations
-        dropped = [adapter for adapter in self.adapters if adapter.name in names]
-        if len(dropped) == len(registered):
+        for adapter in self.adapters:
+            if adapter.name in names:
+                del registered[list(registered).index(adapter)]
+        if len(registered) == 0:
             self._clear()
-            return
-        for index in reversed(range(len(registered))):
-            if registered[index] in dropped:
-                del registered[index]
 
     def merge(self, names: Collection[str]) -> nn.ModuleList:
         """Put the weight that the adapters called ``names`` make in the place of the one below.
@@ -140,8 +138,7 @@ class Weight(NamedTuple):
         # alone; it survives deepcopy, and goes with the last parametrization.
         if self.tensor == "weight" and parametrize.is_parametrized(self.module):
             layer: Any = type(self.module)
-            if "forward" in vars(layer):
-                del layer.forward
+            layer.forward = layer.__bases__[0].forward
             if self.adapters and self.is_factored:
                 is_linear = isinstance(self.module, nn.Linear)
                 layer.forward = linear_forward if is_linear else conv2d_forward
