@@ -27,7 +27,8 @@ def draw_before_after(folders: Mapping[str, Path], path: Path) -> None:
 
     results = [json.loads((f / "results.json").read_text()) for f in folders.values()]
     figure, axes = plt.subplots(
-        *(3, len(folders)),
+        3,
+        len(folders),
         figsize=(5 * len(folders), 9),
         height_ratios=(2.2, 1, 1),
         layout="constrained",

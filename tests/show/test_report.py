@@ -16,7 +16,9 @@ from lora_mnist.sweep.summary import Ranked, summarize
 
 @pytest.mark.parametrize("stage", ["lora", "finetune", "pretrain"])
 def test_a_report_of_each_stage(tmp_path: Path, stage: str) -> None:
-    write_run(tmp_path, stage)
+    """It needs nothing from elsewhere, and runs nothing: a name and a configuration try to."""
+    several = {"in_a_row": [[2, 9, 1], [3, 4, 1], [5, 2, 0]]} if stage == "lora" else {}
+    write_run(tmp_path, stage, **several)
     page = make_report(tmp_path).read_text()
     for said in ("Each class", "Which predictions", "cat", "farm", "stage=lora"):
         assert said in page
@@ -25,9 +27,17 @@ def test_a_report_of_each_stage(tmp_path: Path, stage: str) -> None:
     assert ("Repaired" in page) == (stage != "pretrain")
     assert ("Inside the adapter" in page) == (stage == "lora")
     assert ("did not move by one bit" in page) == (stage == "lora")
+    repairs = "<td>repair 2</td><td>5</td><td>2</td><td>0</td><td>7</td>"
+    assert (repairs in page) == (stage == "lora")
     assert page.count('<tr class="mark"><td>dog</td>') == (stage != "pretrain")
     advice = "<code>experiment=repair digit=dog</code> repairs them."
     assert (advice in page) == (stage == "pretrain")
+    assert "<script" not in page
+    assert "<b>cow" not in page
+    assert "&lt;b&gt;cow&lt;/b&gt;" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    for tag in ("src=", "href="):
+        assert {piece[:6] for piece in page.split(tag)[1:]} <= {'"data:'}
 
 
 def test_mistakes_are_in_the_table_and_in_the_report(tmp_path: Path) -> None:
@@ -36,18 +46,6 @@ def test_mistakes_are_in_the_table_and_in_the_report(tmp_path: Path) -> None:
     assert "mistakes learnt: right 0 → 8 of 9" in make_report(tmp_path).read_text()
     assert "held out" not in results_text(found)
     assert "│ learnt   │                   0 │         8 │      9 │" in results_text(found)
-
-
-def test_needs_nothing_from_elsewhere_and_runs_nothing(tmp_path: Path) -> None:
-    """Names of classes, and a configuration, that try to be markup."""
-    write_run(tmp_path)
-    page = make_report(tmp_path).read_text()
-    assert "<script" not in page
-    assert "<b>cow" not in page
-    assert "&lt;b&gt;cow&lt;/b&gt;" in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    for tag in ("src=", "href="):
-        assert {piece[:6] for piece in page.split(tag)[1:]} <= {'"data:'}
 
 
 def test_results_alone_are_enough(tmp_path: Path) -> None:
@@ -62,20 +60,15 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
 
 
 def test_from_what_is_damaged_nothing_is_drawn(tmp_path: Path) -> None:
-    """The report and the figures that were drawn before stay."""
+    """The figures that were drawn before stay."""
     write_run(tmp_path)
-    make_report(tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    figure = tmp_path / "figures" / "errors.png"
+    figure.parent.mkdir()
+    figure.touch()
     (tmp_path / PREDICTIONS_FILE).write_bytes(b"half")
     with pytest.raises(SafetensorError):
         make_report(tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
-
-
-def test_several_repairs_in_a_row_are_a_table(tmp_path: Path) -> None:
-    write_run(tmp_path, in_a_row=[[2, 9, 1], [3, 4, 1], [5, 2, 0]])
-    page = make_report(tmp_path).read_text()
-    assert "<td>repair 2</td><td>5</td><td>2</td><td>0</td><td>7</td>" in page
+    assert figure.read_bytes() == b""
 
 
 # --- of a sweep -----------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ def make_report(folder: Path) -> Path:
     Predictions, adapter and configuration are shown where they are there.
 
     Raises:
-        ValueError: if a file is damaged.
+        ValueError: if results.json, or the adapter, is damaged.
+        safetensors.SafetensorError: if the predictions are.
         OSError: if there is no results.json, or a file cannot be read or written.
     """
     results = json.loads((folder / "results.json").read_text())
