@@ -150,15 +150,9 @@ def test_a_signal_ends_both_processes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["it starts", "it trains"])
-def test_a_killed_parent_leaves_no_child(
-    group: subprocess.Popen[bytes], tmp_path: Path, when: str
-) -> None:
-    if when == "it trains":
-        wait_until_it_trains(group, tmp_path)
-    else:
-        assert wait_for(lambda: len(members(group.pid)) == 2, 60)
+def test_a_killed_parent_leaves_no_child(group: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    """Its connection is cut, at the next step."""
+    wait_until_it_trains(group, tmp_path)
     group.kill()
     group.wait()
-    # It looks once a second; one that still starts has to import torch first.
-    assert wait_for(lambda: not members(group.pid), 15 if when == "it trains" else 40)
+    assert wait_for(lambda: not members(group.pid), 15)

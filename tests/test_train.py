@@ -477,3 +477,18 @@ def test_an_adapter_is_trained_on(outputs: Path) -> None:
     assert second["test"]["loss"] != first["test"]["loss"]
     assert second["parameters"]["lora"] == first["parameters"]["lora"]
     assert "test_before" not in second
+
+
+def test_jobs_on_other_adapters_share_no_predictions(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a job of a sweep is compared with has the adapters beneath it on."""
+    for digit in (3, 4):
+        run(outputs, "stage=lora", f"digit={digit}", "lora.rank=2", "trainer.max_steps=20")
+    below = sorted((outputs / "lora").iterdir())
+    monkeypatch.setattr(lora_mnist.train, "is_sweep", lambda: True)
+    found = [run(outputs, "stage=lora", "digit=5", f"adapter={folder}") for folder in below]
+    monkeypatch.undo()
+    for folder, job in zip(below, found, strict=True):
+        before = read_results(folder)["test"]["errors_per_class"]
+        assert job["test_before"]["errors_per_class"] == before

@@ -406,7 +406,8 @@ def with_run(cfg: DictConfig) -> DictConfig:
     started; what the command line says wins.
     """
     cfg = cfg.copy()
-    cfg.adapter = _with_latest(cfg, cfg.adapter)
+    if cfg.adapter == "latest":
+        cfg.adapter = _latest_adapter(cfg)
     specs = adapter_specs(cfg)
     if not specs or not HydraConfig.initialized():
         return cfg
@@ -437,19 +438,12 @@ def with_run(cfg: DictConfig) -> DictConfig:
     return cfg
 
 
-def _with_latest(cfg: DictConfig, adapter: Any) -> Any:
-    """``cfg.adapter`` with a folder in the place of each ``latest``."""
-    if isinstance(adapter, ListConfig):
-        return [_with_latest(cfg, each) for each in adapter]
-    if isinstance(adapter, DictConfig):
-        return {**adapter, "path": _with_latest(cfg, adapter.get("path"))}
-    if adapter != "latest":
-        return adapter
-    runs = Path(cfg.paths.outputs, "lora")
-    marker = latest(runs, f"*/adapter/{CONFIG_NAME}")
+def _latest_adapter(cfg: DictConfig) -> str:
+    """The folder of the run that left the newest adapter."""
+    marker = latest(Path(cfg.paths.outputs, "lora"), f"*/adapter/{CONFIG_NAME}")
     if marker is None:
         raise UserError(
-            f"adapter=latest: expected an adapter in {runs}, found none; "
+            f"adapter=latest: expected an adapter in {cfg.paths.outputs}/lora, found none; "
             f"make one with: {program('train')} stage=lora"
         )
     if is_sweep():

@@ -22,8 +22,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist.classifier.metrics import Evaluation
-from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.classifier.module import BaseLogits, ClassifierModule
 from lora_mnist.config import (
+    TRAINING_KEYS,
     adapter_stack,
     add_configured_lora,
     asked_keys,
@@ -71,6 +72,9 @@ from lora_mnist.sweep.command import command_line
 
 log = logging.getLogger(__name__)
 _info = rank_zero_only(log.info)
+
+#: By all that they depend on; of the last base alone.
+_base_logits: dict[str, BaseLogits] = {}
 
 
 def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
@@ -204,11 +208,11 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         outcomes = dict(module.outcomes)
         splits = {"val": data.val_set, "test": data.test_set}
         splits |= zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False)
-        for split in splits.keys() & outcomes if beneath else ():
-            # What it was compared with had these on.
-            outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
-            with lora_disabled(net):
-                outcomes[f"{split}_base"] = count_errors(cfg, net, data, splits[split])
+        for split, images in splits.items():
+            if beneath and split in outcomes:  # what it was compared with had these on
+                outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
+                with lora_disabled(net):
+                    outcomes[f"{split}_base"] = count_errors(cfg, net, data, images)
         results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step, best)
         results |= {"base_unchanged": True, "base_sha256": base.sha256, "adapter": "adapter"}
         results["dial"] = dial
@@ -328,6 +332,8 @@ def fit(
     count, mistakes = len(data.target_and_others()[0]), bool(data.mistake_sets)
     settings = (count, data.classes, data.targets, data.replay, data.hardness, mistakes)
     _info("%s", training_sentence(cfg.stage, *settings))
+    if is_sweep():
+        module.base_logits = shared_base_logits(cfg, module, data)
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if not trainer.global_step:
@@ -351,6 +357,19 @@ def fit(
         _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
         trainer.validate(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return best
+
+
+def shared_base_logits(
+    cfg: DictConfig, module: ClassifierModule, data: ImageDataModule
+) -> BaseLogits:
+    """What the base gives for the images: computed once for all jobs of a sweep on one base."""
+    base = module.hparams["base_sha256"], cfg.net, cfg.get("adapter")  # what is beneath is on
+    source = {key: value for key, value in cfg.data.items() if key not in TRAINING_KEYS}
+    images = source, data.sha256, data.mean, data.std
+    key = str([base, images, cfg.trainer.accelerator, cfg.trainer.precision])
+    if key not in _base_logits:
+        _base_logits.clear()
+    return _base_logits.setdefault(key, {})
 
 
 def test(module: ClassifierModule, data: ImageDataModule, trainer: Trainer, clock: Clock) -> None:
