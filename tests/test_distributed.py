@@ -25,7 +25,10 @@ def run_recorded(
     seen = folder / "seen"
     seen.mkdir(parents=True)
     done = run_process(
-        *("train.py", *overrides, f"hydra.run.dir={folder}/run", "logger=csv"),
+        "train.py",
+        *overrides,
+        f"hydra.run.dir={folder}/run",
+        "logger=csv",
         "+callbacks.recorder._target_=helpers.recorder.Recorder",
         f"+callbacks.recorder.folder={seen}",
         PYTHONPATH=f"{ROOT}/tests:{ROOT}/src",
@@ -89,9 +92,16 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A long training in two processes, in a process group of its own."""
-    options = ("stage=pretrain", "trainer=ddp_sim", f"paths.outputs={tmp_path}", *SMALL[:1])
-    options = (*options, "trainer.max_epochs=1000", "logger=none", "figures=false")
-    options = (*options, "callbacks.checkpoint.seconds=1")
+    options = [
+        "stage=pretrain",
+        "trainer=ddp_sim",
+        "trainer.max_epochs=1000",
+        "logger=none",
+        "figures=false",
+        "callbacks.checkpoint.seconds=1",
+        f"paths.outputs={tmp_path}",
+        SMALL[0],
+    ]
     process = subprocess.Popen(
         [sys.executable, "train.py", *options, f"hydra.run.dir={tmp_path}/run"],
         cwd=ROOT,

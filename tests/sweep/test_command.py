@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from lora_mnist.sweep.command import command_line, key_of, override
 
 ARGUMENTS = [
-    *("-m", "stage=lora", "lora.target_modules='linear[12]'", "images='my pictures/*.png'", ""),
-    *('x="a,b"', "note='say \"$HOME\" `id` \\ it!'", "loss=glob(*)", "~scheduler", "a={b:[1,2]}"),
+    "-m",
+    "lora.target_modules='linear[12]'",
+    "images='my pictures/*.png'",
+    "",
+    'x="a,b"',
+    "note='say \"$HOME\" `id` \\ it!'",
+    "loss=glob(*)",
+    "~scheduler",
+    "a={b:[1,2]}",
 ]
 
 

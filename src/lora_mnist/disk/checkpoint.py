@@ -60,7 +60,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         with atomic_write(Path(path)) as temporary:
-            super().save_checkpoint(checkpoint, temporary)
+            torch.save(checkpoint, temporary)
 
 
 class LastCheckpoint(Checkpoint):
