@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.augment import augmented
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes
@@ -20,7 +20,6 @@ from lora_mnist.data.sampler import (
     ImageTensors,
     TrainingLoader,
     TrainingSampler,
-    as_batched,
     split_by_class,
     weigh,
 )
@@ -357,7 +356,7 @@ class ImageDataModule(LightningDataModule):
             images,
             self.eval_batch_size,
             sampler=sampler,
-            collate_fn=as_batched,
+            collate_fn=default_convert,
             num_workers=self.num_workers,
             # Else it draws from torch's, and training would depend on how often it validates.
             generator=torch.Generator(),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
 
 Batch = tuple[Tensor, Tensor]
 
@@ -205,11 +205,6 @@ def split_by_class(labels: Tensor, targets: Sequence[int] | None) -> Batch:
     return is_target.nonzero().flatten(), (~is_target).nonzero().flatten()
 
 
-def as_batched(batch: Any) -> Any:
-    """Collate function of images that were indexed as a batch."""
-    return batch
-
-
 class TrainingLoader:
     """A ``DataLoader`` that goes on in the middle of an epoch.
 
@@ -231,7 +226,7 @@ class TrainingLoader:
         self.loader: DataLoader[Batch] = DataLoader(
             images,
             batch_sampler=sampler,
-            collate_fn=as_batched,
+            collate_fn=default_convert,
             num_workers=num_workers,
             generator=torch.Generator(),  # else it draws from torch's, as dropout does
         )

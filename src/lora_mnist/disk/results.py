@@ -66,18 +66,20 @@ def collect_results(
         steps: steps of training.
         best: of the best weights, if they were tested in place of the last: monitor, value, step.
     """
-    targets, several = data.targets, isinstance(data.target, list | tuple)
-    digit: Any = targets[0] if targets and not several else targets
+    targets, several = data.targets or [], isinstance(data.target, list | tuple)
+    digit: Any = targets if several else targets[0] if targets else None
     splits = {split: dict(outcome) for split, outcome in outcomes.items()}
-    for outcome in splits.values() if targets else ():
-        outcome["errors_of_target"] = sum(outcome["errors_per_class"][c] for c in targets or ())
+    for outcome in splits.values():
+        if not targets:
+            continue
+        outcome["errors_of_target"] = sum(outcome["errors_per_class"][c] for c in targets)
         if "repaired" in outcome:
-            repaired = sum(outcome["repaired_per_class"][c] for c in targets or ())
-            broken = sum(outcome["broken_per_class"][c] for c in targets or ())
+            repaired = sum(outcome["repaired_per_class"][c] for c in targets)
+            broken = sum(outcome["broken_per_class"][c] for c in targets)
             rest = outcome["repaired"] - repaired, outcome["broken"] - broken
             outcome["p_value_of_target"] = mcnemar(repaired, broken)
             outcome["p_value_elsewhere"] = mcnemar(*rest)
-    names = [data.short_names[c] for c in targets or ()]
+    names = [data.short_names[c] for c in targets]
     return {
         "stage": cfg.stage,
         "dataset": data.name,
