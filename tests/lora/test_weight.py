@@ -42,6 +42,11 @@ def test_a_parametrization_below_ours(tiny: nn.Module) -> None:
     ]
     assert torch.equal(unmerge_lora(tiny)(X), adapted)
     assert changed_tensors(state, tiny.state_dict()) == []
+    both = randomize(add_lora(tiny, name="second"))(X)
+    with pytest.raises(ValueError, match="linear1: DoRA, or somebody else's parametrization"):
+        merge_lora(tiny, "second")
+    torch.testing.assert_close(merge_lora(tiny, "default")(X), both)
+    assert torch.equal(unmerge_lora(tiny)(X), both)
     assert changed_tensors(before, remove_lora(tiny).state_dict()) == []
 
 

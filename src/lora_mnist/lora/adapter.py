@@ -122,19 +122,22 @@ def load_adapter(
                     "that can be adapted"
                 )
             base = weights[layer].base
-            shapes = {"delta": tuple(base.shape), "trained": tuple(base.shape)}
+            shape = tuple(base.shape)
             if wanted:
-                rows, *columns = base.shape
-                shapes["lora_A"] = (wanted.rank, *columns)
-                shapes["lora_B"] = (rows, wanted.rank, *[1] * (len(columns) - 1))
-                shapes["magnitude"] = (rows,)
+                ones = [1] * (base.ndim - 2)
+                expected = {"lora_A": (wanted.rank, *shape[1:])}
+                expected["lora_B"] = (shape[0], wanted.rank, *ones)
+                if wanted.use_dora:
+                    expected["magnitude"] = shape[:1]
+            else:
+                expected = {"delta" if "delta" in of_layer else "trained": shape}
+            shapes = {part: tuple(tensor.shape) for part, tensor in of_layer.items()}
+            if shapes != expected:
+                raise ValueError(f"{layer}: expected the shapes {expected}, found {shapes}")
             for part, tensor in of_layer.items():
-                what, shape = f"{part} of {layer}", shapes[part]
-                if tensor.shape != shape:
-                    raise ValueError(f"{what} has shape {tuple(tensor.shape)}, expected {shape}")
                 is_float = tensor.is_floating_point()
                 if not is_float or not tensor.to(base.dtype).isfinite().all():
-                    raise ValueError(f"{what}: expected finite floating-point numbers")
+                    raise ValueError(f"{part} of {layer}: expected finite floating-point numbers")
             if "trained" in of_layer:
                 of_layer["delta"] = of_layer.pop("trained").to(base) - base.detach()
         made_for = metadata.get("base_sha256")

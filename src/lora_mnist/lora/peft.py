@@ -258,27 +258,21 @@ def read_adapter(
             parts.setdefault(layer, {})[part] = tensor
     if not parts:
         raise ValueError(f"{WEIGHTS_NAME} holds no tensor")
-    use_dora = config.get("use_dora") or False
-    expected = {"lora_A", "lora_B", "magnitude"} if use_dora else {"lora_A", "lora_B"}
     factored = []
     for layer, of_layer in parts.items():
+        if "lora_A" in of_layer:
+            factored.append(layer)
         if "delta" in of_layer:
             of_layer.pop("trained", None)
-        if of_layer.keys() == expected:
-            factored.append(layer)
-        elif of_layer.keys() not in ({"delta"}, {"trained"}):
-            wanted = ", ".join(sorted(expected))
-            raise ValueError(
-                f"{layer}: expected {wanted} in {WEIGHTS_NAME}, found {', '.join(sorted(of_layer))}"
-            )
     alpha, pattern = config.get("lora_alpha"), config.get("alpha_pattern")
     alphas = by_pattern("alpha_pattern", pattern, factored, alpha)
-    use_rslora = config.get("use_rslora") or False
     settings: dict[str, LayerSettings | None] = dict.fromkeys(parts)
     for layer in factored:
-        rank = parts[layer]["lora_A"].shape[:1].numel()  # of rank_pattern, no key is read
         settings[layer] = LayerSettings(
-            rank, alphas[layer], use_rslora=use_rslora, use_dora=use_dora
+            rank=parts[layer]["lora_A"].shape[:1].numel(),  # of rank_pattern, no key is read
+            alpha=alphas[layer],
+            use_rslora=config.get("use_rslora") or False,
+            use_dora=config.get("use_dora") or False,
         )
     return parts, settings, metadata
 
