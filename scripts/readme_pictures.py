@@ -1,18 +1,22 @@
 """The README's pictures: two repairs side by side, and the page of demo.py in a browser."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lora_mnist.disk.files import atomic_write
 
 PROJECT = Path(__file__).resolve().parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def draw_before_after(folders: Mapping[str, Path], path: Path) -> None:
@@ -60,6 +64,39 @@ def draw_before_after(folders: Mapping[str, Path], path: Path) -> None:
     plt.close(figure)
 
 
+@contextmanager
+def open_page(overrides: Sequence[str], **settings: Any) -> Iterator[Any]:
+    """The page of ``python demo.py`` with these overrides, in a headless Chromium.
+
+    Args:
+        overrides: of the command.
+        settings: of the page: size, scale.
+
+    Raises:
+        RuntimeError: if the page does not start.
+    """
+    from playwright.sync_api import sync_playwright
+
+    command = [sys.executable, str(PROJECT / "demo.py"), *overrides]
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_proxy")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr
+            line = server.stderr.readline()
+            if not (address := re.match(r"page: (http://\S+)", line)):
+                raise RuntimeError(f"python demo.py: {line}{server.stderr.read()}")
+            with sync_playwright() as playwright:
+                # The sandbox needs another user than root.
+                flags = ["--no-sandbox", "--no-proxy-server"]
+                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+                page = browser.new_page(**settings)
+                page.goto(address[1])
+                yield page
+                browser.close()
+        finally:
+            server.terminate()
+
+
 def photograph(overrides: Sequence[str], path: Path) -> None:
     """Have the page of demo.py show a nine that the adapter repairs, and take its picture.
 
@@ -68,40 +105,22 @@ def photograph(overrides: Sequence[str], path: Path) -> None:
         path: the PNG file to write.
 
     Raises:
-        RuntimeError: if the page does not start, or no nine is repaired.
+        RuntimeError: if no nine is repaired.
     """
-    from playwright.sync_api import sync_playwright
-
-    command = [sys.executable, str(PROJECT / "demo.py"), *overrides]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stderr
-            line = server.stderr.readline()
-            if not (address := re.search(r"http://\S+", line)):
-                raise RuntimeError(f"python demo.py: {line}{server.stderr.read()}")
-            with sync_playwright() as playwright, atomic_write(path) as temporary:
-                chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-                # The sandbox needs another user than root.
-                flags = ["--no-sandbox", "--no-proxy-server"]
-                browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-                size = {"width": 1100, "height": 830}
-                page = browser.new_page(viewport=size, device_scale_factor=1.6)  # type: ignore[arg-type]
-                page.goto(address[0])
-                said = ""
-                for _ in range(200):
-                    page.get_by_role("button", name="An image that the base gets wrong").click()
-                    page.wait_for_function(
-                        "before => (document.body.innerText.match(/Test image [0-9]+ is a \\w+/)"
-                        " || [before])[0] !== before",
-                        arg=said,
-                    )
-                    page.wait_for_timeout(500)  # both answers follow the image
-                    found = re.search(r"Test image \d+ is a \w+", page.inner_text("body"))
-                    said = found[0] if found else ""
-                    if said.endswith(" 9") and page.inner_text("#adapted h2").strip() == "9":
-                        page.screenshot(path=temporary, type="png")
-                        browser.close()
-                        return
-                raise RuntimeError(f"{said}: expected a nine that the adapter repairs")
-        finally:
-            server.terminate()
+    size, said = {"width": 1100, "height": 830}, ""
+    with open_page(overrides, viewport=size, device_scale_factor=1.6) as page:
+        for _ in range(200):
+            page.get_by_role("button", name="An image that the base gets wrong").click()
+            page.wait_for_function(
+                "before => (document.body.innerText.match(/Test image [0-9]+ is a \\w+/)"
+                " || [before])[0] !== before",
+                arg=said,
+            )
+            page.wait_for_timeout(500)  # both answers follow the image
+            found = re.search(r"Test image \d+ is a \w+", page.inner_text("body"))
+            said = found[0] if found else ""
+            if said.endswith(" 9") and page.inner_text("#adapted h2").strip() == "9":
+                with atomic_write(path) as temporary:
+                    page.screenshot(path=temporary, type="png")
+                return
+    raise RuntimeError(f"{said}: expected a nine that the adapter repairs")

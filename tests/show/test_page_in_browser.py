@@ -1,10 +1,6 @@
 """The page as a visitor has it: the command in a process of its own, and headless Chromium."""
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from composed import SMALL, small_base
-from helpers.commands import ROOT
+from readme_pictures import CHROMIUM, open_page
 
 from lora_mnist import MLP, add_lora, lora_parameters, save_adapter
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install -y chromium"),
@@ -24,51 +19,20 @@ pytestmark = [
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """Where the command serves its page, as a user starts it."""
+def page(tmp_path: Path) -> Iterator[Any]:
     pytest.importorskip("gradio", reason="the extra demo is not installed")
+    pytest.importorskip("playwright.sync_api", reason="the extra dev is not installed")
     net = MLP(hidden_sizes=[16])
     net.load_state_dict(torch.load(small_base(tmp_path), weights_only=True)["state_dict"])
     torch.manual_seed(0)
     for parameter in lora_parameters(add_lora(net)):
         torch.nn.init.normal_(parameter, std=0.2)
     save_adapter(net, tmp_path / "lora" / "2026-01-01" / "adapter")
-    server = subprocess.Popen(
-        [
-            sys.executable,
-            "demo.py",
-            SMALL[0],
-            "server.port=null",
-            "scale=1",
-            f"paths.outputs={tmp_path}",
-        ],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if not k.endswith("_proxy")},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert server.stderr
-        found = re.match(r"page: (http://127\.0\.0\.1:\d+)", line := server.stderr.readline())
-        assert found, line + server.stderr.read()
-        yield found[1]
-    finally:
-        server.send_signal(2)
-        server.wait(timeout=60)
-
-
-@pytest.fixture
-def page(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    driver = pytest.importorskip("playwright.sync_api", reason="the extra dev is not installed")
-    with driver.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--no-proxy-server"]  # the sandbox needs another user
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(address)
+    overrides = [SMALL[0], "server.port=null", "scale=1", f"paths.outputs={tmp_path}"]
+    with open_page(overrides, viewport={"width": 1280, "height": 900}) as page:
         page.locator("#pad canvas").first.wait_for()
         page.wait_for_timeout(2_000)  # until the pad is ready to draw on
         yield page
-        browser.close()
 
 
 def test_draw_and_move_the_slider(page: Any) -> None:
