@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import lora_mnist.project  # noqa: F401 the resolver that the configuration needs
-from lora_mnist import MLP
+from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
 from lora_mnist.data import load_images
 
 #: A network of 12,730 parameters, which sees all test images in milliseconds.
@@ -89,6 +89,25 @@ def _trained(seed: int) -> dict[str, Tensor]:
         torch.nn.functional.cross_entropy(logits, labels[chosen]).backward()
         adam.step()
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def small_net(outputs: Path, *adapters: Path) -> MLP:
+    """The current base of ``outputs``, with adapters on it, in eval mode."""
+    net = MLP(hidden_sizes=[16])
+    base = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)
+    net.load_state_dict(base["state_dict"])
+    for adapter in adapters:
+        load_adapter(net, adapter)
+    return net.eval()
+
+
+def small_adapter(outputs: Path, run: str, seed: int = 0, std: float = 0.05) -> Path:
+    """An adapter with random values on that base, in the folder that a run would leave it in."""
+    net = add_lora(small_net(outputs))
+    torch.manual_seed(seed)
+    for parameter in lora_parameters(net):
+        nn.init.normal_(parameter, std=std)
+    return save_adapter(net, outputs / run / "adapter")
 
 
 @lru_cache

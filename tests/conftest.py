@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: the command line, a base, an adapter."""
+"""Fixtures that all tests share: the command line, a small base."""
 
 import logging
 import os
@@ -13,8 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from composed import composed
-from helpers.commands import ROOT, Outcome, run_process
+from composed import small_base
+from helpers.commands import ROOT, Outcome
 from helpers.nets import TinyNet
 from hydra.core.hydra_config import HydraConfig
 
@@ -41,6 +41,13 @@ def tiny() -> TinyNet:
 
 
 @pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """A folder of outputs with a small base."""
+    small_base(tmp_path / "outputs")
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     """``cli("train.py", "stage=lora", ...)`` in this process; what it leaves is in tmp_path."""
 
@@ -59,31 +66,3 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
         return Outcome(code, out, err)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def base_ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base pretrained for a few steps on the real data."""
-    from lora_mnist.train import train
-
-    folder = tmp_path_factory.mktemp("base")
-    (folder / "pretrain").mkdir()
-    options = ("stage=pretrain", "trainer.max_steps=100", "data.batch_size=50")
-    cfg = composed(
-        *("train", *options, f"base_ckpt={folder}/base.ckpt"), f"paths.outputs={folder}/outputs"
-    )
-    train(cfg, folder / "pretrain")
-    return folder / "base.ckpt"
-
-
-@pytest.fixture(scope="session")
-def lora_run(base_ckpt: Path) -> Path:
-    """The folder of a finished run of stage=lora on :func:`base_ckpt`."""
-    folder = base_ckpt.parent / "lora"
-    done = run_process(
-        *("train.py", "stage=lora", "digit=9", "trainer.max_steps=30"),
-        *(f"base_ckpt={base_ckpt}", f"hydra.run.dir={folder}"),
-        f"paths.outputs={base_ckpt.parent}/outputs",
-    )
-    assert done.returncode == 0, done.stderr
-    return folder

@@ -1,13 +1,12 @@
 """From a configuration to the parts of a run, and what a command finds out without being told."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from composed import SMALL, composed, small_base
+from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import only_run, read_results
 from helpers.stranger import fresh, move_in
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -45,56 +44,6 @@ def refused(function: Any, *arguments: Any) -> str:
 
 # --- the network ---------------------------------------------------------------------------------
 
-OWN = """
-from torch import nn
-
-def function():
-    return 3
-
-class Net(nn.Linear):
-    def __init__(self, width=4):
-        super().__init__(width, 3)
-"""
-
-
-@pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Builds a network of a module that lies in the folder where the command was started."""
-    (tmp_path / "nets_of_mine.py").write_text(OWN)
-    (tmp_path / "broken_nets.py").write_text("class Net(nn.Module): pass")
-    monkeypatch.chdir(tmp_path)
-    for module in ("nets_of_mine", "broken_nets"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
-    return lambda *overrides: build_net(composed("eval", "net=custom", *overrides))
-
-
-def test_a_class_of_ones_own_is_found_where_one_stands(own: Any) -> None:
-    before = list(sys.path)
-    assert own("net._target_=nets_of_mine.Net", "net.width=7").in_features == 7
-    assert (
-        own("net._target_=torchvision.models.resnet18", "+net.num_classes=5").fc.out_features == 5
-    )
-    assert sys.path == before
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("net._target_=nets_of_mine.Nett",), "net: Error loading 'nets_of_mine.Nett'"),
-        (("net._target_=broken_nets.Net",), "net: Error loading 'broken_nets.Net': NameError"),
-        (("net._target_=nets_of_mine.function",), "net._target_=nets_of_mine.function: gives a i"),
-        (("net._target_=nets_of_mine.Net", "net.widht=7"), "net: Net.__init__() got an unexpected"),
-    ],
-)
-def test_a_network_that_cannot_be_made(
-    own: Any, tmp_path: Path, overrides: tuple[str, ...], message: str
-) -> None:
-    before = list(sys.path)
-    said = refused(own, *overrides)
-    assert said.startswith(message)
-    assert f"; expected net=custom net._target_=MODULE.CLASS, with MODULE in {tmp_path} or" in said
-    assert sys.path == before
-
 
 def test_a_network_has_to_fit_the_images() -> None:
     data = MNISTDataModule()
@@ -113,23 +62,19 @@ def test_a_network_has_to_fit_the_images() -> None:
 
 
 @pytest.fixture
-def outputs(tmp_path: Path) -> Path:
+def outputs(outputs: Path) -> Path:
     """The current base, which has a file of its own, and two adapters: 2026-b is the older one."""
-    outputs = tmp_path / "outputs"
-    state = torch.load(small_base(outputs), weights_only=True)["state_dict"]
+    state = small_net(outputs).state_dict()
     write_base(state, own_file(outputs / "base", "mnist", fingerprint(state)))
     for seconds, name in enumerate(("2026-b", "2026-a")):
-        adapter_on(state, outputs / "lora" / name, seconds)
+        finished(outputs, f"lora/{name}", seconds)
     return outputs
 
 
-def adapter_on(state: Any, run: Path, seconds: int) -> None:
+def finished(outputs: Path, run: str, seconds: int) -> None:
     """An adapter that was finished so many seconds after some time."""
-    net = MLP(hidden_sizes=[16])
-    net.load_state_dict(state)
-    torch.manual_seed(seconds)
-    save_adapter(add_lora(net), run / "adapter")
-    os.utime(run / "adapter" / "adapter_config.json", (10**9 + seconds, 10**9 + seconds))
+    file = small_adapter(outputs, run, seed=seconds) / "adapter_config.json"
+    os.utime(file, (10**9 + seconds, 10**9 + seconds))
 
 
 def config(outputs: Path, *overrides: str) -> Any:
@@ -138,7 +83,7 @@ def config(outputs: Path, *overrides: str) -> Any:
 
 def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
     """Also after another has become the current one; what is asked for wins, where it fits."""
-    own = fingerprint(torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"])
+    own = fingerprint(small_net(outputs).state_dict())
     other = MLP(hidden_sizes=[16]).state_dict()
     write_base(other, outputs / "base" / "mnist.ckpt")
     for adapter, sha256 in (("latest", own), (f"[{outputs}/lora/2026-b]", own), ("null", "")):
@@ -203,13 +148,12 @@ def test_the_latest_is_the_newest_by_time(outputs: Path) -> None:
     def latest() -> str:
         return Path(config(outputs, "adapter=latest").adapter).name
 
-    state = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
     assert latest() == "2026-a"
-    adapter_on(state, outputs / "lora" / "nines", 5)
+    finished(outputs, "lora/nines", 5)
     assert latest() == "nines"
-    adapter_on(state, outputs / "lora" / "2026-c", 6)
+    finished(outputs, "lora/2026-c", 6)
     assert latest() == "2026-c"
-    adapter_on(state, outputs / "lora" / "2026-b", 7)
+    finished(outputs, "lora/2026-b", 7)
     assert latest() == "2026-b"
 
 

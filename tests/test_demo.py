@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from composed import SMALL, composed, few_images, logged, small_base
+from composed import SMALL, composed, few_images, logged, small_adapter, small_base, small_net
 from PIL import Image, ImageDraw
 from torch import nn
 
-from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
+from lora_mnist import save_adapter
 from lora_mnist.demo import SideBySide, demo
 from lora_mnist.errors import UserError
 
@@ -18,25 +18,14 @@ NET, DATA = SMALL[0], few_images()
 OLD, NEW = "lora/2026-01-01", "multirun/sweep/0"
 
 
-def live(outputs: Path, *runs: str) -> nn.Module:
-    net = MLP(hidden_sizes=[16])
-    net.load_state_dict(torch.load(small_base(outputs), weights_only=True)["state_dict"])
-    for run in runs:
-        load_adapter(net, outputs / run / "adapter")
-    return net.eval()
-
-
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, and two adapters on it."""
     outputs = tmp_path_factory.mktemp("outputs")
+    small_base(outputs)
     for seed, run in enumerate((OLD, NEW)):
-        net = live(outputs)
-        torch.manual_seed(seed)
-        for parameter in lora_parameters(add_lora(net)):
-            torch.nn.init.normal_(parameter, std=0.2)
-        save_adapter(net, outputs / run / "adapter")
-        os.utime(outputs / run / "adapter" / "adapter_config.json", (seed + 1, seed + 1))
+        file = small_adapter(outputs, run, seed, std=0.2) / "adapter_config.json"
+        os.utime(file, (seed + 1, seed + 1))
     return outputs
 
 
@@ -62,11 +51,11 @@ def test_asks_the_base_and_the_adapted_network(
     sides: SideBySide, outputs: Path, adapters: list[str], scale: float
 ) -> None:
     """The scale is a factor, and zero gives the base bit for bit."""
-    folders = [str(outputs / run / "adapter") for run in adapters]
-    base, adapted = sides.ask(sides.data.test_set.images[3], folders, scale)
+    folders = [outputs / run / "adapter" for run in adapters]
+    base, adapted = sides.ask(sides.data.test_set.images[3], [*map(str, folders)], scale)
     assert list(base) == list(adapted) == [*"0123456789"]
-    assert list(base.values()) == expected(sides, live(outputs), 3)
-    net = live(outputs, *adapters)
+    assert list(base.values()) == expected(sides, small_net(outputs), 3)
+    net = small_net(outputs, *folders)
     for name, parameter in net.named_parameters():
         if name.endswith("lora_B"):
             parameter.data.mul_(scale)
@@ -79,7 +68,7 @@ def test_the_menu(sides: SideBySide, outputs: Path, tmp_path: Path) -> None:
     assert sides.chosen == [f"{outputs}/{OLD}/adapter"]  # a sweep's job is not the latest
     assert sides.menu() == [(name, f"{outputs}/{name}/adapter") for name in (OLD, NEW)]
     elsewhere = tmp_path / "elsewhere"
-    save_adapter(live(outputs, NEW), elsewhere)
+    save_adapter(small_net(outputs, outputs / NEW / "adapter"), elsewhere)
     half = SideBySide(config(outputs, f"adapter={{path: {elsewhere}, scale: 0.5}}"))
     assert half.menu()[0][1] == half.chosen[0] == str(elsewhere)
     image, new = half.data.test_set.images[0], [f"{outputs}/{NEW}/adapter"]
@@ -88,7 +77,7 @@ def test_the_menu(sides: SideBySide, outputs: Path, tmp_path: Path) -> None:
 
 def test_from_one_mistake_of_the_base_to_the_next(sides: SideBySide, outputs: Path) -> None:
     labels, numbers, number = sides.data.test_set.labels, [], -1
-    net = live(outputs)
+    net = small_net(outputs)
     with torch.no_grad():
         logits = net(sides.data.normalise(sides.data.test_set.images))
     wrong = (logits.argmax(1) != labels).nonzero()[:, 0].tolist()

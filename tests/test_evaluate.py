@@ -94,13 +94,6 @@ def test_of_other_classes_no_target_is_known(made: Made, tmp_path: Path) -> None
     assert adapter_targets(cfg, ["cat", "dog"]) is None
 
 
-@pytest.mark.parametrize("adapter", ["{run}", "{run}/adapter", "latest"])
-def test_finds_the_adapter_and_its_base(made: Made, tmp_path: Path, adapter: str) -> None:
-    found = evaluate(made.config(f"adapter={adapter.format(run=made.run)}"), tmp_path)
-    assert found["test"] == made.results["test"]
-    assert found["base_sha256"] == made.results["base_sha256"]
-
-
 @pytest.mark.parametrize("scale", ["0", "0.5", "auto"])
 def test_as_much_of_the_adapter_as_is_asked_for(made: Made, tmp_path: Path, scale: str) -> None:
     found = evaluate(made.config("adapter=latest", f"scale={scale}"), tmp_path)

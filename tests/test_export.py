@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import SMALL, composed, few_images, logged, small_base
+from composed import SMALL, composed, few_images, logged, small_adapter, small_base, small_net
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -46,21 +46,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, and an adapter on it."""
     outputs = tmp_path_factory.mktemp("outputs")
     small_base(outputs)
-    net = live(outputs)
-    torch.manual_seed(0)
-    for parameter in lora_parameters(add_lora(net)):
-        torch.nn.init.normal_(parameter, std=0.05)
-    save_adapter(net, outputs / "lora" / "nine" / "adapter")
+    small_adapter(outputs, "lora/nine")
     return outputs
-
-
-def live(outputs: Path, *adapters: Path) -> MLP:
-    net = MLP(hidden_sizes=[16])
-    base = outputs / "base" / "mnist.ckpt"
-    net.load_state_dict(torch.load(base, weights_only=True)["state_dict"])
-    for adapter in adapters:
-        load_adapter(net, adapter)
-    return net.eval()
 
 
 def run(outputs: Path, *overrides: str) -> dict[str, str]:
@@ -110,11 +97,11 @@ def test_each_format(outputs: Path, tmp_path: Path, images: Tensor, form: str, r
     said = "base + nine; same predictions as the live network on 500 test images"
     assert said in text.getvalue()
     network, metadata = read(out)
-    expected = live(outputs, outputs / "lora" / "nine" / "adapter")(images)
+    expected = small_net(outputs, outputs / "lora" / "nine" / "adapter")(images)
     torch.testing.assert_close(network(images), expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(network(images[:1]), expected[:1], rtol=1e-5, atol=1e-4)
     assert metadata.items() >= returned.items()
-    assert metadata["base_sha256"] == fingerprint(live(outputs).state_dict())
+    assert metadata["base_sha256"] == fingerprint(small_net(outputs).state_dict())
     assert json.loads(metadata["adapter"]) == f"{outputs}/lora/nine"
     assert json.loads(metadata["net"])["hidden_sizes"] == [16]
     assert json.loads(metadata["classes"])[9].startswith("9")
@@ -129,7 +116,7 @@ def test_the_base_alone_and_several_adapters(outputs: Path, tmp_path: Path, imag
     net, metadata = read_safetensors(out)
     assert metadata["sha256"] == metadata["base_sha256"] == fingerprint(net.state_dict())
     run(outputs, f"adapter=[{adapter},{{path: {adapter}, name: again}}]", f"out={out}")
-    expected = live(outputs, adapter, adapter)(images)
+    expected = small_net(outputs, adapter, adapter)(images)
     torch.testing.assert_close(read_safetensors(out)[0](images), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -137,12 +124,12 @@ def test_the_base_alone_and_several_adapters(outputs: Path, tmp_path: Path, imag
 def test_several_adapters_as_one(cli: Any, outputs: Path, tmp_path: Path, images: Tensor) -> None:
     """Through the command line: exact, and then cut to a rank; both load like any other adapter."""
     nine, out = outputs / "lora" / "nine" / "adapter", tmp_path / "sum"
-    net = live(outputs)
+    net = small_net(outputs)
     torch.manual_seed(1)
     for parameter in lora_parameters(add_lora(net, rank=2, alpha=3.0, target_modules=["linear1"])):
         torch.nn.init.normal_(parameter, std=0.05)
     other = save_adapter(net, tmp_path / "other", metadata={"repairs": "eights"})
-    expected = live(outputs, nine)
+    expected = small_net(outputs, nine)
     load_adapter(expected, other, name="other", scale=-0.5)
     options = (f"base_ckpt={outputs}/base/mnist.ckpt", NET, DATA, "format=adapter", f"out={out}")
     several = f"adapter=[{nine},{{path: {other}, scale: -0.5}}]"
@@ -150,7 +137,9 @@ def test_several_adapters_as_one(cli: Any, outputs: Path, tmp_path: Path, images
     assert done.code == 0, done.err
     said = f"{out}: nine x 1, eights x -0.5, exact; 0 other predictions than the live network's on"
     assert f"{said} 500 images" in done.err
-    torch.testing.assert_close(live(outputs, out)(images), expected(images), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        small_net(outputs, out)(images), expected(images), rtol=1e-5, atol=1e-4
+    )
     metadata = read_metadata(out)
     assert json.loads(metadata["scales"]) == {"nine": 1, "eights": -0.5}
     assert "repairs" not in metadata  # the nine does not say, and the eights are taken away
@@ -160,7 +149,7 @@ def test_several_adapters_as_one(cli: Any, outputs: Path, tmp_path: Path, images
     cut = run(outputs, several, *options)
     assert cut.items() <= metadata.items()
     assert {len(A) for A, _, _ in read_factors(tmp_path / "cut").values()} == {1}
-    cut_net = live(outputs, tmp_path / "cut")
+    cut_net = small_net(outputs, tmp_path / "cut")
     assert not torch.allclose(cut_net(images), expected(images), atol=1e-2)
 
 
@@ -196,11 +185,13 @@ def test_a_missing_extra_is_named(
 
 
 def test_an_adapter_goes_to_the_hub_as_it_is(
-    lora_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To a stand-in for the Hub; offline and badly asked for it is refused in a line."""
     hub = pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
-    options = ("format=hub", f"adapter={lora_run}", "out=me/nines", f"paths.outputs={tmp_path}")
+    adapter = small_adapter(outputs, "multirun/0")
+    (adapter / "README.md").write_text("its card")
+    options = ("format=hub", f"adapter={adapter}", "out=me/nines", f"paths.outputs={outputs}")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="out=me/nines: expected USER/NAME on the Hugging Face Hub"):
         export(composed("export", *options))

@@ -82,11 +82,3 @@ def test_the_lora_package_stands_alone() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout.split()
     assert not {"lightning", "hydra", "omegaconf", "torchmetrics"} & set(loaded)
-
-
-def test_help_waits_for_no_torch() -> None:
-    script = "import lora_mnist.cli, sys; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert not {"torch", "lightning", "matplotlib"} & set(loaded)

@@ -149,6 +149,24 @@ def refused(function: Any, *arguments: Any) -> str:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("net._target_=nets_of_a_stranger.Nett", "net: Error loading 'nets_of_a_stranger.Nett'"),
+        ("net._target_=broken_nets.Net", "net: Error loading 'broken_nets.Net': NameError"),
+        ("net._target_=builtins.dict", "net._target_=builtins.dict: gives a dict; expected net="),
+        ("net.widht=7", "net: Net.__init__() got an unexpected keyword argument 'widht'"),
+    ],
+)
+def test_a_network_that_cannot_be_made(here: Path, override: str, message: str) -> None:
+    (here / "broken_nets.py").write_text("class Net(nn.Module): pass")
+    before = list(sys.path)
+    said = refused(build_net, config("eval", override))
+    assert said.startswith(message)
+    assert f"; expected net=custom net._target_=MODULE.CLASS, with MODULE in {here} or" in said
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
         ("net.num_classes=10", "net: gives (2, 10) for images of shape (2, 3, 8, 8); expected (2,"),
         ("data.channels=1", "net: cannot take images of shape (2, 1, 8, 8) from folder (Given gr"),
         ("net.width=5", "base_ckpt=mine.pt: of another shape: conv.weight 4x3x3x3 instead of 5x"),

@@ -3,12 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from composed import SMALL, composed, small_base
+from composed import SMALL, composed, small_adapter, small_base
 from helpers.commands import ROOT
 from PIL import Image
 
-from lora_mnist import MLP, add_lora, lora_parameters, save_adapter
 from lora_mnist.data import load_images
 from lora_mnist.errors import UserError
 from lora_mnist.predict import predict
@@ -32,12 +30,8 @@ def pictures(tmp_path: Path) -> Path:
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, and an adapter on it."""
     outputs = tmp_path_factory.mktemp("outputs")
-    net = MLP(hidden_sizes=[16])
-    net.load_state_dict(torch.load(small_base(outputs), weights_only=True)["state_dict"])
-    torch.manual_seed(0)
-    for parameter in lora_parameters(add_lora(net)):
-        torch.nn.init.normal_(parameter, std=0.05)
-    save_adapter(net, outputs / "lora" / "2026-01-01" / "adapter")
+    small_base(outputs)
+    small_adapter(outputs, "lora/2026-01-01")
     return outputs
 
 

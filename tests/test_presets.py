@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import QUICK, SMALL, composed, few_images, logged, small_base
+from composed import QUICK, SMALL, composed, few_images, small_base
 from helpers.commands import ROOT, only_run, read_results
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -23,13 +23,6 @@ PRESETS = [
     for group in ("callbacks", "debug", "logger", "optimizer", "scheduler", "trainer")
     for path in sorted((ROOT / "configs" / group).glob("*.yaml"))
 ]
-
-
-@pytest.fixture
-def outputs(tmp_path: Path) -> Path:
-    """A folder of outputs with a base."""
-    small_base(tmp_path / "outputs")
-    return tmp_path / "outputs"
 
 
 def run(outputs: Path, *overrides: str) -> dict[str, Any]:
@@ -64,11 +57,9 @@ def test_the_best_weights_are_tested_and_saved(outputs: Path, callbacks: str) ->
     short = run(outputs, "optimizer.lr=0.03", "trainer.max_steps=2")
     for split in ("val", "test"):
         assert results[split] == short[split]
-    file = folder / "checkpoints" / "best.ckpt"
-    for adapter in (folder, file):
-        options = (*SMALL, *few_images()[:1], "figures=false", f"paths.outputs={outputs}")
-        found = evaluate(composed("eval", *options, f"adapter={adapter}"))
-        assert found["test"]["errors_per_class"] == results["test"]["errors_per_class"]
+    options = (*SMALL, *few_images()[:1], "figures=false", f"paths.outputs={outputs}")
+    found = evaluate(composed("eval", *options, f"adapter={folder}"))
+    assert found["test"]["errors_per_class"] == results["test"]["errors_per_class"]
 
 
 def test_the_best_weights_become_the_base(outputs: Path) -> None:
@@ -182,17 +173,14 @@ def test_schedules(outputs: Path, overrides: tuple[str, ...], expected: list[flo
     assert [rate / 0.001 for rate in rates] == pytest.approx(expected, abs=1e-3)
 
 
-def test_finders_find_and_training_goes_on(outputs: Path) -> None:
-    with logged("lora_mnist") as told:
-        rate = run(outputs, "callbacks=lr_finder", "callbacks.checkpoint=null")
-        batch = run(
-            outputs, "callbacks=batch_size_finder", "callbacks.batch_size_finder.max_trials=2"
-        )
-    assert rate["steps"] == batch["steps"] == 3
-    plain = run(outputs)
-    assert rate["test"] != plain["test"]
-    assert batch["test"] != plain["test"]
-    assert told
+@pytest.mark.parametrize(
+    "finder", [("lr_finder",), ("batch_size_finder", "callbacks.batch_size_finder.max_trials=2")]
+)
+def test_finders_find_and_training_goes_on(outputs: Path, finder: tuple[str, ...]) -> None:
+    preset, *more = finder
+    found = run(outputs, f"callbacks={preset}", "callbacks.checkpoint=null", *more)
+    assert found["steps"] == 3
+    assert found["test"] != run(outputs)["test"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from composed import QUICK, SMALL, composed, few_images, logged, small_base
+from composed import QUICK, SMALL, composed, few_images, logged
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -24,13 +24,6 @@ from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.lora import WEIGHTS_NAME, base_state_dict, changed_tensors, fingerprint
 from lora_mnist.train import train
-
-
-@pytest.fixture
-def outputs(tmp_path: Path) -> Path:
-    """A folder of outputs with a base."""
-    small_base(tmp_path / "outputs")
-    return tmp_path / "outputs"
 
 
 def run(outputs: Path, *overrides: str) -> dict[str, Any]:

@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from composed import SMALL, small_base
+from composed import SMALL, small_adapter, small_base
 from readme_pictures import CHROMIUM, open_page
-
-from lora_mnist import MLP, add_lora, lora_parameters, save_adapter
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,12 +19,8 @@ pytestmark = [
 def page(tmp_path: Path) -> Iterator[Any]:
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     pytest.importorskip("playwright.sync_api", reason="the extra dev is not installed")
-    net = MLP(hidden_sizes=[16])
-    net.load_state_dict(torch.load(small_base(tmp_path), weights_only=True)["state_dict"])
-    torch.manual_seed(0)
-    for parameter in lora_parameters(add_lora(net)):
-        torch.nn.init.normal_(parameter, std=0.2)
-    save_adapter(net, tmp_path / "lora" / "2026-01-01" / "adapter")
+    small_base(tmp_path)
+    small_adapter(tmp_path, "lora/2026-01-01", std=0.2)
     overrides = [SMALL[0], "server.port=null", "scale=1", f"paths.outputs={tmp_path}"]
     with open_page(overrides, viewport={"width": 1280, "height": 900}) as page:
         page.locator("#pad canvas").first.wait_for()
