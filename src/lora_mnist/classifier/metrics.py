@@ -39,7 +39,6 @@ class Evaluation(Metric):
             ``base_probability`` and ``adapted_probability``.
     """
 
-    full_state_update = False
     label: list[Tensor]
 
     def __init__(self, num_classes: int) -> None:

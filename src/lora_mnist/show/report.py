@@ -17,6 +17,7 @@ from lora_mnist.project import program
 from lora_mnist.show.figures import draw_run
 from lora_mnist.show.verdict import (
     confusions,
+    counts_per_class,
     mistakes_of,
     started_from,
     targets_of,
@@ -54,6 +55,7 @@ def make_report(folder: Path) -> Path:
         results=results,
         verdict=verdict(results),
         before=started_from(results) if "test_base" in results else None,
+        counts=counts_per_class(results),
         confusions=confusions(results),
         targets=targets_of(results),
         mcnemar=mcnemar,

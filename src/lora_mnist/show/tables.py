@@ -21,6 +21,7 @@ from lora_mnist.lora import base_state_dict, lora_adapters, trainable_parameters
 from lora_mnist.show.verdict import (
     Phrase,
     confusions,
+    counts_per_class,
     mistakes_of,
     short_name,
     started_from,
@@ -99,27 +100,13 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
     test, base = results["test"], results.get("test_base")
-    images, errors = test["images_per_class"], test["errors_per_class"]
     # What is better is green, what is worse red, and no word is said by colour alone.
     verdict_line = _line(verdict(results))
     confused = [_line(phrases) for phrases in confusions(results).values()]
+    table = _class_table(results, "class", counts_per_class(results))
     if base is None:
-        table = _class_table(results, "class", {"images": images, "errors": errors})
         table.title = "errors on the test images"
         return [table, f"accuracy: {test['accuracy']:.4f}", *confused, verdict_line]
-    before = started_from(results)["errors_per_class"]
-    columns = {
-        "repaired": test["repaired_per_class"],
-        "broken": test["broken_per_class"],
-        "base errors": base["errors_per_class"],
-        "errors before": before,
-        "errors": errors,
-        "change": [end - start for start, end in zip(before, errors, strict=True)],
-        "images": images,
-    }
-    if "test_before" not in results:
-        del columns["errors before"]
-    table = _class_table(results, "class", columns, is_repair=True)
     table.title = "test images, * to be repaired" if targets_of(results) else "test images"
     changes = f"repaired: {test['repaired']}, broken: {test['broken']}"
     parts: list[RenderableType] = [
@@ -144,10 +131,7 @@ def _line(phrases: Sequence[Phrase]) -> Text:
 
 
 def _class_table(
-    results: Mapping[str, Any],
-    first: str,
-    columns: Mapping[str, Sequence[int]],
-    is_repair: bool = False,
+    results: Mapping[str, Any], first: str, columns: Mapping[str, Sequence[int]]
 ) -> Table:
     """A row for each class and one for all; ``columns`` hold a count for each class.
 
@@ -165,7 +149,7 @@ def _class_table(
     rows = [(str(classes[c]), [c]) for c in own]
     if rest:
         rows.append((f"{len(rest)} others", rest))
-    has_interval = "images" in columns
+    has_interval, is_repair = "images" in columns, "change" in columns
     table = _table(first, [*columns, "errors, 95%"] if has_interval else columns)
     for name, of in [*rows, ("all", every)]:
         is_target = is_repair and len(of) == 1 and of[0] in targets

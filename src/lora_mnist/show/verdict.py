@@ -47,6 +47,24 @@ def started_from(results: Mapping[str, Any]) -> Any:
     return results.get("test_before", results["test_base"])
 
 
+def counts_per_class(results: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The columns of a table with a row for each class, by title."""
+    test = results["test"]
+    images, errors = test["images_per_class"], test["errors_per_class"]
+    if "test_base" not in results:
+        return {"images": images, "errors": errors}
+    columns = {
+        "repaired": test["repaired_per_class"],
+        "broken": test["broken_per_class"],
+        "base errors": results["test_base"]["errors_per_class"],
+    }
+    before = started_from(results)["errors_per_class"]
+    if "test_before" in results:
+        columns["errors before"] = before
+    change = [end - start for start, end in zip(before, errors, strict=True)]
+    return {**columns, "errors": errors, "change": change, "images": images}
+
+
 def confusions(results: Mapping[str, Any]) -> dict[str, list[Phrase]]:
     """A line for ``base`` and one for ``adapted``: what they take for what most often.
 
