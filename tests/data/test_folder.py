@@ -78,8 +78,8 @@ def test_auto_holds_in_memory_what_is_small(
     assert isinstance(sets(root, image_size=9)[0].test_images(), ImageFiles)
 
 
-def test_one_folder_a_class_is_split(make_photos: Maker, in_memory: bool) -> None:
-    data, parts = sets(make_photos(PETS), in_memory=in_memory)
+def test_one_folder_a_class_is_split(make_photos: Maker) -> None:
+    data, parts = sets(make_photos(PETS))
     assert (data.name, data.classes) == ("photos", ["cat", "dog", "owl"])
     of_class = [labels.bincount().tolist() for _, labels in parts]
     assert of_class == [[16, 24, 40], [2, 3, 5], [2, 3, 5]]
@@ -182,7 +182,10 @@ def test_pictures_can_be_read_without_a_folder(tmp_path: Path) -> None:
     picture.paste("red", (0, 0, 40, 40))
     picture.save(tmp_path / "x.png", exif=exif)
     known: dict[str, Any] = {
-        **{"classes": ["cat", "dog"], "image_size": [4, 8], "mean": 0.5, "std": 0.25}
+        "classes": ["cat", "dog"],
+        "image_size": [4, 8],
+        "mean": 0.5,
+        "std": 0.25,
     }
     data = FolderDataModule(None, **known)
     image = data.read_picture(tmp_path / "x.png")
@@ -207,11 +210,11 @@ def test_the_network_may_take_blue_first(make_photos: Maker) -> None:
     torch.testing.assert_close(given.normalise(same[0][0])[:, 0], same[0][0][:, 2] / 255 - 0.1)
 
 
-def test_images_can_be_brought_to_size_in_another_way(make_photos: Maker, in_memory: bool) -> None:
+def test_images_can_be_brought_to_size_in_another_way(make_photos: Maker) -> None:
     root = make_photos({"cat": 9, "dog": 9}, size=(14, 9))
     (root / "cat" / "3.png").write_bytes(b"broken")
-    cropped, _ = sets(root, image_size=8, in_memory=in_memory)
-    _, parts = sets(root, image_size=8, in_memory=in_memory, resize="stretch")
+    cropped, _ = sets(root, image_size=8)
+    _, parts = sets(root, image_size=8, resize="stretch")
     for files, (images, labels) in zip(cropped.resized("stretch"), parts[:2], strict=True):
         found = files.__getitems__(list(range(len(files))))
         assert torch.equal(found[0], images)
