@@ -234,7 +234,7 @@ def _changes(results: Mapping[str, Any]) -> list[Phrase]:
     else:
         name = "test images" if mistakes_of(results) else "all classes"
         phrases = [change(name, range(len(classes)), " errors")]
-        changes = [end - start for start, end in zip(before, after, strict=True)]
+        changes = counts_per_class(results)["change"]
         for most, word, mood in ((min(changes), "better", "good"), (max(changes), "worse", "bad")):
             c = changes.index(most)
             # Of so many classes one would be the most changed by chance, too (Bonferroni).
@@ -248,32 +248,32 @@ def _changes(results: Mapping[str, Any]) -> list[Phrase]:
 
 def _judgement(results: Mapping[str, Any]) -> list[Phrase]:
     """Whether the repair was worth it, and what to do if it was not."""
-    test, images = results["test"], results["test"]["images_per_class"]
-    before, after = (of["errors_per_class"] for of in (started_from(results), test))
-    changes = [end - start for start, end in zip(before, after, strict=True)]
+    test, start = results["test"], started_from(results)["errors"]
+    images, more = test["images_per_class"], test["errors"] - start
+    changes = counts_per_class(results)["change"]
     repaired = targets_of(results) or [changes.index(min(changes))]
     rest = [c for c in range(len(images)) if c not in repaired]
-    wrong, others = sum(after[c] for c in rest), sum(images[c] for c in rest)
-    if others and (others - wrong) * len(images) <= others:
-        text = f"{wrong:,} of {others:,} images of {_others(results['classes'])} are wrong,"
-        said = [Phrase(f"{text} no better than guessing.", "bad")]
+    wrong, total = sum(test["errors_per_class"][c] for c in rest), sum(images[c] for c in rest)
+    others = _others(results["classes"])
+    if total and (total - wrong) * len(images) <= total:
+        text = f"{wrong:,} of {total:,} images of {others} are wrong, no better than guessing."
+        said = [Phrase(text, "bad")]
     elif (results.get("dial") or {}).get("saved") == 0:
         said = [Phrase("the adapter was turned off: no scale leaves fewer validation errors.")]
-    elif sum(changes) == 0:
-        return [Phrase(f"as many errors as before, {sum(after):,}.")]
+    elif not more:
+        return [Phrase(f"as many errors as before, {start:,}.")]
     elif test["p_value"] > LEVEL:
         counts = f"{test['repaired']:,} repaired, {test['broken']:,} broken"
         return [Phrase(f"{counts}: {chance_text(test['p_value'])}.")]
-    elif sum(changes) < 0:
-        left = f"{sum(after):,} of {sum(before):,} errors left."
-        return [Phrase(left if sum(after) else "no error is left.", "good")]
+    elif more < 0:
+        left = f"{test['errors']:,} of {start:,} errors left."
+        return [Phrase(left if test["errors"] else "no error is left.", "good")]
     elif mistakes_of(results):
-        said = [Phrase(f"mending them cost {sum(changes):,} test errors.")]
+        said = [Phrase(f"mending them cost {more:,} test errors.")]
     else:
         said = [Phrase("the repair did more harm than good.", "bad")]
     said += _dial(results)
     if targets_of(results) and results.get("stage") == "lora":
-        others = _others(results["classes"])
         if results.get("replay") == 0:
             advice = f"`experiment=repair` replays {others}."
         elif (results.get("target_weight") or 1) > 0.2:
