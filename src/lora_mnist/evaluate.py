@@ -118,9 +118,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     results |= {"adapter": settings["adapter"], "scales": scales}
     if trainer.is_global_zero:
         write_results(results, folder)
-        write_predictions(
-            module.predictions, lambda n: data.test_set.__getitems__(n)[0], folder, results
-        )
+        write_predictions(module.predictions, data.test_set, folder, results)
         print_results(results)
         if trials:
             print_preprocessing(cfg, trials)

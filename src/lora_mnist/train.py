@@ -474,9 +474,7 @@ def write_run(
 ) -> None:
     """Leave results.json and the predictions in the run's folder, and print the table."""
     write_results(results, folder)
-    write_predictions(
-        module.predictions, lambda n: data.test_set.__getitems__(n)[0], folder, results
-    )
+    write_predictions(module.predictions, data.test_set, folder, results)
     print_results(results)
 
 

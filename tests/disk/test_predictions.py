@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers.runs import confusion, images, predictions, results
 
+from lora_mnist.data import ImageTensors
 from lora_mnist.disk.predictions import Predictions, read_predictions, write_predictions
 
 
@@ -12,7 +13,8 @@ def written(
     folder: Path, tensors: dict[str, torch.Tensor], of: torch.Tensor, **splits: Any
 ) -> Predictions:
     splits = splits or results("lora" if "adapted" in tensors else "pretrain")
-    write_predictions(tensors, of.__getitem__, folder, splits)
+    test_set = ImageTensors(of, torch.zeros(len(of), dtype=torch.int64))
+    write_predictions(tensors, test_set, folder, splits)
     found = read_predictions(folder)
     assert found is not None
     return found

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_mnist import add_lora, save_adapter
 from lora_mnist.classifier.significance import mcnemar
+from lora_mnist.data import ImageTensors
 from lora_mnist.disk.predictions import write_predictions
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
@@ -93,7 +94,8 @@ def write_run(folder: Path, stage: str = "lora", **more: Any) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     found = results(stage, **more)
     (folder / "results.json").write_text(json.dumps(found))
-    write_predictions(predictions(stage != "pretrain"), images().__getitem__, folder, found)
+    tensors = predictions(stage != "pretrain")
+    write_predictions(tensors, ImageTensors(images(), tensors["label"]), folder, found)
     if stage == "lora":
         torch.manual_seed(0)
         net = add_lora(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 3)), rank=2, init="kaiming")

@@ -5,7 +5,7 @@ its galleries: about 0.1 MB for 10,000 images of 28 x 28.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ from lora_mnist.disk.files import atomic_write
 
 if TYPE_CHECKING:  # a sweep's report needs no torch
     from torch import Tensor
+
+    from lora_mnist.data import Images
 
 PREDICTIONS_FILE = "predictions.safetensors"
 
@@ -72,7 +74,7 @@ class Predictions:
 
 def write_predictions(
     tensors: "Mapping[str, Tensor]",
-    images: "Callable[[list[int]], Tensor]",
+    images: "Images",
     folder: Path,
     results: Mapping[str, Any],
 ) -> None:
@@ -81,7 +83,7 @@ def write_predictions(
     Args:
         tensors: by the names of the fields of :class:`Predictions`, without galleries, and
             ``index``: each image's place in the test set.
-        images: gives the test images at some places, uint8, shape (K, channels, height, width).
+        images: the test set.
         folder: the run's folder.
         results: what results.json holds, which names the confusions.
     """
@@ -119,7 +121,7 @@ def write_predictions(
             order = np.argsort(-arrays[f"{side}_probability"][found], kind="stable")
             galleries[f"confused_{side}"] += found[order][:_OF_CONFUSION].tolist()
     for kind, chosen in galleries.items():
-        shown = images(places[chosen].tolist()).numpy()
+        shown = images.__getitems__(places[chosen].tolist())[0].numpy()
         step = -(-max(shown.shape[-2:]) // _LONGEST)
         content[f"{kind}.index"] = np.array(chosen, dtype=np.int64)
         content[f"{kind}.images"] = np.ascontiguousarray(shown[..., ::step, ::step])
