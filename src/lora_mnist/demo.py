@@ -44,8 +44,8 @@ class SideBySide:
             cfg.adapter = "latest"
         self.cfg = with_run(cfg)
         self.data: ImageDataModule = build_data(self.cfg, "test")
-        self._specs = {str(spec["path"]): spec for spec in adapter_specs(self.cfg)}
-        self.chosen = list(self._specs)
+        self._scales = {str(spec["path"]): spec["scale"] for spec in adapter_specs(self.cfg)}
+        self.chosen = list(self._scales)
         self._loaded: tuple[list[str], nn.Module, dict[str, float]] | None = None
 
     def menu(self) -> list[tuple[str, str]]:
@@ -60,10 +60,8 @@ class SideBySide:
         """The base that belongs to adapters, with them on it; and their scales by their names."""
         if self._loaded is None or self._loaded[0] != folders:
             cfg = self.cfg.copy()
-            cfg.scale, cfg.adapter = 1, []
-            for folder in folders:
-                scale = self._specs[folder]["scale"] if folder in self._specs else 1.0
-                cfg.adapter.append({"path": folder, "scale": scale})
+            cfg.scale = 1
+            cfg.adapter = [{"path": f, "scale": self._scales.get(f, 1.0)} for f in folders]
             net = build_net(cfg)
             load_base(cfg, net)
             scales = load_adapters(cfg, net)
