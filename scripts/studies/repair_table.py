@@ -15,14 +15,16 @@ Rows = dict[str, list[dict[str, float]]]
 def columns(results: Results, base: Results, target: Sequence[int]) -> dict[str, float]:
     """What a table shows of a run on test images; shares are percentages of the base's errors."""
     after, before = (errors(each["test"], target) for each in (results, base))
-    return {
+    row = {
         **shares(after, before),
         "base class": before[0],
         "base all": before[1],
-        "repaired": results["test"].get("repaired", 0),
-        "broken": results["test"].get("broken", 0),
         "trained weights": results["parameters"]["trainable"],
     }
+    for name in ("repaired", "broken"):
+        if name in results["test"]:  # weighted fine-tuning counts errors alone
+            row[name] = results["test"][name]
+    return row
 
 
 def shares(after: tuple[int, int], before: tuple[int, int]) -> dict[str, float]:
@@ -48,7 +50,7 @@ def markdown(rows: Rows) -> str:
             if len(set(values)) > 1:
                 cell += f" ± {statistics.stdev(values):.1f}, {max(values):.0f}%"
             cells.append(cell)
-        cells += [_mean(runs, name) for name in counts]
+        cells += [_mean(runs, name) if name in runs[0] else "" for name in counts]
         if counts:
             cells.append(_fewer(runs))
         lines.append(f"| {' | '.join(cells)} |")
