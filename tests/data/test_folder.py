@@ -93,7 +93,9 @@ def test_labels_follow_the_order_of_the_network(make_photos: Maker) -> None:
     assert torch.equal(2 - plain[1], turned[1])
 
 
-def test_other_files_are_left_out(make_photos: Maker, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_files_are_left_out_and_named(
+    make_photos: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
     root = make_photos({"cat": 3}, "cat", "2024")
     make_photos({"dog": 4})
     for hidden in (".cache", "__MACOSX"):
@@ -104,7 +106,8 @@ def test_other_files_are_left_out(make_photos: Maker, caplog: pytest.LogCaptureF
     make_photos({"train": 5})
     of_class = [sum(column) for column in zip(*counts(root), strict=True)]
     assert of_class == [3, 4, 5]
-    assert not caplog.records
+    (record,) = caplog.records
+    assert "film.heic" in record.getMessage()
 
 
 def test_broken_images_are_named_and_left_out(

@@ -181,13 +181,22 @@ class FolderDataModule(ImageDataModule):
         if self.data_dir is None:
             raise ValueError("data_dir=null: expected a folder of images")
         labels = {name: label for label, name in enumerate(self.classes)}
-        entries = []
+        entries, others = [], []
         for part, folder in _part_folders(self.data_dir).items():
-            files = ImageFolder.make_dataset(str(folder), labels, IMG_EXTENSIONS, allow_empty=True)
+            files = ImageFolder.make_dataset(
+                str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
+            )
             for file, label in files:
                 path = Path(file).relative_to(self.data_dir)
-                if not path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
+                if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
+                    continue
+                if path.name.lower().endswith(IMG_EXTENSIONS):
                     entries.append(Entry(path.as_posix(), label, part))
+                else:
+                    others.append(path)
+        if others:
+            message = "%d files left out, which are no images by their names: %s, ..."
+            _warn(message, len(others), others[0])
         return sorted(entries, key=lambda entry: (PARTS.index(entry.part), entry.path))
 
     @cached_property
