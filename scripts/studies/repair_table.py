@@ -72,7 +72,10 @@ def side_by_side(tasks: Mapping[str, Rows]) -> str:
     for method in next(iter(tasks.values())):
         cells, every = [method], []
         for rows in tasks.values():
-            runs = rows[method]
+            runs = rows.get(method)
+            if runs is None:
+                cells.append("")
+                continue
             every += runs
             start = "base " if method == "base" else ""
             cells.append(f"{_mean(runs, f'{start}class')} / {_mean(runs, f'{start}all')}")
