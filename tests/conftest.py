@@ -19,6 +19,11 @@ from helpers.nets import TinyNet
 from hydra.core.hydra_config import HydraConfig
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests first: at the end, one alone would keep the other workers waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing stays missing, also on a machine that could download it."""

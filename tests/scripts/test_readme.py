@@ -97,4 +97,4 @@ def test_the_readme_takes_some_rows_and_columns_of_the_study() -> None:
         "| method | on the class: mean, worst | of all: mean, worst |",
         "| --- | ---: | ---: |",
     )
-    assert [row.split(" | ")[0] for row in rows][-1] == "| repair"
+    assert "| repair" in [row.split(" | ")[0] for row in rows]
