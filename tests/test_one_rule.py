@@ -66,6 +66,8 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*LORA, "dial=2"),
         (*LORA, "adapter=latest"),
         (*LORA, "adapter={tmp}/none"),
+        (*LORA, "base_ckpt={tmp}/outputs/base/mnist.ckpt", "adapter={tmp}/none"),
+        (*LORA, "+trainer.limit_test_batches=0"),
         (*LORA, "adapter_mode=continue"),
         (*LORA, "adapter_mode=x"),
         (*LORA, "resume={tmp}/none"),

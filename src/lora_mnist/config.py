@@ -263,7 +263,8 @@ def adapter_stack(cfg: DictConfig) -> list[dict[str, Any]]:
         own, beneath = "", []
         if not _is_checkpoint(spec["path"]):
             with _adapter_errors():
-                own, beneath = adapter_sha256(spec["path"]), read_beneath(spec["path"])
+                beneath = read_beneath(spec["path"])
+                own = adapter_sha256(spec["path"])
         for sha256, scale in beneath:
             if sha256 in [other["sha256"] for other in stack]:
                 continue
@@ -669,6 +670,8 @@ def build_trainer(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
             "since the base is kept in float32, bit for bit"
         )
+    if not trainer.limit_test_batches:
+        raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
     if is_sweep() and trainer.world_size > 1:
         raise UserError(
             f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
