@@ -157,16 +157,14 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("cuts", [(1,), (3, 4), (11,), (5, 5, 9)], ids=str)
-def test_a_cut_run_goes_on_to_the_same_bits(
-    tmp_path: Path, way: str, cuts: tuple[int, ...]
-) -> None:
+def test_a_cut_run_goes_on_to_the_same_bits(tmp_path: Path, way: str) -> None:
+    """Cut after its first batch, in the middle of an epoch and at the end of one, of 5 or 11."""
     whole_losses: dict[int, float] = {}
     losses: dict[int, float] = {}
     whole = fit(tmp_path / "whole", whole_losses, **WAYS[way])
-    for cut in cuts:
+    for batches in (1, 4, 6):
         with pytest.raises(InterruptedError):
-            fit(tmp_path / "cut", losses, cut, **WAYS[way])
+            fit(tmp_path / "cut", losses, batches, **WAYS[way])
     resumed = fit(tmp_path / "cut", losses, **WAYS[way])
     for name, tensor in whole.items():
         assert torch.equal(resumed[name], tensor), name
