@@ -22,12 +22,27 @@ import lora_mnist.project  # noqa: F401 the resolver that the configuration need
 from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
 from lora_mnist.data import load_images
 
-#: A network of 12,730 parameters, which sees all test images in milliseconds.
-SMALL = ("net.hidden_sizes=[16]", "trainer=cpu")
-#: A run of it that leaves nothing behind but its results.
-QUICK = (
-    *(*SMALL, "logger=none", "callbacks.checkpoint=null", "trainer.max_steps=3", "figures=false"),
-)
+
+def _few_images(data_dir: str) -> tuple[str, ...]:
+    """What makes a command see 4,000 training images, 500 of them held out, and 500 test images."""
+    raw = Path(data_dir, "MNIST", "raw")
+    raw.mkdir(parents=True)
+    for name, train, count in (("train", True, 4_000), ("t10k", False, 500)):
+        images, labels = load_images("MNIST", ROOT / "data", train=train)
+        for kind, tensor in (("images-idx3", images[:count, 0]), ("labels-idx1", labels[:count])):
+            # Type and number of dimensions, the dimensions, the bytes.
+            header = struct.pack(f">BBBB{tensor.ndim}I", 0, 0, 8, tensor.ndim, *tensor.shape)
+            content = tensor.to(torch.uint8).contiguous().numpy().tobytes()
+            (raw / f"{name}-{kind}-ubyte").write_bytes(header + content)
+    return (f"data.data_dir={data_dir}", "data.val_size=500")
+
+
+_folder = TemporaryDirectory()
+FEW = _few_images(_folder.name)
+#: A network of 12,730 parameters, which sees all test images in milliseconds; nothing is drawn.
+SMALL = ("net.hidden_sizes=[16]", "trainer=cpu", "figures=false")
+#: A run of it, on few images, that leaves nothing behind but its results.
+QUICK = (*SMALL, *FEW, "logger=none", "callbacks.checkpoint=null", "trainer.max_steps=3")
 
 
 class Unsteady(nn.Module):
@@ -108,24 +123,6 @@ def small_adapter(outputs: Path, run: str, seed: int = 0, std: float = 0.05) -> 
     for parameter in lora_parameters(net):
         nn.init.normal_(parameter, std=std)
     return save_adapter(net, outputs / run / "adapter")
-
-
-@lru_cache
-def few_images() -> tuple[str, ...]:
-    """What makes a command see 4,000 training images, 500 of them held out, and 500 test images."""
-    raw = Path(_images.name, "MNIST", "raw")
-    raw.mkdir(parents=True)
-    for name, train, count in (("train", True, 4_000), ("t10k", False, 500)):
-        images, labels = load_images("MNIST", ROOT / "data", train=train)
-        for kind, tensor in (("images-idx3", images[:count, 0]), ("labels-idx1", labels[:count])):
-            # Type and number of dimensions, the dimensions, the bytes.
-            header = struct.pack(f">BBBB{tensor.ndim}I", 0, 0, 8, tensor.ndim, *tensor.shape)
-            content = tensor.to(torch.uint8).contiguous().numpy().tobytes()
-            (raw / f"{name}-{kind}-ubyte").write_bytes(header + content)
-    return (f"data.data_dir={_images.name}", "data.val_size=500")
-
-
-_images = TemporaryDirectory()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import SMALL, composed, few_images, logged, small_adapter, small_base, small_net
+from composed import FEW, SMALL, composed, logged, small_adapter, small_base, small_net
 from PIL import Image, ImageDraw
 from torch import nn
 
@@ -14,7 +14,7 @@ from lora_mnist import save_adapter
 from lora_mnist.demo import SideBySide, demo
 from lora_mnist.errors import UserError
 
-NET, DATA = SMALL[0], few_images()
+NET, DATA = SMALL[0], FEW
 OLD, NEW = "lora/2026-01-01", "multirun/sweep/0"
 
 

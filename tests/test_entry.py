@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from composed import SMALL, few_images
+from composed import FEW, SMALL
 from helpers.commands import ROOT, only_run
 
 from lora_mnist.entry import main
@@ -94,7 +94,7 @@ def test_the_wheel_is_all_that_is_needed(tmp_path: Path, monkeypatch: pytest.Mon
     wheel.extractall(tmp_path / "site")
     empty = tmp_path / "empty"
     empty.mkdir()
-    small = " ".join((*SMALL, *few_images()))
+    small = " ".join((*SMALL, *FEW))
     commands = [
         f"train stage=pretrain trainer.max_steps=100 optimizer.lr=0.01 {small}",
         f"train stage=lora digit=9 trainer.max_steps=3 {small}",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from composed import QUICK, SMALL, composed, logged, small_base
+from composed import FEW, QUICK, SMALL, composed, logged, small_base
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
@@ -24,8 +24,7 @@ class Made(NamedTuple):
     results: dict[str, Any]
 
     def config(self, *overrides: str) -> Any:
-        options = ("figures=false", f"paths.outputs={self.outputs}")
-        return composed("eval", *SMALL, *options, *overrides)
+        return composed("eval", *SMALL, *FEW, f"paths.outputs={self.outputs}", *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def counted(outcome: dict[str, Any]) -> dict[str, Any]:
 def test_repeats_the_numbers_of_a_run(cli: Any, made: Made, tmp_path: Path) -> None:
     """Through the command line, the folder given as the run printed it."""
     base = f"base_ckpt={made.outputs}/base/mnist.ckpt"
-    done = cli("eval.py", *SMALL, f"adapter={made.run}", base)
+    done = cli("eval.py", *SMALL, *FEW, f"adapter={made.run}", base, "figures=auto")
     assert done.code == 0, done.err
     folder = only_run(tmp_path / "outputs", "eval")
     found = read_results(folder)
@@ -65,9 +64,9 @@ def test_repeats_the_numbers_of_a_run(cli: Any, made: Made, tmp_path: Path) -> N
 def test_what_is_required_is_checked_and_all_is_kept(cli: Any, made: Made, tmp_path: Path) -> None:
     """The class that the adapter repairs is known from its run."""
     both = "test.errors_of_target < test_base.errors_of_target"
-    options = (*SMALL, f"adapter={made.run}", f"base_ckpt={made.outputs}/base/mnist.ckpt")
+    options = (*SMALL, *FEW, f"adapter={made.run}", f"base_ckpt={made.outputs}/base/mnist.ckpt")
     require = f'require=["test.broken <= 2", "{both}", "test.p_value <= 1"]'
-    done = cli("eval.py", *options, "figures=false", require)
+    done = cli("eval.py", *options, require)
     broken = made.results["test"]["broken"]
     assert broken > 2
     assert (done.code, done.err.splitlines()[-1]) == (
@@ -77,7 +76,7 @@ def test_what_is_required_is_checked_and_all_is_kept(cli: Any, made: Made, tmp_p
     folder = only_run(tmp_path / "outputs", "eval")
     assert read_results(folder)["test"] == made.results["test"]
     assert f"run: {folder}" in done.err
-    done = cli("eval.py", *options, "figures=false", 'require=["test.brokn <= 2"]')
+    done = cli("eval.py", *options, 'require=["test.brokn <= 2"]')
     assert done.code == 2
     assert "results.json has no number test.brokn; expected one like test.broken" in done.err
 
@@ -124,7 +123,7 @@ def test_without_an_adapter_tests_the_base_alone(made: Made, tmp_path: Path) -> 
 
 def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
     small_base(tmp_path)
-    cfg = composed("eval", *SMALL, f"paths.outputs={tmp_path}")
+    cfg = composed("eval", *SMALL, *FEW, f"paths.outputs={tmp_path}")
     before = OmegaConf.to_yaml(cfg)
     results = evaluate(cfg)
     assert OmegaConf.to_yaml(cfg) == before

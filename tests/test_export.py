@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import SMALL, composed, few_images, logged, small_adapter, small_base, small_net
+from composed import FEW, SMALL, composed, logged, small_adapter, small_base, small_net
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from lora_mnist.export import export
 from lora_mnist.lora import fingerprint, read_factors, read_metadata
 
 NET = SMALL[0]
-DATA = few_images()[0]
+DATA = FEW[0]
 
 
 class Tied(nn.Module):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composed import QUICK, SMALL, composed, few_images, small_base
+from composed import FEW, QUICK, SMALL, composed, small_base
 from helpers.commands import ROOT, only_run, read_results
 from PIL import Image
 
@@ -43,7 +43,7 @@ def test_from_pictures_to_an_adapter(cli: Any, incoming: Path, tmp_path: Path) -
     assert all((incoming / name).read_bytes() == content for name, content in copies.items())
     assert 40 < len(copies) < 160
 
-    done = cli("train.py", *REPAIR, *QUICK[:4], *few_images(), f"data.mistakes={wrong}")
+    done = cli("train.py", *REPAIR, *QUICK[:4], *FEW, f"data.mistakes={wrong}")
     assert done.code == 0, done.err
     results = read_results(only_run(tmp_path / "outputs", "lora"))
     assert (results["digit"], results["target"], results["base_unchanged"]) == (None, None, True)
@@ -56,7 +56,7 @@ def test_from_pictures_to_an_adapter(cli: Any, incoming: Path, tmp_path: Path) -
         assert results[split]["repaired"] == count - results[split]["errors"] > count / 4
         assert f"{count - results[split]['errors']:,} of {count:,};" in done.out.replace("\n", " ")
 
-    tested = ("adapter=latest", *few_images()[:1], "trainer=cpu", f"data.mistakes={wrong}")
+    tested = ("adapter=latest", *FEW[:1], "trainer=cpu", f"data.mistakes={wrong}")
     done = cli("eval.py", *tested, "figures=false")
     assert done.code == 0, done.err
     again = read_results(only_run(tmp_path / "outputs", "eval"))
@@ -86,7 +86,7 @@ def test_weights_of_the_loss_tell_mistakes_from_replay(incoming: Path, tmp_path:
     mended = []
     for weight in (0, 1):
         cfg = composed(
-            *("train", *REPAIR, *QUICK, *few_images(), f"base_ckpt={base}", "loss.distill=0"),
+            *("train", *REPAIR, *QUICK, f"base_ckpt={base}", "loss.distill=0"),
             *(f"paths.outputs={tmp_path}/{weight}", f"data.mistakes={incoming}", "data.hardness=0"),
             *(f"loss.target_weight={weight}", "trainer.max_steps=30"),
         )
@@ -98,7 +98,7 @@ def test_weights_of_the_loss_tell_mistakes_from_replay(incoming: Path, tmp_path:
 def test_finetuning_learns_mistakes_too(incoming: Path, tmp_path: Path) -> None:
     base = small_base(tmp_path / "outputs")
     cfg = composed(
-        *("train", "stage=finetune", *QUICK, *few_images(), f"base_ckpt={base}"),
+        *("train", "stage=finetune", *QUICK, f"base_ckpt={base}"),
         *(f"paths.outputs={tmp_path}/outputs", f"data.mistakes={incoming}", "data.mistakes_test=0"),
     )
     found = train(cfg)

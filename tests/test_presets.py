@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import QUICK, SMALL, composed, few_images, small_base
+from composed import FEW, QUICK, SMALL, composed, small_base
 from helpers.commands import ROOT, only_run, read_results
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -27,7 +27,7 @@ PRESETS = [
 
 def run(outputs: Path, *overrides: str) -> dict[str, Any]:
     stage = () if any(o.startswith("stage=") for o in overrides) else ("stage=lora",)
-    options = (*stage, *QUICK, *few_images(), f"paths.outputs={outputs}")
+    options = (*stage, *QUICK, f"paths.outputs={outputs}")
     return train(composed("train", *options, *overrides))
 
 
@@ -57,7 +57,7 @@ def test_the_best_weights_are_tested_and_saved(outputs: Path, callbacks: str) ->
     short = run(outputs, "optimizer.lr=0.03", "trainer.max_steps=2")
     for split in ("val", "test"):
         assert results[split] == short[split]
-    options = (*SMALL, *few_images()[:1], "figures=false", f"paths.outputs={outputs}")
+    options = (*SMALL, *FEW[:1], "figures=false", f"paths.outputs={outputs}")
     found = evaluate(composed("eval", *options, f"adapter={folder}"))
     assert found["test"]["errors_per_class"] == results["test"]["errors_per_class"]
 
@@ -78,7 +78,7 @@ def test_a_checkpoint_is_an_adapter(outputs: Path, variant: str) -> None:
     results = run(outputs, "callbacks=best", variant)
     file = only_run(outputs, "lora") / "checkpoints" / "best.ckpt"
     small_base(outputs, seed=1)  # its base is another one by now
-    options = (*SMALL, *few_images()[:1], "figures=false", f"paths.outputs={outputs}")
+    options = (*SMALL, *FEW[:1], "figures=false", f"paths.outputs={outputs}")
     found = evaluate(composed("eval", *options, f"adapter={file}"))
     assert found["base_sha256"] == results["base_sha256"]
     assert found["test"]["errors_per_class"] == results["test"]["errors_per_class"]
@@ -102,7 +102,7 @@ def test_trials(cli: Any, tmp_path: Path, debug: str, steps: int) -> None:
         "train.py",
         "stage=pretrain",
         *SMALL[:1],
-        *few_images(),
+        *FEW,
         f"debug={debug}",
         "trainer.max_steps=2",
     )
@@ -124,9 +124,7 @@ def test_an_unpublished_base_stays_in_its_folder(outputs: Path) -> None:
 
 
 def test_a_seed_is_drawn_and_named(outputs: Path) -> None:
-    cfg = composed(
-        "train", "stage=lora", "seed=null", *QUICK, *few_images(), f"paths.outputs={outputs}"
-    )
+    cfg = composed("train", "stage=lora", "seed=null", *QUICK, f"paths.outputs={outputs}")
     drawn, other = train(cfg), train(cfg)
     assert cfg.seed is None
     assert drawn["seed"] != other["seed"]
@@ -135,7 +133,7 @@ def test_a_seed_is_drawn_and_named(outputs: Path) -> None:
 
 
 def test_a_resumed_run_keeps_its_drawn_seed(cli: Any, outputs: Path) -> None:
-    options = ("stage=lora", *SMALL, *few_images(), "logger=none", "figures=false", "seed=null")
+    options = ("stage=lora", *SMALL, *FEW, "logger=none", "figures=false", "seed=null")
     assert cli("train.py", *options, "trainer.max_steps=2").code == 0
     seed = read_results(only_run(outputs, "lora"))["seed"]
     done = cli("train.py", *options, "trainer.max_steps=4", "resume=latest")

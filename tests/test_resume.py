@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from composed import SMALL, composed, few_images, small_base
+from composed import FEW, SMALL, composed, small_base
 from helpers.commands import ROOT, only_run, read_results, run_process
 from helpers.crash import CRASH, Crashed, differences, left_by
 from PIL import Image
@@ -53,7 +53,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
 
     def run(name: str, *overrides: str, crash: int | None = None, resume: bool = False) -> Path:
         folder = tmp_path / name
-        common = [*SMALL, *few_images(), CRASH, f"paths.outputs={tmp_path}/outputs"]
+        common = [*SMALL, *FEW, CRASH, f"paths.outputs={tmp_path}/outputs"]
         is_base = "stage=pretrain" in overrides
         common += [f"base_ckpt={folder}/base.ckpt" if is_base else f"base_ckpt={base}"]
         common += [f"resume={folder}"] if resume else []
@@ -134,7 +134,7 @@ def test_killed_twice(go: Go, tmp_path: Path) -> None:
 
 def command(tmp_path: Path, *overrides: str, crash: str = "-1") -> tuple[int, str]:
     """``python train.py`` with few images, and what it says on standard error."""
-    arguments = [*overrides, *SMALL, *few_images(), CRASH, f"paths.outputs={tmp_path}/cut"]
+    arguments = [*overrides, *SMALL, *FEW, CRASH, f"paths.outputs={tmp_path}/cut"]
     arguments.append(f"base_ckpt={tmp_path}/outputs/base/mnist.ckpt")
     path = f"{ROOT}/tests:{ROOT}/src"
     done = run_process("train.py", *arguments, CRASH=crash, PYTHONPATH=path)
@@ -312,7 +312,7 @@ def test_the_latest_run_is_the_newest_by_time(
     for seconds, name in enumerate(("nines", "2026-b", "2026-a")):
         folder = go(f"outputs/lora/{name}", *LORA, *QUIET, crash=9)
         os.utime(folder / "checkpoints" / RUN_FILE, (10**9 + seconds, 10**9 + seconds))
-    options = (*LORA, *QUIET, *SMALL, *few_images(), CRASH, "resume=latest")
+    options = (*LORA, *QUIET, *SMALL, *FEW, CRASH, "resume=latest")
     monkeypatch.setenv("CRASH", "-1")
     for name in ("2026-a", "nines"):
         if name == "nines":

@@ -1,4 +1,4 @@
-"""Runs of every stage: the network small and the steps few, but the images real."""
+"""Runs of every stage: the network small, the steps few, and the images, but where all count."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from composed import QUICK, SMALL, composed, few_images, logged
+from composed import FEW, QUICK, SMALL, composed, logged
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -29,6 +29,12 @@ from lora_mnist.train import train
 def run(outputs: Path, *overrides: str) -> dict[str, Any]:
     """A quick training; its folder is the newest of ``outputs``."""
     return train(composed("train", *QUICK, f"paths.outputs={outputs}", *overrides))
+
+
+def evaluated(outputs: Path, adapter: Any = "latest") -> dict[str, Any]:
+    cfg = composed("eval", *SMALL, *FEW, f"paths.outputs={outputs}")
+    cfg.adapter = adapter
+    return evaluate(cfg)
 
 
 def newest(outputs: Path, stage: str = "lora") -> Path:
@@ -63,8 +69,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     outputs = tmp_path_factory.mktemp("made")
     options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
     loggers = ("logger=[tensorboard,csv]",)
-    train(composed("train", "stage=pretrain", *options, "figures=false"))
-    train(composed("train", "stage=lora", *options, *loggers))
+    train(composed("train", "stage=pretrain", *options))
+    train(composed("train", "stage=lora", *options, *loggers, "figures=auto"))
     return Made(outputs, only_run(outputs, "pretrain"), only_run(outputs, "lora"))
 
 
@@ -148,7 +154,7 @@ def of_the_process() -> list[Any]:
 def test_a_notebook_gets_the_results_back(
     outputs: Path, stage: str, overrides: tuple[str, ...]
 ) -> None:
-    options = (*QUICK, *few_images(), f"paths.outputs={outputs}", *overrides)
+    options = (*QUICK, f"paths.outputs={outputs}", *overrides)
     cfg = composed("train", f"stage={stage}", *options)
     before = OmegaConf.to_yaml(cfg)
     process = of_the_process()
@@ -299,13 +305,13 @@ def test_variants_train_and_load_on_the_original_base(
     assert trained["parameters"]["lora"] == trained["parameters"]["trainable"] == size
     assert trained["base_unchanged"]
     assert trained["test"] != trained["test_base"]
-    evaluated = evaluate(composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest"))
-    assert evaluated["test_base"] == trained["test_base"]
-    assert evaluated["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
+    found = evaluated(outputs)
+    assert found["test_base"] == trained["test_base"]
+    assert found["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
 
 
 def test_the_dial_is_tried_on_validation_images(outputs: Path) -> None:
-    results = run(outputs, "stage=lora", *few_images(), "trainer.max_steps=30")
+    results = run(outputs, "stage=lora", "trainer.max_steps=30")
     dial = results["dial"]
     assert dial["images"] == 500
     for scale, split in ((0, "val_base"), (1, "val")):
@@ -313,7 +319,7 @@ def test_the_dial_is_tried_on_validation_images(outputs: Path) -> None:
         for key in ("errors", "errors_of_target"):
             assert dial[key][place] == results[split][key]
     assert dial["saved"] == 1
-    assert run(outputs, "stage=lora", *few_images(), "dial=false")["dial"] is None
+    assert run(outputs, "stage=lora", "dial=false")["dial"] is None
     assert run(outputs, "stage=lora", "data.val_size=0")["dial"] is None
 
 
@@ -321,7 +327,7 @@ def test_the_dial_is_tried_on_validation_images(outputs: Path) -> None:
 def test_an_adapter_is_saved_as_far_up_as_advised(
     outputs: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("stage=lora", variant, *few_images(), "trainer.max_steps=20", "lora.rank=2")
+    options = ("stage=lora", variant, "trainer.max_steps=20", "lora.rank=2")
     whole = run(outputs, *options)
     scaled = run(outputs, *options, "lora.scale=auto")
     assert scaled["dial"] == {**whole["dial"], "saved": whole["dial"]["advised"]}
@@ -331,8 +337,7 @@ def test_an_adapter_is_saved_as_far_up_as_advised(
         monkeypatch.setitem(scaled["dial"], "advised", scale)
         monkeypatch.setattr(lora_mnist.train, "validation_dial", lambda *_: dict(scaled["dial"]))
         results = run(outputs, *options, "lora.scale=auto", f"run_name={scale}")
-        cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", *few_images(), "adapter=latest")
-        counts = evaluate(cfg)["test"]["errors_per_class"]
+        counts = evaluated(outputs)["test"]["errors_per_class"]
         assert counts == results["test"]["errors_per_class"]
         if scale == 0:
             assert results["test"]["errors"] == results["test_base"]["errors"]
@@ -341,7 +346,7 @@ def test_an_adapter_is_saved_as_far_up_as_advised(
 
 @pytest.mark.parametrize("experiment", ["repair", "repair_private"])
 def test_recipes(outputs: Path, experiment: str) -> None:
-    results = run(outputs, f"experiment={experiment}", "trainer.max_steps=20", "digit=nine")
+    results = run(outputs, f"experiment={experiment}", "trainer.max_steps=40", "digit=nine")
     assert (results["stage"], results["target"]) == ("lora", "9")
     assert results["test"]["repaired_per_class"][9] > 0
     change = results["test"]["errors"] - results["test_base"]["errors"]
@@ -363,7 +368,7 @@ def test_finetune_trains_the_chosen_parameters(outputs: Path) -> None:
 
 
 def test_weakest_class(outputs: Path) -> None:
-    same = ("stage=lora", "loss=distill", "data.replay=9", *few_images())
+    same = ("stage=lora", "loss=distill", "data.replay=9")
     results = run(outputs, *same, "digit=weakest")
     errors = results["val_base"]["errors_per_class"]
     assert results["digit"] == errors.index(max(errors))
@@ -376,7 +381,7 @@ def test_weakest_class(outputs: Path) -> None:
 def test_a_network_with_dropout_and_batch_normalisation(tmp_path: Path) -> None:
     """Whatever is found out about the base, it is the base in eval mode, and leaves no trace."""
     options = ("net=custom", "net._target_=composed.Unsteady", *QUICK[1:], "data.batch_size=50")
-    options = (*options, *few_images(), "trainer.max_steps=50", f"paths.outputs={tmp_path}")
+    options = (*options, "trainer.max_steps=50", f"paths.outputs={tmp_path}")
     pretrained = train(composed("train", "stage=pretrain", *options))
     more = ("digit=weakest", "data.hardness=0.5", "data.replay=50")
     for stage in ("lora", "finetune"):
@@ -451,16 +456,14 @@ def test_a_repair_on_top_of_another(outputs: Path) -> None:
     assert second["digit"] == worst
     assert (below / "adapter" / WEIGHTS_NAME).read_bytes() == weights
 
-    cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
-    both = evaluate(cfg)
+    both = evaluated(outputs)
     assert both["test"]["errors_per_class"] == second["test"]["errors_per_class"]
     assert both["test_base"]["errors_per_class"] == first["test_base"]["errors_per_class"]
-    cfg.adapter = [str(below), str(newest(outputs))]
-    assert evaluate(cfg)["test"]["errors"] == after  # no adapter is there twice
+    no_adapter_twice = evaluated(outputs, [str(below), str(newest(outputs))])
+    assert no_adapter_twice["test"]["errors"] == after
     (below / "adapter" / WEIGHTS_NAME).unlink()
-    cfg.adapter = str(newest(outputs))
     with pytest.raises(UserError, match=r"adapter=.*: stands on the adapter .*, which is not in"):
-        evaluate(cfg)
+        evaluated(outputs, str(newest(outputs)))
 
 
 def test_an_adapter_is_trained_on(outputs: Path) -> None:
