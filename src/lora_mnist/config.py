@@ -48,9 +48,9 @@ from lora_mnist.lora import (
     add_deltas,
     add_lora,
     count_parameters,
-    has_lora,
     is_number,
     load_adapter,
+    lora_adapters,
     lora_state_dict,
     read_beneath,
     read_metadata,
@@ -362,7 +362,7 @@ def _unpack(checkpoint: Path, net: nn.Module, folder: str) -> Path:
     """
     state, settings = read_adapter_checkpoint(checkpoint)
     twin = copy.deepcopy(net)
-    if has_lora(twin):
+    if lora_adapters(twin):
         remove_lora(twin)
     add_configured_lora(OmegaConf.create({"lora": settings["lora"]}), twin)
     expected = {f"net.{key}": tensor.shape for key, tensor in lora_state_dict(twin).items()}
@@ -558,7 +558,7 @@ def build_module(
             replay=data.replay,
             scheduler=scheduler,
             schedule=schedule,
-            base_tensors=base.tensors if base and not has_lora(net) else None,
+            base_tensors=base.tensors if base and not lora_adapters(net) else None,
             adapter=adapter,
             class_names=data.short_names,
             targets=data.targets,

@@ -16,7 +16,7 @@ from lora_mnist.lora import (
     add_deltas,
     add_lora,
     changed_tensors,
-    has_lora,
+    lora_adapters,
     lora_disabled,
     lora_parameters,
     lora_weights,
@@ -126,7 +126,7 @@ def test_laws(
     set_lora_scale(net, 0)
     assert torch.equal(net(x), base)
     assert torch.equal(remove_lora(net)(x), base)
-    assert not has_lora(net)
+    assert not lora_adapters(net)
     assert changed_tensors(plain.state_dict(), net.state_dict()) == []
 
 

@@ -12,7 +12,7 @@ from lora_mnist.lora import (
     base_state_dict,
     changed_tensors,
     fold_lora_scale,
-    has_lora,
+    lora_adapters,
     lora_disabled,
     lora_names,
     lora_parameters,
@@ -103,7 +103,7 @@ def test_refusals_leave_the_model_alone(layer: Any, arguments: Any, message: str
     before = list(net.state_dict())
     with pytest.raises(ValueError, match=message):
         add_lora(net, **{"target_modules": ".*", **arguments})
-    assert not has_lora(net)
+    assert not lora_adapters(net)
     assert all(p.requires_grad for p in net.parameters())
     assert list(net.state_dict()) == before
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in net[0].modules())
@@ -111,7 +111,10 @@ def test_refusals_leave_the_model_alone(layer: Any, arguments: Any, message: str
 
 def test_ranks_and_alphas_of_single_layers(tiny: nn.Module) -> None:
     add_lora(tiny, rank=2, alpha=1, rank_pattern={"linear2": 3}, alpha_pattern={"^linear1": 4})
-    assert [(a.rank, a.alpha, a.scaling) for a in adapters(tiny)] == [(2, 4, 2), (3, 1, 1 / 3)]
+    assert [(a.settings.rank, a.settings.alpha, a.scaling) for a in adapters(tiny)] == [
+        (2, 4, 2),
+        (3, 1, 1 / 3),
+    ]
     assert sum(p.numel() for p in lora_parameters(tiny)) == 2 * (6 + 5) + 3 * (5 + 3)
 
 

@@ -19,13 +19,13 @@ from lora_mnist.lora import (
     load_adapter,
     lora_disabled,
     lora_parameters,
+    lora_weights,
     merge_lora,
     remove_lora,
     save_adapter,
     set_lora_scale,
     unmerge_lora,
 )
-from lora_mnist.lora.model import lora_weights
 from lora_mnist.lora.targets import target_weights
 from lora_mnist.lora.weight import adaptable_weights
 

@@ -171,21 +171,14 @@ def test_whole_tensors_load_here_and_in_peft(tensors: str, config: Any, tmp_path
     assert torch.equal(load_adapter(make(ConvNet), tmp_path)(x), ours(x))
     found = json.loads((tmp_path / "adapter_config.json").read_text())
     assert {key: found.get(key) for key in config} == config
-    norms = {}
-    for name, (lora_A, lora_B, scaling) in read_factors(tmp_path).items():
-        norms[name] = (scaling * lora_B.flatten(1) @ lora_A.flatten(1)).norm()
-    for name, weight in lora_weights(ours).items():
-        torch.testing.assert_close(norms.pop(name), weight.adapters[0].delta.norm())
-    assert not norms
+    assert not read_factors(tmp_path)
 
 
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.Conv2d(2, 4, 3, groups=2),
         nn.Conv2d(4, 4, 1, dilation=2),
         nn.Conv2d(4, 4, 1, padding_mode="circular"),
-        nn.ConvTranspose2d(4, 2, 3),
         nn.GRU(6, 5),
         nn.MultiheadAttention(5, 1),
     ],
@@ -195,13 +188,6 @@ def test_what_peft_cannot_adapt_is_told(layer: nn.Module, tmp_path: Path) -> Non
     net = nn.Sequential(layer)
     add_lora(net, target_modules=".*")
     with pytest.warns(UserWarning, match="PEFT has no adapter of this form for 0.*: use the saved"):
-        save_adapter(net, tmp_path)
-
-
-def test_a_name_that_peft_would_find_twice_is_told(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Linear(2, 2))
-    add_deltas(net, "last_layer")
-    with pytest.warns(UserWarning, match="PEFT has no adapter of this form for 1: use the saved"):
         save_adapter(net, tmp_path)
 
 

@@ -12,8 +12,8 @@ from lora_mnist.lora import (
     add_lora,
     count_parameters,
     fold_lora_scale,
-    has_lora,
     load_adapter,
+    lora_adapters,
     lora_disabled,
     lora_parameters,
     lora_weights,
@@ -138,7 +138,7 @@ def test_dora_is_not_for_embeddings() -> None:
     net = nn.Sequential(nn.Embedding(5, 4))
     with pytest.raises(ValueError, match="use_dora=True: expected no embedding, as 0 is"):
         add_lora(net, use_dora=True, target_modules=["0"])
-    assert not has_lora(net)
+    assert not lora_adapters(net)
 
 
 def test_deltas_stack_and_add_up(tiny: nn.Module) -> None:
@@ -166,14 +166,14 @@ def test_deltas_stack_and_add_up(tiny: nn.Module) -> None:
     ("net", "tensors", "message"),
     [
         (nn.Linear(2, 2, bias=False), "bias", "tensors=bias: expected a network with a bias"),
-        (nn.LayerNorm(3), "last_layer", "to match Linear or Conv2d"),
+        (nn.LayerNorm(3), "last_layer", "target_modules=all: expected some of: none"),
         (nn.Linear(2, 2), "first_layer", "tensors=first_layer: expected bias or last_layer"),
     ],
 )
 def test_networks_without_such_tensors(net: nn.Module, tensors: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         add_deltas(net, tensors)
-    assert not has_lora(net)
+    assert not lora_adapters(net)
 
 
 def test_the_last_layer_alone_needs_no_bias() -> None:

@@ -1,19 +1,23 @@
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.nets import dense, randomize
+from helpers.nets import randomize
 from torch import nn
 
 from lora_mnist.lora import (
+    add_deltas,
     add_lora,
     base_state_dict,
     changed_tensors,
+    load_adapter,
     merge_lora,
     remove_lora,
+    save_adapter,
     unmerge_lora,
 )
 from lora_mnist.lora.targets import target_weights
@@ -22,31 +26,20 @@ from lora_mnist.lora.weight import adaptable_weights
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_parametrization_below_ours(tiny: nn.Module) -> None:
-    nn.utils.parametrizations.weight_norm(tiny.linear1)
-    nn.utils.parametrizations.spectral_norm(tiny.linear2)
-    before = {name: tensor.clone() for name, tensor in tiny.eval().state_dict().items()}
-    base = tiny(X)
-    adapted = randomize(add_lora(tiny))(X)
-    assert not torch.allclose(adapted, base)
-    torch.testing.assert_close(adapted, dense(tiny, X))
+@pytest.mark.parametrize("name", ["spectral_norm", "weight_norm", "orthogonal"])
+def test_beside_somebody_elses_parametrization(name: str, tiny: nn.Module, tmp_path: Path) -> None:
+    getattr(nn.utils.parametrizations, name)(tiny.linear2)
+    plain = copy.deepcopy(tiny.eval())
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    for refused in (lambda: add_lora(tiny), lambda: add_deltas(tiny, "last_layer")):
+        with pytest.raises(ValueError, match="linear2: .* expected .*remove_parametrizations fir"):
+            refused()
+    assert changed_tensors(before, tiny.state_dict()) == []
+    adapted = randomize(add_lora(tiny, target_modules=["linear1"]))(X)
     assert changed_tensors(before, base_state_dict(tiny)) == []
-    state = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
-    adapted = tiny(X)
+    assert torch.equal(load_adapter(plain, save_adapter(tiny, tmp_path))(X), adapted)
     torch.testing.assert_close(merge_lora(tiny)(X), adapted)
-    assert list(tiny.state_dict()) == [
-        "linear1.bias",
-        "linear1.weight",
-        "linear2.bias",
-        "linear2.weight",
-    ]
     assert torch.equal(unmerge_lora(tiny)(X), adapted)
-    assert changed_tensors(state, tiny.state_dict()) == []
-    both = randomize(add_lora(tiny, name="second"))(X)
-    with pytest.raises(ValueError, match="linear1: DoRA, or somebody else's parametrization"):
-        merge_lora(tiny, "second")
-    torch.testing.assert_close(merge_lora(tiny, "default")(X), both)
-    assert torch.equal(unmerge_lora(tiny)(X), both)
     assert changed_tensors(before, remove_lora(tiny).state_dict()) == []
 
 

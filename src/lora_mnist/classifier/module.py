@@ -15,7 +15,7 @@ from lora_mnist.classifier.metrics import Evaluation, scalars
 from lora_mnist.data.sampler import Batch
 from lora_mnist.errors import TrainingError, config_group
 from lora_mnist.lora import (
-    has_lora,
+    lora_adapters,
     lora_disabled,
     lora_state_dict,
     lora_weights,
@@ -107,7 +107,7 @@ class ClassifierModule(LightningModule):
         self.replay = replay
         self.scheduler = scheduler
         self.schedule = schedule or {"interval": "step"}
-        self.has_lora = has_lora(net)
+        self.has_lora = bool(lora_adapters(net))
         self.base_tensors, self.adapter = base_tensors, adapter
         self.class_names, self.targets = list(class_names), targets
         self.evaluations = nn.ModuleDict({s: Evaluation(num_classes) for s in ("val", *_TESTS)})

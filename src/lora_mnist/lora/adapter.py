@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from ..disk.files import atomic_write
 from .base_state import base_state_dict, fingerprint
 from .frozen import moved_tensors
-from .model import attach, lora_names, lora_weights, named_adapters
+from .model import attach, lora_names, named_adapters
 from .peft import (
     CONFIG_NAME,
     WEIGHTS_NAME,
-    open_tensors,
     read_adapter,
+    read_metadata,
     settings_of,
     tensors_of,
     warn_of_peft,
@@ -30,7 +30,7 @@ from .peft import (
 )
 from .settings import is_number
 from .targets import listed
-from .weight import adaptable_weights
+from .weight import adaptable_weights, lora_weights
 
 log = logging.getLogger(__name__)
 
@@ -63,25 +63,24 @@ def save_adapter(
         raise ValueError(f"name=None: expected one of the model's adapters: {', '.join(names)}")
     if moved := moved_tensors(model):
         raise ValueError(
-            f"the base changed under its adapter: {listed(moved, most=3)}; expected it as it was "
-            "at add_lora (freeze_base(model) makes this the base)"
+            f"the base changed under its adapter: {listed(moved)}; expected it as it was at "
+            "add_lora (freeze_base(model) makes this the base)"
         )
     if any(adapter.scale != 1 for adapter in adapters):
         log.warning("the adapter is saved as trained, without its scale")
     tensors: dict[str, Tensor] = {}
-    settings = {}
-    weights = lora_weights(model)
-    for layer, weight in weights.items():
+    weights, settings = {}, {}
+    for layer, weight in lora_weights(model).items():
         for adapter in weight.adapters:
             if name in (None, adapter.name):
-                settings[layer] = settings_of(adapter)
+                weights[layer], settings[layer] = weight, settings_of(adapter)
                 tensors |= tensors_of(layer, weight, adapter)
     sha256 = fingerprint(base_state_dict(model))
     with atomic_write(folder / WEIGHTS_NAME) as path:
         write_tensors(path, tensors, {"format": "pt", "base_sha256": sha256, **(metadata or {})})
     with atomic_write(folder / CONFIG_NAME) as path:
-        write_config(path, model, settings)
-    warn_of_peft(model, settings, weights)
+        write_config(path, weights, settings)
+    warn_of_peft(weights, settings)
     return folder
 
 
@@ -109,37 +108,23 @@ def load_adapter(
             ask for what LoRA here does not do, do not fit the layers of ``model``, or were made for
             another base. ``model`` is then as it was.
     """
+    if not is_number(scale):
+        raise ValueError(f"scale={scale}: expected a finite number")
+    metadata = read_metadata(folder)
     weights = adaptable_weights(model)
     try:
-        if not is_number(scale):
-            raise ValueError(f"scale={scale}: expected a finite number")
-        parts, settings, metadata = read_adapter(Path(folder))
+        parts, settings = read_adapter(Path(folder))
         for layer, of_layer in parts.items():
-            wanted = settings[layer]
-            if layer not in weights or (wanted and weights[layer].base.ndim < 2):
+            if layer not in weights:
                 raise ValueError(
                     f"unexpected tensors of {layer} in {WEIGHTS_NAME}: the model has no such layer "
                     "that can be adapted"
                 )
-            base = weights[layer].base
-            shape = tuple(base.shape)
-            if wanted:
-                ones = [1] * (base.ndim - 2)
-                expected = {"lora_A": (wanted.rank, *shape[1:])}
-                expected["lora_B"] = (shape[0], wanted.rank, *ones)
-                if wanted.use_dora:
-                    expected["magnitude"] = shape[:1]
-            else:
-                expected = {"delta" if "delta" in of_layer else "trained": shape}
-            shapes = {part: tuple(tensor.shape) for part, tensor in of_layer.items()}
-            if shapes != expected:
-                raise ValueError(f"{layer}: expected the shapes {expected}, found {shapes}")
-            for part, tensor in of_layer.items():
-                is_float = tensor.is_floating_point()
-                if not is_float or not tensor.to(base.dtype).isfinite().all():
-                    raise ValueError(f"{part} of {layer}: expected finite floating-point numbers")
             if "trained" in of_layer:
-                of_layer["delta"] = of_layer.pop("trained").to(base) - base.detach()
+                trained, base = of_layer.pop("trained"), weights[layer].base.detach()
+                if trained.shape != base.shape:
+                    raise ValueError(f"{layer}: expected the shape {tuple(base.shape)}")
+                of_layer["delta"] = trained.to(base) - base
         made_for = metadata.get("base_sha256")
         if made_for is None:
             log.warning("the adapter does not say which base it was made for: not checked")
@@ -149,11 +134,10 @@ def load_adapter(
                 f"made for the base {made_for}{dataset}, this one is {here}; "
                 "expected the same base, or allow_other_base=true"
             )
-        adapters = attach(model, settings, name)
+        adapters = attach(model, settings, name, tensors=parts)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    for layer, adapter in adapters.items():
-        adapter.load_state_dict(parts[layer])
+    for adapter in adapters:
         adapter.scale = scale
     return model
 
@@ -164,8 +148,7 @@ def adapter_sha256(folder: str | Path) -> str:
     Raises:
         OSError: if there is no such file.
     """
-    with (Path(folder) / WEIGHTS_NAME).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(Path(folder, WEIGHTS_NAME).read_bytes()).hexdigest()
 
 
 def read_beneath(folder: str | Path) -> list[tuple[str, float]]:
@@ -174,29 +157,7 @@ def read_beneath(folder: str | Path) -> list[tuple[str, float]]:
     The first is the lowest; empty for an adapter that was trained on its base alone.
 
     Raises:
-        ValueError: if the folder holds no readable adapter, or what it says is no such list.
-    """
-    text = read_metadata(folder).get("stands_on", "[]")
-    try:
-        found = [(str(each["sha256"]), each["scale"]) for each in json.loads(text)]
-        if not all(is_number(scale) for _, scale in found):
-            raise ValueError("expected numbers")
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder}: stands_on: {error}") from error
-    return found
-
-
-def read_metadata(folder: str | Path) -> dict[str, str]:
-    """What the file of the adapter in ``folder`` says beside its tensors, of which none is read.
-
-    ``base_sha256`` is the fingerprint of the base that it was made for; PEFT's adapters do not say.
-
-    Raises:
         ValueError: if the folder holds no readable adapter.
     """
-    try:
-        with open_tensors(Path(folder)) as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            return metadata
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+    beneath = json.loads(read_metadata(folder).get("stands_on", "[]"))
+    return [(each["sha256"], each["scale"]) for each in beneath]

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,55 +12,48 @@ from .layer import AdapterParametrization, LoRAParametrization
 from .weight import adaptable_weights, lora_adapters
 
 
-class Merged:
+class Merged(NamedTuple):
     """What :func:`.merge.merge_lora` keeps of a network, to undo it: its ``lora_merged``.
-
-    It follows a deep copy, but no pickle, which is that of a plain network.
 
     Attributes:
         names: the merged adapters.
-        registered: what was registered on each weight, by the weight's name.
-        frozen: what kept the base in eval mode; empty as long as other adapters do need it.
+        registered: each weight as it was, with all its adapters, by the weight's name.
+        frozen: what kept the base in eval mode; empty as long as other adapters need it.
     """
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-        self.registered: dict[str, nn.ModuleList] = {}
-        self.frozen: dict[str, Any] = {}
-
-    def undo(self, model: nn.Module) -> None:
-        """Make base and adapters of ``model`` what they were."""
-        weights = adaptable_weights(model)
-        for name, registered in self.registered.items():
-            weights[name].unmerge(registered)
-        for adapter in lora_adapters(model):
-            adapter.train(model.training)
-        for part, frozen in self.frozen.items():
-            frozen.attach(model.get_submodule(part))
-        del model.lora_merged
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Merged":
-        twin = Merged([])
-        vars(twin).update(copy.deepcopy(vars(self), memo))
-        return twin
-
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        return dict, ()
+    names: list[str]
+    registered: dict[str, Any]
+    frozen: dict[str, Any]
 
 
-def merged_in(model: nn.Module) -> Merged | None:
-    """What :func:`.merge.merge_lora` kept of ``model``, if it was called on it."""
-    merged = getattr(model, "lora_merged", None)
-    return merged if isinstance(merged, Merged) else None
+def merged_names(model: nn.Module) -> list[str]:
+    """The adapters that are merged into ``model``."""
+    merged: Merged | None = getattr(model, "lora_merged", None)
+    return merged.names if merged else []
+
+
+def undo_merge(model: nn.Module) -> None:
+    """Make base and adapters of ``model`` what they were; what was put on meanwhile stays."""
+    merged: Merged = model.lora_merged  # type: ignore[assignment]
+    weights = adaptable_weights(model)
+    for name, registered in merged.registered.items():
+        weight = weights[name]
+        registered.to(weight.base.device)
+        later = [adapter for adapter in weight.adapters if adapter not in list(registered)]
+        weight.put(registered.original, [*registered, *later])
+    for adapter in lora_adapters(model):
+        adapter.train(model.training)
+    for part, frozen in merged.frozen.items():
+        frozen.attach(model.get_submodule(part))
+    del model.lora_merged
 
 
 def unmerged(model: nn.Module) -> nn.Module:
     """``model``, or a copy of it in which nothing is merged."""
-    if not merged_in(model):
-        return model
-    twin = copy.deepcopy(model)
-    twin.lora_merged.undo(twin)  # type: ignore[union-attr,operator]
-    return twin
+    if merged_names(model):
+        model = copy.deepcopy(model)
+        undo_merge(model)
+    return model
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -119,13 +112,8 @@ def fingerprints(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that are not bit for bit the same in both; missing ones included."""
-    return changed_keys(fingerprints(before), fingerprints(after))
-
-
-def changed_keys(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """The keys whose values are not the same in both; missing ones included."""
-    keys = sorted(before.keys() | after.keys())
-    return [key for key in keys if before.get(key) != after.get(key)]
+    differences = fingerprints(before).items() ^ fingerprints(after).items()
+    return sorted({name for name, _ in differences})
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from .adapter import load_adapter
 from .layer import LoRAParametrization
-from .model import attach, lora_names, lora_weights
+from .model import attach, lora_names
 from .settings import LayerSettings
 from .variants import DoRAParametrization
-from .weight import lora_adapters
+from .weight import lora_adapters, lora_weights
 
 
 @torch.no_grad()
@@ -92,11 +92,7 @@ def combine_adapters(
                 whole += values.square().sum().item()
             parts[layer] = {"lora_A": lora_A, "lora_B": lora_B}
             settings[layer] = LayerSettings(len(lora_A), float(len(lora_A)))  # a scaling of 1
-        for tensor in parts[layer].values():
-            if not tensor.to(weight.base.dtype).isfinite().all():
-                raise ValueError(f"scales={list(scales)}: the sum on {layer} is not finite")
-    for layer, adapter in attach(model, settings, name).items():
-        adapter.load_state_dict(parts[layer])
+    attach(model, settings, name, tensors=parts)
     return math.sqrt(lost / whole) if lost else 0.0
 
 

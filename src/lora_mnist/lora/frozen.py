@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .base_state import base_state_dict, changed_keys, fingerprints
+from .base_state import base_state_dict, fingerprints
 from .layer import AdapterParametrization
 
 
@@ -21,15 +21,15 @@ class FrozenBase:
     """
 
     def __init__(self, model: nn.Module, base_dropout: bool) -> None:
-        self.sha256 = fingerprints(base_state_dict(model))
+        self.fingerprints = fingerprints(base_state_dict(model))
         self.base_dropout = base_dropout
         # Whether the network was in train mode, for each forward pass that has not ended yet.
         self._was_training: list[bool] = []
-        self._handles: list[Any] = []
+        self.handles: list[Any] = []
 
     def attach(self, model: nn.Module) -> None:
         """Freeze the parameters of the base of ``model``, and keep it in eval mode from now on."""
-        self._handles = [
+        self.handles = [
             model.register_forward_pre_hook(self._before),
             model.register_forward_hook(self._after, always_call=True),
         ]
@@ -39,7 +39,7 @@ class FrozenBase:
             # Again on what has buffers, for whoever calls a part of the network. Not on every
             # layer: a hook in nn.TransformerEncoderLayer keeps it from the plain base's fast path.
             if module is not model and _has_buffers(module):
-                self._handles.append(module.register_forward_pre_hook(_to_eval))
+                self.handles.append(module.register_forward_pre_hook(_to_eval))
         model.lora_frozen_base = self  # type: ignore[assignment]
 
     def _before(self, model: nn.Module, inputs: Any) -> None:
@@ -51,11 +51,6 @@ class FrozenBase:
 
     def _after(self, model: nn.Module, inputs: Any, output: Any) -> None:
         model.training = self._was_training.pop()
-
-    def remove(self) -> None:
-        """Let ``train()`` reach the base again."""
-        for handle in self._handles:
-            handle.remove()
 
 
 def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
@@ -80,36 +75,34 @@ def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
     return model
 
 
-def frozen_bases(model: nn.Module) -> dict[str, FrozenBase]:
-    """What :func:`freeze_base` left on ``model``, called ``""``, and on its parts, by name."""
-    bases = {}
-    for name, module in model.named_modules():
-        if frozen := getattr(module, "lora_frozen_base", None):
-            bases[name] = frozen
-    return bases
-
-
 def release_base(model: nn.Module) -> dict[str, FrozenBase]:
     """Let ``model.train()`` reach the base again; its parameters stay frozen.
 
     Returns:
-        What :func:`frozen_bases` found; its ``attach`` undoes this.
+        What :func:`freeze_base` left on ``model``, called ``""``, and on its parts, by name.
     """
     released = frozen_bases(model)
     for name, frozen in released.items():
-        frozen.remove()
+        for handle in frozen.handles:
+            handle.remove()
         del model.get_submodule(name).lora_frozen_base
     return released
 
 
+def frozen_bases(model: nn.Module) -> dict[str, FrozenBase]:
+    """What :func:`freeze_base` left on ``model``, called ``""``, and on its parts, by name."""
+    modules = model.named_modules()
+    return {name: m.lora_frozen_base for name, m in modules if hasattr(m, "lora_frozen_base")}
+
+
 def moved_tensors(model: nn.Module) -> list[str]:
     """Names of the base's tensors that changed since :func:`freeze_base`; empty without it."""
-    moved = []
+    moved = set()
     for part, frozen in frozen_bases(model).items():
         state = base_state_dict(model.get_submodule(part))
-        for name in changed_keys(frozen.sha256, fingerprints(state)):
-            moved.append(f"{part}.{name}".removeprefix("."))
-    return moved
+        for name, _ in frozen.fingerprints.items() ^ fingerprints(state).items():
+            moved.add(f"{part}.{name}".removeprefix("."))
+    return sorted(moved)
 
 
 def _base_modules(model: nn.Module) -> list[nn.Module]:

@@ -1,12 +1,13 @@
-"""LoRA on one linear layer: a low-rank update of its weight, which the forward pass never builds.
+"""LoRA on one layer: a low-rank update of its weight, which the forward pass never builds.
 
 A linear layer with the frozen weight ``W``, shape (out_features, in_features), computes
 
     y = x W^T + b + scaling * (x A^T) B^T,    scaling = alpha / rank
 
 with ``A = lora_A``, shape (rank, in_features), and ``B = lora_B``, shape (out_features, rank). That
-is what a plain layer computes with the weight ``W + scaling * B A``. A convolution does the same
-with convolutions, see :mod:`.conv`.
+is what a plain layer computes with the weight ``W + scaling * B A``. In a 2-d convolution, too,
+``lora_A`` takes the place of the weight, (rank, in_channels, height, width); a 1x1 convolution with
+``lora_B``, (out_channels, rank, 1, 1), follows.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
 """
@@ -18,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv import low_rank
 from .settings import LayerSettings
+
+Layer = nn.Linear | nn.Conv2d  # those that compute with the factors
 
 
 class AdapterParametrization(nn.Module):
@@ -52,12 +54,9 @@ class AdapterParametrization(nn.Module):
         """What is added to ``weight``, times ``scale``, of its shape."""
         raise NotImplementedError
 
-    def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+    def add_update(self, y: Tensor, x: Tensor, layer: Layer) -> Tensor:
         """``y``, what ``layer`` made of ``x`` so far, and what the update adds to that."""
         raise NotImplementedError
-
-    def extra_repr(self) -> str:
-        return f"name={self.name}, scale={self.scale}, enabled={self.enabled}"
 
 
 class LoRAParametrization(AdapterParametrization):
@@ -83,20 +82,18 @@ class LoRAParametrization(AdapterParametrization):
 
     def __init__(self, weight: Tensor, settings: LayerSettings, name: str = "default") -> None:
         super().__init__(name)
-        self.rank = settings.rank
-        self.alpha = settings.alpha
-        self.use_rslora = settings.use_rslora
+        self.settings = settings
         self.scaling = settings.scaling
-        self.dropout = settings.dropout
         rows, *columns = weight.shape
-        self.lora_A = nn.Parameter(weight.new_empty(self.rank, *columns))
-        self.lora_B = nn.Parameter(weight.new_zeros(rows, self.rank, *[1] * (weight.ndim - 2)))
-        self.init_factors(weight.detach(), settings)
+        ones = [1] * (weight.ndim - 2)
+        self.lora_A = nn.Parameter(weight.new_empty(settings.rank, *columns))
+        self.lora_B = nn.Parameter(weight.new_zeros(rows, settings.rank, *ones))
+        self.init_factors(weight.detach())
 
-    def init_factors(self, weight: Tensor, settings: LayerSettings) -> None:
+    def init_factors(self, weight: Tensor) -> None:
         """Give ``lora_A`` its first values; ``lora_B`` is zero."""
-        if settings.init == "gaussian":
-            nn.init.normal_(self.lora_A, std=settings.init_std or 1.0)
+        if self.settings.init == "gaussian":
+            nn.init.normal_(self.lora_A, std=self.settings.init_std or 1.0)
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
@@ -104,25 +101,33 @@ class LoRAParametrization(AdapterParametrization):
         product = self.lora_B.flatten(1) @ self.lora_A.flatten(1)
         return product.view_as(weight) * (self.scaling * self.scale)
 
-    def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+    def add_update(self, y: Tensor, x: Tensor, layer: Layer) -> Tensor:
         """``y + scaling * (x A^T) B^T``: through the factors, one after the other."""
-        x = F.dropout(x, self.dropout, self.training)
+        x = F.dropout(x, self.settings.dropout, self.training)
+        hidden = compute(layer, x, self.lora_A)
         if isinstance(layer, nn.Conv2d):
-            update = low_rank(x, self.lora_A, self.lora_B, layer)
-            return torch.add(y, update, alpha=self.scaling * self.scale)
-        hidden = F.linear(x, self.lora_A)
+            return torch.add(y, F.conv2d(hidden, self.lora_B), alpha=self.scaling * self.scale)
         return torch.addmm(y, hidden, self.lora_B.t(), alpha=self.scaling * self.scale)
 
-    def extra_repr(self) -> str:
-        return f"rank={self.rank}, alpha={self.alpha}, {super().extra_repr()}"
+
+def compute(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What ``layer`` computes of ``x`` with this weight and this bias."""
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
+    return F.linear(x, weight, bias)
+
+
+def adapted_forward(layer: Layer, x: Tensor) -> Tensor:
+    """``forward`` of an adapted convolution, and of a linear layer on rows of numbers."""
+    adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    y = compute(layer, x, adapters.original, layer.bias)
+    for adapter in adapters:
+        if adapter.is_on:
+            y = adapter.add_update(y, x, layer)
+    return y
 
 
 def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
     """``forward`` of an adapted linear layer: (..., in_features) to (..., out_features)."""
-    adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
-    rows = x.reshape(-1, x.shape[-1])
-    y = F.linear(rows, adapters.original, layer.bias)
-    for adapter in adapters:
-        if adapter.is_on:
-            y = adapter.add_update(y, rows, layer)
+    y = adapted_forward(layer, x.reshape(-1, x.shape[-1]))
     return y.reshape(*x.shape[:-1], y.shape[-1])

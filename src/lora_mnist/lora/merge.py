@@ -2,12 +2,12 @@
 
 from torch import nn
 
-from .base_state import Merged, merged_in
+from .base_state import Merged, merged_names, undo_merge
 from .frozen import release_base
 from .layer import AdapterParametrization
-from .model import has_lora, lora_names, lora_weights, named_adapters
+from .model import chosen_names, lora_names
 from .variants import DoRAParametrization
-from .weight import Weight
+from .weight import lora_adapters, lora_weights
 
 
 def merge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
@@ -16,23 +16,22 @@ def merge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
     A layer whose every adapter is merged is afterwards a plain layer, still frozen, that computes
     what the adapted one did: ``weight = W + scaling * lora_B @ lora_A`` (Hu et al. 2021, section
     4.1), to floating-point rounding. A switched-off adapter adds nothing. Once all are merged,
-    ``model`` is a plain network to ``state_dict``, ``torch.export``, pickle and a new adapter,
-    whose base it is.
+    ``model`` is a plain network to ``state_dict``, ``torch.export`` and a new adapter, whose base
+    it is.
 
-    The weights as they were are kept beside it, in ``model.lora_merged``, for :func:`unmerge_lora`;
-    whoever needs the memory deletes that attribute.
+    The weights as they were are kept beside it, in ``model.lora_merged``, for :func:`unmerge_lora`,
+    and go with it into copies and pickles. ``del model.lora_merged`` gives the memory back.
 
     Args:
         model: network whose layers carry LoRA; changed in place, and returned.
         name: which adapter to merge; ``None``: all. What is merged already stays so.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, or DoRA or
-            somebody else's parametrization would be merged above one that stays. ``model`` is then
-            as it was.
+        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, or DoRA would
+            be merged above one that stays. ``model`` is then as it was.
     """
-    names = _chosen(model, name)
-    _merge_only(model, [*_merged_names(model), *names])
+    names = chosen_names(model, name)
+    _merge_only(model, [*merged_names(model), *names])
     return model
 
 
@@ -47,10 +46,10 @@ def unmerge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
         name: which of them to take out again; ``None``: all.
 
     Raises:
-        ValueError: if no adapter is merged, none that is has this name, or DoRA or somebody else's
-            parametrization above it would stay merged. ``model`` is then as it was.
+        ValueError: if no adapter is merged, none that is has this name, or DoRA above it would stay
+            merged. ``model`` is then as it was.
     """
-    names = _merged_names(model)
+    names = merged_names(model)
     if not names:
         raise ValueError("no adapter of the model is merged")
     if name not in (None, *names):
@@ -72,36 +71,23 @@ def remove_lora(model: nn.Module, name: str | None = None) -> nn.Module:
         ValueError: if no layer of ``model`` carries LoRA, or no adapter has that name. ``model`` is
             then as it was.
     """
-    names = _chosen(model, name)
-    left = [other for other in _merged_names(model) if other not in names]
+    names = chosen_names(model, name)
+    still_merged = [other for other in merged_names(model) if other not in names]
     _merge_only(model, [])
     for weight in lora_weights(model).values():
-        weight.drop(names)
-    if has_lora(model):
-        _merge_only(model, left)
-    else:
+        left = [adapter for adapter in weight.adapters if adapter.name not in names]
+        weight.put(weight.base, left)
+    _merge_only(model, still_merged)
+    if not lora_names(model):
         release_base(model)
     return model
 
 
-def _merged_names(model: nn.Module) -> list[str]:
-    merged = merged_in(model)
-    return merged.names if merged else []
-
-
-def _chosen(model: nn.Module, name: str | None) -> list[str]:
-    """The names that ``name`` stands for, of adapters that are merged or not; never none."""
-    names = lora_names(model)
-    if not names or name not in (None, *names):
-        named_adapters(model, name)  # which refuses
-    return names if name is None else [name]
-
-
 def _merge_only(model: nn.Module, names: list[str]) -> None:
     """Merge the adapters called ``names`` into ``model``, and no others."""
-    before = _merged_names(model)
-    if merged := merged_in(model):
-        merged.undo(model)
+    before = merged_names(model)
+    if before:
+        undo_merge(model)
     if not names:
         return
     weights = {}
@@ -110,30 +96,31 @@ def _merge_only(model: nn.Module, names: list[str]) -> None:
             weights[layer] = weight
     try:
         for layer, weight in weights.items():
-            _require_order(layer, weight, names)
+            _require_order(layer, weight.adapters, names)
     except ValueError:
         _merge_only(model, before)
         raise
-    merged = Merged(list(dict.fromkeys(names)))
+    kept = {}
     for layer, weight in weights.items():
-        merged.registered[layer] = weight.merge(names)
-    if not has_lora(model):
-        merged.frozen = release_base(model)
-    model.lora_merged = merged  # type: ignore[assignment]
+        kept[layer] = weight.registered
+        merged, left = weight.base, []
+        for adapter in weight.adapters:
+            if adapter.name in names:
+                merged = adapter(merged)
+            else:
+                left.append(adapter)
+        # A parameter of its own: another layer may share the old one, which stays as it was.
+        weight.put(nn.Parameter(merged.detach().clone(), requires_grad=False), left)
+    frozen = {} if lora_adapters(model) else release_base(model)
+    model.lora_merged = Merged(list(dict.fromkeys(names)), kept, frozen)  # type: ignore[assignment]
 
 
-def _require_order(layer: str, weight: Weight, names: list[str]) -> None:
-    """Refuse to merge above what stays, where the order on the weight makes a difference."""
-    stack = list(weight.parametrizations)
-    is_ours = len(stack) == len(weight.adapters)
-    if is_ours and not any(isinstance(each, DoRAParametrization) for each in stack):
-        return
-    left = []
-    for each in stack:
-        if isinstance(each, AdapterParametrization) and each.name not in names:
-            left.append(each.name)
-        elif left:
-            raise ValueError(
-                f"{layer}: DoRA, or somebody else's parametrization, depends on what lies below; "
-                f"expected {left[0]} to be merged first, and taken out last"
-            )
+def _require_order(layer: str, adapters: list[AdapterParametrization], names: list[str]) -> None:
+    """Refuse to merge above what stays where DoRA, in which the order counts, is on the weight."""
+    has_dora = any(isinstance(adapter, DoRAParametrization) for adapter in adapters)
+    is_merged = [adapter.name in names for adapter in adapters]
+    if has_dora and is_merged != sorted(is_merged, reverse=True):
+        raise ValueError(
+            f"{layer}: DoRA depends on what lies below it; expected "
+            f"{adapters[is_merged.index(False)].name} to be merged first, and taken out last"
+        )

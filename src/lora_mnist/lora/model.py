@@ -12,16 +12,17 @@ Functions with a ``name`` act on the adapter of that name, or on every one with 
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
-from .base_state import merged_in
-from .frozen import freeze_base, frozen_bases
+from .base_state import merged_names
+from .frozen import freeze_base
 from .layer import AdapterParametrization
 from .settings import LayerSettings, is_number
 from .targets import by_pattern, target_weights
 from .variants import fold_scale, make_adapter
-from .weight import Weight, adaptable_weights, lora_adapters
+from .weight import adaptable_weights, lora_adapters, lora_weights
 
 
 def add_lora(
@@ -71,19 +72,12 @@ def add_lora(
             if the base holds no numbers yet, or if ``name`` is taken. ``model`` is then as it was.
     """
     targets = target_weights(model, target_modules)
+    usual = LayerSettings(rank, alpha, init, init_std, use_rslora, dropout, use_dora)
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
     settings = {}
     for layer in targets:
-        settings[layer] = LayerSettings(
-            rank=ranks[layer],
-            alpha=alphas[layer],
-            init=init,
-            init_std=init_std,
-            use_rslora=use_rslora,
-            dropout=dropout,
-            use_dora=use_dora,
-        )
+        settings[layer] = replace(usual, rank=ranks[layer], alpha=alphas[layer])
     attach(model, settings, name, base_dropout)
     return model
 
@@ -127,25 +121,31 @@ def attach(
     settings: Mapping[str, LayerSettings | None],
     name: str | None = None,
     base_dropout: bool = False,
-) -> dict[str, AdapterParametrization]:
+    tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> list[AdapterParametrization]:
     """:func:`add_lora` on exactly the layers of ``settings``; ``None`` trains a tensor whole.
 
-    Their names are those of :func:`.weight.adaptable_weights`; another is a ``KeyError``.
+    Their names are those of :func:`.weight.adaptable_weights`; another is a ``KeyError``. With
+    ``tensors``, the ``state_dict`` of each layer's adapter, these are adapters that exist already.
 
     Returns:
         The new adapter on each layer.
     """
     weights = adaptable_weights(model)
     for layer, of_layer in settings.items():
-        if of_layer is None:
-            continue
+        weight = weights[layer]
+        if len(weight.adapters) < len(weight.registered or []):
+            raise ValueError(
+                f"{layer}: carries somebody else's parametrization; expected "
+                "torch.nn.utils.parametrize.remove_parametrizations first"
+            )
         # Dropout acts on the adapter's input, which a layer that reads its weight never shows.
-        if of_layer.dropout and not weights[layer].is_factored:
+        if of_layer and of_layer.dropout and not weight.factored_forward:
             raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
         # PEFT's has a magnitude for each column of an embedding, not for what it looks up.
-        if of_layer.use_dora and isinstance(weights[layer].module, nn.Embedding):
+        if of_layer and of_layer.use_dora and isinstance(weight.module, nn.Embedding):
             raise ValueError(f"use_dora=True: expected no embedding, as {layer} is")
-    is_first = not has_lora(model)
+    is_first = not lora_adapters(model)
     taken = [] if is_first else lora_names(model)
     if name in taken:
         raise ValueError(f"name={name}: expected another name than {', '.join(taken)}")
@@ -157,36 +157,35 @@ def attach(
     adapters = {}
     for layer, weight in weights.items():  # the order in which random numbers are drawn
         if layer in settings:
-            of_layer = settings[layer]
-            # DoRA's norms are those of all that it stands on.
-            beneath = weight.adapters if of_layer and of_layer.use_dora else []
-            adapters[layer] = make_adapter(weight.adapted(beneath), of_layer, name)
-    if is_first and merged_in(model):
+            adapters[layer] = make_adapter(weight, settings[layer], name)
+            adapters[layer].train(model.training)
+            if tensors:
+                _load(adapters[layer], tensors[layer], layer)
+    if is_first and merged_names(model):
         del model.lora_merged  # what is merged is part of this adapter's base
-    if base_dropout or "" not in frozen_bases(model):
+    if base_dropout or not hasattr(model, "lora_frozen_base"):
         freeze_base(model, base_dropout)
     model.requires_grad_(False)
     for layer, adapter in adapters.items():
-        weights[layer].register(adapter)
-    return adapters
+        weight = weights[layer]
+        weight.put(weight.base, [*weight.adapters, adapter])
+    return list(adapters.values())
 
 
-def lora_weights(model: nn.Module) -> dict[str, Weight]:
-    """Every weight of ``model`` that carries LoRA, by name, in the model's order."""
-    return {name: w for name, w in adaptable_weights(model).items() if w.adapters}
-
-
-def has_lora(model: nn.Module) -> bool:
-    """Whether any layer of ``model`` carries LoRA."""
-    return bool(lora_adapters(model))
+def _load(adapter: AdapterParametrization, tensors: Mapping[str, Tensor], layer: str) -> None:
+    try:
+        adapter.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{layer}: {' '.join(str(error).split())}") from error
+    for part, parameter in adapter.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"{part} of {layer}: expected finite numbers")
 
 
 def lora_names(model: nn.Module) -> list[str]:
     """The names of the adapters on ``model``, merged ones first; empty without LoRA."""
     names = [adapter.name for adapter in lora_adapters(model)]
-    if merged := merged_in(model):
-        names = [*merged.names, *names]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys([*merged_names(model), *names]))
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -195,18 +194,22 @@ def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         yield from adapter.parameters()
 
 
+def chosen_names(model: nn.Module, name: str | None) -> list[str]:
+    """The adapters that ``name`` stands for, merged or not; never none."""
+    names = lora_names(model)
+    if not names:
+        raise ValueError("no layer of the model carries LoRA")
+    if name not in (None, *names):
+        raise ValueError(f"name={name}: expected one of {', '.join(names)}")
+    return names if name is None else [name]
+
+
 def named_adapters(model: nn.Module, name: str | None = None) -> list[AdapterParametrization]:
     """What the layers of ``model`` carry of the adapter ``name``, or of all; never nothing."""
-    merged = merged_in(model)
-    if merged and name in (None, *merged.names):
-        raise ValueError(f"merged: {', '.join(merged.names)}; expected unmerge_lora(model) first")
-    adapters = lora_adapters(model)
-    if not adapters:
-        raise ValueError("no layer of the model carries LoRA")
-    named = [adapter for adapter in adapters if name in (None, adapter.name)]
-    if not named:
-        raise ValueError(f"name={name}: expected one of {', '.join(lora_names(model))}")
-    return named
+    names, merged = chosen_names(model, name), merged_names(model)
+    if set(names) & set(merged):
+        raise ValueError(f"merged: {', '.join(merged)}; expected unmerge_lora(model) first")
+    return [adapter for adapter in lora_adapters(model) if adapter.name in names]
 
 
 def set_lora_enabled(model: nn.Module, enabled: bool, name: str | None = None) -> None:

@@ -15,32 +15,34 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .layer import AdapterParametrization, LoRAParametrization
 from .settings import LayerSettings
-from .targets import by_pattern, is_among, listed
+from .targets import by_pattern, listed
 from .variants import DeltaParametrization, DoRAParametrization, PiSSAParametrization
 from .weight import Weight
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-# The endings of the keys of lora_A and lora_B; PEFT's A of an embedding is what is looked up, and
-# so its pair is (lora_B^T, lora_A^T).
-_USUAL = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
-_EMBEDDING = {"lora_A": "lora_embedding_B", "lora_B": "lora_embedding_A"}
-_PARTS = {end: part for ends in (_USUAL, _EMBEDDING) for part, end in ends.items()}
-_PARTS["lora_magnitude_vector"] = "magnitude"
+# What the ends of PEFT's keys are called here. Its A of an embedding is what is looked up, and so
+# its pair is (lora_B^T, lora_A^T).
+_PARTS = {
+    "lora_A.weight": "lora_A",
+    "lora_B.weight": "lora_B",
+    "lora_embedding_A": "lora_B",
+    "lora_embedding_B": "lora_A",
+    "lora_magnitude_vector": "magnitude",
+}
 _KEY = re.compile(rf"base_model\.model\.(.*)\.({'|'.join(_PARTS)})")
 _WHOLE = re.compile(r"(delta|base_model\.model)\.(.+)")
 # Options that are read here, and those that do not change what a finished adapter computes.
@@ -59,23 +61,17 @@ def settings_of(adapter: AdapterParametrization) -> LayerSettings | None:
     PiSSA amounts to plain LoRA of twice the rank, ``[lora_B, -start_B] @ [lora_A; start_A]`` at the
     same scaling, which PEFT's conversion gives too: so it fits the original base, here and in PEFT.
     """
-    if not isinstance(adapter, LoRAParametrization):
-        return None
-    rank, alpha = adapter.rank, adapter.alpha
     if isinstance(adapter, PiSSAParametrization):
-        rank, alpha = 2 * rank, alpha * (math.sqrt(2) if adapter.use_rslora else 2)
-    return LayerSettings(
-        rank,
-        alpha,
-        use_rslora=adapter.use_rslora,
-        dropout=adapter.dropout,
-        use_dora=isinstance(adapter, DoRAParametrization),
-    )
+        settings = adapter.settings
+        alpha = settings.alpha * (math.sqrt(2) if settings.use_rslora else 2)
+        return replace(settings, rank=2 * settings.rank, alpha=alpha)
+    return adapter.settings if isinstance(adapter, LoRAParametrization) else None
 
 
 def tensors_of(layer: str, weight: Weight, adapter: AdapterParametrization) -> dict[str, Tensor]:
     """The tensors of ``adapter`` on the weight called ``layer``, as PEFT names and shapes them."""
     tensors: dict[str, Tensor] = {}
+    start = f"base_model.model.{layer}"
     if isinstance(adapter, DeltaParametrization):
         key = f"{layer}.weight".removeprefix(".") if weight.tensor == "weight" else layer
         theirs = key
@@ -86,19 +82,21 @@ def tensors_of(layer: str, weight: Weight, adapter: AdapterParametrization) -> d
         tensors[f"base_model.model.{theirs}"] = weight.base + adapter.delta
         tensors[f"delta.{key}"] = adapter.delta
     if isinstance(adapter, LoRAParametrization):
-        factors: dict[str, Tensor] = {"lora_A": adapter.lora_A, "lora_B": adapter.lora_B}
+        lora_A: Tensor = adapter.lora_A
+        lora_B: Tensor = adapter.lora_B
         if isinstance(adapter, PiSSAParametrization):
-            factors["lora_A"] = torch.cat([adapter.lora_A, adapter.start_A])
-            factors["lora_B"] = torch.cat([adapter.lora_B, -adapter.start_B], dim=1)
-        is_embedding = isinstance(weight.module, nn.Embedding) and weight.tensor == "weight"
-        for part, end in (_EMBEDDING if is_embedding else _USUAL).items():
-            factor = factors[part].t() if is_embedding else factors[part]
-            tensors[f"base_model.model.{layer}.{end}"] = factor
+            lora_A = torch.cat([lora_A, adapter.start_A])
+            lora_B = torch.cat([lora_B, -adapter.start_B], dim=1)
+        if isinstance(weight.module, nn.Embedding):
+            tensors[f"{start}.lora_embedding_A"] = lora_B.t()
+            tensors[f"{start}.lora_embedding_B"] = lora_A.t()
+        else:
+            tensors[f"{start}.lora_A.weight"] = lora_A
+            tensors[f"{start}.lora_B.weight"] = lora_B
     if isinstance(adapter, DoRAParametrization):
-        dimensions = weight.base.ndim
-        shape = (1, -1, *[1] * (dimensions - 2)) if dimensions > 2 else (-1,)
-        magnitude = adapter.magnitude.view(shape)
-        tensors[f"base_model.model.{layer}.lora_magnitude_vector"] = magnitude
+        ones = [1] * (weight.base.ndim - 2)
+        shape = (1, -1, *ones) if ones else (-1,)
+        tensors[f"{start}.lora_magnitude_vector"] = adapter.magnitude.view(shape)
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
@@ -117,77 +115,54 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def write_config(
-    path: Path, model: nn.Module, all_settings: Mapping[str, LayerSettings | None]
+    path: Path, weights: Mapping[str, Weight], settings: Mapping[str, LayerSettings | None]
 ) -> None:
-    """Write to ``path`` what PEFT needs to know of the layers of ``model`` in ``all_settings``."""
-    settings = {name: of_layer for name, of_layer in all_settings.items() if of_layer}
-    layers = _layers(model)
-    whole = [name for name in all_settings if name not in settings]
-    modules_to_save = [name for name in whole if name in layers]
-    has_biases = False
+    """Write to ``path`` what PEFT needs to know of an adapter with these settings on ``weights``.
+
+    PEFT takes a name for that of every layer that ends so: as a regular expression, and with a
+    leading ``^`` in a pattern, it is one layer's alone.
+    """
+    factored = {name: of_layer for name, of_layer in settings.items() if of_layer}
+    whole = [name for name in settings if name not in factored]
+    modules_to_save = [name for name in whole if weights[name].tensor == "weight"]
+    biases = []
     for name in whole:
-        layer = name.rpartition(".")[0]
-        has_biases |= name not in modules_to_save and layer not in modules_to_save
-    ranks, alphas = {}, {}
-    for name, of_layer in settings.items():
-        # A key fits every layer whose name ends in it, unless it is tied to the start.
-        is_end = any(other.endswith(f".{name}") for other in settings)
-        key = f"^{name}" if is_end else name
-        ranks[key], alphas[key] = of_layer.rank, of_layer.alpha
-    # The names, or a regular expression where PEFT would find more layers by the names' ends.
-    target_modules: list[str] | str = list(settings)
-    for layer in layers:
-        if is_among(settings, [layer]) and layer not in settings:
-            target_modules = "|".join(re.escape(name) for name in settings)
-    if not settings:
-        target_modules = "dummy-target-modules"  # PEFT's word for none
+        if name not in modules_to_save and name.rpartition(".")[0] not in modules_to_save:
+            biases.append(name)
+    ranks = {f"^{name}": of_layer.rank for name, of_layer in factored.items()}
+    alphas = {f"^{name}": of_layer.alpha for name, of_layer in factored.items()}
+    any_layer = next(iter(factored.values()), LayerSettings())
     config = {
         "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "r": max(ranks.values(), default=1),
-        "lora_alpha": max(alphas.values(), default=1.0),
-        "rank_pattern": ranks if len(set(ranks.values())) > 1 else {},
-        "alpha_pattern": alphas if len(set(alphas.values())) > 1 else {},
-        "use_rslora": all(of_layer.use_rslora for of_layer in settings.values()),
-        "lora_dropout": max((of_layer.dropout for of_layer in settings.values()), default=0.0),
-        "target_modules": target_modules,
-        "use_dora": any(of_layer.use_dora for of_layer in settings.values()),
-        "bias": "all" if has_biases else "none",
+        "r": any_layer.rank,
+        "lora_alpha": any_layer.alpha,
+        "rank_pattern": {key: rank for key, rank in ranks.items() if rank != any_layer.rank},
+        "alpha_pattern": {key: alpha for key, alpha in alphas.items() if alpha != any_layer.alpha},
+        "use_rslora": any_layer.use_rslora,
+        "lora_dropout": any_layer.dropout,
+        # The last is PEFT's word for none.
+        "target_modules": "|".join(map(re.escape, factored)) or "dummy-target-modules",
+        "use_dora": any_layer.use_dora,
+        "bias": "all" if biases else "none",
         "modules_to_save": modules_to_save or None,
     }
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _layers(model: nn.Module) -> list[str]:
-    names = [name for name, _ in model.named_modules()]
-    return [name for name in names if "parametrizations" not in name.split(".")]
-
-
 def warn_of_peft(
-    model: nn.Module, settings: Mapping[str, LayerSettings | None], weights: Mapping[str, Weight]
+    weights: Mapping[str, Weight], settings: Mapping[str, LayerSettings | None]
 ) -> None:
-    """Warn of the adapted ``weights`` that PEFT would leave alone, or compute otherwise.
+    """Warn of LoRA that PEFT would pass over, or compute otherwise, and say nothing.
 
-    Its ``modules_to_save`` are all layers whose names end in the given one.
-    Of a convolution's options it heeds stride and padding alone, and has another form for groups.
-    For attention it has one adapter for the stacked weight and the output's together, and up to
-    0.21 adds the output's update twice (PEFT's pull request 3774).
+    It passes over weights of other names, as does attention over its layer at ``out_proj``. Of a
+    convolution's options it heeds neither dilation nor another padding than zeros.
     """
     unknown = []
-    for name, of_layer in settings.items():
-        module, tensor = weights[name]
-        if of_layer is None:
-            alike = [layer for layer in _layers(model) if layer.endswith(name)]
-            is_known = tensor != "weight" or alike == [name]
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            options = (module.groups, set(module.dilation), module.padding_mode)
-            is_known = options == (1, {1}, "zeros")
-        else:
-            is_known = isinstance(module, nn.Linear | nn.Embedding) and tensor == "weight"
-            is_known &= not isinstance(module, NonDynamicallyQuantizableLinear)
-        if not is_known:
+    for name, (module, tensor) in weights.items():
+        is_known = tensor == "weight" and not isinstance(module, NonDynamicallyQuantizableLinear)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            is_known = set(module.dilation) == {1} and module.padding_mode == "zeros"
+        if settings[name] and not is_known:
             unknown.append(name)
     if unknown:
         warnings.warn(
@@ -196,25 +171,25 @@ def warn_of_peft(
         )
 
 
-@contextmanager
-def open_tensors(folder: Path) -> Iterator[Any]:
-    """The safetensors file of the adapter in ``folder``, none of its tensors read.
+def read_metadata(folder: str | Path) -> dict[str, str]:
+    """What the file of the adapter in ``folder`` says beside its tensors, of which none is read.
+
+    ``base_sha256`` is the fingerprint of the base that it was made for; PEFT's adapters do not say.
 
     Raises:
-        ValueError: if the file cannot be opened, or what is read from it is damaged.
+        ValueError: if the folder holds no readable adapter.
     """
-    path = folder / WEIGHTS_NAME
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        with safe_open(Path(folder, WEIGHTS_NAME), framework="pt") as file:
+            return file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"expected a readable {WEIGHTS_NAME} in it ({error})") from error
+        raise ValueError(f"{folder}: expected a readable {WEIGHTS_NAME} ({error})") from error
 
 
 def read_adapter(
     folder: Path,
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, LayerSettings | None], dict[str, str]]:
-    """The parts and the settings of the adapter on each tensor; and the file's metadata.
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, LayerSettings | None]]:
+    """The parts and the settings of the adapter on each tensor.
 
     The parts are ``lora_A``, ``lora_B`` and, of DoRA, ``magnitude``. Of a tensor that is trained
     whole, whose settings are ``None``, they are ``delta``, or ``trained`` where the file comes from
@@ -226,7 +201,7 @@ def read_adapter(
     try:
         config = json.loads((folder / CONFIG_NAME).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"expected a readable {CONFIG_NAME} in it ({error})") from error
+        raise ValueError(f"expected a readable {CONFIG_NAME} ({error})") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError(f"expected peft_type LORA in {CONFIG_NAME}")
     for key, value in config.items():
@@ -238,24 +213,21 @@ def read_adapter(
             "it changed; expected one that PEFT converted to plain LoRA when saving it"
         )
     parts: dict[str, dict[str, Tensor]] = {}
-    with open_tensors(folder) as file:
-        metadata = file.metadata() or {}
-        for key in file.keys():  # noqa: SIM118 it is no mapping
-            tensor = file.get_tensor(key)
-            if factor := _KEY.fullmatch(key):
-                layer, end = factor.groups()
-                part = _PARTS[end]
-                if end in _EMBEDDING.values():
-                    tensor = tensor.t()
-                if part == "magnitude":
-                    tensor = tensor.flatten()
-            elif whole := _WHOLE.fullmatch(key):
-                part = "delta" if whole[1] == "delta" else "trained"
-                layer = whole[2].replace(".base_layer.", ".")
-                layer = f".{layer}".removesuffix(".weight").removeprefix(".")
-            else:
-                raise ValueError(f"unexpected tensor {key} in {WEIGHTS_NAME}")
-            parts.setdefault(layer, {})[part] = tensor
+    for key, tensor in load_file(folder / WEIGHTS_NAME).items():
+        if factor := _KEY.fullmatch(key):
+            layer, end = factor.groups()
+            part = _PARTS[end]
+            if "embedding" in end:
+                tensor = tensor.t()
+            if part == "magnitude":
+                tensor = tensor.flatten()
+        elif whole := _WHOLE.fullmatch(key):
+            part = "delta" if whole[1] == "delta" else "trained"
+            layer = whole[2].replace(".base_layer.", ".")
+            layer = f".{layer}".removesuffix(".weight").removeprefix(".")
+        else:
+            raise ValueError(f"unexpected tensor {key} in {WEIGHTS_NAME}")
+        parts.setdefault(layer, {})[part] = tensor
     if not parts:
         raise ValueError(f"{WEIGHTS_NAME} holds no tensor")
     factored = []
@@ -274,26 +246,21 @@ def read_adapter(
             use_rslora=config.get("use_rslora") or False,
             use_dora=config.get("use_dora") or False,
         )
-    return parts, settings, metadata
+    return parts, settings
 
 
 def read_factors(folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """What the adapter in ``folder`` adds to each tensor, as ``lora_A``, ``lora_B`` and scaling.
+    """What plain LoRA in ``folder`` adds to each weight, as ``lora_A``, ``lora_B`` and scaling.
 
-    A ``delta`` is such a product too. What depends on the base is left out: DoRA, and tensors that
-    PEFT trained whole.
+    DoRA, and tensors that are trained whole, have no such factors.
 
     Raises:
         ValueError: as :func:`read_adapter`.
     """
-    parts, settings, _ = read_adapter(folder)
+    parts, settings = read_adapter(folder)
     factors = {}
-    for layer, of_layer in sorted(parts.items()):
-        of_settings, delta = settings[layer], of_layer.get("delta")
-        if of_settings and not of_settings.use_dora:
-            factors[layer] = (of_layer["lora_A"], of_layer["lora_B"], of_settings.scaling)
-        elif delta is not None and delta.ndim < 2:
-            factors[layer] = (torch.ones(1, 1), delta.view(-1, 1), 1.0)
-        elif delta is not None:
-            factors[layer] = (delta, torch.eye(len(delta)), 1.0)
+    for layer, of_layer in sorted(settings.items()):
+        if of_layer and not of_layer.use_dora:
+            tensors = parts[layer]
+            factors[layer] = (tensors["lora_A"], tensors["lora_B"], of_layer.scaling)
     return factors

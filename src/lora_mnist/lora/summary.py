@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .base_state import base_state_dict, fingerprint, merged_in, unmerged
+from .base_state import base_state_dict, fingerprint, merged_names, unmerged
 from .layer import LoRAParametrization
-from .weight import adaptable_weights
+from .weight import lora_weights
 
 
 class AdaptedLayer(NamedTuple):
@@ -51,17 +51,17 @@ def lora_summary(model: nn.Module) -> LoRASummary:
 
     A network without LoRA has no rows, and is its own base.
     """
-    merged = merged_in(model)
+    merged = merged_names(model)
     model = unmerged(model)
     rows = []
-    for layer, weight in adaptable_weights(model).items():
+    for layer, weight in lora_weights(model).items():
         for adapter in weight.adapters:
             rank, scaling = None, 1.0
             if isinstance(adapter, LoRAParametrization):
-                rank, scaling = adapter.rank, adapter.scaling
+                rank, scaling = adapter.settings.rank, adapter.scaling
             numbers = sum(parameter.numel() for parameter in adapter.parameters())
             state = "on" if adapter.enabled else "off"
-            if merged and adapter.name in merged.names:
+            if adapter.name in merged:
                 state = "merged"
             row = AdaptedLayer(adapter.name, layer, rank, scaling, adapter.scale, numbers, state)
             rows.append(row)

@@ -6,14 +6,14 @@ LoRA+: "Efficient Low Rank Adaptation of Large Models", arXiv:2402.12354.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .conv import low_rank
-from .layer import AdapterParametrization, LoRAParametrization
+from .layer import AdapterParametrization, Layer, LoRAParametrization, compute
 from .settings import LayerSettings
 from .weight import Weight
 
@@ -38,20 +38,20 @@ class PiSSAParametrization(LoRAParametrization):
     start_A: Tensor
     start_B: Tensor
 
-    def init_factors(self, weight: Tensor, settings: LayerSettings) -> None:
-        matrix = weight.flatten(1)
-        if settings.rank > min(matrix.shape):
+    def init_factors(self, weight: Tensor) -> None:
+        matrix, rank = weight.flatten(1), self.settings.rank
+        if rank > min(matrix.shape):
             raise ValueError(
-                f"rank={settings.rank}: expected at most {min(matrix.shape)} with init=pissa "
+                f"rank={rank}: expected at most {min(matrix.shape)} with init=pissa "
                 f"for a weight of {tuple(weight.shape)}"
             )
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        root = (values[: settings.rank] / settings.scaling).sqrt()
+        root = (values[:rank] / self.scaling).sqrt()
         with torch.no_grad():
-            self.lora_A.copy_((root[:, None] * right[: settings.rank]).view_as(self.lora_A))
-            self.lora_B.copy_((left[:, : settings.rank] * root).view_as(self.lora_B))
+            self.lora_A.copy_((root[:, None] * right[:rank]).view_as(self.lora_A))
+            self.lora_B.copy_((left[:, :rank] * root).view_as(self.lora_B))
         self.register_buffer("start_A", self.lora_A.detach().clone())
         self.register_buffer("start_B", self.lora_B.detach().clone())
 
@@ -60,10 +60,10 @@ class PiSSAParametrization(LoRAParametrization):
         product = product - self.start_B.flatten(1) @ self.start_A.flatten(1)
         return product.view_as(weight) * (self.scaling * self.scale)
 
-    def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
-        x = F.dropout(x, self.dropout, self.training)
-        update = low_rank(x, self.lora_A, self.lora_B, layer)
-        start = low_rank(x, self.start_A, self.start_B, layer)
+    def add_update(self, y: Tensor, x: Tensor, layer: Layer) -> Tensor:
+        x = F.dropout(x, self.settings.dropout, self.training)
+        update = low_rank(layer, x, self.lora_A, self.lora_B)
+        start = low_rank(layer, x, self.start_A, self.start_B)
         # The difference first: at the start it is zero to the last bit.
         return torch.add(y, update - start, alpha=self.scaling * self.scale)
 
@@ -82,8 +82,8 @@ class DoRAParametrization(LoRAParametrization):
         magnitude: ``m``, shape (weight.shape[0],).
     """
 
-    def init_factors(self, weight: Tensor, settings: LayerSettings) -> None:
-        super().init_factors(weight, settings)
+    def init_factors(self, weight: Tensor) -> None:
+        super().init_factors(weight)
         self.magnitude = nn.Parameter(self.norms(weight))
 
     @torch.no_grad()
@@ -110,10 +110,10 @@ class DoRAParametrization(LoRAParametrization):
         product = product.view_as(weight) * self.scaling
         return ((gain - 1) * weight + gain * product) * self.scale
 
-    def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+    def add_update(self, y: Tensor, x: Tensor, layer: Layer) -> Tensor:
         gain = self.magnitude / self.norms(Weight(layer, "weight").below(self))
-        x = F.dropout(x, self.dropout, self.training)
-        update = low_rank(x, self.lora_A, self.lora_B, layer) * self.scaling
+        x = F.dropout(x, self.settings.dropout, self.training)
+        update = low_rank(layer, x, self.lora_A, self.lora_B) * self.scaling
         # One number a channel, as y has it.
         shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
         gain = gain.view(shape)
@@ -135,24 +135,30 @@ class DeltaParametrization(AdapterParametrization):
     def update(self, weight: Tensor) -> Tensor:
         return self.delta * self.scale
 
-    def add_update(self, y: Tensor, x: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+    def add_update(self, y: Tensor, x: Tensor, layer: Layer) -> Tensor:
         if isinstance(layer, nn.Linear):
             return torch.addmm(y, x, self.delta.t(), alpha=self.scale)
-        update = F.conv2d(x, self.delta, None, layer.stride, layer.padding, layer.dilation)
-        return torch.add(y, update, alpha=self.scale)
+        return torch.add(y, compute(layer, x, self.delta), alpha=self.scale)
+
+
+def low_rank(layer: Layer, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
+    """``(x A^T) B^T``: what ``layer`` computes with the weight ``B A`` and no bias."""
+    hidden = compute(layer, x, lora_A)
+    return F.linear(hidden, lora_B) if isinstance(layer, nn.Linear) else F.conv2d(hidden, lora_B)
 
 
 def make_adapter(
-    weight: Tensor, settings: LayerSettings | None, name: str
+    weight: Weight, settings: LayerSettings | None, name: str
 ) -> AdapterParametrization:
     """A new adapter for ``weight``; without settings, one that trains the whole tensor."""
     if settings is None:
-        return DeltaParametrization(weight, name)
+        return DeltaParametrization(weight.base, name)
     if settings.use_dora:
-        return DoRAParametrization(weight, settings, name)
+        # Its norms are those of all that it stands on.
+        return DoRAParametrization(getattr(weight.module, weight.tensor), settings, name)
     if settings.init == "pissa":
-        return PiSSAParametrization(weight, settings, name)
-    return LoRAParametrization(weight, settings, name)
+        return PiSSAParametrization(weight.base, settings, name)
+    return LoRAParametrization(weight.base, settings, name)
 
 
 @torch.no_grad()
@@ -167,14 +173,13 @@ def fold_scale(adapter: AdapterParametrization, weight: Tensor) -> None:
         of_weight = 1 - scale + of_update
         adapter.lora_B.mul_((of_update / of_weight).view(-1, *[1] * (weight.ndim - 1)))
         adapter.magnitude.copy_(of_weight * adapter.norms(weight))
-    elif isinstance(adapter, PiSSAParametrization) and scale == 0:
-        adapter.lora_A.copy_(adapter.start_A)
-        adapter.lora_B.copy_(adapter.start_B)
-    elif isinstance(adapter, LoRAParametrization) and scale == 0:
-        adapter.lora_B.zero_()  # no alpha is 0
-    elif isinstance(adapter, LoRAParametrization):
-        adapter.alpha *= scale
+    elif isinstance(adapter, LoRAParametrization) and scale > 0:
+        adapter.settings = replace(adapter.settings, alpha=scale * adapter.settings.alpha)
         adapter.scaling *= scale
+    elif isinstance(adapter, LoRAParametrization):  # every alpha is above 0
+        adapter.lora_B.mul_(scale)
+        if isinstance(adapter, PiSSAParametrization):
+            adapter.start_B.mul_(scale)
     adapter.scale = 1.0
 
 
