@@ -51,7 +51,7 @@ from lora_mnist.disk.checkpoint import best_checkpoint, recorded_run, recorded_s
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
-from lora_mnist.errors import TrainingError, UserError, config_group
+from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora import (
     base_state_dict,
     changed_tensors,
@@ -325,11 +325,13 @@ def fit(
     Raises:
         TrainingError: if a weight is no number any more.
     """
-    with config_group("data"):
-        data.require_shares(trainer.world_size)
+    for key in ("batch_size", "replay"):
+        size, processes = getattr(data, key), trainer.world_size
+        if size % processes:
+            raise UserError(f"data.{key}={size}: expected a multiple of the {processes} processes")
     if trainer.is_global_zero:
         print_parameters(module.net)
-    count, mistakes = len(data.target_and_others()[0]), bool(data.mistake_sets)
+    count, mistakes = int(data.is_target.sum()), bool(data.mistake_sets)
     settings = (count, data.classes, data.targets, data.replay, data.hardness, mistakes)
     _info("%s", training_sentence(cfg.stage, *settings))
     if is_sweep():

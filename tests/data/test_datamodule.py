@@ -105,6 +105,7 @@ REFUSED: dict[str, list[Any]] = {
     "mean": [33.3, "x", float("nan"), [0.1, 0.2]],
     "std": [0, float("inf"), "x"],
     "seed": [-1, 1.5],
+    "mistakes_test": [1],
     "eval_batch_size": [0],
     "num_workers": [-1],
 }
@@ -121,11 +122,6 @@ def test_refuses_values_by_name(key: str) -> None:
 def test_refuses_more_replay_than_there_are_images() -> None:
     with pytest.raises(ValueError, match="replay=9: expected at most 8"):
         greys(target=0, replay=9).setup("fit")
-
-
-def test_refuses_batches_that_cannot_be_shared_out() -> None:
-    with pytest.raises(ValueError, match="batch_size=10: expected a multiple of the 3 processes"):
-        greys().require_shares(3)
 
 
 def test_refuses_images_without_contrast() -> None:

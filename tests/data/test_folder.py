@@ -119,8 +119,7 @@ def test_broken_images_are_named_and_left_out(
         path.write_bytes(path.read_bytes()[:60] if i else b"no picture")
     assert counts(root, in_memory=in_memory) == [[6, 16], [1, 2], [1, 2]]
     assert f"{root}/cat/0.png: skipped: no readable picture (" in caplog.text
-    assert "12 of 40 images skipped, which cannot be read" in caplog.text
-    assert len(caplog.records) == 13
+    assert len(caplog.records) == 12
     for path in (root / "cat").iterdir():
         path.write_bytes(b"broken")
     with pytest.raises(ValueError, match="leave some of the 0 readable images of cat to train on"):
@@ -206,6 +205,8 @@ def test_the_network_may_take_blue_first(make_photos: Maker) -> None:
     """Images stay as they are, for whoever looks at them; mean and deviation are in that order."""
     root = make_photos({"cat": 4, "dog": 4})
     (rgb, images), (bgr, same) = sets(root), sets(root, color_order="bgr")
+    rgb.measure()
+    bgr.measure()
     assert torch.equal(images[0][0], same[0][0])
     torch.testing.assert_close(bgr.normalise(same[0][0]), rgb.normalise(images[0][0]).flip(1))
     assert bgr.mean == rgb.mean[::-1]  # type: ignore[index]
@@ -237,39 +238,28 @@ def entries(*of_classes: int, part: str = "train") -> list[Entry]:
 def test_shares_hold_in_every_class(sizes: list[int], val: float, test: float, seed: int) -> None:
     images, names = entries(*sizes), [f"c{i}" for i in range(len(sizes))]
     parts = split(images, names, val, test, seed)
-    assert parts[::-1] == split(images[::-1], names, val, test, seed)
+    assert parts == split(images[::-1], names, val, test, seed)
     for c, count in enumerate(sizes):
-        of_class = Counter(p for e, p in zip(images, parts, strict=True) if e.label == c)
+        of_class = Counter(part for entry, part in parts.items() if entry.label == c)
         assert of_class["test"] == max(1, round(test * count))
         assert of_class["val"] == (max(1, round(val * count)) if val else 0)
-
-
-@given(sizes=st.lists(st.integers(20, 60), min_size=2, max_size=5), number=st.integers(1, 30))
-def test_numbers_are_shared_out_in_proportion(sizes: list[int], number: int) -> None:
-    images, names = entries(*sizes), [f"c{i}" for i in range(len(sizes))]
-    parts = Counter(zip((e.label for e in images), split(images, names, 0, number, 0), strict=True))
-    of_class = [parts[c, "test"] for c in range(len(sizes))]
-    assert sum(of_class) == number
-    for c, count in enumerate(sizes):
-        assert abs(of_class[c] - number * count / sum(sizes)) < 1
 
 
 def test_the_split_is_stable() -> None:
     images, more, names = entries(200, 200), entries(202, 200), ["cat", "dog"]
     first = split(images, names, 0.1, 0.1, 0)
     assert split(images, names, 0.1, 0.1, 1) != first
-    after = {e.path: p for e, p in zip(more, split(more, names, 0.1, 0.1, 0), strict=True)}
-    moved = [e for e, part in zip(images, first, strict=True) if after[e.path] != part]
-    assert len(moved) <= 4
+    after = split(more, names, 0.1, 0.1, 0)
+    assert len([entry for entry in images if after[entry] != first[entry]]) <= 4
     # Another choice here would test old bases on images that they were trained on.
-    tested = [e.path for e, part in zip(images, first, strict=True) if part == "test"]
+    tested = [entry.path for entry in images if first[entry] == "test"]
     assert tested[:3] == ["0/14", "0/21", "0/31"]
 
 
 def test_folders_stay_what_they_are() -> None:
     images = entries(20, 20) + entries(5, 5, part="test")
     parts = split(images, ["cat", "dog"], 0.25, 0.5, 0)
-    assert Counter(parts) == {"train": 30, "val": 10, "test": 10}
+    assert Counter(parts.values()) == {"train": 30, "val": 10, "test": 10}
 
 
 @pytest.mark.parametrize(
@@ -278,19 +268,17 @@ def test_folders_stay_what_they_are() -> None:
         ({"data_dir": None}, "data_dir=null: expected a folder of images, or classes, image_size"),
         ({"data_dir": "nowhere"}, "data_dir=nowhere: expected a folder of images; there is none"),
         ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder once: \['cat', 'dog'"),
-        ({"channels": 2}, "channels=2: expected 1 or 3"),
-        ({"color_order": "gbr"}, "color_order=gbr: expected rgb, or bgr with channels=3"),
-        ({"color_order": "bgr", "channels": 1}, "color_order=bgr: expected rgb, or bgr with"),
-        ({"resize": "fit"}, "resize=fit: expected crop or stretch"),
-        ({"in_memory": "yes"}, "in_memory=yes: expected auto, true or false"),
+        ({"channels": 2}, "channels=2: expected one of 1, 3"),
+        ({"color_order": "gbr"}, "color_order=gbr: expected one of rgb, bgr"),
+        ({"color_order": "bgr", "channels": 1}, "color_order=bgr: expected one of rgb$"),
+        ({"resize": "fit"}, "resize=fit: expected one of crop, stretch"),
+        ({"in_memory": "yes"}, "in_memory=yes: expected one of auto, True, False"),
         ({"image_size": 0}, "image_size=0: expected null, pixels, or "),
         ({"image_size": [8]}, r"image_size=\[8\]: expected null, pixels"),
-        ({"val_size": "many"}, "val_size=many: expected a number of images or a share"),
-        ({"val_size": 1.5}, "val_size=1.5: expected a number of images or a share"),
-        ({"split_seed": None}, "split_seed=None: expected an integer"),
+        ({"val_size": "many"}, "val_size=many: expected a share"),
+        ({"val_size": 100}, "val_size=100: expected a share"),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),
         ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7 test_size=0.4: expected to leave "),
-        ({"test_size": 99}, "test_size=99: expected to leave some of the 4 r"),
     ],
 )
 def test_refuses_bad_arguments(make_photos: Maker, changes: dict[str, Any], message: str) -> None:

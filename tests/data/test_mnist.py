@@ -140,5 +140,6 @@ def test_qmnist_has_more_than_one_number_a_label(tmp_path: Path) -> None:
 def test_refuses_bad_arguments(extracted: Path) -> None:
     with pytest.raises(ValueError, match="dataset=CIFAR10: expected one of MNIST, FashionMNIST"):
         MNISTDataModule("CIFAR10")
-    with pytest.raises(ValueError, match="val_size=20: expected less than 20"):
-        fitted(data_dir=extracted, val_size=20)
+    for val_size in (20, -1, 0.1):
+        with pytest.raises(ValueError, match=f"val_size={val_size}: expected an integer from 0 to"):
+            fitted(data_dir=extracted, val_size=val_size)

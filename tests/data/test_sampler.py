@@ -1,6 +1,5 @@
 import hashlib
 from itertools import islice
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lora_mnist.data import DrawWeights, ImageTensors, MNISTDataModule
-from lora_mnist.data.sampler import TrainingLoader, TrainingSampler, split_by_class, weigh
+from lora_mnist.data import ImageTensors, MNISTDataModule
+from lora_mnist.data.sampler import TrainingLoader, weigh
 
 LABELS = torch.arange(203) % 5
+INDICES = ImageTensors(torch.arange(203), LABELS)
 
 
 def mnist(**changes: Any) -> MNISTDataModule:
@@ -47,9 +47,7 @@ def test_images_come_in_the_recorded_order(
     data = mnist(target=target, replay=replay, seed=seed)
     if weighted:
         images = data.train_set.__getitems__(list(range(len(data.train_set))))[0]
-        brightness = 1 + (images.flatten(1).sum(1) % 97).double()
-        chosen, others = split_by_class(data.train_set.labels, data.targets)
-        data.draw_weights = DrawWeights(brightness[chosen], brightness[others] if replay else None)
+        data.draw_weights = 1 + (images.flatten(1).sum(1) % 97).double()
     if processes > 1:
         data.trainer = trainer_of(rank, processes)
     torch.manual_seed(3)
@@ -61,55 +59,48 @@ def test_images_come_in_the_recorded_order(
 
 
 def test_without_a_seed_every_epoch_has_the_order_of_a_plain_dataloader() -> None:
-    indices = torch.arange(30)
-    sampler = TrainingSampler(torch.zeros(30), indices, indices[:0], 10, seed=3)
-    loader = TrainingLoader(ImageTensors(indices, indices), sampler, None, 0)
+    loader = TrainingLoader(INDICES, LABELS >= 0, 10, seed=3)
     generator = torch.Generator().manual_seed(3)
-    plain: Any = torch.utils.data.RandomSampler(range(30), generator=generator)
+    plain: Any = torch.utils.data.RandomSampler(range(203), generator=generator)
     for _ in range(3):
         assert torch.cat([images for images, _ in loader]).tolist() == list(plain)
 
 
 def test_without_a_seed_the_order_is_drawn_from_torchs_generator() -> None:
     data = mnist(target=9, seed=None)
-    chosen, _ = split_by_class(data.train_set.labels, [9])
-    nines = TensorDataset(chosen, chosen)
+    nines = TensorDataset(data.is_target.nonzero())
     torch.manual_seed(3)
-    expected = torch.cat([indices for indices, _ in DataLoader(nines, 10, shuffle=True)])
+    expected = [i for (indices,) in DataLoader(nines, 10, shuffle=True) for i in indices]
     torch.manual_seed(3)
-    assert [i for batch in data.train_dataloader().sampler for i in batch] == expected.tolist()
+    assert in_order(data.train_dataloader()) == expected
+
+
+def in_order(loader: TrainingLoader) -> list[int]:
+    """The indices of the first epoch."""
+    return [i for batch in next(loader.epochs()) for i in batch]
 
 
 @given(
-    targets=st.sampled_from([[0], [1, 4], None]),
+    target=st.sampled_from([[0], [1, 4], [0, 1, 2, 3, 4]]),
     weighted=st.booleans(),
     processes=st.integers(1, 2),
     limit=st.sampled_from([None, 3]),
     cut=st.integers(0, 40),
 )
 def test_a_loader_goes_on_from_any_place(
-    targets: Any, weighted: bool, processes: int, limit: Any, cut: int
+    target: list[int], weighted: bool, processes: int, limit: Any, cut: int
 ) -> None:
-    replay = 0 if targets is None else 6
-    chosen, others = split_by_class(LABELS, targets)
-    weights = DrawWeights(1.0 + chosen, 1.0 + others) if weighted else None
-    per_epoch = limit or 10**9
+    replay = 0 if len(target) == 5 else 6
+    weights = 1 + torch.arange(203.0) if weighted else None
 
     def loader() -> TrainingLoader:
-        sampler = TrainingSampler(
-            LABELS,
-            chosen,
-            others,
-            10,
-            replay,
-            seed=5,
-            weights=weights,
-            rank=processes - 1,
-            processes=processes,
+        trainer = trainer_of(processes - 1, processes)
+        is_target = torch.isin(LABELS, torch.tensor(target))
+        made = TrainingLoader(
+            INDICES, is_target, 10, replay, seed=5, weights=weights, trainer=trainer
         )
-        trainer: Any = SimpleNamespace(num_training_batches=min(len(sampler), per_epoch))
-        images = ImageTensors(torch.arange(203), LABELS)
-        return TrainingLoader(images, sampler, trainer, 0)
+        trainer.num_training_batches = min(len(made), limit or 10**9)
+        return made
 
     def draw(loader: TrainingLoader, count: int, first: int = 0) -> list[list[int]]:
         """Batches as Lightning takes them: an epoch ends where the trainer says."""
@@ -130,8 +121,7 @@ def test_a_loader_goes_on_from_any_place(
 
 def test_workers_that_read_ahead_change_nothing() -> None:
     def batches(workers: int) -> list[Tensor]:
-        sampler = TrainingSampler(LABELS, *split_by_class(LABELS, [0]), 10, 6)
-        loader = TrainingLoader(ImageTensors(torch.arange(203), LABELS), sampler, None, workers)
+        loader = TrainingLoader(INDICES, LABELS == 0, 10, 6, num_workers=workers)
         drawn = [images for images, _ in islice(loader, 2)]  # given up in the middle
         return [*drawn, *(images for images, _ in loader)]
 
@@ -139,8 +129,9 @@ def test_workers_that_read_ahead_change_nothing() -> None:
 
 
 def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
-    sampler = TrainingSampler(LABELS, *split_by_class(LABELS, [0]), 10, 6, repeat=True)
-    loader = TrainingLoader(ImageTensors(torch.arange(203), LABELS), sampler, None, 0)
+    trainer = trainer_of(0, 1)
+    trainer.overfit_batches = 3
+    loader = TrainingLoader(INDICES, LABELS == 0, 10, 6, trainer=trainer)
     first, second = ([images for images, _ in loader] for _ in range(2))
     assert all(map(torch.equal, first, second))
 
@@ -149,10 +140,13 @@ def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
 def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int) -> None:
     others = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = torch.cat([torch.full((60,), 9), others])
-    parts = split_by_class(labels, [9])
-    shares = [TrainingSampler(labels, *parts, 2, 2 * count, rank=r, processes=2) for r in (0, 1)]
+    images = ImageTensors(labels, labels)
+    loaders = [
+        TrainingLoader(images, labels == 9, 2, 2 * count, trainer=trainer)
+        for trainer in (None, trainer_of(0, 2), trainer_of(1, 2))
+    ]
     drawn: list[int] = []
-    for whole, *halves in zip(TrainingSampler(labels, *parts, 2, 2 * count), *shares, strict=True):
+    for whole, *halves in zip(*(next(loader.epochs()) for loader in loaders), strict=True):
         dealt = torch.tensor([half[1:] for half in halves]).t().flatten()
         assert dealt.tolist() == whole[2:]
         drawn += whole[2:]
@@ -181,24 +175,20 @@ def test_weights_follow_the_probability_of_an_error(hardness: float) -> None:
     images, _ = data.train_set.__getitems__(list(range(len(labels))))
     outputs = net(data.normalise(images)).double().softmax(dim=1)
     errors = 1 - outputs.gather(1, labels[:, None])[:, 0]
-    groups = [(torch.isin(labels, torch.tensor([0, 9])), weights.target)]
-    others = labels[~groups[0][0]]
-    assert weights.replay is not None
-    for c in range(1, 9):  # each class is drawn from by itself
-        groups.append((labels == c, weights.replay[others == c]))
-    for chosen, drawn in groups:
+    groups = [data.is_target]
+    groups += [labels == c for c in range(1, 9)]  # each class is drawn from by itself
+    for chosen in groups:
         share = errors[chosen] / errors[chosen].sum()
-        torch.testing.assert_close(drawn, (1 - hardness) / chosen.sum() + hardness * share)
+        expected = (1 - hardness) / chosen.sum() + hardness * share
+        torch.testing.assert_close(weights[chosen], expected)
 
 
 def test_hard_images_come_first_and_every_image_once() -> None:
     data, net = mnist(target=3, hardness=0.9), KnowsTheDark()
     data.draw_weights = data.rate(net, torch.device("cpu"))
-    drawn = torch.tensor([i for batch in data.train_dataloader().sampler for i in batch])
-    chosen, _ = split_by_class(data.train_set.labels, [3])
-    assert sorted(drawn.tolist()) == chosen.tolist()
-    weight = torch.zeros(len(data.train_set), dtype=torch.float64)
-    weight[chosen] = data.draw_weights.target
+    drawn = torch.tensor(in_order(data.train_dataloader()))
+    assert sorted(drawn.tolist()) == data.is_target.nonzero()[:, 0].tolist()
+    weight = data.draw_weights
     assert weight[drawn[:500]].mean() > 1.2 * weight[drawn[-500:]].mean()
 
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lora_mnist import add_lora
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.module import ClassifierModule
-from lora_mnist.data import DrawWeights, ImageTensors
-from lora_mnist.data.sampler import TrainingLoader, TrainingSampler, split_by_class
+from lora_mnist.data import ImageTensors
+from lora_mnist.data.sampler import TrainingLoader
 from lora_mnist.disk.checkpoint import (
     LAST,
     AtomicCheckpointIO,
@@ -38,15 +38,14 @@ class Data(LightningDataModule):
     def __init__(self, targets: list[int] | None, replay: int, weighted: bool) -> None:
         super().__init__()
         self.place: dict[str, Any] = {}
-        count = 53 if targets is None else int((targets[0] == LABELS).sum())
-        weights = DrawWeights(1.0 + torch.arange(count), 1.0 + torch.arange(53 - count))
-        chosen, others = split_by_class(LABELS, targets)
-        weights = weights if weighted else None
-        self.make = partial(TrainingSampler, LABELS, chosen, others, 5, replay, weights=weights)
+        self.is_target = torch.isin(LABELS, torch.tensor(targets or [0, 1, 2]))
+        self.replay, self.weights = replay, 1 + torch.arange(53.0) if weighted else None
 
     def train_dataloader(self) -> TrainingLoader:
-        sampler = self.make(repeat=bool(self.trainer.overfit_batches))
-        self.loader = TrainingLoader(ImageTensors(IMAGES, LABELS), sampler, self.trainer, 0)
+        images, settings = ImageTensors(IMAGES, LABELS), {"weights": self.weights}
+        self.loader = TrainingLoader(
+            images, self.is_target, 5, self.replay, trainer=self.trainer, **settings
+        )
         self.loader.load_state_dict(self.place)
         return self.loader
 

@@ -89,14 +89,9 @@ def try_conventions(
         if convention is not configured:
             prepared.color_order = convention.get("color_order", "rgb")
             prepared.mean, prepared.std = convention["mean"], convention["std"]
-            if prepared.mean is None:
-                pixels = images[resize] / 255
-                if prepared.color_order == "bgr":
-                    pixels = pixels.flip(1)
-                std, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0)
-                prepared.mean, prepared.std = mean.tolist(), std.tolist()
-        batches = prepared.batches(ImageTensors(images[resize], labels), device)
-        outputs = torch.cat([net(batch).cpu() for batch, _ in batches])
+        tensors = ImageTensors(images[resize], labels)
+        prepared.measure(tensors)
+        outputs = torch.cat([net(batch).cpu() for batch, _ in prepared.batches(tensors, device)])
         outputs *= _LOGITS_STD / outputs.std()
         wrong = outputs.argmax(dim=1) != labels
         yield Trial(convention, cross_entropy(outputs, labels).item(), wrong)

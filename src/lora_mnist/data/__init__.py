@@ -3,11 +3,10 @@
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.folder import FolderDataModule
 from lora_mnist.data.mnist import MNISTDataModule, load_images
-from lora_mnist.data.sampler import Batch, DrawWeights, Images, ImageTensors
+from lora_mnist.data.sampler import Batch, Images, ImageTensors
 
 __all__ = [
     "Batch",
-    "DrawWeights",
     "FolderDataModule",
     "ImageDataModule",
     "ImageTensors",

@@ -14,13 +14,8 @@ from torch import Tensor, nn
 def augmented(images: Tensor, augment: Callable[[Tensor], Tensor], draw: str) -> Tensor:
     """``augment(images)``, with random numbers that depend on ``draw`` alone.
 
-    No other random number of the process moves: with or without augmentation, dropout and new
-    weights are the same. A resumed run goes on with the same changes.
-
-    Args:
-        images: a batch of training images.
-        augment: what changes it, drawing from torch's global generator.
-        draw: names the batch, and whatever else is to make a difference.
+    ``draw`` names the batch, so that a resumed run goes on with the same changes. No other random
+    number of the process moves: with or without augmentation, dropout and new weights are the same.
     """
     seed = int.from_bytes(hashlib.sha256(draw.encode()).digest()[:7], "little")
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):

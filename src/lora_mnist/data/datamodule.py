@@ -1,6 +1,5 @@
 """Images of classes as a Lightning DataModule, wherever they come from."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_convert
+from torchvision.transforms.v2.functional import normalize
 
 from lora_mnist.data.augment import augmented
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes
-from lora_mnist.data.sampler import (
-    Batch,
-    DrawWeights,
-    Images,
-    ImageTensors,
-    TrainingLoader,
-    TrainingSampler,
-    split_by_class,
-    weigh,
-)
+from lora_mnist.data.sampler import Batch, Images, ImageTensors, TrainingLoader, weigh
+from lora_mnist.lora import is_number
 
 #: A class, by number or by name, or several; ``None`` for all of them.
 Target = int | str | Sequence[int | str] | None
@@ -64,14 +56,15 @@ class ImageDataModule(LightningDataModule):
             is normalised, on the device; see :mod:`lora_mnist.data.augment`.
 
     Attributes:
-        target: as it was given.
+        short_names: the classes as titles and loggers have them: 9 for torchvision's ``9 - nine``.
         targets: the classes of ``target`` by number, or ``None`` for all of them.
         color_order: of the channels that the network takes, "rgb" or "bgr"; the images themselves
             are red, green, blue. ``mean`` and ``std`` are in the network's order.
-        draw_weights: how often each training image is drawn, from :meth:`rate`; ``None``: all
-            alike. Set by whoever wants them.
         train_set: images of all classes to train on. val_set, test_set: to evaluate on. Filled by
             :meth:`setup`.
+        is_target: which images of ``train_set`` to learn from; the others may be replayed.
+        draw_weights: how often each image of ``train_set`` is drawn, from :meth:`rate`; ``None``:
+            all alike. Set by whoever wants them.
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
         sha256: of all the images and labels that were read for them, by part, in hexadecimal.
 
@@ -82,6 +75,7 @@ class ImageDataModule(LightningDataModule):
     train_set: Images
     val_set: Images
     test_set: Images
+    is_target: Tensor
     color_order = "rgb"
 
     def __init__(
@@ -104,37 +98,40 @@ class ImageDataModule(LightningDataModule):
         augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
+        for key, number, least in (
+            ("batch_size", batch_size, 1),
+            ("replay", replay, 0),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", 0 if seed is None else seed, 0),
+        ):
+            if type(number) is not int or number < least:
+                raise ValueError(f"{key}={number}: expected an integer >= {least}")
+        for key, share in {"hardness": hardness, "mistakes_test": mistakes_test}.items():
+            if not is_number(share) or not 0 <= share < 1:
+                raise ValueError(f"{key}={share}: expected a number from 0 to below 1")
+        _check_channelwise("mean", mean, channels, least=0, most=1)
+        _check_channelwise("std", std, channels, least=1e-6, most=1e6)
         self.name, self.classes, self.channels = name, list(classes), channels
+        self.short_names: list[str] = []
+        for number, class_name in enumerate(self.classes):
+            has_number = class_name.startswith(f"{number} - ")
+            self.short_names.append(str(number) if has_number else class_name)
         self.target = target
         self.targets = class_numbers(target, self.classes)
-        self.batch_size = checked_int("batch_size", batch_size, least=1)
-        self.replay = checked_int("replay", replay)
-        self.mistakes = None if mistakes is None else Path(str(mistakes)).expanduser()
-        self.mistake_sets: list[ImageTensors] = []
         if replay and self.targets is None and mistakes is None:
             raise ValueError(f"replay={replay}: expected 0, since all classes are trained on")
-        for key, share in {"hardness": hardness, "mistakes_test": mistakes_test}.items():
-            if type(share) not in (int, float) or not 0 <= share < 1:
-                raise ValueError(f"{key}={share}: expected a number from 0 to below 1")
+        self.batch_size, self.replay = batch_size, replay
+        self.mistakes = None if mistakes is None else Path(str(mistakes)).expanduser()
         self.hardness, self.mistakes_test = hardness, mistakes_test
-        self.eval_batch_size = checked_int("eval_batch_size", eval_batch_size, least=1)
-        self.num_workers = checked_int("num_workers", num_workers)
-        self.mean = _checked_channelwise("mean", mean, channels, least=0, most=1)
-        self.std = _checked_channelwise("std", std, channels, least=1e-6, most=1e6)
-        self.seed = None if seed is None else checked_int("seed", seed, most=2**63 - 1)
-        self.augment = augment
-        self.draw_weights: DrawWeights | None = None
+        self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+        self.mean, self.std = mean, std
+        self.seed, self.augment = seed, augment
+        self.draw_weights: Tensor | None = None
+        self.mistake_sets: list[ImageTensors] = []
         self.sha256: dict[str, str] = {}
         self._loader: TrainingLoader | None = None
         self._place: dict[str, Any] = {}
-
-    @property
-    def short_names(self) -> list[str]:
-        """The classes as titles and loggers have them: 9 for torchvision's ``9 - nine``."""
-        return [
-            str(number) if name.startswith(f"{number} - ") else name
-            for number, name in enumerate(self.classes)
-        ]
 
     def training_images(self) -> tuple[Images, Images]:
         """All images to train on, whatever their class, and those held out for validation."""
@@ -165,33 +162,27 @@ class ImageDataModule(LightningDataModule):
                 self.mistakes, self.class_of_folder, self.read_picture, self.mistakes_test
             )
             for part, images in zip(("mistakes", "mistakes_test"), self.mistake_sets, strict=True):
-                digest = hashlib.sha256(images.images.numpy().data)
-                digest.update(images.labels.numpy().data)
-                self.sha256[part] = digest.hexdigest()
+                self.sha256[part] = images.sha256()
         if stage == "test":
             self.test_set = self.test_images()
             return
         self.train_set, self.val_set = self.training_images()
         if self.mistake_sets:
+            count = len(self.train_set)
             self.train_set = WithMistakes(self.train_set, self.mistake_sets[0])
-        target, others = self.target_and_others()
-        if not len(target):
+            self.is_target = torch.arange(len(self.train_set)) >= count
+        elif self.targets is None:
+            self.is_target = torch.ones(len(self.train_set), dtype=torch.bool)
+        else:
+            self.is_target = torch.isin(self.train_set.labels, torch.tensor(self.targets))
+        if not self.is_target.any():
             raise ValueError(f"target={self.target}: expected a class with training images")
-        if self.replay > len(others):
+        others = int((~self.is_target).sum())
+        if self.replay > others:
             raise ValueError(
-                f"replay={self.replay}: expected at most {len(others)}, the training images of "
-                "other classes"
+                f"replay={self.replay}: expected at most {others}, the training images of other "
+                "classes"
             )
-
-    def target_and_others(self) -> Batch:
-        """Indices into ``train_set``: of the images to learn from, and of those to replay.
-
-        Images of ``target`` and of the other classes; or mistakes and all training images.
-        """
-        if self.mistake_sets:
-            count = len(self.train_set) - len(self.mistake_sets[0])
-            return torch.arange(count, len(self.train_set)), torch.arange(count)
-        return split_by_class(self.train_set.labels, self.targets)
 
     def class_of_folder(self, name: str) -> int:
         """The class that a folder of pictures is named after: ``9``, ``nine`` or ``cat``.
@@ -199,26 +190,26 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: if it is named after none.
         """
-        try:
-            numbers = class_numbers([int(name) if name.isdecimal() else name], self.classes) or []
-        except ValueError as error:
+        numbers = _numbers_by_name(self.classes)
+        if name not in numbers:
             raise ValueError(
                 f"expected folders named after classes, such as {self.short_names[0]}, not {name}"
-            ) from error
-        return numbers[0]
+            )
+        return numbers[name]
 
-    def measure(self) -> None:
-        """Set ``mean`` and ``std`` to those of the training images, where they are ``None``.
+    def measure(self, images: Images | None = None) -> None:
+        """Set ``mean`` and ``std``, where they are ``None``, to those of ``images``.
 
-        All classes count. The numbers are rounded to four decimals, so that they give the same
-        images when they are copied from where they were printed.
+        By default these are all the training images. The numbers are rounded to four decimals, so
+        that they give the same images when they are copied from where they were printed.
 
         Raises:
-            ValueError: if all training pixels are alike.
+            ValueError: if all pixels are alike.
         """
         if self.mean is not None and self.std is not None:
             return
-        images = self.training_images()[0]
+        if images is None:
+            images = self.training_images()[0]
         total = squares = torch.zeros(self.channels, dtype=torch.int64)
         count = 0
         for indices in torch.split(torch.arange(len(images)), 64):
@@ -231,98 +222,77 @@ class ImageDataModule(LightningDataModule):
         std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
         if self.color_order == "bgr":
             mean, std = mean.flip(0), std.flip(0)
+        means, stds = ([round(value / 255, 4) for value in x.tolist()] for x in (mean, std))
         if self.mean is None:
-            self.mean = [round(value / 255, 4) for value in mean.tolist()]
+            self.mean = means if self.channels > 1 else means[0]
         if self.std is None:
-            self.std = [round(value / 255, 4) for value in std.tolist()]
-            if not all(self.std):
-                raise ValueError(
-                    f"std={self.std}: the training images are all alike; expected other images"
-                )
-        if self.channels == 1:
-            self.mean, self.std = (
-                x[0] if isinstance(x, list) else x for x in (self.mean, self.std)
-            )
+            if 0 in stds:
+                raise ValueError(f"std={stds}: the training images are all alike; expected others")
+            self.std = stds if self.channels > 1 else stds[0]
 
     def normalise(self, images: Tensor) -> Tensor:
-        """``(images / 255 - mean) / std`` in float32, in torchvision's order of operations.
-
-        Args:
-            images: uint8, shape (N, channels, height, width).
-        """
-        self.measure()
+        """``(images / 255 - mean) / std`` in float32; uint8, shape (N, channels, height, width)."""
         if self.color_order == "bgr":
             images = images.flip(1)
-        mean, std = (
-            torch.tensor(x, device=images.device).view(-1, 1, 1) if isinstance(x, list) else x
-            for x in (self.mean, self.std)
-        )
-        return images.float().div_(255).sub_(mean).div_(std)  # type: ignore[arg-type]
+        pixels: Tensor = normalize(images.float().div_(255), self.mean, self.std, inplace=True)
+        return pixels
 
-    def batches(self, images: Images, device: torch.device | str = "cpu") -> Iterator[Batch]:
-        """``images`` in order, normalised, with their labels, on ``device``."""
-        for indices in torch.split(torch.arange(len(images)), self.eval_batch_size):
-            batch, labels = images.__getitems__(indices.tolist())
+    def batches(
+        self, images: Images, device: torch.device | str = "cpu", indices: Tensor | None = None
+    ) -> Iterator[Batch]:
+        """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``."""
+        if indices is None:
+            indices = torch.arange(len(images))
+        for chosen in torch.split(indices, self.eval_batch_size):
+            batch, labels = images.__getitems__(chosen.tolist())
             yield self.normalise(batch.to(device)), labels.to(device)
 
     @torch.no_grad()
-    def rate(self, net: nn.Module, device: torch.device) -> DrawWeights:
-        """How often each training image, replayed or not, is drawn if ``net`` decides it.
+    def rate(self, net: nn.Module, device: torch.device) -> Tensor:
+        """Weights of the training images, as ``net``, which is on ``device``, errs on them.
 
-        Nothing changes until the result is assigned to ``draw_weights``. The weights follow how
-        likely ``net`` is to err on each image, as much as ``hardness`` says; see
-        :func:`~lora_mnist.data.sampler.weigh`.
+        As much as ``hardness`` says they follow how likely it is to err; see
+        :func:`~lora_mnist.data.sampler.weigh`. The images to learn from are drawn from together,
+        and each class that is replayed by itself.
 
-        Args:
-            net: from normalised images to logits, in the mode that it is used in, on ``device``.
-            device: where to compute.
+        Returns:
+            float64, shape (N,); nothing changes until it is assigned to ``draw_weights``.
         """
-        target, others = self.target_and_others()
-        chosen = torch.cat([target, others]) if self.replay else target
-        errors = torch.zeros(len(self.train_set), dtype=torch.float64)
-        for indices in torch.split(chosen, self.eval_batch_size):
-            images, labels = self.train_set.__getitems__(indices.tolist())
-            logits = net(self.normalise(images.to(device))).cpu()  # MPS has no float64
-            right = logits.double().softmax(dim=1)
-            errors[indices] = 1 - right.gather(1, labels.unsqueeze(1)).squeeze(1)
-        weights = weigh(errors[target], self.hardness)
-        if not self.replay:
-            return DrawWeights(weights, None)
-        labels = self.train_set.labels[others]
-        return DrawWeights(weights, weigh(errors[others], self.hardness, labels))
-
-    def require_shares(self, processes: int) -> None:
-        """Refuse batches that ``processes`` cannot share equally.
-
-        Raises:
-            ValueError: if ``batch_size`` or ``replay`` is no multiple of ``processes``.
-        """
-        for name, size in {"batch_size": self.batch_size, "replay": self.replay}.items():
-            if size % processes:
-                raise ValueError(f"{name}={size}: expected a multiple of the {processes} processes")
+        labels = self.train_set.labels
+        target, others = self.is_target.nonzero()[:, 0], (~self.is_target).nonzero()[:, 0]
+        groups, chosen = [target], target
+        if self.replay:
+            groups += [others[labels[others] == c] for c in torch.unique(labels[others])]
+            chosen = torch.cat([target, others])
+        errors = []
+        for images, of_batch in self.batches(self.train_set, device, chosen):
+            right = net(images).cpu().double().softmax(dim=1)  # MPS has no float64
+            errors.append(1 - right.gather(1, of_batch.cpu().unsqueeze(1)).squeeze(1))
+        weights = torch.zeros(len(labels), dtype=torch.float64)
+        weights[chosen] = torch.cat(errors)
+        for group in groups:
+            weights[group] = weigh(weights[group], self.hardness)
+        return weights
 
     def train_dataloader(self) -> TrainingLoader:
         """Shuffled batches, replay behind; a process of several gets its share of each batch."""
-        trainer = self.trainer
         if self.seed is None:
             # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
             replay_seed = torch.initial_seed()  # draws nothing
         else:
             seed = replay_seed = self.seed
-        sampler = TrainingSampler(
-            self.train_set.labels,
-            *self.target_and_others(),
+        self._loader = TrainingLoader(
+            self.train_set,
+            self.is_target,
             self.batch_size,
             self.replay,
             seed=seed,
             replay_seed=replay_seed,
             weights=self.draw_weights,
-            rank=trainer.global_rank if trainer else 0,
-            processes=trainer.world_size if trainer else 1,
-            repeat=bool(trainer and trainer.overfit_batches),  # type: ignore[attr-defined]
+            trainer=self.trainer,
+            num_workers=self.num_workers,
         )
-        self._loader = TrainingLoader(self.train_set, sampler, trainer, self.num_workers)
         self._loader.load_state_dict(self._place)
         return self._loader
 
@@ -372,62 +342,44 @@ class ImageDataModule(LightningDataModule):
         return self.normalise(images), labels
 
 
+def _numbers_by_name(classes: Sequence[str]) -> dict[str, int]:
+    """What a class may be called: its name; ``nine`` for ``9 - nine``; else its number."""
+    numbers = {str(number): number for number in range(len(classes))}
+    numbers |= {name.removeprefix(f"{number} - "): number for number, name in enumerate(classes)}
+    return numbers | {name: number for number, name in enumerate(classes)}
+
+
 def class_numbers(target: Target, classes: Sequence[str]) -> list[int] | None:
     """The numbers of the class or classes that ``target`` names; ``None`` for all of them.
 
-    Args:
-        target: a class, or a list of classes, each by name or by number. A name goes before a
-            number: with the classes 1, 10 and 2 the target 10 is the class of that name. ``nine``
-            is the class ``9 - nine``, too.
-        classes: the names, in the order of the labels.
+    A name goes before a number: with the classes 1, 10 and 2 the target 10 is the class of that
+    name.
 
     Raises:
         ValueError: if ``target`` names no class, or one twice.
     """
     if target is None:
         return None
-    numbers = {name.removeprefix(f"{number} - "): number for number, name in enumerate(classes)}
-    numbers |= {name: number for number, name in enumerate(classes)}
-    found = []
+    numbers = _numbers_by_name(classes)
+    chosen: list[int] = []
     for one in target if isinstance(target, list | tuple) else [target]:
-        number = numbers.get(str(one), one)
-        if type(number) is not int or not 0 <= number < len(classes):
-            named = (
-                ", ".join(classes) if len(classes) <= 12 else f"{classes[0]}, ..., {classes[-1]}"
-            )
+        if str(one) not in numbers:
             raise ValueError(
                 f"target={target}: expected null, a class from 0 to {len(classes) - 1} or a list "
-                f"of them, by number or by name ({named})"
+                f"of them, by number or by name, such as {', '.join(classes[:12])}"
             )
-        found.append(number)
-    if not found or len(set(found)) < len(found):
+        chosen.append(numbers[str(one)])
+    if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"target={target}: expected each class once, and at least one")
-    return found
+    return chosen
 
 
-def checked_int(name: str, value: Any, least: int = 0, most: int = 2**31 - 1) -> int:
-    """``value``, if it is an integer from ``least`` to ``most``.
-
-    Raises:
-        ValueError: naming the argument ``name``, if it is not.
-    """
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{name}={value}: expected an integer from {least} to {most}")
-    return value
-
-
-def _checked_channelwise(
-    name: str, value: Any, channels: int, least: float, most: float
-) -> Channelwise:
-    """``value``, if it is ``None``, a number in the range, or one for each channel."""
-    if value is None:
-        return None
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    for number in values:
-        if type(number) not in (int, float) or not least <= number <= most:
-            raise ValueError(
-                f"{name}={value}: expected numbers from {least:g} to {most:g}, or null"
-            )
-    if len(values) not in (1, channels):
-        raise ValueError(f"{name}={value}: expected one number, or {channels}, one a channel")
-    return values if len(values) > 1 else float(values[0])
+def _check_channelwise(name: str, value: Any, channels: int, least: float, most: float) -> None:
+    """Refuse what is neither ``None`` nor a number in the range, nor one for each channel."""
+    values = value if isinstance(value, list | tuple) else [value]
+    are_right = all(is_number(number) and least <= number <= most for number in values)
+    if value is not None and not (are_right and len(values) in (1, channels)):
+        raise ValueError(
+            f"{name}={value}: expected null, or numbers from {least:g} to {most:g}, one or one for "
+            f"each of {channels} channels"
+        )

@@ -1,7 +1,6 @@
 """A folder of images as a Lightning DataModule."""
 
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -20,14 +19,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
-from lora_mnist.data.datamodule import ImageDataModule, checked_int
+from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.pictures import open_picture
 from lora_mnist.data.sampler import Batch, Images, ImageTensors
+from lora_mnist.lora import is_number
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
-#: What images are for.
-PARTS = ("train", "val", "test")
 #: Folders with the classes in them, and what their images are for.
 _PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 #: Decoded images up to this many bytes are held in memory by ``in_memory="auto"``.
@@ -39,17 +37,11 @@ class Entry(NamedTuple):
 
     path: str  # below the folder, with "/" between
     label: int
-    part: str  # one of PARTS, as its folder says; "train" where none does
+    part: str  # train, val or test, as its folder says; train where none does
 
 
 class ImageFiles(Images):
-    """Images on the disk, each decoded when it is asked for; what a ``DataLoader`` takes.
-
-    Args:
-        paths: of the files.
-        labels: int64, shape (N,).
-        transform: :func:`fit`, but for the picture.
-    """
+    """Images on the disk, each decoded when it is asked for; ``transform`` is a :func:`fit`."""
 
     def __init__(self, paths: Sequence[Path], labels: Tensor, transform: partial[Tensor]) -> None:
         self.paths, self.labels, self.transform = paths, labels, transform
@@ -90,9 +82,8 @@ class FolderDataModule(ImageDataModule):
         in_memory: ``True``: decode all images once, to uint8. ``False``: decode each when it is
             needed; a file that looks whole and is not then ends the run. "auto": in memory where
             the images take at most 1 GB there.
-        val_size: images held out for validation where there is no ``val/``: a share of each class,
-            or a number in all.
-        test_size: images kept for the test where there is no ``test/``, likewise.
+        val_size: share of each class that is held out for validation where there is no ``val/``.
+        test_size: share of each class that is kept for the test where there is no ``test/``.
         split_seed: another one holds out other images. It has to stay the same for a base and its
             adapters: else one is tested on images that the other was trained on.
         common: the other arguments of :class:`ImageDataModule`.
@@ -112,8 +103,8 @@ class FolderDataModule(ImageDataModule):
         channels: int = 3,
         color_order: str = "rgb",
         in_memory: bool | str = "auto",
-        val_size: int | float = 0.1,
-        test_size: int | float = 0.1,
+        val_size: float = 0.1,
+        test_size: float = 0.1,
         split_seed: int = 0,
         **common: Any,
     ) -> None:
@@ -127,30 +118,26 @@ class FolderDataModule(ImageDataModule):
                 "data_dir=null: expected a folder of images, or classes, image_size, mean and std "
                 "that the network was trained with"
             )
-        if channels not in (1, 3):
-            raise ValueError(f"channels={channels}: expected 1 or 3")
-        if resize not in ("crop", "stretch"):
-            raise ValueError(f"resize={resize}: expected crop or stretch")
-        if color_order != "rgb" and (color_order, channels) != ("bgr", 3):
-            raise ValueError(f"color_order={color_order}: expected rgb, or bgr with channels=3")
-        if in_memory not in ("auto", True, False):
-            raise ValueError(f"in_memory={in_memory}: expected auto, true or false")
-        sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size or [])
+        for key, value, accepted in (
+            ("channels", channels, (1, 3)),
+            ("resize", resize, ("crop", "stretch")),
+            ("color_order", color_order, ("rgb", "bgr") if channels == 3 else ("rgb",)),
+            ("in_memory", in_memory, ("auto", True, False)),
+        ):
+            if value not in accepted:
+                raise ValueError(f"{key}={value}: expected one of {', '.join(map(str, accepted))}")
+        for key, share in {"val_size": val_size, "test_size": test_size}.items():
+            if not is_number(share) or not 0 <= share < 1:
+                raise ValueError(f"{key}={share}: expected a share from 0 to below 1")
+        sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size or [0, 0])
         is_size = len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
         if image_size is not None and not is_size:
             raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
-        for key, size in {"val_size": val_size, "test_size": test_size}.items():
-            is_share = isinstance(size, float) and 0 <= size < 1
-            if not is_share and (type(size) is not int or size < 0):
-                raise ValueError(
-                    f"{key}={size}: expected a number of images or a share from 0 to below 1"
-                )
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         super().__init__(name, names, channels, **common)
-        self.image_size = (sides[0], sides[1]) if sides else None
+        self.image_size = (sides[0], sides[1]) if image_size else None
         self.resize, self.color_order, self.in_memory = resize, color_order, in_memory
-        self.val_size, self.test_size = val_size, test_size
-        self.split_seed = checked_int("split_seed", split_seed)
+        self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
         self._files: list[ImageFiles] = []
 
     def prepare_data(self) -> None:
@@ -177,7 +164,7 @@ class FolderDataModule(ImageDataModule):
 
     @cached_property
     def _entries(self) -> list[Entry]:
-        """The image files of the folder, by part and path."""
+        """The image files of the folder, by path."""
         if self.data_dir is None:
             raise ValueError("data_dir=null: expected a folder of images")
         labels = {name: label for label, name in enumerate(self.classes)}
@@ -197,7 +184,7 @@ class FolderDataModule(ImageDataModule):
         if others:
             message = "%d files left out, which are no images by their names: %s, ..."
             _warn(message, len(others), others[0])
-        return sorted(entries, key=lambda entry: (PARTS.index(entry.part), entry.path))
+        return sorted(entries)
 
     @cached_property
     def _size(self) -> tuple[int, int]:
@@ -236,28 +223,27 @@ class FolderDataModule(ImageDataModule):
                 )
             return transform(picture) if in_memory else None
 
+        digest = hashlib.sha256()
+        images: dict[Entry, Any] = {}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
-            images: dict[Entry, Any] = dict(zip(entries, pool.map(read, entries), strict=True))
-        for entry in entries:
-            if isinstance(images[entry], ValueError):
-                _warn("%s: skipped: %s", root / entry.path, images.pop(entry))
-        if len(images) < len(entries):
-            message = "%d of %d images skipped, which cannot be read"
-            _warn(message, len(entries) - len(images), len(entries))
+            for entry, image in zip(entries, pool.map(read, entries), strict=True):
+                if isinstance(image, ValueError):
+                    _warn("%s: skipped: %s", root / entry.path, image)
+                    continue
+                images[entry] = image
+                digest.update(entry.path.encode())
+                if image is not None:
+                    digest.update(image.numpy().data)
+                else:
+                    state = (root / entry.path).stat()
+                    digest.update(f" {state.st_size} {state.st_mtime_ns} ".encode())
+        self.sha256["all"] = digest.hexdigest()
         # Who is held out depends on how many there are: the broken ones do not count.
         entries = list(images)
-        digest = hashlib.sha256(json.dumps([entry.path for entry in entries]).encode())
-        for entry in entries:
-            if in_memory:
-                digest.update(images[entry].numpy().data)
-            else:
-                state = (root / entry.path).stat()
-                digest.update(f"{state.st_size} {state.st_mtime_ns} ".encode())
-        self.sha256["all"] = digest.hexdigest()
         parts = split(entries, self.classes, self.val_size, self.test_size, self.split_seed)
         sets: list[Images] = []
-        for part in PARTS:
-            chosen = [entry for entry, its in zip(entries, parts, strict=True) if its == part]
+        for part in ("train", "val", "test"):
+            chosen = [entry for entry in entries if parts[entry] == part]
             labels = torch.tensor([entry.label for entry in chosen], dtype=torch.int64)
             files = ImageFiles([root / entry.path for entry in chosen], labels, transform)
             self._files.append(files)
@@ -303,73 +289,46 @@ def _folders(root: Path) -> list[str]:
 def split(
     entries: Sequence[Entry],
     classes: Sequence[str],
-    val_size: int | float,
-    test_size: int | float,
+    val_size: float,
+    test_size: float,
     seed: int,
-) -> list[str]:
+) -> dict[Entry, str]:
     """What each image is for: "train", "val" or "test".
 
-    Where there is no ``val/`` or ``test/``, images of each class are taken from those to train on,
-    by a hash of ``seed`` and the file's path. So adding files changes the choice little.
-
-    Args:
-        entries: the images.
-        classes: names of the classes, by label.
-        val_size: share of each class (float), one image at least; or a number of images in all
-            (int), of each class in proportion to its size.
-        test_size: likewise.
-        seed: another one holds out other images.
+    Where there is no ``val/`` or ``test/``, a share of each class, and one image at least, is taken
+    from those to train on, by a hash of ``seed`` and the file's path. So adding files changes the
+    choice little.
 
     Raises:
         ValueError: if no image would be left to train on, or there are none to test on.
     """
-    parts = [entry.part for entry in entries]
-    if not test_size and "test" not in parts:
+    parts = {entry: entry.part for entry in entries}
+    given = set(parts.values())
+    if not test_size and "test" not in given:
         raise ValueError("test_size=0: expected more, since there is no folder test/")
-    by_class: list[list[int]] = [[] for _ in classes]
-    for i, entry in enumerate(entries):
-        if parts[i] == "train":
-            by_class[entry.label].append(i)
-    counts = {}
-    for part, size in (("test", test_size), ("val", val_size)):
-        if size and part not in parts:
-            counts[part] = _apportion(size, [len(members) for members in by_class])
-
-    def rank(i: int) -> bytes:
-        return hashlib.sha256(f"{seed} {entries[i].path}".encode()).digest()
-
-    for label, members in enumerate(by_class):
-        if sum(of_class[label] for of_class in counts.values()) >= len(members):
+    by_class: list[list[Entry]] = [[] for _ in classes]
+    for entry in entries:
+        if entry.part == "train":
+            by_class[entry.label].append(entry)
+    for name, members in zip(classes, by_class, strict=True):
+        members.sort(key=lambda entry: hashlib.sha256(f"{seed} {entry.path}".encode()).digest())
+        taken = 0
+        for part, size in (("test", test_size), ("val", val_size)):
+            if size and part not in given:
+                count = max(1, round(size * len(members)))
+                for entry in members[taken : taken + count]:
+                    parts[entry] = part
+                taken += count
+        if taken >= len(members):
             raise ValueError(
                 f"val_size={val_size} test_size={test_size}: expected to leave some of the "
-                f"{len(members)} readable images of {classes[label]} to train on"
+                f"{len(members)} readable images of {name} to train on"
             )
-        members.sort(key=rank)
-        for part, of_class in counts.items():
-            for i in members[: of_class[label]]:
-                parts[i] = part
-            del members[: of_class[label]]
     return parts
 
 
-def _apportion(size: int | float, classes: Sequence[int]) -> list[int]:
-    """How many images of each class make up ``size``, given how many each class has."""
-    if isinstance(size, float):
-        return [max(1, round(size * count)) for count in classes]
-    quotas = [size * count / sum(classes) for count in classes]
-    counts = [int(quota) for quota in quotas]
-    by_remainder = sorted(range(len(quotas)), key=lambda c: counts[c] - quotas[c])
-    for c in by_remainder[: size - sum(counts)]:
-        counts[c] += 1
-    return counts
-
-
 def fit(picture: Image.Image, height: int, width: int, channels: int, resize: str) -> Tensor:
-    """A picture brought to a form, as torchvision's transforms do it.
-
-    Returns:
-        uint8, shape (channels, height, width).
-    """
+    """A picture as uint8, (channels, height, width), as torchvision's transforms bring it there."""
     if picture.mode == "I;16":  # Pillow would clip it at 255
         picture = Image.fromarray((numpy.asarray(picture) >> 8).astype("uint8"))
     picture = picture.convert("RGB" if channels == 3 else "L")

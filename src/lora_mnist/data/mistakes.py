@@ -15,12 +15,7 @@ _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
 class WithMistakes(Images):
-    """Training images, and behind them mistakes to learn from.
-
-    Args:
-        images: the training images, in memory or on the disk.
-        mistakes: in the form of ``images``.
-    """
+    """Training images, in memory or on the disk, and behind them mistakes to learn from."""
 
     def __init__(self, images: Images, mistakes: ImageTensors) -> None:
         self.images, self.mistakes = images, mistakes
@@ -44,15 +39,11 @@ def read_mistakes(
 ) -> list[ImageTensors]:
     """The mistakes in ``folder`` to learn from, and those held out.
 
-    The pictures come in the order of their SHA-256, and the first are held out. So names do not
-    matter, a picture that is there twice counts once, and further pictures change the choice
-    little. One that cannot be read is named in the log and left out.
-
-    Args:
-        folder: holds a folder for each class, named after it.
-        class_of: the class that such a name stands for; raises ValueError if it is none.
-        read_picture: a picture as an image, uint8, (channels, height, width); raises ValueError.
-        test_share: how many are held out: a share of all, and one at least; 0 for none.
+    ``folder`` holds a folder for each class, whose number ``class_of`` says. The pictures come in
+    the order of their SHA-256, and the first are held out: the share ``test_share``, and one at
+    least, or with 0 none. So names do not matter, a picture that is there twice counts once, and
+    further pictures change the choice little. One that cannot be read is named in the log and left
+    out.
 
     Raises:
         ValueError: if there are no pictures, or none is left to learn from.

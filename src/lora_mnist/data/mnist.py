@@ -1,16 +1,14 @@
 """MNIST and its relatives as a Lightning DataModule."""
 
-import hashlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision.datasets
 from filelock import FileLock
 from torch import Tensor
 
-from lora_mnist.data.datamodule import Channelwise, ImageDataModule, checked_int
+from lora_mnist.data.datamodule import Channelwise, ImageDataModule
 from lora_mnist.data.pictures import open_picture, prepare
 from lora_mnist.data.sampler import Batch, ImageTensors
 from lora_mnist.errors import one_line
@@ -55,8 +53,8 @@ class MNISTDataModule(ImageDataModule):
         super().__init__(name or DATASETS[dataset], classes, 1, mean=mean, std=std, **common)
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
-        self.val_size = checked_int("val_size", val_size)
-        self._parts: dict[str, Batch] = {}
+        self.val_size = val_size
+        self._parts: dict[str, ImageTensors] = {}
 
     def prepare_data(self) -> None:
         """Extract the dataset, or download it, where that has not been done yet."""
@@ -64,49 +62,36 @@ class MNISTDataModule(ImageDataModule):
             self._images(part)
 
     def training_images(self) -> tuple[ImageTensors, ImageTensors]:
-        images, labels = self._images("train")
+        images, labels = self._images("train").images, self._images("train").labels
+        if type(self.val_size) is not int or not 0 <= self.val_size < len(labels):
+            raise ValueError(
+                f"val_size={self.val_size}: expected an integer from 0 to {len(labels) - 1}"
+            )
         split = len(labels) - self.val_size
-        if split < 1:
-            raise ValueError(f"val_size={self.val_size}: expected less than {len(labels)}")
         held_out = ImageTensors(images[split:], labels[split:])
         return ImageTensors(images[:split], labels[:split]), held_out
 
     def test_images(self) -> ImageTensors:
-        return ImageTensors(*self._images("test"))
+        return self._images("test")
 
-    def _images(self, part: str) -> Batch:
-        """The images and labels of ``part``, read once.
-
-        Their SHA-256 is that of ``(tail -c +17 IMAGES; tail -c +9 LABELS) | sha256sum``.
-        """
-        if part in self._parts:
-            return self._parts[part]
-        images, labels = load_images(self.dataset, self.data_dir, part == "train")
-        digest = hashlib.sha256(images.numpy().data)
-        digest.update(labels.to(torch.uint8).numpy().data)
-        self.sha256[part] = digest.hexdigest()
-        self._parts[part] = images, labels
-        return images, labels
+    def _images(self, part: str) -> ImageTensors:
+        """The images of ``part``, read once."""
+        if part not in self._parts:
+            images = ImageTensors(*load_images(self.dataset, self.data_dir, part == "train"))
+            self._parts[part], self.sha256[part] = images, images.sha256()
+        return self._parts[part]
 
     def read_picture(self, path: Path) -> Tensor:
-        """Any picture of one digit, brought to MNIST's form; see :mod:`lora_mnist.data.pictures`.
-
-        Raises:
-            ValueError: saying why, if the file cannot be used.
-        """
+        """Any picture of one digit, in MNIST's form; see :mod:`lora_mnist.data.pictures`."""
         return prepare(open_picture(path))
 
 
 def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     """All training or all test images of a dataset, (N, 1, 28, 28) uint8, and labels, (N,) int64.
 
-    torchvision verifies, extracts and reads the files, and downloads those that are missing, in one
-    process at a time. A file that was cut short by a kill is extracted anew.
-
-    Args:
-        dataset: class in ``torchvision.datasets``: MNIST, FashionMNIST, KMNIST or QMNIST.
-        data_dir: folder that holds (or will hold) ``<dataset>/raw``.
-        train: the training images; else the test images.
+    ``dataset`` and ``data_dir`` are as for :class:`MNISTDataModule`. torchvision verifies, extracts
+    and reads the files, and downloads those that are missing, in one process at a time. A file that
+    was cut short by a kill is extracted anew.
 
     Raises:
         ValueError: if files are missing or damaged, and cannot be downloaded.

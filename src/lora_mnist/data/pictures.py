@@ -27,13 +27,8 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 def open_picture(path: Path, upright: bool = True, decode: bool = True) -> Image.Image:
     """A picture, decoded; without ``decode`` only checked, as far as that is quick.
 
-    Args:
-        path: of the file.
-        upright: turn it as its EXIF data say, which torchvision's ImageFolder does not.
-        decode: else the picture has a size and no pixels.
-
-    Raises:
-        ValueError: saying why, if the file cannot be read as a picture.
+    ``upright`` turns it as its EXIF data say, which torchvision's ImageFolder does not. ValueError,
+    saying why, if the file cannot be read as a picture.
     """
     try:
         with Image.open(path, formats=_FORMATS) as file:
@@ -53,11 +48,8 @@ def open_picture(path: Path, upright: bool = True, decode: bool = True) -> Image
 def prepare(picture: Image.Image) -> Tensor:
     """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink.
 
-    Args:
-        picture: of a digit, dark on light or light on dark; the paper may be unevenly lit.
-
-    Raises:
-        ValueError: if there is nothing on the paper.
+    It may be dark on light or light on dark, and the paper unevenly lit. ValueError, if there is
+    nothing on it.
     """
     ink = _ink(_grey_levels(picture))
     rows, columns = ink.amax(1).nonzero(), ink.amax(0).nonzero()

@@ -1,13 +1,15 @@
 """Which training images each step sees: their order, replay of other classes, and hardness."""
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_convert
+from torch.utils.data import DataLoader, Dataset, default_convert
 
 Batch = tuple[Tensor, Tensor]
 
@@ -45,47 +47,28 @@ class ImageTensors(Images):
         index = torch.tensor(indices, dtype=torch.int64)
         return self.images[index], self.labels[index]
 
+    def sha256(self) -> str:
+        """Of MNIST's files it is ``(tail -c +17 IMAGES; tail -c +9 LABELS) | sha256sum``."""
+        digest = hashlib.sha256(self.images.numpy().data)
+        digest.update(self.labels.to(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
-class DrawWeights(NamedTuple):
-    """How often each training image is drawn, compared with the others it is drawn among.
 
-    Attributes:
-        target: of the images to learn from, float64, shape (N,).
-        replay: of the images to replay, float64, shape (M,); ``None`` where nothing is replayed.
+def weigh(errors: Tensor, hardness: float) -> Tensor:
+    """Weights with which N images are drawn, given how likely a network errs on each.
+
+    ``(1 - h) / N + h e_i / sum_j e_j`` with ``h`` the hardness and ``e_i = 1 - softmax(z_i)_y`` the
+    errors, float64. This is the importance sampling of Katharopoulos and Fleuret 2018, "Not All
+    Samples Are Created Equal", arXiv:1803.00942, section 3, with two changes: ``e`` stands for the
+    norm of the gradient, and the loss is not divided by the weights. Hard images are meant to count
+    for more.
     """
-
-    target: Tensor
-    replay: Tensor | None
-
-
-def weigh(errors: Tensor, hardness: float, labels: Tensor | None = None) -> Tensor:
-    """Weights with which images are drawn, given how likely a network errs on each.
-
-    Of N images that are drawn from together, image i gets ``(1 - h) / N + h e_i / sum_j e_j`` with
-    ``h`` the hardness and ``e`` the errors. This is the importance sampling of Katharopoulos and
-    Fleuret 2018, "Not All Samples Are Created Equal", arXiv:1803.00942, section 3, with two
-    changes: ``e`` stands for the norm of the gradient, and the loss is not divided by the weights.
-    Hard images are meant to count for more.
-
-    Args:
-        errors: ``1 - softmax(z)_y`` for logits ``z`` and label ``y``; float64, shape (N,).
-        hardness: the share ``h`` of the draw that follows the errors, 0 <= h < 1.
-        labels: shape (N,); where given, each class is drawn from by itself.
-
-    Returns:
-        float64, shape (N,); the weights of all images that are drawn from together sum to 1.
-    """
-    if labels is None:
-        by_errors = errors / errors.sum().clamp(min=torch.finfo(errors.dtype).tiny)
-        return (1 - hardness) / len(errors) + hardness * by_errors
-    weights = torch.zeros_like(errors)
-    for c in set(labels.tolist()):
-        weights[labels == c] = weigh(errors[labels == c], hardness)
-    return weights
+    by_errors = errors / errors.sum().clamp(min=torch.finfo(errors.dtype).tiny)
+    return (1 - hardness) / len(errors) + hardness * by_errors
 
 
-class TrainingSampler(Sampler[list[int]]):
-    """Batches of indices into a training set: images to learn from, then replayed ones.
+class TrainingLoader:
+    """The batches of one epoch after another: images to learn from, then replayed ones.
 
     An epoch draws each image to learn from once, in the order of a plain
     ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``. The replayed images are one
@@ -94,172 +77,117 @@ class TrainingSampler(Sampler[list[int]]):
     they see what one process alone would see. Where the images cannot be shared out equally, the
     first of the order are seen once more.
 
+    It is no ``DataLoader`` itself, so that Lightning leaves its order as it is. It goes on in the
+    middle of an epoch, and counts the batches that were taken from it, since workers read ahead.
+
     Args:
-        labels: of the training set, int64, shape (N,).
-        target: indices of the images to learn from.
-        others: indices of the images to replay.
+        images: the training set, of N images.
+        is_target: which of them to learn from; bool, shape (N,). The others are replayed.
         batch_size: images to learn from in a step, over all processes together.
-        replay: of ``others`` in a step, over all processes together.
+        replay: of the others in a step, over all processes together.
         seed: of the order of the images to learn from.
         replay_seed: of the stream of replayed images.
-        weights: with which images are drawn, see :func:`weigh`; ``None``: all alike.
-        rank: number of this process.
-        processes: how many share each batch; ``batch_size`` and ``replay`` are multiples of it.
-        repeat: whether every epoch has the order of the first.
-
-    Attributes:
-        epoch, batch: where the next iteration begins: the epoch, and its first batch.
-        batches: batches drawn in all epochs before.
+        weights: with which images are drawn, float64, shape (N,); ``None``: all alike.
+        trainer: says which process this is, of how many, and where an epoch ends.
+        num_workers: processes that read images.
     """
 
     def __init__(
         self,
-        labels: Tensor,
-        target: Tensor,
-        others: Tensor,
+        images: Images,
+        is_target: Tensor,
         batch_size: int,
         replay: int = 0,
         *,
         seed: int = 0,
         replay_seed: int = 0,
-        weights: DrawWeights | None = None,
-        rank: int = 0,
-        processes: int = 1,
-        repeat: bool = False,
+        weights: Tensor | None = None,
+        trainer: Trainer | None = None,
+        num_workers: int = 0,
     ) -> None:
-        self.labels = labels
-        self.target, self.others = target, others
-        self.weights = weights or DrawWeights(torch.empty(0), None)
-        self.share, self.replay = batch_size // processes, replay
-        self.seed, self.replay_seed, self.repeat = seed, replay_seed, repeat
-        self.rank, self.processes = rank, processes
-        self.epoch = self.batch = self.batches = 0
-        self._generator, self._shuffled = torch.Generator(), 0
-        self._replayed, self._replays = self._replay_stream(), 0
+        self.images = images
+        self.target, self.others = is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0]
+        self.replay, self.weights = replay, weights
+        self.seed, self.replay_seed = seed, replay_seed
+        self.trainer, self.num_workers = trainer, num_workers
+        self.rank = trainer.global_rank if trainer else 0
+        self.processes = trainer.world_size if trainer else 1
+        self.share = batch_size // self.processes
+        self.epoch = self.batch = 0  # where training is: the epoch, and the batches taken of it
+        self._epochs: Iterator[list[list[int]]] | None = None
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
         return math.ceil(math.ceil(len(self.target) / self.processes) / self.share)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order = self._order(0 if self.repeat else self.epoch)
-        total = math.ceil(len(order) / self.processes) * self.processes
-        order = order.repeat(self.processes)[:total][self.rank :: self.processes]
-        self._go_to_replay(self.batch if self.repeat else self.batches)
-        for start in range(self.batch * self.share, len(order), self.share):
-            indices: list[int] = self.target[order[start : start + self.share]].tolist()
-            if self.replay:
-                replayed = [next(self._replayed) for _ in range(self.replay)]
-                self._replays += 1
-                indices += replayed[self.rank :: self.processes]
-            yield indices
-
-    def _order(self, epoch: int) -> Tensor:
-        """The order of an epoch: a permutation of the images to learn from."""
-        if epoch < self._shuffled or not self._shuffled:
-            self._generator.manual_seed(self.seed)
-            self._shuffled = 0
-        weights, count = self.weights.target, len(self.target)
-        while self._shuffled <= epoch:
-            if len(weights):
-                order = torch.multinomial(weights, count, generator=self._generator)
-            else:
-                order = torch.randperm(count, generator=self._generator)
-                # torch's RandomSampler shuffles once more when an epoch's images are used up.
-                torch.randperm(count, generator=self._generator)
-            self._shuffled += 1
-        return order
-
-    def _go_to_replay(self, batches: int) -> None:
-        """Put the stream where it is after so many batches; a loader may have drawn ahead."""
-        if batches < self._replays:
-            self._replayed, self._replays = self._replay_stream(), 0
-        for _ in range((batches - self._replays) * self.replay):
-            next(self._replayed)
-        self._replays = batches
-
-    def _replay_stream(self) -> Iterator[int]:
-        """Indices of replayed images, without end: one of each class, and again."""
-        generator = torch.Generator().manual_seed(self.replay_seed)
-        labels, weights = self.labels[self.others], self.weights.replay
-        classes = [(labels == c).nonzero().flatten() for c in sorted(set(labels.tolist()))]
-        orders: list[list[int]] = [[] for _ in classes]
-        while True:
-            for c, members in enumerate(classes):
-                if orders[c]:
-                    continue
-                if weights is None:
-                    order = torch.randperm(len(members), generator=generator)
-                else:
-                    order = torch.multinomial(weights[members], len(members), generator=generator)
-                orders[c] = self.others[members[order]].flip(0).tolist()
-            for order_of_class in orders:
-                yield order_of_class.pop()
-
-
-def split_by_class(labels: Tensor, targets: Sequence[int] | None) -> Batch:
-    """Indices of the images of ``targets``, and of all others; shapes (n,) and (N - n,)."""
-    if targets is None:
-        return torch.arange(len(labels)), torch.empty(0, dtype=torch.int64)
-    is_target = torch.isin(labels, torch.tensor(targets))
-    return is_target.nonzero().flatten(), (~is_target).nonzero().flatten()
-
-
-class TrainingLoader:
-    """A ``DataLoader`` that goes on in the middle of an epoch.
-
-    It counts the batches that were taken from it: workers draw ahead. It is no ``DataLoader``
-    itself, so that Lightning leaves its sampler as it is.
-
-    Args:
-        images: the training set.
-        sampler: what is drawn from it.
-        trainer: says where an epoch ends.
-        num_workers: processes that read images.
-    """
-
-    def __init__(
-        self, images: Images, sampler: TrainingSampler, trainer: Trainer | None, num_workers: int
-    ) -> None:
-        self.sampler = sampler
-        self.trainer = trainer
-        self.loader: DataLoader[Batch] = DataLoader(
-            images,
-            batch_sampler=sampler,
+    def __iter__(self) -> Iterator[Batch]:
+        if self._epochs is None:
+            self._epochs = islice(self.epochs(), self.epoch, None)
+        else:
+            self.epoch, self.batch = self.epoch + 1, 0
+        loader: DataLoader[Batch] = DataLoader(
+            self.images,
+            batch_sampler=next(self._epochs)[self.batch :],
             collate_fn=default_convert,
-            num_workers=num_workers,
+            num_workers=self.num_workers,
             generator=torch.Generator(),  # else it draws from torch's, as dropout does
         )
-        self._has_begun = False
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[Batch]:
-        sampler = self.sampler
-        if self._has_begun:
-            sampler.epoch, sampler.batch = sampler.epoch + 1, 0
-        self._has_begun = True
-        for batch in self.loader:
-            sampler.batch += 1
-            sampler.batches += 1
+        for batch in loader:
+            self.batch += 1
             yield batch
 
+    def epochs(self) -> Iterator[list[list[int]]]:
+        """For each epoch, without end: the indices in each batch, this process's share of them."""
+        generator = torch.Generator().manual_seed(self.seed)
+        replayed = self._replayed()
+        while True:
+            order = self._in_random_order(self.target, generator)
+            if self.weights is None:
+                # torch's RandomSampler shuffles once more when an epoch's images are used up.
+                self._in_random_order(self.target, generator)
+            total = math.ceil(len(order) / self.processes) * self.processes
+            own = order.repeat(self.processes)[:total][self.rank :: self.processes]
+            batches = []
+            for learnt in torch.split(own, self.share)[: self._batches_an_epoch()]:
+                replays = [next(replayed) for _ in range(self.replay)]
+                batches.append(learnt.tolist() + replays[self.rank :: self.processes])
+            yield batches
+            while self.trainer and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+                yield batches
+
+    def _replayed(self) -> Iterator[int]:
+        """Indices of replayed images, without end: one of each class, and again."""
+        generator = torch.Generator().manual_seed(self.replay_seed)
+        labels = self.images.labels[self.others]
+        classes = [self.others[labels == c] for c in torch.unique(labels)]
+        orders: list[list[int]] = [[] for _ in classes]
+        while True:
+            for members, order in zip(classes, orders, strict=True):
+                if not order:
+                    order += self._in_random_order(members, generator).flip(0).tolist()
+                yield order.pop()
+
+    def _in_random_order(self, members: Tensor, generator: torch.Generator) -> Tensor:
+        """``members``; those with a large weight are likely to come first."""
+        count = len(members)
+        if self.weights is None:
+            return members[torch.randperm(count, generator=generator)]
+        weights = self.weights[members]
+        return members[torch.multinomial(weights, count, generator=generator)]
+
+    def _batches_an_epoch(self) -> int:
+        """As many as Lightning takes, which may be fewer than there are."""
+        return int(self.trainer.num_training_batches) if self.trainer else len(self)
+
     def state_dict(self) -> dict[str, int]:
-        """Where training has come in the images."""
-        sampler, epoch, batch = self.sampler, self.sampler.epoch, self.sampler.batch
-        if self.trainer is not None and batch >= self.trainer.num_training_batches:
+        """Where training is in the images."""
+        epoch, batch = self.epoch, self.batch
+        if batch >= self._batches_an_epoch():
             epoch, batch = epoch + 1, 0
-        return {
-            "seed": sampler.seed,
-            "replay_seed": sampler.replay_seed,
-            "epoch": epoch,
-            "batch": batch,
-            "batches": sampler.batches,
-        }
+        seeds = {"seed": self.seed, "replay_seed": self.replay_seed}
+        return {**seeds, "epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
         for name, value in state.items():
-            setattr(self.sampler, name, value)
-        self._has_begun = False
+            setattr(self, name, value)
+        self._epochs = None
