@@ -1,4 +1,4 @@
-"""The runs of a study: each of its own settings, done once, in this process."""
+"""The runs of a study: python train.py in this process, each in a folder of its own, done once."""
 
 import hashlib
 import json
@@ -13,63 +13,48 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from lora_mnist.config import build_data, build_net
+from lora_mnist.disk.base import read_base
 from lora_mnist.errors import TrainingError
-from lora_mnist.train import train
+from lora_mnist.train import count_errors, train
 
 PROJECT = Path(__file__).resolve().parents[2]
 OUTPUT = PROJECT / "outputs" / "repair_study"
 
-#: Overrides of python train.py, key to value; a value is what YAML can say.
-Settings = Mapping[str, Any]
+#: Overrides of python train.py, as they are typed.
+Settings = Sequence[str]
 #: What results.json holds.
 Results = dict[str, Any]
 
 #: Of every run: no files that nobody would read.
-_QUIET: Settings = {
-    "logger": "none",
-    "figures": False,
-    "++callbacks.checkpoint": None,
-    "++callbacks.progress_bar": None,
-    "+trainer.enable_checkpointing": False,
-    "+trainer.enable_progress_bar": False,
-}
-
-
-def written(value: Any) -> str:
-    """``value`` as Hydra's command line reads it; quoted where it would be read otherwise."""
-    if isinstance(value, list):
-        return f"[{','.join(map(written, value))}]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    words = ("null", "true", "false", "nan", "inf")
-    if re.fullmatch(r"[a-zA-Z_][\w.*/]*", value) and value.lower() not in words:
-        return value
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def overrides(settings: Settings) -> list[str]:
-    """The overrides that ``settings`` stand for."""
-    return [f"{key}={written(value)}" for key, value in settings.items()]
+QUIET = (
+    "logger=none",
+    "figures=false",
+    "++callbacks.checkpoint=null",
+    "++callbacks.progress_bar=null",
+    "+trainer.enable_checkpointing=false",
+    "+trainer.enable_progress_bar=false",
+)
 
 
 def composed(settings: Settings) -> DictConfig:
     """The configuration of ``python train.py`` with these ``settings``."""
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        return compose("train", overrides(settings))
+        return compose("train", list(settings))
 
 
 def run(settings: Settings) -> tuple[Path, Results]:
     """The folder and the results of a run: as it was left, or done now."""
-    cfg = composed({**_QUIET, **settings})
+    cfg = composed([*QUIET, *settings])
     text = json.dumps(OmegaConf.to_container(cfg, resolve=True), sort_keys=True)
     folder = OUTPUT / "runs" / hashlib.sha256(text.encode()).hexdigest()[:16]
     file = folder / "results.json"
     if not file.exists():  # it is written last, and whole
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        print(" ".join(overrides(settings)), file=sys.stderr, flush=True)
+        print(" ".join(settings), file=sys.stderr, flush=True)
         with suppress(TrainingError):  # of a network that was made useless there are results, too
             train(cfg, folder)
     return folder, json.loads(file.read_text())
@@ -86,45 +71,71 @@ class Base:
     """
 
     seed: int
-    common: Settings
-    pretrain: Settings
+    common: Settings = ()
+    pretrain: Settings = ()
 
     @property
     def file(self) -> Path:
         """Where its weights are."""
-        kind = "_".join(overrides({**self.common, **self.pretrain})) or "mnist"
-        return OUTPUT / "bases" / f"{slug(kind)}_{self.seed}.ckpt"
+        name = re.sub(r"\W", "_", " ".join([*self.common, *self.pretrain]) or "mnist")
+        return OUTPUT / "bases" / f"{name}_{self.seed}.ckpt"
 
     def results(self) -> Results:
         """What pretraining found; it is done now, if it was not yet."""
-        settings = {**self.common, "stage": "pretrain", **self.pretrain, "seed": self.seed}
-        return run({**settings, "base_ckpt": str(self.file)})[1]
+        own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt={self.file}"]
+        return run([*self.common, *self.pretrain, *own])[1]
 
     def classes(self) -> list[int]:
         """All classes, the one with the most validation errors first."""
         errors = self.results()["val"]["errors_per_class"]
         return sorted(range(len(errors)), key=lambda c: -errors[c])
 
-    def target(self, digit: Any) -> list[int]:
-        """The classes that ``digit`` stands for."""
-        if digit == "weakest":
-            return self.classes()[:1]
-        return list(digit) if isinstance(digit, Sequence) else [digit]
-
-    def run(self, settings: Settings, target: Sequence[int], seed: int) -> tuple[Path, Results]:
-        """A run on this base; ``target`` is what it repairs, unless ``settings`` say otherwise."""
+    def run(self, settings: Settings, digit: int) -> tuple[Path, Results]:
+        """A run on this base; it repairs ``digit``, unless ``settings`` say otherwise."""
         self.results()
-        digit = list(target) if len(target) > 1 else target[0]
-        common = {**self.common, "base_ckpt": str(self.file), "digit": digit, "seed": seed}
-        return run({**common, **settings})
+        return run([*self.common, f"base_ckpt={self.file}", f"digit={digit}", *settings])
+
+    def load(self, file: Path | None = None) -> tuple[DictConfig, nn.Module]:
+        """A configuration on this base, and its network with its weights, or those in ``file``."""
+        cfg = composed([*self.common, "stage=lora"])
+        net = build_net(cfg)
+        read_base(file or self.file, net)
+        return cfg, net
 
 
-def errors(outcome: Results, target: Sequence[int]) -> tuple[int, int]:
-    """Errors on the classes of ``target``, and all errors, of one split's ``outcome``."""
+def cases(plan: Mapping[str, Any], quick: bool = False) -> list[tuple[Base, int]]:
+    """Each base of a table with each class to repair; if ``quick`` one case of few steps."""
+    seeds, digits = plan["bases"], plan["digits"]
+    common, pretrain = (plan.get(key, "").split() for key in ("common", "pretrain"))
+    if plan.get("pictures"):
+        folder = OUTPUT / plan["pictures"]
+        common = ["data=folder", f"data.data_dir={folder}", "data.val_size=0.2", *common]
+    if quick:
+        seeds, digits = seeds[:1], digits[:1]
+        common = [*common, "trainer.max_steps=50"]
+    found: list[tuple[Base, int]] = []
+    for seed in seeds:
+        base = Base(seed, tuple(common), tuple(pretrain))
+        for digit in digits:
+            case = base, base.classes()[0] if digit == "weakest" else digit
+            if case not in found:
+                found.append(case)
+    return found
+
+
+def count_test_errors(cfg: DictConfig, net: nn.Module) -> Results:
+    """What is counted on the test images, with ``net`` as it is."""
+    data = build_data(cfg, "test")
+    return count_errors(cfg, net, data, data.test_set)
+
+
+def errors(outcome: Results, classes: Sequence[int]) -> tuple[int, int]:
+    """Errors on some classes, and on all, of one split's ``outcome``."""
     per_class = outcome["errors_per_class"]
-    return sum(per_class[c] for c in target), sum(per_class)
+    return sum(per_class[c] for c in classes), sum(per_class)
 
 
-def slug(name: str) -> str:
-    """A file's name for ``name``."""
-    return re.sub(r"\W", "_", name)
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A Markdown table: so many columns of ``texts``, then numbers."""
+    lines = [heads, ["---"] * texts + ["---:"] * (len(heads) - texts), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

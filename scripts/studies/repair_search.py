@@ -1,5 +1,8 @@
 """The search for each method's settings: candidates in stages, judged on validation images alone.
 
+    python scripts/studies/repair_search.py "repair, scale 1"            # a table of docs/repair.md
+    python scripts/studies/repair_search.py "full fine-tuning" --quick   # does it work?
+
 Its bases are pretrained without 10,000 of the training images. On these two shares are counted:
 errors on the class, and all errors, each over the base's, the mean over bases and classes. Each
 share is divided by its goal; the larger quotient counts, and the candidate with the smallest wins.
@@ -9,45 +12,22 @@ candidate so far. Every run tests, so the search lets it see one batch of test i
 read what came of it.
 """
 
-import shlex
+import argparse
+import logging
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
-from jobs import Base, Settings, composed, errors, overrides, written
+from jobs import Base, cases, composed, errors, table
+from repair import METHODS, PLAN
 
 #: Candidates that the page shows.
-_SHOWN = 3
-#: A base, and what to repair on it.
-Case = tuple[Base, list[int]]
+SHOWN = 3
+SEARCHES: dict[str, Any] = PLAN["searches"]
 
 
-@dataclass(frozen=True)
-class Search:
-    """A staged search for the settings of one method.
-
-    Attributes:
-        goals: for the share of errors on the class, ``on_class``, and for that of ``all`` errors.
-        fixed: settings of all candidates.
-        start: the first candidate: every key that is searched, and its value.
-        stages: grids, in order: some of these keys, and the values to try.
-    """
-
-    goals: Mapping[str, float]
-    fixed: Settings
-    start: Settings
-    stages: list[Mapping[str, list[Any]]]
-
-    def grid(self, stage: int, best: Settings) -> list[Settings]:
-        """What to try in a stage when ``best`` is the best candidate so far."""
-        keys = self.stages[stage]
-        return [{**best, **dict(zip(keys, v, strict=True))} for v in product(*keys.values())]
-
-
-@dataclass
-class Candidate:
+class Candidate(NamedTuple):
     """Settings, and what became of them on the validation images.
 
     Attributes:
@@ -57,53 +37,74 @@ class Candidate:
         distance: from the goals: the larger of the shares' quotients by them.
     """
 
-    settings: Settings
+    settings: Mapping[str, Any]
     on_class: float
     every: float
     distance: float
 
 
-def run_search(cases: list[Case], search: Search) -> list[Candidate]:
-    """All candidates, best first."""
+def overrides(search: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """The overrides of a candidate with these ``settings``."""
+    return [*search["fixed"].split(), *(f"{key}={value}" for key, value in settings.items())]
+
+
+def run_search(of: Sequence[tuple[Base, int]], search: Mapping[str, Any]) -> list[Candidate]:
+    """All candidates, each on all the cases ``of`` a base and a class; best first."""
     tried: list[Candidate] = []
-    best = search.start
-    for stage in range(len(search.stages)):
-        known = [each.settings for each in tried]
-        for settings in search.grid(stage, best):
-            if settings not in known:
-                tried.append(rate(cases, search, settings))
+    best = search["start"]
+    for stage in search["stages"]:
+        for values in product(*stage.values()):
+            settings = {**best, **dict(zip(stage, values, strict=True))}
+            if settings not in [candidate.settings for candidate in tried]:
+                tried.append(rate(of, search, settings))
         tried.sort(key=lambda candidate: candidate.distance)
         best = tried[0].settings
     return tried
 
 
-def rate(cases: list[Case], search: Search, settings: Settings) -> Candidate:
+def rate(
+    of: Sequence[tuple[Base, int]], search: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Candidate:
     """Run a candidate on every case."""
-    one_batch = {"+trainer.limit_test_batches": 1}
     few, many = [], []
-    for base, target in cases:
-        _, results = base.run({**search.fixed, **settings, **one_batch}, target, 0)
-        after, before = (errors(results[key], target) for key in ("val", "val_base"))
+    for base, digit in of:
+        one_batch = "+trainer.limit_test_batches=1"
+        _, results = base.run([*overrides(search, settings), one_batch], digit)
+        after, before = (errors(results[key], [digit]) for key in ("val", "val_base"))
         few.append(after[0] / before[0])
         many.append(after[1] / before[1])
     on_class, every = statistics.mean(few), statistics.mean(many)
-    distance = max(on_class / search.goals["on_class"], every / search.goals["all"])
+    goals = search["goals"]
+    distance = max(on_class / goals["on_class"], every / goals["all"])
     return Candidate(settings, on_class, every, distance)
 
 
-def markdown_of_search(candidates: list[Candidate], search: Search, method: Settings) -> str:
-    """The best candidates, and which one a method is; what all share is left out."""
-    keys = [k for k in search.start if len({written(c.settings[k]) for c in candidates}) > 1]
-    heads = [*keys, "errors on the class", "all errors", "distance"]
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(keys)}{' ---: |' * 3}"]
-    place = "none of them"
-    said = composed({"digit": 9, **method})
-    for number, each in enumerate(candidates, start=1):
+def markdown(candidates: Sequence[Candidate], search: Mapping[str, Any], method: str) -> str:
+    """The best candidates, and which one ``method`` is; what all share is left out."""
+    keys = [key for key in search["start"] if len({c.settings[key] for c in candidates}) > 1]
+    lines = []
+    for each in candidates[:SHOWN]:
         numbers = [f"{each.on_class:.1%}", f"{each.every:.1%}", f"{each.distance:.3f}"]
-        cells = [*(written(each.settings[key]) for key in keys), *numbers]
-        if number <= _SHOWN:
-            lines.append(f"| {' | '.join(cells)} |")
-        if composed({"digit": 9, **search.fixed, **each.settings}) == said:
+        lines.append([*(str(each.settings[key]) for key in keys), *numbers])
+    place, chosen = "none of them", composed(["digit=9", *method.split()])
+    for number, each in enumerate(candidates, start=1):
+        if composed(["digit=9", *overrides(search, each.settings)]) == chosen:
             behind = each.distance - candidates[0].distance
             place = f"row {number}, {behind:.3f} behind" if behind else "the first"
-    return "\n".join([*lines, "", f"`{shlex.join(overrides(method))}` is {place}."])
+    heads = [*keys, "errors on the class", "all errors", "distance"]
+    return f"{table(heads, lines, texts=len(keys))}\n\n`{method}` is {place}."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("method", choices=SEARCHES, help="whose settings to search")
+    parser.add_argument("--quick", action="store_true", help="the least that shows that it works")
+    arguments = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each run says the same
+    search = SEARCHES[arguments.method]
+    candidates = run_search(cases(PLAN["search"], arguments.quick), search)
+    print(markdown(candidates, search, METHODS[arguments.method]))
+
+
+if __name__ == "__main__":
+    main()

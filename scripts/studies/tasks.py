@@ -4,19 +4,19 @@
 dataset-fashion-mnist, the digits are scikit-learn's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
-from jobs import OUTPUT, Base, Results, composed
+from jobs import OUTPUT, Base, Results, composed, count_test_errors
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.config import build_data, build_net
-from lora_mnist.disk.base import read_base
+from lora_mnist.config import build_data
+from lora_mnist.data import ImageDataModule, Images
+from lora_mnist.data.sampler import Batch
 
 
 class ResNet(nn.Module):
@@ -66,9 +66,7 @@ class ViT(nn.Module):
 
 def clothes() -> None:
     """5,000 pictures of Fashion-MNIST in colours, with noise; 2,000 of them to test on."""
-    data = instantiate(composed({"stage": "lora", "data": "fashion_mnist"}).data)
-    data.prepare_data()
-    data.setup("fit")
+    data = build_data(composed(["stage=lora", "data=fashion_mnist"]), "fit")
     images, labels = data.train_set.__getitems__(list(range(5000)))
     generator = numpy.random.default_rng(0)
     front = generator.uniform(0.3, 1, (5000, 1, 1, 3))
@@ -100,31 +98,38 @@ def _write(name: str, images: Any, labels: Any, noise: float, test: int) -> None
 PICTURES = {"clothes": clothes, "digits": digits}
 
 
-def weighted_fine_tuning(base: Base, target: Sequence[int], weight: float, seed: int) -> Results:
-    """What anybody would write: all weights, the class some times as heavy, 100 steps."""
-    cfg = composed({**base.common, "stage": "lora", "seed": seed})
-    net, data = build_net(cfg), build_data(cfg, "fit")
-    read_base(base.file, net)
-    torch.manual_seed(seed)
-    weights = torch.ones(len(data.classes))
-    weights[list(target)] = weight
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+# --- weighted fine-tuning in plain PyTorch --------------------------------------------------------
+
+
+def fine_tune(net: nn.Module, loss_of_a_step: Callable[[], Tensor]) -> None:
+    """What anybody would write: Adam on all weights, 100 steps, the rate falls from 1e-3 to 0."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)  # as docs/repair.md's full fine-tuning
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=100)
-    net.train()
     for _ in range(100):
-        batch = torch.randint(len(data.train_set), (100,)).tolist()
-        images, labels = data.train_set.__getitems__(batch)
-        loss = F.cross_entropy(net(data.normalise(images)), labels, weight=weights)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss_of_a_step().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         scheduler.step()
-    net.eval()
-    data.setup("test")
-    errors = torch.zeros(len(data.classes), dtype=torch.int64)
-    with torch.no_grad():
-        for images, labels in data.batches(data.test_set):
-            wrong = net(images).argmax(dim=1) != labels
-            errors += torch.bincount(labels[wrong], minlength=len(errors))
+
+
+def sample(images: Images, count: int, data: ImageDataModule) -> Batch:
+    """``count`` of the ``images``, normalised, and their labels."""
+    batch, labels = images.__getitems__(torch.randint(len(images), (count,)).tolist())
+    return data.normalise(batch), labels
+
+
+def weighted_fine_tuning(base: Base, digit: int, weight: int) -> Results:
+    """Fine-tuning with one class some times as heavy; what was counted on the test images."""
+    cfg, net = base.load()
+    data = build_data(cfg, "fit")
+    weights = torch.ones(len(data.classes))
+    weights[digit] = weight
+
+    def loss() -> Tensor:
+        images, labels = sample(data.train_set, 100, data)
+        return F.cross_entropy(net(images), labels, weight=weights)
+
+    torch.manual_seed(0)
+    fine_tune(net.train(), loss)
     trainable = sum(p.numel() for p in net.parameters())
-    return {"test": {"errors_per_class": errors.tolist()}, "parameters": {"trainable": trainable}}
+    return {"test": count_test_errors(cfg, net), "parameters": {"trainable": trainable}}

@@ -1,4 +1,4 @@
-"""The study of repairs: what it runs composes, its rule chooses as it says, its tables add up."""
+"""The studies: what they run composes, the search chooses as it says, tables add up."""
 
 import json
 from pathlib import Path
@@ -8,22 +8,21 @@ import jobs
 import pytest
 import repair
 import repair_search
-import repair_table
 import tasks
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from helpers.commands import ROOT
+from omegaconf import OmegaConf
 from torch import nn
 
 from lora_mnist import add_lora
 
-#: By name: the tables, and those of each task.
-TABLES = {**repair.TABLES, **repair.TABLES["tasks"]}
-del TABLES["tasks"]
+#: By name: the plans of the tables.
+TABLES = {"test": repair.PLAN["test"], "several": repair.PLAN["several"], **repair.PLAN["tasks"]}
 
 
 @pytest.mark.parametrize("name", [n for n in repair.METHODS if not n.startswith("weighted")])
 def test_a_method_keeps_to_100_steps_of_100_images(name: str) -> None:
-    cfg = jobs.composed({"digit": 9, **repair.METHODS[name]})
+    cfg = jobs.composed(["digit=9", *repair.METHODS[name].split()])
     assert cfg.trainer.max_steps == 100
     images = cfg.data.batch_size + cfg.data.replay
     assert images == (10 if not cfg.data.replay and cfg.digit else 100)
@@ -31,24 +30,20 @@ def test_a_method_keeps_to_100_steps_of_100_images(name: str) -> None:
 
 
 def test_the_tables_bases_were_never_searched_on() -> None:
-    searched = repair.bases(repair.PLAN["search"])
-    of_tables = [base for of in TABLES.values() for base in repair.bases(of)]
-    assert not {base.seed for base in searched} & {base.seed for base in of_tables}
-    assert not {base.file for base in searched} & {base.file for base in of_tables}
+    searched = {base.seed for base, _ in jobs.cases({**repair.PLAN["search"], "digits": [2]})}
+    for plan in TABLES.values():
+        cases = jobs.cases({**plan, "digits": [2]})
+        assert cases
+        assert not {base.seed for base, _ in cases} & searched
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_asks_for_methods_that_there_are(name: str) -> None:
-    of = TABLES[name]
-    assert set(of.get("methods", [of.get("repair"), of.get("plain")])) <= repair.METHODS.keys()
-    assert of.get("pictures") in (None, *tasks.PICTURES)
-    jobs.composed({"stage": "pretrain", **of.get("common", {}), **of.get("pretrain", {})})
-
-
-def test_the_page_has_a_place_for_each_table_and_each_search() -> None:
-    names = [*repair.TABLES, *(f"search {name}" for name in repair.SEARCHES)]
-    for name in names:
-        assert f"<!-- {name} -->\n" in repair.PAGE.read_text()
+    plan = TABLES[name]
+    assert set(plan.get("methods", [])) <= repair.METHODS.keys()
+    assert plan.get("pictures") in (None, *tasks.PICTURES)
+    ((base, _),) = jobs.cases({**plan, "bases": [1], "digits": [2]})
+    jobs.composed(["stage=pretrain", *base.common, *base.pretrain])
 
 
 @pytest.mark.parametrize("net", [tasks.ResNet(), tasks.ViT()], ids=["ResNet", "ViT"])
@@ -59,26 +54,20 @@ def test_a_task_has_a_network_that_takes_an_adapter(net: nn.Module) -> None:
     assert torch.allclose(add_lora(net)(images), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("what", repair.SEARCHES.values(), ids=repair.SEARCHES.keys())
-def test_every_value_of_a_search_composes(what: repair_search.Search) -> None:
-    assert what.goals.keys() == {"on_class", "all"}
-    for stage in what.stages:
-        assert stage.keys() <= what.start.keys()
+@pytest.mark.parametrize("name", repair_search.SEARCHES)
+def test_every_value_of_a_search_is_one_of_a_key(name: str) -> None:
+    search = repair_search.SEARCHES[name]
+    assert search["goals"].keys() == {"on_class", "all"}
+    cfg = jobs.composed(repair_search.overrides(search, search["start"]))
+    for stage in search["stages"]:
         for key, values in stage.items():
+            assert key in search["start"]
+            folder = ROOT / "configs" / key
             for value in values:
-                jobs.composed({**what.fixed, **what.start, key: value})
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        *("linear1", "linear3.*", "linear[12]", "it's", "true", "4", "a,b", "a\\", ".*bias", ""),
-        *("${lora.rank}", ["linear1", "linear[12]"], None, False, 0.0005, 1e-05, 64),
-    ],
-)
-def test_values_survive_hydras_grammar(value: Any) -> None:
-    override = OverridesParser.create().parse_override(f"key={jobs.written(value)}")
-    assert override.value() == value
+                if folder.is_dir():
+                    assert (folder / f"{value}.yaml").is_file()
+                else:
+                    assert type(OmegaConf.select(cfg, key)) in (type(value), str)
 
 
 def outcome(*per_class: int) -> dict[str, Any]:
@@ -97,7 +86,8 @@ def test_a_run_is_done_once_and_again_after_it_was_cut_short(
 
     monkeypatch.setattr(jobs, "OUTPUT", tmp_path)
     monkeypatch.setattr(jobs, "train", train)
-    eight, nine = ({"stage": "lora", "digit": digit} for digit in (8, 9))
+    monkeypatch.setattr(jobs, "composed", OmegaConf.from_dotlist)
+    eight, nine = (["stage=lora", f"digit={digit}"] for digit in (8, 9))
     assert jobs.run(eight) == jobs.run(eight)
     folder, results = jobs.run(nine)
     assert results == {"digit": 9}
@@ -106,32 +96,58 @@ def test_a_run_is_done_once_and_again_after_it_was_cut_short(
     assert done == [8, 9, 9]
 
 
-def test_the_classes_of_a_base_come_weakest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = jobs.Base(1, {}, {})
+def test_the_weakest_class_is_a_case_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.Base, "results", lambda self: {"val": outcome(3, 9, 5)})
+    base = jobs.Base(1)
     assert base.classes() == [1, 2, 0]
-    assert base.target("weakest") == [1]
-    assert base.target([0, 2]) == [0, 2]
-    of = {"bases": [1], "digits": ["weakest", 1, 2]}
-    assert repair.cases(of) == [(base, [1]), (base, [2])]
+    plan = {"bases": [1, 2], "digits": ["weakest", 1, 2]}
+    assert jobs.cases(plan)[:3] == [(base, 1), (base, 2), (jobs.Base(2), 1)]
+    assert [digit for _, digit in jobs.cases(plan, quick=True)] == [1]
+
+
+@pytest.mark.slow
+def test_methods_are_run_on_a_small_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter, weighted fine-tuning, and repairs in a row and put together, on real runs."""
+    monkeypatch.setattr(jobs, "OUTPUT", tmp_path)
+    common = f"net.hidden_sizes=[16] data.batch_size=50 trainer=cpu paths.outputs={tmp_path}"
+    plan = {"bases": [1], "digits": [9], "common": common}
+    plan["methods"] = ["naive (notebook)", "weighted fine-tuning, 10"]
+    rows = repair.compare(plan, quick=True)
+    assert list(rows) == ["base", *plan["methods"]]
+    for (numbers,) in rows.values():
+        assert numbers["class"] <= 100
+    assert rows["naive (notebook)"][0]["all"] > 100 == rows["base"][0]["all"]
+    ((base, _),) = jobs.cases(plan, quick=True)
+    folder, alone = base.run(["stage=lora"], 9)
+    adapters = repair.together(base, [folder / "adapter"], 1.0)
+    assert adapters["errors_per_class"] == alone["test"]["errors_per_class"]
+    monkeypatch.setattr(jobs.Base, "classes", lambda self: [9, 8])
+    first, second = repair.in_a_row(base, ["stage=lora"])
+    bases = []
+    for path in tmp_path.glob("runs/*/results.json"):
+        results = json.loads(path.read_text())
+        if "test_base" in results:
+            bases.append(results["test_base"]["errors_per_class"])
+    assert first["errors_per_class"] in bases
+    assert second["errors_per_class"][8] < first["errors_per_class"][8]
 
 
 def test_a_stage_starts_from_the_best_candidate_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def run(base: Any, settings: Any, target: Any, seed: int) -> tuple[Path, Any]:
-        asked.append((settings["a"], settings["b"]))
-        wrong = 10 * abs(settings["a"] - 2) + settings["b"]
-        return Path(), {"val": outcome(wrong, 10), "val_base": outcome(50, 50)}
+    def run(base: Any, settings: list[str], digit: int) -> tuple[Path, Any]:
+        a, b = (int(text.partition("=")[2]) for text in settings[1:3])
+        asked.append((a, b))
+        return Path(), {"val": outcome(10 * abs(a - 2) + b, 10), "val_base": outcome(50, 50)}
 
     monkeypatch.setattr(jobs.Base, "run", run)
-    what = repair_search.Search(
-        goals={"on_class": 0.2, "all": 0.5},
-        fixed={},
-        start={"a": 1, "b": 5},
-        stages=[{"a": [1, 2]}, {"b": [0, 5]}],
-    )
-    best, *others = repair_search.run_search([(jobs.Base(1, {}, {}), [0])], what)
+    search = {
+        "goals": {"on_class": 0.2, "all": 0.5},
+        "fixed": "stage=lora",
+        "start": {"a": 1, "b": 5},
+        "stages": [{"a": [1, 2]}, {"b": [0, 5]}],
+    }
+    best, *others = repair_search.run_search([(jobs.Base(1), 0)], search)
     assert asked == [(1, 5), (2, 5), (2, 0)]
     assert best.settings == {"a": 2, "b": 0}
     assert (best.on_class, best.every) == pytest.approx((0, 0.1))
@@ -139,35 +155,48 @@ def test_a_stage_starts_from_the_best_candidate_so_far(monkeypatch: pytest.Monke
     assert [each.settings for each in others] == [{"a": 2, "b": 5}, {"a": 1, "b": 5}]
 
 
-def rows() -> repair_table.Rows:
-    def run(target: int, other: int) -> dict[str, Any]:
-        test = outcome(target, other) | {"repaired": 60, "broken": 40}
-        return {"test": test, "parameters": {"trainable": 7}}
-
-    base = run(50, 150)
-    found = {"base": [repair_table.columns(base, base, [0])]}
-    found["method"] = [
-        repair_table.columns(run(*each), base, [0]) for each in ((10, 140), (20, 90))
+def test_the_page_says_which_candidate_a_recipe_is() -> None:
+    search = repair_search.SEARCHES["going on with hardness 0.5"]
+    candidates = [
+        repair_search.Candidate({"optimizer.lr": rate}, 0.5, 0.6, distance)
+        for rate, distance in ((0.001, 0.98), (0.002, 0.99))
     ]
-    return found
+    method = repair.METHODS["going on with hardness 0.5"]
+    assert repair_search.markdown(candidates, search, method).splitlines() == [
+        "| optimizer.lr | errors on the class | all errors | distance |",
+        "| --- | ---: | ---: | ---: |",
+        "| 0.001 | 50.0% | 60.0% | 0.980 |",
+        "| 0.002 | 50.0% | 60.0% | 0.990 |",
+        "",
+        f"`{method}` is row 2, 0.010 behind.",
+    ]
+
+
+def rows() -> repair.Rows:
+    def run(target: int, other: int) -> dict[str, float]:
+        test = outcome(target, other) | {"repaired": 60, "broken": 40}
+        return {**repair.row(test, outcome(50, 150), [0]), "weights": 7}
+
+    return {"base": [run(50, 150)], "method": [run(10, 140), run(20, 90)]}
 
 
 def test_a_table_has_mean_spread_and_worst_case() -> None:
-    assert repair_table.markdown(rows()).splitlines()[2:] == [
+    assert repair.test(rows()).splitlines()[2:] == [
         "| base | 100.0% | 100.0% | 60 | 40 | 7 | 0 of 1 |",
         "| method | 30.0% ± 14.1, 40% | 65.0% ± 14.1, 75% | 60 | 40 | 7 | 2 of 2 |",
         "",
         "The base's errors, on average: 50 on the class, 200 in all.",
     ]
-    assert repair_table.markdown({"method": rows()["method"]}).splitlines()[-1] == (
+    assert repair.several(rows()).splitlines()[-1] == (
         "| method | 30.0% ± 14.1, 40% | 65.0% ± 14.1, 75% |"
     )
 
 
 def test_tasks_stand_side_by_side() -> None:
-    assert repair_table.side_by_side({"digits": rows(), "clothes": rows()}).splitlines() == [
+    only_base = {"base": rows()["base"]}
+    assert repair.tasks({"digits": rows(), "clothes": only_base}).splitlines() == [
         "| method | digits | clothes | fewer in all |",
         "| --- | ---: | ---: | ---: |",
         "| base | 50 / 200 | 50 / 200 | 0 of 2 |",
-        "| method | 30 / 65 | 30 / 65 | 4 of 4 |",
+        "| method | 30 / 65 |  | 2 of 2 |",
     ]
