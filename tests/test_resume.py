@@ -25,7 +25,7 @@ Go = Callable[..., Path]
 
 #: A checkpoint every seven steps, at no round number of anything.
 OFTEN = ("callbacks.checkpoint.every_n_train_steps=7", "callbacks.checkpoint.seconds=null")
-LORA = ("stage=lora", "digit=9", "trainer.max_steps=40", *OFTEN, "figures=false")
+LORA = ("stage=lora", "digit=9", "trainer.max_steps=40", *OFTEN)
 EVERYTHING = (
     "data.replay=9",
     "data.hardness=0.5",
@@ -40,18 +40,26 @@ EVERYTHING = (
 )
 #: Of 30 steps each, the last of 20 images.
 TWO_EPOCHS = ("stage=pretrain", "data.batch_size=120", "trainer.max_epochs=2", *OFTEN)
-TWO_EPOCHS = (*TWO_EPOCHS, "figures=false", "trainer.log_every_n_steps=3")
+TWO_EPOCHS = (*TWO_EPOCHS, "trainer.log_every_n_steps=3")
 QUIET = ("logger=none",)
+#: By its settings, a run that nothing cut short.
+WHOLE: dict[tuple[str, ...], Path] = {}
 
 
 @pytest.fixture
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
-    """``go("run", *overrides)`` trains in tmp_path/run; it may ``crash`` before a step."""
+    """``go("run", *overrides)`` trains in tmp_path/run; it may ``crash`` before a step.
+
+    What is called "whole" is trained once for all tests.
+    """
     base = small_base(tmp_path / "outputs")
     # Readers sort event files by name, in which files are counted: .9 comes behind .10.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
 
     def run(name: str, *overrides: str, crash: int | None = None, resume: bool = False) -> Path:
+        folder = WHOLE.get(overrides) if name == "whole" else None
+        if folder is not None:
+            return folder
         folder = tmp_path / name
         common = [*SMALL, *FEW, CRASH, f"paths.outputs={tmp_path}/outputs"]
         is_base = "stage=pretrain" in overrides
@@ -64,6 +72,8 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
             assert crash is not None
         else:
             assert crash is None
+        if name == "whole":
+            WHOLE[overrides] = folder
         return folder
 
     return run
@@ -115,38 +125,17 @@ def test_twice_cut_short_it_ends_as_it_would_have(
 
 
 @pytest.mark.slow
-def test_killed_twice(go: Go, tmp_path: Path) -> None:
-    """With kill -9, from the command line."""
+def test_killed_and_then_interrupted(go: Go, tmp_path: Path) -> None:
+    """With kill -9, and with SIGTERM, which leaves the command that goes on."""
     overrides = (*LORA, *EVERYTHING, "logger=[tensorboard,csv]")
     whole = go("whole", *overrides)
-    killed = [command(tmp_path, *overrides, crash="24:SIGKILL")]
+    code, _ = command(tmp_path, *overrides, crash="24:SIGKILL")
+    assert code == -9
     folder = only_run(tmp_path / "cut", "lora")
     hydra = {path: path.read_bytes() for path in (folder / ".hydra").iterdir()}
     assert 0 < step_of(folder) <= 24
-    again = (*overrides, "resume=latest")
-    killed += [command(tmp_path, *again, crash="31:SIGKILL")]
-    assert [code for code, _ in killed] == [-9, -9]
-    assert command(tmp_path, *again)[0] == 0
-    assert only_run(tmp_path / "cut", "lora") == folder
-    assert {path: path.read_bytes() for path in (folder / ".hydra").iterdir()} == hydra
-    assert differences(left_by(whole), left_by(folder)) == ["README.md"]  # its command
-
-
-def command(tmp_path: Path, *overrides: str, crash: str = "-1") -> tuple[int, str]:
-    """``python train.py`` with few images, and what it says on standard error."""
-    arguments = [*overrides, *SMALL, *FEW, CRASH, f"paths.outputs={tmp_path}/cut"]
-    arguments.append(f"base_ckpt={tmp_path}/outputs/base/mnist.ckpt")
-    path = f"{ROOT}/tests:{ROOT}/src"
-    done = run_process("train.py", *arguments, CRASH=crash, PYTHONPATH=path)
-    return done.returncode, done.stderr
-
-
-@pytest.mark.slow
-def test_an_interrupted_run_says_how_to_go_on(go: Go, tmp_path: Path) -> None:
-    whole = go("whole", *LORA)
-    code, said = command(tmp_path, *LORA, crash="24:SIGTERM")
+    code, said = command(tmp_path, *overrides, "resume=latest", crash="31:SIGTERM")
     assert code == 143, said
-    folder = only_run(tmp_path / "cut", "lora")
     interrupted, last = said.splitlines()[-2:]
     assert interrupted == "interrupted by SIGTERM"
     assert last.startswith("go on with: python train.py stage=lora digit=9 ")
@@ -154,7 +143,18 @@ def test_an_interrupted_run_says_how_to_go_on(go: Go, tmp_path: Path) -> None:
     assert words[-1] == f"resume={folder}"
     done = run_process(*words, CRASH="-1", PYTHONPATH=f"{ROOT}/tests:{ROOT}/src")
     assert done.returncode == 0, done.stderr
+    assert only_run(tmp_path / "cut", "lora") == folder
+    assert {path: path.read_bytes() for path in (folder / ".hydra").iterdir()} == hydra
     assert differences(left_by(whole), left_by(folder)) == ["README.md"]  # its command
+
+
+def command(tmp_path: Path, *overrides: str, crash: str) -> tuple[int, str]:
+    """``python train.py`` with few images, and what it says on standard error."""
+    arguments = [*overrides, *SMALL, *FEW, CRASH, f"paths.outputs={tmp_path}/cut"]
+    arguments.append(f"base_ckpt={tmp_path}/outputs/base/mnist.ckpt")
+    path = f"{ROOT}/tests:{ROOT}/src"
+    done = run_process("train.py", *arguments, CRASH=crash, PYTHONPATH=path)
+    return done.returncode, done.stderr
 
 
 def test_before_the_first_checkpoint_it_begins_again(go: Go) -> None:
