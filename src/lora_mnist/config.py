@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from lightning.pytorch import Trainer
@@ -59,7 +58,7 @@ from lora_mnist.lora import (
     set_lora_scale,
     target_weights,
 )
-from lora_mnist.project import CONFIGS, program
+from lora_mnist.project import CONFIGS, is_sweep, program
 from lora_mnist.show.loggers import TensorBoardPage
 from lora_mnist.show.progress import ProgressLines
 
@@ -81,11 +80,6 @@ TRAINING_KEYS = (
     "mistakes",
     "mistakes_test",
 )
-
-
-def is_sweep() -> bool:
-    """Whether this is a job of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def asked_keys() -> set[str]:

@@ -20,7 +20,6 @@ from lora_mnist.config import (
     build_data,
     build_net,
     build_trainer,
-    is_sweep,
     load_adapters,
     load_base,
     on_device,
@@ -41,9 +40,9 @@ from lora_mnist.disk.results import (
 )
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora import lora_names, set_lora_enabled
-from lora_mnist.show.loggers import show_outcome
-from lora_mnist.show.report import make_report
-from lora_mnist.show.tables import print_results, show
+from lora_mnist.project import is_sweep
+from lora_mnist.show.loggers import show_run
+from lora_mnist.show.tables import show
 from lora_mnist.show.verdict import targets_of
 from lora_mnist.sweep.command import command_line, key_of
 
@@ -119,13 +118,9 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     if trainer.is_global_zero:
         write_results(results, folder)
         write_predictions(module.predictions, data.test_set, folder, results)
-        print_results(results)
+        show_run(trainer, results, folder, cfg.figures)
         if trials:
             print_preprocessing(cfg, trials)
-        if cfg.figures is True or (cfg.figures == "auto" and not is_sweep()):
-            log.info("report: %s", make_report(folder))
-        show_outcome(trainer, results, folder)
-        log.info("run: %s", folder)
     check_require(comparisons, results)
     return results
 

@@ -35,11 +35,14 @@ OmegaConf.register_new_resolver("lora_mnist.program", program, replace=True)
 OmegaConf.register_new_resolver("lora_mnist.cwd", lambda: str(Path.cwd()), replace=True)
 
 
+def is_sweep() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def sweep_name(otherwise: str | None) -> str | None:
     """Resolver: the name of the sweep of which this is a job, by which loggers group its runs."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        return Path(HydraConfig.get().sweep.dir).name
-    return otherwise
+    return Path(HydraConfig.get().sweep.dir).name if is_sweep() else otherwise
 
 
 OmegaConf.register_new_resolver("lora_mnist.sweep_name", sweep_name, replace=True)

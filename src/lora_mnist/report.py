@@ -21,11 +21,12 @@ def report(cfg: DictConfig, run_folder: Path | None = None) -> Path:
         UserError: if there is no such run, or its folder cannot be read or written.
     """
     folder = find_run(cfg.run, Path(cfg.paths.outputs))
-    is_sweep = (folder / "sweep.json").is_file()
+    draw = make_sweep_report if (folder / "sweep.json").is_file() else make_report
     try:
-        path = make_sweep_report(folder) if is_sweep else make_report(folder)
+        draw(folder)
     except (ValueError, OSError) as error:
         raise UserError(f"run={cfg.run}: {one_line(error)}") from error
+    path = folder / "report.html"
     print(f"report: {path}")
     return path
 

@@ -34,7 +34,6 @@ from lora_mnist.config import (
     build_net,
     build_trainer,
     choose_trainable,
-    is_sweep,
     load_adapters,
     load_base,
     on_device,
@@ -63,10 +62,10 @@ from lora_mnist.lora import (
     set_lora_enabled,
     set_lora_scale,
 )
+from lora_mnist.project import is_sweep
 from lora_mnist.show.card import write_card
-from lora_mnist.show.loggers import show_outcome
-from lora_mnist.show.report import make_report
-from lora_mnist.show.tables import print_parameters, print_results
+from lora_mnist.show.loggers import show_run
+from lora_mnist.show.tables import print_parameters
 from lora_mnist.show.verdict import named, training_sentence
 from lora_mnist.sweep.command import command_line
 
@@ -143,7 +142,7 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             # Last: a run that fails on the way leaves the current base alone.
             if not is_trial:
                 publish(cfg, net, results, folder if useless or not cfg.publish else None)
-            show(cfg, results, folder, trainer)
+            show_run(trainer, results, folder, cfg.figures)
     if useless:
         raise TrainingError(f"{useless}; the base stays in {folder}")
     return results
@@ -238,7 +237,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             overrides = [text for text in typed if not text.startswith(left_out)]
             write_card(folder / "adapter", results, command_line(overrides) if overrides else "")
             write_run(module, data, results, folder)
-            show(cfg, results, folder, trainer)
+            show_run(trainer, results, folder, cfg.figures)
     if useless := why_useless(cfg, module, data):
         raise TrainingError(useless)
     return results
@@ -263,7 +262,7 @@ def finetune(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         results |= {"base_unchanged": False, "base_sha256": base.sha256}
         if trainer.is_global_zero:
             write_run(module, data, results, folder)
-            show(cfg, results, folder, trainer)
+            show_run(trainer, results, folder, cfg.figures)
     if useless := why_useless(cfg, module, data):
         raise TrainingError(useless)
     return results
@@ -474,15 +473,6 @@ def errors_in_a_row(
 def write_run(
     module: ClassifierModule, data: ImageDataModule, results: dict[str, Any], folder: Path
 ) -> None:
-    """Leave results.json and the predictions in the run's folder, and print the table."""
+    """Leave results.json and the predictions in the run's folder."""
     write_results(results, folder)
     write_predictions(module.predictions, data.test_set, folder, results)
-    print_results(results)
-
-
-def show(cfg: DictConfig, results: dict[str, Any], folder: Path, trainer: Trainer) -> None:
-    """Draw a run that is over, and tell its loggers."""
-    if cfg.figures is True or (cfg.figures == "auto" and not is_sweep()):
-        log.info("report: %s", make_report(folder))
-    show_outcome(trainer, results, folder)
-    log.info("run: %s", folder)

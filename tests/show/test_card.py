@@ -10,7 +10,8 @@ from lora_mnist.show.card import write_card
 
 def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> None:
     found = results(dial={"advised": 0.5, "saved": 1, "scales": [0, 0.5, 1], "errors": [3, 2, 1]})
-    text = write_card(tmp_path, found, "python train.py stage=lora digit=1").read_text()
+    write_card(tmp_path, found, "python train.py stage=lora digit=1")
+    text = (tmp_path / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "peft"
     assert "| images of dog | 9 of 20 (5 to 13) | 2 of 20 (1 to 6) |" in body

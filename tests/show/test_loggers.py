@@ -12,13 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from lora_mnist.disk.predictions import read_predictions
-from lora_mnist.show.figures import draw_run
 from lora_mnist.show.loggers import (
     SortedTensorBoardLogger,
     TensorBoardPage,
     hparams_of,
-    show_outcome,
+    show_run,
 )
 
 #: What a repair's LightningModule logs.
@@ -53,8 +51,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     model.save_hyperparameters({"stage": "lora", "lora": {"rank": 2}})
     trainer.fit(model)
     found = write_run(folder / "run", target="dog")
-    draw_run(folder / "run", found, read_predictions(folder / "run"))
-    show_outcome(trainer, found, folder / "run")
+    show_run(trainer, found, folder / "run", figures=True)
     (written,) = (folder / "lightning_logs").rglob("hparams.yaml")
     assert "verdict: 'images of dog: 9 errors -> 2" in written.read_text()
     return EventAccumulator(str(folder / "logs"), {"tensors": 0, "scalars": 0}).Reload()
@@ -110,7 +107,7 @@ def test_a_run_is_a_row_of_hparams(shown: EventAccumulator) -> None:
     assert ends == {"test/accuracy": pytest.approx(52 / 60), "test/repaired": 8, "test/broken": 4}
 
 
-def test_what_the_command_set_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_command_set_is_in_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key has its value, a group the name that was chosen."""
     overrides = ["lora.rank=4", "loss=margin", "+trainer.fast_dev_run=true"]
     hydra = OmegaConf.create({"overrides": {"task": overrides}})
@@ -118,7 +115,7 @@ def test_what_the_command_set_comes_first(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     config = {"lora": {"rank": 4}, "loss": {"margin": 1}, "trainer": {"fast_dev_run": True}}
     row = hparams_of({"target": ["4", "9"]}, config)
-    assert list(row.items())[:2] == [("lora.rank", 4), ("loss", "margin")]
+    assert (row["lora.rank"], row["loss"]) == (4, "margin")
     assert (row["trainer.fast_dev_run"], row["digit"]) == (True, "4+9")
 
 

@@ -14,12 +14,17 @@ from lora_mnist.show.tables import results_text
 from lora_mnist.sweep.summary import Ranked, summarize
 
 
+def report_of(folder: Path) -> str:
+    make_report(folder)
+    return (folder / "report.html").read_text()
+
+
 @pytest.mark.parametrize("stage", ["lora", "finetune", "pretrain"])
 def test_a_report_of_each_stage(tmp_path: Path, stage: str) -> None:
     """It needs nothing from elsewhere, and runs nothing: a name and a configuration try to."""
     several = {"in_a_row": [[2, 9, 1], [3, 4, 1], [5, 2, 0]]} if stage == "lora" else {}
     write_run(tmp_path, stage, **several)
-    page = make_report(tmp_path).read_text()
+    page = report_of(tmp_path)
     for said in ("Each class", "Which predictions", "cat", "farm", "stage=lora"):
         assert said in page
     assert "largest confusions, base: 1 image of cat taken for dog, 1 image of dog" in page
@@ -43,7 +48,7 @@ def test_a_report_of_each_stage(tmp_path: Path, stage: str) -> None:
 def test_mistakes_are_in_the_table_and_in_the_report(tmp_path: Path) -> None:
     learnt = {"mistakes": repaired([9], [0], [8], 9), "mistakes_base": outcome([9], 9)}
     found = write_run(tmp_path, digit=None, **learnt)
-    assert "mistakes learnt: right 0 → 8 of 9" in make_report(tmp_path).read_text()
+    assert "mistakes learnt: right 0 → 8 of 9" in report_of(tmp_path)
     assert "held out" not in results_text(found)
     assert "│ learnt   │                   0 │         8 │      9 │" in results_text(found)
 
@@ -54,7 +59,7 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
     (tmp_path / ".hydra" / "config.yaml").unlink()
     (tmp_path / PREDICTIONS_FILE).unlink()
     (tmp_path / "results.json").write_text(json.dumps({**found, "seed": None}))
-    page = make_report(tmp_path).read_text()
+    page = report_of(tmp_path)
     assert "There is no predictions.safetensors" in page
     assert "Configuration" not in page
 
@@ -82,7 +87,8 @@ def sweep_page(folder: Path, accuracies: tuple[float, ...], **sweep: Any) -> str
         write_job(folder, f"job{rank}", overrides, accuracy=accuracy, more=START)
     write_sweep(folder, **sweep)
     summarize(Ranked(folder))
-    return make_sweep_report(folder).read_text()
+    make_sweep_report(folder)
+    return (folder / "report.html").read_text()
 
 
 def test_jobs_best_first_and_their_base(tmp_path: Path) -> None:

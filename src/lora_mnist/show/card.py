@@ -10,8 +10,8 @@ from lora_mnist.show.report import write_page
 from lora_mnist.show.verdict import named, started_from, targets_of, verdict_text
 
 
-def write_card(folder: Path, results: Mapping[str, Any], command: str) -> Path:
-    """Write the card of the adapter in ``folder``; return its path.
+def write_card(folder: Path, results: Mapping[str, Any], command: str) -> None:
+    """Write the card of the adapter in ``folder``.
 
     It says what the adapter repairs, the errors before and after with their 95% intervals, the
     scale, the base's SHA-256, the command and the versions; in the form of a model card of the
@@ -36,7 +36,7 @@ def write_card(folder: Path, results: Mapping[str, Any], command: str) -> Path:
             low, high = wilson(errors, images)
             cells.append(f"{errors:,} of {images:,} ({low:,.0f} to {high:,.0f})")
         rows.append(cells)
-    return write_page(
+    write_page(
         folder / "README.md",
         "card.md.j2",
         results=results,

@@ -10,8 +10,9 @@ Text         the verdict, the errors of each class, the configuration.
 HParams      what the command set, then what runs often differ in, and how they ended.
 """
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lora_mnist.lora import read_factors
+from lora_mnist.project import is_sweep
 from lora_mnist.show.figures import FIGURES, singular_values
-from lora_mnist.show.tables import results_text
+from lora_mnist.show.report import make_report
+from lora_mnist.show.tables import print_results, results_text
 from lora_mnist.show.verdict import verdict_text
+from lora_mnist.sweep.command import key_of
 
-#: Figures in the order in which to look at them; TensorBoard sorts by name.
-_ORDER = (
-    "errors",
-    "dial",
-    "repaired",
-    "broken",
-    "wrong",
-    "confused_base",
-    "confused_adapted",
-    "confusion_difference",
-    "confusion_adapted",
-    "confusion_base",
-    "singular_values",
-)
+log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
+
 #: The scalars to look at first.
 _FIRST = re.compile(r"train/|lr-|val/(accuracy|loss|errors\w*|repaired|broken)$")
 #: The charts of the custom page, by page; their tags are regular expressions.
@@ -117,45 +109,52 @@ class TensorBoardPage(Callback):
                 logger.experiment.add_text("3 configuration", _as_code(config))
 
 
-def show_outcome(trainer: Trainer, results: Mapping[str, Any], folder: Path) -> None:
-    """Give every logger the verdict, and the figures in the run's ``folder`` if it can show them.
+def show_run(
+    trainer: Trainer, results: Mapping[str, Any], folder: Path, figures: bool | str
+) -> None:
+    """Print what a run found, draw it into its ``folder``, and give it to every logger.
 
-    W&B and TensorBoard are then closed: in a sweep the next job has its own.
+    ``figures`` is ``True``, ``False``, or ``auto``: not in a sweep. W&B and TensorBoard are then
+    closed: in a sweep the next job has its own.
     """
+    print_results(results)
+    paths: dict[str, Path] = {}
+    if figures is True or (figures == "auto" and not is_sweep()):
+        paths = make_report(folder)
+        log.info("report: %s", folder / "report.html")
     verdict = verdict_text(results)
-    paths = [folder / FIGURES / f"{name}.png" for name in _ORDER]
-    figures = [path for path in paths if path.is_file()]
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            _show_in_tensorboard(logger, trainer.global_step, results, figures, folder / "adapter")
+            _show_in_tensorboard(logger, trainer.global_step, results, paths, folder / "adapter")
         elif isinstance(logger, WandbLogger):
-            for path in figures:
-                logger.log_image(f"figures/{path.stem}", [str(path)])
+            for name, path in paths.items():
+                logger.log_image(f"figures/{name}", [str(path)])
             logger.experiment.summary["verdict"] = verdict
             logger.experiment.finish()
         elif isinstance(logger, MLFlowLogger):
-            for path in figures:
+            for path in paths.values():
                 logger.experiment.log_artifact(logger.run_id, str(path), FIGURES)
             # Its page shows this tag as the run's description.
             logger.experiment.set_tag(logger.run_id, "mlflow.note.content", verdict)
         else:
             logger.log_hyperparams({"verdict": verdict})
             logger.save()
+    log.info("run: %s", folder)
 
 
 def _show_in_tensorboard(
     logger: TensorBoardLogger,
     step: int,
     results: Mapping[str, Any],
-    figures: Sequence[Path],
+    figures: Mapping[str, Path],
     adapter: Path,
 ) -> None:
     writer = logger.experiment
     writer.add_text("1 verdict", verdict_text(results))
     writer.add_text("2 errors of each class", _as_code(results_text(results)))
-    for number, path in enumerate(figures, start=1):
+    for number, (name, path) in enumerate(figures.items(), start=1):  # it sorts them by name
         pixels = np.asarray(Image.open(path).convert("RGB"))
-        tag = f"test figures/{number} {path.stem.replace('_', ' ')}"
+        tag = f"test figures/{number} {name.replace('_', ' ')}"
         writer.add_image(tag, pixels, dataformats="HWC")
     if adapter.is_dir():
         for layer, factors in read_factors(adapter).items():
@@ -170,21 +169,20 @@ def _show_in_tensorboard(
 def hparams_of(
     results: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, bool | int | float | str]:
-    """A run's row in HParams: what its command or its sweep set, then the usual keys."""
-    cfg = OmegaConf.create(dict(config))
-    values = {}
+    """A run's row in HParams: the usual keys, and what its command or its sweep set."""
+    row = dict(_USUAL)
     if HydraConfig.initialized():
-        for override in HydraConfig.get().overrides.task:
-            key, _, text = override.lstrip("+~").partition("=")
-            value = OmegaConf.select(cfg, key)
+        for text in HydraConfig.get().overrides.task:
             # A group, such as loss=margin, is known by the name that was chosen.
-            values[key] = value if isinstance(value, bool | int | float | str) else text
-    for key, default in _USUAL.items():
+            row[key_of(text)] = text.partition("=")[2]
+    cfg = OmegaConf.create(dict(config))
+    for key in row:
         value = OmegaConf.select(cfg, key)
-        values.setdefault(key, default if value is None else value)
+        if isinstance(value, bool | int | float | str):
+            row[key] = value
     if target := results.get("target"):
-        values["digit"] = "+".join(map(str, target)) if isinstance(target, list) else str(target)
-    return values
+        row["digit"] = "+".join(map(str, target)) if isinstance(target, list) else str(target)
+    return row
 
 
 def _as_code(text: str) -> str:

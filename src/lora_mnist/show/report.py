@@ -32,8 +32,8 @@ from lora_mnist.sweep.summary import Ranked
 _MOST_ROWS = 1000
 
 
-def make_report(folder: Path) -> Path:
-    """Draw the figures of a run and write its report; return the report's path.
+def make_report(folder: Path) -> dict[str, Path]:
+    """Draw the figures of a run and write its ``report.html``; return the figures' files.
 
     Predictions, adapter and configuration are shown where they are there.
 
@@ -47,7 +47,7 @@ def make_report(folder: Path) -> Path:
     drawn = draw_run(folder, results, predictions)
     hydra = folder / ".hydra"
     has_config = (hydra / "config.yaml").is_file()  # not of a run from Python
-    return write_page(
+    write_page(
         folder / "report.html",
         "report.html.j2",
         folder=folder,
@@ -68,10 +68,11 @@ def make_report(folder: Path) -> Path:
         overrides=(hydra / "overrides.yaml").read_text() if has_config else "",
         config=(hydra / "config.yaml").read_text() if has_config else "",
     )
+    return drawn
 
 
-def make_sweep_report(folder: Path) -> Path:
-    """Write the report of the sweep in ``folder``; return its path.
+def make_sweep_report(folder: Path) -> None:
+    """Write the ``report.html`` of the sweep in ``folder``.
 
     Raises:
         ValueError: if no job of a sweep is there.
@@ -94,7 +95,7 @@ def make_sweep_report(folder: Path) -> Path:
             headline += f"; the {ranked.sweep['start']['title']} has {start:.4f}"
     titles, rows, start_row = ranked.table(_MOST_ROWS)
     picture = folder / "summary.png"
-    return write_page(
+    write_page(
         folder / "report.html",
         "sweep.html.j2",
         ranked=ranked,
@@ -108,8 +109,8 @@ def make_sweep_report(folder: Path) -> Path:
     )
 
 
-def write_page(path: Path, template: str, **values: Any) -> Path:
-    """Fill in a template and write it, whole or not at all; return ``path``.
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Fill in a template and write it, whole or not at all.
 
     In HTML names of classes, and whatever else a file says, are no markup.
     """
@@ -123,7 +124,6 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
     text = environment.get_template(template).render(values)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return path
 
 
 def _in_page(picture: Path) -> str:
