@@ -169,7 +169,7 @@ def test_a_network_that_cannot_be_made(here: Path, override: str, message: str) 
     [
         ("net.num_classes=10", "net: gives (2, 10) for images of shape (2, 3, 8, 8); expected (2,"),
         ("data.channels=1", "net: cannot take images of shape (2, 1, 8, 8) from folder (Given gr"),
-        ("net.width=5", "base_ckpt=mine.pt: of another shape: conv.weight 4x3x3x3 instead of 5x"),
+        ("net.width=5", r"base_ckpt=mine.pt: conv.weight is (4, 3, 3, 3) instead of (5, "),
     ],
 )
 def test_what_does_not_fit_together(here: Path, override: str, message: str) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from lora_mnist.lora import named_adapters
 
-#: Where the dial is tried; each costs a forward pass over the images. An adapter that breaks much
-#: has its best place near 0, where the steps are small; further up the curve is flat.
+#: An adapter that breaks much has its best place near 0; further up the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2)
 
 
@@ -76,16 +75,8 @@ def dial_curve(
 def advised_scale(scales: Sequence[float], errors: Sequence[int]) -> float:
     """The scale nearest to 1 that saves three quarters, or more, of what the best scale saves.
 
-    Of two that are equally near it is the smaller. It has no more errors than the base, and no
-    class counts for more than another; docs/repair.md compares it with other rules. 0 means: leave
-    the adapter off.
-
-    Args:
-        scales: what was tried; 0 is the base.
-        errors: at each scale.
-
-    Raises:
-        ValueError: if 0 is not among ``scales``.
+    Of two that are equally near it is the smaller. It has no more errors than the base, whose scale
+    is 0, and no class counts for more than another; docs/repair.md compares it with other rules.
     """
     if 0 not in scales:
         raise ValueError(f"scales={list(scales)}: expected 0 among them, the base")

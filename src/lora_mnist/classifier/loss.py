@@ -6,18 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``-log softmax(z)_y``: zero only at full certainty, so it never stops pushing.
-
-    Args:
-        logits: ``z``, shape (N, num_classes).
-        labels: ``y``, int64, shape (N,).
-
-    Returns:
-        The loss of each image, shape (N,).
-    """
-    return F.cross_entropy(logits, labels, reduction="none")
+from lora_mnist.lora import is_number
 
 
 def hinge(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
@@ -25,15 +14,8 @@ def hinge(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
 
     The multiclass hinge loss of Crammer and Singer 2001, "On the Algorithmic Implementation of
     Multiclass Kernel-based Vector Machines", JMLR 2. Where nothing is to be fixed there is no
-    gradient, and so nothing gets broken.
-
-    Args:
-        logits: ``z``, shape (N, num_classes).
-        labels: ``y``, int64, shape (N,).
-        margin: lead over the best other class from which on an image costs nothing.
-
-    Returns:
-        The loss of each image, shape (N,).
+    gradient, and so nothing gets broken. Logits ``z`` of shape (N, num_classes) and labels ``y``
+    give the loss of each image, shape (N,).
     """
     label = labels.unsqueeze(1)
     lead = logits.gather(1, label) - logits.scatter(1, label, -math.inf).amax(1, keepdim=True)
@@ -44,16 +26,10 @@ def distillation(logits: Tensor, base_logits: Tensor, temperature: float) -> Ten
     """``T^2 KL(softmax(z_base / T) || softmax(z / T))``: how far the output moved from the base's.
 
     Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2
-    (the factor ``T^2`` keeps the gradient's size); against forgetting, with the network before
-    fine-tuning as teacher: Li and Hoiem 2016, "Learning without Forgetting", arXiv:1606.09282.
-
-    Args:
-        logits: ``z``, shape (N, num_classes).
-        base_logits: ``z_base``, of the same images; no gradient flows there.
-        temperature: ``T``; above 1 it looks closer at how the base ranks the unlikely classes.
-
-    Returns:
-        The loss of each image, shape (N,).
+    (the factor ``T^2`` keeps the gradient's size; above 1 it looks closer at how the base ranks the
+    unlikely classes); against forgetting, with the network before fine-tuning as teacher: Li and
+    Hoiem 2016, "Learning without Forgetting", arXiv:1606.09282. Logits of shape (N, num_classes)
+    give the loss of each image, shape (N,).
     """
     student = F.log_softmax(logits / temperature, dim=1)
     teacher = F.log_softmax(base_logits / temperature, dim=1)
@@ -63,13 +39,7 @@ def distillation(logits: Tensor, base_logits: Tensor, temperature: float) -> Ten
 def weighted_mean(losses: Tensor, is_target: Tensor, target_weight: float) -> Tensor:
     """``w mean(target's losses) + (1 - w) mean(others')``, with ``w = target_weight``.
 
-    Args:
-        losses: loss of each image, shape (N,).
-        is_target: whether it is one to learn from, not a replayed one; bool, shape (N,).
-        target_weight: share of the target's images, from 0 to 1.
-
-    Returns:
-        The loss of the batch, a scalar; the plain mean where all images are of one kind.
+    Losses and ``is_target`` of shape (N,) give a scalar; the plain mean where all are of one kind.
     """
     target = is_target.sum()
     others = is_target.numel() - target
@@ -80,7 +50,9 @@ def weighted_mean(losses: Tensor, is_target: Tensor, target_weight: float) -> Te
 class Loss(nn.Module):
     """The loss of a training batch: right classes, and the base's own outputs where they count.
 
-    ``mean over images of fit(z, y) + distill * [image is distilled] * distillation(z, z_base)``
+    ``mean over images of fit(z, y) + distill * [image is distilled] * distillation(z, z_base)``,
+    where ``fit`` is :func:`hinge` or the cross-entropy ``-log softmax(z)_y``, which is zero only at
+    full certainty, and so never stops pushing.
 
     Args:
         fit: "cross_entropy" or "hinge".
@@ -90,9 +62,6 @@ class Loss(nn.Module):
             "all" on both; ``None``: "replay".
         temperature: of :func:`distillation`, > 0; ``None``: 1.
         target_weight: see :func:`weighted_mean`; ``None``: each image counts alike.
-
-    Attributes:
-        needs_base: whether ``base_logits`` are needed.
 
     Raises:
         ValueError: if an argument is out of range, or would have no effect.
@@ -114,8 +83,8 @@ class Loss(nn.Module):
             raise ValueError(f"distill_on={distill_on}: expected one of replay, target, all")
         numbers = {"margin": margin, "temperature": temperature, "target_weight": target_weight}
         for name, value in {**numbers, "distill": distill}.items():
-            if value is not None and (type(value) not in (int, float) or not 0 <= value < 1e6):
-                raise ValueError(f"{name}={value}: expected a number from 0 to below 1e6")
+            if value is not None and not (is_number(value) and value >= 0):
+                raise ValueError(f"{name}={value}: expected a finite number >= 0")
         if temperature == 0:
             raise ValueError("temperature=0: expected a number > 0")
         if margin is not None and fit != "hinge":
@@ -131,24 +100,20 @@ class Loss(nn.Module):
         self.distill_on = distill_on or "replay"
         self.temperature = 1.0 if temperature is None else float(temperature)
         self.target_weight = target_weight
-        self.needs_base = distill > 0
 
     def forward(
         self, logits: Tensor, labels: Tensor, base_logits: Tensor | None, replayed: int = 0
     ) -> Tensor:
         """The loss of a batch, a scalar.
 
-        Args:
-            logits: what the network gives, shape (N, num_classes).
-            labels: int64, shape (N,).
-            base_logits: what the base gives, where ``needs_base``.
-            replayed: so many images, the last of the batch, are replayed.
+        ``base_logits`` are needed where ``distill`` is not 0; so many images as ``replayed`` says,
+        the last of the batch, are replayed.
         """
         is_target = torch.arange(len(labels), device=labels.device) < len(labels) - replayed
         if self.fit == "hinge":
             losses = hinge(logits, labels, self.margin)
         else:
-            losses = cross_entropy(logits, labels)
+            losses = F.cross_entropy(logits, labels, reduction="none")
         if base_logits is not None:
             distilled = distillation(logits, base_logits, self.temperature)
             if self.distill_on != "all":

@@ -30,9 +30,6 @@ class Evaluation(Metric):
     image ``j`` of process ``r`` is image ``j * processes + r`` of all, as
     :class:`lora_mnist.data.ImageDataModule` shares them out.
 
-    Args:
-        num_classes: number of classes.
-
     Attributes:
         predictions: of what was counted last, tensors of shape (N,) in the order of the images:
             ``index`` and ``label`` of each, and what ``base`` and ``adapted`` predict, with
@@ -153,13 +150,9 @@ def scalars(
     names: Sequence[str] = (),
     targets: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """The numbers of ``split`` that loggers get, and of its base, by tag.
+    """The numbers of ``split`` that loggers get, and of its base, if there is one, by tag.
 
-    Args:
-        split: val or test.
-        outcomes: what was counted; ``<split>_base`` may be missing.
-        names: of the classes, for a curve of each; of very many, of those to repair alone.
-        targets: the classes to repair.
+    ``names`` of classes give a curve of each; with very many, of those to repair alone.
     """
     classes: Sequence[int] = range(len(names))
     if len(names) > _MOST_CURVES:

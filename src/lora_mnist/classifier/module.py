@@ -15,6 +15,7 @@ from lora_mnist.classifier.metrics import Evaluation, scalars
 from lora_mnist.data.sampler import Batch
 from lora_mnist.errors import TrainingError, config_group
 from lora_mnist.lora import (
+    is_number,
     lora_adapters,
     lora_disabled,
     lora_state_dict,
@@ -48,12 +49,9 @@ class ClassifierModule(LightningModule):
         lr: learning rate.
         lr_ratio: of :func:`lora_mnist.lora.loraplus`; finite and > 0.
         replay: images at the end of each training batch that are replayed, over all processes.
-        scheduler: makes the schedule of the learning rate from the optimizer; ``None`` for a
-            constant rate.
-        schedule: when it is stepped, as Lightning's ``lr_scheduler`` has it; ``None``: once a
-            batch.
-        base_tensors: the base's tensors by name, where ``net`` itself is fine-tuned and changes
-            them; an adapted network need only switch its adapter off.
+        scheduler: makes the schedule of the rate from the optimizer; ``None``: it is constant.
+        schedule: when that steps, as Lightning's ``lr_scheduler`` has it; ``None``: once a batch.
+        base_tensors: the base's by name, where ``net`` itself is fine-tuned and changes them.
         adapter: the name of the adapter that is trained on top of others, which then belong to what
             it is compared with; ``None``: all adapters are compared with the base.
         class_names: for the loggers.
@@ -91,7 +89,7 @@ class ClassifierModule(LightningModule):
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if type(lr_ratio) not in (int, float) or not 0 < lr_ratio < float("inf"):
+        if not is_number(lr_ratio) or lr_ratio <= 0:
             raise ValueError(f"lr_ratio={lr_ratio}: expected a finite number > 0")
         trained = [name for name, p in net.named_parameters() if p.requires_grad]
         if lr_ratio != 1 and not any(name.endswith("lora_B") for name in trained):
@@ -150,7 +148,7 @@ class ClassifierModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        base_logits = self.base(images) if self.loss.needs_base else None
+        base_logits = self.base(images) if self.loss.distill else None
         replayed = self.replay // self.trainer.world_size
         loss: Tensor = self.loss(self(images), labels, base_logits, replayed)
         self.loss_sum = self.loss_sum + loss.detach().float()

@@ -30,10 +30,8 @@ def conventions(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The usual ways to prepare images, those of ``settings`` first.
 
     The others: images cropped or stretched; normalised with their own mean and deviation, with
-    ImageNet's, with 0.5 and 0.5, or only divided by 255; red first or, as in OpenCV, blue.
-
-    Args:
-        settings: arguments of a data module; those that it does not have are not tried.
+    ImageNet's, with 0.5 and 0.5, or only divided by 255; red first or, as in OpenCV, blue. Of the
+    arguments of a data module only those in ``settings`` are tried.
     """
     keys = [key for key in ("resize", "mean", "std", "color_order") if key in settings]
     configured = {key: settings[key] for key in keys}
@@ -60,17 +58,10 @@ def try_conventions(
     tried: Sequence[dict[str, Any]],
     count: int,
 ) -> Iterator[Trial]:
-    """Try ``net`` on the same images, prepared in one way after another.
+    """Try ``net``, in eval mode, on the same images of ``data``, prepared in one way after another.
 
-    Half of them are validation images, and half are training images: on these it differs most how
-    a network was trained. None is a test image.
-
-    Args:
-        net: from normalised images to logits, in eval mode, on ``device``.
-        data: the data module that has the images; it is not changed.
-        device: where to compute.
-        tried: the conventions, beginning with that of ``data``.
-        count: images of each half, where there are so many.
+    ``count`` of them are validation images, and as many training images: on these it differs most
+    how a network was trained. None is a test image. The first way is that of ``data``.
     """
     configured = tried[0]
     parts = data.training_images()

@@ -16,13 +16,6 @@ def mcnemar(repaired: int, broken: int) -> float:
     unevenly. McNemar 1947, "Note on the sampling error of the difference between correlated
     proportions or percentages", Psychometrika 12; for classifiers Dietterich 1998, "Approximate
     Statistical Tests for Comparing Supervised Classification Learning Algorithms", section 3.1.
-
-    Args:
-        repaired: images that the first gets wrong and the second right.
-        broken: images that the first gets right and the second wrong.
-
-    Returns:
-        From 0 to 1; 1 where no image differs.
     """
     n = repaired + broken
     term = tail = 1
@@ -40,13 +33,6 @@ def wilson(errors: int, images: int) -> tuple[float, float]:
     ``p = errors / images``, ``n = images`` and ``z = 1.96``. Wilson 1927, "Probable Inference, the
     Law of Succession, and Statistical Inference", JASA 22; Newcombe 1998, "Two-sided confidence
     intervals for the single proportion", Statistics in Medicine 17, method 3.
-
-    Args:
-        errors: from 0 to ``images``.
-        images: how many there are; of none, none can be wrong.
-
-    Returns:
-        Lower and upper end, in images.
     """
     if not images:
         return 0.0, 0.0

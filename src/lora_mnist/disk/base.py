@@ -27,12 +27,7 @@ _HOLDERS = ("state_dict", "model_state_dict", "model", "state_dict")
 
 
 class Base(NamedTuple):
-    """A pretrained network.
-
-    Attributes:
-        tensors: its ``state_dict``.
-        sha256: fingerprint of the tensors, in hexadecimal.
-    """
+    """A pretrained network: its ``state_dict``, and the fingerprint of that in hexadecimal."""
 
     tensors: Mapping[str, Tensor]
     sha256: str
@@ -44,14 +39,8 @@ def read_base(path: Path, net: nn.Module) -> Base:
     Accepted are a ``state_dict`` saved with ``torch.save``, a dictionary or a Lightning checkpoint
     that holds one, and safetensors. A prefix that all names share, such as ``module.``, is dropped.
     Nothing is unpickled but plain values and tensors. Another precision than that of ``net``, such
-    as half, is converted, and the log says so.
-
-    Args:
-        path: the file.
-        net: the network that the weights belong to; changed in place, once all of them fit.
-
-    Returns:
-        The tensors, by the names that ``net`` has for them, in memory of their own.
+    as half, is converted, and the log says so. ``net`` changes once all of them fit; what is
+    returned has memory of its own.
 
     Raises:
         ValueError: if the file holds no weights, or weights that do not fit ``net``.
@@ -59,39 +48,30 @@ def read_base(path: Path, net: nn.Module) -> Base:
     """
     expected = net.state_dict()
     stored = _without_prefix(_read_tensors(path), expected)
-    others = []
-    for name in expected:
-        if name in stored and stored[name].shape != expected[name].shape:
-            has, needs = ("x".join(map(str, x[name].shape)) for x in (stored, expected))
-            others.append(f"{name} {has} instead of {needs}")
-    problems = {
-        "missing": [name for name in expected if name not in stored],
-        "unexpected": [name for name in stored if name not in expected],
-        "of another shape": others,
-    }
-    message = ""
-    for kind, names in problems.items():
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            message += f"{kind}: {', '.join(names[:3])}{more}; "
-    if message:
+    problems = [f"{name} is unexpected" for name in stored if name not in expected]
+    for name, tensor in expected.items():
+        if name not in stored:
+            problems.append(f"{name} is missing")
+        elif stored[name].shape != tensor.shape:
+            shapes = tuple(stored[name].shape), tuple(tensor.shape)
+            problems.append(f"{name} is {shapes[0]} instead of {shapes[1]}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
-            f"{message}expected the {len(expected)} tensors such as "
-            f"{next(iter(expected), 'none')} of the configured net"
+            f"{', '.join(problems[:5])}{more}; expected the {len(expected)} tensors of the "
+            "configured net"
         )
-    tensors = {}
-    for name in expected:
-        tensor = stored[name]
+    tensors, converted = {}, 0
+    for name, tensor in expected.items():
         # Memory of its own: neither the network's nor that of another tensor in the file.
-        tensors[name] = torch.empty_like(expected[name]).copy_(tensor)
+        tensors[name] = torch.empty_like(tensor).copy_(stored[name])
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
+        converted += stored[name].dtype != tensor.dtype
     net.load_state_dict(tensors)
-    conversions = Counter((stored[name].dtype, tensors[name].dtype) for name in tensors)
-    for (before, after), count in conversions.items():
-        if before != after:
-            message = "%s: %d of %d tensors are %s, and were converted to %s"
-            _log_once(message, path, count, len(tensors), before, after)
+    if converted:
+        message = "%s: %d of %d tensors were converted to the precision of the net"
+        _log_once(message, path, converted, len(tensors))
     return Base(tensors, fingerprint(tensors))
 
 
@@ -140,13 +120,7 @@ def _without_prefix(
 def write_base(tensors: Mapping[str, Tensor], path: Path, accuracy: float | None = None) -> None:
     """Write a base, whole or not at all; equal tensors and accuracy give equal files.
 
-    Args:
-        tensors: its ``state_dict``.
-        path: the file; replaced where it exists.
-        accuracy: the share of validation images that it gets right, for :func:`read_facts`.
-
-    Raises:
-        OSError: if the file cannot be written.
+    ``accuracy`` is the share of validation images that it gets right, for :func:`read_facts`.
     """
     # A clone leaves out what else shares a tensor's memory.
     state = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

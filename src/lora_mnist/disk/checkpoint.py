@@ -138,7 +138,7 @@ class RandomStates(Callback):
         states: dict[str, Any] = {
             "torch": torch.get_rng_state(),
             "python": random.getstate(),
-            "numpy": (kind, np.asarray(keys).tolist(), *rest),
+            "numpy": (kind, np.asarray(keys).tolist(), *rest),  # plain, for weights_only=True
         }
         if device.type != "cpu":
             states["device"] = getattr(torch, device.type).get_rng_state()
@@ -161,8 +161,7 @@ class RandomStates(Callback):
             return
         states = self._states[trainer.global_rank]
         self._states = []
-        kind, keys, *rest = states["numpy"]
-        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        np.random.set_state(states["numpy"])
         random.setstate(states["python"])
         torch.set_rng_state(states["torch"])
         if "device" in states:
@@ -178,8 +177,7 @@ class RandomStates(Callback):
 def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None]:
     """The file with the best weights that a callback has kept by a monitored value.
 
-    Returns:
-        The file, and what is known of it: ``monitor``, ``value`` and ``step``; or twice ``None``.
+    And what is known of it: ``monitor``, ``value`` and ``step``; or twice ``None``.
     """
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
@@ -191,11 +189,7 @@ def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None
 
 
 def read_adapter_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The adapter's tensors in a checkpoint of stage=lora, and the settings of its run.
-
-    Raises:
-        ValueError: if the file is none.
-    """
+    """The adapter's tensors in a checkpoint of stage=lora, and the settings of its run."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         state, settings = checkpoint["state_dict"], checkpoint["hyper_parameters"]
@@ -214,14 +208,9 @@ def recorded_run(
 ) -> Iterator[Path | None]:
     """Around a run from its first step to its last file; its folder is this process's meanwhile.
 
-    Args:
-        folder: the run's folder.
-        settings: all that the run's numbers depend on: the configuration, the base's SHA-256, the
-            SHA-256 of the images, the classes.
-        resume: what the user called the run that is gone on with; ``None``: a new one.
-
-    Yields:
-        The checkpoint to go on from; ``None``: the beginning.
+    ``settings`` are all that the run's numbers depend on; ``resume`` is what the user called the
+    run that is gone on with, ``None`` for a new one. Yields the checkpoint to go on from; ``None``
+    is the beginning.
 
     Raises:
         UserError: if the run has finished, is still going, or had other settings.

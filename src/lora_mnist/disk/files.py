@@ -16,9 +16,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Yields the path of a temporary file in the same folder. When the block ends it is flushed to
     disk and renamed to ``path``; when the block raises, it is deleted. A process that is killed
     while it writes leaves it behind.
-
-    Raises:
-        OSError: if the folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays the last part: some writers append one of their own where it is missing.

@@ -15,9 +15,7 @@ _SIGNS = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_SIDE = rf"{_NUMBER}|[A-Za-z_][\w-]*(?:\.[\w-]+)*"
-_COMPARISON = re.compile(rf"\s*({_SIDE})\s*({'|'.join(_SIGNS)})\s*({_SIDE})\s*", re.ASCII)
+_COMPARISON = re.compile(rf"\s*([\w.+-]+)\s*({'|'.join(_SIGNS)})\s*([\w.+-]+)\s*")
 
 #: Left side, sign, right side.
 Comparison = tuple[str, str, str]
@@ -40,9 +38,7 @@ def parse_require(require: Any) -> list[Comparison]:
     """Take the comparisons of ``require`` apart: a text, a list of them, or ``None``.
 
     On each side stands a number or a dotted key of results.json, as in ``test.broken <= 20``.
-
-    Raises:
-        UserError: if one is no comparison.
+    UserError, if one is no comparison.
     """
     texts = [require] if isinstance(require, str | int | float) else list(require or [])
     comparisons: list[Comparison] = []
@@ -69,15 +65,15 @@ def check_require(comparisons: list[Comparison], results: Mapping[str, Any]) -> 
     for left, sign, right in comparisons:
         values = []
         for side in (left, right):
-            if side not in known and not re.fullmatch(_NUMBER, side):
+            try:
+                values.append(known[side] if side in known else float(side))
+            except ValueError as error:
                 alike = get_close_matches(side, known, n=5) or list(known)
                 raise UserError(
                     f"require={left} {sign} {right}: results.json has no number {side}; "
                     f"expected one like {', '.join(alike)}"
-                )
-            values.append(known.get(side, side))
-        first, second = (float(value) for value in values)
-        if not _SIGNS[sign](first, second):
-            unmet.append(f"{left} {sign} {right}: {values[0]} {sign} {values[1]} does not hold")
+                ) from error
+        if not _SIGNS[sign](values[0], values[1]):
+            unmet.append(f"{left} {sign} {right}: {values[0]:g} {sign} {values[1]:g} does not hold")
     if unmet:
         raise RequirementError(f"require={'; '.join(unmet)}")

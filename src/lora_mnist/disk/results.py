@@ -57,14 +57,8 @@ def collect_results(
 ) -> dict[str, Any]:
     """The run's outcome as results.json has it.
 
-    Args:
-        cfg: the run's configuration.
-        data: what it was trained or tested on.
-        net: the network as it ended.
-        outcomes: what was counted, by split; see :class:`lora_mnist.classifier.metrics.Evaluation`.
-        clock: has run since the run began.
-        steps: steps of training.
-        best: of the best weights, if they were tested in place of the last: monitor, value, step.
+    ``net`` is the network as it ended, ``outcomes`` what was counted, by split; ``best`` says of
+    the best weights, if they were tested in place of the last, monitor, value and step.
     """
     targets, several = data.targets or [], isinstance(data.target, list | tuple)
     digit: Any = targets if several else targets[0] if targets else None
