@@ -173,16 +173,17 @@ def test_one_of_several_is_merged(tmp_path: Path) -> None:
     assert torch.equal(net(X), adapted)
 
 
-def test_dora_keeps_what_it_stands_on_below_it(tiny: nn.Module) -> None:
+def test_dora_is_merged_with_all_that_it_may_stand_on(tiny: nn.Module) -> None:
     add_lora(randomize(add_lora(tiny, name="below")), use_dora=True, name="dora")
     adapted = randomize(tiny)(X)
-    with pytest.raises(ValueError, match="expected below to be merged first, and taken out last"):
-        merge_lora(tiny, "dora")
-    merge_lora(merge_lora(tiny, "below"), "dora")
+    for function, name in ((merge_lora, "dora"), (merge_lora, "below"), (unmerge_lora, "below")):
+        if function is unmerge_lora:
+            merge_lora(tiny)
+        before = tiny(X)
+        with pytest.raises(ValueError, match="DoRA depends on what lies below it; expected all"):
+            function(tiny, name)
+        assert torch.equal(tiny(X), before)
     torch.testing.assert_close(tiny(X), adapted)
-    with pytest.raises(ValueError, match="expected below to be merged first, and taken out last"):
-        unmerge_lora(tiny, "below")
-    torch.testing.assert_close(unmerge_lora(tiny, "dora")(X), adapted)
     assert torch.equal(unmerge_lora(tiny)(X), adapted)
 
 

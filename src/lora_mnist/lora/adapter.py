@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..disk.files import atomic_write
 from .base_state import base_state_dict, fingerprint
 from .frozen import moved_tensors
-from .model import attach, lora_names, named_adapters
+from .model import attach, named_adapters
 from .peft import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -58,8 +58,8 @@ def save_adapter(
     """
     folder = Path(folder)
     adapters = named_adapters(model, name)
-    names = lora_names(model)
-    if name is None and len(names) > 1:
+    names = dict.fromkeys(adapter.name for adapter in adapters)
+    if len(names) > 1:
         raise ValueError(f"name=None: expected one of the model's adapters: {', '.join(names)}")
     if moved := moved_tensors(model):
         raise ValueError(
@@ -72,7 +72,7 @@ def save_adapter(
     weights, settings = {}, {}
     for layer, weight in lora_weights(model).items():
         for adapter in weight.adapters:
-            if name in (None, adapter.name):
+            if adapter.name in names:
                 weights[layer], settings[layer] = weight, settings_of(adapter)
                 tensors |= tensors_of(layer, weight, adapter)
     sha256 = fingerprint(base_state_dict(model))
@@ -143,11 +143,7 @@ def load_adapter(
 
 
 def adapter_sha256(folder: str | Path) -> str:
-    """SHA-256, in hexadecimal, of the weights file of the adapter in ``folder``.
-
-    Raises:
-        OSError: if there is no such file.
-    """
+    """SHA-256, in hexadecimal, of the weights file of the adapter in ``folder``."""
     return hashlib.sha256(Path(folder, WEIGHTS_NAME).read_bytes()).hexdigest()
 
 
@@ -155,9 +151,6 @@ def read_beneath(folder: str | Path) -> list[tuple[str, float]]:
     """What the adapter in ``folder`` stands on: file SHA-256 and scale of each adapter beneath it.
 
     The first is the lowest; empty for an adapter that was trained on its base alone.
-
-    Raises:
-        ValueError: if the folder holds no readable adapter.
     """
     beneath = json.loads(read_metadata(folder).get("stands_on", "[]"))
     return [(each["sha256"], each["scale"]) for each in beneath]

@@ -13,17 +13,11 @@ from .weight import adaptable_weights, lora_adapters
 
 
 class Merged(NamedTuple):
-    """What :func:`.merge.merge_lora` keeps of a network, to undo it: its ``lora_merged``.
+    """What :func:`.merge.merge_lora` keeps of a network, to undo it: its ``lora_merged``."""
 
-    Attributes:
-        names: the merged adapters.
-        registered: each weight as it was, with all its adapters, by the weight's name.
-        frozen: what kept the base in eval mode; empty as long as other adapters need it.
-    """
-
-    names: list[str]
-    registered: dict[str, Any]
-    frozen: dict[str, Any]
+    names: list[str]  # of the merged adapters
+    registered: dict[str, Any]  # each weight as it was, with all its adapters, by its name
+    frozen: dict[str, Any]  # what kept the base in eval mode; empty if other adapters still need it
 
 
 def merged_names(model: nn.Module) -> list[str]:
@@ -59,33 +53,27 @@ def unmerged(model: nn.Module) -> nn.Module:
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The ``state_dict`` that ``model`` had before LoRA: the base's tensors under its own names.
 
-    The base is its parameters and its buffers. The tensors share memory with ``model``, as those of
-    ``state_dict`` do, unless some adapters are merged and others not: then they are copies, as they
-    were before. With all of them merged, the network is a base of its own. See also
-    :func:`lora_state_dict`.
+    The base is its parameters and its buffers. Its tensors share memory with ``model``, unless some
+    adapters are merged and others not. With all of them merged, the network is a base of its own.
     """
     if lora_adapters(model):
         model = unmerged(model)
-    adapters = _adapter_prefixes(model)
+    adapters = lora_state_dict(model)
+    adapted = {key.rsplit(".", 2)[0] for key in adapters}
     state = {}
     for key, tensor in model.state_dict().items():
-        registered = key.removesuffix(".original")
-        if f"{registered}.0." in adapters:
-            state[registered.replace("parametrizations.", "")] = tensor
-        elif not key.startswith(adapters):
+        if key.removesuffix(".original") in adapted:
+            key = key.removesuffix(".original").replace("parametrizations.", "")
+        if key not in adapters:
             state[key] = tensor
     return state
 
 
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The part of ``model.state_dict()`` that :func:`base_state_dict` leaves out."""
-    adapters = _adapter_prefixes(model)
-    return {key: t for key, t in model.state_dict().items() if key.startswith(adapters)}
-
-
-def _adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
     modules = model.named_modules(remove_duplicate=False)
-    return tuple(f"{name}." for name, m in modules if isinstance(m, AdapterParametrization))
+    adapters = tuple(f"{name}." for name, m in modules if isinstance(m, AdapterParametrization))
+    return {key: t for key, t in model.state_dict().items() if key.startswith(adapters)}
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:

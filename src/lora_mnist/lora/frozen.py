@@ -33,7 +33,9 @@ class FrozenBase:
             model.register_forward_pre_hook(self._before),
             model.register_forward_hook(self._after, always_call=True),
         ]
-        for module in _base_modules(model):
+        for module in model.modules():
+            if isinstance(module, AdapterParametrization):
+                continue
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
             # Again on what has buffers, for whoever calls a part of the network. Not on every
@@ -44,10 +46,12 @@ class FrozenBase:
 
     def _before(self, model: nn.Module, inputs: Any) -> None:
         self._was_training.append(model.training)
-        if model.training:
-            for module in _base_modules(model):
-                if not self.base_dropout or _has_buffers(module):
-                    module.training = False
+        if not model.training:
+            return
+        for module in model.modules():
+            is_base = not isinstance(module, AdapterParametrization)
+            if is_base and (not self.base_dropout or _has_buffers(module)):
+                module.training = False
 
     def _after(self, model: nn.Module, inputs: Any, output: Any) -> None:
         model.training = self._was_training.pop()
@@ -81,32 +85,25 @@ def release_base(model: nn.Module) -> dict[str, FrozenBase]:
     Returns:
         What :func:`freeze_base` left on ``model``, called ``""``, and on its parts, by name.
     """
-    released = frozen_bases(model)
-    for name, frozen in released.items():
-        for handle in frozen.handles:
-            handle.remove()
-        del model.get_submodule(name).lora_frozen_base
+    released = {}
+    for name, module in model.named_modules():
+        if frozen := getattr(module, "lora_frozen_base", None):
+            for handle in frozen.handles:
+                handle.remove()
+            del module.lora_frozen_base
+            released[name] = frozen
     return released
-
-
-def frozen_bases(model: nn.Module) -> dict[str, FrozenBase]:
-    """What :func:`freeze_base` left on ``model``, called ``""``, and on its parts, by name."""
-    modules = model.named_modules()
-    return {name: m.lora_frozen_base for name, m in modules if hasattr(m, "lora_frozen_base")}
 
 
 def moved_tensors(model: nn.Module) -> list[str]:
     """Names of the base's tensors that changed since :func:`freeze_base`; empty without it."""
     moved = set()
-    for part, frozen in frozen_bases(model).items():
-        state = base_state_dict(model.get_submodule(part))
-        for name, _ in frozen.fingerprints.items() ^ fingerprints(state).items():
-            moved.add(f"{part}.{name}".removeprefix("."))
+    for part, module in model.named_modules():
+        if frozen := getattr(module, "lora_frozen_base", None):
+            after = fingerprints(base_state_dict(module))
+            for name, _ in frozen.fingerprints.items() ^ after.items():
+                moved.add(f"{part}.{name}".removeprefix("."))
     return sorted(moved)
-
-
-def _base_modules(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if not isinstance(m, AdapterParametrization)]
 
 
 def _has_buffers(module: nn.Module) -> bool:

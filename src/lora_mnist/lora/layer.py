@@ -41,14 +41,9 @@ class AdapterParametrization(nn.Module):
         self.scale = 1.0
         self.enabled = True
 
-    @property
-    def is_on(self) -> bool:
-        """Whether the adapter adds anything to the base."""
-        return self.enabled and self.scale != 0
-
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, of ``weight``'s shape; what ``layer.weight`` reads as."""
-        return weight + self.update(weight) if self.is_on else weight
+        return weight + self.update(weight) if self.enabled and self.scale else weight
 
     def update(self, weight: Tensor) -> Tensor:
         """What is added to ``weight``, times ``scale``, of its shape."""
@@ -122,7 +117,7 @@ def adapted_forward(layer: Layer, x: Tensor) -> Tensor:
     adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
     y = compute(layer, x, adapters.original, layer.bias)
     for adapter in adapters:
-        if adapter.is_on:
+        if adapter.enabled and adapter.scale:
             y = adapter.add_update(y, x, layer)
     return y
 

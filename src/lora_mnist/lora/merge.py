@@ -4,7 +4,6 @@ from torch import nn
 
 from .base_state import Merged, merged_names, undo_merge
 from .frozen import release_base
-from .layer import AdapterParametrization
 from .model import chosen_names, lora_names
 from .variants import DoRAParametrization
 from .weight import lora_adapters, lora_weights
@@ -27,8 +26,8 @@ def merge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
         name: which adapter to merge; ``None``: all. What is merged already stays so.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, or DoRA would
-            be merged above one that stays. ``model`` is then as it was.
+        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, or DoRA is
+            among several of which some would not be merged. ``model`` is then as it was.
     """
     names = chosen_names(model, name)
     _merge_only(model, [*merged_names(model), *names])
@@ -46,8 +45,8 @@ def unmerge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
         name: which of them to take out again; ``None``: all.
 
     Raises:
-        ValueError: if no adapter is merged, none that is has this name, or DoRA above it would stay
-            merged. ``model`` is then as it was.
+        ValueError: if no adapter is merged, none that is has this name, or DoRA is among several of
+            which some would stay merged. ``model`` is then as it was.
     """
     names = merged_names(model)
     if not names:
@@ -90,37 +89,22 @@ def _merge_only(model: nn.Module, names: list[str]) -> None:
         undo_merge(model)
     if not names:
         return
-    weights = {}
-    for layer, weight in lora_weights(model).items():
-        if any(adapter.name in names for adapter in weight.adapters):
-            weights[layer] = weight
-    try:
-        for layer, weight in weights.items():
-            _require_order(layer, weight.adapters, names)
-    except ValueError:
+    adapters = lora_adapters(model)
+    has_dora = any(isinstance(adapter, DoRAParametrization) for adapter in adapters)
+    if has_dora and not {adapter.name for adapter in adapters} <= set(names):
         _merge_only(model, before)
-        raise
+        raise ValueError("DoRA depends on what lies below it; expected all adapters to be merged")
     kept = {}
-    for layer, weight in weights.items():
-        kept[layer] = weight.registered
+    for layer, weight in lora_weights(model).items():
         merged, left = weight.base, []
         for adapter in weight.adapters:
             if adapter.name in names:
                 merged = adapter(merged)
             else:
                 left.append(adapter)
-        # A parameter of its own: another layer may share the old one, which stays as it was.
-        weight.put(nn.Parameter(merged.detach().clone(), requires_grad=False), left)
+        if len(left) < len(weight.adapters):
+            kept[layer] = weight.registered
+            # A parameter of its own: another layer may share the old one, which stays as it was.
+            weight.put(nn.Parameter(merged.detach().clone(), requires_grad=False), left)
     frozen = {} if lora_adapters(model) else release_base(model)
     model.lora_merged = Merged(list(dict.fromkeys(names)), kept, frozen)  # type: ignore[assignment]
-
-
-def _require_order(layer: str, adapters: list[AdapterParametrization], names: list[str]) -> None:
-    """Refuse to merge above what stays where DoRA, in which the order counts, is on the weight."""
-    has_dora = any(isinstance(adapter, DoRAParametrization) for adapter in adapters)
-    is_merged = [adapter.name in names for adapter in adapters]
-    if has_dora and is_merged != sorted(is_merged, reverse=True):
-        raise ValueError(
-            f"{layer}: DoRA depends on what lies below it; expected "
-            f"{adapters[is_merged.index(False)].name} to be merged first, and taken out last"
-        )

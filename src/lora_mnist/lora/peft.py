@@ -175,9 +175,7 @@ def read_metadata(folder: str | Path) -> dict[str, str]:
     """What the file of the adapter in ``folder`` says beside its tensors, of which none is read.
 
     ``base_sha256`` is the fingerprint of the base that it was made for; PEFT's adapters do not say.
-
-    Raises:
-        ValueError: if the folder holds no readable adapter.
+    ``ValueError`` if the file cannot be read.
     """
     try:
         with safe_open(Path(folder, WEIGHTS_NAME), framework="pt") as file:
@@ -193,10 +191,7 @@ def read_adapter(
 
     The parts are ``lora_A``, ``lora_B`` and, of DoRA, ``magnitude``. Of a tensor that is trained
     whole, whose settings are ``None``, they are ``delta``, or ``trained`` where the file comes from
-    PEFT. No network is asked whether they fit it: that is what :func:`.adapter.load_adapter` does.
-
-    Raises:
-        ValueError: if the files cannot be read or ask for what is not done here.
+    PEFT. ``ValueError`` if the files ask for what is not done here.
     """
     try:
         config = json.loads((folder / CONFIG_NAME).read_text())
@@ -253,9 +248,6 @@ def read_factors(folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     """What plain LoRA in ``folder`` adds to each weight, as ``lora_A``, ``lora_B`` and scaling.
 
     DoRA, and tensors that are trained whole, have no such factors.
-
-    Raises:
-        ValueError: as :func:`read_adapter`.
     """
     parts, settings = read_adapter(folder)
     factors = {}

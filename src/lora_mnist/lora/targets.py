@@ -16,10 +16,6 @@ def target_weights(
 
     What it may be stands at :func:`.model.add_lora`; the names are those of
     :func:`.weight.adaptable_weights`.
-
-    Raises:
-        ValueError: if that is no regular expression and no list, or if the string or an entry of
-            the list matches nothing that can be adapted.
     """
     weights = {name: w for name, w in adaptable_weights(model).items() if w.base.ndim > 1}
     start = f"target_modules={target_modules}: expected"
@@ -61,9 +57,6 @@ def by_pattern(
 
     PEFT reads a key as a regular expression for the end of a name. Here it is that end itself, from
     the start or from a dot on, with PEFT's leading ``^`` the whole name; the first that fits holds.
-
-    Raises:
-        ValueError: naming ``argument``, if ``pattern`` is no mapping or a key names no layer.
     """
     if not isinstance(pattern, Mapping | None):
         raise ValueError(f"{argument}={pattern}: expected a mapping from layers to values, or null")
