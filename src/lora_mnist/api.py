@@ -1,0 +1,46 @@
+"""What ``from lora_mnist import ...`` gives."""
+
+from lora_mnist.classifier.dial import dial_curve
+from lora_mnist.classifier.metrics import compare_errors
+from lora_mnist.classifier.net import CNN, MLP
+from lora_mnist.lora import (
+    add_deltas,
+    add_lora,
+    combine_adapters,
+    fold_lora_scale,
+    load_adapter,
+    lora_disabled,
+    lora_names,
+    lora_parameters,
+    lora_summary,
+    merge_lora,
+    remove_lora,
+    save_adapter,
+    set_lora_enabled,
+    set_lora_scale,
+    trainable_parameters,
+    unmerge_lora,
+)
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "add_deltas",
+    "add_lora",
+    "combine_adapters",
+    "compare_errors",
+    "dial_curve",
+    "fold_lora_scale",
+    "load_adapter",
+    "lora_disabled",
+    "lora_names",
+    "lora_parameters",
+    "lora_summary",
+    "merge_lora",
+    "remove_lora",
+    "save_adapter",
+    "set_lora_enabled",
+    "set_lora_scale",
+    "trainable_parameters",
+    "unmerge_lora",
+]
