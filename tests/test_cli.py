@@ -61,8 +61,8 @@ def test_an_experiment_names_the_stage(cli: Any, base: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("argument", "answer"),
     [
-        ("lora.rnk=4", "lora.rnk: no such key; expected one of rank, scale, "),
-        ("lorra.rank=4", "lorra.rank: no such key; expected one of data, "),
+        ("lora.rnk=4", "Could not override 'lora.rnk'. To append to your config use +lora.rnk=4; expec"),
+        ("lorra.rank=4", "Could not override 'lorra.rank'. To append to your config use +lorra.rank=4;"),
         ("stage=nope", "In 'train': Could not find 'stage/nope' Available options in 'stage': "),
         ("digit=プル", "digit=プル: LexerNoViableAltException: digit=プル"),
         ("lora.rank=1,2", "Ambiguous value for argument 'lora.rank=1,2'"),
@@ -80,19 +80,11 @@ def test_hydras_refusals_are_one_line(cli: Any, tmp_path: Path, argument: str, a
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("missing", "extra"),
-    [
-        ("hydra/launcher/joblib", "sweep"),
-        ("hydra/sweeper/sampler/tpe", "sweep"),
-        ("hydra/launcher/submitit_slurm", "slurm"),
-    ],
-)
-def test_a_missing_extra_is_named(missing: str, extra: str) -> None:
+@pytest.mark.parametrize("missing", ["hydra/launcher/ray", "hydra/sweeper/sampler/tpe"])
+def test_the_extras_are_named(missing: str) -> None:
     said, code = explain(MissingConfigException(f"In 'a': Could not find '{missing}'", missing))
     assert code == 2
-    assert said.startswith(f"In 'a': Could not find '{missing}'; expected: ")
-    assert said.endswith(f'pip install "lora-mnist[{extra}]"')
+    assert 'pip install "lora-mnist[sweep]", or [ray]' in said
 
 
 def test_a_mistake_is_one_line_on_the_screen_and_in_the_log(

@@ -30,6 +30,20 @@ def program(name: str | None = None) -> str:
     return f"python {f'{name}.py' if name else sys.argv[0]}"
 
 
+def is_sweep() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def typed_overrides(*left_out: str) -> list[str]:
+    """What the command line sets, but for overrides that begin with one of ``left_out``."""
+    if not HydraConfig.initialized():
+        return []
+    overrides = HydraConfig.get().overrides
+    typed = [*overrides.task, *overrides.hydra]
+    return [text for text in typed if not text.lstrip("+~").startswith(left_out)]
+
+
 OmegaConf.register_new_resolver("lora_mnist.project", lambda: str(PROJECT), replace=True)
 OmegaConf.register_new_resolver("lora_mnist.program", program, replace=True)
 OmegaConf.register_new_resolver("lora_mnist.cwd", lambda: str(Path.cwd()), replace=True)
