@@ -15,17 +15,16 @@ from torch import nn
 
 from lora_mnist import CNN, MLP, add_lora, save_adapter
 from lora_mnist.config import (
-    adapter_specs,
     adapter_stack,
     add_configured_lora,
-    build_data,
+    asked_adapters,
     build_net,
     build_trainer,
+    completed,
     fitting_rank,
     load_adapters,
     load_base,
     require_fit,
-    with_run,
 )
 from lora_mnist.data import MNISTDataModule
 from lora_mnist.disk.base import own_file, write_base
@@ -78,7 +77,7 @@ def finished(outputs: Path, run: str, seconds: int) -> None:
 
 
 def config(outputs: Path, *overrides: str) -> Any:
-    return with_run(composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides))
+    return completed(composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides))
 
 
 def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
@@ -91,13 +90,11 @@ def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
         net = build_net(cfg)
         assert load_base(cfg, net).sha256 == (sha256 or fingerprint(other))
         assert not any(module.training for module in net.modules())
-        assert len(load_adapters(cfg, net, build_data(cfg, None))) == bool(sha256)
+        assert len(load_adapters(cfg, net)) == bool(sha256)
     cfg = config(outputs, "adapter=latest", f"base_ckpt={outputs}/base/mnist.ckpt")
     net = build_net(cfg)
     assert load_base(cfg, net).sha256 == fingerprint(other)
-    assert "expected the same base, or allow_other_base=true" in refused(
-        load_adapters, cfg, net, build_data(cfg, None)
-    )
+    assert "expected the same base, or allow_other_base=true" in refused(load_adapters, cfg, net)
     for path in (outputs / "base").glob("mnist-*"):
         path.unlink()
     cfg = config(outputs, "adapter=latest")
@@ -105,7 +102,7 @@ def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
     cfg.allow_other_base = True
     net = build_net(cfg)
     load_base(cfg, net)
-    assert load_adapters(cfg, net, build_data(cfg, None)) == {"2026-a": 1}
+    assert [adapter.name for adapter in load_adapters(cfg, net)] == ["2026-a"]
 
 
 @pytest.mark.parametrize(
@@ -124,11 +121,11 @@ def test_adapters_are_described_in_three_ways(outputs: Path) -> None:
     run = outputs / "lora" / "2026-a"
     several = f"[{run},{run}/adapter,{{path: {run}, scale: 0.5, name: half}}]"
     specs = adapter_stack(composed("eval", f"adapter={several}"))
-    assert [spec["name"] for spec in specs] == ["2026-a", "2026-a2", "half"]
-    assert [spec["scale"] for spec in specs] == [1.0, 1.0, 0.5]
-    assert {spec["path"] for spec in specs} == {run / "adapter"}
+    assert [spec.name for spec in specs] == ["2026-a", "2026-a2", "half"]
+    assert [spec.scale for spec in specs] == [1.0, 1.0, 0.5]
+    assert {spec.path for spec in specs} == {run / "adapter"}
     for wrong in ("3", "{scale: 1}", f"{{path: {run}, scle: 1}}", "[[a]]"):
-        assert refused(adapter_specs, composed("eval", f"adapter={wrong}")).startswith("adapter=")
+        assert refused(asked_adapters, composed("eval", f"adapter={wrong}")).startswith("adapter=")
 
 
 def test_an_adapter_is_named_after_what_it_repairs(tmp_path: Path) -> None:
@@ -137,9 +134,9 @@ def test_an_adapter_is_named_after_what_it_repairs(tmp_path: Path) -> None:
         net = add_lora(MLP(hidden_sizes=[16]))
         save_adapter(net, tmp_path / run / "adapter", metadata={"repairs": repairs})
     several = ",".join(f"{tmp_path}/{run}" for run in "abc")
-    more = f"{{path: {tmp_path}/a, name: nines2}}"
+    more = f"{{path: {tmp_path}/a, name: c}}"
     specs = adapter_stack(composed("eval", f"adapter=[{several},{more}]"))
-    assert [spec["name"] for spec in specs] == ["nines", "nines3", "c", "nines2"]
+    assert [spec.name for spec in specs] == ["nines", "nines2", "c", "c2"]
 
 
 def test_the_latest_is_the_newest_by_time(outputs: Path) -> None:

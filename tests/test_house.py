@@ -35,7 +35,8 @@ BELOW = {
     "classifier": {"errors", "lora", "data"},
     "sweep": {"errors", "project", "disk", "classifier.significance"},
     "show": {"errors", "project", "lora", "disk", "sweep", "data", "classifier.significance"},
-    "config": {"errors", "project", "lora", "data", "disk", "classifier", "show"},
+    "api": {"lora", "classifier"},
+    "config": {"errors", "project", "lora", "data", "disk", "classifier", "show", "sweep.command"},
     "cli": {"errors", "project", "disk", "sweep", "show"},
     **{
         key: {"errors", "project", "lora", "data", "disk", "classifier", "show", "config", "sweep"}

@@ -1,19 +1,20 @@
 """From a configuration to the parts of a run: data, network, base, adapters, module, trainer.
 
 Nothing here changes the configuration; what is decided at run time, such as the class to repair or
-the run's folder, is an argument. A value that cannot be used, and a file that is missing or does
-not fit, raise a :class:`UserError`.
+the run's folder, is an argument. What a user can mend is a :class:`UserError`.
 """
 
 import copy
+import json
 import logging
 import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -50,7 +51,6 @@ from lora_mnist.lora import (
     is_number,
     load_adapter,
     lora_adapters,
-    lora_state_dict,
     read_beneath,
     read_metadata,
     remove_lora,
@@ -58,9 +58,10 @@ from lora_mnist.lora import (
     set_lora_scale,
     target_weights,
 )
-from lora_mnist.project import CONFIGS, is_sweep, program
+from lora_mnist.project import CONFIGS, is_sweep, program, typed_overrides
 from lora_mnist.show.loggers import TensorBoardPage
 from lora_mnist.show.progress import ProgressLines
+from lora_mnist.sweep.command import key_of
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
@@ -70,6 +71,17 @@ _VALIDATIONS = 4
 _CHOICES = 10
 #: Of cfg.scheduler, what Lightning's loop needs; the rest is the schedule's own.
 _SCHEDULE_KEYS = ("interval", "frequency", "monitor", "strict")
+#: What a key may be, where no part of a run would refuse another value.
+_ACCEPTED: dict[str, list[Any]] = {
+    "adapter_mode": ["stack", "continue"],
+    "allow_other_base": [True, False],
+    "check": ["auto", "preprocessing", None],
+    "compile": [True, False],
+    "dial": [True, False, "auto"],
+    "each": [True, False],
+    "figures": [True, False, "auto"],
+    "publish": [True, False],
+}
 #: Of cfg.data, what is about training alone.
 TRAINING_KEYS = (
     "batch_size",
@@ -82,40 +94,97 @@ TRAINING_KEYS = (
 )
 
 
-def asked_keys() -> set[str]:
-    """The keys that the command line sets, ``net`` and ``lora.rank``; empty without one."""
-    texts = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return {text.partition("=")[0].lstrip("+~") for text in texts}
+def completed(cfg: DictConfig) -> DictConfig:
+    """``cfg`` as a command works with it: checked, ``latest`` found, its adapter's run asked.
+
+    A run below ``paths.outputs`` knows in its ``.hydra/`` the network and the data that it was
+    trained with, wherever it was started; what the command line says wins.
+    """
+    _require_known(cfg)
+    cfg = cfg.copy()
+    if cfg.get("adapter") == "latest":
+        marker = latest(Path(cfg.paths.outputs, "lora"), f"*/adapter/{CONFIG_NAME}")
+        if marker is None:
+            raise UserError(
+                f"adapter=latest: expected an adapter in {cfg.paths.outputs}/lora, found none; "
+                f"make one with: {program('train')} stage=lora"
+            )
+        cfg.adapter = str(marker.parents[1])
+        if is_sweep():
+            raise UserError(
+                "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
+                f"different ones: adapter={cfg.adapter}"
+            )
+    adapters = asked_adapters(cfg)
+    if not adapters or not HydraConfig.initialized():
+        return cfg
+    path = adapters[0].path.resolve()
+    run = path.parents[1 if path.suffix == ".ckpt" else 0]
+    hydra = run / ".hydra"
+    # A network is code: somebody else's run does not choose what is imported.
+    is_ours = run.is_relative_to(Path(cfg.paths.outputs).resolve())
+    if not is_ours or not (hydra / "hydra.yaml").is_file():
+        return cfg
+    trained: Any = OmegaConf.to_container(OmegaConf.load(hydra / "config.yaml"))
+    here = OmegaConf.load(hydra / "hydra.yaml").hydra.runtime.cwd
+    asked = asked_keys()
+    with open_dict(cfg):
+        # Another net.hidden_sizes is another network; another data.mean is of the same images.
+        if not any(key.partition(".")[0] == "net" for key in asked):
+            cfg.net, cfg.base_name, cfg.paths.here = trained["net"], trained["base_name"], here
+        if "data" not in asked:
+            data = {k: value for k, value in trained["data"].items() if k not in TRAINING_KEYS}
+            folder = data.get("data_dir")
+            if folder and not folder.startswith("$"):
+                data["data_dir"] = str(Path(here, folder))
+            for key, value in cfg.data.items():
+                if key in TRAINING_KEYS or f"data.{key}" in asked:
+                    data[key] = value
+            cfg.data = data
+    return cfg
 
 
-def require_known_keys(cfg: DictConfig, entry: str) -> None:
-    """Refuse a key that no file for ``entry`` has, such as one added with + by mistake.
+def _require_known(cfg: DictConfig) -> None:
+    """Refuse a key that no file has, such as one added with + by mistake, and odd values of ours.
 
     What is added further down is an argument of something that refuses what it does not know.
     """
+    files = [CONFIGS / f"{cfg.stage}.yaml"]
+    if not files[0].is_file():
+        files = [CONFIGS / "train.yaml", CONFIGS / "stage" / f"{cfg.stage}.yaml"]
     known = {"base_name", "run_name"}
-    for path in (CONFIGS / f"{entry}.yaml", CONFIGS / "stage" / f"{cfg.stage}.yaml"):
-        config: Any = OmegaConf.load(path) if path.exists() else OmegaConf.create()
-        for default in config.pop("defaults", []):
-            if isinstance(default, DictConfig):  # as "optional local@_global_: default"
-                known |= {str(group).partition("@")[0].split()[-1].strip("/") for group in default}
-        known |= set(config)
-    for key in map(str, cfg):
+    for file in files:
+        content: Any = OmegaConf.to_container(OmegaConf.load(file))
+        for default in content.pop("defaults", []):
+            if isinstance(default, dict):
+                known |= {group.removeprefix("/") for group in default}
+        known |= content.keys()
+    for key in cfg:
         if key not in known:
             raise UserError(
                 f"{key}: nothing reads this key with stage={cfg.stage}; "
                 f"expected one of {', '.join(sorted(known))}"
             )
+    for key, accepted in _ACCEPTED.items():
+        if key in cfg and cfg[key] not in accepted:
+            raise UserError(f"{key}={cfg[key]}: expected one of {json.dumps(accepted)}")
+    scale = cfg.get("scale", "auto")
+    if scale != "auto" and not is_number(scale):
+        raise UserError(f"scale={scale}: expected a number, 1 as trained, or auto")
+
+
+def asked_keys() -> set[str]:
+    """The keys that the command line sets, ``net`` and ``lora.rank``; empty without one."""
+    return {key_of(text) for text in typed_overrides()}
 
 
 # --- data and network ----------------------------------------------------------------------------
 
 
 def build_data(cfg: DictConfig, stage: str | None, target: Any = None, **changes: Any) -> Any:
-    """The data of ``cfg.data``, with the images of ``stage``: "fit" or "test".
+    """The data of ``cfg.data`` with the images of ``stage``: "fit", "test" or, for none, ``None``.
 
-    With ``None`` it has no images, only their mean and deviation. ``target`` is the class, or the
-    classes, to train on; ``changes`` are arguments that differ from ``cfg.data``.
+    ``target`` is the class, or the classes, to train on; ``changes`` are other arguments.
     """
     digit, mistakes = cfg.get("digit"), cfg.data.get("mistakes")
     if digit is not None and mistakes is not None:
@@ -135,31 +204,21 @@ def build_net(cfg: DictConfig) -> nn.Module:
 
     A class of one's own is looked up in the folder where the command was started.
     """
-    here, path = str(cfg.paths.here), list(sys.path)
-    sys.path.append(here)
+    path = list(sys.path)
+    sys.path.append(str(cfg.paths.here))
     try:
         with config_group("net"):
             net: Any = instantiate(cfg.net, _convert_="all")
-            if not isinstance(net, nn.Module):
-                raise ValueError(f"_target_={cfg.net._target_}: gives a {type(net).__name__}")
-    except UserError as error:
-        if cfg.net._target_.startswith("lora_mnist."):
-            raise
-        raise UserError(
-            f"{error}; expected net=custom net._target_=MODULE.CLASS, with MODULE in {here} or "
-            "installed, and the arguments that CLASS takes"
-        ) from error
     finally:
         sys.path[:] = path
+    if not isinstance(net, nn.Module):
+        raise UserError(f"net._target_={cfg.net._target_}: gives a {type(net).__name__}")
     return net
 
 
 @torch.no_grad()
 def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> None:
-    """Refuse a network that cannot take these images, or has not one output for each class.
-
-    ``images`` are some of those of ``data``, uint8, shape (N, channels, height, width).
-    """
+    """Refuse a network that cannot take ``images`` of ``data``, or has not an output a class."""
     batch, mode = data.normalise(images), net.training
     try:
         output: Any = net.eval()(batch)
@@ -173,12 +232,27 @@ def require_fit(net: nn.Module, data: ImageDataModule, images: Tensor) -> None:
     shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if shape != expected:
         raise UserError(
-            f"net: gives {shape} for images of shape {tuple(batch.shape)}; expected {expected}, an "
-            f"output for each of the {len(data.classes)} classes of {data.name}"
+            f"net: gives {shape} for images of shape {tuple(batch.shape)}; expected {expected}, "
+            f"since {data.name} has {len(data.classes)} classes"
         )
 
 
 # --- base and adapters ---------------------------------------------------------------------------
+
+
+@dataclass
+class Adapter:
+    """An adapter to put on the network."""
+
+    path: Path  # its folder, or a checkpoint of stage=lora
+    scale: float = 1.0
+    name: str = ""
+    sha256: str = ""  # of its file, not of a checkpoint
+    is_asked: bool = True  # else it only lies beneath one that is
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return self.path.suffix == ".ckpt"
 
 
 def base_folder(cfg: DictConfig) -> Path:
@@ -194,11 +268,10 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     """
     net.eval()  # in train mode, batch normalisation would move its running statistics
     current = base_folder(cfg) / f"{cfg.base_name}.ckpt"
-    path, sha256, adapter = Path(cfg.base_ckpt or current), None, None
+    path, sha256, adapters = Path(cfg.base_ckpt or current), None, asked_adapters(cfg)
     is_given = cfg.base_ckpt and not (cfg.stage == "lora" and path == current)
-    if cfg.get("adapter") and not is_given:
-        adapter = adapter_specs(cfg)[0]["path"]
-        sha256 = _metadata(adapter).get("base_sha256")
+    if adapters and not is_given:
+        sha256 = _metadata(adapters[0]).get("base_sha256")
         path = (sha256 and find_base(base_folder(cfg), sha256)) or current
     try:
         base = read_base(path, net)
@@ -211,120 +284,38 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
     if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
         raise UserError(
-            f"adapter={adapter}: its base, {sha256[:12]}..., is not in {base_folder(cfg)}; "
-            "expected base_ckpt=FILE, the weights that it was trained on"
+            f"adapter={adapters[0].path}: its base, {sha256[:12]}..., is not in "
+            f"{base_folder(cfg)}; expected base_ckpt=FILE, the weights that it was trained on"
         )
     return base
 
 
-def adapter_specs(cfg: DictConfig) -> list[dict[str, Any]]:
-    """``path``, ``scale`` and perhaps ``name`` of each adapter of ``cfg.adapter``.
+def asked_adapters(cfg: DictConfig) -> list[Adapter]:
+    """The adapters that ``cfg.adapter`` names.
 
-    ``cfg.adapter`` is null, a folder, a mapping of ``path`` and perhaps ``scale`` and ``name``, or
-    a list of such. A folder is an adapter's own, or that of the run that left it; a file is a
-    checkpoint of such a run.
+    It is null, a folder, a mapping of ``path`` and perhaps ``scale`` and ``name``, or a list of
+    such. A folder is an adapter's own, or that of the run that left it; a file is a checkpoint of
+    such a run.
     """
-    several = isinstance(cfg.adapter, ListConfig)
-    specs = []
-    for adapter in cfg.adapter if several else [cfg.adapter]:
-        if adapter is None:
+    given = cfg.get("adapter")
+    adapters = []
+    for each in given if isinstance(given, ListConfig) else [given]:
+        if each is None:
             continue
-        spec = {"path": adapter} if isinstance(adapter, str) else adapter
-        known = isinstance(spec, Mapping) and {"path"} <= spec.keys() <= {"path", "scale", "name"}
-        if not known or not isinstance(spec["path"], str):
+        try:
+            adapter = Adapter(each) if isinstance(each, str) else Adapter(**each)
+            adapter.path = Path(adapter.path)
+        except TypeError as error:
             raise UserError(
-                f"adapter={adapter}: expected a folder, a checkpoint, latest, or a mapping of "
-                "path, scale and name"
-            )
-        path = Path(spec["path"])
-        if not (path / CONFIG_NAME).exists() and (path / "adapter").is_dir():
-            path /= "adapter"
-        if _is_checkpoint(path) and cfg.stage == "lora":
-            raise UserError(f"adapter={path}: expected a folder, since stage=lora starts here")
-        specs.append({"scale": 1.0, "name": None, **spec, "path": path})
-    return specs
-
-
-def adapter_stack(cfg: DictConfig) -> list[dict[str, Any]]:
-    """:func:`adapter_specs` and, before each, the adapters that it was trained on top of.
-
-    ``is_asked`` tells the former from the latter; ``sha256`` is that of the adapter's file. One
-    without a name is called after what it repairs, ``nines`` and then ``nines2``, or else after its
-    folder, its file, or its run's folder.
-    """
-    stack: list[dict[str, Any]] = []
-    for spec in adapter_specs(cfg):
-        own, beneath = "", []
-        if not _is_checkpoint(spec["path"]):
-            with _adapter_errors():
-                beneath = read_beneath(spec["path"])
-                own = adapter_sha256(spec["path"])
-        for sha256, scale in beneath:
-            if sha256 in [other["sha256"] for other in stack]:
-                continue
-            files = Path(cfg.paths.outputs).rglob(WEIGHTS_NAME)
-            folders = sorted(f.parent for f in files if adapter_sha256(f.parent) == sha256)
-            if not folders:
-                raise UserError(
-                    f"adapter={spec['path']}: stands on the adapter {sha256[:12]}..., which is not "
-                    f"in {cfg.paths.outputs}; expected it on the command line, as "
-                    f"adapter=[FOLDER,{spec['path']}]"
-                )
-            below = {"path": folders[0], "scale": scale, "name": None}
-            stack.append({**below, "sha256": sha256, "is_asked": False})
-        stack.append({**spec, "sha256": own, "is_asked": True})
-    taken = [spec["name"] for spec in stack]
-    for spec in stack:
-        if spec["name"] is None:
-            folder = spec["path"].parent if spec["path"].name == "adapter" else spec["path"]
-            name = _metadata(spec["path"]).get("repairs") or folder.name.removesuffix(".ckpt")
-            spec["name"], number = name, 2
-            while spec["name"] in taken:
-                spec["name"], number = f"{name}{number}", number + 1
-            taken.append(spec["name"])
-    return stack
-
-
-def load_adapters(
-    cfg: DictConfig, net: nn.Module, data: ImageDataModule | None = None
-) -> dict[str, float]:
-    """Put :func:`adapter_stack` on ``net``, turned up as far as ``cfg.scale`` says.
-
-    With ``scale=auto`` the validation images of ``data`` decide how far: for several adapters one
-    after another, those behind still off; those that are only beneath stay as they were.
-
-    Returns:
-        The adapters' scales by their names.
-    """
-    factor = cfg.get("scale", 1)  # stage=lora starts from adapters as they are
-    if factor != "auto" and not is_number(factor):
-        raise UserError(f"scale={factor}: expected a number, 1 as trained, or auto")
-    if cfg.adapter is None:
-        if factor not in (1, "auto"):
-            raise UserError(f"scale={factor}: expected 1, since there is no adapter")
-        return {}
-    if factor == "auto" and data is not None:
-        with config_group("data"):
-            data.prepare_data()
-            data.setup("validate")
-        require_validation("scale=auto", data)
-    scales = {}
-    for spec in adapter_stack(cfg):
-        name, scale = spec["name"], spec["scale"]
-        with TemporaryDirectory() as unpacked, _adapter_errors():
-            path = spec["path"]
-            if _is_checkpoint(path):
-                path = _unpack(path, net, unpacked)
-            load_adapter(net, path, cfg.allow_other_base, name=name, scale=scale)
-        if factor != "auto":
-            scale *= factor
-        elif data is not None and spec["is_asked"]:
-            advised = validation_dial(cfg, net, data, name=name)["advised"]
-            _info("scale=%g of %s, as validation images advise", advised, name)
-            scale *= advised
-        set_lora_scale(net, scale, name)
-        scales[name] = scale
-    return scales
+                f"adapter={each}: expected a folder, a checkpoint, latest, or a mapping of path, "
+                "scale and name"
+            ) from error
+        if not (adapter.path / CONFIG_NAME).exists() and (adapter.path / "adapter").is_dir():
+            adapter.path /= "adapter"
+        if adapter.is_checkpoint and cfg.stage == "lora":
+            raise UserError(f"adapter={each}: expected a folder, since stage=lora starts here")
+        adapters.append(adapter)
+    return adapters
 
 
 @contextmanager
@@ -336,34 +327,93 @@ def _adapter_errors() -> Iterator[None]:
         raise UserError(f"adapter={one_line(error)}") from error
 
 
-def _is_checkpoint(path: Path) -> bool:
-    return path.suffix == ".ckpt"
-
-
-def _metadata(path: Path) -> dict[str, str]:
+@_adapter_errors()
+def _metadata(adapter: Adapter) -> dict[str, str]:
     """What is known of an adapter before it is loaded: the base that it was made for, and more."""
-    with _adapter_errors():
-        if _is_checkpoint(path):
-            return {"base_sha256": read_adapter_checkpoint(path)[1]["base_sha256"]}
-        return read_metadata(path)
+    if adapter.is_checkpoint:
+        return {"base_sha256": read_adapter_checkpoint(adapter.path)[1]["base_sha256"]}
+    return read_metadata(adapter.path)
+
+
+@_adapter_errors()
+def adapter_stack(cfg: DictConfig) -> list[Adapter]:
+    """:func:`asked_adapters` and, before each, those that it was trained on top of.
+
+    One without a name is called after what it repairs, ``nines``, or else after its folder, its
+    file, or its run's folder; where that name is taken, ``nines2``.
+    """
+    stack: list[Adapter] = []
+    for adapter in asked_adapters(cfg):
+        if not adapter.is_checkpoint:
+            adapter.sha256 = adapter_sha256(adapter.path)
+            for sha256, scale in read_beneath(adapter.path):
+                if any(other.sha256 == sha256 for other in stack):
+                    continue
+                files = sorted(Path(cfg.paths.outputs).rglob(WEIGHTS_NAME))
+                folders = [f.parent for f in files if adapter_sha256(f.parent) == sha256]
+                if not folders:
+                    raise UserError(
+                        f"adapter={adapter.path}: stands on the adapter {sha256[:12]}..., which is "
+                        f"not in {cfg.paths.outputs}; expected it on the command line, as "
+                        f"adapter=[FOLDER,{adapter.path}]"
+                    )
+                stack.append(Adapter(folders[0], scale, sha256=sha256, is_asked=False))
+        stack.append(adapter)
+    taken: list[str] = []
+    for adapter in stack:
+        folder = adapter.path.parent if adapter.path.name == "adapter" else adapter.path
+        known = _metadata(adapter).get("repairs") or folder.name.removesuffix(".ckpt")
+        name, number = adapter.name or known, 2
+        adapter.name = name
+        while adapter.name in taken:
+            adapter.name, number = f"{name}{number}", number + 1
+        taken.append(adapter.name)
+    return stack
+
+
+def load_adapters(
+    cfg: DictConfig, net: nn.Module, data: ImageDataModule | None = None
+) -> list[Adapter]:
+    """Put :func:`adapter_stack` on ``net``, turned up as far as ``cfg.scale`` says; return it.
+
+    With ``scale=auto`` the validation images of ``data`` decide how far: for several adapters one
+    after another, those behind still off; those that are only beneath stay as they were.
+    """
+    factor = cfg.get("scale", 1)  # stage=lora starts from adapters as they are
+    if cfg.adapter is None and factor not in (1, "auto"):
+        raise UserError(f"scale={factor}: expected 1, since there is no adapter")
+    adapters = adapter_stack(cfg)
+    if adapters and factor == "auto":
+        assert data is not None
+        with config_group("data"):
+            data.prepare_data()
+            data.setup("validate")
+        require_validation("scale=auto", data)
+    for adapter in adapters:
+        with TemporaryDirectory() as unpacked, _adapter_errors():
+            path = adapter.path
+            if adapter.is_checkpoint:
+                path = _unpack(path, net, unpacked)
+            load_adapter(net, path, cfg.allow_other_base, adapter.name, adapter.scale)
+        if factor != "auto":
+            adapter.scale *= factor
+        elif data is not None and adapter.is_asked:
+            advised = validation_dial(cfg, net, data, adapter.name)["advised"]
+            _info("scale=%g of %s, as validation images advise", advised, adapter.name)
+            adapter.scale *= advised
+        set_lora_scale(net, adapter.scale, adapter.name)
+    return adapters
 
 
 def _unpack(checkpoint: Path, net: nn.Module, folder: str) -> Path:
-    """Write the adapter in a checkpoint to ``folder``, as a run does when it ends.
-
-    Raises:
-        ValueError: if the checkpoint holds no adapter that fits ``net``.
-    """
+    """Write the adapter in a checkpoint to ``folder``, as a run does when it ends."""
     state, settings = read_adapter_checkpoint(checkpoint)
     twin = copy.deepcopy(net)
     if lora_adapters(twin):
         remove_lora(twin)
     add_configured_lora(OmegaConf.create({"lora": settings["lora"]}), twin)
-    expected = {f"net.{key}": tensor.shape for key, tensor in lora_state_dict(twin).items()}
-    if expected != {key: tensor.shape for key, tensor in state.items()}:
-        raise ValueError(f"{checkpoint}: its tensors do not fit the layers of {settings['net']}")
     tensors = {key.removeprefix("net."): tensor for key, tensor in state.items()}
-    twin.load_state_dict(tensors, strict=False)
+    twin.load_state_dict(twin.state_dict() | tensors)  # which refuses those of another network
     return save_adapter(twin, folder, metadata={"base_sha256": settings["base_sha256"]})
 
 
@@ -394,69 +444,11 @@ def on_device(cfg: DictConfig, net: nn.Module) -> Iterator[torch.device]:
         net.to("cpu")  # a new adapter draws its first values there, the same on every machine
 
 
-def with_run(cfg: DictConfig) -> DictConfig:
-    """``cfg`` with the latest adapter's folder for ``latest``, and that run's network and data.
-
-    A run below ``paths.outputs`` knows in its ``.hydra/`` what it was trained with, wherever it was
-    started; what the command line says wins.
-    """
-    cfg = cfg.copy()
-    if cfg.adapter == "latest":
-        cfg.adapter = _latest_adapter(cfg)
-    specs = adapter_specs(cfg)
-    if not specs or not HydraConfig.initialized():
-        return cfg
-    path, outputs = specs[0]["path"].absolute(), Path(cfg.paths.outputs).resolve()
-    run = path.parents[_is_checkpoint(path)].resolve()
-    hydra = run / ".hydra"
-    # A network is code: somebody else's run does not choose what is imported.
-    if not run.is_relative_to(outputs) or not (hydra / "hydra.yaml").is_file():
-        return cfg
-    trained: Any = OmegaConf.to_container(OmegaConf.load(hydra / "config.yaml"))
-    here = OmegaConf.load(hydra / "hydra.yaml").hydra.runtime.cwd
-    asked = asked_keys()
-    with open_dict(cfg):
-        # Another net.hidden_sizes is another network; another data.mean is of the same images.
-        if "net" not in {key.partition(".")[0] for key in asked}:
-            cfg.net, cfg.base_name, cfg.paths.here = trained["net"], trained["base_name"], here
-        if "data" not in asked:
-            data = {
-                key: value for key, value in trained["data"].items() if key not in TRAINING_KEYS
-            }
-            folder = data.get("data_dir")
-            if folder and not folder.startswith("$"):
-                data["data_dir"] = str(Path(here, folder))
-            for key, value in cfg.data.items():
-                if key in TRAINING_KEYS or f"data.{key}" in asked:
-                    data[key] = value
-            cfg.data = data
-    return cfg
-
-
-def _latest_adapter(cfg: DictConfig) -> str:
-    """The folder of the run that left the newest adapter."""
-    marker = latest(Path(cfg.paths.outputs, "lora"), f"*/adapter/{CONFIG_NAME}")
-    if marker is None:
-        raise UserError(
-            f"adapter=latest: expected an adapter in {cfg.paths.outputs}/lora, found none; "
-            f"make one with: {program('train')} stage=lora"
-        )
-    if is_sweep():
-        raise UserError(
-            "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
-            f"different ones: adapter={marker.parents[1]}"
-        )
-    return str(marker.parents[1])
-
-
 # --- module and trainer --------------------------------------------------------------------------
 
 
 def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
-    """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode; the base stays in eval.
-
-    Where it trains whole tensors, what a recipe says of ranks is not used.
-    """
+    """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode; the base stays in eval."""
     settings: dict[str, Any] = OmegaConf.to_container(cfg.lora, resolve=True)  # type: ignore[assignment]
     scale = settings.pop("scale")
     if scale != "auto" and not (is_number(scale) and scale > 0):
@@ -464,11 +456,9 @@ def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
     with config_group("lora"):
         if "tensors" in settings:
             tensors, base_dropout = settings.pop("tensors"), settings.pop("base_dropout")
-            for key, value in settings.items():
+            for key, value in settings.items():  # what a recipe says of ranks is not used
                 if f"lora.{key}" in asked_keys():
-                    raise ValueError(
-                        f"{key}={value}: expected none, since lora={tensors} has no {key}"
-                    )
+                    raise ValueError(f"{key}={value}: expected none, since tensors={tensors}")
             add_deltas(net, tensors, base_dropout=base_dropout)
         else:
             if settings["rank"] == "auto":
@@ -479,10 +469,7 @@ def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
 
 
 def fitting_rank(net: nn.Module, target_modules: Any) -> int:
-    """The largest power of two, up to 64, with an adapter of at most a fifth of ``net``'s weights.
-
-    Where a rank of 1 has more, it is 1 all the same.
-    """
+    """The largest power of two, up to 64, with at most a fifth of ``net``'s weights; or else 1."""
     per_rank = 0
     for weight in target_weights(net, target_modules).values():
         rows = len(weight.base)
@@ -494,10 +481,7 @@ def fitting_rank(net: nn.Module, target_modules: Any) -> int:
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:
-    """Freeze every parameter of ``net`` but those whose full name matches ``pattern``.
-
-    ``net`` is then in train mode, dropout and batch normalisation included.
-    """
+    """Train the parameters of ``net`` whose full name matches ``pattern``, and no others."""
     names = [name for name, _ in net.named_parameters()]
     try:
         chosen = {name for name in names if re.fullmatch(pattern, name)}
@@ -519,10 +503,7 @@ def build_module(
     base: Base | None = None,
     adapter: str | None = None,
 ) -> ClassifierModule:
-    """The module that trains ``net``, which carries LoRA or is compared with ``base``.
-
-    ``base`` is what ``net`` starts from; ``adapter`` the one that is trained on top of others.
-    """
+    """The module that trains ``net``; ``adapter`` is what is trained on top of other adapters."""
     _require_fit_together(cfg, data)
     hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     hyperparameters |= {"base_sha256": base and base.sha256, "target": data.target}
@@ -692,7 +673,6 @@ def quiet_lightning() -> Iterator[None]:
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk
             ".*in eval mode at the start of training.*",  # the base is, on purpose
-            ".*Checkpoint directory .* exists and is not empty.*",
             ".*LeafSpec.* is deprecated",  # between Lightning and torch
         ):
             warnings.filterwarnings("ignore", message=message)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,25 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist.config import (
-    adapter_specs,
+    Adapter,
+    asked_adapters,
     build_data,
     build_net,
+    completed,
     load_adapters,
     load_base,
     require_fit,
     validation_dial,
-    with_run,
 )
 from lora_mnist.data import ImageDataModule
 from lora_mnist.errors import UserError, config_group, missing_extra, one_line
-from lora_mnist.lora import CONFIG_NAME, is_number, lora_disabled, set_lora_scale
+from lora_mnist.lora import CONFIG_NAME, set_lora_scale
 
 log = logging.getLogger(__name__)
 
 
 class SideBySide:
     """A base and its adapters, asked about one image at a time.
-
-    Args:
-        cfg: a configuration of ``configs/demo.yaml``; it is not changed.
 
     Attributes:
         data: its test images; it also brings drawings to the form of its images.
@@ -42,11 +40,11 @@ class SideBySide:
         cfg = cfg.copy()
         if cfg.adapter is None and any(Path(cfg.paths.outputs, "lora").glob("*/adapter")):
             cfg.adapter = "latest"
-        self.cfg = with_run(cfg)
+        self.cfg = completed(cfg)
         self.data: ImageDataModule = build_data(self.cfg, "test")
-        self._scales = {str(spec["path"]): spec["scale"] for spec in adapter_specs(self.cfg)}
+        self._scales = {str(each.path): each.scale for each in asked_adapters(self.cfg)}
         self.chosen = list(self._scales)
-        self._loaded: tuple[list[str], nn.Module, dict[str, float]] | None = None
+        self._last_loaded = lru_cache(maxsize=1)(self._load)
 
     def menu(self) -> list[tuple[str, str]]:
         """What to call each adapter, and its folder: the chosen ones, then the newest first."""
@@ -56,69 +54,61 @@ class SideBySide:
         folders = dict.fromkeys([*self.chosen, *(str(file.parent) for file in files)])
         return [(os.path.relpath(f, outputs).removesuffix("/adapter"), f) for f in folders]
 
-    def load(self, folders: list[str]) -> tuple[nn.Module, dict[str, float]]:
-        """The base that belongs to adapters, with them on it; and their scales by their names."""
-        if self._loaded is None or self._loaded[0] != folders:
-            cfg = self.cfg.copy()
-            cfg.scale = 1
-            cfg.adapter = [{"path": f, "scale": self._scales.get(f, 1.0)} for f in folders]
-            net = build_net(cfg)
-            load_base(cfg, net)
-            scales = load_adapters(cfg, net)
-            require_fit(net, self.data, self.data.test_set.__getitems__([0])[0])
-            self._loaded = (list(folders), net, scales)
-        return self._loaded[1:]
+    def network(self, folders: list[str], scale: float) -> nn.Module:
+        """The network with the weights ``W + scale * sum_i s_i B_i A_i``; 0 gives the base.
+
+        ``folders`` are those of the adapters, of which ``s_i`` are the scalings.
+        """
+        net, adapters = self._last_loaded(tuple(folders))
+        for adapter in adapters:
+            set_lora_scale(net, scale * adapter.scale, adapter.name)
+        return net
+
+    def _load(self, folders: tuple[str, ...]) -> tuple[nn.Module, list[Adapter]]:
+        cfg = self.cfg.copy()
+        cfg.scale = 1
+        cfg.adapter = [{"path": f, "scale": self._scales.get(f, 1.0)} for f in folders]
+        net = build_net(cfg)
+        load_base(cfg, net)
+        adapters = load_adapters(cfg, net)
+        require_fit(net, self.data, self.data.test_set.__getitems__([0])[0])
+        return net, adapters
 
     def opening_scale(self, folders: list[str]) -> float:
         """Where the slider stands at first: ``cfg.scale``, or what validation images advise."""
         if self.cfg.scale != "auto":
             return float(self.cfg.scale)
-        net, scales = self.load(folders)
         with config_group("data"):
             self.data.setup("validate")
-        if not scales or not len(self.data.val_set):
+        if not folders or not len(self.data.val_set):
             return 1.0
-        self._turn(net, scales, 1.0)
-        return float(validation_dial(self.cfg, net, self.data)["advised"])
+        curve = validation_dial(self.cfg, self.network(folders, 1.0), self.data)
+        return float(curve["advised"])
 
     @torch.no_grad()
     def ask(
         self, image: Tensor, folders: list[str], scale: float = 1.0
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """Ask the base, and the network with the weights ``W + scale * sum_i s_i B_i A_i``.
-
-        Args:
-            image: uint8, (channels, height, width).
-            folders: of the adapters; ``s_i`` is the scaling of each.
-            scale: factor of all of them; 0 gives the base, bit for bit.
+        """Ask the base and the adapted :meth:`network` about an image, as the data has them.
 
         Returns:
             The probability of each class by its name: of the base, and of the adapted network.
         """
-        net, scales = self.load(folders)
         batch, names = self.data.normalise(image[None]), self.data.short_names
-        with lora_disabled(net) if scales else nullcontext():
-            base = net(batch).softmax(dim=1)[0].tolist()
-        self._turn(net, scales, scale)
-        adapted = net(batch).softmax(dim=1)[0].tolist()
+        base = self.network(folders, 0.0)(batch).softmax(dim=1)[0].tolist()
+        adapted = self.network(folders, scale)(batch).softmax(dim=1)[0].tolist()
         return dict(zip(names, base, strict=True)), dict(zip(names, adapted, strict=True))
-
-    def _turn(self, net: nn.Module, scales: dict[str, float], factor: float) -> None:
-        for name, scale in scales.items():
-            set_lora_scale(net, factor * scale, name)
 
     @torch.no_grad()
     def next_mistake(self, folders: list[str], after: int) -> int | None:
         """The number of the next test image behind ``after`` that the base gets wrong, if any."""
-        net, scales = self.load(folders)
-        count = len(self.data.test_set)
+        base, count = self.network(folders, 0.0), len(self.data.test_set)
         order = torch.arange(after + 1, after + 1 + count) % count
-        with lora_disabled(net) if scales else nullcontext():
-            for numbers in torch.split(order, self.data.eval_batch_size):
-                images, labels = self.data.test_set.__getitems__(numbers.tolist())
-                wrong = net(self.data.normalise(images)).argmax(dim=1) != labels
-                if wrong.any():
-                    return int(numbers[wrong][0])
+        for numbers in torch.split(order, self.data.eval_batch_size):
+            images, labels = self.data.test_set.__getitems__(numbers.tolist())
+            wrong = base(self.data.normalise(images)).argmax(dim=1) != labels
+            if wrong.any():
+                return int(numbers[wrong][0])
         return None
 
 
@@ -149,10 +139,8 @@ def build_page(sides: SideBySide) -> Any:
         return *sides.ask(image, folders, scale), to_pil_image(image)
 
     def slider(folders: list[str]) -> Any:
-        value, label = (
-            sides.opening_scale(folders),
-            "Scale: 0 is the base, 1 the adapter as trained",
-        )
+        value = sides.opening_scale(folders)
+        label = "Scale: 0 is the base, 1 the adapter as trained"
         if folders and sides.cfg.scale == "auto":
             label += f"; validation images advise {value:g}"
         return gr.Slider(0, 2, value, step=0.05, label=label, elem_id="scale")
@@ -204,10 +192,8 @@ def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
     except ImportError as error:
         raise missing_extra("demo.py", "demo", error) from error
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own page
-    if cfg.scale != "auto" and not is_number(cfg.scale):
-        raise UserError(f"scale={cfg.scale}: expected a number, 1 as trained, or auto")
     sides = SideBySide(cfg)
-    sides.load(sides.chosen)
+    sides.network(sides.chosen, 1.0)
     host, port = cfg.server.host, cfg.server.port
     page = build_page(sides)
     try:

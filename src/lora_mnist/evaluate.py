@@ -7,26 +7,25 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import nn
 
 from lora_mnist.classifier.module import ClassifierModule
-from lora_mnist.classifier.preprocessing import Trial, conventions, try_conventions
+from lora_mnist.classifier.preprocessing import conventions, try_conventions
 from lora_mnist.classifier.significance import mcnemar, p_text
 from lora_mnist.config import (
-    adapter_specs,
+    asked_adapters,
     build_data,
     build_net,
     build_trainer,
+    completed,
     load_adapters,
     load_base,
     on_device,
     quiet_lightning,
     require_fit,
-    require_known_keys,
-    with_run,
 )
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.numbers import check_require, parse_require
@@ -38,13 +37,13 @@ from lora_mnist.disk.results import (
     new_run_folder,
     write_results,
 )
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import config_group
 from lora_mnist.lora import lora_names, set_lora_enabled
-from lora_mnist.project import is_sweep
+from lora_mnist.project import is_sweep, typed_overrides
 from lora_mnist.show.loggers import show_run
 from lora_mnist.show.tables import show
 from lora_mnist.show.verdict import targets_of
-from lora_mnist.sweep.command import command_line, key_of
+from lora_mnist.sweep.command import command_line
 
 log = logging.getLogger(__name__)
 _LOSS = attrgetter("loss")
@@ -61,7 +60,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
 
     Args:
         cfg: a configuration of ``configs/eval.yaml``; it is not changed. ``cfg.adapter`` is as for
-            :func:`lora_mnist.config.adapter_specs`, or ``latest``; ``cfg.each`` tests each adapter
+            :func:`lora_mnist.config.asked_adapters`, or ``latest``; ``cfg.each`` tests each adapter
             alone too.
         run_folder: where to leave results.json and the loggers' files; ``None`` makes a new folder,
             named by the time.
@@ -74,24 +73,16 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
         RequirementError: if the results are not what ``cfg.require`` asks for; they are kept.
     """
     clock = Clock()
-    require_known_keys(cfg, "eval")
-    for key in ("each", "allow_other_base"):
-        if not isinstance(cfg[key], bool):
-            raise UserError(f"{key}={cfg[key]}: expected true or false")
-    if not (isinstance(cfg.figures, bool) or cfg.figures == "auto"):
-        raise UserError(f"figures={cfg.figures}: expected true, false or auto")
+    cfg = completed(cfg)
     comparisons = parse_require(cfg.require)
-    if cfg.check not in (None, "auto", "preprocessing"):
-        raise UserError(f"check={cfg.check}: expected auto, preprocessing or null")
-    cfg = with_run(cfg)
     data = build_data(cfg, "test")
     data.targets = adapter_targets(cfg, data.classes)
     data.target = data.targets[0] if data.targets and len(data.targets) == 1 else data.targets
     net = build_net(cfg)
     base = load_base(cfg, net)
     require_fit(net, data, data.test_set.__getitems__([0, 0])[0])
-    trials = check_preprocessing(cfg, net, data)
-    scales = load_adapters(cfg, net, data)
+    check_preprocessing(cfg, net, data)
+    adapters = load_adapters(cfg, net, data)
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     module = ClassifierModule(
         net,
@@ -114,13 +105,12 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
         trainer.test(module, datamodule=data, verbose=False)
     results = collect_results(cfg, data, net, module.outcomes, clock)
     results |= {"each": each} if each else {}
-    results |= {"adapter": settings["adapter"], "scales": scales}
+    results["adapter"] = settings["adapter"]
+    results["scales"] = {adapter.name: adapter.scale for adapter in adapters}
     if trainer.is_global_zero:
         write_results(results, folder)
         write_predictions(module.predictions, data.test_set, folder, results)
         show_run(trainer, results, folder, cfg.figures)
-        if trials:
-            print_preprocessing(cfg, trials)
     check_require(comparisons, results)
     return results
 
@@ -131,8 +121,8 @@ def adapter_targets(cfg: DictConfig, classes: list[str]) -> list[int] | None:
     ``None`` where that is not known of each, or is told of other classes than these.
     """
     targets: list[int] = []
-    for spec in adapter_specs(cfg):
-        file = spec["path"].parent / RESULTS_FILE
+    for adapter in asked_adapters(cfg):
+        file = adapter.path.parent / RESULTS_FILE
         run = json.loads(file.read_text()) if file.is_file() else {}
         own = targets_of(run) if run.get("classes") == classes else []
         if not own:
@@ -141,11 +131,16 @@ def adapter_targets(cfg: DictConfig, classes: list[str]) -> list[int] | None:
     return targets or None
 
 
-def check_preprocessing(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> list[Trial]:
-    """Try the base on images prepared as configured, then in other ways, as ``cfg.check`` says."""
+@rank_zero_only
+def check_preprocessing(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> None:
+    """Try the base on images prepared in other ways than configured, as ``cfg.check`` says.
+
+    What was tried is printed where that was asked for; where another way is better, so is the
+    command that is likely to be right.
+    """
     is_ours = str(cfg.net._target_).startswith("lora_mnist.")
     if cfg.check is None or (cfg.check == "auto" and (is_ours or cfg.adapter or is_sweep())):
-        return []
+        return
     tried = conventions(OmegaConf.to_container(cfg.data, resolve=True))  # type: ignore[arg-type]
     with on_device(cfg, net) as device, config_group("data"):
         if cfg.check == "auto":
@@ -153,16 +148,12 @@ def check_preprocessing(cfg: DictConfig, net: nn.Module, data: ImageDataModule) 
             for trial in try_conventions(net, data, device, tried, _FEW):
                 few.append(trial)
                 if time.perf_counter() - started > _SECONDS:
-                    return []
+                    return
             best = min(few, key=_LOSS)
             if best is few[0]:
-                return []
+                return
             tried = [tried[0], best.convention]
-        return list(try_conventions(net, data, device, tried, _MANY))
-
-
-def print_preprocessing(cfg: DictConfig, trials: list[Trial]) -> None:
-    """Print what was tried, if that was asked for, and the command that is likely to be right."""
+        trials = list(try_conventions(net, data, device, tried, _MANY))
     configured, best = trials[0], min(trials, key=_LOSS)
     errors, fewer = int(configured.wrong.sum()), int(best.wrong.sum())
     repaired = int((configured.wrong & ~best.wrong).sum())
@@ -184,10 +175,11 @@ def print_preprocessing(cfg: DictConfig, trials: list[Trial]) -> None:
     if best is configured:
         log.info("the network was most likely trained as configured: %d errors %s", errors, said)
         return
-    keys = {"check", "hydra.run.dir", *map(key_of, changes)}
-    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    left_out = ["check=", "hydra."]
+    for change in changes:
+        left_out.append(f"{change.partition('=')[0]}=")
     log.warning(
         "the network was %s trained otherwise, %d errors instead of %d %s (%s): %s",
         *("most likely" if is_better else "perhaps", fewer, errors, said, p_text(p_value)),
-        command_line([*(text for text in given if key_of(text) not in keys), *changes]),
+        command_line([*typed_overrides(*left_out), *changes]),
     )

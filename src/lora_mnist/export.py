@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_mnist.config import (
-    adapter_specs,
-    adapter_stack,
+    Adapter,
+    asked_adapters,
     build_data,
     build_net,
+    completed,
     load_adapters,
     load_base,
     require_fit,
-    with_run,
 )
 from lora_mnist.data import ImageDataModule, Images, ImageTensors
 from lora_mnist.disk.files import atomic_write
@@ -33,7 +33,6 @@ from lora_mnist.lora import (
     combine_adapters,
     fingerprint,
     merge_lora,
-    read_metadata,
     remove_lora,
     save_adapter,
 )
@@ -95,7 +94,7 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise missing_extra("format=onnx", "onnx", error) from error
-    cfg = with_run(cfg)
+    cfg = completed(cfg)
     net = build_net(cfg)
     load_base(cfg, net)
     data: ImageDataModule
@@ -110,10 +109,11 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         images = data.test_set
     examples, _ = images.__getitems__([0, len(images) - 1])
     require_fit(net, data, examples)
-    scales = load_adapters(cfg, net, data)
+    adapters = load_adapters(cfg, net, data)
     if is_adapter:
-        return _export_adapter(cfg, net, scales, data, images)
-    plain = merge_lora(copy.deepcopy(net)) if scales else net
+        return _export_adapter(cfg, net, adapters, data, images)
+    plain = merge_lora(copy.deepcopy(net)) if adapters else net
+    scales = {adapter.name: adapter.scale for adapter in adapters}
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     channels, height, width = examples.shape[1:]
     metadata = {
@@ -148,14 +148,14 @@ def _push(cfg: DictConfig) -> dict[str, str]:
     for key, default in {"scale": 1, "rank": None}.items():
         if cfg[key] != default:
             raise UserError(f"{key}={cfg[key]}: expected {default or 'null'} with format=hub")
-    specs = adapter_specs(with_run(cfg))
-    if len(specs) != 1 or not (specs[0]["path"] / WEIGHTS_NAME).is_file():
+    adapters = asked_adapters(completed(cfg))
+    if len(adapters) != 1 or not (adapters[0].path / WEIGHTS_NAME).is_file():
         raise UserError(f"adapter={cfg.adapter}: expected one adapter to upload")
     try:
         import huggingface_hub
     except ImportError as error:
         raise missing_extra("format=hub", "hub", error) from error
-    folder = specs[0]["path"]
+    folder = adapters[0].path
     try:
         huggingface_hub.create_repo(cfg.out, exist_ok=True)
         url = huggingface_hub.upload_folder(repo_id=cfg.out, folder_path=folder)
@@ -212,29 +212,26 @@ def _write(
 def _export_adapter(
     cfg: DictConfig,
     net: nn.Module,
-    scales: dict[str, float],
+    adapters: list[Adapter],
     data: ImageDataModule,
     images: Images,
 ) -> dict[str, str]:
-    """Write the adapters of ``cfg.adapter``, which are on ``net`` at these scales, as one."""
-    folders = [spec["path"] for spec in adapter_stack(cfg)]
+    """Write the adapters of ``cfg.adapter``, which are on ``net``, as one."""
+    folders = [adapter.path for adapter in adapters]
+    scales = {adapter.name: adapter.scale for adapter in adapters}
     combined = remove_lora(copy.deepcopy(net))
-    factors = list(scales.values())
     try:
         error = combine_adapters(
-            combined, folders, factors, rank=cfg.rank, allow_other_base=cfg.allow_other_base
+            combined,
+            folders,
+            list(scales.values()),
+            rank=cfg.rank,
+            allow_other_base=cfg.allow_other_base,
         )
     except ValueError as refusal:
         raise UserError(one_line(refusal)) from refusal
     others, largest = _compare(cfg, net, combined, data, images, is_exact=not error)
     metadata = {"dataset": str(data.name), "scales": json.dumps(scales)}
-    repairs = []
-    for folder, scale in zip(folders, factors, strict=True):
-        repaired = read_metadata(folder).get("repairs")
-        if repaired and scale > 0 and repaired not in repairs:
-            repairs.append(repaired)
-    if repairs:
-        metadata["repairs"] = " and ".join(repairs)
     save_adapter(combined, cfg.out, metadata=metadata)
     text = ", ".join(f"{name} x {scale:g}" for name, scale in scales.items())
     how = f"cut to rank {cfg.rank}, {error:.2%} of it lost" if error else "exact"

@@ -12,7 +12,14 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
-from lora_mnist.config import build_data, build_net, load_adapters, load_base, require_fit, with_run
+from lora_mnist.config import (
+    build_data,
+    build_net,
+    completed,
+    load_adapters,
+    load_base,
+    require_fit,
+)
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
@@ -44,7 +51,7 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
-    cfg = with_run(cfg)
+    cfg = completed(cfg)
     files = find_pictures(cfg.images, with_subfolders=cfg.mistakes is not None)
     data: ImageDataModule = build_data(cfg, None)
     labels = {}

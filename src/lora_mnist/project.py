@@ -49,11 +49,6 @@ OmegaConf.register_new_resolver("lora_mnist.program", program, replace=True)
 OmegaConf.register_new_resolver("lora_mnist.cwd", lambda: str(Path.cwd()), replace=True)
 
 
-def is_sweep() -> bool:
-    """Whether this is a job of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
 def sweep_name(otherwise: str | None) -> str | None:
     """Resolver: the name of the sweep of which this is a job, by which loggers group its runs."""
     return Path(HydraConfig.get().sweep.dir).name if is_sweep() else otherwise

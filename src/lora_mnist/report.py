@@ -1,13 +1,15 @@
 """Drawing a run or a sweep again, from what it left in its folder."""
 
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from lora_mnist.disk.latest import latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.show.report import make_report, make_sweep_report
+
+#: Each in the folder of its own.
+_FILES = ("results.json", "sweep.json")
 
 
 def report(cfg: DictConfig, run_folder: Path | None = None) -> Path:
@@ -31,16 +33,15 @@ def report(cfg: DictConfig, run_folder: Path | None = None) -> Path:
     return path
 
 
-def find_run(run: Any, outputs: Path) -> Path:
+def find_run(run: object, outputs: Path) -> Path:
     """The folder that ``run`` names: a run's, a sweep's, or that of the ``latest`` of either."""
-    if run == "latest":
-        newest = [latest(outputs, f"*/*/{name}") for name in ("results.json", "sweep.json")]
-        times = {path.parent: path.stat().st_mtime_ns for path in newest if path is not None}
-        if not times:
-            raise UserError(f"run=latest: expected a run in {outputs}, found none")
-        return max(times, key=times.__getitem__)
     folder = Path(str(run))
-    if not any((folder / name).is_file() for name in ("results.json", "sweep.json")):
+    if run == "latest":
+        newest = latest(outputs, "*/*/*.json", lambda path: path.name in _FILES)
+        if newest is None:
+            raise UserError(f"run=latest: expected a run in {outputs}, found none")
+        folder = newest.parent
+    if not any((folder / name).is_file() for name in _FILES):
         raise UserError(
             f"run={run}: expected the folder of a run, with results.json in it, or of a sweep, or "
             "latest"

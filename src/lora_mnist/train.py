@@ -8,24 +8,21 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import BatchSizeFinder
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.classifier.module import BaseLogits, ClassifierModule
 from lora_mnist.config import (
     TRAINING_KEYS,
-    adapter_stack,
+    Adapter,
     add_configured_lora,
     asked_keys,
     base_folder,
@@ -34,15 +31,14 @@ from lora_mnist.config import (
     build_net,
     build_trainer,
     choose_trainable,
+    completed,
     load_adapters,
     load_base,
     on_device,
     quiet_lightning,
     require_fit,
-    require_known_keys,
     require_validation,
     validation_dial,
-    with_run,
 )
 from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.base import find_base, own_file, read_facts, write_base
@@ -57,12 +53,12 @@ from lora_mnist.lora import (
     fold_lora_scale,
     lora_disabled,
     lora_names,
-    named_adapters,
+    lora_state_dict,
     save_adapter,
     set_lora_enabled,
     set_lora_scale,
 )
-from lora_mnist.project import is_sweep
+from lora_mnist.project import is_sweep, typed_overrides
 from lora_mnist.show.card import write_card
 from lora_mnist.show.loggers import show_run
 from lora_mnist.show.tables import print_parameters
@@ -96,18 +92,12 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     stages = {"pretrain": pretrain, "lora": lora, "finetune": finetune}
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
-    require_known_keys(cfg, "train")
+    cfg = completed(cfg)
     if cfg.seed is None:
-        cfg = cfg.copy()
         cfg.seed = draw_seed(cfg, run_folder)
         _info("seed=%d: drawn, since seed=null", cfg.seed)
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
-    if not (isinstance(cfg.figures, bool) or cfg.figures == "auto"):
-        raise UserError(f"figures={cfg.figures}: expected true, false or auto")
-    for key in ("compile", "publish"):
-        if not isinstance(cfg[key], bool):
-            raise UserError(f"{key}={cfg[key]}: expected true or false")
     if cfg.resume is not None and is_sweep():
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     comparisons = parse_require(cfg.require)
@@ -138,11 +128,12 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         is_whole = data.targets is None and cfg.publish and not is_trial
         useless = why_useless(cfg, module, data) if is_whole else None
         if trainer.is_global_zero:
-            write_run(module, data, results, folder)
+            write_results(results, folder)
+            write_predictions(module.predictions, data.test_set, folder, results)
+            show_run(trainer, results, folder, cfg.figures)
             # Last: a run that fails on the way leaves the current base alone.
             if not is_trial:
                 publish(cfg, net, results, folder if useless or not cfg.publish else None)
-            show_run(trainer, results, folder, cfg.figures)
     if useless:
         raise TrainingError(f"{useless}; the base stays in {folder}")
     return results
@@ -155,45 +146,45 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     them, or the last of them is trained on.
     """
     clock = Clock()
-    if cfg.adapter is not None:
-        cfg = with_run(cfg)
     net = build_net(cfg)
     base = load_base(cfg, net)
     loaded = load_adapters(cfg, net)
     data = training_data(cfg, net)
-    if cfg.dial not in (True, False, "auto"):
-        raise UserError(f"dial={cfg.dial}: expected true, false or auto")
-    needs_dial = cfg.lora.scale == "auto" or cfg.dial is True
-    if needs_dial:
-        setting = "lora.scale=auto" if cfg.lora.scale == "auto" else "dial=true"
-        require_validation(setting, data)
-    elif cfg.dial == "auto":
-        needs_dial = len(data.val_set) > 0 and not is_sweep()
-    if cfg.adapter_mode == "continue" and loaded:
+    has_dial = cfg.dial
+    if cfg.dial == "auto":
+        has_dial = len(data.val_set) > 0 and not is_sweep()
+    if cfg.lora.scale == "auto":
+        require_validation("lora.scale=auto", data)
+        has_dial = True
+    elif has_dial:
+        require_validation("dial=true", data)
+    if cfg.adapter_mode == "stack":
+        before = lora_names(net)
+        add_configured_lora(cfg, net)
+        name = next(name for name in lora_names(net) if name not in before)
+        beneath = loaded
+    elif loaded:
         for key in asked_keys():
             if key.startswith("lora") and key != "lora.scale":
                 raise UserError(f"{key}: expected adapter_mode=stack; continue makes no adapter")
-        name = list(loaded)[-1]
+        *beneath, last = loaded
+        name = last.name
         net.train()
-    elif cfg.adapter_mode == "stack":
-        add_configured_lora(cfg, net)
-        name = next(name for name in lora_names(net) if name not in loaded)
     else:
-        raise UserError(
-            f"adapter_mode={cfg.adapter_mode}: expected stack, or continue with an adapter"
-        )
-    beneath = {each: scale for each, scale in loaded.items() if each != name}
-    frozen = {key: tensor.clone() for key, tensor in adapter_tensors(net, beneath).items()}
+        raise UserError("adapter_mode=continue: expected an adapter to go on with")
+    trained = {key for key, parameter in net.named_parameters() if parameter.requires_grad}
+    others = {k: t.clone() for k, t in lora_state_dict(net).items() if k not in trained}
     module = build_module(cfg, net, data, base, name if beneath else None)
     with recorded_run(folder, module.hparams, cfg.resume) as checkpoint:
         trainer = build_trainer(cfg, folder, len(data.val_set) > 0, checkpoint)
         best = fit(cfg, module, data, trainer, checkpoint, clock)
-        after = base_state_dict(net) | adapter_tensors(net, beneath)
-        if changed := changed_tensors(dict(base.tensors) | frozen, after):
+        after = {k: t for k, t in lora_state_dict(net).items() if k not in trained}
+        changed = changed_tensors({**base.tensors, **others}, base_state_dict(net) | after)
+        if changed:
             raise RuntimeError(f"fine-tuning changed the base: {', '.join(changed)}")
         _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
         scale, dial = cfg.lora.scale, None
-        if needs_dial:
+        if has_dial:
             with clock.measure("dial"):
                 dial = validation_dial(cfg, net, data, name)
             scale = dial["advised"] if scale == "auto" else scale
@@ -205,18 +196,19 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             _info("scale: %g; the adapter is saved so", scale)
         test(module, data, trainer, clock)
         outcomes = dict(module.outcomes)
-        splits = {"val": data.val_set, "test": data.test_set}
-        splits |= zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False)
-        for split, images in splits.items():
-            if beneath and split in outcomes:  # what it was compared with had these on
-                outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
-                with lora_disabled(net):
-                    outcomes[f"{split}_base"] = count_errors(cfg, net, data, images)
+        if beneath:  # what it was compared with had these on
+            splits = {"val": data.val_set, "test": data.test_set}
+            splits |= zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False)
+            for split, images in splits.items():
+                if split in outcomes:
+                    outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
+                    with lora_disabled(net):
+                        outcomes[f"{split}_base"] = count_errors(cfg, net, data, images)
         results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step, best)
         results |= {"base_unchanged": True, "base_sha256": base.sha256, "adapter": "adapter"}
         results["dial"] = dial
         if beneath:
-            results["in_a_row"] = errors_in_a_row(cfg, net, data, list(beneath), results)
+            results["in_a_row"] = errors_in_a_row(cfg, net, data, beneath, results)
         if trainer.is_global_zero:
             # Whoever loads the adapter finds its base, wherever that came from.
             if find_base(base_folder(cfg), base.sha256) is None:
@@ -226,17 +218,14 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 repairs = named(data.classes, data.targets)
                 metadata["repairs"] = repairs.removeprefix("images of ")
             if beneath:
-                below = [spec for spec in adapter_stack(cfg) if spec["name"] in beneath]
-                metadata["stands_on"] = json.dumps(
-                    [{"sha256": each["sha256"], "scale": beneath[each["name"]]} for each in below]
-                )
+                stands_on = [{"sha256": each.sha256, "scale": each.scale} for each in beneath]
+                metadata["stands_on"] = json.dumps(stands_on)
             save_adapter(net, folder / "adapter", name, metadata)
-            typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-            # Of this machine and this time alone.
-            left_out = ("base_ckpt=", "paths.", "resume=", "sweep.")
-            overrides = [text for text in typed if not text.startswith(left_out)]
-            write_card(folder / "adapter", results, command_line(overrides) if overrides else "")
-            write_run(module, data, results, folder)
+            # Not what is of this machine and this time alone.
+            typed = typed_overrides("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
+            write_card(folder / "adapter", results, command_line(typed) if typed else "")
+            write_results(results, folder)
+            write_predictions(module.predictions, data.test_set, folder, results)
             show_run(trainer, results, folder, cfg.figures)
     if useless := why_useless(cfg, module, data):
         raise TrainingError(useless)
@@ -261,7 +250,8 @@ def finetune(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step, best)
         results |= {"base_unchanged": False, "base_sha256": base.sha256}
         if trainer.is_global_zero:
-            write_run(module, data, results, folder)
+            write_results(results, folder)
+            write_predictions(module.predictions, data.test_set, folder, results)
             show_run(trainer, results, folder, cfg.figures)
     if useless := why_useless(cfg, module, data):
         raise TrainingError(useless)
@@ -348,10 +338,8 @@ def fit(
                 f"optimizer.lr={cfg.optimizer.lr}: training diverged, {name} is not finite at step "
                 f"{trainer.global_step}; expected a smaller learning rate"
             )
-    # Both have done their work, and would do it again in validation and test.
-    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
-        if isinstance(callback, BatchSizeFinder):
+        if isinstance(callback, BatchSizeFinder):  # it would look again before validation and test
             trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
     path, best = best_checkpoint(trainer)
     if best is not None:
@@ -426,16 +414,6 @@ def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule
     )
 
 
-def adapter_tensors(net: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors of the adapters called ``names``."""
-    tensors = {}
-    for name in names:
-        for place, adapter in enumerate(named_adapters(net, name)):
-            for key, tensor in adapter.state_dict().items():
-                tensors[f"{name}.{place}.{key}"] = tensor
-    return tensors
-
-
 @torch.no_grad()
 def count_errors(
     cfg: DictConfig, net: nn.Module, data: ImageDataModule, images: Images
@@ -453,8 +431,8 @@ def errors_in_a_row(
     cfg: DictConfig,
     net: nn.Module,
     data: ImageDataModule,
-    beneath: list[str],
-    results: Mapping[str, Any],
+    beneath: list[Adapter],
+    results: dict[str, Any],
 ) -> list[list[int]]:
     """Test errors of each class: of the base, then after each of several repairs in a row.
 
@@ -463,16 +441,8 @@ def errors_in_a_row(
     """
     rows = [results["test_base"]["errors_per_class"]]
     set_lora_enabled(net, False)
-    for name in beneath[:-1]:
-        set_lora_enabled(net, True, name)
+    for adapter in beneath[:-1]:
+        set_lora_enabled(net, True, adapter.name)
         rows.append(count_errors(cfg, net, data, data.test_set)["errors_per_class"])
     set_lora_enabled(net, True)
     return [*rows, results["test_before"]["errors_per_class"], results["test"]["errors_per_class"]]
-
-
-def write_run(
-    module: ClassifierModule, data: ImageDataModule, results: dict[str, Any], folder: Path
-) -> None:
-    """Leave results.json and the predictions in the run's folder."""
-    write_results(results, folder)
-    write_predictions(module.predictions, data.test_set, folder, results)
