@@ -159,7 +159,7 @@ def _require_known(cfg: DictConfig) -> None:
             if isinstance(default, dict):
                 known |= {group.removeprefix("/") for group in default}
         known |= content.keys()
-    for key in cfg:
+    for key in map(str, cfg):
         if key not in known:
             raise UserError(
                 f"{key}: nothing reads this key with stage={cfg.stage}; "
@@ -303,7 +303,7 @@ def asked_adapters(cfg: DictConfig) -> list[Adapter]:
         if each is None:
             continue
         try:
-            adapter = Adapter(each) if isinstance(each, str) else Adapter(**each)
+            adapter = Adapter(**({"path": each} if isinstance(each, str) else each))
             adapter.path = Path(adapter.path)
         except TypeError as error:
             raise UserError(

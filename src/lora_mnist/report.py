@@ -37,7 +37,7 @@ def find_run(run: object, outputs: Path) -> Path:
     """The folder that ``run`` names: a run's, a sweep's, or that of the ``latest`` of either."""
     folder = Path(str(run))
     if run == "latest":
-        newest = latest(outputs, "*/*/*.json", lambda path: path.name in _FILES)
+        newest = latest(outputs, "*/*/*.json")
         if newest is None:
             raise UserError(f"run=latest: expected a run in {outputs}, found none")
         folder = newest.parent
