@@ -66,7 +66,7 @@ TOKENS = torch.randint(1, 20, (5, 7), generator=torch.Generator().manual_seed(0)
 #: Networks, and the shape of their images where they take no tokens.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
     "mobilenet_v2": (
-        lambda: torchvision.models.mobilenet_v2(num_classes=5, width_mult=0.25),
+        lambda: torchvision.models.MobileNetV2(5, 0.25, [[1, 16, 1, 1], [6, 24, 2, 2]]),
         (2, 3, 32, 32),
     ),
     "encoder": (lambda: Encoder(nhead=2, batch_first=True), None),

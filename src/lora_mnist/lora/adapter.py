@@ -11,22 +11,21 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..disk.files import atomic_write
+from ..disk.files import atomic_write, write_json
 from .base_state import base_state_dict, fingerprint
 from .frozen import moved_tensors
 from .model import attach, named_adapters
 from .peft import (
     CONFIG_NAME,
     WEIGHTS_NAME,
+    config_of,
     read_adapter,
     read_metadata,
-    settings_of,
+    serialized,
     tensors_of,
     warn_of_peft,
-    write_config,
-    write_tensors,
 )
 from .settings import is_number
 from .targets import listed
@@ -68,19 +67,17 @@ def save_adapter(
         )
     if any(adapter.scale != 1 for adapter in adapters):
         log.warning("the adapter is saved as trained, without its scale")
-    tensors: dict[str, Tensor] = {}
-    weights, settings = {}, {}
+    chosen = {}
     for layer, weight in lora_weights(model).items():
         for adapter in weight.adapters:
             if adapter.name in names:
-                weights[layer], settings[layer] = weight, settings_of(adapter)
-                tensors |= tensors_of(layer, weight, adapter)
+                chosen[layer] = (weight, adapter)
     sha256 = fingerprint(base_state_dict(model))
+    metadata = {"format": "pt", "base_sha256": sha256, **(metadata or {})}
     with atomic_write(folder / WEIGHTS_NAME) as path:
-        write_tensors(path, tensors, {"format": "pt", "base_sha256": sha256, **(metadata or {})})
-    with atomic_write(folder / CONFIG_NAME) as path:
-        write_config(path, weights, settings)
-    warn_of_peft(weights, settings)
+        path.write_bytes(serialized(tensors_of(chosen), metadata))
+    write_json(folder / CONFIG_NAME, config_of(chosen))
+    warn_of_peft(chosen)
     return folder
 
 

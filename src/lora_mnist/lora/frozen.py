@@ -62,16 +62,12 @@ def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
 
     Every network that gets its first adapter has this done to it, until :func:`.merge.merge_lora`
     or :func:`.merge.remove_lora`. Call it to change ``base_dropout``, or after loading another base
-    into a network that carries adapters already.
+    into a network that carries adapters already. ``ValueError`` if a tensor holds no numbers yet.
 
     Args:
         model: any network; changed in place, and returned.
         base_dropout: leave train mode to those modules of the base that hold no buffers, so that
             the base's own dropout acts while an adapter trains.
-
-    Raises:
-        ValueError: if a tensor of the base holds no numbers yet, as on the meta device or in a lazy
-            layer. ``model`` is then as it was.
     """
     frozen = FrozenBase(model, base_dropout)
     release_base(model)
@@ -82,8 +78,7 @@ def freeze_base(model: nn.Module, base_dropout: bool = False) -> nn.Module:
 def release_base(model: nn.Module) -> dict[str, FrozenBase]:
     """Let ``model.train()`` reach the base again; its parameters stay frozen.
 
-    Returns:
-        What :func:`freeze_base` left on ``model``, called ``""``, and on its parts, by name.
+    Returned is what :func:`freeze_base` left on ``model``, called ``""``, and on parts of it.
     """
     released = {}
     for name, module in model.named_modules():

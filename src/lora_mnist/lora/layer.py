@@ -28,18 +28,13 @@ class AdapterParametrization(nn.Module):
     """What adapters of every kind have on one tensor: a name, a switch and a dial.
 
     It is registered with :mod:`torch.nn.utils.parametrize`, and maps ``W`` to ``W + update``.
-
-    Attributes:
-        name: tells the adapter from others on the same network.
-        scale: a factor of the update, for a finished adapter: 1 as trained, 0 the base exactly.
-        enabled: whether the update is applied. Without it the layer computes the base exactly.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name = name
-        self.scale = 1.0
-        self.enabled = True
+        self.name = name  # tells it from other adapters on the same network
+        self.scale = 1.0  # of the update, for a finished adapter: 1 as trained, 0 the base exactly
+        self.enabled = True  # without it the layer computes the base exactly
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, of ``weight``'s shape; what ``layer.weight`` reads as."""
@@ -66,7 +61,7 @@ class LoRAParametrization(AdapterParametrization):
 
     Args:
         weight: the weight to adapt, of two or more dimensions; it is not kept.
-        settings: rank, scaling, initialisation and dropout.
+        settings: rank, alpha, initialisation and dropout.
         name: tells the adapter from others on the same network.
 
     Attributes:

@@ -99,8 +99,7 @@ def add_deltas(
         base_dropout: as for :func:`add_lora`.
 
     Raises:
-        ValueError: if ``model`` has no such tensor, if the base holds no numbers yet, or if
-            ``name`` is taken. ``model`` is then as it was.
+        ValueError: if ``model`` has no such tensor, or as :func:`add_lora`.
     """
     weights = adaptable_weights(model)
     if tensors == "bias":
@@ -125,26 +124,10 @@ def attach(
 ) -> list[AdapterParametrization]:
     """:func:`add_lora` on exactly the layers of ``settings``; ``None`` trains a tensor whole.
 
-    Their names are those of :func:`.weight.adaptable_weights`; another is a ``KeyError``. With
-    ``tensors``, the ``state_dict`` of each layer's adapter, these are adapters that exist already.
-
-    Returns:
-        The new adapter on each layer.
+    Their names are those of :func:`.weight.adaptable_weights`. With ``tensors``, the ``state_dict``
+    of each layer's adapter, they are adapters that exist already.
     """
     weights = adaptable_weights(model)
-    for layer, of_layer in settings.items():
-        weight = weights[layer]
-        if len(weight.adapters) < len(weight.registered or []):
-            raise ValueError(
-                f"{layer}: carries somebody else's parametrization; expected "
-                "torch.nn.utils.parametrize.remove_parametrizations first"
-            )
-        # Dropout acts on the adapter's input, which a layer that reads its weight never shows.
-        if of_layer and of_layer.dropout and not weight.factored_forward:
-            raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
-        # PEFT's has a magnitude for each column of an embedding, not for what it looks up.
-        if of_layer and of_layer.use_dora and isinstance(weight.module, nn.Embedding):
-            raise ValueError(f"use_dora=True: expected no embedding, as {layer} is")
     is_first = not lora_adapters(model)
     taken = [] if is_first else lora_names(model)
     if name in taken:
@@ -157,7 +140,7 @@ def attach(
     adapters = {}
     for layer, weight in weights.items():  # the order in which random numbers are drawn
         if layer in settings:
-            adapters[layer] = make_adapter(weight, settings[layer], name)
+            adapters[layer] = make_adapter(layer, weight, settings[layer], name)
             adapters[layer].train(model.training)
             if tensors:
                 _load(adapters[layer], tensors[layer], layer)

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,8 +35,8 @@ from .weight import Weight
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-# What the ends of PEFT's keys are called here. Its A of an embedding is what is looked up, and so
-# its pair is (lora_B^T, lora_A^T).
+# What the ends of PEFT's keys are called here. Its A of an embedding is what is looked up: its pair
+# is (lora_B^T, lora_A^T).
 _PARTS = {
     "lora_A.weight": "lora_A",
     "lora_B.weight": "lora_B",
@@ -54,54 +55,55 @@ base_model_name_or_path inference_mode lora_dropout megatron_core qalora_group_s
 # Initialisations that leave the base as it was; the others belong to a changed base.
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
-
-def settings_of(adapter: AdapterParametrization) -> LayerSettings | None:
-    """What PEFT needs to know of the adapter on one weight; ``None`` where that is trained whole.
-
-    PiSSA amounts to plain LoRA of twice the rank, ``[lora_B, -start_B] @ [lora_A; start_A]`` at the
-    same scaling, which PEFT's conversion gives too: so it fits the original base, here and in PEFT.
-    """
-    if isinstance(adapter, PiSSAParametrization):
-        settings = adapter.settings
-        alpha = settings.alpha * (math.sqrt(2) if settings.use_rslora else 2)
-        return replace(settings, rank=2 * settings.rank, alpha=alpha)
-    return adapter.settings if isinstance(adapter, LoRAParametrization) else None
+Adapters = Mapping[str, tuple[Weight, AdapterParametrization]]  # one on each weight, by its name
 
 
-def tensors_of(layer: str, weight: Weight, adapter: AdapterParametrization) -> dict[str, Tensor]:
-    """The tensors of ``adapter`` on the weight called ``layer``, as PEFT names and shapes them."""
+def tensors_of(adapters: Adapters) -> dict[str, Tensor]:
+    """The tensors of an adapter, as PEFT names and shapes them."""
     tensors: dict[str, Tensor] = {}
-    start = f"base_model.model.{layer}"
-    if isinstance(adapter, DeltaParametrization):
-        key = f"{layer}.weight".removeprefix(".") if weight.tensor == "weight" else layer
-        theirs = key
-        for other in Weight(weight.module, "weight").adapters:
-            if isinstance(other, LoRAParametrization) and other.name == adapter.name:
+    for name, (weight, adapter) in adapters.items():
+        start = f"base_model.model.{name}"
+        if isinstance(adapter, LoRAParametrization):
+            _, lora_A, lora_B = _as_lora(adapter)
+            if isinstance(weight.module, nn.Embedding):
+                tensors[f"{start}.lora_embedding_A"] = lora_B.t()
+                tensors[f"{start}.lora_embedding_B"] = lora_A.t()
+            else:
+                tensors[f"{start}.lora_A.weight"] = lora_A
+                tensors[f"{start}.lora_B.weight"] = lora_B
+        if isinstance(adapter, DoRAParametrization):
+            ones = [1] * (weight.base.ndim - 2)
+            shape = (1, -1, *ones) if ones else (-1,)
+            tensors[f"{start}.lora_magnitude_vector"] = adapter.magnitude.view(shape)
+        if isinstance(adapter, DeltaParametrization):
+            key = f"{name}.weight".removeprefix(".") if weight.tensor == "weight" else name
+            tensors[f"delta.{key}"] = adapter.delta
+            layer = name.rpartition(".")[0]
+            if layer in adapters and isinstance(adapters[layer][1], LoRAParametrization):
                 # PEFT puts a layer with LoRA into one of its own.
-                theirs = f"{key.removesuffix(weight.tensor)}base_layer.{weight.tensor}"
-        tensors[f"base_model.model.{theirs}"] = weight.base + adapter.delta
-        tensors[f"delta.{key}"] = adapter.delta
-    if isinstance(adapter, LoRAParametrization):
-        lora_A: Tensor = adapter.lora_A
-        lora_B: Tensor = adapter.lora_B
-        if isinstance(adapter, PiSSAParametrization):
-            lora_A = torch.cat([lora_A, adapter.start_A])
-            lora_B = torch.cat([lora_B, -adapter.start_B], dim=1)
-        if isinstance(weight.module, nn.Embedding):
-            tensors[f"{start}.lora_embedding_A"] = lora_B.t()
-            tensors[f"{start}.lora_embedding_B"] = lora_A.t()
-        else:
-            tensors[f"{start}.lora_A.weight"] = lora_A
-            tensors[f"{start}.lora_B.weight"] = lora_B
-    if isinstance(adapter, DoRAParametrization):
-        ones = [1] * (weight.base.ndim - 2)
-        shape = (1, -1, *ones) if ones else (-1,)
-        tensors[f"{start}.lora_magnitude_vector"] = adapter.magnitude.view(shape)
+                key = f"{layer}.base_layer.{weight.tensor}"
+            tensors[f"base_model.model.{key}"] = weight.base + adapter.delta
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, of the same bytes for the same tensors and metadata.
+def _as_lora(adapter: LoRAParametrization) -> tuple[LayerSettings, Tensor, Tensor]:
+    """The settings, ``lora_A`` and ``lora_B`` with which an adapter fits the original base.
+
+    PiSSA amounts to plain LoRA of twice the rank, ``[lora_B, -start_B] @ [lora_A; start_A]`` at the
+    same scaling, which PEFT's conversion gives too.
+    """
+    settings = adapter.settings
+    if not isinstance(adapter, PiSSAParametrization):
+        return settings, adapter.lora_A, adapter.lora_B
+    alpha = settings.alpha * (math.sqrt(2) if settings.use_rslora else 2)
+    settings = replace(settings, rank=2 * settings.rank, alpha=alpha)
+    lora_A = torch.cat([adapter.lora_A, adapter.start_A])
+    lora_B = torch.cat([adapter.lora_B, -adapter.start_B], dim=1)
+    return settings, lora_A, lora_B
+
+
+def serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file, of the same bytes for the same tensors and metadata.
 
     safetensors writes metadata in random order. The file begins with the length of its header,
     eight bytes, and the header, which is JSON.
@@ -111,28 +113,26 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     header = json.loads(file[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    path.write_bytes(file[:8] + text.ljust(end - 8) + file[end:])
+    return file[:8] + text.ljust(end - 8) + file[end:]
 
 
-def write_config(
-    path: Path, weights: Mapping[str, Weight], settings: Mapping[str, LayerSettings | None]
-) -> None:
-    """Write to ``path`` what PEFT needs to know of an adapter with these settings on ``weights``.
+def config_of(adapters: Adapters) -> dict[str, Any]:
+    """What PEFT needs to know of an adapter.
 
     PEFT takes a name for that of every layer that ends so: as a regular expression, and with a
     leading ``^`` in a pattern, it is one layer's alone.
     """
-    factored = {name: of_layer for name, of_layer in settings.items() if of_layer}
-    whole = [name for name in settings if name not in factored]
-    modules_to_save = [name for name in whole if weights[name].tensor == "weight"]
-    biases = []
-    for name in whole:
-        if name not in modules_to_save and name.rpartition(".")[0] not in modules_to_save:
-            biases.append(name)
-    ranks = {f"^{name}": of_layer.rank for name, of_layer in factored.items()}
-    alphas = {f"^{name}": of_layer.alpha for name, of_layer in factored.items()}
-    any_layer = next(iter(factored.values()), LayerSettings())
-    config = {
+    settings = {}
+    for name, (_, adapter) in adapters.items():
+        if isinstance(adapter, LoRAParametrization):
+            settings[name], _, _ = _as_lora(adapter)
+    whole = [name for name in adapters if name not in settings]
+    modules_to_save = [name for name in whole if adapters[name][0].tensor == "weight"]
+    biased = {name.rpartition(".")[0] for name in whole if name not in modules_to_save}
+    ranks = {f"^{name}": of_layer.rank for name, of_layer in settings.items()}
+    alphas = {f"^{name}": of_layer.alpha for name, of_layer in settings.items()}
+    any_layer = next(iter(settings.values()), LayerSettings())
+    return {
         "peft_type": "LORA",
         "r": any_layer.rank,
         "lora_alpha": any_layer.alpha,
@@ -141,28 +141,25 @@ def write_config(
         "use_rslora": any_layer.use_rslora,
         "lora_dropout": any_layer.dropout,
         # The last is PEFT's word for none.
-        "target_modules": "|".join(map(re.escape, factored)) or "dummy-target-modules",
+        "target_modules": "|".join(map(re.escape, settings)) or "dummy-target-modules",
         "use_dora": any_layer.use_dora,
-        "bias": "all" if biases else "none",
+        "bias": "all" if biased.difference(modules_to_save) else "none",
         "modules_to_save": modules_to_save or None,
     }
-    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def warn_of_peft(
-    weights: Mapping[str, Weight], settings: Mapping[str, LayerSettings | None]
-) -> None:
+def warn_of_peft(adapters: Adapters) -> None:
     """Warn of LoRA that PEFT would pass over, or compute otherwise, and say nothing.
 
     It passes over weights of other names, as does attention over its layer at ``out_proj``. Of a
     convolution's options it heeds neither dilation nor another padding than zeros.
     """
     unknown = []
-    for name, (module, tensor) in weights.items():
+    for name, ((module, tensor), adapter) in adapters.items():
         is_known = tensor == "weight" and not isinstance(module, NonDynamicallyQuantizableLinear)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             is_known = set(module.dilation) == {1} and module.padding_mode == "zeros"
-        if settings[name] and not is_known:
+        if isinstance(adapter, LoRAParametrization) and not is_known:
             unknown.append(name)
     if unknown:
         warnings.warn(

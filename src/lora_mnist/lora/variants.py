@@ -29,10 +29,7 @@ class PiSSAParametrization(LoRAParametrization):
 
         W + scaling * (lora_B @ lora_A - start_B @ start_A)
 
-    which is the same number.
-
-    Raises:
-        ValueError: if ``rank`` is larger than the smaller side of the weight as a matrix.
+    which is the same number. ``rank`` is at most the smaller side of the weight as a matrix.
     """
 
     start_A: Tensor
@@ -148,12 +145,23 @@ def low_rank(layer: Layer, x: Tensor, lora_A: Tensor, lora_B: Tensor) -> Tensor:
 
 
 def make_adapter(
-    weight: Weight, settings: LayerSettings | None, name: str
+    layer: str, weight: Weight, settings: LayerSettings | None, name: str
 ) -> AdapterParametrization:
-    """A new adapter for ``weight``; without settings, one that trains the whole tensor."""
+    """A new adapter for ``weight`` of ``layer``; without settings, one that trains it whole."""
+    if len(weight.adapters) < len(weight.registered or []):
+        raise ValueError(
+            f"{layer}: carries somebody else's parametrization; expected "
+            "torch.nn.utils.parametrize.remove_parametrizations first"
+        )
     if settings is None:
         return DeltaParametrization(weight.base, name)
+    # Dropout acts on the adapter's input, which a layer that reads its weight never shows.
+    if settings.dropout and not weight.factored_forward:
+        raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
     if settings.use_dora:
+        # PEFT's has a magnitude for each column of an embedding, not for what it looks up.
+        if isinstance(weight.module, nn.Embedding):
+            raise ValueError(f"use_dora=True: expected no embedding, as {layer} is")
         # Its norms are those of all that it stands on.
         return DoRAParametrization(getattr(weight.module, weight.tensor), settings, name)
     if settings.init == "pissa":
@@ -198,11 +206,8 @@ def loraplus(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if lr_ratio == 1:
         return make(list(trained.values()))
-    others: list[nn.Parameter] = []
-    of_lora_B: list[nn.Parameter] = []
-    for name, parameter in trained.items():
-        group = of_lora_B if name.endswith("lora_B") else others
-        group.append(parameter)
+    of_lora_B = [p for name, p in trained.items() if name.endswith("lora_B")]
+    others = [p for name, p in trained.items() if not name.endswith("lora_B")]
     optimizer = make([{"params": others}, {"params": of_lora_B}])
     optimizer.param_groups[1]["lr"] *= lr_ratio
     return optimizer
