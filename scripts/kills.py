@@ -1,7 +1,7 @@
 """Kill runs with SIGKILL at random moments, resume them, and count who ends in the same bits.
 
-    python scripts/kills.py               # ten kills of each command: a quarter of an hour
-    python scripts/kills.py --kills 50    # what the README shows
+    python scripts/kills.py                         # ten kills a command: a quarter of an hour
+    python scripts/kills.py --kills 1 --rounds 1    # does it work?
 
 Four commands: pretraining, a repair (replay, hardness, distillation, scheduler), an adapter with
 augmentation and accumulated gradients, and a sweep. Each runs once to its end. Then it is killed,
@@ -16,11 +16,9 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,7 +36,12 @@ COMMANDS = {
     f"trainer.max_steps=200 {EVERY}=7",
     "sweep": f"-m stage=lora digit=9 data.replay=9 lora.rank=1,2,4 trainer.max_steps=60 {EVERY}=10",
 }
-TOGETHER = [
+#: What each try finds: a base and an adapter.
+FIRST = (
+    "train.py stage=pretrain data.batch_size=50 trainer.max_steps=300 seed=1",
+    "train.py stage=lora digit=9 trainer.max_steps=10",
+)
+TOGETHER = (
     "train.py stage=pretrain trainer.max_steps=200 seed=1",
     "train.py stage=pretrain trainer.max_steps=200 seed=2",
     "train.py stage=lora digit=4 trainer.max_steps=20",
@@ -47,151 +50,135 @@ TOGETHER = [
     "eval.py adapter=latest",
     "eval.py adapter=latest",
     "export.py adapter=latest format=safetensors out=nine.safetensors",
-]
+)
 LIMIT = 600  # seconds, after which a command hangs
 
 
-class Place:
-    """A folder with a base and an adapter in ``outputs``, made new for each try."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.template = folder / "template"
-        self.outputs = folder / "outputs"
-        self.run = self.outputs / "run"
-        for command in (
-            "train.py stage=pretrain data.batch_size=50 trainer.max_steps=300 seed=1",
-            "train.py stage=lora digit=9 trainer.max_steps=10",
-        ):
-            self.start(command).communicate()
-        shutil.move(self.outputs, self.template)
-
-    def start(self, command: str) -> subprocess.Popen[str]:
-        """Start a command in a process of its own."""
-        entry, *overrides = command.split()
-        usual = {"train.py": SMALL, "eval.py": SMALL[:2], "export.py": SMALL[:1]}[entry]
-        outputs = f"paths.outputs={self.outputs}"
-        return subprocess.Popen(
-            [sys.executable, str(PROJECT / entry), *overrides, *usual, outputs],
-            cwd=self.folder,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT / "src")},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def renew(self) -> None:
-        """Throw away what the last try left."""
-        shutil.rmtree(self.outputs, ignore_errors=True)
-        shutil.copytree(self.template, self.outputs)
-
-    def begin(self, command: str) -> subprocess.Popen[str]:
-        """Start a command whose run, or sweep, is in :attr:`run`."""
-        mode = "sweep" if command.startswith("-m") else "run"
-        return self.start(f"train.py {command} hydra.{mode}.dir={self.run}")
-
-    def resume(self, command: str) -> subprocess.Popen[str]:
-        """Go on with what is in :attr:`run`, or begin again where nothing was left to resume."""
-        key, left = "resume", "checkpoints/*.ckpt"
-        if command.startswith("-m"):
-            key, left = "sweep.resume", "*/.hydra"
-        if not any(self.run.glob(left)):
-            shutil.rmtree(self.run, ignore_errors=True)
-            return self.begin(command)
-        return self.start(f"train.py {command} {key}={self.run}")
-
-    def left(self) -> dict[str, Any]:
-        """What a command has left: bases and adapters as bytes, results without times."""
-        left: dict[str, Any] = {p.name: p.read_bytes() for p in self.outputs.glob("base/*.ckpt")}
-        for results in (*self.run.glob("results.json"), *self.run.glob("*/results.json")):
-            job = results.parent.relative_to(self.run)
-            numbers = json.loads(results.read_text())
-            left[str(job)] = {key: value for key, value in numbers.items() if key != "seconds"}
-            for path in results.parent.glob("adapter/*"):
-                left[f"{job}/{path.name}"] = path.read_bytes()
-        return left
-
-    def broken_file(self) -> str | None:
-        """The first file that does not load, or a temporary one."""
-        readers: dict[str, Callable[[Path], Any]] = {
-            ".ckpt": lambda path: torch.load(path, weights_only=True),
-            ".safetensors": load_file,
-            ".json": lambda path: json.loads(path.read_text()),
-        }
-        for path in sorted(self.outputs.rglob("*")):
-            if ".tmp" in path.name:
-                return f"temporary: {path}"
-            if path.suffix in readers:
-                try:
-                    readers[path.suffix](path)
-                except Exception as error:  # whatever a damaged file causes
-                    return f"{path}: {error}"
-        return None
+def renew(outputs: Path) -> None:
+    """Have ``outputs`` hold what each try finds, and no more."""
+    shutil.rmtree(outputs, ignore_errors=True)
+    shutil.copytree(outputs.with_name("template"), outputs)
 
 
-def kill(process: subprocess.Popen[str], appears: Path, seconds: float) -> bool:
-    """Kill a process ``seconds`` after its folder appears; whether it was still running."""
-    while process.poll() is None and not appears.exists():
-        time.sleep(0.005)
+def start(command: str, outputs: Path) -> subprocess.Popen[str]:
+    """Start a command in a process of its own."""
+    entry, *overrides = command.split()
+    usual = {"train.py": SMALL, "eval.py": SMALL[:2], "export.py": SMALL[:1]}[entry]
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / entry), *overrides, *usual, f"paths.outputs={outputs}"],
+        cwd=outputs.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT / "src")},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def begin(command: str, outputs: Path) -> subprocess.Popen[str]:
+    """Start a command whose run, or sweep, is in ``outputs/run``."""
+    mode = "sweep" if command.startswith("-m") else "run"
+    return start(f"train.py {command} hydra.{mode}.dir={outputs / 'run'}", outputs)
+
+
+def resume(command: str, outputs: Path) -> subprocess.Popen[str]:
+    """Go on with what is in ``outputs/run``, or begin again where nothing was left to resume."""
+    run, key, left = outputs / "run", "resume", "checkpoints/*.ckpt"
+    if command.startswith("-m"):
+        key, left = "sweep.resume", "*/.hydra"
+    if not any(run.glob(left)):
+        shutil.rmtree(run, ignore_errors=True)
+        return begin(command, outputs)
+    return start(f"train.py {command} {key}={run}", outputs)
+
+
+def kill(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Kill a process after some ``seconds``; whether it was still running."""
     try:
         process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.communicate()
         return True
     return False
 
 
-def kill_and_compare(
-    place: Place, name: str, command: str, kills: int, chance: random.Random
-) -> tuple[int, int]:
-    """Kill a command ``kills`` times; return how often it was tried, and how often it was lost."""
-    place.renew()
-    times = [time.monotonic()]
-    process = place.begin(command)
-    while process.poll() is None and not place.run.exists():
+def left_in(outputs: Path) -> dict[str, Any]:
+    """What commands have left: bases and adapters as bytes, results without times."""
+    left: dict[str, Any] = {}
+    for path in outputs.rglob("*"):
+        name = str(path.relative_to(outputs))
+        if path.name == "results.json":
+            numbers = json.loads(path.read_text())
+            left[name] = {key: value for key, value in numbers.items() if key != "seconds"}
+        elif path.match("base/*.ckpt") or path.match("adapter/*"):
+            left[name] = path.read_bytes()
+    return left
+
+
+def broken_file(outputs: Path) -> str | None:
+    """The first file that does not load, or a temporary one."""
+    for path in sorted(outputs.rglob("*")):
+        if ".tmp" in path.name:
+            return f"temporary: {path}"
+        try:
+            if path.suffix == ".ckpt":
+                torch.load(path, weights_only=True)
+            elif path.suffix == ".safetensors":
+                load_file(path)
+            elif path.suffix == ".json":
+                json.loads(path.read_text())
+        except Exception as error:  # whatever a damaged file causes
+            return f"{path}: {error}"
+    return None
+
+
+def kill_and_compare(name: str, outputs: Path, kills: int, chance: random.Random) -> int:
+    """Kill a command ``kills`` times; return how often it was lost."""
+    command = COMMANDS[name]
+    renew(outputs)
+    began = time.monotonic()
+    process = begin(command, outputs)
+    while process.poll() is None and not (outputs / "run").exists():
         time.sleep(0.005)
-    times.append(time.monotonic())
+    first = time.monotonic() - began  # a kill before has nothing to resume
     _, problem = process.communicate(timeout=LIMIT)
     if process.returncode:
         raise RuntimeError(f"{command}\n{problem}")
-    seconds, start = time.monotonic() - times[1], times[1] - times[0]
-    expected = place.left()
+    last = time.monotonic() - began
+    expected = left_in(outputs)
     tried = lost = 0
     while tried < kills:
-        place.renew()
-        if not kill(place.begin(command), place.run, chance.uniform(0, seconds)):
+        renew(outputs)
+        if not kill(begin(command, outputs), chance.uniform(first, last)):
             continue  # it was faster
         tried += 1
         if chance.random() < 1 / 3:
-            kill(place.resume(command), place.run, start + chance.uniform(0, seconds))
-        if (place.run / "results.json").exists():
-            problem, code = "", 0  # it had finished
-        else:
-            process = place.resume(command)
+            kill(resume(command, outputs), chance.uniform(first, last))
+        code, problem = 0, ""
+        if not (outputs / "run" / "results.json").exists():
+            process = resume(command, outputs)
             _, problem = process.communicate(timeout=LIMIT)
             code = process.returncode
-        left = place.left()
+        left = left_in(outputs)
         different = [k for k in left.keys() | expected.keys() if left.get(k) != expected.get(k)]
         if code or different:
             lost += 1
-            print(
-                f"{name}: exit code {code}, {sorted(different)} differ\n{problem}", file=sys.stderr
-            )
-    return tried, lost
+            told = f"{name}: exit code {code}, {sorted(different)} differ\n{problem}"
+            print(told, file=sys.stderr)
+    return lost
 
 
-def eight_together(place: Place) -> int:
+def eight_together(outputs: Path) -> int:
     """Start eight commands at once in one outputs folder; return how many of them were lost."""
-    place.renew()
-    processes = [place.start(command) for command in TOGETHER]
+    renew(outputs)
+    processes = [start(command, outputs) for command in TOGETHER]
     lost = 0
     for process, command in zip(processes, TOGETHER, strict=True):
         _, problem = process.communicate(timeout=LIMIT)
         if process.returncode:
             lost += 1
             print(f"{command}: {problem}", file=sys.stderr)
-    if broken := place.broken_file():
+    if broken := broken_file(outputs):
         print(broken, file=sys.stderr)
         lost = max(lost, 1)
     return lost
@@ -207,17 +194,20 @@ def main() -> int:
     chance = random.Random(arguments.seed)
     total = 0
     with TemporaryDirectory(prefix="kills-") as folder:
-        place = Place(Path(folder))
+        outputs = Path(folder, "outputs")
+        for command in FIRST:
+            start(command, Path(folder, "template")).communicate()
         print("| what was tried | tried | the same bits | lost |")
         print("| --- | ---: | ---: | ---: |")
-        for name, command in COMMANDS.items():
+        for name in COMMANDS:
             if arguments.only in (None, name):
-                tried, lost = kill_and_compare(place, name, command, arguments.kills, chance)
+                tried = arguments.kills
+                lost = kill_and_compare(name, outputs, tried, chance)
                 total += lost
                 print(f"| SIGKILL in {name} | {tried} | {tried - lost} | {lost} |", flush=True)
         if arguments.only in (None, "together"):
             tried = len(TOGETHER) * arguments.rounds
-            lost = sum(eight_together(place) for _ in range(arguments.rounds))
+            lost = sum(eight_together(outputs) for _ in range(arguments.rounds))
             total += lost
             print(f"| eight commands at once | {tried} | {tried - lost} | {lost} |", flush=True)
     return int(total > 0)

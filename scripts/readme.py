@@ -105,11 +105,7 @@ class Runs:
         return self.outputs / COMMANDS[name][0]
 
     def printed(self, name: str) -> str:
-        """What a command prints.
-
-        Raises:
-            RuntimeError: if it fails.
-        """
+        """What a command prints."""
         if name not in self.texts:
             if name != "pretrain":
                 self.printed("pretrain")

@@ -3,9 +3,9 @@
     python scripts/benchmark/first_step.py train.py stage=lora digit=9
     python scripts/benchmark/first_step.py --list train.py stage=lora digit=9
 
-Runs the command in this process, stops it at the end of its first optimizer step, and prints how
-many different functions and modules of ``lora_mnist`` have run until then: what somebody has to
-read who wants to know how training begins. Nothing is left behind: folders are temporary.
+Runs the command in this process, ends it with its first optimizer step, and prints how many
+functions and modules of ``lora_mnist`` have run until then: what somebody has to read who wants to
+know how training begins. Nothing is left behind: folders are temporary.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import os
 import runpy
 import shutil
 import sys
-import threading
 from pathlib import Path
 from tempfile import mkdtemp
 from types import CodeType, FrameType
@@ -23,7 +22,7 @@ from typing import Any
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 PROJECT = Path(__file__).resolve().parents[2]
-SOURCE = str(PROJECT / "src" / "lora_mnist")
+SOURCE = PROJECT / "src" / "lora_mnist"
 sys.path.insert(0, str(PROJECT / "src"))
 
 
@@ -32,18 +31,16 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print each function, too")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="train.py and its overrides")
     arguments = parser.parse_args()
-    entry, *overrides = arguments.command
     folder = mkdtemp()
     codes: set[CodeType] = set()
 
     def remember(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(SOURCE):
+        if event == "call" and frame.f_code.co_filename.startswith(str(SOURCE)):
             codes.add(frame.f_code)
 
     def stop(*_: Any) -> None:
         sys.setprofile(None)
         shutil.rmtree(folder, ignore_errors=True)
-        imported = {code.co_filename for code in codes}
         functions, modules = set(), set()
         for code in codes:
             # Neither the bodies of modules and classes, nor lambdas and comprehensions.
@@ -53,15 +50,15 @@ def main() -> None:
                 modules.add(place)
         if arguments.list:
             print("\n".join(sorted(functions)))
+        imported = {code.co_filename for code in codes}
         print(f"{len(functions)} functions in {len(modules)} modules; {len(imported)} are imported")
         sys.stdout.flush()
         os._exit(0)
 
     register_optimizer_step_post_hook(stop)
-    sys.argv = [entry, *overrides, f"hydra.run.dir={folder}/run"]
-    threading.setprofile(remember)
+    sys.argv = [*arguments.command, f"hydra.run.dir={folder}/run"]
     sys.setprofile(remember)
-    runpy.run_path(str(PROJECT / entry), run_name="__main__")
+    runpy.run_path(str(PROJECT / sys.argv[0]), run_name="__main__")
 
 
 if __name__ == "__main__":

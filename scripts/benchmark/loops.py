@@ -95,11 +95,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     if arguments.loop == "notebook":
-        print(notebook(arguments.what, arguments.steps))
+        rate = notebook(arguments.what, arguments.steps)
     elif arguments.loop == "folder":
-        print(folder(arguments.what, arguments.batch, arguments.workers, arguments.steps))
+        rate = folder(arguments.what, arguments.batch, arguments.workers, arguments.steps)
     else:
-        print(adapter(arguments.loop, arguments.batch, arguments.steps))
+        rate = adapter(arguments.loop, arguments.batch, arguments.steps)
+    print(f"measured: {rate}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python scripts/benchmark/run.py                      # every row: half an hour
     python scripts/benchmark/run.py --only training      # or adapters, start, sweep, folder
-    python scripts/benchmark/run.py --rounds 1 --steps 20 --pictures 500     # does it work?
+    python scripts/benchmark/run.py --rounds 1 --quick   # does it work?
 
 Each measurement is a process of its own. The two of a row take turns, round after round, so that
 whatever slows the machine down slows both; the ratio is the median over the rounds, with the least
@@ -16,6 +16,7 @@ import os
 import platform
 import random
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -25,12 +26,12 @@ from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = PROJECT / "scripts" / "benchmark"
-KINDS = ("training", "adapters", "start", "sweep", "folder")
+LOOPS = "scripts/benchmark/loops.py"
 
 
 class Measured(NamedTuple):
@@ -40,7 +41,8 @@ class Measured(NamedTuple):
     memory: float
 
 
-Measurement = Callable[[], Measured]
+#: A command, or what measures in a way of its own.
+Side = str | Callable[[], Measured]
 
 
 class Row(NamedTuple):
@@ -49,174 +51,154 @@ class Row(NamedTuple):
     work: str
     unit: str
     beside: str
-    theirs: Measurement | None
-    ours: Measurement
+    theirs: Side | None
+    ours: Side
 
 
-def run(*command: str) -> tuple[Measured, str]:
-    """Run a Python process; its seconds and its memory, and what it prints."""
-    environment = os.environ | {"PYTHONPATH": f"{PROJECT / 'src'}:{HERE}"}
+def run(command: str) -> Measured:
+    """Run a Python process: what it prints as ``measured: NUMBER``, or else its seconds."""
     started = time.perf_counter()
-    with TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=PROJECT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        assert process.stdout
-        printed = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            errors.seek(0)
-            raise SystemExit(f"python {' '.join(command)}\n{printed}{errors.read()}")
-    return Measured(seconds, usage.ru_maxrss / 1024), printed
+    process = subprocess.Popen(
+        [sys.executable, *shlex.split(command)],
+        cwd=PROJECT,
+        env=os.environ | {"PYTHONPATH": f"{PROJECT / 'src'}:{HERE}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    value = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"python {command}\n{printed}")
+    if found := re.search(r"^measured: (.+)$", printed, re.MULTILINE):
+        value = float(found[1])
+    return Measured(value, usage.ru_maxrss / 1024)
 
 
-def seconds(*command: str) -> Measurement:
-    """How long a Python process takes."""
-    return lambda: run(*command)[0]
+class Benchmark:
+    """The rows; what they leave is in ``folder``."""
 
-
-def loop(*arguments: object) -> Measurement:
-    """What a loop of loops.py prints."""
-
-    def measure() -> Measured:
-        used, printed = run(str(HERE / "loops.py"), *map(str, arguments))
-        return Measured(float(printed.splitlines()[-1]), used.memory)
-
-    return measure
-
-
-class Commands:
-    """This project's commands, with all they leave in ``folder``."""
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, quick: bool) -> None:
         self.folder = folder
-        self.usual = [f"paths.outputs={folder}/outputs", "trainer=cpu"]
-        self.run("stage=pretrain trainer.max_steps=100")
-
-    def run(self, overrides: str) -> Measured:
-        """What ``train.py`` takes with these overrides."""
-        return run("train.py", *overrides.split(), *self.usual)[0]
-
-    def train(self, steps: int, overrides: str, images: int = 1) -> Measurement:
-        """Steps a second, times the ``images`` of a step, of a training without validation."""
-        path = self.folder / "rate"
-        watched = (
-            f"{overrides} trainer.max_steps={steps} +trainer.limit_val_batches=0 figures=false "
-            f"+callbacks.stopwatch._target_=stopwatch.Stopwatch +callbacks.stopwatch.path={path}"
+        self.steps, self.jobs, self.pictures = (20, 4, 500) if quick else (400, 1000, 20_000)
+        self.outputs = f"paths.outputs={folder}/outputs"
+        self.usual = f"{self.outputs} trainer=cpu figures=false"
+        self.train = f"train.py {self.usual}"
+        #: A training without validation, that prints its steps a second.
+        self.watched = (
+            f"{self.train} +trainer.limit_val_batches=0 "
+            "+callbacks.stopwatch._target_=stopwatch.Stopwatch"
         )
 
-        def measure() -> Measured:
-            used = self.run(watched)
-            return Measured(images * float(path.read_text()), used.memory)
-
-        return measure
+    def training(self) -> list[Row]:
+        """Training and testing, beside the source notebook's own loops."""
+        few = max(self.steps // 4, 5)  # the notebook's steps are slow, and all alike
+        loop = f"{LOOPS} --steps {few} notebook"
+        rows = []
+        for stage in ("pretrain", "lora"):
+            ours = f"{self.watched} stage={stage} trainer.max_steps={self.steps}"
+            rows.append(Row(f"`stage={stage}`", "steps/s", "notebook", f"{loop} {stage}", ours))
+        return [*rows, Row("test pass", "images/s", "notebook", f"{loop} test", self.test)]
 
     def test(self) -> Measured:
         """Test images a second, as results.json has them."""
-        place = self.folder / "test"
-        shutil.rmtree(place, ignore_errors=True)
-        folders = f"hydra.run.dir={place} base_ckpt={place}/base.ckpt"
-        used = self.run(f"stage=pretrain trainer.max_steps=1 figures=false {folders}")
-        results = json.loads((place / "results.json").read_text())
+        with TemporaryDirectory(dir=self.folder) as place:
+            command = f"{self.train} stage=pretrain trainer.max_steps=1 publish=false"
+            used = run(f"{command} hydra.run.dir={place}/run")
+            results = json.loads(Path(place, "run", "results.json").read_text())
         return Measured(10_000 / results["seconds"]["test"], used.memory)
+
+    def adapters(self) -> list[Row]:
+        """LoRA alone, beside PEFT's."""
+        rows = []
+        for batch in (10, 100):
+            loop = f"{LOOPS} --batch {batch} --steps {self.steps}"
+            work = f"LoRA in a bare loop, batch {batch}"
+            rows.append(Row(work, "steps/s", "PEFT", f"{loop} peft", f"{loop} lora"))
+        return rows
+
+    def start(self) -> list[Row]:
+        """What a command takes before it does anything, beside bare imports."""
+        first_step = f"{self.train} stage=lora +callbacks.stop._target_=stopwatch.ExitAtFirstStep"
+        imports, hydra = "-c 'import torch, lightning.pytorch'", "-c 'import hydra'"
+        return [
+            Row("a command's start, to its first step", "s", "bare imports", imports, first_step),
+            Row("`train.py --help`", "s", "import hydra", hydra, "train.py --help"),
+        ]
+
+    def sweep(self) -> list[Row]:
+        """What a sweep takes beside its trainings."""
+        report = f"report of a sweep of {self.jobs:,} jobs"
+        return [
+            Row("a further job of a sweep", "s", "", None, self.further_job),
+            Row(report, "s", "", None, self.report()),
+        ]
 
     def further_job(self) -> Measured:
         """Seconds that one more job of a hundred steps adds to a sweep."""
-        sweep = "-m stage=lora digit=9 trainer.max_steps=100"
-        few, many = self.run(f"{sweep} lora.rank=1,2"), self.run(f"{sweep} lora.rank=1,2,3,4,5,6")
+        sweep = f"train.py -m {self.usual} stage=lora digit=9 trainer.max_steps=100"
+        few, many = run(f"{sweep} lora.rank=1,2"), run(f"{sweep} lora.rank=1,2,3,4,5,6")
         return Measured((many.value - few.value) / 4, many.memory)
 
-    def summary(self, jobs: int) -> Measurement:
-        """Seconds of ``report.py`` on a sweep of copies of one job, each with another seed."""
-        sweep = self.folder / f"sweep-{jobs}"
-        self.run(f"-m stage=lora seed=0,1 trainer.max_steps=1 hydra.sweep.dir={sweep}")
+    def report(self) -> str:
+        """``report.py`` on a sweep of copies of one job, each with another seed."""
+        sweep = self.folder / "sweep"
+        two_jobs = "stage=lora seed=0,1 trainer.max_steps=1"
+        run(f"train.py -m {self.usual} {two_jobs} hydra.sweep.dir={sweep}")
         first = next(path.parent for path in sweep.glob("*/job.json") if "seed=0" in str(path))
-        for seed in range(2, jobs):
+        for seed in range(2, self.jobs):
             copy = sweep / first.name.replace("seed=0", f"seed={seed}")
             copy.mkdir()
             shutil.copy(first / "results.json", copy)
             job = (first / "job.json").read_text().replace('"seed=0"', f'"seed={seed}"')
             (copy / "job.json").write_text(job)
-        return seconds("report.py", f"run={sweep}", *self.usual[:1])
+        return f"report.py run={sweep} {self.outputs}"
+
+    def photos(self) -> list[Row]:
+        """Training on a folder of pictures, beside torchvision's ImageFolder."""
+        photos, batch = self.folder / "photos", 100
+        draw_pictures(photos, self.pictures)
+        steps = self.pictures * 8 // 10 // batch  # a tenth validates, a tenth tests
+        ours = (
+            f"{self.watched} +callbacks.stopwatch.images={batch} trainer.max_steps={steps} "
+            f"stage=pretrain data=folder data.data_dir={photos} data.batch_size={batch} "
+            "data.mean=0.5 data.std=0.5 net=custom net._target_=lora_mnist.MLP logger=none "
+            "net.in_features=12288 net.hidden_sizes=[64] net.num_classes=10 publish=false"
+        )
+        loop = f"{LOOPS} --batch {batch} --steps {steps} folder {photos} --workers"
+        work, rows = f"{self.pictures:,} pictures", []
+        for workers in (0, 2):
+            here = f"{ours} data.in_memory=false data.num_workers={workers}"
+            from_disk = f"{work} from the disk, {workers} workers"
+            rows.append(Row(from_disk, "images/s", "ImageFolder", f"{loop} {workers}", here))
+        here, beside = f"{ours} data.in_memory=true", "ImageFolder, 0 workers"
+        return [*rows, Row(f"{work}, in memory", "images/s", beside, f"{loop} 0", here)]
 
 
-def pictures(folder: Path, count: int) -> Path:
-    """Write ``count`` JPEG files of 64 x 64 pixels in ten classes; return their folder."""
+KINDS = {
+    "training": Benchmark.training,
+    "adapters": Benchmark.adapters,
+    "start": Benchmark.start,
+    "sweep": Benchmark.sweep,
+    "folder": Benchmark.photos,
+}
+
+
+def draw_pictures(folder: Path, count: int) -> None:
+    """Write ``count`` JPEG files of 64 x 64 pixels in ten classes."""
     from PIL import Image
 
     chance = random.Random(0)
     for number in range(count):
-        path = folder / "photos" / f"class-{number % 10}" / f"{number:05}.jpg"
+        path = folder / f"class-{number % 10}" / f"{number:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = Image.frombytes("RGB", (16, 16), chance.randbytes(16 * 16 * 3))
         shade = Image.new("RGB", (16, 16), (number % 10 * 28,) * 3)  # by which classes differ
         coarse = Image.blend(coarse, shade, 0.7)
         coarse.resize((64, 64), Image.Resampling.BICUBIC).save(path)
-    return folder / "photos"
-
-
-def rows_of(
-    kind: str, folder: Path, commands: Commands, arguments: argparse.Namespace
-) -> list[Row]:
-    """The rows of one kind."""
-    steps = arguments.steps
-    if kind == "training":
-        few = max(steps // 4, 5)  # the notebook's steps are slow, and all alike
-        rows = []
-        for stage, command in (("pretrain", "stage=pretrain"), ("lora", "stage=lora digit=9")):
-            theirs = loop("notebook", stage, "--steps", few)
-            here = commands.train(steps, command)
-            rows.append(Row(f"`stage={stage}`", "steps/s", "notebook", theirs, here))
-        theirs = loop("notebook", "test", "--steps", few)
-        return [*rows, Row("test pass", "images/s", "notebook", theirs, commands.test)]
-    if kind == "adapters":
-        rows = []
-        for batch in (10, 100):
-            theirs = loop("peft", "--batch", batch, "--steps", steps)
-            ours = loop("lora", "--batch", batch, "--steps", steps)
-            work = f"LoRA in a bare loop, batch {batch}"
-            rows.append(Row(work, "steps/s", "PEFT", theirs, ours))
-        return rows
-    if kind == "start":
-        stop = "+callbacks.stop._target_=stopwatch.ExitAtFirstStep"
-        start = seconds("train.py", "stage=lora", "digit=9", stop, *commands.usual)
-        imports = seconds("-c", "import torch, lightning.pytorch")
-        hydra = seconds("-c", "import hydra")
-        help_ = seconds("train.py", "--help")
-        return [
-            Row("a command's start, to its first step", "s", "bare imports", imports, start),
-            Row("`train.py --help`", "s", "import hydra", hydra, help_),
-        ]
-    if kind == "sweep":
-        report = commands.summary(arguments.jobs)
-        return [
-            Row("a further job of a sweep", "s", "", None, commands.further_job),
-            Row(f"report of a sweep of {arguments.jobs:,} jobs", "s", "", None, report),
-        ]
-    photos, batch = pictures(folder, arguments.pictures), 100
-    steps = arguments.pictures * 8 // 10 // batch  # a tenth is for validation, a tenth for the test
-    overrides = (
-        f"stage=pretrain data=folder data.data_dir={photos} data.batch_size={batch} data.mean=0.5 "
-        "data.std=0.5 net=custom net._target_=lora_mnist.MLP net.in_features=12288 "
-        f"net.hidden_sizes=[64] net.num_classes=10 logger=none base_ckpt={folder}/photos.ckpt"
-    )
-    rows, work = [], f"{arguments.pictures:,} pictures"
-    for workers in (0, arguments.workers):
-        theirs = loop("folder", photos, "--batch", batch, "--steps", steps, "--workers", workers)
-        disk = f"{overrides} data.in_memory=false data.num_workers={workers}"
-        here = commands.train(steps, disk, images=batch)
-        from_disk = f"{work} from the disk, {workers} workers"
-        rows.append(Row(from_disk, "images/s", "ImageFolder", theirs, here))
-    memory = commands.train(steps, f"{overrides} data.in_memory=true", images=batch)
-    beside = "ImageFolder, 0 workers"
-    return [*rows, Row(f"{work}, in memory", "images/s", beside, rows[0].theirs, memory)]
 
 
 def spread(values: list[float]) -> str:
@@ -233,9 +215,9 @@ def measure(row: Row, rounds: int) -> str:
     theirs: list[Measured] = []
     ours: list[Measured] = []
     for _ in range(rounds):
-        if row.theirs:
-            theirs.append(row.theirs())
-        ours.append(row.ours())
+        for side, values in ((row.theirs, theirs), (row.ours, ours)):
+            if side is not None:
+                values.append(run(side) if isinstance(side, str) else side())
     ratios = [a.value / b.value for a, b in zip(ours, theirs, strict=False)]
     if row.unit == "s":
         ratios = [1 / ratio for ratio in ratios]
@@ -256,19 +238,17 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=400, help="of training")
-    parser.add_argument("--jobs", type=int, default=1000, help="of the sweep that is reported")
-    parser.add_argument("--pictures", type=int, default=20_000, help="in the folder")
-    parser.add_argument("--workers", type=int, default=2, help="that read pictures")
+    parser.add_argument("--quick", action="store_true", help="few steps, jobs and pictures")
     arguments = parser.parse_args()
     print("| work | unit | beside | there | here | times as fast | MB there | MB here |")
     print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
     with TemporaryDirectory(prefix="benchmark-") as name:
-        commands = Commands(Path(name))
+        benchmark = Benchmark(Path(name), arguments.quick)
+        run(f"{benchmark.train} stage=pretrain trainer.max_steps=100")  # the base of the others
         for kind in arguments.only:
-            for row in rows_of(kind, Path(name), commands, arguments):
+            for row in KINDS[kind](benchmark):
                 print(measure(row, arguments.rounds), flush=True)
     threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count()
     print(f"\n{processor()}, {threads} threads, torch {version('torch')}, {date.today()}")

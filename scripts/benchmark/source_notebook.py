@@ -1,9 +1,9 @@
 """The source notebook, cell by cell, as a reference for the benchmark and the tests.
 
-    python scripts/benchmark/source_notebook.py compare --seeds 0 1 2   # its numbers beside ours
+    python scripts/benchmark/source_notebook.py --seeds 0 1 2   # its numbers beside ours
 
-``compare`` prints a Markdown table and takes about two minutes a seed on two cores. The notebook
-takes most of them: it transforms images one by one, has Adam go parameter by parameter, builds the
+Prints a Markdown table and takes about two minutes a seed on two cores. The notebook takes most of
+them: it transforms images one by one, has Adam go parameter by parameter, builds the
 dense ``W + B @ A`` at every access, and loops over the rows of each test batch in Python.
 """
 
@@ -156,23 +156,17 @@ def run_ours(seed: int) -> tuple[list[int], list[int]]:
     return results["test_base"]["errors_per_class"], results["test"]["errors_per_class"]
 
 
-def compare(seeds: list[int]) -> None:
-    """Print the notebook's numbers beside this project's."""
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     print("| seed | | accuracy before | after | errors on 9 before | after |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |")
-    for seed in seeds:
+    for seed in parser.parse_args().seeds:
         for name, run in (("notebook", run_notebook), ("ours", run_ours)):
             before, after = run(seed)
             accuracies = [f"{1 - sum(errors) / 10_000:.4f}" for errors in (before, after)]
             cells = [seed, name, *accuracies, before[DIGIT], after[DIGIT]]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=["compare"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    compare(parser.parse_args().seeds)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def make_pictures(folder: Path, kind: str) -> None:
-    """Write 500 validation images of MNIST, black on white, four times their size.
-
-    Args:
-        folder: where to.
-        kind: slanted, turned (by 30 degrees) or thick.
-    """
+    """Write 500 validation images of MNIST, black on white, four times their size."""
     images, labels = load_images("MNIST", PROJECT / "data", train=True)
     for number in range(55_000, 55_500):
         picture = Image.fromarray(255 - images[number, 0].numpy()).resize((112, 112))

@@ -62,17 +62,11 @@ def run(settings: Settings) -> tuple[Path, Results]:
 
 @dataclass(frozen=True)
 class Base:
-    """A base that the study pretrains.
-
-    Attributes:
-        seed: of pretraining.
-        common: settings that pretraining and every run on the base share: dataset, network.
-        pretrain: further settings of pretraining.
-    """
+    """A base that the study pretrains."""
 
     seed: int
-    common: Settings = ()
-    pretrain: Settings = ()
+    common: Settings = ()  # of pretraining and of every run: dataset, network
+    pretrain: Settings = ()  # further ones of pretraining
 
     @property
     def file(self) -> Path:

@@ -30,13 +30,7 @@ Rows = dict[str, list[dict[str, float]]]
 
 
 def row(test: Results, base: Results, classes: Sequence[int]) -> dict[str, float]:
-    """The numbers of a run on test images, its errors in percent of those of the base.
-
-    Args:
-        test: what was counted on the test images.
-        base: the same of the base.
-        classes: what was to be repaired.
-    """
+    """The numbers of a repair of ``classes``: what was counted on test images, and of the base."""
     after, before = errors(test, classes), errors(base, classes)
     numbers = {"class": 100 * after[0] / before[0], "all": 100 * after[1] / before[1]}
     numbers |= {"base class": before[0], "base all": before[1]}
@@ -102,10 +96,9 @@ def together(base: Base, adapters: Sequence[Path], scale: float) -> Results:
 
 
 def in_a_row(base: Base, repair: Sequence[str]) -> list[Results]:
-    """Repair every class, the weakest first, each from what the last repair left.
+    """What is counted on the test images after each repair: of every class, the weakest first.
 
-    Returns:
-        What was counted on the test images after each repair.
+    Each starts from what the last one left.
     """
     start, tests = base.file, []
     for digit in base.classes():

@@ -28,19 +28,12 @@ SEARCHES: dict[str, Any] = PLAN["searches"]
 
 
 class Candidate(NamedTuple):
-    """Settings, and what became of them on the validation images.
-
-    Attributes:
-        settings: values of what is searched, by key.
-        on_class: errors on the class over the base's, the mean over the cases.
-        every: all errors over the base's.
-        distance: from the goals: the larger of the shares' quotients by them.
-    """
+    """What is searched, by key, and what became of it on the validation images."""
 
     settings: Mapping[str, Any]
-    on_class: float
-    every: float
-    distance: float
+    on_class: float  # errors on the class over the base's, the mean over the cases
+    every: float  # all errors over the base's
+    distance: float  # from the goals
 
 
 def overrides(search: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,17 @@
-"""The benchmark: how it compares, and that each row can be measured."""
+"""The benchmark: how it compares, and that its rows can be measured."""
+
+import io
+import re
+import runpy
+import shlex
+import sys
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
 
 import pytest
-from helpers.commands import run_process
-from run import Measured, Row, measure
+import run as benchmark
+from helpers.commands import ROOT
+from run import Benchmark, Measured, Row, measure
 
 
 @pytest.mark.parametrize(("unit", "ratio"), [("steps/s", "0.50"), ("s", "2.00")])
@@ -25,9 +34,32 @@ def test_two_sides_take_turns_and_are_compared_round_by_round() -> None:
     assert asked == ["a", "b"] * 3
 
 
+def test_a_process_is_measured() -> None:
+    value, memory = benchmark.run("-c 'print(\"measured: 3\")'")
+    assert (value, memory > 1) == (3, True)
+    assert 0 < benchmark.run("-c pass").value < 3
+    with pytest.raises(SystemExit, match="no-such-file"):
+        benchmark.run("no-such-file.py")
+
+
 @pytest.mark.slow
-def test_rows_are_measured() -> None:
-    few = ("--rounds", "1", "--pictures", "400", "--workers", "1")
-    done = run_process("scripts/benchmark/run.py", "--only", "folder", *few)
-    assert done.returncode == 0, done.stderr
-    assert len([line for line in done.stdout.splitlines() if line.startswith("|")]) >= 4
+def test_rows_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a folder, their commands in this process."""
+    measured = []
+
+    def run(command: str) -> Measured:
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        printed = io.StringIO()
+        with redirect_stdout(printed), suppress(SystemExit):
+            runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+        found = re.search(r"measured: (.+)", printed.getvalue())
+        measured.append(found is not None)
+        return Measured(float(found[1]) if found else 1, 1)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(benchmark, "run", run)
+    small = Benchmark(tmp_path, quick=True)
+    small.pictures = 250
+    for row in small.photos():
+        assert re.fullmatch(r"(\| .+ ){6}\| 1 \| 1 \|", measure(row, rounds=1))
+    assert measured == [True] * 6

@@ -4,37 +4,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kills
 import pytest
-from kills import Place, kill
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    """A place in which nothing has run."""
-    place = Place.__new__(Place)
-    place.outputs = tmp_path
-    place.run = tmp_path / "run"
-    (place.run / "adapter").mkdir(parents=True)
-    (place.run / "results.json").write_text('{"steps": 3, "seconds": {"fit": 0.5}}')
-    (place.run / "adapter" / "adapter_config.json").write_text("{}")
-    return place
-
-
-def test_times_are_not_compared_and_everything_else_is(place: Place) -> None:
-    (place.outputs / "base").mkdir()
-    (place.outputs / "base" / "mnist.ckpt").write_bytes(b"base")
-    expected = {"mnist.ckpt": b"base", ".": {"steps": 3}, "./adapter_config.json": b"{}"}
-    assert place.left() == expected
+def test_times_are_not_compared_and_everything_else_is(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "mnist.ckpt").write_bytes(b"base")
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    (tmp_path / "run" / "results.json").write_text('{"steps": 3, "seconds": {"fit": 0.5}}')
+    (tmp_path / "run" / "adapter" / "adapter_config.json").write_text("{}")
+    assert kills.left_in(tmp_path) == {
+        "base/mnist.ckpt": b"base",
+        "run/results.json": {"steps": 3},
+        "run/adapter/adapter_config.json": b"{}",
+    }
 
 
 @pytest.mark.parametrize("name", ["half.json", "half.ckpt", "half.safetensors", ".x-1.tmp.json"])
-def test_half_a_file_is_found(place: Place, name: str) -> None:
-    assert place.broken_file() is None
-    (place.run / name).write_text("half")
-    assert name in str(place.broken_file())
+def test_half_a_file_is_found(tmp_path: Path, name: str) -> None:
+    (tmp_path / "whole.json").write_text("{}")
+    assert kills.broken_file(tmp_path) is None
+    (tmp_path / name).write_text("half")
+    assert name in str(kills.broken_file(tmp_path))
 
 
 @pytest.mark.parametrize(("code", "killed"), [("while True: pass", True), ("pass", False)])
-def test_a_kill(tmp_path: Path, code: str, killed: bool) -> None:
+def test_a_kill(code: str, killed: bool) -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    assert kill(process, tmp_path, 0.1 if killed else 60) == killed
+    assert kills.kill(process, 0.1 if killed else 60) == killed
