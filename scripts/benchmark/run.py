@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 
 
 #: A command, or what measures in a way of its own.
-Side = str | Callable[[], Measured]
+Way = str | Callable[[], Measured]
 
 
 class Row(NamedTuple):
@@ -51,8 +51,8 @@ class Row(NamedTuple):
     work: str
     unit: str
     beside: str
-    theirs: Side | None
-    ours: Side
+    theirs: Way | None
+    ours: Way
 
 
 def run(command: str) -> Measured:
@@ -215,9 +215,9 @@ def measure(row: Row, rounds: int) -> str:
     theirs: list[Measured] = []
     ours: list[Measured] = []
     for _ in range(rounds):
-        for side, values in ((row.theirs, theirs), (row.ours, ours)):
-            if side is not None:
-                values.append(run(side) if isinstance(side, str) else side())
+        for way, found in ((row.theirs, theirs), (row.ours, ours)):
+            if way is not None:
+                found.append(run(way) if isinstance(way, str) else way())
     ratios = [a.value / b.value for a, b in zip(ours, theirs, strict=False)]
     if row.unit == "s":
         ratios = [1 / ratio for ratio in ratios]
