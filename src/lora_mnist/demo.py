@@ -22,10 +22,8 @@ from lora_mnist.config import (
     validation_dial,
 )
 from lora_mnist.data import ImageDataModule
-from lora_mnist.errors import UserError, config_group, missing_extra, one_line
+from lora_mnist.errors import UserError, config_group, one_line, require_extra
 from lora_mnist.lora import CONFIG_NAME, set_lora_scale
-
-log = logging.getLogger(__name__)
 
 
 class SideBySide:
@@ -113,7 +111,7 @@ class SideBySide:
 
 
 def build_page(sides: SideBySide) -> Any:
-    """The page, a ``gradio.Blocks``: base and network are asked whenever image or scale changes."""
+    """The page, a ``gradio.Blocks``: both networks are asked whenever image or scale changes."""
     import gradio as gr
     from torchvision.transforms.functional import to_pil_image
 
@@ -186,29 +184,17 @@ def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used, or the extra
             ``demo`` is not installed.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import: it reports itself
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("demo.py", "demo", error) from error
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else the import would report itself
+    require_extra("demo.py", "demo", "gradio")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own page
     sides = SideBySide(cfg)
     sides.network(sides.chosen, 1.0)
     host, port = cfg.server.host, cfg.server.port
     page = build_page(sides)
     try:
-        _, address, _ = page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            show_error=True,
-            prevent_thread_lock=True,
-        )
+        page.launch(server_name=host, server_port=port, share=False, show_error=True)
     except (OSError, TypeError, OverflowError) as error:  # the last two: of the port
         raise UserError(
             f"server.host={host} server.port={port}: expected an address of this machine and a "
             f"free port, or null ({one_line(error)})"
         ) from error
-    log.info("page: %s (Ctrl-C ends it)", address)
-    page.block_thread()

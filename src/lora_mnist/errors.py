@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from hydra.errors import InstantiationException
 from omegaconf.errors import OmegaConfBaseException
@@ -12,11 +13,7 @@ _KEYS = {"target": "digit"}
 
 
 class UserError(Exception):
-    """Something only the user can mend. The message names key, value and what is accepted.
-
-    Attributes:
-        exit_code: of the process that it ends.
-    """
+    """Something only the user can mend. The message names key, value and what is accepted."""
 
     exit_code = 2
 
@@ -44,8 +41,7 @@ def config_group(group: str) -> Iterator[None]:
     """Turn an error about an argument into a :class:`UserError` about its config key.
 
     The package's functions word theirs ``argument=value: expected ...``; with the group in front
-    that reads ``group.argument=value: expected ...``. Python refuses an unknown argument with a
-    ``TypeError``, and Hydra wraps what a constructor raises.
+    that reads ``group.argument=value: expected ...``. Hydra wraps what a constructor raises.
     """
     try:
         yield
@@ -63,13 +59,15 @@ def config_group(group: str) -> Iterator[None]:
 
 
 def one_line(text: object) -> str:
-    """The message of an error, or another text, without line breaks."""
+    """A text, or the message of an error, without line breaks."""
     return " ".join(str(text).split())
 
 
-def missing_extra(key: str, extra: str, error: ImportError) -> UserError:
-    """What to say where ``key`` needs packages that are not installed."""
-    return UserError(
-        f"{key}: the package {error.name} is missing; "
-        f'expected the extra {extra}: pip install "lora-mnist[{extra}]"'
-    )
+def require_extra(key: str, extra: str, *packages: str) -> None:
+    """Refuse ``key`` where the packages of an extra are not installed."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise UserError(
+                f"{key}: the package {package} is missing; "
+                f'expected the extra {extra}: pip install "lora-mnist[{extra}]"'
+            )

@@ -26,7 +26,7 @@ from lora_mnist.config import (
 )
 from lora_mnist.data import ImageDataModule, Images, ImageTensors
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import IncompleteError, UserError, missing_extra, one_line
+from lora_mnist.errors import IncompleteError, UserError, one_line, require_extra
 from lora_mnist.lora import (
     WEIGHTS_NAME,
     base_state_dict,
@@ -72,15 +72,16 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         IncompleteError: if the written network computes something else than the live one.
     """
     formats = [*_FORMATS.values(), "adapter", "hub"]
+    is_adapter = cfg.format == "adapter"
     if cfg.format not in formats:
         raise UserError(f"format={cfg.format}: expected one of {', '.join(formats)}")
-    if cfg.format == "hub":
-        return _push(cfg)
-    is_adapter = cfg.format == "adapter"
-    if is_adapter and cfg.adapter is None:
-        raise UserError("format=adapter: expected adapter=FOLDER, or several")
     if cfg.rank is not None and not is_adapter:
         raise UserError(f"rank={cfg.rank}: expected null with format={cfg.format}")
+    cfg = completed(cfg)
+    if cfg.format == "hub":
+        return _push(cfg)
+    if is_adapter and cfg.adapter is None:
+        raise UserError("format=adapter: expected adapter=FOLDER, or several")
     out = Path(str(cfg.out or "."))
     if is_adapter and out.exists():
         raise UserError(f"out={cfg.out or 'null'}: expected a new folder")
@@ -89,12 +90,7 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     if (form := _FORMATS.get(out.suffix.lower(), cfg.format)) != cfg.format:
         raise UserError(f"out={out}: expected another ending, or format={form}")
     if cfg.format == "onnx":
-        try:
-            import onnxruntime  # noqa: F401
-            import onnxscript  # noqa: F401
-        except ImportError as error:
-            raise missing_extra("format=onnx", "onnx", error) from error
-    cfg = completed(cfg)
+        require_extra("format=onnx", "onnx", "onnxruntime", "onnxscript")
     net = build_net(cfg)
     load_base(cfg, net)
     data: ImageDataModule
@@ -145,26 +141,17 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
 
 def _push(cfg: DictConfig) -> dict[str, str]:
     """Upload the folder of ``cfg.adapter`` to the Hugging Face Hub, as the model ``cfg.out``."""
-    for key, default in {"scale": 1, "rank": None}.items():
-        if cfg[key] != default:
-            raise UserError(f"{key}={cfg[key]}: expected {default or 'null'} with format=hub")
-    adapters = asked_adapters(completed(cfg))
+    require_extra("format=hub", "hub", "huggingface_hub")
+    from huggingface_hub import create_repo, upload_folder
+
+    adapters = asked_adapters(cfg)
     if len(adapters) != 1 or not (adapters[0].path / WEIGHTS_NAME).is_file():
         raise UserError(f"adapter={cfg.adapter}: expected one adapter to upload")
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise missing_extra("format=hub", "hub", error) from error
-    folder = adapters[0].path
-    try:
-        huggingface_hub.create_repo(cfg.out, exist_ok=True)
-        url = huggingface_hub.upload_folder(repo_id=cfg.out, folder_path=folder)
-    except Exception as error:  # whatever the network's library raises, too
-        raise UserError(
-            f"out={cfg.out}: expected USER/NAME on the Hugging Face Hub, a connection, and a token "
-            f"(hf auth login); {one_line(error)}"
-        ) from error
-    log.info("%s: %s", folder, url)
+    if cfg.scale != 1:
+        raise UserError(f"scale={cfg.scale}: expected 1 with format=hub")
+    create_repo(cfg.out, exist_ok=True)
+    url = upload_folder(repo_id=cfg.out, folder_path=adapters[0].path)
+    log.info("%s: %s", adapters[0].path, url)
     return {"url": str(url)}
 
 

@@ -62,12 +62,12 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
     load_base(cfg, net)
     has_adapter = bool(load_adapters(cfg, net, data))
     images: dict[Path, Tensor] = {}
+    predictions: list[dict[str, Any]] = []
     for file in files:
         try:
             images[file] = data.read_picture(file)
         except ValueError as error:
             log.error("%s: skipped: %s", file, one_line(error))
-    predictions: list[dict[str, Any]] = []
     if images:
         batch = torch.stack(list(images.values()))
         require_fit(net, data, batch[:1])
@@ -100,12 +100,9 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
 
 
 def copy_into(folder: Path, file: Path) -> bool:
-    """Copy a picture to where it lay below ``folder``: into a folder of its class; no bytes change.
+    """Copy a picture into a folder of its class below ``folder``, unless it is there already.
 
     Where another picture has its name there, a part of its SHA-256 makes the name another.
-
-    Returns:
-        Whether it was not there yet.
     """
     content = file.read_bytes()
     place = folder / file.resolve().parent.name / file.name
@@ -119,14 +116,7 @@ def copy_into(folder: Path, file: Path) -> bool:
 
 
 def find_pictures(images: Any, with_subfolders: bool = False) -> list[Path]:
-    """The files that ``cfg.images`` names: files, folders, patterns, or a list of such.
-
-    Of a folder, those are meant whose names end as a picture's do; its subfolders are searched, not
-    those in them, where ``with_subfolders`` says so.
-
-    Raises:
-        UserError: if there are none.
-    """
+    """The files that ``cfg.images`` names: files, folders, patterns, or a list of such."""
     from torchvision.datasets.folder import IMG_EXTENSIONS  # here: it takes its time
 
     if images is None:
@@ -134,15 +124,13 @@ def find_pictures(images: Any, with_subfolders: bool = False) -> list[Path]:
     files: list[Path] = []
     for pattern in images if isinstance(images, ListConfig) else [images]:
         name = Path(str(pattern))
+        found = [name]  # a name that is there is meant as it stands, brackets and all
         if name.is_dir():
-            endings = (*IMG_EXTENSIONS, ".gif")
             inside = sorted(name.glob("[!.]*"))
             if with_subfolders:
                 inside += sorted(name.glob("[!.]*/[!.]*"))
-            found = [path for path in inside if path.suffix.lower() in endings]
-        elif name.exists():  # a name that is there is meant as it stands, brackets and all
-            found = [name]
-        else:  # Path.glob takes no absolute pattern
+            found = [each for each in inside if each.suffix.lower() in (*IMG_EXTENSIONS, ".gif")]
+        elif not name.exists():  # Path.glob takes no absolute pattern
             found = [Path(p) for p in sorted(glob.glob(str(name))) if Path(p).is_file()]  # noqa: PTH207
         if not found:
             raise UserError(f"images={pattern}: expected pictures; there is no such file")
@@ -159,10 +147,9 @@ def _classify(
     predictions: list[dict[str, Any]],
 ) -> None:
     """Add what ``net`` says to each of ``images`` to its prediction, under the name ``side``."""
-    rows: list[list[float]] = []
-    for batch in torch.split(images, data.eval_batch_size):
-        rows += net(data.normalise(batch)).softmax(dim=1).tolist()
-    for row, prediction in zip(rows, predictions, strict=True):
+    batches = torch.split(images, data.eval_batch_size)
+    probabilities = torch.cat([net(data.normalise(batch)).softmax(dim=1) for batch in batches])
+    for row, prediction in zip(probabilities.tolist(), predictions, strict=True):
         best = row.index(max(row))
         prediction[side] = {
             "digit": best,

@@ -287,14 +287,8 @@ def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
     require_validation("digit=weakest", data)
     errors = count_errors(cfg, net, data, data.val_set)["errors_per_class"]
     weakest: int = errors.index(max(errors))
-    _info(
-        "digit=%d (%s): the weakest class, %d of the base's %d errors on %d validation images",
-        weakest,
-        data.classes[weakest],
-        errors[weakest],
-        sum(errors),
-        len(data.val_set),
-    )
+    said = f"{errors[weakest]} of the base's {sum(errors)} errors on validation images"
+    _info("digit=%d (%s): the weakest class, %s", weakest, data.classes[weakest], said)
     return weakest
 
 
@@ -308,11 +302,7 @@ def fit(
 ) -> dict[str, Any] | None:
     """Train, from ``checkpoint`` on; then put the best weights in place, if a callback kept them.
 
-    Returns:
-        What is known of the best weights, for results.json.
-
-    Raises:
-        TrainingError: if a weight is no number any more.
+    What is known of these is returned, for results.json.
     """
     for key in ("batch_size", "replay"):
         size, processes = getattr(data, key), trainer.world_size
@@ -385,13 +375,9 @@ def publish(cfg: DictConfig, net: nn.Module, results: dict[str, Any], instead: P
         if is_sweep():
             log.info("base: %s stays, which is better; this one is kept as %s", current, own)
             return
-        go_back = f"cp {find_base(base_folder(cfg), before[1])} {current}"
-        log.warning(
-            "the base before had %.1f%% right, this one has %.1f%%; go back with: %s",
-            100 * before[0],
-            100 * accuracy,
-            go_back,
-        )
+        worse = f"{accuracy:.1%} are right, {before[0]:.1%} were with the base before"
+        better = find_base(base_folder(cfg), before[1])
+        log.warning("%s; go back with: cp %s %s", worse, better, current)
     write_base(net.state_dict(), current, accuracy)
     log.info("base: %s, kept as %s", current, own)
 
