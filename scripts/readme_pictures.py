@@ -72,18 +72,19 @@ def open_page(overrides: Sequence[str], **settings: Any) -> Iterator[Any]:
 
     command = [sys.executable, str(PROJECT / "demo.py"), *overrides]
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_proxy")}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+    environment["PYTHONUNBUFFERED"] = "1"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
-            assert server.stderr
-            line = server.stderr.readline()
-            if not (address := re.match(r"page: (http://\S+)", line)):
-                raise RuntimeError(f"python demo.py: {line}{server.stderr.read()}")
+            assert server.stdout
+            line = server.stdout.readline()
+            if not (address := re.search(r"http://\S+", line)):
+                raise RuntimeError(f"python demo.py: {line}{server.stdout.read()}")
             with sync_playwright() as playwright:
                 # The sandbox needs another user than root.
                 flags = ["--no-sandbox", "--no-proxy-server"]
                 browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
                 page = browser.new_page(**settings)
-                page.goto(address[1])
+                page.goto(address[0])
                 yield page
                 browser.close()
         finally:

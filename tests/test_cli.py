@@ -1,7 +1,6 @@
 """What the commands share: how they refuse, what they leave, and where they may be started."""
 
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,7 @@ def base(tmp_path: Path) -> str:
     [
         (),
         ("lora.rank=4",),
-        ("digit=9", "trainer.max_steps=100"),
         ("experiment=notebook",),
-        ("-m", "seed=0,1"),
         ("-m", "experiment=notebook", "seed=0,1"),
     ],
 )
@@ -62,13 +59,11 @@ def test_an_experiment_names_the_stage(cli: Any, base: str, tmp_path: Path) -> N
     ("argument", "answer"),
     [
         ("lora.rnk=4", "Could not override 'lora.rnk'. To append to your config use +"),
-        ("lorra.rank=4", "Could not override 'lorra.rank'. To append to your config use +"),
         ("stage=nope", "In 'train': Could not find 'stage/nope' Available options in 'stage': "),
         ("digit=プル", "digit=プル: LexerNoViableAltException: digit=プル"),
         ("lora.rank=1,2", "Ambiguous value for argument 'lora.rank=1,2'"),
         ("trainer.max_steps={a:1", "trainer.max_steps={a:1: no viable alternative at input"),
         ("hydra/launcher=nope", "In 'hydra/config': Could not find 'hydra/launcher/nope' Avail"),
-        ("resume=latest", "resume=latest: expected the folder of a run that began to train"),
         ("resume=nowhere", "resume=nowhere: expected the folder of a run that began to train"),
     ],
 )
@@ -116,22 +111,17 @@ def test_full_error_brings_the_traceback(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [2, 15])
-def test_a_signal_names_the_command_that_goes_on(tmp_path: Path, number: int) -> None:
+def test_an_interrupt_names_the_command_that_goes_on(tmp_path: Path) -> None:
     process = start(tmp_path, "pause=60", "checkpoint=true")
     while not list(tmp_path.glob("outputs/toy/*/half-done")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == 130
     run = only_run(tmp_path / "outputs", "toy")
-    name = {2: "SIGINT", 15: "SIGTERM"}[number]
-    assert err.splitlines() == [
-        f"interrupted by {name}",
-        f"go on with: python {TOY} pause=60 checkpoint=true paths.outputs={tmp_path}/outputs "
-        f"resume={run}",
-    ]
+    command = f"python {TOY} pause=60 checkpoint=true paths.outputs={tmp_path}/outputs"
+    assert err.splitlines() == ["interrupted by SIGINT", f"go on with: {command} resume={run}"]
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -158,21 +148,16 @@ def test_a_run_goes_on_in_its_folder(cli: Any, tmp_path: Path) -> None:
     assert (runs / "a" / ".hydra" / "config.yaml").read_bytes() == config
 
 
-@pytest.mark.slow
-def test_commands_run_from_any_folder(tmp_path: Path) -> None:
+def test_commands_run_from_any_folder(cli: Any, tmp_path: Path) -> None:
     """Data and outputs are the project's; what a user names is where he stands."""
     here = tmp_path / "here"
     here.mkdir()
     before = set((ROOT / "outputs").rglob("*"))
-
-    def command(entry: str, *overrides: str) -> None:
-        program = [sys.executable, str(ROOT / entry), *overrides, *SMALL]
-        done = subprocess.run(program, cwd=here, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-
-    outputs = f"paths.outputs={tmp_path}/outputs"
-    command("train.py", "stage=pretrain", "trainer.max_steps=3", outputs)
-    command("eval.py", "base_ckpt=../outputs/base/mnist.ckpt", "hydra.run.dir=../run", outputs)
+    train = ("train.py", "stage=pretrain", *SMALL, "trainer.max_steps=3")
+    base = "base_ckpt=../outputs/base/mnist.ckpt"
+    for command in (train, ("eval.py", *SMALL, base, "hydra.run.dir=../run")):
+        done = cli(*command, here=here)
+        assert done.code == 0, done.err
     assert read_results(tmp_path / "run")["stage"] == "eval"
     assert not list(here.iterdir())
     assert {path.name for path in tmp_path.iterdir()} == {"here", "outputs", "run"}
@@ -183,19 +168,16 @@ def test_commands_run_from_any_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "lines"),
+    ("arguments", "line"),
     [
         pytest.param(  # Hydra takes a second and a half to list all groups
-            ("train.py", "--help"),
-            ["stage=pretrain", "train.py stage=lora digit=9", "train.py stage=lora --help"],
-            marks=pytest.mark.slow,
+            ("train.py", "--help"), "train.py stage=lora digit=9", marks=pytest.mark.slow
         ),
-        (("train.py", "stage=lora", "--cfg", "job", "--resolve"), ["target_modules: all"]),
-        (("eval.py", "--cfg", "job"), ["stage: eval", "adapter: null"]),
+        (("train.py", "stage=lora", "--cfg", "job", "--resolve"), "target_modules: all"),
     ],
 )
-def test_help_and_config_need_no_torch(arguments: tuple[str, ...], lines: list[str]) -> None:
+def test_help_and_config_need_no_torch(arguments: tuple[str, ...], line: str) -> None:
     done = run_process("-X", "importtime", *arguments)
     assert done.returncode == 0, done.stderr
     assert "torch" not in done.stderr
-    assert all(line in done.stdout for line in lines)
+    assert line in done.stdout

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -118,25 +118,16 @@ def test_a_base_that_cannot_be_used(outputs: Path, override: str, message: str) 
 
 
 def test_adapters_are_described_in_three_ways(outputs: Path) -> None:
+    """One is named after what it repairs, where its file says so, or else after its run."""
     run = outputs / "lora" / "2026-a"
-    several = f"[{run},{run}/adapter,{{path: {run}, scale: 0.5, name: half}}]"
-    specs = adapter_stack(composed("eval", f"adapter={several}"))
-    assert [spec.name for spec in specs] == ["2026-a", "2026-a2", "half"]
-    assert [spec.scale for spec in specs] == [1.0, 1.0, 0.5]
-    assert {spec.path for spec in specs} == {run / "adapter"}
+    save_adapter(add_lora(MLP()), outputs / "nine", metadata={"repairs": "nines"})
+    several = f"{run},{run}/adapter,{{path: {run}, scale: 0.5, name: half}}"
+    stack = adapter_stack(composed("eval", f"adapter=[{several},{outputs}/nine,{outputs}/nine]"))
+    assert [each.name for each in stack] == ["2026-a", "2026-a2", "half", "nines", "nines2"]
+    assert [each.scale for each in stack] == [1.0, 1.0, 0.5, 1.0, 1.0]
+    assert {each.path for each in stack[:3]} == {run / "adapter"}
     for wrong in ("3", "{scale: 1}", f"{{path: {run}, scle: 1}}", "[[a]]"):
         assert refused(asked_adapters, composed("eval", f"adapter={wrong}")).startswith("adapter=")
-
-
-def test_an_adapter_is_named_after_what_it_repairs(tmp_path: Path) -> None:
-    """Where its file says so."""
-    for run, repairs in (("a", "nines"), ("b", "nines"), ("c", "")):
-        net = add_lora(MLP(hidden_sizes=[16]))
-        save_adapter(net, tmp_path / run / "adapter", metadata={"repairs": repairs})
-    several = ",".join(f"{tmp_path}/{run}" for run in "abc")
-    more = f"{{path: {tmp_path}/a, name: c}}"
-    specs = adapter_stack(composed("eval", f"adapter=[{several},{more}]"))
-    assert [spec.name for spec in specs] == ["nines", "nines2", "c", "c2"]
 
 
 def test_the_latest_is_the_newest_by_time(outputs: Path) -> None:
@@ -177,70 +168,52 @@ def test_the_recipe_takes_a_rank_that_fits() -> None:
 # --- what an adapter's run knows -----------------------------------------------------------------
 
 
-class Repaired(NamedTuple):
-    """A stranger's folder with a repair on it, made through the command line."""
-
-    here: Path
-    outputs: Path
-    run: Path
-
-
-@pytest.fixture
-def repaired(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repaired:
-    here = move_in(tmp_path / "here", monkeypatch)
+def test_a_run_brings_its_network_its_data_and_its_base(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No command says again what the adapter was trained with, wherever it is started."""
+    here, elsewhere = move_in(tmp_path / "here", monkeypatch), tmp_path / "elsewhere"
+    elsewhere.mkdir()
     torch.save(fresh(width=5).state_dict(), "mine.pt")
-    done = cli(
+
+    def command(entry: str, *overrides: str, here: Path = elsewhere) -> str:
+        done = cli(entry, *overrides, here=here)
+        assert done.code == 0, done.err
+        out: str = done.out
+        return out
+
+    command(
         *("train.py", "experiment=repair", "data=folder", "data.data_dir=photos", "net=custom"),
         *("net._target_=nets_of_a_stranger.Net", "net.width=5", "base_ckpt=mine.pt", "digit=dog"),
         *("data.replay=10", "data.batch_size=5", "trainer.max_steps=6", "trainer=cpu"),
         *("callbacks.checkpoint=null", "logger=none", "figures=false", "data.image_size=8"),
         here=here,
     )
-    assert done.code == 0, done.err
-    return Repaired(here, tmp_path / "outputs", only_run(tmp_path / "outputs", "lora"))
-
-
-def test_a_run_brings_its_network_its_data_and_its_base(
-    cli: Any, repaired: Repaired, tmp_path: Path
-) -> None:
-    """No command has to say again what the adapter was trained with, wherever it is started."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    trained = read_results(repaired.run)
-    for number, adapter in enumerate(("latest", str(repaired.run), f"[{repaired.run}/adapter]")):
+    made = only_run(tmp_path / "outputs", "lora")
+    trained = read_results(made)
+    options = ("trainer=cpu", "figures=false")
+    for number, adapter in enumerate(("latest", f"[{made}/adapter]")):
         run = tmp_path / f"eval{number}"
-        done = cli(
-            *("eval.py", f"adapter={adapter}", "trainer=cpu", f"hydra.run.dir={run}"),
-            here=elsewhere if number else repaired.here,
-        )
-        assert done.code == 0, done.err
+        command("eval.py", f"adapter={adapter}", *options, f"hydra.run.dir={run}")
         results = read_results(run)
         for key in ("classes", "data_sha256", "mean", "std", "base_sha256"):
             assert results[key] == trained[key]
         assert results["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
-    done = cli("export.py", "adapter=latest", "out=repaired.safetensors", here=elsewhere)
-    assert done.code == 0, done.err
+    command("export.py", "adapter=latest", "out=repaired.safetensors")
     assert load_file(elsewhere / "repaired.safetensors")["head.weight"].shape == (3, 5)
-    picture = f"images={repaired.here}/photos/dog/3.png"
-    done = cli("predict.py", "adapter=latest", picture, "json=true", here=elsewhere)
-    assert done.code == 0, done.err
-    assert '"class": "' in done.out
-
-
-def test_what_the_command_line_says_goes_before_what_the_run_knows(
-    cli: Any, repaired: Repaired, tmp_path: Path
-) -> None:
-    options = ("adapter=latest", "trainer=cpu", f"hydra.run.dir={tmp_path}/eval", "figures=false")
-    done = cli("eval.py", "data.mean=0.25", *options, here=repaired.here)
-    assert done.code == 0, done.err
-    results = read_results(tmp_path / "eval")
+    picture = f"images={here}/photos/dog/3.png"
+    assert '"class": "' in command("predict.py", "adapter=latest", picture, "json=true")
+    # What the command line says goes before that.
+    run = tmp_path / "changed"
+    command("eval.py", "data.mean=0.25", "adapter=latest", *options, f"hydra.run.dir={run}")
+    results = read_results(run)
     assert (results["mean"], results["dataset"]) == (0.25, "folder")
-    done = cli("eval.py", "net.width=6", *options[:2], here=repaired.here)
+    done = cli("eval.py", "net.width=6", "adapter=latest", *options, here=here)
     assert done.code == 2  # net=mlp, which has no width
-    done = cli("eval.py", "-m", "adapter=latest", "each=true,false", "trainer=cpu")
+    done = cli("eval.py", "-m", "adapter=latest", "each=true,false", *options)
     assert done.code != 0
     assert "adapter=latest: expected the folder itself in a sweep" in done.err
-    assert f"adapter={repaired.run}" in done.err
+    assert f"adapter={made}" in done.err
 
 
 # --- the Trainer ---------------------------------------------------------------------------------

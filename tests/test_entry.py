@@ -112,7 +112,5 @@ def test_the_wheel_is_all_that_is_needed(tmp_path: Path, monkeypatch: pytest.Mon
     )
     assert done.returncode == 0, done.stderr
     assert {path.name for path in empty.iterdir()} == {"outputs"}
-    for stage in ("pretrain", "lora", "eval"):
-        assert (only_run(empty / "outputs", stage) / "report.html").is_file()
     report = only_run(empty / "outputs", "eval") / "report.html"
     assert f"<code>lora-mnist report run={report.parent}</code>" in report.read_text()

@@ -179,7 +179,7 @@ def test_another_base_is_refused_unless_allowed(made: Made, tmp_path: Path) -> N
     assert found["base_sha256"] != made.results["base_sha256"]
 
 
-@pytest.mark.parametrize(("figures", "drawn"), [("auto", True), ("true", True), ("false", False)])
+@pytest.mark.parametrize(("figures", "drawn"), [("auto", True), ("false", False)])
 def test_figures_are_drawn_where_they_are_wanted(
     made: Made, tmp_path: Path, figures: str, drawn: bool
 ) -> None:

@@ -482,17 +482,14 @@ def fitting_rank(net: nn.Module, target_modules: Any) -> int:
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:
     """Train the parameters of ``net`` whose full name matches ``pattern``, and no others."""
-    names = [name for name, _ in net.named_parameters()]
     try:
-        chosen = {name for name in names if re.fullmatch(pattern, name)}
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(re.fullmatch(pattern, name) is not None)
     except re.error as error:
         raise UserError(f"trainable={pattern}: expected a regular expression ({error})") from error
-    if not chosen:
-        raise UserError(
-            f"trainable={pattern}: expected to match a parameter, of: {', '.join(names)}"
-        )
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name in chosen)
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        names = ", ".join(name for name, _ in net.named_parameters())
+        raise UserError(f"trainable={pattern}: expected to match a parameter, of: {names}")
     net.train()
 
 
@@ -586,27 +583,24 @@ def build_trainer(
     Callbacks and plugins of ``cfg.trainer`` come beside the configured ones; a logger there takes
     the place of all others. ``checkpoint`` is where an earlier run is gone on with.
     """
-    callbacks: list[Any] = [RandomStates(), _PlainSigterm()]
-    for name, config in (cfg.get("callbacks") or {}).items():
-        if config is not None:
+    step: Any = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint else 0
+    parts: dict[str, list[Any]] = {"callbacks": [RandomStates(), _PlainSigterm()], "logger": []}
+    for group, instances in parts.items():
+        for name, config in (cfg.get(group) or {}).items():
+            if config is None:
+                continue
             changes: dict[str, Any] = {}
             if config.get("dirpath", "") is None:
                 changes["dirpath"] = str(folder / CHECKPOINTS)
-            with config_group(f"callbacks.{name}"):
-                callbacks.append(instantiate(config, **changes))
-    loggers: list[Any] = []
-    step: Any = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint else 0
-    for name, config in (cfg.get("logger") or {}).items():
-        if config is not None:
-            changes = {}
             if config.get("save_dir", "") is None:
                 changes["save_dir"] = str(folder)
             if cfg.get("resume") is not None and config._target_.endswith("TensorBoardLogger"):
                 changes["purge_step"] = step  # what was logged after the checkpoint is logged again
             if step and config._target_.endswith("CSVLogger"):
                 changes["version"] = f"from_step_{step}"  # it would delete the file that is there
-            with config_group(f"logger.{name}"):
-                loggers.append(instantiate(config, **changes))
+            with config_group(f"{group}.{name}"):
+                instances.append(instantiate(config, **changes))
+    callbacks, loggers = parts["callbacks"], parts["logger"]
     with config_group("trainer"):
         given = dict(instantiate(cfg.trainer, _convert_="all", _partial_=True).keywords)
         callbacks += given.pop("callbacks", None) or []

@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 #: How far a logit of the written network may be from the live one's, beside 1e-5 of its own size:
 #: float32 rounds a logit of 100 by nearly as much.
 TOLERANCE = 1e-4
-#: Images a batch when comparing; not as in the example, so that a fixed batch size is noticed.
-_BATCH = 100
+#: Random images to compare on, where there are no others.
+_RANDOM = 100
 #: What a file with such an ending is taken for.
 _FORMATS = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch_export"}
 
@@ -97,9 +97,9 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     if cfg.data.data_dir is None and cfg.data.get("image_size"):
         data, size = build_data(cfg, None), cfg.data.image_size
         height, width = [size, size] if isinstance(size, int) else size
-        shape = (_BATCH, data.channels, height, width)
+        shape = (_RANDOM, data.channels, height, width)
         noise = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
-        images: Images = ImageTensors(noise, torch.zeros(_BATCH, dtype=torch.int64))
+        images: Images = ImageTensors(noise, torch.zeros(_RANDOM, dtype=torch.int64))
     else:
         data = build_data(cfg, "test")
         images = data.test_set
@@ -236,19 +236,12 @@ def _compare(
     images: Images,
     is_exact: bool = True,
 ) -> tuple[int, float]:
-    """How many predictions on ``images`` differ between two networks, and their logits, at most.
-
-    Raises:
-        IncompleteError: if they are to be exact, and differ by more than rounding.
-    """
-    others, largest, are_close = 0, 0.0, True
-    for indices in torch.split(torch.arange(len(images)), _BATCH):
-        batch = data.normalise(images.__getitems__(indices.tolist())[0])
-        expected, logits = live(batch), written(batch)
-        others += int((logits.argmax(1) != expected.argmax(1)).sum())
-        largest = max(largest, (logits - expected).abs().max().item())
-        are_close &= torch.allclose(logits, expected, rtol=1e-5, atol=TOLERANCE)
-    if is_exact and (others or not are_close):
+    """How many predictions on ``images`` differ between two networks, and their logits, at most."""
+    outputs = [(live(batch), written(batch)) for batch, _ in data.batches(images)]
+    expected, logits = (torch.cat(side) for side in zip(*outputs, strict=True))
+    others = int((logits.argmax(1) != expected.argmax(1)).sum())
+    largest = (logits - expected).abs().max().item()
+    if is_exact and (others or not torch.allclose(logits, expected, rtol=1e-5, atol=TOLERANCE)):
         raise IncompleteError(
             f"out={cfg.out}: not written; the network in it differs from the live one: {others} "
             f"other predictions, logits by up to {largest:.1e}; expected at most {TOLERANCE:.0e}"
