@@ -8,7 +8,6 @@ from torch import nn
 from lora_mnist.lora import (
     LayerSettings,
     add_lora,
-    attach,
     base_state_dict,
     changed_tensors,
     fold_lora_scale,
@@ -22,6 +21,7 @@ from lora_mnist.lora import (
     set_lora_enabled,
     set_lora_scale,
 )
+from lora_mnist.lora.model import attach
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 

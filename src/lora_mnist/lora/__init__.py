@@ -18,14 +18,12 @@ from .base_state import lora_state_dict as lora_state_dict
 from .base_state import trainable_parameters as trainable_parameters
 from .combine import combine_adapters as combine_adapters
 from .frozen import freeze_base as freeze_base
-from .layer import AdapterParametrization as AdapterParametrization
 from .layer import LoRAParametrization as LoRAParametrization
 from .merge import merge_lora as merge_lora
 from .merge import remove_lora as remove_lora
 from .merge import unmerge_lora as unmerge_lora
 from .model import add_deltas as add_deltas
 from .model import add_lora as add_lora
-from .model import attach as attach
 from .model import fold_lora_scale as fold_lora_scale
 from .model import lora_disabled as lora_disabled
 from .model import lora_names as lora_names
