@@ -93,24 +93,29 @@ def test_dora_stands_on_other_adapters(tiny: nn.Module, below: str) -> None:
 
 
 @pytest.mark.parametrize("make", [TinyNet, lambda: nn.Sequential(nn.Conv2d(2, 4, 3))])
-@pytest.mark.parametrize("scale", [0, 0.3, 1.5])
-def test_dora_at_another_scale_is_dora(
-    make: Callable[[], nn.Module], scale: float, tmp_path: Path
+@pytest.mark.parametrize("kind", ["lora", "pissa", "dora", "last_layer"])
+@pytest.mark.parametrize("scale", [0, 0.3, -1.5])
+def test_a_scale_can_be_made_a_part_of_the_adapter(
+    make: Callable[[], nn.Module], kind: str, scale: float, tmp_path: Path
 ) -> None:
+    """Of DoRA, too, which is then DoRA with other factors and magnitudes."""
     base = make().double()
     net = add_lora(copy.deepcopy(base), rank=2, target_modules=".*", name="below")
-    add_lora(randomize(net), rank=2, alpha=3, target_modules=".*", use_dora=True, name="dora")
-    for adapter in adapters(net):
-        nn.init.normal_(adapter.lora_B)
+    options = {"dora": {"use_dora": True}, "pissa": {"init": "pissa"}}.get(kind, {})
+    if kind == "last_layer":
+        add_deltas(net, kind, name="scaled")
+    else:
+        add_lora(net, rank=2, alpha=3, target_modules=".*", name="scaled", **options)
     x = torch.randn((4, 6) if make is TinyNet else (3, 2, 5, 5), dtype=torch.float64)
-    set_lora_scale(net, scale, "dora")
+    set_lora_scale(randomize(net), scale, "scaled")
     scaled = net(x)
-    fold_lora_scale(net, "dora")
-    assert {adapter.scale for adapter in adapters(net)} == {1}
-    torch.testing.assert_close(net(x), scaled, rtol=1e-12, atol=1e-12)
+    fold_lora_scale(net, "scaled")
+    assert {adapter.scale for adapter in lora_adapters(net)} == {1}
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(net(x), scaled, **close)
     set_lora_enabled(net, False, "below")
-    again = load_adapter(base, save_adapter(net, tmp_path, "dora"))
-    assert torch.equal(again(x), net(x))
+    again = load_adapter(base, save_adapter(net, tmp_path, "scaled"))
+    torch.testing.assert_close(again(x), net(x), **close)
 
 
 def test_dora_keeps_what_has_no_direction() -> None:
