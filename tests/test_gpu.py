@@ -1,4 +1,4 @@
-"""Both stages on a GPU: the same proof, the images there once, files that any machine reads.
+"""Both stages on a GPU: the same proof, files that any machine reads.
 
 pytest -m gpu -n 0
 """
@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import torch
 from helpers.commands import only_run, read_results
-from lightning.pytorch import Trainer
-
-from lora_mnist.data import MNISTDataModule
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,14 +42,3 @@ def test_the_same_numbers_twice(cli: Any, tmp_path: Path) -> None:
         assert done.code == 0, done.err
     first, second = map(read_results, runs)
     assert first["base_sha256"] == second["base_sha256"]
-
-
-def test_the_images_are_there_once() -> None:
-    data = MNISTDataModule()
-    data.trainer = Trainer(accelerator="gpu", devices=1, logger=False)
-    data.setup("fit")
-    for loader in (data.train_dataloader(), data.val_dataloader()):
-        images, labels = next(iter(loader))
-        assert images.is_cuda
-        assert labels.is_cuda
-    assert not data.train_set.images.is_cuda

@@ -165,7 +165,7 @@ def test_before_the_first_checkpoint_it_begins_again(go: Go) -> None:
     assert differences(left_by(whole), left_by(folder)) == []
 
 
-@pytest.mark.parametrize("fails", ["test", "save_adapter", "write_results", "show_run"])
+@pytest.mark.parametrize("fails", ["test", "save_adapter", "write_json", "show_run"])
 def test_what_fails_after_training_is_made_up_for(
     go: Go, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:

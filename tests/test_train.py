@@ -211,7 +211,7 @@ def test_a_worse_base_says_how_to_go_back(tmp_path: Path) -> None:
     assert Path(target) == tmp_path / "base" / "mnist.ckpt"
 
 
-@pytest.mark.parametrize("fails", ["collect_results", "write_results", "write_predictions"])
+@pytest.mark.parametrize("fails", ["collect_results", "write_json", "write_predictions"])
 def test_the_base_is_published_last(
     outputs: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:

@@ -28,6 +28,7 @@ from lora_mnist.config import (
     require_fit,
 )
 from lora_mnist.data import ImageDataModule
+from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import (
@@ -35,7 +36,6 @@ from lora_mnist.disk.results import (
     Clock,
     collect_results,
     new_run_folder,
-    write_results,
 )
 from lora_mnist.errors import config_group
 from lora_mnist.lora import lora_names, set_lora_enabled
@@ -108,7 +108,7 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     results["adapter"] = settings["adapter"]
     results["scales"] = {adapter.name: adapter.scale for adapter in adapters}
     if trainer.is_global_zero:
-        write_results(results, folder)
+        write_json(folder / RESULTS_FILE, results)
         write_predictions(module.predictions, data.test_set, folder, results)
         show_run(trainer, results, folder, cfg.figures)
     check_require(comparisons, results)

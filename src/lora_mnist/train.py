@@ -43,9 +43,10 @@ from lora_mnist.config import (
 from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.base import find_base, own_file, read_facts, write_base
 from lora_mnist.disk.checkpoint import best_checkpoint, recorded_run, recorded_seed
+from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
-from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
+from lora_mnist.disk.results import RESULTS_FILE, Clock, collect_results, new_run_folder
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora import (
     base_state_dict,
@@ -128,7 +129,7 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         is_whole = data.targets is None and cfg.publish and not is_trial
         useless = why_useless(cfg, module, data) if is_whole else None
         if trainer.is_global_zero:
-            write_results(results, folder)
+            write_json(folder / RESULTS_FILE, results)
             write_predictions(module.predictions, data.test_set, folder, results)
             show_run(trainer, results, folder, cfg.figures)
             # Last: a run that fails on the way leaves the current base alone.
@@ -224,7 +225,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             # Not what is of this machine and this time alone.
             typed = typed_overrides("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
             write_card(folder / "adapter", results, command_line(typed) if typed else "")
-            write_results(results, folder)
+            write_json(folder / RESULTS_FILE, results)
             write_predictions(module.predictions, data.test_set, folder, results)
             show_run(trainer, results, folder, cfg.figures)
     if useless := why_useless(cfg, module, data):
@@ -250,7 +251,7 @@ def finetune(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step, best)
         results |= {"base_unchanged": False, "base_sha256": base.sha256}
         if trainer.is_global_zero:
-            write_results(results, folder)
+            write_json(folder / RESULTS_FILE, results)
             write_predictions(module.predictions, data.test_set, folder, results)
             show_run(trainer, results, folder, cfg.figures)
     if useless := why_useless(cfg, module, data):

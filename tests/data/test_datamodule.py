@@ -43,13 +43,6 @@ def test_pixels_are_normalised_by_what_is_measured(channels: int) -> None:
     assert normalised.std(correction=0).item() == pytest.approx(1, abs=1e-3)
 
 
-def test_given_values_are_those_of_torchvision() -> None:
-    data = greys(mean=0.1307, std=0.3081)
-    images = torch.randint(256, (5, 1, 3, 2), dtype=torch.uint8)
-    expected = images.float().div(255).sub(0.1307).div(0.3081)
-    assert torch.equal(data.normalise(images), expected)
-
-
 def test_processes_share_the_test_images_and_count_none_twice() -> None:
     data = greys(eval_batch_size=2)
     data.setup("test")

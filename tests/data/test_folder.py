@@ -41,14 +41,14 @@ def in_memory(request: pytest.FixtureRequest) -> bool:
 @pytest.mark.parametrize("resize", ["crop", "stretch"])
 @pytest.mark.parametrize("size", [(40, 30), (16, 99), (16, 16), (7, 5)])
 def test_reads_what_torchvision_reads(
-    make_photos: Maker, resize: str, size: tuple[int, int], in_memory: bool
+    make_photos: Maker, resize: str, size: tuple[int, int]
 ) -> None:
     make_photos({"cat": 2, "cat-a": 1, "cat2": 1}, "train", size=size)
     make_photos({"cat": 1, "cat-a": 1, "cat2": 1}, "validation", size=size)
     root = make_photos({"cat": 1, "cat-a": 2, "cat2": 1}, "test", size=size)
     scale = [v2.Resize(16), v2.CenterCrop(16)] if resize == "crop" else [v2.Resize((16, 16))]
     transform = v2.Compose([*scale, v2.PILToTensor()])
-    _, ours = sets(root, image_size=16, resize=resize, in_memory=in_memory)
+    _, ours = sets(root, image_size=16, resize=resize)
     for part, (images, labels) in zip(("train", "validation", "test"), ours, strict=True):
         theirs = ImageFolder(str(root / part), transform)
         by_path = sorted(range(len(theirs)), key=lambda i: theirs.imgs[i][0])
@@ -275,6 +275,7 @@ def test_folders_stay_what_they_are() -> None:
         ({"in_memory": "yes"}, "in_memory=yes: expected one of auto, True, False"),
         ({"image_size": 0}, "image_size=0: expected null, pixels, or "),
         ({"image_size": [8]}, r"image_size=\[8\]: expected null, pixels"),
+        ({"image_size": 8.5}, "image_size=8.5: expected null, pixels"),
         ({"val_size": "many"}, "val_size=many: expected a share"),
         ({"val_size": 100}, "val_size=100: expected a share"),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),
@@ -290,7 +291,7 @@ def test_refuses_bad_arguments(make_photos: Maker, changes: dict[str, Any], mess
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["cat"], "two or more classes"),
+        (["cat"], "a folder for each of two classes"),
         (["test/cat", "test/dog"], "0 readable images of cat to train on"),
         (["cat", "dog/more/.hidden"], "some of the . readable images of ... to train on"),
     ],

@@ -1,4 +1,3 @@
-import json
 import re
 import time
 from pathlib import Path
@@ -7,7 +6,6 @@ from typing import Any
 
 import pytest
 from composed import composed
-from helpers.commands import read_results
 from helpers.nets import TinyNet
 from torch import nn
 
@@ -18,7 +16,6 @@ from lora_mnist.disk.results import (
     collect_results,
     count_parameters,
     new_run_folder,
-    write_results,
 )
 from lora_mnist.lora import fingerprint
 
@@ -110,24 +107,3 @@ def test_parameters_are_counted(tiny: TinyNet) -> None:
     assert count["increase_percent"] == round(100 * lora / base, 3)
     add_lora(tiny, name="second")
     assert count_parameters(tiny)["lora"] == lora + lora // 2
-
-
-def test_results_are_written_a_line_a_key(tmp_path: Path) -> None:
-    results = {"stage": "lora", "digit": None, "val": {"errors_per_class": [1, 2], "loss": 0.1}}
-    write_results(results, tmp_path)
-    assert read_results(tmp_path) == results
-    assert (tmp_path / "results.json").read_text().splitlines() == [
-        "{",
-        '  "stage": "lora",',
-        '  "digit": null,',
-        '  "val": {"errors_per_class": [1, 2], "loss": 0.1}',
-        "}",
-    ]
-
-
-def test_results_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    write_results({"loss": 1.0}, tmp_path)
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_results({"loss": float("nan")}, tmp_path)
-    assert json.loads((tmp_path / "results.json").read_text()) == {"loss": 1.0}
-    assert len(list(tmp_path.iterdir())) == 1

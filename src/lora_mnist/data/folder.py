@@ -109,11 +109,16 @@ class FolderDataModule(ImageDataModule):
         **common: Any,
     ) -> None:
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
+        self._folders: dict[str, Path] = {}
         if self.data_dir is not None:
-            names = _class_names(self.data_dir, classes)
-        elif classes and None not in (image_size, common.get("mean"), common.get("std")):
-            names = [str(name) for name in classes]
-        else:
+            self._folders = _part_folders(self.data_dir)
+            names = _subfolders(next(iter(self._folders.values())))
+            if len(names) < 2:
+                raise ValueError(f"data_dir={data_dir}: expected a folder for each of two classes")
+            if classes is not None and sorted(map(str, classes)) != names:
+                raise ValueError(f"classes={classes}: expected every folder once: {names}")
+            classes = classes or names
+        elif not classes or None in (image_size, common.get("mean"), common.get("std")):
             raise ValueError(
                 "data_dir=null: expected a folder of images, or classes, image_size, mean and std "
                 "that the network was trained with"
@@ -129,13 +134,13 @@ class FolderDataModule(ImageDataModule):
         for key, share in {"val_size": val_size, "test_size": test_size}.items():
             if not is_number(share) or not 0 <= share < 1:
                 raise ValueError(f"{key}={share}: expected a share from 0 to below 1")
-        sides = [image_size] * 2 if isinstance(image_size, int) else list(image_size or [0, 0])
-        is_size = len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
-        if image_size is not None and not is_size:
+        size: Any = [image_size, image_size] if is_number(image_size) else image_size
+        if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
             raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
-        super().__init__(name, names, channels, **common)
-        self.image_size = (sides[0], sides[1]) if image_size else None
+        # The command line reads the name 7 as a number.
+        super().__init__(name, [str(name) for name in classes], channels, **common)
+        self.image_size = size
         self.resize, self.color_order, self.in_memory = resize, color_order, in_memory
         self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
         self._files: list[ImageFiles] = []
@@ -169,7 +174,7 @@ class FolderDataModule(ImageDataModule):
             raise ValueError("data_dir=null: expected a folder of images")
         labels = {name: label for label, name in enumerate(self.classes)}
         entries, others = [], []
-        for part, folder in _part_folders(self.data_dir).items():
+        for part, folder in self._folders.items():
             files = ImageFolder.make_dataset(
                 str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
             )
@@ -187,7 +192,7 @@ class FolderDataModule(ImageDataModule):
         return sorted(entries)
 
     @cached_property
-    def _size(self) -> tuple[int, int]:
+    def _size(self) -> Sequence[int]:
         """Height and width that the images are brought to; by default those of the first."""
         if self.image_size is not None:
             return self.image_size
@@ -257,30 +262,18 @@ class FolderDataModule(ImageDataModule):
         return sets
 
 
-def _class_names(root: Path, classes: Sequence[Any] | None) -> list[str]:
-    """The names of the class folders in ``root``, sorted, or in the order of ``classes``."""
-    names = _folders(next(iter(_part_folders(root).values())))
-    if len(names) < 2:
-        raise ValueError(f"data_dir={root}: expected a folder for each of two or more classes")
-    if classes is None:
-        return names
-    if sorted(map(str, classes)) != names:
-        raise ValueError(f"classes={classes}: expected every folder once: {names}")
-    return [str(name) for name in classes]  # the command line reads 7 as a number
-
-
 def _part_folders(root: Path) -> dict[str, Path]:
     """The folders that hold classes, by what their images are for."""
     if not root.is_dir():
         raise ValueError(f"data_dir={root}: expected a folder of images; there is none")
     parts: dict[str, Path] = {}
     for name, part in _PART_OF.items():
-        if _folders(root / name):  # else it may be a class, of the trains
+        if _subfolders(root / name):  # else it may be a class, of the trains
             parts[part] = root / name
     return parts or {"train": root}
 
 
-def _folders(root: Path) -> list[str]:
+def _subfolders(root: Path) -> list[str]:
     """The names of the folders in ``root``, sorted; none of ``.cache`` or ``__MACOSX``."""
     names = [path.name for path in root.glob("*") if path.is_dir()]
     return sorted(name for name in names if not name.startswith((".", "__")))

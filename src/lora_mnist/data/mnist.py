@@ -49,7 +49,9 @@ class MNISTDataModule(ImageDataModule):
         std: Channelwise = 0.3081,
         **common: Any,
     ) -> None:
-        classes = _family(dataset).classes
+        if dataset not in DATASETS:
+            raise ValueError(f"dataset={dataset}: expected one of {', '.join(DATASETS)}")
+        classes = getattr(torchvision.datasets, dataset).classes
         super().__init__(name or DATASETS[dataset], classes, 1, mean=mean, std=std, **common)
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
@@ -96,34 +98,30 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     Raises:
         ValueError: if files are missing or damaged, and cannot be downloaded.
     """
-    family, root = _family(dataset), Path(data_dir)
-    raw = root / dataset / "raw"
-    # torchvision has no common class for what is missing, damaged or half-written.
-    with suppress(Exception):
-        return _read(family(root, train=train))
+    root = Path(data_dir)
+    try:
+        images = getattr(torchvision.datasets, dataset)(root, train=train)
+    except Exception:  # torchvision has no one class for what is missing, damaged or half-written
+        images = _extract(dataset, root, train)
+    labels = images.targets
+    if labels.ndim == 2:  # QMNIST: the class, then where the image came from
+        labels = labels[:, 0].contiguous()
+    return images.data.unsqueeze(1), labels
+
+
+def _extract(dataset: str, root: Path, train: bool) -> Any:
+    """Extract the files, or download them, unless another process has done that meanwhile."""
+    family, raw = getattr(torchvision.datasets, dataset), root / dataset / "raw"
     try:
         raw.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):
-            with suppress(Exception):  # another process may have extracted meanwhile
-                return _read(family(root, train=train))
+            with suppress(Exception):
+                return family(root, train=train)
             for archive in raw.glob("*.gz"):
                 archive.with_suffix("").unlink(missing_ok=True)
-            return _read(family(root, train=train, download=True))
+            return family(root, train=train, download=True)
     except Exception as error:
         raise ValueError(
             f"data_dir={root}: expected the official .gz files in {raw}; some are missing or "
             f"damaged, and no download is possible ({one_line(error)})"
         ) from error
-
-
-def _family(dataset: str) -> Any:
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset={dataset}: expected one of {', '.join(DATASETS)}")
-    return getattr(torchvision.datasets, dataset)
-
-
-def _read(images: Any) -> Batch:
-    labels = images.targets
-    if labels.ndim == 2:  # QMNIST: the class, then where the image came from
-        labels = labels[:, 0].contiguous()
-    return images.data.unsqueeze(1), labels

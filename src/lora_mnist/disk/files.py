@@ -33,6 +33,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, a line a key, whole or not at all."""
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n")

@@ -1,6 +1,5 @@
 """What a run leaves for machines: its folder, its times, and results.json."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from torch import nn
 
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageDataModule
-from lora_mnist.disk.files import atomic_write
 from lora_mnist.lora import base_state_dict, count_parameters, fingerprint
 
 RESULTS_FILE = "results.json"
@@ -97,13 +95,3 @@ def collect_results(
         "adapter": None,
         "seconds": clock.seconds(),
     }
-
-
-def write_results(results: Mapping[str, Any], folder: Path) -> None:
-    """Write results.json, a line a key, whole or not at all."""
-    lines = [
-        f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}"
-        for key, value in results.items()
-    ]
-    with atomic_write(folder / RESULTS_FILE) as path:
-        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
