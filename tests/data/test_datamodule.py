@@ -76,7 +76,6 @@ def test_no_validation_set() -> None:
 @pytest.mark.parametrize(
     ("target", "classes", "expected"),
     [
-        (None, DIGITS, None),
         (3, DIGITS, [3]),
         ("three", DIGITS, [3]),
         ("3 - three", DIGITS, [3]),
@@ -115,12 +114,3 @@ def test_refuses_values_by_name(key: str) -> None:
 def test_refuses_more_replay_than_there_are_images() -> None:
     with pytest.raises(ValueError, match="replay=9: expected at most 8"):
         greys(target=0, replay=9).setup("fit")
-
-
-def test_refuses_images_without_contrast() -> None:
-    class Blank(Greys):
-        def training_images(self) -> Any:
-            return ImageTensors(torch.zeros(4, 1, 3, 2, dtype=torch.uint8), torch.arange(4)), []
-
-    with pytest.raises(ValueError, match="std="):
-        Blank("blank", ["a", "b"], 1).measure()

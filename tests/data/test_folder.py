@@ -67,6 +67,7 @@ def test_from_the_disk_is_as_in_memory(make_photos: Maker) -> None:
         images, labels = (torch.cat(tensors) for tensors in zip(*loader, strict=True))
         assert torch.equal(images, expected[0])
         assert torch.equal(labels, expected[1])
+        assert files.__getitems__([])[0].shape == (0, 1, 6, 8)  # of an empty gallery
 
 
 def test_auto_holds_in_memory_what_is_small(

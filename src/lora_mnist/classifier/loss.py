@@ -81,19 +81,19 @@ class Loss(nn.Module):
             raise ValueError(f"fit={fit}: expected one of cross_entropy, hinge")
         if distill_on not in (None, "replay", "target", "all"):
             raise ValueError(f"distill_on={distill_on}: expected one of replay, target, all")
-        numbers = {"margin": margin, "temperature": temperature, "target_weight": target_weight}
-        for name, value in {**numbers, "distill": distill}.items():
-            if value is not None and not (is_number(value) and value >= 0):
-                raise ValueError(f"{name}={value}: expected a finite number >= 0")
-        if temperature == 0:
-            raise ValueError("temperature=0: expected a number > 0")
+        for name, value, least, most in (
+            ("margin", margin, 0, 1e6),
+            ("distill", distill, 0, 1e6),
+            ("temperature", temperature, 1e-3, 1e6),
+            ("target_weight", target_weight, 0, 1),
+        ):
+            if value is not None and not (is_number(value) and least <= value <= most):
+                raise ValueError(f"{name}={value}: expected a number from {least:g} to {most:g}")
         if margin is not None and fit != "hinge":
             raise ValueError(f"margin={margin}: expected null, since fit={fit} has no margin")
         if distill == 0 and (distill_on is not None or temperature is not None):
             given = f"distill_on={distill_on}" if distill_on else f"temperature={temperature}"
             raise ValueError(f"{given}: expected null, since distill=0 distils nothing")
-        if target_weight is not None and target_weight > 1:
-            raise ValueError(f"target_weight={target_weight}: expected a number from 0 to 1")
         self.fit = fit
         self.margin = 1.0 if margin is None else float(margin)
         self.distill = float(distill)

@@ -16,8 +16,8 @@ from lora_mnist.data.mistakes import WithMistakes, read_mistakes
 from lora_mnist.data.sampler import Batch, Images, ImageTensors, TrainingLoader, weigh
 from lora_mnist.lora import is_number
 
-#: A class, by number or by name, or several; ``None`` for all of them.
-Target = int | str | Sequence[int | str] | None
+#: A class, by number or by name, or several.
+Target = int | str | Sequence[int | str]
 #: A number, or one for each channel; ``None`` stands for the training images' own.
 Channelwise = float | Sequence[float] | None
 
@@ -84,7 +84,7 @@ class ImageDataModule(LightningDataModule):
         classes: Sequence[str],
         channels: int,
         *,
-        target: Target = None,
+        target: Target | None = None,
         batch_size: int = 10,
         replay: int = 0,
         mistakes: str | Path | None = None,
@@ -110,15 +110,21 @@ class ImageDataModule(LightningDataModule):
         for key, share in {"hardness": hardness, "mistakes_test": mistakes_test}.items():
             if not is_number(share) or not 0 <= share < 1:
                 raise ValueError(f"{key}={share}: expected a number from 0 to below 1")
-        _check_channelwise("mean", mean, channels, least=0, most=1)
-        _check_channelwise("std", std, channels, least=1e-6, most=1e6)
+        for key, value, low, high in (("mean", mean, 0.0, 1.0), ("std", std, 1e-6, 1e6)):
+            values: Any = value if isinstance(value, list | tuple) else [value]
+            are_right = all(is_number(each) and low <= each <= high for each in values)
+            if value is not None and not (are_right and len(values) in (1, channels)):
+                raise ValueError(
+                    f"{key}={value}: expected null, or numbers from {low:g} to {high:g}, one or "
+                    f"one for each of {channels} channels"
+                )
         self.name, self.classes, self.channels = name, list(classes), channels
         self.short_names: list[str] = []
         for number, class_name in enumerate(self.classes):
             has_number = class_name.startswith(f"{number} - ")
             self.short_names.append(str(number) if has_number else class_name)
         self.target = target
-        self.targets = class_numbers(target, self.classes)
+        self.targets = None if target is None else class_numbers(target, self.classes)
         if replay and self.targets is None and mistakes is None:
             raise ValueError(f"replay={replay}: expected 0, since all classes are trained on")
         self.batch_size, self.replay = batch_size, replay
@@ -190,21 +196,18 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: if it is named after none.
         """
-        numbers = _numbers_by_name(self.classes)
-        if name not in numbers:
+        try:
+            return class_numbers(name, self.classes)[0]
+        except ValueError as error:
             raise ValueError(
                 f"expected folders named after classes, such as {self.short_names[0]}, not {name}"
-            )
-        return numbers[name]
+            ) from error
 
     def measure(self, images: Images | None = None) -> None:
         """Set ``mean`` and ``std``, where they are ``None``, to those of ``images``.
 
         By default these are all the training images. The numbers are rounded to four decimals, so
         that they give the same images when they are copied from where they were printed.
-
-        Raises:
-            ValueError: if all pixels are alike.
         """
         if self.mean is not None and self.std is not None:
             return
@@ -226,8 +229,6 @@ class ImageDataModule(LightningDataModule):
         if self.mean is None:
             self.mean = means if self.channels > 1 else means[0]
         if self.std is None:
-            if 0 in stds:
-                raise ValueError(f"std={stds}: the training images are all alike; expected others")
             self.std = stds if self.channels > 1 else stds[0]
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -342,25 +343,15 @@ class ImageDataModule(LightningDataModule):
         return self.normalise(images), labels
 
 
-def _numbers_by_name(classes: Sequence[str]) -> dict[str, int]:
-    """What a class may be called: its name; ``nine`` for ``9 - nine``; else its number."""
-    numbers = {str(number): number for number in range(len(classes))}
-    numbers |= {name.removeprefix(f"{number} - "): number for number, name in enumerate(classes)}
-    return numbers | {name: number for number, name in enumerate(classes)}
-
-
-def class_numbers(target: Target, classes: Sequence[str]) -> list[int] | None:
-    """The numbers of the class or classes that ``target`` names; ``None`` for all of them.
+def class_numbers(target: Target, classes: Sequence[str]) -> list[int]:
+    """The numbers of the class or classes that ``target`` names; ``nine`` is ``9 - nine``, too.
 
     A name goes before a number: with the classes 1, 10 and 2 the target 10 is the class of that
-    name.
-
-    Raises:
-        ValueError: if ``target`` names no class, or one twice.
+    name. ValueError, if ``target`` names no class, or one twice.
     """
-    if target is None:
-        return None
-    numbers = _numbers_by_name(classes)
+    numbers = {str(number): number for number in range(len(classes))}
+    numbers |= {name.removeprefix(f"{number} - "): number for number, name in enumerate(classes)}
+    numbers |= {name: number for number, name in enumerate(classes)}
     chosen: list[int] = []
     for one in target if isinstance(target, list | tuple) else [target]:
         if str(one) not in numbers:
@@ -372,14 +363,3 @@ def class_numbers(target: Target, classes: Sequence[str]) -> list[int] | None:
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"target={target}: expected each class once, and at least one")
     return chosen
-
-
-def _check_channelwise(name: str, value: Any, channels: int, least: float, most: float) -> None:
-    """Refuse what is neither ``None`` nor a number in the range, nor one for each channel."""
-    values = value if isinstance(value, list | tuple) else [value]
-    are_right = all(is_number(number) and least <= number <= most for number in values)
-    if value is not None and not (are_right and len(values) in (1, channels)):
-        raise ValueError(
-            f"{name}={value}: expected null, or numbers from {least:g} to {most:g}, one or one for "
-            f"each of {channels} channels"
-        )

@@ -47,13 +47,15 @@ class ImageFiles(Images):
         self.paths, self.labels, self.transform = paths, labels, transform
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        images = []
-        for i in indices:
+        form = self.transform.keywords
+        shape = len(indices), form["channels"], form["height"], form["width"]
+        images = torch.empty(shape, dtype=torch.uint8)
+        for place, i in enumerate(indices):
             try:
-                images.append(self.transform(open_picture(self.paths[i], upright=False)))
+                images[place] = self.transform(open_picture(self.paths[i], upright=False))
             except ValueError as error:
                 raise ValueError(f"{self.paths[i]}: {error}") from error
-        return torch.stack(images), self.labels[indices]
+        return images, self.labels[indices]
 
 
 class FolderDataModule(ImageDataModule):
@@ -140,7 +142,7 @@ class FolderDataModule(ImageDataModule):
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         # The command line reads the name 7 as a number.
         super().__init__(name, [str(name) for name in classes], channels, **common)
-        self.image_size = size
+        self.image_size = None if size is None else (size[0], size[1])
         self.resize, self.color_order, self.in_memory = resize, color_order, in_memory
         self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
         self._files: list[ImageFiles] = []
@@ -192,7 +194,7 @@ class FolderDataModule(ImageDataModule):
         return sorted(entries)
 
     @cached_property
-    def _size(self) -> Sequence[int]:
+    def _size(self) -> tuple[int, int]:
         """Height and width that the images are brought to; by default those of the first."""
         if self.image_size is not None:
             return self.image_size

@@ -26,8 +26,7 @@ class WithMistakes(Images):
         is_mistake = index >= count
         images = self.mistakes.images.new_empty(len(index), *self.mistakes.images.shape[1:])
         images[is_mistake] = self.mistakes.images[index[is_mistake] - count]
-        if not is_mistake.all():
-            images[~is_mistake] = self.images.__getitems__(index[~is_mistake].tolist())[0]
+        images[~is_mistake] = self.images.__getitems__(index[~is_mistake].tolist())[0]
         return images, self.labels[index]
 
 

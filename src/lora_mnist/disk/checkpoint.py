@@ -9,7 +9,7 @@ other settings or other images.
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,7 @@ class RandomStates(Callback):
     Each process has states of its own; the checkpoint has those of all, by rank.
     """
 
-    def __init__(self) -> None:
-        self._states: list[dict[str, Any]] = []
+    _states: Sequence[dict[str, Any]] = ()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -160,7 +159,7 @@ class RandomStates(Callback):
         if not self._states:
             return
         states = self._states[trainer.global_rank]
-        self._states = []
+        self._states = ()
         np.random.set_state(states["numpy"])
         random.setstate(states["python"])
         torch.set_rng_state(states["torch"])
