@@ -18,6 +18,10 @@ from helpers.commands import ROOT, Outcome
 from helpers.nets import TinyNet
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
+from hypothesis import settings
+
+settings.register_profile("tests", max_examples=40, deadline=None)
+settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

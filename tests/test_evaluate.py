@@ -75,6 +75,7 @@ def test_what_is_required_is_checked_and_all_is_kept(cli: Any, made: Made, tmp_p
     )
     folder = only_run(tmp_path / "outputs", "eval")
     assert read_results(folder)["test"] == made.results["test"]
+    assert not [*folder.glob("report.html"), *folder.glob("figures")]  # figures=false
     assert f"run: {folder}" in done.err
     done = cli("eval.py", *options, 'require=["test.brokn <= 2"]')
     assert done.code == 2
@@ -177,12 +178,3 @@ def test_another_base_is_refused_unless_allowed(made: Made, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
     found = evaluate(made.config(*options, "allow_other_base=true"), tmp_path)
     assert found["base_sha256"] != made.results["base_sha256"]
-
-
-@pytest.mark.parametrize(("figures", "drawn"), [("auto", True), ("false", False)])
-def test_figures_are_drawn_where_they_are_wanted(
-    made: Made, tmp_path: Path, figures: str, drawn: bool
-) -> None:
-    evaluate(made.config(f"adapter={made.run}", f"figures={figures}"), tmp_path)
-    assert (tmp_path / "report.html").exists() is drawn
-    assert bool(list(tmp_path.glob("figures/*.png"))) is drawn

@@ -59,7 +59,7 @@ ADAPTERS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     options=st.lists(ADAPTERS, min_size=1, max_size=4),
     scales=st.lists(st.floats(-2, 2), min_size=4, max_size=4),

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.nets import TinyNet, dense, randomize
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
@@ -61,7 +61,6 @@ def conv_net(**geometry: Any) -> nn.Module:
     return nn.Sequential(nn.Conv2d(2, 4, **{"kernel_size": 3, **geometry}))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     geometry=st.none() | CONVOLUTIONS,
     batch=st.sampled_from([(), (0,), (1,), (7,), (2, 3)]),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.nets import TinyNet, randomize
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -51,7 +51,6 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(steps=st.lists(STEPS, max_size=8), training=st.booleans())
 def test_whatever_is_done_in_whatever_order(
     steps: list[tuple[str, str | None]], training: bool
