@@ -59,7 +59,6 @@ from lora_mnist.lora import (
     target_weights,
 )
 from lora_mnist.project import CONFIGS, is_sweep, program, typed_overrides
-from lora_mnist.show.loggers import TensorBoardPage
 from lora_mnist.show.progress import ProgressLines
 from lora_mnist.sweep.command import key_of
 
@@ -604,8 +603,6 @@ def build_trainer(
     with config_group("trainer"):
         given = dict(instantiate(cfg.trainer, _convert_="all", _partial_=True).keywords)
         callbacks += given.pop("callbacks", None) or []
-        if loggers:
-            callbacks.append(TensorBoardPage())
         if not sys.stdout.isatty():
             callbacks.append(ProgressLines())
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)

@@ -312,7 +312,7 @@ def fit(
     if trainer.is_global_zero:
         print_parameters(module.net)
     count, mistakes = int(data.is_target.sum()), bool(data.mistake_sets)
-    settings = (count, data.classes, data.targets, data.replay, data.hardness, mistakes)
+    settings = (count, data.classes, data.targets, data.replay, mistakes)
     _info("%s", training_sentence(cfg.stage, *settings))
     if is_sweep():
         module.base_logits = shared_base_logits(cfg, module, data)

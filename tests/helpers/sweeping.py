@@ -41,7 +41,6 @@ def write_sweep(sweep: Path, **changes: Any) -> None:
         **{"commands": ["python train.py -m lora.rank=1"], "fixed": ["stage"]},
         "entry": "python train.py",
         **{"metric": "val.accuracy", "mode": "max", "columns": COLUMNS},
-        "start": {"title": "base", "suffix": "_base"},
     }
     sweep.mkdir(parents=True, exist_ok=True)
     (sweep / "sweep.json").write_text(json.dumps(content | changes))

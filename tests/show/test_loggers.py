@@ -14,7 +14,6 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lora_mnist.show.loggers import (
     SortedTensorBoardLogger,
-    TensorBoardPage,
     hparams_of,
     show_run,
 )
@@ -40,7 +39,6 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     trainer = Trainer(
         accelerator="cpu",
         logger=[board, CSVLogger(folder)],
-        callbacks=[TensorBoardPage()],
         max_steps=2,
         limit_val_batches=0,
         enable_checkpointing=False,

@@ -83,17 +83,6 @@ def test_ended_and_resumed_equals_undisturbed(
     assert not list(sweep.rglob(".*.tmp*"))
 
 
-def test_fail_fast_stops_at_the_first(cli: Any, tmp_path: Path) -> None:
-    done = cli(TOY, "-m", "x=0,1", "sweep.fail_fast=true")
-    assert done.code == 1
-    sweep = only_sweep(tmp_path)
-    assert statuses(sweep) == ["failed"]
-    # What stopped it does not stop the next attempt.
-    done = cli(TOY, "-m", "x=1,2", "sweep.fail_fast=true", f"sweep.resume={sweep}")
-    assert done.code == 0, done.err
-    assert statuses(sweep) == ["finished", "finished", "failed"]
-
-
 def test_a_job_that_is_not_what_is_required_fails_and_keeps_its_numbers(
     cli: Any, tmp_path: Path
 ) -> None:
@@ -135,7 +124,6 @@ def test_seeds_are_ranked_by_their_mean(cli: Any, tmp_path: Path) -> None:
         (("-m", "sweep.metric=test.loss"), "sweep.metric=test.loss: expected one of val.accuracy"),
         (("-m", "sweep.mode=best"), "sweep.mode=best: expected max or min"),
         (("-m", "require=[val.errors]"), "require=val.errors: expected two numbers or keys"),
-        (("-m", "sweep.fail_fast=no?"), "sweep.fail_fast=no?: expected true or false"),
         (("-m", "sweep=optuna", "sweep.metric=null"), "sweep.metric=null: a search needs one"),
     ],
 )

@@ -28,15 +28,15 @@ def test_best_first(tmp_path: Path, mode: str, order: str) -> None:
 
 #: As the README shows it, in width and words.
 TABLE = """
-┏━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━┓
-┃      ┃ lora.rank ┃ val.accuracy ┃ val errors on 9 ┃ test.accuracy ┃ seconds ┃
-┡━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━┩
-│    1 │         8 │       0.9334 │               4 │        0.9248 │     1.2 │
-│    2 │         4 │       0.9166 │               4 │        0.9248 │     1.2 │
-│      │         0 │       failed │                 │               │         │
-├──────┼───────────┼──────────────┼─────────────────┼───────────────┼─────────┤
-│ base │           │       0.9300 │              38 │        0.9520 │         │
-└──────┴───────────┴──────────────┴─────────────────┴───────────────┴─────────┘
+┏━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━┓
+┃        ┃ lora.rank ┃ val.accuracy ┃ val errors on 9 ┃ test.accuracy ┃ seconds ┃
+┡━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━┩
+│      1 │         8 │       0.9334 │               4 │        0.9248 │     1.2 │
+│      2 │         4 │       0.9166 │               4 │        0.9248 │     1.2 │
+│ failed │         0 │              │                 │               │         │
+├────────┼───────────┼──────────────┼─────────────────┼───────────────┼─────────┤
+│   base │           │       0.9300 │              38 │        0.9520 │         │
+└────────┴───────────┴──────────────┴─────────────────┴───────────────┴─────────┘
 best: python train.py stage=lora lora.rank=8
 failed: lora.rank=0: expected an integer >= 1
 sweep: """
@@ -131,8 +131,8 @@ def test_a_lucky_seed_is_not_crowned(tmp_path: Path) -> None:
     write_job(tmp_path, "2-2", ["seed=2", "lora.rank=2"], error="no")
     text = summary(tmp_path)
     assert "┃ seeds ┃" in text
-    assert "│ 1 │         2 │     2 │ 0.8900 ± 0.0141 │" in text
-    assert "│ 2 │         1 │     3 │ 0.8500 ± 0.1000 │" in text
+    assert "│      1 │         2 │     2 │ 0.8900 ± 0.0141 │" in text
+    assert "│      2 │         1 │     3 │ 0.8500 ± 0.1000 │" in text
     assert "best: python train.py stage=lora seed=0 lora.rank=2\n" in text
     assert "failed: seed=2 lora.rank=2: no\n" in text
     rows = read_summary(tmp_path)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_mnist.classifier.significance import wilson
 from lora_mnist.show.report import write_page
-from lora_mnist.show.verdict import named, started_from, targets_of, verdict_text
+from lora_mnist.show.verdict import change_of, named, targets_of, verdict_text
 
 
 def write_card(folder: Path, results: Mapping[str, Any], command: str) -> None:
@@ -17,24 +17,17 @@ def write_card(folder: Path, results: Mapping[str, Any], command: str) -> None:
     scale, the base's SHA-256, the command and the versions; in the form of a model card of the
     Hugging Face Hub, as PEFT writes one, too.
 
-    Args:
-        folder: the adapter's.
-        results: what results.json of its run holds.
-        command: what trained it; empty where it was trained from Python.
-
-    Raises:
-        OSError: if the file cannot be written.
+    ``command`` is what trained it; empty where it was trained from Python.
     """
     classes, targets = results["classes"], targets_of(results)
-    parts = {named(classes, [c]): [c] for c in targets} | {"all": list(range(len(classes)))}
+    groups = {named(classes, [c]): [c] for c in targets} | {"all": [*range(len(classes))]}
     rows = []
-    for name, numbers in parts.items():
+    for name, numbers in groups.items():
+        change = change_of(results, numbers)
         cells = [name]
-        for outcome in (started_from(results), results["test"]):
-            errors = sum(outcome["errors_per_class"][c] for c in numbers)
-            images = sum(outcome["images_per_class"][c] for c in numbers)
-            low, high = wilson(errors, images)
-            cells.append(f"{errors:,} of {images:,} ({low:,.0f} to {high:,.0f})")
+        for errors in (change.before, change.after):
+            low, high = wilson(errors, change.images)
+            cells.append(f"{errors:,} of {change.images:,} ({low:,.0f} to {high:,.0f})")
         rows.append(cells)
     write_page(
         folder / "README.md",

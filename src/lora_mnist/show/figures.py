@@ -3,6 +3,7 @@
 They show what results.json, the saved predictions and the adapter hold.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions
-from lora_mnist.show.verdict import short_name, started_from, targets_of
+from lora_mnist.show.verdict import short_name, start_name, started_from, targets_of
 
 #: Folder of the figures in a run's.
 FIGURES = "figures"
@@ -79,11 +80,10 @@ def draw_run(
 @matplotlib.rc_context(STYLE)
 def draw_errors(results: Mapping[str, Any]) -> Figure:
     """Bars of each class's errors, before and after; of very many classes the worst."""
-    errors = {"base": results["test"]["errors_per_class"]}
+    errors = {start_name(results): started_from(results)["errors_per_class"]}
     if "test_base" in results:
-        started = "before" if "test_before" in results else "base"
-        errors = {started: started_from(results)["errors_per_class"], "adapted": errors["base"]}
-    worst = np.argsort([-max(counts) for counts in zip(*errors.values(), strict=True)])
+        errors["adapted"] = results["test"]["errors_per_class"]
+    worst = np.argsort(-np.max([*errors.values()], axis=0), kind="stable")
     shown = sorted(worst[:_MOST_BARS].tolist())
     bars = {side: [counts[c] for c in shown] for side, counts in errors.items()}
     names = [str(results["classes"][c]) for c in shown]
@@ -95,38 +95,19 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def draw_dial(results: Mapping[str, Any]) -> Figure:
-    """Validation errors as the adapter is turned up: on the target against elsewhere.
-
-    Without a target, all errors over the scale.
-    """
+    """Validation errors as the adapter is turned up: all, on the target, and elsewhere."""
     dial = results["dial"]
-    figure = Figure(figsize=(_WIDTH, 4), layout="constrained")
-    axes = figure.subplots()
+    curves = {"all": dial["errors"]}
     if "errors_of_target" in dial:
-        xs, ys = dial["errors_elsewhere"], dial["errors_of_target"]
-        axes.set(xlabel="errors elsewhere", ylabel="errors on what is to be repaired")
-        base = dial["errors"][dial["scales"].index(0)]
-        line = np.array([0, base])
-        axes.plot(base - line, line, color=GRAY, ls="--", lw=1, label="as many in all as the base")
-    else:
-        xs, ys = dial["scales"], dial["errors"]
-        axes.set(xlabel="scale", ylabel="errors")
-    axes.plot(xs, ys, color=BLUE, marker="o", ms=4)
-    for scale, x, y in zip(dial["scales"], xs, ys, strict=True):
-        is_advised = scale == dial["advised"]
-        if is_advised:
-            axes.plot(x, y, color=GREEN, marker="o", ms=10, label=f"{scale:g}: advised")
-        weight = "bold" if is_advised or scale in (0, 1) else "normal"
-        axes.annotate(
-            f"{scale:g}", (x, y), (4, 5), textcoords="offset points", fontsize=8, weight=weight
-        )
-    axes.set_xlim(max(0, min(xs) - 0.1 * (max(xs) - min(xs))), 1.05 * max(xs))
-    axes.set_ylim(0, 1.1 * max(ys) + 1)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    meaning = "0: off, 1: as trained"
-    count = f"{dial['images']:,} validation images"
-    axes.set_title(f"the adapter turned up, on {count}\n{meaning}", loc="left")
+        curves["on what is to be repaired"] = dial["errors_of_target"]
+        curves["elsewhere"] = dial["errors_elsewhere"]
+    title = f"errors on {dial['images']:,} validation images, by the adapter's scale"
+    meaning = f"0: off, 1: as trained, {dial['advised']:g}: advised"
+    figure = _draw_curves(dial["scales"], curves, f"{title}\n{meaning}")
+    axes = figure.axes[0]
+    axes.set_yscale("symlog")  # a few errors on the target beside thousands elsewhere
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.axvline(dial["advised"], color=GRAY, lw=4, alpha=0.5, zorder=0)
     return figure
 
 
@@ -252,16 +233,11 @@ def draw_singular_values(factors: Mapping[str, tuple[Any, Any, float]]) -> Figur
         norms = {"adapted": [float(of[0]) for of in values.values()][:_MOST_BARS]}
         title = "size of what the adapter adds to each layer (Frobenius norm)"
         return _draw_bars(list(values)[:_MOST_BARS], norms, "{:.3g}", title)
-    figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for (name, of), marker in zip(values.items(), "osD^vP*X", strict=False):
-        axes.plot(range(1, len(of) + 1), of, marker=marker, ms=4, label=_shortened(name))
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    title = "singular values of what it adds to each layer"
     meaning = "those near 0 are rank that the adapter does not use"
-    axes.set_title(f"singular values of what it adds to each layer\n{meaning}", loc="left")
+    places = range(1, 1 + max(map(len, values.values())))
+    figure = _draw_curves(places, values, f"{title}\n{meaning}")
+    figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -297,6 +273,19 @@ def _draw_bars(
     axes.set_title(title, loc="left")
     if len(sides) > 1:
         figure.legend(ncols=2, frameon=False, loc="outside lower right")
+    return figure
+
+
+def _draw_curves(xs: Sequence[float], curves: Mapping[str, Any], title: str) -> Figure:
+    """A curve for each of ``curves``, which may end early."""
+    figure = Figure(figsize=(_WIDTH, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for (name, ys), marker in zip(curves.items(), itertools.cycle("osD^vP*X")):
+        axes.plot(xs[: len(ys)], ys, marker=marker, ms=4, label=_shortened(name, 26))
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    axes.set_title(title, loc="left")
     return figure
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import OmegaConf
 from PIL import Image
@@ -74,7 +74,7 @@ _USUAL: dict[str, bool | int | float | str] = {
 
 
 class SortedTensorBoardLogger(TensorBoardLogger):
-    """Lightning's, with the curves to look at first in front.
+    """Lightning's, with a first page, the configuration, and the curves to look at first in front.
 
     TensorBoard sorts tags by name and opens the first two groups: ``pretrain`` and ``repair``. They
     are two, since a base takes thousands of steps and a repair takes a hundred.
@@ -95,18 +95,12 @@ class SortedTensorBoardLogger(TensorBoardLogger):
             tags[name if name.startswith("test") else tag] = value
         super().log_metrics(tags, step)
 
-
-class TensorBoardPage(Callback):
-    """Lightning callback: lays out the first page, and writes the configuration down."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step:
-            return  # an earlier run, which is gone on with, has done that
-        config = OmegaConf.to_yaml(OmegaConf.create(dict(pl_module.hparams)))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(_LAYOUT)
-                logger.experiment.add_text("3 configuration", _as_code(config))
+    def log_hyperparams(self, params: Any, *ends: Any) -> None:
+        if not self.hparams:  # the first time
+            config = OmegaConf.to_yaml(OmegaConf.create(dict(params)))
+            self.experiment.add_custom_scalars(_LAYOUT)
+            self.experiment.add_text("3 configuration", _as_code(config))
+        super().log_hyperparams(params, *ends)
 
 
 def show_run(

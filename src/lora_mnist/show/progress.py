@@ -38,7 +38,6 @@ class ProgressLines(Callback):
         steps = trainer.estimated_stepping_batches
         rate = (step - self._start_step) / (now - self._started)
         if steps == float("inf"):
-            log.info("step %s, %.3g a second", f"{step:,}", rate)
             return
         seconds = round((steps - step) / rate)
         text = f"step {step:,} of {steps:,}, about {seconds // 60} min {seconds % 60} s to go"

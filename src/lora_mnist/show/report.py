@@ -10,17 +10,15 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar, wilson
+from lora_mnist.classifier.significance import chance_text
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import program
 from lora_mnist.show.figures import draw_run
 from lora_mnist.show.verdict import (
+    class_rows,
     confusions,
-    counts_per_class,
-    mistakes_of,
     started_from,
-    targets_of,
     verdict,
     verdict_text,
 )
@@ -54,15 +52,10 @@ def make_report(folder: Path) -> dict[str, Path]:
         program=program,
         results=results,
         verdict=verdict(results),
-        before=started_from(results) if "test_base" in results else None,
-        counts=counts_per_class(results),
+        before=started_from(results),
+        rows=class_rows(results, [(str(n), [c]) for c, n in enumerate(results["classes"])]),
         confusions=confusions(results),
-        targets=targets_of(results),
-        mcnemar=mcnemar,
         chance_text=chance_text,
-        level=LEVEL,
-        wilson=wilson,
-        mistakes=mistakes_of(results),
         has_predictions=predictions is not None,
         figures={name: _in_page(path) for name, path in drawn.items()},
         overrides=(hydra / "overrides.yaml").read_text() if has_config else "",
@@ -81,30 +74,20 @@ def make_sweep_report(folder: Path) -> None:
     ranked = Ranked(folder)
     if not ranked.jobs:
         raise ValueError(f"{folder}: no job of a sweep")
-    best, best_verdict = ranked.best, ""
-    headline = f"{len(ranked.jobs):,} jobs"
-    if best:
-        best_verdict = verdict_text(read_json(folder / best.jobs[0].folder / RESULTS_FILE))
-        settings = [f" {key}={value}" for key, value in ranked.settings(best.jobs[0]).items()]
-        headline = f"{ranked.verdict()}: {ranked.metric} {best.mean(ranked.metric):.4f}"
-        headline += f" with{''.join(settings)}" if settings else ""
-        if len(best.jobs) > 1:
-            headline += f", the mean of {len(best.jobs)} seeds"
-        start = ranked.start_value(best, ranked.metric)
-        if start is not None:
-            headline += f"; the {ranked.sweep['start']['title']} has {start:.4f}"
-    titles, rows, start_row = ranked.table(_MOST_ROWS)
+    best = ""
+    if ranked.best:
+        best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
+    titles, rows, base = ranked.table(_MOST_ROWS)
     picture = folder / "summary.png"
     write_page(
         folder / "report.html",
         "sweep.html.j2",
         ranked=ranked,
-        headline=headline,
-        verdict=best_verdict,
+        best=best,
         picture=_in_page(picture) if picture.exists() else None,
         titles=titles,
         rows=rows,
-        start=start_row,
+        base=base,
         again=command_line([override("run", folder)], program("report")),
     )
 

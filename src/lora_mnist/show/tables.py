@@ -4,7 +4,6 @@ A terminal gets them in its width and its colours; a pipe and the log as plain t
 """
 
 import logging
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
@@ -16,13 +15,13 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar, wilson
+from lora_mnist.classifier.significance import chance_text
 from lora_mnist.lora import base_state_dict, lora_adapters, trainable_parameters
 from lora_mnist.show.verdict import (
     Phrase,
+    class_rows,
     confusions,
-    counts_per_class,
-    mistakes_of,
+    number_of,
     short_name,
     started_from,
     targets_of,
@@ -34,7 +33,6 @@ screen = logging.getLogger("lora_mnist.show.screen")  # goes to standard output
 
 # A longer table would push what was asked for off the screen; results.json has all of it.
 _MOST_ROWS = 40
-_CHOSEN_ROWS = 20
 _STYLES = {"good": "green", "bad": "red", "plain": "", "advice": "bold"}
 
 
@@ -60,9 +58,8 @@ def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
     base = base_state_dict(net)
     layers = {n: layer for n, layer in net.named_modules() if f"{n}.weight".lstrip(".") in base}
-    shown = list(layers)[: _MOST_ROWS if len(layers) <= _MOST_ROWS else _CHOSEN_ROWS]
     rows: list[dict[str, str]] = []
-    for name in shown:
+    for name in list(layers)[:_MOST_ROWS]:
         row = {"layer": name}
         for column, part in (("W", "weight"), ("b", "bias")):
             row[column] = _shape(base.get(f"{name}.{part}".lstrip(".")))
@@ -76,7 +73,7 @@ def print_parameters(net: nn.Module) -> None:
     table = Table(*columns)
     for row in rows:
         table.add_row(*(row.get(column, "") for column in columns))
-    if rest := len(layers) - len(shown):
+    if rest := len(layers) - len(rows):
         table.add_row(f"{rest} more")
     show(table, trainable_parameters(net))
 
@@ -99,14 +96,21 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 
 def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
-    test, base = results["test"], results.get("test_base")
-    # What is better is green, what is worse red, and no word is said by colour alone.
-    verdict_line = _line(verdict(results))
+    test, groups = results["test"], _groups(results)
+    rows = class_rows(results, groups)
+    table = _table("class", rows[0].cells)
+    for row in rows:
+        # What is better is green, what is worse red, and no word is said by colour alone.
+        styles = {"change": _STYLES[row.mood]}
+        cells = [Text(str(cell), styles.get(title, "")) for title, cell in row.cells.items()]
+        name = f"{row.name} *" if row.is_target else row.name
+        table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
+    table.rows[-2].end_section = True
     confused = [_line(phrases) for phrases in confusions(results).values()]
-    table = _class_table(results, "class", counts_per_class(results))
-    if base is None:
+    said = [*confused, _line(verdict(results))]
+    if "test_base" not in results:
         table.title = "errors on the test images"
-        return [table, f"accuracy: {test['accuracy']:.4f}", *confused, verdict_line]
+        return [table, f"accuracy: {test['accuracy']:.4f}", *said]
     table.title = "test images, * to be repaired" if targets_of(results) else "test images"
     changes = f"repaired: {test['repaired']}, broken: {test['broken']}"
     parts: list[RenderableType] = [
@@ -115,58 +119,29 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
         f"accuracy: {started_from(results)['accuracy']:.4f} -> {test['accuracy']:.4f}",
     ]
     if "each" in results:
-        splits = {"base": base, **results["each"], "all adapters": test}
-        columns = {name: outcome["errors_per_class"] for name, outcome in splits.items()}
-        parts.append(_class_table(results, "errors with", columns))
-    if mistakes := mistakes_of(results):
-        table = _table("mistakes", ["right with the base", "right now", "images"])
-        for name, counts in mistakes.items():
-            table.add_row(name, *map(str, counts))
+        sides = {"base": results["test_base"], **results["each"], "all adapters": test}
+        table = _table("errors with", sides)
+        for name, classes in groups:
+            errors = [sum(side["errors_per_class"][c] for c in classes) for side in sides.values()]
+            table.add_row(Text(name), *map(str, errors))
+        table.rows[-2].end_section = True
         parts.append(table)
-    return [*parts, *confused, verdict_line]
+    return [*parts, *said]
 
 
 def _line(phrases: Sequence[Phrase]) -> Text:
     return Text(" ").join(Text(text, _STYLES[mood]) for text, mood in phrases)
 
 
-def _class_table(
-    results: Mapping[str, Any], first: str, columns: Mapping[str, Sequence[int]]
-) -> Table:
-    """A row for each class and one for all; ``columns`` hold a count for each class.
-
-    Beside errors and images stands the 95% interval of the errors; a change that chance explains
-    has no colour.
-    """
-    classes, targets = results["classes"], targets_of(results)
-    every = list(range(len(classes)))
-    own, rest = every, []
-    if len(classes) > _MOST_ROWS:
-        tests = [results[test] for test in ("test", "test_base") if test in results]
-        sides = [test["errors_per_class"] for test in tests]
-        order = sorted(every, key=lambda c: (c not in targets, -max(side[c] for side in sides)))
-        own, rest = sorted(order[:_CHOSEN_ROWS]), order[_CHOSEN_ROWS:]
-    rows = [(str(classes[c]), [c]) for c in own]
-    if rest:
-        rows.append((f"{len(rest)} others", rest))
-    has_interval, is_repair = "images" in columns, "change" in columns
-    table = _table(first, [*columns, "errors, 95%"] if has_interval else columns)
-    for name, of in [*rows, ("all", every)]:
-        is_target = is_repair and len(of) == 1 and of[0] in targets
-        totals = {name: sum(counts[c] for c in of) for name, counts in columns.items()}
-        cells = [Text(str(count)) for count in totals.values()]
-        if is_repair:
-            change, at = totals["change"], list(totals).index("change")
-            is_chance = mcnemar(totals["repaired"], totals["broken"]) > LEVEL
-            cells[at] = Text(f"{change:+d}", "" if is_chance else "green" if change < 0 else "red")
-        if has_interval:
-            low, high = wilson(totals["errors"], totals["images"])
-            cells.append(Text(f"{low:.0f}-{high:.0f}"))
-        # The mark is for who sees no colours, and for the log.
-        mark = " *" if is_target else ""
-        table.add_row(Text(name + mark), *cells, style="bold" if is_target else "")
-    table.rows[-2].end_section = True
-    return table
+def _groups(results: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
+    """A name for each row, and the classes that it stands for: each alone, then all."""
+    targets, errors = targets_of(results), results["test"]["errors_per_class"]
+    every = list(range(len(errors)))
+    order = sorted(every, key=lambda c: (c not in targets, -errors[c]))
+    groups = [(str(results["classes"][c]), [c]) for c in sorted(order[:_MOST_ROWS])]
+    if rest := order[_MOST_ROWS:]:
+        groups.append((f"{len(rest)} others", rest))
+    return [*groups, ("all", every)]
 
 
 def _table(first: str, others: Iterable[str], justify: JustifyMethod = "right") -> Table:
@@ -176,20 +151,11 @@ def _table(first: str, others: Iterable[str], justify: JustifyMethod = "right") 
 
 
 def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
-    """Print class and probability of each picture; with an adapter, the base beside it.
-
-    Pictures of one folder are named below it, so that long paths leave room for the classes.
-    """
+    """Print class and probability of each picture; with an adapter, the base beside it."""
     sides = [side for side in ("base", "adapted") if predictions and side in predictions[0]]
     table = _table("picture", sides, "left")
-    names = [str(prediction["file"]) for prediction in predictions]
-    parts: list[RenderableType] = [table]
-    folders = {os.path.dirname(name) for name in names}  # noqa: PTH120 a URL stays one
-    if len(names) > 1 and len(folders) == 1 and (folder := folders.pop()):
-        parts.insert(0, Text(f"pictures in {folder}", overflow="fold"))
-        names = [os.path.basename(name) for name in names]  # noqa: PTH119
     differing = 0
-    for name, prediction in zip(names, predictions, strict=True):
+    for prediction in predictions:
         cells = []
         for side in sides:
             probability = prediction[side]["probability"]
@@ -197,8 +163,9 @@ def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
         if len({prediction[side]["class"] for side in sides}) > 1:
             differing += 1
             cells[-1] = Text(f"{cells[-1]} *", "bold yellow")
-        table.add_row(Text(name), *cells)
+        table.add_row(Text(str(prediction["file"])), *cells)
+    parts: list[RenderableType] = [table]
     if differing:
-        count = f"{len(predictions):,} picture{'' if len(predictions) == 1 else 's'}"
+        count = number_of(len(predictions), "picture")
         parts.append(f"* base and adapted differ: {differing:,} of {count}")
     show(*parts, width=1000)

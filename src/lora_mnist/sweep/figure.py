@@ -18,15 +18,10 @@ _PAPER = {"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 1.5}
 
 
 def draw_sweep(path: Path, points: Sequence[Point], metric: str, mode: str) -> None:
-    """Draw ``metric`` over what was swept, into a PNG file.
+    """Draw ``metric`` over what was swept, the same keys for all points, into a PNG file.
 
-    A grid of two keys gives a heat map, anything else a panel for each key.
-
-    Args:
-        path: file to write.
-        points: one or more, all with the same keys.
-        metric: the metric's name.
-        mode: "max" or "min": which end of the metric is best.
+    A grid of two keys gives a heat map, anything else a panel for each key. ``mode`` says which end
+    of the metric is best.
     """
     values = {}
     for key in points[0][0]:

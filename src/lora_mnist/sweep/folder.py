@@ -17,22 +17,13 @@ from lora_mnist.sweep.command import key_of
 from lora_mnist.sweep.records import JOB_FILE, is_finished, read_json
 
 #: The commands so far (``commands``), which keys the jobs of the last one share (``fixed``), and
-#: what the summary needs: ``entry``, ``metric``, ``mode``, ``start``, ``columns``.
+#: what the summary needs: ``entry``, ``metric``, ``mode``, ``columns``.
 SWEEP_FILE = "sweep.json"
 LOCK_FILE = ".lock"
-#: While it exists no job starts, in whatever process: one of them has failed for all.
-STOP_FILE = ".stop"
-
-#: Keys of the configuration that say how and where jobs run, and nothing about what they compute.
-_HOW_NOT_WHAT = ("hydra", "sweep", "paths")
 
 
 def sweep_folder(new: str, resume: str | None) -> str:
-    """Resolver for ``hydra.sweep.dir``: ``new``, or the sweep that ``sweep.resume`` names.
-
-    Raises:
-        UserError: if there is no such sweep.
-    """
+    """Resolver for ``hydra.sweep.dir``: ``new``, or the sweep that ``sweep.resume`` names."""
     if resume is None:
         return new
     folder, where = Path(str(resume)).absolute(), ""
@@ -78,17 +69,16 @@ OmegaConf.register_new_resolver("lora_mnist.hydra_subfolder", hydra_subfolder, r
 def job_hash(config: DictConfig) -> str:
     """Twelve hexadecimal digits that stand for what a job computes.
 
-    They cover every key of the configuration as it is written (interpolations are not resolved),
-    except ``hydra``, ``sweep`` and ``paths``, and the content of the files and folders that
+    They cover every key of the configuration as it is written (interpolations are not resolved)
+    that says more than how and where jobs run, and the content of the files and folders that
     ``sweep.inputs`` names.
     """
     written: Any = OmegaConf.to_container(config, resolve=False)
-    identity = {key: value for key, value in written.items() if key not in _HOW_NOT_WHAT}
-    inputs = OmegaConf.select(config, "sweep.inputs")
+    how = ("hydra", "sweep", "paths")
+    identity = {key: value for key, value in written.items() if key not in how}
     contents = {}
-    for key, value in flatten(
-        OmegaConf.to_container(inputs, resolve=True) if inputs else []
-    ).items():
+    inputs = OmegaConf.select(config, "sweep.inputs") or OmegaConf.create([])
+    for key, value in flatten(OmegaConf.to_container(inputs, resolve=True)).items():
         if value and isinstance(value, str):
             path = Path(value)
             for file in [path, *path.rglob("[!.]*")]:  # a hidden one may be half-written

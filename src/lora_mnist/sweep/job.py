@@ -17,7 +17,7 @@ from lora_mnist.disk.files import write_json
 from lora_mnist.errors import RequirementError, UserError, one_line
 from lora_mnist.sweep import session
 from lora_mnist.sweep.command import key_of
-from lora_mnist.sweep.folder import LOCK_FILE, STOP_FILE, SWEEP_FILE, varied_overrides
+from lora_mnist.sweep.folder import LOCK_FILE, SWEEP_FILE, varied_overrides
 from lora_mnist.sweep.records import JOB_FILE, is_finished, read_job, read_json
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,9 @@ def run_swept(
 ) -> float | None:
     """Run one job unless it is finished; if it fails, say so, keep the reason, and return.
 
-    Args:
-        function: the command; leaves ``results.json`` in the folder that it is given.
-        cfg: the job's configuration.
-        explain: turns an exception into a line, and an exit code.
-
-    Returns:
-        The value of ``sweep.metric``, for sweepers that search; ``None`` where there is none.
+    ``function`` leaves ``results.json`` in the folder that it is given; ``explain`` makes a line
+    and an exit code of an exception. Returned is the value of ``sweep.metric``, for sweepers that
+    search.
     """
     hydra = HydraConfig.get()
     if not session.is_conducting():
@@ -48,24 +44,23 @@ def run_swept(
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.CRITICAL + 1)
     folder, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
-    if (sweep / STOP_FILE).exists():
-        return None
     label = f"#{hydra.job.num} {' '.join(varied_overrides(hydra))}".rstrip()
     started, seconds = time.perf_counter(), ""
     with FileLock(folder / LOCK_FILE):  # a worker can outlive the sweep that started it
         if not is_finished(folder):
             if (folder / JOB_FILE).exists():  # an earlier attempt left something half-done
                 for path in folder.iterdir():
-                    if path.is_dir() and path.name != ".hydra":
+                    if path.name in (".hydra", LOCK_FILE, f"{hydra.job.name}.log"):
+                        continue
+                    if path.is_dir():
                         shutil.rmtree(path)
-                    elif path.is_file() and path.name not in (LOCK_FILE, f"{hydra.job.name}.log"):
+                    else:
                         path.unlink()
             how = ("sweep", "launcher")  # and not what is computed
+            typed = hydra.overrides.task
             record: dict[str, object] = {
                 "command": len(read_json(sweep / SWEEP_FILE)["commands"]),
-                "overrides": [
-                    o for o in hydra.overrides.task if key_of(o).split(".")[0] not in how
-                ],
+                "overrides": [o for o in typed if key_of(o).partition(".")[0] not in how],
                 "error": None,
             }
             write_json(folder / JOB_FILE, record)
@@ -80,10 +75,6 @@ def run_swept(
                 log.error("%s", reason, exc_info=None if is_ours else error)
                 where = "" if is_ours else f" (traceback in {folder / hydra.job.name}.log)"
                 print(f"{label} failed: {reason}{where}", file=sys.stderr, flush=True)
-                if cfg.sweep.fail_fast:
-                    (sweep / STOP_FILE).touch()
-                    if session.is_conducting():
-                        raise SystemExit(1) from None
                 return None
             finally:
                 gc.collect()  # a Trainer and what it trains hold each other, and the images
@@ -92,7 +83,7 @@ def run_swept(
     if job and job.error:  # as before; there is nothing to run again
         print(f"{label} failed: {job.error}", file=sys.stderr, flush=True)
         return None
-    value = job.value(cfg.sweep.metric) if job else None
+    value = job.results.get(str(cfg.sweep.metric)) if job else None
     metric = "" if value is None or not seconds else f"{cfg.sweep.metric} {value:.6g}, "
     print(f"{label}: {metric}{seconds or 'finished before'}", flush=True)
     return value

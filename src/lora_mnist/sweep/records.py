@@ -17,34 +17,22 @@ RESULTS_FILE = "results.json"
 
 @dataclass
 class Job:
-    """One job of a sweep.
+    """One job of a sweep."""
 
-    Attributes:
-        folder: name of the job's folder in the sweep's.
-        command: which of the sweep's commands started it last, from 1.
-        overrides: the job's part of the command line, as written.
-        error: why it failed.
-        results: results.json with nested keys joined by dots; empty until the job has finished. A
-            job that failed because of ``require`` has them, too.
-        swept: the values of all keys in which the sweep's jobs differ.
-    """
-
-    folder: str
-    command: int
-    overrides: list[str]
+    folder: str  # its name in the sweep's
+    command: int  # which of the sweep's commands started it last, from 1
+    overrides: list[str]  # the job's part of the command line, as written
     error: str | None = None
+    #: results.json with nested keys joined by dots; empty until the job has finished. A job that
+    #: failed because of ``require`` has them, too.
     results: dict[str, Any] = field(default_factory=dict)
+    #: The values of all keys in which the sweep's jobs differ.
     swept: dict[str, str] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
         """``finished``, ``failed``, or ``interrupted``: it left neither result nor reason."""
         return "failed" if self.error else "finished" if self.results else "interrupted"
-
-    def value(self, key: str | None) -> float | None:
-        """What results.json has for ``key``, if that is a number."""
-        found = self.results.get(str(key))
-        return found if isinstance(found, int | float) else None
 
     def settings(self) -> dict[str, str]:
         """The job's overrides by key."""
@@ -87,14 +75,12 @@ def read_jobs(folder: Path) -> list[Job]:
     keys = {key: None for own in settings for key in own}
     keys = {key: None for key in keys if len({own.get(key) for own in settings}) > 1}
     for job, own in zip(jobs, settings, strict=True):
-        config: Any = OmegaConf.create()
-        written = folder / job.folder / ".hydra" / "config.yaml"
-        if not own.keys() >= keys.keys() and written.is_file():  # another command set other keys
-            config = OmegaConf.load(written)
+        written, config = folder / job.folder / ".hydra" / "config.yaml", None
         for key in keys:
-            value: Any = own.get(key)
-            if value is None:
-                value = OmegaConf.select(config, key, default="", throw_on_missing=False)
+            value: Any = own.get(key, "")
+            if key not in own and written.is_file():  # another command has swept it
+                config = config or OmegaConf.load(written)
+                value = OmegaConf.select(config, key, default="")
             job.swept[key] = "null" if value is None else one_line(value)
     return jobs
 

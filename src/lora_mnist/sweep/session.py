@@ -4,7 +4,6 @@ import os
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.global_hydra import GlobalHydra
@@ -16,7 +15,7 @@ from lora_mnist.disk.numbers import parse_require
 from lora_mnist.errors import UserError
 from lora_mnist.project import program, typed_overrides
 from lora_mnist.sweep.command import command_line, override, quoted
-from lora_mnist.sweep.folder import LOCK_FILE, STOP_FILE, SWEEP_FILE
+from lora_mnist.sweep.folder import LOCK_FILE, SWEEP_FILE
 from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked, summarize
 
@@ -31,19 +30,12 @@ def is_conducting() -> bool:
 
 
 def open_sweep(config: DictConfig) -> None:
-    """Claim the sweep's folder, new or resumed, and write down what its jobs will share.
-
-    Raises:
-        UserError: if the sweep cannot be as the command wants it.
-        HydraException: if an override does not follow Hydra's grammar.
-    """
+    """Claim the sweep's folder, new or resumed, and write down what its jobs will share."""
     global _conducted
     sweep = config.sweep
     accepted = ", ".join(sweep.metrics)
     if sweep.mode not in ("max", "min"):
         raise UserError(f"sweep.mode={sweep.mode}: expected max or min")
-    if not isinstance(sweep.fail_fast, bool):
-        raise UserError(f"sweep.fail_fast={sweep.fail_fast}: expected true or false")
     if sweep.metric is None and OmegaConf.select(config, "hydra.sweeper.n_trials") is not None:
         raise UserError(f"sweep.metric=null: a search needs one; expected one of {accepted}")
     if sweep.metric and not any(fnmatchcase(str(sweep.metric), each) for each in sweep.metrics):
@@ -64,7 +56,6 @@ def open_sweep(config: DictConfig) -> None:
             f"hydra.sweep.dir={folder}: holds another sweep; "
             f"expected a new folder, or {override('sweep.resume', folder)}"
         )
-    (folder / STOP_FILE).unlink(missing_ok=True)
     if OmegaConf.select(config, "hydra.sweeper.sampler.seed") is not None:
         # With its generator at the start again, the sweeper would repeat what the study has.
         # A new study is filled by the results of the finished jobs.
@@ -75,24 +66,20 @@ def open_sweep(config: DictConfig) -> None:
     os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # optuna's, of its own code
     typed = typed_overrides("hydra.mode=", "sweep.resume=", "hydra.sweep.dir=")
     command = command_line(["-m", *typed])
-    content: dict[str, object] = {
+    content = {
         "commands": [*read_json(folder / SWEEP_FILE).get("commands", []), command],
         "fixed": fixed,
         "entry": program(),
+        "metric": sweep.metric,
+        "mode": sweep.mode,
+        "columns": OmegaConf.to_container(sweep.columns, resolve=True),
     }
-    settings: Any = OmegaConf.to_container(sweep, resolve=True)
-    for key in ("metric", "mode", "start", "columns"):
-        content[key] = settings[key]
     write_json(folder / SWEEP_FILE, content)
     _conducted = lock
 
 
 def swept_keys(config: DictConfig) -> dict[str, bool]:
-    """The keys that a command sets, and whether it sweeps them.
-
-    Raises:
-        HydraException: if an override does not follow Hydra's grammar.
-    """
+    """The keys that a command sets, and whether it sweeps them."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     texts = [*(f"{k}={v}" for k, v in params.items()), *config.hydra.overrides.task]
     # glob(*) asks the loader which options a group has.
@@ -106,13 +93,9 @@ def swept_keys(config: DictConfig) -> dict[str, bool]:
 def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
     """Write and print the summary of the sweep that this process conducts.
 
-    Args:
-        reason: what ended it before its end.
-        code: the exit code that belongs to that.
-
-    Returns:
-        The process's exit code: 0 if every job of the command finished. And the sweep's folder;
-        ``None`` where no job has started.
+    ``reason`` is what ended it before its end, with the exit code that belongs to that. Returned
+    are the process's exit code, 0 if every job of the command finished, and the sweep's folder;
+    ``None`` where no job has started.
     """
     global _conducted
     assert _conducted is not None

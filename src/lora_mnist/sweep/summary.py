@@ -18,26 +18,29 @@ from lora_mnist.sweep.command import command_line
 from lora_mnist.sweep.folder import SWEEP_FILE
 from lora_mnist.sweep.records import Job, natural, read_jobs, read_json
 
-SEED = "seed"
 #: Jobs that the table on the screen shows; summary.csv has them all.
 _SHOWN = 20
 
 
 @dataclass
 class Group:
-    """Finished jobs that differ in their seed alone; where no seed was swept, a single job."""
+    """Finished jobs that differ in their seed alone; else a single job."""
 
     jobs: list[Job]
 
     def values(self, key: str | None) -> list[float]:
-        """What the jobs have for ``key`` of results.json."""
-        values = [job.value(key) for job in self.jobs]
-        return [value for value in values if value is not None]
+        """The numbers that the jobs have for ``key`` of results.json."""
+        values = [job.results.get(str(key)) for job in self.jobs]
+        return [value for value in values if isinstance(value, int | float)]
 
     def mean(self, key: str | None) -> float | None:
         """Their mean."""
         values = self.values(key)
         return mean(values) if values else None
+
+    def start(self, key: str | None) -> float | None:
+        """The same of the base that the jobs start from: ``val_base.loss`` for ``val.loss``."""
+        return self.mean(str(key).replace(".", "_base.", 1))
 
     def std(self, key: str | None) -> float | None:
         """Their standard deviation, of a sample."""
@@ -58,22 +61,19 @@ class Ranked:
         has_seeds: whether the finished jobs differ in their seed.
         keys: what tells one group from another.
         best: the first group, if it has the metric.
-        errors: the errors that the metric counts, a key of results.json; ``None`` of another one.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.sweep: dict[str, Any] = read_json(folder / SWEEP_FILE)
         self.metric: str | None = self.sweep["metric"]
-        counted = (self.metric or "").replace("accuracy", "errors")
-        self.errors = counted if ".errors" in counted else None
         self.jobs = read_jobs(folder)
         self.unfinished = [job for job in self.jobs if job.status != "finished"]
         finished = [job for job in self.jobs if job.status == "finished"]
-        self.has_seeds = len({job.swept.get(SEED) for job in finished}) > 1
+        self.has_seeds = len({job.swept.get("seed") for job in finished}) > 1
         self.keys = list(self.jobs[0].swept) if self.jobs else []
         if self.has_seeds:
-            self.keys.remove(SEED)
+            self.keys.remove("seed")
         groups: dict[object, Group] = {}
         for job in sorted(finished, key=lambda job: [natural(v) for v in job.swept.values()]):
             group = tuple(self.settings(job).values()) if self.has_seeds else job.folder
@@ -92,25 +92,36 @@ class Ranked:
         """The values of :attr:`keys` in a job, and so in its group."""
         return {key: job.swept[key] for key in self.keys}
 
-    def verdict(self) -> str:
-        """What to call the best group: no best one where the jobs' start was better.
+    def rows(self) -> list[Group]:
+        """The groups, best first, then the jobs that did not finish, or failed."""
+        return [*self.groups, *(Group([job]) for job in self.unfinished)]
 
-        Where the start got the same images, and chance explains the lead, it says so.
-        """
-        assert self.best is not None
-        value, start = self.best.mean(self.metric), self.start_value(self.best, self.metric)
+    def findings(self) -> list[str]:
+        """What to make of the jobs, a line each: the best, its rivals, and what did not finish."""
+        lines = []
+        if self.best:
+            # Of several seeds, the first.
+            command = command_line(self.best.jobs[0].overrides, self.sweep["entry"])
+            lines = [f"{self._verdict(self.best)}: {command}", *self._rivals(self.best)]
+        for job in self.unfinished:
+            settings = " ".join(f"{key}={value}" for key, value in job.swept.items())
+            error = f": {job.error}" if job.error else ""
+            lines.append(f"{job.status}: {settings or job.folder}{error}")
+        return lines
+
+    def _verdict(self, best: Group) -> str:
+        """What to call the best group, beside its base on the same images."""
+        value, start = best.mean(self.metric), best.start(self.metric)
         if value is None or start is None:
             return "best"
-        is_better = value > start if self.sweep["mode"] == "max" else value < start
-        title = self.sweep["start"]["title"]
-        if not is_better:
-            return f"no job is better than the {title}; the nearest"
-        p_value = self.best.mean((self.errors or "").replace("errors", "p_value"))
+        if value <= start if self.sweep["mode"] == "max" else value >= start:
+            return "no job is better than the base; the nearest"
+        p_value = best.mean(self._errors().replace("errors", "p_value"))
         if p_value is None or p_value <= LEVEL:
             return "best"
-        return f"best, but beside the {title} it may be chance ({p_text(p_value)})"
+        return f"best, but beside the base it may be chance ({p_text(p_value)})"
 
-    def rivals(self) -> str:
+    def _rivals(self, best: Group) -> list[str]:
         """Which of the next groups are no worse than chance allows, in a line; or nothing.
 
         What tells two jobs apart is the images that one of them alone gets wrong. They are not
@@ -118,93 +129,67 @@ class Ranked:
         equal that share many errors and differ, but no jobs different that are equal. Of several
         seeds the mean counts, as if it were one job's: their images are the same.
         """
-        of = f"{str(self.errors).partition('.')[0]}.images_per_class."
-        counted = []
-        for group in self.groups:
-            images = {key: v for key, v in group.jobs[0].results.items() if key.startswith(of)}
-            counted.append((group.mean(self.errors), images))
-        if not counted or counted[0][0] is None:
-            return ""
-        best, count, text = round(counted[0][0]), 0, ""
-        for errors, images in counted[1:]:
-            if errors is None or images != counted[0][1]:
+        least, text, count = best.mean(self._errors()), "", 0
+        for group in self.groups[1:]:
+            errors = group.mean(self._errors())
+            if least is None or errors is None or self._images(group) != self._images(best):
                 break
-            p_value = mcnemar(best, round(errors))
+            p_value = mcnemar(round(least), round(errors))
             if p_value <= LEVEL:
                 break
             count += 1
-            text = f"up to {round(errors):,} errors beside {best:,}, {p_text(p_value)}"
+            text = f"up to {round(errors):,} errors beside {round(least):,}, {p_text(p_value)}"
         are = "one is" if count == 1 else f"{count} are"
-        return text and f"the next {are} no worse than chance allows: {text}"
+        return [f"the next {are} no worse than chance allows: {text}"] if count else []
 
-    def start_value(self, group: Group, key: str | None) -> float | None:
-        """What the start of the group's jobs has for ``key``: ``val_base.loss`` of ``val.loss``."""
-        if key is None or self.sweep["start"] is None:
-            return None
-        part, _, rest = key.partition(".")
-        return group.mean(f"{part}{self.sweep['start']['suffix']}.{rest}")
+    def _errors(self) -> str:
+        """The errors that the metric counts, a key of results.json; empty of another one."""
+        counted = str(self.metric).replace("accuracy", "errors")
+        return counted if ".errors" in counted else ""
 
-    def labels(self) -> list[str]:
-        """Tags and notes that all jobs have, a line each."""
-        return [f"{key}: {self._shared(key)}" for key in ("tags", "notes") if self._shared(key)]
-
-    def _shared(self, key: str) -> str:
-        """What all jobs have for ``key`` of results.json, joined by commas; else nothing."""
-        texts = set()
-        for job in self.jobs:
-            if job.results:
-                own = [v for k, v in job.results.items() if f"{k}.".startswith(f"{key}.")]
-                texts.add(",".join(str(value) for value in own if value is not None))
-        return texts.pop() if len(texts) == 1 else ""
-
-    def best_command(self) -> str:
-        """The command that runs the best job again; of several seeds, the first."""
-        assert self.best is not None
-        return command_line(self.best.jobs[0].overrides, self.sweep["entry"])
+    def _images(self, group: Group) -> dict[str, Any]:
+        """How many images of each class the errors are of."""
+        of = f"{self._errors().partition('.')[0]}.images_per_class."
+        return {key: n for key, n in group.jobs[0].results.items() if key.startswith(of)}
 
     def table(self, most: int) -> tuple[list[str], list[list[str]], list[str] | None]:
-        """Titles; at most so many rows; and what the jobs start from, if all have the same.
-
-        The groups come first, best first, then the jobs that did not finish, or failed; they keep
-        the numbers that they have.
-        """
+        """Titles; at most so many rows; and what the jobs start from, if all have the same."""
         title_of = {self.metric: self.metric} if self.metric else {}
-        title_of |= {column["value"]: column["title"] for column in self.sweep["columns"]}
+        for column in self.sweep["columns"]:
+            title_of[column["value"]] = self._title(column["title"])
         known = {key for job in self.jobs for key in job.results}
-        columns = [key for key in title_of if key in known]
-        shared = []
-        for key in columns:
-            values = {self.start_value(group, key) for group in self.groups}
-            shared.append(_text(values.pop(), key) if len(values) == 1 else "")
+        title_of = {key: title for key, title in title_of.items() if key in known}
+        base = []
+        for key in title_of:
+            values = {group.start(key) for group in self.groups}
+            base.append(_text(values.pop(), key) if len(values) == 1 else "")
         seeds = ["seeds"] if self.has_seeds else []
-        titles = ["", *self.keys, *seeds, *(self._title(title_of[key]) for key in columns)]
         rows = []
-        for place, group in enumerate(self.groups[:most], start=1):
-            cells = [str(place), *self.settings(group.jobs[0]).values()]
-            cells += [str(len(group.jobs))] if seeds else []
-            for key, start in zip(columns, shared, strict=True):
+        for place, group in enumerate(self.rows()[:most], start=1):
+            job = group.jobs[0]
+            cells = [str(place) if job.status == "finished" else job.status]
+            cells += [*self.settings(job).values(), *(str(len(group.jobs)) for _ in seeds)]
+            for key, start in zip(title_of, base, strict=True):
                 cell, std = _text(group.mean(key), key), group.std(key)
                 if key == self.metric and std is not None:
                     cell += f" ± {std:.4f}"
                 # What all jobs start from has a row of its own.
-                before = "" if start else _text(self.start_value(group, key), key)
+                before = "" if start else _text(group.start(key), key)
                 cells.append(f"{before} -> {cell}" if before else cell)
             rows.append(cells)
-        for job in self.unfinished[: most - len(rows)]:
-            settings = [*self.settings(job).values(), *[""] * len(seeds)]
-            cells = ["", *settings, job.status]
-            if job.results:
-                cells = [job.status, *settings, *(_text(job.value(key), key) for key in columns)]
-            rows.append(cells + [""] * (len(titles) - len(cells)))
-        foot = None
-        if any(shared):
-            foot = [self.sweep["start"]["title"], *[""] * len(self.keys + seeds), *shared]
+        titles = ["", *self.keys, *seeds, *title_of.values()]
+        foot = ["base", *("" for _ in [*self.keys, *seeds]), *base] if any(base) else None
         return titles, rows, foot
 
     def _title(self, title: str) -> str:
-        """``title`` with ``{KEY}`` as the value that all jobs have, else as KEY's last part."""
-        for key in re.findall(r"\{([^{}]+)\}", title):
-            title = title.replace(f"{{{key}}}", self._shared(key) or key.rsplit(".", 1)[-1])
+        """``title`` with ``{KEY}`` as the value that all jobs have, else as KEY."""
+        for key in re.findall(r"\{(.+?)\}", title):
+            texts = set()
+            for job in self.jobs:
+                values = [v for k, v in job.results.items() if f"{k}.".startswith(f"{key}.")]
+                texts |= {",".join(map(str, values))} if values else set()
+            shared = texts.pop() if len(texts) == 1 else "None"
+            title = title.replace(f"{{{key}}}", key if shared == "None" else shared)
         return title
 
 
@@ -218,8 +203,9 @@ def _text(value: float | None, key: str) -> str:
 def summarize(ranked: Ranked) -> str:
     """Write ``summary.csv`` and ``summary.png`` of at least one job; return the text to print."""
     _write_csv(ranked, ranked.folder / "summary.csv")
-    text = _draw_table(ranked)
-    if ranked.best:
+    if ranked.best and ranked.jobs[0].swept:
+        from lora_mnist.sweep.figure import draw_sweep  # late: matplotlib
+
         groups, metric = ranked.groups, str(ranked.metric)
         if not ranked.keys:  # the seed is all there is to draw over
             groups = [Group([job]) for group in groups for job in group.jobs]
@@ -227,29 +213,18 @@ def summarize(ranked: Ranked) -> str:
             metric = f"mean {metric} over seeds"
         points = []
         for group in groups:
-            value, std = group.mean(ranked.metric), group.std(ranked.metric)
-            if value is not None:
-                points.append((ranked.settings(group.jobs[0]) or group.jobs[0].swept, value, std))
-        if ranked.jobs[0].swept:
-            from lora_mnist.sweep.figure import draw_sweep  # late: matplotlib
-
-            with atomic_write(ranked.folder / "summary.png") as path:
-                draw_sweep(path, points, metric, ranked.sweep["mode"])
-        text += f"\n{ranked.verdict()}: {ranked.best_command()}"
-        if rivals := ranked.rivals():
-            text += f"\n{rivals}"
-    for job in ranked.unfinished:
-        settings = " ".join(f"{key}={value}" for key, value in job.swept.items())
-        text += f"\n{job.status}: {settings or job.folder}" + (
-            f": {job.error}" if job.error else ""
-        )
-    return "\n".join([text, *ranked.labels(), f"sweep: {ranked.folder}"])
+            swept = ranked.settings(group.jobs[0]) or group.jobs[0].swept
+            if values := group.values(ranked.metric):
+                points.append((swept, mean(values), group.std(ranked.metric)))
+        with atomic_write(ranked.folder / "summary.png") as path:
+            draw_sweep(path, points, metric, ranked.sweep["mode"])
+    return "\n".join([_draw_table(ranked), *ranked.findings(), f"sweep: {ranked.folder}"])
 
 
 def _write_csv(ranked: Ranked, path: Path) -> None:
     """A row a job; where seeds were swept, with its group's mean, standard deviation and size."""
     rows = []
-    for group in [*ranked.groups, *(Group([job]) for job in ranked.unfinished)]:
+    for group in ranked.rows():
         for job in group.jobs:
             row: dict[str, Any] = {"status": job.status, **job.swept}
             if ranked.has_seeds and ranked.metric:
@@ -268,25 +243,25 @@ def _write_csv(ranked: Ranked, path: Path) -> None:
 
 def _draw_table(ranked: Ranked) -> str:
     from rich.console import Console
-    from rich.table import Table as RichTable
+    from rich.table import Table
 
     # Names come from users and files: [/b] and :x: in them are no markup.
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, markup=False, emoji=False, highlight=False)
-    titles, rows, start = ranked.table(_SHOWN)
-    columns = zip(titles, *rows, strict=False)
+    titles, rows, base = ranked.table(_SHOWN)
+    columns = zip(titles, *rows, strict=True)
     is_wide = sum(3 + max(map(len, column)) for column in columns) >= console.width
-    drawn = RichTable()
+    table = Table()
     for title in titles:
         title = title.replace(".", ".\n") if is_wide else title
-        drawn.add_column(title, justify="right", overflow="fold")
-    for i, row in enumerate(rows):
-        style = "red" if i >= len(ranked.groups) else "bold" if i == 0 else ""
-        drawn.add_row(*row, style=style)
-    if start:
-        drawn.add_section()
-        drawn.add_row(*start)
+        table.add_column(title, justify="right", overflow="fold")
+    for place, row in enumerate(rows):
+        style = "bold" if place == 0 else ""
+        table.add_row(*row, style="red" if place >= len(ranked.groups) else style)
+    if base:
+        table.add_section()
+        table.add_row(*base)
     with console.capture() as capture:
-        console.print(drawn)
-    more = len(ranked.groups) + len(ranked.unfinished) - len(rows)
+        console.print(table)
+    more = len(ranked.rows()) - len(rows)
     return capture.get().rstrip() + (f"\n... {more} more in summary.csv" if more else "")
