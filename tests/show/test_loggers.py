@@ -3,15 +3,14 @@ from typing import Any
 
 import pytest
 from helpers.runs import results, write_run
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
-from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from lora_mnist.show import loggers
 from lora_mnist.show.loggers import (
     SortedTensorBoardLogger,
     hparams_of,
@@ -108,9 +107,7 @@ def test_a_run_is_a_row_of_hparams(shown: EventAccumulator) -> None:
 def test_what_the_command_set_is_in_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key has its value, a group the name that was chosen."""
     overrides = ["lora.rank=4", "loss=margin", "+trainer.fast_dev_run=true"]
-    hydra = OmegaConf.create({"overrides": {"task": overrides}})
-    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(loggers, "typed_overrides", lambda *_: overrides)
     config = {"lora": {"rank": 4}, "loss": {"margin": 1}, "trainer": {"fast_dev_run": True}}
     row = hparams_of({"target": ["4", "9"]}, config)
     assert (row["lora.rank"], row["loss"]) == (4, "margin")

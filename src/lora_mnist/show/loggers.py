@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from omegaconf import OmegaConf
 from PIL import Image
 
 from lora_mnist.lora import read_factors
-from lora_mnist.project import is_sweep
+from lora_mnist.project import is_sweep, typed_overrides
 from lora_mnist.show.figures import FIGURES, singular_values
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_results, results_text
@@ -165,10 +164,9 @@ def hparams_of(
 ) -> dict[str, bool | int | float | str]:
     """A run's row in HParams: the usual keys, and what its command or its sweep set."""
     row = dict(_USUAL)
-    if HydraConfig.initialized():
-        for text in HydraConfig.get().overrides.task:
-            # A group, such as loss=margin, is known by the name that was chosen.
-            row[key_of(text)] = text.partition("=")[2]
+    for text in typed_overrides("hydra."):
+        # A group, such as loss=margin, is known by the name that was chosen.
+        row[key_of(text)] = text.partition("=")[2]
     cfg = OmegaConf.create(dict(config))
     for key in row:
         value = OmegaConf.select(cfg, key)
