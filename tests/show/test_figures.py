@@ -107,7 +107,7 @@ def test_predictions_are_drawn_with_name_and_probability(tmp_path: Path) -> None
     predictions = [differing, {"file": "n" * 50 + ".png", "base": base}]
     figure = draw_predictions(images, predictions, "2 pictures")
     assert texts(figure) == [
-        *("b.png\nbase 9  0.75\nadapted 4  0.50 ≠", "nnnnnnnn…nnnn.png\n9  0.75")
+        *("b.png\nbase 9  0.75\nadapted 4  0.50 ≠", "nnnnnnnn…nnnn.png\nbase 9  0.75")
     ]
     assert [text.get_color() for text in figure.axes[0].texts] == [RED, "black"]
     assert figure.texts[0].get_text() == "2 pictures\n≠ base and adapted differ: 1"

@@ -44,8 +44,7 @@ def draw_run(
 ) -> dict[str, Path]:
     """Draw all figures of the run in ``folder``, in the place of those of an earlier drawing.
 
-    Returns:
-        The files by the figures' names, in the order in which to look at them.
+    The files by the figures' names stand in the order in which to look at them.
     """
     classes = [str(name) for name in results["classes"]]
     figures = {"errors": draw_errors(results)}
@@ -146,21 +145,21 @@ def draw_confusion(
 
 
 def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """Images of one kind of ``predictions.galleries``, and under each both predictions."""
+    """Images of one kind of ``predictions.galleries``, and under each two predictions."""
     gallery = predictions.galleries[kind]
-    count = f"{len(gallery.images):,} of {gallery.total:,} {kind} images"
-    sides, meaning = (predictions.label, predictions.base), "what it is → the prediction"
-    if kind.startswith("confused_"):
-        count = f"largest confusions, {kind.removeprefix('confused_')}"
-    if predictions.adapted is not None and kind == "confused_adapted":
-        sides = predictions.label, predictions.adapted
-    elif predictions.adapted is not None and kind != "confused_base":
-        sides, meaning = (predictions.base, predictions.adapted), "predictions: base → adapted"
+    title = f"{kind.replace('_', ' ')}: {len(gallery.images):,} of {gallery.total:,} images"
+    first, then = predictions.label, predictions.base
+    meaning = "what it is → the prediction"
+    if kind == "confused_adapted":
+        then = predictions.adapted
+    elif kind in ("repaired", "broken"):
+        first, then = predictions.base, predictions.adapted
+        meaning = "predictions: base → adapted"
     captions = []
     for image in gallery.index:
-        first, then = (_shortened(short_name(classes[side[image]]), 11) for side in sides)
-        captions.append(f"{first} → {then}" if len(first + then) < 8 else f"{first} →\n{then}")
-    return _draw_images(gallery.images, captions, f"{count}\n{meaning}", _WIDTH / _COLUMNS)
+        names = [_shortened(short_name(classes[side[image]]), 11) for side in (first, then)]
+        captions.append((" → " if len("".join(names)) < 8 else " →\n").join(names))
+    return _draw_images(gallery.images, captions, f"{title}\n{meaning}", _WIDTH / _COLUMNS)
 
 
 def draw_predictions(
@@ -168,22 +167,19 @@ def draw_predictions(
 ) -> Figure:
     """Pictures as the network saw them, with name, and class and probability of each side.
 
-    Args:
-        images: what the network was given, uint8 arrays, (channels, height, width).
-        predictions: what :func:`lora_mnist.predict.predict` returns for them, in their order.
-        title: stands on top.
+    ``images`` are uint8 arrays, (channels, height, width), in the order of ``predictions``, which
+    are those of :func:`lora_mnist.predict.predict`.
     """
     captions, colors = [], []
     for prediction in predictions:
-        lines, names = [_shortened(PurePath(prediction["file"]).name)], set()
-        for side in ("base", "adapted"):
-            if side in prediction:
-                names.add(prediction[side]["class"])
-                name = _shortened(short_name(prediction[side]["class"]), 11)
-                word = f"{side} " if "adapted" in prediction else ""
-                lines.append(f"{word}{name}  {prediction[side]['probability']:.2f}")
-        captions.append("\n".join(lines) + (" ≠" if len(names) > 1 else ""))
-        colors.append(RED if len(names) > 1 else "black")
+        sides = [side for side in ("base", "adapted") if side in prediction]
+        lines = [_shortened(PurePath(prediction["file"]).name)]
+        for side in sides:
+            name = _shortened(short_name(prediction[side]["class"]), 11)
+            lines.append(f"{side} {name}  {prediction[side]['probability']:.2f}")
+        differs = len({prediction[side]["class"] for side in sides}) > 1
+        captions.append("\n".join(lines) + (" ≠" if differs else ""))
+        colors.append(RED if differs else "black")
     if differing := colors.count(RED):
         title += f"\n≠ base and adapted differ: {differing:,}"
     return _draw_images(images, captions, title, 1.5, colors)

@@ -34,15 +34,9 @@ def make_report(folder: Path) -> dict[str, Path]:
     """Draw the figures of a run and write its ``report.html``; return the figures' files.
 
     Predictions, adapter and configuration are shown where they are there.
-
-    Raises:
-        ValueError: if results.json, or the adapter, is damaged.
-        safetensors.SafetensorError: if the predictions are.
-        OSError: if there is no results.json, or a file cannot be read or written.
     """
     results = json.loads((folder / "results.json").read_text())
-    predictions = read_predictions(folder)
-    drawn = draw_run(folder, results, predictions)
+    drawn = draw_run(folder, results, read_predictions(folder))
     hydra = folder / ".hydra"
     has_config = (hydra / "config.yaml").is_file()  # not of a run from Python
     write_page(
@@ -56,7 +50,6 @@ def make_report(folder: Path) -> dict[str, Path]:
         rows=class_rows(results, [(str(n), [c]) for c, n in enumerate(results["classes"])]),
         confusions=confusions(results),
         chance_text=chance_text,
-        has_predictions=predictions is not None,
         figures={name: _in_page(path) for name, path in drawn.items()},
         overrides=(hydra / "overrides.yaml").read_text() if has_config else "",
         config=(hydra / "config.yaml").read_text() if has_config else "",
@@ -65,16 +58,8 @@ def make_report(folder: Path) -> dict[str, Path]:
 
 
 def make_sweep_report(folder: Path) -> None:
-    """Write the ``report.html`` of the sweep in ``folder``.
-
-    Raises:
-        ValueError: if no job of a sweep is there.
-        OSError: if a file cannot be read or written.
-    """
-    ranked = Ranked(folder)
-    if not ranked.jobs:
-        raise ValueError(f"{folder}: no job of a sweep")
-    best = ""
+    """Write the ``report.html`` of the sweep in ``folder``."""
+    ranked, best = Ranked(folder), ""
     if ranked.best:
         best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
     titles, rows, base = ranked.table(_MOST_ROWS)

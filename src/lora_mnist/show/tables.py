@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
@@ -36,7 +35,6 @@ _MOST_ROWS = 40
 _STYLES = {"good": "green", "bad": "red", "plain": "", "advice": "bold"}
 
 
-@rank_zero_only
 def show(*parts: RenderableType, width: int = 100) -> None:
     """Show tables and texts on the screen and, so many columns wide, in the log."""
     is_terminal = sys.stdout.isatty()
@@ -57,12 +55,12 @@ def _rendered(parts: Sequence[RenderableType], width: int | None, is_terminal: b
 def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
     base = base_state_dict(net)
-    layers = {n: layer for n, layer in net.named_modules() if f"{n}.weight".lstrip(".") in base}
+    layers = {name: layer for name, layer in net.named_modules() if f"{name}.weight" in base}
     rows: list[dict[str, str]] = []
     for name in list(layers)[:_MOST_ROWS]:
         row = {"layer": name}
         for column, part in (("W", "weight"), ("b", "bias")):
-            row[column] = _shape(base.get(f"{name}.{part}".lstrip(".")))
+            row[column] = _shape(base.get(f"{name}.{part}"))
         adapters = lora_adapters(layers[name])
         for adapter in adapters:
             if adapter.name == adapters[-1].name:  # the last one, which may be on weight and bias
