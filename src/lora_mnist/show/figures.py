@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions
-from lora_mnist.show.verdict import short_name, start_name, started_from, targets_of
+from lora_mnist.show.verdict import (
+    short_name,
+    start_name,
+    started_from,
+    targets_of,
+    worst_classes,
+)
 
 #: Folder of the figures in a run's.
 FIGURES = "figures"
@@ -82,8 +88,7 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
     errors = {start_name(results): started_from(results)["errors_per_class"]}
     if "test_base" in results:
         errors["adapted"] = results["test"]["errors_per_class"]
-    worst = np.argsort(-np.max([*errors.values()], axis=0), kind="stable")
-    shown = sorted(worst[:_MOST_BARS].tolist())
+    shown = worst_classes(results, _MOST_BARS)
     bars = {side: [counts[c] for c in shown] for side, counts in errors.items()}
     names = [str(results["classes"][c]) for c in shown]
     figure = _draw_bars(names, bars, "{:,.0f}", "errors on the test images")

@@ -1,13 +1,8 @@
 """What loggers get beyond the scalars and the configuration, which Lightning gives to all of them.
 
-Each gets the verdict, and the figures where it can show them. TensorBoard also has
-
-Time Series  the curves to look at first, in front.
-Custom       base and adapted on one chart.
-Images       the figures of the run's folder; see :mod:`lora_mnist.show.figures`.
-Histograms   the singular values of what the adapter adds to each layer.
-Text         the verdict, the errors of each class, the configuration.
-HParams      what the command set, then what runs often differ in, and how they ended.
+Each gets the verdict, and the figures where it can show them. TensorBoard also has base and adapted
+on one chart (Custom Scalars), the singular values of what the adapter adds (Histograms), the errors
+of each class and the configuration (Text), and a row for the run (HParams).
 """
 
 import logging

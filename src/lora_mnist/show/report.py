@@ -26,7 +26,7 @@ from lora_mnist.sweep.command import command_line, override
 from lora_mnist.sweep.records import RESULTS_FILE, read_json
 from lora_mnist.sweep.summary import Ranked
 
-#: Rows of a sweep's table; summary.csv has them all.
+#: Rows of a table; results.json and summary.csv have them all.
 _MOST_ROWS = 1000
 
 
@@ -47,7 +47,7 @@ def make_report(folder: Path) -> dict[str, Path]:
         results=results,
         verdict=verdict(results),
         before=started_from(results),
-        rows=class_rows(results, [(str(n), [c]) for c, n in enumerate(results["classes"])]),
+        rows=class_rows(results, _MOST_ROWS),
         confusions=confusions(results),
         chance_text=chance_text,
         figures={name: _in_page(path) for name, path in drawn.items()},

@@ -94,8 +94,7 @@ def results_text(results: Mapping[str, Any]) -> str:
 
 
 def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
-    test, groups = results["test"], _groups(results)
-    rows = class_rows(results, groups)
+    test, rows = results["test"], class_rows(results, _MOST_ROWS)
     table = _table("class", rows[0].cells)
     for row in rows:
         # What is better is green, what is worse red, and no word is said by colour alone.
@@ -119,9 +118,11 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
     if "each" in results:
         sides = {"base": results["test_base"], **results["each"], "all adapters": test}
         table = _table("errors with", sides)
-        for name, classes in groups:
-            errors = [sum(side["errors_per_class"][c] for c in classes) for side in sides.values()]
-            table.add_row(Text(name), *map(str, errors))
+        for row in rows:
+            cells = []
+            for side in sides.values():
+                cells.append(str(sum(side["errors_per_class"][c] for c in row.classes)))
+            table.add_row(Text(row.name), *cells)
         table.rows[-2].end_section = True
         parts.append(table)
     return [*parts, *said]
@@ -129,17 +130,6 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
 
 def _line(phrases: Sequence[Phrase]) -> Text:
     return Text(" ").join(Text(text, _STYLES[mood]) for text, mood in phrases)
-
-
-def _groups(results: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
-    """A name for each row, and the classes that it stands for: each alone, then all."""
-    targets, errors = targets_of(results), results["test"]["errors_per_class"]
-    every = list(range(len(errors)))
-    order = sorted(every, key=lambda c: (c not in targets, -errors[c]))
-    groups = [(str(results["classes"][c]), [c]) for c in sorted(order[:_MOST_ROWS])]
-    if rest := order[_MOST_ROWS:]:
-        groups.append((f"{len(rest)} others", rest))
-    return [*groups, ("all", every)]
 
 
 def _table(first: str, others: Iterable[str], justify: JustifyMethod = "right") -> Table:

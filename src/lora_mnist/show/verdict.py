@@ -47,6 +47,7 @@ class Row(NamedTuple):
     """A line of the table of classes; ``cells`` by title, ``mood`` is that of the change."""
 
     name: str
+    classes: list[int]
     cells: dict[str, Any]
     mood: str
     is_target: bool
@@ -94,25 +95,37 @@ def change_of(
     )
 
 
-def class_rows(
-    results: Mapping[str, Any], groups: Sequence[tuple[str, Sequence[int]]]
-) -> list[Row]:
-    """The table of errors, with 95% intervals: a row for each name and its classes."""
+def worst_classes(results: Mapping[str, Any], most: int) -> list[int]:
+    """At most so many classes, by number: those to repair, then those with the most errors."""
+    targets, errors = targets_of(results), results["test"]["errors_per_class"]
+    order = sorted(range(len(errors)), key=lambda c: (c not in targets, -errors[c]))
+    return sorted(order[:most])
+
+
+def class_rows(results: Mapping[str, Any], most: int) -> list[Row]:
+    """The table of errors, with 95% intervals: a row for each of :func:`worst_classes`, and all."""
+    every = range(len(results["test"]["errors_per_class"]))
+    own = worst_classes(results, most)
+    groups = [(str(results["classes"][c]), [c]) for c in own]
+    if rest := [c for c in every if c not in own]:
+        groups.append((f"{len(rest)} others", rest))
+    is_repair, targets = "test_base" in results, targets_of(results)
     rows = []
-    for name, classes in groups:
+    for name, classes in [*groups, ("all", list(every))]:
         change = change_of(results, classes)
-        cells: dict[str, Any] = {"images": change.images, "errors": change.after}
-        if "test_base" in results:
+        cells: dict[str, Any] = {}
+        if is_repair:
             base = sum(results["test_base"]["errors_per_class"][c] for c in classes)
             cells = {"repaired": change.repaired, "broken": change.broken, "base errors": base}
             if "test_before" in results:
                 cells["errors before"] = change.before
             cells |= {"errors": change.after, "change": f"{change.after - change.before:+d}"}
-            cells["images"] = change.images
+        cells["images"] = change.images
+        cells.setdefault("errors", change.after)
         low, high = wilson(change.after, change.images)
         cells["errors, 95%"] = f"{low:.0f}-{high:.0f}"
-        is_target = len(classes) == 1 and classes[0] in targets_of(results)
-        rows.append(Row(name, cells, change.mood, is_target and "test_base" in results))
+        is_target = is_repair and len(classes) == 1 and classes[0] in targets
+        rows.append(Row(name, classes, cells, change.mood, is_target))
     return rows
 
 

@@ -80,10 +80,11 @@ def run_swept(
                 gc.collect()  # a Trainer and what it trains hold each other, and the images
             seconds = f"{time.perf_counter() - started:.1f} s"
     job = read_job(folder)
-    if job and job.error:  # as before; there is nothing to run again
+    assert job is not None
+    if job.error:  # as before; there is nothing to run again
         print(f"{label} failed: {job.error}", file=sys.stderr, flush=True)
         return None
-    value = job.results.get(str(cfg.sweep.metric)) if job else None
-    metric = "" if value is None or not seconds else f"{cfg.sweep.metric} {value:.6g}, "
+    value = job.results.get(str(cfg.sweep.metric))
+    metric = "" if value is None else f"{cfg.sweep.metric} {value:.6g}, "
     print(f"{label}: {metric}{seconds or 'finished before'}", flush=True)
     return value

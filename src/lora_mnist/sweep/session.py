@@ -111,17 +111,11 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
         print(summarize(ranked), flush=True)
     # A job that does not meet its requirements is not run again, but stays a failure.
     unfinished = [job for job in ranked.unfinished if job.command == now or job.results]
-    failed = sum(job.status == "failed" for job in unfinished)
-    problems = [f"{failed} failed"] if failed else []
-    if reason:
-        problems.append(reason)
-    if not problems and (code or unfinished):
-        problems.append("not all jobs ran")
-    if problems:
-        text = ", ".join(problems)
-        if reason or not unfinished or not all(job.results for job in unfinished):
-            resume = f"{ranked.sweep['commands'][-1]} {quoted(override('sweep.resume', folder))}"
-            text += f"; go on with: {resume}"
+    if reason or unfinished:
+        text = reason or f"{len(unfinished)} failed"
+        if reason or not all(job.results for job in unfinished):
+            resume = quoted(override("sweep.resume", folder))
+            text += f"; go on with: {ranked.sweep['commands'][-1]} {resume}"
         print(text, file=sys.stderr)
         code = code or 1
     elif ranked.metric and ranked.groups and not ranked.best:
