@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class SortedTensorBoardLogger(TensorBoardLogger):
         if not self.hparams:  # the first time
             config = OmegaConf.to_yaml(OmegaConf.create(dict(params)))
             self.experiment.add_custom_scalars(_LAYOUT)
-            self.experiment.add_text("3 configuration", _as_code(config))
+            self.experiment.add_text("3 configuration", indent(config, "    "))  # code in Markdown
         super().log_hyperparams(params, *ends)
 
 
@@ -139,7 +140,7 @@ def _show_in_tensorboard(
 ) -> None:
     writer = logger.experiment
     writer.add_text("1 verdict", verdict_text(results))
-    writer.add_text("2 errors of each class", _as_code(results_text(results)))
+    writer.add_text("2 errors of each class", indent(results_text(results), "    "))
     for number, (name, path) in enumerate(figures.items(), start=1):  # it sorts them by name
         pixels = np.asarray(Image.open(path).convert("RGB"))
         tag = f"test figures/{number} {name.replace('_', ' ')}"
@@ -170,8 +171,3 @@ def hparams_of(
     if target := results.get("target"):
         row["digit"] = "+".join(map(str, target)) if isinstance(target, list) else str(target)
     return row
-
-
-def _as_code(text: str) -> str:
-    """Four spaces in front of each line are code in Markdown."""
-    return "\n".join(f"    {line}" for line in text.splitlines())

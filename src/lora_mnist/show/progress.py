@@ -21,8 +21,6 @@ class ProgressLines(Callback):
     def __init__(self, first: float = 3.0, every: float = 30.0) -> None:
         self.first = first
         self.every = every
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started: float | None = None
 
     @rank_zero_only

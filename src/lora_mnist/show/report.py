@@ -22,7 +22,6 @@ from lora_mnist.show.verdict import (
     verdict,
     verdict_text,
 )
-from lora_mnist.sweep.command import command_line, override
 from lora_mnist.sweep.records import RESULTS_FILE, read_json
 from lora_mnist.sweep.summary import Ranked
 
@@ -73,7 +72,7 @@ def make_sweep_report(folder: Path) -> None:
         titles=titles,
         rows=rows,
         base=base,
-        again=command_line([override("run", folder)], program("report")),
+        program=program,
     )
 
 

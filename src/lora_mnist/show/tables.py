@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
-from torch import Tensor, nn
+from torch import nn
 
 from lora_mnist.classifier.significance import chance_text
 from lora_mnist.lora import base_state_dict, lora_adapters, trainable_parameters
@@ -56,16 +56,17 @@ def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
     base = base_state_dict(net)
     layers = {name: layer for name, layer in net.named_modules() if f"{name}.weight" in base}
-    rows: list[dict[str, str]] = []
+    rows = []
     for name in list(layers)[:_MOST_ROWS]:
-        row = {"layer": name}
-        for column, part in (("W", "weight"), ("b", "bias")):
-            row[column] = _shape(base.get(f"{name}.{part}"))
+        tensors = [("W", base[f"{name}.weight"]), ("b", base.get(f"{name}.bias"))]
         adapters = lora_adapters(layers[name])
         for adapter in adapters:
             if adapter.name == adapters[-1].name:  # the last one, which may be on weight and bias
-                for part, tensor in adapter.named_parameters():
-                    row[part] = f"{row[part]}, {_shape(tensor)}" if part in row else _shape(tensor)
+                tensors += adapter.named_parameters()
+        row = {"layer": name}
+        for part, tensor in tensors:
+            shape = "-" if tensor is None else " x ".join(map(str, tensor.shape))
+            row[part] = f"{row[part]}, {shape}" if part in row else shape
         rows.append(row)
     columns = dict.fromkeys(column for row in rows for column in row)
     table = Table(*columns)
@@ -74,10 +75,6 @@ def print_parameters(net: nn.Module) -> None:
     if rest := len(layers) - len(rows):
         table.add_row(f"{rest} more")
     show(table, trainable_parameters(net))
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "-" if tensor is None else " x ".join(str(size) for size in tensor.shape)
 
 
 def print_results(results: Mapping[str, Any]) -> None:

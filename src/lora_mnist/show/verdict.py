@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar, p_text, wilson
 from lora_mnist.sweep.command import override, quoted
 
-_DIGITS = ["zeros", "ones", "twos", "threes", "fours"]
-_DIGITS += ["fives", "sixes", "sevens", "eights", "nines"]
+_DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
+_DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nines"}
 
 
 class Phrase(NamedTuple):
@@ -141,20 +141,17 @@ def short_name(name: object) -> str:
 def named(classes: Sequence[str], numbers: Sequence[int]) -> str:
     """Classes in the plural: ``nines``, ``fours and nines``, ``images of cat``."""
     names = [short_name(classes[number]) for number in numbers]
-    are_digits = _are_digits(names)
+    are_digits = _DIGITS.keys() >= set(names)
     if are_digits:
-        names = [_DIGITS[int(name)] for name in names]
+        names = [_DIGITS[name] for name in names]
     *first, last = names
     text = f"{', '.join(first)} and {last}" if first else last
     return text if are_digits else f"images of {text}"
 
 
-def _are_digits(classes: Sequence[str]) -> bool:
-    return {short_name(name) for name in classes} <= set("0123456789")
-
-
 def _others(classes: Sequence[str]) -> str:
-    return "the other digits" if _are_digits(classes) else "the other classes"
+    are_digits = _DIGITS.keys() >= {short_name(name) for name in classes}
+    return "the other digits" if are_digits else "the other classes"
 
 
 def _digit(classes: Sequence[str], numbers: Sequence[int]) -> str:

@@ -51,16 +51,8 @@ class Group:
 class Ranked:
     """The jobs of the sweep in ``folder``, in order.
 
-    Attributes:
-        folder: the sweep's.
-        sweep: what ``sweep.json`` says.
-        jobs: all of them.
-        groups: of finished jobs, best first by ``sweep.metric``; equals, and without a metric all,
-            by what was swept.
-        unfinished: the other jobs.
-        has_seeds: whether the finished jobs differ in their seed.
-        keys: what tells one group from another.
-        best: the first group, if it has the metric.
+    ``groups`` of finished jobs are best first by ``sweep.metric``; equals, and without a metric
+    all, by what was swept. ``keys`` tell one group from another.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -124,10 +116,8 @@ class Ranked:
     def _rivals(self, best: Group) -> list[str]:
         """Which of the next groups are no worse than chance allows, in a line; or nothing.
 
-        What tells two jobs apart is the images that one of them alone gets wrong. They are not
-        known here: McNemar's test is told that no image was wrong for both. So it may call jobs
-        equal that share many errors and differ, but no jobs different that are equal. Of several
-        seeds the mean counts, as if it were one job's: their images are the same.
+        Which images two jobs get wrong is not known here: McNemar's test is told that none was
+        wrong for both. So it may call jobs equal that differ, but none different that are equal.
         """
         least, text, count = best.mean(self._errors()), "", 0
         for group in self.groups[1:]:
