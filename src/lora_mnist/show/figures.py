@@ -153,7 +153,8 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
     """Images of one kind of ``predictions.galleries``, and under each two predictions."""
     gallery = predictions.galleries[kind]
     title = f"{kind.replace('_', ' ')}: {len(gallery.images):,} of {gallery.total:,} images"
-    first, then = predictions.label, predictions.base
+    first: Any = predictions.label
+    then: Any = predictions.base
     meaning = "what it is → the prediction"
     if kind == "confused_adapted":
         then = predictions.adapted

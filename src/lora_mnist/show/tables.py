@@ -116,10 +116,10 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
         sides = {"base": results["test_base"], **results["each"], "all adapters": test}
         table = _table("errors with", sides)
         for row in rows:
-            cells = []
+            errors = []
             for side in sides.values():
-                cells.append(str(sum(side["errors_per_class"][c] for c in row.classes)))
-            table.add_row(Text(row.name), *cells)
+                errors.append(str(sum(side["errors_per_class"][c] for c in row.classes)))
+            table.add_row(Text(row.name), *errors)
         table.rows[-2].end_section = True
         parts.append(table)
     return [*parts, *said]

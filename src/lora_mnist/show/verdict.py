@@ -230,8 +230,8 @@ def _changes(results: Mapping[str, Any]) -> list[Phrase]:
     for split, name in (("mistakes", "learnt"), ("mistakes_test", "held out")):
         if split in results:
             change = change_of(results, split=split)
-            before, after = change.images - change.before, change.images - change.after
-            text = f"mistakes {name}: {before:,} right -> {after:,} of {change.images:,}"
+            right, now = change.images - change.before, change.images - change.after
+            text = f"mistakes {name}: {right:,} right -> {now:,} of {change.images:,}"
             phrases.append(Phrase(text, change.mood))
     classes, targets = results["classes"], targets_of(results)
     groups = {"test images": list(range(len(classes)))}
