@@ -89,7 +89,7 @@ class Benchmark:
         self.train = f"train.py {self.usual}"
         #: A training without validation, that prints its steps a second.
         self.watched = (
-            f"{self.train} +trainer.limit_val_batches=0 "
+            f"{self.train} +trainer.limit_val_batches=0 publish=false "
             "+callbacks.stopwatch._target_=stopwatch.Stopwatch"
         )
 
@@ -166,7 +166,7 @@ class Benchmark:
             f"{self.watched} +callbacks.stopwatch.images={batch} trainer.max_steps={steps} "
             f"stage=pretrain data=folder data.data_dir={photos} data.batch_size={batch} "
             "data.mean=0.5 data.std=0.5 net=custom net._target_=lora_mnist.MLP logger=none "
-            "net.in_features=12288 net.hidden_sizes=[64] net.num_classes=10 publish=false"
+            "net.in_features=12288 net.hidden_sizes=[64] net.num_classes=10"
         )
         loop = f"{LOOPS} --batch {batch} --steps {steps} folder {photos} --workers"
         work, rows = f"{self.pictures:,} pictures", []
