@@ -59,8 +59,7 @@ class ClassifierModule(LightningModule):
         hyperparameters: plain values to keep in checkpoints and to tell the loggers.
 
     Attributes:
-        base_logits: by split, what the base gives for each batch: the same in every evaluation,
-            since the images come in the same order.
+        base_logits: by split, what the base gives for each batch, the same in every evaluation.
         outcomes: by split, what its last evaluation found, as it stands in results.json.
         predictions: of the last test, for each image; see :class:`.metrics.Evaluation`.
         validated_at: the step at which ``outcomes["val"]`` was found; ``None`` before.

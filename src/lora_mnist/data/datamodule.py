@@ -150,8 +150,7 @@ class ImageDataModule(LightningDataModule):
     def read_picture(self, path: Path) -> Tensor:
         """A picture from elsewhere in the form of these images: (channels, height, width) uint8.
 
-        Raises:
-            ValueError: saying why, if the file cannot be used.
+        ValueError, saying why, if the file cannot be used.
         """
         raise NotImplementedError
 
@@ -191,11 +190,7 @@ class ImageDataModule(LightningDataModule):
             )
 
     def class_of_folder(self, name: str) -> int:
-        """The class that a folder of pictures is named after: ``9``, ``nine`` or ``cat``.
-
-        Raises:
-            ValueError: if it is named after none.
-        """
+        """The class that a folder is named after, as ``9``, ``nine`` or ``cat``, or ValueError."""
         try:
             return class_numbers(name, self.classes)[0]
         except ValueError as error:

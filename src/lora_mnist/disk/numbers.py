@@ -56,9 +56,7 @@ def parse_require(require: Any) -> list[Comparison]:
 def check_require(comparisons: list[Comparison], results: Mapping[str, Any]) -> None:
     """Compare the numbers of results.json.
 
-    Raises:
-        UserError: if it has no such number; with those whose keys are alike.
-        RequirementError: with all comparisons that do not hold, and their values.
+    UserError, if it has no such number; RequirementError, with all comparisons that do not hold.
     """
     known = {key: v for key, v in flatten(dict(results)).items() if type(v) in (int, float)}
     unmet = []
