@@ -51,8 +51,7 @@ def combine_adapters(
 
     Raises:
         ValueError: if an argument cannot be used, or one of the adapters, as
-            :func:`.adapter.load_adapter` says, or because it is DoRA, whose update depends on what
-            it stands on. ``model`` is then as it was.
+            :func:`.adapter.load_adapter` says or because it is DoRA. ``model`` is then as it was.
     """
     if not folders or len(folders) != len(scales):
         raise ValueError(

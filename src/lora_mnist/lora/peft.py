@@ -103,10 +103,9 @@ def _as_lora(adapter: LoRAParametrization) -> tuple[LayerSettings, Tensor, Tenso
 
 
 def serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file, of the same bytes for the same tensors and metadata.
+    """A safetensors file with its metadata in order, which safetensors writes in a random one.
 
-    safetensors writes metadata in random order. The file begins with the length of its header,
-    eight bytes, and the header, which is JSON.
+    The file begins with the length of its header, eight bytes, and the header, which is JSON.
     """
     file = save(tensors, metadata)
     end = 8 + int.from_bytes(file[:8], "little")

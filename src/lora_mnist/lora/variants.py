@@ -148,9 +148,10 @@ def make_adapter(
     layer: str, weight: Weight, settings: LayerSettings | None, name: str
 ) -> AdapterParametrization:
     """A new adapter for ``weight`` of ``layer``; without settings, one that trains it whole."""
-    if len(weight.adapters) < len(weight.registered or []):
+    others = [p for p in weight.registered or [] if not isinstance(p, AdapterParametrization)]
+    if others:
         raise ValueError(
-            f"{layer}: carries somebody else's parametrization; expected "
+            f"{layer}: has {type(others[0]).__name__} on its {weight.tensor}; expected "
             "torch.nn.utils.parametrize.remove_parametrizations first"
         )
     if settings is None:
@@ -198,10 +199,8 @@ def loraplus(
 ) -> torch.optim.Optimizer:
     """An optimizer with another learning rate for ``lora_B``: LoRA+, Hayou et al. 2024, section 4.
 
-    Args:
-        model: whose trainable parameters to optimize.
-        make: makes the optimizer from parameters or parameter groups.
-        lr_ratio: learning rate of ``lora_B`` over that of everything else; 1 makes one group.
+    ``make`` makes it from the trainable parameters of ``model`` or groups of them. ``lr_ratio`` is
+    the learning rate of ``lora_B`` over that of everything else; 1 makes one group.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if lr_ratio == 1:
