@@ -165,10 +165,9 @@ def run_folder(runs: str, resume: str | None, now: str) -> str:
     pattern = "checkpoints/run.json"
     found = latest(Path(runs), f"*/{pattern}") if resume == "latest" else Path(resume) / pattern
     if found is None or not found.is_file():
-        where = f" in {runs}" if resume == "latest" else ""
         raise UserError(
             f"resume={resume}: expected the folder of a run that began to train, with {pattern} in "
-            f"it, or latest; found none{where}"
+            "it, or latest"
         )
     return str(found.parents[1].absolute())
 

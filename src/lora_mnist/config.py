@@ -82,15 +82,7 @@ _ACCEPTED: dict[str, list[Any]] = {
     "publish": [True, False],
 }
 #: Of cfg.data, what is about training alone.
-TRAINING_KEYS = (
-    "batch_size",
-    "replay",
-    "hardness",
-    "seed",
-    "augment",
-    "mistakes",
-    "mistakes_test",
-)
+TRAINING_KEYS = {"augment", *OmegaConf.select(OmegaConf.load(CONFIGS / "train.yaml"), "data")}
 
 
 def completed(cfg: DictConfig) -> DictConfig:
@@ -541,36 +533,27 @@ def build_module(
 
 def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
     """Refuse values that are each right on their own, but not together."""
-    scheduler, distill = cfg.scheduler or {}, cfg.loss.get("distill")
-    if scheduler.get("max_lr") and cfg.optimizer.lr_ratio != 1:
-        raise UserError(
-            f"optimizer.lr_ratio={cfg.optimizer.lr_ratio}: expected 1, since scheduler.max_lr sets "
-            "one learning rate for all"
-        )
+    scheduler, loss, lr_ratio = cfg.scheduler or {}, cfg.loss, cfg.optimizer.lr_ratio
+    if scheduler.get("max_lr") and lr_ratio != 1:
+        raise UserError(f"optimizer.lr_ratio={lr_ratio}: expected 1, since scheduler.max_lr is one")
     if -1 in (scheduler.get("T_max"), scheduler.get("total_iters"), scheduler.get("total_steps")):
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
     if cfg.stage == "pretrain":
-        needs_base = {
-            "loss.distill": distill,
-            "data.hardness": data.hardness,
-            "data.mistakes": data.mistakes,
-        }
-        for key, value in needs_base.items():
-            if value:
+        for key in ("loss.distill", "data.hardness", "data.mistakes"):
+            if value := OmegaConf.select(cfg, key):
                 raise UserError(
                     f"{key}={value}: expected 0, or null, since stage=pretrain has no base"
                 )
     if data.replay == 0:
-        if distill and cfg.loss.get("distill_on") in (None, "replay"):
+        if loss.get("distill") and loss.get("distill_on") in (None, "replay"):
             raise UserError(
-                f"loss.distill={distill}: expected data.replay > 0, or loss.distill_on=target"
+                f"loss.distill={loss.distill}: expected data.replay > 0, or loss.distill_on=target"
             )
-        if cfg.loss.get("target_weight") is not None:
+        if loss.get("target_weight") is not None:
             raise UserError(
-                f"loss.target_weight={cfg.loss.target_weight}: expected null, or data.replay > 0: "
-                "without replay no images are weighed against others"
+                f"loss.target_weight={loss.target_weight}: expected null, or data.replay > 0"
             )
 
 

@@ -104,7 +104,8 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
         trainer = build_trainer(cfg, folder)
         trainer.test(module, datamodule=data, verbose=False)
     results = collect_results(cfg, data, net, module.outcomes, clock)
-    results |= {"each": each} if each else {}
+    if each:
+        results["each"] = each
     results["adapter"] = settings["adapter"]
     results["scales"] = {adapter.name: adapter.scale for adapter in adapters}
     if trainer.is_global_zero:

@@ -6,8 +6,6 @@
 
 import json
 import logging
-import os
-import random
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +40,7 @@ from lora_mnist.config import (
 )
 from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.base import find_base, own_file, read_facts, write_base
-from lora_mnist.disk.checkpoint import best_checkpoint, recorded_run, recorded_seed
+from lora_mnist.disk.checkpoint import best_checkpoint, recorded_run
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
@@ -94,11 +92,8 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
     cfg = completed(cfg)
-    if cfg.seed is None:
-        cfg.seed = draw_seed(cfg, run_folder)
-        _info("seed=%d: drawn, since seed=null", cfg.seed)
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
+        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}")
     if cfg.resume is not None and is_sweep():
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     comparisons = parse_require(cfg.require)
@@ -262,15 +257,6 @@ def finetune(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 # --- the steps that stages share -----------------------------------------------------------------
 
 
-def draw_seed(cfg: DictConfig, folder: Path | None) -> int:
-    """The seed that ``seed=null`` stands for: a new one, unless this run has one already."""
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return int(os.environ["PL_GLOBAL_SEED"])  # of the first process, which started this one
-    if cfg.resume is not None and folder is not None:
-        return recorded_seed(folder)
-    return random.SystemRandom().randrange(2**32)
-
-
 def training_data(cfg: DictConfig, net: nn.Module) -> ImageDataModule:
     """The images to train ``net`` on, hard ones more often where ``cfg.data.hardness`` says so."""
     target = find_weakest(cfg, net) if cfg.digit == "weakest" else cfg.digit
@@ -314,8 +300,14 @@ def fit(
     count, mistakes = int(data.is_target.sum()), bool(data.mistake_sets)
     settings = (count, data.classes, data.targets, data.replay, mistakes)
     _info("%s", training_sentence(cfg.stage, *settings))
-    if is_sweep():
-        module.base_logits = shared_base_logits(cfg, module, data)
+    if is_sweep():  # what the base gives is computed once for all jobs on one base
+        base = module.hparams["base_sha256"], cfg.net, cfg.get("adapter")  # what is beneath is on
+        source = {key: value for key, value in cfg.data.items() if key not in TRAINING_KEYS}
+        images = source, data.sha256, data.mean, data.std
+        key = str([base, images, cfg.trainer.accelerator, cfg.trainer.precision])
+        if key not in _base_logits:
+            _base_logits.clear()
+        module.base_logits = _base_logits.setdefault(key, {})
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if not trainer.global_step:
@@ -337,19 +329,6 @@ def fit(
         _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
         trainer.validate(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return best
-
-
-def shared_base_logits(
-    cfg: DictConfig, module: ClassifierModule, data: ImageDataModule
-) -> BaseLogits:
-    """What the base gives for the images: computed once for all jobs of a sweep on one base."""
-    base = module.hparams["base_sha256"], cfg.net, cfg.get("adapter")  # what is beneath is on
-    source = {key: value for key, value in cfg.data.items() if key not in TRAINING_KEYS}
-    images = source, data.sha256, data.mean, data.std
-    key = str([base, images, cfg.trainer.accelerator, cfg.trainer.precision])
-    if key not in _base_logits:
-        _base_logits.clear()
-    return _base_logits.setdefault(key, {})
 
 
 def test(module: ClassifierModule, data: ImageDataModule, trainer: Trainer, clock: Clock) -> None:
