@@ -58,8 +58,8 @@ from lora_mnist.lora import (
     set_lora_scale,
 )
 from lora_mnist.project import is_sweep, typed_overrides
-from lora_mnist.show.card import write_card
 from lora_mnist.show.loggers import show_run
+from lora_mnist.show.report import write_card
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.show.verdict import named, training_sentence
 from lora_mnist.sweep.command import command_line

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.runs import write_run
+import yaml
+from helpers.runs import results, write_run
 from helpers.sweeping import write_job, write_sweep
 from safetensors import SafetensorError
 
 from lora_mnist.disk.predictions import PREDICTIONS_FILE
-from lora_mnist.show.report import make_report, make_sweep_report
+from lora_mnist.show.report import make_report, make_sweep_report, write_card
 from lora_mnist.sweep.summary import Ranked, summarize
 
 
@@ -65,6 +66,19 @@ def test_from_what_is_damaged_nothing_is_drawn(tmp_path: Path) -> None:
     with pytest.raises(SafetensorError):
         make_report(tmp_path)
     assert figure.read_bytes() == b""
+
+
+def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> None:
+    found = results(dial={"advised": 0.5, "saved": 1, "scales": [0, 0.5, 1], "errors": [3, 2, 1]})
+    write_card(tmp_path, found, "python train.py stage=lora digit=1")
+    text = (tmp_path / "README.md").read_text()
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "peft"
+    assert "| images of dog | 9 of 20 (5 to 13) | 2 of 20 (1 to 6) |" in body
+    assert "| all | 12 of 60 (" in body
+    assert found["base_sha256"] in body
+    assert "turn it to 0.5 of its size" in body
+    assert "`python train.py stage=lora digit=1`" in body
 
 
 # --- of a sweep -----------------------------------------------------------------------------------

@@ -34,9 +34,9 @@ class ProgressLines(Callback):
             return
         self._next = now + self.every
         steps = trainer.estimated_stepping_batches
-        rate = (step - self._start_step) / (now - self._started)
         if steps == float("inf"):
             return
+        rate = (step - self._start_step) / (now - self._started)
         seconds = round((steps - step) / rate)
         text = f"step {step:,} of {steps:,}, about {seconds // 60} min {seconds % 60} s to go"
         log.info("%s", text.replace(" 0 min", ""))

@@ -1,24 +1,29 @@
-"""``report.html``: what a repair did, or a sweep, made from its folder alone.
+"""Pages made from templates: ``report.html`` of a run or a sweep, and the card of an adapter.
 
-A page is one file that needs nothing else, no script and no font.
+A report is one file that needs nothing else, no script and no font.
 """
 
 import base64
 import json
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from lora_mnist.classifier.significance import chance_text
+from lora_mnist.classifier.significance import chance_text, wilson
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import program
 from lora_mnist.show.figures import draw_run
 from lora_mnist.show.verdict import (
+    change_of,
     class_rows,
     confusions,
+    named,
     started_from,
+    targets_of,
     verdict,
     verdict_text,
 )
@@ -38,7 +43,7 @@ def make_report(folder: Path) -> dict[str, Path]:
     drawn = draw_run(folder, results, read_predictions(folder))
     hydra = folder / ".hydra"
     has_config = (hydra / "config.yaml").is_file()  # not of a run from Python
-    write_page(
+    _write_page(
         folder / "report.html",
         "report.html.j2",
         folder=folder,
@@ -63,7 +68,7 @@ def make_sweep_report(folder: Path) -> None:
         best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
     titles, rows, base = ranked.table(_MOST_ROWS)
     picture = folder / "summary.png"
-    write_page(
+    _write_page(
         folder / "report.html",
         "sweep.html.j2",
         ranked=ranked,
@@ -76,7 +81,36 @@ def make_sweep_report(folder: Path) -> None:
     )
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
+def write_card(folder: Path, results: Mapping[str, Any], command: str) -> None:
+    """Write ``README.md``, the card of the adapter in ``folder``.
+
+    It is a model card of the Hugging Face Hub, as PEFT writes one, too: what the adapter repairs,
+    the errors before and after, the scale, the base's SHA-256, the command, and the versions.
+    ``command`` is what trained it; empty where it was trained from Python.
+    """
+    classes, targets = results["classes"], targets_of(results)
+    groups = {named(classes, [c]): [c] for c in targets} | {"all": [*range(len(classes))]}
+    rows = []
+    for name, numbers in groups.items():
+        change = change_of(results, numbers)
+        cells = [name]
+        for errors in (change.before, change.after):
+            low, high = wilson(errors, change.images)
+            cells.append(f"{errors:,} of {change.images:,} ({low:,.0f} to {high:,.0f})")
+        rows.append(cells)
+    _write_page(
+        folder / "README.md",
+        "card.md.j2",
+        results=results,
+        what=named(classes, targets) if targets else "all classes",
+        verdict=verdict_text(results),
+        rows=rows,
+        command=command,
+        versions={name: version(name) for name in ("lora-mnist", "torch")},
+    )
+
+
+def _write_page(path: Path, template: str, **values: Any) -> None:
     """Fill in a template and write it, whole or not at all.
 
     In HTML names of classes, and whatever else a file says, are no markup.

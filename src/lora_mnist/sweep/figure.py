@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lora_mnist.sweep.records import natural
@@ -31,7 +30,6 @@ def draw_sweep(path: Path, points: Sequence[Point], metric: str, mode: str) -> N
     is_grid = len(values) == 2 and 2 * len(points) >= math.prod(map(len, values.values()))
     with rc_context({"text.parse_math": False}):  # what is between two dollars is no formula
         figure = Figure(layout="constrained")
-        FigureCanvasAgg(figure)
         if is_grid:
             _draw_heat_map(figure, points, values, metric, mode)
         else:
@@ -77,9 +75,9 @@ def _draw_panels(
             axes.minorticks_off()
         ordered = sorted(points, key=lambda point: place[point[0][key]])
         x = [place[swept[key]] for swept, _, _ in ordered]
+        y = [value for _, value, _ in ordered]
         spread = [std or 0.0 for _, _, std in ordered]
-        style = "o-" if len(values) == 1 else "o"
-        axes.errorbar(x, [y for _, y, _ in ordered], spread if any(spread) else None, fmt=style)
+        axes.errorbar(x, y, spread, fmt="o-" if len(values) == 1 else "o")
         axes.plot(place[best[0][key]], best[1], "o", ms=9, zorder=3)
         axes.set_xlabel(key)
         axes.grid(alpha=0.3)
