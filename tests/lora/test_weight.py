@@ -1,5 +1,4 @@
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from lora_mnist.lora import (
     base_state_dict,
     changed_tensors,
     load_adapter,
+    lora_adapters,
     merge_lora,
     remove_lora,
     save_adapter,
@@ -57,23 +57,28 @@ def test_a_subclass_with_its_own_forward_keeps_it() -> None:
     torch.testing.assert_close(layer(X), F.linear(X, layer.weight, layer.bias) + 1)
 
 
+READS_ITS_WEIGHT = "dropout: {} has a forward of its own; expected dropout=0"
+
+
 @pytest.mark.parametrize(
-    ("net", "target_modules", "named"),
+    ("layer", "option", "message"),
     [
-        (lambda: nn.MultiheadAttention(8, 2), "all", "out_proj"),
-        (lambda: nn.LSTM(4, 3), ["weight_hh_l0"], "weight_hh_l0"),
-        (lambda: nn.Sequential(nn.Embedding(4, 3)), ["0"], "0"),
-        (lambda: nn.Sequential(nn.Conv2d(2, 4, 3, groups=2)), ["0"], "0"),
-        (lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding_mode="reflect")), "all", "0"),
-        (lambda: nn.Sequential(Shifted(3, 2)), "all", "0"),
+        (nn.MultiheadAttention(8, 2), "dropout", READS_ITS_WEIGHT.format("0.out_proj")),
+        (nn.LSTM(4, 3), "dropout", READS_ITS_WEIGHT.format("0.weight_ih_l0")),
+        (nn.Embedding(4, 3), "dropout", READS_ITS_WEIGHT.format("0")),
+        (nn.Conv2d(2, 4, 3, groups=2), "dropout", READS_ITS_WEIGHT.format("0")),
+        (nn.Conv2d(2, 4, 3, padding_mode="reflect"), "dropout", READS_ITS_WEIGHT.format("0")),
+        (Shifted(3, 2), "dropout", READS_ITS_WEIGHT.format("0")),
+        (nn.Embedding(4, 3), "use_dora", "use_dora=True: expected no embedding, as 0 is"),
     ],
 )
-def test_dropout_is_refused_where_it_would_do_nothing(
-    net: Callable[[], nn.Module], target_modules: Any, named: str
-) -> None:
-    message = f"dropout: {named} has a forward of its own; expected dropout=0"
+def test_an_option_that_a_layer_cannot_have(layer: nn.Module, option: str, message: str) -> None:
+    net = nn.Sequential(layer)
+    target_modules = "0.out_proj" if "out_proj" in message else ".*"
+    value: Any = {"dropout": 0.1, "use_dora": True}[option]
     with pytest.raises(ValueError, match=message):
-        add_lora(net(), target_modules=target_modules, dropout=0.1)
+        add_lora(net, target_modules=target_modules, **{option: value})
+    assert not lora_adapters(net)
 
 
 def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone() -> None:
