@@ -59,16 +59,14 @@ def test_which_class_is_weak(here: Path) -> None:
     assert all(re.search(rf"│ {name} +│ +2 │", text.getvalue()) for name in CLASSES)
 
 
-@pytest.mark.parametrize("digit", ["weakest", "1", "[dog,emu]"])
+@pytest.mark.parametrize("digit", ["weakest", "[dog,emu]"])
 def test_repair_proves_the_base_untouched(here: Path, digit: str) -> None:
     folder = repaired(here, f"digit={digit}", "logger=csv")
     results = read_results(folder)
     assert results["base_unchanged"]
-    expected = {"1": (1, "dog"), "[dog,emu]": ([1, 2], ["dog", "emu"])}
-    if digit == "weakest":
-        errors = results["val_base"]["errors_per_class"]
-        weakest = errors.index(max(errors))
-        expected[digit] = (weakest, CLASSES[weakest])
+    errors = results["val_base"]["errors_per_class"]
+    weakest = errors.index(max(errors))
+    expected = {"weakest": (weakest, CLASSES[weakest]), "[dog,emu]": ([1, 2], ["dog", "emu"])}
     assert (results["digit"], results["target"]) == expected[digit]
     names = next(folder.rglob("metrics.csv")).read_text().partition("\n")[0].split(",")
     assert not [name for name in names if name.endswith(("/0", "/1", "/2"))]

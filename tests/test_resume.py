@@ -101,7 +101,7 @@ def step_of(folder: Path) -> int:
     ("overrides", "crashes"),
     [
         ((*LORA, *EVERYTHING, "logger=[tensorboard,csv]"), (10, 36)),
-        ((*LORA, "data.seed=null", "lora.dropout=0.5", "data.replay=9"), (20, 37)),
+        ((*LORA, "data.seed=null", "lora.dropout=0.5", "data.replay=9"), (3, 37)),
         ((*LORA, "+trainer.val_check_interval=14", "trainer.log_every_n_steps=1"), (16, 30)),
         (TWO_EPOCHS, (16, 52)),
         ((*TWO_EPOCHS, "data.batch_size=3500", "trainer.max_epochs=9"), (3, 8)),
@@ -112,6 +112,7 @@ def step_of(folder: Path) -> int:
 def test_twice_cut_short_it_ends_as_it_would_have(
     go: Go, overrides: tuple[str, ...], crashes: tuple[int, int]
 ) -> None:
+    """The run "null" has no checkpoint when it is cut first, and begins again."""
     whole = go("whole", *overrides)
     first, second = crashes
     folder = go("cut", *overrides, crash=first)
@@ -155,14 +156,6 @@ def command(tmp_path: Path, *overrides: str, crash: str) -> tuple[int, str]:
     path = f"{ROOT}/tests:{ROOT}/src"
     done = run_process("train.py", *arguments, CRASH=crash, PYTHONPATH=path)
     return done.returncode, done.stderr
-
-
-def test_before_the_first_checkpoint_it_begins_again(go: Go) -> None:
-    whole = go("whole", *LORA)
-    folder = go("cut", *LORA, crash=3)
-    assert step_of(folder) == 0
-    go("cut", *LORA, resume=True)
-    assert differences(left_by(whole), left_by(folder)) == []
 
 
 @pytest.mark.parametrize("fails", ["test", "save_adapter", "write_json", "show_run"])
