@@ -25,8 +25,13 @@ settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow tests first: at the end, one alone would keep the other workers waiting."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """The slowest tests first: at the end, one alone would keep the other workers waiting."""
+
+    def seconds(item: pytest.Item) -> int:
+        mark = item.get_closest_marker("slow")
+        return 0 if mark is None else mark.args[0] if mark.args else 5
+
+    items.sort(key=seconds, reverse=True)
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ def test_the_adapter_has_fifteen_lines(committed: Any) -> None:
     assert len(lines) <= 15
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 def test_every_cell_runs_and_gives_what_is_committed(committed: Any) -> None:
     reason = "the extra dev is not installed"
     nbformat = pytest.importorskip("nbformat", reason=reason)
