@@ -126,6 +126,24 @@ def test_an_unpublished_base_stays_in_its_folder(outputs: Path) -> None:
     assert kept.name == f"mnist-{results['base_sha256'][:12]}.ckpt"
 
 
+def test_a_seed_is_drawn_and_named(outputs: Path) -> None:
+    cfg = composed("train", "stage=lora", "seed=null", *QUICK, f"paths.outputs={outputs}")
+    drawn, other = train(cfg), train(cfg)
+    assert cfg.seed is None
+    assert drawn["seed"] != other["seed"]
+    again = run(outputs, f"seed={drawn['seed']}")
+    assert again["test"] == drawn["test"]
+
+
+def test_a_resumed_run_keeps_its_drawn_seed(cli: Any, outputs: Path) -> None:
+    options = ("stage=lora", *SMALL, *FEW, "logger=none", "seed=null")
+    assert cli("train.py", *options, "trainer.max_steps=2").code == 0
+    seed = read_results(only_run(outputs, "lora"))["seed"]
+    done = cli("train.py", *options, "trainer.max_steps=4", "resume=latest")
+    assert done.code == 0, done.err
+    assert read_results(only_run(outputs, "lora"))["seed"] == seed
+
+
 # --- schedules, compile, finders -----------------------------------------------------------------
 
 

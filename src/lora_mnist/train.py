@@ -6,6 +6,8 @@
 
 import json
 import logging
+import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ from lora_mnist.config import (
 )
 from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.base import find_base, own_file, read_facts, write_base
-from lora_mnist.disk.checkpoint import best_checkpoint, recorded_run
+from lora_mnist.disk.checkpoint import best_checkpoint, recorded_run, recorded_seed
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
@@ -92,8 +94,11 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
     cfg = completed(cfg)
+    if cfg.seed is None:
+        cfg.seed = draw_seed(cfg, run_folder)
+        _info("seed=%d: drawn, since seed=null", cfg.seed)
     if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}")
+        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
     if cfg.resume is not None and is_sweep():
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     comparisons = parse_require(cfg.require)
@@ -255,6 +260,15 @@ def finetune(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 
 
 # --- the steps that stages share -----------------------------------------------------------------
+
+
+def draw_seed(cfg: DictConfig, folder: Path | None) -> int:
+    """The seed that ``seed=null`` stands for: a new one, unless this run has one already."""
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return int(os.environ["PL_GLOBAL_SEED"])  # of the first process, which started this one
+    if cfg.resume is not None and folder is not None:
+        return recorded_seed(folder)
+    return random.SystemRandom().randrange(2**32)
 
 
 def training_data(cfg: DictConfig, net: nn.Module) -> ImageDataModule:

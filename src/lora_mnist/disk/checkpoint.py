@@ -237,6 +237,12 @@ def recorded_run(
         ) from error
 
 
+def recorded_seed(folder: Path) -> int:
+    """The seed of the run in ``folder``."""
+    record = json.loads((folder / CHECKPOINTS / RUN_FILE).read_text())
+    return int(record["settings"]["seed"])
+
+
 def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -> None:
     """Refuse settings other than those of the run, and a run with nothing left to do."""
     record = json.loads(path.read_text())
