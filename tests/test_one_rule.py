@@ -29,6 +29,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*PRETRAIN, "seed=-1"),
         (*PRETRAIN, "digit=weakest"),
         (*PRETRAIN, "figures=some"),
+        (*PRETRAIN, "publish=1"),
         (*PRETRAIN, "require=[test.broken] -> require=test.broken: "),
         (*PRETRAIN, "base_ckpt={tmp}"),
         (*PRETRAIN, "base_ckpt=null -> base_ckpt=None: "),

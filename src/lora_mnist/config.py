@@ -157,7 +157,7 @@ def _require_known(cfg: DictConfig) -> None:
                 f"expected one of {', '.join(sorted(known))}"
             )
     for key, accepted in _ACCEPTED.items():
-        if key in cfg and cfg[key] not in accepted:
+        if key in cfg and str(cfg[key]) not in map(str, accepted):  # 1 is no true
             raise UserError(f"{key}={cfg[key]}: expected one of {json.dumps(accepted)}")
     scale = cfg.get("scale", "auto")
     if scale != "auto" and not is_number(scale):
