@@ -48,6 +48,9 @@ class AdapterParametrization(nn.Module):
         """``y``, what ``layer`` made of ``x`` so far, and what the update adds to that."""
         raise NotImplementedError
 
+    def extra_repr(self) -> str:
+        return f"name={self.name}, scale={self.scale}, enabled={self.enabled}"
+
 
 class LoRAParametrization(AdapterParametrization):
     """Maps the frozen weight ``W`` to ``W + scaling * lora_B @ lora_A``.
@@ -98,6 +101,9 @@ class LoRAParametrization(AdapterParametrization):
         if isinstance(layer, nn.Conv2d):
             return torch.add(y, F.conv2d(hidden, self.lora_B), alpha=self.scaling * self.scale)
         return torch.addmm(y, hidden, self.lora_B.t(), alpha=self.scaling * self.scale)
+
+    def extra_repr(self) -> str:
+        return f"rank={self.settings.rank}, alpha={self.settings.alpha}, {super().extra_repr()}"
 
 
 def compute(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -99,19 +99,38 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def draw_dial(results: Mapping[str, Any]) -> Figure:
-    """Validation errors as the adapter is turned up: all, on the target, and elsewhere."""
+    """Validation errors as the adapter is turned up: on the target against elsewhere.
+
+    Without a target, all errors over the scale.
+    """
     dial = results["dial"]
-    curves = {"all": dial["errors"]}
+    figure = Figure(figsize=(_WIDTH, 4), layout="constrained")
+    axes = figure.subplots()
     if "errors_of_target" in dial:
-        curves["on what is to be repaired"] = dial["errors_of_target"]
-        curves["elsewhere"] = dial["errors_elsewhere"]
-    title = f"errors on {dial['images']:,} validation images, by the adapter's scale"
-    meaning = f"0: off, 1: as trained, {dial['advised']:g}: advised"
-    figure = _draw_curves(dial["scales"], curves, f"{title}\n{meaning}")
-    axes = figure.axes[0]
-    axes.set_yscale("symlog")  # a few errors on the target beside thousands elsewhere
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.axvline(dial["advised"], color=GRAY, lw=4, alpha=0.5, zorder=0)
+        xs, ys = dial["errors_elsewhere"], dial["errors_of_target"]
+        axes.set(xlabel="errors elsewhere", ylabel="errors on what is to be repaired")
+        base = dial["errors"][dial["scales"].index(0)]
+        line = np.array([0, base])
+        axes.plot(base - line, line, color=GRAY, ls="--", lw=1, label="as many in all as the base")
+    else:
+        xs, ys = dial["scales"], dial["errors"]
+        axes.set(xlabel="scale", ylabel="errors")
+    axes.plot(xs, ys, color=BLUE, marker="o", ms=4)
+    for scale, x, y in zip(dial["scales"], xs, ys, strict=True):
+        is_advised = scale == dial["advised"]
+        if is_advised:
+            axes.plot(x, y, color=GREEN, marker="o", ms=10, label=f"{scale:g}: advised")
+        weight = "bold" if is_advised or scale in (0, 1) else "normal"
+        axes.annotate(
+            f"{scale:g}", (x, y), (4, 5), textcoords="offset points", fontsize=8, weight=weight
+        )
+    axes.set_xlim(max(0, min(xs) - 0.1 * (max(xs) - min(xs))), 1.05 * max(xs))
+    axes.set_ylim(0, 1.1 * max(ys) + 1)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    meaning = "0: off, 1: as trained"
+    count = f"{dial['images']:,} validation images"
+    axes.set_title(f"the adapter turned up, on {count}\n{meaning}", loc="left")
     return figure
 
 

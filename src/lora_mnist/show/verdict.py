@@ -323,8 +323,10 @@ def confusions(results: Mapping[str, Any]) -> dict[str, list[Phrase]]:
     command = f"experiment=repair {_digit(classes, labels)}"
     if "test_base" not in results:
         lines["base"].append(Phrase(f"`{command}` repairs them.", "advice"))
-    elif results["stage"] == "lora" and _judgement(results)[0].mood != "bad":
-        lines["adapted"].append(Phrase(f"`{command} adapter=latest` repairs them.", "advice"))
+    elif isinstance(results.get("adapter"), str) and _judgement(results)[0].mood != "bad":
+        adapter = "latest" if results["stage"] == "lora" else results["adapter"]
+        command += f" {quoted(override('adapter', adapter))}"
+        lines["adapted"].append(Phrase(f"`{command}` repairs them.", "advice"))
     return lines
 
 
