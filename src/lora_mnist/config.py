@@ -362,9 +362,7 @@ def adapter_stack(cfg: DictConfig) -> list[Adapter]:
     return stack
 
 
-def load_adapters(
-    cfg: DictConfig, net: nn.Module, data: ImageDataModule | None = None
-) -> list[Adapter]:
+def load_adapters(cfg: DictConfig, net: nn.Module, data: Any = None) -> list[Adapter]:
     """Put :func:`adapter_stack` on ``net``, turned up as far as ``cfg.scale`` says; return it.
 
     With ``scale=auto`` the validation images of ``data`` decide how far: for several adapters one
@@ -375,7 +373,6 @@ def load_adapters(
         raise UserError(f"scale={factor}: expected 1, since there is no adapter")
     adapters = adapter_stack(cfg)
     if adapters and factor == "auto":
-        assert data is not None
         with config_group("data"):
             data.prepare_data()
             data.setup("validate")
@@ -388,7 +385,7 @@ def load_adapters(
             load_adapter(net, path, cfg.allow_other_base, adapter.name, adapter.scale)
         if factor != "auto":
             adapter.scale *= factor
-        elif data is not None and adapter.is_asked:
+        elif adapter.is_asked:
             advised = validation_dial(cfg, net, data, adapter.name)["advised"]
             _info("scale=%g of %s, as validation images advise", advised, adapter.name)
             adapter.scale *= advised

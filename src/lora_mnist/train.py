@@ -356,8 +356,7 @@ def test(module: ClassifierModule, data: ImageDataModule, trainer: Trainer, cloc
 def publish(cfg: DictConfig, net: nn.Module, results: dict[str, Any], instead: Path | None) -> None:
     """Make a base the current one, beside all others; or keep it in the folder ``instead``.
 
-    Where the current base had more validation images right, the log says so, and how to go back to
-    it; a job of a sweep then leaves it the current one.
+    A job of a sweep leaves a current base that has more validation images right.
     """
     current, accuracy = Path(cfg.base_ckpt), results.get("val", results["test"])["accuracy"]
     own = own_file(instead or base_folder(cfg), cfg.base_name, results["base_sha256"])
@@ -414,10 +413,9 @@ def errors_in_a_row(
     beneath: list[Adapter],
     results: dict[str, Any],
 ) -> list[list[int]]:
-    """Test errors of each class: of the base, then after each of several repairs in a row.
+    """Test errors of each class: of the base, then after each repair, a row each.
 
-    What a later repair does to the classes of an earlier one is read down a column, as in the
-    matrix ``R`` of Lopez-Paz and Ranzato 2017, arXiv:1706.08840, section 2.
+    It is the matrix ``R`` of Lopez-Paz and Ranzato 2017, arXiv:1706.08840, section 2.
     """
     rows = [results["test_base"]["errors_per_class"]]
     set_lora_enabled(net, False)
