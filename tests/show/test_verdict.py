@@ -163,7 +163,7 @@ def test_what_is_taken_for_what() -> None:
     def lines(found: dict[str, Any]) -> list[str]:
         return [" ".join(text for text, _ in line) for line in confusions(found).values()]
 
-    found = of_digits(0, 50)
+    found = of_digits(0, 50, adapter="adapter")
     assert lines(found) == []
     found["test_base"]["confusions"] = [confusion(4, 9, 1021), confusion(9, 4, 18), confusion(6, 0)]
     found["test"]["confusions"] = [confusion(7, 9, 2), confusion(4, 9, 2)]
@@ -174,8 +174,11 @@ def test_what_is_taken_for_what() -> None:
     )
     said = "largest confusions, adapted: 2 sevens taken for nines, 2 fours taken for nines."
     assert adapted == f"{said} `experiment=repair 'digit=[4,7]' adapter=latest` repairs them."
-    assert lines(found | {"stage": "finetune"})[1] == said
-    harm = of_digits(1754, 61)
+    tested = found | {"stage": "eval", "adapter": "/my runs/1"}
+    command = "experiment=repair 'digit=[4,7]' \"adapter='/my runs/1'\""
+    assert lines(tested)[1] == f"{said} `{command}` repairs them."
+    assert lines(found | {"stage": "finetune", "adapter": None})[1] == said
+    harm = of_digits(1754, 61, adapter="adapter")
     harm["test"]["confusions"] = found["test"]["confusions"]
     assert lines(harm) == [said]
     base = {"classes": ["a cat", "b"], "test": {"confusions": [confusion(0, 1, 3)]}}

@@ -323,7 +323,7 @@ def confusions(results: Mapping[str, Any]) -> dict[str, list[Phrase]]:
     command = f"experiment=repair {_digit(classes, labels)}"
     if "test_base" not in results:
         lines["base"].append(Phrase(f"`{command}` repairs them.", "advice"))
-    elif isinstance(results.get("adapter"), str) and _judgement(results)[0].mood != "bad":
+    elif isinstance(results["adapter"], str) and _judgement(results)[0].mood != "bad":
         adapter = "latest" if results["stage"] == "lora" else results["adapter"]
         command += f" {quoted(override('adapter', adapter))}"
         lines["adapted"].append(Phrase(f"`{command}` repairs them.", "advice"))
