@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import nn
@@ -335,8 +336,10 @@ def fit(
                 f"optimizer.lr={cfg.optimizer.lr}: training diverged, {name} is not finite at step "
                 f"{trainer.global_step}; expected a smaller learning rate"
             )
+    # Both have done their work, and would do it again in validation and test.
+    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
-        if isinstance(callback, BatchSizeFinder):  # it would look again before validation and test
+        if isinstance(callback, BatchSizeFinder):
             trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
     path, best = best_checkpoint(trainer)
     if best is not None:
