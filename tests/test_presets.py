@@ -213,6 +213,7 @@ def test_a_compiled_network_keeps_its_names(
 # --- loggers that are extras ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_wandb_offline(outputs: Path) -> None:
     pytest.importorskip("wandb")
     run(outputs, "logger=wandb", "tags=[first]", "notes=why")
