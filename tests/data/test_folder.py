@@ -29,23 +29,14 @@ def sets(root: Path, **changes: Any) -> tuple[FolderDataModule, list[tuple[Tenso
     return data, [part.__getitems__(list(range(len(part)))) for part in parts]
 
 
-def counts(root: Path, **changes: Any) -> list[list[int]]:
-    return [labels.bincount(minlength=2).tolist() for _, labels in sets(root, **changes)[1]]
-
-
-@pytest.fixture(params=[True, False], ids=["in memory", "from disk"])
-def in_memory(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
+in_memory = pytest.mark.parametrize("in_memory", [True, False])
 
 
 @pytest.mark.parametrize("resize", ["crop", "stretch"])
 @pytest.mark.parametrize("size", [(40, 30), (16, 99), (16, 16), (7, 5)])
-def test_reads_what_torchvision_reads(
-    make_photos: Maker, resize: str, size: tuple[int, int]
-) -> None:
-    make_photos({"cat": 2, "cat-a": 1, "cat2": 1}, "train", size=size)
-    make_photos({"cat": 1, "cat-a": 1, "cat2": 1}, "validation", size=size)
-    root = make_photos({"cat": 1, "cat-a": 2, "cat2": 1}, "test", size=size)
+def test_reads_what_torchvision_reads(make_photos: Maker, resize: str, size: Any) -> None:
+    for part in ("train", "validation", "test"):
+        root = make_photos({"cat": 2, "cat-a": 1, "cat2": 1}, part, size=size)
     scale = [v2.Resize(16), v2.CenterCrop(16)] if resize == "crop" else [v2.Resize((16, 16))]
     transform = v2.Compose([*scale, v2.PILToTensor()])
     _, ours = sets(root, image_size=16, resize=resize)
@@ -57,12 +48,15 @@ def test_reads_what_torchvision_reads(
 
 
 def test_from_the_disk_is_as_in_memory(make_photos: Maker) -> None:
-    root = make_photos(PETS, size=(9, 7))
+    """Those too that are brought to size in another way than configured, to find out which."""
+    root = make_photos(PETS, size=(14, 9))
     (root / "owl" / "3.png").write_bytes(b"broken")
     changes: dict[str, Any] = {"image_size": [6, 8], "channels": 1}
-    _, held = sets(root, in_memory=True, **changes)
-    data, _ = sets(root, in_memory=False, **changes)
-    for expected, files in zip(held, (*data.training_images(), data.test_images()), strict=True):
+    _, held = sets(root, resize="stretch", **changes)
+    data, _ = sets(root, in_memory=False, resize="stretch", **changes)
+    cropped, _ = sets(root, **changes)
+    on_disk = [*data.training_images(), data.test_images(), *cropped.resized("stretch")]
+    for expected, files in zip([*held, *held[:2]], on_disk, strict=True):
         loader = DataLoader(files, 7, num_workers=2, collate_fn=lambda batch: batch)
         images, labels = (torch.cat(tensors) for tensors in zip(*loader, strict=True))
         assert torch.equal(images, expected[0])
@@ -79,19 +73,13 @@ def test_auto_holds_in_memory_what_is_small(
     assert isinstance(sets(root, image_size=9)[0].test_images(), ImageFiles)
 
 
-def test_one_folder_a_class_is_split(make_photos: Maker) -> None:
-    data, parts = sets(make_photos(PETS))
-    assert (data.name, data.classes) == ("photos", ["cat", "dog", "owl"])
-    of_class = [labels.bincount().tolist() for _, labels in parts]
-    assert of_class == [[16, 24, 40], [2, 3, 5], [2, 3, 5]]
-    assert len({image.numpy().tobytes() for images, _ in parts for image in images}) == 100
-
-
 def test_labels_follow_the_order_of_the_network(make_photos: Maker) -> None:
     root = make_photos({"1": 9, "2": 9, "10": 9})
-    plain, turned = sets(root)[1][2], sets(root, classes=[2, 10, 1])[1][2]  # 1, 10, 2 are sorted
-    assert torch.equal(plain[0], turned[0])
-    assert torch.equal(2 - plain[1], turned[1])
+    (data, plain), (_, turned) = sets(root), sets(root, classes=[2, 10, 1])
+    assert data.classes == ["1", "10", "2"]
+    for (images, labels), (same, others) in zip(plain, turned, strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(2 - labels, others)
 
 
 def test_other_files_are_left_out_and_named(
@@ -105,12 +93,13 @@ def test_other_files_are_left_out_and_named(
         (root / "dog" / name).touch()
     (root / "train").mkdir()  # no folder of classes: the class of the trains
     make_photos({"train": 5})
-    of_class = [sum(column) for column in zip(*counts(root), strict=True)]
-    assert of_class == [3, 4, 5]
+    labels = torch.cat([labels for _, labels in sets(root)[1]])
+    assert labels.bincount().tolist() == [3, 4, 5]
     (record,) = caplog.records
     assert "film.heic" in record.getMessage()
 
 
+@in_memory
 def test_broken_images_are_named_and_left_out(
     make_photos: Maker, caplog: pytest.LogCaptureFixture, in_memory: bool
 ) -> None:
@@ -118,7 +107,8 @@ def test_broken_images_are_named_and_left_out(
     for i in range(12):
         path = root / "cat" / f"{i}.png"
         path.write_bytes(path.read_bytes()[:60] if i else b"no picture")
-    assert counts(root, in_memory=in_memory) == [[6, 16], [1, 2], [1, 2]]
+    _, parts = sets(root, in_memory=in_memory)
+    assert [labels.bincount().tolist() for _, labels in parts] == [[6, 16], [1, 2], [1, 2]]
     assert f"{root}/cat/0.png: skipped: no readable picture (" in caplog.text
     assert len(caplog.records) == 12
     for path in (root / "cat").iterdir():
@@ -136,39 +126,32 @@ def test_an_image_that_breaks_later_is_named(make_photos: Maker) -> None:
         files.__getitems__([0, 1])
 
 
+@in_memory
 def test_the_sha256_changes_with_the_images(make_photos: Maker, in_memory: bool) -> None:
     root = make_photos({"cat": 5, "dog": 5})
-    seen = []
-
-    def note(**changes: Any) -> None:
-        seen.append(sets(root, in_memory=in_memory, **changes)[0].sha256["all"])
-
-    for split_seed in (0, 1):
-        note(split_seed=split_seed)
-    assert seen.pop() == seen[0]
-    make_photos({"cat": 1})  # replaced by other noise
-    note()
-    (root / "cat" / "0.png").rename(root / "dog" / "9.png")
-    note()
-    (root / "dog" / "9.png").unlink()
-    note()
-    (root / "dog").rename(root / "cow")
-    note()
-    assert len(set(seen)) == 5
+    changes = (
+        lambda: make_photos({"cat": 1}),  # replaced by other noise
+        lambda: (root / "cat" / "0.png").rename(root / "dog" / "9.png"),
+        lambda: (root / "dog" / "9.png").unlink(),
+        lambda: (root / "dog").rename(root / "cow"),
+    )
+    seen = {sets(root, in_memory=in_memory, split_seed=seed)[0].sha256["all"] for seed in (0, 1)}
+    for change in changes:
+        change()
+        seen.add(sets(root, in_memory=in_memory)[0].sha256["all"])
+    assert len(seen) == 5
 
 
-def test_images_keep_their_own_size_if_it_is_one_for_all(
-    make_photos: Maker, in_memory: bool
-) -> None:
+def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos: Maker) -> None:
     root = make_photos({"cat": 5, "dog": 5}, size=(9, 7))
     (root / "cat" / "0.png").write_bytes(b"broken")
-    data, parts = sets(root, in_memory=in_memory)
+    data, parts = sets(root)
     assert parts[0][0].shape[1:] == (3, 7, 9)
     Image.new("L", (40, 90)).save(root.parent / "x.jpg")
     assert data.read_picture(root.parent / "x.jpg").shape == (3, 7, 9)
     make_photos({"owl": 5}, size=(4, 6))
     with pytest.raises(ValueError, match=r"image_size=null: expected .* is 6x4 and another 7x9$"):
-        sets(root, in_memory=in_memory)
+        sets(root)
 
 
 def test_sixteen_bits_are_not_clipped(tmp_path: Path) -> None:
@@ -184,12 +167,8 @@ def test_pictures_can_be_read_without_a_folder(tmp_path: Path) -> None:
     picture = Image.new("RGB", (80, 40))
     picture.paste("red", (0, 0, 40, 40))
     picture.save(tmp_path / "x.png", exif=exif)
-    known: dict[str, Any] = {
-        "classes": ["cat", "dog"],
-        "image_size": [4, 8],
-        "mean": 0.5,
-        "std": 0.25,
-    }
+    known: dict[str, Any] = {"classes": ["cat", "dog"], "image_size": [4, 8]}
+    known |= {"mean": 0.5, "std": 0.25}
     data = FolderDataModule(None, **known)
     image = data.read_picture(tmp_path / "x.png")
     assert image[0, :, :3].min() == 255
@@ -197,7 +176,7 @@ def test_pictures_can_be_read_without_a_folder(tmp_path: Path) -> None:
     assert data.on_after_batch_transfer((image[None], torch.zeros(1)), 0)[0].max() == 2
     with pytest.raises(ValueError, match="data_dir=null: expected a folder of images"):
         data.prepare_data()
-    for key in ("image_size", "mean", "std"):
+    for key in known:
         with pytest.raises(ValueError, match="^data_dir=null: expected a folder of images, or "):
             FolderDataModule(None, **{**known, key: None})
 
@@ -211,19 +190,6 @@ def test_the_network_may_take_blue_first(make_photos: Maker) -> None:
     assert torch.equal(images[0][0], same[0][0])
     torch.testing.assert_close(bgr.normalise(same[0][0]), rgb.normalise(images[0][0]).flip(1))
     assert bgr.mean == rgb.mean[::-1]  # type: ignore[index]
-    given, _ = sets(root, color_order="bgr", mean=[0.1, 0.2, 0.3], std=1)
-    torch.testing.assert_close(given.normalise(same[0][0])[:, 0], same[0][0][:, 2] / 255 - 0.1)
-
-
-def test_images_can_be_brought_to_size_in_another_way(make_photos: Maker) -> None:
-    root = make_photos({"cat": 9, "dog": 9}, size=(14, 9))
-    (root / "cat" / "3.png").write_bytes(b"broken")
-    cropped, _ = sets(root, image_size=8)
-    _, parts = sets(root, image_size=8, resize="stretch")
-    for files, (images, labels) in zip(cropped.resized("stretch"), parts[:2], strict=True):
-        found = files.__getitems__(list(range(len(files))))
-        assert torch.equal(found[0], images)
-        assert torch.equal(found[1], labels)
 
 
 def entries(*of_classes: int, part: str = "train") -> list[Entry]:
@@ -266,7 +232,6 @@ def test_folders_stay_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data_dir": None}, "data_dir=null: expected a folder of images, or classes, image_size"),
         ({"data_dir": "nowhere"}, "data_dir=nowhere: expected a folder of images; there is none"),
         ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder once: \['cat', 'dog'"),
         ({"channels": 2}, "channels=2: expected one of 1, 3"),
@@ -275,9 +240,7 @@ def test_folders_stay_what_they_are() -> None:
         ({"resize": "fit"}, "resize=fit: expected one of crop, stretch"),
         ({"in_memory": "yes"}, "in_memory=yes: expected one of auto, True, False"),
         ({"image_size": 0}, "image_size=0: expected null, pixels, or "),
-        ({"image_size": [8]}, r"image_size=\[8\]: expected null, pixels"),
         ({"image_size": 8.5}, "image_size=8.5: expected null, pixels"),
-        ({"val_size": "many"}, "val_size=many: expected a share"),
         ({"val_size": 100}, "val_size=100: expected a share"),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),
         ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7 test_size=0.4: expected to leave "),
