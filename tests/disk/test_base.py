@@ -34,19 +34,13 @@ def prefixed(prefix: str) -> Callable[[State], Any]:
 
 def lightning(state: State) -> Any:
     """A checkpoint of somebody's LightningModule, which holds more than a network."""
-    more = {"criterion.weight": torch.ones(7), "accuracy.tp": torch.zeros(3, dtype=torch.int64)}
-    return {
-        "epoch": 3,
-        "pytorch-lightning_version": "2.4.0",
-        "state_dict": {**prefixed("model.")(state), **more},
-        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(5)}}}],
-        "hyper_parameters": {"lr": 0.001, "model": "tiny"},
-    }
+    tensors = {**prefixed("model.")(state), "criterion.weight": torch.ones(7)}
+    optimizer = {"state": {0: {"exp_avg": torch.ones(5)}}}
+    return {"epoch": 3, "state_dict": tensors, "optimizer_states": [optimizer]}
 
 
 FORMS: dict[str, Callable[[State], Any]] = {
     "state_dict": lambda state: state,
-    "ours": lambda state: {"state_dict": state},
     "model": lambda state: {"model": state, "epoch": 3, "loss": torch.tensor(0.1)},
     "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {}},
     "nested": lambda state: {"model": {"state_dict": state}},
@@ -94,10 +88,6 @@ def test_another_precision_is_converted(tmp_path: Path, dtype: torch.dtype) -> N
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def changed(name: str, tensor: Tensor) -> Callable[[State], Any]:
-    return lambda state: {**state, name: tensor}
-
-
 REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "missing": (lambda state: dict(list(state.items())[:-1]), "linear2.bias is missing; "),
     "unexpected": (
@@ -105,12 +95,11 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
         "head.4 is unexpected and 2 more; ",
     ),
     "shape": (
-        changed("linear1.weight", torch.ones(5, 7)),
+        lambda state: {**state, "linear1.weight": torch.ones(5, 7)},
         "linear1.weight is (5, 7) instead",
     ),
-    "NaN": (changed("linear2.bias", torch.tensor([0.0, float("nan"), 0.0])), "linear2.bias holds "),
     "too large for float32": (
-        changed("linear2.bias", torch.tensor([0.0, 1e300, 0.0], dtype=torch.float64)),
+        lambda state: {**state, "linear2.bias": torch.full((3,), 1e300, dtype=torch.float64)},
         "linear2.bias holds NaN or infinity",
     ),
     "a list": (lambda state: list(state.values()), "holds a list"),
@@ -135,18 +124,16 @@ def test_refuses_other_weights(tmp_path: Path, state: State, form: str) -> None:
 class Trap:
     """What a pickle can do to whoever opens it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
     def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
+        return Path.touch, (Path("trapped"),)
 
 
 @pytest.mark.parametrize("kind", ["half", "half safetensors", "trap", "pickle"])
 def test_damaged_files_are_refused_and_nothing_in_them_runs(
-    tmp_path: Path, state: State, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State, kind: str
 ) -> None:
-    path, trap = tmp_path / "mine.pt", {**state, "more": Trap(tmp_path / "trapped")}
+    monkeypatch.chdir(tmp_path)
+    path, trap = Path("mine.pt"), {**state, "more": Trap()}
     if kind == "half safetensors":
         save_file(state, path)
     else:
@@ -156,7 +143,7 @@ def test_damaged_files_are_refused_and_nothing_in_them_runs(
     path.write_bytes(contents.get(kind, whole[: len(whole) // 2]))
     with pytest.raises(ValueError, match=r"^damaged or .*; expected the weights of a network, as"):
         read_base(path, other_net())
-    assert not (tmp_path / "trapped").exists()
+    assert not Path("trapped").exists()
 
 
 # --- the bases that are written here -------------------------------------------------------------

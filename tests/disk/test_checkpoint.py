@@ -35,19 +35,21 @@ LABELS = torch.randint(0, 3, (53,), generator=GENERATOR)
 
 
 class Data(LightningDataModule):
-    """53 images of three classes; of class 1 alone with replay of the others, or all."""
+    """53 images of three classes; to repair, of class 1 with replay of the others, weighted."""
 
-    def __init__(self, targets: list[int] | None, replay: int, weighted: bool) -> None:
+    def __init__(self, repair: bool) -> None:
         super().__init__()
+        self.repair = repair
         self.place: dict[str, Any] = {}
-        self.is_target = torch.isin(LABELS, torch.tensor(targets or [0, 1, 2]))
-        self.replay, self.weights = replay, 1 + torch.arange(53.0) if weighted else None
 
     def train_dataloader(self) -> TrainingLoader:
-        images, settings = ImageTensors(IMAGES, LABELS), {"weights": self.weights}
-        self.loader = TrainingLoader(
-            images, self.is_target, 5, self.replay, trainer=self.trainer, **settings
-        )
+        images = ImageTensors(IMAGES, LABELS)
+        self.loader = TrainingLoader(images, LABELS >= 0, 5, trainer=self.trainer)
+        if self.repair:
+            weights = 1 + torch.arange(53.0)
+            self.loader = TrainingLoader(
+                images, LABELS == 1, 5, 6, weights=weights, trainer=self.trainer
+            )
         self.loader.load_state_dict(self.place)
         return self.loader
 
@@ -92,36 +94,27 @@ class Noise(nn.Module):
         return x * (random.random() + numpy.random.rand()) if self.training else x
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    noisy = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.3), Noise())
-    return nn.Sequential(nn.Linear(6, 8), *noisy, nn.Linear(8, 3))
-
-
 def fit(
     folder: Path,
     losses: dict[int, float],
     cut: int | None = None,
     *,
-    lora: bool = False,
-    targets: Any = None,
-    replay: int = 0,
-    weighted: bool = False,
-    loss: Any = None,
-    scheduler: Any = None,
-    callbacks: Any = (),
+    repair: bool = False,
     **settings: Any,
 ) -> dict[str, Tensor]:
     """Train from the last checkpoint in ``folder`` to the end, or to the cut."""
-    net = network()
-    if lora:
+    torch.manual_seed(0)
+    noisy = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.3), Noise())
+    net = nn.Sequential(nn.Linear(6, 8), *noisy, nn.Linear(8, 3))
+    module = ClassifierModule(net, 3, lr=0.01)
+    callbacks = [RandomStates(), LastCheckpoint(every_n_train_steps=1, dirpath=str(folder))]
+    if repair:
         add_lora(net, rank=2, dropout=0.2, base_dropout=True).train()
-    module = ClassifierModule(
-        net, 3, loss=Loss(**(loss or {})), lr=0.01, replay=replay, scheduler=scheduler
-    )
-    all_callbacks = [RandomStates(), LastCheckpoint(every_n_train_steps=1, dirpath=str(folder))]
-    all_callbacks += [callback() for callback in callbacks]
-    all_callbacks += [] if cut is None else [Cut(cut)]
+        loss = Loss(distill=0.5, target_weight=0.5)
+        module = ClassifierModule(net, 3, loss=loss, lr=0.01, replay=6, scheduler=LINEAR)
+        callbacks.append(WeightAveraging(use_buffers=False))
+    if cut is not None:
+        callbacks.append(Cut(cut))
     seed_everything(7, verbose=False)
     trainer = Trainer(
         accelerator="cpu",
@@ -129,13 +122,12 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
         plugins=[AtomicCheckpointIO()],
-        callbacks=all_callbacks,
+        callbacks=callbacks,
         **{"log_every_n_steps": 3, "num_sanity_val_steps": 0, **settings},
     )
     last = folder / LAST
     checkpoint = last if last.exists() else None
-    data = Data(targets, replay, weighted)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, datamodule=Data(repair), ckpt_path=checkpoint, weights_only=True)
     return copy.deepcopy(net.state_dict())
 
 
@@ -143,22 +135,8 @@ LINEAR = partial(torch.optim.lr_scheduler.LinearLR, end_factor=0.0, total_iters=
 WAYS: dict[str, dict[str, Any]] = {
     "epochs": {"max_epochs": 3},
     "steps": {"max_steps": 30, "val_check_interval": 5, "check_val_every_n_epoch": None},
-    "lora with replay": {"lora": True, "targets": [1], "replay": 6, "max_steps": 30},
-    "hardness": {"lora": True, "targets": [1], "replay": 6, "weighted": True, "max_steps": 30},
-    "distillation": {
-        "lora": True,
-        "targets": [1],
-        "replay": 6,
-        "max_steps": 30,
-        "loss": {"distill": 0.5, "target_weight": 0.5},
-    },
-    "scheduler": {"scheduler": LINEAR, "max_steps": 30},
+    "repair": {"repair": True, "max_steps": 30},
     "accumulation": {"accumulate_grad_batches": 3, "max_steps": 15},
-    "averaging": {
-        "lora": True,
-        "max_steps": 30,
-        "callbacks": [lambda: WeightAveraging(use_buffers=False)],
-    },
     "a part of each epoch": {"limit_train_batches": 5, "max_epochs": 4},
     "overfitting": {"overfit_batches": 5, "max_epochs": 4},
     "one batch an epoch": {"limit_train_batches": 1, "max_epochs": 20, "log_every_n_steps": 1},
@@ -180,72 +158,12 @@ def test_a_cut_run_goes_on_to_the_same_bits(tmp_path: Path, way: str) -> None:
     assert losses == whole_losses
 
 
-def test_training_farther_ends_where_training_at_once_does(tmp_path: Path) -> None:
-    losses: dict[int, float] = {}
-    fit(tmp_path / "twice", losses, max_steps=17)
-    farther = fit(tmp_path / "twice", losses, max_steps=30)
-    at_once = fit(tmp_path / "once", {}, max_steps=30)
-    assert all(torch.equal(farther[name], at_once[name]) for name in at_once)
-
-
-# --- the record of a run -------------------------------------------------------------------------
-
-SETTINGS = {"lora": {"rank": 1}, "trainer": {"max_steps": 10}, "classes": ["cat", "dog"]}
-
-
-def begun(folder: Path, finish: bool) -> None:
-    try:
-        with recorded_run(folder, SETTINGS, None) as checkpoint:
-            assert checkpoint is None
-            (folder / "checkpoints" / LAST).touch()
-            if not finish:
-                raise InterruptedError
-    except InterruptedError:
-        pass
-
-
-def test_a_cut_run_is_gone_on_with(tmp_path: Path) -> None:
-    begun(tmp_path, finish=False)
-    with recorded_run(tmp_path, SETTINGS, "latest") as checkpoint:
-        assert checkpoint == tmp_path / "checkpoints" / LAST
-    finished = pytest.raises(UserError, match="resume=latest: this run has finished; expected a")
-    with finished, recorded_run(tmp_path, SETTINGS, "latest"):
-        pass
-    farther = {**SETTINGS, "trainer": {"max_steps": 11}}
-    with recorded_run(tmp_path, farther, "latest") as checkpoint:
-        assert checkpoint is not None
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lora": {"rank": 2}}, "lora.rank=2: expected 1, as in resume=x"),
-        ({"trainer": {"max_steps": 9}}, "trainer.max_steps=9: expected 10, as in resume=x"),
-        ({"classes": ["ape", "cat"]}, r"classes=\['ape', 'cat'\]: expected \['cat', 'dog'\]"),
-        ({"data_sha256": {"all": "1"}}, "its images have changed; expected those of resume=x"),
-    ],
-)
-def test_other_settings_and_other_images_are_refused(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    begun(tmp_path, finish=False)
-    with pytest.raises(UserError, match=message), recorded_run(tmp_path, SETTINGS | changes, "x"):
-        pass
-    with recorded_run(tmp_path, SETTINGS | {"figures": True, "resume": "x"}, "x"):
-        pass
-
-
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    """Two would write into one folder."""
-    with (
-        recorded_run(tmp_path, SETTINGS, None),
-        pytest.raises(UserError, match="a run is still going there"),
-        recorded_run(tmp_path, SETTINGS, "latest"),
-    ):
-        pass
-
-
-def test_a_new_run_does_not_go_on_with_what_lies_there(tmp_path: Path) -> None:
-    begun(tmp_path, finish=False)
-    with recorded_run(tmp_path, SETTINGS, None) as checkpoint:
+def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path: Path) -> None:
+    with recorded_run(tmp_path, {}, None) as checkpoint:
+        assert checkpoint is None
+        (tmp_path / "checkpoints" / LAST).touch()
+        second = recorded_run(tmp_path, {}, "latest")
+        with pytest.raises(UserError, match="a run is still going there"), second:
+            pass
+    with recorded_run(tmp_path, {}, None) as checkpoint:
         assert checkpoint is None

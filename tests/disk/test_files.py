@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lora_mnist.disk.files import atomic_write, write_json
+from lora_mnist.disk.files import atomic_write
 
 
 def test_replaces_the_file_at_the_end(tmp_path: Path) -> None:
@@ -46,15 +46,3 @@ def test_whatever_fails_the_old_file_stays(
             fail()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_json_has_a_line_a_key(tmp_path: Path) -> None:
-    content = {"digit": None, "val": {"errors_per_class": [1, 2], "loss": 0.1}}
-    write_json(tmp_path / "x.json", content)
-    lines = (tmp_path / "x.json").read_text().splitlines()
-    assert lines == [
-        "{",
-        '  "digit": null,',
-        '  "val": {"errors_per_class": [1, 2], "loss": 0.1}',
-        "}",
-    ]

@@ -21,6 +21,7 @@ def written(
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    assert read_predictions(tmp_path) is None
     tensors = predictions()
     found = written(tmp_path, tensors, images())
     for name in ("label", "base", "adapted"):
@@ -64,7 +65,3 @@ def test_images_come_from_where_they_are(tmp_path: Path) -> None:
     """A test on part of the images, as with limit_test_batches and several processes."""
     found = written(tmp_path, {key: of[::2] for key, of in predictions().items()}, images())
     assert [int(image.max()) for image in found.galleries["broken"].images] == [40]
-
-
-def test_a_run_may_have_left_none(tmp_path: Path) -> None:
-    assert read_predictions(tmp_path) is None

@@ -1,5 +1,4 @@
 import re
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +10,7 @@ from torch import nn
 
 from lora_mnist import add_lora
 from lora_mnist.classifier.significance import mcnemar
-from lora_mnist.disk.results import (
-    Clock,
-    collect_results,
-    count_parameters,
-    new_run_folder,
-)
+from lora_mnist.disk.results import Clock, collect_results, count_parameters, new_run_folder
 from lora_mnist.lora import fingerprint
 
 
@@ -41,23 +35,11 @@ def test_folders_are_named_by_stage_and_time(tmp_path: Path) -> None:
         assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", folder.name)
 
 
-def test_the_clock_measures_parts_and_the_whole() -> None:
-    clock = Clock()
-    with clock.measure("fit"):
-        time.sleep(0.02)
-    seconds = clock.seconds()
-    assert list(seconds) == ["fit", "total"]
-    assert 0.02 <= seconds["fit"] <= seconds["total"] < 5
-    assert all(value == round(value, 3) for value in seconds.values())
-
-
 @pytest.mark.parametrize(
     ("target", "digit", "name", "expected"),
     [
         (None, None, None, None),
-        (2, 2, "owl", 30),
         ("owl", 2, "owl", 30),
-        ([0, 2], [0, 2], ["cat", "owl"], 31),
         (["owl", 0], [2, 0], ["owl", "cat"], 31),
     ],
 )
@@ -92,18 +74,13 @@ def test_results_tell_what_chance_explains(tiny: TinyNet) -> None:
     assert not [key for key in found["test_base"] if key.startswith("p_value")]
 
 
-def test_a_command_without_a_seed_has_none(tiny: TinyNet) -> None:
-    results = collect_results(composed("eval"), data(), tiny, {"test": outcome(0, 0, 0)}, Clock())
-    assert (results["stage"], results["seed"], results["steps"]) == ("eval", None, 0)
-
-
 def test_parameters_are_counted(tiny: TinyNet) -> None:
     tiny.register_buffer("mean", nn.Parameter().new_zeros(9))
     base, lora = 6 * 5 + 5 + 5 * 3 + 3, 2 * (6 + 5 + 5 + 3)
     count = count_parameters(tiny)
     assert (count["base"], count["lora"], count["trainable"]) == (base, 0, base)
     count = count_parameters(add_lora(tiny, rank=2))
-    assert (count["base"], count["lora"], count["trainable"]) == (base, lora, lora)
-    assert count["increase_percent"] == round(100 * lora / base, 3)
+    share = round(100 * lora / base, 3)
+    assert count == {"base": base, "lora": lora, "trainable": lora, "increase_percent": share}
     add_lora(tiny, name="second")
     assert count_parameters(tiny)["lora"] == lora + lora // 2
