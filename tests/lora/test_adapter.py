@@ -64,18 +64,11 @@ def test_one_of_several_is_saved_and_loaded_by_name(adapted: nn.Module, tmp_path
     b = save_adapter(adapted, tmp_path / "b", "b")
     net = load_adapter(base(), b)
     assert torch.equal(net(X), of_b)
-    for refused, message in (
-        (
-            lambda: save_adapter(adapted, tmp_path / "c"),
-            "name=None: expected one of .*: default, b",
-        ),
-        (lambda: save_adapter(adapted, tmp_path / "c", "c"), "name=c: expected one of default, b"),
-        (lambda: save_adapter(base(), tmp_path / "c"), "no layer of the model carries LoRA"),
-        (lambda: load_adapter(net, b, name="default"), "name=default: expected another name than"),
-        (lambda: load_adapter(net, b, scale=float("nan")), "scale=nan: expected a finite"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            refused()
+    for name, message in ((None, "one of .*: default, b"), ("c", "one of default, b")):
+        with pytest.raises(ValueError, match=f"name={name}: expected {message}"):
+            save_adapter(adapted, tmp_path / "c", name)
+    with pytest.raises(ValueError, match="name=default: expected another name than"):
+        load_adapter(net, b, name="default")
     assert not (tmp_path / "c").exists()
 
 
@@ -131,7 +124,6 @@ def cut(name: str, size: int) -> Any:
 A, WIDE = torch.ones(2, 6), torch.full((2, 6), 1e300, dtype=torch.float64)
 DAMAGES = [
     (lambda f: (f / WEIGHTS_NAME).unlink(), f"expected a readable {WEIGHTS_NAME}"),
-    (lambda f: torch.save({}, f / WEIGHTS_NAME), f"expected a readable {WEIGHTS_NAME}"),
     (cut(WEIGHTS_NAME, -8), f"expected a readable {WEIGHTS_NAME}"),
     (lambda f: save_file({}, f / WEIGHTS_NAME), "holds no tensor"),
     (lambda f: (f / CONFIG_NAME).unlink(), f"expected a readable {CONFIG_NAME}"),
@@ -147,7 +139,6 @@ DAMAGES = [
     (tensor("linear1.lora_B", None), "linear1: .*Missing key.*lora_B"),
     (tensor("linear1.lora_C", A), r"unexpected tensors of linear1\.lora_C"),
     (tensor("linear1.lora_A", A.T.contiguous()), "linear1: .*size mismatch for lora_A"),
-    (tensor("linear1.lora_A", torch.tensor(1.0)), "linear1: .*size mismatch for lora_A"),
     (tensor("linear1.lora_A", A / 0), "lora_A of linear1: expected finite numbers"),
     (tensor("linear1.lora_A", WIDE), "lora_A of linear1: expected finite numbers"),
     (tensor("linear2", A), r"linear2: expected the shape \(3, 5\)"),

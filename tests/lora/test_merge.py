@@ -121,38 +121,25 @@ def test_a_merged_network_is_a_plain_one() -> None:
         unmerge_lora(net)
 
 
-def test_a_merged_network_is_copied_and_pickled_with_its_base() -> None:
-    net = stacked().eval()
-    adapted, state = net(X), net.state_dict()
+def test_a_merged_network_is_pickled_with_its_base() -> None:
+    net = stacked()
+    state = net.state_dict()
     merge_lora(net)
-    for twin in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        assert torch.equal(unmerge_lora(twin)(X), adapted)
-        assert changed_tensors(state, twin.state_dict()) == []
-        remove_lora(twin)
-    merge_lora(add_lora(net))
+    twin = pickle.loads(pickle.dumps(net))
+    assert changed_tensors(state, unmerge_lora(twin).state_dict()) == []
     del net.lora_merged
     assert b"lora_mnist" not in pickle.dumps(net)
 
 
-def test_one_of_several_is_merged(tmp_path: Path) -> None:
+def test_what_is_not_merged_is_as_it_was(tmp_path: Path) -> None:
     net = stacked()
-    adapted = net(X)
     before = save_adapter(net, tmp_path / "before", "third") / WEIGHTS_NAME
     merge_lora(net, "first")
     merge_lora(net, "second")
     assert not hasattr(net.linear1, "parametrizations")
-    assert len(net.linear2.parametrizations.weight) == 1
-    torch.testing.assert_close(net(X), adapted)
-    # The other one is as it was, and so is its base.
     after = save_adapter(net, tmp_path / "after", "third") / WEIGHTS_NAME
     assert after.read_bytes() == before.read_bytes()
-    add_lora(net, name="fourth").train()
-    with lora_disabled(net, "third"):
-        assert not torch.allclose(net(X), adapted)
-    set_lora_scale(net, 2, "third")
     for refused in (
-        lambda: set_lora_enabled(net, False),
-        lambda: set_lora_scale(net, 1, "first"),
         lambda: save_adapter(net, tmp_path / "none", "second"),
         lambda: lora_disabled(net).__enter__(),
     ):
@@ -160,10 +147,9 @@ def test_one_of_several_is_merged(tmp_path: Path) -> None:
             refused()
     with pytest.raises(ValueError, match="name=third: expected one of the merged: first, second"):
         unmerge_lora(net, "third")
-    unmerge_lora(net)
-    assert sorted(lora_names(net)) == sorted([*NAMES, "fourth"])
-    set_lora_scale(net, 1)
-    assert torch.equal(net(X), adapted)
+    adapted = randomize(add_lora(net, name="fourth"))(X)
+    assert sorted(lora_names(unmerge_lora(net))) == sorted([*NAMES, "fourth"])
+    torch.testing.assert_close(net(X), adapted)
 
 
 def test_dora_is_merged_with_all_that_it_may_stand_on(tiny: nn.Module) -> None:

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from lora_mnist.lora import LayerSettings, is_number
+from lora_mnist.lora import LayerSettings
 
 NAN, INF = float("nan"), float("inf")
 
@@ -11,7 +11,7 @@ NAN, INF = float("nan"), float("inf")
     ("key", "value"),
     [
         *(("rank", bad) for bad in (0, -3, 2.0, True, "2")),
-        *(("alpha", bad) for bad in (0, -1, NAN, INF, "1", None)),
+        *(("alpha", bad) for bad in (0, -1, NAN, -INF, True, "1", None)),
         *(("init", "zeros"), ("init_std", 0), ("use_rslora", 1), ("use_dora", "yes")),
         *(("dropout", 1), ("dropout", -0.1)),
     ],
@@ -26,8 +26,3 @@ def test_values_that_exclude_each_other() -> None:
         LayerSettings(init="kaiming", init_std=1)
     with pytest.raises(ValueError, match="use_dora=True: expected init=gaussian or init=kaiming"):
         LayerSettings(init="pissa", use_dora=True)
-
-
-def test_numbers() -> None:
-    assert all(map(is_number, (0, -1, 1.5)))
-    assert not any(map(is_number, (True, "1", None, NAN, -INF)))

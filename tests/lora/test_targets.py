@@ -43,10 +43,6 @@ def test_target_modules_choose_weights(target_modules: Any, expected: list[str])
     assert list(target_weights(Mixed(), target_modules)) == expected
 
 
-def test_a_network_of_a_single_layer() -> None:
-    assert list(target_weights(nn.Linear(3, 2), "")) == [""]
-
-
 CONVS = nn.Sequential(*(nn.Conv1d(1, 1, 1) for _ in range(100)))
 
 

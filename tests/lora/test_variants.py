@@ -10,21 +10,17 @@ from torch import nn
 from lora_mnist.lora import (
     add_deltas,
     add_lora,
-    count_parameters,
     fold_lora_scale,
     load_adapter,
     lora_adapters,
-    lora_disabled,
     lora_parameters,
     lora_weights,
     loraplus,
     merge_lora,
-    remove_lora,
     save_adapter,
     set_lora_enabled,
     set_lora_scale,
 )
-from lora_mnist.lora.weight import adaptable_weights
 
 
 @pytest.mark.parametrize("make", [TinyNet, lambda: nn.Sequential(nn.Conv2d(2, 4, 3))])
@@ -35,29 +31,25 @@ def test_pissa_starts_at_the_principal_part(make: Callable[[], nn.Module]) -> No
         (adapter,) = weight.adapters
         matrix = weight.base.flatten(1)
         principal = adapter.scaling * adapter.lora_B.flatten(1) @ adapter.lora_A.flatten(1)
-        values = torch.linalg.svdvals(matrix)
         # Eckart and Young: no matrix of rank 2 is nearer.
-        assert torch.allclose(torch.linalg.svdvals(principal)[:2], values[:2])
         residual = torch.linalg.svdvals(matrix - principal)
-        torch.testing.assert_close(residual[:-2], values[2:])
-        assert torch.allclose(residual[-2:], torch.zeros(2, dtype=residual.dtype))
+        torch.testing.assert_close(residual[:-2], torch.linalg.svdvals(matrix)[2:])
 
 
 @pytest.mark.parametrize("kind", ["pissa", "dora"])
-def test_it_trains_as_in_peft(kind: str, tiny: nn.Module, tmp_path: Path) -> None:
+def test_it_trains_as_in_peft(kind: str, tiny: nn.Module) -> None:
     """The same steps from the same start, though the base here is never replaced by a residual."""
     peft = pytest.importorskip("peft", reason="the extra peft is not installed")
     x = torch.randn(6, 6)
     base = tiny(x)
     options = {"use_dora": True} if kind == "dora" else {"init": "pissa"}
-    theirs_only = options if kind == "dora" else {"init_lora_weights": "pissa"}
     ours = add_lora(copy.deepcopy(tiny), rank=2, alpha=3.0, **options)
-    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules="all-linear", **theirs_only)
+    options = {"use_dora": True} if kind == "dora" else {"init_lora_weights": "pissa"}
+    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules="all-linear", **options)
     theirs = peft.get_peft_model(copy.deepcopy(tiny), config)
-    layers = [theirs.get_submodule(f"base_model.model.{name}") for name in ("linear1", "linear2")]
     if kind == "dora":
-        assert torch.equal(ours(x), base)
-        for adapter, layer in zip(adapters(ours), layers, strict=True):
+        for adapter, name in zip(adapters(ours), ("linear1", "linear2"), strict=True):
+            layer = theirs.get_submodule(f"base_model.model.{name}")
             adapter.lora_A.data.copy_(layer.lora_A.default.weight)
     for net in (ours, theirs):
         optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01)
@@ -67,14 +59,6 @@ def test_it_trains_as_in_peft(kind: str, tiny: nn.Module, tmp_path: Path) -> Non
             optimizer.step()
     assert not torch.allclose(ours(x), base, atol=1e-2)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
-    if kind == "dora":
-        for adapter, layer in zip(adapters(ours), layers, strict=True):
-            theirs_magnitude = layer.lora_magnitude_vector.default.weight
-            torch.testing.assert_close(adapter.magnitude, theirs_magnitude)
-    else:
-        theirs.save_pretrained(str(tmp_path))
-        with pytest.raises(ValueError, match="init_lora_weights=pissa is not supported: .* a base"):
-            load_adapter(tiny, tmp_path)
 
 
 @pytest.mark.parametrize("below", ["lora", "dora", "last_layer"])
@@ -118,46 +102,21 @@ def test_a_scale_can_be_made_a_part_of_the_adapter(
     torch.testing.assert_close(again(x), net(x), **close)
 
 
-def test_dora_keeps_what_has_no_direction() -> None:
-    """A row of zeros, in a network that somebody pruned, has the norm 0."""
-    net = nn.Sequential(nn.Linear(3, 2))
-    nn.init.zeros_(net[0].weight)
-    x = torch.randn(4, 3)
-    base = net(x)
-    add_lora(net, use_dora=True)
-    assert torch.equal(net(x), base)
-    randomize(net)(x).sum().backward()
-    assert all(p.grad.isfinite().all() for p in lora_parameters(net))
-
-
-@pytest.mark.parametrize("kind", ["linear", "conv"])
-def test_dora_in_half_precision_starts_at_the_base(kind: str) -> None:
-    net: nn.Module = nn.Linear(6, 5) if kind == "linear" else nn.Conv2d(2, 4, 3)
-    net = nn.Sequential(net.bfloat16())
-    x = torch.randn(*((4, 6) if kind == "linear" else (3, 2, 5, 5)), dtype=torch.bfloat16)
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.Linear(6, 5), (4, 6)), (nn.Conv2d(2, 4, 3), (3, 2, 5, 5))]
+)
+@pytest.mark.parametrize("of", ["zeros", "half precision"])
+def test_dora_starts_at_the_base(layer: nn.Module, shape: tuple[int, ...], of: str) -> None:
+    """Also where rows have no direction, as in a network that somebody pruned."""
+    dtype = torch.bfloat16 if of == "half precision" else torch.float32
+    net = nn.Sequential(copy.deepcopy(layer)).to(dtype)
+    if of == "zeros":
+        nn.init.zeros_(net[0].weight)
+    x = torch.randn(shape, dtype=dtype)
     base = net(x)
     assert torch.equal(add_lora(net, use_dora=True)(x), base)
-
-
-def test_deltas_stack_and_add_up(tiny: nn.Module) -> None:
-    x = torch.randn(4, 6)
-    base, expected = tiny(x), copy.deepcopy(tiny)
-    biases = 5 + 3
-    assert count_parameters(add_deltas(tiny, "bias", "biases"))["trainable"] == biases
-    assert count_parameters(add_deltas(tiny, "last_layer", "last"))["trainable"] == 5 * 3 + 3
-    randomize(add_lora(tiny, rank=2, name="plain"))
-    scales = {"biases": 0.5, "last": -2.0, "plain": 1.0}
-    for name, scale in scales.items():
-        set_lora_scale(tiny, scale, name)
-    for name, weight in lora_weights(tiny).items():
-        for adapter in weight.adapters:
-            adapter_update = adapter.update(weight.base)
-            adaptable_weights(expected)[name].base.data.add_(adapter_update)
-    torch.testing.assert_close(tiny(x), expected(x), rtol=1e-5, atol=1e-5)
-    with lora_disabled(tiny):
-        assert torch.equal(tiny(x), base)
-    torch.testing.assert_close(merge_lora(copy.deepcopy(tiny))(x), tiny(x), rtol=1e-5, atol=1e-5)
-    assert torch.equal(remove_lora(tiny)(x), base)
+    randomize(net)(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in lora_parameters(net))
 
 
 @pytest.mark.parametrize(
