@@ -20,7 +20,6 @@ from lora_mnist.show.figures import (
     draw_gallery,
     draw_predictions,
     draw_run,
-    draw_singular_values,
     singular_values,
 )
 
@@ -94,10 +93,7 @@ def test_both_predictions_stand_under_an_image(tmp_path: Path) -> None:
     shown = figure.axes[0].images[0].get_array()
     assert (shown.shape, shown.max()) == ((4, 4, 3), 50)
     base = saved_predictions(tmp_path, "pretrain")
-    assert texts(draw_gallery("wrong", base, CLASSES)) == ["dog → cat", "cat → dog"]
     assert texts(draw_gallery("confused_base", base, CLASSES)) == ["cat → dog", "dog → cat"]
-    found = saved_predictions(tmp_path)
-    assert texts(draw_gallery("confused_adapted", found, CLASSES))[0] == "cat → dog"
 
 
 def test_predictions_are_drawn_with_name_and_probability(tmp_path: Path) -> None:
@@ -136,12 +132,3 @@ def test_singular_values_are_those_of_the_dense_update(
         found = singular_values(*factors[name])[: len(dense)]
         values = np.pad(found, (0, len(dense) - len(found)))
         np.testing.assert_allclose(values, dense, atol=1e-4, rtol=1e-4)
-
-
-def test_singular_values_are_lines_and_of_rank_1_bars() -> None:
-    def factors(rank: int) -> dict[str, Any]:
-        pair = np.ones((rank, 5)), np.ones((4, rank))
-        return {"first" + name * 40: (*pair, 2.0) for name in "ab"}
-
-    assert len(draw_singular_values(factors(3)).axes[0].lines) == 2
-    assert len(draw_singular_values(factors(1)).axes[0].patches) == 2

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from composed import logged
 from helpers.runs import outcome, repaired
-from torch import nn
 
 from lora_mnist import CNN, add_deltas, add_lora
 from lora_mnist.show.tables import print_parameters, print_predictions, print_results
@@ -46,12 +45,6 @@ def test_parameters() -> None:
     assert rows[0] == ["layer", "W", "b", "delta"]
     assert rows[1] == ["conv1", "16 x 1 x 3 x 3", "16", ""]
     assert rows[-1][1:] == ["10 x 1568", "10", "10 x 1568, 10"]
-
-
-def test_of_very_many_layers_the_first_have_rows() -> None:
-    net = nn.Sequential(*(nn.Linear(1, 1) for _ in range(50)))
-    rows = cells(printed(print_parameters, net))
-    assert [row[0] for row in rows] == ["layer", *map(str, range(40)), "10 more"]
 
 
 def test_results_of_a_base() -> None:

@@ -7,7 +7,6 @@ from lora_mnist.show.verdict import (
     confusions,
     named,
     short_name,
-    targets_of,
     training_sentence,
     verdict,
     verdict_text,
@@ -25,13 +24,13 @@ def of_digits(broken: int, fixed: int, target: Any = 9, **more: Any) -> dict[str
     return {**found, "test": test, "test_base": outcome(BASE, 1000)}
 
 
-def of_mistakes(broken: int) -> dict[str, Any]:
+def of_mistakes() -> dict[str, Any]:
     """A hotfix that mends nine of ten mistakes learnt, and four of five held out."""
     mended = {"mistakes": repaired([9, 0], [0, 0], [9, 0], 5), "mistakes_base": outcome([9, 0], 5)}
     held_out = repaired([5, 0], [0, 0], [4, 0], 5)
     held_out["images_per_class"] = [5, 0]
     mended |= {"mistakes_test": held_out, "mistakes_test_base": outcome([5, 0], 5)}
-    return {**of_digits(broken, 0, target=None), **mended}
+    return {**of_digits(40, 0, target=None), **mended}
 
 
 HARM = "nines: 70 errors -> 9; the other digits: 90 -> 1,844 (broken 1,754): the repair did more "
@@ -55,10 +54,6 @@ TWO = {"stage": "eval", "classes": ["a", "b"], "digit": 1, "test_base": outcome(
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (
-            of_digits(1754, 61),
-            f"{HARM}harm than good. `experiment=repair` replays the other digits.",
-        ),
         (
             of_digits(1754, 61, dial=DIAL),
             f"{HARM}harm than good. At 0.4 of its size (nines 28 -> 11, the other digits 152 -> "
@@ -104,10 +99,6 @@ TWO = {"stage": "eval", "classes": ["a", "b"], "digit": 1, "test_base": outcome(
             "1 repaired, 0 broken: no more than chance would do, p = 1.",
         ),
         (
-            of_digits(20, 61, target=None),
-            "test images: 160 errors -> 119 (broken 20): 119 of 160 errors left.",
-        ),
-        (
             of_digits(20, 0, target=None, dial={**DIAL, "saved": 0.5}),
             "test images: 160 errors -> 180 (broken 20): the repair did more harm than good. At "
             "0.8 of its size (all classes 180 -> 171 validation errors): `eval.py adapter=latest "
@@ -124,19 +115,9 @@ TWO = {"stage": "eval", "classes": ["a", "b"], "digit": 1, "test_base": outcome(
             "digit=dog` repairs them.",
         ),
         (
-            {"classes": DIGITS, "test": outcome(BASE, 1000)},
-            "160 errors in 10,000 images, most on the nines: 70 of 1,000. `experiment=repair "
-            "digit=9` repairs them.",
-        ),
-        (
-            of_mistakes(broken=40),
+            of_mistakes(),
             "mistakes learnt: 1 right -> 10 of 10; mistakes held out: 0 right -> 4 of 5; test "
             "images: 160 errors -> 200 (broken 40): mending them cost 40 test errors.",
-        ),
-        (
-            of_mistakes(broken=0),
-            "mistakes learnt: 1 right -> 10 of 10; mistakes held out: 0 right -> 4 of 5; test "
-            "images: 160 errors -> 160: 0 repaired, 0 broken: no more than chance would do, p = 1.",
         ),
         ({"classes": ["a"], "test": outcome([0])}, "0 errors in 20 images."),
         ({"stage": "lora"}, ""),
@@ -182,14 +163,7 @@ def test_what_is_taken_for_what() -> None:
     harm["test"]["confusions"] = found["test"]["confusions"]
     assert lines(harm) == [said]
     base = {"classes": ["a cat", "b"], "test": {"confusions": [confusion(0, 1, 3)]}}
-    assert lines(base) == [
-        "largest confusions, base: 3 images of a cat taken for images of b. `experiment=repair "
-        "\"digit='a cat'\"` repairs them."
-    ]
-
-
-def test_targets() -> None:
-    assert [targets_of({"digit": d}) for d in (None, 3, [3, 5])] == [[], [3], [3, 5]]
+    assert lines(base)[0].endswith("`experiment=repair \"digit='a cat'\"` repairs them.")
 
 
 def test_classes_are_called_as_people_call_them() -> None:
@@ -203,9 +177,6 @@ def test_what_is_trained() -> None:
     assert training_sentence("lora", 5466, DIGITS, [9], 90) == (
         "training an adapter on 5,466 nines and 90 replayed images a step"
     )
-    assert training_sentence("lora", 31, DIGITS, None, are_mistakes=True) == (
-        "training an adapter on 31 mistakes"
-    )
-    assert training_sentence("pretrain", 55_000, DIGITS, None) == (
-        "training a base on 55,000 images of 10 classes"
+    assert training_sentence("finetune", 31, DIGITS, None, are_mistakes=True) == (
+        "training the base's own weights on 31 mistakes"
     )

@@ -30,18 +30,18 @@ def test_a_command_is_ready_to_paste(shell: str) -> None:
     assert done.stdout.split("\0")[:-1] == ["train.py", *ARGUMENTS]
 
 
-def test_hydras_quotes_stay_readable() -> None:
-    assert command_line(["a='linear[12]'", "b=1,2", "c=glob(*)"], "python train.py") == (
-        "python train.py \"a='linear[12]'\" b=1,2 'c=glob(*)'"
-    )
-
-
 @given(st.text(st.characters(min_codepoint=32, exclude_categories=["C"]), min_size=1))
 def test_a_path_survives_hydras_grammar(name: str) -> None:
     text = override("sweep.resume", f"/{name}")
     assert OverridesParser.create().parse_override(text).value() == f"/{name}"
 
 
-def test_a_plain_path_needs_no_quotes() -> None:
+def test_what_needs_no_quotes_has_none() -> None:
     assert override("run", "/a/b-c_d.e/2026-01") == "run=/a/b-c_d.e/2026-01"
+    assert command_line(["a='linear[12]'", "b=1,2", "c=glob(*)"], "python train.py") == (
+        "python train.py \"a='linear[12]'\" b=1,2 'c=glob(*)'"
+    )
+
+
+def test_the_key_of_an_override() -> None:
     assert [key_of(text) for text in ("a.b=c=d", "+a=1", "++a=1", "~a")] == ["a.b", "a", "a", "a"]

@@ -63,7 +63,7 @@ def test_a_resumed_sweep_runs_what_is_not_finished(
 def test_ended_and_resumed_equals_undisturbed(
     cli: Any, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    arguments = ("-m", "x=1,2", "y=1,4", "pause=1")
+    arguments = ("-m", "x=1,2", "y=1,4", "pause=0.4")
     process = start(tmp_path, *arguments)
     wait_for_jobs(process, tmp_path, 3)
     process.send_signal(number)
@@ -94,25 +94,11 @@ def test_a_job_that_is_not_what_is_required_fails_and_keeps_its_numbers(
     assert f"failed: x=3: {said}" in done.out
     assert "tests/sweep/toy.py x=2 y=5 'require=" in done.out
     rows = read_summary(only_sweep(tmp_path))
-    assert [(row["x"], row["status"]) for row in rows] == [
-        *[("2", "finished"), ("1", "finished"), ("3", "failed")]
-    ]
-    assert rows[2]["val.accuracy"] == "1.0"
-    assert "│ failed │ 3 │" in done.out
+    assert [row["status"] for row in rows] == ["finished", "finished", "failed"]
+    assert (rows[2]["x"], rows[2]["val.accuracy"]) == ("3", "1.0")
     again = cli(TOY, *arguments, "sweep.resume=latest")
     assert (again.code, again.err) == (1, done.err)
     assert again.out.count("finished before") == 2
-
-
-def test_seeds_are_ranked_by_their_mean(cli: Any, tmp_path: Path) -> None:
-    done = cli(TOY, "-m", "x=2", "seed=choice(0,2)", "shape=glob(*,exclude=long)")
-    assert done.code == 0, done.err
-    rows = read_summary(only_sweep(tmp_path))
-    assert len(rows) == 4
-    assert {row["shape"] for row in rows} == {"round", "square"}
-    first = [float(row["val.accuracy"]) for row in rows[:2]]
-    assert float(rows[0]["val.accuracy.mean"]) == pytest.approx(sum(first) / 2)
-    assert "tests/sweep/toy.py x=2 seed=0 shape=" in done.out
 
 
 @pytest.mark.parametrize(
@@ -149,7 +135,7 @@ def test_a_sweep_has_its_folder_to_itself(cli: Any, tmp_path: Path) -> None:
     assert done.err.startswith(f"hydra.sweep.dir={sweep}: holds another sweep; expected a new")
 
 
-def test_what_hydra_refuses_is_no_sweep(cli: Any, tmp_path: Path) -> None:
+def test_what_hydra_refuses_is_no_sweep(cli: Any) -> None:
     done = cli(TOY, "-m", "nope=1,2")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("Could not override 'nope'. ")
@@ -157,11 +143,14 @@ def test_what_hydra_refuses_is_no_sweep(cli: Any, tmp_path: Path) -> None:
 
 
 def test_an_allowed_metric_that_no_job_has(cli: Any, tmp_path: Path) -> None:
-    done = cli(TOY, "-m", "x=1,2", "sweep.metric=val.loss")
+    done = cli(TOY, "-m", "x=choice(1,2)", "shape=glob(*,exclude=long)", "sweep.metric=val.loss")
     assert done.code == 2
     assert done.err == (
         "sweep.metric=val.loss: no job has it; expected one of val.accuracy, val.errors\n"
     )
+    rows = read_summary(only_sweep(tmp_path))
+    assert len(rows) == 4
+    assert {row["shape"] for row in rows} == {"round", "square"}
 
 
 def test_a_command_that_keeps_no_results_just_runs(cli: Any, tmp_path: Path) -> None:
