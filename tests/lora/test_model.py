@@ -6,6 +6,7 @@ from helpers.nets import TinyNet, randomize
 from torch import nn
 
 from lora_mnist.lora import (
+    add_deltas,
     add_lora,
     fold_lora_scale,
     lora_adapters,
@@ -55,24 +56,54 @@ def test_names_and_scales_that_are_refused(tiny: nn.Module) -> None:
         set_lora_scale(tiny, float("nan"))
 
 
+NAN = float("nan")
+#: Values of a single argument that are out of range.
+BAD_VALUES = [
+    *(("rank", bad) for bad in (0, -3, 2.0, True, "2")),
+    *(("alpha", bad) for bad in (0, -1, NAN, float("-inf"), True, "1", None)),
+    *(("init", "zeros"), ("init_std", 0), ("use_rslora", 1), ("use_dora", "yes")),
+    *(("dropout", 1), ("dropout", -0.1)),
+]
+#: Layers that read their weight, and so never show an adapter its input.
+READ_THEIR_WEIGHT = [
+    lambda: nn.LSTM(4, 3),
+    lambda: nn.Embedding(4, 3),
+    lambda: nn.Conv2d(2, 4, 3, groups=2),
+    lambda: nn.Conv2d(2, 4, 3, padding_mode="reflect"),
+    lambda: nn.MultiheadAttention(8, 2).out_proj,
+]
+
+
 @pytest.mark.parametrize(
     ("layer", "arguments", "message"),
     [
-        (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
+        *((nn.ReLU, {key: bad}, rf"^{key}={bad}: expected ") for key, bad in BAD_VALUES),
+        (nn.ReLU, {"alpha_pattern": [1]}, r"alpha_pattern=\[1\]: expected a mapping"),
+        (nn.ReLU, {"init": "kaiming", "init_std": 1}, "init_std=1: expected null, since init=kai"),
+        (nn.ReLU, {"init": "pissa", "use_dora": True}, "use_dora=True: expected init=gaussian or"),
         (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
+        (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
         (nn.ReLU, {"rank_pattern": {"conv": 2}}, "rank_pattern={conv: 2}: expected .* of: 0.linea"),
         (nn.ReLU, {"rank_pattern": {"linear2": 0}}, "rank=0: expected an integer >= 1"),
         (nn.ReLU, {"alpha_pattern": {"linear1": 0}}, "alpha=0: expected a finite number > 0"),
-        (nn.ReLU, {"alpha_pattern": [1]}, r"alpha_pattern=\[1\]: expected a mapping"),
         (lambda: nn.LazyLinear(3), {}, "1.weight: expected numbers, found a lazy tensor"),
         (lambda: nn.Linear(5, 3, device="meta"), {}, "1.weight: expected numbers, .* meta device"),
+        *(
+            (layer, {"dropout": 0.1}, "dropout: 1.* expected dropout=0")
+            for layer in READ_THEIR_WEIGHT
+        ),
+        (lambda: nn.Embedding(4, 3), {"use_dora": True}, "expected no embedding, as 1 is"),
+        (nn.ReLU, {"tensors": "first_layer"}, "tensors=first_layer: expected bias or last_layer"),
     ],
 )
 def test_refusals_leave_the_model_alone(layer: Any, arguments: Any, message: str) -> None:
     net = nn.Sequential(TinyNet(), layer())
     before = list(net.state_dict())
     with pytest.raises(ValueError, match=message):
-        add_lora(net, **{"target_modules": ".*", **arguments})
+        if "tensors" in arguments:
+            add_deltas(net, **arguments)
+        else:
+            add_lora(net, **{"target_modules": ".*", **arguments})
     assert not lora_adapters(net)
     assert all(p.requires_grad for p in net.parameters())
     assert list(net.state_dict()) == before

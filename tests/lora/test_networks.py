@@ -62,6 +62,13 @@ def recurrent(kind: type[nn.RNNBase], **options: Any) -> nn.Module:
     return nn.Sequential(embed, rnn, nn.BatchNorm1d(7), nn.LazyLinear(4))
 
 
+class Shifted(nn.Linear):
+    """A layer with a forward of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
 TOKENS = torch.randint(1, 20, (5, 7), generator=torch.Generator().manual_seed(0))
 #: Networks, and the shape of their images where they take no tokens.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
@@ -82,6 +89,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
     "embedding_bag": (lambda: nn.EmbeddingBag(20, 4), None),
     "conv1d": (lambda: nn.Conv1d(3, 5, 3, padding=1), (2, 3, 9)),
     "conv3d": (lambda: nn.Conv3d(2, 3, (1, 2, 3)), (2, 2, 4, 4, 4)),
+    "own_forward": (lambda: Shifted(6, 2), (4, 6)),
+    "one_layer_under_two_names": (lambda: nn.Sequential(*[nn.Linear(6, 6)] * 2), (4, 6)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
     "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
 }

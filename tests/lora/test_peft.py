@@ -13,7 +13,6 @@ from lora_mnist.lora import (
     add_lora,
     load_adapter,
     lora_weights,
-    read_factors,
     save_adapter,
 )
 
@@ -105,11 +104,6 @@ def test_ours_load_here_and_in_peft(kind: Any, options: dict[str, Any], tmp_path
     torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-4)
     adapted = {name for name, m in theirs.named_modules() if hasattr(m, "lora_A")}
     assert adapted == {f"base_model.model.{name}" for name in lora_weights(ours)}
-    weights = lora_weights(again)
-    for name, (lora_A, lora_B, scaling) in read_factors(tmp_path).items():
-        update = scaling * lora_B.flatten(1) @ lora_A.flatten(1)
-        expected = weights[name].module.weight - weights[name].base
-        torch.testing.assert_close(update, expected.flatten(1), rtol=1e-4, atol=1e-5)
 
 
 BOTH = ["linear1", "linear2"]

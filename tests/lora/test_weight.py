@@ -1,10 +1,8 @@
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers.nets import randomize
 from torch import nn
 
@@ -14,7 +12,6 @@ from lora_mnist.lora import (
     base_state_dict,
     changed_tensors,
     load_adapter,
-    lora_adapters,
     merge_lora,
     remove_lora,
     save_adapter,
@@ -41,44 +38,6 @@ def test_beside_somebody_elses_parametrization(name: str, tiny: nn.Module, tmp_p
     torch.testing.assert_close(merge_lora(tiny)(X), adapted)
     assert torch.equal(unmerge_lora(tiny)(X), adapted)
     assert changed_tensors(before, remove_lora(tiny).state_dict()) == []
-
-
-class Shifted(nn.Linear):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + 1
-
-
-def test_a_subclass_with_its_own_forward_keeps_it() -> None:
-    layer = Shifted(6, 2)
-    base = layer(X)
-    add_lora(layer, target_modules="")
-    assert torch.equal(layer(X), base)
-    randomize(layer)
-    torch.testing.assert_close(layer(X), F.linear(X, layer.weight, layer.bias) + 1)
-
-
-READS_ITS_WEIGHT = "dropout: {} has a forward of its own; expected dropout=0"
-
-
-@pytest.mark.parametrize(
-    ("layer", "option", "message"),
-    [
-        (nn.MultiheadAttention(8, 2), "dropout", READS_ITS_WEIGHT.format("0.out_proj")),
-        (nn.LSTM(4, 3), "dropout", READS_ITS_WEIGHT.format("0.weight_ih_l0")),
-        (nn.Embedding(4, 3), "dropout", READS_ITS_WEIGHT.format("0")),
-        (nn.Conv2d(2, 4, 3, groups=2), "dropout", READS_ITS_WEIGHT.format("0")),
-        (nn.Conv2d(2, 4, 3, padding_mode="reflect"), "dropout", READS_ITS_WEIGHT.format("0")),
-        (Shifted(3, 2), "dropout", READS_ITS_WEIGHT.format("0")),
-        (nn.Embedding(4, 3), "use_dora", "use_dora=True: expected no embedding, as 0 is"),
-    ],
-)
-def test_an_option_that_a_layer_cannot_have(layer: nn.Module, option: str, message: str) -> None:
-    net = nn.Sequential(layer)
-    target_modules = "0.out_proj" if "out_proj" in message else ".*"
-    value: Any = {"dropout": 0.1, "use_dora": True}[option]
-    with pytest.raises(ValueError, match=message):
-        add_lora(net, target_modules=target_modules, **{option: value})
-    assert not lora_adapters(net)
 
 
 def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone() -> None:
