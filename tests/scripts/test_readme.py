@@ -89,13 +89,6 @@ def test_a_block_is_filled_and_nothing_else(tmp_path: Path) -> None:
     assert not readme.fill(page, "two", "x")
 
 
-def test_parts_of_what_was_printed() -> None:
-    assert readme.from_line("┏ old\nx\n┏ new\ny\n", "┏") == "┏ new\ny"
-    assert readme.lines_that_begin("ok 1\nno\nok 2", ("ok",)) == "ok 1\nok 2"
-    table = "┏━┓\n┃ n ┃\n│ 1 │\n└─┘"
-    assert readme.terminal_table(f"┏┓\n┃ m ┃\n└┘\n{table}\nend", "n") == table
-
-
 def test_the_readme_takes_some_rows_and_columns_of_the_study() -> None:
     head, line, *rows = readme.repair(readme.Runs(ROOT)).splitlines()
     assert (head, line) == (

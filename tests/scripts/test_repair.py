@@ -10,6 +10,7 @@ import repair
 import repair_search
 import tasks
 import torch
+from composed import FEW, SMALL
 from helpers.commands import ROOT
 from omegaconf import OmegaConf
 from torch import nn
@@ -98,18 +99,17 @@ def test_a_run_is_done_once_and_again_after_it_was_cut_short(
 
 def test_the_weakest_class_is_a_case_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs.Base, "results", lambda self: {"val": outcome(3, 9, 5)})
-    base = jobs.Base(1)
-    assert base.classes() == [1, 2, 0]
-    plan = {"bases": [1, 2], "digits": ["weakest", 1, 2]}
-    assert jobs.cases(plan)[:3] == [(base, 1), (base, 2), (jobs.Base(2), 1)]
-    assert [digit for _, digit in jobs.cases(plan, quick=True)] == [1]
+    first, second = jobs.Base(1), jobs.Base(2)
+    plan = {"bases": [1, 2], "digits": ["weakest", 2]}
+    assert jobs.cases(plan) == [(first, 1), (first, 2), (second, 1), (second, 2)]
+    assert jobs.cases({**plan, "bases": [1], "digits": ["weakest", 1]}) == [(first, 1)]
 
 
 @pytest.mark.slow
 def test_methods_are_run_on_a_small_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An adapter, weighted fine-tuning, and repairs in a row and put together, on real runs."""
     monkeypatch.setattr(jobs, "OUTPUT", tmp_path)
-    common = f"net.hidden_sizes=[16] data.batch_size=50 trainer=cpu paths.outputs={tmp_path}"
+    common = f"{' '.join((*SMALL, *FEW))} data.batch_size=50 paths.outputs={tmp_path}"
     plan = {"bases": [1], "digits": [9], "common": common}
     plan["methods"] = ["naive (notebook)", "weighted fine-tuning, 10"]
     rows = repair.compare(plan, quick=True)
@@ -155,48 +155,20 @@ def test_a_stage_starts_from_the_best_candidate_so_far(monkeypatch: pytest.Monke
     assert [each.settings for each in others] == [{"a": 2, "b": 5}, {"a": 1, "b": 5}]
 
 
-def test_the_page_says_which_candidate_a_recipe_is() -> None:
-    search = repair_search.SEARCHES["going on with hardness 0.5"]
-    candidates = [
-        repair_search.Candidate({"optimizer.lr": rate}, 0.5, 0.6, distance)
-        for rate, distance in ((0.001, 0.98), (0.002, 0.99))
-    ]
-    method = repair.METHODS["going on with hardness 0.5"]
-    assert repair_search.markdown(candidates, search, method).splitlines() == [
-        "| optimizer.lr | errors on the class | all errors | distance |",
-        "| --- | ---: | ---: | ---: |",
-        "| 0.001 | 50.0% | 60.0% | 0.980 |",
-        "| 0.002 | 50.0% | 60.0% | 0.990 |",
-        "",
-        f"`{method}` is row 2, 0.010 behind.",
-    ]
-
-
-def rows() -> repair.Rows:
+def test_tables_have_mean_spread_and_worst_case() -> None:
     def run(target: int, other: int) -> dict[str, float]:
         test = outcome(target, other) | {"repaired": 60, "broken": 40}
         return {**repair.row(test, outcome(50, 150), [0]), "weights": 7}
 
-    return {"base": [run(50, 150)], "method": [run(10, 140), run(20, 90)]}
-
-
-def test_a_table_has_mean_spread_and_worst_case() -> None:
-    assert repair.test(rows()).splitlines()[2:] == [
+    rows = {"base": [run(50, 150)], "method": [run(10, 140), run(20, 90)]}
+    assert repair.test(rows).splitlines()[2:] == [
         "| base | 100.0% | 100.0% | 60 | 40 | 7 | 0 of 1 |",
         "| method | 30.0% ± 14.1, 40% | 65.0% ± 14.1, 75% | 60 | 40 | 7 | 2 of 2 |",
         "",
         "The base's errors, on average: 50 on the class, 200 in all.",
     ]
-    assert repair.several(rows()).splitlines()[-1] == (
-        "| method | 30.0% ± 14.1, 40% | 65.0% ± 14.1, 75% |"
+    assert repair.several(rows).endswith("| method | 30.0% ± 14.1, 40% | 65.0% ± 14.1, 75% |")
+    of_tasks = repair.tasks({"digits": rows, "clothes": {"base": rows["base"]}})
+    assert of_tasks.endswith(
+        "| base | 50 / 200 | 50 / 200 | 0 of 2 |\n| method | 30 / 65 |  | 2 of 2 |"
     )
-
-
-def test_tasks_stand_side_by_side() -> None:
-    only_base = {"base": rows()["base"]}
-    assert repair.tasks({"digits": rows(), "clothes": only_base}).splitlines() == [
-        "| method | digits | clothes | fewer in all |",
-        "| --- | ---: | ---: | ---: |",
-        "| base | 50 / 200 | 50 / 200 | 0 of 2 |",
-        "| method | 30 / 65 |  | 2 of 2 |",
-    ]
