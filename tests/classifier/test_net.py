@@ -20,21 +20,6 @@ def test_sizes_and_forward() -> None:
     assert torch.equal(net(images), net.linear4(hidden))
 
 
-def test_layers_may_be_replaced() -> None:
-    class Wrapped(nn.Module):
-        def __init__(self, layer: nn.Module) -> None:
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(x)
-
-    net, images = MLP(6, [5, 4], 3), torch.randn(2, 6)
-    expected = net(images)
-    net.linear2 = Wrapped(net.linear2)
-    assert torch.equal(net(images), expected)
-
-
 @pytest.mark.parametrize(("option", "kind"), [("mlp", MLP), ("cnn", CNN)])
 def test_the_config_builds_the_default_net(option: str, kind: type[nn.Module]) -> None:
     net = instantiate(composed("train", "stage=pretrain", f"net={option}").net, _convert_="all")
@@ -57,9 +42,7 @@ def test_sizes_and_forward_of_the_cnn() -> None:
     ("kind", "sizes", "message"),
     [
         (MLP, {"hidden_sizes": [0]}, r"hidden_sizes=\[0\]: expected integers >= 1"),
-        (MLP, {"hidden_sizes": [1.5]}, r"hidden_sizes=\[1.5\]: expected integers >= 1"),
         (CNN, {"channels": []}, r"channels=\[\]: expected integers >= 1"),
-        (CNN, {"channels": [3, 0]}, r"channels=\[3, 0\]: expected integers >= 1"),
         (CNN, {"image_size": 3}, "image_size=3: expected at least 4"),
     ],
 )
