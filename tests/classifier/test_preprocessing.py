@@ -7,20 +7,12 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from lora_mnist import MLP
 from lora_mnist.classifier.preprocessing import conventions
-
-MODULE = """
-from torch import nn
-
-class Net(nn.Sequential):
-    def __init__(self):
-        super().__init__(nn.Flatten(), nn.Linear(3 * 8 * 8, 32), nn.ReLU(), nn.Linear(32, 3))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +28,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels[:, left : left + 4] += generator.normal([70, 20, 0], 25)
             picture = Image.fromarray(pixels.clip(0, 255).astype("uint8"))
             picture.save(folder / "photos" / name / f"{number}.png")
-    (folder / "nets_of_photos.py").write_text(MODULE)
+    (folder / "nets_of_photos.py").write_text("from lora_mnist import MLP")
     return folder
 
 
 def train_plain(photos: Path, resize: Any, is_bgr: bool = False) -> None:
-    """Somebody's own script: nothing of this project; pixels are only divided by 255."""
+    """Somebody's own script, which only divides pixels by 255."""
     steps = [resize, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     folder = ImageFolder(str(photos / "photos"), v2.Compose(steps))
     images = torch.stack([image for image, _ in folder])
     images = images.flip(1) if is_bgr else images
     labels = torch.tensor(folder.targets)
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 32), nn.ReLU(), nn.Linear(32, 3))
+    net = MLP(3 * 8 * 8, [32], 3)
     adam = torch.optim.Adam(net.parameters(), lr=3e-3)
     for _ in range(15):
         for batch in torch.randperm(len(images)).split(30):
@@ -60,7 +52,8 @@ def train_plain(photos: Path, resize: Any, is_bgr: bool = False) -> None:
 
 OPTIONS = (
     *("data=folder", "data.data_dir=photos", "data.image_size=8", "figures=false", "trainer=cpu"),
-    *("net=custom", "net._target_=nets_of_photos.Net", "base_ckpt=mine.pt"),
+    *("net=custom", "net._target_=nets_of_photos.MLP", "base_ckpt=mine.pt"),
+    *("net.in_features=192", "net.hidden_sizes=[32]", "net.num_classes=3"),
 )
 
 
