@@ -9,17 +9,15 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.module import ClassifierModule
-from lora_mnist.data import ImageTensors
-from lora_mnist.data.sampler import TrainingLoader
+from lora_mnist.data import ImageDataModule, ImageTensors
 from lora_mnist.disk.checkpoint import (
     LAST,
     AtomicCheckpointIO,
@@ -30,37 +28,15 @@ from lora_mnist.disk.checkpoint import (
 from lora_mnist.errors import UserError
 
 GENERATOR = torch.Generator().manual_seed(0)
-IMAGES = torch.randn(53, 6, generator=GENERATOR)
+IMAGES = torch.randint(0, 256, (53, 1, 2, 3), dtype=torch.uint8, generator=GENERATOR)
 LABELS = torch.randint(0, 3, (53,), generator=GENERATOR)
 
 
-class Data(LightningDataModule):
-    """53 images of three classes; to repair, of class 1 with replay of the others, weighted."""
+class Data(ImageDataModule):
+    """53 images of three classes."""
 
-    def __init__(self, repair: bool) -> None:
-        super().__init__()
-        self.repair = repair
-        self.place: dict[str, Any] = {}
-
-    def train_dataloader(self) -> TrainingLoader:
-        images = ImageTensors(IMAGES, LABELS)
-        self.loader = TrainingLoader(images, LABELS >= 0, 5, trainer=self.trainer)
-        if self.repair:
-            weights = 1 + torch.arange(53.0)
-            self.loader = TrainingLoader(
-                images, LABELS == 1, 5, 6, weights=weights, trainer=self.trainer
-            )
-        self.loader.load_state_dict(self.place)
-        return self.loader
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.place = state_dict
-
-    def val_dataloader(self) -> Any:
-        return DataLoader(TensorDataset(IMAGES, LABELS), 20, generator=torch.Generator())
+    def training_images(self) -> Any:
+        return ImageTensors(IMAGES, LABELS), ImageTensors(IMAGES, LABELS)
 
 
 class Cut(Callback):
@@ -105,14 +81,17 @@ def fit(
     """Train from the last checkpoint in ``folder`` to the end, or to the cut."""
     torch.manual_seed(0)
     noisy = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.3), Noise())
-    net = nn.Sequential(nn.Linear(6, 8), *noisy, nn.Linear(8, 3))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), *noisy, nn.Linear(8, 3))
     module = ClassifierModule(net, 3, lr=0.01)
+    data = Data("toy", ["cat", "dog", "owl"], 1, batch_size=5)
     callbacks = [RandomStates(), LastCheckpoint(every_n_train_steps=1, dirpath=str(folder))]
     if repair:
         add_lora(net, rank=2, dropout=0.2, base_dropout=True).train()
         loss = Loss(distill=0.5, target_weight=0.5)
         module = ClassifierModule(net, 3, loss=loss, lr=0.01, replay=6, scheduler=LINEAR)
         callbacks.append(WeightAveraging(use_buffers=False))
+        data = Data("toy", ["cat", "dog", "owl"], 1, target="dog", batch_size=5, replay=6)
+        data.draw_weights = 1 + torch.arange(53.0)
     if cut is not None:
         callbacks.append(Cut(cut))
     seed_everything(7, verbose=False)
@@ -127,7 +106,7 @@ def fit(
     )
     last = folder / LAST
     checkpoint = last if last.exists() else None
-    trainer.fit(module, datamodule=Data(repair), ckpt_path=checkpoint, weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return copy.deepcopy(net.state_dict())
 
 
