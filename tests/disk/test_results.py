@@ -1,6 +1,5 @@
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,15 +9,13 @@ from torch import nn
 
 from lora_mnist import add_lora
 from lora_mnist.classifier.significance import mcnemar
+from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.results import Clock, collect_results, count_parameters, new_run_folder
 from lora_mnist.lora import fingerprint
 
 
-def data(target: Any = None, targets: Any = None) -> Any:
-    names = ["cat", "dog", "owl"]
-    values = {"classes": names, "short_names": names, "mean": 0.5, "std": 0.25, "replay": 0}
-    values["sha256"] = {"train": "12ab"}
-    return SimpleNamespace(name="mnist", target=target, targets=targets, **values)
+def data(target: Any = None) -> ImageDataModule:
+    return ImageDataModule("mnist", ["cat", "dog", "owl"], 1, target=target, mean=0.5, std=0.25)
 
 
 def outcome(*errors: int) -> dict[str, Any]:
@@ -47,9 +44,8 @@ def test_results_tell_the_errors_on_the_target(
     tiny: TinyNet, target: Any, digit: Any, name: Any, expected: int | None
 ) -> None:
     cfg = composed("train", "stage=lora", "seed=5", "tags=[wide]", "notes=why")
-    targets = digit if isinstance(digit, list) or digit is None else [digit]
     outcomes = {"val": outcome(1, 4, 30), "test": outcome(1, 4, 30)}
-    results = collect_results(cfg, data(target, targets), tiny, outcomes, Clock(), steps=7)
+    results = collect_results(cfg, data(target), tiny, outcomes, Clock(), steps=7)
     assert " ".join(results) == (
         "stage dataset tags notes seed digit target replay target_weight classes data_sha256 mean "
         "std steps best parameters val test base_unchanged base_sha256 adapter seconds"
@@ -68,7 +64,7 @@ def test_results_tell_what_chance_explains(tiny: TinyNet) -> None:
     repair |= {"repaired_per_class": [1, 2, 11], "broken_per_class": [4, 2, 2]}
     outcomes = {"test": outcome(1, 4, 30) | repair, "test_base": outcome(1, 4, 39)}
     cfg = composed("train", "stage=lora")
-    found = collect_results(cfg, data(2, [2]), tiny, outcomes, Clock())
+    found = collect_results(cfg, data(2), tiny, outcomes, Clock())
     p_values = mcnemar(11, 2), mcnemar(3, 6)
     assert (found["test"]["p_value_of_target"], found["test"]["p_value_elsewhere"]) == p_values
     assert not [key for key in found["test_base"] if key.startswith("p_value")]
