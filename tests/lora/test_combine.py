@@ -107,16 +107,13 @@ def test_the_sum_is_that_of_the_stack(
     assert torch.equal(load_adapter(base(), tmp_path / "sum")(X), net(X))
 
 
-def on_tiny(folder: Path, **options: Any) -> Path:
-    torch.manual_seed(0)
-    net = add_lora(TinyNet(), **options)
-    torch.manual_seed(len(folder.name))
-    return save_adapter(randomize(net), folder)
-
-
 def tiny() -> nn.Module:
     torch.manual_seed(0)
     return TinyNet()
+
+
+def on_tiny(folder: Path, **options: Any) -> Path:
+    return save_adapter(randomize(add_lora(tiny(), **options)), folder)
 
 
 def test_tensors_that_are_trained_whole_add_up_too(tmp_path: Path) -> None:
@@ -139,9 +136,7 @@ def test_tensors_that_are_trained_whole_add_up_too(tmp_path: Path) -> None:
 
 def test_refusals_leave_the_model_alone(tmp_path: Path) -> None:
     one, other = on_tiny(tmp_path / "a"), on_tiny(tmp_path / "bb", rank=2, alpha=64.0)
-    stranger = TinyNet()
-    randomize(add_lora(stranger))
-    save_adapter(stranger, tmp_path / "stranger")
+    save_adapter(add_lora(TinyNet()), tmp_path / "stranger")
     dora = on_tiny(tmp_path / "dora", use_dora=True)
     net = tiny()
     before = copy.deepcopy(net.state_dict())

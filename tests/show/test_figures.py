@@ -19,7 +19,6 @@ from lora_mnist.show.figures import (
     draw_errors,
     draw_gallery,
     draw_predictions,
-    draw_run,
     singular_values,
 )
 
@@ -34,30 +33,6 @@ def saved_predictions(folder: Path, stage: str = "lora") -> Predictions:
 def texts(figure: Any) -> list[str]:
     """What is written in the first axes of a figure, beside its ticks."""
     return [text.get_text() for text in figure.axes[0].texts]
-
-
-REPAIR = "errors repaired broken confused_base confused_adapted "
-REPAIR += "confusion_difference confusion_adapted confusion_base"
-
-
-@pytest.mark.parametrize(
-    ("stage", "names"),
-    [
-        ("lora", f"{REPAIR} singular_values"),
-        ("pretrain", "errors wrong confused_base confusion_base"),
-    ],
-)
-def test_a_run_is_drawn_and_what_was_drawn_before_goes(
-    tmp_path: Path, stage: str, names: str
-) -> None:
-    found = write_run(tmp_path, stage)
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "layer.png").touch()
-    paths = draw_run(tmp_path, found, read_predictions(tmp_path))
-    assert list(paths) == names.split()
-    assert {*(tmp_path / "figures").iterdir()} == {*paths.values()}
-    for path in paths.values():
-        assert min(Image.open(path).size) > 100
 
 
 def test_bars_of_errors() -> None:

@@ -13,18 +13,28 @@ from lora_mnist.disk.predictions import PREDICTIONS_FILE
 from lora_mnist.show.report import make_report, make_sweep_report, write_card
 from lora_mnist.sweep.summary import Ranked, summarize
 
-
-def report_of(folder: Path) -> str:
-    make_report(folder)
-    return (folder / "report.html").read_text()
+REPAIR = "errors repaired broken confused_base confused_adapted "
+REPAIR += "confusion_difference confusion_adapted confusion_base"
 
 
-@pytest.mark.parametrize("stage", ["lora", "finetune", "pretrain"])
-def test_a_report_of_each_stage(tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "figures"),
+    [
+        ("lora", f"{REPAIR} singular_values"),
+        ("finetune", REPAIR),
+        ("pretrain", "errors wrong confused_base confusion_base"),
+    ],
+)
+def test_a_report_of_each_stage(tmp_path: Path, stage: str, figures: str) -> None:
     """It needs nothing from elsewhere, and runs nothing: a name and a configuration try to."""
     several = {"in_a_row": [[2, 9, 1], [3, 4, 1], [5, 2, 0]]} if stage == "lora" else {}
     write_run(tmp_path, stage, **several)
-    page = report_of(tmp_path)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "layer.png").touch()  # of an earlier report
+    paths = make_report(tmp_path)
+    assert list(paths) == figures.split()
+    assert {*(tmp_path / "figures").iterdir()} == {*paths.values()}
+    page = (tmp_path / "report.html").read_text()
     for said in ("Each class", "Which predictions", "cat", "farm", "stage=lora"):
         assert said in page
     assert "largest confusions, base: 1 of the images of cat taken for images of dog" in page
@@ -51,7 +61,8 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
     (tmp_path / ".hydra" / "config.yaml").unlink()
     (tmp_path / PREDICTIONS_FILE).unlink()
     (tmp_path / "results.json").write_text(json.dumps({**found, "seed": None}))
-    page = report_of(tmp_path)
+    make_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
     assert "Which predictions" not in page
     assert "Configuration" not in page
 

@@ -9,7 +9,7 @@ from helpers.sweeping import write_job, write_sweep
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.errors import UserError
-from lora_mnist.sweep.folder import hydra_subfolder, job_folder, job_hash, sweep_folder
+from lora_mnist.sweep.folder import job_folder, job_hash, sweep_folder
 
 TASK = {"lora": {"rank": 1, "scaled": "${.rank}"}, "digit": 9}
 
@@ -67,14 +67,6 @@ def test_a_job_is_named_by_what_was_swept(tmp_path: Path) -> None:
     assert len(job_folder(_root_=swept(tmp_path, f"a={'x' * 500}"))) == 113
     (tmp_path / name).mkdir()  # another command, which sweeps other keys, finds it
     assert job_folder(_root_=swept(tmp_path, "seed=0")) == name
-
-
-def test_nothing_is_written_to_what_is_finished(tmp_path: Path) -> None:
-    root = config(hydra={"runtime": {"output_dir": f"{tmp_path}/a"}})
-    assert hydra_subfolder(None, _root_=root) == ".hydra"
-    assert hydra_subfolder("latest", _root_=root) is None
-    write_job(tmp_path, "a", [], accuracy=0.5)
-    assert hydra_subfolder(None, _root_=root) is None
 
 
 def test_latest_is_the_sweep_that_ran_a_job_last(tmp_path: Path) -> None:

@@ -28,18 +28,12 @@ def test_numbers_sort_by_value_and_before_words(values: list[object]) -> None:
 )
 def test_the_status_of_a_job(tmp_path: Path, outcome: dict[str, object], status: str) -> None:
     assert read_job(tmp_path) is None
-    job = read_job(write_job(tmp_path, "a", ["~b", "+c=d=e"], **outcome))
+    folder = write_job(tmp_path, "a", ["~b", "+c=d=e"], **outcome)
+    job = read_job(folder)
     assert job is not None
     assert job.status == status
+    assert is_finished(folder) == (status == "finished")
     assert job.settings() == {"stage": "lora", "b": "", "c": "d=e"}
-
-
-@pytest.mark.parametrize("name", ["job.json", "results.json"])
-def test_a_job_without_its_results_is_to_run_again(tmp_path: Path, name: str) -> None:
-    folder = write_job(tmp_path, "a=1-0", ["a=1"], accuracy=0.5)
-    assert is_finished(folder)
-    (folder / name).unlink()
-    assert not is_finished(folder)
 
 
 def test_a_key_that_was_not_set_has_its_configured_value(tmp_path: Path) -> None:

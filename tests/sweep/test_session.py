@@ -1,13 +1,12 @@
 """Whole sweeps: failing, resumed, killed, refused, searched, side by side."""
 
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
-from helpers.commands import read_results
+from helpers.commands import ROOT, read_results
 from helpers.sweeping import (
     TOY,
     only_sweep,
@@ -20,30 +19,35 @@ from helpers.sweeping import (
 )
 
 
-def test_a_failing_job_takes_no_other_along(four_jobs: Any) -> None:
-    assert four_jobs.code == 1
-    refused, crashed, last = four_jobs.err.splitlines()
+@pytest.fixture
+def failed(cli: Any) -> Any:
+    """A sweep of four jobs: two finish, two fail."""
+    return cli(TOY, "-m", "x=0,-1,2,3", "note='a b'")
+
+
+def test_a_failing_job_takes_no_other_along(failed: Any, tmp_path: Path) -> None:
+    sweep = only_sweep(tmp_path)
+    assert failed.code == 1
+    refused, crashed, last = failed.err.splitlines()
     assert refused == "#0 x=0 failed: x=0: expected an integer >= 1"
-    (log,) = four_jobs.folder.glob("x=-1-*/toy.log")
+    (log,) = sweep.glob("x=-1-*/toy.log")
     assert crashed == f"#1 x=-1 failed: RuntimeError: no such thing (traceback in {log})"
     assert "Traceback" in log.read_text()
-    command = f"python {TOY} -m x=0,-1,2,3 \"note='a b'\""
-    assert last.startswith(f"2 failed; go on with: {command} ")
-    assert last.endswith(f"sweep.resume={four_jobs.folder}")
-    assert "#3 x=3: val.accuracy 0.2, " in four_jobs.out
-    assert f"\nbest: python {TOY} x=3 \"note='a b'\" paths.outputs=" in four_jobs.out
-    assert "\nfailed: x=-1: RuntimeError: no such thing\n" in four_jobs.out
-    assert statuses(four_jobs.folder) == ["finished", "finished", "failed", "failed"]
+    entry = f"python {ROOT / TOY}"
+    assert last.startswith(f"2 failed; go on with: {entry} -m x=0,-1,2,3 \"note='a b'\" ")
+    assert last.endswith(f"sweep.resume={sweep}")
+    assert "#3 x=3: val.accuracy 0.2, " in failed.out
+    assert f"\nbest: {entry} x=3 \"note='a b'\" paths.outputs=" in failed.out
+    assert "\nfailed: x=-1: RuntimeError: no such thing\n" in failed.out
+    assert statuses(sweep) == ["finished", "finished", "failed", "failed"]
     assert {"sweep.json", "summary.csv", "summary.png", "report.html"} <= {
-        path.name for path in four_jobs.folder.iterdir()
+        path.name for path in sweep.iterdir()
     }
 
 
-def test_a_resumed_sweep_runs_what_is_not_finished(
-    cli: Any, four_jobs: Any, tmp_path: Path
-) -> None:
-    sweep = tmp_path / "outputs" / "multirun" / "copy"
-    shutil.copytree(four_jobs.folder, sweep)
+@pytest.mark.usefixtures("failed")
+def test_a_resumed_sweep_runs_what_is_not_finished(cli: Any, tmp_path: Path) -> None:
+    sweep = only_sweep(tmp_path)
     cut, whole = (next(sweep.glob(f"x={x}-*")) for x in (2, 3))
     (cut / "results.json").unlink()
     before = snapshot(whole)
@@ -86,7 +90,7 @@ def test_ended_and_resumed_equals_undisturbed(
 def test_a_job_that_is_not_what_is_required_fails_and_keeps_its_numbers(
     cli: Any, tmp_path: Path
 ) -> None:
-    arguments = ("-m", "x=2,3,1", "y=5", 'require=["val.errors >= 1"]')
+    arguments = ("-m", "x=2,3", "y=5", 'require=["val.errors >= 1"]')
     done = cli(TOY, *arguments)
     assert done.code == 1
     said = "require=val.errors >= 1: 0 >= 1 does not hold"
@@ -94,11 +98,11 @@ def test_a_job_that_is_not_what_is_required_fails_and_keeps_its_numbers(
     assert f"failed: x=3: {said}" in done.out
     assert "tests/sweep/toy.py x=2 y=5 'require=" in done.out
     rows = read_summary(only_sweep(tmp_path))
-    assert [row["status"] for row in rows] == ["finished", "finished", "failed"]
-    assert (rows[2]["x"], rows[2]["val.accuracy"]) == ("3", "1.0")
+    assert [row["status"] for row in rows] == ["finished", "failed"]
+    assert (rows[1]["x"], rows[1]["val.accuracy"]) == ("3", "1.0")
     again = cli(TOY, *arguments, "sweep.resume=latest")
     assert (again.code, again.err) == (1, done.err)
-    assert again.out.count("finished before") == 2
+    assert again.out.count("finished before") == 1
 
 
 @pytest.mark.parametrize(
