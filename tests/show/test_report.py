@@ -1,7 +1,6 @@
 import base64
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -92,23 +91,17 @@ def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> Non
     assert "`python train.py stage=lora digit=1`" in body
 
 
-# --- of a sweep -----------------------------------------------------------------------------------
-
-START = {"val_base": {"accuracy": 0.9, "errors_of_target": 8}}
-
-
-def sweep_page(folder: Path, accuracies: tuple[float, ...], **sweep: Any) -> str:
-    for rank, accuracy in enumerate(accuracies, start=1):
+def test_a_report_of_a_sweep(tmp_path: Path) -> None:
+    """Jobs best first, their base, and what failed; names are escaped."""
+    start = {"val_base": {"accuracy": 0.9, "errors_of_target": 8}}
+    for rank, accuracy in enumerate((0.91, 0.95, 0.8), start=1):
         overrides = [f"lora.rank={rank}", f"lora.alpha={rank % 2}"]
-        write_job(folder, f"job{rank}", overrides, accuracy=accuracy, more=START)
-    write_sweep(folder, **sweep)
-    summarize(Ranked(folder))
-    make_sweep_report(folder)
-    return (folder / "report.html").read_text()
-
-
-def test_jobs_best_first_and_their_base(tmp_path: Path) -> None:
-    page = sweep_page(tmp_path, (0.91, 0.95, 0.8))
+        write_job(tmp_path, f"job{rank}", overrides, accuracy=accuracy, more=start)
+    write_job(tmp_path, "bad", ["lora.rank=<b>", "lora.alpha=1"], error="no & space")
+    write_sweep(tmp_path, commands=["python train.py '<x>'"])
+    summarize(Ranked(tmp_path))
+    make_sweep_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
     assert "<p>best: python train.py stage=lora lora.rank=2 lora.alpha=0</p>" in page
     places = [page.index(f"<td>{accuracy}</td>") for accuracy in ("0.9500", "0.9100", "0.8000")]
     assert places == sorted(places)
@@ -116,10 +109,5 @@ def test_jobs_best_first_and_their_base(tmp_path: Path) -> None:
     assert "val errors on 1" in page
     assert base64.b64encode((tmp_path / "summary.png").read_bytes()).decode() in page
     assert "http" not in page
-
-
-def test_names_are_escaped_and_failures_listed(tmp_path: Path) -> None:
-    write_job(tmp_path, "bad", ["lora.rank=<b>", "lora.alpha=1"], error="no & space")
-    page = sweep_page(tmp_path, (0.7,), commands=["python train.py '<x>'"])
     assert "<td>failed</td><td>&lt;b&gt;</td>" in page
     assert "python train.py &#39;&lt;x&gt;&#39;" in page

@@ -5,7 +5,6 @@ A job finds how near ``x`` and ``y`` are to 3 and 5.
 
 import json
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -35,20 +34,15 @@ CONFIG: dict[str, Any] = {
     "x": 1,
     "y": 1,
     "note": None,
-    "input": None,
     "pause": 0,
     "require": [],
     "checkpoint": False,
     "resume": None,
-    "sweep": {"inputs": ["${input}"]},
 }
 STORE = ConfigStore.instance()
 STORE.store("toy", CONFIG)
 #: For a command without sweeps of its own.
-PLAIN = {
-    **{key: value for key, value in CONFIG.items() if key != "sweep"},
-    "defaults": [entry for entry in CONFIG["defaults"] if "sweep" not in entry],
-}
+PLAIN = {**CONFIG, "defaults": [group for group in CONFIG["defaults"] if "sweep" not in group]}
 STORE.store("plain", PLAIN)
 for name in ("round", "square", "long"):
     STORE.store(name, {"kind": name}, group="shape")
@@ -64,8 +58,6 @@ def play(cfg: DictConfig, folder: Path) -> None:
         raise UserError("x=0: expected an integer >= 1")
     if cfg.x == -1:
         raise RuntimeError("no such thing")
-    if cfg.x == -2:
-        os.kill(os.getpid(), signal.SIGKILL)
     if cfg.checkpoint:
         (folder / "checkpoints").mkdir(exist_ok=True)
         for name in ("last.ckpt", "run.json"):
