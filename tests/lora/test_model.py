@@ -12,6 +12,7 @@ from lora_mnist.lora import (
     lora_adapters,
     lora_disabled,
     lora_names,
+    lora_summary,
     set_lora_enabled,
     set_lora_scale,
 )
@@ -108,3 +109,8 @@ def test_refusals_leave_the_model_alone(layer: Any, arguments: Any, message: str
     assert all(p.requires_grad for p in net.parameters())
     assert list(net.state_dict()) == before
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in net[0].modules())
+
+
+def test_ranks_and_alphas_of_single_layers(tiny: nn.Module) -> None:
+    add_lora(tiny, rank=2, alpha=1, rank_pattern={"linear2": 3}, alpha_pattern={"^linear1": 4})
+    assert [(row.rank, row.scaling) for row in lora_summary(tiny).rows] == [(2, 2), (3, 1 / 3)]

@@ -143,6 +143,9 @@ def test_theirs_load_here(kind: Any, options: dict[str, Any], tmp_path: Path) ->
     save_adapter(ours, tmp_path / "again")
     again = PeftModel.from_pretrained(make(kind), str(tmp_path / "again")).eval()
     torch.testing.assert_close(again(x), theirs(x), rtol=1e-4, atol=1e-4)
+    config = again.peft_config["default"]
+    assert config.modules_to_save == options.get("modules_to_save")
+    assert (config.bias != "none") == ("bias" in options)
 
 
 @pytest.mark.parametrize(
