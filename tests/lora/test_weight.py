@@ -50,6 +50,7 @@ def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone(
     assert not torch.equal(twin(x)[0], base)
     assert torch.equal(remove_lora(twin)(x)[0], base)
     assert torch.equal(net(x)[0], base)
+    assert net.weight_ih_l0.shape == (12, 4)  # what forward would not read again
 
 
 def test_weights_that_cannot_be_adapted_are_no_weights_here() -> None:
