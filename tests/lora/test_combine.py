@@ -142,6 +142,7 @@ def test_refusals_leave_the_model_alone(tmp_path: Path) -> None:
     before = copy.deepcopy(net.state_dict())
     for folders, arguments, message in (
         ([one, other], {"scales": [1]}, r"scales=\[1\]: expected one for each of 2 adapters"),
+        ([], {"scales": []}, r"scales=\[\]: expected one for each of 0 adapters, at least one"),
         ([one], {"scales": [float("nan")]}, "scale=nan: expected a finite number"),
         ([other], {"scales": [3e38]}, "lora_B of linear1: expected finite numbers"),
         ([one, dora], {"scales": [1, 1]}, "dora: use_dora=True: expected another form"),
