@@ -55,6 +55,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*PRETRAIN, "+callbacks.mine._target_=nowhere.Mine -> callbacks.mine: "),
         (*PRETRAIN, "trainer.precision=64-true"),
         (*PRETRAIN, "callbacks.checkpoint.seconds=0"),
+        (*PRETRAIN, "callbacks.checkpoint.dirpath=elsewhere"),
         (*PRETRAIN, "augment=shift", "data.augment.share=2 -> data"),
         (*PRETRAIN, "+nope=1 -> nope"),
         (*LORA, "digit=10"),
@@ -124,7 +125,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         ("out={tmp}/x.safetensors", "adapter={tmp}/none"),
         ("out={tmp}/x.safetensors", "rank=2"),
         ("out={tmp}/x", "format=adapter"),
-        ("adapter={tmp}/none", "format=adapter", "out={tmp}"),
+        ("adapter={tmp}", "format=adapter", "out={tmp}"),
     ],
     "demo": [
         ("adapter={tmp}/none",),

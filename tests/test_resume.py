@@ -200,6 +200,8 @@ def test_more_steps_are_trained(go: Go, steps: int) -> None:
     assert refused(go, *LORA, f"trainer.max_steps={steps}").startswith(
         f"trainer.max_steps={steps}: expected 40, as in resume="
     )
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    assert "expected last.ckpt in" in refused(go, *LORA, "trainer.max_steps=50")
 
 
 def test_more_epochs_are_trained(go: Go) -> None:

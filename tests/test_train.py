@@ -469,6 +469,9 @@ def test_an_adapter_is_trained_on(outputs: Path) -> None:
     assert second["test"]["loss"] != first["test"]["loss"]
     assert second["parameters"]["lora"] == first["parameters"]["lora"]
     assert "test_before" not in second
+    half = f"adapter={{path: {newest(outputs)}, scale: 0.5}}"
+    third = run(outputs, "stage=lora", "digit=4", half, "adapter_mode=continue")
+    assert evaluated(outputs)["test"]["errors_per_class"] == third["test"]["errors_per_class"]
 
 
 def test_jobs_on_other_adapters_share_no_predictions(

@@ -73,7 +73,7 @@ def run(main: Callable[[], object]) -> None:
 
         code, sweep = close_sweep(reason, code)
         if sweep is not None:
-            make_sweep_report(sweep)
+            print(f"report: {make_sweep_report(sweep)}")
     elif reason is not None and not shows_traceback:
         if code == 1 and not isinstance(error, UserError):
             reason += f" ({_FULL_ERROR}=1 shows where)"
@@ -144,6 +144,8 @@ def _explain_hydra(error: HydraException) -> str:
     if isinstance(refused, ConfigKeyError | ConfigAttributeError) and refused.parent_node:
         if OmegaConf.is_missing(refused.parent_node, "stage"):
             return _NO_STAGE  # without one Hydra would advise to add whatever key belongs to it
+        if "." not in str(refused.full_key):
+            said = said.partition(" To append to your config")[0]  # where no + would help
         known = [str(key) for key in refused.parent_node if key != "hydra"]
         return f"{said}; expected one of {', '.join(known)}"
     if isinstance(error, OverrideParseException):

@@ -1,7 +1,8 @@
 """From a configuration to the parts of a run: data, network, base, adapters, module, trainer.
 
-Nothing here changes the configuration; what is decided at run time, such as the class to repair or
-the run's folder, is an argument. What a user can mend is a :class:`UserError`.
+A configuration that is given is never changed: :func:`completed` returns a copy. What is decided at
+run time, such as the class to repair or the run's folder, is an argument. What a user can mend is a
+:class:`UserError`.
 """
 
 import copy
@@ -86,7 +87,7 @@ TRAINING_KEYS = {"augment", *OmegaConf.select(OmegaConf.load(CONFIGS / "train.ya
 
 
 def completed(cfg: DictConfig) -> DictConfig:
-    """``cfg`` as a command works with it: checked, ``latest`` found, its adapter's run asked.
+    """A copy of ``cfg`` as a command works with it: checked, ``latest`` found, its run asked.
 
     A run below ``paths.outputs`` knows in its ``.hydra/`` the network and the data that it was
     trained with, wherever it was started; what the command line says wins.
@@ -148,7 +149,8 @@ def _require_known(cfg: DictConfig) -> None:
         content: Any = OmegaConf.to_container(OmegaConf.load(file))
         for default in content.pop("defaults", []):
             if isinstance(default, dict):
-                known |= {group.removeprefix("/") for group in default}
+                # As in "optional local@_global_: default".
+                known |= {g.removeprefix("/") for g in default if " " not in g}
         known |= content.keys()
     for key in map(str, cfg):
         if key not in known:
@@ -301,6 +303,11 @@ def asked_adapters(cfg: DictConfig) -> list[Adapter]:
                 f"adapter={each}: expected a folder, a checkpoint, latest, or a mapping of path, "
                 "scale and name"
             ) from error
+        if not adapter.path.exists():
+            raise UserError(
+                f"adapter={each}: there is no such file or folder; expected an adapter's folder, "
+                "that of the run which left it, a checkpoint, or latest"
+            )
         if not (adapter.path / CONFIG_NAME).exists() and (adapter.path / "adapter").is_dir():
             adapter.path /= "adapter"
         if adapter.is_checkpoint and cfg.stage == "lora":
@@ -569,6 +576,11 @@ def build_trainer(
             if config is None:
                 continue
             changes: dict[str, Any] = {}
+            if name == "checkpoint" and config.get("dirpath") is not None:
+                raise UserError(
+                    f"callbacks.checkpoint.dirpath={config.dirpath}: expected null, the run's "
+                    "folder, where resume looks for it"
+                )
             if config.get("dirpath", "") is None:
                 changes["dirpath"] = str(folder / CHECKPOINTS)
             if config.get("save_dir", "") is None:

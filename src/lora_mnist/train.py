@@ -61,8 +61,8 @@ from lora_mnist.lora import (
     set_lora_scale,
 )
 from lora_mnist.project import is_sweep, typed_overrides
-from lora_mnist.show.loggers import show_run
 from lora_mnist.show.report import write_card
+from lora_mnist.show.run import show_run
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.show.verdict import named, training_sentence
 from lora_mnist.sweep.command import command_line
@@ -171,6 +171,8 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 raise UserError(f"{key}: expected adapter_mode=stack; continue makes no adapter")
         *beneath, last = loaded
         name = last.name
+        if last.scale != 1:
+            fold_lora_scale(net, name)  # it goes on from there, and is saved so
         net.train()
     else:
         raise UserError("adapter_mode=continue: expected an adapter to go on with")
@@ -191,11 +193,12 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 dial = validation_dial(cfg, net, data, name)
             scale = dial["advised"] if scale == "auto" else scale
             dial["saved"] = scale
+        if cfg.lora.scale != 1:
+            _info("scale: %g; the adapter is saved so", scale)
         if scale != 1:
             set_lora_scale(net, scale, name)
             fold_lora_scale(net, name)
             module.validated_at = None  # that was the adapter as trained
-            _info("scale: %g; the adapter is saved so", scale)
         test(module, data, trainer, clock)
         outcomes = dict(module.outcomes)
         if beneath:  # what it was compared with had these on

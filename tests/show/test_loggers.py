@@ -14,8 +14,8 @@ from lora_mnist.show import loggers
 from lora_mnist.show.loggers import (
     SortedTensorBoardLogger,
     hparams_of,
-    show_run,
 )
+from lora_mnist.show.run import show_run
 
 #: What a repair's LightningModule logs.
 TAGS = [

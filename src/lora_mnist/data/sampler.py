@@ -163,8 +163,8 @@ class TrainingLoader:
         while True:
             for members, order in zip(classes, orders, strict=True):
                 if not order:
-                    order += self._in_random_order(members, generator).flip(0).tolist()
-                yield order.pop()
+                    order += self._in_random_order(members, generator).tolist()
+                yield order.pop(0)
 
     def _in_random_order(self, members: Tensor, generator: torch.Generator) -> Tensor:
         """``members``; those with a large weight are likely to come first."""

@@ -264,6 +264,8 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
             )
         old, new = ("null" if value is None else value for value in (old, new))
         raise UserError(f"{key}={new}: expected {old}, as in resume={resume}")
+    if record["finished"] and not path.with_name(LAST).exists():
+        raise UserError(f"resume={resume}: expected {LAST} in {path.parent}, to go on from")
     if record["finished"] and not goes_farther:
         raise UserError(
             f"resume={resume}: this run has finished; expected a larger trainer.max_steps or "

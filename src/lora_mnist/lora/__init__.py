@@ -1,9 +1,10 @@
 """LoRA in plain PyTorch: low-rank adapters on the layers of any network.
 
-Start with :mod:`.layer`: one adapter on one weight. :mod:`.model` puts adapters on a whole network
-and switches them, :mod:`.merge` merges and removes them, :mod:`.summary` lists them;
-:mod:`.adapter` writes and reads them. The package needs torch, safetensors and ``disk/files.py``,
-nothing else.
+Start with :mod:`.layer`: one adapter on one weight. The life of an adapter, in order: ``add_lora``,
+training, ``lora_disabled``, ``set_lora_enabled`` and ``set_lora_scale`` (:mod:`.model`);
+``save_adapter`` and ``load_adapter`` (:mod:`.adapter`), ``combine_adapters`` (:mod:`.combine`);
+``merge_lora``, ``unmerge_lora`` and ``remove_lora`` (:mod:`.merge`); ``lora_summary`` says what a
+network carries. The package needs torch, safetensors and ``disk/files.py``, nothing else.
 """
 
 from .adapter import adapter_sha256 as adapter_sha256

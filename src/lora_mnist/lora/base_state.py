@@ -1,4 +1,7 @@
-"""The base of an adapted network: its tensors, their SHA-256, and how many numbers they hold."""
+"""The base of an adapted network: its tensors, their SHA-256, and how many numbers they hold.
+
+To name them, what :mod:`.merge` has merged has to be undone on a copy; so the undoing stands here.
+"""
 
 import copy
 import hashlib

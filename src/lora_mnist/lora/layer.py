@@ -9,6 +9,9 @@ is what a plain layer computes with the weight ``W + scaling * B A``. In a 2-d c
 ``lora_A`` takes the place of the weight, (rank, in_channels, height, width); a 1x1 convolution with
 ``lora_B``, (out_channels, rank, 1, 1), follows.
 
+Reading ``layer.weight`` builds the dense sum; the layer itself computes with :func:`linear_forward`
+or :func:`adapted_forward`, which :meth:`.weight.Weight.put` gives it in place of its own forward.
+
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
 """
 

@@ -192,7 +192,7 @@ def read_adapter(
     try:
         config = json.loads((folder / CONFIG_NAME).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"expected a readable {CONFIG_NAME} ({error})") from error
+        raise ValueError(f"expected a readable {CONFIG_NAME} in it ({error})") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError(f"expected peft_type LORA in {CONFIG_NAME}")
     for key, value in config.items():

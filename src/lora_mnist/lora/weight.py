@@ -67,8 +67,8 @@ class Weight(NamedTuple):
         """Make ``base`` the weight, with ``adapters`` on it and nothing else."""
         module: Any = self.module
         if parametrize.is_parametrized(module):
-            # A deep copy shares the class that torch made for the layer, and torch changes that
-            # class: without one of its own, the twin would change with it.
+            # torch has given the layer a class of its own. A deep copy shares it, and what is done
+            # to it below would be done to the twin, too: so it gets another.
             shared = type(module)
             module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
         if self.registered is not None:

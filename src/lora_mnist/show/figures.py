@@ -171,7 +171,9 @@ def draw_confusion(
 def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) -> Figure:
     """Images of one kind of ``predictions.galleries``, and under each two predictions."""
     gallery = predictions.galleries[kind]
-    title = f"{kind.replace('_', ' ')}: {len(gallery.images):,} of {gallery.total:,} images"
+    title = f"{kind}: {len(gallery.images):,} of {gallery.total:,} images"
+    if kind.startswith("confused_"):
+        title = f"largest confusions, {kind.removeprefix('confused_')}"
     first: Any = predictions.label
     then: Any = predictions.base
     meaning = "what it is → the prediction"

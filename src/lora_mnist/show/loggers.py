@@ -5,7 +5,6 @@ on one chart (Custom Scalars), the singular values of what the adapter adds (His
 of each class and the configuration (Text), and a row for the run (HParams).
 """
 
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +18,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lora_mnist.lora import read_factors
-from lora_mnist.project import is_sweep, typed_overrides
+from lora_mnist.project import typed_overrides
 from lora_mnist.show.figures import FIGURES, singular_values
-from lora_mnist.show.report import make_report
-from lora_mnist.show.tables import print_results, results_text
+from lora_mnist.show.tables import results_text
 from lora_mnist.show.verdict import verdict_text
 from lora_mnist.sweep.command import key_of
-
-log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
 #: The scalars to look at first.
 _FIRST = re.compile(r"train/|lr-|val/(accuracy|loss|errors\w*|repaired|broken)$")
@@ -98,37 +94,30 @@ class SortedTensorBoardLogger(TensorBoardLogger):
         super().log_hyperparams(params, *ends)
 
 
-def show_run(
-    trainer: Trainer, results: Mapping[str, Any], folder: Path, figures: bool | str
+def tell_loggers(
+    trainer: Trainer, results: Mapping[str, Any], figures: Mapping[str, Path], adapter: Path
 ) -> None:
-    """Print what a run found, draw it into its ``folder``, and give it to every logger.
+    """Give every logger the verdict, and the figures where it can show them.
 
-    ``figures`` is ``True``, ``False``, or ``auto``: not in a sweep. W&B and TensorBoard are then
-    closed: in a sweep the next job has its own.
+    W&B and TensorBoard are then closed: in a sweep the next job has its own.
     """
-    print_results(results)
-    paths: dict[str, Path] = {}
-    if figures is True or (figures == "auto" and not is_sweep()):
-        paths = make_report(folder)
-        log.info("report: %s", folder / "report.html")
     verdict = verdict_text(results)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            _show_in_tensorboard(logger, trainer.global_step, results, paths, folder / "adapter")
+            _show_in_tensorboard(logger, trainer.global_step, results, figures, adapter)
         elif isinstance(logger, WandbLogger):
-            for name, path in paths.items():
+            for name, path in figures.items():
                 logger.log_image(f"figures/{name}", [str(path)])
             logger.experiment.summary["verdict"] = verdict
             logger.experiment.finish()
         elif isinstance(logger, MLFlowLogger):
-            for path in paths.values():
+            for path in figures.values():
                 logger.experiment.log_artifact(logger.run_id, str(path), FIGURES)
             # Its page shows this tag as the run's description.
             logger.experiment.set_tag(logger.run_id, "mlflow.note.content", verdict)
         else:
             logger.log_hyperparams({"verdict": verdict})
             logger.save()
-    log.info("run: %s", folder)
 
 
 def _show_in_tensorboard(
