@@ -73,7 +73,8 @@ def run(main: Callable[[], object]) -> None:
 
         code, sweep = close_sweep(reason, code)
         if sweep is not None:
-            print(f"report: {make_sweep_report(sweep)}")
+            make_sweep_report(sweep)
+            print(f"report: {sweep / 'report.html'}")
     elif reason is not None and not shows_traceback:
         if code == 1 and not isinstance(error, UserError):
             reason += f" ({_FULL_ERROR}=1 shows where)"

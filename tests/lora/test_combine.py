@@ -116,6 +116,29 @@ def on_tiny(folder: Path, **options: Any) -> Path:
     return save_adapter(randomize(add_lora(tiny(), **options)), folder)
 
 
+RSLORA = {"rank": 4, "alpha": 8.0, "use_rslora": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "scales"),
+    [  # where PEFT's own sum is another: its issues 3004, 3737 and 3761
+        ([{"rank": 2}, {"rank": 2, "alpha": 3.0}], [1.0, -1.0]),
+        ([{"rank": 3, "rank_pattern": {"linear2": 1}}] * 2, [0.5, 0.5]),
+        ([RSLORA, RSLORA], [0.5, -0.25]),
+    ],
+)
+def test_the_sum_is_the_same_in_peft(
+    options: list[dict[str, Any]], scales: list[float], tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft", reason="the extra peft is not installed")
+    folders = [on_tiny(tmp_path / ("a" * (n + 1)), **o) for n, o in enumerate(options)]
+    net, x = tiny(), torch.randn(5, 6)
+    assert combine_adapters(net, folders, scales) == 0
+    save_adapter(net, tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(tiny(), str(tmp_path / "ours")).eval()
+    torch.testing.assert_close(theirs(x), net(x), rtol=1e-4, atol=1e-4)
+
+
 def test_tensors_that_are_trained_whole_add_up_too(tmp_path: Path) -> None:
     """With each other, and with LoRA on the same layer, in files that PEFT reads."""
     folders = [on_tiny(tmp_path / "a", rank=2), tmp_path / "biases", tmp_path / "last"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.nets import TinyNet, randomize
 from torch import nn
+from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 from lora_mnist.lora import (
@@ -17,6 +18,7 @@ from lora_mnist.lora import (
     combine_adapters,
     load_adapter,
     lora_parameters,
+    lora_state_dict,
     merge_lora,
     save_adapter,
     set_lora_enabled,
@@ -153,3 +155,23 @@ def test_exported_and_checkpointed(kind: str) -> None:
     of_output = torch.autograd.grad(output.square().sum(), parameters)
     of_expected = torch.autograd.grad(expected.square().sum(), parameters)
     assert all(map(torch.equal, of_output, of_expected))
+
+
+@kinds
+def test_many_adapters_at_once_and_the_gradients_of_single_images(kind: str) -> None:
+    """``torch.func``: vmap over the adapters of one base, and over a batch."""
+    net, x = made(kind, torch.float64)
+    add_lora(net, rank=2, target_modules=".*")
+    states = [lora_state_dict(copy.deepcopy(randomize(net))) for _ in range(3)]
+    stacked = {key: torch.stack([state[key] for state in states]) for key in states[0]}
+    outputs = vmap(lambda state: functional_call(net, state, (x,)))(stacked)
+    for state, output in zip(states, outputs, strict=True):
+        torch.testing.assert_close(functional_call(net, state, (x,)), output, **DOUBLE)
+
+    def loss(state: dict[str, torch.Tensor], one: torch.Tensor) -> torch.Tensor:
+        return functional_call(net, state, (one[None],)).square().sum()
+
+    gradients = vmap(grad(loss), in_dims=(None, 0))(states[0], x)
+    for number, one in enumerate(x):
+        for key, gradient in grad(loss)(states[0], one).items():
+            torch.testing.assert_close(gradients[key][number], gradient, **DOUBLE)
