@@ -146,7 +146,7 @@ def _explain_hydra(error: HydraException) -> str:
         if OmegaConf.is_missing(refused.parent_node, "stage"):
             return _NO_STAGE  # without one Hydra would advise to add whatever key belongs to it
         if "." not in str(refused.full_key):
-            said = said.partition(" To append to your config")[0]  # where no + would help
+            said = said.partition(". To append to your config")[0]  # where no + would help
         known = [str(key) for key in refused.parent_node if key != "hydra"]
         return f"{said}; expected one of {', '.join(known)}"
     if isinstance(error, OverrideParseException):
