@@ -72,6 +72,7 @@ def check_require(comparisons: list[Comparison], results: Mapping[str, Any]) -> 
                     f"expected one like {', '.join(alike)}"
                 ) from error
         if not _SIGNS[sign](values[0], values[1]):
-            unmet.append(f"{left} {sign} {right}: {values[0]:g} {sign} {values[1]:g} does not hold")
+            first, second = (known.get(side, side) for side in (left, right))
+            unmet.append(f"{left} {sign} {right}: {first} {sign} {second} does not hold")
     if unmet:
         raise RequirementError(f"require={'; '.join(unmet)}")
