@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora, lora_parameters
 from lora_mnist.classifier.metrics import Evaluation
-from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.classifier.module import ClassifierModule, adapter_norms
 from lora_mnist.lora import base_state_dict, changed_tensors
 
 ADAM = torch.optim.Adam
@@ -114,6 +114,24 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for key in ("state_dict", "current_model_state"):
         assert names(checkpoint[key]) == {"lora_A", "lora_B"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"init": "pissa"}, {"use_dora": True}])
+def test_the_size_of_an_update_is_that_of_the_dense_one(settings: dict[str, Any]) -> None:
+    net = randomize(add_lora(nn.Sequential(nn.Conv2d(3, 5, 2), nn.Linear(8, 4)), 2, 3, **settings))
+    norms = adapter_norms(net)
+    for name, layer in net.named_children():
+        weights = layer.parametrizations.weight
+        update = weights[0](weights.original) - weights.original
+        assert norms[f"adapter/norm/{name}"] == pytest.approx(update.norm().item(), rel=1e-4)
+
+
+def test_without_a_logger_no_norms_are_computed(
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    fit = trainer(tmp_path)
+    fit.validate(make(add_lora(tiny)), loader, verbose=False)
+    assert [name for name in fit.logged_metrics if name.startswith("adapter/")] == []
 
 
 def test_lora_plus_has_a_learning_rate_for_lora_b(tiny: TinyNet) -> None:

@@ -15,6 +15,7 @@ from lora_mnist.classifier.metrics import Evaluation, scalars
 from lora_mnist.data.sampler import Batch
 from lora_mnist.errors import TrainingError, config_group
 from lora_mnist.lora import (
+    LoRAParametrization,
     is_number,
     lora_adapters,
     lora_disabled,
@@ -201,7 +202,7 @@ class ClassifierModule(LightningModule):
             self.predictions = evaluation.predictions
         names = self.class_names if split == "val" else ()
         tags = scalars(split, outcomes, names, self.targets)
-        if split == "val":
+        if split == "val" and self.loggers:
             tags |= adapter_norms(self.net)
         self.log_dict(tags, sync_dist=True)  # the same in each process: the counts are of all
 
@@ -224,13 +225,22 @@ class ClassifierModule(LightningModule):
 def adapter_norms(net: nn.Module) -> dict[str, float]:
     """The size of what the last adapter adds to each weight, ``||scaling * lora_B @ lora_A||_F``.
 
-    By tag: ``adapter/norm/<layer>``; of very many layers, of all together.
+    Of plain LoRA it is computed from two matrices of rank x rank, without the product:
+    ``||B A||_F^2 = tr((B^T B) (A A^T))``.
+
+    Returns:
+        The norms by tag, ``adapter/norm/<layer>``; with many layers one, of all together.
     """
     norms = {}
     for name, weight in lora_weights(net).items():
         adapter = weight.adapters[-1]
-        update = adapter.update(weight.below(adapter))
-        norms[f"adapter/norm/{name}"] = float(update.norm())
+        if type(adapter) is LoRAParametrization:
+            A, B = adapter.lora_A.flatten(1).float(), adapter.lora_B.flatten(1).float()
+            square = ((B.T @ B) * (A @ A.T)).sum().clamp(min=0)
+            norm = adapter.scaling * adapter.scale * float(square.sqrt())
+        else:
+            norm = float(adapter.update(weight.below(adapter)).norm())
+        norms[f"adapter/norm/{name}"] = norm
     if len(norms) > _MOST_LAYERS:
         return {"adapter/norm/all layers": math.hypot(*norms.values())}
     return norms
