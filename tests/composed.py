@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import lora_mnist.project  # noqa: F401 the resolver that the configuration needs
 from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
 from lora_mnist.data import load_images
+from lora_mnist.disk.base import write_base
 
 
 def _few_images(data_dir: str) -> tuple[str, ...]:
@@ -83,8 +84,7 @@ def _composed(entry: str, *choices: str) -> DictConfig:
 def small_base(outputs: Path, seed: int = 0) -> Path:
     """The current base of :data:`SMALL` in a folder for ``paths.outputs``."""
     path = outputs / "base" / "mnist.ckpt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"state_dict": _trained(seed)}, path)
+    write_base(_trained(seed), path)
     return path
 
 

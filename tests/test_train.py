@@ -50,7 +50,7 @@ def without(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def bases(outputs: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((outputs / "base").iterdir())}
+    return {path.name: path.read_bytes() for path in sorted((outputs / "base").glob("*.ckpt"))}
 
 
 # --- what a run leaves ---------------------------------------------------------------------------
@@ -202,16 +202,18 @@ def test_every_base_is_kept(tmp_path: Path) -> None:
     assert found["mnist.ckpt"] == found[names[0]] != found[names[1]]
 
 
-def test_a_worse_base_says_how_to_go_back(tmp_path: Path) -> None:
-    run(tmp_path, "stage=pretrain", "trainer.max_steps=60", "data.batch_size=50")
-    better = bases(tmp_path)["mnist.ckpt"]
-    with logged("lora_mnist.train") as text:
-        run(tmp_path, "stage=pretrain", "trainer.max_steps=5", "seed=1")
-    assert bases(tmp_path)["mnist.ckpt"] != better
-    command = text.getvalue().partition("go back with: cp ")[2].split()
-    source, target = command[:2]
-    assert Path(source).read_bytes() == better
-    assert Path(target) == tmp_path / "base" / "mnist.ckpt"
+@pytest.mark.parametrize("more", [(), ("publish=false",)])
+def test_a_pretraining_leaves_the_weights_of_the_user(tmp_path: Path, more: tuple[str]) -> None:
+    mine = tmp_path / "mine.pt"
+    torch.save(MLP(hidden_sizes=[16]).state_dict(), mine)
+    before = mine.read_bytes()
+    if more:
+        run(tmp_path, "stage=pretrain", f"base_ckpt={mine}", *more)
+    else:
+        with pytest.raises(UserError, match=rf"^base_ckpt={mine}: stage=pretrain would replace it"):
+            run(tmp_path, "stage=pretrain", f"base_ckpt={mine}")
+        assert not list(tmp_path.glob("pretrain/*/checkpoints"))
+    assert mine.read_bytes() == before
 
 
 @pytest.mark.parametrize("fails", ["collect_results", "write_json", "write_predictions"])
@@ -239,10 +241,13 @@ def test_a_base_that_has_learnt_nothing_is_not_published(outputs: Path) -> None:
     assert fingerprint(state) == read_results(folder)["base_sha256"]
 
 
-def test_a_base_for_some_classes_need_not_know_the_others(outputs: Path) -> None:
+def test_a_base_for_some_classes_is_kept_in_its_folder(outputs: Path) -> None:
+    before = bases(outputs)
     results = run(outputs, "stage=pretrain", "digit=9", "trainer.max_steps=10")
     assert results["test"]["accuracy"] < 0.12
-    assert f"mnist-{results['base_sha256'][:12]}.ckpt" in bases(outputs)
+    assert bases(outputs) == before
+    own = newest(outputs, "pretrain") / f"mnist-{results['base_sha256'][:12]}.ckpt"
+    assert own.is_file()
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "lora"])

@@ -42,7 +42,14 @@ from lora_mnist.config import (
     validation_dial,
 )
 from lora_mnist.data import ImageDataModule, Images
-from lora_mnist.disk.base import find_base, own_file, read_facts, write_base
+from lora_mnist.disk.base import (
+    comparable_accuracies,
+    find_base,
+    own_file,
+    publish_base,
+    require_replaceable,
+    write_base,
+)
 from lora_mnist.disk.checkpoint import best_checkpoint, recorded_run, recorded_seed
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import check_require, parse_require
@@ -115,8 +122,10 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     clock = Clock()
     if cfg.digit == "weakest":
         raise UserError("digit=weakest: expected stage=lora, since only a base has a weakest class")
-    if cfg.base_ckpt is None or Path(cfg.base_ckpt).is_dir():
-        raise UserError(f"base_ckpt={cfg.base_ckpt}: expected a file to write the base to")
+    if cfg.base_ckpt is None:
+        raise UserError("base_ckpt=null: expected a file to write the base to")
+    if cfg.publish:
+        require_replaceable(Path(cfg.base_ckpt))
     net = build_net(cfg)
     data = training_data(cfg, net)
     module = build_module(cfg, net, data)
@@ -134,8 +143,15 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             write_predictions(module.predictions, data.test_set, folder, results)
             show_run(trainer, results, folder, cfg.figures)
             # Last: a run that fails on the way leaves the current base alone.
-            if not is_trial:
-                publish(cfg, net, results, folder if useless or not cfg.publish else None)
+            accuracies = comparable_accuracies(results, cfg.data.get("split_seed"))
+            sha256, current = results["base_sha256"], Path(cfg.base_ckpt)
+            if is_whole and not useless:
+                own = own_file(base_folder(cfg), cfg.base_name, sha256)
+                publish_base(net.state_dict(), accuracies, current, own, is_sweep())
+            elif not is_trial:
+                own = own_file(folder, cfg.base_name, sha256)
+                write_base(net.state_dict(), own, accuracies)
+                _info("base: %s; the current one stays", own)
     if useless:
         raise TrainingError(f"{useless}; the base stays in {folder}")
     return results
@@ -357,28 +373,6 @@ def test(module: ClassifierModule, data: ImageDataModule, trainer: Trainer, cloc
         trainer.validate(module, datamodule=data, verbose=False)
     with clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
-
-
-def publish(cfg: DictConfig, net: nn.Module, results: dict[str, Any], instead: Path | None) -> None:
-    """Make a base the current one, beside all others; or keep it in the folder ``instead``.
-
-    A job of a sweep leaves a current base that has more validation images right.
-    """
-    current, accuracy = Path(cfg.base_ckpt), results.get("val", results["test"])["accuracy"]
-    own = own_file(instead or base_folder(cfg), cfg.base_name, results["base_sha256"])
-    write_base(net.state_dict(), own, accuracy)
-    if instead:
-        return
-    before = read_facts(current)
-    if before is not None and before[0] > accuracy:
-        if is_sweep():
-            log.info("base: %s stays, which is better; this one is kept as %s", current, own)
-            return
-        worse = f"{accuracy:.1%} are right, {before[0]:.1%} were with the base before"
-        better = find_base(base_folder(cfg), before[1])
-        log.warning("%s; go back with: cp %s %s", worse, better, current)
-    write_base(net.state_dict(), current, accuracy)
-    log.info("base: %s, kept as %s", current, own)
 
 
 def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> str | None:

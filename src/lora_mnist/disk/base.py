@@ -5,7 +5,11 @@ of its tensors (:func:`lora_mnist.lora.fingerprint`). Each base that is made her
 its own, ``<name>-<first 12 digits of its SHA-256>.ckpt``; ``<name>.ckpt`` is the current one.
 """
 
+import hashlib
+import json
 import logging
+import shlex
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from io import BytesIO
@@ -13,17 +17,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lora_mnist.disk.files import atomic_write
+from lora_mnist.errors import UserError
 from lora_mnist.lora import fingerprint
 
-_log_once = rank_zero_only(logging.getLogger(__name__).info)
+_info = rank_zero_only(logging.getLogger(__name__).info)
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 #: Where training scripts put the ``state_dict`` in what they save; the last one inside a "model".
 _HOLDERS = ("state_dict", "model_state_dict", "model", "state_dict")
+
+
+class BaseRecord(NamedTuple):
+    """What the file of a base says of it."""
+
+    accuracies: dict[str, float]  # by the images they are of, see comparable_accuracies
+    sha256: str
 
 
 class Base(NamedTuple):
@@ -71,7 +85,7 @@ def read_base(path: Path, net: nn.Module) -> Base:
     net.load_state_dict(tensors)
     if converted:
         message = "%s: %d of %d tensors were converted to the precision of the net"
-        _log_once(message, path, converted, len(tensors))
+        _info(message, path, converted, len(tensors))
     return Base(tensors, fingerprint(tensors))
 
 
@@ -117,27 +131,35 @@ def _without_prefix(
     return {key.removeprefix(best): stored[key] for key in stored if key.startswith(best)}
 
 
-def write_base(tensors: Mapping[str, Tensor], path: Path, accuracy: float | None = None) -> None:
-    """Write a base, whole or not at all; equal tensors and accuracy give equal files.
+def write_base(
+    tensors: Mapping[str, Tensor], path: Path, accuracies: Mapping[str, float] | None = None
+) -> None:
+    """Write a base, whole or not at all; equal tensors and accuracies give equal files.
 
-    ``accuracy`` is the share of validation images that it gets right, for :func:`read_facts`.
+    ``accuracies`` are the shares of images that it gets right, by :func:`comparable_accuracies`.
     """
     # A clone leaves out what else shares a tensor's memory.
     state = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    content = {
+        "state_dict": state,
+        "accuracies": dict(accuracies or {}),
+        "sha256": fingerprint(state),
+    }
     buffer = BytesIO()  # it has no name: torch.save would write that of a file into it
-    torch.save({"state_dict": state, "accuracy": accuracy, "sha256": fingerprint(state)}, buffer)
+    torch.save(content, buffer)
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def read_facts(path: Path) -> tuple[float, str] | None:
-    """Accuracy and SHA-256 that :func:`write_base` left in ``path``; ``None`` where it did not."""
+def read_record(path: Path) -> BaseRecord | None:
+    """What :func:`write_base` left in ``path``; ``None`` where the file is somebody else's."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        accuracy, sha256 = content["accuracy"], content["sha256"]
-    except Exception:  # somebody else's file, or none: nothing is known of it
+        is_ours = content["sha256"] == fingerprint(content["state_dict"])
+        record = BaseRecord(dict(content["accuracies"]), content["sha256"])
+    except Exception:  # whatever a file that is not ours, or none, causes
         return None
-    return None if accuracy is None else (accuracy, sha256)
+    return record if is_ours else None
 
 
 def own_file(folder: Path, name: str, sha256: str) -> Path:
@@ -148,3 +170,92 @@ def own_file(folder: Path, name: str, sha256: str) -> Path:
 def find_base(folder: Path, sha256: str) -> Path | None:
     """The file in ``folder`` of the base with this fingerprint."""
     return next(iter(sorted(folder.glob(f"*-{sha256[:12]}.ckpt"))), None)
+
+
+# --- the current base ----------------------------------------------------------------------------
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse a file that a new base must not replace.
+
+    Raises:
+        UserError: if ``path`` is a folder, a file that :func:`write_base` has not written, or the
+            file that a base keeps for good.
+    """
+    if not path.exists():
+        return
+    way_out = "leave base_ckpt out, or set publish=false to keep the new base in the run's folder"
+    record = None if path.is_dir() else read_record(path)
+    if record is None:
+        raise UserError(
+            f"base_ckpt={path}: stage=pretrain would replace it, and this program has not written "
+            f"it; {way_out}"
+        )
+    if path.stem.endswith(f"-{record.sha256[:12]}"):
+        raise UserError(
+            f"base_ckpt={path}: stage=pretrain would replace it, and its base is kept there for "
+            f"good; {way_out}"
+        )
+
+
+def comparable_accuracies(
+    results: Mapping[str, Any], split_seed: object = None
+) -> dict[str, float]:
+    """The accuracies in results.json, each under a key that names the split and its images.
+
+    Two accuracies with the same key are of the same images.
+    """
+    accuracies = {}
+    for split, others in (("val", "test"), ("test", "train")):
+        if split in results:
+            parts = {part: sha for part, sha in results["data_sha256"].items() if part != others}
+            images = [parts, results[split]["images_per_class"], split_seed]
+            digest = hashlib.sha256(json.dumps(images, sort_keys=True).encode()).hexdigest()
+            accuracies[f"{split} {digest[:12]}"] = results[split]["accuracy"]
+    return accuracies
+
+
+def publish_base(
+    tensors: Mapping[str, Tensor],
+    accuracies: Mapping[str, float],
+    current: Path,
+    own: Path,
+    keeps_better: bool,
+) -> None:
+    """Write a base to ``own``, its file for good, and make it the ``current`` one.
+
+    It is compared with the current base on images that both were measured on. With
+    ``keeps_better`` a current base that gets more of them right stays the current one. One process
+    at a time reads, compares and writes. A base that is replaced has a file of its own, too.
+
+    Raises:
+        UserError: see :func:`require_replaceable`; ``own`` has been written.
+    """
+    write_base(tensors, own, accuracies)
+    current.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(own.with_name(".lock")):
+        require_replaceable(current)
+        before = read_record(current)
+        if before is not None:
+            previous = find_base(own.parent, before.sha256)
+            if previous is None:  # it was made elsewhere
+                previous = own_file(own.parent, current.stem, before.sha256)
+                with atomic_write(previous) as temporary:
+                    shutil.copyfile(current, temporary)
+            shared = [key for key in accuracies if key in before.accuracies]
+            key = shared[0] if shared else None  # validation images come first
+            if key is not None and before.accuracies[key] > accuracies[key]:
+                if keeps_better:
+                    _info("base: %s stays, which is better; this one is kept as %s", current, own)
+                    return
+                _warn(
+                    "%.1f%% of the %s images are right, %.1f%% were with the base before; "
+                    "go back with: cp %s %s",
+                    100 * accuracies[key],
+                    key.split()[0],
+                    100 * before.accuracies[key],
+                    shlex.quote(str(previous)),
+                    shlex.quote(str(current)),
+                )
+        write_base(tensors, current, accuracies)
+    _info("base: %s, kept as %s", current, own)
