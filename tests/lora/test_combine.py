@@ -21,6 +21,9 @@ from lora_mnist.lora import (
     lora_names,
     lora_summary,
     save_adapter,
+    set_lora_enabled,
+    set_lora_scale,
+    sum_adapters,
 )
 
 
@@ -179,3 +182,33 @@ def test_refusals_leave_the_model_alone(tmp_path: Path) -> None:
         assert all(parameter.requires_grad for parameter in net.parameters())
     combine_adapters(net, [one, tmp_path / "stranger"], [1, -1], allow_other_base=True)
     assert base_state_dict(net).keys() == before.keys()
+
+
+@pytest.mark.parametrize("names", [None, ["below", "top"]])
+def test_what_is_on_a_network_becomes_one_adapter(names: list[str] | None, tmp_path: Path) -> None:
+    """What was trained on top of others is saved as one adapter, on the base alone."""
+    net = add_lora(base(), rank=2, alpha=3, target_modules=["conv", "linear"], name="below")
+    add_lora(net, rank=1, target_modules=".*", name="off")
+    add_lora(net, rank=2, target_modules=LAYERS, init="pissa", use_rslora=True, name="top")
+    set_lora_scale(randomize(net), 0.3, "below")
+    set_lora_scale(net, -2, "top")
+    set_lora_enabled(net, False, "off")
+    expected = net(X)
+    assert sum_adapters(net, names, "sum") is net
+    assert lora_names(net) == (["sum"] if names is None else ["off", "sum"])
+    torch.testing.assert_close(net(X), expected, rtol=1e-12, atol=1e-12)
+    folder = save_adapter(net, tmp_path / "sum", "sum")
+    torch.testing.assert_close(load_adapter(base(), folder)(X), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_refused_sums_leave_the_adapters_alone() -> None:
+    net = add_lora(add_lora(tiny(), name="a"), name="b")
+    for arguments, message in (
+        ({"names": ["a", "c"]}, "name=c: expected one of a, b"),
+        ({"names": ["a"], "name": "b"}, "name=b: expected another name"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sum_adapters(net, **arguments)
+    assert lora_names(net) == ["a", "b"]
+    with pytest.raises(ValueError, match="no layer of the model carries LoRA"):
+        sum_adapters(tiny())

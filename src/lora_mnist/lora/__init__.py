@@ -18,6 +18,7 @@ from .base_state import fingerprint as fingerprint
 from .base_state import lora_state_dict as lora_state_dict
 from .base_state import trainable_parameters as trainable_parameters
 from .combine import combine_adapters as combine_adapters
+from .combine import sum_adapters as sum_adapters
 from .frozen import freeze_base as freeze_base
 from .layer import LoRAParametrization as LoRAParametrization
 from .merge import merge_lora as merge_lora

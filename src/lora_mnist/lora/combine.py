@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .adapter import load_adapter
 from .layer import LoRAParametrization
-from .model import attach, lora_names
+from .model import attach, lora_names, named_adapters
+from .peft import as_lora
 from .settings import LayerSettings
 from .variants import DoRAParametrization
 from .weight import lora_adapters, lora_weights
@@ -68,22 +69,71 @@ def combine_adapters(
                 f"{folder}: use_dora=True: expected another form, since what DoRA adds depends on "
                 "what it stands on (merge_lora merges a stack)"
             )
+    names = [name for name in lora_names(twin) if name not in before]
+    settings, parts, error = _sum(twin, names, rank)
+    attach(model, settings, name, tensors=parts)
+    return error
+
+
+@torch.no_grad()
+def sum_adapters(
+    model: nn.Module, names: Collection[str] | None = None, name: str | None = None
+) -> nn.Module:
+    """Replace adapters that are on ``model`` by one adapter, their exact scaled sum.
+
+    The network computes what it did, to rounding. The one adapter has the scale 1, and its rank on
+    a layer is the sum of theirs; see :func:`combine_adapters`. So :func:`.adapter.save_adapter`
+    can write what was trained on top of other adapters as one that stands on the base alone. An
+    adapter that is switched off adds nothing, as in :func:`.merge.merge_lora`.
+
+    Args:
+        model: network whose layers carry LoRA; changed in place, and returned.
+        names: the adapters to add up; ``None``: all of them.
+        name: of the sum; ``None``: that of the first adapter which is added up.
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA, an adapter has none of these names, or
+            ``name`` is that of another adapter. ``model`` is then as it was.
+    """
+    every = lora_names(model)
+    names = every if names is None else [named_adapters(model, each)[0].name for each in names]
+    named_adapters(model)  # refuses a network without any, and one that is merged
+    name = name or names[0]
+    if name in every and name not in names:
+        raise ValueError(f"name={name}: expected another name than that of an adapter that stays")
+    adapters = lora_adapters(model)
+    if any(isinstance(a, DoRAParametrization) for a in adapters if a.name in names):
+        raise ValueError("DoRA depends on what lies below it: expected plain LoRA to add up")
+    settings, parts, _ = _sum(copy.deepcopy(model), names, None)
+    for weight in lora_weights(model).values():
+        weight.put(weight.base, [a for a in weight.adapters if a.name not in names])
+    attach(model, settings, name, tensors=parts)
+    return model
+
+
+def _sum(
+    model: nn.Module, names: Collection[str], rank: int | None
+) -> tuple[dict[str, LayerSettings | None], dict[str, dict[str, Tensor]], float]:
+    """Settings and tensors of the sum of the adapters called ``names``; the error of the cut."""
     parts: dict[str, dict[str, Tensor]] = {}
     settings: dict[str, LayerSettings | None] = {}
     lost = whole = 0.0
-    for layer, weight in lora_weights(twin).items():
-        adapters = [adapter.double() for adapter in weight.adapters if adapter.name not in before]
+    for layer, weight in lora_weights(model).items():
+        adapters = [adapter.double() for adapter in weight.adapters if adapter.name in names]
         factored = [adapter for adapter in adapters if isinstance(adapter, LoRAParametrization)]
         if not adapters:
             continue
         if len(factored) < len(adapters):
             # One of them trained the tensor whole.
-            delta = torch.stack([adapter.update(weight.base) for adapter in adapters]).sum(0)
+            updates = [a.update(weight.base) * a.enabled for a in adapters]
+            delta = torch.stack(updates).sum(0)
             parts[layer], settings[layer] = {"delta": delta}, None
             whole += delta.square().sum().item()
         else:
-            lora_A = torch.cat([adapter.lora_A for adapter in factored])
-            scaled = [a.lora_B * (a.scaling * a.scale) for a in factored]
+            products = [as_lora(adapter)[1:] for adapter in factored]
+            lora_A = torch.cat([of_one for of_one, _ in products])
+            scales = [a.scaling * a.scale * a.enabled for a in factored]
+            scaled = [of_one * s for (_, of_one), s in zip(products, scales, strict=True)]
             lora_B = torch.cat(scaled, dim=1)
             if rank is not None:
                 lora_A, lora_B, values = _cut(lora_A, lora_B, rank)
@@ -91,8 +141,7 @@ def combine_adapters(
                 whole += values.square().sum().item()
             parts[layer] = {"lora_A": lora_A, "lora_B": lora_B}
             settings[layer] = LayerSettings(len(lora_A), float(len(lora_A)))  # a scaling of 1
-    attach(model, settings, name, tensors=parts)
-    return math.sqrt(lost / whole) if lost else 0.0
+    return settings, parts, math.sqrt(lost / whole) if lost else 0.0
 
 
 def _cut(lora_A: Tensor, lora_B: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

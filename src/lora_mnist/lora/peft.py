@@ -64,7 +64,7 @@ def tensors_of(adapters: Adapters) -> dict[str, Tensor]:
     for name, (weight, adapter) in adapters.items():
         start = f"base_model.model.{name}"
         if isinstance(adapter, LoRAParametrization):
-            _, lora_A, lora_B = _as_lora(adapter)
+            _, lora_A, lora_B = as_lora(adapter)
             if isinstance(weight.module, nn.Embedding):
                 tensors[f"{start}.lora_embedding_A"] = lora_B.t()
                 tensors[f"{start}.lora_embedding_B"] = lora_A.t()
@@ -86,7 +86,7 @@ def tensors_of(adapters: Adapters) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
 
 
-def _as_lora(adapter: LoRAParametrization) -> tuple[LayerSettings, Tensor, Tensor]:
+def as_lora(adapter: LoRAParametrization) -> tuple[LayerSettings, Tensor, Tensor]:
     """The settings, ``lora_A`` and ``lora_B`` with which an adapter fits the original base.
 
     PiSSA amounts to plain LoRA of twice the rank, ``[lora_B, -start_B] @ [lora_A; start_A]`` at the
@@ -124,7 +124,7 @@ def config_of(adapters: Adapters) -> dict[str, Any]:
     settings = {}
     for name, (_, adapter) in adapters.items():
         if isinstance(adapter, LoRAParametrization):
-            settings[name], _, _ = _as_lora(adapter)
+            settings[name], _, _ = as_lora(adapter)
     whole = [name for name in adapters if name not in settings]
     modules_to_save = [name for name in whole if adapters[name][0].tensor == "weight"]
     biased = {name.rpartition(".")[0] for name in whole if name not in modules_to_save}
