@@ -67,7 +67,6 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*LORA, "adapter={tmp}/none"),
         (*LORA, "base_ckpt={tmp}/outputs/base/mnist.ckpt", "adapter={tmp}/none"),
         (*LORA, "+trainer.limit_test_batches=0"),
-        (*LORA, "adapter_mode=continue"),
         (*LORA, "lora.scale=0"),
         (*LORA, "lora.rank=0"),
         (*LORA, "lora.dropout=1"),

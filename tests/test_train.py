@@ -448,11 +448,6 @@ def test_a_repair_on_top_of_another(outputs: Path) -> None:
     assert second["val_before"]["errors"] == first["val"]["errors"]
     before, after = second["test_before"]["errors"], second["test"]["errors"]
     assert after == before - second["test"]["repaired"] + second["test"]["broken"]
-    splits = (second["test_base"], second["test_before"], second["test"])
-    assert second["in_a_row"] == [split["errors_per_class"] for split in splits]
-    third = run(outputs, "stage=lora", "digit=2", "adapter=latest", "data.replay=10")
-    assert third["in_a_row"][:3] == second["in_a_row"]
-    shutil.rmtree(newest(outputs))
     worst = max(range(10), key=first["val"]["errors_per_class"].__getitem__)
     assert second["digit"] == worst
     assert (below / "adapter" / WEIGHTS_NAME).read_bytes() == weights
@@ -460,23 +455,8 @@ def test_a_repair_on_top_of_another(outputs: Path) -> None:
     both = evaluated(outputs)
     assert both["test"]["errors_per_class"] == second["test"]["errors_per_class"]
     assert both["test_base"]["errors_per_class"] == first["test_base"]["errors_per_class"]
-    no_adapter_twice = evaluated(outputs, [str(below), str(newest(outputs))])
-    assert no_adapter_twice["test"]["errors"] == after
-    (below / "adapter" / WEIGHTS_NAME).unlink()
-    with pytest.raises(UserError, match=r"adapter=.*: stands on the adapter .*, which is not in"):
-        evaluated(outputs, str(newest(outputs)))
-
-
-def test_an_adapter_is_trained_on(outputs: Path) -> None:
-    first = run(outputs, "stage=lora", "digit=4", "lora.rank=2")
-    second = run(outputs, "stage=lora", "digit=4", "adapter=latest", "adapter_mode=continue")
-    assert second["test_base"]["errors"] == first["test_base"]["errors"]
-    assert second["test"]["loss"] != first["test"]["loss"]
-    assert second["parameters"]["lora"] == first["parameters"]["lora"]
-    assert "test_before" not in second
-    half = f"adapter={{path: {newest(outputs)}, scale: 0.5}}"
-    third = run(outputs, "stage=lora", "digit=4", half, "adapter_mode=continue")
-    assert evaluated(outputs)["test"]["errors_per_class"] == third["test"]["errors_per_class"]
+    shutil.rmtree(below)  # the second is the exact sum of both, on the base alone
+    assert without(evaluated(outputs), "seconds") == without(both, "seconds")
 
 
 def test_jobs_on_other_adapters_share_no_predictions(

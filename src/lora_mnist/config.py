@@ -44,15 +44,12 @@ from lora_mnist.disk.latest import latest
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.lora import (
     CONFIG_NAME,
-    WEIGHTS_NAME,
-    adapter_sha256,
     add_deltas,
     add_lora,
     count_parameters,
     is_number,
     load_adapter,
     lora_adapters,
-    read_beneath,
     read_metadata,
     remove_lora,
     save_adapter,
@@ -73,7 +70,6 @@ _CHOICES = 10
 _SCHEDULE_KEYS = ("interval", "frequency", "monitor", "strict")
 #: What a key may be, where no part of a run would refuse another value.
 _ACCEPTED: dict[str, list[Any]] = {
-    "adapter_mode": ["stack", "continue"],
     "allow_other_base": [True, False],
     "check": ["auto", "preprocessing", None],
     "compile": [True, False],
@@ -240,8 +236,6 @@ class Adapter:
     path: Path  # its folder, or a checkpoint of stage=lora
     scale: float = 1.0
     name: str = ""
-    sha256: str = ""  # of its file, not of a checkpoint
-    is_asked: bool = True  # else it only lies beneath one that is
 
     @property
     def is_checkpoint(self) -> bool:
@@ -333,30 +327,13 @@ def _metadata(adapter: Adapter) -> dict[str, str]:
     return read_metadata(adapter.path)
 
 
-@_adapter_errors()
 def adapter_stack(cfg: DictConfig) -> list[Adapter]:
-    """:func:`asked_adapters` and, before each, those that it was trained on top of.
+    """:func:`asked_adapters`, each with a name of its own.
 
     One without a name is called after what it repairs, ``nines``, or else after its folder, its
     file, or its run's folder; where that name is taken, ``nines2``.
     """
-    stack: list[Adapter] = []
-    for adapter in asked_adapters(cfg):
-        if not adapter.is_checkpoint:
-            adapter.sha256 = adapter_sha256(adapter.path)
-            for sha256, scale in read_beneath(adapter.path):
-                if any(other.sha256 == sha256 for other in stack):
-                    continue
-                files = sorted(Path(cfg.paths.outputs).rglob(WEIGHTS_NAME))
-                folders = [f.parent for f in files if adapter_sha256(f.parent) == sha256]
-                if not folders:
-                    raise UserError(
-                        f"adapter={adapter.path}: stands on the adapter {sha256[:12]}..., which is "
-                        f"not in {cfg.paths.outputs}; expected it on the command line, as "
-                        f"adapter=[FOLDER,{adapter.path}]"
-                    )
-                stack.append(Adapter(folders[0], scale, sha256=sha256, is_asked=False))
-        stack.append(adapter)
+    stack = asked_adapters(cfg)
     taken: list[str] = []
     for adapter in stack:
         folder = adapter.path.parent if adapter.path.name == "adapter" else adapter.path
@@ -373,7 +350,7 @@ def load_adapters(cfg: DictConfig, net: nn.Module, data: Any = None) -> list[Ada
     """Put :func:`adapter_stack` on ``net``, turned up as far as ``cfg.scale`` says; return it.
 
     With ``scale=auto`` the validation images of ``data`` decide how far: for several adapters one
-    after another, those behind still off; those that are only beneath stay as they were.
+    after another, with those after it still off.
     """
     factor = cfg.get("scale", 1)  # stage=lora starts from adapters as they are
     if cfg.adapter is None and factor not in (1, "auto"):
@@ -392,7 +369,7 @@ def load_adapters(cfg: DictConfig, net: nn.Module, data: Any = None) -> list[Ada
             load_adapter(net, path, cfg.allow_other_base, adapter.name, adapter.scale)
         if factor != "auto":
             adapter.scale *= factor
-        elif adapter.is_asked:
+        else:
             advised = validation_dial(cfg, net, data, adapter.name)["advised"]
             _info("scale=%g of %s, as validation images advise", advised, adapter.name)
             adapter.scale *= advised

@@ -4,7 +4,6 @@
 ``hydra.compose`` in a notebook. Each stage is one function, to be read from top to bottom.
 """
 
-import json
 import logging
 import os
 import random
@@ -23,9 +22,7 @@ from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.classifier.module import BaseLogits, ClassifierModule
 from lora_mnist.config import (
     TRAINING_KEYS,
-    Adapter,
     add_configured_lora,
-    asked_keys,
     base_folder,
     build_data,
     build_module,
@@ -64,8 +61,8 @@ from lora_mnist.lora import (
     lora_names,
     lora_state_dict,
     save_adapter,
-    set_lora_enabled,
     set_lora_scale,
+    sum_adapters,
 )
 from lora_mnist.project import is_sweep, typed_overrides
 from lora_mnist.show.report import write_card
@@ -160,8 +157,7 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
 def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off.
 
-    With ``cfg.adapter`` it starts from what these adapters left: a new one is trained on top of
-    them, or the last of them is trained on.
+    With ``cfg.adapter`` a new adapter is trained on top of these. Saved is the exact sum of all.
     """
     clock = Clock()
     net = build_net(cfg)
@@ -176,25 +172,13 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         has_dial = True
     elif has_dial:
         require_validation("dial=true", data)
-    if cfg.adapter_mode == "stack":
-        before = lora_names(net)
-        add_configured_lora(cfg, net)
-        name = next(name for name in lora_names(net) if name not in before)
-        beneath = loaded
-    elif loaded:
-        for key in asked_keys():
-            if key.startswith("lora") and key != "lora.scale":
-                raise UserError(f"{key}: expected adapter_mode=stack; continue makes no adapter")
-        *beneath, last = loaded
-        name = last.name
-        if last.scale != 1:
-            fold_lora_scale(net, name)  # it goes on from there, and is saved so
-        net.train()
-    else:
-        raise UserError("adapter_mode=continue: expected an adapter to go on with")
-    trained = {key for key, parameter in net.named_parameters() if parameter.requires_grad}
+    before = lora_names(net)
+    add_configured_lora(cfg, net)
+    name = next(name for name in lora_names(net) if name not in before)
+    every = net.named_parameters(remove_duplicate=False)  # a layer may have two names
+    trained = {key for key, parameter in every if parameter.requires_grad}
     others = {k: t.clone() for k, t in lora_state_dict(net).items() if k not in trained}
-    module = build_module(cfg, net, data, base, name if beneath else None)
+    module = build_module(cfg, net, data, base, name if loaded else None)
     with recorded_run(folder, module.hparams, cfg.resume) as checkpoint:
         trainer = build_trainer(cfg, folder, len(data.val_set) > 0, checkpoint)
         best = fit(cfg, module, data, trainer, checkpoint, clock)
@@ -217,7 +201,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             module.validated_at = None  # that was the adapter as trained
         test(module, data, trainer, clock)
         outcomes = dict(module.outcomes)
-        if beneath:  # what it was compared with had these on
+        if loaded:  # what it was compared with had these on
             splits = {"val": data.val_set, "test": data.test_set}
             splits |= zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False)
             for split, images in splits.items():
@@ -228,8 +212,6 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step, best)
         results |= {"base_unchanged": True, "base_sha256": base.sha256, "adapter": "adapter"}
         results["dial"] = dial
-        if beneath:
-            results["in_a_row"] = errors_in_a_row(cfg, net, data, beneath, results)
         if trainer.is_global_zero:
             # Whoever loads the adapter finds its base, wherever that came from.
             if find_base(base_folder(cfg), base.sha256) is None:
@@ -238,9 +220,8 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             if data.targets is not None:
                 repairs = named(data.classes, data.targets)
                 metadata["repairs"] = repairs.removeprefix("images of ")
-            if beneath:
-                stands_on = [{"sha256": each.sha256, "scale": each.scale} for each in beneath]
-                metadata["stands_on"] = json.dumps(stands_on)
+            if loaded:  # an adapter on disk stands on its base alone
+                sum_adapters(net, name=name)
             save_adapter(net, folder / "adapter", name, metadata)
             # Not what is of this machine and this time alone.
             typed = typed_overrides("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
@@ -404,23 +385,3 @@ def count_errors(
         for inputs, labels in data.batches(images, device):
             evaluation.to(device).update(net(inputs), labels)
     return evaluation.conclude("test")["test"]
-
-
-def errors_in_a_row(
-    cfg: DictConfig,
-    net: nn.Module,
-    data: ImageDataModule,
-    beneath: list[Adapter],
-    results: dict[str, Any],
-) -> list[list[int]]:
-    """Test errors of each class: of the base, then after each repair, a row each.
-
-    It is the matrix ``R`` of Lopez-Paz and Ranzato 2017, arXiv:1706.08840, section 2.
-    """
-    rows = [results["test_base"]["errors_per_class"]]
-    set_lora_enabled(net, False)
-    for adapter in beneath[:-1]:
-        set_lora_enabled(net, True, adapter.name)
-        rows.append(count_errors(cfg, net, data, data.test_set)["errors_per_class"])
-    set_lora_enabled(net, True)
-    return [*rows, results["test_before"]["errors_per_class"], results["test"]["errors_per_class"]]
