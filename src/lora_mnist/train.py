@@ -74,7 +74,7 @@ from lora_mnist.sweep.command import command_line
 log = logging.getLogger(__name__)
 _info = rank_zero_only(log.info)
 
-#: By all that they depend on; of the last base alone.
+#: Logits of the most recent base, by everything they depend on.
 _base_logits: dict[str, BaseLogits] = {}
 
 
@@ -315,11 +315,12 @@ def fit(
     count, mistakes = int(data.is_target.sum()), bool(data.mistake_sets)
     settings = (count, data.classes, data.targets, data.replay, mistakes)
     _info("%s", training_sentence(cfg.stage, *settings))
-    if is_sweep():  # what the base gives is computed once for all jobs on one base
-        base = module.hparams["base_sha256"], cfg.net, cfg.get("adapter")  # what is beneath is on
+    # A job's base logits serve the next one: without that a job on MNIST takes 1.8 s longer. With
+    # adapters below the new one, what it is compared with is more than the base.
+    if is_sweep() and cfg.get("adapter") is None:
         source = {key: value for key, value in cfg.data.items() if key not in TRAINING_KEYS}
-        images = source, data.sha256, data.mean, data.std
-        key = str([base, images, cfg.trainer.accelerator, cfg.trainer.precision])
+        network = module.hparams["base_sha256"], cfg.net, cfg.compile, cfg.trainer
+        key = str([network, source, data.sha256, data.mean, data.std])
         if key not in _base_logits:
             _base_logits.clear()
         module.base_logits = _base_logits.setdefault(key, {})
