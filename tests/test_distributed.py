@@ -33,10 +33,10 @@ def recorded(folder: Path) -> tuple[dict[str, Any], list[list[Tensor]], list[flo
 def test_an_odd_number_of_images_is_shared_out() -> None:
     """One is drawn twice, so that both processes take equally many steps."""
     images = ImageTensors(torch.arange(7), torch.zeros(7))
-    everything = torch.ones(7, dtype=torch.bool)
+    everything, nothing = torch.arange(7), torch.arange(0)
     shares = []
     for rank in (0, 1):
-        loader = TrainingLoader(images, everything, 4, trainer=trainer_of(rank, 2))
+        loader = TrainingLoader(images, everything, nothing, 4, trainer=trainer_of(rank, 2))
         shares.append([drawn.tolist() for drawn, _ in loader])
     assert [len(batch) for share in shares for batch in share] == [2, 2, 2, 2]
     assert {i for share in shares for batch in share for i in batch} == set(range(7))

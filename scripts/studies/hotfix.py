@@ -49,7 +49,7 @@ OWN_NET = (
 @torch.no_grad()
 def wrong(net: nn.Module, images: Images, data: ImageDataModule) -> Tensor:
     """Which of ``images`` are wrong: 1.0, else 0.0."""
-    batch, labels = images.__getitems__(list(range(len(images))))
+    batch, labels = images.take(list(range(len(images))))
     logits: Tensor = net(data.normalise(batch))
     return (logits.argmax(dim=1) != labels).float()
 

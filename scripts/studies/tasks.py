@@ -67,7 +67,7 @@ class ViT(nn.Module):
 def clothes() -> None:
     """5,000 pictures of Fashion-MNIST in colours, with noise; 2,000 of them to test on."""
     data = build_data(composed(["stage=lora", "data=fashion_mnist"]), "fit")
-    images, labels = data.train_set.__getitems__(list(range(5000)))
+    images, labels = data.train_set.take(list(range(5000)))
     generator = numpy.random.default_rng(0)
     front = generator.uniform(0.3, 1, (5000, 1, 1, 3))
     back = generator.uniform(0, 0.4, (5000, 1, 1, 3))
@@ -114,7 +114,7 @@ def fine_tune(net: nn.Module, loss_of_a_step: Callable[[], Tensor]) -> None:
 
 def sample(images: Images, count: int, data: ImageDataModule) -> Batch:
     """``count`` of the ``images``, normalised, and their labels."""
-    batch, labels = images.__getitems__(torch.randint(len(images), (count,)).tolist())
+    batch, labels = images.take(torch.randint(len(images), (count,)).tolist())
     return data.normalise(batch), labels
 
 

@@ -170,16 +170,13 @@ def asked_keys() -> set[str]:
 # --- data and network ----------------------------------------------------------------------------
 
 
-def build_data(cfg: DictConfig, stage: str | None, target: Any = None, **changes: Any) -> Any:
-    """The data of ``cfg.data`` with the images of ``stage``: "fit", "test" or, for none, ``None``.
-
-    ``target`` is the class, or the classes, to train on; ``changes`` are other arguments.
-    """
+def build_data(cfg: DictConfig, stage: str | None) -> Any:
+    """The data of ``cfg.data`` with the images of ``stage``: "fit", "test", or ``None``."""
     digit, mistakes = cfg.get("digit"), cfg.data.get("mistakes")
     if digit is not None and mistakes is not None:
         raise UserError(f"digit={digit}: expected null, since data.mistakes={mistakes} is learnt")
     with config_group("data"):
-        data: ImageDataModule = instantiate(cfg.data, target=target, _convert_="all", **changes)
+        data: ImageDataModule = instantiate(cfg.data, _convert_="all")
         if stage is None:
             data.measure()
         else:
@@ -475,7 +472,7 @@ def build_module(
     """The module that trains ``net``; ``adapter`` is what is trained on top of other adapters."""
     _require_fit_together(cfg, data)
     hyperparameters: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    hyperparameters |= {"base_sha256": base and base.sha256, "target": data.target}
+    hyperparameters |= {"base_sha256": base and base.sha256, "targets": data.targets}
     hyperparameters |= {"classes": data.classes, "data_sha256": dict(data.sha256)}
     with config_group("loss"):
         loss = instantiate(cfg.loss, _convert_="all")
@@ -504,7 +501,7 @@ def build_module(
             schedule=schedule,
             base_tensors=base.tensors if base and not lora_adapters(net) else None,
             adapter=adapter,
-            class_names=data.short_names,
+            class_names=data.classes,
             targets=data.targets,
             hyperparameters=hyperparameters,
         )

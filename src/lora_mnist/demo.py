@@ -69,7 +69,7 @@ class SideBySide:
         net = build_net(cfg)
         load_base(cfg, net)
         adapters = load_adapters(cfg, net)
-        require_fit(net, self.data, self.data.test_set.__getitems__([0])[0])
+        require_fit(net, self.data, self.data.test_set.take([0])[0])
         return net, adapters
 
     def opening_scale(self, folders: list[str]) -> float:
@@ -92,7 +92,7 @@ class SideBySide:
         Returns:
             The probability of each class by its name: of the base, and of the adapted network.
         """
-        batch, names = self.data.normalise(image[None]), self.data.short_names
+        batch, names = self.data.normalise(image[None]), self.data.classes
         base = self.network(folders, 0.0)(batch).softmax(dim=1)[0].tolist()
         adapted = self.network(folders, scale)(batch).softmax(dim=1)[0].tolist()
         return dict(zip(names, base, strict=True)), dict(zip(names, adapted, strict=True))
@@ -103,7 +103,7 @@ class SideBySide:
         base, count = self.network(folders, 0.0), len(self.data.test_set)
         order = torch.arange(after + 1, after + 1 + count) % count
         for numbers in torch.split(order, self.data.eval_batch_size):
-            images, labels = self.data.test_set.__getitems__(numbers.tolist())
+            images, labels = self.data.test_set.take(numbers.tolist())
             wrong = base(self.data.normalise(images)).argmax(dim=1) != labels
             if wrong.any():
                 return int(numbers[wrong][0])
@@ -127,8 +127,8 @@ def build_page(sides: SideBySide) -> Any:
         found = sides.next_mistake(folders, number)
         if found is None:
             return -1, None, "The base gets every test image right."
-        images, labels = sides.data.test_set.__getitems__([found])
-        label = sides.data.short_names[int(labels[0])]
+        images, labels = sides.data.test_set.take([found])
+        label = sides.data.classes[int(labels[0])]
         return found, images[0], f"Test image {found} is a {label}."
 
     def ask(image: Tensor | None, folders: list[str], scale: float) -> tuple[Any, Any, Any]:

@@ -77,17 +77,16 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     comparisons = parse_require(cfg.require)
     data = build_data(cfg, "test")
     data.targets = adapter_targets(cfg, data.classes)
-    data.target = data.targets[0] if data.targets and len(data.targets) == 1 else data.targets
     net = build_net(cfg)
     base = load_base(cfg, net)
-    require_fit(net, data, data.test_set.__getitems__([0, 0])[0])
+    require_fit(net, data, data.test_set.take([0, 0])[0])
     check_preprocessing(cfg, net, data)
     adapters = load_adapters(cfg, net, data)
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     module = ClassifierModule(
         net,
         len(data.classes),
-        class_names=data.short_names,
+        class_names=data.classes,
         hyperparameters={**settings, "base_sha256": base.sha256},
     )
     folder = new_run_folder(cfg) if run_folder is None else run_folder
@@ -116,10 +115,10 @@ def evaluate(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     return results
 
 
-def adapter_targets(cfg: DictConfig, classes: list[str]) -> list[int] | None:
+def adapter_targets(cfg: DictConfig, classes: list[str]) -> list[int]:
     """The classes that the adapters of ``cfg.adapter`` repair, as results.json of their runs says.
 
-    ``None`` where that is not known of each, or is told of other classes than these.
+    Empty where one of them does not say it, or says it of other classes than these.
     """
     targets: list[int] = []
     for adapter in asked_adapters(cfg):
@@ -127,9 +126,9 @@ def adapter_targets(cfg: DictConfig, classes: list[str]) -> list[int] | None:
         run = json.loads(file.read_text()) if file.is_file() else {}
         own = targets_of(run) if run.get("classes") == classes else []
         if not own:
-            return None
+            return []
         targets += [target for target in own if target not in targets]
-    return targets or None
+    return targets
 
 
 @rank_zero_only

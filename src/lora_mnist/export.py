@@ -103,7 +103,7 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     else:
         data = build_data(cfg, "test")
         images = data.test_set
-    examples, _ = images.__getitems__([0, len(images) - 1])
+    examples, _ = images.take([0, len(images) - 1])
     require_fit(net, data, examples)
     adapters = load_adapters(cfg, net, data)
     if is_adapter:

@@ -52,7 +52,7 @@ from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import RESULTS_FILE, Clock, collect_results, new_run_folder
-from lora_mnist.errors import TrainingError, UserError
+from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora import (
     base_state_dict,
     changed_tensors,
@@ -133,7 +133,7 @@ def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step, best)
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         # Trained on some classes alone, it cannot know the others; nor in a trial.
-        is_whole = data.targets is None and cfg.publish and not is_trial
+        is_whole = not data.targets and cfg.publish and not is_trial
         useless = why_useless(cfg, module, data) if is_whole else None
         if trainer.is_global_zero:
             write_json(folder / RESULTS_FILE, results)
@@ -217,7 +217,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             if find_base(base_folder(cfg), base.sha256) is None:
                 write_base(base.tensors, own_file(base_folder(cfg), cfg.base_name, base.sha256))
             metadata = {"dataset": str(data.name)}
-            if data.targets is not None:
+            if data.targets:
                 repairs = named(data.classes, data.targets)
                 metadata["repairs"] = repairs.removeprefix("images of ")
             if loaded:  # an adapter on disk stands on its base alone
@@ -274,18 +274,18 @@ def draw_seed(cfg: DictConfig, folder: Path | None) -> int:
 
 def training_data(cfg: DictConfig, net: nn.Module) -> ImageDataModule:
     """The images to train ``net`` on, hard ones more often where ``cfg.data.hardness`` says so."""
-    target = find_weakest(cfg, net) if cfg.digit == "weakest" else cfg.digit
-    data: ImageDataModule = build_data(cfg, "fit", target)
-    require_fit(net, data, data.train_set.__getitems__([0, 0])[0])
-    if data.hardness:
-        with on_device(cfg, net) as device:
-            data.draw_weights = data.rate(net, device)
+    data: ImageDataModule = build_data(cfg, "fit")
+    require_fit(net, data, data.train_set.take([0, 0])[0])
+    target = find_weakest(cfg, net, data) if cfg.digit == "weakest" else cfg.digit
+    with config_group("data"):
+        data.choose(target)
+    with on_device(cfg, net) as device:
+        data.set_sampling_weights(net, device)
     return data
 
 
-def find_weakest(cfg: DictConfig, net: nn.Module) -> int:
+def find_weakest(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> int:
     """The class on which the base in ``net`` makes most validation errors; of equals, the first."""
-    data: ImageDataModule = build_data(cfg, "fit", replay=0)
     require_validation("digit=weakest", data)
     errors = count_errors(cfg, net, data, data.val_set)["errors_per_class"]
     weakest: int = errors.index(max(errors))
@@ -312,7 +312,7 @@ def fit(
             raise UserError(f"data.{key}={size}: expected a multiple of the {processes} processes")
     if trainer.is_global_zero:
         print_parameters(module.net)
-    count, mistakes = int(data.is_target.sum()), bool(data.mistake_sets)
+    count, mistakes = len(data.target_indices), bool(data.mistake_sets)
     settings = (count, data.classes, data.targets, data.replay, mistakes)
     _info("%s", training_sentence(cfg.stage, *settings))
     # A job's base logits serve the next one: without that a job on MNIST takes 1.8 s longer. With

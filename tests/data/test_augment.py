@@ -59,7 +59,7 @@ def test_refuses_bad_arguments(transform: Any, value: Any) -> None:
 @pytest.mark.parametrize("augment", [Shift(), v2.RandomInvert()])
 def test_only_training_batches_are_augmented(augment: Any) -> None:
     data = MNISTDataModule(data_dir=ROOT / "data", augment=augment)
-    batch = data.test_images().__getitems__(list(range(20)))
+    batch = data.test_images().take(list(range(20)))
     changed = []
     for step in range(9):
         loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=step))

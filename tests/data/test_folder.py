@@ -25,7 +25,7 @@ def sets(root: Path, **changes: Any) -> tuple[FolderDataModule, list[tuple[Tenso
     data = FolderDataModule(root, **changes)
     data.prepare_data()
     parts = [*data.training_images(), data.test_images()]
-    return data, [part.__getitems__(list(range(len(part)))) for part in parts]
+    return data, [part.take(list(range(len(part)))) for part in parts]
 
 
 in_memory = pytest.mark.parametrize("in_memory", [True, False])
@@ -56,10 +56,10 @@ def test_from_the_disk_is_as_in_memory(make_photos: Maker) -> None:
     cropped, _ = sets(root, **changes)
     on_disk = [*data.training_images(), data.test_images(), *cropped.resized("stretch")]
     for expected, files in zip([*held, *held[:2]], on_disk, strict=True):
-        images, labels = files.__getitems__(list(range(len(files))))
+        images, labels = files.take(list(range(len(files))))
         assert torch.equal(images, expected[0])
         assert torch.equal(labels, expected[1])
-        assert files.__getitems__([])[0].shape == (0, 1, 6, 8)  # of an empty gallery
+        assert files.take([])[0].shape == (0, 1, 6, 8)  # of an empty gallery
 
 
 def test_auto_holds_in_memory_what_is_small(
@@ -119,9 +119,9 @@ def test_an_image_that_breaks_later_is_named(make_photos: Maker) -> None:
     root = make_photos({"cat": 4, "dog": 4})
     files = sets(root, in_memory=False)[0].test_images()
     files.paths[1].write_bytes(b"broken")
-    files.__getitems__([0])
+    files.take([0])
     with pytest.raises(ValueError, match=f"{files.paths[1]}: no readable picture"):
-        files.__getitems__([0, 1])
+        files.take([0, 1])
 
 
 @in_memory

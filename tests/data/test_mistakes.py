@@ -69,7 +69,7 @@ def test_mistakes_stand_behind_the_training_images(indices: list[int]) -> None:
     whole = WithMistakes(
         ImageTensors(images[:8], numbers[:8]), ImageTensors(images[8:], numbers[8:])
     )
-    batch, labels = whole.__getitems__(indices)
+    batch, labels = whole.take(indices)
     assert batch.flatten().tolist() == labels.tolist() == indices
 
 

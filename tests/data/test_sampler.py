@@ -12,16 +12,24 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist.data import ImageTensors, MNISTDataModule
-from lora_mnist.data.sampler import TrainingLoader, weigh
+from lora_mnist.data.sampler import TrainingLoader, sampling_weights
 
 LABELS = torch.arange(203) % 5
 INDICES = ImageTensors(torch.arange(203), LABELS)
 
 
-def mnist(**changes: Any) -> MNISTDataModule:
+def mnist(target: Any = None, **changes: Any) -> MNISTDataModule:
     data = MNISTDataModule(data_dir=ROOT / "data", **changes)
     data.setup("fit")
+    data.choose(target)
     return data
+
+
+def toy_loader(targets: list[int], *arguments: Any, **settings: Any) -> TrainingLoader:
+    """A loader of the 203 images that learns the classes ``targets``."""
+    is_target = torch.isin(LABELS, torch.tensor(targets))
+    indices = is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0]
+    return TrainingLoader(INDICES, *indices, *arguments, **settings)
 
 
 # (target, replay, seed, weighted, rank, processes): SHA-256 of the first thirty batches. Recorded
@@ -43,8 +51,8 @@ def test_images_come_in_the_recorded_order(way: Any) -> None:
     target, replay, seed, weighted, rank, processes = way
     data = mnist(target=target, replay=replay, seed=seed)
     if weighted:
-        images = data.train_set.__getitems__(list(range(len(data.train_set))))[0]
-        data.draw_weights = 1 + (images.flatten(1).sum(1) % 97).double()
+        images = data.train_set.take(list(range(len(data.train_set))))[0]
+        data.sampling_weights = 1 + (images.flatten(1).sum(1) % 97).double()
     if processes > 1:
         data.trainer = trainer_of(rank, processes)
     torch.manual_seed(3)
@@ -57,7 +65,7 @@ def test_images_come_in_the_recorded_order(way: Any) -> None:
 
 def test_without_a_seed_the_order_is_drawn_from_torchs_generator() -> None:
     data = mnist(target=9, seed=None)
-    nines = TensorDataset(data.is_target.nonzero())
+    nines = TensorDataset(data.target_indices)
     torch.manual_seed(3)
     expected = [i for (indices,) in DataLoader(nines, 10, shuffle=True) for i in indices]
     torch.manual_seed(3)
@@ -80,13 +88,12 @@ def test_a_loader_goes_on_from_any_place(
     target: list[int], weighted: bool, processes: int, limit: int, cut: int
 ) -> None:
     replay = 0 if len(target) == 5 else 6
-    is_target = torch.isin(LABELS, torch.tensor(target))
     weights = 1 + torch.arange(203.0) if weighted else None
 
     def loader() -> TrainingLoader:
         trainer = trainer_of(processes - 1, processes)
         trainer.num_training_batches = limit
-        return TrainingLoader(INDICES, is_target, 10, replay, weights=weights, trainer=trainer)
+        return toy_loader(target, 10, replay, weights=weights, trainer=trainer)
 
     def draw(loader: TrainingLoader, count: int) -> list[list[int]]:
         """Batches of epoch after epoch."""
@@ -102,7 +109,7 @@ def test_a_loader_goes_on_from_any_place(
 
 def test_workers_that_read_ahead_change_nothing() -> None:
     def batches(workers: int) -> list[Tensor]:
-        loader = TrainingLoader(INDICES, LABELS == 0, 10, 6, num_workers=workers)
+        loader = toy_loader([0], 10, 6, num_workers=workers)
         drawn = [images for images, _ in islice(loader, 2)]  # given up in the middle
         return [*drawn, *(images for images, _ in loader)]
 
@@ -112,7 +119,7 @@ def test_workers_that_read_ahead_change_nothing() -> None:
 def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
     trainer = trainer_of(0, 1)
     trainer.overfit_batches = 3
-    loader = TrainingLoader(INDICES, LABELS == 0, 10, 6, trainer=trainer)
+    loader = toy_loader([0], 10, 6, trainer=trainer)
     first, second = ([images for images, _ in loader] for _ in range(2))
     assert all(map(torch.equal, first, second))
 
@@ -122,8 +129,9 @@ def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int
     others = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = torch.cat([torch.full((60,), 9), others])
     images = ImageTensors(labels, labels)
+    indices = (labels == 9).nonzero()[:, 0], (labels != 9).nonzero()[:, 0]
     loaders = [
-        TrainingLoader(images, labels == 9, 2, 2 * count, trainer=trainer)
+        TrainingLoader(images, *indices, 2, 2 * count, trainer=trainer)
         for trainer in (None, trainer_of(0, 2), trainer_of(1, 2))
     ]
     drawn: list[int] = []
@@ -150,12 +158,13 @@ class KnowsTheDark(nn.Module):
 @pytest.mark.parametrize("hardness", [0.3, 0.8])
 def test_weights_follow_the_probability_of_an_error(hardness: float) -> None:
     data, net = mnist(target=[0, 9], replay=16, hardness=hardness), KnowsTheDark()
-    weights = data.rate(net, torch.device("cpu"))
-    assert data.draw_weights is None
-    images, labels = data.train_set.__getitems__(list(range(len(weights))))
+    data.set_sampling_weights(net, torch.device("cpu"))
+    weights: Any = data.sampling_weights
+    images, labels = data.train_set.take(list(range(len(weights))))
     outputs = net(data.normalise(images)).double().softmax(dim=1)
     errors = 1 - outputs.gather(1, labels[:, None])[:, 0]
-    for chosen in (data.is_target, *(labels == c for c in range(1, 9))):  # each class by itself
+    replayed = [labels == c for c in range(1, 9)]  # each class by itself
+    for chosen in (torch.isin(labels, torch.tensor([0, 9])), *replayed):
         share = errors[chosen] / errors[chosen].sum()
         expected = (1 - hardness) / chosen.sum() + hardness * share
         torch.testing.assert_close(weights[chosen], expected)
@@ -163,12 +172,12 @@ def test_weights_follow_the_probability_of_an_error(hardness: float) -> None:
 
 def test_hard_images_come_first_and_every_image_once() -> None:
     data, net = mnist(target=3, hardness=0.9), KnowsTheDark()
-    data.draw_weights = data.rate(net, torch.device("cpu"))
+    data.set_sampling_weights(net, torch.device("cpu"))
     drawn = torch.tensor(in_order(data.train_dataloader()))
-    assert sorted(drawn.tolist()) == data.is_target.nonzero()[:, 0].tolist()
-    weight = data.draw_weights
+    assert sorted(drawn.tolist()) == data.target_indices.tolist()
+    weight: Any = data.sampling_weights
     assert weight[drawn[:500]].mean() > 1.2 * weight[drawn[-500:]].mean()
 
 
 def test_a_network_that_never_errs_draws_all_alike() -> None:
-    assert len(weigh(torch.zeros(50, dtype=torch.float64), 0.8).unique()) == 1
+    assert len(sampling_weights(torch.zeros(50, dtype=torch.float64), 0.8).unique()) == 1

@@ -90,8 +90,10 @@ def fit(
         loss = Loss(distill=0.5, target_weight=0.5)
         module = ClassifierModule(net, 3, loss=loss, lr=0.01, replay=6, scheduler=LINEAR)
         callbacks.append(WeightAveraging(use_buffers=False))
-        data = Data("toy", ["cat", "dog", "owl"], 1, target="dog", batch_size=5, replay=6)
-        data.draw_weights = 1 + torch.arange(53.0)
+        data = Data("toy", ["cat", "dog", "owl"], 1, batch_size=5, replay=6)
+        data.setup("fit")
+        data.choose("dog")
+        data.sampling_weights = 1 + torch.arange(53.0)
     if cut is not None:
         callbacks.append(Cut(cut))
     seed_everything(7, verbose=False)

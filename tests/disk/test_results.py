@@ -10,12 +10,15 @@ from torch import nn
 from lora_mnist import add_lora
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageDataModule
+from lora_mnist.data.datamodule import class_numbers
 from lora_mnist.disk.results import Clock, collect_results, count_parameters, new_run_folder
 from lora_mnist.lora import fingerprint
 
 
 def data(target: Any = None) -> ImageDataModule:
-    return ImageDataModule("mnist", ["cat", "dog", "owl"], 1, target=target, mean=0.5, std=0.25)
+    module = ImageDataModule("mnist", ["cat", "dog", "owl"], 1, mean=0.5, std=0.25)
+    module.targets = [] if target is None else class_numbers(target, module.classes)
+    return module
 
 
 def outcome(*errors: int) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def try_conventions(
         resize = convention.get("resize", "")
         if resize not in images:
             resized = parts if convention is configured else data.resized(resize)
-            read = [part.__getitems__(of) for part, of in zip(resized, chosen, strict=True) if of]
+            read = [part.take(of) for part, of in zip(resized, chosen, strict=True) if of]
             images[resize], labels = (torch.cat(both) for both in zip(*read, strict=True))
         prepared = copy.copy(data)
         if convention is not configured:

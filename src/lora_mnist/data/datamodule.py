@@ -13,7 +13,13 @@ from torchvision.transforms.v2.functional import normalize
 
 from lora_mnist.data.augment import augmented
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes
-from lora_mnist.data.sampler import Batch, Images, ImageTensors, TrainingLoader, weigh
+from lora_mnist.data.sampler import (
+    Batch,
+    Images,
+    ImageTensors,
+    TrainingLoader,
+    sampling_weights,
+)
 from lora_mnist.lora import is_number
 
 #: A class, by number or by name, or several.
@@ -23,26 +29,26 @@ Channelwise = float | Sequence[float] | None
 
 
 class ImageDataModule(LightningDataModule):
-    """Images of classes: filtered by class for training, whole for evaluation.
+    """Images of classes: a choice of classes for training, all of them for evaluation.
 
-    Where they come from is a subclass's business: it overrides :meth:`prepare_data`,
+    A subclass says where the images come from: it overrides :meth:`prepare_data`,
     :meth:`training_images`, :meth:`test_images` and :meth:`read_picture`. Images stay uint8 until
-    they are on the device, where :meth:`on_after_batch_transfer` normalises each batch.
+    they are on the device, where :meth:`on_after_batch_transfer` normalises each batch. After
+    :meth:`setup`, :meth:`choose` says which classes to learn.
 
     Args:
         name: what files and results call the dataset.
         classes: what the classes are called; a label is an index into this list.
         channels: of the images.
-        target: train on this class, or these classes, alone, each by number or by name; ``None``
-            for all of them, and where there are ``mistakes``.
         batch_size: training images a step, over all processes together.
         replay: images of the other classes that accompany each batch, over all processes together,
-            evenly over the classes; 0 where all are trained on; of all classes beside ``mistakes``.
-        mistakes: a folder of pictures, one subfolder a class: train on these alone; see
+            evenly over the classes; 0 where all classes are learnt. Beside ``mistakes``, images of
+            all classes.
+        mistakes: a folder of pictures, one subfolder a class, to learn in the place of a class; see
             :func:`~lora_mnist.data.mistakes.read_mistakes`.
         mistakes_test: share of ``mistakes`` that is held out; from 0 to below 1.
-        hardness: share of the draw of training images that follows how likely a network is to err
-            on them, see :meth:`rate`; from 0, all images alike, to below 1.
+        hardness: how much more often to sample the images that a network is likely to get wrong,
+            from 0, all images alike, to below 1; see :meth:`set_sampling_weights`.
         eval_batch_size: images a step in validation and test, per process.
         num_workers: processes that read images, for sets on the disk.
         mean: mean of the training pixels, on the scale 0 to 1, or one for each channel. ``None``:
@@ -56,15 +62,16 @@ class ImageDataModule(LightningDataModule):
             is normalised, on the device; see :mod:`lora_mnist.data.augment`.
 
     Attributes:
-        short_names: the classes as titles and loggers have them: 9 for torchvision's ``9 - nine``.
-        targets: the classes of ``target`` by number, or ``None`` for all of them.
+        targets: the classes to learn, by number; empty where they are all learnt, and where there
+            are ``mistakes``. Set by :meth:`choose`.
         color_order: of the channels that the network takes, "rgb" or "bgr"; the images themselves
             are red, green, blue. ``mean`` and ``std`` are in the network's order.
-        train_set: images of all classes to train on. val_set, test_set: to evaluate on. Filled by
+        train_set: images of all classes to train on. val_set, test_set: to evaluate on. Set by
             :meth:`setup`.
-        is_target: which images of ``train_set`` to learn from; the others may be replayed.
-        draw_weights: how often each image of ``train_set`` is drawn, from :meth:`rate`; ``None``:
-            all alike. Set by whoever wants them.
+        target_indices: the images of ``train_set`` to learn from, int64; ``other_indices``: those
+            that may be replayed. Set by :meth:`choose`.
+        sampling_weights: how often to sample each image of ``train_set``; ``None``: all alike. Set
+            by :meth:`set_sampling_weights`.
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
         sha256: of all the images and labels that were read for them, by part, in hexadecimal.
 
@@ -75,7 +82,6 @@ class ImageDataModule(LightningDataModule):
     train_set: Images
     val_set: Images
     test_set: Images
-    is_target: Tensor
     color_order = "rgb"
 
     def __init__(
@@ -84,7 +90,6 @@ class ImageDataModule(LightningDataModule):
         classes: Sequence[str],
         channels: int,
         *,
-        target: Target | None = None,
         batch_size: int = 10,
         replay: int = 0,
         mistakes: str | Path | None = None,
@@ -119,25 +124,19 @@ class ImageDataModule(LightningDataModule):
                     f"one for each of {channels} channels"
                 )
         self.name, self.classes, self.channels = name, list(classes), channels
-        self.short_names: list[str] = []
-        for number, class_name in enumerate(self.classes):
-            has_number = class_name.startswith(f"{number} - ")
-            self.short_names.append(str(number) if has_number else class_name)
-        self.target = target
-        self.targets = None if target is None else class_numbers(target, self.classes)
-        if replay and self.targets is None and mistakes is None:
-            raise ValueError(f"replay={replay}: expected 0, since all classes are trained on")
         self.batch_size, self.replay = batch_size, replay
         self.mistakes = None if mistakes is None else Path(str(mistakes)).expanduser()
         self.hardness, self.mistakes_test = hardness, mistakes_test
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.mean, self.std = mean, std
         self.seed, self.augment = seed, augment
-        self.draw_weights: Tensor | None = None
+        self.targets: list[int] = []
+        self.target_indices = self.other_indices = torch.empty(0, dtype=torch.int64)
+        self.sampling_weights: Tensor | None = None
         self.mistake_sets: list[ImageTensors] = []
         self.sha256: dict[str, str] = {}
         self._loader: TrainingLoader | None = None
-        self._place: dict[str, Any] = {}
+        self._sampler_state: dict[str, Any] = {}
 
     def training_images(self) -> tuple[Images, Images]:
         """All images to train on, whatever their class, and those held out for validation."""
@@ -155,11 +154,10 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Select the images that ``stage`` ("fit", "validate" or "test") needs.
+        """Read the images that ``stage`` ("fit", "validate" or "test") needs.
 
         Raises:
-            ValueError: if there is nothing to train on, or ``replay`` asks for more images than
-                there are.
+            ValueError: if an argument does not go with the images that there are.
         """
         self.measure()
         if self.mistakes is not None and not self.mistake_sets:
@@ -173,29 +171,46 @@ class ImageDataModule(LightningDataModule):
             return
         self.train_set, self.val_set = self.training_images()
         if self.mistake_sets:
-            count = len(self.train_set)
             self.train_set = WithMistakes(self.train_set, self.mistake_sets[0])
-            self.is_target = torch.arange(len(self.train_set)) >= count
-        elif self.targets is None:
-            self.is_target = torch.ones(len(self.train_set), dtype=torch.bool)
-        else:
-            self.is_target = torch.isin(self.train_set.labels, torch.tensor(self.targets))
-        if not self.is_target.any():
-            raise ValueError(f"target={self.target}: expected a class with training images")
-        others = int((~self.is_target).sum())
+
+    def choose(self, target: Target | None) -> None:
+        """Learn this class, or these classes, alone; the others may be replayed.
+
+        Args:
+            target: each class by number or by name. ``None``: learn all classes or, where there are
+                ``mistakes``, these.
+
+        Raises:
+            ValueError: if ``target`` names no class with training images, or ``replay`` asks for
+                more images than there are.
+        """
+        self.targets = [] if target is None else class_numbers(target, self.classes)
+        count = len(self.train_set)
+        is_target = torch.ones(count, dtype=torch.bool)
+        if self.mistake_sets:
+            is_target = torch.arange(count) >= count - len(self.mistake_sets[0])
+        elif self.targets:
+            is_target = torch.isin(self.train_set.labels, torch.tensor(self.targets))
+        if not is_target.any():
+            raise ValueError(f"target={target}: expected a class with training images")
+        others = int((~is_target).sum())
+        if self.replay and not others:
+            raise ValueError(f"replay={self.replay}: expected 0, since all classes are trained on")
         if self.replay > others:
             raise ValueError(
                 f"replay={self.replay}: expected at most {others}, the training images of other "
                 "classes"
             )
+        self.target_indices = is_target.nonzero()[:, 0]
+        self.other_indices = (~is_target).nonzero()[:, 0]
 
     def class_of_folder(self, name: str) -> int:
-        """The class that a folder is named after, as ``9``, ``nine`` or ``cat``, or ValueError."""
+        """The class that a folder is named after, as ``9`` or ``cat``; or ValueError."""
         try:
             return class_numbers(name, self.classes)[0]
         except ValueError as error:
             raise ValueError(
-                f"expected folders named after classes, such as {self.short_names[0]}, not {name}"
+                f"expected folders named after classes, such as {self.classes[0]}, not {name}"
             ) from error
 
     def measure(self, images: Images | None = None) -> None:
@@ -211,7 +226,7 @@ class ImageDataModule(LightningDataModule):
         total = squares = torch.zeros(self.channels, dtype=torch.int64)
         count = 0
         for indices in torch.split(torch.arange(len(images)), 64):
-            pixels = images.__getitems__(indices.tolist())[0].transpose(0, 1).flatten(1).long()
+            pixels = images.take(indices.tolist())[0].transpose(0, 1).flatten(1).long()
             # Whole numbers: exact, whatever the order of summation.
             total = total + pixels.sum(1)
             squares = squares + pixels.square().sum(1)
@@ -240,38 +255,38 @@ class ImageDataModule(LightningDataModule):
         if indices is None:
             indices = torch.arange(len(images))
         for chosen in torch.split(indices, self.eval_batch_size):
-            batch, labels = images.__getitems__(chosen.tolist())
+            batch, labels = images.take(chosen.tolist())
             yield self.normalise(batch.to(device)), labels.to(device)
 
     @torch.no_grad()
-    def rate(self, net: nn.Module, device: torch.device) -> Tensor:
-        """Weights of the training images, as ``net``, which is on ``device``, errs on them.
+    def set_sampling_weights(self, net: nn.Module, device: torch.device) -> None:
+        """Sample training images more often where ``net``, which is on ``device``, errs on them.
 
-        As much as ``hardness`` says they follow how likely it is to err; see
-        :func:`~lora_mnist.data.sampler.weigh`. The images to learn from are drawn from together,
-        and each class that is replayed by itself.
-
-        Returns:
-            float64, shape (N,); nothing changes until it is assigned to ``draw_weights``.
+        ``hardness`` says how much; with 0, nothing is computed. The images to learn from are
+        weighed together, and each replayed class by itself; see
+        :func:`~lora_mnist.data.sampler.sampling_weights`.
         """
-        labels = self.train_set.labels
-        target, others = self.is_target.nonzero()[:, 0], (~self.is_target).nonzero()[:, 0]
-        groups, chosen = [target], target
+        if not self.hardness:
+            return
+        groups, chosen = [self.target_indices], self.target_indices
         if self.replay:
-            groups += [others[labels[others] == c] for c in torch.unique(labels[others])]
-            chosen = torch.cat([target, others])
+            labels = self.train_set.labels[self.other_indices]
+            groups += [self.other_indices[labels == c] for c in torch.unique(labels)]
+            chosen = torch.cat([self.target_indices, self.other_indices])
         errors = []
-        for images, of_batch in self.batches(self.train_set, device, chosen):
-            right = net(images).cpu().double().softmax(dim=1)  # MPS has no float64
-            errors.append(1 - right.gather(1, of_batch.cpu().unsqueeze(1)).squeeze(1))
-        weights = torch.zeros(len(labels), dtype=torch.float64)
+        for images, labels in self.batches(self.train_set, device, chosen):
+            probabilities = net(images).cpu().double().softmax(dim=1)  # MPS has no float64
+            errors.append(1 - probabilities.gather(1, labels.cpu()[:, None])[:, 0])
+        weights = torch.zeros(len(self.train_set), dtype=torch.float64)
         weights[chosen] = torch.cat(errors)
         for group in groups:
-            weights[group] = weigh(weights[group], self.hardness)
-        return weights
+            weights[group] = sampling_weights(weights[group], self.hardness)
+        self.sampling_weights = weights
 
     def train_dataloader(self) -> TrainingLoader:
-        """Shuffled batches, replay behind; a process of several gets its share of each batch."""
+        """Shuffled batches, replayed images last; each of several processes gets its share."""
+        if not len(self.target_indices):
+            self.choose(None)
         if self.seed is None:
             # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
@@ -280,31 +295,32 @@ class ImageDataModule(LightningDataModule):
             seed = replay_seed = self.seed
         self._loader = TrainingLoader(
             self.train_set,
-            self.is_target,
+            self.target_indices,
+            self.other_indices,
             self.batch_size,
             self.replay,
             seed=seed,
             replay_seed=replay_seed,
-            weights=self.draw_weights,
+            weights=self.sampling_weights,
             trainer=self.trainer,
             num_workers=self.num_workers,
         )
-        self._loader.load_state_dict(self._place)
+        self._loader.load_state_dict(self._sampler_state)
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training has come in the images; Lightning keeps it in checkpoints."""
+        """Where the sampler is, for Lightning's checkpoints."""
         return {} if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._place = state_dict
+        self._sampler_state = state_dict
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The held-out images in order; nothing where there are none."""
         return self._eval_dataloader(self.val_set) if len(self.val_set) else []
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
-        """The whole test set in order; behind it mistakes, those learnt and those held out."""
+        """The whole test set in order; after it the mistakes, those learnt and those held out."""
         sets = [self.test_set, *(images for images in self.mistake_sets if len(images))]
         return [self._eval_dataloader(images) for images in sets]
 
@@ -339,16 +355,16 @@ class ImageDataModule(LightningDataModule):
 
 
 def class_numbers(target: Target, classes: Sequence[str]) -> list[int]:
-    """The numbers of the class or classes that ``target`` names; ``nine`` is ``9 - nine``, too.
+    """The numbers of the class or classes that ``target`` names.
 
     A name goes before a number: with the classes 1, 10 and 2 the target 10 is the class of that
     name. ValueError, if ``target`` names no class, or one twice.
     """
     numbers = {str(number): number for number in range(len(classes))}
-    numbers |= {name.removeprefix(f"{number} - "): number for number, name in enumerate(classes)}
     numbers |= {name: number for number, name in enumerate(classes)}
     chosen: list[int] = []
-    for one in target if isinstance(target, list | tuple) else [target]:
+    names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+    for one in names:
         if str(one) not in numbers:
             raise ValueError(
                 f"target={target}: expected null, a class from 0 to {len(classes) - 1} or a list "

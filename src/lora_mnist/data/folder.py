@@ -46,7 +46,7 @@ class ImageFiles(Images):
     def __init__(self, paths: Sequence[Path], labels: Tensor, transform: partial[Tensor]) -> None:
         self.paths, self.labels, self.transform = paths, labels, transform
 
-    def __getitems__(self, indices: list[int]) -> Batch:
+    def take(self, indices: Sequence[int]) -> Batch:
         form = self.transform.keywords
         shape = len(indices), form["channels"], form["height"], form["width"]
         images = torch.empty(shape, dtype=torch.uint8)
@@ -55,7 +55,7 @@ class ImageFiles(Images):
                 images[place] = self.transform(open_picture(self.paths[i], upright=False))
             except ValueError as error:
                 raise ValueError(f"{self.paths[i]}: {error}") from error
-        return images, self.labels[indices]
+        return images, self.labels[torch.as_tensor(indices, dtype=torch.int64)]
 
 
 class FolderDataModule(ImageDataModule):

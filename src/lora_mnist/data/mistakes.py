@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,18 +15,18 @@ _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
 class WithMistakes(Images):
-    """Training images, in memory or on the disk, and behind them mistakes to learn from."""
+    """Training images, in memory or on the disk, and after them mistakes to learn from."""
 
     def __init__(self, images: Images, mistakes: ImageTensors) -> None:
         self.images, self.mistakes = images, mistakes
         self.labels = torch.cat([images.labels, mistakes.labels])
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        index, count = torch.tensor(indices, dtype=torch.int64), len(self.images)
+    def take(self, indices: Sequence[int]) -> Batch:
+        index, count = torch.as_tensor(indices, dtype=torch.int64), len(self.images)
         is_mistake = index >= count
         images = self.mistakes.images.new_empty(len(index), *self.mistakes.images.shape[1:])
         images[is_mistake] = self.mistakes.images[index[is_mistake] - count]
-        images[~is_mistake] = self.images.__getitems__(index[~is_mistake].tolist())[0]
+        images[~is_mistake] = self.images.take(index[~is_mistake].tolist())[0]
         return images, self.labels[index]
 
 
@@ -38,11 +38,11 @@ def read_mistakes(
 ) -> list[ImageTensors]:
     """The mistakes in ``folder`` to learn from, and those held out.
 
-    ``folder`` holds a folder for each class, whose number ``class_of`` says. The pictures come in
-    the order of their SHA-256, and the first are held out: the share ``test_share``, and one at
-    least, or with 0 none. So names do not matter, a picture that is there twice counts once, and
-    further pictures change the choice little. One that cannot be read is named in the log and left
-    out.
+    ``folder`` holds a folder for each class; ``class_of`` gives the class of a folder's name. The
+    pictures come in the order of their SHA-256, and the first are held out: the share
+    ``test_share``, at least one, or none if it is 0. So names do not matter, a picture that is
+    there twice counts once, and further pictures change the choice little. The log names a picture
+    that cannot be read, and it is left out.
 
     Raises:
         ValueError: if there are no pictures, or none is left to learn from.

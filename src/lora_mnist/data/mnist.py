@@ -51,7 +51,10 @@ class MNISTDataModule(ImageDataModule):
     ) -> None:
         if dataset not in DATASETS:
             raise ValueError(f"dataset={dataset}: expected one of {', '.join(DATASETS)}")
-        classes = getattr(torchvision.datasets, dataset).classes
+        classes = []
+        for number, class_name in enumerate(getattr(torchvision.datasets, dataset).classes):
+            is_digit = class_name.startswith(f"{number} - ")  # "9 - nine" is called 9
+            classes.append(str(number) if is_digit else class_name)
         super().__init__(name or DATASETS[dataset], classes, 1, mean=mean, std=std, **common)
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()

@@ -1,8 +1,8 @@
-"""Which training images each step sees: their order, replay of other classes, and hardness."""
+"""Which training images each step sees: their order, replay of other classes, hard images."""
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -26,9 +26,13 @@ class Images(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """Images, uint8, (B, channels, height, width), and their labels; DataLoader calls this."""
+    def take(self, indices: Sequence[int]) -> Batch:
+        """Images, uint8, (B, channels, height, width), and their labels, int64, (B,)."""
         raise NotImplementedError
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """:meth:`take` under the name by which DataLoader calls it."""
+        return self.take(indices)
 
 
 class ImageTensors(Images):
@@ -43,25 +47,35 @@ class ImageTensors(Images):
         self.images = images
         self.labels = labels
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        index = torch.tensor(indices, dtype=torch.int64)
+    def take(self, indices: Sequence[int]) -> Batch:
+        index = torch.as_tensor(indices, dtype=torch.int64)
         return self.images[index], self.labels[index]
 
     def sha256(self) -> str:
-        """Of MNIST's files it is ``(tail -c +17 IMAGES; tail -c +9 LABELS) | sha256sum``."""
+        """The SHA-256 of images and labels, in hexadecimal.
+
+        For MNIST's files, ``(tail -c +17 IMAGES; tail -c +9 LABELS) | sha256sum`` gives the same.
+        """
         digest = hashlib.sha256(self.images.numpy().data)
         digest.update(self.labels.to(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 
-def weigh(errors: Tensor, hardness: float) -> Tensor:
-    """Weights with which N images are drawn, given how likely a network errs on each.
+def sampling_weights(errors: Tensor, hardness: float) -> Tensor:
+    """How often to sample each of N images: more often where a network errs.
 
-    ``(1 - h) / N + h e_i / sum_j e_j`` with ``h`` the hardness and ``e_i = 1 - softmax(z_i)_y`` the
-    errors, float64. This is the importance sampling of Katharopoulos and Fleuret 2018, "Not All
-    Samples Are Created Equal", arXiv:1803.00942, section 3, with two changes: ``e`` stands for the
-    norm of the gradient, and the loss is not divided by the weights. Hard images are meant to count
-    for more.
+    ``w_i = (1 - h) / N + h e_i / sum_j e_j``, with ``h`` the hardness and ``e_i`` the probability
+    of an error on image ``i``, ``1 - softmax(logits_i)[label_i]``. This is the importance sampling
+    of Katharopoulos and Fleuret 2018, "Not All Samples Are Created Equal", arXiv:1803.00942,
+    section 3, with two changes: ``e`` takes the place of the gradient's norm, and the loss is not
+    divided by the weights, since hard images are meant to count for more.
+
+    Args:
+        errors: the probabilities of an error, float64, shape (N,).
+        hardness: from 0, all images alike, to 1, by errors alone.
+
+    Returns:
+        The weights, float64, shape (N,); their sum is 1.
     """
     by_errors = errors / errors.sum().clamp(min=torch.finfo(errors.dtype).tiny)
     return (1 - hardness) / len(errors) + hardness * by_errors
@@ -70,24 +84,25 @@ def weigh(errors: Tensor, hardness: float) -> Tensor:
 class TrainingLoader:
     """The batches of one epoch after another: images to learn from, then replayed ones.
 
-    An epoch draws each image to learn from once, in the order of a plain
+    An epoch takes each image to learn from once, in the order of a plain
     ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``. The replayed images are one
     endless stream that takes their classes in turn; each class comes in a random order without
     replacement until it is exhausted, then in another. Several processes share each batch: together
     they see what one process alone would see. Where the images cannot be shared out equally, the
     first of the order are seen once more.
 
-    It is no ``DataLoader`` itself, so that Lightning leaves its order as it is. It goes on in the
-    middle of an epoch, and counts the batches that were taken from it, since workers read ahead.
+    This class is no ``DataLoader``, so that Lightning leaves its order as it is. It can start in
+    the middle of an epoch, and counts the batches taken from it, since workers read ahead.
 
     Args:
         images: the training set, of N images.
-        is_target: which of them to learn from; bool, shape (N,). The others are replayed.
+        target_indices: the images to learn from; int64, shape (T,).
+        other_indices: the images that may be replayed; int64, shape (R,).
         batch_size: images to learn from in a step, over all processes together.
-        replay: of the others in a step, over all processes together.
+        replay: replayed images in a step, over all processes together.
         seed: of the order of the images to learn from.
         replay_seed: of the stream of replayed images.
-        weights: with which images are drawn, float64, shape (N,); ``None``: all alike.
+        weights: how often to sample each image, float64, shape (N,); ``None``: all alike.
         trainer: says which process this is, of how many, and where an epoch ends.
         num_workers: processes that read images.
     """
@@ -95,7 +110,8 @@ class TrainingLoader:
     def __init__(
         self,
         images: Images,
-        is_target: Tensor,
+        target_indices: Tensor,
+        other_indices: Tensor,
         batch_size: int,
         replay: int = 0,
         *,
@@ -106,7 +122,7 @@ class TrainingLoader:
         num_workers: int = 0,
     ) -> None:
         self.images = images
-        self.target, self.others = is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0]
+        self.target_indices, self.other_indices = target_indices, other_indices
         self.replay, self.weights = replay, weights
         self.seed, self.replay_seed = seed, replay_seed
         self.trainer, self.num_workers = trainer, num_workers
@@ -117,7 +133,7 @@ class TrainingLoader:
         self._epochs: Iterator[list[list[int]]] | None = None
 
     def __len__(self) -> int:
-        return math.ceil(math.ceil(len(self.target) / self.processes) / self.share)
+        return math.ceil(math.ceil(len(self.target_indices) / self.processes) / self.share)
 
     def __iter__(self) -> Iterator[Batch]:
         if self._epochs is None:
@@ -140,10 +156,10 @@ class TrainingLoader:
         generator = torch.Generator().manual_seed(self.seed)
         replayed = self._replayed()
         while True:
-            order = self._in_random_order(self.target, generator)
+            order = self._in_random_order(self.target_indices, generator)
             if self.weights is None:
                 # torch's RandomSampler shuffles once more when an epoch's images are used up.
-                self._in_random_order(self.target, generator)
+                self._in_random_order(self.target_indices, generator)
             total = math.ceil(len(order) / self.processes) * self.processes
             own = order.repeat(self.processes)[:total][self.rank :: self.processes]
             batches = []
@@ -157,8 +173,8 @@ class TrainingLoader:
     def _replayed(self) -> Iterator[int]:
         """Indices of replayed images, without end: one of each class, and again."""
         generator = torch.Generator().manual_seed(self.replay_seed)
-        labels = self.images.labels[self.others]
-        classes = [self.others[labels == c] for c in torch.unique(labels)]
+        labels = self.images.labels[self.other_indices]
+        classes = [self.other_indices[labels == c] for c in torch.unique(labels)]
         orders: list[list[int]] = [[] for _ in classes]
         while True:
             for members, order in zip(classes, orders, strict=True):

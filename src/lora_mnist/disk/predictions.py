@@ -111,7 +111,7 @@ def write_predictions(
             galleries[f"confused_{side}"] += found[order][:_OF_CONFUSION].tolist()
     content = dict(arrays)
     for kind, chosen in galleries.items():
-        shown = images.__getitems__(places[chosen].tolist())[0].numpy()
+        shown = images.take(places[chosen].tolist())[0].numpy()
         step = -(-max(shown.shape[-2:]) // _LONGEST)
         content[f"{kind}.index"] = np.array(chosen, dtype=np.int64)
         content[f"{kind}.images"] = np.ascontiguousarray(shown[..., ::step, ::step])

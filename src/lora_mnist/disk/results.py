@@ -58,7 +58,8 @@ def collect_results(
     ``net`` is the network as it ended, ``outcomes`` what was counted, by split; ``best`` says of
     the best weights, if they were tested in place of the last, monitor, value and step.
     """
-    targets, several = data.targets or [], isinstance(data.target, list | tuple)
+    targets = data.targets
+    several = len(targets) > 1
     digit: Any = targets if several else targets[0] if targets else None
     splits = {split: dict(outcome) for split, outcome in outcomes.items()}
     for outcome in splits.values():
@@ -71,7 +72,7 @@ def collect_results(
             rest = outcome["repaired"] - repaired, outcome["broken"] - broken
             outcome["p_value_of_target"] = mcnemar(repaired, broken)
             outcome["p_value_elsewhere"] = mcnemar(*rest)
-    names = [data.short_names[c] for c in targets]
+    names = [data.classes[c] for c in targets]
     return {
         "stage": cfg.stage,
         "dataset": data.name,
