@@ -17,6 +17,8 @@ from PIL import Image
 from tensorboard.summary.writer import event_file_writer
 
 import lora_mnist.train
+from lora_mnist import MLP
+from lora_mnist.disk.base import own_file, read_base
 from lora_mnist.disk.checkpoint import LAST, RUN_FILE
 from lora_mnist.errors import UserError
 from lora_mnist.train import train
@@ -106,8 +108,10 @@ def step_of(folder: Path) -> int:
         (TWO_EPOCHS, (16, 52)),
         ((*TWO_EPOCHS, "data.batch_size=3500", "trainer.max_epochs=9"), (3, 8)),
         (("stage=finetune", *LORA[1:], "trainable=linear2.*"), (10, 36)),
+        ((*LORA, "callbacks=lr_finder"), (10, 36)),
+        ((*LORA, *QUIET, "callbacks=batch_size_finder"), (10, 36)),
     ],
-    ids=["everything", "null", "validated", "epochs", "one_step", "finetune"],
+    ids=["everything", "null", "validated", "epochs", "one_step", "finetune", "lr", "batch_size"],
 )
 def test_twice_cut_short_it_ends_as_it_would_have(
     go: Go, overrides: tuple[str, ...], crashes: tuple[int, int]
@@ -231,7 +235,6 @@ OTHERS = {
     "scheduler=linear": "scheduler._partial_=True: expected null, as in resume=",
     "callbacks=averaging": "callbacks.averaging._target_=lightning.pytorch.callbacks.",
     "augment=shift": "data.augment",
-    "base_ckpt={other}": "base_sha256=",
     "stage=finetune": "stage=finetune: expected lora, as in resume=",
 }
 
@@ -239,14 +242,22 @@ OTHERS = {
 def test_other_settings_are_refused_by_their_key(go: Go, tmp_path: Path) -> None:
     folder = go("run", *LORA, *QUIET, crash=9)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    other = torch.load(small_base(tmp_path / "outputs"), weights_only=True)
-    other["state_dict"]["linear1.bias"] += 1
-    torch.save(other, tmp_path / "other.ckpt")
     for override, message in OTHERS.items():
-        said = refused(go, *LORA, *QUIET, override.format(other=tmp_path / "other.ckpt"))
+        said = refused(go, *LORA, *QUIET, override)
         assert said.startswith(message)
         assert ": expected " in said
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_replaced_base_is_named_by_the_file_that_keeps_it(go: Go, tmp_path: Path) -> None:
+    go("run", *LORA, *QUIET, crash=9)
+    base = small_base(tmp_path / "outputs")
+    own = own_file(base.parent, "mnist", read_base(base, MLP(hidden_sizes=[16])).sha256)
+    shutil.copy(base, own)
+    small_base(tmp_path / "outputs", seed=1).rename(tmp_path / "other.ckpt")
+    said = refused(go, *LORA, *QUIET, f"base_ckpt={tmp_path}/other.ckpt")
+    expected = f"base_ckpt={tmp_path}/other.ckpt: expected base_ckpt={own}, on which resume="
+    assert said.startswith(expected)
 
 
 def test_what_changes_no_number_may_change(go: Go, tmp_path: Path) -> None:

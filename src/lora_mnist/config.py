@@ -39,6 +39,7 @@ from lora_mnist.disk.checkpoint import (
     AtomicCheckpointIO,
     RandomStates,
     read_adapter_checkpoint,
+    read_checkpoint,
 )
 from lora_mnist.disk.latest import latest
 from lora_mnist.errors import UserError, config_group, one_line
@@ -543,7 +544,7 @@ def build_trainer(
     Callbacks and plugins of ``cfg.trainer`` come beside the configured ones; a logger there takes
     the place of all others. ``checkpoint`` is where an earlier run is gone on with.
     """
-    step: Any = torch.load(checkpoint, weights_only=True)["global_step"] if checkpoint else 0
+    step: Any = read_checkpoint(checkpoint)["global_step"] if checkpoint else 0
     parts: dict[str, list[Any]] = {"callbacks": [RandomStates(), _PlainSigterm()], "logger": []}
     for group, instances in parts.items():
         for name, config in (cfg.get(group) or {}).items():

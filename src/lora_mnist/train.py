@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import BatchSizeFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -47,7 +47,7 @@ from lora_mnist.disk.base import (
     require_replaceable,
     write_base,
 )
-from lora_mnist.disk.checkpoint import best_checkpoint, recorded_run, recorded_seed
+from lora_mnist.disk.checkpoint import best_checkpoint, read_checkpoint, recorded_run, recorded_seed
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
@@ -324,6 +324,9 @@ def fit(
         if key not in _base_logits:
             _base_logits.clear()
         module.base_logits = _base_logits.setdefault(key, {})
+    if checkpoint is not None:
+        drop_finders(trainer)  # the checkpoint has what they found
+        data.batch_size = read_checkpoint(checkpoint)["batch_size"]
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if not trainer.global_step:
@@ -339,14 +342,19 @@ def fit(
             )
     # Both have done their work, and would do it again in validation and test.
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
-    for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
-        if isinstance(callback, BatchSizeFinder):
-            trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+    drop_finders(trainer)
     path, best = best_checkpoint(trainer)
     if best is not None:
         _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
         trainer.validate(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return best
+
+
+def drop_finders(trainer: Trainer) -> None:
+    """Take away the callbacks that look for a batch size or a learning rate."""
+    for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
+        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+            trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
 
 
 def test(module: ClassifierModule, data: ImageDataModule, trainer: Trainer, clock: Clock) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from composed import logged
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -23,9 +24,11 @@ from lora_mnist.disk.checkpoint import (
     AtomicCheckpointIO,
     LastCheckpoint,
     RandomStates,
+    read_checkpoint,
     recorded_run,
 )
 from lora_mnist.errors import UserError
+from lora_mnist.lora import changed_tensors
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (53, 1, 2, 3), dtype=torch.uint8, generator=GENERATOR)
@@ -76,13 +79,15 @@ def fit(
     cut: int | None = None,
     *,
     repair: bool = False,
+    plateau: bool = False,
     **settings: Any,
 ) -> dict[str, Tensor]:
     """Train from the last checkpoint in ``folder`` to the end, or to the cut."""
     torch.manual_seed(0)
     noisy = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.3), Noise())
     net = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), *noisy, nn.Linear(8, 3))
-    module = ClassifierModule(net, 3, lr=0.01)
+    scheduler, schedule = (PLATEAU, EACH_EPOCH) if plateau else (None, None)
+    module = ClassifierModule(net, 3, lr=0.01, scheduler=scheduler, schedule=schedule)
     data = Data("toy", ["cat", "dog", "owl"], 1, batch_size=5)
     callbacks = [RandomStates(), LastCheckpoint(every_n_train_steps=1, dirpath=str(folder))]
     if repair:
@@ -112,6 +117,8 @@ def fit(
     return copy.deepcopy(net.state_dict())
 
 
+PLATEAU = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, mode="max", patience=0)
+EACH_EPOCH = {"interval": "epoch", "frequency": 1, "monitor": "val/loss"}
 LINEAR = partial(torch.optim.lr_scheduler.LinearLR, end_factor=0.0, total_iters=30)
 WAYS: dict[str, dict[str, Any]] = {
     "epochs": {"max_epochs": 3},
@@ -120,6 +127,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "accumulation": {"accumulate_grad_batches": 3, "max_steps": 15},
     "a part of each epoch": {"limit_train_batches": 5, "max_epochs": 4},
     "overfitting": {"overfit_batches": 5, "max_epochs": 4},
+    "plateau": {"plateau": True, "max_epochs": 3},
     "one batch an epoch": {"limit_train_batches": 1, "max_epochs": 20, "log_every_n_steps": 1},
 }
 
@@ -137,6 +145,22 @@ def test_a_cut_run_goes_on_to_the_same_bits(tmp_path: Path, way: str) -> None:
     for name, tensor in whole.items():
         assert torch.equal(resumed[name], tensor), name
     assert losses == whole_losses
+
+
+def test_a_run_from_a_gpu_goes_on_without_one(tmp_path: Path) -> None:
+    """With all states but that of the GPU, and it says so."""
+    losses: dict[int, float] = {}
+    whole = fit(tmp_path / "whole", {}, max_epochs=2)
+    with pytest.raises(InterruptedError):
+        fit(tmp_path / "cut", losses, 4, max_epochs=2)
+    checkpoint = read_checkpoint(tmp_path / "cut" / LAST)
+    on_gpu = {"device": "cuda", "of_device": torch.zeros(16, dtype=torch.uint8)}
+    checkpoint["random_states"][0] |= on_gpu
+    torch.save(checkpoint, tmp_path / "cut" / LAST)
+    with logged("lora_mnist.disk.checkpoint") as text:
+        resumed = fit(tmp_path / "cut", losses, max_epochs=2)
+    assert "this run began on cuda and goes on on cpu" in text.getvalue()
+    assert changed_tensors(whole, resumed) == []
 
 
 def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path: Path) -> None:

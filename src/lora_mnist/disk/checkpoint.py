@@ -7,6 +7,7 @@ other settings or other images.
 """
 
 import json
+import logging
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 
+from lora_mnist.disk.base import find_base
 from lora_mnist.disk.files import atomic_write, write_json
-from lora_mnist.disk.numbers import flatten
+from lora_mnist.disk.numbers import changes_numbers, flatten
 from lora_mnist.errors import UserError, one_line
 
 #: In a run's folder.
@@ -31,26 +33,14 @@ CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 RUN_FILE = "run.json"
 
-#: Settings in which a run may differ from the one that it goes on with: none changes a number.
-#: Of the base and the images the content counts, not where they are.
-_FREE = (
-    "resume",
-    "figures",
-    "require",
-    "run_name",
-    "tags",
-    "notes",
-    "paths.",
-    "sweep.",
-    "logger.",
-    "hydra.",
-    "callbacks.checkpoint.",
-    "base_ckpt",
-    "data.data_dir",
-    "data.mistakes",
-)
+#: Of the base and the images the content counts, not where they are; on another kind of device a
+#: run goes on with a warning.
+_FREE = ("base_ckpt", "data.data_dir", "data.mistakes", "trainer.accelerator")
 #: How far to train: as far as before, or farther.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
+
+_info = rank_zero_only(logging.getLogger(__name__).info)
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -69,7 +59,8 @@ class LastCheckpoint(Checkpoint):
     Lightning's ModelCheckpoint saves after any batch. From the last batch of an epoch, and from
     within accumulated gradients, Lightning 2.6 does not go on to the same end. So this one saves
     after an optimizer step that is not an epoch's last; at an epoch's end where training ends, or
-    where an epoch has no other step.
+    where an epoch has no other step. With ReduceLROnPlateau it saves nothing: Lightning leaves out
+    that scheduler's step in the epoch in which it goes on.
 
     Args:
         seconds: write one so often; ``None``: not by the clock.
@@ -89,10 +80,13 @@ class LastCheckpoint(Checkpoint):
         self.seconds = seconds
         self.every_n_train_steps = every_n_train_steps
         self.dirpath = dirpath
-        self._saved = 0.0
+        self._saved, self._is_exact = 0.0, True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = time.monotonic()
+        self._is_exact = not any(each.reduce_on_plateau for each in trainer.lr_scheduler_configs)
+        if not self._is_exact:
+            _info("no checkpoints are written: ReduceLROnPlateau does not go on from one exactly")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -115,7 +109,7 @@ class LastCheckpoint(Checkpoint):
             due |= time.monotonic() - self._saved >= self.seconds
         if trainer.world_size > 1:
             due = trainer.strategy.broadcast(due)  # the processes' clocks differ
-        if due and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if due and self._is_exact and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(self.dirpath or trainer.default_root_dir) / LAST
             trainer.save_checkpoint(path, weights_only=False)
             self._saved = time.monotonic()
@@ -124,7 +118,10 @@ class LastCheckpoint(Checkpoint):
 class RandomStates(Callback):
     """Keeps in each checkpoint the state of every generator that a network may draw from.
 
-    Each process has states of its own; the checkpoint has those of all, by rank.
+    And the size of the batches, which a finder may have chosen.
+
+    Each process has states of its own; the checkpoint has those of all, by rank. On another kind
+    of device training goes on without that device's state, and says so.
     """
 
     _states: Sequence[dict[str, Any]] = ()
@@ -132,20 +129,22 @@ class RandomStates(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        device = pl_module.device
+        device = pl_module.device.type
         kind, keys, *rest = np.random.get_state(legacy=True)
         states: dict[str, Any] = {
             "torch": torch.get_rng_state(),
             "python": random.getstate(),
             "numpy": (kind, np.asarray(keys).tolist(), *rest),  # plain, for weights_only=True
+            "device": device,
         }
-        if device.type != "cpu":
-            states["device"] = getattr(torch, device.type).get_rng_state()
+        if device != "cpu":
+            states["of_device"] = getattr(torch, device).get_rng_state()
         of_all = [states]
         if trainer.world_size > 1:
             of_all = [{} for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(of_all, states)
         checkpoint["random_states"] = of_all
+        checkpoint["batch_size"] = trainer.datamodule.batch_size  # type: ignore[attr-defined]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -163,14 +162,28 @@ class RandomStates(Callback):
         np.random.set_state(states["numpy"])
         random.setstate(states["python"])
         torch.set_rng_state(states["torch"])
-        if "device" in states:
-            getattr(torch, pl_module.device.type).set_rng_state(states["device"])
+        device = pl_module.device.type
+        if states["device"] != device:
+            _warn(
+                "resume: this run began on %s and goes on on %s; its numbers will not be the same "
+                "as on one of them",
+                states["device"],
+                device,
+            )
+        elif "of_device" in states:
+            getattr(torch, device).set_rng_state(states["of_device"])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put averaged weights in place; where no step was left, Lightning has not done so."""
         for callback in trainer.callbacks if self._states else ():  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 callback.on_train_end(trainer, pl_module)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of Lightning's, with all its tensors on the CPU wherever they were."""
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return content
 
 
 def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None]:
@@ -181,7 +194,7 @@ def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
             path = callback.best_model_path
-            step = torch.load(path, map_location="cpu", weights_only=True)["global_step"]
+            step = read_checkpoint(Path(path))["global_step"]
             value = float(callback.best_model_score)  # type: ignore[arg-type]
             return path, {"monitor": callback.monitor, "value": value, "step": step}
     return None, None
@@ -190,7 +203,7 @@ def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None
 def read_adapter_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The adapter's tensors in a checkpoint of stage=lora, and the settings of its run."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(path)
         state, settings = checkpoint["state_dict"], checkpoint["hyper_parameters"]
         stage = settings["stage"]
     except Exception as error:  # whatever torch makes of a file that is none
@@ -251,7 +264,7 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
     keys = sorted({*before, *settings}, key=lambda key: (key != "stage", key.count("."), key))
     for key in keys:
         old, new = before.get(key), settings.get(key)
-        if old == new or key.startswith(_FREE):
+        if old == new or key in _FREE or not changes_numbers(key):
             continue
         if key in _LIMITS and _limit(new) > _limit(old):
             goes_farther = True
@@ -261,6 +274,13 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
             raise UserError(
                 f"{key}={settings.get(key)}: its images have changed; expected those of "
                 f"resume={resume}"
+            )
+        if key == "base_sha256" and old and new:
+            own = find_base(Path(str(settings["paths.outputs"]), "base"), old)
+            expected = f"base_ckpt={own}" if own else f"the file of the base {old[:12]}"
+            raise UserError(
+                f"base_ckpt={settings['base_ckpt']}: expected {expected}, on which resume={resume} "
+                f"began; this is the base {new[:12]}"
             )
         old, new = ("null" if value is None else value for value in (old, new))
         raise UserError(f"{key}={new}: expected {old}, as in resume={resume}")

@@ -17,6 +17,23 @@ _SIGNS = {
 }
 _COMPARISON = re.compile(rf"\s*([\w.+-]+)\s*({'|'.join(_SIGNS)})\s*([\w.+-]+)\s*")
 
+#: Keys of the configuration that change no number of a run, nor do those below them. A run that is
+#: resumed, and a sweep, may have others than before.
+FREE_KEYS = (
+    "callbacks.checkpoint",
+    "figures",
+    "hydra",
+    "logger",
+    "notes",
+    "paths",
+    "publish",
+    "require",
+    "resume",
+    "run_name",
+    "sweep",
+    "tags",
+)
+
 #: Left side, sign, right side.
 Comparison = tuple[str, str, str]
 
@@ -32,6 +49,11 @@ def flatten(nested: Any, prefix: str = "", into: Any = dict | list) -> dict[str,
     for key, value in nested.items() if isinstance(nested, dict) else enumerate(nested):
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key), into)
     return flat
+
+
+def changes_numbers(key: str) -> bool:
+    """Whether a key such as ``lora.rank`` may change what a run computes."""
+    return not any(f"{key}.".startswith(f"{free}.") for free in FREE_KEYS)
 
 
 def parse_require(require: Any) -> list[Comparison]:
