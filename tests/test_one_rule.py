@@ -56,7 +56,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*PRETRAIN, "trainer.precision=64-true"),
         (*PRETRAIN, "callbacks.checkpoint.seconds=0"),
         (*PRETRAIN, "callbacks.checkpoint.dirpath=elsewhere"),
-        (*PRETRAIN, "augment=shift", "data.augment.share=2 -> data"),
+        (*PRETRAIN, "augment=shift", "data.augment.translate=[2,2] -> data"),
         (*PRETRAIN, "+nope=1 -> nope"),
         (*LORA, "digit=10"),
         (*LORA, "digit=[9,9] -> digit=[9, 9]: "),

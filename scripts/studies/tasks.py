@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_mnist.config import build_data
-from lora_mnist.data import ImageDataModule, Images
-from lora_mnist.data.sampler import Batch
+from lora_mnist.data import Batch, ImageDataModule, Images
 
 
 class ResNet(nn.Module):

@@ -41,6 +41,19 @@ def test_pixels_are_normalised_by_what_is_measured(channels: int) -> None:
     assert normalised.std(correction=0).item() == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_batches_are_normalised_where_they_are(channels: int) -> None:
+    """The meta device mixes with the CPU as little as a GPU does."""
+    data = greys(channels=channels)
+    data.setup("fit")
+    batch = torch.empty(5, channels, 3, 2, dtype=torch.uint8, device="meta")
+    for _ in range(2):
+        images, _ = data.on_after_batch_transfer((batch, torch.zeros(5, device="meta")), 0)
+        assert images.device.type == "meta"
+    (images, labels), *_ = data.batches(data.train_set, "meta")
+    assert images.device.type == labels.device.type == "meta"
+
+
 def test_target_filters_training_alone() -> None:
     data = MNISTDataModule(data_dir=ROOT / "data")
     data.setup("fit")

@@ -21,15 +21,6 @@ def enlarge(digit: Tensor, size: int = 150) -> Tensor:
     return large[0, 0].clamp(0, 255)
 
 
-def photograph(digit: Tensor) -> Tensor:
-    """Pen on grey paper, lit from one side, off the centre, with the noise of a sensor."""
-    ink = F.pad(enlarge(digit), (20, 90, 70, 10)) / 255
-    height, width = ink.shape
-    y, x = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
-    noise = 3 * torch.randn(height, width, generator=torch.Generator().manual_seed(0))
-    return ((120 + 90 * x + 40 * y - 50 * x * y) * (1 - 0.65 * ink) + noise).clamp(0, 255)
-
-
 WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "enlarged": enlarge,
     "large": lambda digit: enlarge(digit, 900),
@@ -37,9 +28,10 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "cut close": lambda digit: 255 - enlarge(digit)[12:138, 12:138],
     "off the centre": lambda digit: F.pad(enlarge(digit), (300, 10, 5, 120)),
     "black and white": lambda digit: 255.0 * (enlarge(digit) > 127),
-    "photographed": photograph,
-    "with specks": lambda digit: F.pad(enlarge(digit), (0, 40, 0, 40)).index_put(
-        (torch.tensor([3, 180, 181]), torch.tensor([5, 180, 180])), torch.tensor(255.0)
+    "with noise": lambda digit: (
+        40
+        + 0.8 * enlarge(digit)
+        + torch.randn(150, 150, generator=torch.Generator().manual_seed(0))
     ),
 }
 

@@ -124,6 +124,23 @@ def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
     assert all(map(torch.equal, first, second))
 
 
+@pytest.mark.parametrize(("steps", "batches"), [(20, [5, 5, 1, 5, 5, 1, 5, 5]), (-1, [5, 5, 1])])
+def test_a_step_of_several_batches_is_whole_where_steps_are_counted(
+    steps: int, batches: list[int]
+) -> None:
+    """Eleven images are three batches, and a step takes eight."""
+    trainer = trainer_of(0, 1)
+    trainer.max_steps, trainer.accumulate_grad_batches = steps, 8
+    images = ImageTensors(torch.arange(11), torch.zeros(11))
+    loader = TrainingLoader(images, torch.arange(11), torch.arange(0), 5, trainer=trainer)
+    assert len(loader) == len(batches)
+    for epoch in (list(loader), list(loader)):
+        assert [len(images) for images, _ in epoch] == batches
+        for first in range(0, len(batches), 3):  # each image once before it comes again
+            drawn = torch.cat([images for images, _ in epoch[first : first + 3]])
+            assert len(drawn.unique()) == len(drawn)
+
+
 @given(counts=st.lists(st.integers(1, 7), min_size=1, max_size=4), count=st.integers(1, 9))
 def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int) -> None:
     others = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))

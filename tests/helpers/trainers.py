@@ -14,4 +14,6 @@ def trainer_of(rank: int, processes: int) -> Any:
         strategy=strategy,
         overfit_batches=0.0,
         num_training_batches=10**9,
+        max_steps=-1,
+        accumulate_grad_batches=1,
     )

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation, scalars
-from lora_mnist.data.sampler import Batch
+from lora_mnist.data import Batch
 from lora_mnist.errors import TrainingError, config_group
 from lora_mnist.lora import (
     LoRAParametrization,

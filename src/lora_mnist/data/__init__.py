@@ -2,7 +2,8 @@
 
 from lora_mnist.data.datamodule import ImageDataModule as ImageDataModule
 from lora_mnist.data.folder import FolderDataModule as FolderDataModule
+from lora_mnist.data.images import Batch as Batch
+from lora_mnist.data.images import Images as Images
+from lora_mnist.data.images import ImageTensors as ImageTensors
 from lora_mnist.data.mnist import MNISTDataModule as MNISTDataModule
 from lora_mnist.data.mnist import load_images as load_images
-from lora_mnist.data.sampler import Images as Images
-from lora_mnist.data.sampler import ImageTensors as ImageTensors

@@ -1,6 +1,7 @@
 """Images of classes as a Lightning DataModule, wherever they come from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_convert
-from torchvision.transforms.v2.functional import normalize
 
-from lora_mnist.data.augment import augmented
+from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes
-from lora_mnist.data.sampler import (
-    Batch,
-    Images,
-    ImageTensors,
-    TrainingLoader,
-    sampling_weights,
-)
+from lora_mnist.data.sampler import TrainingLoader, sampling_weights
 from lora_mnist.lora import is_number
 
 #: A class, by number or by name, or several.
@@ -58,8 +52,8 @@ class ImageDataModule(LightningDataModule):
         seed: of the order in which training images are drawn. It has a generator of its own:
             whatever else two runs differ in, they see the same batches. ``None`` takes the order
             that a plain ``DataLoader(shuffle=True)`` would take from torch's generator.
-        augment: changes a batch of training images, uint8, (N, channels, height, width), before it
-            is normalised, on the device; see :mod:`lora_mnist.data.augment`.
+        augment: changes each training image, uint8, (channels, height, width), before it is
+            normalised; any transform of torchvision.transforms.v2.
 
     Attributes:
         targets: the classes to learn, by number; empty where they are all learnt, and where there
@@ -100,7 +94,7 @@ class ImageDataModule(LightningDataModule):
         mean: Channelwise = None,
         std: Channelwise = None,
         seed: int | None = 0,
-        augment: Callable[[Tensor], Tensor] | None = None,
+        augment: Augment | None = None,
     ) -> None:
         super().__init__()
         for key, number, least in (
@@ -242,11 +236,14 @@ class ImageDataModule(LightningDataModule):
             self.std = stds if self.channels > 1 else stds[0]
 
     def normalise(self, images: Tensor) -> Tensor:
-        """``(images / 255 - mean) / std`` in float32; uint8, shape (N, channels, height, width)."""
+        """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
         if self.color_order == "bgr":
             images = images.flip(1)
-        pixels: Tensor = normalize(images.float().div_(255), self.mean, self.std, inplace=True)
-        return pixels
+        pixels = images.float().div_(255)
+        mean: Any = self.mean if isinstance(self.mean, Sequence) else [self.mean]
+        std: Any = self.std if isinstance(self.std, Sequence) else [self.std]
+        pixels.sub_(per_channel(tuple(mean), images.device))
+        return pixels.div_(per_channel(tuple(std), images.device))
 
     def batches(
         self, images: Images, device: torch.device | str = "cpu", indices: Tensor | None = None
@@ -302,6 +299,7 @@ class ImageDataModule(LightningDataModule):
             seed=seed,
             replay_seed=replay_seed,
             weights=self.sampling_weights,
+            augment=self.augment,
             trainer=self.trainer,
             num_workers=self.num_workers,
         )
@@ -326,6 +324,7 @@ class ImageDataModule(LightningDataModule):
 
     def _eval_dataloader(self, images: Images) -> DataLoader[Batch]:
         sampler = None
+        is_cuda = self.trainer and self.trainer.strategy.root_device.type == "cuda"
         if self.trainer and self.trainer.world_size > 1:
             # Lightning's own choice pads the shards to equal length and would count images twice.
             sampler = UnrepeatedDistributedSampler(
@@ -340,18 +339,22 @@ class ImageDataModule(LightningDataModule):
             sampler=sampler,
             collate_fn=default_convert,
             num_workers=self.num_workers,
+            pin_memory=bool(is_cuda),
             # Else it draws from torch's, and training would depend on how often it validates.
             generator=torch.Generator(),
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise a batch where it is; augment it before, where the Trainer trains on it."""
+        """Normalise a batch where it is."""
         images, labels = batch
-        if self.augment is not None and self.trainer and self.trainer.training:
-            seed = torch.initial_seed() if self.seed is None else self.seed
-            step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-            images = augmented(images, self.augment, f"{seed} {step} {self.trainer.global_rank}")
         return self.normalise(images), labels
+
+
+@lru_cache(maxsize=32)
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One number for each channel, or for all of them, (C, 1, 1), copied to ``device`` once."""
+    with torch.inference_mode(False):  # validation may ask first, and training needs it too
+        return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def class_numbers(target: Target, classes: Sequence[str]) -> list[int]:

@@ -20,8 +20,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
 from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
 from lora_mnist.data.pictures import open_picture
-from lora_mnist.data.sampler import Batch, Images, ImageTensors
 from lora_mnist.lora import is_number
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
@@ -46,15 +46,16 @@ class ImageFiles(Images):
     def __init__(self, paths: Sequence[Path], labels: Tensor, transform: partial[Tensor]) -> None:
         self.paths, self.labels, self.transform = paths, labels, transform
 
-    def take(self, indices: Sequence[int]) -> Batch:
+    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         form = self.transform.keywords
         shape = len(indices), form["channels"], form["height"], form["width"]
         images = torch.empty(shape, dtype=torch.uint8)
         for place, i in enumerate(indices):
             try:
-                images[place] = self.transform(open_picture(self.paths[i], upright=False))
+                image = self.transform(open_picture(self.paths[i], upright=False))
             except ValueError as error:
                 raise ValueError(f"{self.paths[i]}: {error}") from error
+            images[place] = augment(image) if augment else image
         return images, self.labels[torch.as_tensor(indices, dtype=torch.int64)]
 
 

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from lora_mnist.data.sampler import Batch, Images, ImageTensors
+from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
@@ -21,12 +21,13 @@ class WithMistakes(Images):
         self.images, self.mistakes = images, mistakes
         self.labels = torch.cat([images.labels, mistakes.labels])
 
-    def take(self, indices: Sequence[int]) -> Batch:
+    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         index, count = torch.as_tensor(indices, dtype=torch.int64), len(self.images)
         is_mistake = index >= count
         images = self.mistakes.images.new_empty(len(index), *self.mistakes.images.shape[1:])
-        images[is_mistake] = self.mistakes.images[index[is_mistake] - count]
-        images[~is_mistake] = self.images.take(index[~is_mistake].tolist())[0]
+        mistakes = (index[is_mistake] - count).tolist()
+        images[is_mistake] = self.mistakes.take(mistakes, augment)[0]
+        images[~is_mistake] = self.images.take(index[~is_mistake].tolist(), augment)[0]
         return images, self.labels[index]
 
 

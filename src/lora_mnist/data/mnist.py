@@ -9,8 +9,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from lora_mnist.data.datamodule import Channelwise, ImageDataModule
+from lora_mnist.data.images import Batch, ImageTensors
 from lora_mnist.data.pictures import open_picture, prepare
-from lora_mnist.data.sampler import Batch, ImageTensors
 from lora_mnist.errors import one_line
 
 #: Classes of ``torchvision.datasets``, and what files and results call them.

@@ -3,7 +3,6 @@
 The digit is scaled to fit a box of 20x20 pixels, keeping its aspect ratio, with the grey levels
 that anti-aliasing gives, and moved in a field of 28x28 until its centre of mass lies in the centre
 (LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section III.A).
-Before that comes what NIST's scanner did for MNIST: ink is told from paper.
 """
 
 from pathlib import Path
@@ -18,8 +17,10 @@ _FIELD = 28
 _BOX = 20
 # In MNIST's own images the centre of mass lies at pixel 14, to the rounding of whole pixels.
 _CENTRE = 14
-# Enough to tell ink from paper and far more than the box needs; a photograph has 100 times as many.
+# Far more than the box needs, and far less than a photograph has.
 _WORKING_SIZE = 256
+# As a share of the darkest ink; what is fainter, such as JPEG's noise, is paper.
+_FAINTEST = 0.1
 #: Pillow knows more; one of them, EPS, is a program that Ghostscript would run.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -48,10 +49,17 @@ def open_picture(path: Path, upright: bool = True, decode: bool = True) -> Image
 def prepare(picture: Image.Image) -> Tensor:
     """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink.
 
-    It may be dark on light or light on dark, and the paper unevenly lit. ValueError, if there is
-    nothing on it.
+    It may be dark on light or light on dark. ValueError, if there is nothing on the picture.
     """
-    ink = _ink(_grey_levels(picture))
+    grey = _grey_levels(picture)
+    border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    ink = grey - border.median()  # the border shows the paper
+    if -ink.min() > ink.max():  # dark on light
+        ink = -ink
+    if ink.max() <= 1e-3 * max(1.0, float(grey.max())):
+        raise ValueError("nothing on it")
+    ink = ink / ink.max()
+    ink[ink < _FAINTEST] = 0
     rows, columns = ink.amax(1).nonzero(), ink.amax(0).nonzero()
     digit = ink[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     scale = _BOX / max(digit.shape)
@@ -80,77 +88,6 @@ def _grey_levels(picture: Image.Image) -> Tensor:
     if picture.mode != "RGBA":
         return grey
     opacity = torch.tensor(numpy.asarray(picture.getchannel("A"))) / 255
-    # There is no paper under the ink: take white under dark ink and black under light ink.
+    # The paper is transparent: take white paper for dark ink and black paper for light ink.
     is_dark = (grey * opacity).sum() < 127.5 * opacity.sum()
     return grey * opacity + (1 - opacity) * (255 if is_dark else 0)
-
-
-def _ink(grey: Tensor) -> Tensor:
-    """How much ink each pixel has, 0 to 1; paper is what the border shows."""
-    contrast = grey - _paper(grey) if grey.max() > grey.min() else torch.zeros_like(grey)
-    low, high = contrast.min().item(), contrast.max().item()
-    if high - low <= 1e-3 * max(1.0, grey.max().item()):
-        raise ValueError("nothing on it")
-    if -low > high:  # dark on light
-        contrast, low, high = -contrast, -high, -low
-    # The threshold with the largest variance between its two sides (Otsu 1979).
-    counts = torch.histc(contrast, 256, low, high)
-    middles = torch.linspace(low, high, 257)[:-1] + (high - low) / 512
-    below, above = counts.cumsum(0), counts.sum() - counts.cumsum(0)
-    sums = (counts * middles).cumsum(0)
-    difference = sums / below.clamp(min=1) - (sums[-1] - sums) / above.clamp(min=1)
-    threshold = middles[(below * above * difference**2).argmax()]
-    full = contrast[contrast > threshold].median()
-    # Anti-aliased edges keep their grey; noise of the paper, below half the threshold, is gone.
-    ink = ((contrast - threshold / 2) / (full - threshold / 2)).clamp(0, 1)
-    return ink * _near_strokes(contrast > threshold)
-
-
-def _paper(grey: Tensor) -> Tensor:
-    """The light on the empty sheet: a quadratic surface through all that is no ink."""
-    height, width = grey.shape
-    grey = grey.double()
-    y, x = torch.meshgrid(
-        torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
-    )
-    terms = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], dim=-1).double()
-    is_paper = torch.ones(height, width, dtype=torch.bool)
-    margin = max(1, round(0.04 * min(height, width)))
-    is_paper[margin:-margin, margin:-margin] = False
-    # A picture may be cut close to the digit: what is far from the border's median is not paper.
-    contrast = grey.max() - grey.min()
-    level = grey[is_paper].median()
-    is_paper &= (grey - level).abs() <= contrast / 2
-    surface = level.expand(height, width)
-    for _ in range(3):
-        if is_paper.sum() < 50:  # too few to say more than their level
-            break
-        known = terms[is_paper]
-        surface = terms @ torch.linalg.pinv(known.T @ known) @ (known.T @ grey[is_paper])
-        distance = (grey - surface).abs()
-        is_paper = distance <= 3 * distance[is_paper].median() + 0.05 * contrast
-    return surface.float()
-
-
-def _near_strokes(strokes: Tensor) -> Tensor:
-    """Which pixels belong to the digit: to strokes of some size and their edges, not to specks.
-
-    Every cell of a stroke takes the largest number among its neighbours until nothing changes, so
-    that each connected part ends with one number.
-    """
-    # Cells of a few pixels: many times fewer steps, and a gap that small still connects.
-    side = max(1, max(strokes.shape) // 64)
-    cells = F.max_pool2d(strokes[None].float(), side, ceil_mode=True)
-    labels = torch.arange(1.0, cells.numel() + 1).view(cells.shape) * cells
-    while not torch.equal(spread := _grow(labels) * cells, labels):
-        labels = spread
-    numbers, sizes = torch.unique(labels[cells > 0], return_counts=True)
-    large = torch.isin(labels, numbers[sizes >= 0.05 * sizes.max()]).float()
-    height, width = strokes.shape
-    pixels = large.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :height, :width]
-    return _grow(pixels * strokes)[0]
-
-
-def _grow(image: Tensor) -> Tensor:
-    """Each pixel takes the largest value among itself and its neighbours; shape (1, H, W)."""
-    return F.max_pool2d(image, 3, stride=1, padding=1)

@@ -1,64 +1,16 @@
 """Which training images each step sees: their order, replay of other classes, hard images."""
 
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_convert
+from torch.utils.data import DataLoader, default_convert
 
-Batch = tuple[Tensor, Tensor]
-
-
-class Images(Dataset[Batch]):
-    """A set of N images, in memory or on the disk.
-
-    Attributes:
-        labels: int64, shape (N,).
-    """
-
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Sequence[int]) -> Batch:
-        """Images, uint8, (B, channels, height, width), and their labels, int64, (B,)."""
-        raise NotImplementedError
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """:meth:`take` under the name by which DataLoader calls it."""
-        return self.take(indices)
-
-
-class ImageTensors(Images):
-    """Images in memory; a whole batch is one index operation.
-
-    Args:
-        images: uint8, shape (N, channels, height, width).
-        labels: int64, shape (N,).
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
-
-    def take(self, indices: Sequence[int]) -> Batch:
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        return self.images[index], self.labels[index]
-
-    def sha256(self) -> str:
-        """The SHA-256 of images and labels, in hexadecimal.
-
-        For MNIST's files, ``(tail -c +17 IMAGES; tail -c +9 LABELS) | sha256sum`` gives the same.
-        """
-        digest = hashlib.sha256(self.images.numpy().data)
-        digest.update(self.labels.to(torch.uint8).numpy().data)
-        return digest.hexdigest()
+from lora_mnist.data.images import Augment, Augmented, Batch, Images
 
 
 def sampling_weights(errors: Tensor, hardness: float) -> Tensor:
@@ -85,7 +37,9 @@ class TrainingLoader:
     """The batches of one epoch after another: images to learn from, then replayed ones.
 
     An epoch takes each image to learn from once, in the order of a plain
-    ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``. The replayed images are one
+    ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``. Where the Trainer counts steps
+    of several batches each (``max_steps``, ``accumulate_grad_batches``), it takes them again until
+    the last step is whole, which Lightning would else cut short. The replayed images are one
     endless stream that takes their classes in turn; each class comes in a random order without
     replacement until it is exhausted, then in another. Several processes share each batch: together
     they see what one process alone would see. Where the images cannot be shared out equally, the
@@ -103,6 +57,7 @@ class TrainingLoader:
         seed: of the order of the images to learn from.
         replay_seed: of the stream of replayed images.
         weights: how often to sample each image, float64, shape (N,); ``None``: all alike.
+        augment: changes each image by itself; ``None``: images as they are.
         trainer: says which process this is, of how many, and where an epoch ends.
         num_workers: processes that read images.
     """
@@ -118,6 +73,7 @@ class TrainingLoader:
         seed: int = 0,
         replay_seed: int = 0,
         weights: Tensor | None = None,
+        augment: Augment | None = None,
         trainer: Trainer | None = None,
         num_workers: int = 0,
     ) -> None:
@@ -125,7 +81,7 @@ class TrainingLoader:
         self.target_indices, self.other_indices = target_indices, other_indices
         self.replay, self.weights = replay, weights
         self.seed, self.replay_seed = seed, replay_seed
-        self.trainer, self.num_workers = trainer, num_workers
+        self.augment, self.trainer, self.num_workers = augment, trainer, num_workers
         self.rank = trainer.global_rank if trainer else 0
         self.processes = trainer.world_size if trainer else 1
         self.share = batch_size // self.processes
@@ -133,18 +89,29 @@ class TrainingLoader:
         self._epochs: Iterator[list[list[int]]] | None = None
 
     def __len__(self) -> int:
-        return math.ceil(math.ceil(len(self.target_indices) / self.processes) / self.share)
+        batches = math.ceil(math.ceil(len(self.target_indices) / self.processes) / self.share)
+        if self.trainer and self.trainer.max_steps > 0:
+            step = self.trainer.accumulate_grad_batches
+            return math.ceil(batches / step) * step
+        return batches
 
     def __iter__(self) -> Iterator[Batch]:
         if self._epochs is None:
             self._epochs = islice(self.epochs(), self.epoch, None)
         else:
             self.epoch, self.batch = self.epoch + 1, 0
+        images, batches = self.images, list[Any](next(self._epochs)[self.batch :])
+        if self.augment is not None:
+            images = Augmented(images, self.augment)
+            place = f"{self.replay_seed} {self.rank} {self.epoch}"
+            batches = [(f"{place} {n}", batch) for n, batch in enumerate(batches, self.batch)]
+        is_cuda = self.trainer and self.trainer.strategy.root_device.type == "cuda"
         loader: DataLoader[Batch] = DataLoader(
-            self.images,
-            batch_sampler=next(self._epochs)[self.batch :],
+            images,
+            batch_sampler=batches,
             collate_fn=default_convert,
             num_workers=self.num_workers,
+            pin_memory=bool(is_cuda),
             generator=torch.Generator(),  # else it draws from torch's, as dropout does
         )
         for batch in loader:
@@ -156,16 +123,18 @@ class TrainingLoader:
         generator = torch.Generator().manual_seed(self.seed)
         replayed = self._replayed()
         while True:
-            order = self._in_random_order(self.target_indices, generator)
-            if self.weights is None:
-                # torch's RandomSampler shuffles once more when an epoch's images are used up.
-                self._in_random_order(self.target_indices, generator)
-            total = math.ceil(len(order) / self.processes) * self.processes
-            own = order.repeat(self.processes)[:total][self.rank :: self.processes]
-            batches = []
-            for learnt in torch.split(own, self.share)[: self._batches_an_epoch()]:
-                replays = [next(replayed) for _ in range(self.replay)]
-                batches.append(learnt.tolist() + replays[self.rank :: self.processes])
+            batches: list[list[int]] = []
+            count = min(len(self), self._batches_an_epoch())
+            while len(batches) < count:
+                order = self._in_random_order(self.target_indices, generator)
+                if self.weights is None:
+                    # torch's RandomSampler shuffles once more when an epoch's images are used up.
+                    self._in_random_order(self.target_indices, generator)
+                total = math.ceil(len(order) / self.processes) * self.processes
+                share = order.repeat(self.processes)[:total][self.rank :: self.processes]
+                for indices in torch.split(share, self.share)[: count - len(batches)]:
+                    replays = [next(replayed) for _ in range(self.replay)]
+                    batches.append(indices.tolist() + replays[self.rank :: self.processes])
             yield batches
             while self.trainer and self.trainer.overfit_batches:  # type: ignore[attr-defined]
                 yield batches

@@ -1,0 +1,96 @@
+"""Sets of images: in memory, a part of a set, or with each image changed at random."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+#: Images, uint8, (B, channels, height, width), and labels, int64, (B,).
+Batch = tuple[Tensor, Tensor]
+#: From one image to another, such as a transform of torchvision.transforms.v2.
+Augment = Callable[[Any], Any]
+
+
+class Images(Dataset[Batch]):
+    """A set of N images, in memory or on the disk.
+
+    Attributes:
+        labels: int64, shape (N,).
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
+        """The images at ``indices``, each changed by ``augment``, and their labels."""
+        raise NotImplementedError
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """:meth:`take` under the name by which DataLoader calls it."""
+        return self.take(indices)
+
+
+class ImageTensors(Images):
+    """Images in memory; a whole batch is one index operation.
+
+    Args:
+        images: uint8, shape (N, channels, height, width).
+        labels: int64, shape (N,).
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        images = self.images[index]
+        if augment is not None and len(index):
+            images = torch.stack([augment(image) for image in images])
+        return images, self.labels[index]
+
+    def sha256(self) -> str:
+        """The SHA-256 of images and labels, in hexadecimal.
+
+        For MNIST's files, ``(tail -c +17 IMAGES; tail -c +9 LABELS) | sha256sum`` gives the same.
+        """
+        digest = hashlib.sha256(self.images.numpy().data)
+        digest.update(self.labels.to(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+class Subset(Images):
+    """The images of another set at ``indices``, int64, shape (N,)."""
+
+    def __init__(self, images: Images, indices: Tensor) -> None:
+        self.images, self.indices = images, indices
+        self.labels = images.labels[indices]
+
+    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return self.images.take(self.indices[index].tolist(), augment)
+
+
+class Augmented(Images):
+    """Training images for a DataLoader, with ``augment`` applied to each.
+
+    A batch is asked for as ``(name, indices)``. Its random numbers depend on the name alone: a
+    resumed run goes on with the same changes, and workers make the same ones. No other random
+    number of the process moves, and no device's generator is seeded.
+    """
+
+    def __init__(self, images: Images, augment: Augment) -> None:
+        self.images, self.augment = images, augment
+        self.labels = images.labels
+
+    def __getitems__(self, batch: Any) -> Batch:
+        name, indices = batch
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.images.take(indices, self.augment)
