@@ -54,9 +54,7 @@ def draw_before_after(folders: Mapping[str, Path], path: Path) -> None:
         for row, kind in enumerate(("repaired", "broken"), start=1):
             axes[row, column].axis("off")
             if (file := folder / "figures" / f"{kind}.png").exists():
-                image = Image.open(file)
-                # The upper half: its title and two of four rows.
-                axes[row, column].imshow(image.crop((0, 0, image.width, int(0.56 * image.height))))
+                axes[row, column].imshow(Image.open(file))
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=180, format="png")
     plt.close(figure)

@@ -73,8 +73,7 @@ def run(main: Callable[[], object]) -> None:
 
         code, sweep = close_sweep(reason, code)
         if sweep is not None:
-            make_sweep_report(sweep)
-            print(f"report: {sweep / 'report.html'}")
+            print(*make_sweep_report(sweep), f"report: {sweep / 'report.html'}", sep="\n")
     elif reason is not None and not shows_traceback:
         if code == 1 and not isinstance(error, UserError):
             reason += f" ({_FULL_ERROR}=1 shows where)"

@@ -1,4 +1,4 @@
-"""Drawing a run or a sweep again, from what it left in its folder."""
+"""Drawing a run or a sweep again, from the files in its folder."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from lora_mnist.disk.latest import latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.show.report import make_report, make_sweep_report
 
-#: Each in the folder of its own.
+#: A run's folder has the first, a sweep's the second.
 _FILES = ("results.json", "sweep.json")
 
 
@@ -17,19 +17,25 @@ def report(cfg: DictConfig, run_folder: Path | None = None) -> Path:
 
     Args:
         cfg: a configuration of ``configs/report.yaml``; it is not changed.
-        run_folder: not used; the report, whose path is returned, stands in the folder of the run.
+        run_folder: not used, since the report stands in the folder of the run.
+
+    Returns:
+        The path of ``report.html``.
 
     Raises:
         UserError: if there is no such run, or its folder cannot be read or written.
     """
     folder = find_run(cfg.run, Path(cfg.paths.outputs))
-    draw = make_sweep_report if (folder / "sweep.json").is_file() else make_report
+    lines: list[str] = []
     try:
-        draw(folder)
+        if (folder / "sweep.json").is_file():
+            lines = make_sweep_report(folder)
+        else:
+            make_report(folder)
     except (ValueError, OSError) as error:
         raise UserError(f"run={cfg.run}: {one_line(error)}") from error
     path = folder / "report.html"
-    print(f"report: {path}")
+    print(*lines, f"report: {path}", sep="\n")
     return path
 
 

@@ -60,6 +60,7 @@ def plain_repair(base: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]
     return {
         "repaired": sum(repaired),
         "broken": sum(broken),
+        "negative_flip_rate": sum(broken) / len(labels),
         "p_value": mcnemar(sum(repaired), sum(broken)),
         "repaired_per_class": repaired,
         "broken_per_class": broken,

@@ -51,7 +51,17 @@ def test_wilson_holds_the_count_and_is_symmetric(errors: int, right: int) -> Non
     assert wilson(right, images) == pytest.approx((images - high, images - low), abs=1e-9)
 
 
-def test_in_words() -> None:
-    assert chance_text(mcnemar(92, 85)) == "no more than chance would do, p = 0.65"
-    assert chance_text(mcnemar(0, 6)) == "p = 0.031"
-    assert chance_text(mcnemar(92, 1754)) == "p < 0.001"
+@pytest.mark.parametrize(
+    ("p_value", "text"),
+    [
+        (mcnemar(92, 85), "may be chance, p = 0.65"),
+        (mcnemar(0, 6), "p = 0.031"),
+        (mcnemar(92, 1754), "p < 0.001"),
+        (mcnemar(117, 88), "may be chance, p = 0.0502"),
+        (0.05, "p = 0.05"),
+        (0.0500001, "may be chance, p = 0.0500001"),
+        (0.0496, "p = 0.05"),
+    ],
+)
+def test_what_is_not_significant_is_never_rounded_to_what_is(p_value: float, text: str) -> None:
+    assert chance_text(p_value) == text

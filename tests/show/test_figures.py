@@ -3,23 +3,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-import torch
-from helpers.nets import TinyNet, randomize
 from helpers.runs import CLASSES, outcome, results, write_run
 from PIL import Image
-from torch import nn
 
-from lora_mnist import CNN, add_lora, save_adapter
 from lora_mnist.disk.predictions import Predictions, read_predictions
-from lora_mnist.lora import lora_weights, read_factors
 from lora_mnist.show.figures import (
     RED,
     draw_confusion,
     draw_errors,
     draw_gallery,
     draw_predictions,
-    singular_values,
 )
 
 
@@ -43,23 +36,35 @@ def test_bars_of_errors() -> None:
     assert weights == ["normal", "bold", "normal"]
 
 
-def test_of_very_many_classes_the_worst_have_bars() -> None:
-    names = [f"c{n}" for n in range(100)]
-    axes = draw_errors({"classes": names, "test": outcome([*range(100)])}).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == names[60:]
-
-
 def test_a_name_is_no_formula() -> None:
     figure = draw_errors({"classes": [r"$\x$", "b" * 99], "test": outcome([1, 2])})
     figure.savefig(BytesIO(), format="png")
 
 
 def test_what_is_good_is_green() -> None:
-    figure = draw_confusion(np.array([[5, -2], [3, 0]]), "", ["cat", "dog"], signed=True)
+    sides = np.array([[0, 0, 0, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 1, 0]])  # label, base, adapted
+    pair = Predictions(sides[0], sides[1], sides[1], sides[2], sides[2])
+    figure = draw_confusion(pair, ["cat", "dog"])
     shown = figure.axes[0].images[0].get_array()
-    assert np.sign(shown).tolist() == [[1, 1], [-1, 0]]
-    assert sorted(texts(figure)) == ["+3", "+5", "-2"]
-    assert texts(draw_confusion(np.full((30, 30), 2), "", ["a"] * 30)) == []
+    assert np.sign(shown).tolist() == [[1, 1], [-1, -1]]
+    assert sorted(texts(figure)) == ["+1", "+2", "-1", "-2"]
+
+
+def test_of_many_classes_the_largest_confusions_have_bars() -> None:
+    label, base, adapted = np.array([[7, 7, 7, 8, 9], [1, 1, 7, 8, 9], [7, 1, 7, 3, 9]])
+    names = [f"class{n}" for n in range(100)]
+    for pair, expected in (
+        (Predictions(label, base, base), {"class7 → class1": [2]}),
+        (
+            Predictions(label, base, base, adapted, adapted),
+            {"class7 → class1": [2, 1], "class8 → class3": [0, 1]},
+        ),
+        (Predictions(label, label, label), {}),
+    ):
+        axes = draw_confusion(pair, names).axes[0]
+        lengths = zip(*([bar.get_width() for bar in side] for side in axes.containers), strict=True)
+        bars = [tick.get_text() for tick in axes.get_yticklabels()]
+        assert dict(zip(bars, map(list, lengths), strict=True)) == expected
 
 
 def test_both_predictions_stand_under_an_image(tmp_path: Path) -> None:
@@ -84,26 +89,3 @@ def test_predictions_are_drawn_with_name_and_probability(tmp_path: Path) -> None
     assert figure.texts[0].get_text() == "2 pictures\n≠ base and adapted differ: 1"
     figure.savefig(tmp_path / "drawn.jpg")
     assert Image.open(tmp_path / "drawn.jpg").width == 600
-
-
-@pytest.mark.parametrize(
-    ("net", "settings"),
-    [
-        (TinyNet(), {"rank": 8, "alpha": 3, "use_rslora": True}),  # more than there are outputs
-        (TinyNet(), {"rank": 2, "init": "pissa"}),
-        (CNN(), {"rank": 2}),
-    ],
-)
-def test_singular_values_are_those_of_the_dense_update(
-    net: nn.Module, settings: dict[str, Any], tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    save_adapter(randomize(add_lora(net, **settings)), tmp_path)
-    factors = read_factors(tmp_path)
-    assert factors.keys() == lora_weights(net).keys()
-    for name, weight in lora_weights(net).items():
-        update = weight.module.weight - weight.base
-        dense = torch.linalg.svdvals(update.detach().flatten(1)).numpy()
-        found = singular_values(*factors[name])[: len(dense)]
-        values = np.pad(found, (0, len(dense) - len(found)))
-        np.testing.assert_allclose(values, dense, atol=1e-4, rtol=1e-4)

@@ -1,20 +1,23 @@
+"""Verdicts and advice of made-up runs, beside verdicts.txt, which is to be read."""
+
+from pathlib import Path
 from typing import Any
 
-import pytest
-from helpers.runs import confusion, outcome, repaired, results
+from helpers.runs import outcome, repaired, results
 
-from lora_mnist.show.verdict import (
-    confusions,
-    named,
-    short_name,
-    training_sentence,
-    verdict,
-    verdict_text,
-)
+from lora_mnist.show.changes import named, short_name
+from lora_mnist.show.verdict import training_sentence, verdict, verdict_text
 
+GOLDEN = Path(__file__).with_name("verdicts.txt")
 WORDS = "zero one two three four five six seven eight nine"
 DIGITS = [f"{n} - {word}" for n, word in enumerate(WORDS.split())]
 BASE = [10] * 9 + [70]
+OWN = ["data=folder", "data.data_dir=my photos", "net=custom", "net._target_=nets.Net"]
+OWN += ["base_ckpt=mine.pt", "trainer.max_steps=400", "data.replay=90"]
+DIAL = {
+    **{"images": 500, "scales": [0, 0.4, 1], "errors": [180, 171, 923], "advised": 0.4, "saved": 1},
+    **{"errors_of_target": [28, 11, 4], "errors_elsewhere": [152, 160, 919]},
+}
 
 
 def of_digits(broken: int, fixed: int, target: Any = 9, **more: Any) -> dict[str, Any]:
@@ -22,6 +25,13 @@ def of_digits(broken: int, fixed: int, target: Any = 9, **more: Any) -> dict[str
     test = repaired(BASE, [0] * 4 + [broken] + [0] * 5, [0] * 9 + [fixed], 1000)
     found = {"stage": "lora", "classes": DIGITS, "digit": target, "replay": 0, **more}
     return {**found, "test": test, "test_base": outcome(BASE, 1000)}
+
+
+def of_clothes(base: list[int], broken: list[int], fixed: list[int], **more: Any) -> dict[str, Any]:
+    """A repair of the shirts with replayed images."""
+    found = {"stage": "lora", "classes": ["coat", "dress", "shirt"], "digit": 2, "replay": 90}
+    test = repaired(base, broken, fixed, 200)
+    return {**found, "test": test, "test_base": outcome(base, 200), **more}
 
 
 def of_mistakes() -> dict[str, Any]:
@@ -33,143 +43,95 @@ def of_mistakes() -> dict[str, Any]:
     return {**of_digits(40, 0, target=None), **mended}
 
 
-HARM = "nines: 70 errors -> 9; the other digits: 90 -> 1,844 (broken 1,754): the repair did more "
-#: A base and an adapted network that both guess.
-RANDOM = {
-    "stage": "eval",
-    **{"classes": [*"abcde"], "digit": 4, "test_base": outcome([10, 50, 50, 50, 45], 50)},
+GUESSING = {
+    **{"stage": "lora", "classes": [*"abcde"], "digit": 4, "replay": 0},
+    "test_base": outcome([10, 50, 50, 50, 45], 50),
     "test": repaired([10, 50, 50, 50, 45], [40, 0, 0, 0, 0], [0, 5, 5, 5, 45], 50),
 }
-DIAL = {
-    "scales": [0, 0.4, 1],
-    "errors": [180, 171, 923],
-    "errors_of_target": [28, 11, 4],
-    "errors_elsewhere": [152, 160, 919],
-    "advised": 0.4,
-    "saved": 1,
+TYPED = ["experiment=repair", "digit=shirt", *OWN]
+CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a base": (results("pretrain"), ["stage=pretrain"]),
+    "somebody's base": ({**results("pretrain"), "stage": "eval"}, OWN),
+    "a base without errors": ({"stage": "eval", "classes": ["a"], "test": outcome([0])}, []),
+    "a base with most images wrong": (
+        {"stage": "eval", "classes": ["a", "b"], "test": outcome([19, 15])},
+        [],
+    ),
+    "no test": ({"stage": "lora"}, []),
+    "only nines: harm, and a smaller scale": (of_digits(1754, 61, dial=DIAL), ["stage=lora"]),
+    "harm, and no smaller scale": (of_digits(1754, 61, dial={**DIAL, "advised": 0}), []),
+    "harm, turned down already": (
+        of_digits(1754, 61, replay=90, dial={**DIAL, "saved": 0.4}),
+        ["experiment=repair", "digit=9", "loss.target_weight=0.8"],
+    ),
+    "harm by other weights": (of_digits(1754, 61, stage="finetune"), ["stage=finetune"]),
+    "turned off": (
+        of_digits(0, 0, replay=90, dial={**DIAL, "advised": 0, "saved": 0}),
+        ["experiment=repair", "digit=9", "optimizer.lr=0.1"],
+    ),
+    "nothing but chance": (of_digits(5, 5, replay=90), ["experiment=repair"]),
+    "two classes": (of_digits(0, 1, target=[4, 9]), ["stage=lora", "digit=[4,9]"]),
+    "all classes": (of_digits(20, 0, target=None, dial={**DIAL, "saved": 0.5}), ["stage=lora"]),
+    "no better than guessing": (GUESSING, []),
+    "mistakes": (of_mistakes(), ["stage=lora", "data.mistakes=wrong"]),
+    "a good repair": (of_clothes([30, 8, 60], [2, 1, 0], [5, 1, 40]), TYPED),
+    "a good repair, tested again": (
+        of_clothes([30, 8, 60], [2, 1, 0], [5, 1, 40], stage="eval"),
+        ["adapter=latest"],
+    ),
+    "the class repaired, no gain in all": (
+        of_clothes([20, 15, 96], [60, 28, 0], [31, 25, 61]),
+        TYPED,
+    ),
+    "the class repaired on top, others worse": (
+        of_clothes([20, 15, 96], [60, 28, 0], [31, 25, 61]),
+        [*TYPED, "adapter=latest"],
+    ),
+    "others gain, the class does not": (of_clothes([60, 40, 20], [0, 0, 3], [40, 30, 4]), TYPED),
+    "a loss of what was repaired before": (
+        of_clothes(
+            *([80, 9, 20], [0, 20, 0], [60, 0, 0]),
+            **{"digit": 0, "repaired_before": [1], "test_before": outcome([80, 9, 20], 200)},
+        ),
+        [*TYPED, "adapter=latest"],
+    ),
+    "what was repaired before stays": (
+        of_clothes(
+            *([80, 9, 20], [0, 1, 0], [60, 2, 1]),
+            **{"digit": 0, "repaired_before": [1], "test_before": outcome([80, 9, 20], 200)},
+        ),
+        [*TYPED, "adapter=latest"],
+    ),
 }
-TWO = {"stage": "eval", "classes": ["a", "b"], "digit": 1, "test_base": outcome([0, 9])}
 
 
-@pytest.mark.parametrize(
-    ("found", "expected"),
-    [
-        (
-            of_digits(1754, 61, dial=DIAL),
-            f"{HARM}harm than good. At 0.4 of its size (nines 28 -> 11, the other digits 152 -> "
-            "160 validation errors): `eval.py adapter=latest scale=0.4`. `experiment=repair` "
-            "replays the other digits.",
-        ),
-        (
-            of_digits(1754, 61, dial={**DIAL, "advised": 0}),
-            f"{HARM}harm than good. No smaller scale leaves fewer validation errors than the base. "
-            "`experiment=repair` replays the other digits.",
-        ),
-        (
-            of_digits(0, 0, replay=90, dial={**DIAL, "advised": 0, "saved": 0}),
-            "nines: 70 errors -> 70; the other digits: 90 -> 90: the adapter was turned off: no "
-            "scale leaves fewer validation errors. `loss.target_weight=0.2` repairs less, and "
-            "breaks less of the other digits.",
-        ),
-        # No advice that was already taken.
-        (
-            of_digits(1754, 61, replay=90, dial={**DIAL, "saved": 0.4}),
-            f"{HARM}harm than good. `loss.target_weight=0.2` repairs less, and breaks less of the "
-            "other digits.",
-        ),
-        (
-            of_digits(1754, 61, replay=90, target_weight=0.2),
-            f"{HARM}harm than good. `stage=finetune digit=null data.batch_size=100` trains on "
-            "instead.",
-        ),
-        (of_digits(1754, 61, stage="finetune"), f"{HARM}harm than good."),
-        (
-            of_digits(5, 5),
-            "nines: 70 errors -> 65 (may be chance, p = 0.062); the other digits: 90 -> 95 (broken "
-            "5, may be chance, p = 0.062): 5 repaired, 5 broken: no more than chance would do, p = "
-            "1.",
-        ),
-        (
-            {**TWO, "test": repaired([0, 9], [0, 0], [0, 9])},
-            "images of b: 9 errors -> 0; the other classes: 0 -> 0: 0 of 9 errors left.",
-        ),
-        (
-            of_digits(0, 1, target=[4, 9]),
-            "fours and nines: 80 errors -> 79 (may be chance, p = 1); the other digits: 80 -> 80: "
-            "1 repaired, 0 broken: no more than chance would do, p = 1.",
-        ),
-        (
-            of_digits(20, 0, target=None, dial={**DIAL, "saved": 0.5}),
-            "test images: 160 errors -> 180 (broken 20): the repair did more harm than good. At "
-            "0.8 of its size (all classes 180 -> 171 validation errors): `eval.py adapter=latest "
-            "scale=0.8`.",
-        ),
-        (
-            RANDOM,
-            "images of e: 45 errors -> 0; the other classes: 160 -> 185 (broken 40): 185 of 200 "
-            "images of the other classes are wrong, no better than guessing.",
-        ),
-        (
-            results("pretrain"),
-            "12 errors in 60 images, most on the images of dog: 9 of 20. `experiment=repair "
-            "digit=dog` repairs them.",
-        ),
-        (
-            of_mistakes(),
-            "mistakes learnt: 1 right -> 10 of 10; mistakes held out: 0 right -> 4 of 5; test "
-            "images: 160 errors -> 200 (broken 40): mending them cost 40 test errors.",
-        ),
-        ({"classes": ["a"], "test": outcome([0])}, "0 errors in 20 images."),
-        ({"stage": "lora"}, ""),
-    ],
-)
-def test_what_a_run_found(found: dict[str, Any], expected: str) -> None:
-    assert verdict_text(found) == expected
+def test_verdicts_and_advice_are_those_that_were_read(tmp_path: Path, monkeypatch: Any) -> None:
+    """After a change of words: read the difference, then copy what this test has written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    lines = []
+    for name, (found, typed) in CASES.items():
+        text = "".join(f"- {override}\n" for override in typed)
+        (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text(text or "[]")
+        lines.append(f"# {name}")
+        for phrase in verdict(found, tmp_path / "run"):
+            lines.append(f"{phrase.mood:6} {phrase.text}")
+        lines.append("")
+    (tmp_path / "verdicts.txt").write_text("\n".join(lines))
+    assert lines == GOLDEN.read_text().split("\n"), tmp_path
 
 
-def test_what_is_better_and_what_is_worse() -> None:
-    def moods(found: dict[str, Any]) -> list[str]:
-        return [phrase.mood for phrase in verdict(found)]
-
-    assert moods(of_digits(12, 61)) == ["good", "bad", "good"]
-    assert moods(of_digits(2, 61)) == ["good", "plain", "good"]
-    assert moods(of_digits(50, 61)) == ["good", "bad", "plain"]
-    # Nothing is good where the whole is bad, or everything else is wrong.
-    assert moods(of_digits(1754, 61)) == ["plain", "bad", "bad", "advice"]
-    assert "good" not in moods(RANDOM)
-    assert moods(results("pretrain")) == ["plain", "plain", "advice"]
+def test_a_run_from_python_has_no_command_line_to_repeat(tmp_path: Path) -> None:
+    phrases = verdict(of_digits(1754, 61), tmp_path)
+    assert phrases[-1].text.endswith("train.py experiment=repair digit=9")
+    assert verdict_text(of_digits(1754, 61)).endswith("more harm than good.")
 
 
-def test_what_is_taken_for_what() -> None:
-    def lines(found: dict[str, Any]) -> list[str]:
-        return [" ".join(text for text, _ in line) for line in confusions(found).values()]
-
-    found = of_digits(0, 50, adapter="adapter")
-    assert lines(found) == []
-    found["test_base"]["confusions"] = [confusion(4, 9, 1021), confusion(9, 4, 18), confusion(6, 0)]
-    found["test"]["confusions"] = [confusion(7, 9, 2), confusion(4, 9, 2)]
-    base, adapted = lines(found)
-    assert base == (
-        "largest confusions, base: 1,021 fours taken for nines, 18 nines taken for fours, 1 of the "
-        "sixes taken for zeros."
-    )
-    said = "largest confusions, adapted: 2 sevens taken for nines, 2 fours taken for nines."
-    assert adapted == f"{said} `experiment=repair 'digit=[4,7]' adapter=latest` repairs them."
-    tested = found | {"stage": "eval", "adapter": "/my runs/1"}
-    command = "experiment=repair 'digit=[4,7]' \"adapter='/my runs/1'\""
-    assert lines(tested)[1] == f"{said} `{command}` repairs them."
-    assert lines(found | {"stage": "finetune", "adapter": None})[1] == said
-    harm = of_digits(1754, 61, adapter="adapter")
-    harm["test"]["confusions"] = found["test"]["confusions"]
-    assert lines(harm) == [said]
-    base = {"classes": ["a cat", "b"], "test": {"confusions": [confusion(0, 1, 3)]}}
-    assert lines(base)[0].endswith("`experiment=repair \"digit='a cat'\"` repairs them.")
-
-
-def test_classes_are_called_as_people_call_them() -> None:
+def test_classes_in_a_sentence() -> None:
     assert named(["0 - zero", "6 - six"], [0, 1]) == "zeros and sixes"
-    assert named(["0", "6"], [0, 1]) == "zeros and sixes"
-    assert named(["cat", "dog"], [0, 1]) == "images of cat and dog"
+    assert named(["cat", "dog", "6"], [0, 1]) == "cat and dog"
+    assert named([*"abcdefgh"], range(7)) == "7 classes"
     assert [short_name(name) for name in ("9 - nine", "shirt - red")] == ["9", "shirt - red"]
 
 
@@ -177,6 +139,7 @@ def test_what_is_trained() -> None:
     assert training_sentence("lora", 5466, DIGITS, [9], 90) == (
         "training an adapter on 5,466 nines and 90 replayed images a step"
     )
+    assert training_sentence("lora", 57, ["coat", "shirt"], [1]).endswith("57 images of shirt")
     assert training_sentence("finetune", 31, DIGITS, None, are_mistakes=True) == (
         "training the base's own weights on 31 mistakes"
     )

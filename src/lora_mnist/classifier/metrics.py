@@ -1,4 +1,4 @@
-"""How errors are counted, for a network and its base, and what loggers get of them.
+"""How errors of a network and its base are counted, and which of these numbers loggers get.
 
 :func:`compare_errors` is for a loop without Lightning.
 """
@@ -17,23 +17,23 @@ from torchmetrics.utilities import dim_zero_cat
 from lora_mnist.classifier.significance import mcnemar, wilson
 from lora_mnist.lora import lora_disabled
 
-#: What is kept of each image; a network without a base is one itself.
-_KEPT = ("index", "label", "base", "adapted", "base_probability", "adapted_probability")
-#: Confusions that results.json names.
-_NAMED = 3
+#: The predictions of each image; a network without a base counts as one.
+_COLUMNS = ("index", "label", "base", "adapted", "base_probability", "adapted_probability")
+#: Largest confusions that results.json names.
+_CONFUSIONS = 3
 
 
 class Evaluation(Metric):
-    """What a network predicts for each image of a set, and its base; and what is counted of that.
+    """Predictions of a network and its base for each image of a set, and the errors in them.
 
     As a torchmetrics metric it adds up over batches and over the processes of a distributed run:
     image ``j`` of process ``r`` is image ``j * processes + r`` of all, as
     :class:`lora_mnist.data.ImageDataModule` shares them out.
 
     Attributes:
-        predictions: of what was counted last, tensors of shape (N,) in the order of the images:
-            ``index`` and ``label`` of each, and what ``base`` and ``adapted`` predict, with
-            ``base_probability`` and ``adapted_probability``.
+        predictions: those that were counted last, tensors of shape (N,) in the order of the
+            images: ``index`` and ``label`` of each, the classes that ``base`` and ``adapted``
+            predict, with ``base_probability`` and ``adapted_probability``.
     """
 
     label: list[Tensor]
@@ -42,7 +42,7 @@ class Evaluation(Metric):
         super().__init__()
         self.num_classes = num_classes
         self.predictions: dict[str, Tensor] = {}
-        for name in _KEPT:
+        for name in _COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
         for side in ("base", "adapted"):
             self.add_state(f"{side}_loss", default=torch.zeros(()), dist_reduce_fx="sum")
@@ -58,26 +58,31 @@ class Evaluation(Metric):
         sides = {"base": logits}
         if base_logits is not None:
             sides = {"base": base_logits, "adapted": logits}
-        for side, of_side in sides.items():
-            batch[side] = of_side.argmax(dim=1)
-            probabilities = of_side.float().softmax(dim=1)  # NumPy knows no bfloat16
+        for side, side_logits in sides.items():
+            batch[side] = side_logits.argmax(dim=1)
+            probabilities = side_logits.float().softmax(dim=1)  # NumPy knows no bfloat16
             batch[f"{side}_probability"] = probabilities.gather(1, batch[side][:, None])[:, 0]
             loss = getattr(self, f"{side}_loss")
-            loss += F.cross_entropy(of_side, labels) * len(labels)
+            loss += F.cross_entropy(side_logits, labels) * len(labels)
         for name, values in batch.items():
             getattr(self, name).append(values)
 
     def compute(self) -> dict[str, dict[str, Any]]:
-        """What results.json holds of ``base`` and ``adapted``: plain numbers and lists of them.
+        """Errors of ``base`` and ``adapted`` as in results.json: numbers and lists of numbers.
 
         ``errors_interval_per_class`` are 95% intervals, see :func:`.significance.wilson`; ``loss``
         is the mean cross-entropy in nats, whatever training minimises; ``None`` where it is not
         finite, for which JSON has no number. An image is ``repaired`` if the base gets it wrong and
         the adapted network right; ``broken`` is the reverse: ``errors = errors of the base -
         repaired + broken``; ``p_value`` is :func:`.significance.mcnemar` of the two.
+        ``negative_flip_rate`` is ``broken`` as a share of all images: Yan et al. 2021,
+        "Positive-Congruent Training", arXiv:2011.09161.
         """
-        kept = {name: getattr(self, name) for name in _KEPT}
-        tensors = {name: dim_zero_cat(values) for name, values in kept.items() if len(values)}
+        tensors = {}
+        for name in _COLUMNS:
+            values = getattr(self, name)
+            if len(values):
+                tensors[name] = dim_zero_cat(values)
         order = tensors["index"].argsort()
         self.predictions = {name: values[order] for name, values in tensors.items()}
         outcomes: dict[str, dict[str, Any]] = {}
@@ -92,6 +97,7 @@ class Evaluation(Metric):
             outcomes["adapted"] = {
                 "repaired": sum(repaired),
                 "broken": sum(broken),
+                "negative_flip_rate": sum(broken) / len(label),
                 "p_value": mcnemar(sum(repaired), sum(broken)),
                 "repaired_per_class": repaired,
                 "broken_per_class": broken,
@@ -100,7 +106,7 @@ class Evaluation(Metric):
         return outcomes
 
     def _outcome(self, side: str) -> dict[str, Any]:
-        """What is counted of one side alone."""
+        """Errors of one side, ``base`` or ``adapted``."""
         label, predicted = self.predictions["label"], self.predictions[side]
         is_wrong = predicted != label
         images, errors = self._per_class(label), self._per_class(label[is_wrong])
@@ -108,13 +114,13 @@ class Evaluation(Metric):
         pairs = label[is_wrong] * self.num_classes + predicted[is_wrong]
         counts = torch.bincount(pairs.cpu())
         confusions = []
-        for pair in counts.argsort(descending=True, stable=True)[:_NAMED].tolist():
+        for pair in counts.argsort(descending=True, stable=True)[:_CONFUSIONS].tolist():
             if count := int(counts[pair]):
                 y, c = divmod(pair, self.num_classes)
                 confusions.append({"label": y, "taken_for": c, "images": count})
         intervals = []
-        for wrong, of in zip(errors, images, strict=True):
-            low, high = wilson(wrong, of)
+        for wrong, total in zip(errors, images, strict=True):
+            low, high = wilson(wrong, total)
             intervals.append([round(low, 2), round(high, 2)])
         return {
             "loss": loss if math.isfinite(loss) else None,
@@ -150,9 +156,9 @@ def scalars(
     names: Sequence[str] = (),
     targets: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """The numbers of ``split`` that loggers get, and of its base, if there is one, by tag.
+    """The numbers of ``split`` and of its base that loggers get, by tag.
 
-    ``names`` of classes give a curve of each; with very many, of those to repair alone.
+    With ``names`` each class has a curve; of very many classes only those to repair have one.
     """
     classes: Sequence[int] = range(len(names))
     if len(names) > _MOST_CURVES:
@@ -167,9 +173,9 @@ def scalars(
             if outcome.get(key) is not None:
                 tags[f"{side}/{key}"] = float(outcome[key])
         if targets:
-            of_target = sum(errors[c] for c in targets)
-            tags[f"{side}/errors_of_target"] = float(of_target)
-            tags[f"{side}/errors_elsewhere"] = float(sum(errors) - of_target)
+            target_errors = sum(errors[c] for c in targets)
+            tags[f"{side}/errors_of_target"] = float(target_errors)
+            tags[f"{side}/errors_elsewhere"] = float(sum(errors) - target_errors)
         for c in classes:
             if images[c]:
                 name = names[c].replace("/", "-")  # else it would begin a level of tags
@@ -183,7 +189,7 @@ def compare_errors(
 ) -> dict[str, Any]:
     """Errors of an adapted network beside those of its base, for a loop of one's own.
 
-    The network is asked in the mode and on the device that it is in; call ``model.eval()`` first.
+    The network stays in its mode and on its device; call ``model.eval()`` first.
 
     Args:
         model: a network with LoRA (see :func:`lora_mnist.add_lora`): from images to logits of
@@ -195,8 +201,8 @@ def compare_errors(
         ``base`` and ``adapted``, each with ``loss``, ``accuracy``, ``errors``,
         ``errors_per_class``, their 95% Wilson intervals ``errors_interval_per_class``,
         ``images_per_class`` and the largest ``confusions``; ``adapted`` also with ``repaired``,
-        ``broken``, McNemar's exact ``p_value`` of the two, ``repaired_per_class`` and
-        ``broken_per_class``.
+        ``broken``, its share of all images ``negative_flip_rate``, McNemar's exact ``p_value`` of
+        the two, ``repaired_per_class`` and ``broken_per_class``.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or there is no batch.

@@ -4,7 +4,7 @@ from math import sqrt
 
 #: A difference with a larger p-value is called neither good nor bad.
 LEVEL = 0.05
-#: Of the standard normal distribution, between whose -z and z lie 95%.
+#: 95% of the standard normal distribution lie between -z and z.
 _Z = 1.959963984540054
 
 
@@ -43,11 +43,16 @@ def wilson(errors: int, images: int) -> tuple[float, float]:
 
 
 def p_text(p_value: float) -> str:
-    """``p = 0.65``, or ``p < 0.001``."""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+    """``p = 0.65`` or ``p < 0.001``; never rounded to the other side of :data:`LEVEL`."""
+    if p_value < 0.001:
+        return "p < 0.001"
+    digits = 2
+    while (float(f"{p_value:.{digits}g}") <= LEVEL) != (p_value <= LEVEL):
+        digits += 1
+    return f"p = {p_value:.{digits}g}"
 
 
 def chance_text(p_value: float) -> str:
-    """What a p-value says: ``no more than chance would do, p = 0.65``, or ``p < 0.001`` alone."""
-    chance = "no more than chance would do, " if p_value > LEVEL else ""
+    """``may be chance, p = 0.65``, or ``p < 0.001`` alone."""
+    chance = "may be chance, " if p_value > LEVEL else ""
     return f"{chance}{p_text(p_value)}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a sweep's report needs no torch
 PREDICTIONS_FILE = "predictions.safetensors"
 
 #: Images in a gallery, and the longest side, in pixels, with which one is kept.
-_SHOWN = 32
+_SHOWN = 16
 _LONGEST = 64
 #: Images of each confusion: a row of the figure.
 _OF_CONFUSION = 8

@@ -1,9 +1,5 @@
-"""Figures of a run, drawn from its folder into ``figures/`` as PNG files.
+"""Figures of a run, drawn into ``figures/`` from its results.json and its saved predictions."""
 
-They show what results.json, the saved predictions and the adapter hold.
-"""
-
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -13,17 +9,16 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions
-from lora_mnist.show.verdict import (
+from lora_mnist.show.changes import (
+    before_name,
+    outcome_before,
     short_name,
-    start_name,
-    started_from,
+    shown_classes,
     targets_of,
-    worst_classes,
 )
 
 #: Folder of the figures in a run's.
@@ -39,7 +34,10 @@ STYLE: dict[Any, Any] = {
 }
 
 _WIDTH = 6.0  # inches
-_MOST_BARS = 40
+DPI = 130
+_MOST_BARS = 20
+#: With more classes the numbers in a matrix could not be read.
+_MOST_IN_MATRIX = 12
 _COLUMNS = 8
 
 Array = NDArray[Any]
@@ -53,45 +51,38 @@ def draw_run(
     The files by the figures' names stand in the order in which to look at them.
     """
     classes = [str(name) for name in results["classes"]]
-    figures = {"errors": draw_errors(results)}
+    figures = {}
+    if shown_classes(results, _MOST_BARS):
+        figures["errors"] = draw_errors(results)
     if results.get("dial"):
         figures["dial"] = draw_dial(results)
     if predictions is not None:
         for kind, gallery in predictions.galleries.items():
             if gallery.total:
                 figures[kind] = draw_gallery(kind, predictions, classes)
-        base = predictions.confusion(predictions.base, len(classes))
-        if predictions.adapted is not None:
-            adapted = predictions.confusion(predictions.adapted, len(classes))
-            figures["confusion_difference"] = draw_confusion(
-                adapted - base, "what the repair changed: images, adapted - base", classes, True
-            )
-            figures["confusion_adapted"] = draw_confusion(adapted, "adapted: images", classes)
-        figures["confusion_base"] = draw_confusion(base, "base: images", classes)
-    if (folder / "adapter").is_dir():
-        from lora_mnist.lora import read_factors  # late: a sweep's report needs no torch
-
-        if factors := read_factors(folder / "adapter"):
-            figures["singular_values"] = draw_singular_values(factors)
+        figures["confusion"] = draw_confusion(predictions, classes)
     for path in (folder / FIGURES).glob("*.png"):
         path.unlink()
     paths = {name: folder / FIGURES / f"{name}.png" for name in figures}
     for name, path in paths.items():
         with atomic_write(path) as temporary:
-            figures[name].savefig(temporary, dpi=130)
+            figures[name].savefig(temporary, dpi=DPI)
     return paths
 
 
 @matplotlib.rc_context(STYLE)
 def draw_errors(results: Mapping[str, Any]) -> Figure:
-    """Bars of each class's errors, before and after; of very many classes the worst."""
-    errors = {start_name(results): started_from(results)["errors_per_class"]}
+    """Bars of each class's errors before and after; of many classes those that changed most."""
+    errors = {before_name(results): outcome_before(results)["errors_per_class"]}
     if "test_base" in results:
         errors["adapted"] = results["test"]["errors_per_class"]
-    shown = worst_classes(results, _MOST_BARS)
+    shown = shown_classes(results, _MOST_BARS)
     bars = {side: [counts[c] for c in shown] for side, counts in errors.items()}
     names = [str(results["classes"][c]) for c in shown]
-    figure = _draw_bars(names, bars, "{:,.0f}", "errors on the test images")
+    title = "errors on the test images"
+    if rest := len(results["classes"]) - len(shown):
+        title += f"; {rest} other classes are not shown"
+    figure = _draw_bars(names, bars, title)
     for label, c in zip(figure.axes[0].get_yticklabels(), shown, strict=True):
         label.set_fontweight("bold" if c in targets_of(results) else "normal")
     return figure
@@ -135,35 +126,50 @@ def draw_dial(results: Mapping[str, Any]) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_confusion(
-    counts: Array, title: str, classes: Sequence[str], signed: bool = False
-) -> Figure:
-    """A matrix of images by class and prediction; what is good is green, what is bad red.
+def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
+    """Which class is taken for which: images by class and prediction, or what changed in them.
 
-    ``counts``, shape (classes, classes), are numbers of images or, ``signed``, their differences.
+    Few classes have a matrix, what is good in green, what is bad in red; of many classes bars show
+    the pairs that changed most.
     """
+    base = predictions.confusion(predictions.base, len(classes))
+    counts, title, is_change = base, "images of each class by their prediction", False
+    if predictions.adapted is not None:
+        adapted = predictions.confusion(predictions.adapted, len(classes))
+        counts, title, is_change = adapted - base, "what changed: images, adapted - base", True
     right = np.eye(len(counts), dtype=bool)
-    good = np.where(right, counts, -counts)
-    # Of thousands of right predictions the few wrong ones would not be seen on one scale.
+    if len(classes) > _MOST_IN_MATRIX:
+        sizes = np.where(right, 0, np.abs(counts))
+        order = np.argsort(-sizes, axis=None, kind="stable")[:_MOST_BARS]
+        pairs = [divmod(int(place), len(classes)) for place in order if sizes.flat[place]]
+        sides = {"base": [base[pair] for pair in pairs]}
+        if is_change:
+            sides["adapted"] = [adapted[pair] for pair in pairs]
+        names = []
+        for label, prediction in pairs:
+            ends = [_shortened(short_name(classes[c]), 14) for c in (label, prediction)]
+            names.append(" → ".join(ends))
+        which = "largest changes of confusions" if is_change else "largest confusions"
+        return _draw_bars(names, sides, f"{which}: images, what it is → the prediction")
+    # On one scale with thousands of right predictions the few wrong ones would not be seen.
     size = np.abs(counts)
     most = np.where(right, size[right].max(initial=1), size[~right].max(initial=1))
-    side = max(0.42 * min(len(counts), 16), 3)
+    good = np.where(right, counts, -counts)
+    side = max(0.42 * len(counts), 3)
     figure = Figure(figsize=(side + 1.6, side + 1.2), layout="constrained")
     axes = figure.subplots()
     colors = LinearSegmentedColormap.from_list("errors", [RED, "white", GREEN])
     axes.imshow(np.sign(good) * np.sqrt(np.abs(good) / most), cmap=colors, vmin=-1.4, vmax=1.4)
-    if len(counts) <= 12:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            text = f"{counts[row, column]:{'+' if signed else ''},}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7)
-    step = 1 + len(counts) // 25
-    places = range(0, len(counts), step)
-    axes.set_yticks(places, [_shortened(name) for name in classes[::step]])
-    axes.set_xticks(places, [_shortened(short_name(name), 6) for name in classes[::step]])
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        text = f"{counts[row, column]:{'+' if is_change else ''},}"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7)
+    places = range(len(counts))
+    axes.set_yticks(places, [_shortened(name) for name in classes])
+    axes.set_xticks(places, [_shortened(short_name(name), 6) for name in classes])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("prediction")
-    meaning = "green: better, red: worse" if signed else "green: right, red: wrong"
+    meaning = "green: better, red: worse" if is_change else "green: right, red: wrong"
     axes.set_title(f"{title}\n{meaning}", loc="left")
     return figure
 
@@ -245,49 +251,17 @@ def _draw_images(
     return figure
 
 
-@matplotlib.rc_context(STYLE)
-def draw_singular_values(factors: Mapping[str, tuple[Any, Any, float]]) -> Figure:
-    """Singular values of what the adapter adds to each layer: how much of its rank it uses.
-
-    ``factors`` are ``lora_A``, ``lora_B`` and ``scaling`` by layer.
-    """
-    values = {layer: singular_values(*of) for layer, of in factors.items()}
-    if max(map(len, values.values())) == 1:
-        norms = {"adapted": [float(of[0]) for of in values.values()][:_MOST_BARS]}
-        title = "size of what the adapter adds to each layer (Frobenius norm)"
-        return _draw_bars(list(values)[:_MOST_BARS], norms, "{:.3g}", title)
-    title = "singular values of what it adds to each layer"
-    meaning = "those near 0 are rank that the adapter does not use"
-    places = range(1, 1 + max(map(len, values.values())))
-    figure = _draw_curves(places, values, f"{title}\n{meaning}")
-    figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
-
-
-def singular_values(lora_A: Any, lora_B: Any, scaling: float) -> Array:
-    """Singular values of ``scaling * lora_B @ lora_A``, the largest first, without the product.
-
-    With ``lora_B = Q R`` and ``lora_A^T = P S`` the product is ``Q (R S^T) P^T``, whose singular
-    values are those of ``R S^T``, a matrix of rank x rank; fewer where a side of it is smaller.
-    """
-    left: Any = np.linalg.qr(np.asarray(lora_B).reshape(len(lora_B), -1), mode="r")
-    right: Any = np.linalg.qr(np.asarray(lora_A).reshape(len(lora_A), -1).T, mode="r")
-    return np.asarray(abs(scaling) * np.linalg.svd(left @ right.T, compute_uv=False))
-
-
-def _draw_bars(
-    names: Sequence[str], sides: Mapping[str, Sequence[float]], number: str, title: str
-) -> Figure:
-    """For each of ``names`` a bar of one side or two, from top to bottom, with its number."""
+def _draw_bars(names: Sequence[str], sides: Mapping[str, Sequence[int]], title: str) -> Figure:
+    """A bar of each side for each of ``names``, from top to bottom, with its number."""
     figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(names)), layout="constrained")
     axes = figure.subplots()
     places: Array = np.arange(len(names))
     height = 0.8 / len(sides)
-    axes.set_yticks(places + (0.8 - height) / 2, [_shortened(name) for name in names])
+    axes.set_yticks(places + (0.8 - height) / 2, [_shortened(name, 31) for name in names])
     for side, lengths in sides.items():
         color = BLUE if side == "adapted" else GRAY
         bars = axes.barh(places, lengths, height, color=color, label=side)
-        axes.bar_label(bars, fmt=number, padding=2, fontsize=8)
+        axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=8)
         places = places + height
     axes.invert_yaxis()
     axes.margins(x=0.12, y=0.01)  # room for the numbers, which stand for a scale
@@ -296,19 +270,6 @@ def _draw_bars(
     axes.set_title(title, loc="left")
     if len(sides) > 1:
         figure.legend(ncols=2, frameon=False, loc="outside lower right")
-    return figure
-
-
-def _draw_curves(xs: Sequence[float], curves: Mapping[str, Any], title: str) -> Figure:
-    """A curve for each of ``curves``, which may end early."""
-    figure = Figure(figsize=(_WIDTH, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for (name, ys), marker in zip(curves.items(), itertools.cycle("osD^vP*X")):
-        axes.plot(xs[: len(ys)], ys, marker=marker, ms=4, label=_shortened(name, 26))
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    axes.set_title(title, loc="left")
     return figure
 
 

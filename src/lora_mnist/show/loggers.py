@@ -1,11 +1,10 @@
-"""What loggers get beyond the scalars and the configuration, which Lightning gives to all of them.
+"""What loggers get at the end of a run, beside the scalars that Lightning gives to all of them.
 
-Each gets the verdict, and the figures where it can show them. TensorBoard also has base and adapted
-on one chart (Custom Scalars), the singular values of what the adapter adds (Histograms), the errors
-of each class and the configuration (Text), and a row for the run (HParams).
+Each gets the verdict, and the figures where it can show them. TensorBoard also gets a page of
+charts (Custom Scalars), the errors of each class and the configuration (Text), and the run's row
+of the table of runs (HParams).
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import indent
@@ -17,86 +16,13 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lora_mnist.lora import read_factors
-from lora_mnist.project import typed_overrides
-from lora_mnist.show.figures import FIGURES, singular_values
+from lora_mnist.show.changes import FEW_CLASSES
+from lora_mnist.show.figures import FIGURES
 from lora_mnist.show.tables import results_text
 from lora_mnist.show.verdict import verdict_text
-from lora_mnist.sweep.command import key_of
-
-#: The scalars to look at first.
-_FIRST = re.compile(r"train/|lr-|val/(accuracy|loss|errors\w*|repaired|broken)$")
-#: The charts of the custom page, by page; their tags are regular expressions.
-_LAYOUT = {
-    "The repair": {
-        "loss": ["Multiline", ["^repair/(train|val)/loss$"]],
-        "accuracy, base and adapted": ["Multiline", ["repair/val(_base)?/accuracy$"]],
-        "errors on what is to be repaired": ["Multiline", ["repair/val(_base)?/errors_of_target$"]],
-        "errors elsewhere": ["Multiline", ["repair/val(_base)?/errors_elsewhere$"]],
-        "repaired and broken": ["Multiline", ["^repair/val/(repaired|broken)$"]],
-    },
-    "Accuracy of each class": {
-        "adapted": ["Multiline", ["repair/val/accuracy_per_class/"]],
-        "base": ["Multiline", ["repair/val_base/accuracy_per_class/"]],
-    },
-    "The adapter": {
-        "size of what it adds to each layer (Frobenius norm)": ["Multiline", ["/adapter/norm/"]],
-    },
-    "Pretraining": {
-        "loss": ["Multiline", ["^pretrain/(train|val)/loss$"]],
-        "accuracy": ["Multiline", ["^pretrain/val/accuracy$"]],
-        "accuracy of each class": ["Multiline", ["pretrain/val/accuracy_per_class/"]],
-    },
-}
-#: What runs often differ in, and what a run without has: a base has rank 0. TensorBoard takes the
-#: columns of its table from the first run that it finds, perhaps of a base.
-_USUAL: dict[str, bool | int | float | str] = {
-    "digit": "",
-    "stage": "",
-    "lora.rank": 0,
-    "lora.alpha": 0,
-    "optimizer.lr": 0,
-    "data.replay": 0,
-    "data.hardness": 0,
-    "loss.target_weight": 0,
-    "trainer.max_steps": 0,
-    "seed": 0,
-}
 
 
-class SortedTensorBoardLogger(TensorBoardLogger):
-    """Lightning's, with a first page, the configuration, and the curves to look at first in front.
-
-    TensorBoard sorts tags by name and opens the first two groups: ``pretrain`` and ``repair``. They
-    are two, since a base takes thousands of steps and a repair takes a hundred.
-
-    Args:
-        save_dir: as Lightning's, and so is all else.
-        stage: of the run.
-    """
-
-    def __init__(self, save_dir: str, stage: str, **settings: Any) -> None:
-        super().__init__(save_dir, **settings)
-        self.group = "pretrain" if stage == "pretrain" else "repair"
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        tags = {}
-        for name, value in metrics.items():
-            tag = f"{self.group}/{name}" if _FIRST.match(name) else f"rest of {self.group}/{name}"
-            tags[name if name.startswith("test") else tag] = value
-        super().log_metrics(tags, step)
-
-    def log_hyperparams(self, params: Any, *ends: Any) -> None:
-        if not self.hparams:  # the first time
-            config = OmegaConf.to_yaml(OmegaConf.create(dict(params)))
-            self.experiment.add_custom_scalars(_LAYOUT)
-            self.experiment.add_text("3 configuration", indent(config, "    "))  # code in Markdown
-        super().log_hyperparams(params, *ends)
-
-
-def tell_loggers(
-    trainer: Trainer, results: Mapping[str, Any], figures: Mapping[str, Path], adapter: Path
-) -> None:
+def tell_loggers(trainer: Trainer, results: Mapping[str, Any], figures: Mapping[str, Path]) -> None:
     """Give every logger the verdict, and the figures where it can show them.
 
     W&B and TensorBoard are then closed: in a sweep the next job has its own.
@@ -104,10 +30,10 @@ def tell_loggers(
     verdict = verdict_text(results)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            _show_in_tensorboard(logger, trainer.global_step, results, figures, adapter)
+            _tell_tensorboard(logger, results, figures, verdict)
         elif isinstance(logger, WandbLogger):
             for name, path in figures.items():
-                logger.log_image(f"figures/{name}", [str(path)])
+                logger.log_image(f"{FIGURES}/{name}", [str(path)])
             logger.experiment.summary["verdict"] = verdict
             logger.experiment.finish()
         elif isinstance(logger, MLFlowLogger):
@@ -120,43 +46,55 @@ def tell_loggers(
             logger.save()
 
 
-def _show_in_tensorboard(
+def _tell_tensorboard(
     logger: TensorBoardLogger,
-    step: int,
     results: Mapping[str, Any],
     figures: Mapping[str, Path],
-    adapter: Path,
+    verdict: str,
 ) -> None:
-    writer = logger.experiment
-    writer.add_text("1 verdict", verdict_text(results))
-    writer.add_text("2 errors of each class", indent(results_text(results), "    "))
-    for number, (name, path) in enumerate(figures.items(), start=1):  # it sorts them by name
+    writer, config = logger.experiment, dict(logger.hparams)
+    writer.add_custom_scalars(charts_of(results))
+    writer.add_text("verdict", verdict)
+    writer.add_text("errors of each class", indent(results_text(results), "    "))
+    # Four spaces make code of it in Markdown.
+    writer.add_text("configuration", indent(OmegaConf.to_yaml(OmegaConf.create(config)), "    "))
+    for name, path in figures.items():
         pixels = np.asarray(Image.open(path).convert("RGB"))
-        tag = f"test figures/{number} {name.replace('_', ' ')}"
-        writer.add_image(tag, pixels, dataformats="HWC")
-    if adapter.is_dir():
-        for layer, factors in read_factors(adapter).items():
-            tag = f"rest of repair/singular values/{layer}"
-            writer.add_histogram(tag, singular_values(*factors), step)
-    counted = ("accuracy", "errors_of_target", "repaired", "broken")
-    ends = {f"test/{k}": results["test"][k] for k in counted if k in results["test"]}
-    logger.log_hyperparams(hparams_of(results, dict(logger.hparams)), ends, step)
+        writer.add_image(f"{FIGURES}/{name}", pixels, dataformats="HWC")
+    ends = {}
+    for key in ("accuracy", "errors", "errors_of_target", "repaired", "broken"):
+        if key in results["test"]:
+            ends[f"test/{key}"] = results["test"][key]
+    logger.log_hyperparams(config, ends)
     writer.close()  # else its thread would stay, one more with each job of a sweep
 
 
-def hparams_of(
-    results: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, bool | int | float | str]:
-    """A run's row in HParams: the usual keys, and what its command or its sweep set."""
-    row = dict(_USUAL)
-    for text in typed_overrides("hydra."):
-        # A group, such as loss=margin, is known by the name that was chosen.
-        row[key_of(text)] = text.partition("=")[2]
-    cfg = OmegaConf.create(dict(config))
-    for key in row:
-        value = OmegaConf.select(cfg, key)
-        if isinstance(value, bool | int | float | str):
-            row[key] = value
-    if target := results.get("target"):
-        row["digit"] = "+".join(map(str, target)) if isinstance(target, list) else str(target)
-    return row
+def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
+    """The page of Custom Scalars: by group and title the tags of a chart's curves.
+
+    TensorBoard looks for a tag with ``re.match``. A chart without curves is left out.
+    """
+    is_repair, has_targets = "val_base" in results, "errors_of_target" in results.get("val", {})
+    tags = {"loss": ["train/loss$"]}
+    if "val" in results:
+        tags = {"loss": ["train/loss$", "val/loss$"]}
+        tags |= {"accuracy": ["val/accuracy$"], "errors": ["val/errors$"]}
+    if is_repair:
+        tags = {"loss": tags["loss"]}
+        tags["accuracy, adapted and base"] = ["val/accuracy$", "val_base/accuracy$"]
+        tags["errors, adapted and base"] = ["val/errors$", "val_base/errors$"]
+        tags["repaired and broken"] = ["val/repaired$", "val/broken$"]
+    if is_repair and has_targets:
+        for key in ("errors_of_target", "errors_elsewhere"):
+            tags[key.replace("_", " ")] = [f"val/{key}$", f"val_base/{key}$"]
+    groups = {"training and validation": tags}
+    if "val" in results and (has_targets or len(results["classes"]) <= FEW_CLASSES):
+        groups["accuracy of each class"] = {"adapted": ["val/accuracy_per_class/"]}
+        if is_repair:
+            groups["accuracy of each class"]["base"] = ["val_base/accuracy_per_class/"]
+    if "val" in results and results["stage"] == "lora":
+        groups["adapter"] = {"norm of what it adds to each layer": ["adapter/norm/"]}
+    layout = {}
+    for group, titles in groups.items():
+        layout[group] = {title: ["Multiline", patterns] for title, patterns in titles.items()}
+    return layout

@@ -16,33 +16,27 @@ from lora_mnist.classifier.significance import chance_text, wilson
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import program
+from lora_mnist.show.advice import advice
+from lora_mnist.show.changes import change_of, class_rows, named, outcome_before, targets_of
 from lora_mnist.show.figures import draw_run
-from lora_mnist.show.verdict import (
-    change_of,
-    class_rows,
-    confusions,
-    named,
-    started_from,
-    targets_of,
-    verdict,
-    verdict_text,
-)
+from lora_mnist.show.front import draw_front
+from lora_mnist.show.verdict import verdict, verdict_text
 from lora_mnist.sweep.records import RESULTS_FILE, read_json
 from lora_mnist.sweep.summary import Ranked
 
-#: Rows of a table; results.json and summary.csv have them all.
-_MOST_ROWS = 1000
+#: Rows of the table of classes, and of the table of jobs; results.json and summary.csv have all.
+_MOST_CLASSES, _MOST_JOBS = 50, 1000
 
 
 def make_report(folder: Path) -> dict[str, Path]:
     """Draw the figures of a run and write its ``report.html``; return the figures' files.
 
-    Predictions, adapter and configuration are shown where they are there.
+    Predictions, adapter and configuration are shown where the folder has them.
     """
     results = json.loads((folder / "results.json").read_text())
-    drawn = draw_run(folder, results, read_predictions(folder))
+    figures = draw_run(folder, results, read_predictions(folder))
     hydra = folder / ".hydra"
-    has_config = (hydra / "config.yaml").is_file()  # not of a run from Python
+    has_config = (hydra / "config.yaml").is_file()  # a run from Python has none
     _write_page(
         folder / "report.html",
         "report.html.j2",
@@ -50,43 +44,53 @@ def make_report(folder: Path) -> dict[str, Path]:
         program=program,
         results=results,
         verdict=verdict(results),
-        before=started_from(results),
-        rows=class_rows(results, _MOST_ROWS),
-        confusions=confusions(results),
+        advice=advice(results, folder) if "test" in results else [],
+        before=outcome_before(results),
+        rows=class_rows(results, _MOST_CLASSES),
         chance_text=chance_text,
-        figures={name: _in_page(path) for name, path in drawn.items()},
+        figures={name: _in_page(path) for name, path in figures.items()},
         overrides=(hydra / "overrides.yaml").read_text() if has_config else "",
         config=(hydra / "config.yaml").read_text() if has_config else "",
     )
-    return drawn
+    return figures
 
 
-def make_sweep_report(folder: Path) -> None:
-    """Write the ``report.html`` of the sweep in ``folder``."""
+def make_sweep_report(folder: Path) -> list[str]:
+    """Write the ``report.html`` of the sweep in ``folder``, and ``front.png`` where jobs have one.
+
+    Returns:
+        Lines to print: the point of the front that validation images advise, and its command.
+    """
     ranked, best = Ranked(folder), ""
     if ranked.best:
         best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
-    titles, rows, base = ranked.table(_MOST_ROWS)
-    picture = folder / "summary.png"
+    titles, rows, base = ranked.table(_MOST_JOBS)
+    front = draw_front(ranked)
+    figures = {}
+    for name in ("front", "summary"):
+        if (folder / f"{name}.png").exists():
+            figures[name] = _in_page(folder / f"{name}.png")
     _write_page(
         folder / "report.html",
         "sweep.html.j2",
         ranked=ranked,
         best=best,
-        picture=_in_page(picture) if picture.exists() else None,
+        front=front,
+        figures=figures,
         titles=titles,
         rows=rows,
         base=base,
         program=program,
     )
+    return front
 
 
 def write_card(folder: Path, results: Mapping[str, Any], command: str) -> None:
     """Write ``README.md``, the card of the adapter in ``folder``.
 
-    It is a model card of the Hugging Face Hub, as PEFT writes one, too: what the adapter repairs,
-    the errors before and after, the scale, the base's SHA-256, the command, and the versions.
-    ``command`` is what trained it; empty where it was trained from Python.
+    It is a model card of the Hugging Face Hub, as PEFT writes one: what the adapter repairs, the
+    errors before and after, the scale, the base's SHA-256, the command, and the versions.
+    ``command`` trained the adapter; it is empty for a run from Python.
     """
     classes, targets = results["classes"], targets_of(results)
     groups = {named(classes, [c]): [c] for c in targets} | {"all": [*range(len(classes))]}
@@ -113,7 +117,7 @@ def write_card(folder: Path, results: Mapping[str, Any], command: str) -> None:
 def _write_page(path: Path, template: str, **values: Any) -> None:
     """Fill in a template and write it, whole or not at all.
 
-    In HTML names of classes, and whatever else a file says, are no markup.
+    In HTML the names of classes, and all else that comes from a file, are escaped.
     """
     environment = Environment(
         loader=PackageLoader("lora_mnist.show", "templates"),

@@ -18,14 +18,14 @@ log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on s
 def show_run(
     trainer: Trainer, results: Mapping[str, Any], folder: Path, figures: bool | str
 ) -> None:
-    """Print what a run found, draw it into its ``folder``, and give it to every logger.
+    """Print a run's results, draw them into its ``folder``, and give them to every logger.
 
     ``figures`` is ``True``, ``False``, or ``auto``: not in a sweep.
     """
-    print_results(results)
+    print_results(results, folder)
     paths: dict[str, Path] = {}
     if figures is True or (figures == "auto" and not is_sweep()):
         paths = make_report(folder)
         log.info("report: %s", folder / "report.html")
-    tell_loggers(trainer, results, paths, folder / "adapter")
+    tell_loggers(trainer, results, paths)
     log.info("run: %s", folder)

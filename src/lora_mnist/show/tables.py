@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, JustifyMethod, RenderableType
@@ -14,24 +15,15 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import nn
 
-from lora_mnist.classifier.significance import chance_text
 from lora_mnist.lora import base_state_dict, lora_adapters, trainable_parameters
-from lora_mnist.show.verdict import (
-    Phrase,
-    class_rows,
-    confusions,
-    number_of,
-    short_name,
-    started_from,
-    targets_of,
-    verdict,
-)
+from lora_mnist.show.changes import class_rows, number_of, outcome_before, short_name, targets_of
+from lora_mnist.show.verdict import verdict
 
 log = logging.getLogger(__name__)  # goes to the log's file
 screen = logging.getLogger("lora_mnist.show.screen")  # goes to standard output
 
-# A longer table would push what was asked for off the screen; results.json has all of it.
-_MOST_ROWS = 40
+#: A longer table would push the verdict off the screen; results.json has every class.
+_MOST_ROWS = 20
 _STYLES = {"good": "green", "bad": "red", "plain": "", "advice": "bold"}
 
 
@@ -48,7 +40,8 @@ def _rendered(parts: Sequence[RenderableType], width: int | None, is_terminal: b
     plain: Any = {"force_jupyter": False, "markup": False, "emoji": False, "highlight": False}
     console = Console(file=text, width=width, force_terminal=is_terminal, **plain)
     for part in parts:
-        console.print(part)
+        # A command is not broken into lines, so that it can be copied.
+        console.print(part, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
@@ -77,41 +70,32 @@ def print_parameters(net: nn.Module) -> None:
     show(table, trainable_parameters(net))
 
 
-def print_results(results: Mapping[str, Any]) -> None:
-    """Print what results.json says, class by class, and what to make of it.
-
-    Of very many classes those to repair, and those with the most errors, have rows of their own.
-    """
-    show(*_results_parts(results))
+def print_results(results: Mapping[str, Any], folder: Path | None = None) -> None:
+    """Print the table of errors and the verdict on a run; with its ``folder`` the advice, too."""
+    show(*_results_parts(results, folder))
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """What :func:`print_results` prints, as plain text."""
-    return _rendered(_results_parts(results), 100, is_terminal=False)
+    """What :func:`print_results` prints without a folder, as plain text."""
+    return _rendered(_results_parts(results, None), 100, is_terminal=False)
 
 
-def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
+def _results_parts(results: Mapping[str, Any], folder: Path | None) -> list[RenderableType]:
     test, rows = results["test"], class_rows(results, _MOST_ROWS)
+    is_repair = "test_base" in results
     table = _table("class", rows[0].cells)
+    table.title = "errors on the test images"
+    if is_repair:
+        table.title = "test images, * to be repaired" if targets_of(results) else "test images"
     for row in rows:
-        # What is better is green, what is worse red, and no word is said by colour alone.
+        # Better is green, worse is red, and the sign says the same without colours.
         styles = {"change": _STYLES[row.mood]}
         cells = [Text(str(cell), styles.get(title, "")) for title, cell in row.cells.items()]
         name = f"{row.name} *" if row.is_target else row.name
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
-    confused = [_line(phrases) for phrases in confusions(results).values()]
-    said = [*confused, _line(verdict(results))]
-    if "test_base" not in results:
-        table.title = "errors on the test images"
-        return [table, f"accuracy: {test['accuracy']:.4f}", *said]
-    table.title = "test images, * to be repaired" if targets_of(results) else "test images"
-    changes = f"repaired: {test['repaired']}, broken: {test['broken']}"
-    parts: list[RenderableType] = [
-        f"{changes}, {chance_text(test['p_value'])}",
-        table,
-        f"accuracy: {started_from(results)['accuracy']:.4f} -> {test['accuracy']:.4f}",
-    ]
+    before = f"{outcome_before(results)['accuracy']:.4f} -> " if is_repair else ""
+    parts: list[RenderableType] = [table, f"accuracy: {before}{test['accuracy']:.4f}"]
     if "each" in results:
         sides = {"base": results["test_base"], **results["each"], "all adapters": test}
         table = _table("errors with", sides)
@@ -122,11 +106,14 @@ def _results_parts(results: Mapping[str, Any]) -> list[RenderableType]:
             table.add_row(Text(row.name), *errors)
         table.rows[-2].end_section = True
         parts.append(table)
-    return [*parts, *said]
-
-
-def _line(phrases: Sequence[Phrase]) -> Text:
-    return Text(" ").join(Text(text, _STYLES[mood]) for text, mood in phrases)
+    sentence = Text()
+    for phrase in verdict(results, folder):
+        if phrase.mood == "advice":
+            parts += [sentence, Text(phrase.text, _STYLES["advice"], no_wrap=True)]
+            sentence = Text()
+        else:
+            sentence.append(" " if sentence else "").append(phrase.text, _STYLES[phrase.mood])
+    return [*parts, sentence] if sentence else parts
 
 
 def _table(first: str, others: Iterable[str], justify: JustifyMethod = "right") -> Table:

@@ -1,0 +1,139 @@
+"""What to do after a run: whole commands, each of a kind that was tried, and the reason for each.
+
+A command repeats what the run's own command line said of the images, the network and the base.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from lora_mnist.project import program
+from lora_mnist.show.changes import (
+    change_of,
+    named,
+    others_of,
+    repaired_before,
+    rest_of,
+    short_name,
+    targets_of,
+)
+from lora_mnist.sweep.command import command_line, key_of, override
+
+#: Typed keys that an advised command repeats, and those of ``data`` that belong to one training.
+_REPEATED = ("data", "net", "base_name", "base_ckpt", "paths", "allow_other_base")
+_OF_TRAINING = ("batch_size", "replay", "hardness", "mistakes", "mistakes_test", "seed")
+
+
+class Phrase(NamedTuple):
+    """A part of a verdict; mood: ``good``, ``bad``, ``plain``, or ``advice``, a command."""
+
+    text: str
+    mood: str = "plain"
+
+
+def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
+    """A reason and a command, or several, or none.
+
+    Args:
+        results: the content of results.json.
+        folder: of the run; ``.hydra`` in it holds what its command line set.
+    """
+    stage, dial = results["stage"], results.get("dial") or {}
+    everything, targets = change_of(results), targets_of(results)
+    # A base with most images wrong has to be trained first.
+    if 2 * everything.before >= everything.images or not everything.after:
+        return []
+    if "test_base" not in results:
+        errors = results["test"]["errors_per_class"]
+        wanted = _target(results, errors.index(max(errors)))
+        return _advised("To repair them:", "train", folder, "experiment=repair", wanted)
+    if stage != "lora":
+        return []
+    phrases = []
+    if dial and everything.mood != "good":
+        phrases += _dial_advice(results, folder)
+    if not targets or dial.get("saved") == 0:
+        return phrases
+    rest, others = rest_of(results), others_of(results["classes"])
+    target, elsewhere = change_of(results, targets), change_of(results, rest)
+    earlier = change_of(results, repaired_before(results))
+    typed = _typed(folder)
+    if not results["replay"]:
+        if everything.mood != "good":
+            reason = f"To repair them with images of {others} as well:"
+            wanted = _target(results, *targets)
+            phrases += _advised(reason, "train", folder, "experiment=repair", wanted)
+    elif target.mood == "good" and elsewhere.mood == "bad":
+        is_alone = not any(key_of(text) == "adapter" for text in typed)
+        own = [text for text in typed if key_of(text) not in ("loss.target_weight", "dial")]
+        if own and is_alone:
+            phrases += [Phrase("To choose between the two by validation images:")]
+            text = command_line(["-m", *own, "sweep=front"], program("train"))
+            phrases += [Phrase(text, "advice")]
+    elif {target.mood, everything.mood} == {"good"} and earlier.mood != "bad" and rest:
+        errors = results["test"]["errors_per_class"]
+        worst = max(rest, key=lambda c: errors[c])
+        if errors[worst] > target.after:
+            name = named(results["classes"], [worst])
+            reason = f"Most errors are now on {name}, {errors[worst]:,}; to go on with them:"
+            wanted, adapter = _target(results, worst), override("adapter", relative(folder))
+            phrases += _advised(reason, "train", folder, "experiment=repair", wanted, adapter)
+    return phrases
+
+
+def _dial_advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
+    """The scale that validation images advise, where it is not the adapter's own."""
+    dial, classes, targets = results["dial"], results["classes"], targets_of(results)
+    if dial["advised"] == 0 and dial["saved"]:
+        return [Phrase("No smaller scale leaves fewer validation errors than the base.")]
+    if dial["advised"] == dial["saved"]:
+        return []
+    scale = f"{dial['advised'] / dial['saved']:g}"
+    curves = {"all classes": dial["errors"]}
+    if targets:
+        curves = {named(classes, targets): dial["errors_of_target"]}
+        curves[others_of(classes)] = dial["errors_elsewhere"]
+    first, advised = dial["scales"].index(0), dial["scales"].index(dial["advised"])
+    texts = []
+    for name, errors in curves.items():
+        texts.append(f"{name} {errors[first]:,} -> {errors[advised]:,}")
+    reason = f"At {scale} of its size ({', '.join(texts)} validation errors):"
+    adapter = override("adapter", relative(folder))
+    return _advised(reason, "eval", folder, adapter, f"scale={scale}")
+
+
+def _advised(reason: str, entry: str, folder: Path, *overrides: str) -> list[Phrase]:
+    return [Phrase(reason), Phrase(command(entry, folder, *overrides), "advice")]
+
+
+def command(entry: str, folder: Path, *overrides: str) -> str:
+    """A whole command on the images, the network and the base of the run in ``folder``."""
+    repeated = []
+    for text in _typed(folder):
+        group, _, key = key_of(text).partition(".")
+        if group in _REPEATED and not (group == "data" and key in _OF_TRAINING):
+            repeated.append(text)
+    return command_line([*overrides, *repeated], program(entry))
+
+
+def _target(results: Mapping[str, Any], *numbers: int) -> str:
+    """``digit=9``, ``digit=[4,9]`` or ``digit=cat``: the classes as a command names them."""
+    values = []
+    for number in numbers:
+        name = short_name(results["classes"][number])
+        values.append(override("digit", name).removeprefix("digit="))
+    return f"digit={values[0]}" if len(values) == 1 else f"digit=[{','.join(values)}]"
+
+
+def _typed(folder: Path) -> list[str]:
+    """What the command line of the run in ``folder`` set; empty for a run from Python."""
+    file = folder / ".hydra" / "overrides.yaml"
+    return [str(text) for text in OmegaConf.load(file)] if file.is_file() else []
+
+
+def relative(folder: Path) -> Path:
+    """``folder`` as somebody types it here."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder

@@ -1,0 +1,184 @@
+"""Errors before and after a repair, read from ``results.json``, and the classes they are of."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lora_mnist.classifier.significance import LEVEL, mcnemar, wilson
+
+#: With more classes, tables and figures begin with what changed and sum up the rest.
+FEW_CLASSES = 16
+_DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
+_DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nines"}
+#: More names than these would fill the line.
+_MOST_NAMES = 4
+
+
+class Change(NamedTuple):
+    """The errors in some images before and after a repair."""
+
+    before: int
+    after: int
+    repaired: int
+    broken: int
+    images: int
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's test of ``repaired`` and ``broken``."""
+        return mcnemar(self.repaired, self.broken)
+
+    @property
+    def mood(self) -> str:
+        """``good`` or ``bad``; ``plain`` where the change may be chance."""
+        if self.p_value > LEVEL:
+            return "plain"
+        return "good" if self.after < self.before else "bad"
+
+
+class Row(NamedTuple):
+    """A line of the table of classes: cells by title, and the mood of the change."""
+
+    name: str
+    classes: list[int]
+    cells: dict[str, Any]
+    mood: str
+    is_target: bool
+
+
+def targets_of(results: Mapping[str, Any]) -> list[int]:
+    """The classes to repair, by number."""
+    digit = results.get("digit")
+    return [digit] if isinstance(digit, int) else list(digit or [])
+
+
+def repaired_before(results: Mapping[str, Any]) -> list[int]:
+    """The classes that earlier repairs beneath this one were for, without its own."""
+    targets = targets_of(results)
+    return [c for c in results.get("repaired_before") or [] if c not in targets]
+
+
+def rest_of(results: Mapping[str, Any]) -> list[int]:
+    """The classes that neither this repair nor one before was for."""
+    repaired = [*targets_of(results), *repaired_before(results)]
+    return [c for c in range(len(results["classes"])) if c not in repaired]
+
+
+def outcome_before(results: Mapping[str, Any], split: str = "test") -> Any:
+    """The outcome that a repair is compared with: the base's, or that of earlier repairs on it.
+
+    A base alone is compared with itself.
+    """
+    base = results.get(f"{split}_base", results[split])
+    return results.get(f"{split}_before", base)
+
+
+def before_name(results: Mapping[str, Any]) -> str:
+    """The word for :func:`outcome_before` in figures."""
+    return "before" if "test_before" in results else "base"
+
+
+def change_of(
+    results: Mapping[str, Any], classes: Sequence[int] | None = None, split: str = "test"
+) -> Change:
+    """The change in the images of some classes, by number, or of all."""
+    before, after = outcome_before(results, split), results[split]
+    numbers = range(len(after["errors_per_class"])) if classes is None else classes
+
+    def total(counts: Sequence[int]) -> int:
+        return sum(counts[c] for c in numbers)
+
+    is_repair = after is not before
+    return Change(
+        before=total(before["errors_per_class"]),
+        after=total(after["errors_per_class"]),
+        repaired=total(after["repaired_per_class"]) if is_repair else 0,
+        broken=total(after["broken_per_class"]) if is_repair else 0,
+        images=total(after["images_per_class"]),
+    )
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def short_name(name: object) -> str:
+    """``9`` of torchvision's ``9 - nine``."""
+    number, _, _ = str(name).partition(" - ")
+    return number if number.isdecimal() else str(name)
+
+
+def are_digits(classes: Sequence[str]) -> bool:
+    """Whether all of these are called 0 to 9."""
+    return _DIGITS.keys() >= {short_name(name) for name in classes}
+
+
+def named(classes: Sequence[str], numbers: Sequence[int]) -> str:
+    """Classes in a sentence: ``fours and nines``, ``cat and dog``, ``12 classes``."""
+    names = [short_name(classes[number]) for number in numbers]
+    if len(names) > _MOST_NAMES:
+        return f"{len(names)} classes"
+    if are_digits(names):
+        names = [_DIGITS[name] for name in names]
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def others_of(classes: Sequence[str]) -> str:
+    """The words for all classes but those to repair."""
+    return "the other digits" if are_digits(classes) else "the other classes"
+
+
+def number_of(count: int, word: str) -> str:
+    """``1 error``, ``2,000 errors``."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def shown_classes(results: Mapping[str, Any], most: int) -> list[int]:
+    """The classes that get a row or a bar of their own, by number.
+
+    Few classes are all shown, in their order. Of many, at most ``most``: those to repair, those
+    that were repaired before, then those that changed most; of a base those with most errors.
+    """
+    every = range(len(results["classes"]))
+    if len(every) <= FEW_CLASSES:
+        return list(every)
+    first = [*targets_of(results), *repaired_before(results)]
+    sizes = {}
+    for c in every:
+        change = change_of(results, [c])
+        size = abs(change.after - change.before), change.repaired + change.broken
+        sizes[c] = size if "test_base" in results else (change.after, 0)
+    others = [c for c in every if c not in first and sizes[c] > (0, 0)]
+    others.sort(key=lambda c: sizes[c], reverse=True)
+    return [*first, *others][:most]
+
+
+def class_rows(results: Mapping[str, Any], most: int) -> list[Row]:
+    """The table of errors: :func:`shown_classes`, the others in one row, and all images."""
+    every = list(range(len(results["classes"])))
+    shown, is_repair = shown_classes(results, most), "test_base" in results
+    groups = [(str(results["classes"][c]), [c]) for c in shown]
+    if len(shown) < len(every):
+        rest = [c for c in every if c not in shown]
+        groups.append((f"{len(rest)} others", rest))
+    rows = []
+    for name, classes in [*groups, ("all", every)]:
+        change = change_of(results, classes)
+        cells: dict[str, Any] = {"errors": change.after, "images": change.images}
+        if is_repair:
+            base = sum(results["test_base"]["errors_per_class"][c] for c in classes)
+            cells = {"repaired": change.repaired, "broken": change.broken, "base errors": base}
+            if "test_before" in results:
+                cells["errors before"] = change.before
+            cells["errors"] = change.after
+            cells["change"] = f"{change.after - change.before:+d}"
+            cells["images"] = change.images
+        low, high = wilson(change.after, change.images)
+        cells["errors, 95%"] = f"{low:.0f}-{high:.0f}"
+        is_target = is_repair and len(classes) == 1 and classes[0] in targets_of(results)
+        if len(classes) == 1 and classes[0] in repaired_before(results):
+            name += " (repaired before)"
+        rows.append(Row(name, classes, cells, change.mood, is_target))
+    return rows
