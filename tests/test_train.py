@@ -118,12 +118,12 @@ def test_every_logger_gets_the_curves(made: Made) -> None:
     results = read_results(made.lora)
     events = EventAccumulator(str(made.lora / "digit=9,rank=1")).Reload()
     for key in ("repaired", "accuracy", "errors_of_target"):
-        value = events.Scalars(f"repair/val/{key}")[-1].value
+        value = events.Scalars(f"val/{key}")[-1].value
         assert value == pytest.approx(results["val"][key])
-    accuracy = events.Scalars("rest of repair/val_base/accuracy")[-1].value
+    accuracy = events.Scalars("val_base/accuracy")[-1].value
     assert accuracy == pytest.approx(results["val_base"]["accuracy"])
-    assert len(events.Scalars("repair/train/loss")) == 3
-    assert events.Scalars("rest of repair/adapter/norm/linear1")[-1].value > 0
+    assert len(events.Scalars("train/loss")) == 3
+    assert events.Scalars("adapter/norm/linear1")[-1].value > 0
     assert events.Scalars("test/errors")[-1].value == results["test"]["errors"]
     header = (made.lora / "csv" / "metrics.csv").read_text().partition("\n")[0].split(",")
     assert {"train/loss", "val/accuracy_per_class/9", "test/errors"} <= set(header)

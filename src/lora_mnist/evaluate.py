@@ -40,9 +40,9 @@ from lora_mnist.disk.results import (
 from lora_mnist.errors import config_group
 from lora_mnist.lora import lora_names, set_lora_enabled
 from lora_mnist.project import is_sweep, typed_overrides
+from lora_mnist.show.changes import targets_of
 from lora_mnist.show.run import show_run
 from lora_mnist.show.tables import show
-from lora_mnist.show.verdict import targets_of
 from lora_mnist.sweep.command import command_line
 
 log = logging.getLogger(__name__)

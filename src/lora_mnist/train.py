@@ -65,10 +65,11 @@ from lora_mnist.lora import (
     sum_adapters,
 )
 from lora_mnist.project import is_sweep, typed_overrides
+from lora_mnist.show.changes import named
 from lora_mnist.show.report import write_card
 from lora_mnist.show.run import show_run
 from lora_mnist.show.tables import print_parameters
-from lora_mnist.show.verdict import named, training_sentence
+from lora_mnist.show.verdict import training_sentence
 from lora_mnist.sweep.command import command_line
 
 log = logging.getLogger(__name__)
@@ -218,8 +219,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
                 write_base(base.tensors, own_file(base_folder(cfg), cfg.base_name, base.sha256))
             metadata = {"dataset": str(data.name)}
             if data.targets:
-                repairs = named(data.classes, data.targets)
-                metadata["repairs"] = repairs.removeprefix("images of ")
+                metadata["repairs"] = named(data.classes, data.targets)
             if loaded:  # an adapter on disk stands on its base alone
                 sum_adapters(net, name=name)
             save_adapter(net, folder / "adapter", name, metadata)

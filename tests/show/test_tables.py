@@ -51,10 +51,10 @@ def test_parameters() -> None:
 def test_results_of_a_base() -> None:
     text = printed(print_results, {"classes": ["cat", "dog"], "test": BASE})
     assert cells(text) == [
-        ["class", "errors", "images", "errors, 95%"],
-        ["cat", "30", "100", "22-40"],
-        ["dog", "4", "100", "2-10"],
-        ["all", "34", "200", "25-46"],
+        ["class", "images", "errors", "errors, 95%"],
+        ["cat", "100", "30", "22-40"],
+        ["dog", "100", "4", "2-10"],
+        ["all", "200", "34", "25-46"],
     ]
     assert "\naccuracy: 0.8300\n34 errors in 200 images, most on" in text
 

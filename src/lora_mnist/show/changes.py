@@ -166,7 +166,7 @@ def class_rows(results: Mapping[str, Any], most: int) -> list[Row]:
     rows = []
     for name, classes in [*groups, ("all", every)]:
         change = change_of(results, classes)
-        cells: dict[str, Any] = {"errors": change.after, "images": change.images}
+        cells: dict[str, Any] = {"images": change.images, "errors": change.after}
         if is_repair:
             base = sum(results["test_base"]["errors_per_class"][c] for c in classes)
             cells = {"repaired": change.repaired, "broken": change.broken, "base errors": base}
