@@ -29,10 +29,9 @@ from lora_mnist.config import (
 )
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.files import write_json
-from lora_mnist.disk.numbers import check_require, parse_require
+from lora_mnist.disk.numbers import RESULTS_FILE, check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.results import (
-    RESULTS_FILE,
     Clock,
     collect_results,
     new_run_folder,

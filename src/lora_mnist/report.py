@@ -5,11 +5,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from lora_mnist.disk.latest import latest
+from lora_mnist.disk.numbers import RESULTS_FILE
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.show.report import make_report, make_sweep_report
 
 #: A run's folder has the first, a sweep's the second.
-_FILES = ("results.json", "sweep.json")
+_FILES = (RESULTS_FILE, "sweep.json")
 
 
 def report(cfg: DictConfig, run_folder: Path | None = None) -> Path:

@@ -49,9 +49,9 @@ from lora_mnist.disk.base import (
 )
 from lora_mnist.disk.checkpoint import best_checkpoint, read_checkpoint, recorded_run, recorded_seed
 from lora_mnist.disk.files import write_json
-from lora_mnist.disk.numbers import check_require, parse_require
+from lora_mnist.disk.numbers import RESULTS_FILE, check_require, parse_require
 from lora_mnist.disk.predictions import write_predictions
-from lora_mnist.disk.results import RESULTS_FILE, Clock, collect_results, new_run_folder
+from lora_mnist.disk.results import Clock, collect_results, new_run_folder
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora import (
     base_state_dict,

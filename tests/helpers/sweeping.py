@@ -40,7 +40,7 @@ def write_sweep(sweep: Path, **changes: Any) -> None:
     content = {
         **{"commands": ["python train.py -m lora.rank=1"], "fixed": ["stage"]},
         "entry": "python train.py",
-        **{"metric": "val.accuracy", "mode": "max", "columns": COLUMNS},
+        **{"metric": "val.accuracy", "columns": COLUMNS},
     }
     sweep.mkdir(parents=True, exist_ok=True)
     (sweep / "sweep.json").write_text(json.dumps(content | changes))
@@ -54,6 +54,7 @@ def write_job(sweep: Path, name: str, overrides: list[str], **outcome: Any) -> P
         "command": outcome.get("command", 1),
         "overrides": ["stage=lora", *overrides],
         "error": outcome.get("error"),
+        "inputs": outcome.get("inputs", ""),
     }
     (folder / "job.json").write_text(json.dumps(record))
     if "accuracy" in outcome:

@@ -49,7 +49,6 @@ def test_the_table(tmp_path: Path) -> None:
     assert summary(tmp_path) == f"{TABLE.lstrip()}{tmp_path}"
     assert [row["lora.rank"] for row in read_summary(tmp_path)] == ["8", "4", "0"]
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
-    assert "\nbest: python train.py stage=lora lora.rank=4\n" in summary(tmp_path, mode="min")
 
 
 def test_a_terminal_gets_what_fits_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,21 +63,24 @@ def test_a_terminal_gets_what_fits_it(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("mode", "base", "verdict"),
+    ("metric", "base", "verdict"),
     [
-        ("max", 0.8, "best"),
-        ("max", 0.9, "no job is better than the base; the nearest"),
-        ("min", 0.8, "no job is better than the base; the nearest"),
-        ("min", 0.95, "best"),
+        ("accuracy", 0.5, "best"),
+        ("accuracy", 0.9, "no job is better than the base; the nearest"),
+        ("errors", 0.5, "no job is better than the base; the nearest"),
+        ("loss", 0.95, "best"),
     ],
 )
 def test_the_best_job_is_better_than_the_base(
-    tmp_path: Path, mode: str, base: float, verdict: str
+    tmp_path: Path, metric: str, base: float, verdict: str
 ) -> None:
-    more = {"val_base": {"accuracy": base}}
-    write_job(tmp_path, "a", ["lora.rank=1"], accuracy=0.9, more=more)
-    text = summary(tmp_path, mode=mode)
-    assert f"\n{verdict}: python train.py stage=lora lora.rank=1\n" in text
+    """The smallest loss is the best, the largest accuracy."""
+    best = "1" if metric == "accuracy" else "2"
+    for rank, value in (("1", 0.8), ("2", 0.7)):
+        more = {"val": {metric: value}, "val_base": {metric: base}}
+        write_job(tmp_path, rank, [f"lora.rank={rank}"], accuracy=0.0, more=more)
+    text = summary(tmp_path, metric=f"val.{metric}")
+    assert f"\n{verdict}: python train.py stage=lora lora.rank={best}\n" in text
 
 
 def counted(errors: int, images: int = 1000, **more: Any) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def counted(errors: int, images: int = 1000, **more: Any) -> dict[str, Any]:
 def test_the_next_jobs_may_be_as_good(tmp_path: Path, metric: str) -> None:
     for rank, errors in enumerate((18, 20, 32, 33, 34)):
         write_job(tmp_path, f"{rank}", [f"lora.rank={rank}"], **counted(errors))
-    text = summary(tmp_path, metric=metric, mode="max" if metric == "val.accuracy" else "min")
+    text = summary(tmp_path, metric=metric)
     line = "the next 2 are no worse than chance allows: up to 32 errors beside 18, p = 0.065\n"
     assert f"best: python train.py stage=lora lora.rank=0\n{line}" in text
 
@@ -101,7 +103,7 @@ def test_no_chance_is_spoken_of_where_it_cannot_be_told(tmp_path: Path) -> None:
     write_job(tmp_path, "a", ["data.val_size=1000"], **counted(18))
     write_job(tmp_path, "b", ["data.val_size=500"], **counted(10, images=500))
     assert "chance allows" not in summary(tmp_path)
-    assert "chance allows" not in summary(tmp_path, metric="seconds.total", mode="min")
+    assert "chance allows" not in summary(tmp_path, metric="seconds.total")
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,15 @@ def test_a_lucky_seed_is_not_crowned(tmp_path: Path) -> None:
     ]
     assert [row["val.accuracy.mean"][:4] for row in rows] == ["0.89"] * 2 + ["0.85"] * 3 + [""]
     assert {row["seeds"] for row in rows[2:5]} == {"3"}
+
+
+def test_jobs_on_another_base_are_no_seeds_of_the_same_setting(tmp_path: Path) -> None:
+    for seed, base in ((0, "old"), (1, "old"), (2, "new")):
+        overrides = [f"seed={seed}", "lora.rank=1"]
+        write_job(tmp_path, f"{seed}", overrides, accuracy=0.5 + 0.1 * seed, inputs=base)
+    summary(tmp_path)
+    rows = [(row["inputs"], row["seeds"]) for row in read_summary(tmp_path)]
+    assert rows == [("new", "1"), ("old", "2"), ("old", "2")]
 
 
 def test_what_differs_from_base_to_base_stands_beside_each_job(tmp_path: Path) -> None:

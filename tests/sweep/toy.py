@@ -36,6 +36,7 @@ CONFIG: dict[str, Any] = {
     "note": None,
     "pause": 0,
     "require": [],
+    "tags": [],
     "checkpoint": False,
     "resume": None,
 }

@@ -17,6 +17,8 @@ _SIGNS = {
 }
 _COMPARISON = re.compile(rf"\s*([\w.+-]+)\s*({'|'.join(_SIGNS)})\s*([\w.+-]+)\s*")
 
+#: Where a run's folder has them.
+RESULTS_FILE = "results.json"
 #: Keys of the configuration that change no number of a run, nor do those below them. A run that is
 #: resumed, and a sweep, may have others than before.
 FREE_KEYS = (
@@ -54,6 +56,11 @@ def flatten(nested: Any, prefix: str = "", into: Any = dict | list) -> dict[str,
 def changes_numbers(key: str) -> bool:
     """Whether a key such as ``lora.rank`` may change what a run computes."""
     return not any(f"{key}.".startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def better_end(key: str) -> str:
+    """Which end of a number is better: ``max`` or ``min``, for losses, errors, sizes and times."""
+    return "max" if "accuracy" in key or "repaired" in key else "min"
 
 
 def parse_require(require: Any) -> list[Comparison]:

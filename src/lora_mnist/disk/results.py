@@ -14,8 +14,6 @@ from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageDataModule
 from lora_mnist.lora import base_state_dict, count_parameters, fingerprint
 
-RESULTS_FILE = "results.json"
-
 
 def new_run_folder(cfg: DictConfig) -> Path:
     """A folder for a run that Hydra's command line has not given one, named by the time."""

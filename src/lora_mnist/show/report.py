@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader
 
 from lora_mnist.classifier.significance import chance_text, wilson
 from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.numbers import RESULTS_FILE
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import program
 from lora_mnist.show.advice import advice
@@ -21,7 +22,7 @@ from lora_mnist.show.changes import change_of, class_rows, named, outcome_before
 from lora_mnist.show.figures import draw_run
 from lora_mnist.show.front import draw_front
 from lora_mnist.show.verdict import verdict, verdict_text
-from lora_mnist.sweep.records import RESULTS_FILE, read_json
+from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked
 
 #: Rows of the table of classes, and of the table of jobs; results.json and summary.csv have all.

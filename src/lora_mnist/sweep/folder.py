@@ -11,13 +11,13 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.disk.latest import latest
-from lora_mnist.disk.numbers import flatten
+from lora_mnist.disk.numbers import better_end, changes_numbers, flatten
 from lora_mnist.errors import UserError
 from lora_mnist.sweep.command import key_of
 from lora_mnist.sweep.records import JOB_FILE, is_finished, read_json
 
 #: The commands so far (``commands``), which keys the jobs of the last one share (``fixed``), and
-#: what the summary needs: ``entry``, ``metric``, ``mode``, ``columns``.
+#: what the summary needs: ``entry``, ``metric``, ``columns``.
 SWEEP_FILE = "sweep.json"
 LOCK_FILE = ".lock"
 
@@ -62,6 +62,7 @@ def hydra_subfolder(resume: str | None, *, _root_: DictConfig) -> str | None:
 OmegaConf.register_new_resolver(
     "lora_mnist.sweep_folder", sweep_folder, use_cache=True, replace=True
 )
+OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
 OmegaConf.register_new_resolver("lora_mnist.job_folder", job_folder, replace=True)
 OmegaConf.register_new_resolver("lora_mnist.hydra_subfolder", hydra_subfolder, replace=True)
 
@@ -70,12 +71,15 @@ def job_hash(config: DictConfig) -> str:
     """Twelve hexadecimal digits that stand for what a job computes.
 
     They cover every key of the configuration as it is written (interpolations are not resolved)
-    that says more than how and where jobs run, and the content of the files and folders that
-    ``sweep.inputs`` names.
+    that may change a number, and :func:`inputs_hash`.
     """
-    written: Any = OmegaConf.to_container(config, resolve=False)
-    how = ("hydra", "sweep", "paths")
-    identity = {key: value for key, value in written.items() if key not in how}
+    written = flatten(OmegaConf.to_container(config, resolve=False), into=dict)
+    identity = {key: value for key, value in written.items() if changes_numbers(key)}
+    return _digest([identity, inputs_hash(config)])
+
+
+def inputs_hash(config: DictConfig) -> str:
+    """Likewise of the content of the files and folders that ``sweep.inputs`` names."""
     contents = {}
     inputs = OmegaConf.select(config, "sweep.inputs") or OmegaConf.create([])
     for key, value in flatten(OmegaConf.to_container(inputs, resolve=True)).items():
@@ -85,7 +89,11 @@ def job_hash(config: DictConfig) -> str:
                 if file.is_file():
                     name = f"{key}/{file.relative_to(path)}"
                     contents[name] = _sha256(file, file.stat().st_mtime_ns, file.stat().st_size)
-    text = json.dumps([identity, contents], sort_keys=True, default=str)
+    return _digest(contents)
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

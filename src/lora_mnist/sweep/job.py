@@ -14,10 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lora_mnist.disk.files import write_json
+from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.errors import RequirementError, UserError, one_line
 from lora_mnist.sweep import session
 from lora_mnist.sweep.command import key_of
-from lora_mnist.sweep.folder import LOCK_FILE, SWEEP_FILE, varied_overrides
+from lora_mnist.sweep.folder import LOCK_FILE, SWEEP_FILE, inputs_hash, varied_overrides
 from lora_mnist.sweep.records import JOB_FILE, is_finished, read_job, read_json
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def run_swept(
                 "command": len(read_json(sweep / SWEEP_FILE)["commands"]),
                 "overrides": [o for o in typed if key_of(o).partition(".")[0] not in how],
                 "error": None,
+                "inputs": inputs_hash(cfg),
             }
             write_json(folder / JOB_FILE, record)
             try:
@@ -81,9 +83,17 @@ def run_swept(
             seconds = f"{time.perf_counter() - started:.1f} s"
     job = read_job(folder)
     assert job is not None
-    if job.error:  # as before; there is nothing to run again
-        print(f"{label} failed: {job.error}", file=sys.stderr, flush=True)
-        return None
+    if seconds == "":  # this command may require something else than the one that ran the job
+        record, unmet = read_json(folder / JOB_FILE), None
+        try:
+            check_require(parse_require(cfg.get("require")), job.results)
+        except UserError as error:
+            unmet = one_line(error)
+        if unmet != job.error:
+            write_json(folder / JOB_FILE, record | {"error": unmet, "has_results": True})
+        if unmet:
+            print(f"{label} failed: {unmet}", file=sys.stderr, flush=True)
+            return None
     value = job.results.get(str(cfg.sweep.metric))
     metric = "" if value is None else f"{cfg.sweep.metric} {value:.6g}, "
     print(f"{label}: {metric}{seconds or 'finished before'}", flush=True)

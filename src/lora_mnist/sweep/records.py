@@ -7,12 +7,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lora_mnist.disk.numbers import flatten
+from lora_mnist.disk.numbers import RESULTS_FILE, flatten
 from lora_mnist.errors import one_line
 from lora_mnist.sweep.command import key_of
 
 JOB_FILE = "job.json"
-RESULTS_FILE = "results.json"
 
 
 @dataclass
@@ -23,6 +22,7 @@ class Job:
     command: int  # which of the sweep's commands started it last, from 1
     overrides: list[str]  # the job's part of the command line, as written
     error: str | None = None
+    inputs: str = ""  # stands for the content of the files that it started from
     #: results.json with nested keys joined by dots; empty until the job has finished. A job that
     #: failed because of ``require`` has them, too.
     results: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +50,9 @@ def read_job(folder: Path) -> Job | None:
     record = read_json(folder / JOB_FILE)
     if not record:
         return None
-    job = Job(folder.name, record["command"], record["overrides"], record["error"])
+    job = Job(
+        folder.name, record["command"], record["overrides"], record["error"], record["inputs"]
+    )
     if not job.error or record.get("has_results"):
         job.results = flatten(read_json(folder / RESULTS_FILE))
     return job
@@ -66,7 +68,8 @@ def read_jobs(folder: Path) -> list[Job]:
     """All jobs of the sweep in ``folder``, by name.
 
     A job that did not finish is left out where another with the same overrides did: it was
-    repeated with what it lacked.
+    repeated with what it lacked. Where files changed that jobs start from, such as the base, and
+    the settings did not, ``inputs`` tells the jobs before from those after.
     """
     jobs = [job for path in sorted(folder.iterdir()) if (job := read_job(path))]
     done = [job.overrides for job in jobs if job.status == "finished"]
@@ -82,6 +85,13 @@ def read_jobs(folder: Path) -> list[Job]:
                 config = config or OmegaConf.load(written)
                 value = OmegaConf.select(config, key, default="")
             job.swept[key] = "null" if value is None else one_line(value)
+    inputs: dict[object, set[str]] = {}
+    for job in jobs:  # their seeds are repetitions of one setting only on the same inputs
+        setting = tuple(value for key, value in job.swept.items() if key != "seed")
+        inputs.setdefault(setting, set()).add(job.inputs)
+    if any(len(each) > 1 for each in inputs.values()):
+        for job in jobs:
+            job.swept["inputs"] = job.inputs
     return jobs
 
 

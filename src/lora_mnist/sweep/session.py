@@ -34,8 +34,6 @@ def open_sweep(config: DictConfig) -> None:
     global _conducted
     sweep = config.sweep
     accepted = ", ".join(sweep.metrics)
-    if sweep.mode not in ("max", "min"):
-        raise UserError(f"sweep.mode={sweep.mode}: expected max or min")
     if sweep.metric is None and OmegaConf.select(config, "hydra.sweeper.n_trials") is not None:
         raise UserError(f"sweep.metric=null: a search needs one; expected one of {accepted}")
     if sweep.metric and not any(fnmatchcase(str(sweep.metric), each) for each in sweep.metrics):
@@ -71,7 +69,6 @@ def open_sweep(config: DictConfig) -> None:
         "fixed": fixed,
         "entry": program(),
         "metric": sweep.metric,
-        "mode": sweep.mode,
         "columns": OmegaConf.to_container(sweep.columns, resolve=True),
     }
     write_json(folder / SWEEP_FILE, content)

@@ -14,6 +14,7 @@ from typing import Any
 
 from lora_mnist.classifier.significance import LEVEL, mcnemar, p_text
 from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.numbers import better_end
 from lora_mnist.sweep.command import command_line
 from lora_mnist.sweep.folder import SWEEP_FILE
 from lora_mnist.sweep.records import Job, natural, read_jobs, read_json
@@ -70,7 +71,8 @@ class Ranked:
         for job in sorted(finished, key=lambda job: [natural(v) for v in job.swept.values()]):
             group = tuple(self.settings(job).values()) if self.has_seeds else job.folder
             groups.setdefault(group, Group([])).jobs.append(job)
-        sign = -1 if self.sweep["mode"] == "max" else 1
+        self.better_end = better_end(str(self.metric))
+        sign = -1 if self.better_end == "max" else 1
 
         def rank(group: Group) -> tuple[bool, float]:
             value = group.mean(self.metric)
@@ -106,7 +108,7 @@ class Ranked:
         value, start = best.mean(self.metric), best.start(self.metric)
         if value is None or start is None:
             return "best"
-        if value <= start if self.sweep["mode"] == "max" else value >= start:
+        if value <= start if self.better_end == "max" else value >= start:
             return "no job is better than the base; the nearest"
         p_value = best.mean(self._errors().replace("errors", "p_value"))
         if p_value is None or p_value <= LEVEL:
@@ -207,7 +209,7 @@ def summarize(ranked: Ranked) -> str:
             if values := group.values(ranked.metric):
                 points.append((swept, mean(values), group.std(ranked.metric)))
         with atomic_write(ranked.folder / "summary.png") as path:
-            draw_sweep(path, points, metric, ranked.sweep["mode"])
+            draw_sweep(path, points, metric, ranked.better_end)
     return "\n".join([_draw_table(ranked), *ranked.findings(), f"sweep: {ranked.folder}"])
 
 
