@@ -3,12 +3,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from helpers.runs import results, write_run
 from helpers.sweeping import write_job, write_sweep
 from safetensors import SafetensorError
 
-from lora_mnist.disk.predictions import PREDICTIONS_FILE
+from lora_mnist.classifier.metrics import Evaluation
+from lora_mnist.data import ImageTensors
+from lora_mnist.disk.predictions import PREDICTIONS_FILE, write_predictions
 from lora_mnist.show.report import make_report, make_sweep_report, write_card
 from lora_mnist.sweep.summary import Ranked, summarize
 
@@ -85,6 +88,29 @@ def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> Non
     assert "`python train.py stage=lora digit=1`" in body
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [100, 1000])
+def test_a_report_of_many_classes_is_small(tmp_path: Path, count: int) -> None:
+    """It begins with what changed, also where nothing did."""
+    label = torch.arange(count)
+    base, adapted = label.clone(), label.clone()
+    base[:60], adapted[30:90] = 99, 98
+    for after in (adapted, base):
+        evaluation = Evaluation(count)
+        logits = [10.0 * torch.nn.functional.one_hot(side, count) for side in (after, base)]
+        evaluation.update(logits[0], label, logits[1])
+        found = {**results(), **evaluation.conclude("test"), "digit": 0}
+        found["classes"] = [f"class number {n}" for n in range(count)]
+        noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
+        write_predictions(evaluation.predictions, ImageTensors(noise, label), tmp_path, found)
+        (tmp_path / "results.json").write_text(json.dumps(found))
+        make_report(tmp_path)
+        page = (tmp_path / "report.html").read_text()
+        assert len(page) < 5e6
+        assert page.count("<tr") <= 33
+        assert '<tr class="mark"><td>class number 0</td>' in page
+
+
 def test_a_report_of_a_sweep(tmp_path: Path) -> None:
     """Jobs best first, their base, and what failed; names are escaped."""
     start = {"val_base": {"accuracy": 0.9, "errors_of_target": 8}}
@@ -105,3 +131,36 @@ def test_a_report_of_a_sweep(tmp_path: Path) -> None:
     assert "http" not in page
     assert "<td>failed</td><td>&lt;b&gt;</td>" in page
     assert "python train.py &#39;&lt;x&gt;&#39;" in page
+
+
+def test_the_front_of_a_sweep_advises_the_fewest_errors_in_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job without a dial has no curve; the command turns the adapter to the advised scale."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    scales = {"images": 50, "scales": [0, 0.5, 1], "saved": 1.0}
+    for weight, of_target, elsewhere, advised in (
+        ("0.1", [9, 8, 7], [8, 7, 6], 1),
+        ("0.5", [9, 4, 1], [8, 7, 14], 0.5),
+        ("0.9", [9, 1, 0], [8, 12, 20], 0.5),
+    ):
+        errors = [sum(pair) for pair in zip(of_target, elsewhere, strict=True)]
+        dial = {**scales, "errors": errors, "advised": advised}
+        dial |= {"errors_of_target": of_target, "errors_elsewhere": elsewhere}
+        more = {"dial": dial, "digit": 1, "classes": ["cat", "dog"]}
+        overrides = [f"loss.target_weight={weight}"]
+        job = write_job(tmp_path / "sweep", f"job{weight}", overrides, accuracy=0.9, more=more)
+        (job / ".hydra").mkdir()
+        (job / ".hydra" / "overrides.yaml").write_text("[digit=dog, data.data_dir=pets]")
+    write_job(tmp_path / "sweep", "none", ["loss.target_weight=1"], accuracy=0.9)
+    write_sweep(tmp_path / "sweep")
+    assert make_sweep_report(tmp_path / "sweep") == [
+        "advised: loss.target_weight=0.5 at scale 0.5, dog 9 -> 4, the other classes 8 -> 7 errors "
+        "on 50 validation images:",
+        "python eval.py adapter=sweep/job0.5 scale=0.5 data.data_dir=pets",
+    ]
+    picture = base64.b64encode((tmp_path / "sweep" / "front.png").read_bytes()).decode()
+    page = (tmp_path / "sweep" / "report.html").read_text()
+    assert picture in page
+    assert "scale=0.5 data.data_dir=pets</pre>" in page

@@ -81,7 +81,7 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
     names = [str(results["classes"][c]) for c in shown]
     title = "errors on the test images"
     if rest := len(results["classes"]) - len(shown):
-        title += f"; {rest} other classes are not shown"
+        title += f"\n{rest} others are not shown"
     figure = _draw_bars(names, bars, title)
     for label, c in zip(figure.axes[0].get_yticklabels(), shown, strict=True):
         label.set_fontweight("bold" if c in targets_of(results) else "normal")
@@ -150,7 +150,7 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
             ends = [_shortened(short_name(classes[c]), 14) for c in (label, prediction)]
             names.append(" → ".join(ends))
         which = "largest changes of confusions" if is_change else "largest confusions"
-        return _draw_bars(names, sides, f"{which}: images, what it is → the prediction")
+        return _draw_bars(names, sides, f"{which}\nimages: what it is → the prediction")
     # On one scale with thousands of right predictions the few wrong ones would not be seen.
     size = np.abs(counts)
     most = np.where(right, size[right].max(initial=1), size[~right].max(initial=1))
@@ -190,7 +190,7 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
         meaning = "predictions: base → adapted"
     captions = []
     for image in gallery.index:
-        names = [_shortened(short_name(classes[side[image]]), 11) for side in (first, then)]
+        names = [_shortened(short_name(classes[side[image]]), 9) for side in (first, then)]
         captions.append((" → " if len("".join(names)) < 8 else " →\n").join(names))
     return _draw_images(gallery.images, captions, f"{title}\n{meaning}", _WIDTH / _COLUMNS)
 

@@ -26,7 +26,7 @@ from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked
 
 #: Rows of the table of classes, and of the table of jobs; results.json and summary.csv have all.
-_MOST_CLASSES, _MOST_JOBS = 50, 1000
+_MOST_CLASSES, _MOST_JOBS = 30, 1000
 
 
 def make_report(folder: Path) -> dict[str, Path]:

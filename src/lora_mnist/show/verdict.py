@@ -134,7 +134,9 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
         is_lost = change_of(results, repaired_before(results)).mood == "bad"
         return Phrase(f"{text}.", "plain" if is_lost else "good")
     if change.mood == "plain":
-        gain = f"{named(classes, targets)} repaired, no gain in all: " if is_repaired else ""
+        gain = (
+            f"{named(classes, targets)} repaired, but no clear gain in all: " if is_repaired else ""
+        )
         counts = f"{change.repaired:,} repaired, {change.broken:,} broken"
         return Phrase(f"{gain}{counts}, {chance_text(change.p_value)}.")
     if "mistakes" in results:
