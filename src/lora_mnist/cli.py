@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -98,14 +99,14 @@ def command(function: Callable[[DictConfig, Path], object], cfg: DictConfig) -> 
         gc.freeze()
         gc.enable()
     if is_sweep() and "sweep" in cfg:
-        value = run_swept(function, cfg, explain)
+        value = run_swept(partial(_call, function), cfg, explain)
         if _signals:  # and the job has swallowed it
             raise KeyboardInterrupt
         return value
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with env_override({_FULL_ERROR: _full_error}):
-            function(cfg, folder)
+            _call(function, cfg, folder)
     except BaseException as error:
         ended = SystemExit() if isinstance(error, Exception) else error
         if not isinstance(error, UserError) and (folder / "checkpoints" / "last.ckpt").is_file():
@@ -117,6 +118,16 @@ def command(function: Callable[[DictConfig, Path], object], cfg: DictConfig) -> 
         log.error("%s", explain(error)[0], exc_info=told)  # to the run's own log
         raise ended from error  # for run() to explain; Hydra would print it, too
     return None
+
+
+def _call(function: Callable[[DictConfig, Path], object], cfg: DictConfig, folder: Path) -> None:
+    """Call a command's function; what ends the program on the way, such as a library, fails."""
+    try:
+        function(cfg, folder)
+    except SystemExit as error:
+        if _signals:  # Lightning makes it of the interrupt
+            raise
+        raise RuntimeError(f"sys.exit({error.code!r}) was called before the end") from error
 
 
 # --- what went wrong, in a line ------------------------------------------------------------------

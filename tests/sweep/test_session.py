@@ -45,6 +45,19 @@ def test_a_failing_job_takes_no_other_along(failed: Any, tmp_path: Path) -> None
     }
 
 
+def test_a_library_that_ends_the_program_fails_and_ends_no_other_job(
+    cli: Any, tmp_path: Path
+) -> None:
+    said = "RuntimeError: sys.exit('a library gives up') was called before the end"
+    done = cli(TOY, "x=-2")
+    assert done.code == 1
+    assert done.err.startswith(said)
+    done = cli(TOY, "-m", "x=-2,3")
+    assert done.code == 1
+    assert done.err.startswith(f"#0 x=-2 failed: {said}")
+    assert statuses(only_sweep(tmp_path)) == ["finished", "failed"]
+
+
 @pytest.mark.usefixtures("failed")
 def test_a_resumed_sweep_runs_what_is_not_finished(cli: Any, tmp_path: Path) -> None:
     sweep = only_sweep(tmp_path)

@@ -5,6 +5,7 @@ A job finds how near ``x`` and ``y`` are to 3 and 5.
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def main(cfg: DictConfig) -> float | None:
 def play(cfg: DictConfig, folder: Path) -> None:
     if cfg.x == 0:
         raise UserError("x=0: expected an integer >= 1")
+    if cfg.x == -2:
+        sys.exit("a library gives up")
     if cfg.x == -1:
         raise RuntimeError("no such thing")
     if cfg.checkpoint:

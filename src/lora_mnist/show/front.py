@@ -10,11 +10,12 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.numbers import RESULTS_FILE
 from lora_mnist.show.advice import command, relative
 from lora_mnist.show.changes import named, others_of, targets_of
 from lora_mnist.show.figures import DPI, GRAY, GREEN, STYLE
 from lora_mnist.sweep.command import override
-from lora_mnist.sweep.records import RESULTS_FILE, Job, read_json
+from lora_mnist.sweep.records import Job, read_json
 from lora_mnist.sweep.summary import Ranked
 
 
