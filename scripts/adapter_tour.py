@@ -30,7 +30,6 @@ from lora_mnist import (
     combine_adapters,
     load_adapter,
     lora_disabled,
-    lora_summary,
     merge_lora,
     remove_lora,
     unmerge_lora,
@@ -234,9 +233,6 @@ class Tour:
         """Merge the adapters of ``net``, one of them and all, and take them out; PEFT beside it."""
         print("\nMerged and undone")
         state = copy.deepcopy(net.state_dict())
-        merge_lora(net, "nines")
-        print(lora_summary(net))
-        self.compare("one merged", self.logits(net), stacked, 1e-4)
         merge_lora(net)
         self.compare("merged", self.logits(net), stacked, 1e-4)
         moved = changed_tensors(state, unmerge_lora(net).state_dict())

@@ -15,7 +15,7 @@ from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, remove_lora
 from lora_mnist.data import load_images
 from lora_mnist.errors import IncompleteError, UserError
 from lora_mnist.export import export
-from lora_mnist.lora import fingerprint, read_factors, read_metadata
+from lora_mnist.lora import fingerprint, read_adapter, read_metadata
 
 NET = SMALL[0]
 DATA = FEW[0]
@@ -148,7 +148,7 @@ def test_several_adapters_as_one(cli: Any, outputs: Path, tmp_path: Path, images
     options = ("format=adapter", f"out={tmp_path}/cut", "rank=1")
     cut = run(outputs, several, *options)
     assert cut.items() <= metadata.items()
-    assert {len(A) for A, _, _ in read_factors(tmp_path / "cut").values()} == {1}
+    assert {adapter.rank for adapter in read_adapter(tmp_path / "cut").values()} == {1}
     cut_net = small_net(outputs, tmp_path / "cut")
     assert not torch.allclose(cut_net(images), expected(images), atol=1e-2)
 

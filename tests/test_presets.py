@@ -75,7 +75,7 @@ def test_the_best_weights_become_the_base(outputs: Path) -> None:
     assert all(torch.equal(tensor, best[f"net.{name}"]) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize("variant", ["lora=pissa", "lora.rank=auto", "lora=bias"])
+@pytest.mark.parametrize("variant", ["lora=pissa", "lora.rank=auto"])
 def test_a_checkpoint_is_an_adapter(outputs: Path, variant: str) -> None:
     """Of any variant, on its own base, and stacked."""
     results = run(outputs, "callbacks=best", variant)

@@ -16,3 +16,9 @@ def __getattr__(name: str) -> Any:
     import lora_mnist.api as api
 
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    import lora_mnist.api as api
+
+    return sorted({*globals(), *api.__all__})

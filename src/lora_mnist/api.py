@@ -1,13 +1,11 @@
-"""What ``from lora_mnist import ...`` gives."""
+"""The names that ``from lora_mnist import ...`` gives."""
 
 from lora_mnist.classifier.dial import dial_curve
 from lora_mnist.classifier.metrics import compare_errors
 from lora_mnist.classifier.net import CNN, MLP
 from lora_mnist.lora import (
-    add_deltas,
     add_lora,
     combine_adapters,
-    fold_lora_scale,
     load_adapter,
     lora_disabled,
     lora_names,
@@ -18,6 +16,7 @@ from lora_mnist.lora import (
     save_adapter,
     set_lora_enabled,
     set_lora_scale,
+    sum_adapters,
     trainable_parameters,
     unmerge_lora,
 )
@@ -25,12 +24,10 @@ from lora_mnist.lora import (
 __all__ = [
     "CNN",
     "MLP",
-    "add_deltas",
     "add_lora",
     "combine_adapters",
     "compare_errors",
     "dial_curve",
-    "fold_lora_scale",
     "load_adapter",
     "lora_disabled",
     "lora_names",
@@ -41,6 +38,7 @@ __all__ = [
     "save_adapter",
     "set_lora_enabled",
     "set_lora_scale",
+    "sum_adapters",
     "trainable_parameters",
     "unmerge_lora",
 ]

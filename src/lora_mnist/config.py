@@ -42,13 +42,11 @@ from lora_mnist.disk.checkpoint import (
     read_checkpoint,
 )
 from lora_mnist.disk.latest import latest
-from lora_mnist.errors import UserError, config_group, one_line
+from lora_mnist.errors import UserError, config_group, is_number, one_line
 from lora_mnist.lora import (
     CONFIG_NAME,
-    add_deltas,
     add_lora,
     count_parameters,
-    is_number,
     load_adapter,
     lora_adapters,
     read_metadata,
@@ -424,17 +422,10 @@ def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
     if scale != "auto" and not (is_number(scale) and scale > 0):
         raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
     with config_group("lora"):
-        if "tensors" in settings:
-            tensors, base_dropout = settings.pop("tensors"), settings.pop("base_dropout")
-            for key, value in settings.items():  # what a recipe says of ranks is not used
-                if f"lora.{key}" in asked_keys():
-                    raise ValueError(f"{key}={value}: expected none, since tensors={tensors}")
-            add_deltas(net, tensors, base_dropout=base_dropout)
-        else:
-            if settings["rank"] == "auto":
-                settings["rank"] = fitting_rank(net, settings["target_modules"])
-                _info("lora.rank=auto: %d", settings["rank"])
-            add_lora(net, **settings)
+        if settings["rank"] == "auto":
+            settings["rank"] = fitting_rank(net, settings["target_modules"])
+            _info("lora.rank=auto: %d", settings["rank"])
+        add_lora(net, **settings)
     net.train()
 
 

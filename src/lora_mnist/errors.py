@@ -1,5 +1,6 @@
 """Mistakes that a user can make, told in one line."""
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,12 @@ class TrainingError(UserError):
     """Training led nowhere: it diverged, or nothing was learnt."""
 
     exit_code = 1
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite number, and no bool."""
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)  # type: ignore[arg-type]
 
 
 @contextmanager

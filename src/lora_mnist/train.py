@@ -56,7 +56,6 @@ from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora import (
     base_state_dict,
     changed_tensors,
-    fold_lora_scale,
     lora_disabled,
     lora_names,
     lora_state_dict,
@@ -198,7 +197,6 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             _info("scale: %g; the adapter is saved so", scale)
         if scale != 1:
             set_lora_scale(net, scale, name)
-            fold_lora_scale(net, name)
             module.validated_at = None  # that was the adapter as trained
         test(module, data, trainer, clock)
         outcomes = dict(module.outcomes)
@@ -220,7 +218,7 @@ def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
             metadata = {"dataset": str(data.name)}
             if data.targets:
                 metadata["repairs"] = named(data.classes, data.targets)
-            if loaded:  # an adapter on disk stands on its base alone
+            if loaded or scale != 1:  # an adapter on disk stands on its base alone, at scale 1
                 sum_adapters(net, name=name)
             save_adapter(net, folder / "adapter", name, metadata)
             # Not what is of this machine and this time alone.

@@ -116,7 +116,7 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(
         assert names(checkpoint[key]) == {"lora_A", "lora_B"}
 
 
-@pytest.mark.parametrize("settings", [{}, {"init": "pissa"}, {"use_dora": True}])
+@pytest.mark.parametrize("settings", [{}, {"init": "pissa"}])
 def test_the_size_of_an_update_is_that_of_the_dense_one(settings: dict[str, Any]) -> None:
     net = randomize(add_lora(nn.Sequential(nn.Conv2d(3, 5, 2), nn.Linear(8, 4)), 2, 3, **settings))
     norms = adapter_norms(net)

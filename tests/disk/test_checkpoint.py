@@ -91,7 +91,7 @@ def fit(
     data = Data("toy", ["cat", "dog", "owl"], 1, batch_size=5)
     callbacks = [RandomStates(), LastCheckpoint(every_n_train_steps=1, dirpath=str(folder))]
     if repair:
-        add_lora(net, rank=2, dropout=0.2, base_dropout=True).train()
+        add_lora(net, rank=2, dropout=0.2).train()
         loss = Loss(distill=0.5, target_weight=0.5)
         module = ClassifierModule(net, 3, loss=loss, lr=0.01, replay=6, scheduler=LINEAR)
         callbacks.append(WeightAveraging(use_buffers=False))

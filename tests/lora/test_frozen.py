@@ -84,25 +84,12 @@ def test_statistics_stay(net: nn.Module) -> None:
     assert changed_tensors(before, base_state_dict(net)) == []
 
 
-def test_the_bases_dropout_is_off_unless_asked_for(net: nn.Module) -> None:
-    before = state_of(net)
-    for change, is_off in (
-        (lambda: add_lora(net, base_dropout=True), False),
-        (lambda: freeze_base(net), True),
-        (lambda: add_lora(net), True),
-        (lambda: add_lora(net, base_dropout=True), False),
-    ):
-        change().train()
-        assert torch.equal(net(X), net(X)) == is_off
-    assert changed_tensors(before, base_state_dict(net)) == []
-
-
 @pytest.mark.parametrize("function", [merge_lora, remove_lora])
 @pytest.mark.parametrize("copied", [False, True])
 def test_afterwards_the_network_trains_as_any_other(
     net: nn.Module, function: Any, copied: bool
 ) -> None:
-    add_lora(add_lora(net, base_dropout=True), base_dropout=True)
+    add_lora(add_lora(net))
     before = state_of(net)
     if copied:
         net, original = copy.deepcopy(net), net

@@ -11,9 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lora_mnist.lora import (
-    LayerSettings,
     LoRAParametrization,
-    add_deltas,
     add_lora,
     lora_disabled,
     lora_parameters,
@@ -25,8 +23,7 @@ from lora_mnist.lora import (
 @pytest.mark.parametrize(("init", "std"), [("gaussian", 0.5), ("kaiming", 1 / 20 / 3**0.5)])
 def test_shapes_and_initialisation(init: str, std: float) -> None:
     torch.manual_seed(0)
-    settings = LayerSettings(rank=8, init=init, init_std=0.5 if init == "gaussian" else None)
-    adapter = LoRAParametrization(torch.empty(300, 400), settings)
+    adapter = LoRAParametrization(torch.empty(300, 400), rank=8, init=init, init_std=0.5)
     assert adapter.lora_A.shape == (8, 400)
     assert adapter.lora_B.shape == (300, 8)
     assert adapter.lora_A.std().item() == pytest.approx(std, rel=0.05)
@@ -60,10 +57,10 @@ def conv_net(**geometry: Any) -> nn.Module:
 @given(
     geometry=st.none() | CONVOLUTIONS,
     batch=st.sampled_from([(), (0,), (1,), (7,), (2, 3)]),
-    rank=st.integers(1, 8),
+    rank=st.integers(1, 5),
     alpha=st.floats(0.1, 16),
     use_rslora=st.booleans(),
-    kind=st.sampled_from(["gaussian", "kaiming", "pissa", "dora", "bias", "last_layer"]),
+    kind=st.sampled_from(["gaussian", "kaiming", "pissa"]),
     scale=st.sampled_from([1, 0.3, -2]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
@@ -83,14 +80,12 @@ def test_laws(
     plain = copy.deepcopy(net)
     x = torch.randn((*batch, 6) if geometry is None else (*batch[:1], 2, 7, 6), dtype=dtype)
     base = net(x)
-    rank = min(rank, 2) if kind == "pissa" else rank
-    if kind in ("bias", "last_layer"):
-        has_bias = any("bias" in name for name in plain.state_dict())
-        add_deltas(net, kind if has_bias else "last_layer")
+    rank = rank if geometry is None and kind != "pissa" else min(rank, 2)
+    add_lora(net, rank, alpha, target_modules=".*", use_rslora=use_rslora, init=kind)
+    if kind == "pissa":
+        torch.testing.assert_close(net(x), base, **close)
     else:
-        more = {"use_dora": True} if kind == "dora" else {"init": kind}
-        add_lora(net, rank, alpha, target_modules=".*", use_rslora=use_rslora, **more)
-    assert torch.equal(net(x), base)
+        assert torch.equal(net(x), base)
     trained = randomize(net)(x)
     set_lora_scale(net, scale)
     adapted = net(x)
@@ -99,16 +94,10 @@ def test_laws(
     for name, weight in lora_weights(net).items():
         effective, (adapter,) = getattr(weight.module, weight.tensor), weight.adapters
         weights[f"{name}.weight" if weight.tensor == "weight" else name] = effective
-        if kind in ("bias", "last_layer"):
-            update = adapter.delta
-        else:
-            update = adapter.lora_B.flatten(1) @ adapter.lora_A.flatten(1)
-            if kind == "pissa":
-                update = update - adapter.start_B.flatten(1) @ adapter.start_A.flatten(1)
-            update = alpha / (rank**0.5 if use_rslora else rank) * update
-            if kind == "dora":
-                direction = F.normalize(weight.base.flatten(1) + update, dim=1)
-                update = adapter.magnitude[:, None] * direction - weight.base.flatten(1)
+        update = adapter.lora_B.flatten(1) @ adapter.lora_A.flatten(1)
+        if kind == "pissa":
+            update = update - adapter.start_B.flatten(1) @ adapter.start_A.flatten(1)
+        update = alpha / (rank**0.5 if use_rslora else rank) * update
         torch.testing.assert_close(
             effective - weight.base, scale * update.view_as(effective), **close
         )
@@ -117,11 +106,8 @@ def test_laws(
         assert torch.equal(net(x), base)
 
 
-@pytest.mark.parametrize("use_dora", [False, True])
-def test_gradients_equal_those_of_the_dense_parametrization(
-    tiny: nn.Module, use_dora: bool
-) -> None:
-    randomize(add_lora(tiny.double(), rank=2, alpha=3, use_dora=use_dora))
+def test_gradients_equal_those_of_the_dense_parametrization(tiny: nn.Module) -> None:
+    randomize(add_lora(tiny.double(), rank=2, alpha=3))
     x = torch.randn(7, 6, dtype=torch.float64)
     parameters = list(lora_parameters(tiny))
     factored = torch.autograd.grad(tiny(x).square().sum(), parameters)
@@ -132,7 +118,7 @@ def test_gradients_equal_those_of_the_dense_parametrization(
 def test_training_never_builds_the_dense_product(
     tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(LoRAParametrization, "update")
+    monkeypatch.delattr(LoRAParametrization, "forward")
     conv = add_lora(conv_net(), rank=3, target_modules="0")
     assert [tuple(p.shape) for p in lora_parameters(conv)] == [(3, 2, 3, 3), (4, 3, 1, 1)]
     for net, x in ((tiny, torch.randn(4, 6)), (conv, torch.randn(1, 2, 5, 5))):

@@ -6,16 +6,16 @@ from helpers.nets import TinyNet, randomize
 from torch import nn
 
 from lora_mnist.lora import (
-    add_deltas,
     add_lora,
-    fold_lora_scale,
     lora_adapters,
     lora_disabled,
     lora_names,
     lora_summary,
+    remove_lora,
     set_lora_enabled,
     set_lora_scale,
 )
+from lora_mnist.lora.weight import adaptable_weights
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
@@ -47,7 +47,7 @@ def test_adapters_have_names(tiny: nn.Module) -> None:
 
 def test_names_and_scales_that_are_refused(tiny: nn.Module) -> None:
     with pytest.raises(ValueError, match="no layer of the model carries LoRA"):
-        fold_lora_scale(tiny)
+        set_lora_scale(tiny, 1)
     add_lora(tiny)
     with pytest.raises(ValueError, match="name=x: expected one of default"):
         lora_disabled(tiny, "x").__enter__()
@@ -61,8 +61,8 @@ NAN = float("nan")
 #: Values of a single argument that are out of range.
 BAD_VALUES = [
     *(("rank", bad) for bad in (0, -3, 2.0, True, "2")),
-    *(("alpha", bad) for bad in (0, -1, NAN, float("-inf"), True, "1", None)),
-    *(("init", "zeros"), ("init_std", 0), ("use_rslora", 1), ("use_dora", "yes")),
+    *(("alpha", bad) for bad in (0, -1, NAN, float("-inf"), "1", None)),
+    *(("init", "zeros"), ("init_std", 0), ("use_rslora", 1)),
     *(("dropout", 1), ("dropout", -0.1)),
 ]
 #: Layers that read their weight, and so never show an adapter its input.
@@ -81,7 +81,8 @@ READ_THEIR_WEIGHT = [
         *((nn.ReLU, {key: bad}, rf"^{key}={bad}: expected ") for key, bad in BAD_VALUES),
         (nn.ReLU, {"alpha_pattern": [1]}, r"alpha_pattern=\[1\]: expected a mapping"),
         (nn.ReLU, {"init": "kaiming", "init_std": 1}, "init_std=1: expected null, since init=kai"),
-        (nn.ReLU, {"init": "pissa", "use_dora": True}, "use_dora=True: expected init=gaussian or"),
+        (nn.ReLU, {"rank": 6}, "rank=6: expected at most 5, the smaller side of the largest layer"),
+        (nn.ReLU, {"rank_pattern": {"linear2": 4}}, "rank=4: expected at most 3"),
         (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
         (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
         (nn.ReLU, {"rank_pattern": {"conv": 2}}, "rank_pattern={conv: 2}: expected .* of: 0.linea"),
@@ -93,24 +94,60 @@ READ_THEIR_WEIGHT = [
             (layer, {"dropout": 0.1}, "dropout: 1.* expected dropout=0")
             for layer in READ_THEIR_WEIGHT
         ),
-        (lambda: nn.Embedding(4, 3), {"use_dora": True}, "expected no embedding, as 1 is"),
-        (nn.ReLU, {"tensors": "first_layer"}, "tensors=first_layer: expected bias or last_layer"),
     ],
 )
 def test_refusals_leave_the_model_alone(layer: Any, arguments: Any, message: str) -> None:
     net = nn.Sequential(TinyNet(), layer())
     before = list(net.state_dict())
     with pytest.raises(ValueError, match=message):
-        if "tensors" in arguments:
-            add_deltas(net, **arguments)
-        else:
-            add_lora(net, **{"target_modules": ".*", **arguments})
+        add_lora(net, **{"target_modules": ".*", **arguments})
     assert not lora_adapters(net)
     assert all(p.requires_grad for p in net.parameters())
     assert list(net.state_dict()) == before
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in net[0].modules())
 
 
-def test_ranks_and_alphas_of_single_layers(tiny: nn.Module) -> None:
+def test_the_summary_lists_layers_and_their_adapters(tiny: nn.Module) -> None:
     add_lora(tiny, rank=2, alpha=1, rank_pattern={"linear2": 3}, alpha_pattern={"^linear1": 4})
-    assert [(row.rank, row.scaling) for row in lora_summary(tiny).rows] == [(2, 2), (3, 1 / 3)]
+    net = nn.Sequential(tiny, nn.LayerNorm(3), nn.MultiheadAttention(3, 1, bias=False))
+    add_lora(net, target_modules=["linear2"], name="second")
+    set_lora_scale(net, -0.5, "second")
+    set_lora_enabled(net, False, "default")
+    assert lora_summary(net) == [
+        ("0.linear1", (5, 6), (5,), "default", (2, 6), (5, 2), 2, 1, False),
+        ("0.linear2", (3, 5), (3,), "default", (3, 5), (3, 3), 1 / 3, 1, False),
+        ("0.linear2", (3, 5), (3,), "second", (1, 5), (3, 1), 1, -0.5, True),
+        ("1", (3,), (3,), None, None, None, 0, 0, False),
+        ("2.in_proj_weight", (9, 3), None, None, None, None, 0, 0, False),
+        ("2.out_proj", (3, 3), None, None, None, None, 0, 0, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layers", "more"),
+    [
+        (
+            [nn.MultiheadAttention(8, 2), nn.Linear(8, 8)],
+            "60% of the weights, .*[all,in_proj_weight]",
+        ),
+        ([nn.Embedding(99, 4), nn.Linear(4, 2)], "98% of the weights, .*[all,0]"),
+        ([nn.Conv2d(4, 4, 3, groups=4), nn.Linear(60, 60)], None),  # too few to speak of
+        ([nn.Linear(2, 2), nn.BatchNorm1d(2)], None),
+    ],
+)
+def test_all_names_the_large_weights_that_it_leaves_out(
+    layers: list[nn.Module], more: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = nn.Sequential(*layers)
+    remove_lora(add_lora(net))
+    if more is None:
+        assert not caplog.records
+        return
+    (record,) = caplog.records
+    before, _, advice = more.partition(" .*")
+    assert before in record.message
+    assert record.message.endswith(f"to adapt them too: target_modules={advice}")
+    caplog.clear()
+    add_lora(net, target_modules=advice.strip("[]").split(","))
+    assert len(lora_adapters(net)) == sum(w.base.ndim > 1 for w in adaptable_weights(net).values())
+    assert not caplog.records

@@ -11,7 +11,6 @@ import torchvision
 from torch import nn
 
 from lora_mnist.lora import (
-    add_deltas,
     add_lora,
     base_state_dict,
     changed_tensors,
@@ -25,7 +24,6 @@ from lora_mnist.lora import (
     set_lora_scale,
     unmerge_lora,
 )
-from lora_mnist.lora.targets import target_weights
 from lora_mnist.lora.weight import adaptable_weights
 
 
@@ -98,14 +96,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
 BY_NAME_ALONE = {"gru_cell", "embedding_bag", "conv1d", "conv3d", "grouped", "transposed"}
 
 
-#: Networks for those kinds that not every network can have.
-SOME = {
-    "dora": ("mobilenet_v2", "lstm", "attention_to_others", "conv3d", "transposed"),
-    "bias": ("mobilenet_v2", "encoder", "encoder_odd_heads", "lstm", "gru_cell", "grouped"),
-    "last_layer": ("mobilenet_v2", "encoder", "gru"),
-}
-
-
 def outputs(net: nn.Module, x: torch.Tensor, grad: bool = False) -> torch.Tensor:
     with torch.set_grad_enabled(grad):
         return net(x).detach()
@@ -117,7 +107,6 @@ def outputs(net: nn.Module, x: torch.Tensor, grad: bool = False) -> torch.Tensor
     [
         *((name, "all", "gaussian") for name in NETWORKS if name not in BY_NAME_ALONE),
         *((name, ".*", kind) for name in NETWORKS for kind in ("gaussian", "pissa")),
-        *((name, ".*", kind) for kind, names in SOME.items() for name in names),
     ],
 )
 def test_switched_off_it_is_the_base(
@@ -133,15 +122,8 @@ def test_switched_off_it_is_the_base(
     base = {grad: outputs(net, x, grad) for grad in (False, True)}
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     plain, dense = copy.deepcopy(net), copy.deepcopy(net)
-    if kind in ("bias", "last_layer"):
-        add_deltas(net, kind)
-    elif kind == "dora":
-        embeddings = [name for name, m in net.named_modules() if isinstance(m, nn.Embedding)]
-        names = [name for name in target_weights(net, ".*") if name not in embeddings]
-        add_lora(net, target_modules=names, init="kaiming", use_dora=True)
-    else:
-        std = 0.05 if kind == "gaussian" else None
-        add_lora(net, target_modules=target_modules, init=kind, init_std=std)
+    std = 0.05 if kind == "gaussian" else None
+    add_lora(net, target_modules=target_modules, init=kind, init_std=std)
     torch.testing.assert_close(outputs(net, x), base[False], rtol=1e-4, atol=1e-6)
 
     optimizer = torch.optim.SGD(list(lora_parameters(net)), lr=0.01)

@@ -17,6 +17,7 @@ from lora_mnist.lora import (
     changed_tensors,
     combine_adapters,
     load_adapter,
+    lora_disabled,
     lora_parameters,
     lora_state_dict,
     merge_lora,
@@ -36,20 +37,6 @@ class Attention(nn.MultiheadAttention):
         return attended
 
 
-class Tied(nn.Module):
-    """Words in and out share one weight, and each end has an adapter of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(9, 6)
-        self.out = nn.Linear(6, 9, bias=False)
-        self.out.weight = self.embed.weight
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.out(self.embed(x).tanh())
-        return logits
-
-
 #: Networks, and the shape of their input; of tokens where that is None.
 KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
     "linear": (TinyNet, (5, 6)),
@@ -58,7 +45,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
     "grouped": (lambda: nn.Sequential(nn.Conv2d(4, 6, 3, groups=2)), (3, 4, 5, 5)),
     "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(2, 4, 3)), (3, 2, 4, 4)),
     "attention": (lambda: nn.Sequential(Attention(), nn.Linear(6, 3)), (3, 4, 6)),
-    "tied": (Tied, None),
+    "embedding": (lambda: nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 3)), None),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 DOUBLE = {"rtol": 1e-12, "atol": 1e-12}
@@ -87,17 +74,16 @@ def adapted(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, t
 @kinds
 @pytest.mark.filterwarnings("ignore:PEFT has no adapter")
 def test_every_form_of_two_adapters_in_double_precision(kind: str, tmp_path: Path) -> None:
-    """Stacked, merged, one merged, unmerged, saved and loaded, combined: 1e-12."""
+    """Stacked, merged, unmerged, saved and loaded, combined: 1e-12."""
     net, x = adapted(kind, torch.float64)
     base, _ = made(kind, torch.float64)
     expected = net(x)
     assert not torch.allclose(expected, base(x), atol=1e-3)
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    for name in ("first", "second", None):
-        twin = merge_lora(copy.deepcopy(net), name)
-        torch.testing.assert_close(twin(x), expected, **DOUBLE)
-        assert torch.equal(unmerge_lora(twin)(x), expected)
-        assert changed_tensors(state, twin.state_dict()) == []
+    twin = merge_lora(copy.deepcopy(net))
+    torch.testing.assert_close(twin(x), expected, **DOUBLE)
+    assert torch.equal(unmerge_lora(twin)(x), expected)
+    assert changed_tensors(state, twin.state_dict()) == []
     folders = [save_adapter(net, tmp_path / name, name) for name in ("first", "second")]
     stack = copy.deepcopy(base)
     for folder, scale in zip(folders, (0.7, -0.3), strict=True):
@@ -175,3 +161,30 @@ def test_many_adapters_at_once_and_the_gradients_of_single_images(kind: str) -> 
     for number, one in enumerate(x):
         for key, gradient in grad(loss)(states[0], one).items():
             torch.testing.assert_close(gradients[key][number], gradient, **DOUBLE)
+
+
+@kinds
+def test_the_numbers_follow_the_network_to_its_device(kind: str, tmp_path: Path) -> None:
+    """The meta device holds no numbers, and refuses to mix with the CPU, as a GPU does."""
+    net, x = adapted(kind)
+    shape = net(x).shape
+    net, x = net.to("meta"), x.to("meta")
+
+    def computes() -> bool:
+        output = net(x)
+        return output.is_meta and output.shape == shape
+
+    assert computes()
+    with lora_disabled(net):
+        assert computes()
+    set_lora_scale(net, 0.5)
+    assert computes()
+    net.train()(x).sum().backward()
+    assert all(p.grad.is_meta for p in lora_parameters(net) if p.requires_grad)
+    with pytest.raises(ValueError, match="expected numbers, found a lazy tensor or the meta dev"):
+        save_adapter(net, tmp_path / "adapter", "first")
+    assert not (tmp_path / "adapter").exists()
+    merge_lora(net)
+    assert computes()
+    unmerge_lora(net)
+    assert computes()

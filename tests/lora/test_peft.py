@@ -77,10 +77,6 @@ def randomized(net: nn.Module) -> nn.Module:
         (TinyNet, {"target_modules": "linear2", "init": "kaiming"}),
         (TinyNet, {"rank_pattern": {"linear2": 3}, "alpha_pattern": {"linear1": 0.5}}),
         (TinyNet, {"init": "pissa", "rank": 3, "use_rslora": True}),
-        (TinyNet, {"use_dora": True, "rank": 2, "use_rslora": True, "dropout": 0.5}),
-        (ConvNet, {"use_dora": True, "rank": 2, "alpha_pattern": {"^conv": 3}}),
-        (signals, {"use_dora": True}),
-        (volumes, {"use_dora": True}),
         (ConvNet, {"rank": 2}),
         (ConvNet, {"target_modules": "conv"}),  # and not block.conv
         (ConvNet, {"target_modules": ".*conv", "rank_pattern": {"^conv": 3}}),
@@ -107,7 +103,6 @@ def test_ours_load_here_and_in_peft(kind: Any, options: dict[str, Any], tmp_path
 
 
 BOTH = ["linear1", "linear2"]
-NONE = "dummy-target-modules"
 
 
 @pytest.mark.parametrize(
@@ -122,14 +117,6 @@ NONE = "dummy-target-modules"
         (ConvNet, {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3, "conv": 2}}),
         (tokens, {"target_modules": ["embed", "linear"], "alpha_pattern": {"embed": 7}}),
         (signals, {"target_modules": "0", "r": 2}),
-        (TinyNet, {"target_modules": BOTH, "use_dora": True, "r": 3, "lora_alpha": 2}),
-        (ConvNet, {"target_modules": ["conv", "linear"], "use_dora": True}),
-        (signals, {"target_modules": "0", "use_dora": True}),
-        (ConvNet, {"target_modules": ["linear"], "bias": "all"}),
-        (ConvNet, {"target_modules": ["conv", "linear"], "bias": "lora_only", "use_dora": True}),
-        (ConvNet, {"target_modules": ["conv"], "modules_to_save": ["linear"]}),
-        (ConvNet, {"target_modules": NONE, "bias": "all"}),
-        (ConvNet, {"target_modules": NONE, "modules_to_save": ["linear"]}),
     ],
 )
 def test_theirs_load_here(kind: Any, options: dict[str, Any], tmp_path: Path) -> None:
@@ -139,13 +126,9 @@ def test_theirs_load_here(kind: Any, options: dict[str, Any], tmp_path: Path) ->
     ours = load_adapter(make(kind), tmp_path)
     assert not torch.allclose(ours(x), make(kind)(x), atol=1e-2)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
-    # Of LoRA and whole tensors in one adapter, too, nothing is lost on the way back.
     save_adapter(ours, tmp_path / "again")
     again = PeftModel.from_pretrained(make(kind), str(tmp_path / "again")).eval()
     torch.testing.assert_close(again(x), theirs(x), rtol=1e-4, atol=1e-4)
-    config = again.peft_config["default"]
-    assert config.modules_to_save == options.get("modules_to_save")
-    assert (config.bias != "none") == ("bias" in options)
 
 
 @pytest.mark.parametrize(

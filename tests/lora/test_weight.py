@@ -1,5 +1,6 @@
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,6 @@ from helpers.nets import randomize
 from torch import nn
 
 from lora_mnist.lora import (
-    add_deltas,
     add_lora,
     base_state_dict,
     changed_tensors,
@@ -28,9 +28,8 @@ def test_beside_somebody_elses_parametrization(name: str, tiny: nn.Module, tmp_p
     getattr(nn.utils.parametrizations, name)(tiny.linear2)
     plain = copy.deepcopy(tiny.eval())
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
-    for refused in (lambda: add_lora(tiny), lambda: add_deltas(tiny, "last_layer")):
-        with pytest.raises(ValueError, match="linear2: has .* on its weight; exp.*remove_p"):
-            refused()
+    with pytest.raises(ValueError, match="linear2: has .* on its weight; exp.*remove_p"):
+        add_lora(tiny)
     assert changed_tensors(before, tiny.state_dict()) == []
     adapted = randomize(add_lora(tiny, target_modules=["linear1"]))(X)
     assert changed_tensors(before, base_state_dict(tiny)) == []
@@ -58,3 +57,74 @@ def test_weights_that_cannot_be_adapted_are_no_weights_here() -> None:
     net["indices"] = nn.ParameterList([nn.Parameter(torch.ones(2, 2).int(), requires_grad=False)])
     assert list(adaptable_weights(net)) == ["norm", "norm.bias", "lin", "lin.bias"]
     assert list(target_weights(net, ".*")) == ["lin"]
+
+
+class Twice(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mid = nn.Linear(6, 6)
+        self.mid2 = self.mid
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.mid2(torch.relu(self.mid(x))))
+
+
+def test_a_layer_under_two_names_has_one_adapter(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Twice()
+    plain = copy.deepcopy(net)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    adapted = randomize(add_lora(net, rank=2))(X)
+    assert changed_tensors(before, base_state_dict(net)) == []
+    with pytest.warns(UserWarning, match="PEFT has no adapter of this form for mid:"):
+        save_adapter(net, tmp_path)
+    assert torch.equal(load_adapter(copy.deepcopy(plain), tmp_path)(X), adapted)
+    plain.load_state_dict(merge_lora(net).state_dict())
+    torch.testing.assert_close(plain(X), adapted)
+
+
+class Tied(nn.Module):
+    """Words in and out share one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.mid = nn.Linear(6, 6)
+        self.out = nn.Linear(6, 9)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.mid(self.embed(x)))
+
+
+@pytest.mark.parametrize("target_modules", ["all", ["out"], ["embed"], ".*"])
+def test_a_weight_that_two_layers_share_is_refused(target_modules: object) -> None:
+    net = Tied()
+    first, second = ("embed", "out") if target_modules in (["embed"], ".*") else ("out", "embed")
+    with pytest.raises(ValueError, match=f"target_modules: {first} and {second} share one weight"):
+        add_lora(net, target_modules=target_modules)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    x = torch.arange(9).view(3, 3)
+    adapted = randomize(add_lora(net, target_modules=["mid"]))(x)
+    plain = Tied()
+    plain.load_state_dict(merge_lora(net).state_dict())
+    torch.testing.assert_close(plain(x), adapted)
+
+
+@pytest.mark.parametrize("wrapper", [torch.compile, nn.DataParallel])
+def test_a_wrapped_network_is_refused_before_training(
+    wrapper: Any, tiny: nn.Module, tmp_path: Path
+) -> None:
+    """The names of its layers would stand in the adapter, which then fits no other network."""
+    wrapped = wrapper(tiny)
+    refusal = f"{type(wrapped).__name__}: expected the network inside this wrapper"
+    with pytest.raises(ValueError, match=refusal):
+        add_lora(wrapped)
+    adapted = wrapper(add_lora(tiny))
+    with pytest.raises(ValueError, match=refusal):
+        save_adapter(adapted, tmp_path)
+    with pytest.raises(ValueError, match=refusal):
+        load_adapter(wrapper(nn.Linear(2, 2)), save_adapter(tiny, tmp_path))

@@ -7,7 +7,7 @@ import pytest
 from composed import logged
 from helpers.runs import outcome, repaired
 
-from lora_mnist import CNN, add_deltas, add_lora
+from lora_mnist import CNN, add_lora
 from lora_mnist.show.tables import print_parameters, print_predictions, print_results
 
 BASE = outcome([30, 4], images=100)
@@ -42,10 +42,9 @@ def test_parameters() -> None:
     assert rows[1] == ["conv1", "16 x 1 x 3 x 3", "-", "1 x 1 x 3 x 3", "16 x 1 x 1 x 1"]
     assert rows[2][3:] == ["", ""]
     assert text.splitlines()[-1].endswith("trainable: 25")
-    rows = cells(printed(print_parameters, add_deltas(CNN(), "last_layer")))
-    assert rows[0] == ["layer", "W", "b", "delta"]
-    assert rows[1] == ["conv1", "16 x 1 x 3 x 3", "16", ""]
-    assert rows[-1][1:] == ["10 x 1568", "10", "10 x 1568, 10"]
+    rows = cells(printed(print_parameters, add_lora(net, target_modules=["conv1"], name="second")))
+    assert rows[0] == ["layer", "W", "b", "adapter", "lora_A", "lora_B"]
+    assert [row[3] for row in rows[1:4]] == ["default", "second", ""]
 
 
 def test_results_of_a_base() -> None:

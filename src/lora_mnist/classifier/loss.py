@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_mnist.lora import is_number
+from lora_mnist.errors import is_number
 
 
 def hinge(logits: Tensor, labels: Tensor, margin: float) -> Tensor:

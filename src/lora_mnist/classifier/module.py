@@ -13,10 +13,8 @@ from torch.optim import Optimizer
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation, scalars
 from lora_mnist.data import Batch
-from lora_mnist.errors import TrainingError, config_group
+from lora_mnist.errors import TrainingError, config_group, is_number
 from lora_mnist.lora import (
-    LoRAParametrization,
-    is_number,
     lora_adapters,
     lora_disabled,
     lora_state_dict,
@@ -225,7 +223,7 @@ class ClassifierModule(LightningModule):
 def adapter_norms(net: nn.Module) -> dict[str, float]:
     """The size of what the last adapter adds to each weight, ``||scaling * lora_B @ lora_A||_F``.
 
-    Of plain LoRA it is computed from two matrices of rank x rank, without the product:
+    It is computed from two matrices of rank x rank, without the product:
     ``||B A||_F^2 = tr((B^T B) (A A^T))``.
 
     Returns:
@@ -234,12 +232,9 @@ def adapter_norms(net: nn.Module) -> dict[str, float]:
     norms = {}
     for name, weight in lora_weights(net).items():
         adapter = weight.adapters[-1]
-        if type(adapter) is LoRAParametrization:
-            A, B = adapter.lora_A.flatten(1).float(), adapter.lora_B.flatten(1).float()
-            square = ((B.T @ B) * (A @ A.T)).sum().clamp(min=0)
-            norm = adapter.scaling * adapter.scale * float(square.sqrt())
-        else:
-            norm = float(adapter.update(weight.below(adapter)).norm())
+        A, B = (factor.flatten(1).float() for factor in adapter.factors())
+        square = ((B.T @ B) * (A @ A.T)).sum().clamp(min=0)
+        norm = adapter.scaling * adapter.scale * float(square.sqrt())
         norms[f"adapter/norm/{name}"] = norm
     if len(norms) > _MOST_LAYERS:
         return {"adapter/norm/all layers": math.hypot(*norms.values())}

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_convert
 from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes
 from lora_mnist.data.sampler import TrainingLoader, sampling_weights
-from lora_mnist.lora import is_number
+from lora_mnist.errors import is_number
 
 #: A class, by number or by name, or several.
 Target = int | str | Sequence[int | str]

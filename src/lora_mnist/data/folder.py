@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
 from lora_mnist.data.pictures import open_picture
-from lora_mnist.lora import is_number
+from lora_mnist.errors import is_number
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 

@@ -2,14 +2,13 @@
 
 Start with :mod:`.layer`: one adapter on one weight. The life of an adapter, in order: ``add_lora``,
 training, ``lora_disabled``, ``set_lora_enabled`` and ``set_lora_scale`` (:mod:`.model`);
-``save_adapter`` and ``load_adapter`` (:mod:`.adapter`), ``combine_adapters`` (:mod:`.combine`);
-``merge_lora``, ``unmerge_lora`` and ``remove_lora`` (:mod:`.merge`); ``lora_summary`` says what a
-network carries. The package needs torch, safetensors and ``disk/files.py``, nothing else.
+``save_adapter`` and ``load_adapter`` (:mod:`.adapter`), ``combine_adapters`` and ``sum_adapters``
+(:mod:`.combine`); ``merge_lora``, ``unmerge_lora`` and ``remove_lora`` (:mod:`.merge`).
+``lora_summary`` lists the layers and their adapters. The package needs torch, safetensors and
+``disk/files.py``, nothing else.
 """
 
-from .adapter import adapter_sha256 as adapter_sha256
 from .adapter import load_adapter as load_adapter
-from .adapter import read_beneath as read_beneath
 from .adapter import save_adapter as save_adapter
 from .base_state import base_state_dict as base_state_dict
 from .base_state import changed_tensors as changed_tensors
@@ -24,23 +23,20 @@ from .layer import LoRAParametrization as LoRAParametrization
 from .merge import merge_lora as merge_lora
 from .merge import remove_lora as remove_lora
 from .merge import unmerge_lora as unmerge_lora
-from .model import add_deltas as add_deltas
 from .model import add_lora as add_lora
-from .model import fold_lora_scale as fold_lora_scale
 from .model import lora_disabled as lora_disabled
 from .model import lora_names as lora_names
 from .model import lora_parameters as lora_parameters
+from .model import loraplus as loraplus
 from .model import named_adapters as named_adapters
 from .model import set_lora_enabled as set_lora_enabled
 from .model import set_lora_scale as set_lora_scale
 from .peft import CONFIG_NAME as CONFIG_NAME
 from .peft import WEIGHTS_NAME as WEIGHTS_NAME
-from .peft import read_factors as read_factors
+from .peft import read_adapter as read_adapter
 from .peft import read_metadata as read_metadata
-from .settings import LayerSettings as LayerSettings
-from .settings import is_number as is_number
+from .summary import LayerSummary as LayerSummary
 from .summary import lora_summary as lora_summary
 from .targets import target_weights as target_weights
-from .variants import loraplus as loraplus
 from .weight import lora_adapters as lora_adapters
 from .weight import lora_weights as lora_weights

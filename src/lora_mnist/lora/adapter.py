@@ -5,9 +5,8 @@ The metadata of its tensors names ``base_sha256``, the fingerprint of the base t
 trained on, and whatever the caller adds.
 """
 
-import hashlib
-import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from .peft import (
     tensors_of,
     warn_of_peft,
 )
-from .settings import is_number
 from .targets import listed
 from .weight import adaptable_weights, lora_weights
 
@@ -42,13 +40,15 @@ def save_adapter(
 ) -> Path:
     """Write the LoRA weights of ``model`` to ``folder``; a few kilobytes, without the base.
 
-    The adapter is written as trained, whether or not it is enabled and whatever its scale.
+    The adapter is written as trained, whether or not it is enabled and whatever its scale, which
+    :func:`.combine.sum_adapters` makes a part of it.
 
     Args:
         model: network whose layers carry LoRA (see :func:`.model.add_lora`).
         folder: made if need be, and returned; an adapter already in it is replaced.
         name: which adapter, where ``model`` carries several.
-        metadata: more for the file's metadata, beside ``base_sha256``.
+        metadata: more for the file's metadata. With a ``base_sha256`` in it, which the caller knows
+            from :func:`.base_state.fingerprint`, the base is not hashed once more.
 
     Raises:
         ValueError: if no layer carries LoRA, no adapter has this name, there are several and none
@@ -56,28 +56,28 @@ def save_adapter(
         OSError: if the folder cannot be written.
     """
     folder = Path(folder)
-    adapters = named_adapters(model, name)
-    names = dict.fromkeys(adapter.name for adapter in adapters)
+    names = dict.fromkeys(adapter.name for adapter in named_adapters(model, name))
     if len(names) > 1:
         raise ValueError(f"name=None: expected one of the model's adapters: {', '.join(names)}")
-    if moved := moved_tensors(model):
-        raise ValueError(
-            f"the base changed under its adapter: {listed(moved)}; expected it as it was at "
-            "add_lora (freeze_base(model) makes this the base)"
-        )
-    if any(adapter.scale != 1 for adapter in adapters):
-        log.warning("the adapter is saved as trained, without its scale")
     chosen = {}
     for layer, weight in lora_weights(model).items():
         for adapter in weight.adapters:
             if adapter.name in names:
                 chosen[layer] = (weight, adapter)
-    sha256 = fingerprint(base_state_dict(model))
-    metadata = {"format": "pt", "base_sha256": sha256, **(metadata or {})}
+    if moved := moved_tensors(model):
+        raise ValueError(
+            f"the base changed under its adapter: {listed(moved)}; expected it as it was at "
+            "add_lora (freeze_base(model) makes this the base)"
+        )
+    if any(adapter.scale != 1 for _, adapter in chosen.values()):
+        log.warning("the adapter is saved as trained, without its scale")
+    about = {"format": "pt", **(metadata or {})}
+    if "base_sha256" not in about:
+        about["base_sha256"] = fingerprint(base_state_dict(model))
     with atomic_write(folder / WEIGHTS_NAME) as path:
-        path.write_bytes(serialized(tensors_of(chosen), metadata))
+        path.write_bytes(serialized(tensors_of(chosen), about))
     write_json(folder / CONFIG_NAME, config_of(chosen))
-    warn_of_peft(chosen)
+    warn_of_peft(model, chosen)
     return folder
 
 
@@ -102,26 +102,22 @@ def load_adapter(
 
     Raises:
         ValueError: if ``scale`` or ``name`` cannot be used, or the files are missing or damaged,
-            ask for what LoRA here does not do, do not fit the layers of ``model``, or were made for
-            another base. ``model`` is then as it was.
+            ask for something that LoRA here lacks, do not fit the layers of ``model``, or were made
+            for another base. ``model`` is then as it was.
     """
-    if not is_number(scale):
+    if not math.isfinite(scale):
         raise ValueError(f"scale={scale}: expected a finite number")
     metadata = read_metadata(folder)
     weights = adaptable_weights(model)
     try:
-        parts, settings = read_adapter(Path(folder))
-        for layer, of_layer in parts.items():
+        adapters = read_adapter(folder)
+        for layer, adapter in adapters.items():
             if layer not in weights:
                 raise ValueError(
                     f"unexpected tensors of {layer} in {WEIGHTS_NAME}: the model has no such layer "
                     "that can be adapted"
                 )
-            if "trained" in of_layer:
-                trained, base = of_layer.pop("trained"), weights[layer].base.detach()
-                if trained.shape != base.shape:
-                    raise ValueError(f"{layer}: expected the shape {tuple(base.shape)}")
-                of_layer["delta"] = trained.to(base) - base
+            adapter.scale = scale
         made_for = metadata.get("base_sha256")
         if made_for is None:
             log.warning("the adapter does not say which base it was made for: not checked")
@@ -131,23 +127,7 @@ def load_adapter(
                 f"made for the base {made_for}{dataset}, this one is {here}; "
                 "expected the same base, or allow_other_base=true"
             )
-        adapters = attach(model, settings, name, tensors=parts)
+        attach(model, adapters, name)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
-    for adapter in adapters:
-        adapter.scale = scale
     return model
-
-
-def adapter_sha256(folder: str | Path) -> str:
-    """SHA-256, in hexadecimal, of the weights file of the adapter in ``folder``."""
-    return hashlib.sha256(Path(folder, WEIGHTS_NAME).read_bytes()).hexdigest()
-
-
-def read_beneath(folder: str | Path) -> list[tuple[str, float]]:
-    """What the adapter in ``folder`` stands on: file SHA-256 and scale of each adapter beneath it.
-
-    The first is the lowest; empty for an adapter that was trained on its base alone.
-    """
-    beneath = json.loads(read_metadata(folder).get("stands_on", "[]"))
-    return [(each["sha256"], each["scale"]) for each in beneath]

@@ -1,66 +1,22 @@
-"""The base of an adapted network: its tensors, their SHA-256, and how many numbers they hold.
+"""The base of an adapted network: its tensors, their SHA-256, and how many numbers they hold."""
 
-To name them, what :mod:`.merge` has merged has to be undone on a copy; so the undoing stands here.
-"""
-
-import copy
 import hashlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .layer import AdapterParametrization, LoRAParametrization
-from .weight import adaptable_weights, lora_adapters
-
-
-class Merged(NamedTuple):
-    """What :func:`.merge.merge_lora` keeps of a network, to undo it: its ``lora_merged``."""
-
-    names: list[str]  # of the merged adapters
-    registered: dict[str, Any]  # each weight as it was, with all its adapters, by its name
-    frozen: dict[str, Any]  # what kept the base in eval mode; empty if other adapters still need it
-
-
-def merged_names(model: nn.Module) -> list[str]:
-    """The adapters that are merged into ``model``."""
-    merged: Merged | None = getattr(model, "lora_merged", None)
-    return merged.names if merged else []
-
-
-def undo_merge(model: nn.Module) -> None:
-    """Make base and adapters of ``model`` what they were; what was put on meanwhile stays."""
-    merged: Merged = model.lora_merged  # type: ignore[assignment]
-    weights = adaptable_weights(model)
-    for name, registered in merged.registered.items():
-        weight = weights[name]
-        registered.to(weight.base.device)
-        later = [adapter for adapter in weight.adapters if adapter not in list(registered)]
-        weight.put(registered.original, [*registered, *later])
-    for adapter in lora_adapters(model):
-        adapter.train(model.training)
-    for part, frozen in merged.frozen.items():
-        frozen.attach(model.get_submodule(part))
-    del model.lora_merged
-
-
-def unmerged(model: nn.Module) -> nn.Module:
-    """``model``, or a copy of it in which nothing is merged."""
-    if merged_names(model):
-        model = copy.deepcopy(model)
-        undo_merge(model)
-    return model
+from .layer import LoRAParametrization
+from .weight import lora_adapters
 
 
 def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The ``state_dict`` that ``model`` had before LoRA: the base's tensors under its own names.
 
-    The base is its parameters and its buffers. Its tensors share memory with ``model``, unless some
-    adapters are merged and others not. With all of them merged, the network is a base of its own.
+    The base is its parameters and its buffers. The tensors share memory with ``model``. A merged
+    network is a base of its own.
     """
-    if lora_adapters(model):
-        model = unmerged(model)
     adapters = lora_state_dict(model)
     adapted = {key.rsplit(".", 2)[0] for key in adapters}
     state = {}
@@ -75,7 +31,7 @@ def base_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The part of ``model.state_dict()`` that :func:`base_state_dict` leaves out."""
     modules = model.named_modules(remove_duplicate=False)
-    adapters = tuple(f"{name}." for name, m in modules if isinstance(m, AdapterParametrization))
+    adapters = tuple(f"{name}." for name, m in modules if isinstance(m, LoRAParametrization))
     return {key: t for key, t in model.state_dict().items() if key.startswith(adapters)}
 
 
@@ -83,7 +39,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     """SHA-256, in hexadecimal, over name, dtype, shape and bytes of every tensor, by name.
 
     Raises:
-        ValueError: if a tensor holds no numbers yet.
+        ValueError: if a tensor holds no numbers.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -91,20 +47,23 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         if nn.parameter.is_lazy(tensor) or tensor.is_meta:
             raise ValueError(f"{name}: expected numbers, found a lazy tensor or the meta device")
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(raw.numpy().data)
+        digest.update(_bytes(tensor).numpy().data)
     return digest.hexdigest()
 
 
-def fingerprints(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """The :func:`fingerprint` of each tensor by itself."""
-    return {name: fingerprint({name: tensor}) for name, tensor in state.items()}
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
 def changed_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that are not bit for bit the same in both; missing ones included."""
-    differences = fingerprints(before).items() ^ fingerprints(after).items()
-    return sorted({name for name, _ in differences})
+    changed = before.keys() ^ after.keys()
+    for name in before.keys() & after.keys():
+        one, other = before[name], after[name]
+        is_alike = one.dtype == other.dtype and one.shape == other.shape
+        if not is_alike or not torch.equal(_bytes(one), _bytes(other)):
+            changed.add(name)
+    return sorted(changed)
 
 
 def count_parameters(model: nn.Module) -> dict[str, Any]:
@@ -124,7 +83,5 @@ def trainable_parameters(model: nn.Module) -> str:
     base, lora, trainable, increase = count_parameters(model).values()
     total = f"parameters: {base:,}"
     if lora:
-        is_lora = any(isinstance(a, LoRAParametrization) for a in lora_adapters(model))
-        what = "LoRA" if is_lora else "the adapter"
-        total += f" + {lora:,} of {what} = {base + lora:,}, increase {increase:.3f}%"
+        total += f" + {lora:,} of LoRA = {base + lora:,}, increase {increase:.3f}%"
     return f"{total}; trainable: {trainable:,}"

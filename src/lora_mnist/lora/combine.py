@@ -1,4 +1,4 @@
-"""Several saved adapters as one: their scaled sum, exactly, or cut to a rank."""
+"""Several adapters as one: their scaled sum, exactly, or cut to a rank."""
 
 import copy
 import math
@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from .adapter import load_adapter
 from .layer import LoRAParametrization
 from .model import attach, lora_names, named_adapters
-from .peft import as_lora
-from .settings import LayerSettings
-from .variants import DoRAParametrization
-from .weight import lora_adapters, lora_weights
+from .peft import plain_lora
+from .weight import lora_weights
 
 
-@torch.no_grad()
 def combine_adapters(
     model: nn.Module,
     folders: Sequence[str | Path],
@@ -34,9 +31,8 @@ def combine_adapters(
 
     So it is exact, whatever the ranks, alphas, signs and layers of the adapters, and its rank on a
     layer is the sum of theirs. With ``rank``, the sum on each layer is cut to its largest singular
-    values: no matrix of that rank is nearer (Eckart and Young 1936). A tensor that one of them
-    trained whole stays whole. :func:`.adapter.save_adapter` then writes the one adapter, for here
-    and for PEFT.
+    values: no matrix of that rank is nearer (Eckart and Young 1936). :func:`.adapter.save_adapter`
+    then writes the one adapter, for here and for PEFT.
 
     Args:
         model: the base that all were trained on; changed in place, its own parameters frozen.
@@ -52,30 +48,24 @@ def combine_adapters(
 
     Raises:
         ValueError: if an argument cannot be used, or one of the adapters, as
-            :func:`.adapter.load_adapter` says or because it is DoRA. ``model`` is then as it was.
+            :func:`.adapter.load_adapter` says. ``model`` is then as it was.
     """
     if not folders or len(folders) != len(scales):
         raise ValueError(
             f"scales={list(scales)}: expected one for each of {len(folders)} adapters, at least one"
         )
-    if rank is not None:
-        LayerSettings(rank)  # refuses what is no rank
+    if rank is not None and rank < 1:
+        raise ValueError(f"rank={rank}: expected an integer >= 1")
     twin = copy.deepcopy(model)
     before = lora_names(twin)
     for folder, scale in zip(folders, scales, strict=True):
         load_adapter(twin, folder, allow_other_base, scale=scale)
-        if any(isinstance(adapter, DoRAParametrization) for adapter in lora_adapters(twin)):
-            raise ValueError(
-                f"{folder}: use_dora=True: expected another form, since what DoRA adds depends on "
-                "what it stands on (merge_lora merges a stack)"
-            )
-    names = [name for name in lora_names(twin) if name not in before]
-    settings, parts, error = _sum(twin, names, rank)
-    attach(model, settings, name, tensors=parts)
+    loaded = [each for each in lora_names(twin) if each not in before]
+    adapters, error = _sum(twin, loaded, rank)
+    attach(model, adapters, name)
     return error
 
 
-@torch.no_grad()
 def sum_adapters(
     model: nn.Module, names: Collection[str] | None = None, name: str | None = None
 ) -> nn.Module:
@@ -83,8 +73,9 @@ def sum_adapters(
 
     The network computes what it did, to rounding. The one adapter has the scale 1, and its rank on
     a layer is the sum of theirs; see :func:`combine_adapters`. So :func:`.adapter.save_adapter`
-    can write what was trained on top of other adapters as one that stands on the base alone. An
-    adapter that is switched off adds nothing, as in :func:`.merge.merge_lora`.
+    can write what was trained on top of other adapters as one that stands on the base alone, or an
+    adapter at its scale. An adapter that is switched off adds nothing, as in
+    :func:`.merge.merge_lora`.
 
     Args:
         model: network whose layers carry LoRA; changed in place, and returned.
@@ -95,53 +86,46 @@ def sum_adapters(
         ValueError: if no layer of ``model`` carries LoRA, an adapter has none of these names, or
             ``name`` is that of another adapter. ``model`` is then as it was.
     """
-    every = lora_names(model)
-    names = every if names is None else [named_adapters(model, each)[0].name for each in names]
-    named_adapters(model)  # refuses a network without any, and one that is merged
-    name = name or names[0]
-    if name in every and name not in names:
+    named_adapters(model)  # refuses a network without adapters, or with merged ones
+    summed = list(lora_names(model) if names is None else names)
+    for each in summed:
+        named_adapters(model, each)
+    name = name or summed[0]
+    if name in lora_names(model) and name not in summed:
         raise ValueError(f"name={name}: expected another name than that of an adapter that stays")
-    adapters = lora_adapters(model)
-    if any(isinstance(a, DoRAParametrization) for a in adapters if a.name in names):
-        raise ValueError("DoRA depends on what lies below it: expected plain LoRA to add up")
-    settings, parts, _ = _sum(copy.deepcopy(model), names, None)
+    adapters, _ = _sum(model, summed, None)
+    attach(model, adapters)  # what it refuses is refused before anything is taken off
     for weight in lora_weights(model).values():
-        weight.put(weight.base, [a for a in weight.adapters if a.name not in names])
-    attach(model, settings, name, tensors=parts)
+        weight.put(weight.base, [each for each in weight.adapters if each.name not in summed])
+    for adapter in adapters.values():
+        adapter.name = name
     return model
 
 
+@torch.no_grad()
 def _sum(
     model: nn.Module, names: Collection[str], rank: int | None
-) -> tuple[dict[str, LayerSettings | None], dict[str, dict[str, Tensor]], float]:
-    """Settings and tensors of the sum of the adapters called ``names``; the error of the cut."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    settings: dict[str, LayerSettings | None] = {}
+) -> tuple[dict[str, LoRAParametrization], float]:
+    """The sum of the adapters called ``names`` on each layer, and the error of the cut."""
+    sums = {}
     lost = whole = 0.0
     for layer, weight in lora_weights(model).items():
-        adapters = [adapter.double() for adapter in weight.adapters if adapter.name in names]
-        factored = [adapter for adapter in adapters if isinstance(adapter, LoRAParametrization)]
-        if not adapters:
+        rows, columns = [], []
+        for adapter in weight.adapters:
+            if adapter.name in names:
+                lora_A, lora_B = adapter.factors()
+                scale = adapter.scaling * adapter.scale * adapter.enabled
+                rows.append(lora_A.cpu().double())
+                columns.append(lora_B.cpu().double() * scale)
+        if not rows:
             continue
-        if len(factored) < len(adapters):
-            # One of them trained the tensor whole.
-            updates = [a.update(weight.base) * a.enabled for a in adapters]
-            delta = torch.stack(updates).sum(0)
-            parts[layer], settings[layer] = {"delta": delta}, None
-            whole += delta.square().sum().item()
-        else:
-            products = [as_lora(adapter)[1:] for adapter in factored]
-            lora_A = torch.cat([of_one for of_one, _ in products])
-            scales = [a.scaling * a.scale * a.enabled for a in factored]
-            scaled = [of_one * s for (_, of_one), s in zip(products, scales, strict=True)]
-            lora_B = torch.cat(scaled, dim=1)
-            if rank is not None:
-                lora_A, lora_B, values = _cut(lora_A, lora_B, rank)
-                lost += values[rank:].square().sum().item()
-                whole += values.square().sum().item()
-            parts[layer] = {"lora_A": lora_A, "lora_B": lora_B}
-            settings[layer] = LayerSettings(len(lora_A), float(len(lora_A)))  # a scaling of 1
-    return settings, parts, math.sqrt(lost / whole) if lost else 0.0
+        lora_A, lora_B = torch.cat(rows), torch.cat(columns, dim=1)
+        if rank is not None:
+            lora_A, lora_B, values = _cut(lora_A, lora_B, rank)
+            lost += values[rank:].square().sum().item()
+            whole += values.square().sum().item()
+        sums[layer] = plain_lora(lora_A, lora_B, alpha=len(lora_A))  # a scaling of 1
+    return sums, math.sqrt(lost / whole) if lost else 0.0
 
 
 def _cut(lora_A: Tensor, lora_B: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

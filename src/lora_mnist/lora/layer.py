@@ -4,13 +4,13 @@ A linear layer with the frozen weight ``W``, shape (out_features, in_features), 
 
     y = x W^T + b + scaling * (x A^T) B^T,    scaling = alpha / rank
 
-with ``A = lora_A``, shape (rank, in_features), and ``B = lora_B``, shape (out_features, rank). That
-is what a plain layer computes with the weight ``W + scaling * B A``. In a 2-d convolution, too,
-``lora_A`` takes the place of the weight, (rank, in_channels, height, width); a 1x1 convolution with
-``lora_B``, (out_channels, rank, 1, 1), follows.
+with ``A = lora_A``, shape (rank, in_features), and ``B = lora_B``, shape (out_features, rank). A
+plain layer computes the same with the weight ``W + scaling * B A``. In a 2-d convolution ``lora_A``
+takes the place of the weight, with the shape (rank, in_channels, height, width). A 1x1 convolution
+with ``lora_B``, shape (out_channels, rank, 1, 1), follows.
 
-Reading ``layer.weight`` builds the dense sum; the layer itself computes with :func:`linear_forward`
-or :func:`adapted_forward`, which :meth:`.weight.Weight.put` gives it in place of its own forward.
+``layer.weight`` reads as that sum. The layer itself computes with :func:`linear_forward` or
+:func:`adapted_forward`, which :meth:`.weight.Weight.put` gives it in place of its own forward.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
 """
@@ -22,95 +22,96 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .settings import LayerSettings
-
-Layer = nn.Linear | nn.Conv2d  # those that compute with the factors
+Layer = nn.Linear | nn.Conv2d  # the layers that compute with the factors
 
 
-class AdapterParametrization(nn.Module):
-    """What adapters of every kind have on one tensor: a name, a switch and a dial.
+class LoRAParametrization(nn.Module):
+    """Maps the frozen weight ``W`` to ``W + scale * scaling * lora_B @ lora_A``.
 
-    It is registered with :mod:`torch.nn.utils.parametrize`, and maps ``W`` to ``W + update``.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name  # tells it from other adapters on the same network
-        self.scale = 1.0  # of the update, for a finished adapter: 1 as trained, 0 the base exactly
-        self.enabled = True  # without it the layer computes the base exactly
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The effective weight, of ``weight``'s shape; what ``layer.weight`` reads as."""
-        return weight + self.update(weight) if self.enabled and self.scale else weight
-
-    def update(self, weight: Tensor) -> Tensor:
-        """What is added to ``weight``, times ``scale``, of its shape."""
-        raise NotImplementedError
-
-    def add_update(self, y: Tensor, x: Tensor, layer: Layer) -> Tensor:
-        """``y``, what ``layer`` made of ``x`` so far, and what the update adds to that."""
-        raise NotImplementedError
-
-    def extra_repr(self) -> str:
-        return f"name={self.name}, scale={self.scale}, enabled={self.enabled}"
-
-
-class LoRAParametrization(AdapterParametrization):
-    """Maps the frozen weight ``W`` to ``W + scaling * lora_B @ lora_A``.
-
-    Only ``lora_A`` and ``lora_B`` learn. ``lora_B`` starts at zero, so at first the layer computes
-    what it did before (Hu et al. 2021, section 4.1). ``lora_A`` starts at random:
-
-    - ``gaussian``: ``lora_A ~ N(0, init_std^2)``, as in that paper;
-    - ``kaiming``: ``lora_A ~ U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))``, as in its authors' code
-      and in PEFT.
+    It is registered with :mod:`torch.nn.utils.parametrize`. Only ``lora_A`` and ``lora_B`` learn.
+    ``lora_B`` starts at zero, so at first the layer computes what it did before (Hu et al. 2021,
+    section 4.1). ``lora_A`` starts at random.
 
     Args:
         weight: the weight to adapt, of two or more dimensions; it is not kept.
-        settings: rank, alpha, initialisation and dropout.
-        name: tells the adapter from others on the same network.
+        rank: the inner dimension, an integer >= 1.
+        alpha: sets the scaling, ``alpha / rank``; finite and > 0.
+        init: ``gaussian``, ``lora_A ~ N(0, init_std^2)``, as in that paper; or ``kaiming``,
+            ``lora_A ~ U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))``, as in its authors' code and PEFT.
+        init_std: the standard deviation of ``gaussian``.
+        use_rslora: scale by ``alpha / sqrt(rank)`` (Kalajdzievski 2023, arXiv:2312.03732).
+        dropout: probability of zeroing each input of the adapter while training.
 
     Attributes:
         lora_A: shape (rank, *weight.shape[1:]).
         lora_B: shape (weight.shape[0], rank), and a 1 for each further dimension of ``weight``.
-        scaling: the factor of the update.
+        name: tells it from other adapters on the same network.
+        scale: a factor on the finished adapter: 1 as trained, 0 the base exactly.
+        enabled: without it the layer computes the base exactly.
+
+    Raises:
+        ValueError: if ``rank``, ``alpha`` or ``use_rslora`` is out of range.
     """
 
-    def __init__(self, weight: Tensor, settings: LayerSettings, name: str = "default") -> None:
-        super().__init__(name)
-        self.settings = settings
-        self.scaling = settings.scaling
-        rows, *columns = weight.shape
+    def __init__(
+        self,
+        weight: Tensor,
+        rank: int = 1,
+        alpha: float = 1.0,
+        init: str = "gaussian",
+        init_std: float = 1.0,
+        use_rslora: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if type(rank) is not int or rank < 1:
+            raise ValueError(f"rank={rank}: expected an integer >= 1")
+        if not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+            raise ValueError(f"alpha={alpha}: expected a finite number > 0")
+        if not isinstance(use_rslora, bool):
+            raise ValueError(f"use_rslora={use_rslora}: expected true or false")
+        self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
+        self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
+        self.name, self.scale, self.enabled = "default", 1.0, True
         ones = [1] * (weight.ndim - 2)
-        self.lora_A = nn.Parameter(weight.new_empty(settings.rank, *columns))
-        self.lora_B = nn.Parameter(weight.new_zeros(rows, settings.rank, *ones))
-        self.init_factors(weight.detach())
+        self.lora_A = nn.Parameter(weight.new_empty(rank, *weight.shape[1:]))
+        self.lora_B = nn.Parameter(weight.new_zeros(len(weight), rank, *ones))
+        self.init_factors(weight.detach(), init, init_std)
 
-    def init_factors(self, weight: Tensor) -> None:
+    def init_factors(self, weight: Tensor, init: str, init_std: float) -> None:
         """Give ``lora_A`` its first values; ``lora_B`` is zero."""
-        if self.settings.init == "gaussian":
-            nn.init.normal_(self.lora_A, std=self.settings.init_std or 1.0)
-        else:
+        if init == "kaiming":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        else:
+            nn.init.normal_(self.lora_A, std=init_std)
 
-    def update(self, weight: Tensor) -> Tensor:
-        product = self.lora_B.flatten(1) @ self.lora_A.flatten(1)
-        return product.view_as(weight) * (self.scaling * self.scale)
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """``A`` and ``B`` of the update ``scaling * B A``."""
+        return self.lora_A, self.lora_B
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The effective weight, of ``weight``'s shape; what ``layer.weight`` reads as."""
+        if not (self.enabled and self.scale):
+            return weight
+        lora_A, lora_B = self.factors()
+        product = (lora_B.flatten(1) @ lora_A.flatten(1)).view_as(weight)
+        return weight + product * (self.scaling * self.scale)
 
     def add_update(self, y: Tensor, x: Tensor, layer: Layer) -> Tensor:
-        """``y + scaling * (x A^T) B^T``: through the factors, one after the other."""
-        x = F.dropout(x, self.settings.dropout, self.training)
-        hidden = compute(layer, x, self.lora_A)
+        """``y + scale * scaling * (x A^T) B^T``: through the factors, one after the other."""
+        lora_A, lora_B = self.factors()
+        x = F.dropout(x, self.dropout, self.training)
+        hidden = compute(layer, x, lora_A)
         if isinstance(layer, nn.Conv2d):
-            return torch.add(y, F.conv2d(hidden, self.lora_B), alpha=self.scaling * self.scale)
-        return torch.addmm(y, hidden, self.lora_B.t(), alpha=self.scaling * self.scale)
+            return torch.add(y, F.conv2d(hidden, lora_B), alpha=self.scaling * self.scale)
+        return torch.addmm(y, hidden, lora_B.t(), alpha=self.scaling * self.scale)
 
     def extra_repr(self) -> str:
-        return f"rank={self.settings.rank}, alpha={self.settings.alpha}, {super().extra_repr()}"
+        return f"rank={self.rank}, alpha={self.alpha}, name={self.name}, scale={self.scale}"
 
 
 def compute(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What ``layer`` computes of ``x`` with this weight and this bias."""
+    """The output of ``layer`` for ``x``, with this weight and this bias."""
     if isinstance(layer, nn.Conv2d):
         return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation)
     return F.linear(x, weight, bias)

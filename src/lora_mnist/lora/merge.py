@@ -1,40 +1,52 @@
 """Merging adapters into the weights of a network, undoing that bit for bit, and taking them off."""
 
+from typing import Any, NamedTuple
+
+import torch
 from torch import nn
 
-from .base_state import Merged, merged_names, undo_merge
-from .frozen import release_base
-from .model import chosen_names, lora_names
-from .variants import DoRAParametrization
-from .weight import lora_adapters, lora_weights
+from .frozen import FrozenBase, release_base
+from .model import named_adapters
+from .weight import adaptable_weights, lora_adapters, lora_weights
 
 
-def merge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
-    """Fold adapters into their layers' weights and drop the parametrizations.
+class Merged(NamedTuple):
+    """What :func:`merge_lora` keeps to undo it, as the network's attribute ``lora_merged``."""
 
-    A layer whose every adapter is merged is afterwards a plain layer, still frozen, that computes
-    what the adapted one did: ``weight = W + scaling * lora_B @ lora_A`` (Hu et al. 2021, section
-    4.1), to floating-point rounding. A switched-off adapter adds nothing. Once all are merged,
-    ``model`` is a plain network to ``state_dict``, ``torch.export`` and a new adapter, whose base
-    it is.
+    registered: dict[str, Any]  # each weight as it was, with its adapters, by its name
+    frozen: dict[str, FrozenBase]  # what kept the base in eval mode
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Fold every adapter into its layer's weight and drop the parametrization.
+
+    Afterwards ``model`` is a plain network that computes what the adapted one did:
+    ``weight = W + scaling * lora_B @ lora_A`` (Hu et al. 2021, section 4.1), to floating-point
+    rounding. A switched-off adapter adds nothing. The parameters stay frozen.
 
     The weights as they were are kept beside it, in ``model.lora_merged``, for :func:`unmerge_lora`,
     and go with it into copies and pickles. ``del model.lora_merged`` gives the memory back.
 
     Args:
         model: network whose layers carry LoRA; changed in place, and returned.
-        name: which adapter to merge; ``None``: all. What is merged already stays so.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, or DoRA is
-            among several of which some would not be merged. ``model`` is then as it was.
+        ValueError: if no layer of ``model`` carries LoRA, or it is merged already.
     """
-    names = chosen_names(model, name)
-    _merge_only(model, [*merged_names(model), *names])
+    named_adapters(model)
+    registered = {}
+    for layer, weight in lora_weights(model).items():
+        registered[layer] = weight.registered
+        effective = getattr(weight.module, weight.tensor)
+        if effective is weight.base:
+            effective = effective.clone()  # the kept base shares no memory with the network
+        weight.put(nn.Parameter(effective.detach(), requires_grad=False), [])
+    model.lora_merged = Merged(registered, release_base(model))  # type: ignore[assignment]
     return model
 
 
-def unmerge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
+def unmerge_lora(model: nn.Module) -> nn.Module:
     """Undo :func:`merge_lora`: base and adapters are again what they were, bit for bit.
 
     The base is the one that was kept, not ``weight - scaling * lora_B @ lora_A``, which rounding
@@ -42,69 +54,44 @@ def unmerge_lora(model: nn.Module, name: str | None = None) -> nn.Module:
 
     Args:
         model: network with merged adapters; changed in place, and returned.
-        name: which of them to take out again; ``None``: all.
 
     Raises:
-        ValueError: if no adapter is merged, none that is has this name, or DoRA is among several of
-            which some would stay merged. ``model`` is then as it was.
+        ValueError: if no adapter is merged.
     """
-    names = merged_names(model)
-    if not names:
+    merged: Merged | None = getattr(model, "lora_merged", None)
+    if merged is None:
         raise ValueError("no adapter of the model is merged")
-    if name not in (None, *names):
-        raise ValueError(f"name={name}: expected one of the merged: {', '.join(names)}")
-    _merge_only(model, [other for other in names if name not in (None, other)])
+    weights = adaptable_weights(model)
+    for layer, registered in merged.registered.items():
+        weight = weights[layer]
+        registered.to(weight.base.device)
+        weight.put(registered.original, list(registered))
+    for adapter in lora_adapters(model):
+        adapter.train(model.training)
+    for part, frozen in merged.frozen.items():
+        frozen.attach(model.get_submodule(part))
+    del model.lora_merged
     return model
 
 
 def remove_lora(model: nn.Module, name: str | None = None) -> nn.Module:
-    """Throw adapters away, merged ones too; without any, ``model`` is the plain base again.
+    """Throw adapters away; without any, ``model`` is the plain base again, bit for bit.
 
-    It is so bit for bit, and still frozen.
+    Its parameters are still frozen.
 
     Args:
         model: network whose layers carry LoRA; changed in place, and returned.
-        name: which adapter to throw away; ``None``: all.
+        name: which adapter to throw away; ``None``: all, merged ones too.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, or no adapter has that name. ``model`` is
-            then as it was.
+        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, or a single one
+            is named of a merged network. ``model`` is then as it was.
     """
-    names = chosen_names(model, name)
-    still_merged = [other for other in merged_names(model) if other not in names]
-    _merge_only(model, [])
+    if name is None and hasattr(model, "lora_merged"):
+        unmerge_lora(model)
+    removed = named_adapters(model, name)
     for weight in lora_weights(model).values():
-        left = [adapter for adapter in weight.adapters if adapter.name not in names]
-        weight.put(weight.base, left)
-    _merge_only(model, still_merged)
-    if not lora_names(model):
+        weight.put(weight.base, [each for each in weight.adapters if each not in removed])
+    if not lora_adapters(model):
         release_base(model)
     return model
-
-
-def _merge_only(model: nn.Module, names: list[str]) -> None:
-    """Merge the adapters called ``names`` into ``model``, and no others."""
-    before = merged_names(model)
-    if before:
-        undo_merge(model)
-    if not names:
-        return
-    adapters = lora_adapters(model)
-    has_dora = any(isinstance(adapter, DoRAParametrization) for adapter in adapters)
-    if has_dora and not {adapter.name for adapter in adapters} <= set(names):
-        _merge_only(model, before)
-        raise ValueError("DoRA depends on what lies below it; expected all adapters to be merged")
-    kept = {}
-    for layer, weight in lora_weights(model).items():
-        merged, left = weight.base, []
-        for adapter in weight.adapters:
-            if adapter.name in names:
-                merged = adapter(merged)
-            else:
-                left.append(adapter)
-        if len(left) < len(weight.adapters):
-            kept[layer] = weight.registered
-            # A parameter of its own: another layer may share the old one, which stays as it was.
-            weight.put(nn.Parameter(merged.detach().clone(), requires_grad=False), left)
-    frozen = {} if lora_adapters(model) else release_base(model)
-    model.lora_merged = Merged(list(dict.fromkeys(names)), kept, frozen)  # type: ignore[assignment]

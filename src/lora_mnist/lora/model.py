@@ -3,26 +3,30 @@
 An adapter is registered with :mod:`torch.nn.utils.parametrize`: ``layer.weight`` then reads as the
 effective weight ``W + scaling * lora_B @ lora_A``, ``layer.parametrizations.weight.original`` is
 the frozen ``W``, and ``layer.parametrizations.weight[0]`` the :class:`.layer.LoRAParametrization`;
-a second adapter stacks as ``[1]``. What one layer computes stands in :mod:`.layer`, how adapters
-are merged and taken off in :mod:`.merge`.
+a second adapter stacks as ``[1]``. :mod:`.layer` has the computation of one layer, :mod:`.merge`
+how adapters are merged and taken off.
 
 Functions with a ``name`` act on the adapter of that name, or on every one with ``None``. They raise
-``ValueError`` if no layer carries LoRA, no adapter has that name, or one of them is merged.
+``ValueError`` if no layer carries LoRA, no adapter has that name, or the adapters are merged.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+import logging
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
-from .base_state import merged_names
 from .frozen import freeze_base
-from .layer import AdapterParametrization
-from .settings import LayerSettings, is_number
+from .layer import LoRAParametrization
+from .pissa import PiSSAParametrization
 from .targets import by_pattern, target_weights
-from .variants import fold_scale, make_adapter
-from .weight import adaptable_weights, lora_adapters, lora_weights
+from .weight import Weight, adaptable_weights, lora_adapters
+
+log = logging.getLogger(__name__)
 
 
 def add_lora(
@@ -37,8 +41,6 @@ def add_lora(
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
     name: str | None = None,
-    base_dropout: bool = False,
-    use_dora: bool = False,
 ) -> nn.Module:
     """Put a trainable LoRA adapter on chosen layers and freeze everything else.
 
@@ -48,14 +50,15 @@ def add_lora(
 
     Args:
         model: any network; changed in place, and returned.
-        rank: inner dimension ``r`` of the update, an integer >= 1.
+        rank: inner dimension ``r`` of the update, an integer >= 1. A layer can have a smaller side
+            than that, but not every layer.
         alpha: the update is scaled by ``alpha / rank``; finite and > 0.
         target_modules: the layers that get an adapter, as in PEFT: a regular expression for whole
             names, a list of names or of ends of names from a dot on, ``all-linear`` for every
             ``nn.Linear``, or ``all`` for every ``nn.Conv2d`` with ``groups=1`` too. Other weights
-            of two or more dimensions are chosen by name.
+            of two or more dimensions are chosen by name: ``["all", "in_proj_weight"]``.
         init: how the adapter starts: ``gaussian``, ``kaiming`` or ``pissa``; see
-            :class:`.layer.LoRAParametrization` and :class:`.variants.PiSSAParametrization`.
+            :class:`.layer.LoRAParametrization` and :class:`.pissa.PiSSAParametrization`.
         init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); ``None``: 1.
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
         dropout: probability of zeroing each input of the adapter while training, in [0, 1).
@@ -63,112 +66,118 @@ def add_lora(
         alpha_pattern: alphas of single layers, in the same way.
         name: tells the adapter from others on ``model``; by default ``default``, then
             ``default2`` and so on.
-        base_dropout: whether the base's own dropout acts while the adapter trains.
-        use_dora: train each output's magnitude apart from its direction; see
-            :class:`.variants.DoRAParametrization`.
 
     Raises:
         ValueError: if an argument is out of range or names no layer, if a layer cannot be adapted,
             if the base holds no numbers yet, or if ``name`` is taken. ``model`` is then as it was.
     """
+    if init not in ("gaussian", "kaiming", "pissa"):
+        raise ValueError(f"init={init}: expected one of gaussian, kaiming, pissa")
+    if init_std is not None and init != "gaussian":
+        raise ValueError(f"init_std={init_std}: expected null, since init={init} has no deviation")
+    if init_std is not None and not 0 < init_std < math.inf:
+        raise ValueError(f"init_std={init_std}: expected a finite number > 0")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout}: expected a number from 0 to below 1")
     targets = target_weights(model, target_modules)
-    usual = LayerSettings(rank, alpha, init, init_std, use_rslora, dropout, use_dora)
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
-    settings = {}
-    for layer in targets:
-        settings[layer] = replace(usual, rank=ranks[layer], alpha=alphas[layer])
-    attach(model, settings, name, base_dropout)
+    for each in set(ranks.values()):
+        sides = [min(w.base.flatten(1).shape) for name, w in targets.items() if ranks[name] == each]
+        if isinstance(each, int) and each > max(sides):
+            raise ValueError(
+                f"rank={each}: expected at most {max(sides)}, the smaller side of the largest layer"
+            )
+    kind = PiSSAParametrization if init == "pissa" else LoRAParametrization
+    adapters = {}
+    for layer, weight in targets.items():
+        # Dropout acts on the adapter's input, which a layer that reads its weight never shows.
+        if dropout and not weight.factored_forward:
+            raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
+        adapters[layer] = kind(
+            weight.base, ranks[layer], alphas[layer], init, init_std or 1.0, use_rslora, dropout
+        )
+    attach(model, adapters, name)
+    if target_modules == "all":
+        _warn_of_weights_left_out(model, targets)
     return model
 
 
-def add_deltas(
-    model: nn.Module, tensors: str, name: str | None = None, base_dropout: bool = False
-) -> nn.Module:
-    """Put an adapter on ``model`` that trains some of its tensors whole: ``W + delta``.
-
-    It is switched, scaled, stacked, merged and saved like LoRA, as PEFT saves ``bias="all"``
-    and ``modules_to_save``.
-
-    Args:
-        model: any network; changed in place, and returned.
-        tensors: ``bias`` for every bias, as in BitFit (Ben Zaken et al. 2022, arXiv:2106.10199), or
-            ``last_layer`` for weight and bias of the last ``nn.Linear`` or ``nn.Conv2d``, in the
-            order in which the network lists its layers.
-        name: as for :func:`add_lora`.
-        base_dropout: as for :func:`add_lora`.
-
-    Raises:
-        ValueError: if ``model`` has no such tensor, or as :func:`add_lora`.
-    """
-    weights = adaptable_weights(model)
-    if tensors == "bias":
-        chosen = [layer for layer, weight in weights.items() if "bias" in weight.tensor]
-    elif tensors == "last_layer":
-        last = list(target_weights(model).values())[-1].module
-        chosen = [layer for layer, weight in weights.items() if weight.module is last]
-    else:
-        raise ValueError(f"tensors={tensors}: expected bias or last_layer")
-    if not chosen:
-        raise ValueError(f"tensors={tensors}: expected a network with a bias")
-    attach(model, dict.fromkeys(chosen), name, base_dropout)
-    return model
+def _warn_of_weights_left_out(model: nn.Module, targets: Mapping[str, Weight]) -> None:
+    """Name the large weights for which ``target_modules=all`` does not stand."""
+    weights = {name: w for name, w in adaptable_weights(model).items() if w.base.ndim > 1}
+    total = sum(weight.base.numel() for weight in weights.values())
+    left_out, ends = 0, {}
+    for name, weight in weights.items():
+        if name not in targets:
+            left_out += weight.base.numel()
+            if weight.base.numel() >= 0.01 * total:
+                ends[weight.tensor if weight.tensor != "weight" else name] = name
+    if left_out >= 0.1 * total:
+        log.warning(
+            "target_modules=all leaves out %.0f%% of the weights, such as %s; "
+            "to adapt them too: target_modules=[all,%s]",
+            *(100 * left_out / total, next(iter(ends.values()), "small ones"), ",".join(ends)),
+        )
 
 
 def attach(
-    model: nn.Module,
-    settings: Mapping[str, LayerSettings | None],
-    name: str | None = None,
-    base_dropout: bool = False,
-    tensors: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> list[AdapterParametrization]:
-    """:func:`add_lora` on exactly the layers of ``settings``; ``None`` trains a tensor whole.
+    model: nn.Module, adapters: Mapping[str, LoRAParametrization], name: str | None = None
+) -> None:
+    """Put ``adapters`` on the layers of these names and freeze everything else of ``model``.
 
-    Their names are those of :func:`.weight.adaptable_weights`. With ``tensors``, the ``state_dict``
-    of each layer's adapter, they are adapters that exist already.
+    The names are those of :func:`.weight.adaptable_weights`. ``ValueError`` if an adapter does not
+    fit its layer or ``name`` is taken; ``model`` is then as it was.
     """
     weights = adaptable_weights(model)
-    is_first = not lora_adapters(model)
-    taken = [] if is_first else lora_names(model)
+    taken = lora_names(model)
     if name in taken:
         raise ValueError(f"name={name}: expected another name than {', '.join(taken)}")
     if name is None:
         name, number = "default", 2
         while name in taken:
             name, number = f"default{number}", number + 1
-
-    adapters = {}
-    for layer, weight in weights.items():  # the order in which random numbers are drawn
-        if layer in settings:
-            adapters[layer] = make_adapter(layer, weight, settings[layer], name)
-            adapters[layer].train(model.training)
-            if tensors:
-                _load(adapters[layer], tensors[layer], layer)
-    if is_first and merged_names(model):
-        del model.lora_merged  # what is merged is part of this adapter's base
-    if base_dropout or not hasattr(model, "lora_frozen_base"):
-        freeze_base(model, base_dropout)
+    for layer, adapter in adapters.items():
+        _require_fit(layer, weights, adapter)
+    if not hasattr(model, "lora_frozen_base"):
+        freeze_base(model)
+    if hasattr(model, "lora_merged"):
+        del model.lora_merged  # a merged network is the base of this adapter
     model.requires_grad_(False)
     for layer, adapter in adapters.items():
         weight = weights[layer]
-        weight.put(weight.base, [*weight.adapters, adapter])
-    return list(adapters.values())
+        adapter.name = name
+        weight.put(weight.base, [*weight.adapters, adapter.train(model.training)])
 
 
-def _load(adapter: AdapterParametrization, tensors: Mapping[str, Tensor], layer: str) -> None:
-    try:
-        adapter.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{layer}: {' '.join(str(error).split())}") from error
-    for part, parameter in adapter.named_parameters():
-        if not parameter.isfinite().all():
+def _require_fit(layer: str, weights: Mapping[str, Weight], adapter: LoRAParametrization) -> None:
+    """Refuse what cannot carry ``adapter``; give that the device and the dtype of its weight."""
+    weight = weights[layer]
+    for other in weight.registered or []:
+        if not isinstance(other, LoRAParametrization):
+            raise ValueError(
+                f"{layer}: has {type(other).__name__} on its {weight.tensor}; expected "
+                f"{parametrize.__name__}.remove_parametrizations first"
+            )
+    for name, other in weights.items():
+        if name != layer and other.base is weight.base:
+            raise ValueError(
+                f"target_modules: {layer} and {name} share one weight, which a merged network "
+                "could not; expected neither of them"
+            )
+    expected = LoRAParametrization(weight.base.detach().to("meta"), adapter.rank)
+    for part in ("lora_A", "lora_B"):
+        shape = tuple(getattr(expected, part).shape)
+        if getattr(adapter, part).shape != shape:
+            raise ValueError(f"{part} of {layer}: expected the shape {shape}")
+        numbers = getattr(adapter.to(weight.base), part)
+        if not (numbers.is_meta or numbers.isfinite().all()):
             raise ValueError(f"{part} of {layer}: expected finite numbers")
 
 
 def lora_names(model: nn.Module) -> list[str]:
-    """The names of the adapters on ``model``, merged ones first; empty without LoRA."""
-    names = [adapter.name for adapter in lora_adapters(model)]
-    return list(dict.fromkeys([*merged_names(model), *names]))
+    """The names of the adapters on ``model``; empty without LoRA, and once it is merged."""
+    return list(dict.fromkeys(adapter.name for adapter in lora_adapters(model)))
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -177,22 +186,16 @@ def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         yield from adapter.parameters()
 
 
-def chosen_names(model: nn.Module, name: str | None) -> list[str]:
-    """The adapters that ``name`` stands for, merged or not; never none."""
+def named_adapters(model: nn.Module, name: str | None = None) -> list[LoRAParametrization]:
+    """What the layers of ``model`` carry of the adapter ``name``, or of all; never nothing."""
     names = lora_names(model)
+    if hasattr(model, "lora_merged"):
+        raise ValueError("the adapters are merged; expected unmerge_lora(model) first")
     if not names:
         raise ValueError("no layer of the model carries LoRA")
     if name not in (None, *names):
         raise ValueError(f"name={name}: expected one of {', '.join(names)}")
-    return names if name is None else [name]
-
-
-def named_adapters(model: nn.Module, name: str | None = None) -> list[AdapterParametrization]:
-    """What the layers of ``model`` carry of the adapter ``name``, or of all; never nothing."""
-    names, merged = chosen_names(model, name), merged_names(model)
-    if set(names) & set(merged):
-        raise ValueError(f"merged: {', '.join(merged)}; expected unmerge_lora(model) first")
-    return [adapter for adapter in lora_adapters(model) if adapter.name in names]
+    return [adapter for adapter in lora_adapters(model) if name in (None, adapter.name)]
 
 
 def set_lora_enabled(model: nn.Module, enabled: bool, name: str | None = None) -> None:
@@ -205,26 +208,13 @@ def set_lora_scale(model: nn.Module, scale: float, name: str | None = None) -> N
     """Turn adapters of ``model`` up or down: ``weight = W + scale * scaling * lora_B @ lora_A``.
 
     With a scale of 1 an adapter is as trained, with 0 the layers compute the base exactly. It is
-    any finite number. :func:`.merge.merge_lora` merges adapters at their scales, while
-    :func:`.adapter.save_adapter` writes them as trained.
+    any finite number. :func:`.merge.merge_lora` and :func:`.combine.sum_adapters` use adapters at
+    their scales, while :func:`.adapter.save_adapter` writes them as trained.
     """
-    if not is_number(scale):
+    if not math.isfinite(scale):
         raise ValueError(f"scale={scale}: expected a finite number")
     for adapter in named_adapters(model, name):
         adapter.scale = scale
-
-
-def fold_lora_scale(model: nn.Module, name: str | None = None) -> None:
-    """Make the scale of adapters a part of them: afterwards they are as trained at a scale of 1.
-
-    ``alpha`` and the scaling are multiplied by it, so :func:`.adapter.save_adapter` writes the
-    scaled adapter, and PEFT loads it so. The network computes what it did, to rounding.
-    """
-    named_adapters(model, name)
-    for weight in lora_weights(model).values():
-        for adapter in weight.adapters:
-            if name in (None, adapter.name):
-                fold_scale(adapter, weight.below(adapter))
 
 
 @contextmanager
@@ -242,3 +232,27 @@ def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
     finally:
         for adapter, enabled in before:
             adapter.enabled = enabled
+
+
+def loraplus(
+    model: nn.Module,
+    make: Callable[[Iterable[Any]], torch.optim.Optimizer],
+    lr_ratio: float,
+) -> torch.optim.Optimizer:
+    """An optimizer with another learning rate for ``lora_B``: LoRA+, Hayou et al. 2024, section 4.
+
+    arXiv:2402.12354.
+
+    Args:
+        model: the network to train.
+        make: makes the optimizer from the trainable parameters of ``model``, or groups of them.
+        lr_ratio: the learning rate of ``lora_B`` over that of everything else; 1 makes one group.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if lr_ratio == 1:
+        return make(list(trained.values()))
+    of_lora_B = [p for name, p in trained.items() if name.endswith("lora_B")]
+    others = [p for name, p in trained.items() if not name.endswith("lora_B")]
+    optimizer = make([{"params": others}, {"params": of_lora_B}])
+    optimizer.param_groups[1]["lr"] *= lr_ratio
+    return optimizer

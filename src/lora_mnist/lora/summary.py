@@ -1,68 +1,45 @@
-"""What a network carries: its adapters by name, and the base that they stand on."""
+"""The layers of a network and the adapters on them, as the rows of a table."""
 
 from typing import NamedTuple
 
 from torch import nn
 
-from .base_state import base_state_dict, fingerprint, merged_names, unmerged
-from .layer import LoRAParametrization
-from .weight import lora_weights
+from .weight import adaptable_weights
 
 
-class AdaptedLayer(NamedTuple):
-    """One adapter on one layer."""
+class LayerSummary(NamedTuple):
+    """One adapter on one layer, or a layer without any."""
 
-    name: str
     layer: str  # its name, as in target_modules
-    rank: int | None  # None of a tensor that is trained whole
-    scaling: float  # as trained, alpha / rank
-    scale: float  # the further factor; see set_lora_scale
-    numbers: int  # how many the adapter has on this layer
-    state: str  # on, off, or merged
+    weight: tuple[int, ...]  # the shape of its weight
+    bias: tuple[int, ...] | None
+    adapter: str | None = None  # its name; None, and the rest without meaning, where there is none
+    lora_A: tuple[int, ...] | None = None
+    lora_B: tuple[int, ...] | None = None
+    scaling: float = 0.0  # as trained, alpha / rank
+    scale: float = 0.0  # the further factor; see set_lora_scale
+    enabled: bool = False
 
 
-class LoRASummary(NamedTuple):
-    """The adapters of a network; as a string, a table with a line for each row.
-
-    Attributes:
-        base_sha256: the fingerprint of the base, without what is merged into it.
-        rows: in the model's order, and on each layer in that of the stack.
-    """
-
-    base_sha256: str
-    rows: list[AdaptedLayer]
-
-    def __str__(self) -> str:
-        table = [("adapter", "layer", "rank", "scaling", "scale", "numbers", "state")]
-        for row in self.rows:
-            rank = "-" if row.rank is None else str(row.rank)
-            scaling, scale, numbers = f"{row.scaling:.4g}", f"{row.scale:.4g}", f"{row.numbers:,}"
-            table.append((row.name, row.layer, rank, scaling, scale, numbers, row.state))
-        lines = [f"base {self.base_sha256}"]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for cells in table:
-            padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-            lines.append("  ".join(padded).rstrip())
-        return "\n".join(lines)
-
-
-def lora_summary(model: nn.Module) -> LoRASummary:
-    """Every adapter of ``model``, merged ones too, and the base; ``print`` shows a table.
-
-    A network without LoRA has no rows, and is its own base.
-    """
-    merged = merged_names(model)
-    model = unmerged(model)
+def lora_summary(model: nn.Module) -> list[LayerSummary]:
+    """The layers of ``model`` in its order, each with its adapters in the order of the stack."""
     rows = []
-    for layer, weight in lora_weights(model).items():
+    for layer, weight in adaptable_weights(model).items():
+        if weight.tensor != "weight" and weight.base.ndim < 2:
+            continue
+        bias = getattr(weight.module, "bias", None) if weight.tensor == "weight" else None
+        bias_shape = tuple(bias.shape) if isinstance(bias, nn.Parameter) else None
+        plain = LayerSummary(layer, tuple(weight.base.shape), bias_shape)
         for adapter in weight.adapters:
-            rank, scaling = None, 1.0
-            if isinstance(adapter, LoRAParametrization):
-                rank, scaling = adapter.settings.rank, adapter.scaling
-            numbers = sum(parameter.numel() for parameter in adapter.parameters())
-            state = "on" if adapter.enabled else "off"
-            if adapter.name in merged:
-                state = "merged"
-            row = AdaptedLayer(adapter.name, layer, rank, scaling, adapter.scale, numbers, state)
+            row = plain._replace(
+                adapter=adapter.name,
+                lora_A=tuple(adapter.lora_A.shape),
+                lora_B=tuple(adapter.lora_B.shape),
+                scaling=adapter.scaling,
+                scale=adapter.scale,
+                enabled=adapter.enabled,
+            )
             rows.append(row)
-    return LoRASummary(fingerprint(base_state_dict(model)), rows)
+        if not weight.adapters:
+            rows.append(plain)
+    return rows

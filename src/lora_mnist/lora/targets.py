@@ -14,35 +14,42 @@ def target_weights(
 ) -> dict[str, Weight]:
     """The weights of ``model`` that ``target_modules`` chooses, by name, in the model's order.
 
-    What it may be stands at :func:`.model.add_lora`; the names are those of
-    :func:`.weight.adaptable_weights`.
+    Its forms are explained at :func:`.model.add_lora`. The names are those of
+    :func:`.weight.adaptable_weights`. ``ValueError`` if it names nothing.
     """
     weights = {name: w for name, w in adaptable_weights(model).items() if w.base.ndim > 1}
     start = f"target_modules={target_modules}: expected"
-    chosen = []
-    if target_modules in ("all", "all-linear"):
-        kinds = (nn.Linear,) if target_modules == "all-linear" else (nn.Linear, nn.Conv2d)
-        for name, (module, tensor) in weights.items():
-            is_grouped = getattr(module, "groups", 1) > 1
-            if isinstance(module, kinds) and tensor == "weight" and not is_grouped:
-                chosen.append(name)
-    elif isinstance(target_modules, str):
-        try:
-            pattern = re.compile(target_modules)
-        except re.error as error:
-            raise ValueError(f"{start} a regular expression ({error})") from error
-        chosen = [name for name in weights if pattern.fullmatch(name)]
+    if isinstance(target_modules, str):
+        entries: Collection[str] = [target_modules]
     elif isinstance(target_modules, Collection):
-        for entry in target_modules:
+        entries = target_modules
+    else:
+        raise ValueError(f"{start} all, all-linear, a regular expression or a list of names")
+    chosen: list[str] = []
+    for entry in entries:
+        if entry in ("all", "all-linear"):
+            named = [name for name, w in weights.items() if _is_usual(w, entry)]
+        elif isinstance(target_modules, str):
+            try:
+                pattern = re.compile(entry)
+            except re.error as error:
+                raise ValueError(f"{start} a regular expression ({error})") from error
+            named = [name for name in weights if pattern.fullmatch(name)]
+        else:
             named = [name for name in weights if is_end(entry, name)]
             if not named:
                 raise ValueError(f"{start} a layer with {entry}, of: {listed(weights)}")
-            chosen += named
-    else:
-        raise ValueError(f"{start} all, all-linear, a regular expression or a list of names")
+        chosen += named
     if not chosen:
         raise ValueError(f"{start} some of: {listed(weights)}")
     return {name: weight for name, weight in weights.items() if name in chosen}
+
+
+def _is_usual(weight: Weight, entry: str) -> bool:
+    """Whether ``all`` or ``all-linear`` stands for ``weight``."""
+    kinds = (nn.Linear,) if entry == "all-linear" else (nn.Linear, nn.Conv2d)
+    is_grouped = getattr(weight.module, "groups", 1) > 1
+    return isinstance(weight.module, kinds) and weight.tensor == "weight" and not is_grouped
 
 
 def is_end(end: str, name: str) -> bool:
@@ -53,10 +60,10 @@ def is_end(end: str, name: str) -> bool:
 def by_pattern(
     argument: str, pattern: Mapping[str, Any] | None, names: Collection[str], default: Any
 ) -> dict[str, Any]:
-    """What ``rank_pattern`` or ``alpha_pattern`` says of each of ``names``.
+    """The value that ``rank_pattern`` or ``alpha_pattern`` gives to each of ``names``.
 
-    PEFT reads a key as a regular expression for the end of a name. Here it is that end itself, from
-    the start or from a dot on, with PEFT's leading ``^`` the whole name; the first that fits holds.
+    PEFT reads a key as a regular expression for the end of a name. Here a key is a name, or its end
+    from a dot on; with PEFT's leading ``^`` it is the whole name. The first that fits decides.
     """
     if not isinstance(pattern, Mapping | None):
         raise ValueError(f"{argument}={pattern}: expected a mapping from layers to values, or null")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from .layer import AdapterParametrization, adapted_forward, linear_forward
+from .layer import LoRAParametrization, adapted_forward, linear_forward
 
 
 class Weight(NamedTuple):
@@ -24,9 +24,9 @@ class Weight(NamedTuple):
         return self.module.parametrizations[self.tensor]  # type: ignore[index]
 
     @property
-    def adapters(self) -> list[AdapterParametrization]:
+    def adapters(self) -> list[LoRAParametrization]:
         """The adapters on the weight, first registered first."""
-        return [p for p in self.registered or [] if isinstance(p, AdapterParametrization)]
+        return [p for p in self.registered or [] if isinstance(p, LoRAParametrization)]
 
     @property
     def base(self) -> Any:
@@ -36,15 +36,6 @@ class Weight(NamedTuple):
             return getattr(self.module, self.tensor)
         # Somebody else's parametrization may keep several tensors, as weight_norm does.
         return registered.original if registered.is_tensor else registered.original0
-
-    def below(self, adapter: AdapterParametrization) -> Tensor:
-        """The effective weight without ``adapter`` and what is stacked on it."""
-        weight: Tensor = self.base
-        for other in self.adapters:
-            if other is adapter:
-                break
-            weight = other(weight)
-        return weight
 
     @property
     def factored_forward(self) -> Callable[[Any, Tensor], Tensor] | None:
@@ -63,12 +54,12 @@ class Weight(NamedTuple):
         forwards = {nn.Linear.forward: linear_forward, nn.Conv2d.forward: adapted_forward}
         return forwards.get(plain.forward)
 
-    def put(self, base: nn.Parameter, adapters: Sequence[AdapterParametrization]) -> None:
+    def put(self, base: nn.Parameter, adapters: Sequence[LoRAParametrization]) -> None:
         """Make ``base`` the weight, with ``adapters`` on it and nothing else."""
         module: Any = self.module
         if parametrize.is_parametrized(module):
-            # torch has given the layer a class of its own. A deep copy shares it, and what is done
-            # to it below would be done to the twin, too: so it gets another.
+            # torch has given the layer a class of its own, which a deep copy shares. A change of
+            # that class would reach the copy too, so this layer gets another class first.
             shared = type(module)
             module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
         if self.registered is not None:
@@ -78,7 +69,7 @@ class Weight(NamedTuple):
             is_training = adapter.training
             # unsafe: torch would build the dense product, to check a shape right by construction.
             parametrize.register_parametrization(module, self.tensor, adapter, unsafe=True)
-            adapter.train(is_training)  # whatever the layer is in
+            adapter.train(is_training)  # registering gave it the mode of the layer
         if self.tensor == "weight" and parametrize.is_parametrized(module):
             # That class is this layer's alone, survives deepcopy, and goes with the last adapter.
             layer: Any = type(module)
@@ -87,20 +78,30 @@ class Weight(NamedTuple):
                 layer.forward = self.factored_forward
 
 
-def lora_adapters(model: nn.Module) -> list[AdapterParametrization]:
+def lora_adapters(model: nn.Module) -> list[LoRAParametrization]:
     """Every adapter on every weight of ``model``, or of one layer; empty without LoRA."""
-    return [m for m in model.modules() if isinstance(m, AdapterParametrization)]
+    return [m for m in model.modules() if isinstance(m, LoRAParametrization)]
 
 
 def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
-    """Every tensor of ``model`` that can carry an adapter, by name, in the model's order.
+    """Every floating-point parameter of ``model`` by name, in the model's order.
 
-    Those are its parameters that hold floating-point numbers; LoRA needs two or more dimensions. A
-    layer's ``weight`` goes by the name of the layer, as in PEFT: ``encoder.linear1``; any other
-    parameter by its own: ``encoder.linear1.bias``, ``encoder.self_attn.in_proj_weight``.
+    A layer's ``weight`` goes by the name of the layer, as in PEFT: ``encoder.linear1``. Any other
+    parameter goes by its own: ``encoder.linear1.bias``, ``encoder.self_attn.in_proj_weight``. A
+    layer that the network holds under two names goes by the first of them. LoRA needs two or more
+    dimensions.
+
+    Raises:
+        ValueError: if ``model`` is a wrapper, whose names would be those of no other network.
     """
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     weights = {}
     for layer, module in model.named_modules():
+        if isinstance(module, wrappers) or layer == "_orig_mod":  # the latter of torch.compile
+            raise ValueError(
+                f"{type(model).__name__}: expected the network inside this wrapper, since the "
+                "names of its layers belong into the adapter; wrap it after add_lora"
+            )
         if "parametrizations" in layer.split("."):
             continue
         tensors = [name for name, _ in module.named_parameters(recurse=False)]

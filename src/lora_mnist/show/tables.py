@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import nn
 
-from lora_mnist.lora import base_state_dict, lora_adapters, trainable_parameters
+from lora_mnist.lora import lora_names, lora_summary, trainable_parameters
 from lora_mnist.show.changes import class_rows, number_of, outcome_before, short_name, targets_of
 from lora_mnist.show.verdict import verdict
 
@@ -47,27 +47,28 @@ def _rendered(parts: Sequence[RenderableType], width: int | None, is_terminal: b
 
 def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
-    base = base_state_dict(net)
-    layers = {name: layer for name, layer in net.named_modules() if f"{name}.weight" in base}
-    rows = []
-    for name in list(layers)[:_MOST_ROWS]:
-        tensors = [("W", base[f"{name}.weight"]), ("b", base.get(f"{name}.bias"))]
-        adapters = lora_adapters(layers[name])
-        for adapter in adapters:
-            if adapter.name == adapters[-1].name:  # the last one, which may be on weight and bias
-                tensors += adapter.named_parameters()
-        row = {"layer": name}
-        for part, tensor in tensors:
-            shape = "-" if tensor is None else " x ".join(map(str, tensor.shape))
-            row[part] = f"{row[part]}, {shape}" if part in row else shape
-        rows.append(row)
-    columns = dict.fromkeys(column for row in rows for column in row)
+    rows = lora_summary(net)
+    names = lora_names(net)
+    columns = ["layer", "W", "b"]
+    if len(names) > 1:
+        columns.append("adapter")
+    if names:
+        columns += ["lora_A", "lora_B"]
     table = Table(*columns)
-    for row in rows:
-        table.add_row(*(row.get(column, "") for column in columns))
-    if rest := len(layers) - len(rows):
-        table.add_row(f"{rest} more")
+    for row in rows[:_MOST_ROWS]:
+        cells = [row.layer, _shape(row.weight), _shape(row.bias) or "-"]
+        if len(names) > 1:
+            cells.append(row.adapter or "")
+        if names:
+            cells += [_shape(row.lora_A), _shape(row.lora_B)]
+        table.add_row(*cells)
+    if len(rows) > _MOST_ROWS:
+        table.add_row(f"{len(rows) - _MOST_ROWS} more")
     show(table, trainable_parameters(net))
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return " x ".join(map(str, shape or ()))
 
 
 def print_results(results: Mapping[str, Any], folder: Path | None = None) -> None:

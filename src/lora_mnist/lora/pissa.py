@@ -1,0 +1,52 @@
+"""PiSSA: LoRA that starts at the principal part of the weight instead of at zero.
+
+Meng et al. 2024, "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large
+Language Models", arXiv:2404.02948.
+"""
+
+import torch
+from torch import Tensor
+
+from .layer import LoRAParametrization
+
+
+class PiSSAParametrization(LoRAParametrization):
+    """LoRA whose factors start as the largest singular values and vectors of ``W = U S V^T``.
+
+    At first ``lora_A = sqrt(S_r / scaling) V_r^T`` and ``lora_B = U_r sqrt(S_r / scaling)``, as in
+    section 3. So training moves the principal part of ``W``, and the residual stays frozen. Here
+    ``W`` itself stays in place, and with it the proof that it never moved: the start is kept as
+    ``start_A`` and ``start_B``, and the effective weight is
+
+        W + scaling * (lora_B @ lora_A - start_B @ start_A)
+
+    which is the same number. That is plain LoRA of twice the rank, and is saved as such.
+
+    Raises:
+        ValueError: if ``rank`` exceeds the smaller side of the weight as a matrix.
+    """
+
+    start_A: Tensor
+    start_B: Tensor
+
+    def init_factors(self, weight: Tensor, init: str, init_std: float) -> None:
+        matrix, rank = weight.flatten(1), self.rank
+        if rank > min(matrix.shape):
+            raise ValueError(
+                f"rank={rank}: expected at most {min(matrix.shape)} with init=pissa "
+                f"for a weight of {tuple(weight.shape)}"
+            )
+        # Half precision has no singular value decomposition.
+        matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        root = (values[:rank] / self.scaling).sqrt()
+        with torch.no_grad():
+            self.lora_A.copy_((root[:, None] * right[:rank]).view_as(self.lora_A))
+            self.lora_B.copy_((left[:, :rank] * root).view_as(self.lora_B))
+        self.register_buffer("start_A", self.lora_A.detach().clone())
+        self.register_buffer("start_B", self.lora_B.detach().clone())
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        lora_A = torch.cat([self.lora_A, self.start_A])
+        lora_B = torch.cat([self.lora_B, -self.start_B], dim=1)
+        return lora_A, lora_B
