@@ -69,7 +69,7 @@ def test_of_many_classes_the_largest_confusions_have_bars() -> None:
 
 def test_both_predictions_stand_under_an_image(tmp_path: Path) -> None:
     figure = draw_gallery("broken", saved_predictions(tmp_path), CLASSES)
-    assert texts(figure) == ["<b>cow</b> →\ndog", "<b>cow</b> →\ncat"]
+    assert texts(figure) == ["<b>c…</b> →\ndog", "<b>c…</b> →\ncat"]
     shown = figure.axes[0].images[0].get_array()
     assert (shown.shape, shown.max()) == ((4, 4, 3), 50)
     base = saved_predictions(tmp_path, "pretrain")

@@ -109,7 +109,7 @@ def test_every_pattern_of_the_custom_page_finds_curves(board: Answer) -> None:
     assert charts["loss"] == {
         *("pretrain: train/loss", "pretrain: val/loss", "lora: train/loss", "lora: val/loss"),
     }
-    assert charts["errors of target"] == {
+    assert charts["errors on what is to be repaired"] == {
         *("lora: val/errors_of_target", "lora: val_base/errors_of_target"),
     }
     assert {curve.rpartition("/")[2] for curve in charts["base"]} == {"cat", "dog", "<b>cow<-b>"}

@@ -137,7 +137,7 @@ def test_classes_in_a_sentence() -> None:
 
 def test_what_is_trained() -> None:
     assert training_sentence("lora", 5466, DIGITS, [9], 90) == (
-        "training an adapter on 5,466 nines and 90 replayed images a step"
+        "training an adapter on 5,466 images of nines and 90 replayed images a step"
     )
     assert training_sentence("lora", 57, ["coat", "shirt"], [1]).endswith("57 images of shirt")
     assert training_sentence("finetune", 31, DIGITS, None, are_mistakes=True) == (

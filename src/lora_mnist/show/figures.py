@@ -15,6 +15,8 @@ from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions
 from lora_mnist.show.changes import (
     before_name,
+    named,
+    others_of,
     outcome_before,
     short_name,
     shown_classes,
@@ -88,40 +90,53 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-@matplotlib.rc_context(STYLE)
 def draw_dial(results: Mapping[str, Any]) -> Figure:
-    """Validation errors as the adapter is turned up: on the target against elsewhere.
-
-    Without a target, all errors over the scale.
-    """
-    dial = results["dial"]
-    figure = Figure(figsize=(_WIDTH, 4), layout="constrained")
-    axes = figure.subplots()
+    """Validation errors as the adapter is turned up."""
+    classes, targets, dial = results["classes"], targets_of(results), results["dial"]
     if "errors_of_target" in dial:
-        xs, ys = dial["errors_elsewhere"], dial["errors_of_target"]
-        axes.set(xlabel="errors elsewhere", ylabel="errors on what is to be repaired")
-        base = dial["errors"][dial["scales"].index(0)]
-        line = np.array([0, base])
-        axes.plot(base - line, line, color=GRAY, ls="--", lw=1, label="as many in all as the base")
-    else:
-        xs, ys = dial["scales"], dial["errors"]
-        axes.set(xlabel="scale", ylabel="errors")
-    axes.plot(xs, ys, color=BLUE, marker="o", ms=4)
-    for scale, x, y in zip(dial["scales"], xs, ys, strict=True):
-        is_advised = scale == dial["advised"]
-        if is_advised:
-            axes.plot(x, y, color=GREEN, marker="o", ms=10, label=f"{scale:g}: advised")
-        weight = "bold" if is_advised or scale in (0, 1) else "normal"
-        axes.annotate(
-            f"{scale:g}", (x, y), (4, 5), textcoords="offset points", fontsize=8, weight=weight
-        )
-    axes.set_xlim(max(0, min(xs) - 0.1 * (max(xs) - min(xs))), 1.05 * max(xs))
-    axes.set_ylim(0, 1.1 * max(ys) + 1)
+        return draw_front({"adapter": dial}, "adapter", named(classes, targets), others_of(classes))
+    curve = {**dial, "errors_elsewhere": dial["scales"], "errors_of_target": dial["errors"]}
+    return draw_front({"adapter": curve}, "adapter", "all classes", "")
+
+
+@matplotlib.rc_context(STYLE)
+def draw_front(
+    dials: Mapping[str, Mapping[str, Any]], advised: str, target: str, others: str
+) -> Figure:
+    """Errors on ``target`` against errors on ``others``, by validation images.
+
+    Each of ``dials``, as results.json has them, is a curve from the base on, which is one point for
+    all. The one called ``advised`` has the point to take. Without ``others`` all errors stand over
+    the scale.
+    """
+    figure = Figure(figsize=(_WIDTH, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for label, dial in dials.items():
+        xs, ys, scales = dial["errors_elsewhere"], dial["errors_of_target"], dial["scales"]
+        axes.plot(xs, ys, marker="o", ms=4, label=label)
+        for scale, x, y in zip(scales, xs, ys, strict=True):
+            if scale == 1 or len(dials) == 1:
+                text = f"{scale:g}"
+                axes.annotate(text, (x, y), (4, 5), textcoords="offset points", fontsize=8)
+    dial = dials[advised]
+    xs, ys, scales = dial["errors_elsewhere"], dial["errors_of_target"], dial["scales"]
+    base, place = scales.index(0), scales.index(dial["advised"])
+    marker: Any = {"marker": "o", "ms": 11, "ls": "", "zorder": 1}
+    text = f"advised: {advised} at scale {dial['advised']:g}"
+    axes.plot(xs[place], ys[place], color=GREEN, label=text, **marker)
+    axes.plot(xs[base], ys[base], color="black", label="base", **{**marker, "marker": "s", "ms": 8})
+    if others:
+        every = xs[base] + ys[base]
+        label = "as many errors in all as the base"
+        limits = axes.get_xlim(), axes.get_ylim()
+        axes.plot([every, 0], [0, every], color=GRAY, ls="--", lw=1, label=label)
+        axes.set(xlim=limits[0], ylim=limits[1])
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel=f"errors on {others}" if others else "scale", ylabel=f"errors on {target}")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    meaning = "0: off, 1: as trained"
-    count = f"{dial['images']:,} validation images"
-    axes.set_title(f"the adapter turned up, on {count}\n{meaning}", loc="left")
+    figure.legend(ncols=2, frameon=False, loc="outside lower center")
+    title = f"the adapter turned up from 0 to {scales[-1]:g}\n{dial['images']:,} validation images"
+    axes.set_title(title, loc="left")
     return figure
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from omegaconf import OmegaConf
 from PIL import Image
 
-from lora_mnist.show.changes import FEW_CLASSES
+from lora_mnist.show.changes import FEW_CLASSES, targets_of
 from lora_mnist.show.figures import FIGURES
 from lora_mnist.show.tables import results_text
 from lora_mnist.show.verdict import verdict_text
@@ -70,31 +70,27 @@ def _tell_tensorboard(
 
 
 def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
-    """The page of Custom Scalars: by group and title the tags of a chart's curves.
+    """The page of Custom Scalars: by group and title a pattern of tags, for ``re.match``.
 
-    TensorBoard looks for a tag with ``re.match``. A chart without curves is left out.
+    A chart that would have no curve is left out.
     """
-    is_repair, has_targets = "val_base" in results, "errors_of_target" in results.get("val", {})
-    tags = {"loss": ["train/loss$"]}
-    if "val" in results:
-        tags = {"loss": ["train/loss$", "val/loss$"]}
-        tags |= {"accuracy": ["val/accuracy$"], "errors": ["val/errors$"]}
+    val, is_repair = results.get("val", {}), "val_base" in results
+    charts = {"loss": "(train|val)/loss$"}
+    if val:
+        charts |= {"accuracy": "val(_base)?/accuracy$", "errors": "val(_base)?/errors$"}
     if is_repair:
-        tags = {"loss": tags["loss"]}
-        tags["accuracy, adapted and base"] = ["val/accuracy$", "val_base/accuracy$"]
-        tags["errors, adapted and base"] = ["val/errors$", "val_base/errors$"]
-        tags["repaired and broken"] = ["val/repaired$", "val/broken$"]
-    if is_repair and has_targets:
-        for key in ("errors_of_target", "errors_elsewhere"):
-            tags[key.replace("_", " ")] = [f"val/{key}$", f"val_base/{key}$"]
-    groups = {"training and validation": tags}
-    if "val" in results and (has_targets or len(results["classes"]) <= FEW_CLASSES):
-        groups["accuracy of each class"] = {"adapted": ["val/accuracy_per_class/"]}
+        charts["repaired and broken"] = "val/(repaired|broken)$"
+    if is_repair and "errors_of_target" in val:
+        charts["errors on what is to be repaired"] = "val(_base)?/errors_of_target$"
+        charts["errors elsewhere"] = "val(_base)?/errors_elsewhere$"
+    groups = {"training and validation": charts}
+    if val and (len(results["classes"]) <= FEW_CLASSES or targets_of(results)):
+        groups["accuracy of each class"] = {"trained": "val/accuracy_per_class/"}
         if is_repair:
-            groups["accuracy of each class"]["base"] = ["val_base/accuracy_per_class/"]
-    if "val" in results and results["stage"] == "lora":
-        groups["adapter"] = {"norm of what it adds to each layer": ["adapter/norm/"]}
+            groups["accuracy of each class"]["base"] = "val_base/accuracy_per_class/"
+    if val and results["stage"] == "lora":
+        groups["adapter"] = {"norm of what it adds to each layer": "adapter/norm/"}
     layout = {}
-    for group, titles in groups.items():
-        layout[group] = {title: ["Multiline", patterns] for title, patterns in titles.items()}
+    for group, charts in groups.items():
+        layout[group] = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
     return layout

@@ -20,7 +20,7 @@ from lora_mnist.project import program
 from lora_mnist.show.advice import advice
 from lora_mnist.show.changes import change_of, class_rows, named, outcome_before, targets_of
 from lora_mnist.show.figures import draw_run
-from lora_mnist.show.front import draw_front
+from lora_mnist.show.front import front_of
 from lora_mnist.show.verdict import verdict, verdict_text
 from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked
@@ -66,7 +66,7 @@ def make_sweep_report(folder: Path) -> list[str]:
     if ranked.best:
         best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
     titles, rows, base = ranked.table(_MOST_JOBS)
-    front = draw_front(ranked)
+    front = front_of(ranked)
     figures = {}
     for name in ("front", "summary"):
         if (folder / f"{name}.png").exists():

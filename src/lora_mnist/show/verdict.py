@@ -12,7 +12,6 @@ from lora_mnist.classifier.significance import chance_text
 from lora_mnist.show.advice import Phrase, advice
 from lora_mnist.show.changes import (
     Change,
-    are_digits,
     change_of,
     named,
     number_of,
@@ -31,16 +30,11 @@ def training_sentence(
     replay: int = 0,
     are_mistakes: bool = False,
 ) -> str:
-    """What a run is about to train, and on which images; the line at its start."""
+    """The line at the start of a run: what is trained, and on which images."""
     trained = {"pretrain": "a base", "lora": "an adapter"}.get(stage, "the base's own weights")
+    what = f"images of {named(classes, targets or range(len(classes)))}"
     if are_mistakes:
         what = "mistakes"
-    elif not targets:
-        what = f"images of {len(classes)} classes"
-    elif are_digits([classes[target] for target in targets]):
-        what = named(classes, targets)
-    else:
-        what = f"images of {named(classes, targets)}"
     replayed = f" and {replay:,} replayed images a step" if replay else ""
     return f"training {trained} on {images:,} {what}{replayed}"
 
