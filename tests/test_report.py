@@ -1,10 +1,12 @@
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
-from composed import composed
+from composed import FEW, SMALL, composed, small_base
 from helpers.runs import write_run
+from helpers.sweeping import only_sweep
 
 from lora_mnist.errors import UserError
 from lora_mnist.report import find_run, report
@@ -38,3 +40,22 @@ def test_from_the_command_line(cli: Any, tmp_path: Path) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out == f"report: {run}/report.html\n"
     assert (run / "report.html").is_file()
+
+
+def test_the_front_of_a_small_sweep(cli: Any, tmp_path: Path) -> None:
+    """One command sweeps the weights, tries each adapter at several scales and advises a point."""
+    small_base(tmp_path / "outputs")
+    settings = ["trainer.max_steps=3", "lora.rank=1", "logger=none", "callbacks.checkpoint=null"]
+    outcome = cli(
+        *("train.py", "-m", "experiment=repair", "digit=4", "sweep=front"),
+        *("loss.target_weight=0.1,0.5", *SMALL, *FEW, *settings),
+    )
+    assert outcome.code == 0, outcome.err
+    sweep = only_sweep(tmp_path)
+    assert {path.name for path in sweep.glob("*.png")} == {"front.png", "summary.png"}
+    *_, sentence, command, report_line = outcome.out.splitlines()
+    assert sentence.startswith("advised: loss.target_weight=0.")
+    assert report_line == f"report: {sweep}/report.html"
+    entry, *overrides = shlex.split(command.removeprefix("python "))
+    again = cli(entry, *overrides, "net.hidden_sizes=[16]", "trainer=cpu", "figures=false")
+    assert again.code == 0, again.err
