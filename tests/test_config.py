@@ -194,17 +194,19 @@ def test_a_run_brings_its_network_its_data_and_its_base(
     options = ("trainer=cpu", "figures=false")
     for number, adapter in enumerate(("latest", f"[{made}/adapter]")):
         run = tmp_path / f"eval{number}"
-        command("eval.py", f"adapter={adapter}", *options, f"hydra.run.dir={run}")
+        command("eval.py", f"adapter={adapter}", "trust=true", *options, f"hydra.run.dir={run}")
         results = read_results(run)
         for key in ("classes", "data_sha256", "mean", "std", "base_sha256"):
             assert results[key] == trained[key]
         assert results["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
-    command("export.py", "adapter=latest", "out=repaired.safetensors")
+    command("export.py", "adapter=latest", "trust=true", "out=repaired.safetensors")
     assert load_file(elsewhere / "repaired.safetensors")["head.weight"].shape == (3, 5)
     picture = f"images={here}/photos/dog/3.png"
-    assert '"class": "' in command("predict.py", "adapter=latest", picture, "json=true")
+    more = ("trust=true", picture, "json=true")
+    assert '"class": "' in command("predict.py", "adapter=latest", *more)
     # What the command line says goes before that.
     run = tmp_path / "changed"
+    options = ("trust=true", *options)
     command("eval.py", "data.mean=0.25", "adapter=latest", *options, f"hydra.run.dir={run}")
     results = read_results(run)
     assert (results["mean"], results["dataset"]) == (0.25, "folder")

@@ -32,7 +32,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*PRETRAIN, "publish=1"),
         (*PRETRAIN, "require=[test.broken] -> require=test.broken: "),
         (*PRETRAIN, "base_ckpt={tmp}"),
-        (*PRETRAIN, "base_ckpt=null -> base_ckpt=None: "),
+        (*PRETRAIN, "base_ckpt=null -> base_ckpt=null: "),
         (*PRETRAIN, "+lora.rank=4 -> lora: nothing reads this key with stage=pretrain"),
         (*PRETRAIN, "scheduler=linear", "trainer.max_steps=-1"),
         (*PRETRAIN, "callbacks=best", "data.val_size=0"),

@@ -42,6 +42,7 @@ from lora_mnist.disk.checkpoint import (
     read_checkpoint,
 )
 from lora_mnist.disk.latest import latest
+from lora_mnist.disk.run_settings import foreign_code, read_run_settings
 from lora_mnist.errors import UserError, config_group, is_number, one_line
 from lora_mnist.lora import (
     CONFIG_NAME,
@@ -76,6 +77,7 @@ _ACCEPTED: dict[str, list[Any]] = {
     "each": [True, False],
     "figures": [True, False, "auto"],
     "publish": [True, False],
+    "trust": [True, False],
 }
 #: Of cfg.data, what is about training alone.
 TRAINING_KEYS = {"augment", *OmegaConf.select(OmegaConf.load(CONFIGS / "train.yaml"), "data")}
@@ -107,28 +109,40 @@ def completed(cfg: DictConfig) -> DictConfig:
         return cfg
     path = adapters[0].path.resolve()
     run = path.parents[1 if path.suffix == ".ckpt" else 0]
-    hydra = run / ".hydra"
-    # A network is code: somebody else's run does not choose what is imported.
-    is_ours = run.is_relative_to(Path(cfg.paths.outputs).resolve())
-    if not is_ours or not (hydra / "hydra.yaml").is_file():
+    if not run.is_relative_to(Path(cfg.paths.outputs).resolve()):
         return cfg
-    trained: Any = OmegaConf.to_container(OmegaConf.load(hydra / "config.yaml"))
-    here = OmegaConf.load(hydra / "hydra.yaml").hydra.runtime.cwd
+    trained = read_run_settings(run)
+    if trained is None:
+        return cfg
     asked = asked_keys()
     with open_dict(cfg):
         # Another net.hidden_sizes is another network; another data.mean is of the same images.
         if not any(key.partition(".")[0] == "net" for key in asked):
-            cfg.net, cfg.base_name, cfg.paths.here = trained["net"], trained["base_name"], here
+            foreign = foreign_code(trained.net)
+            _require_trust(cfg, foreign)
+            cfg.net, cfg.base_name = trained.net, trained.base_name
+            if foreign:
+                cfg.paths.here = str(trained.folder)
         if "data" not in asked:
-            data = {k: value for k, value in trained["data"].items() if k not in TRAINING_KEYS}
+            data = {k: value for k, value in trained.data.items() if k not in TRAINING_KEYS}
+            _require_trust(cfg, foreign_code(data))
             folder = data.get("data_dir")
             if folder and not folder.startswith("$"):
-                data["data_dir"] = str(Path(here, folder))
+                data["data_dir"] = str(trained.folder / folder)
             for key, value in cfg.data.items():
                 if key in TRAINING_KEYS or f"data.{key}" in asked:
                     data[key] = value
             cfg.data = data
     return cfg
+
+
+def _require_trust(cfg: DictConfig, foreign: list[str]) -> None:
+    """Refuse code that only an adapter's run names: the run may be somebody else's."""
+    if foreign and not cfg.trust:
+        raise UserError(
+            f"adapter={cfg.adapter}: its run names {foreign[0]}, which is code; expected "
+            "trust=true to run it, or net=... and data=... on this command line, as in training"
+        )
 
 
 def _require_known(cfg: DictConfig) -> None:

@@ -34,6 +34,7 @@ FREE_KEYS = (
     "run_name",
     "sweep",
     "tags",
+    "trust",
 )
 
 #: Left side, sign, right side.
