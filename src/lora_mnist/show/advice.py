@@ -1,4 +1,4 @@
-"""What to do after a run: whole commands, each of a kind that was tried, and the reason for each.
+"""Advice after a run: whole commands of kinds that were tried, each with its reason.
 
 A command repeats what the run's own command line said of the images, the network and the base.
 """
@@ -65,11 +65,11 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
             reason = f"To repair them with images of {others} as well:"
             wanted = _target(results, *targets)
             phrases += _advised(reason, "train", folder, "experiment=repair", wanted)
-    elif target.mood == "good" and elsewhere.mood == "bad":
-        is_alone = not any(key_of(text) == "adapter" for text in typed)
+    elif everything.mood == "plain" or (target.mood == "good" and elsewhere.mood == "bad"):
+        is_on_top = any(key_of(text) == "adapter" for text in typed)
         own = [text for text in typed if key_of(text) not in ("loss.target_weight", "dial")]
-        if own and is_alone:
-            phrases += [Phrase("To choose between the two by validation images:")]
+        if own and not is_on_top:
+            phrases += [Phrase("To try other weights of the class on validation images:")]
             text = command_line(["-m", *own, "sweep=front"], program("train"))
             phrases += [Phrase(text, "advice")]
     elif {target.mood, everything.mood} == {"good"} and earlier.mood != "bad" and rest:

@@ -72,11 +72,6 @@ def outcome_before(results: Mapping[str, Any], split: str = "test") -> Any:
     return results.get(f"{split}_before", base)
 
 
-def before_name(results: Mapping[str, Any]) -> str:
-    """The word for :func:`outcome_before` in figures."""
-    return "before" if "test_before" in results else "base"
-
-
 def change_of(
     results: Mapping[str, Any], classes: Sequence[int] | None = None, split: str = "test"
 ) -> Change:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions
 from lora_mnist.show.changes import (
-    before_name,
     named,
     others_of,
     outcome_before,
@@ -75,7 +74,8 @@ def draw_run(
 @matplotlib.rc_context(STYLE)
 def draw_errors(results: Mapping[str, Any]) -> Figure:
     """Bars of each class's errors before and after; of many classes those that changed most."""
-    errors = {before_name(results): outcome_before(results)["errors_per_class"]}
+    first = "before" if "test_before" in results else "base"
+    errors = {first: outcome_before(results)["errors_per_class"]}
     if "test_base" in results:
         errors["adapted"] = results["test"]["errors_per_class"]
     shown = shown_classes(results, _MOST_BARS)
