@@ -128,9 +128,9 @@ def test_the_summary_lists_layers_and_their_adapters(tiny: nn.Module) -> None:
     [
         (
             [nn.MultiheadAttention(8, 2), nn.Linear(8, 8)],
-            "60% of the weights, .*[all,in_proj_weight]",
+            "60% of the weights; .*[all,in_proj_weight]",
         ),
-        ([nn.Embedding(99, 4), nn.Linear(4, 2)], "98% of the weights, .*[all,0]"),
+        ([nn.Embedding(99, 4), nn.Linear(4, 2)], "98% of the weights; .*[all,0]"),
         ([nn.Conv2d(4, 4, 3, groups=4), nn.Linear(60, 60)], None),  # too few to speak of
         ([nn.Linear(2, 2), nn.BatchNorm1d(2)], None),
     ],
@@ -146,7 +146,7 @@ def test_all_names_the_large_weights_that_it_leaves_out(
     (record,) = caplog.records
     before, _, advice = more.partition(" .*")
     assert before in record.message
-    assert record.message.endswith(f"to adapt them too: target_modules={advice}")
+    assert record.message.endswith(f"with the large ones: target_modules={advice}")
     caplog.clear()
     add_lora(net, target_modules=advice.strip("[]").split(","))
     assert len(lora_adapters(net)) == sum(w.base.ndim > 1 for w in adaptable_weights(net).values())

@@ -103,8 +103,7 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("target_modules", ["all", ["out"], ["embed"], ".*"])
 def test_a_weight_that_two_layers_share_is_refused(target_modules: object) -> None:
     net = Tied()
-    first, second = ("embed", "out") if target_modules in (["embed"], ".*") else ("out", "embed")
-    with pytest.raises(ValueError, match=f"target_modules: {first} and {second} share one weight"):
+    with pytest.raises(ValueError, match="target_modules: embed and out share one weight"):
         add_lora(net, target_modules=target_modules)
     assert all(parameter.requires_grad for parameter in net.parameters())
     x = torch.arange(9).view(3, 3)

@@ -105,19 +105,20 @@ def add_lora(
 
 def _warn_of_weights_left_out(model: nn.Module, targets: Mapping[str, Weight]) -> None:
     """Name the large weights for which ``target_modules=all`` does not stand."""
-    weights = {name: w for name, w in adaptable_weights(model).items() if w.base.ndim > 1}
-    total = sum(weight.base.numel() for weight in weights.values())
-    left_out, ends = 0, {}
-    for name, weight in weights.items():
+    total, sizes = 0, dict[str, int]()  # the latter of weights left out, by the end of their names
+    for name, weight in adaptable_weights(model).items():
+        size = weight.base.numel() if weight.base.ndim > 1 else 0
+        total += size
         if name not in targets:
-            left_out += weight.base.numel()
-            if weight.base.numel() >= 0.01 * total:
-                ends[weight.tensor if weight.tensor != "weight" else name] = name
-    if left_out >= 0.1 * total:
+            end = name if weight.tensor == "weight" else weight.tensor
+            sizes[end] = sizes.get(end, 0) + size
+    large = [end for end, size in sizes.items() if size >= 0.01 * total]
+    if large and sum(sizes.values()) >= 0.1 * total:
         log.warning(
-            "target_modules=all leaves out %.0f%% of the weights, such as %s; "
-            "to adapt them too: target_modules=[all,%s]",
-            *(100 * left_out / total, next(iter(ends.values()), "small ones"), ",".join(ends)),
+            "target_modules=all leaves out %.0f%% of the weights; with the large ones: "
+            "target_modules=[all,%s]",
+            100 * sum(sizes.values()) / total,
+            ",".join(large),
         )
 
 
@@ -137,8 +138,16 @@ def attach(
         name, number = "default", 2
         while name in taken:
             name, number = f"default{number}", number + 1
+    holders: dict[int, list[str]] = {}
+    for layer, weight in weights.items():
+        holders.setdefault(id(weight.base), []).append(layer)
     for layer, adapter in adapters.items():
-        _require_fit(layer, weights, adapter)
+        if len(names := holders[id(weights[layer].base)]) > 1:
+            raise ValueError(
+                f"target_modules: {' and '.join(names)} share one weight, which a merged network "
+                "could not; expected none of them"
+            )
+        _require_fit(layer, weights[layer], adapter)
     if not hasattr(model, "lora_frozen_base"):
         freeze_base(model)
     if hasattr(model, "lora_merged"):
@@ -150,20 +159,13 @@ def attach(
         weight.put(weight.base, [*weight.adapters, adapter.train(model.training)])
 
 
-def _require_fit(layer: str, weights: Mapping[str, Weight], adapter: LoRAParametrization) -> None:
-    """Refuse what cannot carry ``adapter``; give that the device and the dtype of its weight."""
-    weight = weights[layer]
+def _require_fit(layer: str, weight: Weight, adapter: LoRAParametrization) -> None:
+    """Refuse a weight that cannot carry ``adapter``; give that the weight's device and dtype."""
     for other in weight.registered or []:
         if not isinstance(other, LoRAParametrization):
             raise ValueError(
                 f"{layer}: has {type(other).__name__} on its {weight.tensor}; expected "
                 f"{parametrize.__name__}.remove_parametrizations first"
-            )
-    for name, other in weights.items():
-        if name != layer and other.base is weight.base:
-            raise ValueError(
-                f"target_modules: {layer} and {name} share one weight, which a merged network "
-                "could not; expected neither of them"
             )
     expected = LoRAParametrization(weight.base.detach().to("meta"), adapter.rank)
     for part in ("lora_A", "lora_B"):
