@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from safetensors.torch import load_file
 from torch import nn
 
-from lora_mnist import CNN, MLP, add_lora, save_adapter
+from lora_mnist import MLP, add_lora, save_adapter
 from lora_mnist.config import (
     adapter_stack,
     add_configured_lora,
@@ -21,7 +21,6 @@ from lora_mnist.config import (
     build_net,
     build_trainer,
     completed,
-    fitting_rank,
     load_adapters,
     load_base,
     require_fit,
@@ -30,7 +29,7 @@ from lora_mnist.data import MNISTDataModule
 from lora_mnist.disk.base import own_file, write_base
 from lora_mnist.disk.checkpoint import LastCheckpoint
 from lora_mnist.errors import UserError
-from lora_mnist.lora import count_parameters, fingerprint
+from lora_mnist.lora import fingerprint, lora_weights
 
 
 def refused(function: Any, *arguments: Any) -> str:
@@ -148,21 +147,12 @@ def test_the_latest_is_the_newest_by_time(outputs: Path) -> None:
 # --- a new adapter -------------------------------------------------------------------------------
 
 
-def test_a_rank_that_fits_is_the_largest_power_of_two_within_a_fifth() -> None:
-    for net in (MLP(), MLP(hidden_sizes=[16]), CNN(), CNN(channels=[4])):
-        rank = fitting_rank(net, "all")
-        share = count_parameters(add_lora(net, rank=rank))["increase_percent"]
-        assert share <= 20
-        assert rank == 64 or 2 * share > 20
-    assert fitting_rank(MLP(), "all") == 64
-    assert fitting_rank(nn.Linear(4, 3), "all") == 1  # which has more than a fifth
-
-
-def test_the_recipe_takes_a_rank_that_fits() -> None:
-    cfg = composed("train", "experiment=repair", *SMALL)
-    net = build_net(cfg)
+def test_rank_auto_is_a_layers_full_rank_where_that_is_smaller() -> None:
+    cfg = composed("train", "stage=lora", "lora.rank=auto", "lora.rank_pattern={linear3: 2}")
+    net = MLP(hidden_sizes=[100, 20])
     add_configured_lora(cfg, net)
-    assert count_parameters(net)["lora"] == 2 * (784 + 16 + 16 + 10)
+    ranks = {name: weight.adapters[0].settings.rank for name, weight in lora_weights(net).items()}
+    assert ranks == {"linear1": 64, "linear2": 20, "linear3": 2}
 
 
 # --- what an adapter's run knows -----------------------------------------------------------------

@@ -47,7 +47,6 @@ from lora_mnist.errors import UserError, config_group, is_number, one_line
 from lora_mnist.lora import (
     CONFIG_NAME,
     add_lora,
-    count_parameters,
     load_adapter,
     lora_adapters,
     read_metadata,
@@ -62,6 +61,8 @@ from lora_mnist.sweep.command import key_of
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
+#: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
+_AUTO_RANK = 64
 #: How often a single run is validated, since somebody may watch it; a sweep's job is at its end.
 _VALIDATIONS = 4
 #: How often a run is validated where a callback chooses by that.
@@ -437,22 +438,23 @@ def add_configured_lora(cfg: DictConfig, net: nn.Module) -> None:
         raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
     with config_group("lora"):
         if settings["rank"] == "auto":
-            settings["rank"] = fitting_rank(net, settings["target_modules"])
-            _info("lora.rank=auto: %d", settings["rank"])
+            # A layer's own pattern comes first, and the first that fits holds.
+            full = full_ranks(net, settings["target_modules"], _AUTO_RANK)
+            settings["rank"] = _AUTO_RANK
+            settings["rank_pattern"] = {**(settings["rank_pattern"] or {}), **full}
         add_lora(net, **settings)
     net.train()
 
 
-def fitting_rank(net: nn.Module, target_modules: Any) -> int:
-    """The largest power of two, up to 64, with at most a fifth of ``net``'s weights; or else 1."""
-    per_rank = 0
-    for weight in target_weights(net, target_modules).values():
+def full_ranks(net: nn.Module, target_modules: Any, rank: int) -> dict[str, int]:
+    """Layers whose weight, as a matrix, has a full rank below ``rank``, and that full rank."""
+    ranks = {}
+    for name, weight in target_weights(net, target_modules).items():
         rows = len(weight.base)
-        per_rank += rows + weight.base.numel() // rows
-    rank = 64
-    while rank > 1 and 5 * rank * per_rank > count_parameters(net)["base"]:
-        rank //= 2
-    return rank
+        full = min(rows, weight.base.numel() // rows)
+        if full < rank:
+            ranks[f"^{name}"] = full
+    return ranks
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:
