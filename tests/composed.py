@@ -13,9 +13,8 @@ from tempfile import TemporaryDirectory
 import torch
 from helpers.commands import ROOT
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import lora_mnist.project  # noqa: F401 the resolver that the configuration needs
@@ -71,7 +70,9 @@ def composed(entry: str, *overrides: str) -> DictConfig:
     chosen = [o for o in overrides if (ROOT / "configs" / o.partition("=")[0]).is_dir()]
     cfg = copy.deepcopy(_composed(entry, *chosen))
     values = OverridesParser.create().parse_overrides([o for o in overrides if o not in chosen])
-    ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
+    for value in values:
+        key = value.get_key_element().lstrip("+")
+        OmegaConf.update(cfg, key, value.value(), merge=True, force_add=value.is_add())
     return cfg
 
 

@@ -58,7 +58,7 @@ def test_an_experiment_names_the_stage(cli: Any, base: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("argument", "answer"),
     [
-        ("lora.rnk=4", "Could not override 'lora.rnk'. To append to your config use +"),
+        ("lora.rnk=4", "lora.rnk: nothing reads this key; the nearest: lora.rank"),
         ("stage=nope", "In 'train': Could not find 'stage/nope' Available options in 'stage': "),
         ("digit=プル", "digit=プル: LexerNoViableAltException: digit=プル"),
         ("lora.rank=1,2", "Ambiguous value for argument 'lora.rank=1,2'"),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lora_mnist.data import ImageTensors
 from lora_mnist.data.sampler import TrainingLoader
+from lora_mnist.project import Run
 from lora_mnist.train import train
 
 
@@ -57,7 +58,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for trainer in ("cpu", "ddp_sim"):
         (tmp_path / trainer / "seen").mkdir(parents=True)
     more = ("trainer=cpu", f"+callbacks.recorder.folder={tmp_path}/cpu/seen")
-    train(composed("train", *options, *more), tmp_path / "cpu")
+    train(composed("train", *options, *more), Run(tmp_path / "cpu"))
     more = ("trainer=ddp_sim", f"+callbacks.recorder.folder={tmp_path}/ddp_sim/seen")
     done = run_process(
         "train.py",

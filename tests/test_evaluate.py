@@ -1,7 +1,5 @@
 """Testing: a base alone, with an adapter, with several that stack, each alone."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +9,10 @@ from composed import FEW, QUICK, SMALL, composed, logged, small_base
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
+from lora_mnist.adapters import Adapter, adapter_targets
 from lora_mnist.errors import UserError
-from lora_mnist.evaluate import adapter_targets, evaluate
+from lora_mnist.evaluate import evaluate
+from lora_mnist.project import Run
 from lora_mnist.train import train
 
 
@@ -45,7 +45,7 @@ def counted(outcome: dict[str, Any]) -> dict[str, Any]:
 def test_repeats_the_numbers_of_a_run(cli: Any, made: Made, tmp_path: Path) -> None:
     """Through the command line, the folder given as the run printed it."""
     base = f"base_ckpt={made.outputs}/base/mnist.ckpt"
-    done = cli("eval.py", *SMALL, *FEW, f"adapter={made.run}", base, "figures=auto")
+    done = cli("eval.py", *SMALL, *FEW, f"adapter={made.run}", base, "figures=null")
     assert done.code == 0, done.err
     folder = only_run(tmp_path / "outputs", "eval")
     found = read_results(folder)
@@ -82,21 +82,16 @@ def test_what_is_required_is_checked_and_all_is_kept(cli: Any, made: Made, tmp_p
     assert "results.json has no number test.brokn; expected one like test.broken" in done.err
 
 
-def test_of_other_classes_no_target_is_known(made: Made, tmp_path: Path) -> None:
-    found = read_results(made.run)
-    run = tmp_path / "run"
-    shutil.copytree(made.run / "adapter", run / "adapter")
-    cfg = made.config(f"adapter={run}")
-    assert adapter_targets(cfg, found["classes"]) == []
-    for change, targets in (({}, [9]), ({"digit": [1, 9]}, [1, 9]), ({"digit": None}, [])):
-        (run / "results.json").write_text(json.dumps({**found, **change}))
-        assert adapter_targets(cfg, found["classes"]) == targets
-    assert adapter_targets(cfg, ["cat", "dog"]) == []
+def test_an_adapter_knows_its_classes_by_name(made: Made) -> None:
+    adapters = [Adapter(made.run / "adapter")]
+    assert adapter_targets(adapters, list("0123456789")) == [9]
+    assert adapter_targets(adapters, list("9876543210")) == [0]
+    assert adapter_targets(adapters, ["cat", "dog"]) == []
 
 
 @pytest.mark.parametrize("scale", ["0", "0.5", "auto"])
 def test_as_much_of_the_adapter_as_is_asked_for(made: Made, tmp_path: Path, scale: str) -> None:
-    found = evaluate(made.config("adapter=latest", f"scale={scale}"), tmp_path)
+    found = evaluate(made.config("adapter=latest", f"scale={scale}"), Run(tmp_path))
     chosen = made.results["dial"]["advised"] if scale == "auto" else float(scale)
     assert list(found["scales"].values()) == [chosen]
     assert found["test_base"] == made.results["test_base"]
@@ -105,15 +100,15 @@ def test_as_much_of_the_adapter_as_is_asked_for(made: Made, tmp_path: Path, scal
 
 def test_scale_auto_turns_several_adapters_one_after_another(made: Made, tmp_path: Path) -> None:
     twice = f"adapter=[{{path: {made.run}, name: a, scale: 0.5}},{{path: {made.run}, name: b}}]"
-    found = evaluate(made.config(twice, "scale=auto"), tmp_path)
+    found = evaluate(made.config(twice, "scale=auto"), Run(tmp_path))
     alone = f"adapter={{path: {made.run}, name: a, scale: 0.5}}"
-    first = evaluate(made.config(alone, "scale=auto"), tmp_path)
+    first = evaluate(made.config(alone, "scale=auto"), Run(tmp_path))
     assert found["scales"]["a"] == first["scales"]["a"]
 
 
 def test_without_an_adapter_tests_the_base_alone(made: Made, tmp_path: Path) -> None:
     with logged("lora_mnist.show.tables") as text:
-        found = evaluate(made.config(), tmp_path)
+        found = evaluate(made.config(), Run(tmp_path))
     assert found["test"] == counted(made.results["test_base"])
     assert "test_base" not in found
     assert found["adapter"] is None
@@ -143,7 +138,7 @@ def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
 def test_stacks_adapters_and_tests_each(made: Made, tmp_path: Path) -> None:
     several = f"[{made.run},{{path: {made.run}/adapter, scale: -1, name: minus}}]"
     with logged("lora_mnist.show.tables") as text:
-        found = evaluate(made.config(f"adapter={several}", "each=true"), tmp_path)
+        found = evaluate(made.config(f"adapter={several}", "each=true"), Run(tmp_path))
     assert found["test_base"] == made.results["test_base"]
     assert list(found["each"]) == ["nines", "minus"]
     assert found["each"]["nines"] == counted(made.results["test"])
@@ -163,8 +158,8 @@ def test_stacks_adapters_and_tests_each(made: Made, tmp_path: Path) -> None:
 def test_each_tells_no_logger(made: Made, tmp_path: Path) -> None:
     """There ``test`` means all adapters together."""
     several = f"[{made.run},{{path: {made.run}, name: again}}]"
-    found = evaluate(made.config(f"adapter={several}", "each=true", "logger=csv"), tmp_path)
-    lines = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
+    found = evaluate(made.config(f"adapter={several}", "each=true", "logger=csv"), Run(tmp_path))
+    lines = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()
     accuracy = lines[0].split(",").index("test/accuracy")
     told = {line.split(",")[accuracy] for line in lines[1:]} - {""}
     assert [float(value) for value in told] == [pytest.approx(found["test"]["accuracy"])]
@@ -174,7 +169,7 @@ def test_another_base_is_refused_unless_allowed(made: Made, tmp_path: Path) -> N
     other = small_base(tmp_path, seed=1)
     options = (f"adapter={made.run}", f"base_ckpt={other}")
     with pytest.raises(UserError, match="expected the same base, or allow_other_base=true"):
-        evaluate(made.config(*options), tmp_path / "run")
+        evaluate(made.config(*options), Run(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-    found = evaluate(made.config(*options, "allow_other_base=true"), tmp_path)
+    found = evaluate(made.config(*options, "allow_other_base=true"), Run(tmp_path))
     assert found["base_sha256"] != made.results["base_sha256"]

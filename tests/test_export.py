@@ -102,7 +102,7 @@ def test_each_format(outputs: Path, tmp_path: Path, images: Tensor, form: str, r
     torch.testing.assert_close(network(images[:1]), expected[:1], rtol=1e-5, atol=1e-4)
     assert metadata.items() >= returned.items()
     assert metadata["base_sha256"] == fingerprint(small_net(outputs).state_dict())
-    assert json.loads(metadata["adapter"]) == f"{outputs}/lora/nine"
+    assert json.loads(metadata["adapter"]) == [f"{outputs}/lora/nine/adapter"]
     assert json.loads(metadata["net"])["hidden_sizes"] == [16]
     assert json.loads(metadata["classes"])[9].startswith("9")
     assert (metadata["dataset"], metadata["mean"], metadata["std"]) == ("mnist", "0.1307", "0.3081")

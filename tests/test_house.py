@@ -5,10 +5,11 @@
     train.py eval.py predict.py export.py demo.py report.py, and entry of the package
       cli                                          what the entries share
       train evaluate predict export demo report    one a command
-        show config
-          classifier data disk sweep
-            lora
-              disk.files errors project classifier.significance
+        adapters trainer
+          show settings
+            classifier data disk sweep
+              lora
+                disk.files errors project classifier.significance
 """
 
 import ast
@@ -32,14 +33,17 @@ BELOW = {
     "lora": {"disk.files"},
     "data": {"errors", "lora", "disk.files"},
     "disk": {"errors", "lora", "data", "classifier.significance"},
-    "classifier": {"errors", "lora", "data"},
+    "classifier": {"errors", "lora", "data", "disk"},
     "sweep": {"errors", "project", "disk", "classifier.significance"},
     "show": {"errors", "project", "lora", "disk", "sweep", "data", "classifier.significance"},
     "api": {"lora", "classifier"},
-    "config": {"errors", "project", "lora", "data", "disk", "classifier", "show", "sweep.command"},
+    "settings": {"errors", "project"},
+    "adapters": {"errors", "project", "lora", "data", "disk", "classifier", "show"},
+    "trainer": {"errors", "project", "disk", "show"},
     "cli": {"errors", "project", "disk", "sweep", "show"},
     **{
-        key: {"errors", "project", "lora", "data", "disk", "classifier", "show", "config", "sweep"}
+        key: {"errors", "project", "settings", "adapters", "trainer"}
+        | {"lora", "data", "disk", "classifier", "show", "sweep"}
         for key in COMMANDS
     },
     "entry": {"cli", "project", *COMMANDS},

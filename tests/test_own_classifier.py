@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from lora_mnist import add_lora, load_adapter, lora_disabled, save_adapter
-from lora_mnist.config import add_configured_lora, build_net, choose_trainable
+from lora_mnist.classifier.net import make_net
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.lora import base_state_dict, changed_tensors
 from lora_mnist.predict import predict
-from lora_mnist.train import train
+from lora_mnist.project import Run
+from lora_mnist.train import add_adapter, choose_trainable, train
 
 FIT = (
     *("data.replay=10", "trainer=cpu", "trainer.max_steps=6", "callbacks.checkpoint=null"),
@@ -43,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def repaired(here: Path, *overrides: str) -> Path:
     folder = here / "outputs" / "lora" / "run"
     folder.mkdir(parents=True)
-    train(config("train", "experiment=repair", "digit=dog", *FIT, *overrides), folder)
+    train(config("train", "experiment=repair", "target=dog", *FIT, *overrides), Run(folder))
     return folder
 
 
@@ -59,15 +60,15 @@ def test_which_class_is_weak(here: Path) -> None:
     assert all(re.search(rf"│ {name} +│ +2 │", text.getvalue()) for name in CLASSES)
 
 
-@pytest.mark.parametrize("digit", ["weakest", "[dog,emu]"])
-def test_repair_proves_the_base_untouched(here: Path, digit: str) -> None:
-    folder = repaired(here, f"digit={digit}", "logger=csv")
+@pytest.mark.parametrize("target", ["weakest", "[dog,emu]"])
+def test_repair_proves_the_base_untouched(here: Path, target: str) -> None:
+    folder = repaired(here, f"target={target}", "logger=csv")
     results = read_results(folder)
     assert results["base_unchanged"]
     errors = results["val_base"]["errors_per_class"]
     weakest = errors.index(max(errors))
     expected = {"weakest": (weakest, CLASSES[weakest]), "[dog,emu]": ([1, 2], ["dog", "emu"])}
-    assert (results["digit"], results["target"]) == expected[digit]
+    assert (results["digit"], results["target"]) == expected[target]
     names = next(folder.rglob("metrics.csv")).read_text().partition("\n")[0].split(",")
     assert not [name for name in names if name.endswith(("/0", "/1", "/2"))]
     net, base = load_adapter(mine(), folder / "adapter"), mine()
@@ -80,13 +81,13 @@ def test_repair_proves_the_base_untouched(here: Path, digit: str) -> None:
 
 def test_the_network_is_in_eval_mode_and_what_is_trained_in_train_mode(here: Path) -> None:
     cfg = config("train", "stage=lora", "lora.dropout=0.5", "lora.target_modules=[conv,head]")
-    net = build_net(cfg).eval()
-    add_configured_lora(cfg, net)
+    net = make_net(cfg).eval()
+    add_adapter(cfg, net)
     assert net.head.parametrizations.weight[0].training  # type: ignore[union-attr,index]
     net(torch.randn(2, 3, 8, 8))
     assert not net.get_submodule("norm").training
     assert not net.get_submodule("dropout").training
-    plain = build_net(cfg).eval()
+    plain = make_net(cfg).eval()
     choose_trainable(plain, "head.*")
     assert plain.get_submodule("norm").training
     assert [n for n, p in plain.named_parameters() if p.requires_grad] == [
@@ -157,7 +158,7 @@ def refused(function: Any, *arguments: Any) -> str:
 def test_a_network_that_cannot_be_made(here: Path, override: str, message: str) -> None:
     (here / "broken_nets.py").write_text("class Net(nn.Module): pass")
     before = list(sys.path)
-    said = refused(build_net, config("eval", override))
+    said = refused(make_net, config("eval", override))
     assert said.startswith(message)
     assert sys.path == before
 
@@ -173,7 +174,7 @@ def test_a_network_that_cannot_be_made(here: Path, override: str, message: str) 
 def test_what_does_not_fit_together(here: Path, override: str, message: str) -> None:
     if "10" in override:
         torch.save(fresh(num_classes=10).state_dict(), "mine.pt")
-    repair = config("train", "experiment=repair", "digit=dog", "data.replay=9", override)
+    repair = config("train", "experiment=repair", "target=dog", "data.replay=9", override)
     for function, cfg in ((evaluate, config("eval", override)), (train, repair)):
         assert refused(function, cfg).startswith(message)
     assert not list(here.glob("outputs/lora/*/results.json"))

@@ -70,7 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
     loggers = ("logger=[tensorboard,csv]",)
     train(composed("train", "stage=pretrain", *options))
-    train(composed("train", "stage=lora", *options, *loggers, "figures=auto"))
+    train(composed("train", "stage=lora", *options, *loggers, "figures=null"))
     return Made(outputs, only_run(outputs, "pretrain"), only_run(outputs, "lora"))
 
 

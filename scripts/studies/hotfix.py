@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lora_mnist import load_adapter
-from lora_mnist.config import build_data, build_net
-from lora_mnist.data import ImageDataModule, Images
+from lora_mnist.classifier.net import make_net
+from lora_mnist.data import ImageDataModule, Images, make_data
 from lora_mnist.data.mistakes import read_mistakes
 from lora_mnist.disk.base import read_base
 
@@ -63,13 +63,13 @@ def compare(settings: Sequence[str], base: Path, incoming: Path, seed: int) -> T
     common += ["experiment=repair", f"seed={seed}"]
     common += [f"data.mistakes={mistakes}", "data.mistakes_test=0.5"]
     cfg = composed(common)
-    data = build_data(cfg, "fit")
+    data = make_data(cfg, "fit")
     data.setup("test")
     (learnt, held_out), training = data.mistake_sets, data.training_images()[0]
     pictures = read_mistakes(incoming, data.class_of_folder, data.read_picture, 0)[0]
     rows, before = [], torch.empty(0)
     for method in METHODS:
-        net = build_net(cfg).eval()
+        net = make_net(cfg).eval()
         read_base(base, net)
         if method == "base":
             before = wrong(net, pictures, data)

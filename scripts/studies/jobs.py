@@ -15,10 +15,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lora_mnist.config import build_data, build_net
+from lora_mnist.classifier.metrics import count_errors
+from lora_mnist.classifier.net import make_net
+from lora_mnist.data import make_data
 from lora_mnist.disk.base import read_base
 from lora_mnist.errors import TrainingError
-from lora_mnist.train import count_errors, train
+from lora_mnist.project import Run
+from lora_mnist.train import train
 
 PROJECT = Path(__file__).resolve().parents[2]
 OUTPUT = PROJECT / "outputs" / "repair_study"
@@ -56,7 +59,7 @@ def run(settings: Settings) -> tuple[Path, Results]:
         folder.mkdir(parents=True)
         print(" ".join(settings), file=sys.stderr, flush=True)
         with suppress(TrainingError):  # of a network that was made useless there are results, too
-            train(cfg, folder)
+            train(cfg, Run(folder))
     return folder, json.loads(file.read_text())
 
 
@@ -92,7 +95,7 @@ class Base:
     def load(self, file: Path | None = None) -> tuple[DictConfig, nn.Module]:
         """A configuration on this base, and its network with its weights, or those in ``file``."""
         cfg = composed([*self.common, "stage=lora"])
-        net = build_net(cfg)
+        net = make_net(cfg)
         read_base(file or self.file, net)
         return cfg, net
 
@@ -119,8 +122,8 @@ def cases(plan: Mapping[str, Any], quick: bool = False) -> list[tuple[Base, int]
 
 def count_test_errors(cfg: DictConfig, net: nn.Module) -> Results:
     """What is counted on the test images, with ``net`` as it is."""
-    data = build_data(cfg, "test")
-    return count_errors(cfg, net, data, data.test_set)
+    data = make_data(cfg, "test")
+    return count_errors(net.eval(), data.batches(data.test_set), len(data.classes))
 
 
 def errors(outcome: Results, classes: Sequence[int]) -> tuple[int, int]:

@@ -14,8 +14,7 @@ from jobs import OUTPUT, Base, Results, composed, count_test_errors
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.config import build_data
-from lora_mnist.data import Batch, ImageDataModule, Images
+from lora_mnist.data import Batch, ImageDataModule, Images, make_data
 
 
 class ResNet(nn.Module):
@@ -65,7 +64,7 @@ class ViT(nn.Module):
 
 def clothes() -> None:
     """5,000 pictures of Fashion-MNIST in colours, with noise; 2,000 of them to test on."""
-    data = build_data(composed(["stage=lora", "data=fashion_mnist"]), "fit")
+    data = make_data(composed(["stage=lora", "data=fashion_mnist"]), "fit")
     images, labels = data.train_set.take(list(range(5000)))
     generator = numpy.random.default_rng(0)
     front = generator.uniform(0.3, 1, (5000, 1, 1, 3))
@@ -120,7 +119,7 @@ def sample(images: Images, count: int, data: ImageDataModule) -> Batch:
 def weighted_fine_tuning(base: Base, digit: int, weight: int) -> Results:
     """Fine-tuning with one class some times as heavy; what was counted on the test images."""
     cfg, net = base.load()
-    data = build_data(cfg, "fit")
+    data = make_data(cfg, "fit")
     weights = torch.ones(len(data.classes))
     weights[digit] = weight
 

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -24,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lora_mnist.disk.latest import latest
+from lora_mnist.disk.numbers import flatten
 from lora_mnist.errors import UserError, one_line
-from lora_mnist.project import is_sweep, program, typed_overrides
+from lora_mnist.project import Run, program
 from lora_mnist.sweep.command import command_line, override
 from lora_mnist.sweep.job import run_swept
 from lora_mnist.sweep.session import close_sweep, is_conducting, open_sweep, swept_keys
@@ -90,7 +92,7 @@ def _note(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
 
 
-def command(function: Callable[[DictConfig, Path], object], cfg: DictConfig) -> float | None:
+def command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) -> float | None:
     """Call a command's function with its configuration and the folder that Hydra has made for it.
 
     In a sweep the value of ``sweep.metric`` is returned, for sweepers that search.
@@ -98,20 +100,23 @@ def command(function: Callable[[DictConfig, Path], object], cfg: DictConfig) -> 
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
-    if is_sweep() and "sweep" in cfg:
-        value = run_swept(partial(_call, function), cfg, explain)
+    hydra = HydraConfig.get()
+    run = Run.of_command_line(hydra, Path(hydra.runtime.output_dir))
+    if run.is_sweep and "sweep" in cfg:
+        value = run_swept(partial(_call, function), cfg, run, hydra, explain)
         if _signals:  # and the job has swallowed it
             raise KeyboardInterrupt
         return value
-    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with env_override({_FULL_ERROR: _full_error}):
-            _call(function, cfg, folder)
+            _call(function, cfg, run)
     except BaseException as error:
         ended = SystemExit() if isinstance(error, Exception) else error
-        if not isinstance(error, UserError) and (folder / "checkpoints" / "last.ckpt").is_file():
-            typed = typed_overrides("resume=", "hydra.run.dir=", "hydra.mode=")
-            ended.add_note(f"go on with: {command_line([*typed, override('resume', folder)])}")
+        can_go_on = (run.folder / "checkpoints" / "last.ckpt").is_file()
+        if can_go_on and not isinstance(error, UserError):
+            again = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
+            again.append(override("resume", run.folder))
+            ended.add_note(f"go on with: {command_line(again)}")
         if ended is error:
             raise
         told = None if isinstance(error, UserError) else error
@@ -120,10 +125,10 @@ def command(function: Callable[[DictConfig, Path], object], cfg: DictConfig) -> 
     return None
 
 
-def _call(function: Callable[[DictConfig, Path], object], cfg: DictConfig, folder: Path) -> None:
+def _call(function: Callable[[DictConfig, Run], object], cfg: DictConfig, run: Run) -> None:
     """Call a command's function; what ends the program on the way, such as a library, fails."""
     try:
-        function(cfg, folder)
+        function(cfg, run)
     except SystemExit as error:
         if _signals:  # Lightning makes it of the interrupt
             raise
@@ -138,14 +143,33 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, UserError):
         return str(error), error.exit_code
     if isinstance(error, OmegaConfBaseException):
-        reason = one_line(str(error).partition("\n    full_key:")[0])  # the rest is for programmers
-        _, _, ours = reason.partition("UserError raised while resolving interpolation: ")
-        return ours or f"{error.full_key or 'configuration'}: {reason}", UserError.exit_code
+        return _explain_omegaconf(error), UserError.exit_code
     if isinstance(error, HydraException):
         return _explain_hydra(error), UserError.exit_code
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, not imported here
         return one_line(error), UserError.exit_code
     return f"{type(error).__name__}: {one_line(error)}", 1
+
+
+def _explain_omegaconf(error: OmegaConfBaseException) -> str:
+    """OmegaConf's own message; for an unknown key, those that are nearest to it."""
+    key, parent = error.full_key or "configuration", error.parent_node
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and parent is not None:
+        return f"{key}: nothing reads this key{_nearest(key, parent)}"
+    reason = one_line(str(error).partition("\n    full_key:")[0])  # the rest is for programmers
+    _, _, ours = reason.partition("UserError raised while resolving interpolation: ")
+    return ours or f"{key}: {reason}"
+
+
+def _nearest(key: str, parent: Any) -> str:
+    """The keys in ``parent`` that may be meant by ``key``, which is not in it, for a message."""
+    group, _, name = key.rpartition(".")
+    keys = list(flatten(OmegaConf.to_container(parent), into=dict))
+    nearest = [each for each in keys if each.rpartition(".")[2] == name]
+    nearest = nearest or get_close_matches(name, dict.fromkeys([*map(str, parent), *keys]), n=3)
+    if not nearest:
+        return f"; expected one of {', '.join(sorted(map(str, parent)))}"
+    return f"; the nearest: {', '.join(f'{group}.{each}'.lstrip('.') for each in nearest)}"
 
 
 def _explain_hydra(error: HydraException) -> str:
@@ -155,10 +179,7 @@ def _explain_hydra(error: HydraException) -> str:
     if isinstance(refused, ConfigKeyError | ConfigAttributeError) and refused.parent_node:
         if OmegaConf.is_missing(refused.parent_node, "stage"):
             return _NO_STAGE  # without one Hydra would advise to add whatever key belongs to it
-        if "." not in str(refused.full_key):
-            said = said.partition(". To append to your config")[0]  # where no + would help
-        known = [str(key) for key in refused.parent_node if key != "hydra"]
-        return f"{said}; expected one of {', '.join(known)}"
+        return _explain_omegaconf(refused)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {said}; expected quotes, 'key=\"value\"', around unusual signs"
     if "hydra/launcher" in said or "hydra/sweeper" in said:

@@ -10,20 +10,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.config import (
-    Adapter,
-    asked_adapters,
-    build_data,
-    build_net,
-    completed,
-    load_adapters,
-    load_base,
-    require_fit,
-    validation_dial,
-)
-from lora_mnist.data import ImageDataModule
+from lora_mnist.adapters import Adapter, as_trained, find_adapters, load_adapters, load_base
+from lora_mnist.classifier.dial import dial_curve
+from lora_mnist.classifier.net import make_net, require_fit
+from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.errors import UserError, config_group, one_line, require_extra
 from lora_mnist.lora import CONFIG_NAME, set_lora_scale
+from lora_mnist.project import Run
+from lora_mnist.settings import checked
 
 
 class SideBySide:
@@ -34,13 +28,13 @@ class SideBySide:
         chosen: the folders of the adapters of ``cfg.adapter``, or of the latest one, if any.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
-        cfg = cfg.copy()
+    def __init__(self, cfg: DictConfig, run: Run | None = None) -> None:
+        cfg = checked(cfg)
         if cfg.adapter is None and any(Path(cfg.paths.outputs, "lora").glob("*/adapter")):
             cfg.adapter = "latest"
-        self.cfg = completed(cfg)
-        self.data: ImageDataModule = build_data(self.cfg, "test")
-        self._scales = {str(each.path): each.scale for each in asked_adapters(self.cfg)}
+        self.cfg = as_trained(cfg, run)
+        self.data: ImageDataModule = make_data(self.cfg, "test")
+        self._scales = {str(each.path): each.scale for each in find_adapters(self.cfg)}
         self.chosen = list(self._scales)
         self._last_loaded = lru_cache(maxsize=1)(self._load)
 
@@ -64,12 +58,11 @@ class SideBySide:
 
     def _load(self, folders: tuple[str, ...]) -> tuple[nn.Module, list[Adapter]]:
         cfg = self.cfg.copy()
-        cfg.scale = 1
         cfg.adapter = [{"path": f, "scale": self._scales.get(f, 1.0)} for f in folders]
-        net = build_net(cfg)
+        net = make_net(cfg)
         load_base(cfg, net)
         adapters = load_adapters(cfg, net)
-        require_fit(net, self.data, self.data.test_set.take([0])[0])
+        require_fit(net, self.data, self.data.test_set)
         return net, adapters
 
     def opening_scale(self, folders: list[str]) -> float:
@@ -80,8 +73,8 @@ class SideBySide:
             self.data.setup("validate")
         if not folders or not len(self.data.val_set):
             return 1.0
-        curve = validation_dial(self.cfg, self.network(folders, 1.0), self.data)
-        return float(curve["advised"])
+        net = self.network(folders, 1.0)
+        return float(dial_curve(net, self.data.batches(self.data.val_set))["advised"])
 
     @torch.no_grad()
     def ask(
@@ -177,7 +170,7 @@ def build_page(sides: SideBySide) -> Any:
     return page
 
 
-def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
+def demo(cfg: DictConfig, run: Run | None = None) -> None:
     """Serve the page until the process is interrupted.
 
     Raises:
@@ -187,7 +180,7 @@ def demo(cfg: DictConfig, run_folder: Path | None = None) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # else the import would report itself
     require_extra("demo.py", "demo", "gradio")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own page
-    sides = SideBySide(cfg)
+    sides = SideBySide(cfg, run)
     sides.network(sides.chosen, 1.0)
     host, port = cfg.server.host, cfg.server.port
     page = build_page(sides)

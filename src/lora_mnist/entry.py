@@ -8,7 +8,6 @@ import os
 import sys
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from lora_mnist import __version__
@@ -33,11 +32,7 @@ eval "$(lora-mnist -sc install=bash)" turns on tab completion."""
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def _main(cfg: DictConfig) -> float | None:
     # Imports stand where they are needed, so that --help does not wait for torch.
-    match HydraConfig.get().job.config_name:
-        case "train":
-            from lora_mnist.train import train
-
-            return command(train, cfg)
+    match cfg.stage:
         case "eval":
             from lora_mnist.evaluate import evaluate
 
@@ -54,10 +49,14 @@ def _main(cfg: DictConfig) -> float | None:
             from lora_mnist.demo import demo
 
             return command(demo, cfg)
-        case _:
+        case "report":
             from lora_mnist.report import report
 
             return command(report, cfg)
+        case _:
+            from lora_mnist.train import train
+
+            return command(train, cfg)
 
 
 def main() -> None:

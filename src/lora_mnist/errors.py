@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from hydra.errors import InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
-#: Arguments that have another name on the command line.
-_KEYS = {"target": "digit"}
+#: Arguments whose key is in no group.
+_ROOT_KEYS = ("target",)
 
 
 class UserError(Exception):
@@ -58,10 +58,10 @@ def config_group(group: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         message = one_line(cause or error)
         argument = re.match(r"\w+(?==)", message)
-        if argument and argument[0] in _KEYS:
-            message = _KEYS[argument[0]] + message.removeprefix(argument[0])
-        else:
-            message = f"{group}{'.' if argument else ': '}{message}"
+        if not argument:
+            message = f"{group}: {message}"
+        elif argument[0] not in _ROOT_KEYS:
+            message = f"{group}.{message}"
         raise UserError(message) from error
 
 

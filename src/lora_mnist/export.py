@@ -7,28 +7,18 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_mnist.config import (
-    Adapter,
-    asked_adapters,
-    build_data,
-    build_net,
-    completed,
-    load_adapters,
-    load_base,
-    require_fit,
-)
-from lora_mnist.data import ImageDataModule, Images, ImageTensors
+from lora_mnist.adapters import Adapter, as_trained, load_adapters, load_base, turn_adapters
+from lora_mnist.classifier.net import make_net, require_fit
+from lora_mnist.data import ImageDataModule, Images, ImageTensors, make_data
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, one_line, require_extra
 from lora_mnist.lora import (
-    WEIGHTS_NAME,
     base_state_dict,
     combine_adapters,
     fingerprint,
@@ -36,6 +26,8 @@ from lora_mnist.lora import (
     remove_lora,
     save_adapter,
 )
+from lora_mnist.project import Run
+from lora_mnist.settings import checked
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +40,11 @@ _RANDOM = 100
 _FORMATS = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch_export"}
 
 
-def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
+def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
     With ``format=adapter`` the adapters alone are written, as one that is their scaled sum, exact
-    or cut to ``cfg.rank``; see :func:`.lora.combine.combine_adapters`. ``format=hub`` uploads the
-    folder of one adapter, its card included, as it is.
+    or cut to ``cfg.rank``; see :func:`.lora.combine.combine_adapters`.
 
     The file is read back, and on the whole test set it must give the predictions of the live
     network and its logits to :data:`TOLERANCE`; otherwise nothing is written. Where there is no
@@ -61,7 +52,7 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
-        run_folder: not used; an export leaves the one file that ``cfg`` names.
+        run: how the command was typed; an export leaves the one file that ``cfg`` names.
 
     Returns:
         The metadata in the file: what the network is made of, and what input it takes; of an
@@ -71,15 +62,13 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: if the written network computes something else than the live one.
     """
-    formats = [*_FORMATS.values(), "adapter", "hub"]
+    cfg = checked(cfg)
+    formats = [*_FORMATS.values(), "adapter"]
     is_adapter = cfg.format == "adapter"
     if cfg.format not in formats:
         raise UserError(f"format={cfg.format}: expected one of {', '.join(formats)}")
     if cfg.rank is not None and not is_adapter:
         raise UserError(f"rank={cfg.rank}: expected null with format={cfg.format}")
-    cfg = completed(cfg)
-    if cfg.format == "hub":
-        return _push(cfg)
     if is_adapter and cfg.adapter is None:
         raise UserError("format=adapter: expected adapter=FOLDER, or several")
     out = Path(str(cfg.out or "."))
@@ -91,32 +80,33 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
         raise UserError(f"out={out}: expected another ending, or format={form}")
     if cfg.format == "onnx":
         require_extra("format=onnx", "onnx", "onnxruntime", "onnxscript")
-    net = build_net(cfg)
+    cfg = as_trained(cfg, run)
+    net = make_net(cfg)
     load_base(cfg, net)
     data: ImageDataModule
     if cfg.data.data_dir is None and cfg.data.get("image_size"):
-        data, size = build_data(cfg, None), cfg.data.image_size
+        data, size = make_data(cfg, None), cfg.data.image_size
         height, width = [size, size] if isinstance(size, int) else size
         shape = (_RANDOM, data.channels, height, width)
         noise = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
         images: Images = ImageTensors(noise, torch.zeros(_RANDOM, dtype=torch.int64))
     else:
-        data = build_data(cfg, "test")
+        data = make_data(cfg, "test")
         images = data.test_set
     examples, _ = images.take([0, len(images) - 1])
-    require_fit(net, data, examples)
-    adapters = load_adapters(cfg, net, data)
+    require_fit(net, data, images)
+    adapters = load_adapters(cfg, net)
+    turn_adapters(cfg, net, adapters, data)
     if is_adapter:
         return _export_adapter(cfg, net, adapters, data, images)
     plain = merge_lora(copy.deepcopy(net)) if adapters else net
     scales = {adapter.name: adapter.scale for adapter in adapters}
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
     channels, height, width = examples.shape[1:]
     metadata = {
         "lora_mnist": version("lora-mnist"),
-        "net": json.dumps(values["net"]),
+        "net": json.dumps(OmegaConf.to_container(cfg.net, resolve=True)),
         "base_sha256": fingerprint(base_state_dict(net)),
-        "adapter": json.dumps(values["adapter"]),
+        "adapter": json.dumps([str(adapter.path) for adapter in adapters]),
         "scales": json.dumps(scales),
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(data.name),
@@ -137,22 +127,6 @@ def export(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, str]:
     same = f"same predictions as the live network on {len(images):,} {kind} images"
     log.info("%s: %s; %s, logits to %.1e", cfg.out, names, same, largest)
     return metadata
-
-
-def _push(cfg: DictConfig) -> dict[str, str]:
-    """Upload the folder of ``cfg.adapter`` to the Hugging Face Hub, as the model ``cfg.out``."""
-    require_extra("format=hub", "hub", "huggingface_hub")
-    from huggingface_hub import create_repo, upload_folder
-
-    adapters = asked_adapters(cfg)
-    if len(adapters) != 1 or not (adapters[0].path / WEIGHTS_NAME).is_file():
-        raise UserError(f"adapter={cfg.adapter}: expected one adapter to upload")
-    if cfg.scale != 1:
-        raise UserError(f"scale={cfg.scale}: expected 1 with format=hub")
-    create_repo(cfg.out, exist_ok=True)
-    url = upload_folder(repo_id=cfg.out, folder_path=adapters[0].path)
-    log.info("%s: %s", adapters[0].path, url)
-    return {"url": str(url)}
 
 
 def _write(

@@ -12,18 +12,14 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
-from lora_mnist.config import (
-    build_data,
-    build_net,
-    completed,
-    load_adapters,
-    load_base,
-    require_fit,
-)
-from lora_mnist.data import ImageDataModule
+from lora_mnist.adapters import as_trained, load_adapters, load_base, turn_adapters
+from lora_mnist.classifier.net import make_net, require_fit
+from lora_mnist.data import ImageDataModule, ImageTensors, make_data
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
 from lora_mnist.lora import lora_disabled
+from lora_mnist.project import Run
+from lora_mnist.settings import checked
 from lora_mnist.show.figures import draw_predictions
 from lora_mnist.show.tables import print_predictions
 
@@ -33,15 +29,15 @@ log = logging.getLogger(__name__)
 _MOST_DRAWN = 200
 
 
-def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, Any]]:
+def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     """Print what the pictures of ``cfg.images`` show, for the base and with ``cfg.adapter``.
 
     A picture that cannot be read, or shows nothing, is named and skipped.
 
     Args:
         cfg: a configuration of ``configs/predict.yaml``; it is not changed.
-        run_folder: not used; predictions leave no files but those that ``cfg.picture`` and
-            ``cfg.mistakes`` name.
+        run: how the command was typed; predictions leave no files but those that ``cfg.picture``
+            and ``cfg.mistakes`` name.
 
     Returns:
         For each picture its ``file``, and for ``base`` and ``adapted`` the ``class`` by name, as
@@ -51,16 +47,17 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
-    cfg = completed(cfg)
+    cfg = as_trained(checked(cfg), run)
     files = find_pictures(cfg.images, with_subfolders=cfg.mistakes is not None)
-    data: ImageDataModule = build_data(cfg, None)
+    data: ImageDataModule = make_data(cfg, None)
     labels = {}
     if cfg.mistakes is not None:
         with config_group("images"):
             labels = {f: data.class_of_folder(f.resolve().parent.name) for f in files}
-    net = build_net(cfg)
+    net = make_net(cfg)
     load_base(cfg, net)
-    has_adapter = bool(load_adapters(cfg, net, data))
+    adapters = load_adapters(cfg, net)
+    turn_adapters(cfg, net, adapters, data)
     images: dict[Path, Tensor] = {}
     predictions: list[dict[str, Any]] = []
     for file in files:
@@ -70,11 +67,11 @@ def predict(cfg: DictConfig, run_folder: Path | None = None) -> list[dict[str, A
             log.error("%s: skipped: %s", file, one_line(error))
     if images:
         batch = torch.stack(list(images.values()))
-        require_fit(net, data, batch[:1])
+        require_fit(net, data, ImageTensors(batch, torch.zeros(len(batch), dtype=torch.int64)))
         predictions = [{"file": str(file)} for file in images]
-        with lora_disabled(net) if has_adapter else nullcontext():
+        with lora_disabled(net) if adapters else nullcontext():
             _classify("base", net, data, batch, predictions)
-        if has_adapter:
+        if adapters:
             _classify("adapted", net, data, batch, predictions)
         if cfg.picture is not None:
             drawn = list(batch[:_MOST_DRAWN].numpy())

@@ -1,7 +1,9 @@
 """Where the project is, how its commands are typed, what its configurations need from Python."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +21,26 @@ if not CONFIGS.is_dir():
     CONFIGS = PROJECT / "configs"
 
 
+@dataclass(frozen=True)
+class Run:
+    """One call of a command, as the command line made it."""
+
+    folder: Path  # where it leaves its files
+    typed: tuple[str, ...] = ()  # its overrides, such as lora.rank=4
+    is_sweep: bool = False  # whether it is a job of a sweep
+
+    @classmethod
+    def of_command_line(cls, hydra: Any, folder: Path) -> "Run":
+        """The run that Hydra's own configuration describes."""
+        overrides: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+        typed = (*overrides["task"], *overrides["hydra"])
+        return cls(folder, typed, hydra.mode == RunMode.MULTIRUN)
+
+    def typed_without(self, *starts: str) -> list[str]:
+        """The overrides but for those that begin with one of ``starts``."""
+        return [text for text in self.typed if not text.lstrip("+~").startswith(starts)]
+
+
 def program(name: str | None = None) -> str:
     """How a command is typed: ``python train.py``, or ``lora-mnist train`` in ``lora-mnist``.
 
@@ -30,20 +52,6 @@ def program(name: str | None = None) -> str:
     return f"python {f'{name}.py' if name else sys.argv[0]}"
 
 
-def is_sweep() -> bool:
-    """Whether this is a job of a sweep."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def typed_overrides(*left_out: str) -> list[str]:
-    """What the command line sets, but for overrides that begin with one of ``left_out``."""
-    if not HydraConfig.initialized():
-        return []
-    overrides = HydraConfig.get().overrides
-    typed = [*overrides.task, *overrides.hydra]
-    return [text for text in typed if not text.lstrip("+~").startswith(left_out)]
-
-
 OmegaConf.register_new_resolver("lora_mnist.project", lambda: str(PROJECT), replace=True)
 OmegaConf.register_new_resolver("lora_mnist.program", program, replace=True)
 OmegaConf.register_new_resolver("lora_mnist.cwd", lambda: str(Path.cwd()), replace=True)
@@ -51,7 +59,8 @@ OmegaConf.register_new_resolver("lora_mnist.cwd", lambda: str(Path.cwd()), repla
 
 def sweep_name(otherwise: str | None) -> str | None:
     """Resolver: the name of the sweep of which this is a job, by which loggers group its runs."""
-    return Path(HydraConfig.get().sweep.dir).name if is_sweep() else otherwise
+    is_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return Path(HydraConfig.get().sweep.dir).name if is_sweep else otherwise
 
 
 OmegaConf.register_new_resolver("lora_mnist.sweep_name", sweep_name, replace=True)

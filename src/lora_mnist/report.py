@@ -7,18 +7,19 @@ from omegaconf import DictConfig
 from lora_mnist.disk.latest import latest
 from lora_mnist.disk.numbers import RESULTS_FILE
 from lora_mnist.errors import UserError, one_line
+from lora_mnist.project import Run
 from lora_mnist.show.report import make_report, make_sweep_report
 
 #: A run's folder has the first, a sweep's the second.
 _FILES = (RESULTS_FILE, "sweep.json")
 
 
-def report(cfg: DictConfig, run_folder: Path | None = None) -> Path:
+def report(cfg: DictConfig, run: Run | None = None) -> Path:
     """Draw the figures and the report of the run, or the sweep, that ``cfg.run`` names.
 
     Args:
         cfg: a configuration of ``configs/report.yaml``; it is not changed.
-        run_folder: not used, since the report stands in the folder of the run.
+        run: not used, since the report stands in the folder of the run.
 
     Returns:
         The path of ``report.html``.

@@ -7,84 +7,81 @@
 import logging
 import os
 import random
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lora_mnist.classifier.metrics import Evaluation
-from lora_mnist.classifier.module import BaseLogits, ClassifierModule
-from lora_mnist.config import (
-    TRAINING_KEYS,
-    add_configured_lora,
+from lora_mnist.adapters import (
+    adapter_targets,
+    as_trained,
     base_folder,
-    build_data,
-    build_module,
-    build_net,
-    build_trainer,
-    choose_trainable,
-    completed,
     load_adapters,
     load_base,
-    on_device,
-    quiet_lightning,
-    require_fit,
     require_validation,
-    validation_dial,
+    write_adapter,
 )
-from lora_mnist.data import ImageDataModule, Images
+from lora_mnist.classifier.dial import dial_curve
+from lora_mnist.classifier.metrics import count_errors
+from lora_mnist.classifier.module import ClassifierModule, make_module
+from lora_mnist.classifier.net import make_net, require_fit
+from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.disk.base import (
+    Base,
     comparable_accuracies,
-    find_base,
     own_file,
     publish_base,
     require_replaceable,
     write_base,
 )
-from lora_mnist.disk.checkpoint import best_checkpoint, read_checkpoint, recorded_run, recorded_seed
-from lora_mnist.disk.files import write_json
-from lora_mnist.disk.numbers import RESULTS_FILE, check_require, parse_require
-from lora_mnist.disk.predictions import write_predictions
-from lora_mnist.disk.results import Clock, collect_results, new_run_folder
-from lora_mnist.errors import TrainingError, UserError, config_group
+from lora_mnist.disk.checkpoint import (
+    best_checkpoint,
+    read_checkpoint,
+    recorded_run,
+    recorded_seed,
+)
+from lora_mnist.disk.numbers import check_require, parse_require
+from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
+from lora_mnist.errors import TrainingError, UserError, config_group, is_number
 from lora_mnist.lora import (
+    add_lora,
     base_state_dict,
     changed_tensors,
+    full_ranks,
     lora_disabled,
     lora_names,
-    lora_state_dict,
-    save_adapter,
     set_lora_scale,
-    sum_adapters,
 )
-from lora_mnist.project import is_sweep, typed_overrides
-from lora_mnist.show.changes import named
+from lora_mnist.project import Run
+from lora_mnist.settings import checked
 from lora_mnist.show.report import write_card
 from lora_mnist.show.run import show_run
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.show.verdict import training_sentence
 from lora_mnist.sweep.command import command_line
+from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
 
-log = logging.getLogger(__name__)
-_info = rank_zero_only(log.info)
+#: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
+_AUTO_RANK = 64
 
-#: Logits of the most recent base, by everything they depend on.
-_base_logits: dict[str, BaseLogits] = {}
+_info = rank_zero_only(logging.getLogger(__name__).info)
 
 
-def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
+def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """Run one stage: pretrain a base, or fine-tune on it and prove it untouched.
 
     Args:
         cfg: a configuration of ``configs/train.yaml``; it is not changed.
-        run_folder: where to leave results.json, checkpoints, the adapter and the loggers' files;
-            ``None``: a new folder, named by the time. With ``cfg.resume`` the folder of that run.
+        run: the folder for results.json, checkpoints, the adapter and the loggers' files, and how
+            the command was typed; ``None``: a new folder, named by the time. With ``cfg.resume``
+            the folder of that run.
 
     Returns:
         What results.json holds.
@@ -98,205 +95,215 @@ def train(cfg: DictConfig, run_folder: Path | None = None) -> dict[str, Any]:
     stages = {"pretrain": pretrain, "lora": lora, "finetune": finetune}
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
-    cfg = completed(cfg)
+    run = run or Run(new_run_folder(cfg))
+    cfg = checked(cfg, run)
     if cfg.seed is None:
-        cfg.seed = draw_seed(cfg, run_folder)
+        cfg.seed = draw_seed(cfg, run)
         _info("seed=%d: drawn, since seed=null", cfg.seed)
-    if type(cfg.seed) is not int or not 0 <= cfg.seed < 2**32:
+    if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
-    if cfg.resume is not None and is_sweep():
+    if cfg.resume is not None and run.is_sweep:
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     comparisons = parse_require(cfg.require)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():
-        results = stages[cfg.stage](cfg, run_folder or new_run_folder(cfg))
+        results = stages[cfg.stage](cfg, run)
     check_require(comparisons, results)
     return results
 
 
-def pretrain(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=pretrain``: train all weights, test, and publish the result as the base."""
     clock = Clock()
-    if cfg.digit == "weakest":
-        raise UserError("digit=weakest: expected stage=lora, since only a base has a weakest class")
+    if cfg.target == "weakest":
+        raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
     if cfg.base_ckpt is None:
         raise UserError("base_ckpt=null: expected a file to write the base to")
     if cfg.publish:
         require_replaceable(Path(cfg.base_ckpt))
-    net = build_net(cfg)
-    data = training_data(cfg, net)
-    module = build_module(cfg, net, data)
-    with recorded_run(folder, module.hparams, cfg.resume) as checkpoint:
-        trainer = build_trainer(cfg, folder, len(data.val_set) > 0, checkpoint)
-        best = fit(cfg, module, data, trainer, checkpoint, clock)
-        test(module, data, trainer, clock)
+    trainer = make_trainer(cfg, run)
+    net = make_net(cfg)
+    data = make_data(cfg, "fit")
+    require_fit(net, data, data.train_set)
+    choose_images(cfg, net, data, trainer)
+    module = make_module(cfg, net, data)
+    with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
+        best = fit(cfg, trainer, module, data, checkpoint, clock)
+        test(trainer, module, data, clock)
         results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step, best)
-        is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
-        # Trained on some classes alone, it cannot know the others; nor in a trial.
-        is_whole = not data.targets and cfg.publish and not is_trial
-        useless = why_useless(cfg, module, data) if is_whole else None
-        if trainer.is_global_zero:
-            write_json(folder / RESULTS_FILE, results)
-            write_predictions(module.predictions, data.test_set, folder, results)
-            show_run(trainer, results, folder, cfg.figures)
-            # Last: a run that fails on the way leaves the current base alone.
+        write_results(run.folder, results, module.predictions, data.test_set)
+        show_run(trainer, results, run, cfg.figures)
+        useless = why_useless(cfg, module, data)
+        # Last: a run that fails on the way leaves the current base alone.
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            is_whole = not data.targets and not useless
             accuracies = comparable_accuracies(results, cfg.data.get("split_seed"))
-            sha256, current = results["base_sha256"], Path(cfg.base_ckpt)
-            if is_whole and not useless:
-                own = own_file(base_folder(cfg), cfg.base_name, sha256)
-                publish_base(net.state_dict(), accuracies, current, own, is_sweep())
-            elif not is_trial:
-                own = own_file(folder, cfg.base_name, sha256)
-                write_base(net.state_dict(), own, accuracies)
-                _info("base: %s; the current one stays", own)
-    if useless:
-        raise TrainingError(f"{useless}; the base stays in {folder}")
+            own = own_file(base_folder(cfg), cfg.base_name, results["base_sha256"])
+            if cfg.publish and is_whole:
+                current = Path(cfg.base_ckpt)
+                publish_base(net.state_dict(), accuracies, current, own, run.is_sweep)
+            else:
+                write_base(net.state_dict(), run.folder / own.name, accuracies)
+                _info("base: %s; the current one stays", run.folder / own.name)
+    if useless and cfg.publish and not data.targets:
+        raise TrainingError(f"{useless}; the base stays in {run.folder}")
     return results
 
 
-def lora(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off.
 
-    With ``cfg.adapter`` a new adapter is trained on top of these. Saved is the exact sum of all.
+    With ``cfg.adapter`` the base carries these adapters already, and what is saved is the exact sum
+    of them and the new one: it stands on the base alone.
     """
     clock = Clock()
-    net = build_net(cfg)
+    cfg = as_trained(cfg, run)
+    trainer = make_trainer(cfg, run)
+    net = make_net(cfg)
     base = load_base(cfg, net)
-    loaded = load_adapters(cfg, net)
-    data = training_data(cfg, net)
-    has_dial = cfg.dial
-    if cfg.dial == "auto":
-        has_dial = len(data.val_set) > 0 and not is_sweep()
-    if cfg.lora.scale == "auto":
-        require_validation("lora.scale=auto", data)
-        has_dial = True
-    elif has_dial:
-        require_validation("dial=true", data)
-    before = lora_names(net)
-    add_configured_lora(cfg, net)
-    name = next(name for name in lora_names(net) if name not in before)
-    every = net.named_parameters(remove_duplicate=False)  # a layer may have two names
-    trained = {key for key, parameter in every if parameter.requires_grad}
-    others = {k: t.clone() for k, t in lora_state_dict(net).items() if k not in trained}
-    module = build_module(cfg, net, data, base, name if loaded else None)
-    with recorded_run(folder, module.hparams, cfg.resume) as checkpoint:
-        trainer = build_trainer(cfg, folder, len(data.val_set) > 0, checkpoint)
-        best = fit(cfg, module, data, trainer, checkpoint, clock)
-        after = {k: t for k, t in lora_state_dict(net).items() if k not in trained}
-        changed = changed_tensors({**base.tensors, **others}, base_state_dict(net) | after)
-        if changed:
-            raise RuntimeError(f"fine-tuning changed the base: {', '.join(changed)}")
-        _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
-        scale, dial = cfg.lora.scale, None
+    earlier = load_adapters(cfg, net)
+    data = make_data(cfg, "fit")
+    require_fit(net, data, data.train_set)
+    choose_images(cfg, net, data, trainer)
+    has_dial = wants_dial(cfg, run, data)
+    name = add_adapter(cfg, net)
+    module = make_module(cfg, net, data, base, name)
+    with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
+        best = fit(cfg, trainer, module, data, checkpoint, clock)
+        require_unchanged(base, net)
+        dial = None
         if has_dial:
             with clock.measure("dial"):
-                dial = validation_dial(cfg, net, data, name)
-            scale = dial["advised"] if scale == "auto" else scale
-            dial["saved"] = scale
-        if cfg.lora.scale != 1:
-            _info("scale: %g; the adapter is saved so", scale)
-        if scale != 1:
-            set_lora_scale(net, scale, name)
-            module.validated_at = None  # that was the adapter as trained
-        test(module, data, trainer, clock)
+                dial = dial_of(net, data, trainer, name)
+        keep_scale(cfg, module, dial, name)
+        test(trainer, module, data, clock)
         outcomes = dict(module.outcomes)
-        if loaded:  # what it was compared with had these on
-            splits = {"val": data.val_set, "test": data.test_set}
-            splits |= zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False)
-            for split, images in splits.items():
-                if split in outcomes:
-                    outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
-                    with lora_disabled(net):
-                        outcomes[f"{split}_base"] = count_errors(cfg, net, data, images)
+        if earlier:
+            outcomes |= count_untouched(net, data, trainer, outcomes)
         results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step, best)
-        results |= {"base_unchanged": True, "base_sha256": base.sha256, "adapter": "adapter"}
-        results["dial"] = dial
+        results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial}
+        results["repaired_before"] = adapter_targets(earlier, data.classes)
         if trainer.is_global_zero:
-            # Whoever loads the adapter finds its base, wherever that came from.
-            if find_base(base_folder(cfg), base.sha256) is None:
-                write_base(base.tensors, own_file(base_folder(cfg), cfg.base_name, base.sha256))
-            metadata = {"dataset": str(data.name)}
-            if data.targets:
-                metadata["repairs"] = named(data.classes, data.targets)
-            if loaded or scale != 1:  # an adapter on disk stands on its base alone, at scale 1
-                sum_adapters(net, name=name)
-            save_adapter(net, folder / "adapter", name, metadata)
-            # Not what is of this machine and this time alone.
-            typed = typed_overrides("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
-            write_card(folder / "adapter", results, command_line(typed) if typed else "")
-            write_json(folder / RESULTS_FILE, results)
-            write_predictions(module.predictions, data.test_set, folder, results)
-            show_run(trainer, results, folder, cfg.figures)
+            repaired = sorted({*data.targets, *results["repaired_before"]})
+            write_adapter(cfg, net, base, data, repaired, run.folder / "adapter")
+            typed = run.typed_without("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
+            write_card(run.folder / "adapter", results, command_line(typed) if typed else "")
+        write_results(run.folder, results, module.predictions, data.test_set)
+        show_run(trainer, results, run, cfg.figures)
     if useless := why_useless(cfg, module, data):
         raise TrainingError(useless)
     return results
 
 
-def finetune(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=finetune``: train chosen parameters of the base itself, to compare with.
 
     It leaves no adapter, and its weights in the checkpoint alone.
     """
     clock = Clock()
-    net = build_net(cfg)
+    trainer = make_trainer(cfg, run)
+    net = make_net(cfg)
     base = load_base(cfg, net)
-    data = training_data(cfg, net)
+    data = make_data(cfg, "fit")
+    require_fit(net, data, data.train_set)
+    choose_images(cfg, net, data, trainer)
     choose_trainable(net, cfg.trainable)
-    module = build_module(cfg, net, data, base)
-    with recorded_run(folder, module.hparams, cfg.resume) as checkpoint:
-        trainer = build_trainer(cfg, folder, len(data.val_set) > 0, checkpoint)
-        best = fit(cfg, module, data, trainer, checkpoint, clock)
-        test(module, data, trainer, clock)
+    module = make_module(cfg, net, data, base)
+    with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
+        best = fit(cfg, trainer, module, data, checkpoint, clock)
+        test(trainer, module, data, clock)
         results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step, best)
         results |= {"base_unchanged": False, "base_sha256": base.sha256}
-        if trainer.is_global_zero:
-            write_json(folder / RESULTS_FILE, results)
-            write_predictions(module.predictions, data.test_set, folder, results)
-            show_run(trainer, results, folder, cfg.figures)
+        write_results(run.folder, results, module.predictions, data.test_set)
+        show_run(trainer, results, run, cfg.figures)
     if useless := why_useless(cfg, module, data):
         raise TrainingError(useless)
     return results
 
 
-# --- the steps that stages share -----------------------------------------------------------------
+# --- before training -----------------------------------------------------------------------------
 
 
-def draw_seed(cfg: DictConfig, folder: Path | None) -> int:
+def draw_seed(cfg: DictConfig, run: Run) -> int:
     """The seed that ``seed=null`` stands for: a new one, unless this run has one already."""
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return int(os.environ["PL_GLOBAL_SEED"])  # of the first process, which started this one
-    if cfg.resume is not None and folder is not None:
-        return recorded_seed(folder)
+    if cfg.resume is not None:
+        return recorded_seed(run.folder)
     return random.SystemRandom().randrange(2**32)
 
 
-def training_data(cfg: DictConfig, net: nn.Module) -> ImageDataModule:
-    """The images to train ``net`` on, hard ones more often where ``cfg.data.hardness`` says so."""
-    data: ImageDataModule = build_data(cfg, "fit")
-    require_fit(net, data, data.train_set.take([0, 0])[0])
-    target = find_weakest(cfg, net, data) if cfg.digit == "weakest" else cfg.digit
-    with config_group("data"):
-        data.choose(target)
-    with on_device(cfg, net) as device:
-        data.set_sampling_weights(net, device)
-    return data
+def choose_images(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: Trainer) -> None:
+    """Choose the class to train on, where it is the weakest, and how often to see each image."""
+    target = cfg.target
+    with on_device(net, trainer.strategy.root_device) as device:
+        if target == "weakest":
+            require_validation("target=weakest", data)
+            batches = data.batches(data.val_set, device)
+            errors = count_errors(net, batches, len(data.classes))["errors_per_class"]
+            if not any(errors):
+                raise UserError(
+                    "target=weakest: the base has every validation image right; expected a class"
+                )
+            target = errors.index(max(errors))  # of equals, the first
+            share = f"{errors[target]} of the base's {sum(errors)} errors on validation images"
+            _info("target=%d (%s): the weakest class, %s", target, data.classes[target], share)
+        with config_group("data"):
+            data.choose(target)
+            data.set_sampling_weights(net, device)
 
 
-def find_weakest(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> int:
-    """The class on which the base in ``net`` makes most validation errors; of equals, the first."""
-    require_validation("digit=weakest", data)
-    errors = count_errors(cfg, net, data, data.val_set)["errors_per_class"]
-    weakest: int = errors.index(max(errors))
-    said = f"{errors[weakest]} of the base's {sum(errors)} errors on validation images"
-    _info("digit=%d (%s): the weakest class, %s", weakest, data.classes[weakest], said)
-    return weakest
+def wants_dial(cfg: DictConfig, run: Run, data: ImageDataModule) -> bool:
+    """Whether the finished adapter is tried at several scales on the validation images."""
+    scale = cfg.lora.scale
+    if scale == "auto":
+        require_validation("lora.scale=auto", data)
+        return True
+    if not is_number(scale) or scale <= 0:
+        raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
+    if cfg.dial:
+        require_validation("dial=true", data)
+    if cfg.dial is None:
+        return len(data.val_set) > 0 and not run.is_sweep
+    return bool(cfg.dial)
+
+
+def add_adapter(cfg: DictConfig, net: nn.Module) -> str:
+    """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode; return its name."""
+    settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
+    del settings["scale"]  # of the finished adapter
+    with config_group("lora"):
+        if settings["rank"] == "auto":
+            settings["rank"] = _AUTO_RANK
+            # A layer's own pattern comes first, and the first that fits holds.
+            full = full_ranks(net, settings["target_modules"], _AUTO_RANK)
+            settings["rank_pattern"] = {**(settings["rank_pattern"] or {}), **full}
+        add_lora(net, **settings)
+    net.train()
+    return lora_names(net)[-1]
+
+
+def choose_trainable(net: nn.Module, pattern: str) -> None:
+    """Train the parameters of ``net`` whose full name matches ``pattern``, and no others."""
+    try:
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(re.fullmatch(pattern, name) is not None)
+    except re.error as error:
+        raise UserError(f"trainable={pattern}: expected a regular expression ({error})") from error
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        names = ", ".join(name for name, _ in net.named_parameters())
+        raise UserError(f"trainable={pattern}: expected to match a parameter, of: {names}")
+    net.train()
+
+
+# --- training and after --------------------------------------------------------------------------
 
 
 def fit(
     cfg: DictConfig,
+    trainer: Trainer,
     module: ClassifierModule,
     data: ImageDataModule,
-    trainer: Trainer,
     checkpoint: Path | None,
     clock: Clock,
 ) -> dict[str, Any] | None:
@@ -308,20 +315,14 @@ def fit(
         size, processes = getattr(data, key), trainer.world_size
         if size % processes:
             raise UserError(f"data.{key}={size}: expected a multiple of the {processes} processes")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if str(getattr(callback, "monitor", "")).startswith("val/"):
+            require_validation(f"callbacks: monitor={callback.monitor}", data)
     if trainer.is_global_zero:
         print_parameters(module.net)
-    count, mistakes = len(data.target_indices), bool(data.mistake_sets)
-    settings = (count, data.classes, data.targets, data.replay, mistakes)
-    _info("%s", training_sentence(cfg.stage, *settings))
-    # A job's base logits serve the next one: without that a job on MNIST takes 1.8 s longer. With
-    # adapters below the new one, what it is compared with is more than the base.
-    if is_sweep() and cfg.get("adapter") is None:
-        source = {key: value for key, value in cfg.data.items() if key not in TRAINING_KEYS}
-        network = module.hparams["base_sha256"], cfg.net, cfg.compile, cfg.trainer
-        key = str([network, source, data.sha256, data.mean, data.std])
-        if key not in _base_logits:
-            _base_logits.clear()
-        module.base_logits = _base_logits.setdefault(key, {})
+        count, has_mistakes = len(data.target_indices), bool(data.mistake_sets)
+        sentence = (count, data.classes, data.targets, data.replay, has_mistakes)
+        _info("%s", training_sentence(cfg.stage, *sentence))
     if checkpoint is not None:
         drop_finders(trainer)  # the checkpoint has what they found
         data.batch_size = read_checkpoint(checkpoint)["batch_size"]
@@ -355,7 +356,57 @@ def drop_finders(trainer: Trainer) -> None:
             trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
 
 
-def test(module: ClassifierModule, data: ImageDataModule, trainer: Trainer, clock: Clock) -> None:
+def require_unchanged(base: Base, net: nn.Module) -> None:
+    """Prove that the base in ``net`` is what it was, bit for bit."""
+    changed = changed_tensors(base.tensors, base_state_dict(net))
+    if changed:
+        raise RuntimeError(f"fine-tuning changed the base: {', '.join(changed)}")
+    _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
+
+
+def dial_of(net: nn.Module, data: ImageDataModule, trainer: Trainer, name: str) -> dict[str, Any]:
+    """Errors of the finished adapter at several scales, on the validation images."""
+    with on_device(net, trainer.strategy.root_device) as device:
+        batches = data.batches(data.val_set, device)
+        dial = dial_curve(net, batches, data.targets, name=name)
+    return trainer.strategy.broadcast(dial)  # of several processes, the first decides
+
+
+def keep_scale(
+    cfg: DictConfig, module: ClassifierModule, dial: dict[str, Any] | None, name: str
+) -> None:
+    """Make the scale that ``lora.scale`` says a part of the finished adapter."""
+    scale = cfg.lora.scale
+    if dial is not None:
+        scale = dial["advised"] if scale == "auto" else scale
+        dial["saved"] = scale
+    if scale != 1:
+        set_lora_scale(module.net, scale, name)
+        module.validated_at = None  # that was the adapter as trained
+    if cfg.lora.scale != 1:
+        _info("scale: %g, with which the adapter is saved", scale)
+
+
+def count_untouched(
+    net: nn.Module, data: ImageDataModule, trainer: Trainer, outcomes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Outcomes of the untouched base, and of what this repair started from, by split.
+
+    ``outcomes`` have the latter as ``<split>_base``, since there a repair is compared with it.
+    """
+    splits = {"val": data.val_set, "test": data.test_set}
+    splits |= dict(zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False))
+    counted = {}
+    for split, images in splits.items():
+        if split in outcomes:
+            counted[f"{split}_before"] = outcomes[f"{split}_base"]
+            with on_device(net, trainer.strategy.root_device) as device, lora_disabled(net):
+                batches = data.batches(images, device)
+                counted[f"{split}_base"] = count_errors(net, batches, len(data.classes))
+    return counted
+
+
+def test(trainer: Trainer, module: ClassifierModule, data: ImageDataModule, clock: Clock) -> None:
     """Validate, unless that was done after the last step, and test."""
     if len(data.val_set) and module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
@@ -379,16 +430,3 @@ def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule
         f"optimizer.lr={cfg.optimizer.lr}: {accuracy:.1%} of the {split} images are right, no more "
         f"than by always saying {commonest}; expected another learning rate"
     )
-
-
-@torch.no_grad()
-def count_errors(
-    cfg: DictConfig, net: nn.Module, data: ImageDataModule, images: Images
-) -> dict[str, Any]:
-    """What is counted of ``images``, all of them in this process, with ``net`` as it is."""
-    evaluation = Evaluation(len(data.classes))
-    evaluation.sync_on_compute = False
-    with on_device(cfg, net.eval()) as device:
-        for inputs, labels in data.batches(images, device):
-            evaluation.to(device).update(net(inputs), labels)
-    return evaluation.conclude("test")["test"]

@@ -10,7 +10,7 @@ import torch
 from composed import composed
 from PIL import Image
 
-from lora_mnist.config import build_net
+from lora_mnist.classifier.net import make_net
 
 CLASSES = ["cat", "dog", "emu"]
 _MODULE = """
@@ -55,7 +55,7 @@ def move_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def fresh(**arguments: Any) -> Any:
     """The stranger's network with random weights."""
-    return build_net(config("eval", *(f"net.{key}={value}" for key, value in arguments.items())))
+    return make_net(config("eval", *(f"net.{key}={value}" for key, value in arguments.items())))
 
 
 def mine() -> Any:

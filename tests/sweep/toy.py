@@ -18,6 +18,7 @@ from lora_mnist.cli import command, run
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.errors import UserError
+from lora_mnist.project import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +56,8 @@ def main(cfg: DictConfig) -> float | None:
     return command(play, cfg)
 
 
-def play(cfg: DictConfig, folder: Path) -> None:
+def play(cfg: DictConfig, run: Run) -> None:
+    folder = run.folder
     if cfg.x == 0:
         raise UserError("x=0: expected an integer >= 1")
     if cfg.x == -2:

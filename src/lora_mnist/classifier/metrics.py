@@ -146,6 +146,21 @@ class Evaluation(Metric):
         return {split: outcomes["adapted"], f"{split}_base": outcomes["base"]}
 
 
+@torch.no_grad()
+def count_errors(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
+) -> dict[str, Any]:
+    """What results.json holds of a network, as it is, on ``batches``; in this process alone."""
+    evaluation: Evaluation | None = None
+    for images, labels in batches:
+        if evaluation is None:
+            evaluation = Evaluation(num_classes).to(images.device)
+            evaluation.sync_on_compute = False
+        evaluation.update(net(images), labels)
+    assert evaluation is not None
+    return evaluation.conclude("counted")["counted"]
+
+
 #: With more classes only those to repair have a curve of their own.
 _MOST_CURVES = 16
 

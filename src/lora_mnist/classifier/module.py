@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch import LightningModule
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation, scalars
-from lora_mnist.data import Batch
-from lora_mnist.errors import TrainingError, config_group, is_number
+from lora_mnist.data import Batch, ImageDataModule
+from lora_mnist.disk.base import Base
+from lora_mnist.errors import TrainingError, UserError, config_group, is_number
 from lora_mnist.lora import (
     lora_adapters,
     lora_disabled,
@@ -217,6 +220,87 @@ class ClassifierModule(LightningModule):
         self.loss_sum, self.loss_count = checkpoint["loss_since_log"]
         for key in checkpoint.keys() & set(_STATES) if self.has_lora else ():
             checkpoint[key] = {**self.state_dict(), **checkpoint[key]}
+
+
+#: Of cfg.scheduler, what Lightning's loop needs; the rest is the schedule's own.
+_SCHEDULE_KEYS = ("interval", "frequency", "monitor", "strict")
+
+
+def make_module(
+    cfg: DictConfig,
+    net: nn.Module,
+    data: ImageDataModule,
+    base: Base | None = None,
+    adapter: str | None = None,
+) -> ClassifierModule:
+    """The module that trains ``net`` with loss, optimizer and schedule as ``cfg`` has them.
+
+    ``adapter`` is the name of the one that is trained; others on ``net`` belong to what it is
+    compared with.
+    """
+    _require_fit_together(cfg, data)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings |= {"base_sha256": base and base.sha256, "targets": data.targets}
+    settings |= {"classes": data.classes, "data_sha256": dict(data.sha256)}
+    with config_group("loss"):
+        loss = instantiate(cfg.loss, _convert_="all")
+    lr = cfg.optimizer.lr
+    if not is_number(lr) or lr < 0:
+        raise UserError(f"optimizer.lr={lr}: expected a finite number >= 0")
+    with config_group("optimizer"):
+        arguments = {k: v for k, v in cfg.optimizer.items() if k not in ("lr", "lr_ratio")}
+        optimizer = instantiate(arguments, _convert_="all")  # else checkpoints hold what is no list
+    with config_group("scheduler"):
+        arguments, schedule = dict(cfg.scheduler or {}), {"interval": "step"}
+        schedule |= {key: arguments.pop(key) for key in _SCHEDULE_KEYS if key in arguments}
+        scheduler = instantiate(arguments, _convert_="all") if arguments else None
+    if cfg.compile:
+        net.compile()  # in place: its tensors keep their names
+    with config_group("optimizer"):
+        module = ClassifierModule(
+            net,
+            len(data.classes),
+            loss=loss,
+            optimizer=optimizer,
+            lr=float(lr),
+            lr_ratio=cfg.optimizer.lr_ratio,
+            replay=data.replay,
+            scheduler=scheduler,
+            schedule=schedule,
+            base_tensors=base.tensors if base and not lora_adapters(net) else None,
+            adapter=adapter,
+            class_names=data.classes,
+            targets=data.targets,
+            hyperparameters=settings,
+        )
+    module.configure_optimizers()  # as Lightning does late: what is refused is refused here
+    return module
+
+
+def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
+    """Refuse values that are each right on their own, but not together."""
+    scheduler, loss, lr_ratio = cfg.scheduler or {}, cfg.loss, cfg.optimizer.lr_ratio
+    if scheduler.get("max_lr") and lr_ratio != 1:
+        raise UserError(f"optimizer.lr_ratio={lr_ratio}: expected 1, since scheduler.max_lr is one")
+    if -1 in (scheduler.get("T_max"), scheduler.get("total_iters"), scheduler.get("total_steps")):
+        raise UserError(
+            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+        )
+    if cfg.stage == "pretrain":
+        for key in ("loss.distill", "data.hardness", "data.mistakes"):
+            if value := OmegaConf.select(cfg, key):
+                raise UserError(
+                    f"{key}={value}: expected 0, or null, since stage=pretrain has no base"
+                )
+    if data.replay == 0:
+        if loss.get("distill") and loss.get("distill_on") in (None, "replay"):
+            raise UserError(
+                f"loss.distill={loss.distill}: expected data.replay > 0, or loss.distill_on=target"
+            )
+        if loss.get("target_weight") is not None:
+            raise UserError(
+                f"loss.target_weight={loss.target_weight}: expected null, or data.replay > 0"
+            )
 
 
 @torch.no_grad()

@@ -1,9 +1,17 @@
-"""The networks that are pretrained and then repaired."""
+"""The networks that are pretrained and then repaired: two of ours, or anybody's."""
 
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 from torch import Tensor, nn
+
+from lora_mnist.data import ImageDataModule, Images
+from lora_mnist.errors import UserError, config_group, one_line
 
 
 class MLP(nn.Module):
@@ -90,3 +98,41 @@ class CNN(nn.Module):
             hidden = self.pool(self.relu(self.get_submodule(f"conv{number}")(hidden)))
         logits: Tensor = self.linear1(hidden.flatten(start_dim=1))
         return logits
+
+
+def make_net(cfg: DictConfig) -> nn.Module:
+    """The network of ``cfg.net``, with fresh weights.
+
+    A class of one's own is looked up in the folder where the command was started.
+    """
+    path = list(sys.path)
+    sys.path.append(str(cfg.paths.here))
+    try:
+        with config_group("net"):
+            net: Any = instantiate(cfg.net, _convert_="all")
+    finally:
+        sys.path[:] = path
+    if not isinstance(net, nn.Module):
+        raise UserError(f"net._target_={cfg.net._target_}: gives a {type(net).__name__}")
+    return net
+
+
+@torch.no_grad()
+def require_fit(net: nn.Module, data: ImageDataModule, images: Images) -> None:
+    """Refuse a network that cannot take ``images`` of ``data``, or has not an output a class."""
+    batch, mode = data.normalise(images.take([0, 0])[0]), net.training
+    try:
+        output: Any = net.eval()(batch)
+    except Exception as error:  # whatever the network's own layers raise
+        raise UserError(
+            f"net: cannot take images of shape {tuple(batch.shape)} from {data.name} "
+            f"({one_line(error)})"
+        ) from error
+    net.train(mode)
+    expected = (len(batch), len(data.classes))
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != expected:
+        raise UserError(
+            f"net: gives {shape} for images of shape {tuple(batch.shape)}; expected {expected}, "
+            f"since {data.name} has {len(data.classes)} classes"
+        )

@@ -1,6 +1,7 @@
 """Images as uint8, in memory or on the disk: where they come from, and which are drawn next."""
 
 from lora_mnist.data.datamodule import ImageDataModule as ImageDataModule
+from lora_mnist.data.datamodule import make_data as make_data
 from lora_mnist.data.folder import FolderDataModule as FolderDataModule
 from lora_mnist.data.images import Batch as Batch
 from lora_mnist.data.images import Images as Images

@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lora_mnist.disk.base import find_base
 from lora_mnist.disk.files import atomic_write, write_json
 from lora_mnist.disk.numbers import changes_numbers, flatten
-from lora_mnist.errors import UserError, one_line
+from lora_mnist.errors import UserError
 
 #: In a run's folder.
 CHECKPOINTS = "checkpoints"
@@ -65,21 +65,18 @@ class LastCheckpoint(Checkpoint):
     Args:
         seconds: write one so often; ``None``: not by the clock.
         every_n_train_steps: write one after so many steps; ``None``: not by steps.
-        dirpath: the folder to write to; ``None``: that of the Trainer's ``default_root_dir``.
     """
 
     def __init__(
         self,
         seconds: float | None = 10.0,
         every_n_train_steps: int | None = None,
-        dirpath: str | None = None,
     ) -> None:
         for name, value in {"seconds": seconds, "every_n_train_steps": every_n_train_steps}.items():
             if value is not None and (type(value) not in (int, float) or not value > 0):
                 raise ValueError(f"{name}={value}: expected a number > 0, or null")
         self.seconds = seconds
         self.every_n_train_steps = every_n_train_steps
-        self.dirpath = dirpath
         self._saved, self._is_exact = 0.0, True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,7 +107,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1:
             due = trainer.strategy.broadcast(due)  # the processes' clocks differ
         if due and self._is_exact and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(self.dirpath or trainer.default_root_dir) / LAST
+            path = Path(trainer.default_root_dir) / CHECKPOINTS / LAST
             trainer.save_checkpoint(path, weights_only=False)
             self._saved = time.monotonic()
 
@@ -200,18 +197,10 @@ def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None
     return None, None
 
 
-def read_adapter_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The adapter's tensors in a checkpoint of stage=lora, and the settings of its run."""
-    try:
-        checkpoint = read_checkpoint(path)
-        state, settings = checkpoint["state_dict"], checkpoint["hyper_parameters"]
-        stage = settings["stage"]
-    except Exception as error:  # whatever torch makes of a file that is none
-        reason = one_line(error).partition(". ")[0]
-        raise ValueError(f"{path}: expected a checkpoint of stage=lora ({reason})") from error
-    if stage != "lora":
-        raise ValueError(f"{path}: expected a checkpoint of stage=lora, not of stage={stage}")
-    return dict(state), dict(settings)
+def resumed_step(folder: Path) -> int:
+    """The step at which the run in ``folder`` goes on; 0 without a checkpoint."""
+    path = folder / CHECKPOINTS / LAST
+    return int(read_checkpoint(path)["global_step"]) if path.exists() else 0
 
 
 @contextmanager

@@ -7,11 +7,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from lora_mnist.classifier.significance import mcnemar
-from lora_mnist.data import ImageDataModule
+from lora_mnist.data import ImageDataModule, Images
+from lora_mnist.disk.files import write_json
+from lora_mnist.disk.numbers import RESULTS_FILE
+from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.lora import base_state_dict, count_parameters, fingerprint
 
 
@@ -40,6 +44,15 @@ class Clock:
         """Seconds of each part, and in total, to the millisecond."""
         parts = {**self._parts, "total": time.perf_counter() - self._started}
         return {part: round(seconds, 3) for part, seconds in parts.items()}
+
+
+@rank_zero_only
+def write_results(
+    folder: Path, results: Mapping[str, Any], predictions: Mapping[str, Tensor], images: Images
+) -> None:
+    """Write results.json, and the ``predictions`` of the test ``images``, into a run's folder."""
+    write_json(folder / RESULTS_FILE, results)
+    write_predictions(predictions, images, folder, results)
 
 
 def collect_results(

@@ -37,6 +37,7 @@ from .peft import read_adapter as read_adapter
 from .peft import read_metadata as read_metadata
 from .summary import LayerSummary as LayerSummary
 from .summary import lora_summary as lora_summary
+from .targets import full_ranks as full_ranks
 from .targets import target_weights as target_weights
 from .weight import lora_adapters as lora_adapters
 from .weight import lora_weights as lora_weights

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lora_mnist.project import is_sweep
+from lora_mnist.project import Run
 from lora_mnist.show.loggers import tell_loggers
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_results
@@ -15,17 +15,17 @@ from lora_mnist.show.tables import print_results
 log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
 
-def show_run(
-    trainer: Trainer, results: Mapping[str, Any], folder: Path, figures: bool | str
-) -> None:
-    """Print a run's results, draw them into its ``folder``, and give them to every logger.
+def show_run(trainer: Trainer, results: Mapping[str, Any], run: Run, figures: bool | None) -> None:
+    """Print what a run found, draw it into its folder, and give it to every logger.
 
-    ``figures`` is ``True``, ``False``, or ``auto``: not in a sweep.
+    With ``figures=None`` a single run is drawn, and a job of a sweep is not.
     """
-    print_results(results, folder)
+    if not trainer.is_global_zero:
+        return
+    print_results(results, run.folder)
     paths: dict[str, Path] = {}
-    if figures is True or (figures == "auto" and not is_sweep()):
-        paths = make_report(folder)
-        log.info("report: %s", folder / "report.html")
+    if figures or (figures is None and not run.is_sweep):
+        paths = make_report(run.folder)
+        log.info("report: %s", run.folder / "report.html")
     tell_loggers(trainer, results, paths)
-    log.info("run: %s", folder)
+    log.info("run: %s", run.folder)

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
-from hydra.core.hydra_config import HydraConfig
+from hydra.conf import HydraConf
 from omegaconf import DictConfig
 
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.errors import RequirementError, UserError, one_line
+from lora_mnist.project import Run
 from lora_mnist.sweep import session
 from lora_mnist.sweep.command import key_of
 from lora_mnist.sweep.folder import LOCK_FILE, SWEEP_FILE, inputs_hash, varied_overrides
@@ -25,8 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def run_swept(
-    function: Callable[[DictConfig, Path], object],
+    function: Callable[[DictConfig, Run], object],
     cfg: DictConfig,
+    run: Run,
+    hydra: HydraConf,
     explain: Callable[[BaseException], tuple[str, int]],
 ) -> float | None:
     """Run one job unless it is finished; if it fails, say so, keep the reason, and return.
@@ -35,7 +38,6 @@ def run_swept(
     and an exit code of an exception. Returned is the value of ``sweep.metric``, for sweepers that
     search.
     """
-    hydra = HydraConfig.get()
     if not session.is_conducting():
         # A worker: Ctrl+C reaches all processes, and the one that conducts them ends them.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -44,7 +46,7 @@ def run_swept(
         for handler in logging.getLogger(name).handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.CRITICAL + 1)
-    folder, sweep = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
+    folder, sweep = run.folder, Path(hydra.sweep.dir)
     label = f"#{hydra.job.num} {' '.join(varied_overrides(hydra))}".rstrip()
     started, seconds = time.perf_counter(), ""
     with FileLock(folder / LOCK_FILE):  # a worker can outlive the sweep that started it
@@ -67,7 +69,7 @@ def run_swept(
             }
             write_json(folder / JOB_FILE, record)
             try:
-                function(cfg, folder)
+                function(cfg, run)
             except Exception as error:
                 reason = one_line(explain(error)[0])
                 has_results = isinstance(error, RequirementError)

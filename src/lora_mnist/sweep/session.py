@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import parse_require
 from lora_mnist.errors import UserError
-from lora_mnist.project import program, typed_overrides
+from lora_mnist.project import Run, program
 from lora_mnist.sweep.command import command_line, override, quoted
 from lora_mnist.sweep.folder import LOCK_FILE, SWEEP_FILE
 from lora_mnist.sweep.records import read_json
@@ -62,8 +62,9 @@ def open_sweep(config: DictConfig) -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # optuna's, of its own code
-    typed = typed_overrides("hydra.mode=", "sweep.resume=", "hydra.sweep.dir=")
-    command = command_line(["-m", *typed])
+    run = Run.of_command_line(config.hydra, folder)
+    left_out = ("hydra.mode=", "sweep.resume=", "hydra.sweep.dir=")
+    command = command_line(["-m", *run.typed_without(*left_out)])
     content = {
         "commands": [*read_json(folder / SWEEP_FILE).get("commands", []), command],
         "fixed": fixed,

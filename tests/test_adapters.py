@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run, and what a command finds out without being told."""
+"""The base and the adapters that a command finds, and the settings that a run brings."""
 
 import os
 from pathlib import Path
@@ -9,27 +9,17 @@ import torch
 from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import only_run, read_results
 from helpers.stranger import fresh, move_in
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from safetensors.torch import load_file
 from torch import nn
 
 from lora_mnist import MLP, add_lora, save_adapter
-from lora_mnist.config import (
-    adapter_stack,
-    add_configured_lora,
-    asked_adapters,
-    build_net,
-    build_trainer,
-    completed,
-    load_adapters,
-    load_base,
-    require_fit,
-)
-from lora_mnist.data import MNISTDataModule
+from lora_mnist.adapters import as_trained, find_adapters, load_adapters, load_base
+from lora_mnist.classifier.net import make_net, require_fit
+from lora_mnist.data import ImageTensors, MNISTDataModule
 from lora_mnist.disk.base import own_file, write_base
-from lora_mnist.disk.checkpoint import LastCheckpoint
 from lora_mnist.errors import UserError
 from lora_mnist.lora import fingerprint, lora_weights
+from lora_mnist.train import add_adapter
 
 
 def refused(function: Any, *arguments: Any) -> str:
@@ -45,7 +35,7 @@ def refused(function: Any, *arguments: Any) -> str:
 
 def test_a_network_has_to_fit_the_images() -> None:
     data = MNISTDataModule()
-    images = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    images = ImageTensors(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.zeros(2))
     net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10)).train()
     before = fingerprint(net.state_dict())
     require_fit(net, data, images)
@@ -76,7 +66,7 @@ def finished(outputs: Path, run: str, seconds: int) -> None:
 
 
 def config(outputs: Path, *overrides: str) -> Any:
-    return completed(composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides))
+    return as_trained(composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides), None)
 
 
 def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
@@ -86,20 +76,20 @@ def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
     write_base(other, outputs / "base" / "mnist.ckpt")
     for adapter, sha256 in (("latest", own), (f"[{outputs}/lora/2026-b]", own), ("null", "")):
         cfg = config(outputs, f"adapter={adapter}")
-        net = build_net(cfg)
+        net = make_net(cfg)
         assert load_base(cfg, net).sha256 == (sha256 or fingerprint(other))
         assert not any(module.training for module in net.modules())
         assert len(load_adapters(cfg, net)) == bool(sha256)
     cfg = config(outputs, "adapter=latest", f"base_ckpt={outputs}/base/mnist.ckpt")
-    net = build_net(cfg)
+    net = make_net(cfg)
     assert load_base(cfg, net).sha256 == fingerprint(other)
     assert "expected the same base, or allow_other_base=true" in refused(load_adapters, cfg, net)
     for path in (outputs / "base").glob("mnist-*"):
         path.unlink()
     cfg = config(outputs, "adapter=latest")
-    assert ": its base, " in refused(load_base, cfg, build_net(cfg))
+    assert ": its base, " in refused(load_base, cfg, make_net(cfg))
     cfg.allow_other_base = True
-    net = build_net(cfg)
+    net = make_net(cfg)
     load_base(cfg, net)
     assert [adapter.name for adapter in load_adapters(cfg, net)] == ["2026-a"]
 
@@ -113,7 +103,7 @@ def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
 )
 def test_a_base_that_cannot_be_used(outputs: Path, override: str, message: str) -> None:
     cfg = composed("eval", f"paths.outputs={outputs}", override)
-    assert refused(load_base, cfg, build_net(cfg)).startswith(f"base_ckpt={outputs}/{message}")
+    assert refused(load_base, cfg, make_net(cfg)).startswith(f"base_ckpt={outputs}/{message}")
 
 
 def test_adapters_are_described_in_three_ways(outputs: Path) -> None:
@@ -121,12 +111,12 @@ def test_adapters_are_described_in_three_ways(outputs: Path) -> None:
     run = outputs / "lora" / "2026-a"
     save_adapter(add_lora(MLP()), outputs / "nine", metadata={"repairs": "nines"})
     several = f"{run},{run}/adapter,{{path: {run}, scale: 0.5, name: half}}"
-    stack = adapter_stack(composed("eval", f"adapter=[{several},{outputs}/nine,{outputs}/nine]"))
+    stack = find_adapters(composed("eval", f"adapter=[{several},{outputs}/nine,{outputs}/nine]"))
     assert [each.name for each in stack] == ["2026-a", "2026-a2", "half", "nines", "nines2"]
     assert [each.scale for each in stack] == [1.0, 1.0, 0.5, 1.0, 1.0]
     assert {each.path for each in stack[:3]} == {run / "adapter"}
     for wrong in ("3", "{scale: 1}", f"{{path: {run}, scle: 1}}", "[[a]]"):
-        assert refused(asked_adapters, composed("eval", f"adapter={wrong}")).startswith("adapter=")
+        assert refused(find_adapters, composed("eval", f"adapter={wrong}")).startswith("adapter=")
 
 
 def test_the_latest_is_the_newest_by_time(outputs: Path) -> None:
@@ -150,7 +140,7 @@ def test_the_latest_is_the_newest_by_time(outputs: Path) -> None:
 def test_rank_auto_is_a_layers_full_rank_where_that_is_smaller() -> None:
     cfg = composed("train", "stage=lora", "lora.rank=auto", "lora.rank_pattern={linear3: 2}")
     net = MLP(hidden_sizes=[100, 20])
-    add_configured_lora(cfg, net)
+    add_adapter(cfg, net)
     ranks = {name: weight.adapters[0].settings.rank for name, weight in lora_weights(net).items()}
     assert ranks == {"linear1": 64, "linear2": 20, "linear3": 2}
 
@@ -206,50 +196,3 @@ def test_a_run_brings_its_network_its_data_and_its_base(
     assert done.code != 0
     assert "adapter=latest: expected the folder itself in a sweep" in done.err
     assert f"adapter={made}" in done.err
-
-
-# --- the Trainer ---------------------------------------------------------------------------------
-
-
-def built(folder: Path, *overrides: str, validates: bool = True) -> Any:
-    return build_trainer(composed("train", "trainer=cpu", *overrides), folder, validates)
-
-
-def test_loggers_and_callbacks_write_into_the_runs_folder(tmp_path: Path) -> None:
-    trainer = built(tmp_path, "stage=lora", "logger=[csv,tensorboard]")
-    csv, tensorboard = trainer.loggers
-    assert isinstance(csv, CSVLogger)
-    assert isinstance(tensorboard, TensorBoardLogger)
-    assert {csv.save_dir, tensorboard.save_dir, trainer.default_root_dir} == {str(tmp_path)}
-    (last,) = [c for c in trainer.callbacks if isinstance(c, LastCheckpoint)]
-    assert last.dirpath == f"{tmp_path}/checkpoints"
-    trainer = built(tmp_path, "stage=lora", "logger=none", "callbacks.checkpoint=null")
-    assert trainer.loggers == trainer.checkpoint_callbacks == []
-
-
-def test_lists_of_presets_keep_all(tmp_path: Path) -> None:
-    presets = "callbacks=[best,early_stopping,rich,lr_monitor]"
-    trainer = built(tmp_path, "stage=lora", presets, "logger=[csv,tensorboard]")
-    names = {type(callback).__name__ for callback in trainer.callbacks}
-    assert {"LastCheckpoint", "ModelCheckpoint", "EarlyStopping"} <= names
-    assert {"RichModelSummary", "RichProgressBar", "LearningRateMonitor"} <= names
-    assert trainer.val_check_interval == 10  # of 100 steps
-    assert len(trainer.loggers) == 2
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (("stage=pretrain",), (0.25, 1)),
-        (("stage=lora", "trainer.max_steps=100"), (25, None)),
-        (("stage=lora", "trainer.max_steps=3", "trainer.accumulate_grad_batches=4"), (3, None)),
-        (("stage=lora", "+trainer.val_check_interval=7"), (7, 1)),
-        (("stage=lora", "logger=none"), (1.0, 1)),
-    ],
-)
-def test_validations_are_a_few(
-    tmp_path: Path, overrides: tuple[str, ...], expected: tuple[Any, Any]
-) -> None:
-    trainer = built(tmp_path, *overrides)
-    assert (trainer.val_check_interval, trainer.check_val_every_n_epoch) == expected
-    assert built(tmp_path, *overrides, validates=False).limit_val_batches == 0

@@ -1,0 +1,304 @@
+"""The base and the adapters that a command names, put on its network.
+
+``adapter`` is null, a folder, ``latest``, a mapping of ``path`` and perhaps ``scale`` and ``name``,
+or a list of those. A folder is an adapter's own, or that of the run that left it.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from torch import nn
+
+from lora_mnist.classifier.dial import dial_curve
+from lora_mnist.data import ImageDataModule
+from lora_mnist.disk.base import Base, find_base, own_file, read_base, write_base
+from lora_mnist.disk.latest import latest
+from lora_mnist.disk.run_settings import RunSettings, foreign_code, read_run_settings
+from lora_mnist.errors import UserError, config_group, one_line
+from lora_mnist.lora import (
+    CONFIG_NAME,
+    load_adapter,
+    lora_adapters,
+    lora_names,
+    read_metadata,
+    save_adapter,
+    set_lora_scale,
+    sum_adapters,
+)
+from lora_mnist.project import CONFIGS, Run, program
+from lora_mnist.show.changes import named
+
+_info = rank_zero_only(logging.getLogger(__name__).info)
+
+#: Where the first of several processes tells the others what ``adapter=latest`` is.
+_LATEST = "LORA_MNIST_LATEST"
+#: Of ``data``, the keys that are about training alone.
+TRAINING_KEYS = {"augment", *OmegaConf.select(OmegaConf.load(CONFIGS / "train.yaml"), "data")}
+
+
+@dataclass
+class Adapter:
+    """An adapter to put on the network."""
+
+    path: Path  # its folder
+    scale: float = 1.0
+    name: str = ""
+
+
+def find_adapters(cfg: DictConfig) -> list[Adapter]:
+    """The adapters that ``cfg.adapter`` names.
+
+    One without a name is called after what it repairs, ``nines``, or else after its folder, or its
+    run's folder; where that name is taken, ``nines2``.
+    """
+    given = cfg.get("adapter")
+    adapters: list[Adapter] = []
+    for each in given if isinstance(given, ListConfig) else [given]:
+        if each is None:
+            continue
+        try:
+            adapter = Adapter(**({"path": each} if isinstance(each, str) else each))
+            adapter.path = Path(adapter.path)
+        except TypeError as error:
+            raise UserError(
+                f"adapter={each}: expected a folder, latest, or a mapping of path, scale and name"
+            ) from error
+        if not adapter.path.is_dir():
+            raise UserError(
+                f"adapter={each}: there is no such folder; expected an adapter's folder, that of "
+                "the run which left it, or latest"
+            )
+        folder = adapter.path
+        if not (folder / CONFIG_NAME).exists() and (folder / "adapter").is_dir():
+            adapter.path = folder / "adapter"
+        elif folder.name == "adapter":
+            folder = folder.parent
+        with _adapter_errors():
+            name = adapter.name or read_metadata(adapter.path).get("repairs") or folder.name
+        adapter.name, number = name, 2
+        while adapter.name in [other.name for other in adapters]:
+            adapter.name, number = f"{name}{number}", number + 1
+        adapters.append(adapter)
+    return adapters
+
+
+@contextmanager
+def _adapter_errors() -> Iterator[None]:
+    """Turn what is wrong with an adapter's files into a :class:`UserError`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(f"adapter={one_line(error)}") from error
+
+
+# --- what an adapter was trained with ------------------------------------------------------------
+
+
+def as_trained(cfg: DictConfig, run: Run | None) -> DictConfig:
+    """A copy of ``cfg`` with ``latest`` found, and network and images of the first adapter.
+
+    The folder of the run that trained it holds them in ``.hydra/``. The command line wins: another
+    ``net`` or ``data`` that is typed is taken as it is.
+
+    Raises:
+        UserError: if there is no such adapter, or its run names code of somebody's own.
+    """
+    cfg = cfg.copy()
+    if cfg.adapter == "latest":
+        cfg.adapter = _latest(cfg, run)
+    adapters = find_adapters(cfg)
+    if not adapters:
+        return cfg
+    trained = read_run_settings(adapters[0].path.parent)
+    if run is not None and trained is not None:
+        _take_over(cfg, run, trained)
+    with _adapter_errors():
+        preprocessing = json.loads(read_metadata(adapters[0].path).get("preprocessing", "{}"))
+    for key, value in preprocessing.items():
+        if key in cfg.data and cfg.data[key] is None:
+            cfg.data[key] = value
+    return cfg
+
+
+def _latest(cfg: DictConfig, run: Run | None) -> str:
+    """The folder of the newest run with an adapter."""
+    if rank_zero_only.rank and _LATEST in os.environ:  # type: ignore[attr-defined]
+        return os.environ[_LATEST]
+    config = latest(Path(cfg.paths.outputs, "lora"), f"*/adapter/{CONFIG_NAME}")
+    if config is None:
+        raise UserError(
+            f"adapter=latest: expected an adapter in {cfg.paths.outputs}/lora, found none; "
+            f"make one with: {program('train')} stage=lora"
+        )
+    folder = str(config.parents[1])
+    if run is not None and run.is_sweep:
+        raise UserError(
+            "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
+            f"different ones: adapter={folder}"
+        )
+    os.environ[_LATEST] = folder
+    return folder
+
+
+def _take_over(cfg: DictConfig, run: Run, trained: RunSettings) -> None:
+    """Give ``cfg`` the network and the images of a run, but for what was typed."""
+    typed = {text.split("=", 1)[0].lstrip("+~") for text in run.typed}
+    with open_dict(cfg):
+        # Another net.hidden_sizes is another network; another data.mean is of the same images.
+        if not any(key.partition(".")[0] == "net" for key in typed):
+            foreign = foreign_code(trained.net)
+            _require_trust(cfg, foreign)
+            cfg.net, cfg.base_name = trained.net, trained.base_name
+            if foreign:
+                cfg.paths.here = str(trained.folder)
+        if "data" not in typed:
+            data = {k: value for k, value in trained.data.items() if k not in TRAINING_KEYS}
+            _require_trust(cfg, foreign_code(data))
+            folder = data.get("data_dir")
+            if folder and not folder.startswith("$"):
+                data["data_dir"] = str(trained.folder / folder)
+            for key, value in cfg.data.items():
+                if key in TRAINING_KEYS or f"data.{key}" in typed:
+                    data[key] = value
+            cfg.data = data
+
+
+def _require_trust(cfg: DictConfig, foreign: list[str]) -> None:
+    """Refuse code that only an adapter's run names: the run may be somebody else's."""
+    if foreign and not cfg.trust:
+        raise UserError(
+            f"adapter={cfg.adapter}: its run names {foreign[0]}, which is code; expected "
+            "trust=true to run it, or net=... and data=... on this command line, as in training"
+        )
+
+
+def adapter_targets(adapters: list[Adapter], classes: list[str]) -> list[int]:
+    """The numbers of the classes that ``adapters`` repair; empty if one of them does not say it."""
+    targets: list[int] = []
+    for adapter in adapters:
+        with _adapter_errors():
+            names = json.loads(read_metadata(adapter.path).get("targets", "[]"))
+        if not names or not set(names) <= set(classes):
+            return []
+        for name in names:
+            if classes.index(name) not in targets:
+                targets.append(classes.index(name))
+    return targets
+
+
+# --- on the network ------------------------------------------------------------------------------
+
+
+def base_folder(cfg: DictConfig) -> Path:
+    """Where every base keeps a file of its own."""
+    return Path(cfg.paths.outputs, "base")
+
+
+def load_base(cfg: DictConfig, net: nn.Module) -> Base:
+    """Load the base into ``net``, in eval mode; return it, to compare with later.
+
+    The base is ``cfg.base_ckpt``; where that is null, or the default of training, the base that the
+    first adapter of ``cfg.adapter`` was made for, found by its SHA-256, or else the current one.
+    """
+    net.eval()  # in train mode, batch normalisation would move its running statistics
+    current = base_folder(cfg) / f"{cfg.base_name}.ckpt"
+    path, sha256, adapters = Path(cfg.base_ckpt or current), None, find_adapters(cfg)
+    is_given = cfg.base_ckpt is not None and not (cfg.stage == "lora" and path == current)
+    if adapters and not is_given:
+        with _adapter_errors():
+            sha256 = read_metadata(adapters[0].path).get("base_sha256")
+        path = (sha256 and find_base(base_folder(cfg), sha256)) or current
+    try:
+        base = read_base(path, net)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"base_ckpt={path}: no such file; expected the weights of {cfg.net._target_}, "
+            f"made with: {program('train')} stage=pretrain"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
+    if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
+        raise UserError(
+            f"adapter={adapters[0].path}: its base, {sha256[:12]}..., is not in "
+            f"{base_folder(cfg)}; expected base_ckpt=FILE, the weights that it was trained on"
+        )
+    return base
+
+
+def load_adapters(cfg: DictConfig, net: nn.Module) -> list[Adapter]:
+    """Put the adapters that ``cfg.adapter`` names on ``net``; return them."""
+    adapters = find_adapters(cfg)
+    for adapter in adapters:
+        with _adapter_errors():
+            load_adapter(net, adapter.path, cfg.allow_other_base, adapter.name, adapter.scale)
+    return adapters
+
+
+def turn_adapters(
+    cfg: DictConfig, net: nn.Module, adapters: list[Adapter], data: ImageDataModule
+) -> None:
+    """Turn the ``adapters`` on ``net`` up or down, as ``cfg.scale`` says.
+
+    With ``scale=auto`` the validation images of ``data`` decide how far: for several adapters one
+    after another, while those that come later are off.
+    """
+    scale = cfg.scale
+    if scale != "auto" and type(scale) not in (int, float):
+        raise UserError(f"scale={scale}: expected a number, 1 as trained, or auto")
+    if not adapters and scale not in (1, "auto"):
+        raise UserError(f"scale={scale}: expected 1, since there is no adapter")
+    if adapters and scale == "auto":
+        with config_group("data"):
+            data.setup("validate")
+        require_validation("scale=auto", data)
+        for adapter in adapters:
+            set_lora_scale(net, 0, adapter.name)
+    for adapter in adapters:
+        if scale == "auto":
+            set_lora_scale(net, adapter.scale, adapter.name)
+            advised = dial_curve(net, data.batches(data.val_set), name=adapter.name)["advised"]
+            _info("scale=%g of %s, as validation images advise", advised, adapter.name)
+            adapter.scale *= advised
+        else:
+            adapter.scale *= scale
+        set_lora_scale(net, adapter.scale, adapter.name)
+
+
+def write_adapter(
+    cfg: DictConfig,
+    net: nn.Module,
+    base: Base,
+    data: ImageDataModule,
+    targets: list[int],
+    folder: Path,
+) -> None:
+    """Save the exact sum of the adapters on ``net``, which stands on the base alone.
+
+    Beside it stands what it repairs, ``targets``, and how its images were prepared. The base gets a
+    file of its own, where it has none: whoever loads the adapter finds it.
+    """
+    if find_base(base_folder(cfg), base.sha256) is None:
+        write_base(base.tensors, own_file(base_folder(cfg), cfg.base_name, base.sha256))
+    if len(lora_names(net)) > 1 or any(each.scale != 1 for each in lora_adapters(net)):
+        sum_adapters(net)
+    metadata = {
+        "dataset": str(data.name),
+        "targets": json.dumps([data.classes[target] for target in targets]),
+        "preprocessing": json.dumps({"mean": data.mean, "std": data.std}),
+    }
+    if targets:
+        metadata["repairs"] = named(data.classes, targets)
+    save_adapter(net, folder, metadata=metadata)
+
+
+def require_validation(setting: str, data: ImageDataModule) -> None:
+    """Refuse a ``setting``, ``key=value``, that validation images decide, where there are none."""
+    if not len(data.val_set):
+        raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")

@@ -1,0 +1,153 @@
+"""The keys that each command reads, and the types of their values.
+
+A configuration is merged into one of these dataclasses, and OmegaConf refuses a key that the
+command does not read and a value of another type. The groups (``data``, ``net``, ``trainer``, ...)
+are arguments of the classes that their ``_target_`` names, which refuse what they do not take.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lora_mnist.project import Run
+
+
+@dataclass
+class Settings:
+    """Every command on a network: which images, which network, which base."""
+
+    stage: str
+    paths: Any
+    data: Any
+    net: Any
+    base_name: str
+    base_ckpt: str | None
+
+
+@dataclass
+class AdapterSettings(Settings):
+    """A command that puts finished adapters on the base."""
+
+    adapter: Any  # null, a folder, latest, a mapping of path, scale and name, or a list of those
+    allow_other_base: bool
+    trust: bool
+
+
+@dataclass
+class TurnedSettings(AdapterSettings):
+    """A command that turns the adapters up or down."""
+
+    scale: Any  # a number, or auto
+
+
+@dataclass
+class RunSettings(Settings):
+    """A command that leaves a run's folder."""
+
+    trainer: Any
+    logger: Any
+    sweep: Any
+    figures: bool | None
+    require: Any  # a comparison, or a list of them
+
+
+@dataclass
+class TrainSettings(RunSettings):
+    """What all stages of ``train.py`` read."""
+
+    loss: Any
+    optimizer: Any
+    scheduler: Any
+    callbacks: Any
+    run_name: str
+    digit: Any
+    target: Any  # a class by number or by name, a list of them, weakest, or null for all
+    seed: int | None
+    tags: list[str]
+    notes: str | None
+    publish: bool
+    compile: bool
+    resume: str | None
+
+
+@dataclass
+class LoraSettings(TrainSettings, AdapterSettings):
+    """``train.py stage=lora``."""
+
+    lora: Any
+    dial: bool | None
+
+
+@dataclass
+class FinetuneSettings(TrainSettings):
+    """``train.py stage=finetune``."""
+
+    trainable: str
+
+
+class Check(Enum):
+    """What ``check`` of ``eval.py`` may be, beside null."""
+
+    auto = "auto"
+    preprocessing = "preprocessing"
+
+
+@dataclass
+class EvalSettings(RunSettings, TurnedSettings):
+    """``eval.py``."""
+
+    each: bool
+    check: Check | None
+
+
+@dataclass
+class PredictSettings(TurnedSettings):
+    """``predict.py``."""
+
+    images: Any
+    mistakes: str | None
+    json: bool
+    picture: str | None
+
+
+@dataclass
+class ExportSettings(TurnedSettings):
+    """``export.py``."""
+
+    format: str
+    out: str | None
+    rank: int | None
+
+
+@dataclass
+class DemoSettings(TurnedSettings):
+    """``demo.py``."""
+
+    server: Any
+
+
+#: The settings of each stage.
+SETTINGS = {
+    "pretrain": TrainSettings,
+    "lora": LoraSettings,
+    "finetune": FinetuneSettings,
+    "eval": EvalSettings,
+    "predict": PredictSettings,
+    "export": ExportSettings,
+    "demo": DemoSettings,
+}
+
+
+def checked(cfg: DictConfig, run: Run | None = None) -> DictConfig:
+    """A copy of ``cfg`` with the types of its stage, and the folder of its ``run``.
+
+    Raises:
+        OmegaConfBaseException: if it has a key that the stage does not read, or a value of another
+            type.
+    """
+    merged: Any = OmegaConf.merge(OmegaConf.structured(SETTINGS[cfg.stage]), cfg)
+    if run is not None:
+        merged.paths.run = str(run.folder)
+    return merged  # type: ignore[no-any-return]

@@ -1,0 +1,112 @@
+"""Lightning's Trainer, with the callbacks and loggers that the configuration names."""
+
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from omegaconf import DictConfig
+from torch import nn
+
+from lora_mnist.disk.checkpoint import AtomicCheckpointIO, RandomStates, resumed_step
+from lora_mnist.errors import UserError, config_group
+from lora_mnist.project import Run
+from lora_mnist.show.progress import ProgressLines
+
+
+def make_trainer(cfg: DictConfig, run: Run, has_loggers: bool = True) -> Trainer:
+    """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``.
+
+    Callbacks and plugins of ``cfg.trainer`` come beside the configured ones; a logger there takes
+    the place of all others.
+
+    Raises:
+        UserError: if a value cannot be used, or the Trainer does not suit a run.
+    """
+    for key in ("max_steps", "max_epochs"):
+        value = cfg.trainer.get(key)
+        if value is not None and (type(value) is not int or value < -1):
+            raise UserError(f"trainer.{key}={value}: expected a whole number, or -1 for no end")
+    callbacks: list[Any] = [RandomStates(), PlainSigterm()]
+    for name, config in (cfg.get("callbacks") or {}).items():
+        if config is not None:
+            with config_group(f"callbacks.{name}"):
+                callbacks.append(instantiate(config))
+    loggers: list[Any] = []
+    for name, config in (cfg.logger or {}).items() if has_loggers else ():
+        changes = {}
+        if "purge_step" in config and cfg.get("resume") is not None:
+            # What was logged after the checkpoint is logged again.
+            changes["purge_step"] = resumed_step(run.folder)
+        with config_group(f"logger.{name}"):
+            loggers.append(instantiate(config, **changes))
+    with config_group("trainer"):
+        arguments = dict(instantiate(cfg.trainer, _convert_="all", _partial_=True).keywords)
+        callbacks += arguments.pop("callbacks", None) or []
+        if not sys.stdout.isatty():
+            callbacks.append(ProgressLines())
+        has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
+        defaults: dict[str, Any] = {
+            "default_root_dir": str(run.folder),
+            "callbacks": callbacks,
+            "logger": loggers or False,
+            "plugins": [AtomicCheckpointIO(), *(arguments.pop("plugins", None) or [])],
+            # Without a callback of ours Lightning would add one of its own.
+            "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks),
+            "enable_progress_bar": has_bar,
+        }
+        trainer = Trainer(**defaults | arguments)
+    if trainer.precision in ("64-true", "16-true", "bf16-true"):
+        raise UserError(
+            f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
+            "since the base is kept in float32, bit for bit"
+        )
+    if not trainer.limit_test_batches:
+        raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
+    if run.is_sweep and trainer.world_size > 1:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
+        )
+    return trainer
+
+
+class PlainSigterm(Callback):
+    """In a distributed run SIGTERM ends each process at once, as it ends other programs.
+
+    Lightning 2.6 tells the other processes from within its signal handler, by a broadcast that
+    waits for ever where the signal comes during another one.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def on_device(net: nn.Module, device: torch.device) -> Iterator[torch.device]:
+    """Inside the ``with`` block ``net`` is on ``device``, which is returned, and in eval mode."""
+    net.eval().to(device)
+    try:
+        yield device
+    finally:
+        net.to("cpu")  # a new adapter draws its first values there, the same on every machine
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Inside the ``with`` block Lightning gives no advice that a run here has no use for."""
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",  # data.num_workers is for sets on the disk
+            ".*in eval mode at the start of training.*",  # the base is, on purpose
+            ".*LeafSpec.* is deprecated",  # between Lightning and torch
+        ):
+            warnings.filterwarnings("ignore", message=message)
+        yield
