@@ -72,7 +72,6 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*LORA, "lora.rank=0"),
         (*LORA, "lora.dropout=1"),
         (*LORA, "lora=kaiming", "lora.init_std=0.1"),
-        (*LORA, "lora=dora", "lora.init=pissa -> lora.use_dora=True"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),
         (*LORA, "lora.target_modules=[nope] -> lora.target_modules="),
         (*LORA, "loss=distill -> loss.distill=1.0"),
