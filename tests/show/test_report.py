@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.runs import results, write_run
+from helpers.runs import outcome, results, write_run
 from helpers.sweeping import write_job, write_sweep
 from safetensors import SafetensorError
 
@@ -76,12 +76,16 @@ def test_from_what_is_damaged_nothing_is_drawn(tmp_path: Path) -> None:
 
 
 def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> None:
-    found = results(dial={"advised": 0.5, "saved": 1, "scales": [0, 0.5, 1], "errors": [3, 2, 1]})
+    dial = {"advised": 0.5, "saved": 1, "scales": [0, 0.5, 1], "errors": [3, 2, 1]}
+    before = outcome([3, 8, 1], confusions=[])
+    found = results(dial=dial, repaired_before=[0], test_before=before)
     write_card(tmp_path, found, "python train.py stage=lora digit=1")
     text = (tmp_path / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "peft"
+    assert "# A repair of dog and cat in farm" in body
     assert "| dog | 9 of 20 (5 to 13) | 2 of 20 (1 to 6) |" in body
+    assert "| cat | 2 of 20 (1 to 6) | 6 of 20 (3 to 10) |" in body
     assert "| all | 12 of 60 (" in body
     assert found["base_sha256"] in body
     assert "turn it to 0.5 of its size" in body

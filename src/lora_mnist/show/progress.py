@@ -1,4 +1,4 @@
-"""Where training is, for whoever sees no bar."""
+"""Lines that say how far training is, where no progress bar is shown."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ log = logging.getLogger("lora_mnist.progress")  # lora_mnist.show is for tables,
 
 
 class ProgressLines(Callback):
-    """Lightning callback: says after a few seconds what training will take, then where it is.
+    """Lightning callback: logs the step and the time to go, soon after the start and then rarely.
 
     Args:
         first: seconds of training before the first line.

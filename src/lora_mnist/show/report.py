@@ -18,7 +18,13 @@ from lora_mnist.disk.numbers import RESULTS_FILE
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import program
 from lora_mnist.show.advice import advice
-from lora_mnist.show.changes import change_of, class_rows, named, outcome_before, targets_of
+from lora_mnist.show.changes import (
+    class_rows,
+    named,
+    outcome_before,
+    repaired_before,
+    targets_of,
+)
 from lora_mnist.show.figures import draw_run
 from lora_mnist.show.front import front_of
 from lora_mnist.show.verdict import verdict, verdict_text
@@ -90,24 +96,25 @@ def write_card(folder: Path, results: Mapping[str, Any], command: str) -> None:
     """Write ``README.md``, the card of the adapter in ``folder``.
 
     It is a model card of the Hugging Face Hub, as PEFT writes one: what the adapter repairs, the
-    errors before and after, the scale, the base's SHA-256, the command, and the versions.
-    ``command`` trained the adapter; it is empty for a run from Python.
+    errors of the base and with the adapter, the scale, the base's SHA-256, the command, and the
+    versions. ``command`` trained the adapter; it is empty for a run from Python.
     """
-    classes, targets = results["classes"], targets_of(results)
-    groups = {named(classes, [c]): [c] for c in targets} | {"all": [*range(len(classes))]}
+    classes, repaired = results["classes"], [*targets_of(results), *repaired_before(results)]
+    groups = {named(classes, [c]): [c] for c in repaired} | {"all": [*range(len(classes))]}
     rows = []
     for name, numbers in groups.items():
-        change = change_of(results, numbers)
         cells = [name]
-        for errors in (change.before, change.after):
-            low, high = wilson(errors, change.images)
-            cells.append(f"{errors:,} of {change.images:,} ({low:,.0f} to {high:,.0f})")
+        for outcome in (results["test_base"], results["test"]):
+            errors = sum(outcome["errors_per_class"][c] for c in numbers)
+            images = sum(outcome["images_per_class"][c] for c in numbers)
+            low, high = wilson(errors, images)
+            cells.append(f"{errors:,} of {images:,} ({low:,.0f} to {high:,.0f})")
         rows.append(cells)
     _write_page(
         folder / "README.md",
         "card.md.j2",
         results=results,
-        what=named(classes, targets) if targets else "all classes",
+        what=named(classes, repaired) if repaired else "all classes",
         verdict=verdict_text(results),
         rows=rows,
         command=command,
