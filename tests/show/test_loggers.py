@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora
 from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.project import Run
 from lora_mnist.show.run import show_run
 
 Answer = Callable[[str], Any]
@@ -56,7 +57,7 @@ def log_run(folder: Path, stage: str) -> None:
         results[key] = dict(outcome)
     if stage == "lora":
         results["val"]["errors_of_target"] = 1
-    show_run(trainer, results, folder / stage / "run", figures=True)
+    show_run(trainer, results, Run(folder / stage / "run"), figures=True)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def test_a_report_of_each_stage(tmp_path: Path, stage: str, figures: str) -> Non
     assert ("negative flip rate (broken images of all) 6.67%" in page) == (stage != "pretrain")
     assert ("did not move by one bit" in page) == (stage == "lora")
     assert page.count('<tr class="mark"><td>dog</td>') == (stage != "pretrain")
-    assert ("train.py experiment=repair digit=dog</pre>" in page) == (stage != "finetune")
+    assert ("train.py experiment=repair target=dog</pre>" in page) == (stage != "finetune")
     assert "<script" not in page
     assert "<b>cow" not in page
     assert "&lt;b&gt;cow&lt;/b&gt;" in page

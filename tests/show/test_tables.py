@@ -138,7 +138,7 @@ def test_a_command_is_not_broken_into_lines(tmp_path: Path) -> None:
     (tmp_path / ".hydra" / "overrides.yaml").write_text(f"[{typed}]")
     found = {"stage": "eval", "classes": ["cat", "dog"], "test": BASE}
     lines = printed(print_results, found, tmp_path).splitlines()
-    assert lines[-1].endswith(f"experiment=repair digit=cat {typed}")
+    assert lines[-1].endswith(f"experiment=repair target=cat {typed}")
 
 
 def test_predictions_that_differ_are_marked() -> None:

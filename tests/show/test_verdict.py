@@ -48,7 +48,7 @@ GUESSING = {
     "test_base": outcome([10, 50, 50, 50, 45], 50),
     "test": repaired([10, 50, 50, 50, 45], [40, 0, 0, 0, 0], [0, 5, 5, 5, 45], 50),
 }
-TYPED = ["experiment=repair", "digit=shirt", *OWN]
+TYPED = ["experiment=repair", "target=shirt", *OWN]
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "a base": (results("pretrain"), ["stage=pretrain"]),
     "somebody's base": ({**results("pretrain"), "stage": "eval"}, OWN),

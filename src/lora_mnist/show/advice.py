@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from lora_mnist.project import program
 from lora_mnist.show.changes import (
+    are_digits,
     change_of,
     named,
     others_of,
@@ -119,12 +120,11 @@ def command(entry: str, folder: Path, *overrides: str) -> str:
 
 
 def _target(results: Mapping[str, Any], *numbers: int) -> str:
-    """``digit=9``, ``digit=[4,9]`` or ``digit=cat``: the classes as a command names them."""
-    values = []
-    for number in numbers:
-        name = short_name(results["classes"][number])
-        values.append(override("digit", name).removeprefix("digit="))
-    return f"digit={values[0]}" if len(values) == 1 else f"digit=[{','.join(values)}]"
+    """``digit=9``, ``target=cat`` or ``target=[cat,dog]``: the classes as a command names them."""
+    names = [short_name(results["classes"][number]) for number in numbers]
+    key = "digit" if are_digits(names) else "target"
+    values = [override(key, name).partition("=")[2] for name in names]
+    return f"{key}={values[0]}" if len(values) == 1 else f"{key}=[{','.join(values)}]"
 
 
 def _typed(folder: Path) -> list[str]:

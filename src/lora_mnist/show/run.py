@@ -1,4 +1,4 @@
-"""What a run shows when it is over: the table, the report, and what its loggers get."""
+"""The end of a run: the table and the verdict, the report, and the numbers for its loggers."""
 
 import logging
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on s
 
 
 def show_run(trainer: Trainer, results: Mapping[str, Any], run: Run, figures: bool | None) -> None:
-    """Print what a run found, draw it into its folder, and give it to every logger.
+    """Print the results of a run, draw them into its folder, and give them to every logger.
 
     With ``figures=None`` a single run is drawn, and a job of a sweep is not.
     """
