@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
+from torchvision.models import ResNet18_Weights
+from torchvision.transforms import InterpolationMode, v2
 
 from lora_mnist.data import FolderDataModule, folder
-from lora_mnist.data.folder import Entry, ImageFiles, fit, split
+from lora_mnist.data.image_files import Entry, ImageFiles, Preparation, split
 from lora_mnist.data.pictures import open_picture
 
 Maker = Callable[..., Path]
@@ -54,7 +56,7 @@ def test_from_the_disk_is_as_in_memory(make_photos: Maker) -> None:
     _, held = sets(root, resize="stretch", **changes)
     data, _ = sets(root, in_memory=False, resize="stretch", **changes)
     cropped, _ = sets(root, **changes)
-    on_disk = [*data.training_images(), data.test_images(), *cropped.resized("stretch")]
+    on_disk = [*data.training_images(), data.test_images(), *cropped.prepared(resize="stretch")]
     for expected, files in zip([*held, *held[:2]], on_disk, strict=True):
         images, labels = files.take(list(range(len(files))))
         assert torch.equal(images, expected[0])
@@ -155,7 +157,7 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos: Maker) -> 
 def test_sixteen_bits_are_not_clipped(tmp_path: Path) -> None:
     levels = torch.linspace(0, 65535, 81).view(9, 9).to(torch.uint16)
     Image.fromarray(levels.numpy()).save(tmp_path / "x.png")
-    image = fit(open_picture(tmp_path / "x.png"), 9, 9, 1, "crop")
+    image = Preparation(1, (9, 9))(open_picture(tmp_path / "x.png"))
     assert torch.equal(image[0], (levels.int() >> 8).to(torch.uint8))
 
 
@@ -231,11 +233,19 @@ def test_folders_stay_what_they_are() -> None:
     ("changes", "message"),
     [
         ({"data_dir": "nowhere"}, "data_dir=nowhere: expected a folder of images; there is none"),
-        ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder once: \['cat', 'dog'"),
+        (
+            {"classes": ["cat", "cow"]},
+            r"classes=.*: expected every folder of .* once: \['cat', 'dog'",
+        ),
         ({"channels": 2}, "channels=2: expected one of 1, 3"),
         ({"color_order": "gbr"}, "color_order=gbr: expected one of rgb, bgr"),
         ({"color_order": "bgr", "channels": 1}, "color_order=bgr: expected one of rgb$"),
-        ({"resize": "fit"}, "resize=fit: expected one of crop, stretch"),
+        ({"resize": "fit"}, "resize=fit: expected one of None, crop, stretch"),
+        ({"interpolation": "cubic"}, "interpolation=cubic: expected one of None, nearest, "),
+        ({"antialias": "no"}, "antialias=no: expected one of None, True, False"),
+        ({"crop_pct": 1.5}, "crop_pct=1.5: expected null, or a number above 0"),
+        ({"val_from": "all"}, "val_from=all: expected one of train, test"),
+        ({"transform": v2.Resize(4), "image_size": 8}, "image_size=8: expected null, since transf"),
         ({"in_memory": "yes"}, "in_memory=yes: expected one of auto, True, False"),
         ({"image_size": 0}, "image_size=0: expected null, pixels, or "),
         ({"image_size": 8.5}, "image_size=8.5: expected null, pixels"),
@@ -265,3 +275,124 @@ def test_refuses_other_layouts(make_photos: Maker, folders: list[str], message: 
     with pytest.raises(ValueError, match=f"^[a-z_]+=.*: expected .*{message}") as caught:
         FolderDataModule(root).prepare_data()
     assert "\n" not in str(caught.value)
+
+
+def test_crop_pct_and_interpolation_are_torchvisions(make_photos: Maker) -> None:
+    root = make_photos({"cat": 4, "dog": 4}, size=(61, 83))
+    for pct, scaled, name in ((48 / 56, 56, "bicubic"), (0.875, 54, "lanczos"), (1, 48, "nearest")):
+        mode = InterpolationMode(name)
+        steps = [v2.Resize(scaled, mode), v2.CenterCrop(48), v2.PILToTensor()]
+        data, _ = sets(root, image_size=48, crop_pct=pct, interpolation=name, in_memory=False)
+        for files in (*data.training_images(), data.test_images()):
+            expected = [v2.Compose(steps)(Image.open(path).convert("RGB")) for path in files.paths]  # type: ignore[attr-defined]
+            assert torch.equal(files.take(range(len(files)))[0], torch.stack(expected))
+
+
+def test_images_may_be_resized_as_tensors_without_smoothing(make_photos: Maker) -> None:
+    root = make_photos({"cat": 4, "dog": 4}, size=(61, 83))
+    steps = [v2.PILToTensor(), v2.Resize((16, 24), antialias=False)]
+    data, _ = sets(root, image_size=[16, 24], resize="stretch", antialias=False)
+    picture = Image.open(root / "cat" / "0.png")
+    assert torch.equal(data.read_picture(root / "cat" / "0.png"), v2.Compose(steps)(picture))
+
+
+@pytest.mark.parametrize("of", ["torchvision", "timm"])
+def test_a_transform_of_ones_own_takes_the_place_of_all_keys(make_photos: Maker, of: str) -> None:
+    root = make_photos({"cat": 10, "dog": 10}, size=(61, 83))
+    if of == "torchvision":
+        transform = ResNet18_Weights.DEFAULT.transforms()
+    else:
+        create_transform = pytest.importorskip("timm.data").create_transform
+        transform = create_transform(96, interpolation="bicubic", crop_pct=0.9)
+    data, _ = sets(root, transform=transform, augment=v2.RandomHorizontalFlip(p=1.0), batch_size=2)
+    data.setup("fit")
+    assert data.mean is None
+    expected = [transform(Image.open(path)) for path in data.test_images().paths]  # type: ignore[attr-defined]
+    images, _ = data.test_images().take(range(2))
+    assert torch.equal(data.on_after_batch_transfer((images, _), 0)[0], torch.stack(expected))
+    # Training mirrors the picture before the transform.
+    batch, _ = next(iter(data.train_dataloader()))
+    mirrored = {
+        transform(Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT)).numpy().tobytes()
+        for path in data.train_set.paths  # type: ignore[attr-defined]
+    }
+    assert all(image.numpy().tobytes() in mirrored for image in batch)
+    assert data.preprocessing().keys() == {"classes", "channels", "transform"}
+
+
+@pytest.mark.parametrize("pct", [0.875, 0.9, 1.0])
+@pytest.mark.parametrize("size", [(61, 83), (83, 61), (64, 64)])
+def test_crop_pct_is_timms(make_photos: Maker, pct: float, size: Any) -> None:
+    create_transform = pytest.importorskip("timm.data").create_transform
+    transform = create_transform(48, interpolation="bicubic", crop_pct=pct)
+    root = make_photos({"cat": 4, "dog": 4}, size=size)
+    moments = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    keys: dict[str, Any] = {"image_size": 48, "crop_pct": pct, "interpolation": "bicubic"}
+    data, _ = sets(root, **keys, **moments)
+    path = root / "cat" / "1.png"
+    ours = data.normalise(data.read_picture(path)[None])[0]
+    assert torch.equal(ours, transform(Image.open(path)))
+
+
+def test_what_another_data_module_needs_to_prepare_pictures_as_this_one(make_photos: Maker) -> None:
+    root = make_photos({"cat": 9, "dog": 9}, size=(16, 12))
+    data, _ = sets(root, image_size=8, crop_pct=0.875, color_order="bgr")
+    data.measure()
+    twin = FolderDataModule(None, **data.preprocessing())
+    path = root / "cat" / "1.png"
+    images = [each.normalise(each.read_picture(path)[None]) for each in (data, twin)]
+    assert torch.equal(*images)
+    assert twin.classes == data.classes
+
+
+@in_memory
+def test_images_to_test_on_that_are_trained_on_are_left_out(
+    make_photos: Maker, caplog: pytest.LogCaptureFixture, in_memory: bool
+) -> None:
+    root = make_photos({"cat": 9, "dog": 9}, "train")
+    make_photos({"cat": 5, "dog": 5}, "val")
+    make_photos({"cat": 6, "dog": 6}, "test")
+    shutil.copy(root / "train" / "cat" / "1.png", root / "test" / "cat" / "copy.png")
+    shutil.copy(root / "train" / "cat" / "2.png", root / "test" / "dog" / "2.png")
+    shutil.copy(root / "val" / "cat" / "1.png", root / "test" / "cat" / "1.png")
+    shutil.copy(root / "train" / "dog" / "3.png", root / "val" / "dog" / "3.png")
+    shutil.copy(root / "train" / "dog" / "3.png", root / "train" / "dog" / "more.png")
+    _, (train, val, test) = sets(root, in_memory=in_memory)
+    assert [len(labels) for _, labels in (train, val, test)] == [19, 9, 10]
+    assert [message.partition(", such as")[0] for message in caplog.messages] == [
+        f"{root}: 1 validation images",
+        f"{root}: 3 test images",
+    ]
+    shutil.rmtree(root / "test")
+    shutil.copytree(root / "train", root / "test")
+    with pytest.raises(ValueError, match="expected test images that are not trained on"):
+        sets(root, in_memory=in_memory)
+
+
+def test_folders_go_by_name_in_any_case(make_photos: Maker) -> None:
+    root = make_photos({"cat": 9, "dog": 9}, "Train")
+    make_photos({"cat": 2, "dog": 3}, "TEST")
+    data, (_, _, (_, labels)) = sets(root)
+    assert data.classes == ["cat", "dog"]
+    assert labels.tolist() == [0, 0, 1, 1, 1]
+    make_photos({"emu": 5, "cow": 5}, "TEST")
+    with pytest.raises(ValueError, match=r"TEST/ has classes that Train/ has not: cow, emu; exp"):
+        FolderDataModule(root)
+    make_photos({"cat": 2, "dog": 3}, "val")
+    make_photos({"cat": 2, "dog": 3}, "validation")
+    with pytest.raises(ValueError, match="expected one of val/ and validation/"):
+        FolderDataModule(root)
+
+
+def test_validation_images_may_come_from_the_test_images(make_photos: Maker) -> None:
+    root = make_photos({"cat": 20, "dog": 20}, "train")
+    make_photos({"cat": 10, "dog": 30}, "test")
+    before, _ = sets(root)
+    after, (train, val, test) = sets(root, val_from="test", val_size=0.3)
+    assert [labels.bincount().tolist() for _, labels in (train, val, test)] == [
+        *([20, 20], [3, 9], [7, 21])
+    ]
+    assert before.val_from == "train"
+    assert after.val_from == "test"
+    make_photos({"cat": 4, "dog": 4}, "val")  # is trained on then
+    assert len(sets(root, val_from="test")[1][0][1]) == 48

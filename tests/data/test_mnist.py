@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision.transforms as transforms
 from helpers.commands import ROOT
+from PIL import Image
 from torchvision.datasets import MNIST
 
 from lora_mnist.data import MNISTDataModule, load_images
@@ -98,3 +99,36 @@ def test_refuses_bad_arguments(extracted: Path) -> None:
         data = MNISTDataModule(data_dir=extracted, val_size=val_size)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=f"val_size={val_size}: expected an integer from 0 to"):
             data.setup("fit")
+
+
+def test_validation_images_may_be_held_out_of_the_test_images() -> None:
+    data = MNISTDataModule(data_dir=ROOT / "data", val_from="test", val_size=4000)
+    data.setup("fit")
+    data.setup("test")
+    assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [
+        *(60_000, 4_000, 6_000)
+    ]
+    both = torch.cat([data.val_set.labels, data.test_set.labels])
+    everything = load_images("MNIST", ROOT / "data", train=False)[1]
+    assert both.bincount().tolist() == everything.bincount().tolist()
+    assert data.val_set.labels.bincount(minlength=10).min() > 300
+
+
+def test_test_images_that_are_learnt_as_mistakes_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images, labels = load_images("MNIST", ROOT / "data", train=False)
+    for i in range(20):
+        folder = tmp_path / str(int(labels[i]))
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(images[i, 0].numpy()).save(folder / f"{i}.png")
+    data = MNISTDataModule(data_dir=ROOT / "data", mistakes=tmp_path, mistakes_test=0.25)
+    for stage in ("fit", "test", "fit", "test"):
+        data.setup(stage)
+    learnt = {image.numpy().tobytes() for image in data.mistake_sets[0].images}
+    assert len(learnt) == 15
+    tested = data.test_set.take(range(len(data.test_set)))[0]
+    assert len(tested) == 10_000 - 15
+    assert not any(image.numpy().tobytes() in learnt for image in tested)
+    (message,) = caplog.messages
+    assert message == ("15 test images are among the mistakes to learn, and left out of the test")

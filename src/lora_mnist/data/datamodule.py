@@ -1,5 +1,6 @@
 """Images of classes as a Lightning DataModule, wherever they come from."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -7,16 +8,19 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_convert
 
-from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
+from lora_mnist.data.images import Augment, Batch, Images, ImageTensors, Subset
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes
 from lora_mnist.data.sampler import TrainingLoader, sampling_weights
 from lora_mnist.errors import UserError, config_group, is_number
+
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 #: A class, by number or by name, or several.
 Target = int | str | Sequence[int | str]
@@ -62,6 +66,7 @@ class ImageDataModule(LightningDataModule):
             are ``mistakes``. Set by :meth:`choose`.
         color_order: of the channels that the network takes, "rgb" or "bgr"; the images themselves
             are red, green, blue. ``mean`` and ``std`` are in the network's order.
+        val_from: which images those for validation are held out of, "train" or "test".
         train_set: images of all classes to train on. val_set, test_set: to evaluate on. Set by
             :meth:`setup`.
         target_indices: the images of ``train_set`` to learn from, int64; ``other_indices``: those
@@ -79,6 +84,7 @@ class ImageDataModule(LightningDataModule):
     val_set: Images
     test_set: Images
     color_order = "rgb"
+    val_from = "train"
 
     def __init__(
         self,
@@ -163,11 +169,29 @@ class ImageDataModule(LightningDataModule):
             for part, images in zip(("mistakes", "mistakes_test"), self.mistake_sets, strict=True):
                 self.sha256[part] = images.sha256()
         if stage == "test":
-            self.test_set = self.test_images()
-            return
-        self.train_set, self.val_set = self.training_images()
-        if self.mistake_sets:
-            self.train_set = WithMistakes(self.train_set, self.mistake_sets[0])
+            if not hasattr(self, "test_set"):
+                self.test_set = self._without_mistakes(self.test_images(), stage)
+        elif not hasattr(self, "train_set"):
+            self.train_set, val_set = self.training_images()
+            self.val_set = self._without_mistakes(val_set, "validation")
+            if self.mistake_sets:
+                self.train_set = WithMistakes(self.train_set, self.mistake_sets[0])
+
+    def _without_mistakes(self, images: Images, purpose: str) -> Images:
+        """``images`` without those that are, pixel by pixel, among the mistakes to learn."""
+        if not self.mistake_sets:
+            return images
+        learnt = {image.numpy().tobytes() for image in self.mistake_sets[0].images}
+        unlearnt = []
+        for indices in torch.split(torch.arange(len(images)), self.eval_batch_size):
+            for i, image in zip(indices, images.take(indices.tolist())[0], strict=True):
+                if image.numpy().tobytes() not in learnt:
+                    unlearnt.append(int(i))
+        if left_out := len(images) - len(unlearnt):
+            message = "%d %s images are among the mistakes to learn, and left out of the %s"
+            _warn(message, left_out, purpose, purpose)
+            return Subset(images, torch.tensor(unlearnt))
+        return images
 
     def choose(self, target: Target | None) -> None:
         """Learn this class, or these classes, alone; the others may be replayed.
@@ -236,6 +260,10 @@ class ImageDataModule(LightningDataModule):
             self.mean = means if self.channels > 1 else means[0]
         if self.std is None:
             self.std = stds if self.channels > 1 else stds[0]
+
+    def preprocessing(self) -> dict[str, Any]:
+        """The arguments with which another data module prepares pictures as this one does."""
+        return {"mean": self.mean, "std": self.std}
 
     def normalise(self, images: Tensor) -> Tensor:
         """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""

@@ -1,5 +1,6 @@
 """MNIST and its relatives as a Lightning DataModule."""
 
+import hashlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from lora_mnist.data.datamodule import Channelwise, ImageDataModule
-from lora_mnist.data.images import Batch, ImageTensors
+from lora_mnist.data.images import Batch, Images, ImageTensors
 from lora_mnist.data.pictures import open_picture, prepare
 from lora_mnist.errors import one_line
 
@@ -30,6 +31,8 @@ class MNISTDataModule(ImageDataModule):
         data_dir: folder that holds (or will hold) ``<dataset>/raw``.
         name: what files and results call the dataset; ``None``: ``mnist``, ``fashion_mnist``, ...
         val_size: the last so many training images are held out for validation.
+        val_from: "train", or "test" to hold as many test images out, by a hash of their places: for
+            a network that was trained on all training images.
         mean: of the training pixels, on the scale 0 to 1; ``None``: measured.
         std: of the training pixels, on the same scale; ``None``: measured.
         common: the other arguments of :class:`ImageDataModule`.
@@ -45,6 +48,7 @@ class MNISTDataModule(ImageDataModule):
         *,
         name: str | None = None,
         val_size: int = 5000,
+        val_from: str = "train",
         mean: Channelwise = 0.1307,
         std: Channelwise = 0.3081,
         **common: Any,
@@ -58,7 +62,9 @@ class MNISTDataModule(ImageDataModule):
         super().__init__(name or DATASETS[dataset], classes, 1, mean=mean, std=std, **common)
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
-        self.val_size = val_size
+        if val_from not in ("train", "test"):
+            raise ValueError(f"val_from={val_from}: expected one of train, test")
+        self.val_size, self.val_from = val_size, val_from
         self._parts: dict[str, ImageTensors] = {}
 
     def prepare_data(self) -> None:
@@ -66,18 +72,24 @@ class MNISTDataModule(ImageDataModule):
         for part in ("train", "test"):
             self._images(part)
 
-    def training_images(self) -> tuple[ImageTensors, ImageTensors]:
-        images, labels = self._images("train").images, self._images("train").labels
-        if type(self.val_size) is not int or not 0 <= self.val_size < len(labels):
-            raise ValueError(
-                f"val_size={self.val_size}: expected an integer from 0 to {len(labels) - 1}"
-            )
-        split = len(labels) - self.val_size
-        held_out = ImageTensors(images[split:], labels[split:])
-        return ImageTensors(images[:split], labels[:split]), held_out
+    def training_images(self) -> tuple[Images, Images]:
+        rest, held_out = self._split()
+        return (self._images("train") if self.val_from == "test" else rest), held_out
 
-    def test_images(self) -> ImageTensors:
-        return self._images("test")
+    def test_images(self) -> Images:
+        return self._split()[0] if self.val_from == "test" else self._images("test")
+
+    def _split(self) -> tuple[Images, Images]:
+        """The images of the part ``val_from``: the rest, and those held out for validation."""
+        images = self._images(self.val_from)
+        count = len(images)
+        if type(self.val_size) is not int or not 0 <= self.val_size < count:
+            raise ValueError(f"val_size={self.val_size}: expected an integer from 0 to {count - 1}")
+        order = list(range(count))
+        if self.val_from == "test":
+            order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())
+        rest, held_out = order[: count - self.val_size], order[count - self.val_size :]
+        return ImageTensors(*images.take(sorted(rest))), ImageTensors(*images.take(held_out))
 
     def _images(self, part: str) -> ImageTensors:
         """The images of ``part``, read once."""

@@ -49,10 +49,13 @@ def open_picture(path: Path, upright: bool = True, decode: bool = True) -> Image
 def prepare(picture: Image.Image) -> Tensor:
     """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink.
 
-    It may be dark on light or light on dark. ValueError, if there is nothing on the picture.
+    It may be dark on light or light on dark. A picture that has this form already stays as it is.
+    ValueError, if there is nothing on the picture.
     """
     grey = _grey_levels(picture)
     border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    if picture.mode == "L" and grey.shape == (_FIELD, _FIELD) and not border.any() and grey.any():
+        return grey.to(torch.uint8)[None]
     ink = grey - border.median()  # the border shows the paper
     if -ink.min() > ink.max():  # dark on light
         ink = -ink

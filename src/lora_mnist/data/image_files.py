@@ -1,0 +1,239 @@
+"""Image files in folders of classes: listed, shared out to training and test, and read."""
+
+import hashlib
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+
+from lora_mnist.data.images import Augment, Batch, Images
+from lora_mnist.data.pictures import open_picture
+
+warn = rank_zero_only(logging.getLogger(__name__).warning)
+
+#: What the images in a folder are for, by its name in lower case.
+_PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+INTERPOLATIONS = [mode.value for mode in InterpolationMode]
+
+
+class Entry(NamedTuple):
+    """An image file of a folder."""
+
+    path: str  # below the folder, with "/" between
+    label: int
+    part: str  # train, val or test, as its folder says; train where none does
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a picture becomes an image, as torchvision's transforms bring it there.
+
+    With ``transform``, a callable from a Pillow image to a float tensor, (channels, height, width),
+    only ``channels`` counts. The other fields are arguments of
+    :class:`~lora_mnist.data.FolderDataModule`.
+    """
+
+    channels: int
+    size: tuple[int, int] = (0, 0)  # height and width
+    resize: str = "crop"
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    transform: Callable[[Any], Any] | None = None
+
+    def __call__(self, picture: Image.Image, augment: Augment | None = None) -> Tensor:
+        """The image, uint8, (channels, height, width), or what ``transform`` gives.
+
+        ``augment`` comes after resizing, but before ``transform``.
+        """
+        if picture.mode == "I;16":  # Pillow would clip it at 255
+            picture = Image.fromarray((numpy.asarray(picture) >> 8).astype("uint8"))
+        picture = picture.convert("RGB" if self.channels == 3 else "L")
+        if self.transform is not None:
+            image: Any = self.transform(augment(picture) if augment else picture)
+            if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
+                form = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
+                raise ValueError(
+                    f"data.transform gives {form}; expected floats, (channels, height, width)"
+                )
+            return image
+        height, width = (math.floor(side / self.crop_pct) for side in self.size)
+        if self.resize == "crop":  # one side fits; the other is rounded down, as in torchvision
+            longer = width * picture.height // picture.width
+            width = max(width, height * picture.width // picture.height)
+            height = max(height, longer)
+        # Pillow always smooths where it makes a picture smaller; torch can do without.
+        resized: Any = picture if self.antialias else pil_to_tensor(picture)
+        mode = InterpolationMode(self.interpolation)
+        resized = resize(resized, [height, width], mode, antialias=self.antialias)
+        resized = center_crop(resized, list(self.size))
+        pixels: Tensor = pil_to_tensor(resized) if self.antialias else resized
+        return augment(pixels) if augment else pixels.contiguous()
+
+
+class ImageFiles(Images):
+    """Images on the disk, each read when it is asked for."""
+
+    def __init__(self, paths: Sequence[Path], labels: Tensor, prepare: Preparation) -> None:
+        self.paths, self.labels, self.prepare = paths, labels, prepare
+
+    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
+        if not len(indices):
+            one, label = self.take([0])
+            return one[:0], label[:0]
+        images: list[Tensor] = []
+        for i in indices:
+            try:
+                images.append(self.prepare(open_picture(self.paths[i], upright=False), augment))
+            except ValueError as error:
+                raise ValueError(f"{self.paths[i]}: {error}") from error
+            if images[-1].shape != images[0].shape:
+                raise ValueError(f"{self.paths[i]}: data.transform gives images of several sizes")
+        return torch.stack(images), self.labels[torch.as_tensor(indices, dtype=torch.int64)]
+
+
+def part_folders(root: Path) -> dict[str, Path]:
+    """The folders that hold classes, by what their images are for: train, val, test.
+
+    Raises:
+        ValueError: if there is no folder, or two are for the same, or the others have a class that
+            the folder to train on has not.
+    """
+    if not root.is_dir():
+        raise ValueError(f"data_dir={root}: expected a folder of images; there is none")
+    parts: dict[str, Path] = {}
+    for path in sorted(root.iterdir()):
+        part = _PART_OF.get(path.name.lower())
+        if part is None or not subfolders(path):  # it may be a class, of the trains
+            continue
+        if part in parts:
+            both = f"{parts[part].name}/ and {path.name}/"
+            raise ValueError(f"data_dir={root}: expected one of {both}")
+        parts[part] = path
+    first = parts.get("train", root)
+    for path in parts.values() if "train" in parts else ():
+        if others := set(subfolders(path)) - set(subfolders(first)):
+            raise ValueError(
+                f"data_dir={root}: {path.name}/ has classes that {first.name}/ has not: "
+                f"{', '.join(sorted(others))}; expected the same folders in both"
+            )
+    return parts or {"train": root}
+
+
+def subfolders(root: Path) -> list[str]:
+    """The names of the folders in ``root``, sorted, without ``.cache`` and ``__MACOSX``."""
+    names = [path.name for path in root.glob("*") if path.is_dir()]
+    return sorted(name for name in names if not name.startswith((".", "__")))
+
+
+def list_entries(root: Path, folders: Mapping[str, Path], classes: Sequence[str]) -> list[Entry]:
+    """The image files in ``folders``, by path, as torchvision's ImageFolder lists them."""
+    labels = {name: label for label, name in enumerate(classes)}
+    entries, others = [], []
+    for part, folder in folders.items():
+        files = ImageFolder.make_dataset(
+            str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
+        )
+        for file, label in files:
+            path = Path(file).relative_to(root)
+            if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
+                continue
+            if path.name.lower().endswith(IMG_EXTENSIONS):
+                entries.append(Entry(path.as_posix(), label, part))
+            else:
+                others.append(path)
+    if others:
+        warn("%d files are no images by their names, and left out: %s, ...", len(others), others[0])
+    return sorted(entries)
+
+
+def split(
+    entries: Sequence[Entry],
+    classes: Sequence[str],
+    val_size: float,
+    test_size: float,
+    seed: int,
+    val_from: str = "train",
+) -> dict[Entry, str]:
+    """What each image is for: "train", "val" or "test".
+
+    Where there is no ``val/`` or ``test/``, a share of each class, and one image at least, is taken
+    from those to train on, by a hash of ``seed`` and the file's path. So adding files changes the
+    choice little. With ``val_from="test"`` the validation images are such a share of the test
+    images, and those of ``val/`` are trained on.
+
+    Raises:
+        ValueError: if no image would be left to train on, or there are none to test on.
+    """
+    parts = {entry: entry.part for entry in entries}
+    if val_from == "test":
+        parts = {entry: "test" if part == "test" else "train" for entry, part in parts.items()}
+    given = set(parts.values())
+    if not test_size and "test" not in given:
+        raise ValueError("test_size=0: expected more, since there is no folder test/")
+    hashes = {e: hashlib.sha256(f"{seed} {e.path}".encode()).digest() for e in entries}
+    by_class: list[list[Entry]] = [[] for _ in classes]
+    for entry in sorted(entries, key=hashes.__getitem__):
+        by_class[entry.label].append(entry)
+    for name, members in zip(classes, by_class, strict=True):
+        chosen: dict[str, list[Entry]] = {"train": [], "val": [], "test": []}
+        for entry in members:
+            chosen[parts[entry]].append(entry)
+        readable = len(chosen["train"])
+        total = readable
+        if "test" not in given:
+            count = max(1, round(test_size * total))
+            chosen["test"], chosen["train"] = chosen["train"][:count], chosen["train"][count:]
+        if val_size and "val" not in given:
+            total = readable if val_from == "train" else len(chosen["test"])
+            count = max(1, round(val_size * total))
+            chosen["val"] = chosen[val_from][:count]
+            chosen[val_from] = chosen[val_from][count:]
+        if not chosen["train"] or (chosen["val"] and not chosen[val_from]):
+            purpose = "train" if not chosen["train"] else "test"
+            raise ValueError(
+                f"val_size={val_size} test_size={test_size}: expected to leave some of the "
+                f"{total} readable images of {name} to {purpose} on"
+            )
+        for part, part_entries in chosen.items():
+            parts.update(dict.fromkeys(part_entries, part))
+    return parts
+
+
+def known_before(root: Path, parts: Mapping[Entry, str]) -> list[Entry]:
+    """The images to validate or test on whose file, byte for byte, is one to train on, too.
+
+    So are test images that are validation images. The log says how many. Only files of equal size
+    are read.
+    """
+    sizes = {entry: (root / entry.path).stat().st_size for entry in parts}
+    counts = Counter(sizes.values())
+    first_part: dict[bytes, str] = {}
+    known = []
+    for part in ("train", "val", "test"):
+        found = []
+        for entry in parts:
+            if parts[entry] == part and counts[sizes[entry]] > 1:
+                digest = hashlib.sha256((root / entry.path).read_bytes()).digest()
+                if first_part.setdefault(digest, part) != part:
+                    found.append(entry)
+        if found:
+            purpose = {"val": "validation", "test": "test"}[part]
+            others = "training" if part == "val" else "training or validation"
+            message = "%s: %d %s images, such as %s, are %s images, too, and left out"
+            warn(message, root, len(found), purpose, found[0].path, others)
+        known += found
+    return known
