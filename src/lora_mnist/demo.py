@@ -33,7 +33,7 @@ class SideBySide:
         if cfg.adapter is None and any(Path(cfg.paths.outputs, "lora").glob("*/adapter")):
             cfg.adapter = "latest"
         self.cfg = as_trained(cfg, run)
-        self.data: ImageDataModule = make_data(self.cfg, "test")
+        self.data: ImageDataModule = make_data(self.cfg, "test", make_net(self.cfg))
         self._scales = {str(each.path): each.scale for each in find_adapters(self.cfg)}
         self.chosen = list(self._scales)
         self._last_loaded = lru_cache(maxsize=1)(self._load)

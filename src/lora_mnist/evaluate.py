@@ -20,7 +20,7 @@ from lora_mnist.adapters import (
 )
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import make_net, require_fit
-from lora_mnist.classifier.preprocessing import conventions, try_conventions
+from lora_mnist.classifier.preprocessing import conventions, try_conventions, within_chance
 from lora_mnist.classifier.significance import mcnemar, p_text
 from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.disk.numbers import check_require, parse_require
@@ -65,8 +65,8 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     cfg = as_trained(checked(cfg, run), run)
     comparisons = parse_require(cfg.require)
     trainer = make_trainer(cfg, run)
-    data = make_data(cfg, "test")
     net = make_net(cfg)
+    data = make_data(cfg, "test", net)
     base = load_base(cfg, net)
     require_fit(net, data, data.test_set)
     check_preprocessing(cfg, run, trainer, net, data)
@@ -134,19 +134,28 @@ def check_preprocessing(
     is_better = fewer < errors and p_value < _LEVEL
     if cfg.check == Check.auto and not is_better:
         return
-    changes, table = [], Table(*(f"data.{key}" for key in best.convention), "errors", "loss")
+    table = Table(*(f"data.{key}" for key in best.convention), "errors", "loss")
+    changes_of: dict[int, list[str]] = {}
     for trial in sorted(trials, key=_LOSS):
         texts = {}
+        changes_of[id(trial)] = []
         for key, value in trial.convention.items():
             texts[key] = "null" if value is None else str(value).replace(" ", "")
-            if trial is best and value != configured.convention[key]:
-                changes.append(f"data.{key}={texts[key]}")
+            if value != configured.convention[key]:
+                changes_of[id(trial)].append(f"data.{key}={texts[key]}")
         table.add_row(*texts.values(), str(int(trial.wrong.sum())), f"{trial.loss:.3f}")
+    changes = changes_of[id(best)]
     if cfg.check == Check.preprocessing:
         show(table)
     said = f"in {len(best.wrong):,} validation and training images"
     if best is configured:
-        log.info("the network was most likely trained as configured: %d errors %s", errors, said)
+        as_good = [" ".join(changes_of[id(each)]) for each in within_chance(best, trials[1:])]
+        if as_good:
+            text = "trained as configured, or, no worse by more than chance, with %s: %d errors %s"
+            log.info(f"the network was {text}", " | ".join(as_good[:5]), errors, said)
+        else:
+            text = "the network was most likely trained as configured: %d errors %s"
+            log.info(text, errors, said)
         return
     left_out = ["check=", "hydra."]
     for change in changes:

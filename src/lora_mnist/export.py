@@ -85,13 +85,13 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     load_base(cfg, net)
     data: ImageDataModule
     if cfg.data.data_dir is None and cfg.data.get("image_size"):
-        data, size = make_data(cfg, None), cfg.data.image_size
+        data, size = make_data(cfg, None, net), cfg.data.image_size
         height, width = [size, size] if isinstance(size, int) else size
         shape = (_RANDOM, data.channels, height, width)
         noise = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
         images: Images = ImageTensors(noise, torch.zeros(_RANDOM, dtype=torch.int64))
     else:
-        data = make_data(cfg, "test")
+        data = make_data(cfg, "test", net)
         images = data.test_set
     examples, _ = images.take([0, len(images) - 1])
     require_fit(net, data, images)

@@ -49,12 +49,12 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     """
     cfg = as_trained(checked(cfg), run)
     files = find_pictures(cfg.images, with_subfolders=cfg.mistakes is not None)
-    data: ImageDataModule = make_data(cfg, None)
+    net = make_net(cfg)
+    data: ImageDataModule = make_data(cfg, None, net)
     labels = {}
     if cfg.mistakes is not None:
         with config_group("images"):
             labels = {f: data.class_of_folder(f.resolve().parent.name) for f in files}
-    net = make_net(cfg)
     load_base(cfg, net)
     adapters = load_adapters(cfg, net)
     turn_adapters(cfg, net, adapters, data)

@@ -9,10 +9,17 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 from torchvision.datasets import ImageFolder
+from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
 from lora_mnist import MLP
-from lora_mnist.classifier.preprocessing import conventions
+from lora_mnist.classifier.preprocessing import (
+    Trial,
+    conventions,
+    within_chance,
+)
+from lora_mnist.data import FolderDataModule
+from lora_mnist.data.make import network_preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +89,12 @@ def test_asked_it_shows_what_it_tried(photos: Path, cli: Any) -> None:
     right = ("data.mean=0.0", "data.std=1.0")
     done = cli("eval.py", *OPTIONS, *right, "check=preprocessing", here=photos)
     assert done.code == 0, done.err
-    assert "the network was most likely trained as configured: " in done.err
+    (line,) = [line for line in done.err.splitlines() if "trained as configured, or," in line]
+    assert "with data.mean=" in line
     lines = [line for line in done.out.splitlines() if "rgb" in line or "bgr" in line]
     rows = [line.split("│")[1:-1] for line in lines]
-    assert len(rows) == 16
-    assert [cell.strip() for cell in rows[0][:4]] == ["crop", "0.0", "1.0", "rgb"]
+    assert len(rows) == 24
+    assert [cell.strip() for cell in rows[0][:5]] == ["crop", "1.0", "0.0", "1.0", "rgb"]
     losses = [float(row[-1]) for row in rows]
     assert losses == sorted(losses)
     wrong = cli("eval.py", *OPTIONS, "check=maybe", here=photos)
@@ -103,4 +111,40 @@ def test_only_what_the_images_have_is_tried() -> None:
     folder = {"mean": 0.1, "std": 0.3, "resize": "crop", "color_order": "rgb"}
     for tried in conventions({**folder, "channels": 1, "image_size": None}):
         assert (tried["resize"], tried["color_order"]) == ("crop", "rgb")
-    assert len(conventions({**folder, "channels": 3, "image_size": 8})) == 20
+    assert len(conventions({**folder, "crop_pct": None, "channels": 3, "image_size": 8})) == 30
+    assert conventions({**folder, "transform": {}, "crop_pct": None})[1:] == []
+
+
+def test_as_configured_is_said_only_where_no_other_way_is_within_chance() -> None:
+    wrong = torch.zeros(200, dtype=torch.bool)
+    wrong[:20] = True
+    best, same = Trial({}, 0.5, wrong), Trial({}, 0.5, wrong.clone())
+    near, far = wrong.clone(), wrong.clone()
+    near[20:24] = True  # four more errors are chance, forty are not
+    far[20:60] = True
+    close = Trial({}, 0.6, near)
+    assert within_chance(best, [same, close, Trial({}, 0.7, far)]) == [close]
+
+
+def test_a_network_names_its_own_preprocessing() -> None:
+    settings = {"_target_": "torchvision.models.resnet50", "weights": "IMAGENET1K_V2"}
+    keys = network_preprocessing(torch.nn.Identity(), settings)
+    theirs = ResNet50_Weights.IMAGENET1K_V2.transforms()
+    noise = torch.rand(3, 300, 260, generator=torch.Generator().manual_seed(0))
+    picture = v2.functional.to_pil_image(noise)
+    data = FolderDataModule(None, classes=["cat", "dog"], **keys)
+    ours = data.normalise(data._preparation(picture)[None])[0]
+    assert torch.equal(ours, theirs(picture))
+    for other in ({**settings, "weights": None}, {"_target_": "lora_mnist.MLP"}):
+        assert network_preprocessing(torch.nn.Identity(), other) == {}
+
+
+def test_a_network_of_timm_names_its_own_preprocessing() -> None:
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=2)
+    keys = network_preprocessing(net, {"_target_": "timm.create_model"})
+    theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
+    noise = torch.rand(3, 300, 260, generator=torch.Generator().manual_seed(0))
+    picture = v2.functional.to_pil_image(noise)
+    data = FolderDataModule(None, classes=["cat", "dog"], **keys)
+    assert torch.equal(data.normalise(data._preparation(picture)[None])[0], theirs(picture))

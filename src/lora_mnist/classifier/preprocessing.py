@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lora_mnist.classifier.significance import LEVEL, mcnemar
 from lora_mnist.data import ImageTensors
 
 #: Mean and deviation of ImageNet's pixels, as torchvision's models want them.
@@ -29,22 +30,30 @@ class Trial(NamedTuple):
 def conventions(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The usual ways to prepare images, those of ``settings`` first.
 
-    The others: images cropped or stretched; normalised with their own mean and deviation, with
-    ImageNet's, with 0.5 and 0.5, or only divided by 255; red first or, as in OpenCV, blue. Of the
-    arguments of a data module only those in ``settings`` are tried.
+    The others: images cropped, after scaling to their size or to 1 / 0.875 of it, or stretched;
+    normalised with their own mean and deviation, with ImageNet's, with 0.5 and 0.5, or only divided
+    by 255; red first or, as in OpenCV, blue. Of the arguments of a data module only those in
+    ``settings`` are tried, and no others beside a transform of one's own.
     """
-    keys = [key for key in ("resize", "mean", "std", "color_order") if key in settings]
-    configured = {key: settings[key] for key in keys}
-    resizes = ["crop", "stretch"] if settings.get("image_size") else [settings.get("resize")]
+    configured = {"resize": settings.get("resize") or "crop"}
+    configured |= {"crop_pct": settings.get("crop_pct") or 1.0}
+    configured |= {key: settings.get(key) for key in ("mean", "std", "color_order")}
+    configured = {key: value for key, value in configured.items() if key in settings}
+    if settings.get("transform"):
+        return [configured]
+    sizes = [(configured.get("resize"), configured.get("crop_pct"))]
+    if settings.get("image_size"):
+        sizes = [("crop", 1.0), ("crop", 0.875), ("stretch", 1.0)]
     pixels = [(settings["mean"], settings["std"]), (None, None), (0.5, 0.5), (0.0, 1.0)]
     orders = ["rgb"]
     if settings.get("channels") == 3:
         pixels.append(_IMAGENET)
         orders.append("bgr")
     tried = [configured]
-    for resize, (mean, std), order in product(resizes, pixels, orders):
-        values = {"resize": resize, "mean": mean, "std": std, "color_order": order}
-        convention = {key: values[key] for key in keys}
+    for (resize, crop_pct), (mean, std), order in product(sizes, pixels, orders):
+        values = {"resize": resize, "crop_pct": crop_pct, "mean": mean, "std": std}
+        values["color_order"] = order
+        convention = {key: values[key] for key in configured}
         if convention not in tried:
             tried.append(convention)
     return tried
@@ -65,24 +74,40 @@ def try_conventions(
     """
     configured = tried[0]
     parts = data.training_images()
-    chosen = []
+    indices = []
     for part in parts:
         spread = torch.linspace(0, len(part) - 1, min(count, len(part)))  # classes stand in a row
-        chosen.append(spread.long().tolist())
+        indices.append(spread.long().tolist())
     images: dict[str, Tensor] = {}
     for convention in tried:
-        resize = convention.get("resize", "")
-        if resize not in images:
-            resized = parts if convention is configured else data.resized(resize)
-            read = [part.take(of) for part, of in zip(resized, chosen, strict=True) if of]
-            images[resize], labels = (torch.cat(both) for both in zip(*read, strict=True))
+        sizing = {key: convention[key] for key in ("resize", "crop_pct") if key in convention}
+        if str(sizing) not in images:
+            sets = parts if convention is configured else data.prepared(**sizing)
+            batches = [part.take(some) for part, some in zip(sets, indices, strict=True) if some]
+            images[str(sizing)] = torch.cat([batch for batch, _ in batches])
+            labels = torch.cat([batch_labels for _, batch_labels in batches])
         prepared = copy.copy(data)
         if convention is not configured:
             prepared.color_order = convention.get("color_order", "rgb")
             prepared.mean, prepared.std = convention["mean"], convention["std"]
-        tensors = ImageTensors(images[resize], labels)
+        tensors = ImageTensors(images[str(sizing)], labels)
         prepared.measure(tensors)
         outputs = torch.cat([net(batch).cpu() for batch, _ in prepared.batches(tensors, device)])
         outputs *= _LOGITS_STD / outputs.std()
         wrong = outputs.argmax(dim=1) != labels
         yield Trial(convention, cross_entropy(outputs, labels).item(), wrong)
+
+
+def within_chance(first: Trial, others: Sequence[Trial]) -> list[Trial]:
+    """Those of ``others`` that are no worse than ``first`` by more than chance, by McNemar's test.
+
+    Left out are those that come to the same images: the same loss and the same errors.
+    """
+    found = []
+    for trial in others:
+        is_same = trial.loss == first.loss and torch.equal(trial.wrong, first.wrong)
+        better = int((first.wrong & ~trial.wrong).sum())
+        worse = int((trial.wrong & ~first.wrong).sum())
+        if not is_same and (worse <= better or mcnemar(better, worse) >= LEVEL):
+            found.append(trial)
+    return found

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.images import Augment, Batch, Images, ImageTensors, Subset
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes
 from lora_mnist.data.sampler import TrainingLoader, sampling_weights
-from lora_mnist.errors import UserError, config_group, is_number
+from lora_mnist.errors import is_number
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
@@ -407,22 +405,3 @@ def class_numbers(target: Target, classes: Sequence[str]) -> list[int]:
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"target={target}: expected each class once, and at least one")
     return chosen
-
-
-def make_data(cfg: DictConfig, stage: str | None) -> ImageDataModule:
-    """The data of ``cfg.data`` with the images of ``stage``: "fit", "test" or, for none, ``None``.
-
-    Raises:
-        UserError: if a value cannot be used, or there are no such images.
-    """
-    target, mistakes = cfg.get("target"), cfg.data.get("mistakes")
-    if target is not None and mistakes is not None:
-        raise UserError(f"target={target}: expected null, since data.mistakes={mistakes} is learnt")
-    with config_group("data"):
-        data: ImageDataModule = instantiate(cfg.data, _convert_="all")
-        if stage is None:
-            data.measure()
-        else:
-            data.prepare_data()
-            data.setup(stage)
-    return data

@@ -1,0 +1,82 @@
+"""The data of a configuration; where it is silent, as the network itself wants it."""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torchvision.models
+from hydra.utils import instantiate
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
+from torch import nn
+
+from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.errors import UserError, config_group
+
+_info = rank_zero_only(logging.getLogger(__name__).info)
+
+
+def make_data(cfg: DictConfig, stage: str | None, net: nn.Module | None = None) -> ImageDataModule:
+    """The data of ``cfg.data`` with the images of ``stage``: "fit", "test" or, for none, ``None``.
+
+    Keys that are null follow what ``net``, made from ``cfg.net``, says of its preprocessing.
+
+    Raises:
+        UserError: if a value cannot be used, or there are no such images.
+    """
+    target, mistakes = cfg.get("target"), cfg.data.get("mistakes")
+    if target is not None and mistakes is not None:
+        raise UserError(f"target={target}: expected null, since data.mistakes={mistakes} is learnt")
+    with config_group("data"):
+        changes = {}
+        if net is not None and not cfg.data.get("transform"):
+            for key, value in network_preprocessing(net, cfg.net).items():
+                if key in cfg.data and cfg.data[key] is None:
+                    changes[key] = value
+        if changes:
+            text = " ".join(f"data.{key}={value}" for key, value in changes.items())
+            _info("%s: as the network says", text.replace(", ", ","))
+        data: ImageDataModule = instantiate(cfg.data, _convert_="all", **changes)
+        if stage is None:
+            data.measure()
+        else:
+            data.prepare_data()
+            data.setup(stage)
+    return data
+
+
+def network_preprocessing(net: nn.Module, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a data module that the network itself names; empty where it names none.
+
+    A network of timm has a ``pretrained_cfg``; the weights of a torchvision network,
+    ``net.weights``, have ``transforms()``.
+
+    Args:
+        net: the network.
+        settings: what it was made from: ``_target_``, and perhaps ``weights``.
+    """
+    known = getattr(net, "pretrained_cfg", None)
+    if isinstance(known, dict) and "crop_pct" in known:
+        return {
+            "image_size": list(known["input_size"][1:]),
+            "resize": "stretch" if known.get("crop_mode") == "squash" else "crop",
+            "crop_pct": known["crop_pct"],
+            "interpolation": known["interpolation"],
+            "mean": list(known["mean"]),
+            "std": list(known["std"]),
+        }
+    weights, (package, _, builder) = settings.get("weights"), settings["_target_"].rpartition(".")
+    if not isinstance(weights, str) or not package.startswith("torchvision.models"):
+        return {}
+    members: Any = torchvision.models.get_model_weights(builder)
+    transforms = members[weights.rpartition(".")[2]].transforms()
+    size, scaled = transforms.crop_size[0], transforms.resize_size[0]
+    return {
+        "image_size": [size, size],
+        "resize": "crop",
+        "crop_pct": math.floor(1e6 * size / scaled) / 1e6,  # down: size / crop_pct is cut to pixels
+        "interpolation": transforms.interpolation.value,
+        "mean": list(transforms.mean),
+        "std": list(transforms.std),
+    }
