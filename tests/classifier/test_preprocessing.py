@@ -112,7 +112,7 @@ def test_only_what_the_images_have_is_tried() -> None:
     for tried in conventions({**folder, "channels": 1, "image_size": None}):
         assert (tried["resize"], tried["color_order"]) == ("crop", "rgb")
     assert len(conventions({**folder, "crop_pct": None, "channels": 3, "image_size": 8})) == 30
-    assert conventions({**folder, "transform": {}, "crop_pct": None})[1:] == []
+    assert conventions({**folder, "transform": {"_target_": "x"}, "crop_pct": None})[1:] == []
 
 
 def test_as_configured_is_said_only_where_no_other_way_is_within_chance() -> None:
