@@ -98,10 +98,8 @@ def test_asked_it_shows_what_it_tried(photos: Path, cli: Any) -> None:
     losses = [float(row[-1]) for row in rows]
     assert losses == sorted(losses)
     wrong = cli("eval.py", *OPTIONS, "check=maybe", here=photos)
-    assert (wrong.code, wrong.err) == (
-        2,
-        'check=maybe: expected one of ["auto", "preprocessing", null]\n',
-    )
+    assert wrong.code == 2
+    assert "expected one of [auto, preprocessing]" in wrong.err
 
 
 def test_only_what_the_images_have_is_tried() -> None:
