@@ -47,12 +47,14 @@ def test_an_odd_number_of_images_is_shared_out() -> None:
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """The same images step by step, and the same outcome but for the order of summation.
 
+    The second process finds another class and other weights, and the first decides.
     Two epochs of 342 nines; of 501 validation images none is counted twice.
     """
     small_base(tmp_path / "outputs")
     replay = 40
     options = ("stage=lora", *SMALL, *FEW, "data.val_size=501", "trainer.max_steps=8", "logger=csv")
     options = (*options, "data.batch_size=100", f"data.replay={replay}", "figures=false")
+    options = (*options, "digit=9", "data.hardness=0.5")
     options = (*options, "trainer.log_every_n_steps=2", f"paths.outputs={tmp_path}/outputs")
     options = (*options, "+callbacks.recorder._target_=helpers.recorder.Recorder")
     for trainer in ("cpu", "ddp_sim"):
@@ -60,6 +62,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     more = ("trainer=cpu", f"+callbacks.recorder.folder={tmp_path}/cpu/seen")
     train(composed("train", *options, *more), Run(tmp_path / "cpu"))
     more = ("trainer=ddp_sim", f"+callbacks.recorder.folder={tmp_path}/ddp_sim/seen")
+    more = (*more, "+callbacks.nudge._target_=helpers.recorder.Nudge")
     done = run_process(
         "train.py",
         *(*options, *more, f"hydra.run.dir={tmp_path}/ddp_sim"),
@@ -154,7 +157,9 @@ def test_a_signal_ends_both_processes(
     (os.killpg if whom == "all" else os.kill)(group.pid, signal.SIGTERM)
     assert wait_for(lambda: not members(group.pid), 30)
     assert group.wait() in (-signal.SIGTERM, 128 + signal.SIGTERM)  # the same to a shell
-    assert "Traceback" not in (tmp_path / "stderr").read_text()
+    said = (tmp_path / "stderr").read_text()
+    assert "Traceback" not in said
+    assert said.count("go on with: python train.py stage=pretrain") == 1
 
 
 @pytest.mark.slow

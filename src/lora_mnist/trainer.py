@@ -34,7 +34,7 @@ def make_trainer(cfg: DictConfig, run: Run, has_loggers: bool = True) -> Trainer
         value = cfg.trainer.get(key)
         if value is not None and (type(value) is not int or value < -1):
             raise UserError(f"trainer.{key}={value}: expected a whole number, or -1 for no end")
-    callbacks: list[Any] = [RandomStates(), PlainSigterm()]
+    callbacks: list[Any] = [RandomStates(), PlainSigterm(), FirstProcessDecides()]
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:
             with config_group(f"callbacks.{name}"):
@@ -78,15 +78,33 @@ def make_trainer(cfg: DictConfig, run: Run, has_loggers: bool = True) -> Trainer
 
 
 class PlainSigterm(Callback):
-    """In a distributed run SIGTERM ends each process at once, as it ends other programs.
+    """In a distributed run SIGTERM does what it did before training; other processes end at once.
 
     Lightning 2.6 tells the other processes from within its signal handler, by a broadcast that
     waits for ever where the signal comes during another one.
     """
 
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Remember the handler, before Lightning sets its own."""
+        self.handler = signal.getsignal(signal.SIGTERM)
+        if not trainer.is_global_zero:
+            self.handler = signal.SIG_DFL
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, self.handler)
+
+
+class FirstProcessDecides(Callback):
+    """What each process found before training, the class and how often to sample, is the first's.
+
+    Rounding may differ between machines, and with it which of two classes is the weakest.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for name in ("targets", "target_indices", "other_indices", "sampling_weights"):
+            setattr(data, name, trainer.strategy.broadcast(getattr(data, name)))
 
 
 @contextmanager

@@ -24,6 +24,17 @@ class Recorder(Callback):
         torch.save(self.seen, self.folder / f"{trainer.global_rank}.pt")
 
 
+class Nudge(Callback):
+    """Has the second process find other weights, another class and another scale than the first."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.global_rank == 1 and stage == "fit":
+            data.target_indices, data.other_indices = data.other_indices, data.target_indices
+            data.targets = [0]
+            data.sampling_weights = data.sampling_weights.flip(0)
+
+
 class Counter(Callback):
     """Counts steps, for the tests of what reaches the Trainer."""
 
