@@ -86,7 +86,7 @@ def test_of_many_classes_what_changed_comes_first(count: int) -> None:
     found = {"stage": "lora", "classes": [f"c{n}" for n in range(count)], "digit": [7, 50]}
     found |= {"test_base": outcome(base), "test": repaired(base, broken, fixed), "replay": 0}
     assert first_cells({**found, "repaired_before": [7, 5]}) == [
-        *("c7 *", "c50 *", "c5 (repaired before)", "c70", "c60", "c80", f"{count - 6} others"),
+        *("c7 *", "c50 *", "c5 +", "c70", "c60", "c80", f"{count - 6} others"),
         "all",
     ]
     assert len(first_cells({**found, "test": repaired(base, [1] * count, fixed)})) == 22

@@ -174,6 +174,6 @@ def class_rows(results: Mapping[str, Any], most: int) -> list[Row]:
         cells["errors, 95%"] = f"{low:.0f}-{high:.0f}"
         is_target = is_repair and len(classes) == 1 and classes[0] in targets_of(results)
         if len(classes) == 1 and classes[0] in repaired_before(results):
-            name += " (repaired before)"
+            name += " +"  # the table's title explains it
         rows.append(Row(name, classes, cells, change.mood, is_target))
     return rows

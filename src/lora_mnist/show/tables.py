@@ -16,7 +16,14 @@ from rich.text import Text
 from torch import nn
 
 from lora_mnist.lora import lora_names, lora_summary, trainable_parameters
-from lora_mnist.show.changes import class_rows, number_of, outcome_before, short_name, targets_of
+from lora_mnist.show.changes import (
+    class_rows,
+    number_of,
+    outcome_before,
+    repaired_before,
+    short_name,
+    targets_of,
+)
 from lora_mnist.show.verdict import verdict
 
 log = logging.getLogger(__name__)  # goes to the log's file
@@ -88,6 +95,8 @@ def _results_parts(results: Mapping[str, Any], folder: Path | None) -> list[Rend
     table.title = "errors on the test images"
     if is_repair:
         table.title = "test images, * to be repaired" if targets_of(results) else "test images"
+        if repaired_before(results):
+            table.title += ", + repaired before"
     for row in rows:
         # Better is green, worse is red, and the sign says the same without colours.
         styles = {"change": _STYLES[row.mood]}
