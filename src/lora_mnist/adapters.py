@@ -289,6 +289,7 @@ def write_adapter(
     if len(lora_names(net)) > 1 or any(each.scale != 1 for each in lora_adapters(net)):
         sum_adapters(net)
     metadata = {
+        "base_sha256": base.sha256,
         "dataset": str(data.name),
         "targets": json.dumps([data.classes[target] for target in targets]),
         "preprocessing": json.dumps({"mean": data.mean, "std": data.std}),

@@ -91,7 +91,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
             each[name] = module.outcomes["test"]
             set_lora_enabled(net, True)
         trainer.test(module, datamodule=data, verbose=False)
-    results = collect_results(cfg, data, net, module.outcomes, clock)
+    results = collect_results(cfg, data, net, module.outcomes, clock, base_sha256=base.sha256)
     if each:
         results["each"] = each
     results["adapter"] = settings["adapter"]

@@ -180,7 +180,8 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         outcomes = dict(module.outcomes)
         if earlier:
             outcomes |= count_untouched(net, data, trainer, outcomes)
-        results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step, best)
+        steps = trainer.global_step
+        results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial}
         results["repaired_before"] = adapter_targets(earlier, data.classes)
         if trainer.is_global_zero:
@@ -212,8 +213,9 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
         best = fit(cfg, trainer, module, data, checkpoint, clock)
         test(trainer, module, data, clock)
-        results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step, best)
-        results |= {"base_unchanged": False, "base_sha256": base.sha256}
+        outcomes, steps = module.outcomes, trainer.global_step
+        results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
+        results["base_unchanged"] = False
         write_results(run.folder, results, module.predictions, data.test_set)
         show_run(trainer, results, run, cfg.figures)
     if useless := why_useless(cfg, module, data):

@@ -57,6 +57,8 @@ def test_results_tell_the_errors_on_the_target(
     assert (results["tags"], results["notes"], results["best"]) == (["wide"], "why", None)
     assert (results["digit"], results["target"]) == (digit, name)
     assert results["base_sha256"] == fingerprint(tiny.state_dict())
+    known = collect_results(cfg, data(target), tiny, outcomes, Clock(), base_sha256="ab")
+    assert known["base_sha256"] == "ab"
     for split in ("val", "test"):
         assert results[split].pop("errors_of_target", None) == expected
         assert results[split] == outcomes[split] == outcome(1, 4, 30)

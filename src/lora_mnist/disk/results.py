@@ -16,7 +16,7 @@ from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import RESULTS_FILE
 from lora_mnist.disk.predictions import write_predictions
-from lora_mnist.lora import base_state_dict, count_parameters, fingerprint
+from lora_mnist.lora import count_parameters, fingerprint
 
 
 def new_run_folder(cfg: DictConfig) -> Path:
@@ -63,11 +63,19 @@ def collect_results(
     clock: Clock,
     steps: int = 0,
     best: Mapping[str, Any] | None = None,
+    base_sha256: str | None = None,
 ) -> dict[str, Any]:
     """The run's outcome as results.json has it.
 
-    ``net`` is the network as it ended, ``outcomes`` what was counted, by split; ``best`` says of
-    the best weights, if they were tested in place of the last, monitor, value and step.
+    Args:
+        cfg: the run's configuration.
+        data: the images, and the classes that were trained on.
+        net: the network as it ended.
+        outcomes: what was counted, by split.
+        clock: measured the run.
+        steps: of training.
+        best: monitor, value and step of the best weights, where they took the place of the last.
+        base_sha256: of the base that the run started from; ``None``: ``net`` itself is a new base.
     """
     targets = data.targets
     several = len(targets) > 1
@@ -103,7 +111,7 @@ def collect_results(
         "parameters": count_parameters(net),
         **splits,
         "base_unchanged": None,
-        "base_sha256": fingerprint(base_state_dict(net)),
+        "base_sha256": base_sha256 or fingerprint(net.state_dict()),
         "adapter": None,
         "seconds": clock.seconds(),
     }
