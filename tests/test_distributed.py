@@ -26,7 +26,7 @@ from lora_mnist.train import train
 def recorded(folder: Path) -> tuple[dict[str, Any], list[list[Tensor]], list[float]]:
     """What a run has left: results, the images of each step in each process, losses."""
     images = [torch.load(path, weights_only=True) for path in sorted(folder.glob("seen/*"))]
-    with (folder / "csv" / "metrics.csv").open(newline="") as file:
+    with next(folder.rglob("metrics.csv")).open(newline="") as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     return read_results(folder), images, losses
 

@@ -21,6 +21,7 @@ from lora_mnist import MLP
 from lora_mnist.disk.base import own_file, read_base
 from lora_mnist.disk.checkpoint import LAST, RUN_FILE
 from lora_mnist.errors import UserError
+from lora_mnist.project import Run
 from lora_mnist.train import train
 
 Go = Callable[..., Path]
@@ -69,7 +70,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
         common += [f"resume={folder}"] if resume else []
         monkeypatch.setenv("CRASH", str(-1 if crash is None else crash))
         try:
-            train(composed("train", *common, *overrides), folder)
+            train(composed("train", *common, *overrides), Run(folder))
         except Crashed:
             assert crash is not None
         else:
@@ -297,15 +298,15 @@ def test_other_images_are_refused_by_name(
     ]
     monkeypatch.setenv("CRASH", "8")
     with pytest.raises(Crashed):
-        train(composed("train", *options), folder)
+        train(composed("train", *options), Run(folder))
     assert step_of(folder) == 7
     monkeypatch.setenv("CRASH", "-1")
     shutil.copy(photos / "dog" / "1.png", photos / "cat" / "1.png")
     with pytest.raises(UserError, match=r"^data\.data_dir=.*: its images have changed; expected"):
-        train(composed("train", *options, f"resume={folder}"), folder)
+        train(composed("train", *options, f"resume={folder}"), Run(folder))
     (photos / "cat").rename(photos / "yak")
     with pytest.raises(UserError, match=r"^classes=.*: expected .*, as in resume="):
-        train(composed("train", *options, f"resume={folder}"), folder)
+        train(composed("train", *options, f"resume={folder}"), Run(folder))
 
 
 # --- which run -----------------------------------------------------------------------------------
