@@ -1,24 +1,18 @@
-"""The runs of a study: python train.py in this process, each in a folder of its own, done once."""
+"""The runs of a study: python train.py in this process, each done once; and tables."""
 
 import hashlib
 import json
-import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
-from lora_mnist.classifier.metrics import count_errors
-from lora_mnist.classifier.net import make_net
-from lora_mnist.data import make_data
-from lora_mnist.disk.base import read_base
+from lora_mnist.disk.results import write_json
 from lora_mnist.errors import TrainingError
 from lora_mnist.project import Run
 from lora_mnist.train import train
@@ -31,7 +25,7 @@ Settings = Sequence[str]
 #: What results.json holds.
 Results = dict[str, Any]
 
-#: Of every run: no files that nobody would read.
+#: No files that nobody would read.
 QUIET = (
     "logger=none",
     "figures=false",
@@ -51,88 +45,33 @@ def composed(settings: Settings) -> DictConfig:
 def run(settings: Settings) -> tuple[Path, Results]:
     """The folder and the results of a run: as it was left, or done now."""
     cfg = composed([*QUIET, *settings])
-    text = json.dumps(OmegaConf.to_container(cfg, resolve=True), sort_keys=True)
-    folder = OUTPUT / "runs" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    text = json.dumps(OmegaConf.to_container(cfg), sort_keys=True)
+    folder = OUTPUT / "runs" / _short_hash(text)
     file = folder / "results.json"
     if not file.exists():  # it is written last, and whole
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         print(" ".join(settings), file=sys.stderr, flush=True)
-        with suppress(TrainingError):  # of a network that was made useless there are results, too
+        with suppress(TrainingError):  # a network that was made useless has results, too
             train(cfg, Run(folder))
     return folder, json.loads(file.read_text())
 
 
-@dataclass(frozen=True)
-class Base:
-    """A base that the study pretrains."""
-
-    seed: int
-    common: Settings = ()  # of pretraining and of every run: dataset, network
-    pretrain: Settings = ()  # further ones of pretraining
-
-    @property
-    def file(self) -> Path:
-        """Where its weights are."""
-        name = re.sub(r"\W", "_", " ".join([*self.common, *self.pretrain]) or "mnist")
-        return OUTPUT / "bases" / f"{name}_{self.seed}.ckpt"
-
-    def results(self) -> Results:
-        """What pretraining found; it is done now, if it was not yet."""
-        own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt={self.file}"]
-        return run([*self.common, *self.pretrain, *own])[1]
-
-    def classes(self) -> list[int]:
-        """All classes, the one with the most validation errors first."""
-        errors = self.results()["val"]["errors_per_class"]
-        return sorted(range(len(errors)), key=lambda c: -errors[c])
-
-    def run(self, settings: Settings, digit: int) -> tuple[Path, Results]:
-        """A run on this base; it repairs ``digit``, unless ``settings`` say otherwise."""
-        self.results()
-        return run([*self.common, f"base_ckpt={self.file}", f"digit={digit}", *settings])
-
-    def load(self, file: Path | None = None) -> tuple[DictConfig, nn.Module]:
-        """A configuration on this base, and its network with its weights, or those in ``file``."""
-        cfg = composed([*self.common, "stage=lora"])
-        net = make_net(cfg)
-        read_base(file or self.file, net)
-        return cfg, net
+def kept(name: str, compute: Callable[[], Any]) -> Any:
+    """What ``compute`` returns, as JSON has it: from its file, or computed now."""
+    file = OUTPUT / "plain" / f"{_short_hash(name)}.json"
+    if not file.exists():
+        print(name, file=sys.stderr, flush=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, compute())
+    return json.loads(file.read_text())
 
 
-def cases(plan: Mapping[str, Any], quick: bool = False) -> list[tuple[Base, int]]:
-    """Each base of a table with each class to repair; if ``quick`` one case of few steps."""
-    seeds, digits = plan["bases"], plan["digits"]
-    common, pretrain = (plan.get(key, "").split() for key in ("common", "pretrain"))
-    if plan.get("pictures"):
-        folder = OUTPUT / plan["pictures"]
-        common = ["data=folder", f"data.data_dir={folder}", "data.val_size=0.2", *common]
-    if quick:
-        seeds, digits = seeds[:1], digits[:1]
-        common = [*common, "trainer.max_steps=50"]
-    found: list[tuple[Base, int]] = []
-    for seed in seeds:
-        base = Base(seed, tuple(common), tuple(pretrain))
-        for digit in digits:
-            case = base, base.classes()[0] if digit == "weakest" else digit
-            if case not in found:
-                found.append(case)
-    return found
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def count_test_errors(cfg: DictConfig, net: nn.Module) -> Results:
-    """What is counted on the test images, with ``net`` as it is."""
-    data = make_data(cfg, "test")
-    return count_errors(net.eval(), data.batches(data.test_set), len(data.classes))
-
-
-def errors(outcome: Results, classes: Sequence[int]) -> tuple[int, int]:
-    """Errors on some classes, and on all, of one split's ``outcome``."""
-    per_class = outcome["errors_per_class"]
-    return sum(per_class[c] for c in classes), sum(per_class)
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """A Markdown table: so many columns of ``texts``, then numbers."""
-    lines = [heads, ["---"] * texts + ["---:"] * (len(heads) - texts), *rows]
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: a column of text, then columns of numbers."""
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,189 +1,199 @@
-"""What a repair is worth: methods side by side on bases that no search has seen.
+"""What a repair is worth beside what anybody would do, on classifiers that no search has seen.
 
-    python scripts/studies/repair.py test            # a table of docs/repair.md; or tasks, several
-    python scripts/studies/repair.py test --quick    # one base, one class, few steps: does it work?
+    python scripts/studies/repair.py           # the tables of docs/repair.md
+    python scripts/studies/repair.py --quick   # one classifier: does it work?
 
-The methods and the bases are in repair.yaml, the networks and pictures of the tasks in tasks.py.
-Bases are pretrained where they are missing. Every run has a folder of its own in
-outputs/repair_study; killed or called again, the study does what is missing.
+The classifiers are in tasks.py, the plain methods in plain.py. Bases are pretrained where they are
+missing. Every run is kept in outputs/repair_study; called again, the study does what is missing.
 """
 
 import argparse
+import copy
 import logging
+import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
-from jobs import Base, Results, cases, count_test_errors, errors, run, table
-from safetensors.torch import save_file
-from tasks import PICTURES, weighted_fine_tuning
+from jobs import Results, kept, table
+from plain import SCALES, Point, Shares, best, front, logits_of, point, shifted, twenty_lines
+from tasks import TASKS, Case, Task
+from torch import Tensor
 
-from lora_mnist import load_adapter, merge_lora
+from lora_mnist import load_adapter, set_lora_scale
 
-PLAN: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())
-METHODS: dict[str, Any] = PLAN["methods"]
+#: By method: overrides of python train.py. An adapter is counted as trained, and as dialled.
+METHODS = {
+    "notebook": "stage=lora",
+    "repair_private": "experiment=repair_private lora.scale=1",
+    "going on": (
+        "stage=finetune digit=null target=null data.batch_size=100 trainer.max_steps=400 "
+        "scheduler=linear"
+    ),
+    "full fine-tuning, our loss": (
+        "stage=finetune data.replay=90 loss.target_weight=0.25 trainer.max_steps=400 "
+        "scheduler=linear"
+    ),
+    "repair": "experiment=repair lora.scale=1",
+}
+#: Other weights of the class in the loss, for the fronts.
+OTHER_WEIGHTS = (0.1, 0.5)
+#: Twenty lines: each rate with the first weight, then each weight with the best rate.
+RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 1, 10)
+#: Errors left on the class, in percent, at which errors in all are compared.
+TARGETS = (50, 35, 25)
 
-#: By method: the numbers of each run.
-Rows = dict[str, list[dict[str, float]]]
-
-
-def row(test: Results, base: Results, classes: Sequence[int]) -> dict[str, float]:
-    """The numbers of a repair of ``classes``: what was counted on test images, and of the base."""
-    after, before = errors(test, classes), errors(base, classes)
-    numbers = {"class": 100 * after[0] / before[0], "all": 100 * after[1] / before[1]}
-    numbers |= {"base class": before[0], "base all": before[1]}
-    for name in ("repaired", "broken"):
-        if name in test:  # weighted fine-tuning counts errors alone
-            numbers[name] = test[name]
-    return numbers
-
-
-def compare(plan: dict[str, Any], quick: bool) -> Rows:
-    """Run every method of a table."""
-    if "pictures" in plan:
-        PICTURES[plan["pictures"]]()
-    rows: Rows = {}
-    for base, digit in cases(plan, quick):
-        before = base.results()["test"]
-        rows.setdefault("base", []).append({**row(before, before, [digit]), "weights": 0})
-        for method in plan.get("methods", METHODS):
-            settings = METHODS[method]
-            if isinstance(settings, int):
-                after = weighted_fine_tuning(base, digit, settings)
-            else:
-                _, after = base.run(settings.split(), digit)
-            numbers = row(after["test"], before, [digit])
-            numbers["weights"] = after["parameters"]["trainable"]
-            rows.setdefault(method, []).append(numbers)
-    return rows
+#: By method: its shares on the test images.
+Row = dict[str, Shares]
 
 
-# --- several classes ------------------------------------------------------------------------------
+def study(task: Task) -> tuple[Row, dict[str, list[Shares]], list[int]]:
+    """Every method on one classifier; the points of those that have a front; the base's errors."""
+    case = task.load()
+    labels = case.labels["test"]
+    before = [logits_of(case.net, case.images[part]) for part in ("val", "test")]
+    wrong = before[1].argmax(1) != labels
+    base = [int((wrong & (labels == case.target)).sum()), int(wrong.sum())]
+    numbers, tuned = shifted(case, before, before), tune(task, case, before)
+    rows = {"one number": best(numbers).test, "twenty lines": best(tuned).test}
+    repaired = []
+    for method, settings in METHODS.items():
+        folder, results = task.run(settings)
+        if "dial" not in results:
+            rows[method] = of_results(results, case.target)
+            continue
+        rows[f"{method}, scale 1"] = of_results(results, case.target)
+        advised = results["dial"]["advised"]
+        points = turned(case, before, folder / "adapter", (advised, *SCALES))
+        rows[f"{method}, scale auto"] = points[0].test
+        if method == "repair":
+            repaired += points[1:]
+    for weight in OTHER_WEIGHTS:
+        folder, _ = task.run(f"{METHODS['repair']} loss.target_weight={weight}")
+        repaired += turned(case, before, folder / "adapter", SCALES)
+    fronts = {
+        "one number": [each.test for each in numbers],
+        "twenty lines": [each.test for each in tuned],
+        "repair": [each.test for each in repaired],
+    }
+    return rows, fronts, base
 
 
-def compare_several(quick: bool) -> Rows:
-    """Repairs in a row, repairs put together, and as many steps of plain training."""
-    repair = METHODS["repair, scale 1"].split()
-    plain = METHODS["going on with hardness 0.5"].split()
-    rows: Rows = {}
-    for base, _ in cases(PLAN["several"], quick):
-        classes, before = base.classes(), base.results()["test"]
-        four, tests = classes[:4], {}
-        adapters = [base.run(repair, digit)[0] / "adapter" for digit in four]
-        for scale in (1.0, 0.5, 0.25):
-            method = f"4 independent repairs together, each at {scale:g}"
-            tests[method] = four, together(base, adapters, scale)
-        repaired = in_a_row(base, repair)
-        for count in (4, len(classes)):
-            tests[f"{count} repairs in a row"] = classes[:count], repaired[count - 1]
-            steps = 100 * count
-            _, trained = base.run([*plain, f"trainer.max_steps={steps}"], classes[0])
-            method = f"training on all classes, {steps} steps"
-            tests[method] = classes[:count], trained["test"]
-        for method, (target, test) in tests.items():
-            rows.setdefault(method, []).append(row(test, before, target))
-    return rows
+def tune(task: Task, case: Case, before: Sequence[Tensor]) -> list[Point]:
+    """Twenty lines: the points of each weight, with the rate that validation images choose."""
+
+    def tried(rate: float, weight: int) -> list[Point]:
+        def compute() -> dict[str, list[Point]]:
+            return {"points": twenty_lines(case, before, rate, weight)}
+
+        points = kept(f"{task}, twenty lines, {rate}, {weight}", compute)["points"]
+        return [Point(Shares(*val), Shares(*test)) for val, test in points]
+
+    first, *others = CLASS_WEIGHTS
+    by_rate = {rate: tried(rate, first) for rate in RATES}
+    chosen = min(RATES, key=lambda rate: sum(best(by_rate[rate]).val[:2]))
+    points = by_rate[chosen]
+    for weight in others:
+        points = points + tried(chosen, weight)
+    return points
 
 
-def together(base: Base, adapters: Sequence[Path], scale: float) -> Results:
-    """What is counted on the test images with all ``adapters`` on, each at ``scale``."""
-    cfg, net = base.load()
-    for adapter in adapters:
-        load_adapter(net, adapter, scale=scale)
-    return count_test_errors(cfg, net)
+def of_results(results: Results, target: int) -> Shares:
+    """What results.json says of the test images."""
+    after, before = results["test"], results["test_base"]
+    few, many = after["errors_per_class"][target], sum(after["errors_per_class"])
+    few_before, many_before = before["errors_per_class"][target], sum(before["errors_per_class"])
+    others = 100 * (many - few) / (many_before - few_before)
+    flipped = 100 * after["broken"] / sum(after["images_per_class"])
+    return Shares(100 * few / few_before, 100 * many / many_before, others, flipped)
 
 
-def in_a_row(base: Base, repair: Sequence[str]) -> list[Results]:
-    """What is counted on the test images after each repair: of every class, the weakest first.
-
-    Each starts from what the last one left.
-    """
-    start, tests = base.file, []
-    for digit in base.classes():
-        own = [f"base_ckpt={start}", f"digit={digit}", f"seed={base.seed}"]
-        folder, results = run([*base.common, *repair, *own])
-        tests.append(results["test"])
-        _, net = base.load(start)
-        merge_lora(load_adapter(net, folder / "adapter"))
-        start = folder / "merged.safetensors"
-        save_file(net.state_dict(), start)
-    return tests
+def turned(
+    case: Case, before: Sequence[Tensor], adapter: Path, scales: Sequence[float]
+) -> list[Point]:
+    """A finished adapter at several scales."""
+    net = load_adapter(copy.deepcopy(case.net), adapter)
+    points = []
+    for scale in scales:
+        set_lora_scale(net, scale)
+        after = [logits_of(net, case.images[part]) for part in ("val", "test")]
+        points.append(point(case, before, after))
+    return points
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def mean(runs: Sequence[dict[str, float]], name: str) -> str:
-    """The mean of a number over ``runs``; nothing where it was not counted."""
-    if name not in runs[0]:
-        return ""
-    return f"{statistics.mean(run[name] for run in runs):,.0f}"
-
-
-def spread(runs: Sequence[dict[str, float]], name: str) -> str:
-    """Mean, standard deviation and worst case of a percentage."""
-    values = [run[name] for run in runs]
-    text = f"{statistics.mean(values):.1f}%"
-    if len(set(values)) > 1:
-        text += f" ± {statistics.stdev(values):.1f}, {max(values):.0f}%"
-    return text
-
-
-def fewer(runs: Sequence[dict[str, float]]) -> str:
-    """In how many cases there are fewer errors than the base has."""
-    return f"{sum(run['all'] < 100 for run in runs)} of {len(runs)}"
-
-
-def test(rows: Rows) -> str:
-    """The table of methods on one task, and how many errors the base has."""
-    heads = ["method", "on the class: mean, worst", "of all: mean, worst"]
-    heads += ["repaired", "broken", "trained weights", "fewer in all"]
+def methods_table(rows: Sequence[Row]) -> str:
+    """The mean and the worst of each method over all classifiers."""
     lines = []
-    for method, runs in rows.items():
-        shares = [spread(runs, name) for name in ("class", "all")]
-        counts = [mean(runs, name) for name in ("repaired", "broken", "weights")]
-        lines.append([method, *shares, *counts, fewer(runs)])
-    base = rows["base"]
-    few, many = mean(base, "base class"), mean(base, "base all")
-    told = f"The base's errors, on average: {few} on the class, {many} in all."
-    return f"{table(heads, lines)}\n\n{told}"
+    for method in rows[0]:
+        each = [row[method] for row in rows]
+        cells = [method]
+        for name in ("target", "every", "others"):
+            values = [getattr(one, name) for one in each]
+            cells.append(f"{statistics.mean(values):.0f}%, {max(values):.0f}%")
+        cells.append(f"{statistics.mean(one.flipped for one in each):.2f}%")
+        cells.append(f"{sum(one.every < 100 for one in each)} of {len(each)}")
+        lines.append(cells)
+    heads = ["method", "on the class: mean, worst", "in all: mean, worst"]
+    heads += ["others: mean, worst", "negative flips", "fewer in all"]
+    return table(heads, lines)
 
 
-def several(rows: Rows) -> str:
-    """The table of several repairs."""
-    lines = [[method, spread(runs, "class"), spread(runs, "all")] for method, runs in rows.items()]
-    return table(["method", "on the class: mean, worst", "of all: mean, worst"], lines)
-
-
-def tasks(of: dict[str, Rows]) -> str:
-    """The table with a column for each task: errors on the class and of all, means in percent."""
+def tasks_table(tasks: Sequence[Task], rows: Sequence[Row], bases: Sequence[list[int]]) -> str:
+    """Errors on the class / in all, in percent of the base's, for each classifier."""
+    methods = ("one number", "twenty lines", "full fine-tuning, our loss", "repair, scale auto")
     lines = []
-    for method in next(iter(of.values())):
-        cells, every = [method], []
-        for rows in of.values():
-            runs = rows.get(method, [])
-            every += runs
-            kind = "base " if method == "base" else ""  # of which it is their number
-            both = [mean(runs, f"{kind}{name}") for name in ("class", "all")] if runs else []
-            cells.append(" / ".join(both))
-        lines.append([*cells, fewer(every)])
-    return table(["method", *of, "fewer in all"], lines)
+    for task, row, base in zip(tasks, rows, bases, strict=True):
+        cells = [f"{row[each].target:.0f} / {row[each].every:.1f}" for each in methods]
+        lines.append([task.name, f"{base[0]} / {base[1]}", *cells])
+    return table(["classifier", "the base's errors", *methods], lines)
+
+
+def fronts_table(tasks: Sequence[Task], fronts: Sequence[dict[str, list[Shares]]]) -> str:
+    """Errors in all at the same errors on the class: a row a classifier, and the mean."""
+    heads, lines, numbers = ["classifier"], [], []
+    for target in TARGETS:
+        heads += [f"{target}%: {method}" for method in fronts[0]]
+    for task, points in zip(tasks, fronts, strict=True):
+        row = [front(points[method], target) for target in TARGETS for method in points]
+        numbers.append(row)
+        lines.append([task.name, *("" if math.isnan(value) else f"{value:.1f}" for value in row)])
+    means = []
+    for column in zip(*numbers, strict=True):
+        reached = [value for value in column if not math.isnan(value)]
+        means.append(f"{statistics.mean(reached):.1f}")
+    return table(heads, [*lines, ["mean", *means]])
+
+
+def seen_table(tasks: Sequence[Task]) -> str:
+    """A repair whose validation images the base was trained on, and whose dial looks at others."""
+    lines = []
+    for task in tasks:
+        known = replace(task, knows_val=True)
+        target = known.load().target
+        cells = [task.name]
+        for settings in ("", " data.val_from=test"):
+            _, results = known.run(f"experiment=repair{settings}")
+            numbers = of_results(results, target)
+            scale = results["dial"]["advised"]
+            cells.append(f"{scale:g}: {numbers.target:.0f} / {numbers.every:.1f}")
+        lines.append(cells)
+    return table(["classifier", "validation images that it knows", "`data.val_from=test`"], lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("what", choices=("test", "tasks", "several"), help="which table")
     parser.add_argument("--quick", action="store_true", help="the least that shows that it works")
-    arguments = parser.parse_args()
+    quick = parser.parse_args().quick
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each run says the same
-    if arguments.what == "test":
-        print(test(compare(PLAN["test"], arguments.quick)))
-    elif arguments.what == "tasks":
-        print(tasks({name: compare(plan, arguments.quick) for name, plan in PLAN["tasks"].items()}))
-    else:
-        print(several(compare_several(arguments.quick)))
+    tasks = TASKS[:1] if quick else TASKS
+    studies = [study(task) for task in tasks]
+    rows, fronts, bases = zip(*studies, strict=True)
+    print(methods_table(rows), tasks_table(tasks, rows, bases), sep="\n\n")
+    print(fronts_table(tasks, fronts), seen_table(tasks[:2]), sep="\n\n")
 
 
 if __name__ == "__main__":

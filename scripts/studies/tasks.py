@@ -1,26 +1,32 @@
-"""Tasks that are not MNIST's MLP: small networks, and folders of pictures made from what is there.
+"""Classifiers with a weak class: pictures made from what is there, small networks, their bases.
 
 ``net=custom net._target_=tasks.ResNet`` finds a network here. Fashion-MNIST is in Debian's package
-dataset-fashion-mnist, the digits are scikit-learn's.
+dataset-fashion-mnist; scikit-learn has the digits and photographs, matplotlib the letters.
 """
 
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy
 import torch
-import torch.nn.functional as F
-from jobs import OUTPUT, Base, Results, composed, count_test_errors
-from PIL import Image
+from jobs import OUTPUT, PROJECT, Results, composed, run
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from lora_mnist.data import Batch, ImageDataModule, Images, make_data
+from lora_mnist.classifier.net import make_net
+from lora_mnist.data import load_images, make_data
+from lora_mnist.disk.base import read_base
 
 
 class ResNet(nn.Module):
     """Three residual blocks with batch normalisation, and dropout before the last layer."""
 
-    def __init__(self, width: int = 16, num_classes: int = 10) -> None:
+    def __init__(self, width: int = 8, num_classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.down = nn.ModuleList()
@@ -45,89 +51,196 @@ class ResNet(nn.Module):
         return logits
 
 
-class ViT(nn.Module):
-    """A vision transformer: patches of 7x7 pixels, two layers, the mean of the patches."""
-
-    def __init__(self, width: int = 64, num_classes: int = 10) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, width, 7, 7)
-        self.position = nn.Parameter(0.02 * torch.randn(16, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(width, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        patches = self.patches(images).flatten(2).transpose(1, 2)
-        logits: Tensor = self.head(self.encoder(patches + self.position).mean(1))
-        return logits
+# --- pictures: FOLDER/train, val and test, a folder a class --------------------------------------
 
 
-def clothes() -> None:
-    """5,000 pictures of Fashion-MNIST in colours, with noise; 2,000 of them to test on."""
-    data = make_data(composed(["stage=lora", "data=fashion_mnist"]), "fit")
-    images, labels = data.train_set.take(list(range(5000)))
+def fashion(folder: Path, first: int = 0) -> None:
+    """14,000 pictures of Fashion-MNIST."""
+    images, labels = load_images("FashionMNIST", PROJECT / "data", train=True)
+    end = first + 14_000
+    _write(folder, images[first:end, 0].numpy() / 255, labels[first:end].tolist(), 0)
+
+
+def clothes(folder: Path, first: int = 20_000) -> None:
+    """10,000 pictures of Fashion-MNIST in colours, with noise."""
+    images, labels = load_images("FashionMNIST", PROJECT / "data", train=True)
+    end = first + 10_000
+    generator = numpy.random.default_rng(first)
+    front = generator.uniform(0.3, 1, (10_000, 1, 1, 3))
+    back = generator.uniform(0, 0.4, (10_000, 1, 1, 3))
+    grey = images[first:end, 0, :, :, None].numpy() / 255
+    _write(folder, grey * front + (1 - grey) * back, labels[first:end].tolist(), 0.08)
+
+
+def letters(folder: Path) -> None:
+    """14,000 small letters of 26 classes, in six fonts, slanted and turned, with noise."""
+    place = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    names = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic", "cmr10", "cmtt10")
+    fonts = [ImageFont.truetype(str(place / f"{name}.ttf"), 40) for name in names]
     generator = numpy.random.default_rng(0)
-    front = generator.uniform(0.3, 1, (5000, 1, 1, 3))
-    back = generator.uniform(0, 0.4, (5000, 1, 1, 3))
-    grey = images[:, 0, :, :, None].numpy() / 255
-    _write("clothes", grey * front + (1 - grey) * back, labels, noise=0.08, test=2000)
+    images, labels = [], []
+    for _ in range(14_000):
+        letter = "abcdefghijklmnopqrstuvwxyz"[generator.integers(26)]
+        image = Image.new("L", (64, 64))
+        font = fonts[generator.integers(len(fonts))]
+        ImageDraw.Draw(image).text((32, 32), letter, fill=255, font=font, anchor="mm")
+        a, b, d, e = generator.normal((1, 0, 0, 1), 0.22)
+        c, f = 32 - 32 * (a + b), 32 - 32 * (d + e)  # the middle stays where it is
+        image = image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f))
+        images.append(numpy.asarray(image.resize((16, 16), Image.Resampling.BOX)) / 255)
+        labels.append(letter)
+    _write(folder, numpy.stack(images), labels, 0.15)
 
 
-def digits() -> None:
-    """scikit-learn's 1,797 digits, 8x8 pixels, with noise; 800 of them to test on."""
-    from sklearn.datasets import load_digits  # late: nothing else here needs it
+def photos(folder: Path) -> None:
+    """The 1,797 digits over photographs of examples/own_classifier."""
+    script = PROJECT / "examples" / "own_classifier" / "make_images.py"
+    folder.mkdir(parents=True)
+    subprocess.run([sys.executable, script], cwd=folder, check=True)
+    for part in (folder / "photos").iterdir():
+        part.rename(folder / part.name)
 
-    images, labels = load_digits(return_X_y=True)
-    _write("digits", images.reshape(-1, 8, 8) / 16, labels, noise=0.2, test=800)
 
-
-def _write(name: str, images: Any, labels: Any, noise: float, test: int) -> None:
-    """Write pictures, on the scale 0 to 1, as a folder that ``data=folder`` reads."""
-    folder = OUTPUT / name
-    images = images + numpy.random.default_rng(1).normal(0, noise, images.shape)
-    images = (255 * images.clip(0, 1)).astype("uint8")
+def _write(folder: Path, images: Any, labels: list[Any], noise: float) -> None:
+    """Write pictures, on the scale 0 to 1: 3 of 10 to test on, 1 of 10 to validate."""
+    images = images + numpy.random.default_rng(1).normal(0, noise or 1e-9, images.shape)
+    images = (255 * images.clip(0, 1)).round().astype("uint8")
     for number, label in enumerate(labels):
-        place = folder / ("test" if number < test else "train") / str(int(label))
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(images[number]).save(place / f"{number}.png")
+        part = "test" if number % 10 < 3 else "val" if number % 10 == 3 else "train"
+        path = folder / part / str(label) / f"{number:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[number]).save(path)
 
 
-#: What makes the pictures of a task.
-PICTURES = {"clothes": clothes, "digits": digits}
+PICTURES = {"fashion": fashion, "clothes": clothes, "letters": letters, "photos": photos}
 
 
-# --- weighted fine-tuning in plain PyTorch --------------------------------------------------------
+# --- tasks ---------------------------------------------------------------------------------------
 
 
-def fine_tune(net: nn.Module, loss_of_a_step: Callable[[], Tensor]) -> None:
-    """What anybody would write: Adam on all weights, 100 steps, the rate falls from 1e-3 to 0."""
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)  # as docs/repair.md's full fine-tuning
-    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=100)
-    for _ in range(100):
-        optimizer.zero_grad()
-        loss_of_a_step().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        scheduler.step()
+@dataclass
+class Case:
+    """A base in memory, and the images of its task: normalised, with labels, by part."""
+
+    net: nn.Module
+    images: dict[str, Tensor]
+    labels: dict[str, Tensor]
+    target: int
 
 
-def sample(images: Images, count: int, data: ImageDataModule) -> Batch:
-    """``count`` of the ``images``, normalised, and their labels."""
-    batch, labels = images.take(torch.randint(len(images), (count,)).tolist())
-    return data.normalise(batch), labels
+@dataclass(frozen=True)
+class Task:
+    """A classifier with a weak class.
+
+    Attributes:
+        name: of the task.
+        seed: of pretraining.
+        settings: of every run: the network, and the images where ``pictures`` is empty.
+        pictures: of :data:`PICTURES`.
+        epochs: of pretraining, with 50 images a step; 0: pretraining as it is.
+        target: the class to repair.
+        starved: the share of its training images that are there.
+        pretrain: further settings of pretraining.
+        knows_val: whether the base was trained on the validation images, too.
+    """
+
+    name: str
+    seed: int
+    settings: str
+    pictures: str = ""
+    epochs: int = 0
+    target: str = "weakest"
+    starved: float = 1.0
+    pretrain: str = ""
+    knows_val: bool = False
+
+    def folder(self, knows_val: bool = False) -> Path:
+        """The folder of its pictures; they are made now, if they were not yet."""
+        name = f"{self.pictures} {self.target} {self.starved}{' with val' if knows_val else ''}"
+        folder = OUTPUT / "pictures" / name
+        if not folder.exists():
+            unfinished = folder.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            PICTURES[self.pictures](unfinished)
+            if self.starved < 1:
+                files = sorted((unfinished / "train" / self.target).iterdir())
+                for file in files[int(self.starved * len(files)) :]:
+                    file.unlink()
+            if knows_val:
+                shutil.copytree(unfinished / "val", unfinished / "train", dirs_exist_ok=True)
+            unfinished.rename(folder)
+        return folder
+
+    def common(self, knows_val: bool = False) -> list[str]:
+        """Settings of every run: images and network."""
+        if not self.pictures:
+            return self.settings.split()
+        folder = self.folder(knows_val)
+        return ["data=folder", f"data.data_dir='{folder}'", *self.settings.split()]
+
+    def base(self) -> Path:
+        """The file of its base; it is pretrained now, if it was not yet."""
+        file = OUTPUT / "bases" / f"{self.name}{self.seed}{self.knows_val}.ckpt"
+        own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt='{file}'"]
+        if self.epochs:
+            own += ["data.batch_size=50", f"trainer.max_epochs={self.epochs}"]
+        run([*self.common(self.knows_val), *self.pretrain.split(), *own])
+        return file
+
+    def run(self, settings: str) -> tuple[Path, Results]:
+        """A run on its base."""
+        own = [f"base_ckpt='{self.base()}'", f"target={self.target}"]
+        return run([*self.common(), *own, *settings.split()])
+
+    def load(self) -> Case:
+        """Its base and its images in memory."""
+        cfg = composed([*self.common(), "stage=lora"])
+        net = make_net(cfg)
+        read_base(self.base(), net)
+        data = make_data(cfg, "fit")
+        data.setup("test")
+        images, labels = {}, {}
+        for part in ("train", "val", "test"):
+            batches = list(data.batches(getattr(data, f"{part}_set")))
+            images[part] = torch.cat([batch for batch, _ in batches])
+            labels[part] = torch.cat([label for _, label in batches])
+        if self.target in data.classes:
+            target = data.classes.index(self.target)
+        else:
+            with torch.no_grad():
+                wrong = net.eval()(images["val"]).argmax(1) != labels["val"]
+            target = int(labels["val"][wrong].bincount().argmax())
+        return Case(net.eval(), images, labels, target)
 
 
-def weighted_fine_tuning(base: Base, digit: int, weight: int) -> Results:
-    """Fine-tuning with one class some times as heavy; what was counted on the test images."""
-    cfg, net = base.load()
-    data = make_data(cfg, "fit")
-    weights = torch.ones(len(data.classes))
-    weights[digit] = weight
+_GREY = "data.channels=1"
+_LETTERS = f"{_GREY} net.num_classes=26"
+_LETTERS_MLP = f"{_LETTERS} net.in_features=256 net.hidden_sizes=[200]"
+_LETTERS_CNN = f"{_LETTERS} net=cnn net.channels=[12,24] net.image_size=16"
+_RESNET = "net=custom net._target_=tasks.ResNet"
+_VIT = (
+    "net=custom net._target_=torchvision.models.VisionTransformer net.image_size=28 "
+    "net.patch_size=7 net.num_layers=2 net.num_heads=4 net.hidden_dim=64 net.mlp_dim=128 "
+    "net.num_classes=10"
+)
+_OWN = f"net=custom net._target_=my_nets.Net paths.here={PROJECT}/examples/own_classifier"
 
-    def loss() -> Tensor:
-        images, labels = sample(data.train_set, 100, data)
-        return F.cross_entropy(net(images), labels, weight=weights)
+#: What the search judges candidates by.
+SEARCH = (
+    Task("MNIST, MLP", 1, "net.hidden_sizes=[300,100]"),
+    Task("Fashion-MNIST, CNN", 2, f"{_GREY} net=cnn net.channels=[8,16]", "fashion", 5, "4", 0.3),
+    Task("Fashion-MNIST, MLP", 3, f"{_GREY} net.hidden_sizes=[128,64]", "fashion", 5),
+    Task("clothes, ResNet", 4, f"{_RESNET} net.width=6", "clothes", 5, "0", 0.35),
+)
 
-    torch.manual_seed(0)
-    fine_tune(net.train(), loss)
-    trainable = sum(p.numel() for p in net.parameters())
-    return {"test": count_test_errors(cfg, net), "parameters": {"trainable": trainable}}
+#: What the tables show: no search has seen them.
+TASKS = (
+    Task("letters, CNN", 101, _LETTERS_CNN, "letters", 8, "h", 0.3),
+    Task("letters, MLP", 102, _LETTERS_MLP, "letters", 10),
+    Task("Fashion-MNIST, MLP", 103, f"{_GREY} net.hidden_sizes=[256]", "fashion", 6, "3", 0.3),
+    Task("Fashion-MNIST, CNN", 104, f"{_GREY} net=cnn net.channels=[12,24]", "fashion", 5),
+    Task("clothes, ResNet", 105, _RESNET, "clothes", 6, "5", 0.3),
+    Task("clothes, transformer", 106, _VIT, "clothes", 10, "8", 0.3),
+    Task("photos, CNN", 107, _OWN, "photos", 8, "eight", 0.3, "optimizer.lr=0.003"),
+    Task("MNIST, the notebook's MLP", 108, "data=mnist"),
+)

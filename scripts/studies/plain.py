@@ -1,0 +1,132 @@
+"""What a sceptic does in place of a repair, in plain PyTorch, and how methods are compared."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from tasks import Case
+from torch import Tensor, nn
+
+#: How much of a change of the weights is taken.
+SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+class Shares(NamedTuple):
+    """Errors as shares of the base's, and broken images as a share of all, in percent."""
+
+    target: float
+    every: float
+    others: float
+    flipped: float  # the negative flip rate, Yan et al. 2021, arXiv:2011.09161
+
+
+class Point(NamedTuple):
+    """The same network on validation and on test images."""
+
+    val: Shares
+    test: Shares
+
+
+@torch.no_grad()
+def logits_of(net: nn.Module, images: Tensor) -> Tensor:
+    """Logits, (N, num_classes), in eval mode."""
+    net.eval()
+    return torch.cat([net(batch) for batch in images.split(500)])
+
+
+def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Shares:
+    """What a network with these ``logits`` gets wrong, against the base, which gave ``before``."""
+    wrong, was_wrong, on_target = (
+        logits.argmax(1) != labels,
+        before.argmax(1) != labels,
+        labels == target,
+    )
+    errors = []
+    for images in (on_target, labels >= 0, ~on_target):
+        errors.append(100 * int((wrong & images).sum()) / max(1, int((was_wrong & images).sum())))
+    return Shares(*errors, 100 * float((wrong & ~was_wrong).float().mean()))
+
+
+def point(case: Case, before: Sequence[Tensor], after: Sequence[Tensor]) -> Point:
+    """The base's logits and a network's, on validation and on test images, compared."""
+    both = []
+    for part, base, logits in zip(("val", "test"), before, after, strict=True):
+        both.append(shares(logits, base, case.labels[part], case.target))
+    return Point(*both)
+
+
+def best(points: Sequence[Point]) -> Point:
+    """The point whose two shares of errors, on the class and in all, have the smallest sum."""
+    return min(points, key=lambda each: each.val.target + each.val.every)
+
+
+def shifted(case: Case, before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Point]:
+    """A number is added to the logit of the class: Menon et al. 2021, arXiv:2007.07314."""
+    points = []
+    for step in range(-24, 49):
+        moved = []
+        for logits in after:
+            logits = logits.clone()
+            logits[:, case.target] += step / 8
+            moved.append(logits)
+        points.append(point(case, before, moved))
+    return points
+
+
+def fine_tune(
+    net: nn.Module, loss_of_a_step: Callable[[], Tensor], rate: float = 1e-3, steps: int = 400
+) -> None:
+    """What anybody would write: Adam on all weights, the rate falls to 0."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss_of_a_step().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        scheduler.step()
+
+
+def twenty_lines(case: Case, before: Sequence[Tensor], rate: float, weight: float) -> list[Point]:
+    """Weighted fine-tuning on 100 images a step, and the weights between it and the base.
+
+    The latter is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
+    """
+    net = copy.deepcopy(case.net).train()
+    images, labels = case.images["train"], case.labels["train"]
+    weights = torch.ones(before[0].shape[1])
+    weights[case.target] = weight
+
+    def loss() -> Tensor:
+        chosen = torch.randint(len(labels), (100,))
+        return F.cross_entropy(net(images[chosen]), labels[chosen], weight=weights)
+
+    torch.manual_seed(0)
+    fine_tune(net, loss, rate)
+    base, tuned = case.net.state_dict(), copy.deepcopy(net.state_dict())
+    points = []
+    for scale in SCALES:
+        between = {}
+        for name, tensor in tuned.items():
+            is_count = not tensor.is_floating_point()
+            between[name] = tensor if is_count else torch.lerp(base[name], tensor, scale)
+        net.load_state_dict(between)
+        after = [logits_of(net, case.images[part]) for part in ("val", "test")]
+        points.append(point(case, before, after))
+    return points
+
+
+def front(points: Sequence[Shares], target: float) -> float:
+    """Errors in all where so many of the class are left, interpolated; NaN where none comes near.
+
+    A point that leaves fewer of both counts, too.
+    """
+    found = [each.every for each in points if each.target <= target]
+    for low in points:
+        for high in points:
+            if low.target < target < high.target:
+                way = (target - low.target) / (high.target - low.target)
+                found.append(low.every + way * (high.every - low.every))
+    has_reached = any(each.target <= target for each in points)
+    return min(found) if has_reached else float("nan")
