@@ -127,7 +127,7 @@ def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
     assert list(results) == [
         *("stage", "dataset", "tags", "notes", "seed", "digit", "target", "replay"),
         *("target_weight", "classes"),
-        *("data_sha256", "mean", "std"),
+        *("data_sha256", "mean", "std", "val_from"),
         *("steps", "best", "parameters"),
         *("test", "base_unchanged", "base_sha256", "adapter", "seconds", "scales"),
     ]

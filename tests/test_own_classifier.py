@@ -15,13 +15,15 @@ import torch
 from composed import logged
 from helpers.commands import ROOT, only_run, read_results
 from helpers.stranger import CLASSES, config, fresh, mine, move_in
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import resnet18
+from torchvision.models import ResNet18_Weights, resnet18
 
 from lora_mnist import add_lora, load_adapter, lora_disabled, save_adapter
 from lora_mnist.classifier.net import make_net
+from lora_mnist.data import FolderDataModule
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
@@ -107,6 +109,27 @@ KNOWN = ("data.data_dir=null", "data.classes=[cat,dog,emu]", "data.image_size=8"
 FORM = ("data.mean=[0.3,0.3,0.3]", "data.std=0.2")
 
 
+def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here: Path) -> None:
+    form = {"crop_size": 8, "resize_size": 10}
+    transform = ResNet18_Weights.DEFAULT.transforms(**form)
+    target = "torchvision.models.ResNet18_Weights.DEFAULT.transforms"
+    own = f"data.transform={{_target_: {target}, crop_size: 8, resize_size: 10}}"
+    folder = repaired(here, own, "augment=flip", "figures=true")
+    results = read_results(folder)
+    data = FolderDataModule("photos", transform=transform)
+    paths = data.test_images().paths  # type: ignore[attr-defined]
+    images = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+    labels = data.test_images().labels
+    with torch.no_grad():
+        assert results["test_base"]["errors"] == (mine()(images).argmax(1) != labels).sum()
+    assert (results["mean"], results["std"]) == (None, None)
+    (both,) = predict(config("predict", "images=photos/dog/3.png", "adapter=latest", own))
+    assert both["adapted"]["class"] in CLASSES
+    export(config("export", "adapter=latest", "out=repaired.safetensors", own))
+    with safe_open("repaired.safetensors", "pt") as file:
+        assert target in file.metadata()["input"]
+
+
 def test_predictions_need_no_folder(here: Path) -> None:
     expected = predict(config("predict", "images=photos/dog/3.png", *FORM, "picture=seen.png"))
     assert Path("seen.png").is_file()
@@ -167,7 +190,7 @@ def test_a_network_that_cannot_be_made(here: Path, override: str, message: str) 
     ("override", "message"),
     [
         ("net.num_classes=10", "net: gives (2, 10) for images of shape (2, 3, 8, 8); expected (2,"),
-        ("data.channels=1", "net: cannot take images of shape (2, 1, 8, 8) from folder (Given gr"),
+        ("data.channels=1", "net: cannot take images of shape (2, 1, 8, 8) from photos (Given gr"),
         ("net.width=5", r"base_ckpt=mine.pt: conv.weight is (4, 3, 3, 3) instead of (5, "),
     ],
 )
@@ -186,8 +209,14 @@ def test_an_adapter_of_ones_own_base_needs_that_base(here: Path) -> None:
     """Nor does another base, which happens to be the current one, answer for it."""
     save_adapter(add_lora(mine()), here / "outputs" / "lora" / "2026-01-01" / "adapter")
     cfg = config("eval", "adapter=latest", "base_ckpt=null")
-    assert "outputs/base/folder_custom.ckpt: no such file; expected" in refused(evaluate, cfg)
-    other = here / "outputs" / "base" / "folder_custom.ckpt"
+    other = here / "outputs" / "base" / f"{cfg.base_name}.ckpt"
+    assert f"outputs/base/{other.name}: no such file; expected" in refused(evaluate, cfg)
+    assert re.fullmatch(r"photos-[0-9a-f]{6}_net", cfg.base_name)
+    here.joinpath("more").mkdir()
+    shutil.copytree("photos", "more/photos")  # other images, and other networks, have other bases
+    changes = ("data.data_dir=more/photos", "net._target_=torchvision.models.resnet18")
+    names = {cfg.base_name, *(config("eval", change).base_name for change in changes)}
+    assert len(names) == 3
     other.parent.mkdir()
     torch.save(fresh().state_dict(), other)
     said = refused(evaluate, cfg)

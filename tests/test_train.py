@@ -79,7 +79,7 @@ def test_pretraining_leaves_a_base(made: Made) -> None:
     assert list(results) == [
         *("stage", "dataset", "tags", "notes", "seed", "digit", "target", "replay"),
         *("target_weight", "classes", "data_sha256"),
-        *("mean", "std", "steps", "best", "parameters", "val", "test"),
+        *("mean", "std", "val_from", "steps", "best", "parameters", "val", "test"),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
     assert (results["stage"], results["steps"], results["digit"]) == ("pretrain", 30, None)

@@ -163,7 +163,7 @@ def _take_over(cfg: DictConfig, run: Run, trained: RunSettings) -> None:
             _require_trust(cfg, foreign_code(data))
             folder = data.get("data_dir")
             if folder and not folder.startswith("$"):
-                data["data_dir"] = str(trained.folder / folder)
+                data["data_dir"] = str(trained.folder / Path(folder).expanduser())
             for key, value in cfg.data.items():
                 if key in TRAINING_KEYS or f"data.{key}" in typed:
                     data[key] = value
@@ -292,7 +292,7 @@ def write_adapter(
         "base_sha256": base.sha256,
         "dataset": str(data.name),
         "targets": json.dumps([data.classes[target] for target in targets]),
-        "preprocessing": json.dumps({"mean": data.mean, "std": data.std}),
+        "preprocessing": json.dumps(data.preprocessing()),
     }
     if targets:
         metadata["repairs"] = named(data.classes, targets)

@@ -14,6 +14,7 @@ from lora_mnist.adapters import Adapter, as_trained, find_adapters, load_adapter
 from lora_mnist.classifier.dial import dial_curve
 from lora_mnist.classifier.net import make_net, require_fit
 from lora_mnist.data import ImageDataModule, make_data
+from lora_mnist.data.images import viewable
 from lora_mnist.errors import UserError, config_group, one_line, require_extra
 from lora_mnist.lora import CONFIG_NAME, set_lora_scale
 from lora_mnist.project import Run
@@ -127,7 +128,7 @@ def build_page(sides: SideBySide) -> Any:
     def ask(image: Tensor | None, folders: list[str], scale: float) -> tuple[Any, Any, Any]:
         if image is None:
             return None, None, None
-        return *sides.ask(image, folders, scale), to_pil_image(image)
+        return *sides.ask(image, folders, scale), to_pil_image(viewable(image))
 
     def slider(folders: list[str]) -> Any:
         value = sides.opening_scale(folders)

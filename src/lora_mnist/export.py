@@ -102,6 +102,9 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     plain = merge_lora(copy.deepcopy(net)) if adapters else net
     scales = {adapter.name: adapter.scale for adapter in adapters}
     channels, height, width = examples.shape[1:]
+    transform = "(pixel / 255 - mean) / std"
+    if cfg.data.get("transform"):  # one of the user's own, in the place of mean and std
+        transform = json.dumps(OmegaConf.to_container(cfg.data.transform, resolve=True))
     metadata = {
         "lora_mnist": version("lora-mnist"),
         "net": json.dumps(OmegaConf.to_container(cfg.net, resolve=True)),
@@ -111,7 +114,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(data.name),
         "classes": json.dumps(data.classes),
-        "input": f"float32 (batch, {channels}, {height}, {width}): (pixel / 255 - mean) / std",
+        "input": f"float32 (batch, {channels}, {height}, {width}): {transform}",
         "color_order": data.color_order,
         "mean": json.dumps(data.mean),
         "std": json.dumps(data.std),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lora_mnist.adapters import as_trained, load_adapters, load_base, turn_adapters
 from lora_mnist.classifier.net import make_net, require_fit
 from lora_mnist.data import ImageDataModule, ImageTensors, make_data
+from lora_mnist.data.images import viewable
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
 from lora_mnist.lora import lora_disabled
@@ -74,7 +75,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         if adapters:
             _classify("adapted", net, data, batch, predictions)
         if cfg.picture is not None:
-            drawn = list(batch[:_MOST_DRAWN].numpy())
+            drawn = list(viewable(batch[:_MOST_DRAWN]).numpy())
             title = f"{len(drawn):,} of {len(batch):,} pictures as the network saw them"
             drawing = draw_predictions(drawn, predictions[:_MOST_DRAWN], title)
             with config_group("picture"), atomic_write(Path(cfg.picture)) as path:

@@ -1,5 +1,7 @@
 """Where the project is, how its commands are typed, what its configurations need from Python."""
 
+import hashlib
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 _PACKAGE = Path(__file__).resolve().parent
 #: The configurations. A wheel has them in the package, a checkout beside ``src``.
@@ -64,6 +66,25 @@ def sweep_name(otherwise: str | None) -> str | None:
 
 
 OmegaConf.register_new_resolver("lora_mnist.sweep_name", sweep_name, replace=True)
+
+
+def base_name(data: DictConfig, net: DictConfig) -> str:
+    """Resolver: what the files of a base are called, for each network and set of images.
+
+    ``mnist``, ``mnist_cnn``, ``photos-3fa2c1_resnet18``: six digits of the SHA-256 of its path tell
+    a folder without a ``data.name`` from others that are called so.
+    """
+    name = data.get("name")
+    if name is None:
+        path = Path(str(data.get("data_dir") or "folder")).expanduser().resolve()
+        name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+    if net._target_ == "lora_mnist.MLP":
+        return str(name)
+    kind = str(net.get("model_name") or net._target_.rpartition(".")[2])
+    return f"{name}_{re.sub('[^a-z0-9.]+', '_', kind.lower())}"
+
+
+OmegaConf.register_new_resolver("lora_mnist.base_name", base_name, replace=True)
 
 
 def _unless(other: object, value: object) -> object:

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_mnist.classifier.significance import chance_text, mcnemar, wilson
+from lora_mnist.classifier.significance import (
+    chance_text,
+    knows_validation,
+    mcnemar,
+    wilson,
+)
 
 COUNT = st.integers(0, 200)
 
@@ -65,3 +70,23 @@ def test_wilson_holds_the_count_and_is_symmetric(errors: int, right: int) -> Non
 )
 def test_what_is_not_significant_is_never_rounded_to_what_is(p_value: float, text: str) -> None:
     assert chance_text(p_value) == text
+
+
+@pytest.mark.parametrize(
+    ("val", "test", "expected"),
+    [
+        ((39, 1000), (120, 1000), True),  # 3.9% and 12%
+        ((0, 500), (120, 1000), True),
+        ((120, 1000), (39, 1000), False),  # better on test images
+        ((4, 100), (12, 100), False),  # may be chance
+        ((1000, 10_000), (1400, 10_000), False),  # no factor of 1.5
+        ((0, 100), (0, 100), False),
+        ((0, 0), (12, 100), False),
+        ((100, 100), (100, 100), False),
+    ],
+)
+def test_a_network_that_knows_the_validation_images_errs_far_less_on_them(
+    val: tuple[int, int], test: tuple[int, int], expected: bool
+) -> None:
+    outcomes = [{"errors": errors, "images_per_class": [images]} for errors, images in (val, test)]
+    assert knows_validation(*outcomes) == expected

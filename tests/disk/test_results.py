@@ -51,7 +51,7 @@ def test_results_tell_the_errors_on_the_target(
     results = collect_results(cfg, data(target), tiny, outcomes, Clock(), steps=7)
     assert " ".join(results) == (
         "stage dataset tags notes seed digit target replay target_weight classes data_sha256 mean "
-        "std steps best parameters val test base_unchanged base_sha256 adapter seconds"
+        "std val_from steps best parameters val test base_unchanged base_sha256 adapter seconds"
     )
     assert [results[k] for k in ("stage", "dataset", "seed", "steps")] == ["lora", "mnist", 5, 7]
     assert (results["tags"], results["notes"], results["best"]) == (["wide"], "why", None)

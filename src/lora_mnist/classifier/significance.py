@@ -1,6 +1,8 @@
 """Is a difference in errors more than chance? Functions of counts; nothing here imports torch."""
 
-from math import sqrt
+from collections.abc import Mapping
+from math import erfc, sqrt
+from typing import Any
 
 #: A difference with a larger p-value is called neither good nor bad.
 LEVEL = 0.05
@@ -40,6 +42,28 @@ def wilson(errors: int, images: int) -> tuple[float, float]:
     centre = scale * (errors + _Z**2 / 2)
     half = scale * _Z * sqrt(errors * (images - errors) / images + _Z**2 / 4)
     return max(0.0, centre - half), min(float(images), centre + half)
+
+
+def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
+    """Whether a network seems to have been trained on the validation images.
+
+    It errs on a smaller share of them than of the test images: by a factor of 1.5 at least, and
+    with ``p < 0.001`` in the two-sided z-test of two proportions,
+    ``z = (b / n - a / m) / sqrt(q (1 - q) (1 / m + 1 / n))`` with ``q = (a + b) / (m + n)`` for
+    ``a`` errors in ``m`` validation images and ``b`` in ``n`` test images.
+
+    Args:
+        val: ``errors`` and ``images_per_class`` of the validation images, as in results.json.
+        test: the same of the test images.
+    """
+    images, tested = sum(val["images_per_class"]), sum(test["images_per_class"])
+    errors = val["errors"] + test["errors"]
+    if not images or not tested or not 0 < errors < images + tested:
+        return False
+    val_rate, test_rate = val["errors"] / images, test["errors"] / tested
+    share = errors / (images + tested)
+    z = (test_rate - val_rate) / sqrt(share * (1 - share) * (1 / images + 1 / tested))
+    return test_rate >= 1.5 * val_rate and erfc(z / sqrt(2)) < 0.001
 
 
 def p_text(p_value: float) -> str:

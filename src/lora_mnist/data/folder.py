@@ -185,7 +185,7 @@ class FolderDataModule(ImageDataModule):
     def preprocessing(self) -> dict[str, Any]:
         classes = {"classes": self.classes, "channels": self.channels}
         if self.transform is not None:
-            return {**classes, "transform": " ".join(str(self.transform).split())}
+            return classes
         size = {"image_size": list(self._size), **self._resizing, "color_order": self.color_order}
         return {**classes, **size, **super().preprocessing()}
 

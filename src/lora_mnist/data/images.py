@@ -14,6 +14,15 @@ Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Any], Any]
 
 
+def viewable(images: Tensor) -> Tensor:
+    """Images as a person sees them: uint8, where a transform made floats of them."""
+    if not images.is_floating_point():
+        return images
+    least = images.amin((-3, -2, -1), keepdim=True)
+    largest = images.amax((-3, -2, -1), keepdim=True)
+    return ((images - least) / (largest - least).clamp(min=1e-9) * 255).to(torch.uint8)
+
+
 class Images(Dataset[Batch]):
     """A set of N images, in memory or on the disk.
 

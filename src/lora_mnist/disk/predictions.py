@@ -83,6 +83,8 @@ def write_predictions(
     ``tensors`` are those of :class:`Predictions`, and ``index``, each image's place in the test set
     ``images``. ``results``, those of results.json, name the confusions.
     """
+    from lora_mnist.data.images import viewable  # here: a sweep's report needs no torch
+
     arrays: dict[str, Any] = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
     places = arrays.pop("index")
     predictions = Predictions(**arrays)
@@ -111,7 +113,7 @@ def write_predictions(
             galleries[f"confused_{side}"] += found[order][:_OF_CONFUSION].tolist()
     content = dict(arrays)
     for kind, chosen in galleries.items():
-        shown = images.take(places[chosen].tolist())[0].numpy()
+        shown = viewable(images.take(places[chosen].tolist())[0]).numpy()
         step = -(-max(shown.shape[-2:]) // _LONGEST)
         content[f"{kind}.index"] = np.array(chosen, dtype=np.int64)
         content[f"{kind}.images"] = np.ascontiguousarray(shown[..., ::step, ::step])

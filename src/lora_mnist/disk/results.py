@@ -106,6 +106,7 @@ def collect_results(
         "data_sha256": data.sha256,
         "mean": data.mean,
         "std": data.std,
+        "val_from": data.val_from,
         "steps": steps,
         "best": best,
         "parameters": count_parameters(net),
