@@ -189,7 +189,7 @@ def test_a_run_brings_its_network_its_data_and_its_base(
     options = ("trust=true", *options)
     command("eval.py", "data.mean=0.25", "adapter=latest", *options, f"hydra.run.dir={run}")
     results = read_results(run)
-    assert (results["mean"], results["dataset"]) == (0.25, "folder")
+    assert (results["mean"], results["dataset"]) == (0.25, "photos")
     done = cli("eval.py", "net.width=6", "adapter=latest", *options, here=here)
     assert done.code == 2  # net=mlp, which has no width
     done = cli("eval.py", "-m", "adapter=latest", "each=true,false", *options)
