@@ -5,7 +5,7 @@ import torch
 from helpers.commands import ROOT
 
 from lora_mnist.data import ImageDataModule, ImageTensors, MNISTDataModule
-from lora_mnist.data.datamodule import class_numbers
+from lora_mnist.data.classes import class_numbers
 
 DIGITS = ["0", "1", "2", "3"]
 

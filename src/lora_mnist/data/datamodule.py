@@ -1,27 +1,22 @@
 """Images of classes as a Lightning DataModule, wherever they come from."""
 
-import logging
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_convert
 
-from lora_mnist.data.images import Augment, Batch, Images, ImageTensors, Subset
-from lora_mnist.data.mistakes import WithMistakes, read_mistakes
+from lora_mnist.data.classes import Target, class_numbers
+from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
+from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistakes
+from lora_mnist.data.pixels import per_channel, pixel_moments
 from lora_mnist.data.sampler import TrainingLoader, sampling_weights
 from lora_mnist.errors import is_number
 
-_warn = rank_zero_only(logging.getLogger(__name__).warning)
-
-#: A class, by number or by name, or several.
-Target = int | str | Sequence[int | str]
 #: A number, or one for each channel; ``None`` stands for the training images' own.
 Channelwise = float | Sequence[float] | None
 
@@ -166,30 +161,15 @@ class ImageDataModule(LightningDataModule):
             )
             for part, images in zip(("mistakes", "mistakes_test"), self.mistake_sets, strict=True):
                 self.sha256[part] = images.sha256()
+        learnt = self.mistake_sets[0] if self.mistake_sets else None
         if stage == "test":
             if not hasattr(self, "test_set"):
-                self.test_set = self._without_mistakes(self.test_images(), stage)
+                self.test_set = without_mistakes(self.test_images(), learnt, stage)
         elif not hasattr(self, "train_set"):
             self.train_set, val_set = self.training_images()
-            self.val_set = self._without_mistakes(val_set, "validation")
-            if self.mistake_sets:
-                self.train_set = WithMistakes(self.train_set, self.mistake_sets[0])
-
-    def _without_mistakes(self, images: Images, purpose: str) -> Images:
-        """``images`` without those that are, pixel by pixel, among the mistakes to learn."""
-        if not self.mistake_sets:
-            return images
-        learnt = {image.numpy().tobytes() for image in self.mistake_sets[0].images}
-        unlearnt = []
-        for indices in torch.split(torch.arange(len(images)), self.eval_batch_size):
-            for i, image in zip(indices, images.take(indices.tolist())[0], strict=True):
-                if image.numpy().tobytes() not in learnt:
-                    unlearnt.append(int(i))
-        if left_out := len(images) - len(unlearnt):
-            message = "%d %s images are among the mistakes to learn, and left out of the %s"
-            _warn(message, left_out, purpose, purpose)
-            return Subset(images, torch.tensor(unlearnt))
-        return images
+            self.val_set = without_mistakes(val_set, learnt, "validation")
+            if learnt is not None:
+                self.train_set = WithMistakes(self.train_set, learnt)
 
     def choose(self, target: Target | None) -> None:
         """Learn this class, or these classes, alone; the others may be replayed.
@@ -241,16 +221,7 @@ class ImageDataModule(LightningDataModule):
             return
         if images is None:
             images = self.training_images()[0]
-        total = squares = torch.zeros(self.channels, dtype=torch.int64)
-        count = 0
-        for indices in torch.split(torch.arange(len(images)), 64):
-            pixels = images.take(indices.tolist())[0].transpose(0, 1).flatten(1).long()
-            # Whole numbers: exact, whatever the order of summation.
-            total = total + pixels.sum(1)
-            squares = squares + pixels.square().sum(1)
-            count += pixels.shape[1]
-        mean = total.double() / count
-        std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
+        mean, std = pixel_moments(images)
         if self.color_order == "bgr":
             mean, std = mean.flip(0), std.flip(0)
         means, stds = ([round(value / 255, 4) for value in x.tolist()] for x in (mean, std))
@@ -376,32 +347,3 @@ class ImageDataModule(LightningDataModule):
         """Normalise a batch where it is."""
         images, labels = batch
         return self.normalise(images), labels
-
-
-@lru_cache(maxsize=32)
-def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """One number for each channel, or for all of them, (C, 1, 1), copied to ``device`` once."""
-    with torch.inference_mode(False):  # validation may ask first, and training needs it too
-        return torch.tensor(values, device=device).view(-1, 1, 1)
-
-
-def class_numbers(target: Target, classes: Sequence[str]) -> list[int]:
-    """The numbers of the class or classes that ``target`` names.
-
-    A name goes before a number: with the classes 1, 10 and 2 the target 10 is the class of that
-    name. ValueError, if ``target`` names no class, or one twice.
-    """
-    numbers = {str(number): number for number in range(len(classes))}
-    numbers |= {name: number for number, name in enumerate(classes)}
-    chosen: list[int] = []
-    names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
-    for one in names:
-        if str(one) not in numbers:
-            raise ValueError(
-                f"target={target}: expected null, a class from 0 to {len(classes) - 1} or a list "
-                f"of them, by number or by name, such as {', '.join(classes[:12])}"
-            )
-        chosen.append(numbers[str(one)])
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"target={target}: expected each class once, and at least one")
-    return chosen

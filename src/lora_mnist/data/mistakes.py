@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
+from lora_mnist.data.images import Augment, Batch, Images, ImageTensors, Subset
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
@@ -29,6 +29,26 @@ class WithMistakes(Images):
         images[is_mistake] = self.mistakes.take(mistakes, augment)[0]
         images[~is_mistake] = self.images.take(index[~is_mistake].tolist(), augment)[0]
         return images, self.labels[index]
+
+
+def without_mistakes(images: Images, mistakes: ImageTensors | None, purpose: str) -> Images:
+    """``images`` without those that are, pixel by pixel, among the ``mistakes`` to learn.
+
+    The log says how many are left out of those for ``purpose``.
+    """
+    if mistakes is None:
+        return images
+    learnt = {image.numpy().tobytes() for image in mistakes.images}
+    unlearnt = []
+    for indices in torch.split(torch.arange(len(images)), 250):
+        for i, image in zip(indices, images.take(indices.tolist())[0], strict=True):
+            if image.numpy().tobytes() not in learnt:
+                unlearnt.append(int(i))
+    if len(unlearnt) == len(images):
+        return images
+    message = "%d %s images are among the mistakes to learn, and left out of the %s"
+    _warn(message, len(images) - len(unlearnt), purpose, purpose)
+    return Subset(images, torch.tensor(unlearnt, dtype=torch.int64))
 
 
 def read_mistakes(
