@@ -9,7 +9,7 @@
           show settings
             classifier data disk sweep
               lora
-                disk.files errors project classifier.significance
+                disk.files errors progress project classifier.significance
 """
 
 import ast
@@ -28,18 +28,19 @@ COMMANDS = {"train", "evaluate", "predict", "export", "demo", "report"}
 BELOW = {
     "errors": set(),
     "project": set(),
+    "progress": set(),
     "disk.files": set(),
     "classifier.significance": set(),
     "lora": {"disk.files"},
-    "data": {"errors", "lora", "disk.files"},
+    "data": {"errors", "progress", "lora", "disk.files"},
     "disk": {"errors", "lora", "data", "classifier.significance"},
-    "classifier": {"errors", "lora", "data", "disk"},
+    "classifier": {"errors", "progress", "lora", "data", "disk"},
     "sweep": {"errors", "project", "disk", "classifier.significance"},
     "show": {"errors", "project", "lora", "disk", "sweep", "data", "classifier.significance"},
     "api": {"lora", "classifier"},
     "settings": {"errors", "project"},
     "adapters": {"errors", "project", "lora", "data", "disk", "classifier", "show"},
-    "trainer": {"errors", "project", "disk", "show"},
+    "trainer": {"errors", "progress", "project", "disk"},
     "cli": {"errors", "project", "disk", "sweep", "show"},
     **{
         key: {"errors", "project", "settings", "adapters", "trainer"}

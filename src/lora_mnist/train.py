@@ -241,7 +241,7 @@ def choose_images(cfg: DictConfig, net: nn.Module, data: ImageDataModule, traine
     with on_device(net, trainer.strategy.root_device) as device:
         if target == "weakest":
             require_validation("target=weakest", data)
-            batches = data.batches(data.val_set, device)
+            batches = data.batches(data.val_set, device, name="target=weakest")
             errors = count_errors(net, batches, len(data.classes))["errors_per_class"]
             if not any(errors):
                 raise UserError(
@@ -403,7 +403,7 @@ def count_untouched(
         if split in outcomes:
             counted[f"{split}_before"] = outcomes[f"{split}_base"]
             with on_device(net, trainer.strategy.root_device) as device, lora_disabled(net):
-                batches = data.batches(images, device)
+                batches = data.batches(images, device, name=f"untouched base, {split}")
                 counted[f"{split}_base"] = count_errors(net, batches, len(data.classes))
     return counted
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from lora_mnist.disk.checkpoint import AtomicCheckpointIO, RandomStates, resumed_step
 from lora_mnist.errors import UserError, config_group
+from lora_mnist.progress import TrainerProgress
 from lora_mnist.project import Run
-from lora_mnist.show.progress import ProgressLines
 
 
 def make_trainer(cfg: DictConfig, run: Run, has_loggers: bool = True) -> Trainer:
@@ -51,7 +51,7 @@ def make_trainer(cfg: DictConfig, run: Run, has_loggers: bool = True) -> Trainer
         arguments = dict(instantiate(cfg.trainer, _convert_="all", _partial_=True).keywords)
         callbacks += arguments.pop("callbacks", None) or []
         if not sys.stdout.isatty():
-            callbacks.append(ProgressLines())
+            callbacks.append(TrainerProgress())
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
         defaults: dict[str, Any] = {
             "default_root_dir": str(run.folder),

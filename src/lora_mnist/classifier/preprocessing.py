@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from lora_mnist.classifier.significance import LEVEL, mcnemar
 from lora_mnist.data import ImageTensors
+from lora_mnist.progress import progress
 
 #: Mean and deviation of ImageNet's pixels, as torchvision's models want them.
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -79,7 +80,7 @@ def try_conventions(
         spread = torch.linspace(0, len(part) - 1, min(count, len(part)))  # classes stand in a row
         indices.append(spread.long().tolist())
     images: dict[str, Tensor] = {}
-    for convention in tried:
+    for convention in progress(tried, "preprocessing, way", len(tried)):
         sizing = {key: convention[key] for key in ("resize", "crop_pct") if key in convention}
         if str(sizing) not in images:
             sets = parts if convention is configured else data.prepared(**sizing)
@@ -92,7 +93,8 @@ def try_conventions(
             prepared.mean, prepared.std = convention["mean"], convention["std"]
         tensors = ImageTensors(images[str(sizing)], labels)
         prepared.measure(tensors)
-        outputs = torch.cat([net(batch).cpu() for batch, _ in prepared.batches(tensors, device)])
+        split = torch.split(tensors.images, data.eval_batch_size)
+        outputs = torch.cat([net(prepared.normalise(batch.to(device))).cpu() for batch in split])
         outputs *= _LOGITS_STD / outputs.std()
         wrong = outputs.argmax(dim=1) != labels
         yield Trial(convention, cross_entropy(outputs, labels).item(), wrong)

@@ -16,6 +16,7 @@ from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistak
 from lora_mnist.data.pixels import per_channel, pixel_moments
 from lora_mnist.data.sampler import TrainingLoader, sampling_weights
 from lora_mnist.errors import is_number
+from lora_mnist.progress import progress
 
 #: A number, or one for each channel; ``None`` stands for the training images' own.
 Channelwise = float | Sequence[float] | None
@@ -245,13 +246,26 @@ class ImageDataModule(LightningDataModule):
         return pixels.div_(per_channel(tuple(std), images.device))
 
     def batches(
-        self, images: Images, device: torch.device | str = "cpu", indices: Tensor | None = None
+        self,
+        images: Images,
+        device: torch.device | str = "cpu",
+        indices: Tensor | None = None,
+        name: str = "images",
     ) -> Iterator[Batch]:
-        """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``."""
-        if indices is None:
-            indices = torch.arange(len(images))
-        for chosen in torch.split(indices, self.eval_batch_size):
-            batch, labels = images.take(chosen.tolist())
+        """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``.
+
+        Where that takes its time, the progress is shown under ``name``.
+        """
+        if indices is not None:
+            images = Subset(images, indices)
+        loader = DataLoader(
+            images,
+            self.eval_batch_size,
+            collate_fn=default_convert,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # else it draws from torch's
+        )
+        for batch, labels in progress(loader, f"{name}, batch", len(loader)):
             yield self.normalise(batch.to(device)), labels.to(device)
 
     @torch.no_grad()
@@ -270,7 +284,7 @@ class ImageDataModule(LightningDataModule):
             groups += [self.other_indices[labels == c] for c in torch.unique(labels)]
             chosen = torch.cat([self.target_indices, self.other_indices])
         errors = []
-        for images, labels in self.batches(self.train_set, device, chosen):
+        for images, labels in self.batches(self.train_set, device, chosen, "rating"):
             probabilities = net(images).cpu().double().softmax(dim=1)  # MPS has no float64
             errors.append(1 - probabilities.gather(1, labels.cpu()[:, None])[:, 0])
         weights = torch.zeros(len(self.train_set), dtype=torch.float64)

@@ -29,6 +29,7 @@ from lora_mnist.data.image_files import (
 from lora_mnist.data.images import Images, ImageTensors
 from lora_mnist.data.pictures import open_picture
 from lora_mnist.errors import is_number
+from lora_mnist.progress import progress
 
 #: Decoded images up to this many bytes are held in memory by ``in_memory="auto"``.
 MOST_IN_MEMORY = 10**9
@@ -247,7 +248,8 @@ class FolderDataModule(ImageDataModule):
         digest = hashlib.sha256()
         images: dict[Entry, Any] = {}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
-            for entry, image in zip(entries, pool.map(read, entries), strict=True):
+            pairs = zip(entries, pool.map(read, entries), strict=True)
+            for entry, image in progress(pairs, "reading, picture", len(entries)):
                 if isinstance(image, ValueError):
                     warn("%s: skipped: %s", root / entry.path, image)
                     continue
