@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.classes import Target, class_numbers
-from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
+from lora_mnist.data.images import Augment, Batch, Images, ImageTensors, Subset
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistakes
 from lora_mnist.data.pixels import per_channel, pixel_moments
 from lora_mnist.data.sampler import TrainingLoader, sampling_weights
