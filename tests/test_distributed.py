@@ -54,7 +54,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     replay = 40
     options = ("stage=lora", *SMALL, *FEW, "data.val_size=501", "trainer.max_steps=8", "logger=csv")
     options = (*options, "data.batch_size=100", f"data.replay={replay}", "figures=false")
-    options = (*options, "digit=9", "data.hardness=0.5")
+    options = (*options, "digit=9")
     options = (*options, "trainer.log_every_n_steps=2", f"paths.outputs={tmp_path}/outputs")
     options = (*options, "+callbacks.recorder._target_=helpers.recorder.Recorder")
     for trainer in ("cpu", "ddp_sim"):

@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("lora", [(), ("data.replay=20", "data.hardness=0.5")])
+@pytest.mark.parametrize("lora", [(), ("data.replay=20",)])
 def test_both_stages(cli: Any, tmp_path: Path, lora: tuple[str, ...]) -> None:
     common = ("trainer=gpu", "figures=false")
     done = cli("train.py", "stage=pretrain", "trainer.max_steps=300", *common)

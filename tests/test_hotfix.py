@@ -84,7 +84,7 @@ def test_weights_of_the_loss_tell_mistakes_from_replay(incoming: Path, outputs: 
     for weight in (0, 1):
         cfg = composed(
             *("train", *QUICK, *REPAIR, "loss.distill=0", f"loss.target_weight={weight}"),
-            *(f"paths.outputs={outputs}", f"data.mistakes={incoming}", "data.hardness=0"),
+            *(f"paths.outputs={outputs}", f"data.mistakes={incoming}"),
         )
         found = train(cfg)
         mended.append(found["mistakes_base"]["errors"] - found["mistakes"]["errors"])

@@ -37,7 +37,7 @@ def test_every_preset_composes(stage: str) -> None:
         presets.append([f"{group}={path.stem}" for path in files])
     for number in range(max(map(len, presets))):
         chosen = [names[number % len(names)] for names in presets]
-        cfg = composed("train", f"stage={stage}", *chosen)
+        cfg = composed("train", f"stage={stage}", "paths.run=here", *chosen)
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 

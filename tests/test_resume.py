@@ -31,7 +31,6 @@ OFTEN = ("callbacks.checkpoint.every_n_train_steps=7", "callbacks.checkpoint.sec
 LORA = ("stage=lora", "digit=9", "trainer.max_steps=40", *OFTEN)
 EVERYTHING = (
     "data.replay=9",
-    "data.hardness=0.5",
     "loss.distill=0.5",
     "loss.target_weight=0.5",
     "lora.dropout=0.2",

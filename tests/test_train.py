@@ -146,7 +146,7 @@ def of_the_process() -> list[Any]:
         ("lora", ("digit=weakest",)),
         (
             "lora",
-            ("digit=[3,5]", "data.replay=10", "loss=distill", "data.hardness=0.5"),
+            ("digit=[3,5]", "data.replay=10", "loss.distill=1"),
         ),
         ("lora", ("trainer.precision=bf16-mixed",)),  # which NumPy does not know
         ("finetune", ("trainable=linear2.*",)),
@@ -374,7 +374,7 @@ def test_finetune_trains_the_chosen_parameters(outputs: Path) -> None:
 
 
 def test_weakest_class(outputs: Path) -> None:
-    same = ("stage=lora", "loss=distill", "data.replay=9")
+    same = ("stage=lora", "loss.distill=1", "data.replay=9")
     results = run(outputs, *same, "digit=weakest")
     errors = results["val_base"]["errors_per_class"]
     assert results["digit"] == errors.index(max(errors))
@@ -389,7 +389,7 @@ def test_a_network_with_dropout_and_batch_normalisation(tmp_path: Path) -> None:
     options = ("net=custom", "net._target_=composed.Unsteady", *QUICK[1:], "data.batch_size=50")
     options = (*options, "trainer.max_steps=50", f"paths.outputs={tmp_path}")
     pretrained = train(composed("train", "stage=pretrain", *options))
-    more = ("digit=weakest", "data.hardness=0.5", "data.replay=50")
+    more = ("digit=weakest", "data.replay=50")
     for stage in ("lora", "finetune"):
         results = train(composed("train", f"stage={stage}", *options, *more))
         errors = pretrained["val"]["errors_per_class"]

@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,8 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     earlier = load_adapters(cfg, net)
     data = make_data(cfg, "fit", net)
     require_fit(net, data, data.train_set)
-    choose_images(cfg, net, data, trainer)
+    repaired = adapter_targets(earlier, data.classes)
+    choose_images(cfg, net, data, trainer, repaired)
     has_dial = wants_dial(cfg, run, data)
     name = add_adapter(cfg, net)
     module = make_module(cfg, net, data, base, name)
@@ -183,10 +184,10 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         steps = trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial}
-        results["repaired_before"] = adapter_targets(earlier, data.classes)
+        results["repaired_before"] = repaired
         if trainer.is_global_zero:
-            repaired = sorted({*data.targets, *results["repaired_before"]})
-            write_adapter(cfg, net, base, data, repaired, run.folder / "adapter")
+            of_all = sorted({*data.targets, *repaired})
+            write_adapter(cfg, net, base, data, of_all, run.folder / "adapter")
             typed = run.typed_without("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
             write_card(run.folder / "adapter", results, command_line(typed) if typed else "")
         write_results(run.folder, results, module.predictions, data.test_set)
@@ -235,24 +236,37 @@ def draw_seed(cfg: DictConfig, run: Run) -> int:
     return random.SystemRandom().randrange(2**32)
 
 
-def choose_images(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: Trainer) -> None:
-    """Choose the class to train on, where it is the weakest, and how often to see each image."""
+def choose_images(
+    cfg: DictConfig,
+    net: nn.Module,
+    data: ImageDataModule,
+    trainer: Trainer,
+    repaired: Sequence[int] = (),
+) -> None:
+    """Choose the class to train on, where it is the weakest, and how often to replay the others.
+
+    Classes that were ``repaired`` before are replayed so often that an image of them counts for as
+    much as one of the class that is repaired now: else the others would take back what they gained.
+    """
     target = cfg.target
-    with on_device(net, trainer.strategy.root_device) as device:
-        if target == "weakest":
-            require_validation("target=weakest", data)
+    if target == "weakest":
+        require_validation("target=weakest", data)
+        with on_device(net, trainer.strategy.root_device) as device:
             batches = data.batches(data.val_set, device, name="target=weakest")
             errors = count_errors(net, batches, len(data.classes))["errors_per_class"]
-            if not any(errors):
-                raise UserError(
-                    "target=weakest: the base has every validation image right; expected a class"
-                )
-            target = errors.index(max(errors))  # of equals, the first
-            share = f"{errors[target]} of the base's {sum(errors)} errors on validation images"
-            _info("target=%d (%s): the weakest class, %s", target, data.classes[target], share)
-        with config_group("data"):
-            data.choose(target)
-            data.set_sampling_weights(net, device)
+        if not any(errors):
+            raise UserError(
+                "target=weakest: the base has every validation image right; expected a class"
+            )
+        target = errors.index(max(errors))  # of equals, the first
+        share = f"{errors[target]} of the base's {sum(errors)} errors on validation images"
+        _info("target=%d (%s): the weakest class, %s", target, data.classes[target], share)
+    with config_group("data"):
+        data.choose(target)
+    weight, turns = cfg.loss.target_weight, 1
+    if weight is not None and weight < 1:
+        turns = max(1, round(weight / data.batch_size * data.replay / (1 - weight)))
+    data.replay_turns = {c: turns for c in repaired if c not in data.targets}
 
 
 def wants_dial(cfg: DictConfig, run: Run, data: ImageDataModule) -> bool:

@@ -96,14 +96,14 @@ class PlainSigterm(Callback):
 
 
 class FirstProcessDecides(Callback):
-    """What each process found before training, the class and how often to sample, is the first's.
+    """What each process found before training, such as the class, is the first's.
 
     Rounding may differ between machines, and with it which of two classes is the weakest.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        for name in ("targets", "target_indices", "other_indices", "sampling_weights"):
+        for name in ("targets", "target_indices", "other_indices", "replay_turns"):
             setattr(data, name, trainer.strategy.broadcast(getattr(data, name)))
 
 

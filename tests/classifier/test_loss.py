@@ -34,7 +34,7 @@ def test_the_default_is_torchs_cross_entropy_gradient_bit_for_bit() -> None:
 
 def test_the_config_says_the_same_defaults() -> None:
     loss = instantiate(composed("train", "stage=lora").loss, _convert_="all")
-    for name in ("fit", "margin", "distill", "distill_on", "temperature", "target_weight"):
+    for name in ("fit", "margin", "distill", "target_weight"):
         assert getattr(loss, name) == getattr(Loss(), name)
 
 
@@ -47,30 +47,21 @@ def test_hinge_equals_a_plain_loop(seed: int, margin: float) -> None:
         assert loss.item() == pytest.approx(expected, abs=1e-5)
 
 
-@given(seed=st.integers(0, 1000), temperature=st.floats(0.5, 5))
-def test_distillation_is_zero_at_the_base_and_positive_elsewhere(
-    seed: int, temperature: float
-) -> None:
+@given(seed=st.integers(0, 1000))
+def test_distillation_is_zero_at_the_base_and_positive_elsewhere(seed: int) -> None:
     z, base = logits(seed), logits(seed + 1)
-    assert distillation(z, z, temperature).abs().max() < 1e-5
-    p, q = (F.softmax(v / temperature, dim=1).double() for v in (base, z))
-    expected = temperature**2 * (p * (p / q).log()).sum(dim=1)
-    torch.testing.assert_close(
-        distillation(z, base, temperature), expected.float(), rtol=1e-3, atol=1e-4
-    )
-    assert (distillation(z, base, temperature) > -1e-5).all()
+    assert distillation(z, z).abs().max() < 1e-5
+    p, q = (F.softmax(v, dim=1).double() for v in (base, z))
+    expected = (p * (p / q).log()).sum(dim=1)
+    torch.testing.assert_close(distillation(z, base), expected.float(), rtol=1e-3, atol=1e-4)
+    assert (distillation(z, base) > -1e-5).all()
 
 
-@pytest.mark.parametrize(
-    ("on", "chosen"),
-    [("target", ~IS_REPLAYED), ("replay", IS_REPLAYED), ("all", torch.ones(7, dtype=torch.bool))],
-)
-def test_distils_on_the_chosen_images(on: str, chosen: Tensor) -> None:
+def test_distils_on_images_that_are_not_replayed() -> None:
     z, base = logits(), logits(1)
-    loss = Loss(distill=0.5, distill_on=on, temperature=2.0)
-    distilled = distillation(z, base, 2.0) * chosen
+    distilled = distillation(z, base) * ~IS_REPLAYED
     expected = (F.cross_entropy(z, LABELS, reduction="none") + 0.5 * distilled).mean()
-    torch.testing.assert_close(loss(z, LABELS, base, REPLAYED), expected)
+    torch.testing.assert_close(Loss(distill=0.5)(z, LABELS, base, REPLAYED), expected)
 
 
 def test_target_weight_is_the_targets_share() -> None:
@@ -91,11 +82,9 @@ def test_target_weight_without_others_is_the_plain_mean() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"fit": "l1"}, {"distill_on": "some"}, {"margin": -1, "fit": "hinge"}),
-        *({"distill": True}, {"temperature": 0}, {"temperature": float("nan")}, {"distill": "x"}),
-        {"target_weight": 1.5},
-        # without effect:
-        *({"margin": 2.0}, {"temperature": 2.0}, {"distill_on": "all"}),
+        *({"fit": "l1"}, {"margin": -1, "fit": "hinge"}, {"margin": float("nan"), "fit": "hinge"}),
+        *({"distill": True}, {"distill": "x"}, {"target_weight": 1.5}),
+        {"margin": 2.0},  # without effect
     ],
     ids=str,
 )

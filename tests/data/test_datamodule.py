@@ -84,7 +84,6 @@ def test_classes_go_by_number_and_by_name(target: Any, classes: list[str], expec
 REFUSED: dict[str, list[Any]] = {
     "batch_size": [0, 2.5, True],
     "replay": [-1],
-    "hardness": [1, True, -0.1],
     "mean": [33.3, "x", float("nan"), [0.1, 0.2]],
     "std": [0, float("inf"), "x"],
     "seed": [-1, 1.5],

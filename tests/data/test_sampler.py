@@ -8,11 +8,11 @@ from helpers.commands import ROOT
 from helpers.trainers import trainer_of
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist.data import ImageTensors, MNISTDataModule
-from lora_mnist.data.sampler import TrainingLoader, sampling_weights
+from lora_mnist.data.sampler import TrainingLoader
 
 LABELS = torch.arange(203) % 5
 INDICES = ImageTensors(torch.arange(203), LABELS)
@@ -32,27 +32,21 @@ def toy_loader(targets: list[int], *arguments: Any, **settings: Any) -> Training
     return TrainingLoader(INDICES, *indices, *arguments, **settings)
 
 
-# (target, replay, seed, weighted, rank, processes): SHA-256 of the first thirty batches. Recorded
+# (target, replay, seed, rank, processes): SHA-256 of the first thirty batches. Recorded
 # once: whoever trains with a seed may rely on its batches.
-RECORDED: dict[tuple[Any, int, int | None, bool, int, int], str] = {
-    (None, 0, 0, False, 0, 1): "1180ff0c08e71c17",
-    (None, 0, None, False, 0, 1): "1af03cfeab3d9690",
-    (None, 0, None, True, 1, 2): "992b098ddb302d31",
-    (9, 0, 0, False, 0, 1): "abec7450034ef3c9",
-    (9, 90, 0, False, 0, 1): "b5f11fce6e2c6fb8",
-    ((3, 5), 90, 0, True, 0, 1): "b392c59c30401768",
-    ((3, 5), 90, 0, False, 1, 2): "d6bfb3157c9f6064",
-    ((3, 5), 90, None, True, 0, 1): "8ee6eaa780088fef",
+RECORDED: dict[tuple[Any, int, int | None, int, int], str] = {
+    (None, 0, 0, 0, 1): "1180ff0c08e71c17",
+    (None, 0, None, 0, 1): "1af03cfeab3d9690",
+    (9, 0, 0, 0, 1): "abec7450034ef3c9",
+    (9, 90, 0, 0, 1): "b5f11fce6e2c6fb8",
+    ((3, 5), 90, 0, 1, 2): "d6bfb3157c9f6064",
 }
 
 
 @pytest.mark.parametrize("way", RECORDED, ids=str)
 def test_images_come_in_the_recorded_order(way: Any) -> None:
-    target, replay, seed, weighted, rank, processes = way
+    target, replay, seed, rank, processes = way
     data = mnist(target=target, replay=replay, seed=seed)
-    if weighted:
-        images = data.train_set.take(list(range(len(data.train_set))))[0]
-        data.sampling_weights = 1 + (images.flatten(1).sum(1) % 97).double()
     if processes > 1:
         data.trainer = trainer_of(rank, processes)
     torch.manual_seed(3)
@@ -164,37 +158,9 @@ def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int
             assert len(set(once)) == len(once)
 
 
-class KnowsTheDark(nn.Module):
-    """The darker the image, the surer that it is a three."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        dark, zero = -20 * images.mean(dim=(1, 2, 3)), images.new_zeros(len(images))
-        return torch.stack([zero, zero, zero, dark, *[zero] * 6], dim=1)
-
-
-@pytest.mark.parametrize("hardness", [0.3, 0.8])
-def test_weights_follow_the_probability_of_an_error(hardness: float) -> None:
-    data, net = mnist(target=[0, 9], replay=16, hardness=hardness), KnowsTheDark()
-    data.set_sampling_weights(net, torch.device("cpu"))
-    weights: Any = data.sampling_weights
-    images, labels = data.train_set.take(list(range(len(weights))))
-    outputs = net(data.normalise(images)).double().softmax(dim=1)
-    errors = 1 - outputs.gather(1, labels[:, None])[:, 0]
-    replayed = [labels == c for c in range(1, 9)]  # each class by itself
-    for chosen in (torch.isin(labels, torch.tensor([0, 9])), *replayed):
-        share = errors[chosen] / errors[chosen].sum()
-        expected = (1 - hardness) / chosen.sum() + hardness * share
-        torch.testing.assert_close(weights[chosen], expected)
-
-
-def test_hard_images_come_first_and_every_image_once() -> None:
-    data, net = mnist(target=3, hardness=0.9), KnowsTheDark()
-    data.set_sampling_weights(net, torch.device("cpu"))
-    drawn = torch.tensor(in_order(data.train_dataloader()))
-    assert sorted(drawn.tolist()) == data.target_indices.tolist()
-    weight: Any = data.sampling_weights
-    assert weight[drawn[:500]].mean() > 1.2 * weight[drawn[-500:]].mean()
-
-
-def test_a_network_that_never_errs_draws_all_alike() -> None:
-    assert len(sampling_weights(torch.zeros(50, dtype=torch.float64), 0.8).unique()) == 1
+def test_a_class_gets_as_many_turns_of_the_replay_as_are_asked_for() -> None:
+    data = mnist(target=3, replay=22)
+    data.replay_turns = {9: 3}
+    for images in islice(data.train_dataloader(), 20):
+        counts = torch.bincount(images[1][10:], minlength=10).tolist()
+        assert counts == [2, 2, 2, 0, 2, 2, 2, 2, 2, 6]

@@ -89,7 +89,7 @@ def fit(
     scheduler, schedule = (PLATEAU, EACH_EPOCH) if plateau else (None, None)
     module = ClassifierModule(net, 3, lr=0.01, scheduler=scheduler, schedule=schedule)
     data = Data("toy", ["cat", "dog", "owl"], 1, batch_size=5)
-    callbacks = [RandomStates(), LastCheckpoint(every_n_train_steps=1, dirpath=str(folder))]
+    callbacks = [RandomStates(), LastCheckpoint(every_n_train_steps=1)]
     if repair:
         add_lora(net, rank=2, dropout=0.2).train()
         loss = Loss(distill=0.5, target_weight=0.5)
@@ -98,7 +98,7 @@ def fit(
         data = Data("toy", ["cat", "dog", "owl"], 1, batch_size=5, replay=6)
         data.setup("fit")
         data.choose("dog")
-        data.sampling_weights = 1 + torch.arange(53.0)
+        data.replay_turns = {0: 2}
     if cut is not None:
         callbacks.append(Cut(cut))
     seed_everything(7, verbose=False)

@@ -32,7 +32,7 @@ class Nudge(Callback):
         if trainer.global_rank == 1 and stage == "fit":
             data.target_indices, data.other_indices = data.other_indices, data.target_indices
             data.targets = [0]
-            data.sampling_weights = data.sampling_weights.flip(0)
+            data.replay_turns = {3: 2}
 
 
 class Counter(Callback):

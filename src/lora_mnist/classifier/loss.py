@@ -22,18 +22,16 @@ def hinge(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     return F.relu(margin - lead.squeeze(1))
 
 
-def distillation(logits: Tensor, base_logits: Tensor, temperature: float) -> Tensor:
-    """``T^2 KL(softmax(z_base / T) || softmax(z / T))``: how far the output moved from the base's.
+def distillation(logits: Tensor, base_logits: Tensor) -> Tensor:
+    """``KL(softmax(z_base) || softmax(z))``: how far the output moved from the base's, in nats.
 
-    Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2
-    (the factor ``T^2`` keeps the gradient's size; above 1 it looks closer at how the base ranks the
-    unlikely classes); against forgetting, with the network before fine-tuning as teacher: Li and
-    Hoiem 2016, "Learning without Forgetting", arXiv:1606.09282. Logits of shape (N, num_classes)
-    give the loss of each image, shape (N,).
+    Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2,
+    at a temperature of 1; with the network before fine-tuning as teacher: Li and Hoiem 2016,
+    "Learning without Forgetting", arXiv:1606.09282. Logits of shape (N, num_classes) give the loss
+    of each image, shape (N,).
     """
-    student = F.log_softmax(logits / temperature, dim=1)
-    teacher = F.log_softmax(base_logits / temperature, dim=1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+    student, teacher = F.log_softmax(logits, dim=1), F.log_softmax(base_logits, dim=1)
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
 def weighted_mean(losses: Tensor, is_target: Tensor, target_weight: float) -> Tensor:
@@ -50,17 +48,14 @@ def weighted_mean(losses: Tensor, is_target: Tensor, target_weight: float) -> Te
 class Loss(nn.Module):
     """The loss of a training batch: right classes, and the base's own outputs where they count.
 
-    ``mean over images of fit(z, y) + distill * [image is distilled] * distillation(z, z_base)``,
+    ``mean over images of fit(z, y) + distill * [not replayed] * distillation(z, z_base)``,
     where ``fit`` is :func:`hinge` or the cross-entropy ``-log softmax(z)_y``, which is zero only at
     full certainty, and so never stops pushing.
 
     Args:
         fit: "cross_entropy" or "hinge".
         margin: of :func:`hinge`, >= 0; ``None``: 1.
-        distill: weight of :func:`distillation`, >= 0; 0 leaves it out.
-        distill_on: "replay" distils on the replayed images, "target" on those to learn from,
-            "all" on both; ``None``: "replay".
-        temperature: of :func:`distillation`, > 0; ``None``: 1.
+        distill: weight of :func:`distillation`, on images that are not replayed; >= 0, 0 for none.
         target_weight: see :func:`weighted_mean`; ``None``: each image counts alike.
 
     Raises:
@@ -72,33 +67,23 @@ class Loss(nn.Module):
         fit: str = "cross_entropy",
         margin: float | None = None,
         distill: float = 0.0,
-        distill_on: str | None = None,
-        temperature: float | None = None,
         target_weight: float | None = None,
     ) -> None:
         super().__init__()
         if fit not in ("cross_entropy", "hinge"):
             raise ValueError(f"fit={fit}: expected one of cross_entropy, hinge")
-        if distill_on not in (None, "replay", "target", "all"):
-            raise ValueError(f"distill_on={distill_on}: expected one of replay, target, all")
         for name, value, least, most in (
             ("margin", margin, 0, 1e6),
             ("distill", distill, 0, 1e6),
-            ("temperature", temperature, 1e-3, 1e6),
             ("target_weight", target_weight, 0, 1),
         ):
             if value is not None and not (is_number(value) and least <= value <= most):
                 raise ValueError(f"{name}={value}: expected a number from {least:g} to {most:g}")
         if margin is not None and fit != "hinge":
             raise ValueError(f"margin={margin}: expected null, since fit={fit} has no margin")
-        if distill == 0 and (distill_on is not None or temperature is not None):
-            given = f"distill_on={distill_on}" if distill_on else f"temperature={temperature}"
-            raise ValueError(f"{given}: expected null, since distill=0 distils nothing")
         self.fit = fit
         self.margin = 1.0 if margin is None else float(margin)
         self.distill = float(distill)
-        self.distill_on = distill_on or "replay"
-        self.temperature = 1.0 if temperature is None else float(temperature)
         self.target_weight = target_weight
 
     def forward(
@@ -115,10 +100,7 @@ class Loss(nn.Module):
         else:
             losses = F.cross_entropy(logits, labels, reduction="none")
         if base_logits is not None:
-            distilled = distillation(logits, base_logits, self.temperature)
-            if self.distill_on != "all":
-                distilled = distilled * (is_target == (self.distill_on == "target"))
-            losses = losses + self.distill * distilled
+            losses = losses + self.distill * distillation(logits, base_logits) * is_target
         if self.target_weight is None:
             return losses.mean()
         return weighted_mean(losses, is_target, self.target_weight)

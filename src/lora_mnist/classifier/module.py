@@ -287,20 +287,15 @@ def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
     if cfg.stage == "pretrain":
-        for key in ("loss.distill", "data.hardness", "data.mistakes"):
+        for key in ("loss.distill", "data.mistakes"):
             if value := OmegaConf.select(cfg, key):
                 raise UserError(
                     f"{key}={value}: expected 0, or null, since stage=pretrain has no base"
                 )
-    if data.replay == 0:
-        if loss.get("distill") and loss.get("distill_on") in (None, "replay"):
-            raise UserError(
-                f"loss.distill={loss.distill}: expected data.replay > 0, or loss.distill_on=target"
-            )
-        if loss.get("target_weight") is not None:
-            raise UserError(
-                f"loss.target_weight={loss.target_weight}: expected null, or data.replay > 0"
-            )
+    if data.replay == 0 and loss.get("target_weight") is not None:
+        raise UserError(
+            f"loss.target_weight={loss.target_weight}: expected null, or data.replay > 0"
+        )
 
 
 @torch.no_grad()

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.classes import Target, class_numbers
 from lora_mnist.data.images import Augment, Batch, Images, ImageTensors, Subset
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistakes
 from lora_mnist.data.pixels import per_channel, pixel_moments
-from lora_mnist.data.sampler import TrainingLoader, sampling_weights
+from lora_mnist.data.sampler import TrainingLoader
 from lora_mnist.errors import is_number
 from lora_mnist.progress import progress
 
@@ -41,8 +41,6 @@ class ImageDataModule(LightningDataModule):
         mistakes: a folder of pictures, one subfolder a class, to learn in the place of a class; see
             :func:`~lora_mnist.data.mistakes.read_mistakes`.
         mistakes_test: share of ``mistakes`` that is held out; from 0 to below 1.
-        hardness: how much more often to sample the images that a network is likely to get wrong,
-            from 0, all images alike, to below 1; see :meth:`set_sampling_weights`.
         eval_batch_size: images a step in validation and test, per process.
         num_workers: processes that read images, for sets on the disk.
         mean: mean of the training pixels, on the scale 0 to 1, or one for each channel. ``None``:
@@ -65,8 +63,7 @@ class ImageDataModule(LightningDataModule):
             :meth:`setup`.
         target_indices: the images of ``train_set`` to learn from, int64; ``other_indices``: those
             that may be replayed. Set by :meth:`choose`.
-        sampling_weights: how often to sample each image of ``train_set``; ``None``: all alike. Set
-            by :meth:`set_sampling_weights`.
+        replay_turns: how many turns a class gets among the replayed images, where it is not one.
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
         sha256: of all the images and labels that were read for them, by part, in hexadecimal.
 
@@ -90,7 +87,6 @@ class ImageDataModule(LightningDataModule):
         replay: int = 0,
         mistakes: str | Path | None = None,
         mistakes_test: float = 0.2,
-        hardness: float = 0.0,
         eval_batch_size: int = 1000,
         num_workers: int = 0,
         mean: Channelwise = None,
@@ -108,9 +104,8 @@ class ImageDataModule(LightningDataModule):
         ):
             if type(number) is not int or number < least:
                 raise ValueError(f"{key}={number}: expected an integer >= {least}")
-        for key, share in {"hardness": hardness, "mistakes_test": mistakes_test}.items():
-            if not is_number(share) or not 0 <= share < 1:
-                raise ValueError(f"{key}={share}: expected a number from 0 to below 1")
+        if not is_number(mistakes_test) or not 0 <= mistakes_test < 1:
+            raise ValueError(f"mistakes_test={mistakes_test}: expected a number from 0 to below 1")
         for key, value, low, high in (("mean", mean, 0.0, 1.0), ("std", std, 1e-6, 1e6)):
             values: Any = value if isinstance(value, list | tuple) else [value]
             are_right = all(is_number(each) and low <= each <= high for each in values)
@@ -122,13 +117,13 @@ class ImageDataModule(LightningDataModule):
         self.name, self.classes, self.channels = name, list(classes), channels
         self.batch_size, self.replay = batch_size, replay
         self.mistakes = None if mistakes is None else Path(str(mistakes)).expanduser()
-        self.hardness, self.mistakes_test = hardness, mistakes_test
+        self.mistakes_test = mistakes_test
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.mean, self.std = mean, std
         self.seed, self.augment = seed, augment
         self.targets: list[int] = []
         self.target_indices = self.other_indices = torch.empty(0, dtype=torch.int64)
-        self.sampling_weights: Tensor | None = None
+        self.replay_turns: dict[int, int] = {}
         self.mistake_sets: list[ImageTensors] = []
         self.sha256: dict[str, str] = {}
         self._loader: TrainingLoader | None = None
@@ -268,31 +263,6 @@ class ImageDataModule(LightningDataModule):
         for batch, labels in progress(loader, f"{name}, batch", len(loader)):
             yield self.normalise(batch.to(device)), labels.to(device)
 
-    @torch.no_grad()
-    def set_sampling_weights(self, net: nn.Module, device: torch.device) -> None:
-        """Sample training images more often where ``net``, which is on ``device``, errs on them.
-
-        ``hardness`` says how much; with 0, nothing is computed. The images to learn from are
-        weighed together, and each replayed class by itself; see
-        :func:`~lora_mnist.data.sampler.sampling_weights`.
-        """
-        if not self.hardness:
-            return
-        groups, chosen = [self.target_indices], self.target_indices
-        if self.replay:
-            labels = self.train_set.labels[self.other_indices]
-            groups += [self.other_indices[labels == c] for c in torch.unique(labels)]
-            chosen = torch.cat([self.target_indices, self.other_indices])
-        errors = []
-        for images, labels in self.batches(self.train_set, device, chosen, "rating"):
-            probabilities = net(images).cpu().double().softmax(dim=1)  # MPS has no float64
-            errors.append(1 - probabilities.gather(1, labels.cpu()[:, None])[:, 0])
-        weights = torch.zeros(len(self.train_set), dtype=torch.float64)
-        weights[chosen] = torch.cat(errors)
-        for group in groups:
-            weights[group] = sampling_weights(weights[group], self.hardness)
-        self.sampling_weights = weights
-
     def train_dataloader(self) -> TrainingLoader:
         """Shuffled batches, replayed images last; each of several processes gets its share."""
         if not len(self.target_indices):
@@ -311,7 +281,7 @@ class ImageDataModule(LightningDataModule):
             self.replay,
             seed=seed,
             replay_seed=replay_seed,
-            weights=self.sampling_weights,
+            replay_turns=self.replay_turns,
             augment=self.augment,
             trainer=self.trainer,
             num_workers=self.num_workers,

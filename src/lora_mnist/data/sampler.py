@@ -1,8 +1,8 @@
 """Which training images each step sees: their order, replay of other classes, hard images."""
 
 import math
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -11,26 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.images import Augment, Augmented, Batch, Images
-
-
-def sampling_weights(errors: Tensor, hardness: float) -> Tensor:
-    """How often to sample each of N images: more often where a network errs.
-
-    ``w_i = (1 - h) / N + h e_i / sum_j e_j``, with ``h`` the hardness and ``e_i`` the probability
-    of an error on image ``i``, ``1 - softmax(logits_i)[label_i]``. This is the importance sampling
-    of Katharopoulos and Fleuret 2018, "Not All Samples Are Created Equal", arXiv:1803.00942,
-    section 3, with two changes: ``e`` takes the place of the gradient's norm, and the loss is not
-    divided by the weights, since hard images are meant to count for more.
-
-    Args:
-        errors: the probabilities of an error, float64, shape (N,).
-        hardness: from 0, all images alike, to 1, by errors alone.
-
-    Returns:
-        The weights, float64, shape (N,); their sum is 1.
-    """
-    by_errors = errors / errors.sum().clamp(min=torch.finfo(errors.dtype).tiny)
-    return (1 - hardness) / len(errors) + hardness * by_errors
 
 
 class TrainingLoader:
@@ -56,7 +36,7 @@ class TrainingLoader:
         replay: replayed images in a step, over all processes together.
         seed: of the order of the images to learn from.
         replay_seed: of the stream of replayed images.
-        weights: how often to sample each image, float64, shape (N,); ``None``: all alike.
+        replay_turns: how many turns a class gets in the stream of replayed images; others get one.
         augment: changes each image by itself; ``None``: images as they are.
         trainer: says which process this is, of how many, and where an epoch ends.
         num_workers: processes that read images.
@@ -72,14 +52,15 @@ class TrainingLoader:
         *,
         seed: int = 0,
         replay_seed: int = 0,
-        weights: Tensor | None = None,
+        replay_turns: Mapping[int, int] | None = None,
         augment: Augment | None = None,
         trainer: Trainer | None = None,
         num_workers: int = 0,
     ) -> None:
         self.images = images
         self.target_indices, self.other_indices = target_indices, other_indices
-        self.replay, self.weights = replay, weights
+        self.replay, self.replay_turns = replay, replay_turns or {}
+        self.most_turns = max(1, *self.replay_turns.values())
         self.seed, self.replay_seed = seed, replay_seed
         self.augment, self.trainer, self.num_workers = augment, trainer, num_workers
         self.rank = trainer.global_rank if trainer else 0
@@ -124,15 +105,14 @@ class TrainingLoader:
         replayed = self._replayed()
         while True:
             batches: list[list[int]] = []
-            count = min(len(self), self._batches_an_epoch())
-            while len(batches) < count:
-                order = self._in_random_order(self.target_indices, generator)
-                if self.weights is None:
-                    # torch's RandomSampler shuffles once more when an epoch's images are used up.
-                    self._in_random_order(self.target_indices, generator)
+            batches_an_epoch = min(len(self), self._batches_an_epoch())
+            while len(batches) < batches_an_epoch:
+                order = in_random_order(self.target_indices, generator)
+                # torch's RandomSampler shuffles once more when an epoch's images are used up.
+                in_random_order(self.target_indices, generator)
                 total = math.ceil(len(order) / self.processes) * self.processes
                 share = order.repeat(self.processes)[:total][self.rank :: self.processes]
-                for indices in torch.split(share, self.share)[: count - len(batches)]:
+                for indices in torch.split(share, self.share)[: batches_an_epoch - len(batches)]:
                     replays = [next(replayed) for _ in range(self.replay)]
                     batches.append(indices.tolist() + replays[self.rank :: self.processes])
             yield batches
@@ -143,21 +123,15 @@ class TrainingLoader:
         """Indices of replayed images, without end: one of each class, and again."""
         generator = torch.Generator().manual_seed(self.replay_seed)
         labels = self.images.labels[self.other_indices]
-        classes = [self.other_indices[labels == c] for c in torch.unique(labels)]
-        orders: list[list[int]] = [[] for _ in classes]
-        while True:
-            for members, order in zip(classes, orders, strict=True):
+        members = {int(c): self.other_indices[labels == c] for c in torch.unique(labels)}
+        orders: dict[int, list[int]] = {c: [] for c in members}
+        for turn in count():
+            for c, order in orders.items():
+                if turn % self.most_turns >= self.replay_turns.get(c, 1):
+                    continue
                 if not order:
-                    order += self._in_random_order(members, generator).tolist()
+                    order += in_random_order(members[c], generator).tolist()
                 yield order.pop(0)
-
-    def _in_random_order(self, members: Tensor, generator: torch.Generator) -> Tensor:
-        """``members``; those with a large weight are likely to come first."""
-        count = len(members)
-        if self.weights is None:
-            return members[torch.randperm(count, generator=generator)]
-        weights = self.weights[members]
-        return members[torch.multinomial(weights, count, generator=generator)]
 
     def _batches_an_epoch(self) -> int:
         """As many as Lightning takes, which may be fewer than there are."""
@@ -176,3 +150,8 @@ class TrainingLoader:
         for name, value in state.items():
             setattr(self, name, value)
         self._epochs = None
+
+
+def in_random_order(indices: Tensor, generator: torch.Generator) -> Tensor:
+    """``indices``, shuffled."""
+    return indices[torch.randperm(len(indices), generator=generator)]

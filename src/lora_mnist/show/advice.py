@@ -24,7 +24,7 @@ from lora_mnist.sweep.command import command_line, key_of, override
 
 #: Typed keys that an advised command repeats, and those of ``data`` that belong to one training.
 _REPEATED = ("data", "net", "base_name", "base_ckpt", "paths", "allow_other_base")
-_OF_TRAINING = ("batch_size", "replay", "hardness", "mistakes", "mistakes_test", "seed")
+_OF_TRAINING = ("batch_size", "replay", "mistakes", "mistakes_test", "seed")
 
 
 class Phrase(NamedTuple):
