@@ -11,7 +11,7 @@ from lora_mnist.errors import UserError, config_group
     [
         (ValueError("rank=0: expected more"), "lora.rank=0: expected more"),
         (ValueError("Invalid\n learning rate"), "lora: Invalid learning rate"),
-        (ValueError("target=10: expected less"), "digit=10: expected less"),
+        (ValueError("target=10: expected less"), "target=10: expected less"),
         (ValueError("targets=10: expected less"), "lora.targets=10: expected less"),
         (TypeError("f() got 'nope'"), "lora: f() got 'nope'"),
     ],

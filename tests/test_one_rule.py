@@ -37,6 +37,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*PRETRAIN, "+lora.rank=4 -> lora: nothing reads this key"),
         (*PRETRAIN, "scheduler=linear", "trainer.max_steps=-1"),
         (*PRETRAIN, "data.val_size=0", "callbacks=best -> callbacks: monitor=val/errors"),
+        (*LORA, "callbacks=best -> trainer.val_check_interval=25"),
         (*PRETRAIN, "net.hidden_sizes=wide -> net.hidden_sizes="),
         (*PRETRAIN, "net.hidden_sizes=[0]"),
         (*PRETRAIN, "data.batch_size=0"),

@@ -334,6 +334,7 @@ def fit(
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if str(getattr(callback, "monitor", "")).startswith("val/"):
             require_validation(f"callbacks: monitor={callback.monitor}", data)
+            require_validations_in_time(trainer)
     if trainer.is_global_zero:
         print_parameters(module.net)
         count, has_mistakes = len(data.target_indices), bool(data.mistake_sets)
@@ -363,6 +364,17 @@ def fit(
         _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
         trainer.validate(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return best
+
+
+def require_validations_in_time(trainer: Trainer) -> None:
+    """Refuse a training that ends before its first validation, where callbacks choose by these."""
+    interval, steps = trainer.val_check_interval, trainer.max_steps
+    batches = steps * trainer.accumulate_grad_batches
+    if isinstance(interval, int) and 0 <= batches < interval:
+        raise UserError(
+            f"trainer.val_check_interval={interval}: expected at most {batches}, the batches of "
+            f"trainer.max_steps={steps}, since callbacks choose by validation images"
+        )
 
 
 def drop_finders(trainer: Trainer) -> None:

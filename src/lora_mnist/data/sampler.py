@@ -60,7 +60,7 @@ class TrainingLoader:
         self.images = images
         self.target_indices, self.other_indices = target_indices, other_indices
         self.replay, self.replay_turns = replay, replay_turns or {}
-        self.most_turns = max(1, *self.replay_turns.values())
+        self.most_turns = max([1, *self.replay_turns.values()])
         self.seed, self.replay_seed = seed, replay_seed
         self.augment, self.trainer, self.num_workers = augment, trainer, num_workers
         self.rank = trainer.global_rank if trainer else 0
