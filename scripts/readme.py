@@ -158,7 +158,7 @@ def verdict(runs: Runs) -> str:
 def demo(runs: Runs) -> str:
     """The page to draw on as a picture."""
     # Validation images advise 0, where nothing is repaired.
-    given = [f"adapter={runs.left('nines')}", f"paths.outputs={runs.outputs}", "scale=1"]
+    given = [f"adapter={runs.left('nines')}", f"paths.outputs={runs.outputs}"]
     photograph(given, PROJECT / "docs" / "demo.png")
     says = "The page of demo.py: a nine that the base gets wrong and the adapted network right"
     return f"![{says}](demo.png)"

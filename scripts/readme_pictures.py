@@ -94,9 +94,9 @@ def photograph(overrides: Sequence[str], path: Path) -> None:
     size = {"width": 1100, "height": 830}
     with open_page(overrides, viewport=size, device_scale_factor=1.6) as page:
         for _ in range(300):
-            page.get_by_role("button", name="An image that the base gets wrong").click()
+            page.get_by_role("button", name="A test image that the base gets wrong").click()
             page.wait_for_timeout(1000)  # both predictions follow the image
-            is_nine = re.search(r"Test image \d+ is a 9", page.inner_text("body"))
+            is_nine = re.search(r"Test image \d+: 9", page.inner_text("body"))
             if is_nine and page.inner_text("#adapted h2").strip() == "9":
                 with atomic_write(path) as temporary:
                     page.screenshot(path=temporary, type="png")

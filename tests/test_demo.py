@@ -1,3 +1,4 @@
+import itertools
 import os
 import socket
 import sys
@@ -10,8 +11,9 @@ from composed import FEW, SMALL, composed, small_adapter, small_base, small_net
 from PIL import Image, ImageDraw
 from torch import nn
 
-from lora_mnist import save_adapter
-from lora_mnist.demo import SideBySide, demo
+from lora_mnist import MLP, save_adapter
+from lora_mnist.demo import SideBySide, build_page, demo
+from lora_mnist.disk.base import write_base
 from lora_mnist.errors import UserError
 
 NET, DATA = SMALL[0], FEW
@@ -106,7 +108,7 @@ def test_the_page(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
         def draw(name: str) -> Any:
             drawing = {"background": None, "layers": [], "composite": handle_file(tmp_path / name)}
-            return client.predict(drawing, api_name="/draw")
+            return client.predict(drawing, api_name="/read")
 
         assert draw("one.png") == ""
         base, adapted, seen = client.predict(new, 1.0, api_name="/ask")
@@ -116,10 +118,7 @@ def test_the_page(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         base, adapted, _ = client.predict(new, 0.0, api_name="/ask")
         assert base == adapted
         assert client.predict(new, api_name="/mistake").startswith("Test image ")
-        slider = client.predict(new, api_name="/slider")
-        advised = slider["value"]
-        assert slider["label"].endswith(f"validation images advise {advised:g}")
-        assert draw("empty.png") == "Draw with the mouse or a finger (nothing on it)."
+        assert draw("empty.png") == "This picture cannot be used: nothing on it."
         assert client.predict(new, 1.0, api_name="/ask") == ({}, {}, None)
         with pytest.raises(Exception, match="not in the list of choices"):
             client.predict([f"{tmp_path}"], api_name="/mistake")
@@ -130,6 +129,28 @@ def test_the_page(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(gradio.Blocks, "block_thread", visit)
     demo(config(outputs, "server.port=null"))
     assert visited
+
+
+def test_photographs_are_uploaded(outputs: Path, tmp_path: Path) -> None:
+    """There is no pad to draw them on; a test image is called by the name of its class."""
+    pytest.importorskip("gradio", reason="the extra demo is not installed")
+    kinds = ["dark", "light"]
+    for place, kind, number in itertools.product(("train", "test"), kinds, range(4)):
+        folder = tmp_path / "photos" / place / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        grey = 10 * number + 120 * (kind == "light") + 5 * (place == "test")
+        Image.new("RGB", (28, 28), (grey, grey, grey)).save(folder / f"{number}.png")
+    photos = ["data=folder", f"data.data_dir={tmp_path}/photos", "data.channels=1"]
+    photos += ["data.image_size=28", "net.num_classes=2"]
+    cfg = composed("demo", NET, *photos, f"paths.outputs={tmp_path}")
+    write_base(MLP(hidden_sizes=[16], num_classes=2).state_dict(), tmp_path / "base" / "photos")
+    cfg.base_ckpt = str(tmp_path / "base" / "photos")
+    page = build_page(SideBySide(cfg))
+    assert "Sketchpad" not in [type(block).__name__ for block in page.blocks.values()]
+    read, mistake = (page.fns[number].fn for number in (0, 1))
+    image, note = read(f"{tmp_path}/photos/test/dark/0.png")
+    assert (image.shape, note) == ((1, 28, 28), "")
+    assert mistake(-1, [])[2].rpartition(": ")[2] in kinds
 
 
 def test_a_port_that_is_taken(outputs: Path) -> None:

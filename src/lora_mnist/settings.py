@@ -122,7 +122,7 @@ class ExportSettings(TurnedSettings):
 
 
 @dataclass
-class DemoSettings(TurnedSettings):
+class DemoSettings(AdapterSettings):
     """``demo.py``."""
 
     server: Any
