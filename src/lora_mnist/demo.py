@@ -134,7 +134,7 @@ def build_page(sides: SideBySide) -> Any:
         with gr.Row():
             with gr.Column():
                 if isinstance(sides.data, MNISTDataModule) and sides.data.dataset != "FashionMNIST":
-                    picture = gr.Sketchpad(
+                    picture: Any = gr.Sketchpad(
                         type="filepath",
                         format="png",
                         canvas_size=(280, 280),
