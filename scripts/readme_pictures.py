@@ -1,4 +1,4 @@
-"""The README's pictures: two repairs side by side, and the page of demo.py in a browser."""
+"""The README's pictures: a repair, and the page of demo.py in a browser."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,44 +19,33 @@ PROJECT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
-def draw_before_after(folders: Mapping[str, Path], path: Path) -> None:
-    """Draw runs side by side: errors of each class, and some images repaired and broken.
-
-    ``folders`` are the runs' by their titles, ``path`` the PNG file to write.
-    """
+def draw_repair(folder: Path, path: Path) -> None:
+    """Draw a run as a PNG file: errors of each class, and some images repaired and broken."""
     import matplotlib.pyplot as plt
     from PIL import Image
 
-    results = [json.loads((f / "results.json").read_text()) for f in folders.values()]
-    figure, axes = plt.subplots(
-        3,
-        len(folders),
-        figsize=(5 * len(folders), 9),
-        height_ratios=(2.2, 1, 1),
-        layout="constrained",
-        squeeze=False,
-    )
-    most = max(max(run["test"]["errors_per_class"]) for run in results)
-    for column, (title, folder) in enumerate(folders.items()):
-        run, bars = results[column], axes[0, column]
-        places = np.arange(len(run["classes"]))
-        for shift, side, color in ((-0.2, "base", "0.6"), (0.2, "adapted", "tab:blue")):
-            errors = run["test_base" if side == "base" else "test"]["errors_per_class"]
-            bars.barh(places + shift, errors, 0.4, color=color, label=side)
-        bars.set_yticks(places, run["classes"])
-        bars.set_xlim(0, 1.05 * most)  # bars of one length mean one number
-        bars.invert_yaxis()
-        bars.spines[["top", "right"]].set_visible(False)
-        bars.set_xlabel("errors on test images")
-        bars.legend(frameon=False)
-        before, after = (sum(run[key]["errors_per_class"]) for key in ("test_base", "test"))
-        bars.set_title(f"{title}\n{before:,} errors -> {after:,}", fontsize=12)
-        for row, kind in enumerate(("repaired", "broken"), start=1):
-            axes[row, column].axis("off")
-            if (file := folder / "figures" / f"{kind}.png").exists():
-                axes[row, column].imshow(Image.open(file))
+    run = json.loads((folder / "results.json").read_text())
+    figure = plt.figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplot_mosaic([["bars", "repaired"], ["bars", "broken"]], width_ratios=(1, 1.15))
+    bars = axes["bars"]
+    places = np.arange(len(run["classes"]))
+    for shift, key, label, color in (
+        (-0.2, "test_base", "base", "0.6"),
+        (0.2, "test", "with the adapter", "tab:blue"),
+    ):
+        bars.barh(places + shift, run[key]["errors_per_class"], 0.4, color=color, label=label)
+    bars.set_yticks(places, run["classes"])
+    bars.invert_yaxis()
+    bars.spines[["top", "right"]].set_visible(False)
+    bars.set_xlabel("errors on test images")
+    bars.legend(frameon=False)
+    bars.set_title(f"{run['test_base']['errors']:,} errors -> {run['test']['errors']:,}")
+    for kind in ("repaired", "broken"):
+        axes[kind].axis("off")
+        if (file := folder / "figures" / f"{kind}.png").exists():
+            axes[kind].imshow(Image.open(file))
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=180, format="png")
+        figure.savefig(temporary, dpi=150, format="png")
     plt.close(figure)
 
 
