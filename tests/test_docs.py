@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
+from omegaconf.errors import OmegaConfBaseException
 
 import lora_mnist.cli  # noqa: F401 the resolvers that the configurations need
 
@@ -116,13 +117,13 @@ def check_settings(given: list[str]) -> None:
     for command in (["train.py", "stage=lora"], ["train.py"], ["eval.py"], ["predict.py"], own):
         try:
             return check_python([*command, *given])
-        except ConfigCompositionException as error:
-            refused = error
+        except (ConfigCompositionException, OmegaConfBaseException) as error:
+            refused: Exception = error
     raise refused
 
 
 def check_pip(given: list[str]) -> None:
-    extras = re.match(r"install (?:-e \.|lora-mnist)(?:\[(.*)\])?", " ".join(given))
+    extras = re.match(r"install (?:-e )?(?:\.|FILE\.whl)(?:\[(.*)\])?", " ".join(given))
     assert extras, given
     named = set((extras[1] or "").split(",")) - {""}
     _, _, ours = (ROOT / "pyproject.toml").read_text().partition("optional-dependencies]")

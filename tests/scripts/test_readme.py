@@ -87,12 +87,3 @@ def test_a_block_is_filled_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "dot.png").write_bytes(b"another")
     assert changed_by_hand(page) == ["one"]
     assert not readme.fill(page, "two", "x")
-
-
-def test_the_readme_takes_some_rows_and_columns_of_the_study() -> None:
-    head, line, *rows = readme.repair(readme.Runs(ROOT)).splitlines()
-    assert (head, line) == (
-        "| method | on the class: mean, worst | of all: mean, worst |",
-        "| --- | ---: | ---: |",
-    )
-    assert "| repair" in [row.split(" | ")[0] for row in rows]
