@@ -158,7 +158,6 @@ def lora(runs: Runs) -> str:
 
 def demo(runs: Runs) -> str:
     """A picture of the page to draw on."""
-    # Validation images advise 0, where nothing is repaired.
     given = [f"adapter={runs.folder_of('nines')}", f"paths.outputs={runs.outputs}"]
     photograph(given, PROJECT / "docs" / "demo.png")
     says = "The page of demo.py: a nine that the base gets wrong and the adapted network right"
