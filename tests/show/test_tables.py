@@ -55,7 +55,7 @@ def test_results_of_a_base() -> None:
         ["dog", "100", "4", "2-10"],
         ["all", "200", "34", "25-46"],
     ]
-    assert "\naccuracy: 0.8300\n34 errors in 200 images, most on" in text
+    assert "\n34 errors in 200 images. The weakest class is cat: 30 errors in 100." in text
 
 
 def test_results_of_a_repair_and_of_each_adapter() -> None:

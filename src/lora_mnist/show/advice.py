@@ -48,8 +48,9 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         return []
     if "test_base" not in results:
         errors = results["test"]["errors_per_class"]
-        wanted = _target(results, errors.index(max(errors)))
-        return _advised("To repair them:", "train", folder, "experiment=repair", wanted)
+        worst = errors.index(max(errors))
+        reason = f"To repair {named(results['classes'], [worst])}:"
+        return _advised(reason, "train", folder, "experiment=repair", _target(results, worst))
     if stage != "lora":
         return []
     phrases = []
@@ -63,14 +64,14 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     typed = _typed(folder)
     if not results["replay"]:
         if everything.mood != "good":
-            reason = f"To repair them with images of {others} as well:"
+            reason = f"To train with replayed images of {others} as well:"
             wanted = _target(results, *targets)
             phrases += _advised(reason, "train", folder, "experiment=repair", wanted)
     elif everything.mood == "plain" or (target.mood == "good" and elsewhere.mood == "bad"):
         is_on_top = any(key_of(text) == "adapter" for text in typed)
         own = [text for text in typed if key_of(text) not in ("loss.target_weight", "dial")]
         if own and not is_on_top:
-            phrases += [Phrase("To try other weights of the class on validation images:")]
+            phrases += [Phrase("To compare several values of loss.target_weight:")]
             text = command_line(["-m", *own, "sweep=front"], program("train"))
             phrases += [Phrase(text, "advice")]
     elif {target.mood, everything.mood} == {"good"} and earlier.mood != "bad" and rest:
@@ -78,31 +79,45 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         worst = max(rest, key=lambda c: errors[c])
         if errors[worst] > target.after:
             name = named(results["classes"], [worst])
-            reason = f"Most errors are now on {name}, {errors[worst]:,}; to go on with them:"
-            wanted, adapter = _target(results, worst), override("adapter", relative(folder))
+            reason = f"Most errors are now on {name} ({errors[worst]:,}). To go on with {name}:"
+            wanted, adapter = _target(results, worst), override("adapter", _relative(folder))
             phrases += _advised(reason, "train", folder, "experiment=repair", wanted, adapter)
     return phrases
 
 
 def _dial_advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     """The scale that validation images advise, where it is not the adapter's own."""
-    dial, classes, targets = results["dial"], results["classes"], targets_of(results)
+    dial = results["dial"]
     if dial["advised"] == 0 and dial["saved"]:
-        return [Phrase("No smaller scale leaves fewer validation errors than the base.")]
+        return [Phrase("No scale beats the base on validation images.")]
     if dial["advised"] == dial["saved"]:
         return []
     scale = f"{dial['advised'] / dial['saved']:g}"
+    errors = f"validation errors, base -> adapted: {dial_text(results)}"
+    advised = Phrase(scaled_command(results, folder), "advice")
+    return [Phrase(f"Scale {scale} is advised ({errors}):"), advised]
+
+
+def dial_text(results: Mapping[str, Any]) -> str:
+    """``nines 28 -> 11, the other digits 152 -> 160``: validation errors at the advised scale."""
+    dial, classes, targets = results["dial"], results["classes"], targets_of(results)
     curves = {"all classes": dial["errors"]}
     if targets:
         curves = {named(classes, targets): dial["errors_of_target"]}
         curves[others_of(classes)] = dial["errors_elsewhere"]
-    first, advised = dial["scales"].index(0), dial["scales"].index(dial["advised"])
+    base, advised = dial["scales"].index(0), dial["scales"].index(dial["advised"])
     texts = []
     for name, errors in curves.items():
-        texts.append(f"{name} {errors[first]:,} -> {errors[advised]:,}")
-    reason = f"At {scale} of its size ({', '.join(texts)} validation errors):"
-    adapter = override("adapter", relative(folder))
-    return _advised(reason, "eval", folder, adapter, f"scale={scale}")
+        texts.append(f"{name} {errors[base]:,} -> {errors[advised]:,}")
+    return ", ".join(texts)
+
+
+def scaled_command(results: Mapping[str, Any], folder: Path) -> str:
+    """The command that tests the adapter of the run in ``folder`` at the advised scale."""
+    dial, overrides = results["dial"], [override("adapter", _relative(folder))]
+    if dial["saved"] not in (0, dial["advised"]):
+        overrides.append(f"scale={dial['advised'] / dial['saved']:g}")
+    return command("eval", folder, *overrides)
 
 
 def _advised(reason: str, entry: str, folder: Path, *overrides: str) -> list[Phrase]:
@@ -133,7 +148,7 @@ def _typed(folder: Path) -> list[str]:
     return [str(text) for text in OmegaConf.load(file)] if file.is_file() else []
 
 
-def relative(folder: Path) -> Path:
+def _relative(folder: Path) -> Path:
     """``folder`` as somebody types it here."""
     here = Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder

@@ -2,10 +2,9 @@
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import RESULTS_FILE
-from lora_mnist.show.advice import command, relative
+from lora_mnist.show.advice import dial_text, scaled_command
 from lora_mnist.show.changes import named, others_of, targets_of
 from lora_mnist.show.figures import DPI, draw_front
-from lora_mnist.sweep.command import override
 from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked
 
@@ -39,13 +38,6 @@ def front_of(ranked: Ranked) -> list[str]:
     figure = draw_front(dials, label, target, others)
     with atomic_write(ranked.folder / "front.png") as path:
         figure.savefig(path, dpi=DPI, format="png")
-    base, place = dial["scales"].index(0), dial["scales"].index(dial["advised"])
-    texts = []
-    for name, key in ((target, "errors_of_target"), (others, "errors_elsewhere")):
-        texts.append(f"{name} {dial[key][base]:,} -> {dial[key][place]:,}")
-    text = f"advised: {label} at scale {dial['advised']:g}, {', '.join(texts)}"
-    overrides = [override("adapter", relative(folder))]
-    if dial["saved"] not in (0, dial["advised"]):
-        overrides.append(f"scale={dial['advised'] / dial['saved']:g}")
+    text = f"advised: {label} at scale {dial['advised']:g}, {dial_text(results)}"
     text += f" errors on {dial['images']:,} validation images:"
-    return [text, command("eval", folder, *overrides)]
+    return [text, scaled_command(results, folder)]

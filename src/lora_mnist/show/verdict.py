@@ -40,7 +40,7 @@ def training_sentence(
 
 
 def verdict(results: Mapping[str, Any], folder: Path | None = None) -> list[Phrase]:
-    """What a person can act on: the errors before and after, whether it was worth it, and advice.
+    """The errors before and after, whether the repair was worth it, and advice.
 
     A change that chance explains is neither good nor bad, and nothing is good where the whole is
     bad. Without a test the list is empty.
@@ -51,7 +51,7 @@ def verdict(results: Mapping[str, Any], folder: Path | None = None) -> list[Phra
     """
     if "test" not in results:
         return []
-    phrases = _of_repair(results) if "test_base" in results else _of_base(results)
+    phrases = _repair_phrases(results) if "test_base" in results else _base_phrases(results)
     return phrases if folder is None else [*phrases, *advice(results, folder)]
 
 
@@ -60,26 +60,27 @@ def verdict_text(results: Mapping[str, Any]) -> str:
     return " ".join(phrase.text for phrase in verdict(results))
 
 
-def _of_base(results: Mapping[str, Any]) -> list[Phrase]:
-    """Where a base alone errs."""
+def _base_phrases(results: Mapping[str, Any]) -> list[Phrase]:
+    """The errors of a base alone, and the class with most of them."""
     errors, total = results["test"]["errors_per_class"], change_of(results)
     worst = errors.index(max(errors))
     text = f"{number_of(total.after, 'error')} in {total.images:,} images"
     if not total.after:
         return [Phrase(f"{text}.", "good")]
-    most = change_of(results, [worst])
+    weakest = change_of(results, [worst])
     name = named(results["classes"], [worst])
-    return [Phrase(f"{text},"), Phrase(f"most on {name}: {most.after:,} of {most.images:,}.")]
+    errors = f"{number_of(weakest.after, 'error')} in {weakest.images:,}"
+    return [Phrase(f"{text}."), Phrase(f"The weakest class is {name}: {errors}.")]
 
 
-def _of_repair(results: Mapping[str, Any]) -> list[Phrase]:
+def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
     """The changes, then the judgement; a loss on what was repaired before comes first."""
     parts: list[tuple[str, Change]] = []
     for split, name in (("mistakes", "learnt"), ("mistakes_test", "held out")):
         if split in results:
             change = change_of(results, split=split)
             right, now = change.images - change.before, change.images - change.after
-            text = f"mistakes {name}: {right:,} right -> {now:,} of {change.images:,}"
+            text = f"mistakes {name}: {right:,} -> {now:,} of {change.images:,} right"
             parts.append((text, change))
     classes, targets, earlier = results["classes"], targets_of(results), repaired_before(results)
     groups: dict[str, list[int] | None] = {"test images": None}
@@ -89,7 +90,7 @@ def _of_repair(results: Mapping[str, Any]) -> list[Phrase]:
         parts.append(_part(name, change_of(results, group)))
     if earlier:
         change = change_of(results, earlier)
-        part = _part(f"{named(classes, earlier)}, repaired before", change)
+        part = _part(f"{named(classes, earlier)} (repaired before)", change)
         parts.insert(0 if change.after > change.before else 1, part)
     judgement = _judgement(results)
     phrases = []
@@ -120,19 +121,20 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
         text = f"{elsewhere.after:,} of {elsewhere.images:,} images of {others_of(classes)}"
         return Phrase(f"{text} are wrong, no better than guessing.", "bad")
     if dial.get("saved") == 0:
-        return Phrase("the adapter was turned off: no scale leaves fewer validation errors.")
+        return Phrase("the adapter was turned off: no scale beats the base on validation images.")
     if change.mood == "good":
-        text = f"{change.after:,} of {change.before:,} errors left"
+        text = f"in all, {change.before:,} errors became {change.after:,}"
         if targets and not is_repaired:
-            return Phrase(f"{text}, but {named(classes, targets)} did not clearly gain.")
+            return Phrase(f"{text}, but no clear gain on {named(classes, targets)}.")
         is_lost = change_of(results, repaired_before(results)).mood == "bad"
         return Phrase(f"{text}.", "plain" if is_lost else "good")
     if change.mood == "plain":
-        gain = (
-            f"{named(classes, targets)} repaired, but no clear gain in all: " if is_repaired else ""
-        )
-        counts = f"{change.repaired:,} repaired, {change.broken:,} broken"
-        return Phrase(f"{gain}{counts}, {chance_text(change.p_value)}.")
+        text = "no clear gain in all"
+        if is_repaired:
+            text = f"{named(classes, targets)} repaired, but {text}"
+        counts = f"{number_of(change.repaired, 'image')} repaired, {change.broken:,} broken"
+        return Phrase(f"{text}: {counts} ({chance_text(change.p_value)}).")
     if "mistakes" in results:
-        return Phrase(f"mending them cost {number_of(change.after - change.before, 'test error')}.")
+        errors = number_of(change.after - change.before, "test error")
+        return Phrase(f"mending the mistakes cost {errors}.")
     return Phrase("the repair did more harm than good.", "bad")
