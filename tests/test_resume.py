@@ -162,7 +162,7 @@ def command(tmp_path: Path, *overrides: str, crash: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("fails", ["test", "save_adapter", "write_json", "show_run"])
+@pytest.mark.parametrize("fails", ["test", "write_adapter", "write_results"])
 def test_what_fails_after_training_is_made_up_for(
     go: Go, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:

@@ -20,6 +20,7 @@ from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import ImageDataModule, ImageTensors
 from lora_mnist.disk.checkpoint import (
+    CHECKPOINTS,
     LAST,
     AtomicCheckpointIO,
     LastCheckpoint,
@@ -104,6 +105,7 @@ def fit(
     seed_everything(7, verbose=False)
     trainer = Trainer(
         accelerator="cpu",
+        default_root_dir=folder,
         logger=Losses(losses),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -111,7 +113,7 @@ def fit(
         callbacks=callbacks,
         **{"log_every_n_steps": 3, "num_sanity_val_steps": 0, **settings},
     )
-    last = folder / LAST
+    last = folder / CHECKPOINTS / LAST
     checkpoint = last if last.exists() else None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return copy.deepcopy(net.state_dict())
@@ -153,10 +155,10 @@ def test_a_run_from_a_gpu_goes_on_without_one(tmp_path: Path) -> None:
     whole = fit(tmp_path / "whole", {}, max_epochs=2)
     with pytest.raises(InterruptedError):
         fit(tmp_path / "cut", losses, 4, max_epochs=2)
-    checkpoint = read_checkpoint(tmp_path / "cut" / LAST)
+    checkpoint = read_checkpoint(tmp_path / "cut" / CHECKPOINTS / LAST)
     on_gpu = {"device": "cuda", "of_device": torch.zeros(16, dtype=torch.uint8)}
     checkpoint["random_states"][0] |= on_gpu
-    torch.save(checkpoint, tmp_path / "cut" / LAST)
+    torch.save(checkpoint, tmp_path / "cut" / CHECKPOINTS / LAST)
     with logged("lora_mnist.disk.checkpoint") as text:
         resumed = fit(tmp_path / "cut", losses, max_epochs=2)
     assert "this run began on cuda and goes on on cpu" in text.getvalue()

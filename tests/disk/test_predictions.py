@@ -58,7 +58,7 @@ def test_a_gallery_is_small_and_its_classes_take_turns(tmp_path: Path) -> None:
     assert gallery.galleries["confused_base"].index.tolist() == [*range(8), 40]
     wrong = gallery.galleries["wrong"]
     assert wrong.index.tolist()[:3] == [0, 40, 1]
-    assert (wrong.images.shape, wrong.total) == ((32, 3, 50, 25), 41)
+    assert (wrong.images.shape, wrong.total) == ((16, 3, 50, 25), 41)
 
 
 def test_images_come_from_where_they_are(tmp_path: Path) -> None:

@@ -48,8 +48,7 @@ def left_by(folder: Path) -> dict[str, Any]:
         found[file.name] = file.read_bytes()
     for file in sorted(folder.rglob("events.out.tfevents.*"))[:1]:
         events = EventAccumulator(str(file.parent), {"scalars": 0}).Reload()
-        (tag,) = (tag for tag in events.Tags()["scalars"] if tag.endswith("/train/loss"))
-        found["curve"] = [(event.step, event.value) for event in events.Scalars(tag)]
+        found["curve"] = [(event.step, event.value) for event in events.Scalars("train/loss")]
     losses = found["csv"] = {}
     for file in sorted(folder.rglob("metrics.csv")):
         with file.open(newline="") as lines:
