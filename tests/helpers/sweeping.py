@@ -15,8 +15,8 @@ from helpers.commands import ROOT
 TOY = "tests/sweep/toy.py"
 #: What the tables of the tests show, as configs/sweep/default.yaml has it.
 COLUMNS = [
-    {"title": "val errors on {target}", "value": "val.errors_of_target"},
-    {"title": "test.accuracy", "before": "test_base.accuracy", "value": "test.accuracy"},
+    {"title": "val errors on target", "value": "val.errors_of_target"},
+    {"title": "test.accuracy", "value": "test.accuracy"},
     {"title": "seconds", "value": "seconds.total"},
 ]
 

@@ -130,7 +130,7 @@ def test_a_report_of_a_sweep(tmp_path: Path) -> None:
     places = [page.index(f"<td>{accuracy}</td>") for accuracy in ("0.9500", "0.9100", "0.8000")]
     assert places == sorted(places)
     assert "<td>base</td><td></td><td></td><td>0.9000</td>" in page[page.index("<tfoot>") :]
-    assert "val errors on 1" in page
+    assert "val errors on target" in page
     assert base64.b64encode((tmp_path / "summary.png").read_bytes()).decode() in page
     assert "http" not in page
     assert "<td>failed</td><td>&lt;b&gt;</td>" in page

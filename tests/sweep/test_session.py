@@ -166,7 +166,7 @@ def test_a_sweep_has_its_folder_to_itself(cli: Any, tmp_path: Path) -> None:
 def test_what_hydra_refuses_is_no_sweep(cli: Any) -> None:
     done = cli(TOY, "-m", "nope=1,2")
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("Could not override 'nope'; expected one of paths, ")
+    assert done.err.startswith("nope: nothing reads this key; the nearest: note")
     assert "found none" in cli(TOY, "-m", "x=1", "sweep.resume=latest").err
 
 

@@ -1,4 +1,4 @@
-"""Commands, said again: ready to paste into a shell, in Hydra's grammar."""
+"""Commands to print: ready to paste into a shell, in Hydra's grammar."""
 
 import re
 import shlex
@@ -10,13 +10,13 @@ from lora_mnist.project import program
 
 
 def command_line(arguments: Iterable[str], entry: str | None = None) -> str:
-    """A command ready to paste into bash or zsh; of the program that runs, or another ``entry``."""
+    """A command of ``entry``, or of the program that runs, ready to paste into bash or zsh."""
     return " ".join([entry or program(), *map(quoted, arguments)])
 
 
 def quoted(text: str) -> str:
     """One argument, quoted for the shell only where it must be."""
-    # Hydra's own quotes are single ones, which shlex would break into five pieces.
+    # Hydra's own quotes are single quotes, which shlex would break into five pieces.
     return f'"{text}"' if "'" in text and not set('"$`\\!') & set(text) else shlex.quote(text)
 
 

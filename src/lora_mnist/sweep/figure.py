@@ -1,4 +1,4 @@
-"""The picture of a sweep: its metric over what was swept. The only module here with matplotlib."""
+"""The figure of a sweep: its metric over what was swept."""
 
 import math
 from collections.abc import Sequence
@@ -9,18 +9,15 @@ from matplotlib.figure import Figure
 
 from lora_mnist.sweep.records import natural
 
-#: What was swept, the metric (or its mean over the seeds), and its standard deviation over them.
+#: What was swept, the metric's mean over the seeds, and its standard deviation.
 Point = tuple[dict[str, str], float, float | None]
-
-#: Behind numbers on a colour, light or dark.
-_PAPER = {"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 1.5}
 
 
 def draw_sweep(path: Path, points: Sequence[Point], metric: str, mode: str) -> None:
-    """Draw ``metric`` over what was swept, the same keys for all points, into a PNG file.
+    """Draw ``metric`` over the swept keys into a PNG file.
 
-    A grid of two keys gives a heat map, anything else a panel for each key. ``mode`` says which end
-    of the metric is best.
+    A grid of two keys becomes a heat map, anything else a panel for each key. ``mode``, ``max`` or
+    ``min``, says which end of the metric is better.
     """
     values = {}
     for key in points[0][0]:
@@ -28,7 +25,7 @@ def draw_sweep(path: Path, points: Sequence[Point], metric: str, mode: str) -> N
     values = {key: texts for key, texts in values.items() if len(texts) > 1} or values
     best = (max if mode == "max" else min)(points, key=lambda point: point[1])
     is_grid = len(values) == 2 and 2 * len(points) >= math.prod(map(len, values.values()))
-    with rc_context({"text.parse_math": False}):  # what is between two dollars is no formula
+    with rc_context({"text.parse_math": False}):  # text between two dollars is no formula
         figure = Figure(layout="constrained")
         if is_grid:
             _draw_heat_map(figure, points, values, metric, mode)
@@ -50,7 +47,9 @@ def _draw_heat_map(
     for swept, value, _ in points:
         x, y = columns.index(swept[across]), rows.index(swept[up])
         cells[y][x] = value
-        axes.text(x, y, f"{value:.4f}", ha="center", va="center", fontsize=9, bbox=_PAPER)
+        axes.text(
+            x, y, f"{value:.4f}", ha="center", va="center", fontsize=9, backgroundcolor="#ffffff99"
+        )
     colors = "viridis" if mode == "max" else "viridis_r"
     image = axes.imshow(cells, cmap=colors, aspect="auto", origin="lower")
     axes.set_xticks(range(len(columns)), columns)
@@ -61,7 +60,7 @@ def _draw_heat_map(
 def _draw_panels(
     figure: Figure, points: Sequence[Point], values: dict[str, list[str]], metric: str, best: Point
 ) -> None:
-    """Draw one panel for each key; with several, the spread at a value is what the others do."""
+    """Draw one panel for each key; with several, the other keys spread the points at a value."""
     figure.set_size_inches(max(6, 3.2 * len(values)), 4)
     panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
     panels[0].set_ylabel(metric)

@@ -16,8 +16,8 @@ from lora_mnist.errors import UserError
 from lora_mnist.sweep.command import key_of
 from lora_mnist.sweep.records import JOB_FILE, is_finished, read_json
 
-#: The commands so far (``commands``), which keys the jobs of the last one share (``fixed``), and
-#: what the summary needs: ``entry``, ``metric``, ``columns``.
+#: The commands so far (``commands``), the keys that all jobs of the last command share (``fixed``),
+#: and ``entry``, ``metric`` and ``columns`` for the summary.
 SWEEP_FILE = "sweep.json"
 LOCK_FILE = ".lock"
 
@@ -39,10 +39,7 @@ def sweep_folder(new: str, resume: str | None) -> str:
 
 
 def job_folder(*, _root_: DictConfig) -> str:
-    """Resolver for ``hydra.sweep.subdir``: what was swept, then a hash of the configuration.
-
-    A folder belongs to exactly one configuration, wherever it lies and whenever it was made.
-    """
+    """Resolver for ``hydra.sweep.subdir``: what was swept, then a hash of the configuration."""
     digest = job_hash(_root_)
     # An earlier command may have swept other keys: the configuration counts, not the name.
     for folder in Path(_root_.hydra.sweep.dir).glob(f"*{digest}"):
@@ -52,13 +49,13 @@ def job_folder(*, _root_: DictConfig) -> str:
 
 
 def hydra_subfolder(resume: str | None, *, _root_: DictConfig) -> str | None:
-    """Resolver for ``hydra.output_subdir``: nothing is written for what is finished, or goes on."""
+    """Resolver for ``hydra.output_subdir``: none for a job that has finished or a resumed run."""
     folder = OmegaConf.select(_root_, "hydra.runtime.output_dir", default=None)
     is_there = resume or (folder and is_finished(Path(folder)))
     return None if is_there else ".hydra"
 
 
-# The folder must be the same whenever it is asked for, and in every job.
+# Cached, so that the folder is the same in every job.
 OmegaConf.register_new_resolver(
     "lora_mnist.sweep_folder", sweep_folder, use_cache=True, replace=True
 )
@@ -70,8 +67,8 @@ OmegaConf.register_new_resolver("lora_mnist.hydra_subfolder", hydra_subfolder, r
 def job_hash(config: DictConfig) -> str:
     """Twelve hexadecimal digits that stand for what a job computes.
 
-    They cover every key of the configuration as it is written (interpolations are not resolved)
-    that may change a number, and :func:`inputs_hash`.
+    They cover every key that may change a number, as it is written (interpolations are not
+    resolved), and :func:`inputs_hash`.
     """
     written = flatten(OmegaConf.to_container(config, resolve=False), into=dict)
     identity = {key: value for key, value in written.items() if changes_numbers(key)}
@@ -79,16 +76,15 @@ def job_hash(config: DictConfig) -> str:
 
 
 def inputs_hash(config: DictConfig) -> str:
-    """Likewise of the content of the files and folders that ``sweep.inputs`` names."""
+    """The same for the content of the files and folders that ``sweep.inputs`` names."""
     contents = {}
     inputs = OmegaConf.select(config, "sweep.inputs") or OmegaConf.create([])
     for key, value in flatten(OmegaConf.to_container(inputs, resolve=True)).items():
-        if value and isinstance(value, str):
-            path = Path(value)
-            for file in [path, *path.rglob("[!.]*")]:  # a hidden one may be half-written
-                if file.is_file():
-                    name = f"{key}/{file.relative_to(path)}"
-                    contents[name] = _sha256(file, file.stat().st_mtime_ns, file.stat().st_size)
+        path = Path(str(value))
+        for file in [path, *path.rglob("[!.]*")]:  # a hidden file may be half-written
+            if value and file.is_file():
+                stat, name = file.stat(), f"{key}/{file.relative_to(path)}"
+                contents[name] = _sha256(file, stat.st_mtime_ns, stat.st_size)
     return _digest(contents)
 
 
@@ -99,11 +95,11 @@ def _digest(content: Any) -> str:
 
 @lru_cache
 def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    """SHA-256 of a file that was last changed at ``mtime_ns``: a base is read once a sweep."""
+    """SHA-256 of a file that was last changed at ``mtime_ns``: a sweep reads a base once."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def varied_overrides(hydra: HydraConf) -> list[str]:
-    """The overrides of a job of a sweep without those that all jobs of the command share."""
+    """The overrides of a sweep's job without those that all jobs of the command share."""
     fixed = read_json(Path(hydra.sweep.dir) / SWEEP_FILE).get("fixed", [])
     return [text for text in hydra.overrides.task if key_of(text) not in fixed]

@@ -14,13 +14,13 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig
 
 from lora_mnist.disk.files import write_json
-from lora_mnist.disk.numbers import check_require, parse_require
+from lora_mnist.disk.numbers import RESULTS_FILE, check_require, flatten, parse_require
 from lora_mnist.errors import RequirementError, UserError, one_line
 from lora_mnist.project import Run
 from lora_mnist.sweep import session
 from lora_mnist.sweep.command import key_of
 from lora_mnist.sweep.folder import LOCK_FILE, SWEEP_FILE, inputs_hash, varied_overrides
-from lora_mnist.sweep.records import JOB_FILE, is_finished, read_job, read_json
+from lora_mnist.sweep.records import JOB_FILE, is_finished, read_json
 
 log = logging.getLogger(__name__)
 
@@ -32,71 +32,59 @@ def run_swept(
     hydra: HydraConf,
     explain: Callable[[BaseException], tuple[str, int]],
 ) -> float | None:
-    """Run one job unless it is finished; if it fails, say so, keep the reason, and return.
+    """Run one job unless it has finished. If it fails, print and record why, and return.
 
-    ``function`` leaves ``results.json`` in the folder that it is given; ``explain`` makes a line
-    and an exit code of an exception. Returned is the value of ``sweep.metric``, for sweepers that
-    search.
+    ``function`` leaves ``results.json`` in ``run.folder``; ``explain`` turns an exception into a
+    line and an exit code. Returns the value of ``sweep.metric``, for sweepers that search.
     """
     if not session.is_conducting():
-        # A worker: Ctrl+C reaches all processes, and the one that conducts them ends them.
+        # In a worker: Ctrl+C reaches all processes, and the conducting one ends the others.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The screen gets one line a job; tables and messages go to the job's log.
     for name in (None, *(hydra.job_logging.get("loggers") or ())):
         for handler in logging.getLogger(name).handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.CRITICAL + 1)
-    folder, sweep = run.folder, Path(hydra.sweep.dir)
+    folder, log_file = run.folder, f"{hydra.job.name}.log"
     label = f"#{hydra.job.num} {' '.join(varied_overrides(hydra))}".rstrip()
-    started, seconds = time.perf_counter(), ""
+    started = time.perf_counter()
     with FileLock(folder / LOCK_FILE):  # a worker can outlive the sweep that started it
-        if not is_finished(folder):
-            if (folder / JOB_FILE).exists():  # an earlier attempt left something half-done
-                for path in folder.iterdir():
-                    if path.name in (".hydra", LOCK_FILE, f"{hydra.job.name}.log"):
-                        continue
-                    if path.is_dir():
-                        shutil.rmtree(path)
-                    else:
-                        path.unlink()
-            how = ("sweep", "launcher")  # and not what is computed
+        was_finished = is_finished(folder)
+        before = read_json(folder / JOB_FILE)
+        record = before | {"error": None}
+        if not was_finished:
+            # An earlier attempt may have left something half-done.
+            for path in folder.iterdir() if before else ():
+                if path.is_dir() and path.name != ".hydra":
+                    shutil.rmtree(path)
+                elif path.is_file() and path.name not in (LOCK_FILE, log_file):
+                    path.unlink()
+            how = ("sweep", "launcher")  # these say how jobs run, and not what they compute
             typed = hydra.overrides.task
-            record: dict[str, object] = {
-                "command": len(read_json(sweep / SWEEP_FILE)["commands"]),
+            record |= {
+                "command": len(read_json(Path(hydra.sweep.dir) / SWEEP_FILE)["commands"]),
                 "overrides": [o for o in typed if key_of(o).partition(".")[0] not in how],
-                "error": None,
                 "inputs": inputs_hash(cfg),
             }
             write_json(folder / JOB_FILE, record)
-            try:
-                function(cfg, run)
-            except Exception as error:
-                reason = one_line(explain(error)[0])
-                has_results = isinstance(error, RequirementError)
-                record |= {"error": reason, "has_results": has_results}
-                write_json(folder / JOB_FILE, record)
-                is_ours = isinstance(error, UserError)
-                log.error("%s", reason, exc_info=None if is_ours else error)
-                where = "" if is_ours else f" (traceback in {folder / hydra.job.name}.log)"
-                print(f"{label} failed: {reason}{where}", file=sys.stderr, flush=True)
-                return None
-            finally:
-                gc.collect()  # a Trainer and what it trains hold each other, and the images
-            seconds = f"{time.perf_counter() - started:.1f} s"
-    job = read_job(folder)
-    assert job is not None
-    if seconds == "":  # this command may require something else than the one that ran the job
-        record, unmet = read_json(folder / JOB_FILE), None
         try:
-            check_require(parse_require(cfg.get("require")), job.results)
-        except UserError as error:
-            unmet = one_line(error)
-        if unmet != job.error:
-            write_json(folder / JOB_FILE, record | {"error": unmet, "has_results": True})
-        if unmet:
-            print(f"{label} failed: {unmet}", file=sys.stderr, flush=True)
+            if was_finished:  # by a command that may have required something else
+                check_require(parse_require(cfg.get("require")), read_json(folder / RESULTS_FILE))
+            else:
+                function(cfg, run)
+        except Exception as error:
+            reason, is_ours = one_line(explain(error)[0]), isinstance(error, UserError)
+            record |= {"error": reason, "has_results": isinstance(error, RequirementError)}
+            log.error("%s", reason, exc_info=None if is_ours else error)
+            where = "" if is_ours else f" (traceback in {folder / log_file})"
+            print(f"{label} failed: {reason}{where}", file=sys.stderr, flush=True)
             return None
-    value = job.results.get(str(cfg.sweep.metric))
+        finally:
+            if record != before:
+                write_json(folder / JOB_FILE, record)
+            gc.collect()  # a Trainer and what it trains hold each other, and the images
+    value = flatten(read_json(folder / RESULTS_FILE)).get(str(cfg.sweep.metric))
     metric = "" if value is None else f"{cfg.sweep.metric} {value:.6g}, "
-    print(f"{label}: {metric}{seconds or 'finished before'}", flush=True)
+    seconds = "finished before" if was_finished else f"{time.perf_counter() - started:.1f} s"
+    print(f"{label}: {metric}{seconds}", flush=True)
     return value

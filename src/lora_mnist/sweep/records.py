@@ -18,20 +18,20 @@ JOB_FILE = "job.json"
 class Job:
     """One job of a sweep."""
 
-    folder: str  # its name in the sweep's
-    command: int  # which of the sweep's commands started it last, from 1
-    overrides: list[str]  # the job's part of the command line, as written
+    folder: str  # its name in the sweep's folder
+    command: int  # the number, from 1, of the command in sweep.json that started it last
+    overrides: list[str]  # the job's part of the command line
     error: str | None = None
     inputs: str = ""  # stands for the content of the files that it started from
-    #: results.json with nested keys joined by dots; empty until the job has finished. A job that
-    #: failed because of ``require`` has them, too.
+    #: results.json, nested keys joined by dots; empty unless the job has finished. A job that does
+    #: not meet ``require`` has results and an error.
     results: dict[str, Any] = field(default_factory=dict)
-    #: The values of all keys in which the sweep's jobs differ.
+    #: The job's values of all keys in which the sweep's jobs differ.
     swept: dict[str, str] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
-        """``finished``, ``failed``, or ``interrupted``: it left neither result nor reason."""
+        """``finished``, ``failed``, or ``interrupted``: with neither results nor error."""
         return "failed" if self.error else "finished" if self.results else "interrupted"
 
     def settings(self) -> dict[str, str]:
@@ -40,9 +40,9 @@ class Job:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is none."""
-    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
+    """The content of a JSON file; empty where there is none."""
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content
 
 
 def read_job(folder: Path) -> Job | None:
@@ -50,10 +50,9 @@ def read_job(folder: Path) -> Job | None:
     record = read_json(folder / JOB_FILE)
     if not record:
         return None
-    job = Job(
-        folder.name, record["command"], record["overrides"], record["error"], record["inputs"]
-    )
-    if not job.error or record.get("has_results"):
+    has_results = record.pop("has_results", False)
+    job = Job(folder.name, **record)
+    if not job.error or has_results:
         job.results = flatten(read_json(folder / RESULTS_FILE))
     return job
 
@@ -67,29 +66,25 @@ def is_finished(folder: Path) -> bool:
 def read_jobs(folder: Path) -> list[Job]:
     """All jobs of the sweep in ``folder``, by name.
 
-    A job that did not finish is left out where another with the same overrides did: it was
-    repeated with what it lacked. Where files changed that jobs start from, such as the base, and
-    the settings did not, ``inputs`` tells the jobs before from those after.
+    A job that did not finish is left out where another with the same overrides did. Where the files
+    changed that jobs start from, such as the base, and the settings did not, ``inputs`` in
+    :attr:`Job.swept` tells the jobs before from those after.
     """
     jobs = [job for path in sorted(folder.iterdir()) if (job := read_job(path))]
     done = [job.overrides for job in jobs if job.status == "finished"]
     jobs = [job for job in jobs if job.status == "finished" or job.overrides not in done]
-    settings = [job.settings() for job in jobs]
-    keys = {key: None for own in settings for key in own}
-    keys = {key: None for key in keys if len({own.get(key) for own in settings}) > 1}
-    for job, own in zip(jobs, settings, strict=True):
-        written, config = folder / job.folder / ".hydra" / "config.yaml", None
+    keys = {key: None for job in jobs for key in job.settings()}
+    keys = {key: None for key in keys if len({job.settings().get(key) for job in jobs}) > 1}
+    for job in jobs:
+        settings, config = job.settings(), folder / job.folder / ".hydra" / "config.yaml"
         for key in keys:
-            value: Any = own.get(key, "")
-            if key not in own and written.is_file():  # another command has swept it
-                config = config or OmegaConf.load(written)
-                value = OmegaConf.select(config, key, default="")
+            value: Any = settings.get(key, "")
+            if key not in settings and config.is_file():  # another command has swept it
+                value = OmegaConf.select(OmegaConf.load(config), key, default="")
             job.swept[key] = "null" if value is None else one_line(value)
-    inputs: dict[object, set[str]] = {}
-    for job in jobs:  # their seeds are repetitions of one setting only on the same inputs
-        setting = tuple(value for key, value in job.swept.items() if key != "seed")
-        inputs.setdefault(setting, set()).add(job.inputs)
-    if any(len(each) > 1 for each in inputs.values()):
+    # Seeds are repetitions of one setting only if they start from the same files.
+    pairs = {(str({**job.swept, "seed": ""}), job.inputs) for job in jobs}
+    if len(pairs) > len({settings for settings, _ in pairs}):
         for job in jobs:
             job.swept["inputs"] = job.inputs
     return jobs

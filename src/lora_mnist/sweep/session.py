@@ -1,4 +1,4 @@
-"""A sweep from its first to its last line: its folder claimed, its end summarised."""
+"""How a sweep begins and ends: its folder is claimed, its jobs are summarised."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked, summarize
 
 #: The lock of the sweep that this process conducts; ``None`` in the workers of a parallel launcher,
-#: and where no sweep runs. Hydra offers no way from its callbacks to where the command ends.
+#: and where no sweep runs. Hydra's callbacks cannot pass it to where the command ends.
 _conducted: FileLock | None = None
 
 
@@ -30,7 +30,7 @@ def is_conducting() -> bool:
 
 
 def open_sweep(config: DictConfig) -> None:
-    """Claim the sweep's folder, new or resumed, and write down what its jobs will share."""
+    """Claim the sweep's folder, new or resumed, and write ``sweep.json``."""
     global _conducted
     sweep = config.sweep
     accepted = ", ".join(sweep.metrics)
@@ -55,13 +55,12 @@ def open_sweep(config: DictConfig) -> None:
             f"expected a new folder, or {override('sweep.resume', folder)}"
         )
     if OmegaConf.select(config, "hydra.sweeper.sampler.seed") is not None:
-        # With its generator at the start again, the sweeper would repeat what the study has.
-        # A new study is filled by the results of the finished jobs.
+        # The seeded sampler starts again and draws the same trials: in a new study they get the
+        # results of the finished jobs.
         (folder / "optuna.db").unlink(missing_ok=True)
-    # Ray would take the lines of different jobs for repetitions, and report its use to its makers.
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("SQLALCHEMY_SILENCE_UBER_WARNING", "1")  # optuna's, of its own code
+    # Ray would take lines of different jobs for repetitions, and report its use to its makers.
+    for name in ("RAY_DEDUP_LOGS", "RAY_USAGE_STATS_ENABLED"):
+        os.environ.setdefault(name, "0")
     run = Run.of_command_line(config.hydra, folder)
     left_out = ("hydra.mode=", "sweep.resume=", "hydra.sweep.dir=")
     command = command_line(["-m", *run.typed_without(*left_out)])
@@ -77,7 +76,7 @@ def open_sweep(config: DictConfig) -> None:
 
 
 def swept_keys(config: DictConfig) -> dict[str, bool]:
-    """The keys that a command sets, and whether it sweeps them."""
+    """The keys that a command sets, and whether each is swept."""
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     texts = [*(f"{k}={v}" for k, v in params.items()), *config.hydra.overrides.task]
     # glob(*) asks the loader which options a group has.
@@ -91,9 +90,13 @@ def swept_keys(config: DictConfig) -> dict[str, bool]:
 def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
     """Write and print the summary of the sweep that this process conducts.
 
-    ``reason`` is what ended it before its end, with the exit code that belongs to that. Returned
-    are the process's exit code, 0 if every job of the command finished, and the sweep's folder;
-    ``None`` where no job has started.
+    Args:
+        reason: why the sweep ended early; ``None`` if it did not.
+        code: the exit code that belongs to ``reason``.
+
+    Returns:
+        The process's exit code, 0 if every job of the command finished, and the sweep's folder, or
+        ``None`` if it has no jobs.
     """
     global _conducted
     assert _conducted is not None
@@ -101,14 +104,14 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
     lock.release()
     folder = Path(lock.lock_file).parent
     ranked = Ranked(folder)
-    now = len(ranked.sweep["commands"])
-    if reason and code < 128 and not any(job.command == now for job in ranked.jobs):
-        print(reason, file=sys.stderr)  # no summary of nothing; the same command would fail again
+    command = len(ranked.sweep["commands"])
+    if reason and code < 128 and not any(job.command == command for job in ranked.jobs):
+        print(reason, file=sys.stderr)  # no job has started: the same command would fail again
         return code, None
     if ranked.jobs:
         print(summarize(ranked), flush=True)
     # A job that does not meet its requirements is not run again, but stays a failure.
-    unfinished = [job for job in ranked.unfinished if job.command == now or job.results]
+    unfinished = [job for job in ranked.unfinished if job.command == command or job.results]
     if reason or unfinished:
         text = reason or f"{len(unfinished)} failed"
         if reason or not all(job.results for job in unfinished):
@@ -117,8 +120,8 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
         print(text, file=sys.stderr)
         code = code or 1
     elif ranked.metric and ranked.groups and not ranked.best:
-        known = ranked.groups[0].jobs[0].results
-        numbers = [key for key in known if key.startswith("val.") and not key[-1].isdigit()]
+        results = ranked.groups[0].jobs[0].results
+        numbers = [key for key in results if key.startswith("val.") and not key[-1].isdigit()]
         expected = f"no job has it; expected one of {', '.join(numbers)}"
         print(f"sweep.metric={ranked.metric}: {expected}", file=sys.stderr)
         code = UserError.exit_code

@@ -1,7 +1,7 @@
 """The summary of a sweep: ``summary.csv``, ``summary.png`` and a table, from its jobs' files.
 
-Jobs that differ in their seed alone are one row of the table: mean, standard deviation, number. The
-best is best by the mean, so that no lucky seed wins.
+Jobs that differ only in their seed are one row of the table: mean, standard deviation, number. The
+best row is the one with the best mean, so that no lucky seed wins.
 """
 
 import csv
@@ -12,48 +12,47 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from lora_mnist.classifier.significance import LEVEL, mcnemar, p_text
+from lora_mnist.classifier.significance import LEVEL, p_text
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import better_end
 from lora_mnist.sweep.command import command_line
 from lora_mnist.sweep.folder import SWEEP_FILE
 from lora_mnist.sweep.records import Job, natural, read_jobs, read_json
 
-#: Jobs that the table on the screen shows; summary.csv has them all.
+#: The table on the screen shows so many jobs; summary.csv has them all.
 _SHOWN = 20
 
 
 @dataclass
 class Group:
-    """Finished jobs that differ in their seed alone; else a single job."""
+    """Finished jobs that differ only in their seed, or a single job."""
 
     jobs: list[Job]
 
-    def values(self, key: str | None) -> list[float]:
-        """The numbers that the jobs have for ``key`` of results.json."""
+    def values(self, key: object) -> list[float]:
+        """The jobs' numbers under ``key`` in results.json."""
         values = [job.results.get(str(key)) for job in self.jobs]
         return [value for value in values if isinstance(value, int | float)]
 
-    def mean(self, key: str | None) -> float | None:
-        """Their mean."""
+    def mean(self, key: object) -> float | None:
         values = self.values(key)
         return mean(values) if values else None
 
-    def start(self, key: str | None) -> float | None:
-        """The same of the base that the jobs start from: ``val_base.loss`` for ``val.loss``."""
+    def start(self, key: object) -> float | None:
+        """The mean for the base that the jobs start from: ``val_base.loss`` for ``val.loss``."""
         return self.mean(str(key).replace(".", "_base.", 1))
 
-    def std(self, key: str | None) -> float | None:
-        """Their standard deviation, of a sample."""
+    def std(self, key: object) -> float | None:
+        """The sample standard deviation of two numbers or more."""
         values = self.values(key)
         return stdev(values) if len(values) > 1 else None
 
 
 class Ranked:
-    """The jobs of the sweep in ``folder``, in order.
+    """The jobs of the sweep in ``folder``, ranked.
 
-    ``groups`` of finished jobs are best first by ``sweep.metric``; equals, and without a metric
-    all, by what was swept. ``keys`` tell one group from another.
+    ``groups`` holds the finished jobs, best first by ``sweep.metric``; equals, and all jobs of a
+    sweep without a metric, are sorted by what was swept. ``keys`` tell the groups apart.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -83,7 +82,7 @@ class Ranked:
         self.best = self.groups[0] if has_best else None
 
     def settings(self, job: Job) -> dict[str, str]:
-        """The values of :attr:`keys` in a job, and so in its group."""
+        """A job's values of :attr:`keys`, which its whole group shares."""
         return {key: job.swept[key] for key in self.keys}
 
     def rows(self) -> list[Group]:
@@ -91,12 +90,12 @@ class Ranked:
         return [*self.groups, *(Group([job]) for job in self.unfinished)]
 
     def findings(self) -> list[str]:
-        """What to make of the jobs, a line each: the best, its rivals, and what did not finish."""
+        """The best job, and each one that did not finish, a line each."""
         lines = []
         if self.best:
-            # Of several seeds, the first.
+            # The first of several seeds.
             command = command_line(self.best.jobs[0].overrides, self.sweep["entry"])
-            lines = [f"{self._verdict(self.best)}: {command}", *self._rivals(self.best)]
+            lines.append(f"{self._verdict(self.best)}: {command}")
         for job in self.unfinished:
             settings = " ".join(f"{key}={value}" for key, value in job.swept.items())
             error = f": {job.error}" if job.error else ""
@@ -104,51 +103,23 @@ class Ranked:
         return lines
 
     def _verdict(self, best: Group) -> str:
-        """What to call the best group, beside its base on the same images."""
+        """How the best group compares with its base on the same images."""
         value, start = best.mean(self.metric), best.start(self.metric)
         if value is None or start is None:
             return "best"
         if value <= start if self.better_end == "max" else value >= start:
             return "no job is better than the base; the nearest"
-        p_value = best.mean(self._errors().replace("errors", "p_value"))
+        key = re.sub("accuracy|errors", "p_value", str(self.metric))
+        p_value = best.mean(key) if "p_value" in key else None
         if p_value is None or p_value <= LEVEL:
             return "best"
         return f"best, but beside the base it may be chance ({p_text(p_value)})"
 
-    def _rivals(self, best: Group) -> list[str]:
-        """Which of the next groups are no worse than chance allows, in a line; or nothing.
-
-        Which images two jobs get wrong is not known here: McNemar's test is told that none was
-        wrong for both. So it may call jobs equal that differ, but none different that are equal.
-        """
-        least, text, count = best.mean(self._errors()), "", 0
-        for group in self.groups[1:]:
-            errors = group.mean(self._errors())
-            if least is None or errors is None or self._images(group) != self._images(best):
-                break
-            p_value = mcnemar(round(least), round(errors))
-            if p_value <= LEVEL:
-                break
-            count += 1
-            text = f"up to {round(errors):,} errors beside {round(least):,}, {p_text(p_value)}"
-        are = "one is" if count == 1 else f"{count} are"
-        return [f"the next {are} no worse than chance allows: {text}"] if count else []
-
-    def _errors(self) -> str:
-        """The errors that the metric counts, a key of results.json; empty of another one."""
-        counted = str(self.metric).replace("accuracy", "errors")
-        return counted if ".errors" in counted else ""
-
-    def _images(self, group: Group) -> dict[str, Any]:
-        """How many images of each class the errors are of."""
-        of = f"{self._errors().partition('.')[0]}.images_per_class."
-        return {key: n for key, n in group.jobs[0].results.items() if key.startswith(of)}
-
     def table(self, most: int) -> tuple[list[str], list[list[str]], list[str] | None]:
-        """Titles; at most so many rows; and what the jobs start from, if all have the same."""
+        """Titles, at most ``most`` rows, and the row of the base, where all jobs share one."""
         title_of = {self.metric: self.metric} if self.metric else {}
         for column in self.sweep["columns"]:
-            title_of[column["value"]] = self._title(column["title"])
+            title_of[column["value"]] = column["title"]
         known = {key for job in self.jobs for key in job.results}
         title_of = {key: title for key, title in title_of.items() if key in known}
         base = []
@@ -160,29 +131,19 @@ class Ranked:
         for place, group in enumerate(self.rows()[:most], start=1):
             job = group.jobs[0]
             cells = [str(place) if job.status == "finished" else job.status]
-            cells += [*self.settings(job).values(), *(str(len(group.jobs)) for _ in seeds)]
-            for key, start in zip(title_of, base, strict=True):
+            cells += self.settings(job).values()
+            if self.has_seeds:
+                cells.append(str(len(group.jobs)))
+            for key, shared in zip(title_of, base, strict=True):
                 cell, std = _text(group.mean(key), key), group.std(key)
                 if key == self.metric and std is not None:
                     cell += f" ± {std:.4f}"
-                # What all jobs start from has a row of its own.
-                before = "" if start else _text(group.start(key), key)
+                before = "" if shared else _text(group.start(key), key)
                 cells.append(f"{before} -> {cell}" if before else cell)
             rows.append(cells)
         titles = ["", *self.keys, *seeds, *title_of.values()]
-        foot = ["base", *("" for _ in [*self.keys, *seeds]), *base] if any(base) else None
-        return titles, rows, foot
-
-    def _title(self, title: str) -> str:
-        """``title`` with ``{KEY}`` as the value that all jobs have, else as KEY."""
-        for key in re.findall(r"\{(.+?)\}", title):
-            texts = set()
-            for job in self.jobs:
-                values = [v for k, v in job.results.items() if f"{k}.".startswith(f"{key}.")]
-                texts |= {",".join(map(str, values))} if values else set()
-            shared = texts.pop() if len(texts) == 1 else "None"
-            title = title.replace(f"{{{key}}}", key if shared == "None" else shared)
-        return title
+        blank = [""] * (len(self.keys) + len(seeds))
+        return titles, rows, ["base", *blank, *base] if any(base) else None
 
 
 def _text(value: float | None, key: str) -> str:
@@ -194,7 +155,7 @@ def _text(value: float | None, key: str) -> str:
 
 def summarize(ranked: Ranked) -> str:
     """Write ``summary.csv`` and ``summary.png`` of at least one job; return the text to print."""
-    _write_csv(ranked, ranked.folder / "summary.csv")
+    _write_csv(ranked)
     if ranked.best and ranked.jobs[0].swept:
         from lora_mnist.sweep.figure import draw_sweep  # late: matplotlib
 
@@ -206,15 +167,16 @@ def summarize(ranked: Ranked) -> str:
         points = []
         for group in groups:
             swept = ranked.settings(group.jobs[0]) or group.jobs[0].swept
-            if values := group.values(ranked.metric):
-                points.append((swept, mean(values), group.std(ranked.metric)))
+            value = group.mean(ranked.metric)
+            if value is not None:
+                points.append((swept, value, group.std(ranked.metric)))
         with atomic_write(ranked.folder / "summary.png") as path:
             draw_sweep(path, points, metric, ranked.better_end)
     return "\n".join([_draw_table(ranked), *ranked.findings(), f"sweep: {ranked.folder}"])
 
 
-def _write_csv(ranked: Ranked, path: Path) -> None:
-    """A row a job; where seeds were swept, with its group's mean, standard deviation and size."""
+def _write_csv(ranked: Ranked) -> None:
+    """Write a row a job; where seeds were swept, with its group's mean, deviation and size."""
     rows = []
     for group in ranked.rows():
         for job in group.jobs:
@@ -224,9 +186,9 @@ def _write_csv(ranked: Ranked, path: Path) -> None:
                 row[f"{ranked.metric}.std"] = group.std(ranked.metric)
                 row["seeds"] = len(group.jobs)
             row |= {"error": job.error, "folder": job.folder}
-            row |= {key: value for key, value in job.results.items() if key not in row}
-            rows.append(row)
+            rows.append(row | job.results | row)  # in this order of columns
     columns = {key: None for row in rows for key in row}
+    path = ranked.folder / "summary.csv"
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
