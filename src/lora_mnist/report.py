@@ -51,7 +51,7 @@ def find_run(run: object, outputs: Path) -> Path:
         folder = newest.parent
     if not any((folder / name).is_file() for name in _FILES):
         raise UserError(
-            f"run={run}: expected the folder of a run, with results.json in it, or of a sweep, or "
-            "latest"
+            f"run={run}: expected the folder of a run, with {RESULTS_FILE} in it, or of a sweep, "
+            "or latest"
         )
     return folder

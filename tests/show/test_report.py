@@ -84,9 +84,8 @@ def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> Non
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "peft"
     assert "# A repair of dog and cat in farm" in body
-    assert "| dog | 9 of 20 (5 to 13) | 2 of 20 (1 to 6) |" in body
-    assert "| cat | 2 of 20 (1 to 6) | 6 of 20 (3 to 10) |" in body
-    assert "| all | 12 of 60 (" in body
+    assert "| dog * | 7 | 0 | 9 | 8 | 2 | -6 | 20 | 1-6 |" in body
+    assert "| cat + | 0 | 4 | 2 | 3 | 6 | +3 | 20 | 3-10 |" in body
     assert found["base_sha256"] in body
     assert "turn it to 0.5 of its size" in body
     assert "`python train.py stage=lora digit=1`" in body

@@ -1,8 +1,8 @@
 """What loggers get at the end of a run, beside the scalars that Lightning gives to all of them.
 
 Each gets the verdict, and the figures where it can show them. TensorBoard also gets a page of
-charts (Custom Scalars), the errors of each class and the configuration (Text), and the run's row
-of the table of runs (HParams).
+charts (Custom Scalars), the errors of each class (Text), and the run's row of the table of runs
+(HParams).
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
-from omegaconf import OmegaConf
 from PIL import Image
 
 from lora_mnist.show.changes import FEW_CLASSES, targets_of
@@ -52,12 +51,11 @@ def _tell_tensorboard(
     figures: Mapping[str, Path],
     verdict: str,
 ) -> None:
-    writer, config = logger.experiment, dict(logger.hparams)
+    writer = logger.experiment
     writer.add_custom_scalars(charts_of(results))
     writer.add_text("verdict", verdict)
-    writer.add_text("errors of each class", indent(results_text(results), "    "))
     # Four spaces make code of it in Markdown.
-    writer.add_text("configuration", indent(OmegaConf.to_yaml(OmegaConf.create(config)), "    "))
+    writer.add_text("errors of each class", indent(results_text(results), "    "))
     for name, path in figures.items():
         pixels = np.asarray(Image.open(path).convert("RGB"))
         writer.add_image(f"{FIGURES}/{name}", pixels, dataformats="HWC")
@@ -65,7 +63,7 @@ def _tell_tensorboard(
     for key in ("accuracy", "errors", "errors_of_target", "repaired", "broken"):
         if key in results["test"]:
             ends[f"test/{key}"] = results["test"][key]
-    logger.log_hyperparams(config, ends)
+    logger.log_hyperparams(logger.hparams, ends)
     writer.close()  # else its thread would stay, one more with each job of a sweep
 
 

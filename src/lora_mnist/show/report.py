@@ -4,7 +4,6 @@ A report is one file that needs nothing else, no script and no font.
 """
 
 import base64
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -12,21 +11,21 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from lora_mnist.classifier.significance import chance_text, wilson
+from lora_mnist.classifier.significance import chance_text
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import RESULTS_FILE
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import program
-from lora_mnist.show.advice import advice
+from lora_mnist.show.advice import advice, dial_text, scaled_command
 from lora_mnist.show.changes import (
     class_rows,
     named,
+    others_of,
     outcome_before,
     repaired_before,
     targets_of,
 )
-from lora_mnist.show.figures import draw_run
-from lora_mnist.show.front import front_of
+from lora_mnist.show.figures import DPI, draw_front, draw_run
 from lora_mnist.show.verdict import verdict, verdict_text
 from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked
@@ -40,7 +39,7 @@ def make_report(folder: Path) -> dict[str, Path]:
 
     Predictions, adapter and configuration are shown where the folder has them.
     """
-    results = json.loads((folder / "results.json").read_text())
+    results = read_json(folder / RESULTS_FILE)
     figures = draw_run(folder, results, read_predictions(folder))
     hydra = folder / ".hydra"
     has_config = (hydra / "config.yaml").is_file()  # a run from Python has none
@@ -72,7 +71,7 @@ def make_sweep_report(folder: Path) -> list[str]:
     if ranked.best:
         best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
     titles, rows, base = ranked.table(_MOST_JOBS)
-    front = front_of(ranked)
+    front = _draw_front(ranked)
     figures = {}
     for name in ("front", "summary"):
         if (folder / f"{name}.png").exists():
@@ -92,31 +91,55 @@ def make_sweep_report(folder: Path) -> list[str]:
     return front
 
 
+def _draw_front(ranked: Ranked) -> list[str]:
+    """Draw ``front.png`` of the jobs whose ``dial`` was tried, into the sweep's folder.
+
+    Returns:
+        A sentence about the advised point, that with the fewest validation errors in all, and the
+        command that takes it. Without a job that has a dial of classes to repair it is empty, and
+        there is no picture.
+    """
+    dials, best, fewest = {}, None, (0, 0)
+    for job in ranked.jobs:
+        folder = ranked.folder / job.folder
+        results = read_json(folder / RESULTS_FILE)
+        dial = results.get("dial") or {}
+        if job.status != "finished" or "errors_of_target" not in dial:
+            continue
+        label = ", ".join(f"{key}={value}" for key, value in job.swept.items()) or job.folder
+        dials[label] = dial
+        place = dial["scales"].index(dial["advised"])
+        errors = dial["errors"][place], dial["errors_of_target"][place]
+        if best is None or errors < fewest:
+            best, fewest = (label, folder, results), errors
+    if best is None:
+        return []
+    label, folder, results = best
+    dial, classes = dials[label], results["classes"]
+    target, others = named(classes, targets_of(results)), others_of(classes)
+    figure = draw_front(dials, label, target, others)
+    with atomic_write(ranked.folder / "front.png") as path:
+        figure.savefig(path, dpi=DPI, format="png")
+    text = f"advised: {label} at scale {dial['advised']:g}, {dial_text(results)}"
+    text += f" errors on {dial['images']:,} validation images:"
+    return [text, scaled_command(results, folder)]
+
+
 def write_card(folder: Path, results: Mapping[str, Any], command: str) -> None:
     """Write ``README.md``, the card of the adapter in ``folder``.
 
     It is a model card of the Hugging Face Hub, as PEFT writes one: what the adapter repairs, the
-    errors of the base and with the adapter, the scale, the base's SHA-256, the command, and the
-    versions. ``command`` trained the adapter; it is empty for a run from Python.
+    table of errors, the scale, the base's SHA-256, the command, and the versions. ``command``
+    trained the adapter; it is empty for a run from Python.
     """
-    classes, repaired = results["classes"], [*targets_of(results), *repaired_before(results)]
-    groups = {named(classes, [c]): [c] for c in repaired} | {"all": [*range(len(classes))]}
-    rows = []
-    for name, numbers in groups.items():
-        cells = [name]
-        for outcome in (results["test_base"], results["test"]):
-            errors = sum(outcome["errors_per_class"][c] for c in numbers)
-            images = sum(outcome["images_per_class"][c] for c in numbers)
-            low, high = wilson(errors, images)
-            cells.append(f"{errors:,} of {images:,} ({low:,.0f} to {high:,.0f})")
-        rows.append(cells)
+    repaired = [*targets_of(results), *repaired_before(results)]
     _write_page(
         folder / "README.md",
         "card.md.j2",
         results=results,
-        what=named(classes, repaired) if repaired else "all classes",
+        what=named(results["classes"], repaired) if repaired else "all classes",
         verdict=verdict_text(results),
-        rows=rows,
+        rows=class_rows(results, _MOST_CLASSES),
         command=command,
         versions={name: version(name) for name in ("lora-mnist", "torch")},
     )
