@@ -101,19 +101,7 @@ def test_a_list_of_files_folders_and_patterns(outputs: Path, pictures: Path) -> 
     assert names(run(outputs, f"images={chosen}")) == ["5.png", "4.png", "6.png", *others]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("images={tmp}",), "images={tmp}: expected pictures"),
-        (("images={tmp}/none*.png",), "images={tmp}/none*.png: expected pictures"),
-        (("images={one}", "picture={tmp}/x.y"), "picture: Format 'y' is not supported"),
-    ],
-)
-def test_refuses(
-    outputs: Path, pictures: Path, tmp_path: Path, overrides: tuple[str, ...], message: str
-) -> None:
-    filled = [o.replace("{one}", f"{pictures}/1.png").format(tmp=tmp_path) for o in overrides]
-    with pytest.raises(UserError) as caught:
-        run(outputs, *filled)
-    assert str(caught.value).startswith(message.format(tmp=tmp_path))
+def test_a_drawing_of_no_known_format(outputs: Path, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^picture: Format 'y' is not supported"):
+        run(outputs, f"images={pictures}/1.png", f"picture={tmp_path}/x.y")
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]

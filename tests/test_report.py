@@ -21,12 +21,6 @@ def test_latest_is_the_newest_of_all_stages_and_sweeps(tmp_path: Path) -> None:
         assert find_run("latest", tmp_path) == (tmp_path / name).parent
 
 
-@pytest.mark.parametrize("run", ["latest", "none", None])
-def test_refuses_what_is_no_run(tmp_path: Path, run: Any) -> None:
-    with pytest.raises(UserError, match=rf"^run={run}: expected [^\n]*run[^\n]*$"):
-        find_run(run, tmp_path)
-
-
 def test_damaged_results_are_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"^run=[^\n]*$"):

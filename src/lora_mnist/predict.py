@@ -122,17 +122,17 @@ def find_pictures(images: Any, with_subfolders: bool = False) -> list[Path]:
     files: list[Path] = []
     for pattern in images if isinstance(images, ListConfig) else [images]:
         name = Path(str(pattern))
-        found = [name]  # a name that is there is meant as it stands, brackets and all
+        matches = [name]  # a name that is there is meant as it stands, brackets and all
         if name.is_dir():
             inside = sorted(name.glob("[!.]*"))
             if with_subfolders:
                 inside += sorted(name.glob("[!.]*/[!.]*"))
-            found = [each for each in inside if each.suffix.lower() in (*IMG_EXTENSIONS, ".gif")]
+            matches = [each for each in inside if each.suffix.lower() in (*IMG_EXTENSIONS, ".gif")]
         elif not name.exists():  # Path.glob takes no absolute pattern
-            found = [Path(p) for p in sorted(glob.glob(str(name))) if Path(p).is_file()]  # noqa: PTH207
-        if not found:
+            matches = [Path(p) for p in sorted(glob.glob(str(name))) if Path(p).is_file()]  # noqa: PTH207
+        if not matches:
             raise UserError(f"images={pattern}: expected pictures; there is no such file")
-        files += found
+        files += matches
     return list(dict.fromkeys(files))
 
 

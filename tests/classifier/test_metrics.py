@@ -168,12 +168,6 @@ def test_compare_errors_leaves_the_network_as_it_was(adapted: TinyNet) -> None:
     assert torch.equal(adapted(images), before)  # it is enabled
 
 
-def test_compare_errors_counts_classes_that_the_network_does_not_know(adapted: TinyNet) -> None:
-    found = compare_errors(adapted, batches(), num_classes=4)
-    assert found["base"]["images_per_class"][2:] == [0, 0]
-    assert len(found["adapted"]["errors_per_class"]) == 4
-
-
 def test_compare_errors_refuses_what_it_cannot_compare(tiny: TinyNet) -> None:
     with pytest.raises(ValueError, match="LoRA"):
         compare_errors(tiny, batches())

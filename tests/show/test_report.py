@@ -7,7 +7,6 @@ import torch
 import yaml
 from helpers.runs import outcome, results, write_run
 from helpers.sweeping import write_job, write_sweep
-from safetensors import SafetensorError
 
 from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.data import ImageTensors
@@ -63,18 +62,6 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
     assert "Configuration" not in page
 
 
-def test_from_what_is_damaged_nothing_is_drawn(tmp_path: Path) -> None:
-    """The figures that were drawn before stay."""
-    write_run(tmp_path)
-    figure = tmp_path / "figures" / "errors.png"
-    figure.parent.mkdir()
-    figure.touch()
-    (tmp_path / PREDICTIONS_FILE).write_bytes(b"half")
-    with pytest.raises(SafetensorError):
-        make_report(tmp_path)
-    assert figure.read_bytes() == b""
-
-
 def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> None:
     dial = {"advised": 0.5, "saved": 1, "scales": [0, 0.5, 1], "errors": [3, 2, 1]}
     before = outcome([3, 8, 1], confusions=[])
@@ -92,9 +79,9 @@ def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("count", [100, 1000])
-def test_a_report_of_many_classes_is_small(tmp_path: Path, count: int) -> None:
+def test_a_report_of_many_classes_is_small(tmp_path: Path) -> None:
     """It begins with what changed, also where nothing did."""
+    count = 1000
     label = torch.arange(count)
     base, adapted = label.clone(), label.clone()
     base[:60], adapted[30:90] = 99, 98

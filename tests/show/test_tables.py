@@ -47,17 +47,6 @@ def test_parameters() -> None:
     assert [row[3] for row in rows[1:4]] == ["default", "second", ""]
 
 
-def test_results_of_a_base() -> None:
-    text = printed(print_results, {"classes": ["cat", "dog"], "test": BASE})
-    assert cells(text) == [
-        ["class", "images", "errors", "errors, 95%"],
-        ["cat", "100", "30", "22-40"],
-        ["dog", "100", "4", "2-10"],
-        ["all", "200", "34", "25-46"],
-    ]
-    assert "\n34 errors in 200 images. The weakest class is cat: 30 errors in 100." in text
-
-
 def test_results_of_a_repair_and_of_each_adapter() -> None:
     text = printed(print_results, results(digit=1, each={"nine": outcome([20, 5])}))
     assert "test images, * to be repaired" in text
@@ -79,8 +68,8 @@ def first_cells(found: dict[str, Any]) -> list[str]:
     return [row[0] for row in cells(printed(print_results, found))][1:]
 
 
-@pytest.mark.parametrize("count", [100, 1000])
-def test_of_many_classes_what_changed_comes_first(count: int) -> None:
+def test_of_many_classes_what_changed_comes_first() -> None:
+    count = 1000
     base, broken, fixed = [1] * count, [0] * count, [0] * count
     fixed[60], broken[70], broken[80], fixed[80] = 1, 3, 1, 1
     found = {"stage": "lora", "classes": [f"c{n}" for n in range(count)], "digit": [7, 50]}
@@ -96,12 +85,8 @@ def test_of_many_classes_what_changed_comes_first(count: int) -> None:
 
 def test_of_a_base_with_many_classes_the_worst_come_first() -> None:
     errors = [0] * 50 + [*range(50)]
-    found = {
-        "stage": "eval",
-        "classes": [f"c{n}" for n in range(100)],
-        "test": outcome(errors, 100),
-    }
-    assert first_cells(found) == [*(f"c{n}" for n in range(99, 79, -1)), "80 others", "all"]
+    base = {"classes": [f"c{n}" for n in range(100)], "test": outcome(errors, 100)}
+    assert first_cells(base) == [*(f"c{n}" for n in range(99, 79, -1)), "80 others", "all"]
 
 
 class Terminal(StringIO):

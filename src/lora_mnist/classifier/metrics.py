@@ -150,7 +150,7 @@ class Evaluation(Metric):
 def count_errors(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
 ) -> dict[str, Any]:
-    """What results.json holds of a network, as it is, on ``batches``; in this process alone."""
+    """The outcome of a network on ``batches``, as in results.json; in this process alone."""
     evaluation: Evaluation | None = None
     for images, labels in batches:
         if evaluation is None:

@@ -1,1 +1,1 @@
-"""What a person looks at: tables on the screen, and TensorBoard."""
+"""Tables, verdict, figures, report and logger pages of a finished run."""

@@ -1,6 +1,6 @@
 """Advice after a run: whole commands of kinds that were tried, each with its reason.
 
-A command repeats what the run's own command line said of the images, the network and the base.
+A command repeats the run's overrides of the images, the network and the base.
 """
 
 from collections.abc import Mapping
@@ -69,10 +69,10 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
             phrases += _advised(reason, "train", folder, "experiment=repair", wanted)
     elif everything.mood == "plain" or (target.mood == "good" and elsewhere.mood == "bad"):
         is_on_top = any(key_of(text) == "adapter" for text in typed)
-        own = [text for text in typed if key_of(text) not in ("loss.target_weight", "dial")]
-        if own and not is_on_top:
+        repeated = [text for text in typed if key_of(text) not in ("loss.target_weight", "dial")]
+        if repeated and not is_on_top:
             phrases += [Phrase("To compare several values of loss.target_weight:")]
-            text = command_line(["-m", *own, "sweep=front"], program("train"))
+            text = command_line(["-m", *repeated, "sweep=front"], program("train"))
             phrases += [Phrase(text, "advice")]
     elif {target.mood, everything.mood} == {"good"} and earlier.mood != "bad" and rest:
         errors = results["test"]["errors_per_class"]
@@ -143,7 +143,7 @@ def _target(results: Mapping[str, Any], *numbers: int) -> str:
 
 
 def _typed(folder: Path) -> list[str]:
-    """What the command line of the run in ``folder`` set; empty for a run from Python."""
+    """The overrides of the run in ``folder``; empty for a run from Python."""
     file = folder / ".hydra" / "overrides.yaml"
     return [str(text) for text in OmegaConf.load(file)] if file.is_file() else []
 

@@ -52,13 +52,13 @@ def targets_of(results: Mapping[str, Any]) -> list[int]:
 
 
 def repaired_before(results: Mapping[str, Any]) -> list[int]:
-    """The classes that earlier repairs beneath this one were for, without its own."""
+    """The classes that only earlier repairs were for."""
     targets = targets_of(results)
     return [c for c in results.get("repaired_before") or [] if c not in targets]
 
 
 def rest_of(results: Mapping[str, Any]) -> list[int]:
-    """The classes that neither this repair nor one before was for."""
+    """The classes that no repair was for."""
     repaired = [*targets_of(results), *repaired_before(results)]
     return [c for c in range(len(results["classes"])) if c not in repaired]
 

@@ -41,8 +41,6 @@ _MOST_BARS = 20
 _MOST_IN_MATRIX = 12
 _COLUMNS = 8
 
-Array = NDArray[Any]
-
 
 def draw_run(
     folder: Path, results: Mapping[str, Any], predictions: Predictions | None
@@ -270,7 +268,7 @@ def _draw_bars(names: Sequence[str], sides: Mapping[str, Sequence[int]], title: 
     """A bar of each side for each of ``names``, from top to bottom, with its number."""
     figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(names)), layout="constrained")
     axes = figure.subplots()
-    places: Array = np.arange(len(names))
+    places: NDArray[Any] = np.arange(len(names))
     height = 0.8 / len(sides)
     axes.set_yticks(places + (0.8 - height) / 2, [_shortened(name, 31) for name in names])
     for side, lengths in sides.items():

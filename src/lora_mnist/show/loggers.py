@@ -1,4 +1,4 @@
-"""What loggers get at the end of a run, beside the scalars that Lightning gives to all of them.
+"""Verdict and figures for the loggers, which have got a run's scalars from Lightning.
 
 Each gets the verdict, and the figures where it can show them. TensorBoard also gets a page of
 charts (Custom Scalars), the errors of each class (Text), and the run's row of the table of runs
@@ -21,7 +21,7 @@ from lora_mnist.show.tables import results_text
 from lora_mnist.show.verdict import verdict_text
 
 
-def tell_loggers(trainer: Trainer, results: Mapping[str, Any], figures: Mapping[str, Path]) -> None:
+def log_outcome(trainer: Trainer, results: Mapping[str, Any], figures: Mapping[str, Path]) -> None:
     """Give every logger the verdict, and the figures where it can show them.
 
     W&B and TensorBoard are then closed: in a sweep the next job has its own.
@@ -29,7 +29,7 @@ def tell_loggers(trainer: Trainer, results: Mapping[str, Any], figures: Mapping[
     verdict = verdict_text(results)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            _tell_tensorboard(logger, results, figures, verdict)
+            _log_to_tensorboard(logger, results, figures, verdict)
         elif isinstance(logger, WandbLogger):
             for name, path in figures.items():
                 logger.log_image(f"{FIGURES}/{name}", [str(path)])
@@ -45,7 +45,7 @@ def tell_loggers(trainer: Trainer, results: Mapping[str, Any], figures: Mapping[
             logger.save()
 
 
-def _tell_tensorboard(
+def _log_to_tensorboard(
     logger: TensorBoardLogger,
     results: Mapping[str, Any],
     figures: Mapping[str, Path],

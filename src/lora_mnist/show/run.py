@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lora_mnist.project import Run
-from lora_mnist.show.loggers import tell_loggers
+from lora_mnist.show.loggers import log_outcome
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_results
 
@@ -27,5 +27,5 @@ def show_run(trainer: Trainer, results: Mapping[str, Any], run: Run, figures: bo
     if figures or (figures is None and not run.is_sweep):
         paths = make_report(run.folder)
         log.info("report: %s", run.folder / "report.html")
-    tell_loggers(trainer, results, paths)
+    log_outcome(trainer, results, paths)
     log.info("run: %s", run.folder)

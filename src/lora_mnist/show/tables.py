@@ -84,7 +84,7 @@ def print_results(results: Mapping[str, Any], folder: Path | None = None) -> Non
 
 
 def results_text(results: Mapping[str, Any]) -> str:
-    """What :func:`print_results` prints without a folder, as plain text."""
+    """The table and the verdict as plain text, without advice."""
     return _rendered(_results_parts(results, None), 100, is_terminal=False)
 
 
