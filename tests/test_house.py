@@ -5,7 +5,7 @@
     train.py eval.py predict.py export.py demo.py report.py, and entry of the package
       cli                                          what the entries share
       train evaluate predict export demo report    one a command
-        adapters trainer
+        adapters trainer preprocessing
           show settings
             classifier data disk sweep
               lora
@@ -41,9 +41,11 @@ BELOW = {
     "settings": {"errors", "project"},
     "adapters": {"errors", "project", "lora", "data", "disk", "classifier", "show"},
     "trainer": {"errors", "progress", "project", "disk"},
+    "preprocessing": {"errors", "project", "settings", "trainer", "data", "classifier", "show"}
+    | {"sweep.command"},
     "cli": {"errors", "project", "disk", "sweep", "show"},
     **{
-        key: {"errors", "project", "settings", "adapters", "trainer"}
+        key: {"errors", "project", "settings", "adapters", "trainer", "preprocessing"}
         | {"lora", "data", "disk", "classifier", "show", "sweep"}
         for key in COMMANDS
     },

@@ -72,11 +72,19 @@ class TrainSettings(RunSettings):
     resume: str | None
 
 
+class Check(Enum):
+    """What ``check`` may be, beside null."""
+
+    auto = "auto"
+    preprocessing = "preprocessing"
+
+
 @dataclass
 class LoraSettings(TrainSettings, AdapterSettings):
     """``train.py stage=lora``."""
 
     lora: Any
+    check: Check | None
     dial: bool | None
 
 
@@ -85,13 +93,6 @@ class FinetuneSettings(TrainSettings):
     """``train.py stage=finetune``."""
 
     trainable: str
-
-
-class Check(Enum):
-    """What ``check`` of ``eval.py`` may be, beside null."""
-
-    auto = "auto"
-    preprocessing = "preprocessing"
 
 
 @dataclass

@@ -32,6 +32,7 @@ from lora_mnist.classifier.dial import dial_curve
 from lora_mnist.classifier.metrics import count_errors
 from lora_mnist.classifier.module import ClassifierModule, make_module
 from lora_mnist.classifier.net import make_net, require_fit
+from lora_mnist.classifier.significance import knows_validation
 from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.disk.base import (
     Base,
@@ -59,6 +60,7 @@ from lora_mnist.lora import (
     lora_names,
     set_lora_scale,
 )
+from lora_mnist.preprocessing import check_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.report import write_card
@@ -72,6 +74,7 @@ from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
 _AUTO_RANK = 64
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
 def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
@@ -164,6 +167,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     earlier = load_adapters(cfg, net)
     data = make_data(cfg, "fit", net)
     require_fit(net, data, data.train_set)
+    check_preprocessing(cfg, run, trainer, net, data)
     repaired = adapter_targets(earlier, data.classes)
     choose_images(cfg, net, data, trainer, repaired)
     has_dial = wants_dial(cfg, run, data)
@@ -179,6 +183,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         keep_scale(cfg, module, dial, name)
         test(trainer, module, data, clock)
         outcomes = dict(module.outcomes)
+        warn_of_known_validation(outcomes)
         if earlier:
             outcomes |= count_untouched(net, data, trainer, outcomes)
         steps = trainer.global_step
@@ -440,6 +445,18 @@ def test(trainer: Trainer, module: ClassifierModule, data: ImageDataModule, cloc
         trainer.validate(module, datamodule=data, verbose=False)
     with clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
+
+
+def warn_of_known_validation(outcomes: Mapping[str, Any]) -> None:
+    """Say so, if the base errs far less on the validation images than on the test images."""
+    if "val_base" in outcomes and knows_validation(outcomes["val_base"], outcomes["test_base"]):
+        _warn(
+            "the base has probably been trained on the validation images: it has %d of %d wrong, "
+            "and %d of %d test images. What they advise may do harm; expected images in val/ that "
+            "it has not seen, or data.val_from=test",
+            *(outcomes["val_base"]["errors"], sum(outcomes["val_base"]["images_per_class"])),
+            *(outcomes["test_base"]["errors"], sum(outcomes["test_base"]["images_per_class"])),
+        )
 
 
 def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> str | None:

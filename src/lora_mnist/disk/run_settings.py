@@ -15,7 +15,8 @@ from lora_mnist.disk.numbers import flatten
 #: What may be looked up whoever names it. Not all of a package: ``torchvision.io.os.system``.
 _KNOWN_CODE = re.compile(
     r"lora_mnist\.(MLP|CNN|data\.\w+DataModule)"
-    r"|torchvision\.models\.\w+|torchvision\.transforms\.(v2\.)?\w+|timm\.create_model"
+    r"|torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
+    r"|timm\.create_model|timm\.data\.create_transform"
 )
 #: A reference to a key of the command that reads the settings; more can make a ``_target_``.
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
