@@ -36,6 +36,10 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*PRETRAIN, "base_ckpt=null"),
         (*PRETRAIN, "+lora.rank=4 -> lora: nothing reads this key"),
         (*PRETRAIN, "scheduler=linear", "trainer.max_steps=-1"),
+        (
+            *(*LORA, "trainer.precision=bf16-mixed"),
+            "+trainer.gradient_clip_val=1 -> optimizer.fused=true: expected optimizer.fused=null",
+        ),
         (*PRETRAIN, "data.val_size=0", "callbacks=best -> callbacks: monitor=val/errors"),
         (*LORA, "callbacks=best -> trainer.val_check_interval=25"),
         (*PRETRAIN, "net.hidden_sizes=wide -> net.hidden_sizes="),

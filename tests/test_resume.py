@@ -223,6 +223,14 @@ def test_more_steps_than_a_schedule_counts_are_refused(go: Go) -> None:
     )
 
 
+def test_epochs_that_cut_a_schedule_short_are_refused(go: Go) -> None:
+    options = ("stage=pretrain", "data.batch_size=120", "trainer.max_steps=100", *QUIET)
+    with pytest.raises(UserError, match=r"^trainer.max_epochs=1: ends training after 30 of sched"):
+        go("run", *options, "scheduler=one_cycle")
+    folder = go("whole steps", *options, "scheduler=one_cycle", "trainer.max_epochs=-1")
+    assert read_results(folder)["steps"] == 100
+
+
 # --- other settings, other images ----------------------------------------------------------------
 
 

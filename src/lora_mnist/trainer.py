@@ -34,7 +34,7 @@ def make_trainer(cfg: DictConfig, run: Run, has_loggers: bool = True) -> Trainer
         value = cfg.trainer.get(key)
         if value is not None and (type(value) is not int or value < -1):
             raise UserError(f"trainer.{key}={value}: expected a whole number, or -1 for no end")
-    callbacks: list[Any] = [RandomStates(), PlainSigterm(), FirstProcessDecides()]
+    callbacks: list[Any] = [RandomStates(), PlainSigterm(), FirstProcessDecides(), WholeSchedule()]
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:
             with config_group(f"callbacks.{name}"):
@@ -105,6 +105,22 @@ class FirstProcessDecides(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for name in ("targets", "target_indices", "other_indices", "replay_turns"):
             setattr(data, name, trainer.strategy.broadcast(getattr(data, name)))
+
+
+class WholeSchedule(Callback):
+    """Refuses epochs that would end training in the middle of a schedule that counts steps."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        steps = trainer.estimated_stepping_batches
+        for config in trainer.lr_scheduler_configs:
+            for key in ("T_max", "total_iters", "total_steps"):
+                counted = getattr(config.scheduler, key, 0)
+                if config.interval == "step" and counted > steps:
+                    raise UserError(
+                        f"trainer.max_epochs={trainer.max_epochs}: ends training after {steps:g} of "
+                        f"scheduler.{key}={counted} steps; expected trainer.max_epochs=-1, or "
+                        f"trainer.max_steps={steps:g}"
+                    )
 
 
 @contextmanager
