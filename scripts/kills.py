@@ -3,7 +3,7 @@
     python scripts/kills.py                         # ten kills a command: a quarter of an hour
     python scripts/kills.py --kills 1 --rounds 1    # does it work?
 
-Four commands: pretraining, a repair (replay, hardness, distillation, scheduler), an adapter with
+Four commands: pretraining, a repair (replay, averaged weights), an adapter with
 augmentation and accumulated gradients, and a sweep. Each runs once to its end. Then it is killed,
 resumed (every third time killed again, and resumed again), and what it leaves is compared with what
 the run without a kill left: bases and adapters by their bytes, the numbers of results.json. Then
