@@ -15,7 +15,7 @@ from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, remove_lora
 from lora_mnist.data import load_images
 from lora_mnist.errors import IncompleteError, UserError
 from lora_mnist.export import export
-from lora_mnist.lora import fingerprint, read_adapter, read_metadata
+from lora_mnist.lora import fingerprint, read_metadata
 
 NET = SMALL[0]
 DATA = FEW[0]
@@ -94,8 +94,8 @@ def test_each_format(outputs: Path, tmp_path: Path, images: Tensor, form: str, r
     out = tmp_path / "new" / "nine"
     with logged("lora_mnist.export") as text:
         returned = run(outputs, "adapter=latest", f"format={form}", f"out={out}")
-    said = "base + nine; same predictions as the live network on 500 test images"
-    assert said in text.getvalue()
+    line = "base + nine; same predictions as the live network on 500 test images"
+    assert line in text.getvalue()
     network, metadata = read(out)
     expected = small_net(outputs, outputs / "lora" / "nine" / "adapter")(images)
     torch.testing.assert_close(network(images), expected, rtol=1e-5, atol=1e-4)
@@ -122,7 +122,7 @@ def test_the_base_alone_and_several_adapters(outputs: Path, tmp_path: Path, imag
 
 @torch.no_grad()
 def test_several_adapters_as_one(cli: Any, outputs: Path, tmp_path: Path, images: Tensor) -> None:
-    """Through the command line: exact, and then cut to a rank; both load like any other adapter."""
+    """Through the command line; the sum loads like any other adapter."""
     nine, out = outputs / "lora" / "nine" / "adapter", tmp_path / "sum"
     net = small_net(outputs)
     torch.manual_seed(1)
@@ -135,8 +135,8 @@ def test_several_adapters_as_one(cli: Any, outputs: Path, tmp_path: Path, images
     several = f"adapter=[{nine},{{path: {other}, scale: -0.5}}]"
     done = cli("export.py", several, *options)
     assert done.code == 0, done.err
-    said = f"{out}: nine x 1, eights x -0.5, exact; 0 other predictions than the live network's on"
-    assert f"{said} 500 images" in done.err
+    line = f"{out}: nine x 1, eights x -0.5, exact; same predictions as the live network"
+    assert line in done.err
     torch.testing.assert_close(
         small_net(outputs, out)(images), expected(images), rtol=1e-5, atol=1e-4
     )
@@ -145,12 +145,6 @@ def test_several_adapters_as_one(cli: Any, outputs: Path, tmp_path: Path, images
     assert "repairs" not in metadata  # the nine does not say, and the eights are taken away
     with pytest.raises(UserError, match=f"out={out}: expected a new folder"):
         run(outputs, several, *options[3:])
-    options = ("format=adapter", f"out={tmp_path}/cut", "rank=1")
-    cut = run(outputs, several, *options)
-    assert cut.items() <= metadata.items()
-    assert {adapter.rank for adapter in read_adapter(tmp_path / "cut").values()} == {1}
-    cut_net = small_net(outputs, tmp_path / "cut")
-    assert not torch.allclose(cut_net(images), expected(images), atol=1e-2)
 
 
 def test_tied_weights(tmp_path: Path) -> None:
@@ -182,26 +176,3 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r'format=onnx: .* pip install "lora-mnist\[onnx\]"$'):
         run(outputs, "format=onnx", f"out={tmp_path}/x")
-
-
-def test_an_adapter_goes_to_the_hub_as_it_is(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To a stand-in for the Hub."""
-    hub = pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
-    adapter = small_adapter(outputs, "multirun/0")
-    (adapter / "README.md").write_text("its card")
-    options = ("format=hub", f"adapter={adapter}", "out=me/nines", f"paths.outputs={outputs}")
-    with pytest.raises(UserError, match="scale=0.5: expected 1 with format=hub"):
-        export(composed("export", *options, "scale=0.5"))
-    uploaded: list[Any] = []
-
-    def upload(repo_id: str, folder_path: Path) -> str:
-        uploaded.append((repo_id, {path.name for path in folder_path.iterdir()}))
-        return "https://hub/me/nines"
-
-    monkeypatch.setattr(hub, "create_repo", lambda name, exist_ok: None)
-    monkeypatch.setattr(hub, "upload_folder", upload)
-    assert export(composed("export", *options)) == {"url": "https://hub/me/nines"}
-    files = {"adapter_model.safetensors", "adapter_config.json", "README.md"}
-    assert uploaded == [("me/nines", files)]

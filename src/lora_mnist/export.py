@@ -1,4 +1,4 @@
-"""One plain network, or one adapter, out of a base and several: written, read back and compared."""
+"""Base and adapters written as one plain network, or as one adapter, and checked."""
 
 import copy
 import json
@@ -13,50 +13,49 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lora_mnist.adapters import Adapter, as_trained, load_adapters, load_base, turn_adapters
+from lora_mnist.adapters import as_trained, load_adapters, load_base, turn_adapters
 from lora_mnist.classifier.net import make_net, require_fit
 from lora_mnist.data import ImageDataModule, Images, ImageTensors, make_data
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import IncompleteError, UserError, one_line, require_extra
+from lora_mnist.errors import IncompleteError, UserError, require_extra
 from lora_mnist.lora import (
     base_state_dict,
-    combine_adapters,
     fingerprint,
     merge_lora,
-    remove_lora,
     save_adapter,
+    sum_adapters,
 )
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 
 log = logging.getLogger(__name__)
 
-#: How far a logit of the written network may be from the live one's, beside 1e-5 of its own size:
+#: How far a logit of the written network may be from the live one's, besides 1e-5 of its own size:
 #: float32 rounds a logit of 100 by nearly as much.
 TOLERANCE = 1e-4
-#: Random images to compare on, where there are no others.
+#: How many random images to compare on, where there are no others.
 _RANDOM = 100
-#: What a file with such an ending is taken for.
+#: The format that the ending of a file stands for.
 _FORMATS = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch_export"}
 
 
 def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
-    With ``format=adapter`` the adapters alone are written, as one that is their scaled sum, exact
-    or cut to ``cfg.rank``; see :func:`.lora.combine.combine_adapters`.
+    With ``format=adapter`` the adapters alone are written, as one that is their exact scaled sum;
+    see :func:`.lora.combine.sum_adapters`.
 
-    The file is read back, and on the whole test set it must give the predictions of the live
-    network and its logits to :data:`TOLERANCE`; otherwise nothing is written. Where there is no
-    data, ``data.data_dir=null``, that is found out on random images. What is cut need not.
+    What is written must give the predictions of the live network on the whole test set, and its
+    logits to :data:`TOLERANCE`; otherwise nothing is written. Where there is no data,
+    ``data.data_dir=null``, random images take the place of the test set.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
         run: how the command was typed; an export leaves the one file that ``cfg`` names.
 
     Returns:
-        The metadata in the file: what the network is made of, and what input it takes; of an
-        adapter, what it is the sum of.
+        The metadata in the file: how the network is made, and what input it takes. For
+        ``format=adapter``, the scales of the adapters that were added up.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
@@ -67,8 +66,6 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     is_adapter = cfg.format == "adapter"
     if cfg.format not in formats:
         raise UserError(f"format={cfg.format}: expected one of {', '.join(formats)}")
-    if cfg.rank is not None and not is_adapter:
-        raise UserError(f"rank={cfg.rank}: expected null with format={cfg.format}")
     if is_adapter and cfg.adapter is None:
         raise UserError("format=adapter: expected adapter=FOLDER, or several")
     out = Path(str(cfg.out or "."))
@@ -97,10 +94,18 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     require_fit(net, data, images)
     adapters = load_adapters(cfg, net)
     turn_adapters(cfg, net, adapters, data)
-    if is_adapter:
-        return _export_adapter(cfg, net, adapters, data, images)
-    plain = merge_lora(copy.deepcopy(net)) if adapters else net
     scales = {adapter.name: adapter.scale for adapter in adapters}
+    kind = "random" if cfg.data.data_dir is None else "test"
+    same = f"same predictions as the live network on {len(images):,} {kind} images"
+    if is_adapter:
+        summed = sum_adapters(copy.deepcopy(net))
+        largest = _compare(cfg, net, summed, data, images)
+        metadata = {"dataset": str(data.name), "scales": json.dumps(scales)}
+        save_adapter(summed, out, metadata=metadata)
+        terms = ", ".join(f"{name} x {scale:g}" for name, scale in scales.items())
+        log.info("%s: %s, exact; %s, logits to %.1e", cfg.out, terms, same, largest)
+        return metadata
+    plain = merge_lora(copy.deepcopy(net)) if adapters else net
     channels, height, width = examples.shape[1:]
     transform = "(pixel / 255 - mean) / std"
     if cfg.data.get("transform"):  # one of the user's own, in the place of mean and std
@@ -122,12 +127,10 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     try:
         with atomic_write(out) as path:
             written = _write(cfg.format, plain, data.normalise(examples), metadata, path)
-            _, largest = _compare(cfg, net, written, data, images)
+            largest = _compare(cfg, net, written, data, images)
     except OSError as error:
         raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
     names = " + ".join(["base", *scales])
-    kind = "random" if cfg.data.data_dir is None else "test"
-    same = f"same predictions as the live network on {len(images):,} {kind} images"
     log.info("%s: %s; %s, logits to %.1e", cfg.out, names, same, largest)
     return metadata
 
@@ -173,37 +176,6 @@ def _write(
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _export_adapter(
-    cfg: DictConfig,
-    net: nn.Module,
-    adapters: list[Adapter],
-    data: ImageDataModule,
-    images: Images,
-) -> dict[str, str]:
-    """Write the adapters of ``cfg.adapter``, which are on ``net``, as one."""
-    folders = [adapter.path for adapter in adapters]
-    scales = {adapter.name: adapter.scale for adapter in adapters}
-    combined = remove_lora(copy.deepcopy(net))
-    try:
-        error = combine_adapters(
-            combined,
-            folders,
-            list(scales.values()),
-            rank=cfg.rank,
-            allow_other_base=cfg.allow_other_base,
-        )
-    except ValueError as refusal:
-        raise UserError(one_line(refusal)) from refusal
-    others, largest = _compare(cfg, net, combined, data, images, is_exact=not error)
-    metadata = {"dataset": str(data.name), "scales": json.dumps(scales)}
-    save_adapter(combined, cfg.out, metadata=metadata)
-    text = ", ".join(f"{name} x {scale:g}" for name, scale in scales.items())
-    how = f"cut to rank {cfg.rank}, {error:.2%} of it lost" if error else "exact"
-    differs = f"{others} other predictions than the live network's on {len(images):,} images"
-    log.info("%s: %s, %s; %s, logits to %.1e", cfg.out, text, how, differs, largest)
-    return metadata
-
-
 @torch.no_grad()
 def _compare(
     cfg: DictConfig,
@@ -211,16 +183,15 @@ def _compare(
     written: Callable[[Tensor], Tensor],
     data: ImageDataModule,
     images: Images,
-    is_exact: bool = True,
-) -> tuple[int, float]:
-    """How many predictions on ``images`` differ between two networks, and their logits, at most."""
+) -> float:
+    """The largest difference between the logits of two networks; refuse networks that differ."""
     outputs = [(live(batch), written(batch)) for batch, _ in data.batches(images)]
     expected, logits = (torch.cat(side) for side in zip(*outputs, strict=True))
     others = int((logits.argmax(1) != expected.argmax(1)).sum())
     largest = (logits - expected).abs().max().item()
-    if is_exact and (others or not torch.allclose(logits, expected, rtol=1e-5, atol=TOLERANCE)):
+    if others or not torch.allclose(logits, expected, rtol=1e-5, atol=TOLERANCE):
         raise IncompleteError(
             f"out={cfg.out}: not written; the network in it differs from the live one: {others} "
             f"other predictions, logits by up to {largest:.1e}; expected at most {TOLERANCE:.0e}"
         )
-    return others, largest
+    return largest

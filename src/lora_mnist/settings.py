@@ -119,7 +119,6 @@ class ExportSettings(TurnedSettings):
 
     format: str
     out: str | None
-    rank: int | None
 
 
 @dataclass

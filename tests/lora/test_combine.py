@@ -1,4 +1,4 @@
-"""The scaled sum of several adapters as one."""
+"""The scaled sum of several adapters as one, exactly."""
 
 import copy
 from pathlib import Path
@@ -18,7 +18,6 @@ from lora_mnist.lora import (
     load_adapter,
     lora_adapters,
     lora_names,
-    lora_weights,
     save_adapter,
     set_lora_enabled,
     set_lora_scale,
@@ -65,47 +64,26 @@ ADAPTERS = st.fixed_dictionaries(
 @given(
     options=st.lists(ADAPTERS, min_size=1, max_size=4),
     scales=st.lists(st.floats(-2, 2), min_size=4, max_size=4),
-    own_rank=st.integers(1, 2),
-    rank=st.none() | st.integers(1, 8),
+    first_rank=st.integers(1, 2),
 )
 def test_the_sum_is_that_of_the_stack(
     options: list[dict[str, Any]],
     scales: list[float],
-    own_rank: int,
-    rank: int | None,
+    first_rank: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Exact in double precision; cut, it is as near as any sum of that rank, and says how near."""
     tmp_path = tmp_path_factory.mktemp("sum")
     stack, folders = base(), []
     for number, arguments in enumerate(options):
         first = arguments["target_modules"][0]
-        net = randomize(add_lora(base(), **arguments, rank_pattern={first: own_rank}))
+        net = randomize(add_lora(base(), **arguments, rank_pattern={first: first_rank}))
         folders.append(save_adapter(net, tmp_path / str(number)))
         load_adapter(stack, folders[-1], scale=scales[number])
     net = base()
-    error = combine_adapters(net, folders, scales[: len(folders)], rank, name="sum")
+    assert combine_adapters(net, folders, scales[: len(folders)], name="sum") is net
     assert lora_names(net) == ["sum"]
     save_adapter(net, tmp_path / "sum")
-    ranks = {name: weight.adapters[0].rank for name, weight in lora_weights(net).items()}
-    lost = whole = 0.0
-    for layer, of_layer in ranks.items():
-        module, other = net.get_submodule(layer), stack.get_submodule(layer)
-        plain = base().get_submodule(layer).weight
-        expected, update = ((m.weight - plain).flatten(1).detach() for m in (other, module))
-        values = torch.linalg.svdvals(expected)
-        lost += float((expected - update).square().sum())
-        whole += float(expected.square().sum())
-        assert of_layer <= (rank or 99)
-        if rank is None or rank >= len(values):
-            torch.testing.assert_close(update, expected, rtol=1e-12, atol=1e-12)
-        else:
-            least = values[rank:].square().sum()
-            torch.testing.assert_close((expected - update).square().sum(), least)
-    assert error**2 * whole == pytest.approx(lost, rel=1e-6, abs=1e-12)
-    assert (error == 0) or rank is not None
-    if rank is None:
-        torch.testing.assert_close(net(X), stack(X), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(net(X), stack(X), rtol=1e-12, atol=1e-12)
     assert torch.equal(load_adapter(base(), tmp_path / "sum")(X), net(X))
 
 
@@ -135,7 +113,7 @@ def test_the_sum_is_the_same_in_peft(
     peft = pytest.importorskip("peft", reason="the extra peft is not installed")
     folders = [on_tiny(tmp_path / ("a" * (n + 1)), **o) for n, o in enumerate(options)]
     net, x = tiny(), torch.randn(5, 6)
-    assert combine_adapters(net, folders, scales) == 0
+    combine_adapters(net, folders, scales)
     save_adapter(net, tmp_path / "ours")
     theirs = peft.PeftModel.from_pretrained(tiny(), str(tmp_path / "ours")).eval()
     torch.testing.assert_close(theirs(x), net(x), rtol=1e-4, atol=1e-4)
@@ -151,7 +129,6 @@ def test_refusals_leave_the_model_alone(tmp_path: Path) -> None:
         ([], {"scales": []}, r"scales=\[\]: expected one for each of 0 adapters, at least one"),
         ([one], {"scales": [float("nan")]}, "scale=nan: expected a finite number"),
         ([other], {"scales": [3e38]}, "lora_B of linear1: expected finite numbers"),
-        ([one], {"scales": [1], "rank": 0}, "rank=0: expected an integer >= 1"),
         ([one, tmp_path / "none"], {"scales": [1, 1]}, "none: expected a readable"),
         ([one, tmp_path / "stranger"], {"scales": [1, 1]}, "stranger: made for the base .*"),
     ):
@@ -163,8 +140,7 @@ def test_refusals_leave_the_model_alone(tmp_path: Path) -> None:
     assert base_state_dict(net).keys() == before.keys()
 
 
-@pytest.mark.parametrize("names", [None, ["below", "top"]])
-def test_what_is_on_a_network_becomes_one_adapter(names: list[str] | None, tmp_path: Path) -> None:
+def test_what_is_on_a_network_becomes_one_adapter(tmp_path: Path) -> None:
     """What was trained on top of others is saved as one adapter, on the base alone."""
     net = add_lora(base(), rank=2, alpha=3, target_modules=["conv", "linear"], name="below")
     add_lora(net, rank=1, target_modules=".*", name="off")
@@ -173,21 +149,18 @@ def test_what_is_on_a_network_becomes_one_adapter(names: list[str] | None, tmp_p
     set_lora_scale(net, -2, "top")
     set_lora_enabled(net, False, "off")
     expected = net(X)
-    assert sum_adapters(net, names, "sum") is net
-    assert lora_names(net) == (["sum"] if names is None else ["off", "sum"])
+    assert sum_adapters(net, "sum") is net
+    assert lora_names(net) == ["sum"]
     torch.testing.assert_close(net(X), expected, rtol=1e-12, atol=1e-12)
-    folder = save_adapter(net, tmp_path / "sum", "sum")
+    folder = save_adapter(net, tmp_path / "sum")
     torch.testing.assert_close(load_adapter(base(), folder)(X), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_refused_sums_leave_the_adapters_alone() -> None:
-    net = add_lora(add_lora(tiny(), name="a"), name="b")
-    for arguments, message in (
-        ({"names": ["a", "c"]}, "name=c: expected one of a, b"),
-        ({"names": ["a"], "name": "b"}, "name=b: expected another name"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            sum_adapters(net, **arguments)
+    net = add_lora(add_lora(tiny(), alpha=64, name="a"), name="b")
+    set_lora_scale(randomize(net), 3e38)
+    with pytest.raises(ValueError, match="lora_B of linear1: expected finite numbers"):
+        sum_adapters(net)
     assert lora_names(net) == ["a", "b"]
     with pytest.raises(ValueError, match="no layer of the model carries LoRA"):
         sum_adapters(tiny())

@@ -22,7 +22,6 @@ from lora_mnist.lora import (
     lora_disabled,
     lora_state_dict,
     lora_weights,
-    loraplus,
 )
 
 BaseLogits = dict[str, list[Tensor | None]]
@@ -49,7 +48,8 @@ class ClassifierModule(LightningModule):
         loss: what training minimises; ``None``: the cross-entropy.
         optimizer: makes the optimizer from the parameters to train and ``lr``.
         lr: learning rate.
-        lr_ratio: of :func:`lora_mnist.lora.loraplus`; finite and > 0.
+        lr_ratio: the learning rate of ``lora_B`` over ``lr``, finite and > 0: LoRA+, Hayou et al.
+            2024, section 4, arXiv:2402.12354.
         replay: images at the end of each training batch that are replayed, over all processes.
         scheduler: makes the schedule of the rate from the optimizer; ``None``: it is constant.
         schedule: when that steps, as Lightning's ``lr_scheduler`` has it; ``None``: once a batch.
@@ -139,8 +139,17 @@ class ClassifierModule(LightningModule):
             return logits
 
     def configure_optimizers(self) -> Any:
+        lora_B: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in self.net.named_parameters():
+            if parameter.requires_grad:
+                is_faster = self.lr_ratio != 1 and name.endswith("lora_B")
+                (lora_B if is_faster else others).append(parameter)
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if lora_B:
+            groups.append({"params": lora_B, "lr": self.lr * self.lr_ratio})
         with config_group("optimizer"):
-            optimizer = loraplus(self.net, lambda p: self.optimizer(p, lr=self.lr), self.lr_ratio)
+            optimizer = self.optimizer(groups, lr=self.lr)
         if self.scheduler is None:
             return optimizer
         with config_group("scheduler"):

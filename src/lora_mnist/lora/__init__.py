@@ -27,7 +27,6 @@ from .model import add_lora as add_lora
 from .model import lora_disabled as lora_disabled
 from .model import lora_names as lora_names
 from .model import lora_parameters as lora_parameters
-from .model import loraplus as loraplus
 from .model import named_adapters as named_adapters
 from .model import set_lora_enabled as set_lora_enabled
 from .model import set_lora_scale as set_lora_scale

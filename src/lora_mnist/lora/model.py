@@ -12,11 +12,9 @@ Functions with a ``name`` act on the adapter of that name, or on every one with 
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -234,27 +232,3 @@ def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
     finally:
         for adapter, enabled in before:
             adapter.enabled = enabled
-
-
-def loraplus(
-    model: nn.Module,
-    make: Callable[[Iterable[Any]], torch.optim.Optimizer],
-    lr_ratio: float,
-) -> torch.optim.Optimizer:
-    """An optimizer with another learning rate for ``lora_B``: LoRA+, Hayou et al. 2024, section 4.
-
-    arXiv:2402.12354.
-
-    Args:
-        model: the network to train.
-        make: makes the optimizer from the trainable parameters of ``model``, or groups of them.
-        lr_ratio: the learning rate of ``lora_B`` over that of everything else; 1 makes one group.
-    """
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if lr_ratio == 1:
-        return make(list(trained.values()))
-    of_lora_B = [p for name, p in trained.items() if name.endswith("lora_B")]
-    others = [p for name, p in trained.items() if not name.endswith("lora_B")]
-    optimizer = make([{"params": others}, {"params": of_lora_B}])
-    optimizer.param_groups[1]["lr"] *= lr_ratio
-    return optimizer

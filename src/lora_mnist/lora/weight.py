@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from .layer import LoRAParametrization, adapted_forward, linear_forward
+from .layer import LoRAParametrization, conv2d_forward, linear_forward
 
 
 class Weight(NamedTuple):
@@ -39,10 +39,10 @@ class Weight(NamedTuple):
 
     @property
     def factored_forward(self) -> Callable[[Any, Tensor], Tensor] | None:
-        """The forward pass that computes with the factors, and so shows adapters their inputs.
+        """The forward pass that computes with the factors; ``None`` where the layer has none.
 
-        Linear layers and plain 2-d convolutions have one. A subclass with a forward of its own
-        keeps it and reads the dense weight, as attention does with the weight of its ``out_proj``.
+        Linear layers and plain 2-d convolutions have one. Every other layer reads the dense weight:
+        a subclass with a forward of its own, and attention, which never calls its ``out_proj``.
         """
         module = self.module
         plain: Any = parametrize.type_before_parametrizations(module)
@@ -51,7 +51,10 @@ class Weight(NamedTuple):
         is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
         if self.tensor != "weight" or is_grouped or is_padded or is_attention:
             return None
-        forwards = {nn.Linear.forward: linear_forward, nn.Conv2d.forward: adapted_forward}
+        forwards: dict[Any, Any] = {
+            nn.Linear.forward: linear_forward,
+            nn.Conv2d.forward: conv2d_forward,
+        }
         return forwards.get(plain.forward)
 
     def put(self, base: nn.Parameter, adapters: Sequence[LoRAParametrization]) -> None:
