@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lora_mnist.train
 from lora_mnist import MLP, load_adapter
+from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.evaluate import evaluate
@@ -325,6 +326,7 @@ def test_the_dial_is_tried_on_validation_images(outputs: Path) -> None:
         for key in ("errors", "errors_of_target"):
             assert dial[key][place] == results[split][key]
     assert dial["saved"] == 1
+    assert dial["forward_passes"] == 4 * 250
     assert run(outputs, "stage=lora", "dial=false")["dial"] is None
     assert run(outputs, "stage=lora", "data.val_size=0")["dial"] is None
 
@@ -341,7 +343,7 @@ def test_an_adapter_is_saved_as_far_up_as_advised(
     assert scaled["val"]["errors"] == whole["dial"]["errors"][place]
     for scale in (0.5, 0):
         monkeypatch.setitem(scaled["dial"], "advised", scale)
-        monkeypatch.setattr(lora_mnist.train, "validation_dial", lambda *_: dict(scaled["dial"]))
+        monkeypatch.setattr(lora_mnist.train, "dial_of", lambda *_: dict(scaled["dial"]))
         results = run(outputs, *options, "lora.scale=auto", f"run_name={scale}")
         counts = evaluated(outputs)["test"]["errors_per_class"]
         assert counts == results["test"]["errors_per_class"]
@@ -382,6 +384,21 @@ def test_weakest_class(outputs: Path) -> None:
     named = run(outputs, *same, f"digit={results['digit']}")
     assert without(named, "seconds") == without(results, "seconds")
     assert not changed_tensors(found, adapter_of(newest(outputs)))
+
+
+def test_the_pass_that_finds_the_weakest_class_is_the_validations_too(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    base = ClassifierModule.base
+
+    def counted(self: ClassifierModule, images: torch.Tensor) -> torch.Tensor | None:
+        passes.append(len(images))
+        return base(self, images)
+
+    monkeypatch.setattr(ClassifierModule, "base", counted)
+    run(outputs, "stage=lora", "digit=weakest")
+    assert sum(passes) == 500  # the test images
 
 
 def test_a_network_with_dropout_and_batch_normalisation(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import nn
 
-from lora_mnist.classifier.dial import dial_curve
+from lora_mnist.classifier.dial import quick_dial
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.base import Base, find_base, own_file, read_base, write_base
 from lora_mnist.disk.latest import latest
@@ -263,7 +264,8 @@ def turn_adapters(
     for adapter in adapters:
         if scale == "auto":
             set_lora_scale(net, adapter.scale, adapter.name)
-            advised = dial_curve(net, data.batches(data.val_set), name=adapter.name)["advised"]
+            batches = partial(data.batches, data.val_set, "cpu", name="scale=auto")
+            advised = quick_dial(net, batches, name=adapter.name)["advised"]
             _info("scale=%g of %s, as validation images advise", advised, adapter.name)
             adapter.scale *= advised
         else:

@@ -9,6 +9,7 @@ import os
 import random
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from lora_mnist.adapters import (
     adapter_targets,
@@ -28,7 +29,7 @@ from lora_mnist.adapters import (
     require_validation,
     write_adapter,
 )
-from lora_mnist.classifier.dial import dial_curve
+from lora_mnist.classifier.dial import TRIES, quick_dial
 from lora_mnist.classifier.metrics import count_errors
 from lora_mnist.classifier.module import ClassifierModule, make_module
 from lora_mnist.classifier.net import make_net, require_fit
@@ -72,6 +73,8 @@ from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
 
 #: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
 _AUTO_RANK = 64
+#: The dial tries so many validation images, or more, at each scale.
+_LEAST_FOR_DIAL = 250
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
@@ -169,17 +172,18 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     require_fit(net, data, data.train_set)
     check_preprocessing(cfg, run, trainer, net, data)
     repaired = adapter_targets(earlier, data.classes)
-    choose_images(cfg, net, data, trainer, repaired)
+    base_logits = choose_images(cfg, net, data, trainer, repaired)
     has_dial = wants_dial(cfg, run, data)
     name = add_adapter(cfg, net)
     module = make_module(cfg, net, data, base, name)
+    module.base_logits["val"] = [*base_logits]
     with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
         best = fit(cfg, trainer, module, data, checkpoint, clock)
         require_unchanged(base, net)
         dial = None
         if has_dial:
             with clock.measure("dial"):
-                dial = dial_of(net, data, trainer, name)
+                dial = dial_of(net, data, trainer, module, name)
         keep_scale(cfg, module, dial, name)
         test(trainer, module, data, clock)
         outcomes = dict(module.outcomes)
@@ -213,9 +217,10 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     base = load_base(cfg, net)
     data = make_data(cfg, "fit", net)
     require_fit(net, data, data.train_set)
-    choose_images(cfg, net, data, trainer)
+    base_logits = choose_images(cfg, net, data, trainer)
     choose_trainable(net, cfg.trainable)
     module = make_module(cfg, net, data, base)
+    module.base_logits["val"] = [*base_logits]
     with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
         best = fit(cfg, trainer, module, data, checkpoint, clock)
         test(trainer, module, data, clock)
@@ -247,18 +252,28 @@ def choose_images(
     data: ImageDataModule,
     trainer: Trainer,
     repaired: Sequence[int] = (),
-) -> None:
+) -> list[Tensor]:
     """Choose the class to train on, where it is the weakest, and how often to replay the others.
 
     Classes that were ``repaired`` before are replayed so often that an image of them counts for as
     much as one of the class that is repaired now: else the others would take back what they gained.
+
+    Returns:
+        The logits of each batch of validation images, where these decided; else nothing.
     """
     target = cfg.target
+    base_logits: list[Tensor] = []
+
+    def base(images: Tensor) -> Tensor:
+        base_logits.append(net(images))
+        return base_logits[-1]
+
     if target == "weakest":
         require_validation("target=weakest", data)
         with on_device(net, trainer.strategy.root_device) as device:
             batches = data.batches(data.val_set, device, name="target=weakest")
-            errors = count_errors(net, batches, len(data.classes))["errors_per_class"]
+            with trainer.precision_plugin.forward_context():
+                errors = count_errors(base, batches, len(data.classes))["errors_per_class"]
         if not any(errors):
             raise UserError(
                 "target=weakest: the base has every validation image right; expected a class"
@@ -272,6 +287,8 @@ def choose_images(
     if weight is not None and weight < 1:
         turns = max(1, round(weight / data.batch_size * data.replay / (1 - weight)))
     data.replay_turns = {c: turns for c in repaired if c not in data.targets}
+    # Each of several processes validates a share of the images alone.
+    return base_logits if trainer.world_size == 1 else []
 
 
 def wants_dial(cfg: DictConfig, run: Run, data: ImageDataModule) -> bool:
@@ -397,11 +414,22 @@ def require_unchanged(base: Base, net: nn.Module) -> None:
     _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
 
 
-def dial_of(net: nn.Module, data: ImageDataModule, trainer: Trainer, name: str) -> dict[str, Any]:
+def dial_of(
+    net: nn.Module, data: ImageDataModule, trainer: Trainer, module: ClassifierModule, name: str
+) -> dict[str, Any]:
     """Errors of the finished adapter at several scales, on the validation images."""
+    validation: Any = module.evaluations["val"]
+    if module.validated_at != trainer.global_step:
+        trainer.validate(module, datamodule=data, verbose=False)
+    # As many forward passes as training has made, which has also gone backward, take less than half
+    # of its time, whatever the network.
+    steps = trainer.global_step * trainer.accumulate_grad_batches
+    most = max(_LEAST_FOR_DIAL, steps * (data.batch_size + data.replay) // TRIES)
     with on_device(net, trainer.strategy.root_device) as device:
-        batches = data.batches(data.val_set, device)
-        dial = dial_curve(net, batches, data.targets, name=name)
+        batches = partial(data.batches, data.val_set, device, name="dial")
+        known = validation.predictions or None  # none with trainer.limit_val_batches=0
+        with trainer.precision_plugin.forward_context():
+            dial = quick_dial(net, batches, data.targets, most, known, name)
     return trainer.strategy.broadcast(dial)  # of several processes, the first decides
 
 

@@ -6,7 +6,7 @@ from helpers.nets import TinyNet, adapters, randomize
 from torch import Tensor
 
 from lora_mnist import add_lora, dial_curve, lora_disabled, set_lora_scale
-from lora_mnist.classifier.dial import advised_scale
+from lora_mnist.classifier.dial import SCALES, advised_scale, predictions_at, quick_dial
 
 
 def batches(net: TinyNet) -> list[tuple[Tensor, Tensor]]:
@@ -81,3 +81,64 @@ def test_refused(adapted: TinyNet) -> None:
         dial_curve(adapted, batches(adapted), scales=[0.5, 1])
     with pytest.raises(ValueError, match="batches: expected at least one"):
         dial_curve(adapted, [])
+    with pytest.raises(ValueError, match="batches: expected at least one"):
+        quick_dial(adapted, lambda _: [])
+
+
+class Counted:
+    """Images by their indices, and how many of them were taken."""
+
+    def __init__(self, net: TinyNet, count: int = 600) -> None:
+        self.images = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
+        with lora_disabled(net), torch.no_grad():
+            self.labels = net(self.images).argmax(dim=1)
+        self.labels[::3] = (self.labels[::3] + 1) % 3
+        self.taken: list[int] = []
+
+    def __call__(self, indices: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        chosen = torch.arange(len(self.images)) if indices is None else indices
+        self.taken.append(len(chosen))
+        return list(zip(self.images[chosen].split(70), self.labels[chosen].split(70), strict=True))
+
+
+def test_the_quick_dial_of_all_images_counts_as_the_slow_one(adapted: TinyNet) -> None:
+    images = Counted(adapted)
+    quick = quick_dial(adapted, images, [1], most=600)
+    slow = dial_curve(adapted, images(None), [1])
+    assert len(quick["scales"]) == 6
+    for place, scale in enumerate(quick["scales"]):
+        for key in ("errors", "errors_of_target", "errors_elsewhere"):
+            assert quick[key][place] == slow[key][SCALES.index(scale)]
+    assert quick["advised"] == advised_scale(quick["scales"], quick["errors"])
+    assert {adapter.scale for adapter in adapters(adapted)} == {1.0}
+
+
+@pytest.mark.parametrize("most", [60, 200])
+def test_the_quick_dial_sees_few_images_and_comes_near(adapted: TinyNet, most: int) -> None:
+    images = Counted(adapted)
+    quick = quick_dial(adapted, images, most=most)
+    assert images.taken == [600, most, most]  # two passes over all, four over the chosen
+    assert quick["forward_passes"] == 2 * 600 + 4 * most
+    assert quick["images"] == 600
+    errors = dict(zip(SCALES, dial_curve(adapted, images(None))["errors"], strict=True))
+    for scale, count in zip(quick["scales"], quick["errors"], strict=True):
+        assert abs(count - errors[scale]) <= (0 if scale in (0, 1) else 600 * 2 / most)
+    known = {"label": images.labels}
+    predicted, _ = predictions_at(adapted, images(None), [0, 1])
+    known |= {"base": predicted[0], "adapted": predicted[1]}
+    for side, scale in (("base", 0), ("adapted", 1)):
+        set_lora_scale(adapted, scale)
+        with torch.no_grad():
+            known[f"{side}_probability"] = adapted(images.images).softmax(dim=1).amax(dim=1)
+    images.taken.clear()
+    again = quick_dial(adapted, images, most=most, predictions=known)
+    assert images.taken == [most, most]
+    assert again == {**quick, "forward_passes": 4 * most}
+
+
+def test_all_runs_where_the_network_is(adapted: TinyNet) -> None:
+    """The meta device refuses to mix with the CPU, as a GPU does."""
+    images = torch.empty(5, 6, device="meta")
+    labels = torch.empty(5, dtype=torch.int64, device="meta")
+    predictions, _ = predictions_at(adapted.to("meta"), [(images, labels)], [0, 0.5])
+    assert (predictions.device.type, predictions.shape) == ("meta", (2, 5))

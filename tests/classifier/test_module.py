@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora, lora_parameters
+from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.classifier.module import ClassifierModule, adapter_norms
 from lora_mnist.lora import base_state_dict, changed_tensors
@@ -178,3 +179,33 @@ def test_says_when_it_was_validated(tiny: TinyNet, loader: DataLoader[Any], tmp_
     fit.fit(module, loader, loader)
     assert module.validated_at == 4
     assert list(module.outcomes) == ["val"]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "network"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {},
+        {"fit": "hinge"},
+        {"distill": 1.0, "distill_on": "target"},
+        {"target_weight": 0.5},
+    ],
+)
+def test_all_is_computed_where_the_batch_is(
+    tiny: TinyNet, tmp_path: Path, kind: str, loss: dict[str, Any]
+) -> None:
+    """Training with replay, and validation, on a device that refuses to mix with the CPU."""
+    base = copy.deepcopy(tiny.state_dict())
+    if kind == "adapter":
+        add_lora(tiny)
+    tensors = {name: tensor.to("meta") for name, tensor in base.items()}
+    settings = {"base_tensors": None if kind == "adapter" else tensors, "replay": 3}
+    module = make(tiny, loss=Loss(**loss), **settings).to("meta")
+    module.trainer = trainer(tmp_path)
+    batch = torch.empty(8, 6, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+    module.training_step(batch, 0).backward()
+    gradients = [p.grad for p in tiny.parameters() if p.requires_grad]
+    assert {gradient.device.type for gradient in gradients} == {"meta"}
+    module.validation_step(batch, 0)
+    assert module.base_logits["val"][0].device.type == "meta"
+    assert module.evaluations["val"].adapted[0].device.type == "meta"

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -148,7 +148,7 @@ class Evaluation(Metric):
 
 @torch.no_grad()
 def count_errors(
-    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
+    net: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
 ) -> dict[str, Any]:
     """The outcome of a network on ``batches``, as in results.json; in this process alone."""
     evaluation: Evaluation | None = None
