@@ -148,7 +148,7 @@ def test_photographs_are_uploaded(outputs: Path, tmp_path: Path) -> None:
     read, mistake = (page.fns[number].fn for number in (0, 1))
     image, note = read(f"{tmp_path}/photos/test/dark/0.png")
     assert (image.shape, note) == ((1, 28, 28), "")
-    assert mistake(-1, [])[2].rpartition(": ")[2] in kinds
+    assert mistake(-1, [])[2].rpartition("labelled ")[2] in kinds
 
 
 def test_a_port_that_is_taken(outputs: Path) -> None:

@@ -120,7 +120,8 @@ def build_page(sides: SideBySide) -> Any:
         if following is None:
             return -1, None, "The base gets every test image right."
         images, labels = sides.data.test_set.take([following])
-        return following, images[0], f"Test image {following}: {sides.data.classes[int(labels[0])]}"
+        label = sides.data.classes[int(labels[0])]
+        return following, images[0], f"Test image {following}, labelled {label}"
 
     def ask(image: Tensor | None, folders: list[str], scale: float) -> tuple[Any, Any, Any]:
         if image is None:
