@@ -4,7 +4,6 @@ Whatever goes wrong is told in one line on standard error, and ``HYDRA_FULL_ERRO
 traceback, as ever in Hydra. Nothing here imports torch, so that ``--help`` answers at once.
 """
 
-import gc
 import logging
 import os
 import re
@@ -51,16 +50,12 @@ def run(main: Callable[[], object]) -> None:
     _signals.clear()
     _full_error = os.environ.get(_FULL_ERROR, "0")
     handlers = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
-    # torch and Lightning make half a million objects that stay: searching them for garbage takes
-    # seconds, while they are imported and when the process ends.
-    gc.disable()
     raised: BaseException | None = None
     try:
         with env_override({_FULL_ERROR: "1"}):  # so that Hydra raises what it would print
             main()
     except BaseException as exception:
         raised = exception
-    gc.enable()
     for number, handler in handlers.items():
         signal.signal(number, handler)
     error, code, reason = raised, 0, None
@@ -97,9 +92,6 @@ def command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) -> f
 
     In a sweep the value of ``sweep.metric`` is returned, for sweepers that search.
     """
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()
     hydra = HydraConfig.get()
     run = Run.of_command_line(hydra, Path(hydra.runtime.output_dir))
     if run.is_sweep and "sweep" in cfg:

@@ -117,8 +117,8 @@ class WholeSchedule(Callback):
                 counted = getattr(config.scheduler, key, 0)
                 if config.interval == "step" and counted > steps:
                     raise UserError(
-                        f"trainer.max_epochs={trainer.max_epochs}: ends training after {steps:g} of "
-                        f"scheduler.{key}={counted} steps; expected trainer.max_epochs=-1, or "
+                        f"trainer.max_epochs={trainer.max_epochs}: ends training after {steps:g} "
+                        f"of scheduler.{key}={counted} steps; expected trainer.max_epochs=-1, or "
                         f"trainer.max_steps={steps:g}"
                     )
 
