@@ -14,12 +14,12 @@ from torch import nn
 
 from lora_mnist import MLP, add_lora, save_adapter
 from lora_mnist.adapters import as_trained, find_adapters, load_adapters, load_base
+from lora_mnist.choices import add_adapter
 from lora_mnist.classifier.net import make_net, require_fit
 from lora_mnist.data import ImageTensors, MNISTDataModule
 from lora_mnist.disk.base import own_file, write_base
 from lora_mnist.errors import UserError
 from lora_mnist.lora import fingerprint, lora_weights
-from lora_mnist.train import add_adapter
 
 
 def refused(function: Any, *arguments: Any) -> str:

@@ -5,7 +5,8 @@
     train.py eval.py predict.py export.py demo.py report.py, and entry of the package
       cli                                          what the entries share
       train evaluate predict export demo report    one a command
-        adapters trainer preprocessing
+        adapters preprocessing choices
+          trainer checks
           show settings
             classifier data disk sweep
               lora
@@ -39,13 +40,16 @@ BELOW = {
     "show": {"errors", "project", "lora", "disk", "sweep", "data", "classifier.significance"},
     "api": {"lora", "classifier"},
     "settings": {"errors", "project"},
-    "adapters": {"errors", "project", "lora", "data", "disk", "classifier", "show"},
+    "adapters": {"errors", "project", "checks", "lora", "data", "disk", "classifier", "show"},
     "trainer": {"errors", "progress", "project", "disk"},
+    "checks": {"errors", "data", "classifier"},
+    "choices": {"errors", "project", "checks", "trainer", "lora", "data", "disk", "classifier"},
     "preprocessing": {"errors", "project", "settings", "trainer", "data", "classifier", "show"}
     | {"sweep.command"},
     "cli": {"errors", "project", "disk", "sweep", "show"},
     **{
         key: {"errors", "project", "settings", "adapters", "trainer", "preprocessing"}
+        | {"checks", "choices"}
         | {"lora", "data", "disk", "classifier", "show", "sweep"}
         for key in COMMANDS
     },

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
 
 from lora_mnist import add_lora, load_adapter, lora_disabled, save_adapter
+from lora_mnist.choices import add_adapter, choose_trainable
 from lora_mnist.classifier.net import make_net
 from lora_mnist.data import FolderDataModule
 from lora_mnist.errors import UserError
@@ -30,7 +31,7 @@ from lora_mnist.export import export
 from lora_mnist.lora import base_state_dict, changed_tensors
 from lora_mnist.predict import predict
 from lora_mnist.project import Run
-from lora_mnist.train import add_adapter, choose_trainable, train
+from lora_mnist.train import train
 
 FIT = (
     *("data.replay=10", "trainer=cpu", "trainer.max_steps=6", "callbacks.checkpoint=null"),

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from torch import nn
 
+from lora_mnist.checks import require_validation
 from lora_mnist.classifier.dial import quick_dial
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.base import Base, find_base, own_file, read_base, write_base
@@ -299,9 +300,3 @@ def write_adapter(
     if targets:
         metadata["repairs"] = named(data.classes, targets)
     save_adapter(net, folder, metadata=metadata)
-
-
-def require_validation(setting: str, data: ImageDataModule) -> None:
-    """Refuse a ``setting``, ``key=value``, that validation images decide, where there are none."""
-    if not len(data.val_set):
-        raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")

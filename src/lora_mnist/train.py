@@ -5,10 +5,7 @@
 """
 
 import logging
-import os
-import random
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,8 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from omegaconf import DictConfig
+from torch import nn
 
 from lora_mnist.adapters import (
     adapter_targets,
@@ -26,14 +23,25 @@ from lora_mnist.adapters import (
     base_folder,
     load_adapters,
     load_base,
-    require_validation,
     write_adapter,
+)
+from lora_mnist.checks import (
+    require_validation,
+    require_validations_in_time,
+    warn_of_known_validation,
+    why_useless,
+)
+from lora_mnist.choices import (
+    add_adapter,
+    choose_images,
+    choose_trainable,
+    draw_seed,
+    wants_dial,
 )
 from lora_mnist.classifier.dial import TRIES, quick_dial
 from lora_mnist.classifier.metrics import count_errors
 from lora_mnist.classifier.module import ClassifierModule, make_module
 from lora_mnist.classifier.net import make_net, require_fit
-from lora_mnist.classifier.significance import knows_validation
 from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.disk.base import (
     Base,
@@ -47,18 +55,14 @@ from lora_mnist.disk.checkpoint import (
     best_checkpoint,
     read_checkpoint,
     recorded_run,
-    recorded_seed,
 )
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
-from lora_mnist.errors import TrainingError, UserError, config_group, is_number
+from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora import (
-    add_lora,
     base_state_dict,
     changed_tensors,
-    full_ranks,
     lora_disabled,
-    lora_names,
     set_lora_scale,
 )
 from lora_mnist.preprocessing import check_preprocessing
@@ -71,13 +75,10 @@ from lora_mnist.show.verdict import training_sentence
 from lora_mnist.sweep.command import command_line
 from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
 
-#: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
-_AUTO_RANK = 64
 #: The dial tries so many validation images, or more, at each scale.
 _LEAST_FOR_DIAL = 250
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
-_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
 def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
@@ -234,106 +235,6 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     return results
 
 
-# --- before training -----------------------------------------------------------------------------
-
-
-def draw_seed(cfg: DictConfig, run: Run) -> int:
-    """The seed that ``seed=null`` stands for: a new one, unless this run has one already."""
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return int(os.environ["PL_GLOBAL_SEED"])  # of the first process, which started this one
-    if cfg.resume is not None:
-        return recorded_seed(run.folder)
-    return random.SystemRandom().randrange(2**32)
-
-
-def choose_images(
-    cfg: DictConfig,
-    net: nn.Module,
-    data: ImageDataModule,
-    trainer: Trainer,
-    repaired: Sequence[int] = (),
-) -> list[Tensor]:
-    """Choose the class to train on, where it is the weakest, and how often to replay the others.
-
-    Classes that were ``repaired`` before are replayed so often that an image of them counts for as
-    much as one of the class that is repaired now: else the others would take back what they gained.
-
-    Returns:
-        The logits of each batch of validation images, where these decided; else nothing.
-    """
-    target = cfg.target
-    base_logits: list[Tensor] = []
-
-    def base(images: Tensor) -> Tensor:
-        base_logits.append(net(images))
-        return base_logits[-1]
-
-    if target == "weakest":
-        require_validation("target=weakest", data)
-        with on_device(net, trainer.strategy.root_device) as device:
-            batches = data.batches(data.val_set, device, name="target=weakest")
-            with trainer.precision_plugin.forward_context():
-                errors = count_errors(base, batches, len(data.classes))["errors_per_class"]
-        if not any(errors):
-            raise UserError(
-                "target=weakest: the base has every validation image right; expected a class"
-            )
-        target = errors.index(max(errors))  # of equals, the first
-        share = f"{errors[target]} of the base's {sum(errors)} errors on validation images"
-        _info("target=%d (%s): the weakest class, %s", target, data.classes[target], share)
-    with config_group("data"):
-        data.choose(target)
-    weight, turns = cfg.loss.target_weight, 1
-    if weight is not None and weight < 1:
-        turns = max(1, round(weight / data.batch_size * data.replay / (1 - weight)))
-    data.replay_turns = {c: turns for c in repaired if c not in data.targets}
-    # Each of several processes validates a share of the images alone.
-    return base_logits if trainer.world_size == 1 else []
-
-
-def wants_dial(cfg: DictConfig, run: Run, data: ImageDataModule) -> bool:
-    """Whether the finished adapter is tried at several scales on the validation images."""
-    scale = cfg.lora.scale
-    if scale == "auto":
-        require_validation("lora.scale=auto", data)
-        return True
-    if not is_number(scale) or scale <= 0:
-        raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
-    if cfg.dial:
-        require_validation("dial=true", data)
-    if cfg.dial is None:
-        return len(data.val_set) > 0 and not run.is_sweep
-    return bool(cfg.dial)
-
-
-def add_adapter(cfg: DictConfig, net: nn.Module) -> str:
-    """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode; return its name."""
-    settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
-    del settings["scale"]  # of the finished adapter
-    with config_group("lora"):
-        if settings["rank"] == "auto":
-            settings["rank"] = _AUTO_RANK
-            # A layer's own pattern comes first, and the first that fits holds.
-            full = full_ranks(net, settings["target_modules"], _AUTO_RANK)
-            settings["rank_pattern"] = {**(settings["rank_pattern"] or {}), **full}
-        add_lora(net, **settings)
-    net.train()
-    return lora_names(net)[-1]
-
-
-def choose_trainable(net: nn.Module, pattern: str) -> None:
-    """Train the parameters of ``net`` whose full name matches ``pattern``, and no others."""
-    try:
-        for name, parameter in net.named_parameters():
-            parameter.requires_grad_(re.fullmatch(pattern, name) is not None)
-    except re.error as error:
-        raise UserError(f"trainable={pattern}: expected a regular expression ({error})") from error
-    if not any(parameter.requires_grad for parameter in net.parameters()):
-        names = ", ".join(name for name, _ in net.named_parameters())
-        raise UserError(f"trainable={pattern}: expected to match a parameter, of: {names}")
-    net.train()
-
-
 # --- training and after --------------------------------------------------------------------------
 
 
@@ -386,17 +287,6 @@ def fit(
         _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
         trainer.validate(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return best
-
-
-def require_validations_in_time(trainer: Trainer) -> None:
-    """Refuse a training that ends before its first validation, where callbacks choose by these."""
-    interval, steps = trainer.val_check_interval, trainer.max_steps
-    batches = steps * trainer.accumulate_grad_batches
-    if isinstance(interval, int) and 0 <= batches < interval:
-        raise UserError(
-            f"trainer.val_check_interval={interval}: expected at most {batches}, the batches of "
-            f"trainer.max_steps={steps}, since callbacks choose by validation images"
-        )
 
 
 def drop_finders(trainer: Trainer) -> None:
@@ -473,33 +363,3 @@ def test(trainer: Trainer, module: ClassifierModule, data: ImageDataModule, cloc
         trainer.validate(module, datamodule=data, verbose=False)
     with clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
-
-
-def warn_of_known_validation(outcomes: Mapping[str, Any]) -> None:
-    """Say so, if the base errs far less on the validation images than on the test images."""
-    if "val_base" in outcomes and knows_validation(outcomes["val_base"], outcomes["test_base"]):
-        _warn(
-            "the base has probably been trained on the validation images: it has %d of %d wrong, "
-            "and %d of %d test images. What they advise may do harm; expected images in val/ that "
-            "it has not seen, or data.val_from=test",
-            *(outcomes["val_base"]["errors"], sum(outcomes["val_base"]["images_per_class"])),
-            *(outcomes["test_base"]["errors"], sum(outcomes["test_base"]["images_per_class"])),
-        )
-
-
-def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> str | None:
-    """Say so, if a network does no better than one that always answers the commonest class.
-
-    A fine-tuned one is useless only where its base was not.
-    """
-    split = "val" if "val" in module.outcomes else "test"
-    counts, accuracy = (module.outcomes[split][key] for key in ("images_per_class", "accuracy"))
-    share = max(counts) / sum(counts)
-    before = module.outcomes.get(f"{split}_base", {"accuracy": 1.0})["accuracy"]
-    if accuracy > share or before <= share:
-        return None
-    commonest = data.classes[counts.index(max(counts))]
-    return (
-        f"optimizer.lr={cfg.optimizer.lr}: {accuracy:.1%} of the {split} images are right, no more "
-        f"than by always saying {commonest}; expected another learning rate"
-    )

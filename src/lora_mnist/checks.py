@@ -1,0 +1,63 @@
+"""What is refused or warned of around a training, once data and network are known."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.classifier.significance import knows_validation
+from lora_mnist.data import ImageDataModule
+from lora_mnist.errors import UserError
+
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
+
+
+def require_validation(setting: str, data: ImageDataModule) -> None:
+    """Refuse a ``setting``, ``key=value``, that validation images decide, where there are none."""
+    if not len(data.val_set):
+        raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")
+
+
+def require_validations_in_time(trainer: Trainer) -> None:
+    """Refuse a training that ends before its first validation, where callbacks choose by these."""
+    interval, steps = trainer.val_check_interval, trainer.max_steps
+    batches = steps * trainer.accumulate_grad_batches
+    if isinstance(interval, int) and 0 <= batches < interval:
+        raise UserError(
+            f"trainer.val_check_interval={interval}: expected at most {batches}, the batches of "
+            f"trainer.max_steps={steps}, since callbacks choose by validation images"
+        )
+
+
+def warn_of_known_validation(outcomes: Mapping[str, Any]) -> None:
+    """Say so, if the base errs far less on the validation images than on the test images."""
+    if "val_base" in outcomes and knows_validation(outcomes["val_base"], outcomes["test_base"]):
+        _warn(
+            "the base has probably been trained on the validation images: it has %d of %d wrong, "
+            "and %d of %d test images. What they advise may do harm; expected images in val/ that "
+            "it has not seen, or data.val_from=test",
+            *(outcomes["val_base"]["errors"], sum(outcomes["val_base"]["images_per_class"])),
+            *(outcomes["test_base"]["errors"], sum(outcomes["test_base"]["images_per_class"])),
+        )
+
+
+def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> str | None:
+    """Say so, if a network does no better than one that always answers the commonest class.
+
+    A fine-tuned one is useless only where its base was not.
+    """
+    split = "val" if "val" in module.outcomes else "test"
+    counts, accuracy = (module.outcomes[split][key] for key in ("images_per_class", "accuracy"))
+    share = max(counts) / sum(counts)
+    before = module.outcomes.get(f"{split}_base", {"accuracy": 1.0})["accuracy"]
+    if accuracy > share or before <= share:
+        return None
+    commonest = data.classes[counts.index(max(counts))]
+    return (
+        f"optimizer.lr={cfg.optimizer.lr}: {accuracy:.1%} of the {split} images are right, no more "
+        f"than by always saying {commonest}; expected another learning rate"
+    )

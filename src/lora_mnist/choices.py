@@ -1,0 +1,124 @@
+"""What a training decides before its first step: seed, class, images, and what is trained."""
+
+import logging
+import os
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from lora_mnist.checks import require_validation
+from lora_mnist.classifier.metrics import count_errors
+from lora_mnist.data import ImageDataModule
+from lora_mnist.disk.checkpoint import recorded_seed
+from lora_mnist.errors import UserError, config_group, is_number
+from lora_mnist.lora import add_lora, full_ranks, lora_names
+from lora_mnist.project import Run
+from lora_mnist.trainer import on_device
+
+_info = rank_zero_only(logging.getLogger(__name__).info)
+
+#: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
+_AUTO_RANK = 64
+
+
+def draw_seed(cfg: DictConfig, run: Run) -> int:
+    """The seed that ``seed=null`` stands for: a new one, unless this run has one already."""
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return int(os.environ["PL_GLOBAL_SEED"])  # of the first process, which started this one
+    if cfg.resume is not None:
+        return recorded_seed(run.folder)
+    return random.SystemRandom().randrange(2**32)
+
+
+def choose_images(
+    cfg: DictConfig,
+    net: nn.Module,
+    data: ImageDataModule,
+    trainer: Trainer,
+    repaired: Sequence[int] = (),
+) -> list[Tensor]:
+    """Choose the class to train on, where it is the weakest, and how often to replay the others.
+
+    Classes that were ``repaired`` before are replayed so often that an image of them counts for as
+    much as one of the class that is repaired now: else the others would take back what they gained.
+
+    Returns:
+        The logits of each batch of validation images, where these decided; else nothing.
+    """
+    target = cfg.target
+    base_logits: list[Tensor] = []
+
+    def base(images: Tensor) -> Tensor:
+        base_logits.append(net(images))
+        return base_logits[-1]
+
+    if target == "weakest":
+        require_validation("target=weakest", data)
+        with on_device(net, trainer.strategy.root_device) as device:
+            batches = data.batches(data.val_set, device, name="target=weakest")
+            with trainer.precision_plugin.forward_context():
+                errors = count_errors(base, batches, len(data.classes))["errors_per_class"]
+        if not any(errors):
+            raise UserError(
+                "target=weakest: the base has every validation image right; expected a class"
+            )
+        target = errors.index(max(errors))  # of equals, the first
+        share = f"{errors[target]} of the base's {sum(errors)} errors on validation images"
+        _info("target=%d (%s): the weakest class, %s", target, data.classes[target], share)
+    with config_group("data"):
+        data.choose(target)
+    weight, turns = cfg.loss.target_weight, 1
+    if weight is not None and weight < 1:
+        turns = max(1, round(weight / data.batch_size * data.replay / (1 - weight)))
+    data.replay_turns = {c: turns for c in repaired if c not in data.targets}
+    # Each of several processes validates a share of the images alone.
+    return base_logits if trainer.world_size == 1 else []
+
+
+def wants_dial(cfg: DictConfig, run: Run, data: ImageDataModule) -> bool:
+    """Whether the finished adapter is tried at several scales on the validation images."""
+    scale = cfg.lora.scale
+    if scale == "auto":
+        require_validation("lora.scale=auto", data)
+        return True
+    if not is_number(scale) or scale <= 0:
+        raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
+    if cfg.dial:
+        require_validation("dial=true", data)
+    if cfg.dial is None:
+        return len(data.val_set) > 0 and not run.is_sweep
+    return bool(cfg.dial)
+
+
+def add_adapter(cfg: DictConfig, net: nn.Module) -> str:
+    """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode; return its name."""
+    settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
+    del settings["scale"]  # of the finished adapter
+    with config_group("lora"):
+        if settings["rank"] == "auto":
+            settings["rank"] = _AUTO_RANK
+            # A layer's own pattern comes first, and the first that fits holds.
+            full = full_ranks(net, settings["target_modules"], _AUTO_RANK)
+            settings["rank_pattern"] = {**(settings["rank_pattern"] or {}), **full}
+        add_lora(net, **settings)
+    net.train()
+    return lora_names(net)[-1]
+
+
+def choose_trainable(net: nn.Module, pattern: str) -> None:
+    """Train the parameters of ``net`` whose full name matches ``pattern``, and no others."""
+    try:
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(re.fullmatch(pattern, name) is not None)
+    except re.error as error:
+        raise UserError(f"trainable={pattern}: expected a regular expression ({error})") from error
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        names = ", ".join(name for name, _ in net.named_parameters())
+        raise UserError(f"trainable={pattern}: expected to match a parameter, of: {names}")
+    net.train()
