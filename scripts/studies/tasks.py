@@ -1,7 +1,8 @@
 """Classifiers with a weak class: pictures made from what is there, small networks, their bases.
 
-``net=custom net._target_=tasks.ResNet`` finds a network here. Fashion-MNIST is in Debian's package
-dataset-fashion-mnist; scikit-learn has the digits and photographs, matplotlib the letters.
+``net=custom net._target_=tasks.ResNet`` finds a network here. Fashion-MNIST is downloaded, or its
+files are unpacked into data/FashionMNIST/raw from Debian's package dataset-fashion-mnist;
+scikit-learn has the digits and photographs, matplotlib the letters.
 """
 
 import shutil
