@@ -219,11 +219,6 @@ _LETTERS = f"{_GREY} net.num_classes=26"
 _LETTERS_MLP = f"{_LETTERS} net.in_features=256 net.hidden_sizes=[200]"
 _LETTERS_CNN = f"{_LETTERS} net=cnn net.channels=[12,24] net.image_size=16"
 _RESNET = "net=custom net._target_=tasks.ResNet"
-_VIT = (
-    "net=custom net._target_=torchvision.models.VisionTransformer net.image_size=28 "
-    "net.patch_size=7 net.num_layers=2 net.num_heads=4 net.hidden_dim=64 net.mlp_dim=128 "
-    "net.num_classes=10"
-)
 _OWN = f"net=custom net._target_=my_nets.Net paths.here={PROJECT}/examples/own_classifier"
 
 #: What the search judges candidates by.
@@ -239,9 +234,6 @@ TASKS = (
     Task("letters, CNN", 101, _LETTERS_CNN, "letters", 8, "h", 0.3),
     Task("letters, MLP", 102, _LETTERS_MLP, "letters", 10),
     Task("Fashion-MNIST, MLP", 103, f"{_GREY} net.hidden_sizes=[256]", "fashion", 6, "3", 0.3),
-    Task("Fashion-MNIST, CNN", 104, f"{_GREY} net=cnn net.channels=[12,24]", "fashion", 5),
     Task("clothes, ResNet", 105, _RESNET, "clothes", 6, "5", 0.3),
-    Task("clothes, transformer", 106, _VIT, "clothes", 10, "8", 0.3),
     Task("photos, CNN", 107, _OWN, "photos", 8, "eight", 0.3, "optimizer.lr=0.003"),
-    Task("MNIST, the notebook's MLP", 108, "data=mnist"),
 )
