@@ -248,7 +248,7 @@ def make_module(
     compared with.
     """
     _require_fit_together(cfg, data)
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     settings |= {"base_sha256": base and base.sha256, "targets": data.targets}
     settings |= {"classes": data.classes, "data_sha256": dict(data.sha256)}
     with config_group("loss"):
