@@ -1,14 +1,14 @@
 """Kill runs with SIGKILL at random moments, resume them, and count who ends in the same bits.
 
-    python scripts/kills.py                         # ten kills a command: a quarter of an hour
-    python scripts/kills.py --kills 1 --rounds 1    # does it work?
+    python scripts/kills.py            # ten kills a command: an hour
+    python scripts/kills.py --quick    # one kill a command, and eight commands together once
 
-Four commands: pretraining, a repair (replay, averaged weights), an adapter with
-augmentation and accumulated gradients, and a sweep. Each runs once to its end. Then it is killed,
-resumed (every third time killed again, and resumed again), and what it leaves is compared with what
-the run without a kill left: bases and adapters by their bytes, the numbers of results.json. Then
-eight commands start together in one outputs folder: all have to end with exit code 0, and leave no
-half-written or temporary file. Prints a table; the exit code is 1 if anything was lost.
+The commands: pretraining, a repair, an adapter with augmentation and accumulated gradients, a
+sweep, and a run with each preset of callbacks and of schedulers. Each runs once to its end. Then it
+is killed and resumed, every third time twice, and compared with the run without a kill: bases and
+adapters by their bytes, results.json by its numbers. Then eight commands start together in one
+outputs folder: all have to end with exit code 0 and leave no half-written or temporary file. Prints
+a table; the exit code is 1 if anything was lost.
 """
 
 import argparse
@@ -36,7 +36,12 @@ COMMANDS = {
     f"trainer.max_steps=200 {EVERY}=7",
     "sweep": f"-m stage=lora digit=9 data.replay=9 lora.rank=1,2,4 trainer.max_steps=60 {EVERY}=10",
 }
-#: What each try finds: a base and an adapter.
+for group in ("callbacks", "scheduler"):
+    for file in sorted((PROJECT / "configs" / group).glob("*.yaml")):
+        if file.stem not in ("default", "none", "constant"):
+            preset = f"{group}={file.stem}"
+            COMMANDS[preset] = f"stage=lora digit=9 {preset} trainer.max_steps=150 {EVERY}=10"
+#: These make the base and the adapter with which each try starts.
 FIRST = (
     "train.py stage=pretrain data.batch_size=50 trainer.max_steps=300 seed=1",
     "train.py stage=lora digit=9 trainer.max_steps=10",
@@ -55,7 +60,7 @@ LIMIT = 600  # seconds, after which a command hangs
 
 
 def renew(outputs: Path) -> None:
-    """Have ``outputs`` hold what each try finds, and no more."""
+    """Put what each try starts with into ``outputs``, and nothing else."""
     shutil.rmtree(outputs, ignore_errors=True)
     shutil.copytree(outputs.with_name("template"), outputs)
 
@@ -74,25 +79,20 @@ def start(command: str, outputs: Path) -> subprocess.Popen[str]:
     )
 
 
-def begin(command: str, outputs: Path) -> subprocess.Popen[str]:
-    """Start a command whose run, or sweep, is in ``outputs/run``."""
-    mode = "sweep" if command.startswith("-m") else "run"
-    return start(f"train.py {command} hydra.{mode}.dir={outputs / 'run'}", outputs)
-
-
-def resume(command: str, outputs: Path) -> subprocess.Popen[str]:
-    """Go on with what is in ``outputs/run``, or begin again where nothing was left to resume."""
-    run, key, left = outputs / "run", "resume", "checkpoints/*.ckpt"
+def begin_or_resume(command: str, outputs: Path) -> subprocess.Popen[str]:
+    """Go on with what is in ``outputs/run``, or begin where there is nothing to resume."""
+    run = outputs / "run"
+    key, folder, left = "resume", "hydra.run.dir", "checkpoints/*.ckpt"
     if command.startswith("-m"):
-        key, left = "sweep.resume", "*/.hydra"
-    if not any(run.glob(left)):
-        shutil.rmtree(run, ignore_errors=True)
-        return begin(command, outputs)
-    return start(f"train.py {command} {key}={run}", outputs)
+        key, folder, left = "sweep.resume", "hydra.sweep.dir", "*/.hydra"
+    if any(run.glob(left)):
+        return start(f"train.py {command} {key}={run}", outputs)
+    shutil.rmtree(run, ignore_errors=True)
+    return start(f"train.py {command} {folder}={run}", outputs)
 
 
-def kill(process: subprocess.Popen[str], seconds: float) -> bool:
-    """Kill a process after some ``seconds``; whether it was still running."""
+def killed(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Kill a process after some ``seconds``; return whether it was still running."""
     try:
         process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -103,7 +103,7 @@ def kill(process: subprocess.Popen[str], seconds: float) -> bool:
 
 
 def left_in(outputs: Path) -> dict[str, Any]:
-    """What commands have left: bases and adapters as bytes, results without times."""
+    """The bases and adapters in ``outputs`` as bytes, and the results without times."""
     left: dict[str, Any] = {}
     for path in outputs.rglob("*"):
         name = str(path.relative_to(outputs))
@@ -137,10 +137,10 @@ def kill_and_compare(name: str, outputs: Path, kills: int, chance: random.Random
     command = COMMANDS[name]
     renew(outputs)
     began = time.monotonic()
-    process = begin(command, outputs)
+    process = begin_or_resume(command, outputs)
     while process.poll() is None and not (outputs / "run").exists():
         time.sleep(0.005)
-    first = time.monotonic() - began  # a kill before has nothing to resume
+    first = time.monotonic() - began  # an earlier kill leaves nothing to resume
     _, problem = process.communicate(timeout=LIMIT)
     if process.returncode:
         raise RuntimeError(f"{command}\n{problem}")
@@ -149,22 +149,22 @@ def kill_and_compare(name: str, outputs: Path, kills: int, chance: random.Random
     tried = lost = 0
     while tried < kills:
         renew(outputs)
-        if not kill(begin(command, outputs), chance.uniform(first, last)):
+        if not killed(begin_or_resume(command, outputs), chance.uniform(first, last)):
             continue  # it was faster
         tried += 1
         if chance.random() < 1 / 3:
-            kill(resume(command, outputs), chance.uniform(first, last))
+            killed(begin_or_resume(command, outputs), chance.uniform(first, last))
         code, problem = 0, ""
         if not (outputs / "run" / "results.json").exists():
-            process = resume(command, outputs)
+            process = begin_or_resume(command, outputs)
             _, problem = process.communicate(timeout=LIMIT)
             code = process.returncode
         left = left_in(outputs)
         different = [k for k in left.keys() | expected.keys() if left.get(k) != expected.get(k)]
         if code or different:
             lost += 1
-            told = f"{name}: exit code {code}, {sorted(different)} differ\n{problem}"
-            print(told, file=sys.stderr)
+            message = f"{name}: exit code {code}, {sorted(different)} differ\n{problem}"
+            print(message, file=sys.stderr)
     return lost
 
 
@@ -186,12 +186,12 @@ def eight_together(outputs: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=10, help="of each command")
+    parser.add_argument("--quick", action="store_true", help="one kill a command, one round")
     parser.add_argument("--only", choices=[*COMMANDS, "together"], help="one of them alone")
-    parser.add_argument("--rounds", type=int, default=3, help="of eight commands together")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
+    kills, rounds = (1, 1) if arguments.quick else (10, 3)
     total = 0
     with TemporaryDirectory(prefix="kills-") as folder:
         outputs = Path(folder, "outputs")
@@ -199,17 +199,17 @@ def main() -> int:
             start(command, Path(folder, "template")).communicate()
         print("| what was tried | tried | the same bits | lost |")
         print("| --- | ---: | ---: | ---: |")
-        for name in COMMANDS:
-            if arguments.only in (None, name):
-                tried = arguments.kills
-                lost = kill_and_compare(name, outputs, tried, chance)
-                total += lost
-                print(f"| SIGKILL in {name} | {tried} | {tried - lost} | {lost} |", flush=True)
-        if arguments.only in (None, "together"):
-            tried = len(TOGETHER) * arguments.rounds
-            lost = sum(eight_together(outputs) for _ in range(arguments.rounds))
+        for name in [*COMMANDS, "together"]:
+            if arguments.only not in (None, name):
+                continue
+            if name == "together":
+                label, tried = "eight commands at once", len(TOGETHER) * rounds
+                lost = sum(eight_together(outputs) for _ in range(rounds))
+            else:
+                label, tried = f"SIGKILL in {name}", kills
+                lost = kill_and_compare(name, outputs, kills, chance)
             total += lost
-            print(f"| eight commands at once | {tried} | {tried - lost} | {lost} |", flush=True)
+            print(f"| {label} | {tried} | {tried - lost} | {lost} |", flush=True)
     return int(total > 0)
 
 

@@ -90,12 +90,10 @@ def test_another_precision_is_converted(tmp_path: Path, dtype: torch.dtype) -> N
     net(torch.randn(8, 2))
     torch.save({k: t.to(dtype) for k, t in net.state_dict().items()}, tmp_path / "mine.pt")
     fresh = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    with logged("lora_mnist.disk.base") as text:
-        base = read_base(tmp_path / "mine.pt", fresh)
+    base = read_base(tmp_path / "mine.pt", fresh)
     for name, tensor in fresh.state_dict().items():
         assert tensor.dtype == base.tensors[name].dtype == net.state_dict()[name].dtype
         assert torch.equal(tensor, net.state_dict()[name].to(dtype).to(tensor.dtype))
-    assert "7 of 7 tensors were converted to the precision of the net" in text.getvalue()
     assert base.tensors["1.num_batches_tracked"] == 1
 
 

@@ -25,12 +25,12 @@ class Recorder(Callback):
 
 
 class Nudge(Callback):
-    """Has the second process find other weights, another class and another scale than the first."""
+    """Gives the second process another class, other replay and another order than the first."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.global_rank == 1 and stage == "fit":
-            data.target_indices, data.other_indices = data.other_indices, data.target_indices
+            data.target_indices = data.target_indices.flip(0)
             data.targets = [0]
             data.replay_turns = {3: 2}
 

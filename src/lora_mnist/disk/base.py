@@ -29,19 +29,19 @@ from lora_mnist.lora import fingerprint
 _info = rank_zero_only(logging.getLogger(__name__).info)
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
-#: Where training scripts put the ``state_dict`` in what they save; the last one inside a "model".
+#: Keys under which training scripts save the ``state_dict``; the last one is for one in a "model".
 _HOLDERS = ("state_dict", "model_state_dict", "model", "state_dict")
 
 
 class BaseRecord(NamedTuple):
-    """What the file of a base says of it."""
+    """The content of a base's file but for the tensors."""
 
-    accuracies: dict[str, float]  # by the images they are of, see comparable_accuracies
+    accuracies: dict[str, float]  # by images, see comparable_accuracies
     sha256: str
 
 
 class Base(NamedTuple):
-    """A pretrained network: its ``state_dict``, and the fingerprint of that in hexadecimal."""
+    """A pretrained network: its ``state_dict`` and the SHA-256 of that in hexadecimal."""
 
     tensors: Mapping[str, Tensor]
     sha256: str
@@ -52,9 +52,8 @@ def read_base(path: Path, net: nn.Module) -> Base:
 
     Accepted are a ``state_dict`` saved with ``torch.save``, a dictionary or a Lightning checkpoint
     that holds one, and safetensors. A prefix that all names share, such as ``module.``, is dropped.
-    Nothing is unpickled but plain values and tensors. Another precision than that of ``net``, such
-    as half, is converted, and the log says so. ``net`` changes once all of them fit; what is
-    returned has memory of its own.
+    Only plain values and tensors are unpickled. Tensors of another precision are converted to that
+    of ``net``, which changes only if all of them fit. The returned tensors share no memory with it.
 
     Raises:
         ValueError: if the file holds no weights, or weights that do not fit ``net``.
@@ -75,17 +74,13 @@ def read_base(path: Path, net: nn.Module) -> Base:
             f"{', '.join(problems[:5])}{more}; expected the {len(expected)} tensors of the "
             "configured net"
         )
-    tensors, converted = {}, 0
+    tensors = {}
     for name, tensor in expected.items():
         # Memory of its own: neither the network's nor that of another tensor in the file.
         tensors[name] = torch.empty_like(tensor).copy_(stored[name])
         if not tensors[name].isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-        converted += stored[name].dtype != tensor.dtype
     net.load_state_dict(tensors)
-    if converted:
-        message = "%s: %d of %d tensors were converted to the precision of the net"
-        _info(message, path, converted, len(tensors))
     return Base(tensors, fingerprint(tensors))
 
 
@@ -117,17 +112,17 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _without_prefix(
     stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The stored tensors below the prefix, such as ``module.``, that leads to most known names.
+    """The stored tensors below the prefix, such as ``module.``, that leads to most expected names.
 
-    What stands outside it belongs to something else, such as a metric or a teacher.
+    Tensors outside it belong to something else, such as a metric or a teacher.
     """
-    known = Counter({"": 0})
+    matches = Counter({"": 0})
     for key in stored:
         parts = key.split(".")
         for depth in range(min(4, len(parts))):
             prefix = "".join(f"{part}." for part in parts[:depth])
-            known[prefix] += key.removeprefix(prefix) in expected
-    best = max(sorted(known), key=lambda prefix: known[prefix])
+            matches[prefix] += key.removeprefix(prefix) in expected
+    best = max(sorted(matches), key=lambda prefix: matches[prefix])
     return {key.removeprefix(best): stored[key] for key in stored if key.startswith(best)}
 
 
@@ -136,34 +131,34 @@ def write_base(
 ) -> None:
     """Write a base, whole or not at all; equal tensors and accuracies give equal files.
 
-    ``accuracies`` are the shares of images that it gets right, by :func:`comparable_accuracies`.
+    ``accuracies`` come from :func:`comparable_accuracies`.
     """
-    # A clone leaves out what else shares a tensor's memory.
+    # A clone does not take along other tensors that share the memory.
     state = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     content = {
         "state_dict": state,
         "accuracies": dict(accuracies or {}),
         "sha256": fingerprint(state),
     }
-    buffer = BytesIO()  # it has no name: torch.save would write that of a file into it
+    buffer = BytesIO()  # torch.save would write a file's name into it
     torch.save(content, buffer)
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def read_record(path: Path) -> BaseRecord | None:
-    """What :func:`write_base` left in ``path``; ``None`` where the file is somebody else's."""
+    """The record that :func:`write_base` wrote into ``path``; ``None`` for any other file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         is_ours = content["sha256"] == fingerprint(content["state_dict"])
         record = BaseRecord(dict(content["accuracies"]), content["sha256"])
-    except Exception:  # whatever a file that is not ours, or none, causes
+    except Exception:  # other files, or none, cause all kinds
         return None
     return record if is_ours else None
 
 
 def own_file(folder: Path, name: str, sha256: str) -> Path:
-    """The file that a base keeps for good."""
+    """The file in which a base stays for good."""
     return folder / f"{name}-{sha256[:12]}.ckpt"
 
 
@@ -180,30 +175,22 @@ def require_replaceable(path: Path) -> None:
 
     Raises:
         UserError: if ``path`` is a folder, a file that :func:`write_base` has not written, or the
-            file that a base keeps for good.
+            file in which a base stays for good.
     """
-    if not path.exists():
-        return
-    way_out = "leave base_ckpt out, or set publish=false to keep the new base in the run's folder"
-    record = None if path.is_dir() else read_record(path)
-    if record is None:
+    record = read_record(path)
+    if path.exists() and (record is None or path.stem.endswith(f"-{record.sha256[:12]}")):
         raise UserError(
-            f"base_ckpt={path}: stage=pretrain would replace it, and this program has not written "
-            f"it; {way_out}"
-        )
-    if path.stem.endswith(f"-{record.sha256[:12]}"):
-        raise UserError(
-            f"base_ckpt={path}: stage=pretrain would replace it, and its base is kept there for "
-            f"good; {way_out}"
+            f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "
+            "leave base_ckpt out, or set publish=false to keep the new base in the run's folder"
         )
 
 
 def comparable_accuracies(
     results: Mapping[str, Any], split_seed: object = None
 ) -> dict[str, float]:
-    """The accuracies in results.json, each under a key that names the split and its images.
+    """The accuracies in results.json, each under a key that stands for the split and its images.
 
-    Two accuracies with the same key are of the same images.
+    Accuracies with the same key were measured on the same images.
     """
     accuracies = {}
     for split, others in (("val", "test"), ("test", "train")):
@@ -222,11 +209,11 @@ def publish_base(
     own: Path,
     keeps_better: bool,
 ) -> None:
-    """Write a base to ``own``, its file for good, and make it the ``current`` one.
+    """Write a base to ``own``, where it stays for good, and to ``current``.
 
-    It is compared with the current base on images that both were measured on. With
-    ``keeps_better`` a current base that gets more of them right stays the current one. One process
-    at a time reads, compares and writes. A base that is replaced has a file of its own, too.
+    The base that is replaced also gets a file of its own. If it gets more of the same images right,
+    it stays current with ``keeps_better``; otherwise the log names the command to go back. Only one
+    process at a time compares and writes.
 
     Raises:
         UserError: see :func:`require_replaceable`; ``own`` has been written.
@@ -238,7 +225,7 @@ def publish_base(
         before = read_record(current)
         if before is not None:
             previous = find_base(own.parent, before.sha256)
-            if previous is None:  # it was made elsewhere
+            if previous is None:  # it was made on another machine
                 previous = own_file(own.parent, current.stem, before.sha256)
                 with atomic_write(previous) as temporary:
                     shutil.copyfile(current, temporary)

@@ -1,9 +1,8 @@
 """Checkpoints from which training goes on to the very same end, and the record of a run.
 
-They are Lightning's own, written by ``trainer.save_checkpoint`` and read by
-``trainer.fit(ckpt_path=...)``. What Lightning leaves out stands here: a file is whole or not there
-at all (Lightning issue 19970), the states of all random generators, and a refusal to go on with
-other settings or other images.
+Lightning writes them (``trainer.save_checkpoint``) and reads them (``trainer.fit(ckpt_path=...)``).
+This file adds three things: a checkpoint is written whole or not at all (Lightning issue 19970), it
+holds the states of all random generators, and other settings or images are refused.
 """
 
 import json
@@ -33,10 +32,10 @@ CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 RUN_FILE = "run.json"
 
-#: Of the base and the images the content counts, not where they are; on another kind of device a
-#: run goes on with a warning.
+#: These may differ: the content of base and images counts, not where they are, and on another kind
+#: of device a run goes on with a warning.
 _FREE = ("base_ckpt", "data.data_dir", "data.mistakes", "trainer.accelerator")
-#: How far to train: as far as before, or farther.
+#: These may grow: a run can be trained farther.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
@@ -54,17 +53,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes the last state to go on from: every so often, and when training ends.
+    """Writes ``checkpoints/last.ckpt``: every so often, and when training ends.
 
-    Lightning's ModelCheckpoint saves after any batch. From the last batch of an epoch, and from
-    within accumulated gradients, Lightning 2.6 does not go on to the same end. So this one saves
-    after an optimizer step that is not an epoch's last; at an epoch's end where training ends, or
-    where an epoch has no other step. With ReduceLROnPlateau it saves nothing: Lightning leaves out
-    that scheduler's step in the epoch in which it goes on.
+    Lightning's ModelCheckpoint saves after any batch. Lightning 2.6 does not go on to the same end
+    from an epoch's last batch, nor from within accumulated gradients. So this callback saves after
+    an optimizer step that is not an epoch's last. It saves at an epoch's end only if training ends
+    there or the epoch has no other step. With ReduceLROnPlateau it saves nothing: Lightning leaves
+    out that scheduler's step in the epoch in which it goes on.
 
     Args:
-        seconds: write one so often; ``None``: not by the clock.
-        every_n_train_steps: write one after so many steps; ``None``: not by steps.
+        seconds: time between two checkpoints; ``None``: not by time.
+        every_n_train_steps: steps between two checkpoints; ``None``: not by steps.
     """
 
     def __init__(
@@ -113,12 +112,11 @@ class LastCheckpoint(Checkpoint):
 
 
 class RandomStates(Callback):
-    """Keeps in each checkpoint the state of every generator that a network may draw from.
+    """Keeps the states of all random generators in each checkpoint, and the size of the batches.
 
-    And the size of the batches, which a finder may have chosen.
-
-    Each process has states of its own; the checkpoint has those of all, by rank. On another kind
-    of device training goes on without that device's state, and says so.
+    A finder may have chosen that size. Each process has its own states; the checkpoint has all of
+    them, by rank. On another kind of device training goes on without the state of the first, with a
+    warning.
     """
 
     _states: Sequence[dict[str, Any]] = ()
@@ -171,22 +169,22 @@ class RandomStates(Callback):
             getattr(torch, device).set_rng_state(states["of_device"])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put averaged weights in place; where no step was left, Lightning has not done so."""
+        """Put averaged weights in place; Lightning does not where no step was left to train."""
         for callback in trainer.callbacks if self._states else ():  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 callback.on_train_end(trainer, pl_module)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of Lightning's, with all its tensors on the CPU wherever they were."""
+    """The content of a checkpoint, with all tensors on the CPU."""
     content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return content
 
 
 def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None]:
-    """The file with the best weights that a callback has kept by a monitored value.
+    """The file with the best weights by a monitored value; its ``monitor``, ``value``, ``step``.
 
-    And what is known of it: ``monitor``, ``value`` and ``step``; or twice ``None``.
+    Both are ``None`` if no callback has kept the best weights.
     """
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
@@ -207,18 +205,22 @@ def resumed_step(folder: Path) -> int:
 def recorded_run(
     folder: Path, settings: Mapping[str, Any], resume: object
 ) -> Iterator[Path | None]:
-    """Around a run from its first step to its last file; its folder is this process's meanwhile.
+    """Lock a run's folder from the first step to the last file, and record the run's settings.
 
-    ``settings`` are all that the run's numbers depend on; ``resume`` is what the user called the
-    run that is gone on with, ``None`` for a new one. Yields the checkpoint to go on from; ``None``
-    is the beginning.
+    Args:
+        folder: the run's folder.
+        settings: everything that the run's numbers depend on.
+        resume: the run to go on with, as the user named it; ``None``: this is a new run.
+
+    Yields:
+        The checkpoint to go on from; ``None``: begin at the first step.
 
     Raises:
         UserError: if the run has finished, is still going, or had other settings.
     """
     record, last = folder / CHECKPOINTS / RUN_FILE, folder / CHECKPOINTS / LAST
     if rank_zero_only.rank:  # type: ignore[attr-defined]
-        # The process that started this one has checked all.
+        # The first process, which started this one, has checked the settings.
         yield last if resume is not None and last.exists() else None
         return
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -260,17 +262,11 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
             continue
         if key.startswith("data_sha256"):
             key = "data.mistakes" if "mistakes" in key else "data.data_dir"
-            raise UserError(
-                f"{key}={settings.get(key)}: its images have changed; expected those of "
-                f"resume={resume}"
-            )
-        if key == "base_sha256" and old and new:
+            old, new = "the same images", settings.get(key)
+        elif key == "base_sha256" and old and new:
             own = find_base(Path(str(settings["paths.outputs"]), "base"), old)
-            expected = f"base_ckpt={own}" if own else f"the file of the base {old[:12]}"
-            raise UserError(
-                f"base_ckpt={settings['base_ckpt']}: expected {expected}, on which resume={resume} "
-                f"began; this is the base {new[:12]}"
-            )
+            key, new = "base_ckpt", settings["base_ckpt"]
+            old = f"base_ckpt={own}" if own else f"the base {old[:12]}"
         old, new = ("null" if value is None else value for value in (old, new))
         raise UserError(f"{key}={new}: expected {old}, as in resume={resume}")
     if record["finished"] and not path.with_name(LAST).exists():

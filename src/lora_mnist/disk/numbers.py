@@ -1,4 +1,4 @@
-"""The numbers of results.json by their dotted keys, and what ``require`` asks of them; no torch."""
+"""The numbers in results.json by dotted keys, and the comparisons of ``require``; no torch."""
 
 import operator
 import re
@@ -17,10 +17,8 @@ _SIGNS = {
 }
 _COMPARISON = re.compile(rf"\s*([\w.+-]+)\s*({'|'.join(_SIGNS)})\s*([\w.+-]+)\s*")
 
-#: Where a run's folder has them.
 RESULTS_FILE = "results.json"
-#: Keys of the configuration that change no number of a run, nor do those below them. A run that is
-#: resumed, and a sweep, may have others than before.
+#: These keys, and those below them, change no number. A resumed run or sweep may change them.
 FREE_KEYS = (
     "callbacks.checkpoint",
     "figures",
@@ -60,49 +58,49 @@ def changes_numbers(key: str) -> bool:
 
 
 def better_end(key: str) -> str:
-    """Which end of a number is better: ``max`` or ``min``, for losses, errors, sizes and times."""
+    """``max`` for accuracies and repaired images, ``min`` for losses, errors, sizes and times."""
     return "max" if "accuracy" in key or "repaired" in key else "min"
 
 
 def parse_require(require: Any) -> list[Comparison]:
-    """Take the comparisons of ``require`` apart: a text, a list of them, or ``None``.
+    """Parse ``require``, a text such as ``test.broken <= 20``, a list of texts, or ``None``.
 
-    On each side stands a number or a dotted key of results.json, as in ``test.broken <= 20``.
-    UserError, if one is no comparison.
+    Each side is a number or a dotted key of results.json. Raises UserError for anything else.
     """
     texts = [require] if isinstance(require, str | int | float) else list(require or [])
     comparisons: list[Comparison] = []
     for text in texts:
-        found = _COMPARISON.fullmatch(str(text))
-        if not found:
+        match = _COMPARISON.fullmatch(str(text))
+        if not match:
             raise UserError(
                 f"require={text}: expected two numbers or keys of results.json with one of "
                 f"{' '.join(_SIGNS)} between them, as test.broken <= 20"
             )
-        comparisons.append((found[1], found[2], found[3]))
+        comparisons.append((match[1], match[2], match[3]))
     return comparisons
 
 
 def check_require(comparisons: list[Comparison], results: Mapping[str, Any]) -> None:
-    """Compare the numbers of results.json.
+    """Compare numbers of results.json.
 
-    UserError, if it has no such number; RequirementError, with all comparisons that do not hold.
+    Raises UserError for a key that it does not have, RequirementError with all comparisons that do
+    not hold.
     """
-    known = {key: v for key, v in flatten(dict(results)).items() if type(v) in (int, float)}
+    numbers = {key: v for key, v in flatten(dict(results)).items() if type(v) in (int, float)}
     unmet = []
     for left, sign, right in comparisons:
         values = []
         for side in (left, right):
             try:
-                values.append(known[side] if side in known else float(side))
+                values.append(numbers[side] if side in numbers else float(side))
             except ValueError as error:
-                alike = get_close_matches(side, known, n=5) or list(known)
+                alike = get_close_matches(side, numbers, n=5) or list(numbers)
                 raise UserError(
                     f"require={left} {sign} {right}: results.json has no number {side}; "
                     f"expected one like {', '.join(alike)}"
                 ) from error
         if not _SIGNS[sign](values[0], values[1]):
-            first, second = (known.get(side, side) for side in (left, right))
+            first, second = (numbers.get(side, side) for side in (left, right))
             unmet.append(f"{left} {sign} {right}: {first} {sign} {second} does not hold")
     if unmet:
         raise RequirementError(f"require={'; '.join(unmet)}")

@@ -1,10 +1,9 @@
-"""What was predicted for each test image, kept beside results.json, so that a run can be drawn.
+"""The predictions for each test image, kept beside results.json, so that a run can be drawn.
 
 ``predictions.safetensors`` holds a tensor for each field of :class:`Predictions`, and the images of
 its galleries: about 0.4 MB for 10,000 images of 28 x 28.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +22,9 @@ if TYPE_CHECKING:  # a sweep's report needs no torch
 
 PREDICTIONS_FILE = "predictions.safetensors"
 
-#: Images in a gallery, and the longest side, in pixels, with which one is kept.
-_SHOWN = 16
-_LONGEST = 64
-#: Images of each confusion: a row of the figure.
-_OF_CONFUSION = 8
+_SHOWN = 16  # images in a gallery
+_OF_CONFUSION = 8  # images of each confusion: a row of the figure
+_LONGEST = 64  # pixels: larger images are kept smaller
 
 Array = NDArray[Any]
 
@@ -43,11 +40,11 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The labels of N test images, what base and adapted network predict, how probable it is.
+    """Labels of N test images, and the predicted classes with their probabilities, all (N,).
 
-    All of shape (N,). In ``galleries`` are, by kind, ``repaired`` and ``broken`` or, of a base
-    alone, ``wrong``, the images with the highest probabilities, the classes taking turns; and
-    ``confused_base`` and ``confused_adapted``, some of each of their largest confusions.
+    ``galleries`` has images by kind, the highest probabilities first: ``repaired`` and ``broken``,
+    or ``wrong`` where there is only a base; ``confused_base`` and ``confused_adapted`` show the
+    largest confusions.
     """
 
     label: Array
@@ -80,8 +77,11 @@ def write_predictions(
 ) -> None:
     """Write the file into a run's folder, whole or not at all.
 
-    ``tensors`` are those of :class:`Predictions`, and ``index``, each image's place in the test set
-    ``images``. ``results``, those of results.json, name the confusions.
+    Args:
+        tensors: the fields of :class:`Predictions`, and ``index``: places in ``images``.
+        images: the test set.
+        folder: the run's folder.
+        results: the content of results.json, which names the confusions.
     """
     from lora_mnist.data.images import viewable  # here: a sweep's report needs no torch
 
@@ -92,15 +92,9 @@ def write_predictions(
     probability = arrays[f"{side}_probability"]
     galleries: dict[str, list[int]] = {}
     for kind, mask in predictions.kinds().items():
-        # The highest probability first, the classes in turns.
-        chosen = sorted(np.flatnonzero(mask).tolist(), key=lambda image: -probability[image])
-        seen: Counter[int] = Counter()
-        turns = {}
-        for image in chosen:
-            label = int(predictions.label[image])
-            turns[image] = seen[label]
-            seen[label] += 1
-        galleries[kind] = sorted(chosen, key=turns.__getitem__)[:_SHOWN]
+        chosen = np.flatnonzero(mask)
+        order = np.argsort(-probability[chosen], kind="stable")
+        galleries[kind] = chosen[order][:_SHOWN].tolist()
     outcomes = {side: results["test"]}
     if side == "adapted":
         outcomes["base"] = results.get("test_before", results.get("test_base"))

@@ -1,4 +1,4 @@
-"""What a run leaves for machines: its folder, its times, and results.json."""
+"""A run's folder, its times, and results.json."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from lora_mnist.lora import count_parameters, fingerprint
 
 
 def new_run_folder(cfg: DictConfig) -> Path:
-    """A folder for a run that Hydra's command line has not given one, named by the time."""
+    """A new folder, named by the time, for a run without a command line."""
     folder = Path(cfg.paths.outputs, cfg.stage, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     folder.mkdir(parents=True)
     return folder
@@ -65,17 +65,17 @@ def collect_results(
     best: Mapping[str, Any] | None = None,
     base_sha256: str | None = None,
 ) -> dict[str, Any]:
-    """The run's outcome as results.json has it.
+    """The content of results.json.
 
     Args:
         cfg: the run's configuration.
         data: the images, and the classes that were trained on.
         net: the network as it ended.
-        outcomes: what was counted, by split.
+        outcomes: the counts by split.
         clock: measured the run.
-        steps: of training.
-        best: monitor, value and step of the best weights, where they took the place of the last.
-        base_sha256: of the base that the run started from; ``None``: ``net`` itself is a new base.
+        steps: number of training steps.
+        best: monitor, value and step of the best weights, if they replaced the last ones.
+        base_sha256: the base that the run started from; ``None``: ``net`` itself is a new base.
     """
     targets = data.targets
     several = len(targets) > 1

@@ -1,7 +1,7 @@
-"""What a run's folder says of the network and the data that it was trained with, as plain values.
+"""The configuration of network and data in a run's folder, read as plain values.
 
-Nothing is imported or run for it. A ``_target_`` in it names code, and whoever makes something of
-it asks :func:`foreign_code` first: the folder may be somebody else's.
+Reading it imports and runs nothing. The folder may be somebody else's, and a ``_target_`` names
+code: call :func:`foreign_code` before anything is made of it.
 """
 
 import re
@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 
 from lora_mnist.disk.numbers import flatten
 
-#: What may be looked up whoever names it. Not all of a package: ``torchvision.io.os.system``.
+#: Names that anybody's folder may use. Not whole packages: there is ``torchvision.io.os.system``.
 _KNOWN_CODE = re.compile(
     r"lora_mnist\.(MLP|CNN|data\.\w+DataModule)"
     r"|torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
     r"|timm\.create_model|timm\.data\.create_transform"
 )
-#: A reference to a key of the command that reads the settings; more can make a ``_target_``.
+#: A reference to a key of the present command. Other interpolations can make a ``_target_``.
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
 
 
@@ -42,7 +42,7 @@ def read_run_settings(run: Path) -> RunSettings | None:
 
 
 def foreign_code(settings: dict[str, Any]) -> list[str]:
-    """What ``settings`` name that runs code, but for ours, torchvision's and timm's."""
+    """The names and interpolations in ``settings`` that run code other than known classes."""
     foreign = []
     for key, value in flatten(settings).items():
         text = str(value)
