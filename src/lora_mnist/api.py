@@ -10,14 +10,12 @@ from lora_mnist.lora import (
     lora_disabled,
     lora_names,
     lora_parameters,
-    lora_summary,
     merge_lora,
     remove_lora,
     save_adapter,
     set_lora_enabled,
     set_lora_scale,
     sum_adapters,
-    trainable_parameters,
     unmerge_lora,
 )
 
@@ -32,13 +30,11 @@ __all__ = [
     "lora_disabled",
     "lora_names",
     "lora_parameters",
-    "lora_summary",
     "merge_lora",
     "remove_lora",
     "save_adapter",
     "set_lora_enabled",
     "set_lora_scale",
     "sum_adapters",
-    "trainable_parameters",
     "unmerge_lora",
 ]

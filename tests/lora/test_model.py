@@ -10,7 +10,6 @@ from lora_mnist.lora import (
     lora_adapters,
     lora_disabled,
     lora_names,
-    lora_summary,
     remove_lora,
     set_lora_enabled,
     set_lora_scale,
@@ -105,22 +104,6 @@ def test_refusals_leave_the_model_alone(layer: Any, arguments: Any, message: str
     assert all(p.requires_grad for p in net.parameters())
     assert list(net.state_dict()) == before
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in net[0].modules())
-
-
-def test_the_summary_lists_layers_and_their_adapters(tiny: nn.Module) -> None:
-    add_lora(tiny, rank=2, alpha=1, rank_pattern={"linear2": 3}, alpha_pattern={"^linear1": 4})
-    net = nn.Sequential(tiny, nn.LayerNorm(3), nn.MultiheadAttention(3, 1, bias=False))
-    add_lora(net, target_modules=["linear2"], name="second")
-    set_lora_scale(net, -0.5, "second")
-    set_lora_enabled(net, False, "default")
-    assert lora_summary(net) == [
-        ("0.linear1", (5, 6), (5,), "default", (2, 6), (5, 2), 2, 1, False),
-        ("0.linear2", (3, 5), (3,), "default", (3, 5), (3, 3), 1 / 3, 1, False),
-        ("0.linear2", (3, 5), (3,), "second", (1, 5), (3, 1), 1, -0.5, True),
-        ("1", (3,), (3,), None, None, None, 0, 0, False),
-        ("2.in_proj_weight", (9, 3), None, None, None, None, 0, 0, False),
-        ("2.out_proj", (3, 3), None, None, None, None, 0, 0, False),
-    ]
 
 
 @pytest.mark.parametrize(

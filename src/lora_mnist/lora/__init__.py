@@ -4,8 +4,7 @@ Start with :mod:`.layer`: one adapter on one weight. The life of an adapter, in 
 training, ``lora_disabled``, ``set_lora_enabled`` and ``set_lora_scale`` (:mod:`.model`);
 ``save_adapter`` and ``load_adapter`` (:mod:`.adapter`), ``combine_adapters`` and ``sum_adapters``
 (:mod:`.combine`); ``merge_lora``, ``unmerge_lora`` and ``remove_lora`` (:mod:`.merge`).
-``lora_summary`` lists the layers and their adapters. The package needs torch, safetensors and
-``disk/files.py``, nothing else.
+The package needs torch, safetensors and ``disk/files.py``, nothing else.
 """
 
 from .adapter import load_adapter as load_adapter
@@ -15,7 +14,6 @@ from .base_state import changed_tensors as changed_tensors
 from .base_state import count_parameters as count_parameters
 from .base_state import fingerprint as fingerprint
 from .base_state import lora_state_dict as lora_state_dict
-from .base_state import trainable_parameters as trainable_parameters
 from .combine import combine_adapters as combine_adapters
 from .combine import sum_adapters as sum_adapters
 from .frozen import freeze_base as freeze_base
@@ -34,9 +32,8 @@ from .peft import CONFIG_NAME as CONFIG_NAME
 from .peft import WEIGHTS_NAME as WEIGHTS_NAME
 from .peft import read_adapter as read_adapter
 from .peft import read_metadata as read_metadata
-from .summary import LayerSummary as LayerSummary
-from .summary import lora_summary as lora_summary
 from .targets import full_ranks as full_ranks
 from .targets import target_weights as target_weights
+from .weight import adaptable_weights as adaptable_weights
 from .weight import lora_adapters as lora_adapters
 from .weight import lora_weights as lora_weights

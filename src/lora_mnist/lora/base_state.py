@@ -76,12 +76,3 @@ def count_parameters(model: nn.Module) -> dict[str, Any]:
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "increase_percent": round(100 * lora / base, 3),
     }
-
-
-def trainable_parameters(model: nn.Module) -> str:
-    """``parameters: 53 + 22 of LoRA = 75, increase 41.509%; trainable: 22``, in a line to print."""
-    base, lora, trainable, increase = count_parameters(model).values()
-    total = f"parameters: {base:,}"
-    if lora:
-        total += f" + {lora:,} of LoRA = {base + lora:,}, increase {increase:.3f}%"
-    return f"{total}; trainable: {trainable:,}"

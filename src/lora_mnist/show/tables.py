@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 
-from lora_mnist.lora import lora_names, lora_summary, trainable_parameters
+from lora_mnist.lora import adaptable_weights, count_parameters, lora_names
 from lora_mnist.show.changes import (
     class_rows,
     number_of,
@@ -54,28 +54,39 @@ def _rendered(parts: Sequence[RenderableType], width: int | None, is_terminal: b
 
 def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
-    rows = lora_summary(net)
     names = lora_names(net)
     columns = ["layer", "W", "b"]
     if len(names) > 1:
         columns.append("adapter")
     if names:
         columns += ["lora_A", "lora_B"]
+    rows = []
+    for layer, weight in adaptable_weights(net).items():
+        if weight.tensor != "weight" and weight.base.ndim < 2:
+            continue  # a bias, which stands in the row of its layer
+        bias = getattr(weight.module, "bias", None) if weight.tensor == "weight" else None
+        cells = [layer, _shape(weight.base), _shape(bias)]
+        for adapter in weight.adapters:
+            adapted = [adapter.name] if len(names) > 1 else []
+            rows.append([*cells, *adapted, _shape(adapter.lora_A), _shape(adapter.lora_B)])
+        if not weight.adapters:
+            rows.append(cells)
     table = Table(*columns)
     for row in rows[:_MOST_ROWS]:
-        cells = [row.layer, _shape(row.weight), _shape(row.bias) or "-"]
-        if len(names) > 1:
-            cells.append(row.adapter or "")
-        if names:
-            cells += [_shape(row.lora_A), _shape(row.lora_B)]
-        table.add_row(*cells)
+        table.add_row(*row)
     if len(rows) > _MOST_ROWS:
         table.add_row(f"{len(rows) - _MOST_ROWS} more")
-    show(table, trainable_parameters(net))
+    count = count_parameters(net)
+    total = f"parameters: {count['base']:,}"
+    if names:
+        total += f" + {count['lora']:,} of LoRA = {count['base'] + count['lora']:,}"
+        total += f", increase {count['increase_percent']:.3f}%"
+    show(table, f"{total}; trainable: {count['trainable']:,}")
 
 
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return " x ".join(map(str, shape or ()))
+def _shape(tensor: Any) -> str:
+    """``1000 x 784``; a dash where a layer has no such tensor."""
+    return " x ".join(map(str, tensor.shape)) if isinstance(tensor, Tensor) else "-"
 
 
 def print_results(results: Mapping[str, Any], folder: Path | None = None) -> None:
