@@ -1,7 +1,7 @@
 """How fast: this project beside the source notebook, PEFT, torchvision and bare imports.
 
     python scripts/benchmark/run.py                      # every row: half an hour
-    python scripts/benchmark/run.py --only training      # or adapters, start, sweep, folder
+    python scripts/benchmark/run.py --only training      # or adapters, start, sweep, folder, ...
     python scripts/benchmark/run.py --rounds 1 --quick   # does it work?
 
 Each measurement is a process of its own. The two of a row take turns, round after round, so that
@@ -177,6 +177,22 @@ class Benchmark:
         here, beside = f"{ours} data.in_memory=true", "ImageFolder, 0 workers"
         return [*rows, Row(f"{work}, in memory", "images/s", beside, f"{loop} 0", here)]
 
+    def transformer(self) -> list[Row]:
+        """A repair of a vision transformer at 224 pixels, beside a loop of as many steps."""
+        photos, steps, batch = self.folder / "large", 40, 20
+        draw_pictures(photos, self.pictures // 20)
+        base = self.folder / "vit.ckpt"
+        save = f"import torch, loops; torch.save(loops.Vit().state_dict(), {str(base)!r})"
+        run(f"-c {shlex.quote(save)}")
+        ours = (
+            f"{self.train} experiment=repair target=weakest data=folder data.data_dir={photos} "
+            f"data.image_size=224 data.mean=0.5 data.std=0.5 base_ckpt={base} net=custom "
+            f"net._target_=loops.Vit trainer.max_steps={steps} data.batch_size=4 data.replay=16 "
+            "logger=none"
+        )
+        loop = f"{LOOPS} repair {photos} --batch {batch} --steps {steps}"
+        return [Row("repair of a transformer at 224 pixels", "s", "plain loop", loop, ours)]
+
 
 KINDS = {
     "training": Benchmark.training,
@@ -184,6 +200,7 @@ KINDS = {
     "start": Benchmark.start,
     "sweep": Benchmark.sweep,
     "folder": Benchmark.photos,
+    "transformer": Benchmark.transformer,
 }
 
 
