@@ -187,7 +187,7 @@ def test_says_when_it_was_validated(tiny: TinyNet, loader: DataLoader[Any], tmp_
     [
         {},
         {"fit": "hinge"},
-        {"distill": 1.0, "distill_on": "target"},
+        {"distill": 1.0},
         {"target_weight": 0.5},
     ],
 )
