@@ -12,7 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.disk.results import write_json
+from lora_mnist.disk.files import write_json
 from lora_mnist.errors import TrainingError
 from lora_mnist.project import Run
 from lora_mnist.train import train

@@ -33,7 +33,7 @@ class Point(NamedTuple):
 def logits_of(net: nn.Module, images: Tensor) -> Tensor:
     """Logits, (N, num_classes), in eval mode."""
     net.eval()
-    return torch.cat([net(batch) for batch in images.split(500)])
+    return torch.cat([net(batch) for batch in torch.split(images, 500)])
 
 
 def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Shares:
@@ -46,7 +46,8 @@ def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Share
     errors = []
     for images in (on_target, labels >= 0, ~on_target):
         errors.append(100 * int((wrong & images).sum()) / max(1, int((was_wrong & images).sum())))
-    return Shares(*errors, 100 * float((wrong & ~was_wrong).float().mean()))
+    flipped = 100 * float((wrong & ~was_wrong).float().mean())
+    return Shares(errors[0], errors[1], errors[2], flipped)
 
 
 def point(case: Case, before: Sequence[Tensor], after: Sequence[Tensor]) -> Point:
