@@ -132,9 +132,11 @@ def logged(name: str) -> Iterator[io.StringIO]:
     logger, text = logging.getLogger(name), io.StringIO()
     handler, level = logging.StreamHandler(text), logger.level
     logger.addHandler(handler)
+    propagate, logger.propagate = logger.propagate, False  # to streams that an earlier test closed
     logger.setLevel(logging.INFO)
     try:
         yield text
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagate

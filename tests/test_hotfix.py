@@ -55,7 +55,9 @@ def test_from_pictures_to_an_adapter(
             sum(results[split]["images_per_class"]) == results[f"{split}_base"]["errors"] == count
         )
         assert results[split]["repaired"] == count - results[split]["errors"] > count / 4
-        assert f"{count - results[split]['errors']:,} of {count:,};" in done.out.replace("\n", " ")
+        assert f"{count - results[split]['errors']:,} of {count:,} right" in done.out.replace(
+            "\n", " "
+        )
 
     tested = ("adapter=latest", *FEW[:1], *SMALL[1:], f"data.mistakes={wrong}")
     done = cli("eval.py", *tested)

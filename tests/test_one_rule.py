@@ -122,7 +122,6 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         ("out={tmp}/none/none/x.safetensors", "format=nope"),
         ("out={tmp}/x.onnx",),
         ("out={tmp}/x.safetensors", "adapter={tmp}/none"),
-        ("out={tmp}/x.safetensors", "rank=2"),
         ("out={tmp}/x", "format=adapter"),
         ("adapter={tmp}", "format=adapter", "out={tmp}"),
     ],

@@ -32,4 +32,4 @@ def test_half_a_file_is_found(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(("code", "killed"), [("while True: pass", True), ("pass", False)])
 def test_a_kill(code: str, killed: bool) -> None:
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    assert kills.kill(process, 0.1 if killed else 60) == killed
+    assert kills.killed(process, 0.1 if killed else 60) == killed

@@ -106,10 +106,10 @@ def write_predictions(
             order = np.argsort(-arrays[f"{side}_probability"][found], kind="stable")
             galleries[f"confused_{side}"] += found[order][:_OF_CONFUSION].tolist()
     content = dict(arrays)
-    for kind, chosen in galleries.items():
-        shown = viewable(images.take(places[chosen].tolist())[0]).numpy()
+    for kind, of_kind in galleries.items():
+        shown = viewable(images.take(places[of_kind].tolist())[0]).numpy()
         step = -(-max(shown.shape[-2:]) // _LONGEST)
-        content[f"{kind}.index"] = np.array(chosen, dtype=np.int64)
+        content[f"{kind}.index"] = np.array(of_kind, dtype=np.int64)
         content[f"{kind}.images"] = np.ascontiguousarray(shown[..., ::step, ::step])
     with atomic_write(folder / PREDICTIONS_FILE) as path:
         save_file(content, path)
