@@ -76,7 +76,7 @@ from lora_mnist.sweep.command import command_line
 from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
 
 #: The dial tries so many validation images, or more, at each scale.
-_LEAST_FOR_DIAL = 50
+_LEAST_FOR_DIAL = 250
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
@@ -188,9 +188,9 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         keep_scale(cfg, module, dial, name)
         test(trainer, module, data, clock)
         outcomes = dict(module.outcomes)
-        warn_of_known_validation(outcomes)
         if earlier:
             outcomes |= count_untouched(net, data, trainer, outcomes)
+        warn_of_known_validation(outcomes)
         steps = trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial}
