@@ -291,7 +291,8 @@ def test_the_example_from_the_first_command_to_the_last(
         assert done.code == 0, f"{command}\n{done.err}"
     results = read_results(only_run(tmp_path / "outputs", "lora"))
     assert (results["target"], results["base_unchanged"]) == ("eight", True)
-    assert results["test"]["errors_per_class"][0] < results["test_base"]["errors_per_class"][0] / 2
+    after, before = (results[key]["errors_per_class"][0] for key in ("test", "test_base"))
+    assert after < before / 2
     assert results["test"]["errors"] < results["test_base"]["errors"]
     right = 39 - results["test"]["errors_per_class"][0]
     line = commands[-1].replace("python ", f"{shlex.quote(sys.executable)} ", 1)
