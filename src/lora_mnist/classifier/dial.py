@@ -72,8 +72,8 @@ def quick_dial(
     """Nearly what :func:`dial_curve` finds, with far fewer forward passes.
 
     The scales 0 and 1 are counted on all images. Two scales between are tried, then one beside the
-    best and one above what they advise, on ``most`` images (:func:`_informative`); the others are taken to be right
-    or wrong there as they are at 1. docs/speed.md compares both curves.
+    best and one above what they advise, on ``most`` images (:func:`_informative`); the others are
+    taken to be right or wrong there as they are at 1. docs/speed.md compares both curves.
 
     Args:
         model: as in :func:`dial_curve`.
