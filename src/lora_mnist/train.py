@@ -76,7 +76,7 @@ from lora_mnist.sweep.command import command_line
 from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
 
 #: The dial tries so many validation images, or more, at each scale.
-_LEAST_FOR_DIAL = 250
+_LEAST_FOR_DIAL = 50
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
