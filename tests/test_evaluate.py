@@ -125,7 +125,8 @@ def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
     assert OmegaConf.to_yaml(cfg) == before
     assert results == read_results(only_run(tmp_path, "eval"))
     assert list(results) == [
-        *("stage", "dataset", "tags", "notes", "seed", "digit", "target", "replay"),
+        *("stage", "dataset", "tags", "notes", "seed", "digit", "targets", "target"),
+        "replay",
         *("target_weight", "classes"),
         *("data_sha256", "mean", "std", "val_from"),
         *("steps", "best", "parameters"),

@@ -24,6 +24,7 @@ from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.lora import WEIGHTS_NAME, base_state_dict, changed_tensors, fingerprint
+from lora_mnist.project import Run
 from lora_mnist.train import train
 
 
@@ -78,7 +79,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_pretraining_leaves_a_base(made: Made) -> None:
     results = read_results(made.pretrain)
     assert list(results) == [
-        *("stage", "dataset", "tags", "notes", "seed", "digit", "target", "replay"),
+        *("stage", "dataset", "tags", "notes", "seed", "digit", "targets", "target"),
+        "replay",
         *("target_weight", "classes", "data_sha256"),
         *("mean", "std", "val_from", "steps", "best", "parameters", "val", "test"),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
@@ -373,6 +375,15 @@ def test_finetune_trains_the_chosen_parameters(outputs: Path) -> None:
     state = torch.load(last, weights_only=True)["state_dict"]
     after = {name.removeprefix("net."): state[name] for name in state if name.startswith("net.")}
     assert changed_tensors(base, after) == ["linear2.bias", "linear2.weight"]
+
+
+def test_digit_and_target_are_one(outputs: Path, tmp_path: Path) -> None:
+    cfg = composed("train", "stage=lora", *QUICK, f"paths.outputs={outputs}", "digit=9")
+    command = Run(tmp_path / "run", ("stage=lora", "digit=9", "target=3"))
+    with pytest.raises(UserError, match="^digit=9: expected target alone"):
+        train(cfg, command)
+    results = run(outputs, "stage=lora", "target=3")
+    assert (results["digit"], results["targets"], results["target"]) == (3, [3], "3")
 
 
 def test_weakest_class(outputs: Path) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, open_dict
 from torch import nn
 
 from lora_mnist.checks import require_validation
@@ -22,7 +22,12 @@ from lora_mnist.classifier.dial import quick_dial
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.base import Base, find_base, own_file, read_base, write_base
 from lora_mnist.disk.latest import latest
-from lora_mnist.disk.run_settings import RunSettings, foreign_code, read_run_settings
+from lora_mnist.disk.run_settings import (
+    TRAINING_KEYS,
+    RunSettings,
+    foreign_code,
+    read_run_settings,
+)
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.lora import (
     CONFIG_NAME,
@@ -34,15 +39,13 @@ from lora_mnist.lora import (
     set_lora_scale,
     sum_adapters,
 )
-from lora_mnist.project import CONFIGS, Run, program
+from lora_mnist.project import Run, program
 from lora_mnist.show.changes import named
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
 #: Where the first of several processes tells the others what ``adapter=latest`` is.
 _LATEST = "LORA_MNIST_LATEST"
-#: Of ``data``, the keys that are about training alone.
-TRAINING_KEYS = {"augment", *OmegaConf.select(OmegaConf.load(CONFIGS / "train.yaml"), "data")}
 
 
 @dataclass
@@ -145,7 +148,8 @@ def _latest(cfg: DictConfig, run: Run | None) -> str:
             "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
             f"different ones: adapter={folder}"
         )
-    os.environ[_LATEST] = folder
+    if run is not None:  # a notebook starts no other processes, and keeps its environment
+        os.environ[_LATEST] = folder
     return folder
 
 

@@ -109,6 +109,8 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         _info("seed=%d: drawn, since seed=null", cfg.seed)
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
+    if {"digit", "target"} <= {text.partition("=")[0] for text in run.typed}:
+        raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
     if cfg.resume is not None and run.is_sweep:
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     comparisons = parse_require(cfg.require)
@@ -353,7 +355,8 @@ def count_untouched(
             counted[f"{split}_before"] = outcomes[f"{split}_base"]
             with on_device(net, trainer.strategy.root_device) as device, lora_disabled(net):
                 batches = data.batches(images, device, name=f"untouched base, {split}")
-                counted[f"{split}_base"] = count_errors(net, batches, len(data.classes))
+                with trainer.precision_plugin.forward_context():
+                    counted[f"{split}_base"] = count_errors(net, batches, len(data.classes))
     return counted
 
 

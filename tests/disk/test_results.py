@@ -50,7 +50,8 @@ def test_results_tell_the_errors_on_the_target(
     outcomes = {"val": outcome(1, 4, 30), "test": outcome(1, 4, 30)}
     results = collect_results(cfg, data(target), tiny, outcomes, Clock(), steps=7)
     assert " ".join(results) == (
-        "stage dataset tags notes seed digit target replay target_weight classes data_sha256 mean "
+        "stage dataset tags notes seed digit targets target replay target_weight classes "
+        "data_sha256 mean "
         "std val_from steps best parameters val test base_unchanged base_sha256 adapter seconds"
     )
     assert [results[k] for k in ("stage", "dataset", "seed", "steps")] == ["lora", "mnist", 5, 7]

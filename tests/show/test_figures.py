@@ -77,7 +77,7 @@ def test_both_predictions_stand_under_an_image(tmp_path: Path) -> None:
 
 
 def test_predictions_are_drawn_with_name_and_probability(tmp_path: Path) -> None:
-    base = {"class": "9 - nine", "probability": 0.75}
+    base = {"class": "9", "probability": 0.75}
     differing = {"file": "a/b.png", "base": base, "adapted": {"class": "4", "probability": 0.5}}
     images = [np.zeros((1, 28, 28), np.uint8), np.zeros((3, 20, 40), np.uint8)]
     predictions = [differing, {"file": "n" * 50 + ".png", "base": base}]

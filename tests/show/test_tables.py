@@ -127,7 +127,7 @@ def test_a_command_is_not_broken_into_lines(tmp_path: Path) -> None:
 
 
 def test_predictions_that_differ_are_marked() -> None:
-    other = prediction("b[1].png", base=("9 - nine", 0.98765), adapted=("4", 0.75))
+    other = prediction("b[1].png", base=("9", 0.98765), adapted=("4", 0.75))
     same = prediction("c.png", base=("4", 0.5), adapted=("4", 0.5))
     text = printed(print_predictions, [other, same])
     assert cells(text) == [

@@ -1,4 +1,4 @@
-"""Which training images each step sees: their order, replay of other classes, hard images."""
+"""Which training images each step sees: their order, and the replay of other classes."""
 
 import math
 from collections.abc import Iterator, Mapping

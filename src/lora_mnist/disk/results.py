@@ -99,6 +99,7 @@ def collect_results(
         "notes": cfg.get("notes"),
         "seed": cfg.get("seed"),
         "digit": digit,
+        "targets": targets,
         "target": names if several else names[0] if names else None,
         "replay": data.replay,
         "target_weight": OmegaConf.select(cfg, "loss.target_weight"),

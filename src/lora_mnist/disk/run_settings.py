@@ -22,6 +22,10 @@ _KNOWN_CODE = re.compile(
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
 
 
+#: Keys of ``data`` that belong to one training, and not to the images.
+TRAINING_KEYS = ("augment", "batch_size", "replay", "mistakes", "mistakes_test", "seed")
+
+
 class RunSettings(NamedTuple):
     """The groups ``net`` and ``data`` of a run's configuration, as written."""
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from lora_mnist.disk.run_settings import TRAINING_KEYS
 from lora_mnist.project import program
 from lora_mnist.show.changes import (
     are_digits,
@@ -17,14 +18,12 @@ from lora_mnist.show.changes import (
     others_of,
     repaired_before,
     rest_of,
-    short_name,
     targets_of,
 )
 from lora_mnist.sweep.command import command_line, key_of, override
 
-#: Typed keys that an advised command repeats, and those of ``data`` that belong to one training.
+#: Typed keys that an advised command repeats, but for those of ``data`` that are of one training.
 _REPEATED = ("data", "net", "base_name", "base_ckpt", "paths", "allow_other_base")
-_OF_TRAINING = ("batch_size", "replay", "mistakes", "mistakes_test", "seed")
 
 
 class Phrase(NamedTuple):
@@ -129,14 +128,14 @@ def command(entry: str, folder: Path, *overrides: str) -> str:
     repeated = []
     for text in _typed(folder):
         group, _, key = key_of(text).partition(".")
-        if group in _REPEATED and not (group == "data" and key in _OF_TRAINING):
+        if group in _REPEATED and not (group == "data" and key in TRAINING_KEYS):
             repeated.append(text)
     return command_line([*overrides, *repeated], program(entry))
 
 
 def _target(results: Mapping[str, Any], *numbers: int) -> str:
     """``digit=9``, ``target=cat`` or ``target=[cat,dog]``: the classes as a command names them."""
-    names = [short_name(results["classes"][number]) for number in numbers]
+    names = [results["classes"][number] for number in numbers]
     key = "digit" if are_digits(names) else "target"
     values = [override(key, name).partition("=")[2] for name in names]
     return f"{key}={values[0]}" if len(values) == 1 else f"{key}=[{','.join(values)}]"

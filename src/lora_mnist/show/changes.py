@@ -95,20 +95,14 @@ def change_of(
 # --- names ----------------------------------------------------------------------------------------
 
 
-def short_name(name: object) -> str:
-    """``9`` of torchvision's ``9 - nine``."""
-    number, _, _ = str(name).partition(" - ")
-    return number if number.isdecimal() else str(name)
-
-
 def are_digits(classes: Sequence[str]) -> bool:
     """Whether all of these are called 0 to 9."""
-    return _DIGITS.keys() >= {short_name(name) for name in classes}
+    return _DIGITS.keys() >= set(classes)
 
 
 def named(classes: Sequence[str], numbers: Sequence[int]) -> str:
     """Classes in a sentence: ``fours and nines``, ``cat and dog``, ``12 classes``."""
-    names = [short_name(classes[number]) for number in numbers]
+    names = [classes[number] for number in numbers]
     if len(names) > _MOST_NAMES:
         return f"{len(names)} classes"
     if are_digits(names):

@@ -17,7 +17,6 @@ from lora_mnist.show.changes import (
     named,
     others_of,
     outcome_before,
-    short_name,
     shown_classes,
     targets_of,
 )
@@ -160,7 +159,7 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
             sides["adapted"] = [adapted[pair] for pair in pairs]
         names = []
         for label, prediction in pairs:
-            ends = [_shortened(short_name(classes[c]), 14) for c in (label, prediction)]
+            ends = [_shortened(classes[c], 14) for c in (label, prediction)]
             names.append(" → ".join(ends))
         which = "largest changes of confusions" if is_change else "largest confusions"
         return _draw_bars(names, sides, f"{which}\nimages: what it is → the prediction")
@@ -178,7 +177,7 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
         axes.text(column, row, text, ha="center", va="center", fontsize=7)
     places = range(len(counts))
     axes.set_yticks(places, [_shortened(name) for name in classes])
-    axes.set_xticks(places, [_shortened(short_name(name), 6) for name in classes])
+    axes.set_xticks(places, [_shortened(name, 6) for name in classes])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("prediction")
@@ -203,7 +202,7 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
         meaning = "predictions: base → adapted"
     captions = []
     for image in gallery.index:
-        names = [_shortened(short_name(classes[side[image]]), 9) for side in (first, then)]
+        names = [_shortened(classes[side[image]], 9) for side in (first, then)]
         captions.append((" → " if len("".join(names)) < 8 else " →\n").join(names))
     return _draw_images(gallery.images, captions, f"{title}\n{meaning}", _WIDTH / _COLUMNS)
 
@@ -221,7 +220,7 @@ def draw_predictions(
         sides = [side for side in ("base", "adapted") if side in prediction]
         lines = [_shortened(PurePath(prediction["file"]).name)]
         for side in sides:
-            name = _shortened(short_name(prediction[side]["class"]), 11)
+            name = _shortened(prediction[side]["class"], 11)
             lines.append(f"{side} {name}  {prediction[side]['probability']:.2f}")
         differs = len({prediction[side]["class"] for side in sides}) > 1
         captions.append("\n".join(lines) + (" ≠" if differs else ""))

@@ -21,7 +21,6 @@ from lora_mnist.show.changes import (
     number_of,
     outcome_before,
     repaired_before,
-    short_name,
     targets_of,
 )
 from lora_mnist.show.verdict import verdict
@@ -152,7 +151,7 @@ def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
         cells = []
         for side in sides:
             probability = prediction[side]["probability"]
-            cells.append(Text(f"{short_name(prediction[side]['class'])} ({probability:.3f})"))
+            cells.append(Text(f"{prediction[side]['class']} ({probability:.3f})"))
         if len({prediction[side]["class"] for side in sides}) > 1:
             differing += 1
             cells[-1] = Text(f"{cells[-1]} *", "bold yellow")

@@ -1,7 +1,7 @@
 """The verdict on a run: a few sentences from ``results.json``, and the advice after them.
 
-Numbers have thousands separators. Digits are called as people call them, ``nines`` for MNIST's
-``9 - nine``; other classes go by their names.
+Numbers have thousands separators. Digits are called as people call them, ``nines`` for MNIST's 9;
+other classes go by their names.
 """
 
 from collections.abc import Mapping, Sequence
