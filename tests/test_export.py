@@ -61,13 +61,6 @@ def read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
         return net, file.metadata()
 
 
-def read_torch_export(path: Path) -> tuple[Any, dict[str, str]]:
-    extra = {"metadata.json": ""}
-    with path.open("rb") as file:
-        program = torch.export.load(file, extra_files=extra)
-    return program.module(), json.loads(extra["metadata.json"])
-
-
 def read_onnx(path: Path) -> tuple[Any, dict[str, str]]:
     import onnx
     import onnxruntime
@@ -85,7 +78,6 @@ def read_onnx(path: Path) -> tuple[Any, dict[str, str]]:
     ("form", "read"),
     [
         ("safetensors", read_safetensors),
-        pytest.param("torch_export", read_torch_export, marks=pytest.mark.slow),
         pytest.param("onnx", read_onnx, marks=pytest.mark.slow),
     ],
 )

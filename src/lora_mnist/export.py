@@ -36,7 +36,7 @@ TOLERANCE = 1e-4
 #: How many random images to compare on, where there are no others.
 _RANDOM = 100
 #: The format that the ending of a file stands for.
-_FORMATS = {".safetensors": "safetensors", ".onnx": "onnx", ".pt2": "torch_export"}
+_FORMATS = {".safetensors": "safetensors", ".onnx": "onnx"}
 
 
 def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
@@ -149,15 +149,6 @@ def _write(
     with warnings.catch_warnings():
         # Between torch's parts; nothing a user could act on.
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-        shapes = ({0: torch.export.Dim("batch")},)
-        if form == "torch_export":
-            program = torch.export.export(net, (example,), dynamic_shapes=shapes)
-            with path.open("wb") as file:  # a path would have to end in .pt2
-                torch.export.save(
-                    program, file, extra_files={"metadata.json": json.dumps(metadata)}
-                )
-            with path.open("rb") as file:
-                return torch.export.load(file).module()
         onnx = torch.onnx.export(
             net,
             (example,),
@@ -165,7 +156,7 @@ def _write(
             verbose=False,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes=shapes,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
     assert onnx is not None  # as it is without a file to write to
     onnx.model.metadata_props.update(metadata)
