@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 from hydra.errors import InstantiationException
 from omegaconf.errors import OmegaConfBaseException
@@ -41,6 +42,12 @@ def is_number(value: object) -> bool:
     """Whether ``value`` is a finite number, and no bool."""
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     return is_real and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def require_number(key: str, value: Any, least: float, most: float) -> None:
+    """Raise ValueError unless ``value`` is a number from ``least`` to ``most``."""
+    if not is_number(value) or not least <= value <= most:
+        raise ValueError(f"{key}={value}: expected a number from {least:g} to {most:g}")
 
 
 @contextmanager

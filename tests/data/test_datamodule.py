@@ -2,9 +2,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.commands import ROOT
 
-from lora_mnist.data import ImageDataModule, ImageTensors, MNISTDataModule
+from lora_mnist.data import ImageDataModule, ImageTensors
 from lora_mnist.data.classes import class_numbers
 
 DIGITS = ["0", "1", "2", "3"]
@@ -41,29 +40,15 @@ def test_pixels_are_normalised_by_what_is_measured(channels: int) -> None:
     assert normalised.std(correction=0).item() == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_batches_are_normalised_where_they_are(channels: int) -> None:
+def test_batches_are_normalised_where_they_are() -> None:
     """The meta device mixes with the CPU as little as a GPU does."""
-    data = greys(channels=channels)
+    data = greys(channels=3)
     data.setup("fit")
-    batch = torch.empty(5, channels, 3, 2, dtype=torch.uint8, device="meta")
-    for _ in range(2):
-        images, _ = data.on_after_batch_transfer((batch, torch.zeros(5, device="meta")), 0)
-        assert images.device.type == "meta"
+    batch = torch.empty(5, 3, 3, 2, dtype=torch.uint8, device="meta")
+    images, _ = data.on_after_batch_transfer((batch, torch.zeros(5, device="meta")), 0)
+    assert images.device.type == "meta"
     (images, labels), *_ = data.batches(data.train_set, "meta")
     assert images.device.type == labels.device.type == "meta"
-
-
-def test_target_filters_training_alone() -> None:
-    data = MNISTDataModule(data_dir=ROOT / "data")
-    data.setup("fit")
-    data.setup("test")
-    data.choose([3, "9"])
-    assert data.targets == [3, 9]
-    _, labels = next(iter(data.train_dataloader()))
-    assert set(labels.tolist()) <= {3, 9}
-    assert set(data.val_set.labels.tolist()) == set(range(10))
-    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (55_000, 5_000, 10_000)
 
 
 @pytest.mark.parametrize(
@@ -81,24 +66,16 @@ def test_classes_go_by_number_and_by_name(target: Any, classes: list[str], expec
     assert class_numbers(target, classes) == expected
 
 
-REFUSED: dict[str, list[Any]] = {
-    "batch_size": [0, 2.5, True],
-    "replay": [-1],
-    "mean": [33.3, "x", float("nan"), [0.1, 0.2]],
-    "std": [0, float("inf"), "x"],
-    "seed": [-1, 1.5],
-    "mistakes_test": [1],
-    "eval_batch_size": [0],
-    "num_workers": [-1],
-}
-
-
-@pytest.mark.parametrize("key", REFUSED)
-def test_refuses_values_by_name(key: str) -> None:
-    for value in REFUSED[key]:
-        with pytest.raises(ValueError, match="expected") as caught:
-            greys(**{key: value})
-        assert str(caught.value).startswith(f"{key}={value}: ")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("batch_size", 0), ("batch_size", 2.5), ("replay", -1), ("num_workers", -1)),
+        *(("mean", 33.3), ("mean", "x"), ("mean", float("nan")), ("std", 0), ("mistakes_test", 2)),
+    ],
+)
+def test_refuses_values_by_name(key: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{key}={value}: expected "):
+        greys(**{key: value})
 
 
 @pytest.mark.parametrize(
@@ -112,13 +89,11 @@ def test_refuses_what_is_no_class(target: Any) -> None:
     assert str(caught.value).startswith(f"target={target}: ")
 
 
-@pytest.mark.parametrize(
-    ("target", "replay", "accepted"), [(0, 9, "at most 8"), (None, 1, "0"), ([0, 1, 2], 1, "0")]
-)
-def test_refuses_more_replay_than_there_are_images(target: Any, replay: int, accepted: str) -> None:
-    data = greys(replay=replay)
+@pytest.mark.parametrize(("target", "most"), [(0, 8), (None, 0)])
+def test_refuses_more_replay_than_there_are_images(target: Any, most: int) -> None:
+    data = greys(replay=9)
     data.setup("fit")
-    with pytest.raises(ValueError, match=f"replay={replay}: expected {accepted}"):
+    with pytest.raises(ValueError, match=f"replay=9: expected at most {most}, "):
         data.choose(target)
 
 

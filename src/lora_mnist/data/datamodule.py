@@ -8,14 +8,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, default_convert
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional as transforms
 
 from lora_mnist.data.classes import Target, class_numbers
-from lora_mnist.data.images import Augment, Batch, Images, ImageTensors, Subset
+from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistakes
-from lora_mnist.data.pixels import per_channel, pixel_moments
-from lora_mnist.data.sampler import TrainingLoader
-from lora_mnist.errors import is_number
+from lora_mnist.data.sampler import TrainingLoader, make_loader
+from lora_mnist.errors import require_number
 from lora_mnist.progress import progress
 
 #: A number, or one for each channel; ``None`` stands for the training images' own.
@@ -31,41 +31,38 @@ class ImageDataModule(LightningDataModule):
     :meth:`setup`, :meth:`choose` says which classes to learn.
 
     Args:
-        name: what files and results call the dataset.
-        classes: what the classes are called; a label is an index into this list.
-        channels: of the images.
+        name: name of the dataset in files and results.
+        classes: names of the classes; a label is an index into this list.
+        channels: channels of the images.
         batch_size: training images a step, over all processes together.
-        replay: images of the other classes that accompany each batch, over all processes together,
-            evenly over the classes; 0 where all classes are learnt. Beside ``mistakes``, images of
-            all classes.
-        mistakes: a folder of pictures, one subfolder a class, to learn in the place of a class; see
+        replay: images of the other classes beside each batch, over all processes together and
+            evenly over the classes. Beside ``mistakes``, images of all classes.
+        mistakes: folder of pictures to learn in the place of a class; see
             :func:`~lora_mnist.data.mistakes.read_mistakes`.
-        mistakes_test: share of ``mistakes`` that is held out; from 0 to below 1.
+        mistakes_test: share of ``mistakes`` that is held out, from 0 to 1.
         eval_batch_size: images a step in validation and test, per process.
-        num_workers: processes that read images, for sets on the disk.
-        mean: mean of the training pixels, on the scale 0 to 1, or one for each channel. ``None``:
-            measured, see :meth:`measure`.
-        std: standard deviation of the training pixels, on the same scale, or one for each channel.
-            ``None``: measured.
-        seed: of the order in which training images are drawn. It has a generator of its own:
+        num_workers: processes that read images from the disk.
+        mean: mean of the training pixels, on the scale 0 to 1, one number or one for each channel.
+            ``None``: measured, see :meth:`measure`.
+        std: standard deviation of the training pixels, in the same form.
+        seed: seed of the order of the training images. The order has a generator of its own:
             whatever else two runs differ in, they see the same batches. ``None`` takes the order
             that a plain ``DataLoader(shuffle=True)`` would take from torch's generator.
         augment: changes each training image, uint8, (channels, height, width), before it is
             normalised; any transform of torchvision.transforms.v2.
 
     Attributes:
-        targets: the classes to learn, by number; empty where they are all learnt, and where there
-            are ``mistakes``. Set by :meth:`choose`.
-        color_order: of the channels that the network takes, "rgb" or "bgr"; the images themselves
-            are red, green, blue. ``mean`` and ``std`` are in the network's order.
+        targets: numbers of the classes to learn; empty where all are learnt, or ``mistakes``.
+        color_order: channels that the network takes, "rgb" or "bgr"; the images themselves are
+            red, green, blue. ``mean`` and ``std`` are in the network's order.
         val_from: which images those for validation are held out of, "train" or "test".
-        train_set: images of all classes to train on. val_set, test_set: to evaluate on. Set by
-            :meth:`setup`.
+        train_set: images of all classes to train on; set by :meth:`setup`, as ``val_set`` and
+            ``test_set`` are.
         target_indices: the images of ``train_set`` to learn from, int64; ``other_indices``: those
             that may be replayed. Set by :meth:`choose`.
         replay_turns: how many turns a class gets among the replayed images, where it is not one.
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
-        sha256: of all the images and labels that were read for them, by part, in hexadecimal.
+        sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -100,20 +97,14 @@ class ImageDataModule(LightningDataModule):
             ("replay", replay, 0),
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
-            ("seed", 0 if seed is None else seed, 0),
         ):
             if type(number) is not int or number < least:
                 raise ValueError(f"{key}={number}: expected an integer >= {least}")
-        if not is_number(mistakes_test) or not 0 <= mistakes_test < 1:
-            raise ValueError(f"mistakes_test={mistakes_test}: expected a number from 0 to below 1")
-        for key, value, low, high in (("mean", mean, 0.0, 1.0), ("std", std, 1e-6, 1e6)):
-            values: Any = value if isinstance(value, list | tuple) else [value]
-            are_right = all(is_number(each) and low <= each <= high for each in values)
-            if value is not None and not (are_right and len(values) in (1, channels)):
-                raise ValueError(
-                    f"{key}={value}: expected null, or numbers from {low:g} to {high:g}, one or "
-                    f"one for each of {channels} channels"
-                )
+        require_number("mistakes_test", mistakes_test, 0, 1)
+        for key, value, low, high in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
+            for each in value if isinstance(value, Sequence) else [value]:
+                if value is not None:
+                    require_number(key, each, low, high)
         self.name, self.classes, self.channels = name, list(classes), channels
         self.batch_size, self.replay = batch_size, replay
         self.mistakes = None if mistakes is None else Path(str(mistakes)).expanduser()
@@ -188,24 +179,21 @@ class ImageDataModule(LightningDataModule):
         if not is_target.any():
             raise ValueError(f"target={target}: expected a class with training images")
         others = int((~is_target).sum())
-        if self.replay and not others:
-            raise ValueError(f"replay={self.replay}: expected 0, since all classes are trained on")
         if self.replay > others:
             raise ValueError(
-                f"replay={self.replay}: expected at most {others}, the training images of other "
-                "classes"
+                f"replay={self.replay}: expected at most {others}, the number of training images "
+                "that are not learnt"
             )
         self.target_indices = is_target.nonzero()[:, 0]
         self.other_indices = (~is_target).nonzero()[:, 0]
 
     def class_of_folder(self, name: str) -> int:
-        """The class that a folder is named after, as ``9`` or ``cat``; or ValueError."""
-        try:
-            return class_numbers(name, self.classes)[0]
-        except ValueError as error:
+        """The number of the class that a folder is named after; or ValueError."""
+        if name not in self.classes:
             raise ValueError(
                 f"expected folders named after classes, such as {self.classes[0]}, not {name}"
-            ) from error
+            )
+        return self.classes.index(name)
 
     def measure(self, images: Images | None = None) -> None:
         """Set ``mean`` and ``std``, where they are ``None``, to those of ``images``.
@@ -217,7 +205,16 @@ class ImageDataModule(LightningDataModule):
             return
         if images is None:
             images = self.training_images()[0]
-        mean, std = pixel_moments(images)
+        total = squares = torch.zeros(1, dtype=torch.int64)
+        count = 0
+        for indices in torch.split(torch.arange(len(images)), 64):
+            pixels = images.take(indices.tolist())[0].transpose(0, 1).flatten(1).long()
+            # Whole numbers: exact, whatever the order of summation.
+            total = total + pixels.sum(1)
+            squares = squares + pixels.square().sum(1)
+            count += pixels.shape[1]
+        mean = total.double() / count
+        std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
         if self.color_order == "bgr":
             mean, std = mean.flip(0), std.flip(0)
         means, stds = ([round(value / 255, 4) for value in x.tolist()] for x in (mean, std))
@@ -234,11 +231,10 @@ class ImageDataModule(LightningDataModule):
         """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
         if self.color_order == "bgr":
             images = images.flip(1)
-        pixels = images.float().div_(255)
         mean: Any = self.mean if isinstance(self.mean, Sequence) else [self.mean]
         std: Any = self.std if isinstance(self.std, Sequence) else [self.std]
-        pixels.sub_(per_channel(tuple(mean), images.device))
-        return pixels.div_(per_channel(tuple(std), images.device))
+        pixels: Tensor = transforms.normalize(images.float().div_(255), mean, std, inplace=True)
+        return pixels
 
     def batches(
         self,
@@ -251,15 +247,8 @@ class ImageDataModule(LightningDataModule):
 
         Where that takes its time, the progress is shown under ``name``.
         """
-        if indices is not None:
-            images = Subset(images, indices)
-        loader = DataLoader(
-            images,
-            self.eval_batch_size,
-            collate_fn=default_convert,
-            num_workers=self.num_workers,
-            generator=torch.Generator(),  # else it draws from torch's
-        )
+        order = range(len(images)) if indices is None else indices.tolist()
+        loader = self._eval_loader(images, order)
         for batch, labels in progress(loader, f"{name}, batch", len(loader)):
             yield self.normalise(batch.to(device)), labels.to(device)
 
@@ -298,34 +287,25 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The held-out images in order; nothing where there are none."""
-        return self._eval_dataloader(self.val_set) if len(self.val_set) else []
+        return self._eval_loader(self.val_set) if len(self.val_set) else []
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """The whole test set in order; after it the mistakes, those learnt and those held out."""
         sets = [self.test_set, *(images for images in self.mistake_sets if len(images))]
-        return [self._eval_dataloader(images) for images in sets]
+        return [self._eval_loader(images) for images in sets]
 
-    def _eval_dataloader(self, images: Images) -> DataLoader[Batch]:
-        sampler = None
-        is_cuda = self.trainer and self.trainer.strategy.root_device.type == "cuda"
-        if self.trainer and self.trainer.world_size > 1:
+    def _eval_loader(self, images: Images, order: Any = None) -> DataLoader[Batch]:
+        """Batches of the images in ``order``; ``None``: this process's share of all."""
+        if order is None and self.trainer and self.trainer.world_size > 1:
             # Lightning's own choice pads the shards to equal length and would count images twice.
-            sampler = UnrepeatedDistributedSampler(
+            order = UnrepeatedDistributedSampler(
                 images,
                 num_replicas=self.trainer.world_size,
                 rank=self.trainer.global_rank,
                 shuffle=False,
             )
-        return DataLoader(
-            images,
-            self.eval_batch_size,
-            sampler=sampler,
-            collate_fn=default_convert,
-            num_workers=self.num_workers,
-            pin_memory=bool(is_cuda),
-            # Else it draws from torch's, and training would depend on how often it validates.
-            generator=torch.Generator(),
-        )
+        settings = {"batch_size": self.eval_batch_size, "sampler": order}
+        return make_loader(images, self.num_workers, self.trainer, **settings)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is."""

@@ -15,20 +15,19 @@ from torch import Tensor
 
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.image_files import (
-    INTERPOLATIONS,
     Entry,
     ImageFiles,
     Preparation,
-    known_before,
     list_entries,
     part_folders,
+    repeated,
     split,
     subfolders,
     warn,
 )
 from lora_mnist.data.images import Images, ImageTensors
 from lora_mnist.data.pictures import open_picture
-from lora_mnist.errors import is_number
+from lora_mnist.errors import is_number, require_number
 from lora_mnist.progress import progress
 
 #: Decoded images up to this many bytes are held in memory by ``in_memory="auto"``.
@@ -51,7 +50,7 @@ class FolderDataModule(ImageDataModule):
     Args:
         data_dir: the folder. ``None``: there are no images, and ``classes``, ``image_size``,
             ``mean`` and ``std`` have to say what :meth:`read_picture` needs.
-        name: what files and results call the dataset; ``None``: as the folder is called.
+        name: name of the dataset in files and results; ``None``: the folder's.
         classes: the folders' names in the order in which the network was trained; ``None``: sorted.
         image_size: height and width of the images, or both in one number; ``None``: their own,
             which has to be the same for all.
@@ -60,13 +59,12 @@ class FolderDataModule(ImageDataModule):
         crop_pct: scale to ``image_size / crop_pct`` before the middle is kept, as in timm: 0.875
             for 256 and 224 pixels. ``None``: 1.
         interpolation: torchvision's name of how pixels are computed; ``None``: "bilinear".
-        antialias: as in torchvision's ``resize``; false for images that were resized as tensors
-            without smoothing. ``None``: true.
         channels: 3 for colour, 1 for grey.
         color_order: "bgr" where the network takes blue first, as after OpenCV's ``imread``.
-        transform: in the place of all these and of ``mean`` and ``std``, a callable from a picture
-            to what the network takes: ``timm.data.create_transform``'s, or a torchvision weights'
-            ``transforms()``. Training applies it after ``augment``. Images are read from the disk.
+        transform: in the place of all these and of ``mean`` and ``std``, a callable from a Pillow
+            image to the float tensor that the network takes, (channels, height, width), such as
+            ``timm.data.create_transform``'s, or a torchvision weights' ``transforms()``. Training
+            applies it after ``augment``. Images are read from the disk.
         in_memory: ``True``: decode all images once, to uint8. ``False``: decode each when it is
             needed; a file that looks whole and is not then ends the run. "auto": in memory where
             the images take at most 1 GB there.
@@ -92,7 +90,6 @@ class FolderDataModule(ImageDataModule):
         resize: str | None = None,
         crop_pct: float | None = None,
         interpolation: str | None = None,
-        antialias: bool | None = None,
         channels: int = 3,
         color_order: str = "rgb",
         transform: Callable[[Any], Any] | None = None,
@@ -104,10 +101,10 @@ class FolderDataModule(ImageDataModule):
         **common: Any,
     ) -> None:
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
-        self._folders: dict[str, Path] = {}
+        self._folders: dict[Path, str] = {}
         if self.data_dir is not None:
             self._folders = part_folders(self.data_dir)
-            names = subfolders(next(iter(self._folders.values())))
+            names = sorted({name for folder in self._folders for name in subfolders(folder)})
             if len(names) < 2:
                 raise ValueError(f"data_dir={data_dir}: expected a folder for each of two classes")
             classes = names if classes is None else [str(name) for name in classes]
@@ -122,29 +119,25 @@ class FolderDataModule(ImageDataModule):
                 "data_dir=null: expected a folder of images, or classes, image_size, mean and std "
                 "that the network was trained with"
             )
-        if transform is not None:
-            replaced = {"image_size": image_size, "resize": resize, "crop_pct": crop_pct}
-            replaced |= {"interpolation": interpolation, "antialias": antialias}
-            replaced |= {"mean": common.get("mean"), "std": common.get("std")}
-            for key, value in replaced.items():
-                if value is not None:
-                    raise ValueError(f"{key}={value}: expected null, since transform is given")
+        sizing = {"resize": resize, "crop_pct": crop_pct, "interpolation": interpolation}
+        replaced = {**sizing, "image_size": image_size}
+        replaced |= {"mean": common.get("mean"), "std": common.get("std")}
+        for key, value in replaced.items() if transform else ():
+            if value is not None:
+                raise ValueError(f"{key}={value}: expected null, since transform is given")
         for key, value, accepted in (
             ("channels", channels, (1, 3)),
             ("resize", resize, (None, "crop", "stretch")),
-            ("interpolation", interpolation, (None, *INTERPOLATIONS)),
-            ("antialias", antialias, (None, True, False)),
             ("color_order", color_order, ("rgb", "bgr") if channels == 3 else ("rgb",)),
             ("in_memory", in_memory, ("auto", False) if transform else ("auto", True, False)),
             ("val_from", val_from, ("train", "test")),
         ):
             if value not in accepted:
                 raise ValueError(f"{key}={value}: expected one of {', '.join(map(str, accepted))}")
-        for key, share in {"val_size": val_size, "test_size": test_size}.items():
-            if not is_number(share) or not 0 <= share < 1:
-                raise ValueError(f"{key}={share}: expected a share from 0 to below 1")
-        if crop_pct is not None and not (is_number(crop_pct) and 0 < crop_pct <= 1):
-            raise ValueError(f"crop_pct={crop_pct}: expected null, or a number above 0 and up to 1")
+        require_number("val_size", val_size, 0, 1)
+        require_number("test_size", test_size, 0, 1)
+        if crop_pct is not None:
+            require_number("crop_pct", crop_pct, 0.1, 1)
         size: Any = [image_size, image_size] if is_number(image_size) else image_size
         if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
             raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
@@ -153,11 +146,8 @@ class FolderDataModule(ImageDataModule):
         super().__init__(name, [str(name) for name in classes], channels, **common)
         self.image_size = None if size is None else (size[0], size[1])
         self.color_order, self.in_memory, self.transform = color_order, in_memory, transform
-        self._resizing: dict[str, Any] = {
-            "resize": resize or "crop",
-            "crop_pct": crop_pct or 1.0,
-            "interpolation": interpolation or "bilinear",
-            "antialias": antialias is not False,
+        self._sizing: dict[str, Any] = {
+            key: value for key, value in sizing.items() if value is not None
         }
         self.val_size, self.val_from, self.test_size = val_size, val_from, test_size
         self.split_seed = split_seed
@@ -184,11 +174,13 @@ class FolderDataModule(ImageDataModule):
         return self._preparation(open_picture(path, upright=False))
 
     def preprocessing(self) -> dict[str, Any]:
-        classes = {"classes": self.classes, "channels": self.channels}
+        settings = {"classes": self.classes, "channels": self.channels}
         if self.transform is not None:
-            return classes
-        size = {"image_size": list(self._size), **self._resizing, "color_order": self.color_order}
-        return {**classes, **size, **super().preprocessing()}
+            return settings
+        settings |= {"image_size": list(self._size), "color_order": self.color_order}
+        for key in ("resize", "crop_pct", "interpolation"):
+            settings[key] = getattr(self._preparation, key)
+        return {**settings, **super().preprocessing()}
 
     def measure(self, images: Images | None = None) -> None:
         if self.transform is None:
@@ -201,7 +193,7 @@ class FolderDataModule(ImageDataModule):
     def _preparation(self) -> Preparation:
         if self.transform is not None:
             return Preparation(self.channels, transform=self.transform)
-        return Preparation(self.channels, self._size, **self._resizing)
+        return Preparation(self.channels, self._size, **self._sizing)
 
     @cached_property
     def _entries(self) -> list[Entry]:
@@ -263,8 +255,11 @@ class FolderDataModule(ImageDataModule):
         self.sha256["all"] = digest.hexdigest()
         # Who is held out depends on how many there are: the broken ones do not count.
         shares = self.val_size, self.test_size, self.split_seed, self.val_from
-        parts = split(list(images), self.classes, *shares)
-        for entry in known_before(root, parts):
+        parts = split(images, self.classes, *shares)
+        if repeats := repeated(root, parts):
+            message = "%s: %d images to validate or test on are images to train on, or to validate "
+            warn(message + "on, too, and left out: %s, ...", root, len(repeats), repeats[0].path)
+        for entry in repeats:
             del parts[entry]
         sets: list[Images] = []
         for part in ("train", "val", "test"):

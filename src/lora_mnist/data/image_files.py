@@ -3,8 +3,8 @@
 import hashlib
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,6 @@ warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 #: What the images in a folder are for, by its name in lower case.
 _PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-INTERPOLATIONS = [mode.value for mode in InterpolationMode]
 
 
 class Entry(NamedTuple):
@@ -41,9 +40,8 @@ class Entry(NamedTuple):
 class Preparation:
     """How a picture becomes an image, as torchvision's transforms bring it there.
 
-    With ``transform``, a callable from a Pillow image to a float tensor, (channels, height, width),
-    only ``channels`` counts. The other fields are arguments of
-    :class:`~lora_mnist.data.FolderDataModule`.
+    The fields are arguments of :class:`~lora_mnist.data.FolderDataModule`. Beside ``transform``
+    only ``channels`` counts.
     """
 
     channels: int
@@ -51,7 +49,6 @@ class Preparation:
     resize: str = "crop"
     crop_pct: float = 1.0
     interpolation: str = "bilinear"
-    antialias: bool = True
     transform: Callable[[Any], Any] | None = None
 
     def __call__(self, picture: Image.Image, augment: Augment | None = None) -> Tensor:
@@ -63,24 +60,15 @@ class Preparation:
             picture = Image.fromarray((numpy.asarray(picture) >> 8).astype("uint8"))
         picture = picture.convert("RGB" if self.channels == 3 else "L")
         if self.transform is not None:
-            image: Any = self.transform(augment(picture) if augment else picture)
-            if not isinstance(image, Tensor) or image.ndim != 3 or not image.is_floating_point():
-                form = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-                raise ValueError(
-                    f"data.transform gives {form}; expected floats, (channels, height, width)"
-                )
+            image: Tensor = self.transform(augment(picture) if augment else picture)
             return image
         height, width = (math.floor(side / self.crop_pct) for side in self.size)
         if self.resize == "crop":  # one side fits; the other is rounded down, as in torchvision
             longer = width * picture.height // picture.width
             width = max(width, height * picture.width // picture.height)
             height = max(height, longer)
-        # Pillow always smooths where it makes a picture smaller; torch can do without.
-        resized: Any = picture if self.antialias else pil_to_tensor(picture)
-        mode = InterpolationMode(self.interpolation)
-        resized = resize(resized, [height, width], mode, antialias=self.antialias)
-        resized = center_crop(resized, list(self.size))
-        pixels: Tensor = pil_to_tensor(resized) if self.antialias else resized
+        resized = resize(picture, [height, width], InterpolationMode(self.interpolation))
+        pixels: Tensor = pil_to_tensor(center_crop(resized, list(self.size)))
         return augment(pixels) if augment else pixels.contiguous()
 
 
@@ -100,37 +88,22 @@ class ImageFiles(Images):
                 images.append(self.prepare(open_picture(self.paths[i], upright=False), augment))
             except ValueError as error:
                 raise ValueError(f"{self.paths[i]}: {error}") from error
-            if images[-1].shape != images[0].shape:
-                raise ValueError(f"{self.paths[i]}: data.transform gives images of several sizes")
         return torch.stack(images), self.labels[torch.as_tensor(indices, dtype=torch.int64)]
 
 
-def part_folders(root: Path) -> dict[str, Path]:
-    """The folders that hold classes, by what their images are for: train, val, test.
+def part_folders(root: Path) -> dict[Path, str]:
+    """The folders that hold classes, and what their images are for: train, val or test.
 
-    Raises:
-        ValueError: if there is no folder, or two are for the same, or the others have a class that
-            the folder to train on has not.
+    ValueError, if ``root`` is no folder.
     """
     if not root.is_dir():
         raise ValueError(f"data_dir={root}: expected a folder of images; there is none")
-    parts: dict[str, Path] = {}
+    parts = {}
     for path in sorted(root.iterdir()):
         part = _PART_OF.get(path.name.lower())
-        if part is None or not subfolders(path):  # it may be a class, of the trains
-            continue
-        if part in parts:
-            both = f"{parts[part].name}/ and {path.name}/"
-            raise ValueError(f"data_dir={root}: expected one of {both}")
-        parts[part] = path
-    first = parts.get("train", root)
-    for path in parts.values() if "train" in parts else ():
-        if others := set(subfolders(path)) - set(subfolders(first)):
-            raise ValueError(
-                f"data_dir={root}: {path.name}/ has classes that {first.name}/ has not: "
-                f"{', '.join(sorted(others))}; expected the same folders in both"
-            )
-    return parts or {"train": root}
+        if part and subfolders(path):  # else it may be a class, of the trains
+            parts[path] = part
+    return parts or {root: "train"}
 
 
 def subfolders(root: Path) -> list[str]:
@@ -139,15 +112,14 @@ def subfolders(root: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith((".", "__")))
 
 
-def list_entries(root: Path, folders: Mapping[str, Path], classes: Sequence[str]) -> list[Entry]:
+def list_entries(root: Path, folders: Mapping[Path, str], classes: Sequence[str]) -> list[Entry]:
     """The image files in ``folders``, by path, as torchvision's ImageFolder lists them."""
     labels = {name: label for label, name in enumerate(classes)}
     entries, others = [], []
-    for part, folder in folders.items():
-        files = ImageFolder.make_dataset(
+    for folder, part in folders.items():
+        for file, label in ImageFolder.make_dataset(
             str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
-        )
-        for file, label in files:
+        ):
             path = Path(file).relative_to(root)
             if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
                 continue
@@ -161,14 +133,14 @@ def list_entries(root: Path, folders: Mapping[str, Path], classes: Sequence[str]
 
 
 def split(
-    entries: Sequence[Entry],
+    entries: Iterable[Entry],
     classes: Sequence[str],
     val_size: float,
     test_size: float,
     seed: int,
     val_from: str = "train",
 ) -> dict[Entry, str]:
-    """What each image is for: "train", "val" or "test".
+    """The purpose of each image: "train", "val" or "test".
 
     Where there is no ``val/`` or ``test/``, a share of each class, and one image at least, is taken
     from those to train on, by a hash of ``seed`` and the file's path. So adding files changes the
@@ -184,56 +156,42 @@ def split(
     given = set(parts.values())
     if not test_size and "test" not in given:
         raise ValueError("test_size=0: expected more, since there is no folder test/")
-    hashes = {e: hashlib.sha256(f"{seed} {e.path}".encode()).digest() for e in entries}
-    by_class: list[list[Entry]] = [[] for _ in classes]
-    for entry in sorted(entries, key=hashes.__getitem__):
-        by_class[entry.label].append(entry)
-    for name, members in zip(classes, by_class, strict=True):
-        chosen: dict[str, list[Entry]] = {"train": [], "val": [], "test": []}
-        for entry in members:
-            chosen[parts[entry]].append(entry)
-        readable = len(chosen["train"])
-        total = readable
+    members: dict[tuple[int, str], list[Entry]] = defaultdict(list)
+    for entry in sorted(parts, key=lambda e: hashlib.sha256(f"{seed} {e.path}".encode()).digest()):
+        members[entry.label, parts[entry]].append(entry)
+    for label, name in enumerate(classes):
+        train, val, test = (members[label, part] for part in ("train", "val", "test"))
+        readable = len(train)
         if "test" not in given:
-            count = max(1, round(test_size * total))
-            chosen["test"], chosen["train"] = chosen["train"][:count], chosen["train"][count:]
+            count = max(1, round(test_size * readable))
+            test, train = train[:count], train[count:]
         if val_size and "val" not in given:
-            total = readable if val_from == "train" else len(chosen["test"])
+            source, total = (test, len(test)) if val_from == "test" else (train, readable)
             count = max(1, round(val_size * total))
-            chosen["val"] = chosen[val_from][:count]
-            chosen[val_from] = chosen[val_from][count:]
-        if not chosen["train"] or (chosen["val"] and not chosen[val_from]):
-            purpose = "train" if not chosen["train"] else "test"
+            val = source[:count]
+            del source[:count]
+        if not train or (val and val_from == "test" and not test):
             raise ValueError(
-                f"val_size={val_size} test_size={test_size}: expected to leave some of the "
-                f"{total} readable images of {name} to {purpose} on"
+                f"val_size={val_size} test_size={test_size}: expected to leave some images of "
+                f"{name} to train on, and to test on; {readable} of those to train on are readable"
             )
-        for part, part_entries in chosen.items():
-            parts.update(dict.fromkeys(part_entries, part))
+        parts |= dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
+        parts |= dict.fromkeys(test, "test")
     return parts
 
 
-def known_before(root: Path, parts: Mapping[Entry, str]) -> list[Entry]:
+def repeated(root: Path, parts: Mapping[Entry, str]) -> list[Entry]:
     """The images to validate or test on whose file, byte for byte, is one to train on, too.
 
-    So are test images that are validation images. The log says how many. Only files of equal size
-    are read.
+    So are test images that are validation images. Only files of equal size are read.
     """
     sizes = {entry: (root / entry.path).stat().st_size for entry in parts}
     counts = Counter(sizes.values())
     first_part: dict[bytes, str] = {}
-    known = []
-    for part in ("train", "val", "test"):
-        found = []
-        for entry in parts:
-            if parts[entry] == part and counts[sizes[entry]] > 1:
-                digest = hashlib.sha256((root / entry.path).read_bytes()).digest()
-                if first_part.setdefault(digest, part) != part:
-                    found.append(entry)
-        if found:
-            purpose = {"val": "validation", "test": "test"}[part]
-            others = "training" if part == "val" else "training or validation"
-            message = "%s: %d %s images, such as %s, are %s images, too, and left out"
-            warn(message, root, len(found), purpose, found[0].path, others)
-        known += found
-    return known
+    repeats = []
+    for entry in sorted(parts, key=lambda entry: ("train", "val", "test").index(parts[entry])):
+        if counts[sizes[entry]] > 1:
+            digest = hashlib.sha256((root / entry.path).read_bytes()).digest()
+            if first_part.setdefault(digest, parts[entry]) != parts[entry]:
+                repeats.append(entry)
+    return repeats

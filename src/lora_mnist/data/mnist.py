@@ -14,13 +14,8 @@ from lora_mnist.data.images import Batch, Images, ImageTensors
 from lora_mnist.data.pictures import open_picture, prepare
 from lora_mnist.errors import one_line
 
-#: Classes of ``torchvision.datasets``, and what files and results call them.
-DATASETS = {
-    "MNIST": "mnist",
-    "FashionMNIST": "fashion_mnist",
-    "KMNIST": "kmnist",
-    "QMNIST": "qmnist",
-}
+#: Classes of ``torchvision.datasets``.
+DATASETS = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST")
 
 
 class MNISTDataModule(ImageDataModule):
@@ -29,13 +24,11 @@ class MNISTDataModule(ImageDataModule):
     Args:
         dataset: class in ``torchvision.datasets``: MNIST, FashionMNIST, KMNIST or QMNIST.
         data_dir: folder that holds (or will hold) ``<dataset>/raw``.
-        name: what files and results call the dataset; ``None``: ``mnist``, ``fashion_mnist``, ...
-        val_size: the last so many training images are held out for validation.
+        name: name of the dataset in files and results; ``None``: ``dataset`` in lower case.
+        val_size: number of training images, the last ones, that are held out for validation.
         val_from: "train", or "test" to hold as many test images out, by a hash of their places: for
             a network that was trained on all training images.
-        mean: of the training pixels, on the scale 0 to 1; ``None``: measured.
-        std: of the training pixels, on the same scale; ``None``: measured.
-        common: the other arguments of :class:`ImageDataModule`.
+        mean, std, common: arguments of :class:`ImageDataModule`; the defaults are MNIST's.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -59,7 +52,7 @@ class MNISTDataModule(ImageDataModule):
         for number, class_name in enumerate(getattr(torchvision.datasets, dataset).classes):
             is_digit = class_name.startswith(f"{number} - ")  # "9 - nine" is called 9
             classes.append(str(number) if is_digit else class_name)
-        super().__init__(name or DATASETS[dataset], classes, 1, mean=mean, std=std, **common)
+        super().__init__(name or dataset.lower(), classes, 1, mean=mean, std=std, **common)
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
         if val_from not in ("train", "test"):
@@ -113,30 +106,27 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     Raises:
         ValueError: if files are missing or damaged, and cannot be downloaded.
     """
-    root = Path(data_dir)
+    root, family = Path(data_dir), getattr(torchvision.datasets, dataset)
+    raw, images = root / dataset / "raw", None
+    # torchvision has no one class for what is missing, damaged or half-written.
+    with suppress(Exception):
+        images = family(root, train=train)
     try:
-        images = getattr(torchvision.datasets, dataset)(root, train=train)
-    except Exception:  # torchvision has no one class for what is missing, damaged or half-written
-        images = _extract(dataset, root, train)
-    labels = images.targets
-    if labels.ndim == 2:  # QMNIST: the class, then where the image came from
-        labels = labels[:, 0].contiguous()
-    return images.data.unsqueeze(1), labels
-
-
-def _extract(dataset: str, root: Path, train: bool) -> Any:
-    """Extract the files, or download them, unless another process has done that meanwhile."""
-    family, raw = getattr(torchvision.datasets, dataset), root / dataset / "raw"
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".lock"):
-            with suppress(Exception):
-                return family(root, train=train)
-            for archive in raw.glob("*.gz"):
-                archive.with_suffix("").unlink(missing_ok=True)
-            return family(root, train=train, download=True)
+        if images is None:
+            raw.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / ".lock"):
+                with suppress(Exception):  # another process may have extracted it meanwhile
+                    images = family(root, train=train)
+                if images is None:
+                    for archive in raw.glob("*.gz"):
+                        archive.with_suffix("").unlink(missing_ok=True)
+                    images = family(root, train=train, download=True)
     except Exception as error:
         raise ValueError(
             f"data_dir={root}: expected the official .gz files in {raw}; some are missing or "
             f"damaged, and no download is possible ({one_line(error)})"
         ) from error
+    labels = images.targets
+    if labels.ndim == 2:  # QMNIST: the class, then where the image came from
+        labels = labels[:, 0].contiguous()
+    return images.data.unsqueeze(1), labels

@@ -86,16 +86,7 @@ class TrainingLoader:
             images = Augmented(images, self.augment)
             place = f"{self.replay_seed} {self.rank} {self.epoch}"
             batches = [(f"{place} {n}", batch) for n, batch in enumerate(batches, self.batch)]
-        is_cuda = self.trainer and self.trainer.strategy.root_device.type == "cuda"
-        loader: DataLoader[Batch] = DataLoader(
-            images,
-            batch_sampler=batches,
-            collate_fn=default_convert,
-            num_workers=self.num_workers,
-            pin_memory=bool(is_cuda),
-            generator=torch.Generator(),  # else it draws from torch's, as dropout does
-        )
-        for batch in loader:
+        for batch in make_loader(images, self.num_workers, self.trainer, batch_sampler=batches):
             self.batch += 1
             yield batch
 
@@ -155,3 +146,18 @@ class TrainingLoader:
 def in_random_order(indices: Tensor, generator: torch.Generator) -> Tensor:
     """``indices``, shuffled."""
     return indices[torch.randperm(len(indices), generator=generator)]
+
+
+def make_loader(
+    images: Images, num_workers: int, trainer: Trainer | None, **order: Any
+) -> DataLoader[Batch]:
+    """torch's DataLoader, in an ``order`` as it takes it, without a random number of torch's."""
+    is_cuda = trainer and trainer.strategy.root_device.type == "cuda"
+    return DataLoader(
+        images,
+        collate_fn=default_convert,
+        num_workers=num_workers,
+        pin_memory=bool(is_cuda),
+        generator=torch.Generator(),  # torch's own is for dropout alone
+        **order,
+    )
