@@ -38,11 +38,11 @@ def images_and_labels(train: bool) -> tuple[Tensor, Tensor]:
     return (dataset.data.unsqueeze(1) / 255 - 0.1307) / 0.3081, dataset.targets
 
 
-def command(*arguments: str) -> str:
-    """Run an entry of the project; return what it prints."""
+def command(*arguments: str) -> None:
+    """Run an entry of the project; what it prints is not shown."""
     line = [*arguments, f"paths.outputs={FOLDER}"]
     print(f"\n$ python {' '.join(line)}", flush=True)
-    return subprocess.check_output([sys.executable, *line], cwd=PROJECT, text=True)
+    subprocess.check_output([sys.executable, *line], cwd=PROJECT)
 
 
 def run(name: str, *arguments: str) -> dict[str, Any]:
@@ -150,8 +150,6 @@ def main() -> None:
         compare("nines and eights, eights off", logits_of(net), ours, 0)
     with lora_disabled(net):
         compare("both off", logits_of(net), logits_of(base()), 0)
-    both = f"adapter=[{NINES},{{path: {EIGHTS}, scale: 0.5}}]"
-    print(command("eval.py", both, "each=true").rstrip())
 
     results = run("on_top", "train.py", "stage=lora", "digit=8", f"adapter={NINES}")
     tested = run("tested", "eval.py", f"adapter={FOLDER / 'on_top'}", "figures=false")
@@ -169,6 +167,7 @@ def main() -> None:
     check(f"removed: {len(plain)} tensors, {len(moved)} changed", not moved)
 
     out = FOLDER / "both.onnx"
+    both = f"adapter=[{NINES},{{path: {EIGHTS}, scale: 0.5}}]"
     command("export.py", both, "format=onnx", f"out={out}")
     images = images_and_labels(train=False)[0].numpy()
     (logits,) = onnxruntime.InferenceSession(out).run(None, {"images": images})

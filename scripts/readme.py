@@ -176,7 +176,6 @@ MADE = {f.__name__: f for f in (repair, naive, lora, demo, sweep)}
 #: By name, a block from what another script printed, where it is not all of that.
 PARTS: dict[str, Callable[[str], str]] = {
     "tour": lambda text: fenced(lines_that_begin(text, ("ok", "note"))),
-    "stacked": lambda text: fenced(table_with(text, "errors with")),
 }
 
 

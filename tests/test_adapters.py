@@ -192,7 +192,7 @@ def test_a_run_brings_its_network_its_data_and_its_base(
     assert (results["mean"], results["dataset"]) == (0.25, "photos")
     done = cli("eval.py", "net.width=6", "adapter=latest", *options, here=here)
     assert done.code == 2  # net=mlp, which has no width
-    done = cli("eval.py", "-m", "adapter=latest", "each=true,false", *options)
+    done = cli("eval.py", "-m", "adapter=latest", "scale=1,0.5", *options)
     assert done.code != 0
     assert "adapter=latest: expected the folder itself in a sweep" in done.err
     assert f"adapter={made}" in done.err

@@ -136,34 +136,15 @@ def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
     assert torch.is_grad_enabled()
 
 
-def test_stacks_adapters_and_tests_each(made: Made, tmp_path: Path) -> None:
+def test_adapters_are_stacked(made: Made, tmp_path: Path) -> None:
     several = f"[{made.run},{{path: {made.run}/adapter, scale: -1, name: minus}}]"
-    with logged("lora_mnist.show.tables") as text:
-        found = evaluate(made.config(f"adapter={several}", "each=true"), Run(tmp_path))
-    assert found["test_base"] == made.results["test_base"]
-    assert list(found["each"]) == ["nines", "minus"]
-    assert found["each"]["nines"] == counted(made.results["test"])
-    assert found["each"]["minus"]["errors"] != found["each"]["nines"]["errors"]
+    results = evaluate(made.config(f"adapter={several}"), Run(tmp_path))
+    assert results["test_base"] == made.results["test_base"]
     # Together they cancel, to rounding.
-    assert abs(found["test"]["errors"] - found["test_base"]["errors"]) <= 2
+    assert abs(results["test"]["errors"] - results["test_base"]["errors"]) <= 2
     adapter = {"path": f"{made.run}/adapter", "scale": -1, "name": "minus"}
-    assert found["adapter"] == [str(made.run), adapter]
-    columns = (found["test_base"], *found["each"].values(), found["test"])
-    lines = text.getvalue().splitlines()
-    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
-    for c, name in enumerate(found["classes"]):
-        assert [name, *(str(outcome["errors_per_class"][c]) for outcome in columns)] in table
-    assert ["all", *(str(outcome["errors"]) for outcome in columns)] in table
-
-
-def test_each_tells_no_logger(made: Made, tmp_path: Path) -> None:
-    """There ``test`` means all adapters together."""
-    several = f"[{made.run},{{path: {made.run}, name: again}}]"
-    found = evaluate(made.config(f"adapter={several}", "each=true", "logger=csv"), Run(tmp_path))
-    lines = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()
-    accuracy = lines[0].split(",").index("test/accuracy")
-    told = {line.split(",")[accuracy] for line in lines[1:]} - {""}
-    assert [float(value) for value in told] == [pytest.approx(found["test"]["accuracy"])]
+    assert results["adapter"] == [str(made.run), adapter]
+    assert results["scales"] == {"nines": 1, "minus": -1}
 
 
 def test_another_base_is_refused_unless_allowed(made: Made, tmp_path: Path) -> None:

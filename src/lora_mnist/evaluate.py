@@ -16,7 +16,6 @@ from lora_mnist.classifier.net import make_net, require_fit
 from lora_mnist.data import make_data
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
-from lora_mnist.lora import lora_names, set_lora_enabled
 from lora_mnist.preprocessing import check_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
@@ -29,7 +28,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
 
     Args:
         cfg: a configuration of ``configs/eval.yaml``; it is not changed. ``cfg.adapter`` is as
-            :mod:`lora_mnist.adapters` says; ``cfg.each`` tests each adapter alone too.
+            :mod:`lora_mnist.adapters` says.
         run: the folder for results.json and the loggers' files, and how the command was typed;
             ``None`` makes a new folder, named by the time.
 
@@ -61,19 +60,8 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         hyperparameters={**settings, "base_sha256": base.sha256},
     )
     with quiet_lightning(), clock.measure("test"):
-        each = {}
-        for name in lora_names(net) if cfg.each else []:
-            # Without loggers: there ``test`` means all adapters together.
-            set_lora_enabled(net, False)
-            set_lora_enabled(net, True, name)
-            quiet = make_trainer(cfg, run, has_loggers=False)
-            quiet.test(module, datamodule=data, verbose=False)
-            each[name] = module.outcomes["test"]
-            set_lora_enabled(net, True)
         trainer.test(module, datamodule=data, verbose=False)
     results = collect_results(cfg, data, net, module.outcomes, clock, base_sha256=base.sha256)
-    if each:
-        results["each"] = each
     results["adapter"] = settings["adapter"]
     results["scales"] = {adapter.name: adapter.scale for adapter in adapters}
     write_results(run.folder, results, module.predictions, data.test_set)

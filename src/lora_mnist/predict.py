@@ -15,19 +15,14 @@ from torch import Tensor, nn
 from lora_mnist.adapters import as_trained, load_adapters, load_base, turn_adapters
 from lora_mnist.classifier.net import make_net, require_fit
 from lora_mnist.data import ImageDataModule, ImageTensors, make_data
-from lora_mnist.data.images import viewable
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
 from lora_mnist.lora import lora_disabled
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
-from lora_mnist.show.figures import draw_predictions
 from lora_mnist.show.tables import print_predictions
 
 log = logging.getLogger(__name__)
-
-#: Pictures in one drawing; more would be too small to see.
-_MOST_DRAWN = 200
 
 
 def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
@@ -37,8 +32,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
 
     Args:
         cfg: a configuration of ``configs/predict.yaml``; it is not changed.
-        run: how the command was typed; predictions leave no files but those that ``cfg.picture``
-            and ``cfg.mistakes`` name.
+        run: how the command was typed; predictions leave no files but those in ``cfg.mistakes``.
 
     Returns:
         For each picture its ``file``, and for ``base`` and ``adapted`` the ``class`` by name, as
@@ -74,12 +68,6 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
             _classify("base", net, data, batch, predictions)
         if adapters:
             _classify("adapted", net, data, batch, predictions)
-        if cfg.picture is not None:
-            drawn = list(viewable(batch[:_MOST_DRAWN]).numpy())
-            title = f"{len(drawn):,} of {len(batch):,} pictures as the network saw them"
-            drawing = draw_predictions(drawn, predictions[:_MOST_DRAWN], title)
-            with config_group("picture"), atomic_write(Path(cfg.picture)) as path:
-                drawing.savefig(path)
         if cfg.mistakes is not None:
             wrong = copied = 0
             for file, prediction in zip(images, predictions, strict=True):

@@ -99,7 +99,6 @@ class FinetuneSettings(TrainSettings):
 class EvalSettings(RunSettings, TurnedSettings):
     """``eval.py``."""
 
-    each: bool
     check: Check | None
 
 
@@ -110,7 +109,6 @@ class PredictSettings(TurnedSettings):
     images: Any
     mistakes: str | None
     json: bool
-    picture: str | None
 
 
 @dataclass

@@ -68,10 +68,10 @@ from lora_mnist.lora import (
 from lora_mnist.preprocessing import check_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
+from lora_mnist.show.changes import named
 from lora_mnist.show.report import write_card
 from lora_mnist.show.run import show_run
 from lora_mnist.show.tables import print_parameters
-from lora_mnist.show.verdict import training_sentence
 from lora_mnist.sweep.command import command_line
 from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
 
@@ -262,9 +262,10 @@ def fit(
             require_validations_in_time(trainer)
     if trainer.is_global_zero:
         print_parameters(module.net)
-        count, has_mistakes = len(data.target_indices), bool(data.mistake_sets)
-        sentence = (count, data.classes, data.targets, data.replay, has_mistakes)
-        _info("%s", training_sentence(cfg.stage, *sentence))
+        trained = {"lora": "an adapter", "pretrain": "a base"}.get(cfg.stage, "the base itself")
+        classes = named(data.classes, data.targets or range(len(data.classes)))
+        images = "mistakes" if data.mistake_sets else f"images of {classes}"
+        _info("training %s on %s %s", trained, f"{len(data.target_indices):,}", images)
     if checkpoint is not None:
         drop_finders(trainer)  # the checkpoint has what they found
         data.batch_size = read_checkpoint(checkpoint)["batch_size"]

@@ -21,7 +21,7 @@ from lora_mnist.progress import TrainerProgress
 from lora_mnist.project import Run
 
 
-def make_trainer(cfg: DictConfig, run: Run, has_loggers: bool = True) -> Trainer:
+def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``.
 
     Callbacks and plugins of ``cfg.trainer`` come beside the configured ones; a logger there takes
@@ -40,7 +40,7 @@ def make_trainer(cfg: DictConfig, run: Run, has_loggers: bool = True) -> Trainer
             with config_group(f"callbacks.{name}"):
                 callbacks.append(instantiate(config))
     loggers: list[Any] = []
-    for name, config in (cfg.logger or {}).items() if has_loggers else ():
+    for name, config in (cfg.logger or {}).items():
         changes = {}
         if "purge_step" in config and cfg.get("resume") is not None:
             # What was logged after the checkpoint is logged again.

@@ -47,18 +47,14 @@ def test_parameters() -> None:
     assert [row[3] for row in rows[1:4]] == ["default", "second", ""]
 
 
-def test_results_of_a_repair_and_of_each_adapter() -> None:
-    text = printed(print_results, results(digit=1, each={"nine": outcome([20, 5])}))
+def test_results_of_a_repair() -> None:
+    text = printed(print_results, results(digit=1))
     assert "test images, * to be repaired" in text
     assert cells(text) == [
         ["class", "repaired", "broken", "base errors", "errors", "change", "images", "errors, 95%"],
         ["cat", "21", "1", "30", "10", "-20", "100", "6-17"],
         ["dog *", "1", "4", "4", "7", "+3", "100", "3-14"],
         ["all", "22", "5", "34", "17", "-17", "200", "11-26"],
-        ["errors with", "base", "nine", "all adapters"],
-        ["cat", "30", "20", "10"],
-        ["dog", "4", "5", "7"],
-        ["all", "34", "25", "17"],
     ]
     assert "\naccuracy: 0.8300 -> 0.9150\n" in text
     assert "\ndog: 4 errors -> 7 (broken 4, may be chance, p = 0.38);" in text
@@ -99,7 +95,7 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
-    found = results(digit=1, each={f"2026-11-25_03-28-52-37720{n}": BASE for n in range(3)})
+    found = results(digit=1)
     found["classes"] = ["c" * 60, "[b]dog"]
     text = printed(print_results, found, to="screen")
     assert "\x1b[32m" in text

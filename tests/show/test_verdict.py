@@ -6,7 +6,7 @@ from typing import Any
 from helpers.runs import outcome, repaired, results
 
 from lora_mnist.show.changes import named
-from lora_mnist.show.verdict import training_sentence, verdict, verdict_text
+from lora_mnist.show.verdict import verdict, verdict_text
 
 GOLDEN = Path(__file__).with_name("verdicts.txt")
 DIGITS = [str(number) for number in range(10)]
@@ -132,13 +132,3 @@ def test_classes_in_a_sentence() -> None:
     assert named(["cat", "dog", "6"], [0, 1]) == "cat and dog"
     assert named([*"abcdefgh"], range(7)) == "7 classes"
     assert named(["9", "shirt - red"], [0, 1]) == "9 and shirt - red"
-
-
-def test_what_is_trained() -> None:
-    assert training_sentence("lora", 5466, DIGITS, [9], 90) == (
-        "training an adapter on 5,466 images of nines and 90 replayed images a step"
-    )
-    assert training_sentence("lora", 57, ["coat", "shirt"], [1]).endswith("57 images of shirt")
-    assert training_sentence("finetune", 31, DIGITS, None, are_mistakes=True) == (
-        "training the base's own weights on 31 mistakes"
-    )

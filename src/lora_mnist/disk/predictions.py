@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # a sweep's report needs no torch
 PREDICTIONS_FILE = "predictions.safetensors"
 
 _SHOWN = 16  # images in a gallery
-_OF_CONFUSION = 8  # images of each confusion: a row of the figure
 _LONGEST = 64  # pixels: larger images are kept smaller
 
 Array = NDArray[Any]
@@ -43,8 +42,7 @@ class Predictions:
     """Labels of N test images, and the predicted classes with their probabilities, all (N,).
 
     ``galleries`` has images by kind, the highest probabilities first: ``repaired`` and ``broken``,
-    or ``wrong`` where there is only a base; ``confused_base`` and ``confused_adapted`` show the
-    largest confusions.
+    or ``wrong`` where there is only a base.
     """
 
     label: Array
@@ -53,12 +51,6 @@ class Predictions:
     adapted: Array | None = None
     adapted_probability: Array | None = None
     galleries: dict[str, Gallery] = field(default_factory=dict)
-
-    def confusion(self, predicted: Array, classes: int) -> Array:
-        """How many images of class ``y`` were predicted to be ``c``, shape (classes, classes)."""
-        counts = np.zeros((classes, classes), dtype=np.int64)
-        np.add.at(counts, (self.label, predicted), 1)
-        return counts
 
     def kinds(self) -> dict[str, Array]:
         """Which images were repaired and which broken, or which are wrong: masks, shape (N,)."""
@@ -69,48 +61,27 @@ class Predictions:
         return {"repaired": after & ~before, "broken": before & ~after}
 
 
-def write_predictions(
-    tensors: "Mapping[str, Tensor]",
-    images: "Images",
-    folder: Path,
-    results: Mapping[str, Any],
-) -> None:
+def write_predictions(tensors: "Mapping[str, Tensor]", images: "Images", folder: Path) -> None:
     """Write the file into a run's folder, whole or not at all.
 
     Args:
         tensors: the fields of :class:`Predictions`, and ``index``: places in ``images``.
         images: the test set.
         folder: the run's folder.
-        results: the content of results.json, which names the confusions.
     """
     from lora_mnist.data.images import viewable  # here: a sweep's report needs no torch
 
     arrays: dict[str, Any] = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
     places = arrays.pop("index")
-    predictions = Predictions(**arrays)
-    side = "base" if predictions.adapted is None else "adapted"
-    probability = arrays[f"{side}_probability"]
-    galleries: dict[str, list[int]] = {}
-    for kind, mask in predictions.kinds().items():
-        chosen = np.flatnonzero(mask)
-        order = np.argsort(-probability[chosen], kind="stable")
-        galleries[kind] = chosen[order][:_SHOWN].tolist()
-    outcomes = {side: results["test"]}
-    if side == "adapted":
-        outcomes["base"] = results.get("test_before", results.get("test_base"))
-    for side, outcome in outcomes.items():
-        galleries[f"confused_{side}"] = []
-        for confusion in outcome["confusions"]:
-            is_it = arrays[side] == confusion["taken_for"]
-            found = np.flatnonzero(is_it & (predictions.label == confusion["label"]))
-            order = np.argsort(-arrays[f"{side}_probability"][found], kind="stable")
-            galleries[f"confused_{side}"] += found[order][:_OF_CONFUSION].tolist()
+    probability = arrays.get("adapted_probability", arrays["base_probability"])
     content = dict(arrays)
-    for kind, of_kind in galleries.items():
-        shown = viewable(images.take(places[of_kind].tolist())[0]).numpy()
-        step = -(-max(shown.shape[-2:]) // _LONGEST)
-        content[f"{kind}.index"] = np.array(of_kind, dtype=np.int64)
-        content[f"{kind}.images"] = np.ascontiguousarray(shown[..., ::step, ::step])
+    for kind, mask in Predictions(**arrays).kinds().items():
+        chosen = np.flatnonzero(mask)
+        chosen = chosen[np.argsort(-probability[chosen], kind="stable")][:_SHOWN]
+        pictures = viewable(images.take(places[chosen].tolist())[0]).numpy()
+        step = -(-max(pictures.shape[-2:]) // _LONGEST)
+        content[f"{kind}.index"] = chosen
+        content[f"{kind}.images"] = np.ascontiguousarray(pictures[..., ::step, ::step])
     with atomic_write(folder / PREDICTIONS_FILE) as path:
         save_file(content, path)
 
@@ -123,10 +94,7 @@ def read_predictions(folder: Path) -> Predictions | None:
     content = load_file(path)
     fields: dict[str, Any] = {key: array for key, array in content.items() if "." not in key}
     predictions = Predictions(**fields)
-    masks = predictions.kinds()
-    for kind in (*masks, "confused_base", "confused_adapted"):
-        if f"{kind}.index" in content:
-            index, images = content[f"{kind}.index"], content[f"{kind}.images"]
-            total = int(masks[kind].sum()) if kind in masks else len(index)
-            predictions.galleries[kind] = Gallery(index, images, total)
+    for kind, mask in predictions.kinds().items():
+        index, images = content[f"{kind}.index"], content[f"{kind}.images"]
+        predictions.galleries[kind] = Gallery(index, images, int(mask.sum()))
     return predictions

@@ -52,7 +52,7 @@ def write_results(
 ) -> None:
     """Write results.json, and the ``predictions`` of the test ``images``, into a run's folder."""
     write_json(folder / RESULTS_FILE, results)
-    write_predictions(predictions, images, folder, results)
+    write_predictions(predictions, images, folder)
 
 
 def collect_results(

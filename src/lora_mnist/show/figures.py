@@ -1,8 +1,8 @@
 """Figures of a run, drawn into ``figures/`` from its results.json and its saved predictions."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -23,9 +23,9 @@ from lora_mnist.show.changes import (
 
 #: Folder of the figures in a run's.
 FIGURES = "figures"
-GRAY, BLUE, GREEN, RED = "#9aa3ad", "#2f7fc1", "#2a9d5c", "#d1495b"
+_GRAY, _BLUE, _GREEN, _RED = "#9aa3ad", "#2f7fc1", "#2a9d5c", "#d1495b"
 #: matplotlib's settings while a figure is drawn.
-STYLE: dict[Any, Any] = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
@@ -58,7 +58,8 @@ def draw_run(
         for kind, gallery in predictions.galleries.items():
             if gallery.total:
                 figures[kind] = draw_gallery(kind, predictions, classes)
-        figures["confusion"] = draw_confusion(predictions, classes)
+        if len(classes) <= _MOST_IN_MATRIX:
+            figures["confusion"] = draw_confusion(predictions, classes)
     for path in (folder / FIGURES).glob("*.png"):
         path.unlink()
     paths = {name: folder / FIGURES / f"{name}.png" for name in figures}
@@ -68,22 +69,37 @@ def draw_run(
     return paths
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(_STYLE)
 def draw_errors(results: Mapping[str, Any]) -> Figure:
     """Bars of each class's errors before and after; of many classes those that changed most."""
     first = "before" if "test_before" in results else "base"
     errors = {first: outcome_before(results)["errors_per_class"]}
     if "test_base" in results:
         errors["adapted"] = results["test"]["errors_per_class"]
-    shown = shown_classes(results, _MOST_BARS)
-    bars = {side: [counts[c] for c in shown] for side, counts in errors.items()}
-    names = [str(results["classes"][c]) for c in shown]
-    title = "errors on the test images"
-    if rest := len(results["classes"]) - len(shown):
-        title += f"\n{rest} others are not shown"
-    figure = _draw_bars(names, bars, title)
-    for label, c in zip(figure.axes[0].get_yticklabels(), shown, strict=True):
+    numbers = shown_classes(results, _MOST_BARS)
+    figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(numbers)), layout="constrained")
+    axes = figure.subplots()
+    places: NDArray[Any] = np.arange(len(numbers))
+    height = 0.8 / len(errors)
+    names = [_shortened(str(results["classes"][c]), 31) for c in numbers]
+    axes.set_yticks(places + (0.8 - height) / 2, names)
+    for label, c in zip(axes.get_yticklabels(), numbers, strict=True):
         label.set_fontweight("bold" if c in targets_of(results) else "normal")
+    for side, counts in errors.items():
+        color = _BLUE if side == "adapted" else _GRAY
+        bars = axes.barh(places, [counts[c] for c in numbers], height, color=color, label=side)
+        axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=8)
+        places = places + height
+    axes.invert_yaxis()
+    axes.margins(x=0.12, y=0.01)  # room for the numbers, which stand for a scale
+    axes.tick_params(left=False, bottom=False, labelbottom=False)
+    axes.spines["bottom"].set_visible(False)
+    title = "errors on the test images"
+    if others := len(results["classes"]) - len(numbers):
+        title += f"\n{others} others are not shown"
+    axes.set_title(title, loc="left")
+    if len(errors) > 1:
+        figure.legend(ncols=2, frameon=False, loc="outside lower right")
     return figure
 
 
@@ -96,7 +112,7 @@ def draw_dial(results: Mapping[str, Any]) -> Figure:
     return draw_front({"adapter": curve}, "adapter", "all classes", "")
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(_STYLE)
 def draw_front(
     dials: Mapping[str, Mapping[str, Any]], advised: str, target: str, others: str
 ) -> Figure:
@@ -120,13 +136,13 @@ def draw_front(
     base, place = scales.index(0), scales.index(dial["advised"])
     marker: Any = {"marker": "o", "ms": 11, "ls": "", "zorder": 1}
     text = f"advised: {advised} at scale {dial['advised']:g}"
-    axes.plot(xs[place], ys[place], color=GREEN, label=text, **marker)
+    axes.plot(xs[place], ys[place], color=_GREEN, label=text, **marker)
     axes.plot(xs[base], ys[base], color="black", label="base", **{**marker, "marker": "s", "ms": 8})
     if others:
         every = xs[base] + ys[base]
         label = "as many errors in all as the base"
         limits = axes.get_xlim(), axes.get_ylim()
-        axes.plot([every, 0], [0, every], color=GRAY, ls="--", lw=1, label=label)
+        axes.plot([every, 0], [0, every], color=_GRAY, ls="--", lw=1, label=label)
         axes.set(xlim=limits[0], ylim=limits[1])
     axes.set_ylim(bottom=0)
     axes.set(xlabel=f"errors on {others}" if others else "scale", ylabel=f"errors on {target}")
@@ -137,43 +153,35 @@ def draw_front(
     return figure
 
 
-@matplotlib.rc_context(STYLE)
+@matplotlib.rc_context(_STYLE)
 def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """Which class is taken for which: images by class and prediction, or what changed in them.
+    """How many images of each class get each prediction, or how an adapter changes that.
 
-    Few classes have a matrix, what is good in green, what is bad in red; of many classes bars show
-    the pairs that changed most.
+    Good is green and bad is red.
     """
-    base = predictions.confusion(predictions.base, len(classes))
-    counts, title, is_change = base, "images of each class by their prediction", False
+    title, meaning, sign = (
+        "images of each class by their prediction",
+        "green: right, red: wrong",
+        "",
+    )
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(counts, (predictions.label, predictions.base), 1)
     if predictions.adapted is not None:
-        adapted = predictions.confusion(predictions.adapted, len(classes))
-        counts, title, is_change = adapted - base, "what changed: images, adapted - base", True
-    right = np.eye(len(counts), dtype=bool)
-    if len(classes) > _MOST_IN_MATRIX:
-        sizes = np.where(right, 0, np.abs(counts))
-        order = np.argsort(-sizes, axis=None, kind="stable")[:_MOST_BARS]
-        pairs = [divmod(int(place), len(classes)) for place in order if sizes.flat[place]]
-        sides = {"base": [base[pair] for pair in pairs]}
-        if is_change:
-            sides["adapted"] = [adapted[pair] for pair in pairs]
-        names = []
-        for label, prediction in pairs:
-            ends = [_shortened(classes[c], 14) for c in (label, prediction)]
-            names.append(" → ".join(ends))
-        which = "largest changes of confusions" if is_change else "largest confusions"
-        return _draw_bars(names, sides, f"{which}\nimages: what it is → the prediction")
+        title, meaning = "what changed: images, adapted - base", "green: better, red: worse"
+        counts, sign = -counts, "+"
+        np.add.at(counts, (predictions.label, predictions.adapted), 1)
     # On one scale with thousands of right predictions the few wrong ones would not be seen.
+    right = np.eye(len(counts), dtype=bool)
     size = np.abs(counts)
     most = np.where(right, size[right].max(initial=1), size[~right].max(initial=1))
     good = np.where(right, counts, -counts)
     side = max(0.42 * len(counts), 3)
     figure = Figure(figsize=(side + 1.6, side + 1.2), layout="constrained")
     axes = figure.subplots()
-    colors = LinearSegmentedColormap.from_list("errors", [RED, "white", GREEN])
+    colors = LinearSegmentedColormap.from_list("errors", [_RED, "white", _GREEN])
     axes.imshow(np.sign(good) * np.sqrt(np.abs(good) / most), cmap=colors, vmin=-1.4, vmax=1.4)
     for row, column in zip(*np.nonzero(counts), strict=True):
-        text = f"{counts[row, column]:{'+' if is_change else ''},}"
+        text = f"{counts[row, column]:{sign},}"
         axes.text(column, row, text, ha="center", va="center", fontsize=7)
     places = range(len(counts))
     axes.set_yticks(places, [_shortened(name) for name in classes])
@@ -181,107 +189,38 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("prediction")
-    meaning = "green: better, red: worse" if is_change else "green: right, red: wrong"
     axes.set_title(f"{title}\n{meaning}", loc="left")
     return figure
 
 
+@matplotlib.rc_context(_STYLE)
 def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """Images of one kind of ``predictions.galleries``, and under each two predictions."""
+    """Images of one kind of ``predictions.galleries`` in rows, each above two predictions."""
     gallery = predictions.galleries[kind]
-    title = f"{kind}: {len(gallery.images):,} of {gallery.total:,} images"
-    if kind.startswith("confused_"):
-        title = f"largest confusions, {kind.removeprefix('confused_')}"
-    first: Any = predictions.label
-    then: Any = predictions.base
-    meaning = "what it is → the prediction"
-    if kind == "confused_adapted":
-        then = predictions.adapted
-    elif kind in ("repaired", "broken"):
-        first, then = predictions.base, predictions.adapted
-        meaning = "predictions: base → adapted"
-    captions = []
-    for image in gallery.index:
-        names = [_shortened(classes[side[image]], 9) for side in (first, then)]
-        captions.append((" → " if len("".join(names)) < 8 else " →\n").join(names))
-    return _draw_images(gallery.images, captions, f"{title}\n{meaning}", _WIDTH / _COLUMNS)
-
-
-def draw_predictions(
-    images: Sequence[Any], predictions: Sequence[Mapping[str, Any]], title: str
-) -> Figure:
-    """Pictures as the network saw them, with name, and class and probability of each side.
-
-    ``images`` are uint8 arrays, (channels, height, width), in the order of ``predictions``, which
-    are those of :func:`lora_mnist.predict.predict`.
-    """
-    captions, colors = [], []
-    for prediction in predictions:
-        sides = [side for side in ("base", "adapted") if side in prediction]
-        lines = [_shortened(PurePath(prediction["file"]).name)]
-        for side in sides:
-            name = _shortened(prediction[side]["class"], 11)
-            lines.append(f"{side} {name}  {prediction[side]['probability']:.2f}")
-        differs = len({prediction[side]["class"] for side in sides}) > 1
-        captions.append("\n".join(lines) + (" ≠" if differs else ""))
-        colors.append(RED if differs else "black")
-    if differing := colors.count(RED):
-        title += f"\n≠ base and adapted differ: {differing:,}"
-    return _draw_images(images, captions, title, 1.5, colors)
-
-
-@matplotlib.rc_context(STYLE)
-def _draw_images(
-    images: Iterable[Any],
-    captions: Sequence[str],
-    title: str,
-    inches: float,
-    colors: Sequence[str] | None = None,
-) -> Figure:
-    """Images, uint8, (channels, height, width), in rows, each in a square of so many inches."""
-    columns = min(max(len(captions), 4), _COLUMNS)  # the title needs its room
-    rows = math.ceil(len(captions) / columns)
-    lines = max(caption.count("\n") + 1 for caption in captions)
-    down = 1 + 0.15 * lines / inches  # of a square and what stands below it
-    head = 0.6
+    before, after, meaning = predictions.base, predictions.adapted, "predictions: base → adapted"
+    if after is None:
+        before, after, meaning = predictions.label, predictions.base, "what it is → the prediction"
+    columns = min(max(len(gallery.images), 4), _COLUMNS)  # the title needs its room
+    rows = math.ceil(len(gallery.images) / columns)
+    inches, down, head = _WIDTH / _COLUMNS, 1.4, 0.6  # a row is 1.4 squares high, with its captions
     size = (columns * inches, head + rows * down * inches)
     figure = Figure(figsize=size)
+    title = f"{kind}: {len(gallery.images):,} of {gallery.total:,} images\n{meaning}"
     figure.text(0.01, 1 - 0.08 / size[1], title, va="top", fontsize=10)
     # One pair of axes for all: matplotlib takes its time for each.
     axes = figure.add_axes((0, 0, 1, 1 - head / size[1]))
     axes.axis("off")
-    for place, image in enumerate(images):
+    for place, (image, pixels) in enumerate(zip(gallery.index, gallery.images, strict=True)):
         y, x = place // columns * down, place % columns
-        pixels = np.moveaxis(image, 0, -1)
+        pixels = np.moveaxis(pixels, 0, -1)
         pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
         height, width = 0.92 * np.array(pixels.shape[:2]) / max(pixels.shape[:2])
         left, top = x + (1 - width) / 2, y + (1 - height) / 2
         axes.imshow(pixels, extent=(left, left + width, top + height, top))
-        color = colors[place] if colors else "black"
-        axes.text(x + 0.5, y + 1, captions[place], ha="center", va="top", fontsize=8, color=color)
+        names = [_shortened(classes[side[image]], 9) for side in (before, after)]
+        caption = (" → " if len("".join(names)) < 8 else " →\n").join(names)
+        axes.text(x + 0.5, y + 1, caption, ha="center", va="top", fontsize=8)
     axes.set(xlim=(0, columns), ylim=(rows * down, 0), aspect="auto")
-    return figure
-
-
-def _draw_bars(names: Sequence[str], sides: Mapping[str, Sequence[int]], title: str) -> Figure:
-    """A bar of each side for each of ``names``, from top to bottom, with its number."""
-    figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    places: NDArray[Any] = np.arange(len(names))
-    height = 0.8 / len(sides)
-    axes.set_yticks(places + (0.8 - height) / 2, [_shortened(name, 31) for name in names])
-    for side, lengths in sides.items():
-        color = BLUE if side == "adapted" else GRAY
-        bars = axes.barh(places, lengths, height, color=color, label=side)
-        axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=8)
-        places = places + height
-    axes.invert_yaxis()
-    axes.margins(x=0.12, y=0.01)  # room for the numbers, which stand for a scale
-    axes.tick_params(left=False, bottom=False, labelbottom=False)
-    axes.spines["bottom"].set_visible(False)
-    axes.set_title(title, loc="left")
-    if len(sides) > 1:
-        figure.legend(ncols=2, frameon=False, loc="outside lower right")
     return figure
 
 

@@ -116,16 +116,6 @@ def _results_parts(results: Mapping[str, Any], folder: Path | None) -> list[Rend
     table.rows[-2].end_section = True
     before = f"{outcome_before(results)['accuracy']:.4f} -> " if is_repair else ""
     parts: list[RenderableType] = [table, f"accuracy: {before}{test['accuracy']:.4f}"]
-    if "each" in results:
-        sides = {"base": results["test_base"], **results["each"], "all adapters": test}
-        table = _table("errors with", sides)
-        for row in rows:
-            errors = []
-            for side in sides.values():
-                errors.append(str(sum(side["errors_per_class"][c] for c in row.classes)))
-            table.add_row(Text(row.name), *errors)
-        table.rows[-2].end_section = True
-        parts.append(table)
     sentence = Text()
     for phrase in verdict(results, folder):
         if phrase.mood == "advice":

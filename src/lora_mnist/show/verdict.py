@@ -4,7 +4,7 @@ Numbers have thousands separators. Digits are called as people call them, ``nine
 other classes go by their names.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,6 @@ from lora_mnist.show.changes import (
     rest_of,
     targets_of,
 )
-
-
-def training_sentence(
-    stage: str,
-    images: int,
-    classes: Sequence[str],
-    targets: Sequence[int] | None,
-    replay: int = 0,
-    are_mistakes: bool = False,
-) -> str:
-    """The line at the start of a run: what is trained, and on which images."""
-    trained = {"pretrain": "a base", "lora": "an adapter"}.get(stage, "the base's own weights")
-    what = f"images of {named(classes, targets or range(len(classes)))}"
-    if are_mistakes:
-        what = "mistakes"
-    replayed = f" and {replay:,} replayed images a step" if replay else ""
-    return f"training {trained} on {images:,} {what}{replayed}"
 
 
 def verdict(results: Mapping[str, Any], folder: Path | None = None) -> list[Phrase]:
