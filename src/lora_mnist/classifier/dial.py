@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_mnist.classifier.metrics import Evaluation
-from lora_mnist.lora import lora_disabled, named_adapters
+from lora_mnist.classifier.metrics import evaluation_of
+from lora_mnist.lora import named_adapters
 
 #: An adapter that breaks much has its best place near 0; further up the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.2)
@@ -89,7 +89,9 @@ def quick_dial(
     """
     passes = 0
     if predictions is None:
-        predictions = _both_predictions(model, batches(None), name)
+        evaluation = evaluation_of(model, batches(None), has_base=True, adapter=name)
+        evaluation.compute()
+        predictions = evaluation.predictions
         passes = 2 * len(predictions["label"])
     known = {key: tensor.cpu() for key, tensor in predictions.items()}
     label = known["label"]
@@ -188,25 +190,6 @@ def predictions_at(
     if not labels:
         raise ValueError("batches: expected at least one batch of images and labels")
     return torch.cat(predictions, dim=1), torch.cat(labels)
-
-
-def _both_predictions(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], name: str | None
-) -> dict[str, Tensor]:
-    """What the network predicts without the adapter and with it, as a validation leaves it."""
-    evaluation: Evaluation | None = None
-    for images, labels in batches:
-        with lora_disabled(model, name):
-            base_logits = model(images)
-        logits = model(images)
-        if evaluation is None:
-            evaluation = Evaluation(logits.shape[1]).to(logits.device)
-            evaluation.sync_on_compute = False
-        evaluation.update(logits, labels, base_logits)
-    if evaluation is None:
-        raise ValueError("batches: expected at least one batch of images and labels")
-    evaluation.compute()
-    return evaluation.predictions
 
 
 def _is_target(labels: Tensor, targets: Sequence[int] | None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_mnist.errors import is_number
+from lora_mnist.errors import require_number
 
 
 def hinge(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
@@ -46,7 +46,7 @@ def weighted_mean(losses: Tensor, is_target: Tensor, target_weight: float) -> Te
 
 
 class Loss(nn.Module):
-    """The loss of a training batch: right classes, and the base's own outputs where they count.
+    """The loss of a training batch: right classes, and outputs that stay near the base's.
 
     ``mean over images of fit(z, y) + distill * [not replayed] * distillation(z, z_base)``,
     where ``fit`` is :func:`hinge` or the cross-entropy ``-log softmax(z)_y``, which is zero only at
@@ -54,7 +54,7 @@ class Loss(nn.Module):
 
     Args:
         fit: "cross_entropy" or "hinge".
-        margin: of :func:`hinge`, >= 0; ``None``: 1.
+        margin: the margin of :func:`hinge`, >= 0; ``None``: 1.
         distill: weight of :func:`distillation`, on images that are not replayed; >= 0, 0 for none.
         target_weight: see :func:`weighted_mean`; ``None``: each image counts alike.
 
@@ -72,13 +72,11 @@ class Loss(nn.Module):
         super().__init__()
         if fit not in ("cross_entropy", "hinge"):
             raise ValueError(f"fit={fit}: expected one of cross_entropy, hinge")
-        for name, value, least, most in (
-            ("margin", margin, 0, 1e6),
-            ("distill", distill, 0, 1e6),
-            ("target_weight", target_weight, 0, 1),
-        ):
-            if value is not None and not (is_number(value) and least <= value <= most):
-                raise ValueError(f"{name}={value}: expected a number from {least:g} to {most:g}")
+        require_number("distill", distill, 0, 1e6)
+        if margin is not None:
+            require_number("margin", margin, 0, 1e6)
+        if target_weight is not None:
+            require_number("target_weight", target_weight, 0, 1)
         if margin is not None and fit != "hinge":
             raise ValueError(f"margin={margin}: expected null, since fit={fit} has no margin")
         self.fit = fit
@@ -91,8 +89,8 @@ class Loss(nn.Module):
     ) -> Tensor:
         """The loss of a batch, a scalar.
 
-        ``base_logits`` are needed where ``distill`` is not 0; so many images as ``replayed`` says,
-        the last of the batch, are replayed.
+        ``base_logits`` are needed where ``distill`` is not 0. The last ``replayed`` images of the
+        batch are replayed.
         """
         is_target = torch.arange(len(labels), device=labels.device) < len(labels) - replayed
         if self.fit == "hinge":

@@ -31,9 +31,9 @@ class Evaluation(Metric):
     :class:`lora_mnist.data.ImageDataModule` shares them out.
 
     Attributes:
-        predictions: those that were counted last, tensors of shape (N,) in the order of the
-            images: ``index`` and ``label`` of each, the classes that ``base`` and ``adapted``
-            predict, with ``base_probability`` and ``adapted_probability``.
+        predictions: the predictions that :meth:`compute` counted last, tensors of shape (N,) in the
+            order of the images: ``index`` and ``label`` of each, the classes that ``base`` and
+            ``adapted`` predict, with ``base_probability`` and ``adapted_probability``.
     """
 
     label: list[Tensor]
@@ -68,15 +68,16 @@ class Evaluation(Metric):
             getattr(self, name).append(values)
 
     def compute(self) -> dict[str, dict[str, Any]]:
-        """Errors of ``base`` and ``adapted`` as in results.json: numbers and lists of numbers.
+        """Errors of ``base`` and ``adapted`` as in results.json.
 
-        ``errors_interval_per_class`` are 95% intervals, see :func:`.significance.wilson`; ``loss``
-        is the mean cross-entropy in nats, whatever training minimises; ``None`` where it is not
-        finite, for which JSON has no number. An image is ``repaired`` if the base gets it wrong and
-        the adapted network right; ``broken`` is the reverse: ``errors = errors of the base -
-        repaired + broken``; ``p_value`` is :func:`.significance.mcnemar` of the two.
-        ``negative_flip_rate`` is ``broken`` as a share of all images: Yan et al. 2021,
-        "Positive-Congruent Training", arXiv:2011.09161.
+        Returns:
+            Both with ``loss``, the mean cross-entropy in nats, ``None`` where it is not finite;
+            ``accuracy``; ``errors``; ``errors_per_class``; ``errors_interval_per_class``, 95%
+            intervals (:func:`.significance.wilson`); ``images_per_class``; and the largest
+            ``confusions``. ``adapted`` also with ``repaired``, images that the base gets wrong and
+            the adapted network right; ``broken``, the reverse; both per class; ``p_value`` of the
+            two (:func:`.significance.mcnemar`); and ``negative_flip_rate``, ``broken`` as a share
+            of all images (Yan et al. 2021, "Positive-Congruent Training", arXiv:2011.09161).
         """
         tensors = {}
         for name in _COLUMNS:
@@ -147,18 +148,39 @@ class Evaluation(Metric):
 
 
 @torch.no_grad()
+def evaluation_of(
+    net: Any,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int | None = None,
+    has_base: bool = False,
+    adapter: str | None = None,
+) -> Evaluation:
+    """The evaluation of ``net`` on ``batches``, in this process alone.
+
+    With ``has_base`` it stands beside its base: ``net`` without ``adapter``, or without all of its
+    adapters. ValueError, if there is no batch.
+    """
+    evaluation: Evaluation | None = None
+    base_logits = None
+    for images, labels in batches:
+        if has_base:
+            with lora_disabled(net, adapter):
+                base_logits = net(images)
+        logits = net(images)
+        if evaluation is None:
+            evaluation = Evaluation(num_classes or logits.shape[1]).to(logits.device)
+            evaluation.sync_on_compute = False
+        evaluation.update(logits, labels, base_logits)
+    if evaluation is None:
+        raise ValueError("batches: expected at least one batch of images and labels")
+    return evaluation
+
+
 def count_errors(
     net: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
 ) -> dict[str, Any]:
-    """The outcome of a network on ``batches``, as in results.json; in this process alone."""
-    evaluation: Evaluation | None = None
-    for images, labels in batches:
-        if evaluation is None:
-            evaluation = Evaluation(num_classes).to(images.device)
-            evaluation.sync_on_compute = False
-        evaluation.update(net(images), labels)
-    assert evaluation is not None
-    return evaluation.conclude("counted")["counted"]
+    """The outcome of a network on ``batches``, as in results.json."""
+    return evaluation_of(net, batches, num_classes).compute()["base"]
 
 
 #: With more classes only those to repair have a curve of their own.
@@ -173,7 +195,7 @@ def scalars(
 ) -> dict[str, float]:
     """The numbers of ``split`` and of its base that loggers get, by tag.
 
-    With ``names`` each class has a curve; of very many classes only those to repair have one.
+    With ``names`` each class has a curve; among many classes only those to repair have one.
     """
     classes: Sequence[int] = range(len(names))
     if len(names) > _MOST_CURVES:
@@ -198,7 +220,6 @@ def scalars(
     return tags
 
 
-@torch.no_grad()
 def compare_errors(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int | None = None
 ) -> dict[str, Any]:
@@ -213,24 +234,9 @@ def compare_errors(
         num_classes: number of classes; ``None`` takes the number of logits.
 
     Returns:
-        ``base`` and ``adapted``, each with ``loss``, ``accuracy``, ``errors``,
-        ``errors_per_class``, their 95% Wilson intervals ``errors_interval_per_class``,
-        ``images_per_class`` and the largest ``confusions``; ``adapted`` also with ``repaired``,
-        ``broken``, its share of all images ``negative_flip_rate``, McNemar's exact ``p_value`` of
-        the two, ``repaired_per_class`` and ``broken_per_class``.
+        ``base`` and ``adapted``, as :meth:`Evaluation.compute` describes them.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or there is no batch.
     """
-    evaluation: Evaluation | None = None
-    for images, labels in batches:
-        with lora_disabled(model):
-            base_logits = model(images)
-        logits = model(images)
-        if evaluation is None:
-            evaluation = Evaluation(num_classes or logits.shape[1]).to(logits.device)
-        evaluation.update(logits, labels, base_logits)
-    if evaluation is None:
-        raise ValueError("batches: expected at least one batch of images and labels")
-    outcomes = evaluation.conclude("adapted")
-    return {"base": outcomes["adapted_base"], "adapted": outcomes["adapted"]}
+    return evaluation_of(model, batches, num_classes, has_base=True).compute()

@@ -16,7 +16,7 @@ from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation, scalars
 from lora_mnist.data import Batch, ImageDataModule
 from lora_mnist.disk.base import Base
-from lora_mnist.errors import TrainingError, UserError, config_group, is_number
+from lora_mnist.errors import TrainingError, UserError, config_group, require_number
 from lora_mnist.lora import (
     lora_adapters,
     lora_disabled,
@@ -37,37 +37,37 @@ _STATES = ("state_dict", "current_model_state")
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
-    Logs ``train/loss``, the mean over the last ``log_every_n_steps`` steps, and what
-    :func:`.metrics.scalars` says of ``val`` and ``test``.
+    Logs ``train/loss``, the mean over the last ``log_every_n_steps`` steps, and the numbers of
+    :func:`.metrics.scalars` for ``val`` and ``test``.
 
     Args:
         net: network from images, (N, channels, height, width) float32, to logits,
             (N, num_classes). With LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and
             kept in checkpoints.
         num_classes: number of classes.
-        loss: what training minimises; ``None``: the cross-entropy.
+        loss: the loss to minimise; ``None``: the cross-entropy.
         optimizer: makes the optimizer from the parameters to train and ``lr``.
         lr: learning rate.
-        lr_ratio: the learning rate of ``lora_B`` over ``lr``, finite and > 0: LoRA+, Hayou et al.
-            2024, section 4, arXiv:2402.12354.
-        replay: images at the end of each training batch that are replayed, over all processes.
+        lr_ratio: the learning rate of ``lora_B`` over ``lr``: LoRA+, Hayou et al. 2024, section 4,
+            arXiv:2402.12354.
+        replay: replayed images at the end of each training batch, over all processes.
         scheduler: makes the schedule of the rate from the optimizer; ``None``: it is constant.
         schedule: when that steps, as Lightning's ``lr_scheduler`` has it; ``None``: once a batch.
         base_tensors: the base's by name, where ``net`` itself is fine-tuned and changes them.
-        adapter: the name of the adapter that is trained on top of others, which then belong to what
-            it is compared with; ``None``: all adapters are compared with the base.
-        class_names: for the loggers.
+        adapter: name of the adapter to train on top of others, which then belong to the network
+            that it is compared with; ``None``: all adapters are compared with the base.
+        class_names: names of the classes, for the loggers.
         targets: the classes to repair, for the loggers.
-        hyperparameters: plain values to keep in checkpoints and to tell the loggers.
+        hyperparameters: plain values for checkpoints and loggers.
 
     Attributes:
-        base_logits: by split, what the base gives for each batch, the same in every evaluation.
-        outcomes: by split, what its last evaluation found, as it stands in results.json.
-        predictions: of the last test, for each image; see :class:`.metrics.Evaluation`.
-        validated_at: the step at which ``outcomes["val"]`` was found; ``None`` before.
+        base_logits: by split, the base's logits of each batch, the same in every evaluation.
+        outcomes: by split, the outcome of the last evaluation, as in results.json.
+        predictions: predictions of the last test; see :class:`.metrics.Evaluation`.
+        validated_at: the step of ``outcomes["val"]``; ``None`` before.
 
     Raises:
-        ValueError: if ``lr_ratio`` is out of range, or has no effect.
+        ValueError: if ``lr`` or ``lr_ratio`` is out of range, or ``lr_ratio`` has no effect.
         TrainingError: in training, if the loss is not finite.
     """
 
@@ -90,8 +90,8 @@ class ClassifierModule(LightningModule):
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not is_number(lr_ratio) or lr_ratio <= 0:
-            raise ValueError(f"lr_ratio={lr_ratio}: expected a finite number > 0")
+        require_number("lr", lr, 0, 1e30)
+        require_number("lr_ratio", lr_ratio, 1e-6, 1e6)
         trained = [name for name, p in net.named_parameters() if p.requires_grad]
         if lr_ratio != 1 and not any(name.endswith("lora_B") for name in trained):
             raise ValueError(f"lr_ratio={lr_ratio}: expected 1, since no lora_B is trained")
@@ -124,7 +124,7 @@ class ClassifierModule(LightningModule):
         return logits
 
     def base(self, images: Tensor) -> Tensor | None:
-        """What the base gives for normalised images: logits, (N, num_classes), no gradient."""
+        """The base's logits, (N, num_classes), of normalised images; no gradient."""
         if not self.has_lora and self.base_tensors is None:
             return None
         with torch.no_grad():
@@ -139,15 +139,12 @@ class ClassifierModule(LightningModule):
             return logits
 
     def configure_optimizers(self) -> Any:
-        lora_B: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
+        by_rate: dict[float, list[nn.Parameter]] = {self.lr: []}
         for name, parameter in self.net.named_parameters():
             if parameter.requires_grad:
-                is_faster = self.lr_ratio != 1 and name.endswith("lora_B")
-                (lora_B if is_faster else others).append(parameter)
-        groups: list[dict[str, Any]] = [{"params": others}]
-        if lora_B:
-            groups.append({"params": lora_B, "lr": self.lr * self.lr_ratio})
+                rate = self.lr * self.lr_ratio if name.endswith("lora_B") else self.lr
+                by_rate.setdefault(rate, []).append(parameter)
+        groups = [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
         with config_group("optimizer"):
             optimizer = self.optimizer(groups, lr=self.lr)
         if self.scheduler is None:
@@ -202,7 +199,7 @@ class ClassifierModule(LightningModule):
         evaluation.update(self(images), labels, base_logits[batch_idx])
 
     def _conclude(self, split: str) -> None:
-        """Keep what was counted, over all processes, and log it."""
+        """Keep and log the outcome of a split, over all processes."""
         evaluation: Any = self.evaluations[split]
         outcomes = evaluation.conclude(split)
         if self.trainer.sanity_checking:
@@ -244,8 +241,7 @@ def make_module(
 ) -> ClassifierModule:
     """The module that trains ``net`` with loss, optimizer and schedule as ``cfg`` has them.
 
-    ``adapter`` is the name of the one that is trained; others on ``net`` belong to what it is
-    compared with.
+    ``base`` and ``adapter`` are as for :class:`ClassifierModule`.
     """
     _require_fit_together(cfg, data)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
@@ -253,9 +249,6 @@ def make_module(
     settings |= {"classes": data.classes, "data_sha256": dict(data.sha256)}
     with config_group("loss"):
         loss = instantiate(cfg.loss, _convert_="all")
-    lr = cfg.optimizer.lr
-    if not is_number(lr) or lr < 0:
-        raise UserError(f"optimizer.lr={lr}: expected a finite number >= 0")
     with config_group("optimizer"):
         arguments = {k: v for k, v in cfg.optimizer.items() if k not in ("lr", "lr_ratio")}
         optimizer = instantiate(arguments, _convert_="all")  # else checkpoints hold what is no list
@@ -271,7 +264,7 @@ def make_module(
             len(data.classes),
             loss=loss,
             optimizer=optimizer,
-            lr=float(lr),
+            lr=cfg.optimizer.lr,
             lr_ratio=cfg.optimizer.lr_ratio,
             replay=data.replay,
             scheduler=scheduler,
@@ -295,12 +288,6 @@ def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
-    clip, precision = cfg.trainer.get("gradient_clip_val"), str(cfg.trainer.get("precision"))
-    if clip and "16" in precision and cfg.optimizer.get("fused"):
-        raise UserError(
-            "optimizer.fused=true: expected optimizer.fused=null, since fused steps do not allow "
-            f"trainer.gradient_clip_val={clip} with trainer.precision={precision}"
-        )
     if cfg.stage == "pretrain":
         for key in ("loss.distill", "data.mistakes"):
             if value := OmegaConf.select(cfg, key):
@@ -317,19 +304,13 @@ def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
 def adapter_norms(net: nn.Module) -> dict[str, float]:
     """The size of what the last adapter adds to each weight, ``||scaling * lora_B @ lora_A||_F``.
 
-    It is computed from two matrices of rank x rank, without the product:
-    ``||B A||_F^2 = tr((B^T B) (A A^T))``.
-
     Returns:
         The norms by tag, ``adapter/norm/<layer>``; with many layers one, of all together.
     """
     norms = {}
     for name, weight in lora_weights(net).items():
-        adapter = weight.adapters[-1]
-        A, B = (factor.flatten(1).float() for factor in adapter.factors())
-        square = ((B.T @ B) * (A @ A.T)).sum().clamp(min=0)
-        norm = adapter.scaling * adapter.scale * float(square.sqrt())
-        norms[f"adapter/norm/{name}"] = norm
+        update = weight.adapters[-1](torch.zeros_like(weight.base))
+        norms[f"adapter/norm/{name}"] = update.norm().item()
     if len(norms) > _MOST_LAYERS:
         return {"adapter/norm/all layers": math.hypot(*norms.values())}
     return norms

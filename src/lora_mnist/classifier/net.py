@@ -22,11 +22,8 @@ class MLP(nn.Module):
 
     Args:
         in_features: number of input values per image, all dimensions but the first.
-        hidden_sizes: width of each hidden layer, all >= 1.
+        hidden_sizes: width of each hidden layer.
         num_classes: number of logits.
-
-    Raises:
-        ValueError: if a size is not an integer >= 1.
     """
 
     def __init__(
@@ -37,8 +34,6 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [in_features, *hidden_sizes, num_classes]
-        if not all(isinstance(size, int) and size >= 1 for size in sizes):
-            raise ValueError(f"hidden_sizes={list(hidden_sizes)}: expected integers >= 1")
         self.depth = len(sizes) - 1
         for number, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
             self.add_module(f"linear{number}", nn.Linear(fan_in, fan_out))
@@ -62,12 +57,9 @@ class CNN(nn.Module):
 
     Args:
         in_channels: channels of the images.
-        channels: output channels of each convolution, all >= 1.
+        channels: output channels of each convolution.
         image_size: height and width of the images, at least ``2 ** len(channels)``.
         num_classes: number of logits.
-
-    Raises:
-        ValueError: if a size is not an integer >= 1, or the images are too small.
     """
 
     def __init__(
@@ -78,15 +70,10 @@ class CNN(nn.Module):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        sizes = [in_channels, *channels]
-        if not channels or not all(isinstance(size, int) and size >= 1 for size in sizes):
-            raise ValueError(f"channels={list(channels)}: expected integers >= 1")
         self.depth = len(channels)
-        for number, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
+        for number, (fan_in, fan_out) in enumerate(pairwise([in_channels, *channels]), start=1):
             self.add_module(f"conv{number}", nn.Conv2d(fan_in, fan_out, 3, padding=1))
         side = image_size >> self.depth  # pooling rounds down
-        if side < 1:
-            raise ValueError(f"image_size={image_size}: expected at least {2**self.depth}")
         self.linear1 = nn.Linear(channels[-1] * side * side, num_classes)
         self.relu = nn.ReLU()
         self.pool = nn.MaxPool2d(2)
@@ -103,7 +90,7 @@ class CNN(nn.Module):
 def make_net(cfg: DictConfig) -> nn.Module:
     """The network of ``cfg.net``, with fresh weights.
 
-    A class of one's own is looked up in the folder where the command was started.
+    Python also looks for its class in the folder where the command was started.
     """
     path = list(sys.path)
     sys.path.append(str(cfg.paths.here))
