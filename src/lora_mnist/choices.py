@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.checks import require_validation
-from lora_mnist.classifier.metrics import count_errors
+from lora_mnist.classifier.metrics import evaluation_of
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.checkpoint import recorded_seed
 from lora_mnist.errors import UserError, config_group, is_number
@@ -63,7 +63,7 @@ def choose_images(
         with on_device(net, trainer.strategy.root_device) as device:
             batches = data.batches(data.val_set, device, name="target=weakest")
             with trainer.precision_plugin.forward_context():
-                errors = count_errors(base, batches, len(data.classes))["errors_per_class"]
+                errors = evaluation_of(base, batches).compute()["base"]["errors_per_class"]
         if not any(errors):
             raise UserError(
                 "target=weakest: the base has every validation image right; expected a class"

@@ -39,7 +39,7 @@ from lora_mnist.choices import (
     wants_dial,
 )
 from lora_mnist.classifier.dial import TRIES, quick_dial
-from lora_mnist.classifier.metrics import count_errors
+from lora_mnist.classifier.metrics import evaluation_of
 from lora_mnist.classifier.module import ClassifierModule, make_module
 from lora_mnist.classifier.net import make_net, require_fit
 from lora_mnist.data import ImageDataModule, make_data
@@ -357,7 +357,7 @@ def count_untouched(
             with on_device(net, trainer.strategy.root_device) as device, lora_disabled(net):
                 batches = data.batches(images, device, name=f"untouched base, {split}")
                 with trainer.precision_plugin.forward_context():
-                    counted[f"{split}_base"] = count_errors(net, batches, len(data.classes))
+                    counted[f"{split}_base"] = evaluation_of(net, batches).compute()["base"]
     return counted
 
 

@@ -3,8 +3,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from composed import composed
-from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -30,12 +28,6 @@ def gradient(loss: Any) -> Tensor:
 def test_the_default_is_torchs_cross_entropy_gradient_bit_for_bit() -> None:
     ours = gradient(lambda z: Loss()(z, LABELS, None))
     assert torch.equal(ours, gradient(lambda z: F.cross_entropy(z, LABELS)))
-
-
-def test_the_config_says_the_same_defaults() -> None:
-    loss = instantiate(composed("train", "stage=lora").loss, _convert_="all")
-    for name in ("fit", "margin", "distill", "target_weight"):
-        assert getattr(loss, name) == getattr(Loss(), name)
 
 
 @given(seed=st.integers(0, 1000), margin=st.floats(0, 10))
@@ -82,14 +74,12 @@ def test_target_weight_without_others_is_the_plain_mean() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"fit": "l1"}, {"margin": -1, "fit": "hinge"}, {"margin": float("nan"), "fit": "hinge"}),
-        *({"distill": True}, {"distill": "x"}, {"target_weight": 1.5}),
-        {"margin": 2.0},  # without effect
+        *({"fit": "l1"}, {"margin": float("nan"), "fit": "hinge"}, {"distill": True}),
+        *({"target_weight": 1.5}, {"margin": 2.0}),  # without effect
     ],
     ids=str,
 )
 def test_refuses_values_by_name(changes: dict[str, Any]) -> None:
     key, value = next(iter(changes.items()))
-    with pytest.raises(ValueError, match="expected") as caught:
+    with pytest.raises(ValueError, match=f"^{key}={value}: expected"):
         Loss(**changes)
-    assert str(caught.value).startswith(f"{key}={value}: ")

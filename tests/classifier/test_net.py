@@ -1,9 +1,4 @@
-from typing import Any
-
-import pytest
 import torch
-from composed import composed
-from hydra.utils import instantiate
 from torch import nn
 
 from lora_mnist import CNN, MLP
@@ -20,13 +15,6 @@ def test_sizes_and_forward() -> None:
     assert torch.equal(net(images), net.linear4(hidden))
 
 
-@pytest.mark.parametrize(("option", "kind"), [("mlp", MLP), ("cnn", CNN)])
-def test_the_config_builds_the_default_net(option: str, kind: type[nn.Module]) -> None:
-    net = instantiate(composed("train", "stage=pretrain", f"net={option}").net, _convert_="all")
-    assert type(net) is kind
-    assert [p.shape for p in net.parameters()] == [p.shape for p in kind().parameters()]
-
-
 def test_sizes_and_forward_of_the_cnn() -> None:
     net = CNN(in_channels=2, channels=[3, 5], image_size=9, num_classes=4)
     shapes = [tuple(m.weight.shape) for m in net.children() if hasattr(m, "weight")]
@@ -36,16 +24,3 @@ def test_sizes_and_forward_of_the_cnn() -> None:
     hidden = nn.functional.max_pool2d(torch.relu(net.conv2(hidden)), 2)
     assert torch.equal(net(images), net.linear1(hidden.flatten(1)))
     assert sum(p.numel() for p in CNN().parameters()) == 20_490
-
-
-@pytest.mark.parametrize(
-    ("kind", "sizes", "message"),
-    [
-        (MLP, {"hidden_sizes": [0]}, r"hidden_sizes=\[0\]: expected integers >= 1"),
-        (CNN, {"channels": []}, r"channels=\[\]: expected integers >= 1"),
-        (CNN, {"image_size": 3}, "image_size=3: expected at least 4"),
-    ],
-)
-def test_refuses_sizes(kind: type[nn.Module], sizes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind(**sizes)

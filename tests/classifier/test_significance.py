@@ -4,12 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_mnist.classifier.significance import (
-    chance_text,
-    knows_validation,
-    mcnemar,
-    wilson,
-)
+from lora_mnist.classifier.significance import chance_text, knows_validation, mcnemar, wilson
 
 COUNT = st.integers(0, 200)
 

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -151,7 +151,6 @@ class Evaluation(Metric):
 def evaluation_of(
     net: Any,
     batches: Iterable[tuple[Tensor, Tensor]],
-    num_classes: int | None = None,
     has_base: bool = False,
     adapter: str | None = None,
 ) -> Evaluation:
@@ -168,19 +167,12 @@ def evaluation_of(
                 base_logits = net(images)
         logits = net(images)
         if evaluation is None:
-            evaluation = Evaluation(num_classes or logits.shape[1]).to(logits.device)
+            evaluation = Evaluation(logits.shape[1]).to(logits.device)
             evaluation.sync_on_compute = False
         evaluation.update(logits, labels, base_logits)
     if evaluation is None:
         raise ValueError("batches: expected at least one batch of images and labels")
     return evaluation
-
-
-def count_errors(
-    net: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
-) -> dict[str, Any]:
-    """The outcome of a network on ``batches``, as in results.json."""
-    return evaluation_of(net, batches, num_classes).compute()["base"]
 
 
 #: With more classes only those to repair have a curve of their own.
@@ -221,8 +213,8 @@ def scalars(
 
 
 def compare_errors(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int | None = None
-) -> dict[str, Any]:
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, Any]]:
     """Errors of an adapted network beside those of its base, for a loop of one's own.
 
     The network stays in its mode and on its device; call ``model.eval()`` first.
@@ -231,7 +223,6 @@ def compare_errors(
         model: a network with LoRA (see :func:`lora_mnist.add_lora`): from images to logits of
             shape (N, num_classes).
         batches: images and their labels, int64 of shape (N,), such as a ``DataLoader``.
-        num_classes: number of classes; ``None`` takes the number of logits.
 
     Returns:
         ``base`` and ``adapted``, as :meth:`Evaluation.compute` describes them.
@@ -239,4 +230,4 @@ def compare_errors(
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or there is no batch.
     """
-    return evaluation_of(model, batches, num_classes, has_base=True).compute()
+    return evaluation_of(model, batches, has_base=True).compute()
