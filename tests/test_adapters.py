@@ -97,7 +97,10 @@ def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("net=cnn", "base/mnist_cnn.ckpt: no such file; expected the weights of lora_mnist.CNN"),
+        (
+            "net=cnn",
+            "base/mnist_cnn.ckpt: no such file; expected the weights of lora_mnist.CNN: base_ckpt=",
+        ),
         ("net.hidden_sizes=[15]", "base/mnist.ckpt: linear1.weight is (16, 784) instead of ("),
     ],
 )

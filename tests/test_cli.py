@@ -75,6 +75,12 @@ def test_hydras_refusals_are_one_line(cli: Any, tmp_path: Path, argument: str, a
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_with_an_equals_sign_needs_no_quotes(cli: Any, tmp_path: Path) -> None:
+    done = cli("eval.py", *SMALL, f"base_ckpt={tmp_path}/epoch=3 step=10.ckpt")
+    assert done.code == 2
+    assert done.err.startswith(f"base_ckpt={tmp_path}/epoch=3 step=10.ckpt: no such file;")
+
+
 @pytest.mark.parametrize("missing", ["hydra/launcher/ray", "hydra/sweeper/sampler/tpe"])
 def test_the_extras_are_named(missing: str) -> None:
     said, code = explain(MissingConfigException(f"In 'a': Could not find '{missing}'", missing))
@@ -111,8 +117,9 @@ def test_full_error_brings_the_traceback(
 
 
 @pytest.mark.slow
-def test_an_interrupt_names_the_command_that_goes_on(tmp_path: Path) -> None:
-    process = start(tmp_path, "pause=60", "checkpoint=true")
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path, has_checkpoint: bool) -> None:
+    process = start(tmp_path, "pause=60", f"checkpoint={has_checkpoint}")
     while not list(tmp_path.glob("outputs/toy/*/half-done")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
@@ -120,8 +127,11 @@ def test_an_interrupt_names_the_command_that_goes_on(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     run = only_run(tmp_path / "outputs", "toy")
-    command = f"python {TOY} pause=60 checkpoint=true paths.outputs={tmp_path}/outputs"
-    assert err.splitlines() == ["interrupted by SIGINT", f"go on with: {command} resume={run}"]
+    command = f"python {TOY} pause=60 checkpoint=True paths.outputs={tmp_path}/outputs"
+    note = f"go on with: {command} resume={run}"
+    if not has_checkpoint:
+        note = "no checkpoint was written yet: there is nothing to go on with"
+    assert err.splitlines() == ["interrupted by SIGINT", note]
 
 
 # --- folders -------------------------------------------------------------------------------------

@@ -33,7 +33,14 @@ def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     return run
 
 
-@pytest.mark.parametrize(("arguments", "code"), [((), 2), (("trian",), 2), (("--help",), 0)])
+def test_a_wrong_word_is_named(typed) -> None:
+    assert typed("trian") == (2, "", "trian: no such command; expected train\n")
+    code, out, err = typed("xyz")
+    assert (code, out) == (2, "")
+    assert err.startswith("xyz: no such command; expected train, eval, ")
+
+
+@pytest.mark.parametrize(("arguments", "code"), [((), 2), (("--help",), 0)])
 def test_it_says_which_commands_there_are(typed, arguments: tuple[str, ...], code: int) -> None:
     answer, out, err = typed(*arguments)
     assert answer == code

@@ -14,6 +14,10 @@ from lora_mnist.errors import UserError, config_group
         (ValueError("target=10: expected less"), "target=10: expected less"),
         (ValueError("targets=10: expected less"), "lora.targets=10: expected less"),
         (TypeError("f() got 'nope'"), "lora: f() got 'nope'"),
+        (
+            TypeError("f() got an unexpected keyword argument 'a'"),
+            "lora.a: f() got an unexpected keyword argument 'a'",
+        ),
     ],
 )
 def test_the_config_group_stands_in_front(error: Exception, message: str) -> None:

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from composed import composed
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from lora_mnist.errors import UserError
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.trainer import make_trainer
@@ -35,3 +38,9 @@ def test_lists_of_presets_keep_all(tmp_path: Path) -> None:
     assert {"LastCheckpoint", "ModelCheckpoint", "EarlyStopping"} <= names
     assert {"RichModelSummary", "RichProgressBar", "LearningRateMonitor"} <= names
     assert len(trainer.loggers) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^trainer\.accelerator=gpu: .*; expected auto, or cpu$"):
+        made(tmp_path, "stage=lora", "trainer.accelerator=gpu")

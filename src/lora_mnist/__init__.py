@@ -21,4 +21,4 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     import lora_mnist.api as api
 
-    return sorted({*globals(), *api.__all__})
+    return [*api.__all__, "__version__"]

@@ -224,10 +224,10 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     try:
         base = read_base(path, net)
     except FileNotFoundError as error:
-        raise UserError(
-            f"base_ckpt={path}: no such file; expected the weights of {cfg.net._target_}, "
-            f"made with: {program('train')} stage=pretrain"
-        ) from error
+        message = f"base_ckpt={path}: no such file; expected the weights of {cfg.net._target_}"
+        if path == current:
+            message += f": base_ckpt=FILE, or make them with: {program('train')} stage=pretrain"
+        raise UserError(message) from error
     except (ValueError, OSError) as error:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
     if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:

@@ -21,7 +21,12 @@ from hydra.core.utils import env_override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from lora_mnist.disk.latest import latest
 from lora_mnist.disk.numbers import flatten
@@ -49,6 +54,10 @@ def run(main: Callable[[], object]) -> None:
     global _full_error
     _signals.clear()
     _full_error = os.environ.get(_FULL_ERROR, "0")
+    for number, text in enumerate(sys.argv):
+        key, _, value = text.partition("=")
+        if "=" in value and re.fullmatch(r"[\w/.~= -]+", value) and not key.startswith("-"):
+            sys.argv[number] = override(key, value)  # a file such as epoch=3-step=10.ckpt
     handlers = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
     raised: BaseException | None = None
     try:
@@ -109,6 +118,8 @@ def command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) -> f
             again = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
             again.append(override("resume", run.folder))
             ended.add_note(f"go on with: {command_line(again)}")
+        elif _signals and "resume" in cfg:
+            ended.add_note("no checkpoint was written yet: there is nothing to go on with")
         if ended is error:
             raise
         told = None if isinstance(error, UserError) else error
@@ -148,6 +159,8 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
     key, parent = error.full_key or "configuration", error.parent_node
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and parent is not None:
         return f"{key}: nothing reads this key{_nearest(key, parent)}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key}: missing; expected {key}=VALUE"
     reason = one_line(str(error).partition("\n    full_key:")[0])  # the rest is for programmers
     _, _, ours = reason.partition("UserError raised while resolving interpolation: ")
     return ours or f"{key}: {reason}"

@@ -6,6 +6,7 @@
 
 import os
 import sys
+from difflib import get_close_matches
 
 import hydra
 from omegaconf import DictConfig
@@ -72,6 +73,10 @@ def main() -> None:
             return
         os.environ["COMP_LINE"] = f"{program} {line}"
         sys.argv[1:1] = ["--config-name", name]
+    elif name and not name.startswith("-"):
+        nearest = get_close_matches(name, _COMMANDS, n=1) or _COMMANDS
+        print(f"{name}: no such command; expected {', '.join(nearest)}", file=sys.stderr)
+        raise SystemExit(2)
     elif name not in ("--config-name", "-sc"):  # of a process that Lightning starts; of completion
         print(_USAGE, file=sys.stdout if name in ("--help", "-h") else sys.stderr)
         raise SystemExit(0 if name in ("--help", "-h") else 2)

@@ -65,7 +65,10 @@ def config_group(group: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         message = one_line(cause or error)
         argument = re.match(r"\w+(?==)", message)
-        if not argument:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
+        if unknown:
+            message = f"{group}.{unknown[1]}: {message}"
+        elif not argument:
             message = f"{group}: {message}"
         elif argument[0] not in _ROOT_KEYS:
             message = f"{group}.{message}"

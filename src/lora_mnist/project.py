@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +45,18 @@ class Run:
 
 
 def program(name: str | None = None) -> str:
-    """How a command is typed: ``python train.py``, or ``lora-mnist train`` in ``lora-mnist``.
+    """How a command is typed here: ``python ../train.py``, or ``lora-mnist train``.
 
     Args:
         name: the command; ``None``: the one that runs.
     """
     if Path(sys.argv[0]).stem == "lora-mnist":
         return f"lora-mnist {name or sys.argv[2]}"  # entry.py has put --config-name before the word
-    return f"python {f'{name}.py' if name else sys.argv[0]}"
+    typed = Path(sys.argv[0])
+    if name is not None:
+        is_entry = typed.resolve().parent == PROJECT  # and no notebook's kernel
+        typed = typed.with_name(f"{name}.py") if is_entry else Path(f"{name}.py")
+    return f"python {shlex.quote(str(typed))}"
 
 
 OmegaConf.register_new_resolver("lora_mnist.project", lambda: str(PROJECT), replace=True)

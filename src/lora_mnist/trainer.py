@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig
 from torch import nn
@@ -34,6 +35,9 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         value = cfg.trainer.get(key)
         if value is not None and (type(value) is not int or value < -1):
             raise UserError(f"trainer.{key}={value}: expected a whole number, or -1 for no end")
+    has_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
+    if cfg.trainer.get("accelerator") == "gpu" and not has_gpu:
+        raise UserError("trainer.accelerator=gpu: torch finds no GPU here; expected auto, or cpu")
     callbacks: list[Any] = [RandomStates(), PlainSigterm(), FirstProcessDecides(), WholeSchedule()]
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:

@@ -3,6 +3,7 @@
 import pickle
 import shlex
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -116,7 +117,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     ),
     "a list": (lambda state: list(state.values()), "holds a list"),
     "no tensors": (lambda state: {"epoch": 3, "loss": 0.1}, "holds a dict without tensors"),
-    "a network": (lambda state: other_net(), "damaged or something else"),
+    "a network": (lambda state: other_net(), "holds helpers.nets.TinyNet, which is not loaded"),
 }
 
 
@@ -153,9 +154,27 @@ def test_damaged_files_are_refused_and_nothing_in_them_runs(
     whole = path.read_bytes()
     contents = {"trap": whole, "pickle": pickle.dumps(trap, protocol=2)}
     path.write_bytes(contents.get(kind, whole[: len(whole) // 2]))
-    with pytest.raises(ValueError, match=r"^damaged or .*; expected the weights of a network, as"):
+    start = "holds " if kind == "trap" else "damaged or "
+    with pytest.raises(ValueError, match=rf"^{start}.*; expected .*weights"):
         read_base(path, other_net())
     assert not Path("trapped").exists()
+
+
+@pytest.mark.parametrize("kind", ["a Lightning checkpoint", "a network"])
+def test_a_refused_file_is_saved_again_as_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The advice is run as it is printed; the file's name has a quote in it."""
+    monkeypatch.chdir(tmp_path)
+    net = nn.Linear(2, 3)
+    hyperparameters = {"hyper_parameters": {"data_dir": Path("a")}}
+    content = {"state_dict": net.state_dict(), **hyperparameters}
+    torch.save(net if kind == "a network" else content, "it's.ckpt")
+    with pytest.raises(ValueError, match=r"^holds \S+, which is not loaded") as caught:
+        read_base(Path("it's.ckpt"), nn.Linear(2, 3))
+    command = str(caught.value).partition("save them so: python ")[2]
+    subprocess.run(f"{shlex.quote(sys.executable)} {command}", shell=True, check=True)
+    assert read_base(Path("weights.pt"), nn.Linear(2, 3)).sha256 == fingerprint(net.state_dict())
 
 
 # --- the bases that are written here -------------------------------------------------------------

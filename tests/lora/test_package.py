@@ -20,7 +20,7 @@ def test_it_imports_torch_safetensors_and_no_other_library() -> None:
 
 def test_the_package_shows_its_functions() -> None:
     """To dir, to tab completion, and with their docstrings to help, though torch is loaded late."""
-    assert set(lora_mnist.api.__all__) <= set(dir(lora_mnist))
+    assert set(dir(lora_mnist)) == {*lora_mnist.api.__all__, "__version__"}
     assert "merge_lora(model" in pydoc.render_doc(lora_mnist, renderer=pydoc.plaintext)
     script = "import lora_mnist, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0

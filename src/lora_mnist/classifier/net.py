@@ -97,6 +97,11 @@ def make_net(cfg: DictConfig) -> nn.Module:
     try:
         with config_group("net"):
             net: Any = instantiate(cfg.net, _convert_="all")
+    except UserError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        reason = f"{error}; expected the arguments of {cfg.net._target_}, and net=custom, which has"
+        raise UserError(f"{reason} no others") from error
     finally:
         sys.path[:] = path
     if not isinstance(net, nn.Module):

@@ -21,6 +21,7 @@ from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError
@@ -95,6 +96,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # neither library has one class for what a damaged file causes
+        if refused := _refused(path):
+            raise ValueError(refused) from error
         raise ValueError(
             f"damaged or something else ({type(error).__name__}); expected the weights of a "
             "network, as torch.save(net.state_dict(), ...) or safetensors writes them"
@@ -107,6 +110,27 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
     return tensors
+
+
+def _refused(path: Path) -> str | None:
+    """The type that keeps a file of ``torch.save`` from being loaded, and how to save it again."""
+    try:
+        types = sorted(get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # another kind of file
+        return None
+    if not types:
+        return None
+    weights = (
+        '{key: held[key] for key in ("state_dict", "model_state_dict", "model") if key in held}'
+    )
+    if any(name.startswith("torch.nn.modules.") for name in types):  # a whole network
+        weights = "held.state_dict()"
+    code = f"import torch; held = torch.load({json.dumps(str(path))}, weights_only=False); "
+    code += f'torch.save({weights}, "weights.pt")'
+    return (
+        f"holds {types[0]}, which is not loaded, since it could run code; expected weights alone; "
+        f"if you trust the file, save them so: python -c {shlex.quote(code)}"
+    )
 
 
 def _without_prefix(
