@@ -1,5 +1,6 @@
 """The base and the adapters that a command finds, and the settings that a run brings."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 import torch
 from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import only_run, read_results
-from helpers.stranger import fresh, move_in
-from safetensors.torch import load_file
+from helpers.stranger import darker, fresh, move_in
+from safetensors import safe_open
 from torch import nn
 
 from lora_mnist import MLP, add_lora, save_adapter
@@ -157,6 +158,7 @@ def test_a_run_brings_its_network_its_data_and_its_base(
     """No command says again what the adapter was trained with, wherever it is started."""
     here, elsewhere = move_in(tmp_path / "here", monkeypatch), tmp_path / "elsewhere"
     elsewhere.mkdir()
+    monkeypatch.setenv("HOME", str(here))
     torch.save(fresh(width=5).state_dict(), "mine.pt")
 
     def command(entry: str, *overrides: str, here: Path = elsewhere) -> str:
@@ -166,7 +168,7 @@ def test_a_run_brings_its_network_its_data_and_its_base(
         return out
 
     command(
-        *("train.py", "experiment=repair", "data=folder", "data.data_dir=photos", "net=custom"),
+        *("train.py", "experiment=repair", "data=folder", 'data.data_dir="~/photos"', "net=custom"),
         *("net._target_=nets_of_a_stranger.Net", "net.width=5", "base_ckpt=mine.pt", "digit=dog"),
         *("data.replay=10", "data.batch_size=5", "trainer.max_steps=6", "trainer=cpu"),
         *("callbacks.checkpoint=null", "logger=none", "figures=false", "data.image_size=8"),
@@ -182,14 +184,28 @@ def test_a_run_brings_its_network_its_data_and_its_base(
         for key in ("classes", "data_sha256", "mean", "std", "base_sha256"):
             assert results[key] == trained[key]
         assert results["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
-    command("export.py", "adapter=latest", "trust=true", "out=repaired.safetensors")
-    assert load_file(elsewhere / "repaired.safetensors")["head.weight"].shape == (3, 5)
     picture = f"images={here}/photos/dog/3.png"
     more = ("trust=true", picture, "json=true")
     assert '"class": "' in command("predict.py", "adapter=latest", *more)
+    # Images of another folder are prepared as those of the training, whose classes go by name.
+    other = darker(here / "photos", tmp_path / "other")
+    run, options = tmp_path / "other_images", ("trust=true", *options)
+    command("eval.py", "adapter=latest", f"data.data_dir={other}", *options, f"hydra.run.dir={run}")
+    results = read_results(run)
+    assert results["dataset"] == "other"
+    assert results["data_sha256"] != trained["data_sha256"]
+    assert [results[key] for key in ("mean", "std")] == [trained[key] for key in ("mean", "std")]
+    out = "out=repaired.safetensors"
+    command("export.py", "adapter=latest", "trust=true", out, f"data.data_dir={other}")
+    with safe_open(elsewhere / "repaired.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["mean"]) == trained["mean"]
+        assert file.get_tensor("head.weight").shape == (3, 5)
+    (other / "cat").rename(other / "yak")
+    done = cli("eval.py", "adapter=latest", f"data.data_dir={other}", *options)
+    assert done.code == 2
+    assert f"data.classes=['cat', 'dog', 'emu']: expected every folder of {other} once" in done.err
     # What the command line says goes before that.
     run = tmp_path / "changed"
-    options = ("trust=true", *options)
     command("eval.py", "data.mean=0.25", "adapter=latest", *options, f"hydra.run.dir={run}")
     results = read_results(run)
     assert (results["mean"], results["dataset"]) == (0.25, "photos")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from composed import logged
 from helpers.commands import ROOT, only_run, read_results
-from helpers.stranger import CLASSES, config, fresh, mine, move_in
+from helpers.stranger import CLASSES, config, darker, fresh, mine, move_in
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -157,6 +157,23 @@ def test_the_exported_network_is_a_plain_one(here: Path, without_images: bool) -
         about = file.metadata()
     assert json.loads(about["classes"]) == CLASSES
     assert about["input"].startswith("float32 (batch, 3, 8, 8): ")
+
+
+def test_a_base_knows_how_its_images_were_prepared(here: Path) -> None:
+    """Another folder is not measured anew, and the order of the classes stays."""
+    order = ("data.classes=[emu,cat,dog]", "base_ckpt=outputs/base/new.ckpt")
+    trained = train(config("train", "stage=pretrain", *FIT[1:], *order, "data.batch_size=20"))
+    other = f"data.data_dir={darker(here / 'photos', here / 'other')}"
+    results = evaluate(config("eval", order[1], other))
+    for key in ("mean", "std", "classes"):
+        assert results[key] == trained[key]
+    assert evaluate(config("eval", order[1], other, "data.mean=0.5"))["mean"] == 0.5
+    finetuned = train(config("train", "stage=finetune", "digit=dog", *FIT, *order[1:], other))
+    assert (finetuned["digit"], finetuned["mean"]) == (2, trained["mean"])
+    (here / "other" / "cat").rename(here / "other" / "yak")
+    assert refused(evaluate, config("eval", order[1], other)).startswith(
+        "data.classes=['emu', 'cat', 'dog']: expected every folder of "
+    )
 
 
 # --- mistakes: one line each, before anything is trained -----------------------------------------

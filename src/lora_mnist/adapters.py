@@ -20,7 +20,14 @@ from torch import nn
 from lora_mnist.checks import require_validation
 from lora_mnist.classifier.dial import quick_dial
 from lora_mnist.data import ImageDataModule
-from lora_mnist.disk.base import Base, find_base, own_file, read_base, write_base
+from lora_mnist.disk.base import (
+    Base,
+    find_base,
+    own_file,
+    read_base,
+    read_preprocessing,
+    write_base,
+)
 from lora_mnist.disk.latest import latest
 from lora_mnist.disk.run_settings import (
     TRAINING_KEYS,
@@ -110,22 +117,27 @@ def as_trained(cfg: DictConfig, run: Run | None) -> DictConfig:
     """A copy of ``cfg`` with ``latest`` found, and network and images of the first adapter.
 
     The folder of the run that trained it holds them in ``.hydra/``. The command line wins: another
-    ``net`` or ``data`` that is typed is taken as it is.
+    ``net`` or ``data`` that is typed is taken as it is. How images are prepared, and the order of
+    the classes, stand in the files of the adapter and of a base of ours: null stands for that.
 
     Raises:
         UserError: if there is no such adapter, or its run names code of somebody's own.
     """
     cfg = cfg.copy()
-    if cfg.adapter == "latest":
+    if cfg.get("adapter") == "latest":
         cfg.adapter = _latest(cfg, run)
     adapters = find_adapters(cfg)
-    if not adapters:
-        return cfg
-    trained = read_run_settings(adapters[0].path.parent)
-    if run is not None and trained is not None:
-        _take_over(cfg, run, trained)
+    if adapters:
+        trained = read_run_settings(adapters[0].path.parent)
+        if run is not None and trained is not None:
+            _take_over(cfg, run, trained)
+    path, _ = base_file(cfg, adapters)
+    preprocessing = read_preprocessing(path)
     with _adapter_errors():
-        preprocessing = json.loads(read_metadata(adapters[0].path).get("preprocessing", "{}"))
+        for adapter in adapters[:1]:
+            preprocessing |= json.loads(read_metadata(adapter.path).get("preprocessing", "{}"))
+    if cfg.data.get("transform"):  # it takes the place of them
+        preprocessing = {}
     for key, value in preprocessing.items():
         if key in cfg.data and cfg.data[key] is None:
             cfg.data[key] = value
@@ -207,20 +219,27 @@ def base_folder(cfg: DictConfig) -> Path:
     return Path(cfg.paths.outputs, "base")
 
 
-def load_base(cfg: DictConfig, net: nn.Module) -> Base:
-    """Load the base into ``net``, in eval mode; return it, to compare with later.
+def base_file(cfg: DictConfig, adapters: list[Adapter]) -> tuple[Path, str | None]:
+    """The file of the base, and the SHA-256 that it should have, where an adapter says it.
 
     The base is ``cfg.base_ckpt``; where that is null, or the default of training, the base that the
-    first adapter of ``cfg.adapter`` was made for, found by its SHA-256, or else the current one.
+    first adapter was made for, found by its SHA-256, or else the current one.
     """
-    net.eval()  # in train mode, batch normalisation would move its running statistics
     current = base_folder(cfg) / f"{cfg.base_name}.ckpt"
-    path, sha256, adapters = Path(cfg.base_ckpt or current), None, find_adapters(cfg)
+    path = Path(cfg.base_ckpt or current)
     is_given = cfg.base_ckpt is not None and not (cfg.stage == "lora" and path == current)
-    if adapters and not is_given:
-        with _adapter_errors():
-            sha256 = read_metadata(adapters[0].path).get("base_sha256")
-        path = (sha256 and find_base(base_folder(cfg), sha256)) or current
+    if is_given or not adapters:
+        return path, None
+    with _adapter_errors():
+        sha256 = read_metadata(adapters[0].path).get("base_sha256")
+    return (sha256 and find_base(base_folder(cfg), sha256)) or current, sha256
+
+
+def load_base(cfg: DictConfig, net: nn.Module) -> Base:
+    """Load the base into ``net``, in eval mode; return it, to compare with later."""
+    net.eval()  # in train mode, batch normalisation would move its running statistics
+    adapters = find_adapters(cfg)
+    path, sha256 = base_file(cfg, adapters)
     try:
         base = read_base(path, net)
     except FileNotFoundError as error:

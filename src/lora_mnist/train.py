@@ -147,12 +147,13 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             is_whole = not data.targets and not useless
             accuracies = comparable_accuracies(results, cfg.data.get("split_seed"))
+            record = accuracies, data.preprocessing()
             own = own_file(base_folder(cfg), cfg.base_name, results["base_sha256"])
             if cfg.publish and is_whole:
                 current = Path(cfg.base_ckpt)
-                publish_base(net.state_dict(), accuracies, current, own, run.is_sweep)
+                publish_base(net.state_dict(), *record, current, own, run.is_sweep)
             else:
-                write_base(net.state_dict(), run.folder / own.name, accuracies)
+                write_base(net.state_dict(), run.folder / own.name, *record)
                 _info("base: %s; the current one stays", run.folder / own.name)
     if useless and cfg.publish and not data.targets:
         raise TrainingError(f"{useless}; the base stays in {run.folder}")
@@ -215,6 +216,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     It leaves no adapter, and its weights in the checkpoint alone.
     """
     clock = Clock()
+    cfg = as_trained(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)

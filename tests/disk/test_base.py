@@ -214,7 +214,7 @@ def made(folder: Path, seed: int, accuracies: dict[str, float], **changes: Any) 
     tensors = TinyNet().state_dict()
     own = own_file(folder, "tiny", fingerprint(tensors))
     options = {"current": folder / "tiny.ckpt", "own": own, "keeps_better": False} | changes
-    publish_base(tensors, accuracies, **options)
+    publish_base(tensors, accuracies, {}, **options)
     return tensors
 
 

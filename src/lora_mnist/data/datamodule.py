@@ -151,7 +151,7 @@ class ImageDataModule(LightningDataModule):
         learnt = self.mistake_sets[0] if self.mistake_sets else None
         if stage == "test":
             if not hasattr(self, "test_set"):
-                self.test_set = without_mistakes(self.test_images(), learnt, stage)
+                self.test_set = without_mistakes(self.test_images(), learnt, "test")
         elif not hasattr(self, "train_set"):
             self.train_set, val_set = self.training_images()
             self.val_set = without_mistakes(val_set, learnt, "validation")

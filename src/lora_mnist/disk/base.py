@@ -151,17 +151,21 @@ def _without_prefix(
 
 
 def write_base(
-    tensors: Mapping[str, Tensor], path: Path, accuracies: Mapping[str, float] | None = None
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    accuracies: Mapping[str, float] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a base, whole or not at all; equal tensors and accuracies give equal files.
+    """Write a base, whole or not at all; equal arguments give equal files.
 
-    ``accuracies`` come from :func:`comparable_accuracies`.
+    ``accuracies`` come from :func:`comparable_accuracies`, ``preprocessing`` from the data module.
     """
     # A clone does not take along other tensors that share the memory.
     state = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     content = {
         "state_dict": state,
         "accuracies": dict(accuracies or {}),
+        "preprocessing": dict(preprocessing or {}),
         "sha256": fingerprint(state),
     }
     buffer = BytesIO()  # torch.save would write a file's name into it
@@ -179,6 +183,16 @@ def read_record(path: Path) -> BaseRecord | None:
     except Exception:  # other files, or none, cause all kinds
         return None
     return record if is_ours else None
+
+
+def read_preprocessing(path: Path) -> dict[str, Any]:
+    """How the images of the base in ``path`` were prepared; empty where the file does not say."""
+    try:
+        # The tensors stay on the disk.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return dict(content["preprocessing"])
+    except Exception:  # other files, or none, cause all kinds
+        return {}
 
 
 def own_file(folder: Path, name: str, sha256: str) -> Path:
@@ -229,6 +243,7 @@ def comparable_accuracies(
 def publish_base(
     tensors: Mapping[str, Tensor],
     accuracies: Mapping[str, float],
+    preprocessing: Mapping[str, Any],
     current: Path,
     own: Path,
     keeps_better: bool,
@@ -242,7 +257,7 @@ def publish_base(
     Raises:
         UserError: see :func:`require_replaceable`; ``own`` has been written.
     """
-    write_base(tensors, own, accuracies)
+    write_base(tensors, own, accuracies, preprocessing)
     current.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(own.with_name(".lock")):
         require_replaceable(current)
@@ -268,5 +283,5 @@ def publish_base(
                     shlex.quote(str(previous)),
                     shlex.quote(str(current)),
                 )
-        write_base(tensors, current, accuracies)
+        write_base(tensors, current, accuracies, preprocessing)
     _info("base: %s, kept as %s", current, own)
