@@ -244,7 +244,7 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
         base = read_base(path, net)
     except FileNotFoundError as error:
         message = f"base_ckpt={path}: no such file; expected the weights of {cfg.net._target_}"
-        if path == current:
+        if path == base_folder(cfg) / f"{cfg.base_name}.ckpt":
             message += f": base_ckpt=FILE, or make them with: {program('train')} stage=pretrain"
         raise UserError(message) from error
     except (ValueError, OSError) as error:
