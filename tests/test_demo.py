@@ -11,10 +11,11 @@ from composed import FEW, SMALL, composed, small_adapter, small_base, small_net
 from PIL import Image, ImageDraw
 from torch import nn
 
-from lora_mnist import MLP, save_adapter
+from lora_mnist import MLP, add_lora, save_adapter
 from lora_mnist.demo import SideBySide, build_page, demo
 from lora_mnist.disk.base import write_base
 from lora_mnist.errors import UserError
+from lora_mnist.project import Run
 
 NET, DATA = SMALL[0], FEW
 OLD, NEW = "lora/2026-01-01", "multirun/sweep/0"
@@ -68,11 +69,11 @@ def test_asks_the_base_and_the_adapted_network(
 def test_the_menu(sides: SideBySide, outputs: Path, tmp_path: Path) -> None:
     """What is chosen, the latest or at a scale of its own, and then the newest first."""
     assert sides.chosen == [f"{outputs}/{OLD}/adapter"]  # a sweep's job is not the latest
-    assert sides.menu() == [(name, f"{outputs}/{name}/adapter") for name in (OLD, NEW)]
+    assert sides.menu == [(name, f"{outputs}/{name}/adapter") for name in (OLD, NEW)]
     elsewhere = tmp_path / "elsewhere"
     save_adapter(small_net(outputs, outputs / NEW / "adapter"), elsewhere)
     half = SideBySide(config(outputs, f"adapter={{path: {elsewhere}, scale: 0.5}}"))
-    assert half.menu()[0][1] == half.chosen[0] == str(elsewhere)
+    assert half.menu[0][1] == half.chosen[0] == str(elsewhere)
     image, new = half.data.test_set.images[0], [f"{outputs}/{NEW}/adapter"]
     assert half.ask(image, half.chosen) == half.ask(image, new, 0.5)
 
@@ -143,7 +144,11 @@ def test_photographs_are_uploaded(outputs: Path, tmp_path: Path) -> None:
     cfg = composed("demo", NET, *photos, f"paths.outputs={tmp_path}")
     write_base(MLP(hidden_sizes=[16], num_classes=2).state_dict(), tmp_path / "base" / "photos")
     cfg.base_ckpt = str(tmp_path / "base" / "photos")
-    page = build_page(SideBySide(cfg))
+    small_base(tmp_path)
+    save_adapter(add_lora(small_net(tmp_path)), tmp_path / "lora" / "other" / "adapter")
+    sides = SideBySide(cfg, Run(tmp_path, ("data=folder",)))
+    assert sides.menu == []  # the latest adapter is another base's
+    page = build_page(sides)
     assert "Sketchpad" not in [type(block).__name__ for block in page.blocks.values()]
     read, mistake = (page.fns[number].fn for number in (0, 1))
     image, note = read(f"{tmp_path}/photos/test/dark/0.png")

@@ -15,15 +15,18 @@ from lora_mnist.classifier.net import make_net, require_fit
 from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import UserError, one_line, require_extra
-from lora_mnist.lora import CONFIG_NAME, set_lora_scale
+from lora_mnist.lora import CONFIG_NAME, read_metadata, set_lora_scale
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
+from lora_mnist.sweep.command import key_of
 
 log = logging.getLogger(__name__)
 
 _EXPLANATION = """
-The base is the pretrained network, and the adapted network is the same one with a small LoRA
-adapter on top. The slider scales the adapter: at 0 both are the base, at 1 it acts as it was saved.
+Give the page a picture, or ask for a test image that the base gets wrong: both networks say which
+class it shows. The base is the pretrained network, and the adapted network is the same one with a
+small LoRA adapter on top. The slider scales the adapter: at 0 both are the base, at 1 it acts as it
+was saved.
 """
 
 
@@ -33,25 +36,32 @@ class SideBySide:
     Attributes:
         data: the test images; it also brings pictures to the form of these images.
         chosen: the folders of the adapters that the page opens with: those of ``cfg.adapter``, or
-            the latest one, if any.
+            the latest one, if any; with a network, images or a base typed, the latest on that base.
+        menu: name and folder of each adapter on this base: the chosen ones first, then the newest.
     """
 
     def __init__(self, cfg: DictConfig, run: Run | None = None) -> None:
         cfg = checked(cfg)
-        if cfg.adapter is None and any(Path(cfg.paths.outputs, "lora").glob("*/adapter")):
+        outputs = Path(cfg.paths.outputs)
+        typed = {key_of(text).partition(".")[0] for text in run.typed} if run else set()
+        is_open = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}
+        if is_open and any(outputs.glob("lora/*/adapter")):
             cfg.adapter = "latest"
         self.cfg = as_trained(cfg, run)
-        self.data: ImageDataModule = make_data(self.cfg, "test", make_net(self.cfg))
+        net = make_net(self.cfg)
+        self.data: ImageDataModule = make_data(self.cfg, "test", net)
+        base = load_base(self.cfg, net)
         self._scales = {str(each.path): each.scale for each in find_adapters(self.cfg)}
-        self.chosen = list(self._scales)
+        folders = []
+        for file in sorted(outputs.rglob(CONFIG_NAME), key=os.path.getmtime, reverse=True):
+            if read_metadata(file.parent).get("base_sha256") == base.sha256:
+                folders.append(str(file.parent))
+        self.chosen = list(self._scales) or folders[:1]
+        self.menu: list[tuple[str, str]] = []
+        for folder in dict.fromkeys([*self.chosen, *folders]):
+            name = os.path.relpath(folder, outputs).removesuffix("/adapter")
+            self.menu.append((name, folder))
         self._last_loaded = lru_cache(maxsize=1)(self._load)
-
-    def menu(self) -> list[tuple[str, str]]:
-        """Name and folder of each adapter: the chosen ones first, then the newest."""
-        outputs = Path(self.cfg.paths.outputs)
-        files = sorted(outputs.rglob(CONFIG_NAME), key=os.path.getmtime, reverse=True)
-        folders = dict.fromkeys([*self.chosen, *(str(file.parent) for file in files)])
-        return [(os.path.relpath(f, outputs).removesuffix("/adapter"), f) for f in folders]
 
     def network(self, folders: list[str], scale: float) -> nn.Module:
         """The network with the weights ``W + scale * sum_i s_i B_i A_i``; 0 gives the base.
@@ -154,7 +164,7 @@ def build_page(sides: SideBySide) -> Any:
             with gr.Column():
                 scale = gr.Slider(0, 2, 1, step=0.05, label="Scale of the adapter", elem_id="scale")
                 menu = gr.Dropdown(
-                    sides.menu(), value=sides.chosen, multiselect=True, label="Adapters"
+                    sides.menu, value=sides.chosen, multiselect=True, label="Adapters"
                 )
                 base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
                 adapted = gr.Label(label="Adapted", num_top_classes=3, elem_id="adapted")
