@@ -1,1 +1,1 @@
-"""What is trained: networks, losses, and how errors are counted."""
+"""Networks, losses, and how errors are counted."""

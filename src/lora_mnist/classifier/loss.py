@@ -1,4 +1,4 @@
-"""What fine-tuning minimises: losses of single images, and their mean over a batch."""
+"""The loss of fine-tuning: losses of single images, and their mean over a batch."""
 
 import math
 

@@ -1,7 +1,4 @@
-"""How errors of a network and its base are counted, and which of these numbers loggers get.
-
-:func:`compare_errors` is for a loop without Lightning.
-"""
+"""How errors of a network and its base are counted, and which of these numbers loggers get."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 from lora_mnist.classifier.significance import mcnemar, wilson
 from lora_mnist.lora import lora_disabled
 
-#: The predictions of each image; a network without a base counts as one.
+#: The predictions of each image; a network without adapters counts as the base.
 _COLUMNS = ("index", "label", "base", "adapted", "base_probability", "adapted_probability")
 #: Largest confusions that results.json names.
 _CONFUSIONS = 3

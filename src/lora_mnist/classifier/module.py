@@ -25,12 +25,12 @@ from lora_mnist.lora import (
 )
 
 BaseLogits = dict[str, list[Tensor | None]]
-#: With more layers the adapter's size is logged as a whole.
+#: With more layers the norms are logged as one.
 _MOST_LAYERS = 8
-#: What a test counts: the test images, and perhaps mistakes, learnt and held out; a loader each.
+#: The splits of a test, one loader each; the mistakes are those learnt and those held out.
 _TESTS = ("test", "mistakes", "mistakes_test")
-#: Where a checkpoint has weights: with Lightning's weight averaging the average stands in
-#: ``state_dict``, and what training goes on from beside it.
+#: Where a checkpoint has weights. With Lightning's weight averaging ``state_dict`` is the average,
+#: and training goes on from the other.
 _STATES = ("state_dict", "current_model_state")
 
 
@@ -114,8 +114,8 @@ class ClassifierModule(LightningModule):
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.validated_at: int | None = None
         self.base_logits: BaseLogits = {}
-        # Sum and number of the losses since one was logged; no buffers, which DDP would take from
-        # the first process.
+        # Sum and number of the losses since the last log; no buffers, since DDP would copy those
+        # of the first process.
         self.loss_sum, self.loss_count = torch.zeros(()), 0
 
     def forward(self, images: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class ClassifierModule(LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the mean loss once a window: a call of log costs as much as a small adapter."""
+        """Log the mean loss once a window: a call of log takes as long as a small adapter."""
         step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not window or step % window:
             return
@@ -214,7 +214,7 @@ class ClassifierModule(LightningModule):
         self.log_dict(tags, sync_dist=True)  # the same in each process: the counts are of all
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside an adapter the base has a file of its own: keep the adapter alone."""
+        """Keep the adapter alone: its base has a file of its own."""
         checkpoint["loss_since_log"] = self.loss_sum, self.loss_count
         if self.has_lora:
             lora = {f"net.{key}" for key in lora_state_dict(self.net)}
@@ -222,13 +222,13 @@ class ClassifierModule(LightningModule):
                 checkpoint[key] = {k: v for k, v in checkpoint[key].items() if k in lora}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Fill in what :meth:`on_save_checkpoint` left out with what the network holds."""
+        """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
         self.loss_sum, self.loss_count = checkpoint["loss_since_log"]
         for key in checkpoint.keys() & set(_STATES) if self.has_lora else ():
             checkpoint[key] = {**self.state_dict(), **checkpoint[key]}
 
 
-#: Of cfg.scheduler, what Lightning's loop needs; the rest is the schedule's own.
+#: Keys of cfg.scheduler for Lightning's loop; the others are the schedule's own.
 _SCHEDULE_KEYS = ("interval", "frequency", "monitor", "strict")
 
 
@@ -275,7 +275,7 @@ def make_module(
             targets=data.targets,
             hyperparameters=settings,
         )
-    module.configure_optimizers()  # as Lightning does late: what is refused is refused here
+    module.configure_optimizers()  # Lightning would refuse bad values only when training starts
     return module
 
 

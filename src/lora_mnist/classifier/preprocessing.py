@@ -1,4 +1,4 @@
-"""Which preprocessing a network was trained with: the usual conventions, tried on images."""
+"""The preprocessing that a network was trained with: the usual conventions, tried on images."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,25 +16,25 @@ from lora_mnist.progress import progress
 #: Mean and deviation of ImageNet's pixels, as torchvision's models want them.
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
-# Else the smallest loss would be that of the highest contrast, where most images are right.
+# Logits are brought to one size: the loss would otherwise favour high contrast.
 _LOGITS_STD = 3.0
 
 
 class Trial(NamedTuple):
-    """What a network makes of images that were prepared in one way."""
+    """Outcome of a network on images that were prepared in one way."""
 
     convention: dict[str, Any]  # arguments of a data module; mean and std None: measured
-    loss: float  # mean cross-entropy of logits that are brought to one size
+    loss: float  # mean cross-entropy, with logits of one standard deviation
     wrong: Tensor  # which images are misclassified; bool, shape (N,)
 
 
 def conventions(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The usual ways to prepare images, those of ``settings`` first.
+    """The usual ways to prepare images; the first is that of ``settings``.
 
-    The others: images cropped, after scaling to their size or to 1 / 0.875 of it, or stretched;
-    normalised with their own mean and deviation, with ImageNet's, with 0.5 and 0.5, or only divided
-    by 255; red first or, as in OpenCV, blue. Of the arguments of a data module only those in
-    ``settings`` are tried, and no others beside a transform of one's own.
+    Images are cropped, after scaling to their size or to 1 / 0.875 of it, or stretched; normalised
+    with their own mean and deviation, with ImageNet's, with 0.5 and 0.5, or only divided by 255;
+    red first or, as in OpenCV, blue. Only arguments in ``settings`` vary, and none of them where
+    ``settings`` have a transform of one's own.
     """
     configured = {"resize": settings.get("resize") or "crop"}
     configured |= {"crop_pct": settings.get("crop_pct") or 1.0}
@@ -70,8 +70,8 @@ def try_conventions(
 ) -> Iterator[Trial]:
     """Try ``net``, in eval mode, on the same images of ``data``, prepared in one way after another.
 
-    ``count`` of them are validation images, and as many training images: on these it differs most
-    how a network was trained. None is a test image. The first way is that of ``data``.
+    ``count`` of them are validation images, and as many are training images, where a network's own
+    preprocessing stands out most. None is a test image. The first way is that of ``data``.
     """
     configured = tried[0]
     parts = data.training_images()
@@ -101,15 +101,15 @@ def try_conventions(
 
 
 def within_chance(first: Trial, others: Sequence[Trial]) -> list[Trial]:
-    """Those of ``others`` that are no worse than ``first`` by more than chance, by McNemar's test.
+    """Trials of ``others`` that are no worse than ``first`` by more than chance, by McNemar's test.
 
-    Left out are those that come to the same images: the same loss and the same errors.
+    A trial with the same loss and the same errors saw the same images, and is left out.
     """
-    found = []
+    close = []
     for trial in others:
         is_same = trial.loss == first.loss and torch.equal(trial.wrong, first.wrong)
         better = int((first.wrong & ~trial.wrong).sum())
         worse = int((trial.wrong & ~first.wrong).sum())
         if not is_same and (worse <= better or mcnemar(better, worse) >= LEVEL):
-            found.append(trial)
-    return found
+            close.append(trial)
+    return close

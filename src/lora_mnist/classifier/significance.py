@@ -29,7 +29,7 @@ def mcnemar(repaired: int, broken: int) -> float:
 
 
 def wilson(errors: int, images: int) -> tuple[float, float]:
-    """The 95% Wilson interval of a count of errors: what as many images of the kind may have.
+    """The 95% Wilson interval of a count of errors among ``images``.
 
     ``images * (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)`` with
     ``p = errors / images``, ``n = images`` and ``z = 1.96``. Wilson 1927, "Probable Inference, the
@@ -47,7 +47,7 @@ def wilson(errors: int, images: int) -> tuple[float, float]:
 def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
     """Whether a network seems to have been trained on the validation images.
 
-    It errs on a smaller share of them than of the test images: by a factor of 1.5 at least, and
+    It then errs on a smaller share of them than of the test images: by a factor of 1.5 at least and
     with ``p < 0.001`` in the two-sided z-test of two proportions,
     ``z = (b / n - a / m) / sqrt(q (1 - q) (1 / m + 1 / n))`` with ``q = (a + b) / (m + n)`` for
     ``a`` errors in ``m`` validation images and ``b`` in ``n`` test images.

@@ -1,4 +1,4 @@
-"""Images as uint8, in memory or on the disk: where they come from, and which are sampled next."""
+"""Images, in memory or on the disk: where they come from, and which are sampled next."""
 
 from lora_mnist.data.datamodule import ImageDataModule as ImageDataModule
 from lora_mnist.data.folder import FolderDataModule as FolderDataModule

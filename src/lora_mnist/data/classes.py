@@ -9,8 +9,8 @@ Target = int | str | Sequence[int | str]
 def class_numbers(target: Target, classes: Sequence[str]) -> list[int]:
     """The numbers of the class or classes that ``target`` names.
 
-    A name goes before a number: with the classes 1, 10 and 2 the target 10 is the class of that
-    name. ValueError, if ``target`` names no class, or one twice.
+    Names come before numbers: with the classes 1, 10 and 2 the target 10 is the class named 10.
+    ValueError, if ``target`` names no class, or one twice.
     """
     numbers = {str(number): number for number in range(len(classes))}
     numbers |= {name: number for number, name in enumerate(classes)}

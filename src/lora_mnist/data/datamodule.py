@@ -1,4 +1,4 @@
-"""Images of classes as a Lightning DataModule, wherever they come from."""
+"""Images of classes as a Lightning DataModule."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -131,7 +131,7 @@ class ImageDataModule(LightningDataModule):
     def read_picture(self, path: Path) -> Tensor:
         """A picture from elsewhere in the form of these images: (channels, height, width) uint8.
 
-        ValueError, saying why, if the file cannot be used.
+        ValueError, with the reason, if the file cannot be used.
         """
         raise NotImplementedError
 
@@ -139,7 +139,7 @@ class ImageDataModule(LightningDataModule):
         """Read the images that ``stage`` ("fit", "validate" or "test") needs.
 
         Raises:
-            ValueError: if an argument does not go with the images that there are.
+            ValueError: if an argument does not fit the images.
         """
         self.measure()
         if self.mistakes is not None and not self.mistake_sets:

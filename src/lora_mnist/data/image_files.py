@@ -24,16 +24,16 @@ from lora_mnist.data.pictures import open_picture
 
 warn = rank_zero_only(logging.getLogger(__name__).warning)
 
-#: What the images in a folder are for, by its name in lower case.
+#: The purpose of the images in a folder, by its name in lower case.
 _PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 class Entry(NamedTuple):
     """An image file of a folder."""
 
-    path: str  # below the folder, with "/" between
+    path: str  # below the data folder, with "/" between
     label: int
-    part: str  # train, val or test, as its folder says; train where none does
+    part: str  # train, val or test, by its folder; train where the folder holds classes alone
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Preparation:
 
 
 class ImageFiles(Images):
-    """Images on the disk, each read when it is asked for."""
+    """Images on the disk, each read when it is needed."""
 
     def __init__(self, paths: Sequence[Path], labels: Tensor, prepare: Preparation) -> None:
         self.paths, self.labels, self.prepare = paths, labels, prepare
@@ -92,7 +92,7 @@ class ImageFiles(Images):
 
 
 def part_folders(root: Path) -> dict[Path, str]:
-    """The folders that hold classes, and what their images are for: train, val or test.
+    """The folders that hold classes, and the purpose of their images: train, val or test.
 
     ValueError, if ``root`` is no folder.
     """

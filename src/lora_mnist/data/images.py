@@ -1,4 +1,4 @@
-"""Sets of images: in memory, a part of a set, or with each image changed at random."""
+"""Sets of images: in memory, parts of another set, or with each image changed at random."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -10,12 +10,12 @@ from torch.utils.data import Dataset
 
 #: Images, uint8, (B, channels, height, width), and labels, int64, (B,).
 Batch = tuple[Tensor, Tensor]
-#: From one image to another, such as a transform of torchvision.transforms.v2.
+#: Makes one image of another, such as a transform of torchvision.transforms.v2.
 Augment = Callable[[Any], Any]
 
 
 def viewable(images: Tensor) -> Tensor:
-    """Images as a person sees them: uint8, where a transform made floats of them."""
+    """Images to look at: uint8, also where a transform made floats of them."""
     if not images.is_floating_point():
         return images
     least = images.amin((-3, -2, -1), keepdim=True)
@@ -88,9 +88,8 @@ class Subset(Images):
 class Augmented(Images):
     """Training images for a DataLoader, with ``augment`` applied to each.
 
-    A batch is asked for as ``(name, indices)``. Its random numbers depend on the name alone: a
-    resumed run goes on with the same changes, and workers make the same ones. No other random
-    number of the process moves, and no device's generator is seeded.
+    A batch is ``(name, indices)``. Its random numbers depend on the name alone: a resumed run, and
+    workers, make the same changes. The process's other random numbers stay as they were.
     """
 
     def __init__(self, images: Images, augment: Augment) -> None:

@@ -1,4 +1,4 @@
-"""The data of a configuration; where it is silent, as the network itself wants it."""
+"""The data module of a configuration, with the preprocessing that the network itself names."""
 
 import logging
 import math
@@ -18,9 +18,9 @@ _info = rank_zero_only(logging.getLogger(__name__).info)
 
 
 def make_data(cfg: DictConfig, stage: str | None, net: nn.Module | None = None) -> ImageDataModule:
-    """The data of ``cfg.data`` with the images of ``stage``: "fit", "test" or, for none, ``None``.
+    """The data of ``cfg.data`` with the images of ``stage``, "fit" or "test"; ``None``: no images.
 
-    Keys that are null follow what ``net``, made from ``cfg.net``, says of its preprocessing.
+    Keys that are null follow the preprocessing that ``net``, made from ``cfg.net``, names.
 
     Raises:
         UserError: if a value cannot be used, or there are no such images.
@@ -36,7 +36,7 @@ def make_data(cfg: DictConfig, stage: str | None, net: nn.Module | None = None) 
                     changes[key] = value
         if changes:
             text = " ".join(f"data.{key}={value}" for key, value in changes.items())
-            _info("%s: as the network says", text.replace(", ", ","))
+            _info("%s: the network's own preprocessing", text.replace(", ", ","))
         data: ImageDataModule = instantiate(cfg.data, _convert_="all", **changes)
         if stage is None:
             data.measure()
@@ -54,17 +54,17 @@ def network_preprocessing(net: nn.Module, settings: Mapping[str, Any]) -> dict[s
 
     Args:
         net: the network.
-        settings: what it was made from: ``_target_``, and perhaps ``weights``.
+        settings: its configuration: ``_target_``, and perhaps ``weights``.
     """
-    known = getattr(net, "pretrained_cfg", None)
-    if isinstance(known, dict) and "crop_pct" in known:
+    timm = getattr(net, "pretrained_cfg", None)
+    if isinstance(timm, dict) and "crop_pct" in timm:
         return {
-            "image_size": list(known["input_size"][1:]),
-            "resize": "stretch" if known.get("crop_mode") == "squash" else "crop",
-            "crop_pct": known["crop_pct"],
-            "interpolation": known["interpolation"],
-            "mean": list(known["mean"]),
-            "std": list(known["std"]),
+            "image_size": list(timm["input_size"][1:]),
+            "resize": "stretch" if timm.get("crop_mode") == "squash" else "crop",
+            "crop_pct": timm["crop_pct"],
+            "interpolation": timm["interpolation"],
+            "mean": list(timm["mean"]),
+            "std": list(timm["std"]),
         }
     weights, (package, _, builder) = settings.get("weights"), settings["_target_"].rpartition(".")
     if not isinstance(weights, str) or not package.startswith("torchvision.models"):

@@ -1,4 +1,4 @@
-"""A folder of mistakes: pictures that came back wrong, in a subfolder for each right class."""
+"""A folder of mistakes: misclassified pictures, in a subfolder for each right class."""
 
 import hashlib
 import logging
@@ -32,23 +32,23 @@ class WithMistakes(Images):
 
 
 def without_mistakes(images: Images, mistakes: ImageTensors | None, purpose: str) -> Images:
-    """``images`` without those that are, pixel by pixel, among the ``mistakes`` to learn.
+    """``images``, for ``purpose``, without those that are, pixel by pixel, among the ``mistakes``.
 
-    The log says how many are left out of those for ``purpose``.
+    The log says how many are left out.
     """
     if mistakes is None:
         return images
     learnt = {image.numpy().tobytes() for image in mistakes.images}
-    unlearnt = []
+    others = []
     for indices in torch.split(torch.arange(len(images)), 250):
         for i, image in zip(indices, images.take(indices.tolist())[0], strict=True):
             if image.numpy().tobytes() not in learnt:
-                unlearnt.append(int(i))
-    if len(unlearnt) == len(images):
+                others.append(int(i))
+    if len(others) == len(images):
         return images
     message = "%d %s images are among the mistakes to learn, and left out of the %s"
-    _warn(message, len(images) - len(unlearnt), purpose, purpose)
-    return Subset(images, torch.tensor(unlearnt, dtype=torch.int64))
+    _warn(message, len(images) - len(others), purpose, purpose)
+    return Subset(images, torch.tensor(others, dtype=torch.int64))
 
 
 def read_mistakes(
@@ -62,8 +62,8 @@ def read_mistakes(
     ``folder`` holds a folder for each class; ``class_of`` gives the class of a folder's name. The
     pictures come in the order of their SHA-256, and the first are held out: the share
     ``test_share``, at least one, or none if it is 0. So names do not matter, a picture that is
-    there twice counts once, and further pictures change the choice little. The log names a picture
-    that cannot be read, and it is left out.
+    there twice counts once, and more pictures change the choice little. The log names each picture
+    that cannot be read and is left out.
 
     Raises:
         ValueError: if there are no pictures, or none is left to learn from.

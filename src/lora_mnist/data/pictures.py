@@ -15,21 +15,21 @@ from torch import Tensor
 
 _FIELD = 28
 _BOX = 20
-# In MNIST's own images the centre of mass lies at pixel 14, to the rounding of whole pixels.
+# MNIST's own images have their centre of mass at pixel 14, rounded to whole pixels.
 _CENTRE = 14
 # Far more than the box needs, and far less than a photograph has.
 _WORKING_SIZE = 256
-# As a share of the darkest ink; what is fainter, such as JPEG's noise, is paper.
+# Ink below this share of the darkest, such as JPEG's noise, is paper.
 _FAINTEST = 0.1
-#: Pillow knows more; one of them, EPS, is a program that Ghostscript would run.
+#: Of Pillow's other formats EPS is a program, which Ghostscript would run.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def open_picture(path: Path, upright: bool = True, decode: bool = True) -> Image.Image:
     """A picture, decoded; without ``decode`` only checked, as far as that is quick.
 
-    ``upright`` turns it as its EXIF data say, which torchvision's ImageFolder does not. ValueError,
-    saying why, if the file cannot be read as a picture.
+    ``upright`` turns it as its EXIF data say, which torchvision's ImageFolder does not do.
+    ValueError, with the reason, if the file cannot be read as a picture.
     """
     try:
         with Image.open(path, formats=_FORMATS) as file:
@@ -38,8 +38,7 @@ def open_picture(path: Path, upright: bool = True, decode: bool = True) -> Image
                 picture.load()
             else:
                 picture.verify()
-    # Pillow has no common class for what a damaged file causes.
-    except Exception as error:
+    except Exception as error:  # Pillow has no common class for damaged files
         raise ValueError(f"no readable picture ({type(error).__name__})") from error
     if picture.mode == "F":
         raise ValueError("no readable picture (floating-point pixels)")
@@ -50,7 +49,7 @@ def prepare(picture: Image.Image) -> Tensor:
     """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink.
 
     It may be dark on light or light on dark. A picture that has this form already stays as it is.
-    ValueError, if there is nothing on the picture.
+    ValueError, if the picture is empty.
     """
     grey = _grey_levels(picture)
     border = torch.cat([grey[0], grey[-1], grey[:, 0], grey[:, -1]])

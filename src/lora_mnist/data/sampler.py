@@ -1,4 +1,4 @@
-"""Which training images each step sees: their order, and the replay of other classes."""
+"""The training images of each step: their order, and the replay of other classes."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -19,24 +19,24 @@ class TrainingLoader:
     An epoch takes each image to learn from once, in the order of a plain
     ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``. Where the Trainer counts steps
     of several batches each (``max_steps``, ``accumulate_grad_batches``), it takes them again until
-    the last step is whole, which Lightning would else cut short. The replayed images are one
-    endless stream that takes their classes in turn; each class comes in a random order without
-    replacement until it is exhausted, then in another. Several processes share each batch: together
-    they see what one process alone would see. Where the images cannot be shared out equally, the
-    first of the order are seen once more.
+    the last step is whole, which Lightning would otherwise cut short. The replayed images are one
+    endless stream that takes their classes in turn; each class comes in a random order until all
+    its images were drawn, then in another. Several processes share each batch: together they see
+    what one process would see. Where the images cannot be shared out equally, the first ones of the
+    order come once more.
 
     This class is no ``DataLoader``, so that Lightning leaves its order as it is. It can start in
     the middle of an epoch, and counts the batches taken from it, since workers read ahead.
 
     Args:
-        images: the training set, of N images.
+        images: the training set.
         target_indices: the images to learn from; int64, shape (T,).
         other_indices: the images that may be replayed; int64, shape (R,).
         batch_size: images to learn from in a step, over all processes together.
         replay: replayed images in a step, over all processes together.
-        seed: of the order of the images to learn from.
-        replay_seed: of the stream of replayed images.
-        replay_turns: how many turns a class gets in the stream of replayed images; others get one.
+        seed: seed of the order of the images to learn from.
+        replay_seed: seed of the stream of replayed images.
+        replay_turns: how many turns a class gets in that stream; others get one.
         augment: changes each image by itself; ``None``: images as they are.
         trainer: says which process this is, of how many, and where an epoch ends.
         num_workers: processes that read images.
@@ -66,7 +66,7 @@ class TrainingLoader:
         self.rank = trainer.global_rank if trainer else 0
         self.processes = trainer.world_size if trainer else 1
         self.share = batch_size // self.processes
-        self.epoch = self.batch = 0  # where training is: the epoch, and the batches taken of it
+        self.epoch = self.batch = 0  # the current epoch, and the batches taken from it
         self._epochs: Iterator[list[list[int]]] | None = None
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class TrainingLoader:
             yield batch
 
     def epochs(self) -> Iterator[list[list[int]]]:
-        """For each epoch, without end: the indices in each batch, this process's share of them."""
+        """Epoch after epoch, without end: the indices in each batch, this process's share."""
         generator = torch.Generator().manual_seed(self.seed)
         replayed = self._replayed()
         while True:
@@ -111,7 +111,7 @@ class TrainingLoader:
                 yield batches
 
     def _replayed(self) -> Iterator[int]:
-        """Indices of replayed images, without end: one of each class, and again."""
+        """Indices of replayed images, without end: one of each class in turn."""
         generator = torch.Generator().manual_seed(self.replay_seed)
         labels = self.images.labels[self.other_indices]
         members = {int(c): self.other_indices[labels == c] for c in torch.unique(labels)}
@@ -129,7 +129,7 @@ class TrainingLoader:
         return int(self.trainer.num_training_batches) if self.trainer else len(self)
 
     def state_dict(self) -> dict[str, int]:
-        """Where training is in the images."""
+        """Where training is: the epoch, and the batches taken from it."""
         epoch, batch = self.epoch, self.batch
         if batch >= self._batches_an_epoch():
             epoch, batch = epoch + 1, 0
