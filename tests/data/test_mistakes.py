@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pytest
@@ -71,23 +70,3 @@ def test_mistakes_stand_behind_the_training_images(indices: list[int]) -> None:
     )
     batch, labels = whole.take(indices)
     assert batch.flatten().tolist() == labels.tolist() == indices
-
-
-def test_a_batch_has_mistakes_first_and_replays_all_classes(
-    make_photos: Any, tmp_path: Path
-) -> None:
-    root = make_photos({"cat": 20, "dog": 20}, size=(4, 4))
-    write(tmp_path / "wrong", {f"cat/{n}.png": n for n in range(6)})
-    settings: dict[str, Any] = {"mistakes": tmp_path / "wrong", "batch_size": 2, "replay": 4}
-    for in_memory in (True, False):
-        data = FolderDataModule(root, in_memory=in_memory, **settings)
-        data.setup("fit")
-        batches = list(data.train_dataloader())
-        assert [len(labels) for _, labels in batches] == [6, 6, 5]  # the last has one mistake left
-        for images, labels in batches:
-            mistakes = len(labels) - 4
-            assert labels[mistakes:].tolist() == [0, 1, 0, 1]
-            assert labels[:mistakes].tolist() == [0] * mistakes
-            assert (images[:mistakes] == images[:mistakes, :1, :1, :1]).all()  # of one grey
-        data.setup("test")
-        assert [len(loader.dataset) for loader in data.test_dataloader()] == [4, 5, 1]  # type: ignore[arg-type]

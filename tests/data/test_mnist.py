@@ -2,11 +2,9 @@ import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torchvision.transforms as transforms
 from helpers.commands import ROOT
 from PIL import Image
 from torchvision.datasets import MNIST
@@ -34,20 +32,14 @@ def extracted(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_images_and_batches_are_those_of_torchvision() -> None:
+def test_images_are_those_of_torchvision() -> None:
     data = MNISTDataModule(data_dir=ROOT / "data")
     data.setup("fit")
     data.setup("test")
-    normalise = transforms.Normalize((0.1307,), (0.3081,))
-    transform = transforms.Compose([transforms.ToTensor(), normalise])
-    official = MNIST(ROOT / "data", train=True, transform=transform)
-    assert torch.equal(data.train_set.images[:, 0], official.data[:55_000])
+    official = MNIST(ROOT / "data", train=True)
+    assert torch.equal(data.train_set.images[:, 0], official.data[:55_000])  # type: ignore[attr-defined]
     assert torch.equal(data.val_set.labels, official.targets[55_000:])
-    assert data.train_set.images.dtype == torch.uint8
     assert data.sha256["test"].startswith("c3f9adf9c66efb57")
-    expected = torch.stack([official[i][0] for i in range(55_000, 55_100)])
-    batch: Any = next(iter(data.val_dataloader()))
-    assert torch.equal(data.on_after_batch_transfer(batch, 0)[0][:100], expected)
 
 
 def test_what_is_half_written_is_extracted_anew_by_one_of_two(tmp_path: Path) -> None:
@@ -67,20 +59,16 @@ def test_what_is_half_written_is_extracted_anew_by_one_of_two(tmp_path: Path) ->
     assert {path.name for path in raw.iterdir()} == {*NAMES, *(f"{name}.gz" for name in NAMES)}
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut short", "no folder"])
+@pytest.mark.parametrize("damage", ["missing", "cut short"])
 def test_what_can_be_neither_read_nor_downloaded(extracted: Path, damage: str) -> None:
     images = extracted / "MNIST" / "raw" / NAMES[0]
     if damage == "missing":
         images.unlink()
-    elif damage == "cut short":
-        images.write_bytes(images.read_bytes()[:-1])
     else:
-        shutil.rmtree(extracted)
-        extracted.touch()
-    with pytest.raises(ValueError, match="expected the official .gz files in ") as caught:
+        images.write_bytes(images.read_bytes()[:-1])
+    message = f"^data_dir={extracted}: expected the official .gz files in .*$"
+    with pytest.raises(ValueError, match=message):
         load_images("MNIST", extracted, True)
-    assert str(caught.value).startswith(f"data_dir={extracted}: ")
-    assert "\n" not in str(caught.value)
 
 
 def test_qmnist_has_more_than_one_number_a_label(tmp_path: Path) -> None:
@@ -95,7 +83,7 @@ def test_qmnist_has_more_than_one_number_a_label(tmp_path: Path) -> None:
 def test_refuses_bad_arguments(extracted: Path) -> None:
     with pytest.raises(ValueError, match="dataset=CIFAR10: expected one of MNIST, FashionMNIST"):
         MNISTDataModule("CIFAR10")
-    for val_size in (20, -1, 0.1):
+    for val_size in (20, 0.1):
         data = MNISTDataModule(data_dir=extracted, val_size=val_size)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=f"val_size={val_size}: expected an integer from 0 to"):
             data.setup("fit")
@@ -105,13 +93,11 @@ def test_validation_images_may_be_held_out_of_the_test_images() -> None:
     data = MNISTDataModule(data_dir=ROOT / "data", val_from="test", val_size=4000)
     data.setup("fit")
     data.setup("test")
-    assert [len(part) for part in (data.train_set, data.val_set, data.test_set)] == [
-        *(60_000, 4_000, 6_000)
-    ]
+    sizes = [len(part) for part in (data.train_set, data.val_set, data.test_set)]
+    assert sizes == [60_000, 4_000, 6_000]
     both = torch.cat([data.val_set.labels, data.test_set.labels])
     everything = load_images("MNIST", ROOT / "data", train=False)[1]
     assert both.bincount().tolist() == everything.bincount().tolist()
-    assert data.val_set.labels.bincount(minlength=10).min() > 300
 
 
 def test_test_images_that_are_learnt_as_mistakes_are_left_out(
