@@ -228,3 +228,15 @@ def test_jobs_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lau
     found = [read_results(path.parent)["worker"] for path in sweep.glob("*/results.json")]
     assert process.pid not in {worker["process"] for worker in found}
     assert {worker["threads"] for worker in found} == {"1"}
+
+
+@pytest.mark.slow
+def test_workers_end_after_a_sweep_that_is_killed(tmp_path: Path) -> None:
+    """Each finishes its job first; then nobody holds the sweep's pipes any more."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    options = ("pause=2", "launcher=joblib", "hydra.launcher.n_jobs=2")
+    process = start(tmp_path, "-m", "x=1,2", *options)
+    wait_for_jobs(process, tmp_path, 2)
+    process.kill()
+    process.communicate(timeout=60)
+    assert len(list(only_sweep(tmp_path).glob("*/results.json"))) == 2

@@ -2,11 +2,14 @@
 
 import gc
 import logging
+import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -24,6 +27,9 @@ from lora_mnist.sweep.records import JOB_FILE, is_finished, read_json
 
 log = logging.getLogger(__name__)
 
+#: Held while a job runs in this process.
+_job_runs = threading.Lock()
+
 
 def run_swept(
     function: Callable[[DictConfig, Run], object],
@@ -40,6 +46,7 @@ def run_swept(
     if not session.is_conducting():
         # In a worker: Ctrl+C reaches all processes, and the conducting one ends the others.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _end_after_the_sweep()
     # The screen gets one line a job; tables and messages go to the job's log.
     for name in (None, *(hydra.job_logging.get("loggers") or ())):
         for handler in logging.getLogger(name).handlers:
@@ -48,7 +55,7 @@ def run_swept(
     folder, log_file = run.folder, f"{hydra.job.name}.log"
     label = f"#{hydra.job.num} {' '.join(varied_overrides(hydra))}".rstrip()
     started = time.perf_counter()
-    with FileLock(folder / LOCK_FILE):  # a worker can outlive the sweep that started it
+    with _job_runs, FileLock(folder / LOCK_FILE):  # a worker can outlive the sweep that started it
         was_finished = is_finished(folder)
         before = read_json(folder / JOB_FILE)
         record = before | {"error": None}
@@ -88,3 +95,20 @@ def run_swept(
     seconds = "finished before" if was_finished else f"{time.perf_counter() - started:.1f} s"
     print(f"{label}: {metric}{seconds}", flush=True)
     return value
+
+
+@cache
+def _end_after_the_sweep() -> None:
+    """Let this worker end, after its job, when the process that started it is gone.
+
+    joblib's workers would wait for ever for a sweep that was killed.
+    """
+    parent = os.getppid()
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        with _job_runs:
+            os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
