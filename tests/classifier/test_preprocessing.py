@@ -121,7 +121,10 @@ def test_a_network_names_its_own_preprocessing() -> None:
 def test_a_network_of_timm_names_its_own_preprocessing() -> None:
     timm = pytest.importorskip("timm")
     net = timm.create_model("vit_tiny_patch16_224", num_classes=2)
-    keys = network_preprocessing(net, {"_target_": "timm.create_model"})
+    settings = {"_target_": "timm.create_model"}
+    keys = network_preprocessing(net, settings)
+    small = network_preprocessing(net, {**settings, "img_size": 32})
+    assert small == {**keys, "image_size": [32, 32]}  # timm itself still names the larger one
     theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
     noise = torch.rand(3, 300, 260, generator=torch.Generator().manual_seed(0))
     picture = v2.functional.to_pil_image(noise)

@@ -54,12 +54,13 @@ def network_preprocessing(net: nn.Module, settings: Mapping[str, Any]) -> dict[s
 
     Args:
         net: the network.
-        settings: its configuration: ``_target_``, and perhaps ``weights``.
+        settings: its configuration: ``_target_``, and perhaps ``weights`` or ``img_size``.
     """
     timm = getattr(net, "pretrained_cfg", None)
     if isinstance(timm, dict) and "crop_pct" in timm:
+        size = settings.get("img_size") or timm["input_size"][1:]  # an argument comes first
         return {
-            "image_size": list(timm["input_size"][1:]),
+            "image_size": [size, size] if isinstance(size, int) else list(size),
             "resize": "stretch" if timm.get("crop_mode") == "squash" else "crop",
             "crop_pct": timm["crop_pct"],
             "interpolation": timm["interpolation"],
