@@ -17,7 +17,7 @@ from lora_mnist.classifier.metrics import evaluation_of
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.checkpoint import recorded_seed
 from lora_mnist.errors import UserError, config_group, is_number
-from lora_mnist.lora import add_lora, full_ranks, lora_names
+from lora_mnist.lora import add_lora, lora_names, target_weights
 from lora_mnist.project import Run
 from lora_mnist.trainer import on_device
 
@@ -103,9 +103,11 @@ def add_adapter(cfg: DictConfig, net: nn.Module) -> str:
     with config_group("lora"):
         if settings["rank"] == "auto":
             settings["rank"] = _AUTO_RANK
-            # A layer's own pattern comes first, and the first that fits holds.
-            full = full_ranks(net, settings["target_modules"], _AUTO_RANK)
-            settings["rank_pattern"] = {**(settings["rank_pattern"] or {}), **full}
+            ranks = settings["rank_pattern"] = dict(settings["rank_pattern"] or {})
+            for name, weight in target_weights(net, settings["target_modules"]).items():
+                full = min(weight.base.flatten(1).shape)
+                if full < _AUTO_RANK:
+                    ranks[f"^{name}"] = full  # a layer's own pattern comes first, and holds
         add_lora(net, **settings)
     net.train()
     return lora_names(net)[-1]

@@ -1,7 +1,11 @@
 """Networks small enough to be understood by eye, and adapters on them."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from lora_mnist.lora import LoRAParametrization, lora_parameters
@@ -17,6 +21,86 @@ class TinyNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear2(torch.relu(self.linear1(x)))
+
+
+class Encoder(nn.Module):
+    """A transformer that classifies sequences of tokens."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        layer = nn.TransformerEncoderLayer(16, dim_feedforward=24, dropout=0.3, **options)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.encoder(self.embed(x)).mean(1))
+
+
+class First(nn.Module):
+    """What a recurrent layer gives without its state, or attention to something of other sizes."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        is_attention = isinstance(self.layer, nn.MultiheadAttention)
+        return self.layer(*((x, x[..., :5], x[..., :5]) if is_attention else (x,)))[0]
+
+
+class Shifted(nn.Linear):
+    """A layer with a forward of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+def recurrent(kind: type[nn.RNNBase], **options: Any) -> nn.Module:
+    """A recurrent network on sequences of tokens."""
+    embed = nn.Embedding(20, 8, padding_idx=0)
+    rnn = First(kind(8, 6, num_layers=2, batch_first=True, dropout=0.3, **options))
+    return nn.Sequential(embed, rnn, nn.BatchNorm1d(7), nn.LazyLinear(4))
+
+
+#: Networks, and the shape of their images where they take no tokens.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
+    "linear": (TinyNet, (5, 6)),
+    "conv2d": (lambda: nn.Sequential(nn.Conv2d(2, 4, (3, 2), padding=1)), (3, 2, 5, 6)),
+    "mobilenet_v2": (
+        lambda: torchvision.models.MobileNetV2(5, 0.25, [[1, 16, 1, 1], [6, 24, 2, 2]]),
+        (2, 3, 32, 32),
+    ),
+    "encoder": (lambda: Encoder(nhead=2, batch_first=True), None),
+    "encoder_odd_heads": (lambda: Encoder(nhead=1, bias=False), None),
+    "attention_to_others": (
+        lambda: First(nn.MultiheadAttention(8, 2, kdim=5, vdim=5, batch_first=True)),
+        (2, 3, 8),
+    ),
+    "lstm": (lambda: recurrent(nn.LSTM, bidirectional=True), None),
+    "lstm_projected": (lambda: recurrent(nn.LSTM, proj_size=3), None),
+    "gru_cell": (lambda: nn.GRUCell(4, 6), (5, 4)),
+    "embedding": (lambda: nn.Sequential(nn.Embedding(20, 6), nn.Linear(6, 3)), None),
+    "embedding_bag": (lambda: nn.EmbeddingBag(20, 4), None),
+    "conv1d": (lambda: nn.Conv1d(3, 5, 3, padding=1), (2, 3, 9)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, (1, 2, 3)), (2, 2, 4, 4, 4)),
+    "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
+    "own_forward": (lambda: Shifted(6, 2), (4, 6)),
+    "one_layer_under_two_names": (lambda: nn.Sequential(*[nn.Linear(6, 6)] * 2), (4, 6)),
+}
+
+
+def made(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
+    """A network and its input, the same every time."""
+    torch.manual_seed(0)
+    make, shape = NETWORKS[name]
+    net = make()
+    x = torch.randint(1, 20, (5, 7)) if shape is None else torch.randn(shape)
+    with torch.no_grad():
+        for _ in range(5):
+            net(x)  # for the statistics
+    return net.to(dtype).eval(), x if shape is None else x.to(dtype)
 
 
 def randomize(model: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.nets import TinyNet, randomize
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -51,6 +51,7 @@ STEPS: dict[str, Callable[[nn.Module, str | None], Any]] = {
 }
 
 
+@settings(max_examples=40)
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from([*STEPS, "copy"]), st.sampled_from([*NAMES, None])), max_size=8
@@ -101,8 +102,7 @@ def test_a_merged_network_is_a_plain_one() -> None:
     net = merge_lora(stacked())
     assert [type(module) for module in net.modules()] == [type(m) for m in TinyNet().modules()]
     assert not any(parameter.requires_grad for parameter in net.parameters())
-    exported = torch.export.export(net, (X,))
-    assert exported.state_dict.keys() == TinyNet().state_dict().keys()
+    assert net.state_dict().keys() == TinyNet().state_dict().keys()
     with pytest.raises(ValueError, match=r"adapters are merged; expected unmerge_lora\(model\)"):
         lora_disabled(net).__enter__()
     # A new adapter stands on the merged network, which is then final.

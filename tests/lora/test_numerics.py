@@ -1,22 +1,18 @@
-"""The same numbers on every way through torch: merged, stacked, compiled, exported, in half."""
+"""The same numbers on every way through torch: compiled, exported, in half, on another device."""
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.nets import TinyNet, randomize
+from helpers.nets import made, randomize
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 from lora_mnist.lora import (
     add_lora,
-    changed_tensors,
-    combine_adapters,
-    load_adapter,
     lora_disabled,
     lora_parameters,
     lora_state_dict,
@@ -27,71 +23,19 @@ from lora_mnist.lora import (
     unmerge_lora,
 )
 
-
-class Attention(nn.MultiheadAttention):
-    def __init__(self) -> None:
-        super().__init__(6, 2, batch_first=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        attended: torch.Tensor = super().forward(x, x, x)[0]
-        return attended
-
-
-#: Networks, and the shape of their input; of tokens where that is None.
-KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
-    "linear": (TinyNet, (5, 6)),
-    "conv1d": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3, stride=2)), (3, 2, 9)),
-    "conv2d": (lambda: nn.Sequential(nn.Conv2d(2, 4, (3, 2), padding=1)), (3, 2, 5, 6)),
-    "grouped": (lambda: nn.Sequential(nn.Conv2d(4, 6, 3, groups=2)), (3, 4, 5, 5)),
-    "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(2, 4, 3)), (3, 2, 4, 4)),
-    "attention": (lambda: nn.Sequential(Attention(), nn.Linear(6, 3)), (3, 4, 6)),
-    "embedding": (lambda: nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 3)), None),
-}
+KINDS = ["linear", "conv1d", "conv2d", "grouped", "transposed", "attention_to_others", "embedding"]
 kinds = pytest.mark.parametrize("kind", KINDS)
-DOUBLE = {"rtol": 1e-12, "atol": 1e-12}
 
 
-def made(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
-    """The same network and input every time."""
-    torch.manual_seed(0)
-    make, shape = KINDS[kind]
-    net = make().to(dtype).eval()
-    x = torch.arange(12).view(3, 4) % 9 if shape is None else torch.randn(shape, dtype=dtype)
-    return net, x
-
-
-def adapted(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
+def adapted(kind: str) -> tuple[nn.Module, torch.Tensor]:
     """Two adapters of different ranks, one turned down and one negative."""
-    net, x = made(kind, dtype)
+    net, x = made(kind)
     add_lora(net, rank=2, alpha=3.0, target_modules=".*", name="first", use_rslora=True)
     add_lora(net, rank=1, target_modules=".*", name="second", init="pissa")
     randomize(net)
     set_lora_scale(net, 0.7, "first")
     set_lora_scale(net, -0.3, "second")
     return net, x
-
-
-@kinds
-@pytest.mark.filterwarnings("ignore:PEFT has no adapter")
-def test_every_form_of_two_adapters_in_double_precision(kind: str, tmp_path: Path) -> None:
-    """Stacked, merged, unmerged, saved and loaded, combined: 1e-12."""
-    net, x = adapted(kind, torch.float64)
-    base, _ = made(kind, torch.float64)
-    expected = net(x)
-    assert not torch.allclose(expected, base(x), atol=1e-3)
-    state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    twin = merge_lora(copy.deepcopy(net))
-    torch.testing.assert_close(twin(x), expected, **DOUBLE)
-    assert torch.equal(unmerge_lora(twin)(x), expected)
-    assert changed_tensors(state, twin.state_dict()) == []
-    folders = [save_adapter(net, tmp_path / name, name) for name in ("first", "second")]
-    stack = copy.deepcopy(base)
-    for folder, scale in zip(folders, (0.7, -0.3), strict=True):
-        load_adapter(stack, folder, scale=scale)
-    torch.testing.assert_close(stack(x), expected, **DOUBLE)
-    combine_adapters(base, folders, [0.7, -0.3])
-    torch.testing.assert_close(base(x), expected, **DOUBLE)
-    torch.testing.assert_close(merge_lora(base)(x), expected, **DOUBLE)
 
 
 @kinds
@@ -117,7 +61,7 @@ def test_half_precision(kind: str) -> None:
 def test_compiled() -> None:
     """A compiled network hears of every switch and scale."""
     torch.compiler.reset()
-    net, x = adapted("attention")
+    net, x = adapted("linear")
     compiled = torch.compile(net, backend="eager")
     for change in (
         lambda: set_lora_scale(net, 0.5, "first"),
@@ -143,16 +87,17 @@ def test_exported_and_checkpointed(kind: str) -> None:
     assert all(map(torch.equal, of_output, of_expected))
 
 
-@kinds
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "attention_to_others"])
 def test_many_adapters_at_once_and_the_gradients_of_single_images(kind: str) -> None:
     """``torch.func``: vmap over the adapters of one base, and over a batch."""
+    close = {"rtol": 1e-12, "atol": 1e-12}
     net, x = made(kind, torch.float64)
     add_lora(net, rank=2, target_modules=".*")
     states = [lora_state_dict(copy.deepcopy(randomize(net))) for _ in range(3)]
     stacked = {key: torch.stack([state[key] for state in states]) for key in states[0]}
     outputs = vmap(lambda state: functional_call(net, state, (x,)))(stacked)
     for state, output in zip(states, outputs, strict=True):
-        torch.testing.assert_close(functional_call(net, state, (x,)), output, **DOUBLE)
+        torch.testing.assert_close(functional_call(net, state, (x,)), output, **close)
 
     def loss(state: dict[str, torch.Tensor], one: torch.Tensor) -> torch.Tensor:
         return functional_call(net, state, (one[None],)).square().sum()
@@ -160,7 +105,7 @@ def test_many_adapters_at_once_and_the_gradients_of_single_images(kind: str) -> 
     gradients = vmap(grad(loss), in_dims=(None, 0))(states[0], x)
     for number, one in enumerate(x):
         for key, gradient in grad(loss)(states[0], one).items():
-            torch.testing.assert_close(gradients[key][number], gradient, **DOUBLE)
+            torch.testing.assert_close(gradients[key][number], gradient, **close)
 
 
 @kinds
@@ -169,22 +114,12 @@ def test_the_numbers_follow_the_network_to_its_device(kind: str, tmp_path: Path)
     net, x = adapted(kind)
     shape = net(x).shape
     net, x = net.to("meta"), x.to("meta")
-
-    def computes() -> bool:
-        output = net(x)
-        return output.is_meta and output.shape == shape
-
-    assert computes()
-    with lora_disabled(net):
-        assert computes()
-    set_lora_scale(net, 0.5)
-    assert computes()
     net.train()(x).sum().backward()
     assert all(p.grad.is_meta for p in lora_parameters(net) if p.requires_grad)
     with pytest.raises(ValueError, match="expected numbers, found a lazy tensor or the meta dev"):
         save_adapter(net, tmp_path / "adapter", "first")
     assert not (tmp_path / "adapter").exists()
-    merge_lora(net)
-    assert computes()
-    unmerge_lora(net)
-    assert computes()
+    with lora_disabled(net):
+        assert net(x).shape == shape
+    for change in (merge_lora, unmerge_lora):
+        assert change(net)(x).shape == shape

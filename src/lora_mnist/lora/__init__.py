@@ -32,7 +32,6 @@ from .peft import CONFIG_NAME as CONFIG_NAME
 from .peft import WEIGHTS_NAME as WEIGHTS_NAME
 from .peft import read_adapter as read_adapter
 from .peft import read_metadata as read_metadata
-from .targets import full_ranks as full_ranks
 from .targets import target_weights as target_weights
 from .weight import adaptable_weights as adaptable_weights
 from .weight import lora_adapters as lora_adapters

@@ -35,13 +35,9 @@ def combine_adapters(
         allow_other_base: see :func:`.adapter.load_adapter`.
 
     Raises:
-        ValueError: if there is not one scale for each folder, or an adapter cannot be loaded; see
-            :func:`.adapter.load_adapter`. ``model`` is then as it was.
+        ValueError: if there is no folder, or not one scale for each, or an adapter cannot be
+            loaded; see :func:`.adapter.load_adapter`. ``model`` is then as it was.
     """
-    if not folders or len(folders) != len(scales):
-        raise ValueError(
-            f"scales={list(scales)}: expected one for each of {len(folders)} adapters, at least one"
-        )
     twin = copy.deepcopy(model)
     if lora_names(twin):
         remove_lora(twin)

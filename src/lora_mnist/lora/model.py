@@ -48,8 +48,7 @@ def add_lora(
 
     Args:
         model: any network; changed in place, and returned.
-        rank: inner dimension ``r`` of the update, an integer >= 1. A layer can have a smaller side
-            than that, but not every layer.
+        rank: inner dimension ``r`` of the update, an integer >= 1.
         alpha: the update is scaled by ``alpha / rank``; finite and > 0.
         target_modules: the layers that get an adapter, as in PEFT: a regular expression for whole
             names, a list of names or of ends of names from a dot on, ``all-linear`` for every
@@ -80,12 +79,6 @@ def add_lora(
     targets = target_weights(model, target_modules)
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
-    for each in set(ranks.values()):
-        sides = [min(w.base.flatten(1).shape) for name, w in targets.items() if ranks[name] == each]
-        if isinstance(each, int) and each > max(sides):
-            raise ValueError(
-                f"rank={each}: expected at most {max(sides)}, the smaller side of the largest layer"
-            )
     kind = PiSSAParametrization if init == "pissa" else LoRAParametrization
     adapters = {}
     for layer, weight in targets.items():
@@ -103,19 +96,20 @@ def add_lora(
 
 def _warn_of_weights_left_out(model: nn.Module, targets: Mapping[str, Weight]) -> None:
     """Name the large weights for which ``target_modules=all`` does not stand."""
-    total, sizes = 0, dict[str, int]()  # the latter of weights left out, by the end of their names
+    total, left_out = 0, dict[str, int]()  # the latter by the end of their names
     for name, weight in adaptable_weights(model).items():
-        size = weight.base.numel() if weight.base.ndim > 1 else 0
-        total += size
-        if name not in targets:
-            end = name if weight.tensor == "weight" else weight.tensor
-            sizes[end] = sizes.get(end, 0) + size
-    large = [end for end, size in sizes.items() if size >= 0.01 * total]
-    if large and sum(sizes.values()) >= 0.1 * total:
+        if weight.base.ndim > 1:
+            total += weight.base.numel()
+            if name not in targets:
+                end = name if weight.tensor == "weight" else weight.tensor
+                left_out[end] = left_out.get(end, 0) + weight.base.numel()
+    share = sum(left_out.values()) / total
+    if share >= 0.1:
+        large = [end for end, size in left_out.items() if size >= 0.01 * total]
         log.warning(
             "target_modules=all leaves out %.0f%% of the weights; with the large ones: "
             "target_modules=[all,%s]",
-            100 * sum(sizes.values()) / total,
+            100 * share,
             ",".join(large),
         )
 
@@ -136,16 +130,29 @@ def attach(
         name, number = "default", 2
         while name in taken:
             name, number = f"default{number}", number + 1
-    holders: dict[int, list[str]] = {}
-    for layer, weight in weights.items():
-        holders.setdefault(id(weight.base), []).append(layer)
+    bases = {layer: weight.base for layer, weight in weights.items()}
     for layer, adapter in adapters.items():
-        if len(names := holders[id(weights[layer].base)]) > 1:
+        weight = weights[layer]
+        sharing = [other for other, base in bases.items() if base is bases[layer]]
+        if len(sharing) > 1:
             raise ValueError(
-                f"target_modules: {' and '.join(names)} share one weight, which a merged network "
+                f"target_modules: {' and '.join(sharing)} share one weight, which a merged network "
                 "could not; expected none of them"
             )
-        _require_fit(layer, weights[layer], adapter)
+        for other in weight.registered or []:
+            if not isinstance(other, LoRAParametrization):
+                raise ValueError(
+                    f"{layer}: has {type(other).__name__} on its {weight.tensor}; expected "
+                    f"{parametrize.__name__}.remove_parametrizations first"
+                )
+        expected = LoRAParametrization(weight.base.detach().to("meta"), adapter.rank)
+        for part in ("lora_A", "lora_B"):
+            shape = tuple(getattr(expected, part).shape)
+            if getattr(adapter, part).shape != shape:
+                raise ValueError(f"{part} of {layer}: expected the shape {shape}")
+            numbers = getattr(adapter.to(weight.base), part)
+            if not (numbers.is_meta or numbers.isfinite().all()):
+                raise ValueError(f"{part} of {layer}: expected finite numbers")
     if not hasattr(model, "lora_frozen_base"):
         freeze_base(model)
     if hasattr(model, "lora_merged"):
@@ -155,24 +162,6 @@ def attach(
         weight = weights[layer]
         adapter.name = name
         weight.put(weight.base, [*weight.adapters, adapter.train(model.training)])
-
-
-def _require_fit(layer: str, weight: Weight, adapter: LoRAParametrization) -> None:
-    """Refuse a weight that cannot carry ``adapter``; give that the weight's device and dtype."""
-    for other in weight.registered or []:
-        if not isinstance(other, LoRAParametrization):
-            raise ValueError(
-                f"{layer}: has {type(other).__name__} on its {weight.tensor}; expected "
-                f"{parametrize.__name__}.remove_parametrizations first"
-            )
-    expected = LoRAParametrization(weight.base.detach().to("meta"), adapter.rank)
-    for part in ("lora_A", "lora_B"):
-        shape = tuple(getattr(expected, part).shape)
-        if getattr(adapter, part).shape != shape:
-            raise ValueError(f"{part} of {layer}: expected the shape {shape}")
-        numbers = getattr(adapter.to(weight.base), part)
-        if not (numbers.is_meta or numbers.isfinite().all()):
-            raise ValueError(f"{part} of {layer}: expected finite numbers")
 
 
 def lora_names(model: nn.Module) -> list[str]:

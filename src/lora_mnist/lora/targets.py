@@ -81,19 +81,3 @@ def listed(names: Collection[str]) -> str:
     """``names`` for a message, the first twenty of them."""
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return ", ".join(list(names)[:20]) + more or "none"
-
-
-def full_ranks(
-    model: nn.Module, target_modules: str | Collection[str], rank: int
-) -> dict[str, int]:
-    """Layers whose weight, as a matrix, has a full rank below ``rank``, and that full rank.
-
-    It is a ``rank_pattern`` of :func:`.model.add_lora`.
-    """
-    ranks = {}
-    for name, weight in target_weights(model, target_modules).items():
-        rows = len(weight.base)
-        full = min(rows, weight.base.numel() // rows)
-        if full < rank:
-            ranks[f"^{name}"] = full
-    return ranks
