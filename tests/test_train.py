@@ -328,7 +328,7 @@ def test_the_dial_is_tried_on_validation_images(outputs: Path) -> None:
         for key in ("errors", "errors_of_target"):
             assert dial[key][place] == results[split][key]
     assert dial["saved"] == 1
-    assert dial["forward_passes"] == 4 * 75  # as many as there were in training
+    assert 0 < dial["forward_passes"] <= 4 * 75  # no more than there were in training
     assert run(outputs, "stage=lora", "dial=false")["dial"] is None
     assert run(outputs, "stage=lora", "data.val_size=0")["dial"] is None
 

@@ -61,14 +61,14 @@ def test_one_of_several_adapters_is_turned_alone(adapted: TinyNet) -> None:
 @pytest.mark.parametrize(
     ("errors", "advised"),
     [
-        ([30, 20, 23], 0.5),  # 1 saves 7 of 10
-        ([30, 22, 24], 1.0),  # 6 of 8, which is enough
+        ([30, 20, 26], 0.5),  # 1 saves 4 of 10
+        ([30, 22, 26], 1.0),  # 4 of 8, which is enough
         ([30, 30, 30], 1.0),
         ([30, 31, 30], 1.0),  # no more errors than the base
         ([20, 21, 21], 0.0),
     ],
 )
-def test_advice_is_near_1_where_that_keeps_most_of_the_gain(
+def test_advice_is_near_1_where_that_keeps_half_of_the_gain(
     errors: list[int], advised: float
 ) -> None:
     assert advised_scale([0.0, 0.5, 1.0], errors) == advised
@@ -101,39 +101,35 @@ class Counted:
         return list(zip(self.images[chosen].split(70), self.labels[chosen].split(70), strict=True))
 
 
-def test_the_quick_dial_of_all_images_counts_as_the_slow_one(adapted: TinyNet) -> None:
-    images = Counted(adapted)
-    quick = quick_dial(adapted, images, [1], most=600)
-    slow = dial_curve(adapted, images(None), [1])
-    assert len(quick["scales"]) == 6
-    for place, scale in enumerate(quick["scales"]):
-        for key in ("errors", "errors_of_target", "errors_elsewhere"):
-            assert quick[key][place] == slow[key][SCALES.index(scale)]
-    assert quick["advised"] == advised_scale(quick["scales"], quick["errors"])
-    assert {adapter.scale for adapter in adapters(adapted)} == {1.0}
-
-
-@pytest.mark.parametrize("most", [60, 200])
+@pytest.mark.parametrize("most", [60, 200, 600])
 def test_the_quick_dial_sees_few_images_and_comes_near(adapted: TinyNet, most: int) -> None:
     images = Counted(adapted)
-    quick = quick_dial(adapted, images, most=most)
-    assert images.taken == [600, most, most]  # two passes over all, four over the chosen
-    assert quick["forward_passes"] == 2 * 600 + 4 * most
-    assert quick["images"] == 600
-    errors = dict(zip(SCALES, dial_curve(adapted, images(None))["errors"], strict=True))
-    for scale, count in zip(quick["scales"], quick["errors"], strict=True):
-        assert abs(count - errors[scale]) <= (0 if scale in (0, 1) else 600 * 2 / most)
-    known = {"label": images.labels}
-    predicted, _ = predictions_at(adapted, images(None), [0, 1])
-    known |= {"base": predicted[0], "adapted": predicted[1]}
-    for side, scale in (("base", 0), ("adapted", 1)):
-        set_lora_scale(adapted, scale)
-        with torch.no_grad():
-            known[f"{side}_probability"] = adapted(images.images).softmax(dim=1).amax(dim=1)
+    slow = dial_curve(adapted, images(None), [1])
     images.taken.clear()
-    again = quick_dial(adapted, images, most=most, predictions=known)
-    assert images.taken == [most, most]
-    assert again == {**quick, "forward_passes": 4 * most}
+    quick = quick_dial(adapted, images, [1], most)
+    all_images, chosen = images.taken
+    assert (all_images, quick["images"]) == (600, 600)
+    assert chosen <= most
+    assert quick["forward_passes"] == 2 * 600 + 4 * chosen
+    for key in ("errors", "errors_of_target", "errors_elsewhere"):
+        assert [quick[key][0], quick[key][-1]] == [slow[key][0], slow[key][-1]]
+        for count, right in zip(quick[key], slow[key], strict=True):
+            assert abs(count - right) <= 600 * 2 / most
+    assert quick["advised"] == advised_scale(SCALES, quick["errors"])
+    assert {adapter.scale for adapter in adapters(adapted)} == {1.0}
+    predicted, labels = predictions_at(adapted, images(None), [0, 1])
+    known = {"base": predicted[0], "adapted": predicted[1], "label": labels}
+    again = quick_dial(adapted, images, [1], most, known)
+    assert images.taken[-1] == chosen
+    assert again == {**quick, "forward_passes": 4 * chosen}
+
+
+def test_an_adapter_that_changes_no_prediction_needs_no_scale_between(tiny: TinyNet) -> None:
+    images = Counted(add_lora(tiny.eval()))
+    quick = quick_dial(tiny, images)
+    assert images.taken == [600]
+    assert quick["errors"] == [quick["errors"][0]] * len(SCALES)
+    assert quick["advised"] == 1
 
 
 def test_all_runs_where_the_network_is(adapted: TinyNet) -> None:
