@@ -146,21 +146,18 @@ class Evaluation(Metric):
 
 @torch.no_grad()
 def evaluation_of(
-    net: Any,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    has_base: bool = False,
-    adapter: str | None = None,
+    net: Any, batches: Iterable[tuple[Tensor, Tensor]], has_base: bool = False
 ) -> Evaluation:
     """The evaluation of ``net`` on ``batches``, in this process alone.
 
-    With ``has_base`` it stands beside its base: ``net`` without ``adapter``, or without all of its
-    adapters. ValueError, if there is no batch.
+    With ``has_base`` it stands beside its base: ``net`` without its adapters. ValueError, if there
+    is no batch.
     """
     evaluation: Evaluation | None = None
     base_logits = None
     for images, labels in batches:
         if has_base:
-            with lora_disabled(net, adapter):
+            with lora_disabled(net):
                 base_logits = net(images)
         logits = net(images)
         if evaluation is None:
