@@ -64,6 +64,10 @@ def test_an_experiment_names_the_stage(cli: Any, base: str, tmp_path: Path) -> N
         ("lora.rank=1,2", "Ambiguous value for argument 'lora.rank=1,2'"),
         ("trainer.max_steps={a:1", "trainer.max_steps={a:1: no viable alternative at input"),
         ("hydra/launcher=nope", "In 'hydra/config': Could not find 'hydra/launcher/nope' Avail"),
+        (
+            "experiment=null",
+            "experiment=null: expected one of notebook, repair, repair_private, or",
+        ),
         ("resume=nowhere", "resume=nowhere: expected the folder of a run that began to train"),
     ],
 )

@@ -31,7 +31,7 @@ from omegaconf.errors import (
 from lora_mnist.disk.latest import latest
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.errors import UserError, one_line
-from lora_mnist.project import Run, program
+from lora_mnist.project import CONFIGS, Run, program
 from lora_mnist.sweep.command import command_line, override
 from lora_mnist.sweep.job import run_swept
 from lora_mnist.sweep.session import close_sweep, is_conducting, open_sweep, swept_keys
@@ -151,6 +151,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return _explain_hydra(error), UserError.exit_code
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, not imported here
         return one_line(error), UserError.exit_code
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        return _explain_group(error), UserError.exit_code
     return f"{type(error).__name__}: {one_line(error)}", 1
 
 
@@ -192,6 +194,16 @@ def _explain_hydra(error: HydraException) -> str:
     if isinstance(refused, OmegaConfBaseException):  # Hydra says where, OmegaConf says what
         return f"{said}: {explain(refused)[0]}"
     return said
+
+
+def _explain_group(error: ValueError) -> str:
+    """Hydra's message about a group's value, with that value, which Hydra does not name."""
+    for text in sys.argv[1:]:
+        key, _, value = text.partition("=")
+        names = sorted(file.stem for file in (CONFIGS / key).glob("*.yaml"))
+        if names and (value == "null" or value.isdigit()):
+            return f"{text}: expected one of {', '.join(names)}, or no {key}= for its default"
+    return one_line(error)
 
 
 # --- folders -------------------------------------------------------------------------------------

@@ -108,6 +108,8 @@ def test_keys_that_change_no_number_run_no_job_again(cli: Any, tmp_path: Path) -
     assert done.err.splitlines()[0] == said
     assert done.out.count("finished before") == 1
     assert statuses(only_sweep(tmp_path)) == ["finished", "failed"]
+    cli(TOY, "-m", "x=4", *more, "sweep.resume=latest")
+    assert not {"tags", "require"} & read_summary(only_sweep(tmp_path))[0].keys()
     done = cli(TOY, "-m", "x=2,3", "sweep.resume=latest")
     assert (done.code, done.out.count("finished before")) == (0, 2)
 

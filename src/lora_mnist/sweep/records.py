@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lora_mnist.disk.numbers import RESULTS_FILE, flatten
+from lora_mnist.disk.numbers import RESULTS_FILE, changes_numbers, flatten
 from lora_mnist.errors import one_line
 from lora_mnist.sweep.command import key_of
 
@@ -73,7 +73,7 @@ def read_jobs(folder: Path) -> list[Job]:
     jobs = [job for path in sorted(folder.iterdir()) if (job := read_job(path))]
     done = [job.overrides for job in jobs if job.status == "finished"]
     jobs = [job for job in jobs if job.status == "finished" or job.overrides not in done]
-    keys = {key: None for job in jobs for key in job.settings()}
+    keys = {key: None for job in jobs for key in job.settings() if changes_numbers(key)}
     keys = {key: None for key in keys if len({job.settings().get(key) for job in jobs}) > 1}
     for job in jobs:
         settings, config = job.settings(), folder / job.folder / ".hydra" / "config.yaml"
