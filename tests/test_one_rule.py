@@ -73,6 +73,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*LORA, "+trainer.limit_test_batches=0"),
         (*LORA, "lora.scale=0"),
         (*LORA, "lora.rank=0"),
+        (*LORA, "lora.rank=5000"),
         (*LORA, "lora.dropout=1"),
         (*LORA, "lora=kaiming", "lora.init_std=0.1"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),

@@ -80,6 +80,8 @@ READ_THEIR_WEIGHT = [
         *((nn.ReLU, {key: bad}, rf"^{key}={bad}: expected ") for key, bad in BAD_VALUES),
         (nn.ReLU, {"alpha_pattern": [1]}, r"alpha_pattern=\[1\]: expected a mapping"),
         (nn.ReLU, {"init": "kaiming", "init_std": 1}, "init_std=1: expected null, since init=kai"),
+        (nn.ReLU, {"rank": 6}, "rank=6: expected at most 5, the smaller side of the largest layer"),
+        (nn.ReLU, {"rank_pattern": {"linear2": 4}}, "rank=4: expected at most 3"),
         (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
         (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
         (nn.ReLU, {"rank_pattern": {"conv": 2}}, "rank_pattern={conv: 2}: expected .* of: 0.linea"),

@@ -48,7 +48,8 @@ def add_lora(
 
     Args:
         model: any network; changed in place, and returned.
-        rank: inner dimension ``r`` of the update, an integer >= 1.
+        rank: inner dimension ``r`` of the update, an integer >= 1. A layer can have a smaller side
+            than that, but not every layer.
         alpha: the update is scaled by ``alpha / rank``; finite and > 0.
         target_modules: the layers that get an adapter, as in PEFT: a regular expression for whole
             names, a list of names or of ends of names from a dot on, ``all-linear`` for every
@@ -79,6 +80,12 @@ def add_lora(
     targets = target_weights(model, target_modules)
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
+    for each in set(ranks.values()):
+        sides = [min(w.base.flatten(1).shape) for name, w in targets.items() if ranks[name] == each]
+        if isinstance(each, int) and each > max(sides):
+            raise ValueError(
+                f"rank={each}: expected at most {max(sides)}, the smaller side of the largest layer"
+            )
     kind = PiSSAParametrization if init == "pissa" else LoRAParametrization
     adapters = {}
     for layer, weight in targets.items():
@@ -104,8 +111,8 @@ def _warn_of_weights_left_out(model: nn.Module, targets: Mapping[str, Weight]) -
                 end = name if weight.tensor == "weight" else weight.tensor
                 left_out[end] = left_out.get(end, 0) + weight.base.numel()
     share = sum(left_out.values()) / total
-    if share >= 0.1:
-        large = [end for end, size in left_out.items() if size >= 0.01 * total]
+    large = [end for end, size in left_out.items() if size >= 0.01 * total]
+    if large and share >= 0.1:
         log.warning(
             "target_modules=all leaves out %.0f%% of the weights; with the large ones: "
             "target_modules=[all,%s]",
