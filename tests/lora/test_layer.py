@@ -75,6 +75,7 @@ def test_the_equation(
     net = (TinyNet() if geometry is None else conv_net(**geometry)).to(dtype)
     plain = copy.deepcopy(net)
     x = torch.randn((*batch, 6) if geometry is None else (*batch[:1], 2, 7, 6), dtype=dtype)
+    rank = min(rank, max(min(p.flatten(1).shape) for p in net.parameters() if p.ndim > 1))
     add_lora(net, rank, alpha, target_modules=".*", use_rslora=use_rslora)
     assert torch.equal(net(x), plain(x))
     set_lora_scale(randomize(net), scale)
