@@ -47,14 +47,14 @@ def test_an_odd_number_of_images_is_shared_out() -> None:
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """The same images step by step, and the same outcome but for the order of summation.
 
-    The second process finds another class and other weights, and the first decides.
+    The second process finds another class, other weights and another scale: the first decides.
     Two epochs of 342 nines; of 501 validation images none is counted twice.
     """
     small_base(tmp_path / "outputs")
     replay = 40
     options = ("stage=lora", *SMALL, *FEW, "data.val_size=501", "trainer.max_steps=8", "logger=csv")
     options = (*options, "data.batch_size=100", f"data.replay={replay}", "figures=false")
-    options = (*options, "digit=9")
+    options = (*options, "digit=9", "lora.scale=auto")
     options = (*options, "trainer.log_every_n_steps=2", f"paths.outputs={tmp_path}/outputs")
     options = (*options, "+callbacks.recorder._target_=helpers.recorder.Recorder")
     for trainer in ("cpu", "ddp_sim"):
@@ -85,6 +85,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         # An image on the border between two classes may fall to the other side.
         assert sum(abs(a - b) for a, b in zip(*errors, strict=True)) <= 2
     assert losses_together == pytest.approx(losses, rel=1e-4)
+    assert together["dial"]["saved"] == alone["dial"]["saved"] > 0
 
 
 # --- no process is left behind -------------------------------------------------------------------

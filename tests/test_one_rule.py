@@ -71,6 +71,10 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*LORA, "adapter={tmp}/none"),
         (*LORA, "base_ckpt={tmp}/outputs/base/mnist.ckpt", "adapter={tmp}/none"),
         (*LORA, "+trainer.limit_test_batches=0"),
+        (
+            *(*LORA, "trainer.precision=bf16-mixed"),
+            "+trainer.gradient_clip_val=1 -> optimizer.fused=true: expected optimizer.fused=null",
+        ),
         (*LORA, "lora.scale=0"),
         (*LORA, "lora.rank=0"),
         (*LORA, "lora.rank=5000"),

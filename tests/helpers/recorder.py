@@ -25,7 +25,7 @@ class Recorder(Callback):
 
 
 class Nudge(Callback):
-    """Gives the second process another class, other replay and another order than the first."""
+    """Gives the second process another class, replay, order and outcome than the first."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -33,6 +33,12 @@ class Nudge(Callback):
             data.target_indices = data.target_indices.flip(0)
             data.targets = [0]
             data.replay_turns = {3: 2}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The dial is tried on what validation leaves: here a base without errors."""
+        predictions: Any = pl_module.evaluations["val"].predictions  # type: ignore[index,union-attr]
+        if trainer.global_rank == 1:
+            predictions["base"] = predictions["label"]
 
 
 class Counter(Callback):

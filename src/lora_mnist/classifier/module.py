@@ -288,6 +288,12 @@ def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
+    clip, precision = cfg.trainer.get("gradient_clip_val"), str(cfg.trainer.get("precision"))
+    if clip and "16" in precision and cfg.optimizer.get("fused"):  # Adam is fused by default
+        raise UserError(
+            "optimizer.fused=true: expected optimizer.fused=null, since fused steps do not allow "
+            f"trainer.gradient_clip_val={clip} with trainer.precision={precision}"
+        )
     if cfg.stage == "pretrain":
         for key in ("loss.distill", "data.mistakes"):
             if value := OmegaConf.select(cfg, key):
