@@ -1,7 +1,5 @@
 """The summary from the files of jobs that never ran."""
 
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +49,6 @@ def test_the_table(tmp_path: Path) -> None:
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_terminal_gets_what_fits_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_jobs(tmp_path)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    for width in ("60", "300"):
-        monkeypatch.setenv("COLUMNS", width)
-        lines = re.sub(r"\x1b\[[\d;]*m", "", summary(tmp_path)).splitlines()
-        assert max(len(line) for line in lines if line[0] in "┃│") <= int(width)
-        assert ("val.accuracy" in lines[1]) == (width == "300")
-
-
 @pytest.mark.parametrize(
     ("metric", "base", "verdict"),
     [
@@ -83,18 +70,13 @@ def test_the_best_job_is_better_than_the_base(
     assert f"\n{verdict}: python train.py stage=lora lora.rank={best}\n" in text
 
 
-def counted(errors: int, images: int = 1000, **more: Any) -> dict[str, Any]:
-    """Part of results.json: so many errors on the validation images."""
-    val = {"errors": errors, "accuracy": 1 - errors / images, "images_per_class": [images], **more}
-    return {"accuracy": val["accuracy"], "more": {"val": val, "val_base": {"accuracy": 0.9}}}
-
-
 @pytest.mark.parametrize(
     ("p_value", "best"),
     [(0.3, "best, but beside the base it may be chance (p = 0.3)"), (0.01, "best")],
 )
 def test_a_lead_over_the_base_may_be_chance(tmp_path: Path, p_value: float, best: str) -> None:
-    write_job(tmp_path, "a", ["lora.rank=1"], **counted(18, p_value=p_value))
+    more = {"val": {"accuracy": 0.98, "p_value": p_value}, "val_base": {"accuracy": 0.9}}
+    write_job(tmp_path, "a", ["lora.rank=1"], accuracy=0.98, more=more)
     assert f"\n{best}: python" in summary(tmp_path)
 
 
@@ -149,12 +131,7 @@ def test_every_number_has_a_column_of_the_file(tmp_path: Path) -> None:
     summary(tmp_path)
     a, b = read_summary(tmp_path)
     assert (a["energy.joules.1"], b["energy.joules.1"]) == ("8", "")
-    assert (a["seconds.total"], a["folder"], a["status"], a["error"]) == (
-        "1.25",
-        "a",
-        "finished",
-        "",
-    )
+    assert (a["folder"], a["status"], a["error"]) == ("a", "finished", "")
 
 
 def test_markup_is_text_and_many_jobs_are_counted(tmp_path: Path) -> None:

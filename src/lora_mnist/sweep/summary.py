@@ -171,7 +171,7 @@ def summarize(ranked: Ranked) -> str:
             if value is not None:
                 points.append((swept, value, group.std(ranked.metric)))
         with atomic_write(ranked.folder / "summary.png") as path:
-            draw_sweep(path, points, metric, ranked.better_end)
+            draw_sweep(path, points, metric)
     return "\n".join([_draw_table(ranked), *ranked.findings(), f"sweep: {ranked.folder}"])
 
 
@@ -203,11 +203,8 @@ def _draw_table(ranked: Ranked) -> str:
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, markup=False, emoji=False, highlight=False)
     titles, rows, base = ranked.table(_SHOWN)
-    columns = zip(titles, *rows, strict=True)
-    is_wide = sum(3 + max(map(len, column)) for column in columns) >= console.width
     table = Table()
     for title in titles:
-        title = title.replace(".", ".\n") if is_wide else title
         table.add_column(title, justify="right", overflow="fold")
     for place, row in enumerate(rows):
         style = "bold" if place == 0 else ""
