@@ -11,13 +11,11 @@ from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import only_run, read_results
 from helpers.stranger import darker, fresh, move_in
 from safetensors import safe_open
-from torch import nn
 
 from lora_mnist import MLP, add_lora, save_adapter
 from lora_mnist.adapters import as_trained, find_adapters, load_adapters, load_base
 from lora_mnist.choices import add_adapter
-from lora_mnist.classifier.net import make_net, require_fit
-from lora_mnist.data import ImageTensors, MNISTDataModule
+from lora_mnist.classifier.net import make_net
 from lora_mnist.disk.base import own_file, write_base
 from lora_mnist.errors import UserError
 from lora_mnist.lora import fingerprint, lora_weights
@@ -29,22 +27,6 @@ def refused(function: Any, *arguments: Any) -> str:
         function(*arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-# --- the network ---------------------------------------------------------------------------------
-
-
-def test_a_network_has_to_fit_the_images() -> None:
-    data = MNISTDataModule()
-    images = ImageTensors(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.zeros(2))
-    net = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10)).train()
-    before = fingerprint(net.state_dict())
-    require_fit(net, data, images)
-    assert net.training
-    assert fingerprint(net.state_dict()) == before
-    small, other = nn.Linear(3, 10), MLP(num_classes=9)
-    assert refused(require_fit, small, data, images).startswith("net: cannot take images of shape ")
-    assert "net: gives (2, 9) " in refused(require_fit, other, data, images)
 
 
 # --- the base and its adapters -------------------------------------------------------------------
@@ -93,21 +75,6 @@ def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
     net = make_net(cfg)
     load_base(cfg, net)
     assert [adapter.name for adapter in load_adapters(cfg, net)] == ["2026-a"]
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        (
-            "net=cnn",
-            "base/mnist_cnn.ckpt: no such file; expected the weights of lora_mnist.CNN: base_ckpt=",
-        ),
-        ("net.hidden_sizes=[15]", "base/mnist.ckpt: linear1.weight is (16, 784) instead of ("),
-    ],
-)
-def test_a_base_that_cannot_be_used(outputs: Path, override: str, message: str) -> None:
-    cfg = composed("eval", f"paths.outputs={outputs}", override)
-    assert refused(load_base, cfg, make_net(cfg)).startswith(f"base_ckpt={outputs}/{message}")
 
 
 def test_adapters_are_described_in_three_ways(outputs: Path) -> None:

@@ -18,11 +18,10 @@ from helpers.stranger import CLASSES, config, darker, fresh, mine, move_in
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import ResNet18_Weights, resnet18
 
 from lora_mnist import add_lora, load_adapter, lora_disabled, save_adapter
-from lora_mnist.choices import add_adapter, choose_trainable
 from lora_mnist.classifier.net import make_net
 from lora_mnist.data import FolderDataModule
 from lora_mnist.errors import UserError
@@ -54,15 +53,6 @@ def repaired(here: Path, *overrides: str) -> Path:
 # --- from the weak class to the exported network -------------------------------------------------
 
 
-def test_which_class_is_weak(here: Path) -> None:
-    with logged("lora_mnist.show.tables") as text:
-        results = evaluate(config("eval"))
-    assert results["classes"] == CLASSES
-    assert results["test"]["images_per_class"] == [2, 2, 2]
-    assert len(results["mean"]) == len(results["std"]) == 3
-    assert all(re.search(rf"│ {name} +│ +2 │", text.getvalue()) for name in CLASSES)
-
-
 @pytest.mark.parametrize("target", ["weakest", "[dog,emu]"])
 def test_repair_proves_the_base_untouched(here: Path, target: str) -> None:
     folder = repaired(here, f"target={target}", "logger=csv")
@@ -80,30 +70,6 @@ def test_repair_proves_the_base_untouched(here: Path, target: str) -> None:
         with torch.no_grad(), lora_disabled(net.train(mode)):
             assert torch.equal(net(images), base(images))
     assert changed_tensors(base.state_dict(), base_state_dict(net)) == []
-
-
-def test_the_network_is_in_eval_mode_and_what_is_trained_in_train_mode(here: Path) -> None:
-    cfg = config("train", "stage=lora", "lora.dropout=0.5", "lora.target_modules=[conv,head]")
-    net = make_net(cfg).eval()
-    add_adapter(cfg, net)
-    assert net.head.parametrizations.weight[0].training  # type: ignore[union-attr,index]
-    net(torch.randn(2, 3, 8, 8))
-    assert not net.get_submodule("norm").training
-    assert not net.get_submodule("dropout").training
-    plain = make_net(cfg).eval()
-    choose_trainable(plain, "head.*")
-    assert plain.get_submodule("norm").training
-    assert [n for n, p in plain.named_parameters() if p.requires_grad] == [
-        *("head.weight", "head.bias")
-    ]
-
-
-def test_pictures_have_names(here: Path) -> None:
-    repaired(here)
-    (both,) = predict(config("predict", "images=photos/dog/3.png", "adapter=latest"))
-    for side in ("base", "adapted"):
-        assert both[side]["class"] == CLASSES[both[side]["digit"]]
-        assert len(both[side]["probabilities"]) == 3
 
 
 KNOWN = ("data.data_dir=null", "data.classes=[cat,dog,emu]", "data.image_size=8")
@@ -264,25 +230,6 @@ def test_resnet_from_the_command_line(here: Path, resnet: nn.Module) -> None:
     plain = resnet18(num_classes=3).eval()
     plain.load_state_dict(load_file("repaired.safetensors"))
     torch.testing.assert_close(plain(images), live(images), rtol=1e-3, atol=1e-3)
-
-
-def test_resnet_in_a_loop_of_ones_own(resnet: nn.Module, tmp_path: Path) -> None:
-    """Switched off it is the base, though it was trained in train mode; the base takes it back."""
-    before = {name: tensor.clone() for name, tensor in resnet.state_dict().items()}
-    images = torch.randn(4, 3, 32, 32)
-    expected: Tensor = resnet.eval()(images).detach()
-    adam = torch.optim.Adam(p for p in add_lora(resnet).parameters() if p.requires_grad)
-    for _ in range(3):
-        adam.zero_grad()
-        resnet.train()(torch.randn(4, 3, 32, 32)).square().mean().backward()
-        adam.step()
-    for mode in (False, True):
-        with lora_disabled(resnet.train(mode)):
-            assert torch.equal(resnet(images), expected)
-    assert changed_tensors(before, base_state_dict(resnet)) == []
-    again = resnet18(num_classes=3)
-    again.load_state_dict(before)
-    load_adapter(again, save_adapter(resnet, tmp_path / "adapter"))
 
 
 @pytest.mark.slow

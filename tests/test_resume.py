@@ -1,6 +1,5 @@
 """A run that was cut short ends as the one that was not: bit by bit, to the last logged value."""
 
-import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from tensorboard.summary.writer import event_file_writer
 import lora_mnist.train
 from lora_mnist import MLP
 from lora_mnist.disk.base import own_file, read_base
-from lora_mnist.disk.checkpoint import LAST, RUN_FILE
+from lora_mnist.disk.checkpoint import LAST
 from lora_mnist.errors import UserError
 from lora_mnist.project import Run
 from lora_mnist.train import train
@@ -315,25 +314,6 @@ def test_other_images_are_refused_by_name(
 
 
 # --- which run -----------------------------------------------------------------------------------
-
-
-def test_the_latest_run_is_the_newest_by_time(
-    cli: Any, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Wherever hydra.run.dir has put it."""
-    for seconds, name in enumerate(("nines", "2026-b", "2026-a")):
-        folder = go(f"outputs/lora/{name}", *LORA, *QUIET, crash=9)
-        os.utime(folder / "checkpoints" / RUN_FILE, (10**9 + seconds, 10**9 + seconds))
-    options = (*LORA, *QUIET, *SMALL, *FEW, CRASH, "resume=latest")
-    monkeypatch.setenv("CRASH", "-1")
-    for name in ("2026-a", "nines"):
-        if name == "nines":
-            os.utime(tmp_path / "outputs/lora/nines/checkpoints" / RUN_FILE)
-        done = cli("train.py", *options)
-        assert done.code == 0, done.err
-        done_ones = [path.parent.name for path in tmp_path.glob("outputs/lora/*/results.json")]
-        assert name in done_ones
-        assert "2026-b" not in done_ones
 
 
 def test_a_sweep_has_its_own_way_to_go_on(cli: Any, go: Go) -> None:

@@ -25,7 +25,7 @@ from lora_mnist.disk.base import (
     find_base,
     own_file,
     read_base,
-    read_preprocessing,
+    read_record,
     write_base,
 )
 from lora_mnist.disk.latest import latest
@@ -131,8 +131,8 @@ def as_trained(cfg: DictConfig, run: Run | None) -> DictConfig:
         trained = read_run_settings(adapters[0].path.parent)
         if run is not None and trained is not None:
             _take_over(cfg, run, trained)
-    path, _ = base_file(cfg, adapters)
-    preprocessing = read_preprocessing(path)
+    record = read_record(base_file(cfg, adapters)[0])
+    preprocessing = record.preprocessing if record else {}
     with _adapter_errors():
         for adapter in adapters[:1]:
             preprocessing |= json.loads(read_metadata(adapter.path).get("preprocessing", "{}"))

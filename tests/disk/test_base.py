@@ -187,7 +187,7 @@ def test_a_base_is_written_and_found_again(tmp_path: Path, state: State) -> None
     write_base(state, own, {"val 0": 0.875})
     assert list(tmp_path.iterdir()) == [own]
     assert read_base(own, other_net()).sha256 == sha256
-    assert read_record(own) == ({"val 0": 0.875}, sha256)
+    assert read_record(own) == ({"val 0": 0.875}, sha256, {})
     torch.save(state, tmp_path / "another.pt")
     assert read_record(tmp_path / "another.pt") is read_record(tmp_path / "none.pt") is None
     assert find_base(tmp_path, sha256) == own

@@ -39,6 +39,7 @@ class BaseRecord(NamedTuple):
 
     accuracies: dict[str, float]  # by images, see comparable_accuracies
     sha256: str
+    preprocessing: dict[str, Any]  # of its images, as the data module says it
 
 
 class Base(NamedTuple):
@@ -179,20 +180,10 @@ def read_record(path: Path) -> BaseRecord | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         is_ours = content["sha256"] == fingerprint(content["state_dict"])
-        record = BaseRecord(dict(content["accuracies"]), content["sha256"])
+        record = BaseRecord(content["accuracies"], content["sha256"], content["preprocessing"])
     except Exception:  # other files, or none, cause all kinds
         return None
     return record if is_ours else None
-
-
-def read_preprocessing(path: Path) -> dict[str, Any]:
-    """How the images of the base in ``path`` were prepared; empty where the file does not say."""
-    try:
-        # The tensors stay on the disk.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return dict(content["preprocessing"])
-    except Exception:  # other files, or none, cause all kinds
-        return {}
 
 
 def own_file(folder: Path, name: str, sha256: str) -> Path:
