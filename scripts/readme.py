@@ -135,8 +135,7 @@ def repair(runs: Runs) -> str:
     text = runs.printed("repair")
     draw_repair(runs.folder_of("repair"), PROJECT / "docs" / "repair.png")
     end = from_line(text, "accuracy:").partition("\nreport:")[0]
-    parts = [lines_that_begin(text, ("target=", "base unchanged:", "scale:"))]
-    parts += [table_with(text, "class"), end]
+    parts = [lines_that_begin(text, ("target=", "base unchanged:")), end]
     says = "Errors of each digit before and after the repair, and some repaired and broken images"
     return f"![{says}](docs/repair.png)\n\n{fenced(chr(10).join(parts))}\n\n({machine()})"
 
@@ -148,7 +147,7 @@ def naive(runs: Runs) -> str:
     end = from_line(text, "accuracy:").partition("\nreport:")[0]
     says = "The same for an adapter that has seen nines alone: every other digit gets worse"
     start = lines_that_begin(text, ("parameters:", "base unchanged:", "repaired:"))
-    return f"![{says}](docs/naive.png)\n\n{fenced(f'{start}{chr(10)}{end}')}"
+    return f"![{says}](naive.png)\n\n{fenced(f'{start}{chr(10)}{end}')}"
 
 
 def lora(runs: Runs) -> str:
