@@ -1,14 +1,12 @@
 """How much of this project runs before the first gradient step of a command.
 
     python scripts/benchmark/first_step.py train.py stage=lora digit=9
-    python scripts/benchmark/first_step.py --list train.py stage=lora digit=9
 
-Runs the command in this process, ends it with its first optimizer step, and prints how many
-functions and modules of ``lora_mnist`` have run until then: what somebody has to read who wants to
-know how training begins. Nothing is left behind: folders are temporary.
+Runs the command in this process, ends it with its first optimizer step, and prints which functions
+of ``lora_mnist`` have run until then: what somebody has to read who wants to know how training
+begins. Nothing is left behind: folders are temporary.
 """
 
-import argparse
 import inspect
 import os
 import runpy
@@ -23,14 +21,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 PROJECT = Path(__file__).resolve().parents[2]
 SOURCE = PROJECT / "src" / "lora_mnist"
-sys.path.insert(0, str(PROJECT / "src"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--list", action="store_true", help="print each function, too")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="train.py and its overrides")
-    arguments = parser.parse_args()
     folder = mkdtemp()
     codes: set[CodeType] = set()
 
@@ -41,22 +34,20 @@ def main() -> None:
     def stop(*_: Any) -> None:
         sys.setprofile(None)
         shutil.rmtree(folder, ignore_errors=True)
-        functions, modules = set(), set()
+        functions = set()
         for code in codes:
             # Neither the bodies of modules and classes, nor lambdas and comprehensions.
             if code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith("<"):
                 place = Path(code.co_filename).relative_to(SOURCE)
                 functions.add(f"{place}:{code.co_firstlineno} {code.co_qualname}")
-                modules.add(place)
-        if arguments.list:
-            print("\n".join(sorted(functions)))
-        imported = {code.co_filename for code in codes}
-        print(f"{len(functions)} functions in {len(modules)} modules; {len(imported)} are imported")
-        sys.stdout.flush()
+        print("\n".join(sorted(functions)))
+        modules = {function.partition(":")[0] for function in functions}
+        print(f"{len(functions)} functions in {len(modules)} modules", flush=True)
         os._exit(0)
 
     register_optimizer_step_post_hook(stop)
-    sys.argv = [*arguments.command, f"hydra.run.dir={folder}/run"]
+    sys.path.insert(0, str(PROJECT / "src"))
+    sys.argv = [*sys.argv[1:], f"hydra.run.dir={folder}/run"]
     sys.setprofile(remember)
     runpy.run_path(str(PROJECT / sys.argv[0]), run_name="__main__")
 

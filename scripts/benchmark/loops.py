@@ -2,7 +2,6 @@
 
 python scripts/benchmark/loops.py notebook pretrain     # the source notebook's own loop
 python scripts/benchmark/loops.py notebook lora
-python scripts/benchmark/loops.py notebook test
 python scripts/benchmark/loops.py lora --batch 10       # our adapter, PEFT's: the least loop
 python scripts/benchmark/loops.py peft --batch 10
 python scripts/benchmark/loops.py folder PHOTOS --workers 2     # ImageFolder and DataLoader
@@ -18,7 +17,7 @@ import source_notebook
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from lora_mnist import MLP, add_lora
 
@@ -26,49 +25,40 @@ from lora_mnist import MLP, add_lora
 def train(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Steps a second of the least loop that trains ``net``, from the end of the first step on."""
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-3)
-    started, steps = 0.0, -1
+    ends = []
     for images, labels in batches:
         optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        steps += 1
-        if steps == 0:
-            started = time.perf_counter()
-    return max(steps, 1) / (time.perf_counter() - started)
+        ends.append(time.perf_counter())
+    return (len(ends) - 1) / (ends[-1] - ends[0])
 
 
-def notebook(what: str, steps: int) -> float:
-    """Steps, or test images, a second in the notebook."""
-    net = source_notebook.RichBoyNet()
-    images = source_notebook.load(train=what != "test")
-    if what == "lora":
+def notebook(stage: str, steps: int) -> float:
+    """Steps a second in the notebook."""
+    net, images = source_notebook.RichBoyNet(), source_notebook.load(train=True)
+    if stage == "lora":
         source_notebook.add_dense_lora(net)
         images = source_notebook.only(images, source_notebook.DIGIT)
-    if what == "test":
-        images.data, images.targets = images.data[: 10 * steps], images.targets[: 10 * steps]
-    batches = source_notebook.loader(images)
     started = time.perf_counter()
-    if what == "test":
-        source_notebook.count_errors(batches, net)
-        return 10 * steps / (time.perf_counter() - started)
-    source_notebook.fit(batches, net, limit=steps)
+    source_notebook.fit(source_notebook.loader(images), net, limit=steps)
     return steps / (time.perf_counter() - started)
 
 
-def adapter(what: str, batch: int, steps: int) -> float:
+def adapter(package: str, batch: int, steps: int) -> float:
     """Steps a second with an adapter of rank 1 on all layers, ours or PEFT's, images in memory."""
     dataset = source_notebook.load(train=True)
     pixels = (dataset.data[:10_000].unsqueeze(1) / 255 - 0.1307) / 0.3081
     chosen = torch.randint(len(pixels), (steps, batch))
     batches = [(pixels[index], dataset.targets[index]) for index in chosen]
     net: nn.Module = MLP()
-    if what == "lora":
-        add_lora(net)
-    else:
+    if package == "peft":
         from peft import LoraConfig, get_peft_model
 
         config = LoraConfig(r=1, lora_alpha=1, target_modules=["linear1", "linear2", "linear3"])
         net = get_peft_model(net, config)
+    else:
+        add_lora(net)
     return train(net, batches)
 
 
@@ -79,12 +69,9 @@ def folder(path: str, batch: int, workers: int, steps: int) -> float:
     normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
     transform = transforms.Compose([transforms.ToTensor(), normalize])
     dataset = datasets.ImageFolder(path, transform)
-    count = range(0, min(len(dataset), steps * batch))
-    subset = torch.utils.data.Subset(dataset, torch.randperm(len(dataset))[count].tolist())
+    subset = Subset(dataset, torch.randperm(len(dataset))[: steps * batch].tolist())
     batches = DataLoader(subset, batch, shuffle=True, num_workers=workers)
-    with torch.no_grad():
-        size = dataset[0][0].numel()
-    return batch * train(MLP(size, (64,), len(dataset.classes)), batches)
+    return batch * train(MLP(dataset[0][0].numel(), (64,), len(dataset.classes)), batches)
 
 
 class Vit(nn.Module):
@@ -104,29 +91,32 @@ class Vit(nn.Module):
         return logits
 
 
-def repair(path: str, batch: int, steps: int) -> None:
-    """Fine-tune a :class:`Vit` for so many steps; test it before and after, on a tenth."""
+def repair(path: str, batch: int, steps: int) -> float:
+    """Fine-tune a :class:`Vit`, tested before and after on a tenth; its steps a second."""
     from torchvision import datasets, transforms
 
     transform = transforms.Compose([transforms.Resize(224), transforms.ToTensor()])
     dataset = datasets.ImageFolder(path, transform)
     order = torch.randperm(len(dataset)).tolist()
     tenth = len(order) // 10
-    test = DataLoader(torch.utils.data.Subset(dataset, order[:tenth]), 50)
     drawn = [order[tenth + i % (len(order) - tenth)] for i in range(steps * batch)]
     net = Vit()
-    with torch.no_grad():
-        before = sum(int((net(x).argmax(1) == y).sum()) for x, y in test)
-    train(net, DataLoader(torch.utils.data.Subset(dataset, drawn), batch))
-    with torch.no_grad():
-        after = sum(int((net(x).argmax(1) == y).sum()) for x, y in test)
-    print(f"right: {before} -> {after}")
+    test(net, DataLoader(Subset(dataset, order[:tenth]), 50))
+    rate = train(net, DataLoader(Subset(dataset, drawn), batch))
+    test(net, DataLoader(Subset(dataset, order[:tenth]), 50))
+    return rate
+
+
+@torch.no_grad()
+def test(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Print how many images a network has right."""
+    print(f"right: {sum(int((net(x).argmax(1) == y).sum()) for x, y in batches)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("loop", choices=("notebook", "lora", "peft", "folder", "repair"))
-    parser.add_argument("what", nargs="?", help="of notebook: pretrain, lora, test; or a folder")
+    parser.add_argument("what", nargs="?", help="of notebook: pretrain or lora; or a folder")
     parser.add_argument("--batch", type=int, default=10, help="images a step")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--workers", type=int, default=0, help="of the DataLoader")

@@ -1,28 +1,25 @@
 """How fast: this project beside the source notebook, PEFT, torchvision and bare imports.
 
     python scripts/benchmark/run.py                      # every row: half an hour
-    python scripts/benchmark/run.py --only training      # or adapters, start, sweep, folder, ...
+    python scripts/benchmark/run.py --only training      # or adapters, start, folder, ...
     python scripts/benchmark/run.py --rounds 1 --quick   # does it work?
 
 Each measurement is a process of its own. The two of a row take turns, round after round, so that
 whatever slows the machine down slows both; the ratio is the median over the rounds, with the least
-and the most. Memory is the most that one process of a measurement had resident. Prints a Markdown
-table and the processor. Needs the extra ``peft`` for the rows that compare with PEFT.
+and the most. Prints a Markdown table and the processor. Needs the extra ``peft`` for the rows that
+compare with PEFT.
 """
 
 import argparse
-import json
 import os
 import platform
 import random
 import re
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -34,59 +31,42 @@ HERE = PROJECT / "scripts" / "benchmark"
 LOOPS = "scripts/benchmark/loops.py"
 
 
-class Measured(NamedTuple):
-    """One measurement: steps, images or seconds, and megabytes."""
-
-    value: float
-    memory: float
-
-
-#: A command, or what measures in a way of its own.
-Way = str | Callable[[], Measured]
-
-
 class Row(NamedTuple):
-    """Two ways to do the same work; ``beside`` is empty where ours stands alone."""
+    """Two commands that do the same work."""
 
     work: str
     unit: str
     beside: str
-    theirs: Way | None
-    ours: Way
+    theirs: str
+    ours: str
 
 
-def run(command: str) -> Measured:
-    """Run a Python process: what it prints as ``measured: NUMBER``, or else its seconds."""
+def run(command: str) -> float:
+    """Run a Python process: the number that it prints after ``measured:``, or else its seconds."""
     started = time.perf_counter()
-    process = subprocess.Popen(
+    process = subprocess.run(
         [sys.executable, *shlex.split(command)],
         cwd=PROJECT,
         env=os.environ | {"PYTHONPATH": f"{PROJECT / 'src'}:{HERE}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        check=False,
     )
-    assert process.stdout
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    value = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - started
     if process.returncode:
-        raise SystemExit(f"python {command}\n{printed}")
-    if found := re.search(r"^measured: (.+)$", printed, re.MULTILINE):
-        value = float(found[1])
-    return Measured(value, usage.ru_maxrss / 1024)
+        raise SystemExit(f"python {command}\n{process.stdout}")
+    measured = re.search(r"^measured: (.+)$", process.stdout, re.MULTILINE)
+    return float(measured[1]) if measured else seconds
 
 
 class Benchmark:
-    """The rows; what they leave is in ``folder``."""
+    """The rows; their files are in ``folder``."""
 
     def __init__(self, folder: Path, quick: bool) -> None:
         self.folder = folder
-        self.steps, self.jobs, self.pictures = (20, 4, 500) if quick else (400, 1000, 20_000)
-        self.outputs = f"paths.outputs={folder}/outputs"
-        self.usual = f"{self.outputs} trainer=cpu figures=false"
-        self.train = f"train.py {self.usual}"
+        self.steps, self.pictures = (20, 500) if quick else (400, 20_000)
+        self.train = f"train.py paths.outputs={folder}/outputs trainer=cpu figures=false"
         #: A training without validation, that prints its steps a second.
         self.watched = (
             f"{self.train} +trainer.limit_val_batches=0 publish=false "
@@ -94,22 +74,14 @@ class Benchmark:
         )
 
     def training(self) -> list[Row]:
-        """Training and testing, beside the source notebook's own loops."""
+        """Training, beside the source notebook's own loops."""
         few = max(self.steps // 4, 5)  # the notebook's steps are slow, and all alike
-        loop = f"{LOOPS} --steps {few} notebook"
         rows = []
         for stage in ("pretrain", "lora"):
+            loop = f"{LOOPS} --steps {few} notebook {stage}"
             ours = f"{self.watched} stage={stage} trainer.max_steps={self.steps}"
-            rows.append(Row(f"`stage={stage}`", "steps/s", "notebook", f"{loop} {stage}", ours))
-        return [*rows, Row("test pass", "images/s", "notebook", f"{loop} test", self.test)]
-
-    def test(self) -> Measured:
-        """Test images a second, as results.json has them."""
-        with TemporaryDirectory(dir=self.folder) as place:
-            command = f"{self.train} stage=pretrain trainer.max_steps=1 publish=false"
-            used = run(f"{command} hydra.run.dir={place}/run")
-            results = json.loads(Path(place, "run", "results.json").read_text())
-        return Measured(10_000 / results["seconds"]["test"], used.memory)
+            rows.append(Row(f"`stage={stage}`", "steps/s", "notebook", loop, ours))
+        return rows
 
     def adapters(self) -> list[Row]:
         """LoRA alone, beside PEFT's."""
@@ -121,41 +93,13 @@ class Benchmark:
         return rows
 
     def start(self) -> list[Row]:
-        """What a command takes before it does anything, beside bare imports."""
+        """The start of a command, beside bare imports."""
         first_step = f"{self.train} stage=lora +callbacks.stop._target_=stopwatch.ExitAtFirstStep"
         imports, hydra = "-c 'import torch, lightning.pytorch'", "-c 'import hydra'"
         return [
             Row("a command's start, to its first step", "s", "bare imports", imports, first_step),
             Row("`train.py --help`", "s", "import hydra", hydra, "train.py --help"),
         ]
-
-    def sweep(self) -> list[Row]:
-        """What a sweep takes beside its trainings."""
-        report = f"report of a sweep of {self.jobs:,} jobs"
-        return [
-            Row("a further job of a sweep", "s", "", None, self.further_job),
-            Row(report, "s", "", None, self.report()),
-        ]
-
-    def further_job(self) -> Measured:
-        """Seconds that one more job of a hundred steps adds to a sweep."""
-        sweep = f"train.py -m {self.usual} stage=lora digit=9 trainer.max_steps=100"
-        few, many = run(f"{sweep} lora.rank=1,2"), run(f"{sweep} lora.rank=1,2,3,4,5,6")
-        return Measured((many.value - few.value) / 4, many.memory)
-
-    def report(self) -> str:
-        """``report.py`` on a sweep of copies of one job, each with another seed."""
-        sweep = self.folder / "sweep"
-        two_jobs = "stage=lora seed=0,1 trainer.max_steps=1"
-        run(f"train.py -m {self.usual} {two_jobs} hydra.sweep.dir={sweep}")
-        first = next(path.parent for path in sweep.glob("*/job.json") if "seed=0" in str(path))
-        for seed in range(2, self.jobs):
-            copy = sweep / first.name.replace("seed=0", f"seed={seed}")
-            copy.mkdir()
-            shutil.copy(first / "results.json", copy)
-            job = (first / "job.json").read_text().replace('"seed=0"', f'"seed={seed}"')
-            (copy / "job.json").write_text(job)
-        return f"report.py run={sweep} {self.outputs}"
 
     def photos(self) -> list[Row]:
         """Training on a folder of pictures, beside torchvision's ImageFolder."""
@@ -180,7 +124,7 @@ class Benchmark:
     def transformer(self) -> list[Row]:
         """A repair of a vision transformer at 224 pixels, beside a loop of as many steps."""
         photos, steps, batch = self.folder / "large", 40, 20
-        draw_pictures(photos, self.pictures // 20)
+        draw_pictures(photos, max(self.pictures // 20, 100))
         base = self.folder / "vit.ckpt"
         save = f"import torch, loops; torch.save(loops.Vit().state_dict(), {str(base)!r})"
         run(f"-c {shlex.quote(save)}")
@@ -198,7 +142,6 @@ KINDS = {
     "training": Benchmark.training,
     "adapters": Benchmark.adapters,
     "start": Benchmark.start,
-    "sweep": Benchmark.sweep,
     "folder": Benchmark.photos,
     "transformer": Benchmark.transformer,
 }
@@ -221,46 +164,39 @@ def draw_pictures(folder: Path, count: int) -> None:
 def spread(values: list[float]) -> str:
     """Median, and the least and the most."""
     digits = 0 if min(values) >= 100 else 2
-    middle = f"{statistics.median(values):,.{digits}f}"
-    if len(values) == 1:
-        return middle
-    return f"{middle} ({min(values):,.{digits}f}-{max(values):,.{digits}f})"
+    low, high = f"{min(values):,.{digits}f}", f"{max(values):,.{digits}f}"
+    return f"{statistics.median(values):,.{digits}f} ({low}-{high})"
 
 
 def measure(row: Row, rounds: int) -> str:
     """Let both take turns; the row as it is printed."""
-    theirs: list[Measured] = []
-    ours: list[Measured] = []
+    theirs: list[float] = []
+    ours: list[float] = []
+    ratios: list[float] = []
     for _ in range(rounds):
-        for way, found in ((row.theirs, theirs), (row.ours, ours)):
-            if way is not None:
-                found.append(run(way) if isinstance(way, str) else way())
-    ratios = [a.value / b.value for a, b in zip(ours, theirs, strict=False)]
-    if row.unit == "s":
-        ratios = [1 / ratio for ratio in ratios]
-    cells = [row.work, row.unit, row.beside]
-    for values in ([each.value for each in theirs], [each.value for each in ours], ratios):
-        cells.append(spread(values) if values else "")
-    for side in (theirs, ours):
-        cells.append(f"{max(each.memory for each in side):,.0f}" if side else "")
+        theirs.append(run(row.theirs))
+        ours.append(run(row.ours))
+        ratio = ours[-1] / theirs[-1]
+        ratios.append(1 / ratio if row.unit == "s" else ratio)
+    cells = [row.work, row.unit, row.beside, spread(theirs), spread(ours), spread(ratios)]
     return f"| {' | '.join(cells)} |"
 
 
 def processor() -> str:
     """The name of the processor."""
     path = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.+)", path.read_text() if path.exists() else "")
-    return found[1] if found else platform.processor() or platform.machine()
+    name = re.search(r"model name\s*: (.+)", path.read_text() if path.exists() else "")
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="few steps, jobs and pictures")
+    parser.add_argument("--quick", action="store_true", help="few steps and pictures")
     arguments = parser.parse_args()
-    print("| work | unit | beside | there | here | times as fast | MB there | MB here |")
-    print("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    print("| work | unit | beside | there | here | times as fast |")
+    print("| --- | --- | --- | ---: | ---: | ---: |", flush=True)
     with TemporaryDirectory(prefix="benchmark-") as name:
         benchmark = Benchmark(Path(name), arguments.quick)
         run(f"{benchmark.train} stage=pretrain trainer.max_steps=100")  # the base of the others

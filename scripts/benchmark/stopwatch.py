@@ -1,4 +1,4 @@
-"""Lightning callbacks with which the benchmark looks into a command from outside."""
+"""Lightning callbacks that measure a command for the benchmark."""
 
 import os
 import time
@@ -26,4 +26,4 @@ class ExitAtFirstStep(Callback):
     """Ends the process when training begins its first step."""
 
     def on_train_batch_start(self, *_: Any) -> None:
-        os._exit(0)  # what a command does when it ends is not its start
+        os._exit(0)  # the end of a command is not part of its start
