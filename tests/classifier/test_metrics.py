@@ -24,7 +24,7 @@ def batch(seed: int, size: int = 20) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def plain_counts(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """What is counted of a network alone, image by image."""
+    """The counts of a network alone, image by image."""
     errors, images = [0] * CLASSES, [0] * CLASSES
     confusions: Counter[tuple[int, int]] = Counter()
     for row, label in zip(logits, labels.tolist(), strict=True):
@@ -50,7 +50,7 @@ def plain_counts(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def plain_repair(base: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """What is counted of a network beside its base, image by image."""
+    """The counts of a network beside its base, image by image."""
     repaired, broken = [0] * CLASSES, [0] * CLASSES
     for before, after, label in zip(base.argmax(1), logits.argmax(1), labels.tolist(), strict=True):
         repaired[label] += bool(before != label and after == label)
@@ -99,12 +99,12 @@ def test_predictions_are_in_order_those_of_several_processes_too(
             getattr(parts[0], name).extend(getattr(parts[1], name))
     monkeypatch.undo()
     parts[0].conclude("test")
-    found = parts[0].predictions
-    assert found["index"].tolist() == list(range(20))
-    assert torch.equal(found["label"], labels)
+    predictions = parts[0].predictions
+    assert predictions["index"].tolist() == list(range(20))
+    assert torch.equal(predictions["label"], labels)
     for side, z in (("base", base), ("adapted", logits)):
-        assert torch.equal(found[side], z.argmax(dim=1))
-        torch.testing.assert_close(found[f"{side}_probability"], z.softmax(dim=1).amax(dim=1))
+        assert torch.equal(predictions[side], z.argmax(dim=1))
+        torch.testing.assert_close(predictions[f"{side}_probability"], z.softmax(dim=1).amax(dim=1))
 
 
 def test_loggers_get_base_and_network_by_class() -> None:
@@ -147,10 +147,10 @@ def test_compare_errors_counts_base_and_adapter(adapted: TinyNet) -> None:
         after = adapted(images)
         with lora_disabled(adapted):
             before = adapted(images)
-    found = compare_errors(adapted, iter(batches()))
-    assert found["base"] == plain_counts(before, labels)
-    assert found["adapted"] == plain_repair(before, after, labels)
-    assert found["adapted"]["repaired"] + found["adapted"]["broken"] > 0
+    outcomes = compare_errors(adapted, iter(batches()))
+    assert outcomes["base"] == plain_counts(before, labels)
+    assert outcomes["adapted"] == plain_repair(before, after, labels)
+    assert outcomes["adapted"]["repaired"] + outcomes["adapted"]["broken"] > 0
     assert torch.equal(adapted(images), after)  # it is enabled
 
 
