@@ -10,6 +10,7 @@ import torch
 from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import only_run, read_results
 from helpers.stranger import darker, fresh, move_in
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors import safe_open
 
 from lora_mnist import MLP, add_lora, save_adapter
@@ -19,6 +20,7 @@ from lora_mnist.classifier.net import make_net
 from lora_mnist.disk.base import own_file, write_base
 from lora_mnist.errors import UserError
 from lora_mnist.lora import fingerprint, lora_weights
+from lora_mnist.project import Run
 
 
 def refused(function: Any, *arguments: Any) -> str:
@@ -90,19 +92,24 @@ def test_adapters_are_described_in_three_ways(outputs: Path) -> None:
         assert refused(find_adapters, composed("eval", f"adapter={wrong}")).startswith("adapter=")
 
 
-def test_the_latest_is_the_newest_by_time(outputs: Path) -> None:
-    """Whatever the folders are called, and wherever hydra.run.dir has put a run."""
+def test_the_latest_is_the_newest_by_time(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the folders are called; of several processes, the first looks for all."""
 
-    def latest() -> str:
-        return Path(config(outputs, "adapter=latest").adapter).name
+    def latest(run: Run | None = None) -> str:
+        cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
+        return Path(as_trained(cfg, run).adapter).name
 
+    monkeypatch.setenv("LORA_MNIST_LATEST", "")  # so that it is afterwards as it was
     assert latest() == "2026-a"
     finished(outputs, "lora/nines", 5)
     assert latest() == "nines"
-    finished(outputs, "lora/2026-c", 6)
-    assert latest() == "2026-c"
     finished(outputs, "lora/2026-b", 7)
-    assert latest() == "2026-b"
+    assert latest(Run(tmp_path)) == "2026-b"
+    finished(outputs, "lora/2026-c", 8)  # before another process looks
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert latest(Run(tmp_path)) == "2026-b"
 
 
 # --- a new adapter -------------------------------------------------------------------------------
