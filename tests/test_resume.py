@@ -101,14 +101,13 @@ def step_of(folder: Path) -> int:
 @pytest.mark.parametrize(
     ("overrides", "crashes"),
     [
-        ((*LORA, *EVERYTHING, "logger=[tensorboard,csv]"), (10, 36)),
         ((*LORA, "data.seed=null", "lora.dropout=0.5", "data.replay=9"), (3, 37)),
         (TWO_EPOCHS, (16, 52)),
         (("stage=finetune", *LORA[1:], "trainable=linear2.*"), (10, 36)),
         ((*LORA, "callbacks=lr_finder"), (10, 36)),
         ((*LORA, *QUIET, "callbacks=batch_size_finder"), (10, 36)),
     ],
-    ids=["everything", "null", "epochs", "finetune", "lr", "batch_size"],
+    ids=["null", "epochs", "finetune", "lr", "batch_size"],
 )
 def test_twice_cut_short_it_ends_as_it_would_have(
     go: Go, overrides: tuple[str, ...], crashes: tuple[int, int]
