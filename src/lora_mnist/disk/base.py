@@ -178,7 +178,7 @@ def write_base(
 def read_record(path: Path) -> BaseRecord | None:
     """The record that :func:`write_base` wrote into ``path``; ``None`` for any other file."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         is_ours = content["sha256"] == fingerprint(content["state_dict"])
         record = BaseRecord(content["accuracies"], content["sha256"], content["preprocessing"])
     except Exception:  # other files, or none, cause all kinds
