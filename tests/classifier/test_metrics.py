@@ -80,7 +80,7 @@ def test_counts_equal_those_of_a_plain_loop(seed: int, first: int, has_base: boo
         assert evaluation.conclude("val") == expected
 
 
-def test_predictions_are_in_order_those_of_several_processes_too(
+def test_predictions_of_several_processes_are_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base, logits, labels = batch(0)
@@ -154,7 +154,7 @@ def test_compare_errors_counts_base_and_adapter(adapted: TinyNet) -> None:
     assert torch.equal(adapted(images), after)  # it is enabled
 
 
-def test_compare_errors_refuses_what_it_cannot_compare(tiny: TinyNet) -> None:
+def test_compare_errors_needs_lora_and_a_batch(tiny: TinyNet) -> None:
     with pytest.raises(ValueError, match="LoRA"):
         compare_errors(tiny, batches())
     with pytest.raises(ValueError, match="batches: expected at least one batch"):

@@ -140,7 +140,9 @@ def test_train_loss_is_the_mean_over_all_batches_of_the_steps(
     assert fit.callback_metrics["train/loss"].item() == pytest.approx(window.mean().item())
 
 
-def test_says_when_it_was_validated(tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path) -> None:
+def test_the_step_of_the_last_validation(
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
+) -> None:
     module = make(tiny)
     assert module.validated_at is None
     fit = trainer(tmp_path, max_steps=4, num_sanity_val_steps=2)

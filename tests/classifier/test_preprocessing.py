@@ -83,7 +83,7 @@ def errors(table: str) -> int:
     return int(row.split("│")[3])
 
 
-def test_only_what_the_images_have_is_tried() -> None:
+def test_conventions_vary_only_the_arguments_of_a_data_module() -> None:
     assert conventions({"mean": 0.1, "std": 0.3}) == [
         {"mean": mean, "std": std} for mean, std in ((0.1, 0.3), (None, None), (0.5, 0.5), (0, 1))
     ]
@@ -94,7 +94,7 @@ def test_only_what_the_images_have_is_tried() -> None:
     assert conventions({**folder, "transform": {"_target_": "x"}, "crop_pct": None})[1:] == []
 
 
-def test_as_configured_is_said_only_where_no_other_way_is_within_chance() -> None:
+def test_ways_within_chance_of_the_best() -> None:
     wrong = torch.zeros(200, dtype=torch.bool)
     wrong[:20] = True
     best, same = Trial({}, 0.5, wrong), Trial({}, 0.5, wrong.clone())

@@ -62,7 +62,7 @@ def test_wilson_holds_the_count_and_is_symmetric(errors: int, right: int) -> Non
         (0.0496, "p = 0.05"),
     ],
 )
-def test_what_is_not_significant_is_never_rounded_to_what_is(p_value: float, text: str) -> None:
+def test_rounding_never_makes_a_difference_significant(p_value: float, text: str) -> None:
     assert chance_text(p_value) == text
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lora_mnist.data import ImageDataModule, ImageTensors
-from lora_mnist.data.classes import class_numbers
+from lora_mnist.data.datamodule import class_numbers
 
 DIGITS = ["0", "1", "2", "3"]
 
@@ -80,10 +80,8 @@ def test_refuses_values_by_name(key: str, value: Any) -> None:
         greys(**{key: value})
 
 
-@pytest.mark.parametrize(
-    "target", [3, -1, "cow", [], [1, 11], [1, 1], [1, "dog"], True, 1.0], ids=str
-)
-def test_refuses_what_is_no_class(target: Any) -> None:
+@pytest.mark.parametrize("target", [3, "cow", [], [1, "dog"], True], ids=str)
+def test_refuses_other_classes(target: Any) -> None:
     data = greys()
     data.setup("fit")
     with pytest.raises(ValueError, match="expected") as caught:

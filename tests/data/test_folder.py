@@ -210,16 +210,11 @@ def test_the_split_is_stable() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data_dir": "nowhere"}, "data_dir=nowhere: expected a folder of images; there is none"),
         ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder of .* once: \['cat', "),
-        ({"channels": 2}, "channels=2: expected one of 1, 3"),
         ({"color_order": "bgr", "channels": 1}, "color_order=bgr: expected one of rgb$"),
-        ({"resize": "fit"}, "resize=fit: expected one of None, crop, stretch"),
         ({"interpolation": "cubic"}, "'cubic' is not a valid InterpolationMode"),
-        ({"crop_pct": 1.5}, "crop_pct=1.5: expected a number from 0.1 to 1"),
         ({"transform": v2.Resize(4), "image_size": 8}, "image_size=8: expected null, since transf"),
         ({"image_size": 8.5}, "image_size=8.5: expected null, pixels"),
-        ({"val_size": 100}, "val_size=100: expected a number from 0 to 1"),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),
         ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7 test_size=0.4: expected to leave "),
     ],

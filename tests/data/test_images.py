@@ -5,21 +5,13 @@ import torch
 from torchvision.transforms import v2
 
 from lora_mnist.data import ImageTensors
-from lora_mnist.data.images import Augmented, Subset
+from lora_mnist.data.images import Augmented
 from lora_mnist.data.sampler import TrainingLoader
 
 IMAGES = torch.arange(50 * 3 * 9 * 7).view(50, 3, 9, 7).to(torch.uint8)
 WHOLE = ImageTensors(IMAGES, torch.arange(50))
 FLIP, SHIFT = v2.RandomHorizontalFlip(), v2.RandomAffine(0, (0.2, 0.2))
 EVERYTHING, NOTHING = torch.arange(50), torch.arange(0)
-
-
-def test_a_subset_takes_its_images_in_order() -> None:
-    part = Subset(WHOLE, torch.tensor([3, 30, 7]))
-    images, labels = part.take([2, 0])
-    assert torch.equal(images, IMAGES[[7, 3]])
-    assert labels.tolist() == [7, 3]
-    assert len(part) == 3
 
 
 def test_each_image_is_augmented_by_itself() -> None:

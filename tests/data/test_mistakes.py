@@ -45,7 +45,7 @@ def test_a_share_is_held_out_by_content_and_names_do_not_matter(tmp_path: Path) 
     assert len(more.keys() & learnt.keys()) >= len(learnt) - 1
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_pictures_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path, {"cat/1.png": 1, "dog/2.png": 2})
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
     (tmp_path / "cat" / ".hidden").write_text("no picture")

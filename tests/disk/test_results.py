@@ -10,7 +10,7 @@ from torch import nn
 from lora_mnist import add_lora
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageDataModule
-from lora_mnist.data.classes import class_numbers
+from lora_mnist.data.datamodule import class_numbers
 from lora_mnist.disk.results import Clock, collect_results, count_parameters, new_run_folder
 from lora_mnist.lora import fingerprint
 
