@@ -19,13 +19,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lora_mnist.train
 from lora_mnist import MLP, load_adapter
+from lora_mnist.choices import choose_images
 from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.classifier.net import make_net
+from lora_mnist.data import make_data
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.lora import WEIGHTS_NAME, base_state_dict, changed_tensors, fingerprint
 from lora_mnist.project import Run
 from lora_mnist.train import train
+from lora_mnist.trainer import make_trainer
 
 
 def run(outputs: Path, *overrides: str) -> dict[str, Any]:
@@ -475,7 +479,7 @@ def test_a_repair_on_top_of_another(outputs: Path) -> None:
     before, after = second["test_before"]["errors"], second["test"]["errors"]
     assert after == before - second["test"]["repaired"] + second["test"]["broken"]
     worst = max(range(10), key=first["val"]["errors_per_class"].__getitem__)
-    assert second["digit"] == worst
+    assert (second["digit"], second["repaired_before"]) == (worst, [4])
     assert (below / "adapter" / WEIGHTS_NAME).read_bytes() == weights
 
     both = evaluated(outputs)
@@ -483,3 +487,18 @@ def test_a_repair_on_top_of_another(outputs: Path) -> None:
     assert both["test_base"]["errors_per_class"] == first["test_base"]["errors_per_class"]
     shutil.rmtree(below)  # the second is the exact sum of both, on the base alone
     assert without(evaluated(outputs), "seconds") == without(both, "seconds")
+
+
+@pytest.mark.parametrize(
+    ("weight", "replay", "turns"), [(0.25, 90, 3), (0.5, 90, 9), (0.01, 90, 1)]
+)
+def test_a_class_repaired_before_counts_for_as_much_as_the_one_repaired_now(
+    outputs: Path, tmp_path: Path, weight: float, turns: int
+) -> None:
+    """An image has ``weight / 10`` of the loss, a replayed one ``(1 - weight) / 90`` a turn."""
+    weights = (f"loss.target_weight={weight}", "data.replay=90")
+    cfg = composed("train", "stage=lora", "digit=9", *QUICK, *weights, f"paths.outputs={outputs}")
+    net = make_net(cfg)
+    data = make_data(cfg, "fit", net)
+    choose_images(cfg, net, data, make_trainer(cfg, Run(tmp_path)), repaired=[4, 9])
+    assert data.replay_turns == {4: turns}
