@@ -41,8 +41,8 @@ class Gallery:
 class Predictions:
     """Labels of N test images, and the predicted classes with their probabilities, all (N,).
 
-    ``galleries`` has images by kind, the highest probabilities first: ``repaired`` and ``broken``,
-    or ``wrong`` where there is only a base.
+    ``galleries`` has images by kind, the highest probability first: ``repaired`` and ``broken``, or
+    ``wrong`` where there is only a base.
     """
 
     label: Array

@@ -1,6 +1,6 @@
-"""Advice after a run: whole commands of kinds that were tried, each with its reason.
+"""Advice after a run: whole commands, each with its reason.
 
-A command repeats the run's overrides of the images, the network and the base.
+A command repeats the run's overrides of images, network and base.
 """
 
 from collections.abc import Mapping
@@ -22,23 +22,24 @@ from lora_mnist.show.changes import (
 )
 from lora_mnist.sweep.command import command_line, key_of, override
 
-#: Typed keys that an advised command repeats, but for those of ``data`` that are of one training.
+#: Groups of overrides that an advised command repeats, but for keys of ``data`` that only this
+#: training needs.
 _REPEATED = ("data", "net", "base_name", "base_ckpt", "paths", "allow_other_base")
 
 
 class Phrase(NamedTuple):
-    """A part of a verdict; mood: ``good``, ``bad``, ``plain``, or ``advice``, a command."""
+    """A part of a verdict; mood: ``good``, ``bad`` or ``plain``; of a command ``advice``."""
 
     text: str
     mood: str = "plain"
 
 
 def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
-    """A reason and a command, or several, or none.
+    """Reasons, each followed by its command; an empty list if there is nothing to advise.
 
     Args:
         results: the content of results.json.
-        folder: of the run; ``.hydra`` in it holds what its command line set.
+        folder: the run's; ``.hydra`` in it holds the overrides of its command line.
     """
     stage, dial = results["stage"], results.get("dial") or {}
     everything, targets = change_of(results), targets_of(results)
@@ -60,15 +61,16 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     rest, others = rest_of(results), others_of(results["classes"])
     target, elsewhere = change_of(results, targets), change_of(results, rest)
     earlier = change_of(results, repaired_before(results))
-    typed = _typed(folder)
+    overrides = _overrides(folder)
     if not results["replay"]:
         if everything.mood != "good":
             reason = f"To train with replayed images of {others} as well:"
             wanted = _target(results, *targets)
             phrases += _advised(reason, "train", folder, "experiment=repair", wanted)
     elif everything.mood == "plain" or (target.mood == "good" and elsewhere.mood == "bad"):
-        is_on_top = any(key_of(text) == "adapter" for text in typed)
-        repeated = [text for text in typed if key_of(text) not in ("loss.target_weight", "dial")]
+        is_on_top = any(key_of(text) == "adapter" for text in overrides)
+        left_out = ("loss.target_weight", "dial")
+        repeated = [text for text in overrides if key_of(text) not in left_out]
         if repeated and not is_on_top:
             phrases += [Phrase("To compare several values of loss.target_weight:")]
             text = command_line(["-m", *repeated, "sweep=front"], program("train"))
@@ -126,7 +128,7 @@ def _advised(reason: str, entry: str, folder: Path, *overrides: str) -> list[Phr
 def command(entry: str, folder: Path, *overrides: str) -> str:
     """A whole command on the images, the network and the base of the run in ``folder``."""
     repeated = []
-    for text in _typed(folder):
+    for text in _overrides(folder):
         group, _, key = key_of(text).partition(".")
         if group in _REPEATED and not (group == "data" and key in TRAINING_KEYS):
             repeated.append(text)
@@ -141,7 +143,7 @@ def _target(results: Mapping[str, Any], *numbers: int) -> str:
     return f"{key}={values[0]}" if len(values) == 1 else f"{key}=[{','.join(values)}]"
 
 
-def _typed(folder: Path) -> list[str]:
+def _overrides(folder: Path) -> list[str]:
     """The overrides of the run in ``folder``; empty for a run from Python."""
     file = folder / ".hydra" / "overrides.yaml"
     return [str(text) for text in OmegaConf.load(file)] if file.is_file() else []

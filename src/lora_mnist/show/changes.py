@@ -1,4 +1,4 @@
-"""Errors before and after a repair, read from ``results.json``, and the classes they are of."""
+"""Errors before and after a repair, read from ``results.json``, and the names of classes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -52,13 +52,13 @@ def targets_of(results: Mapping[str, Any]) -> list[int]:
 
 
 def repaired_before(results: Mapping[str, Any]) -> list[int]:
-    """The classes that only earlier repairs were for."""
+    """The classes of earlier repairs that are not repaired again, by number."""
     targets = targets_of(results)
     return [c for c in results.get("repaired_before") or [] if c not in targets]
 
 
 def rest_of(results: Mapping[str, Any]) -> list[int]:
-    """The classes that no repair was for."""
+    """The classes that no repair was for, by number."""
     repaired = [*targets_of(results), *repaired_before(results)]
     return [c for c in range(len(results["classes"])) if c not in repaired]
 
@@ -124,11 +124,12 @@ def number_of(count: int, word: str) -> str:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def shown_classes(results: Mapping[str, Any], most: int) -> list[int]:
+def listed_classes(results: Mapping[str, Any], most: int) -> list[int]:
     """The classes that get a row or a bar of their own, by number.
 
-    Few classes are all shown, in their order. Of many, at most ``most``: those to repair, those
-    that were repaired before, then those that changed most; of a base those with most errors.
+    Up to ``FEW_CLASSES`` are all listed. From more, at most ``most`` are: first those to repair,
+    then those of earlier repairs, then those that changed most. A base alone lists the classes with
+    most errors.
     """
     every = range(len(results["classes"]))
     if len(every) <= FEW_CLASSES:
@@ -145,12 +146,12 @@ def shown_classes(results: Mapping[str, Any], most: int) -> list[int]:
 
 
 def class_rows(results: Mapping[str, Any], most: int) -> list[Row]:
-    """The table of errors: :func:`shown_classes`, the others in one row, and all images."""
+    """The table of errors: :func:`listed_classes`, the others in one row, and all images."""
     every = list(range(len(results["classes"])))
-    shown, is_repair = shown_classes(results, most), "test_base" in results
-    groups = [(str(results["classes"][c]), [c]) for c in shown]
-    if len(shown) < len(every):
-        rest = [c for c in every if c not in shown]
+    numbers, is_repair = listed_classes(results, most), "test_base" in results
+    groups = [(str(results["classes"][c]), [c]) for c in numbers]
+    if len(numbers) < len(every):
+        rest = [c for c in every if c not in numbers]
         groups.append((f"{len(rest)} others", rest))
     rows = []
     for name, classes in [*groups, ("all", every)]:

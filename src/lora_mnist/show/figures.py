@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions
 from lora_mnist.show.changes import (
+    listed_classes,
     named,
     others_of,
     outcome_before,
-    shown_classes,
     targets_of,
 )
 
-#: Folder of the figures in a run's.
+#: The figures' folder in a run's folder.
 FIGURES = "figures"
 _GRAY, _BLUE, _GREEN, _RED = "#9aa3ad", "#2f7fc1", "#2a9d5c", "#d1495b"
 #: matplotlib's settings while a figure is drawn.
@@ -44,13 +44,14 @@ _COLUMNS = 8
 def draw_run(
     folder: Path, results: Mapping[str, Any], predictions: Predictions | None
 ) -> dict[str, Path]:
-    """Draw all figures of the run in ``folder``, in the place of those of an earlier drawing.
+    """Draw all figures of the run in ``folder``; figures of an earlier drawing go.
 
-    The files by the figures' names stand in the order in which to look at them.
+    Returns:
+        The figures' files by name, in the order in which to look at them.
     """
     classes = [str(name) for name in results["classes"]]
     figures = {}
-    if shown_classes(results, _MOST_BARS):
+    if listed_classes(results, _MOST_BARS):
         figures["errors"] = draw_errors(results)
     if results.get("dial"):
         figures["dial"] = draw_dial(results)
@@ -76,7 +77,7 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
     errors = {first: outcome_before(results)["errors_per_class"]}
     if "test_base" in results:
         errors["adapted"] = results["test"]["errors_per_class"]
-    numbers = shown_classes(results, _MOST_BARS)
+    numbers = listed_classes(results, _MOST_BARS)
     figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(numbers)), layout="constrained")
     axes = figure.subplots()
     places: NDArray[Any] = np.arange(len(numbers))
@@ -116,11 +117,13 @@ def draw_dial(results: Mapping[str, Any]) -> Figure:
 def draw_front(
     dials: Mapping[str, Mapping[str, Any]], advised: str, target: str, others: str
 ) -> Figure:
-    """Errors on ``target`` against errors on ``others``, by validation images.
+    """Errors on ``target`` against errors on ``others``, counted on validation images.
 
-    Each of ``dials``, as results.json has them, is a curve from the base on, which is one point for
-    all. The one called ``advised`` has the point to take. Without ``others`` all errors stand over
-    the scale.
+    Args:
+        dials: ``dial`` of results.json, by the name of its curve. All curves begin at the base.
+        advised: the name of the curve whose advised point is marked.
+        target: the classes to repair, in words.
+        others: all other classes, in words. If it is empty, errors are drawn over the scale.
     """
     figure = Figure(figsize=(_WIDTH, 4.5), layout="constrained")
     axes = figure.subplots()

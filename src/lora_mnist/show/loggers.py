@@ -1,8 +1,7 @@
-"""Verdict and figures for the loggers, which have got a run's scalars from Lightning.
+"""Verdict and figures for a run's loggers; Lightning gives them the scalars.
 
-Each gets the verdict, and the figures where it can show them. TensorBoard also gets a page of
-charts (Custom Scalars), the errors of each class (Text), and the run's row of the table of runs
-(HParams).
+TensorBoard also gets a page of charts (Custom Scalars), the errors of each class (Text), and a row
+in the table of runs (HParams).
 """
 
 from collections.abc import Mapping
@@ -68,9 +67,9 @@ def _log_to_tensorboard(
 
 
 def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
-    """The page of Custom Scalars: by group and title a pattern of tags, for ``re.match``.
+    """The page of Custom Scalars: for each group, titles of charts and patterns of their tags.
 
-    A chart that would have no curve is left out.
+    TensorBoard applies ``re.match``. A chart that would have no curve is left out.
     """
     val, is_repair = results.get("val", {}), "val_base" in results
     charts = {"loss": "(train|val)/loss$"}

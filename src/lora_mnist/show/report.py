@@ -65,7 +65,7 @@ def make_sweep_report(folder: Path) -> list[str]:
     """Write the ``report.html`` of the sweep in ``folder``, and ``front.png`` where jobs have one.
 
     Returns:
-        Lines to print: the point of the front that validation images advise, and its command.
+        Lines to print: the point of the front with the fewest validation errors, and its command.
     """
     ranked, best = Ranked(folder), ""
     if ranked.best:
@@ -92,12 +92,11 @@ def make_sweep_report(folder: Path) -> list[str]:
 
 
 def _draw_front(ranked: Ranked) -> list[str]:
-    """Draw ``front.png`` of the jobs whose ``dial`` was tried, into the sweep's folder.
+    """Draw the dials of all jobs that repair a class into ``front.png``, in the sweep's folder.
 
     Returns:
-        A sentence about the advised point, that with the fewest validation errors in all, and the
-        command that takes it. Without a job that has a dial of classes to repair it is empty, and
-        there is no picture.
+        A sentence about the point with the fewest validation errors, and the command that tests it.
+        If no job has a dial, the list is empty and there is no picture.
     """
     dials, best, fewest = {}, None, (0, 0)
     for job in ranked.jobs:
@@ -130,7 +129,7 @@ def write_card(folder: Path, results: Mapping[str, Any], command: str) -> None:
 
     It is a model card of the Hugging Face Hub, as PEFT writes one: what the adapter repairs, the
     table of errors, the scale, the base's SHA-256, the command, and the versions. ``command``
-    trained the adapter; it is empty for a run from Python.
+    is the one that trained the adapter; it is empty for a run from Python.
     """
     repaired = [*targets_of(results), *repaired_before(results)]
     _write_page(

@@ -1,4 +1,4 @@
-"""The end of a run: the table and the verdict, the report, and the numbers for its loggers."""
+"""The end of a run: its table and verdict, its report, and what its loggers get."""
 
 import logging
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on s
 
 
 def show_run(trainer: Trainer, results: Mapping[str, Any], run: Run, figures: bool | None) -> None:
-    """Print the results of a run, draw them into its folder, and give them to every logger.
+    """Print the results of a run, write its report, and give both to every logger.
 
-    With ``figures=None`` a single run is drawn, and a job of a sweep is not.
+    With ``figures=None`` a single run has a report, and a job of a sweep has none.
     """
     if not trainer.is_global_zero:
         return

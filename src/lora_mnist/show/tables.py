@@ -1,6 +1,6 @@
 """Tables: the parameters of a network, and its errors class by class.
 
-A terminal gets them in its width and its colours; a pipe and the log as plain text.
+On a terminal they have its width and colours; in a pipe and in the log they are plain text.
 """
 
 import logging
@@ -34,14 +34,14 @@ _STYLES = {"good": "green", "bad": "red", "plain": "", "advice": "bold"}
 
 
 def show(*parts: RenderableType, width: int = 100) -> None:
-    """Show tables and texts on the screen and, so many columns wide, in the log."""
+    """Show tables and texts on the screen, and in the log with ``width`` columns."""
     is_terminal = sys.stdout.isatty()
     screen.info("%s", _rendered(parts, None if is_terminal else width, is_terminal))
     log.info("%s", _rendered(parts, width, is_terminal=False))
 
 
 def _rendered(parts: Sequence[RenderableType], width: int | None, is_terminal: bool) -> str:
-    """The parts as text; ``None`` for the terminal's width; ``NO_COLOR`` is respected."""
+    """The parts as text; ``width=None`` is the terminal's width; ``NO_COLOR`` is respected."""
     text = StringIO()
     plain: Any = {"force_jupyter": False, "markup": False, "emoji": False, "highlight": False}
     console = Console(file=text, width=width, force_terminal=is_terminal, **plain)
@@ -127,7 +127,7 @@ def _results_parts(results: Mapping[str, Any], folder: Path | None) -> list[Rend
 
 
 def _table(first: str, others: Iterable[str], justify: JustifyMethod = "right") -> Table:
-    """A table without rows; a name that is cut could be neither read nor copied."""
+    """A table without rows. Long names are folded: a name that is cut cannot be copied."""
     columns = [Column(name, justify=justify, overflow="fold") for name in others]
     return Table(Column(first, overflow="fold"), *columns)
 

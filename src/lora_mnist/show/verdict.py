@@ -1,8 +1,4 @@
-"""The verdict on a run: a few sentences from ``results.json``, and the advice after them.
-
-Numbers have thousands separators. Digits are called as people call them, ``nines`` for MNIST's 9;
-other classes go by their names.
-"""
+"""The verdict on a run: a few sentences from ``results.json``, and the advice after them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,12 +21,12 @@ from lora_mnist.show.changes import (
 def verdict(results: Mapping[str, Any], folder: Path | None = None) -> list[Phrase]:
     """The errors before and after, whether the repair was worth it, and advice.
 
-    A change that chance explains is neither good nor bad, and nothing is good where the whole is
-    bad. Without a test the list is empty.
+    A change that chance explains is neither good nor bad. If all classes together are worse, no
+    part is called good. Without a test the list is empty.
 
     Args:
         results: the content of results.json.
-        folder: the run's folder, from which commands are advised; ``None``: no advice.
+        folder: the run's folder, for the commands that are advised; ``None``: no advice.
     """
     if "test" not in results:
         return []
