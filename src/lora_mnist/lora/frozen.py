@@ -15,9 +15,9 @@ from .layer import LoRAParametrization
 class FrozenBase:
     """Keeps the base of one network in eval mode, and remembers its tensors by their SHA-256.
 
-    It is the network's attribute ``lora_frozen_base`` and acts by forward hooks. So it works for
-    every training loop: ``model.train()`` reaches the adapters for good, and the base only until
-    the next forward pass, which leaves ``model.training`` itself as it was.
+    It is the network's attribute ``lora_frozen_base`` and acts by forward hooks, in every training
+    loop: after ``model.train()`` the next forward pass puts the base back in eval mode. Adapters
+    stay in train mode, and ``model.training`` reads as the loop has set it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -27,7 +27,7 @@ class FrozenBase:
         self.handles: list[Any] = []
 
     def attach(self, model: nn.Module) -> None:
-        """Freeze the parameters of the base of ``model``, and keep it in eval mode from now on."""
+        """Freeze the base of ``model``: no gradients, and eval mode in each forward pass."""
         self.handles = [
             model.register_forward_pre_hook(self._before),
             model.register_forward_hook(self._after, always_call=True),

@@ -103,7 +103,7 @@ def add_lora(
 
 def _warn_of_weights_left_out(model: nn.Module, targets: Mapping[str, Weight]) -> None:
     """Name the large weights for which ``target_modules=all`` does not stand."""
-    total, left_out = 0, dict[str, int]()  # the latter by the end of their names
+    total, left_out = 0, dict[str, int]()  # numbers of weights by the end of their name
     for name, weight in adaptable_weights(model).items():
         if weight.base.ndim > 1:
             total += weight.base.numel()

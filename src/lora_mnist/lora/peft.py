@@ -30,8 +30,8 @@ from .weight import Weight
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-# The ends of PEFT's keys, and their names here. PEFT's A of an embedding is looked up, and so its
-# pair is (lora_B^T, lora_A^T).
+# The ends of PEFT's keys, and their names here. An embedding looks its rows up: PEFT's A and B are
+# lora_B^T and lora_A^T.
 _PARTS = {
     "lora_A.weight": "lora_A",
     "lora_B.weight": "lora_B",
@@ -74,7 +74,7 @@ def config_of(adapters: Adapters) -> dict[str, Any]:
     """
     ranks, alphas = {}, {}
     for name, (_, adapter) in adapters.items():
-        rank = len(adapter.factors()[0])  # of PiSSA, twice its own rank at the same scaling
+        rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
         growth = rank / adapter.rank
         ranks[f"^{name}"] = rank
         alphas[f"^{name}"] = adapter.alpha * (math.sqrt(growth) if adapter.use_rslora else growth)
@@ -106,23 +106,23 @@ def serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 def warn_of_peft(model: nn.Module, adapters: Adapters) -> None:
-    """Warn of an adapter that PEFT would pass over, or compute otherwise, and say nothing.
+    """Warn of an adapter that PEFT would ignore, or compute otherwise, without a word.
 
-    It passes over weights of other names, as does attention over its layer at ``out_proj``. Of a
-    convolution's options it heeds neither dilation nor another padding than zeros. A layer that the
-    network holds under two names gets its adapter under the first alone.
+    PEFT ignores weights that are not called ``weight``, and attention ignores an adapter on its
+    ``out_proj``. PEFT's convolutions know no dilation, and pad with zeros alone. A layer that the
+    network holds under two names gets its adapter under the first name alone.
     """
     every = [module for _, module in model.named_modules(remove_duplicate=False)]
-    unknown = []
+    layers = []
     for name, ((module, tensor), _) in adapters.items():
-        is_known = tensor == "weight" and not isinstance(module, NonDynamicallyQuantizableLinear)
+        is_usual = tensor == "weight" and not isinstance(module, NonDynamicallyQuantizableLinear)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            is_known = set(module.dilation) == {1} and module.padding_mode == "zeros"
-        if not is_known or every.count(module) > 1:
-            unknown.append(name)
-    if unknown:
+            is_usual = set(module.dilation) == {1} and module.padding_mode == "zeros"
+        if not is_usual or every.count(module) > 1:
+            layers.append(name)
+    if layers:
         warnings.warn(
-            f"PEFT has no adapter of this form for {listed(unknown)}: use the saved adapter here",
+            f"PEFT has no adapter of this form for {listed(layers)}: use the saved adapter here",
             stacklevel=3,
         )
 
@@ -141,7 +141,7 @@ def read_metadata(folder: str | Path) -> dict[str, str]:
 
 
 def read_adapter(folder: str | Path) -> dict[str, LoRAParametrization]:
-    """The adapter in ``folder`` as it stands on each layer, by the layer's name.
+    """The adapter of each layer in ``folder``, by the layer's name.
 
     Nothing is run as code. ``ValueError`` if the files ask for something that LoRA here lacks.
     """

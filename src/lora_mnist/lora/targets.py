@@ -53,7 +53,7 @@ def _is_usual(weight: Weight, entry: str) -> bool:
 
 
 def is_end(end: str, name: str) -> bool:
-    """Whether ``end`` is ``name``, or its end from a dot on."""
+    """Whether ``end`` is ``name``, or its last parts, as ``linear1`` is of ``encoder.linear1``."""
     return f".{name}".endswith(f".{end}")
 
 

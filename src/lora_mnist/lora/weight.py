@@ -100,7 +100,7 @@ def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     weights = {}
     for layer, module in model.named_modules():
-        if isinstance(module, wrappers) or layer == "_orig_mod":  # the latter of torch.compile
+        if isinstance(module, wrappers) or layer == "_orig_mod":  # torch.compile's
             raise ValueError(
                 f"{type(model).__name__}: expected the network inside this wrapper, since the "
                 "names of its layers belong into the adapter; wrap it after add_lora"

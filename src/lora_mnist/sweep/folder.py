@@ -28,7 +28,7 @@ def sweep_folder(new: str, resume: str | None) -> str:
         return new
     folder, where = Path(str(resume)).absolute(), ""
     if resume == "latest":
-        job = latest(Path(new).parent, f"*/*/{JOB_FILE}")  # of a sweep that came to one
+        job = latest(Path(new).parent, f"*/*/{JOB_FILE}")  # a sweep without jobs does not count
         folder, where = job.parents[1] if job else folder, f" in {Path(new).parent}"
     if not (folder / SWEEP_FILE).is_file():
         raise UserError(
@@ -76,7 +76,7 @@ def job_hash(config: DictConfig) -> str:
 
 
 def inputs_hash(config: DictConfig) -> str:
-    """The same for the content of the files and folders that ``sweep.inputs`` names."""
+    """Twelve digits that stand for the content of all files and folders in ``sweep.inputs``."""
     contents = {}
     inputs = OmegaConf.select(config, "sweep.inputs") or OmegaConf.create([])
     for key, value in flatten(OmegaConf.to_container(inputs, resolve=True)).items():
@@ -95,7 +95,7 @@ def _digest(content: Any) -> str:
 
 @lru_cache
 def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    """SHA-256 of a file that was last changed at ``mtime_ns``: a sweep reads a base once."""
+    """SHA-256 of a file. The last two arguments tell the cache whether it has changed."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -19,19 +19,19 @@ from lora_mnist.sweep.folder import LOCK_FILE, SWEEP_FILE
 from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked, summarize
 
-#: The lock of the sweep that this process conducts; ``None`` in the workers of a parallel launcher,
-#: and where no sweep runs. Hydra's callbacks cannot pass it to where the command ends.
-_conducted: FileLock | None = None
+#: The lock of the sweep that this process conducts; ``None`` without a sweep, and in the workers of
+#: a parallel launcher. Hydra's callbacks cannot pass it to where the command ends.
+_sweep_lock: FileLock | None = None
 
 
 def is_conducting() -> bool:
     """Whether this process conducts a sweep, and is no worker of one."""
-    return _conducted is not None
+    return _sweep_lock is not None
 
 
 def open_sweep(config: DictConfig) -> None:
     """Claim the sweep's folder, new or resumed, and write ``sweep.json``."""
-    global _conducted
+    global _sweep_lock
     sweep = config.sweep
     accepted = ", ".join(sweep.metrics)
     if sweep.metric is None and OmegaConf.select(config, "hydra.sweeper.n_trials") is not None:
@@ -72,7 +72,7 @@ def open_sweep(config: DictConfig) -> None:
         "columns": OmegaConf.to_container(sweep.columns, resolve=True),
     }
     write_json(folder / SWEEP_FILE, content)
-    _conducted = lock
+    _sweep_lock = lock
 
 
 def swept_keys(config: DictConfig) -> dict[str, bool]:
@@ -98,9 +98,9 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
         The process's exit code, 0 if every job of the command finished, and the sweep's folder, or
         ``None`` if it has no jobs.
     """
-    global _conducted
-    assert _conducted is not None
-    lock, _conducted = _conducted, None
+    global _sweep_lock
+    assert _sweep_lock is not None
+    lock, _sweep_lock = _sweep_lock, None
     lock.release()
     folder = Path(lock.lock_file).parent
     ranked = Ranked(folder)

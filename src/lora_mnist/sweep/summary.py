@@ -19,8 +19,8 @@ from lora_mnist.sweep.command import command_line
 from lora_mnist.sweep.folder import SWEEP_FILE
 from lora_mnist.sweep.records import Job, natural, read_jobs, read_json
 
-#: The table on the screen shows so many jobs; summary.csv has them all.
-_SHOWN = 20
+#: Rows of the table on the screen; summary.csv has all jobs.
+_MOST_ROWS = 20
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Group:
         return mean(values) if values else None
 
     def start(self, key: object) -> float | None:
-        """The mean for the base that the jobs start from: ``val_base.loss`` for ``val.loss``."""
+        """The mean of the base that the jobs start from: of ``val_base.loss`` for ``val.loss``."""
         return self.mean(str(key).replace(".", "_base.", 1))
 
     def std(self, key: object) -> float | None:
@@ -51,8 +51,8 @@ class Group:
 class Ranked:
     """The jobs of the sweep in ``folder``, ranked.
 
-    ``groups`` holds the finished jobs, best first by ``sweep.metric``; equals, and all jobs of a
-    sweep without a metric, are sorted by what was swept. ``keys`` tell the groups apart.
+    ``groups`` holds the finished jobs, best first by ``sweep.metric``. Equal ones, and all jobs of
+    a sweep without a metric, are sorted by what was swept. ``keys`` tell the groups apart.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -120,8 +120,8 @@ class Ranked:
         title_of = {self.metric: self.metric} if self.metric else {}
         for column in self.sweep["columns"]:
             title_of[column["value"]] = column["title"]
-        known = {key for job in self.jobs for key in job.results}
-        title_of = {key: title for key, title in title_of.items() if key in known}
+        numbers = {key for job in self.jobs for key in job.results}
+        title_of = {key: title for key, title in title_of.items() if key in numbers}
         base = []
         for key in title_of:
             values = {group.start(key) for group in self.groups}
@@ -202,7 +202,7 @@ def _draw_table(ranked: Ranked) -> str:
     # Names come from users and files: [/b] and :x: in them are no markup.
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, markup=False, emoji=False, highlight=False)
-    titles, rows, base = ranked.table(_SHOWN)
+    titles, rows, base = ranked.table(_MOST_ROWS)
     table = Table()
     for title in titles:
         table.add_column(title, justify="right", overflow="fold")
