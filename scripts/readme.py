@@ -167,7 +167,7 @@ def sweep(runs: Runs) -> str:
     """The sweep's table and its picture."""
     table = from_line(runs.printed("sweep"), "┏").partition("\nsweep: ")[0]
     copyfile(runs.folder_of("sweep") / "summary.png", PROJECT / "docs" / "sweep.png")
-    return f"{fenced(table)}\n\n![Validation accuracy over rank and alpha](sweep.png)"
+    return f"{fenced(table)}\n\n![Validation accuracy over rank, a line for each alpha](sweep.png)"
 
 
 #: By name, a block from the runs.
