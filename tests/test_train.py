@@ -489,9 +489,7 @@ def test_a_repair_on_top_of_another(outputs: Path) -> None:
     assert without(evaluated(outputs), "seconds") == without(both, "seconds")
 
 
-@pytest.mark.parametrize(
-    ("weight", "replay", "turns"), [(0.25, 90, 3), (0.5, 90, 9), (0.01, 90, 1)]
-)
+@pytest.mark.parametrize(("weight", "turns"), [(0.25, 3), (0.5, 9), (0.01, 1)])
 def test_a_class_repaired_before_counts_for_as_much_as_the_one_repaired_now(
     outputs: Path, tmp_path: Path, weight: float, turns: int
 ) -> None:
