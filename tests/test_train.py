@@ -467,6 +467,13 @@ def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path: Path) -> 
 # --- one repair after another --------------------------------------------------------------------
 
 
+def test_the_untouched_base_is_tested_in_the_precision_of_the_run(outputs: Path) -> None:
+    first = run(outputs, "stage=lora", "trainer.precision=bf16-mixed")
+    options = ("digit=4", "adapter=latest", "trainer.precision=bf16-mixed")
+    second = run(outputs, "stage=lora", *options)
+    assert second["test_base"]["loss"] == first["test_base"]["loss"]
+
+
 def test_a_repair_on_top_of_another(outputs: Path) -> None:
     """It starts from what is there, leaves that as it is, and brings it along when it is loaded."""
     first = run(outputs, "stage=lora", "digit=4", "lora.rank=2", "data.replay=10")
