@@ -105,7 +105,7 @@ class ClassifierModule(LightningModule):
         self.lr_ratio = lr_ratio
         self.replay = replay
         self.scheduler = scheduler
-        self.schedule = schedule or {"interval": "step"}
+        self.schedule = {"interval": "step", **(schedule or {})}
         self.has_lora = bool(lora_adapters(net))
         self.base_tensors, self.adapter = base_tensors, adapter
         self.class_names, self.targets = list(class_names), targets
@@ -253,8 +253,8 @@ def make_module(
         arguments = {k: v for k, v in cfg.optimizer.items() if k not in ("lr", "lr_ratio")}
         optimizer = instantiate(arguments, _convert_="all")  # else checkpoints hold what is no list
     with config_group("scheduler"):
-        arguments, schedule = dict(cfg.scheduler or {}), {"interval": "step"}
-        schedule |= {key: arguments.pop(key) for key in _SCHEDULE_KEYS if key in arguments}
+        arguments = dict(cfg.scheduler or {})
+        schedule = {key: arguments.pop(key) for key in _SCHEDULE_KEYS if key in arguments}
         scheduler = instantiate(arguments, _convert_="all") if arguments else None
     if cfg.compile:
         net.compile()  # in place: its tensors keep their names
