@@ -80,9 +80,7 @@ def test_counts_equal_those_of_a_plain_loop(seed: int, first: int, has_base: boo
         assert evaluation.conclude("val") == expected
 
 
-def test_predictions_of_several_processes_are_in_order(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_predictions_of_several_processes_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     base, logits, labels = batch(0)
     parts = []
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
@@ -129,11 +127,6 @@ def test_loggers_get_base_and_network_by_class() -> None:
 # --- a loop of one's own -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def adapted(tiny: TinyNet) -> TinyNet:
-    return randomize(add_lora(tiny))
-
-
 def batches() -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(50, 6, generator=generator)
@@ -141,7 +134,8 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return list(zip(images.split(16), labels.split(16), strict=True))
 
 
-def test_compare_errors_counts_base_and_adapter(adapted: TinyNet) -> None:
+def test_compare_errors_counts_base_and_adapter(tiny: TinyNet) -> None:
+    adapted = randomize(add_lora(tiny))
     images, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
     with torch.no_grad():
         after = adapted(images)

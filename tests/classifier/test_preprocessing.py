@@ -105,17 +105,20 @@ def test_ways_within_chance_of_the_best() -> None:
     assert within_chance(best, [same, close, Trial({}, 0.7, far)]) == [close]
 
 
-def test_a_network_names_its_own_preprocessing() -> None:
-    settings = {"_target_": "torchvision.models.resnet50", "weights": "IMAGENET1K_V2"}
-    keys = network_preprocessing(torch.nn.Identity(), settings)
-    theirs = ResNet50_Weights.IMAGENET1K_V2.transforms()
+def require_same(keys: dict[str, Any], transform: Any) -> None:
+    """A data module with ``keys`` prepares a picture as ``transform`` does."""
     noise = torch.rand(3, 300, 260, generator=torch.Generator().manual_seed(0))
     picture = v2.functional.to_pil_image(noise)
     data = FolderDataModule(None, classes=["cat", "dog"], **keys)
-    ours = data.normalise(data._preparation(picture)[None])[0]
-    assert torch.equal(ours, theirs(picture))
-    for other in ({**settings, "weights": None}, {"_target_": "lora_mnist.MLP"}):
-        assert network_preprocessing(torch.nn.Identity(), other) == {}
+    assert torch.equal(data.normalise(data._preparation(picture)[None])[0], transform(picture))
+
+
+def test_a_network_names_its_own_preprocessing() -> None:
+    net, settings = torch.nn.Identity(), {"_target_": "torchvision.models.resnet50"}
+    keys = network_preprocessing(net, {**settings, "weights": "IMAGENET1K_V2"})
+    require_same(keys, ResNet50_Weights.IMAGENET1K_V2.transforms())
+    for other in (settings, {"_target_": "lora_mnist.MLP"}):
+        assert network_preprocessing(net, other) == {}
 
 
 def test_a_network_of_timm_names_its_own_preprocessing() -> None:
@@ -125,8 +128,4 @@ def test_a_network_of_timm_names_its_own_preprocessing() -> None:
     keys = network_preprocessing(net, settings)
     small = network_preprocessing(net, {**settings, "img_size": 32})
     assert small == {**keys, "image_size": [32, 32]}  # timm itself still names the larger one
-    theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
-    noise = torch.rand(3, 300, 260, generator=torch.Generator().manual_seed(0))
-    picture = v2.functional.to_pil_image(noise)
-    data = FolderDataModule(None, classes=["cat", "dog"], **keys)
-    assert torch.equal(data.normalise(data._preparation(picture)[None])[0], theirs(picture))
+    require_same(keys, timm.data.create_transform(**timm.data.resolve_model_data_config(net)))
