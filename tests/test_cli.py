@@ -92,14 +92,21 @@ def test_the_extras_are_named(missing: str) -> None:
     assert 'pip install "lora-mnist[sweep]", or [ray]' in said
 
 
+@pytest.mark.parametrize(
+    ("overrides", "answer"),
+    [
+        ((*QUICK, "optimizer.lr=${nope}"), "optimizer.lr: Interpolation key 'nope' not found"),
+        (("net=custom",), "net._target_: missing; expected net._target_=VALUE"),
+    ],
+)
 def test_a_mistake_is_one_line_on_the_screen_and_in_the_log(
-    cli: Any, base: str, tmp_path: Path
+    cli: Any, base: str, tmp_path: Path, overrides: tuple[str, ...], answer: str
 ) -> None:
-    run, override = tmp_path / "run", "optimizer.lr=${nope}"
-    done = cli("train.py", "stage=lora", *QUICK, base, override, f"hydra.run.dir={run}")
+    run = tmp_path / "run"
+    done = cli("train.py", "stage=lora", *overrides, base, f"hydra.run.dir={run}")
     assert (done.code, done.out) == (2, "")
     (line,) = done.err.splitlines()
-    assert line == "optimizer.lr: Interpolation key 'nope' not found"
+    assert line == answer
     assert line in (run / "train.log").read_text()
     assert {path.name for path in run.iterdir()} == {".hydra", "train.log"}
 

@@ -82,7 +82,6 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*LORA, "lora=kaiming", "lora.init_std=0.1"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),
         (*LORA, "+lora.rnak=4 -> lora.rnak: add_lora() got an unexpected"),
-        (*LORA, "net=custom -> net._target_: missing; expected net._target_=VALUE"),
         (*LORA, "net._target_=torch.nn.Linear -> net.hidden_sizes: Linear"),
         (*LORA, "lora.target_modules=[nope] -> lora.target_modules="),
         (*LORA, "loss.target_weight=0.5"),

@@ -21,12 +21,7 @@ from hydra.core.utils import env_override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lora_mnist.disk.latest import latest
 from lora_mnist.disk.numbers import flatten
@@ -161,8 +156,8 @@ def _explain_omegaconf(error: OmegaConfBaseException) -> str:
     key, parent = error.full_key or "configuration", error.parent_node
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and parent is not None:
         return f"{key}: nothing reads this key{_nearest(key, parent)}"
-    if isinstance(error, MissingMandatoryValue):
-        return f"{key}: missing; expected {key}=VALUE"
+    if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
+        return f"{missing[1]}: missing; expected {missing[1]}=VALUE"
     reason = one_line(str(error).partition("\n    full_key:")[0])  # the rest is for programmers
     _, _, ours = reason.partition("UserError raised while resolving interpolation: ")
     return ours or f"{key}: {reason}"
