@@ -23,6 +23,20 @@ class TinyNet(nn.Module):
         return self.linear2(torch.relu(self.linear1(x)))
 
 
+class ConvNet(nn.Module):
+    """Convolutions of several geometries, one name the end of another, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.block = nn.Sequential(nn.Conv2d(4, 3, (3, 2), stride=2), nn.ReLU())
+        self.block.add_module("conv", nn.Conv2d(3, 5, 1, bias=False))
+        self.linear = nn.Linear(5 * 9, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.block(torch.relu(self.conv(x))).flatten(1))
+
+
 class Encoder(nn.Module):
     """A transformer that classifies sequences of tokens."""
 
@@ -66,7 +80,7 @@ def recurrent(kind: type[nn.RNNBase], **options: Any) -> nn.Module:
 #: Networks, and the shape of their images where they take no tokens.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
     "linear": (TinyNet, (5, 6)),
-    "conv2d": (lambda: nn.Sequential(nn.Conv2d(2, 4, (3, 2), padding=1)), (3, 2, 5, 6)),
+    "convolutions": (ConvNet, (6, 1, 8, 7)),
     "mobilenet_v2": (
         lambda: torchvision.models.MobileNetV2(5, 0.25, [[1, 16, 1, 1], [6, 24, 2, 2]]),
         (2, 3, 32, 32),
@@ -82,7 +96,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
     "gru_cell": (lambda: nn.GRUCell(4, 6), (5, 4)),
     "embedding": (lambda: nn.Sequential(nn.Embedding(20, 6), nn.Linear(6, 3)), None),
     "embedding_bag": (lambda: nn.EmbeddingBag(20, 4), None),
-    "conv1d": (lambda: nn.Conv1d(3, 5, 3, padding=1), (2, 3, 9)),
+    "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 5, 3, padding=1)), (2, 3, 9)),
     "conv3d": (lambda: nn.Conv3d(2, 3, (1, 2, 3)), (2, 2, 4, 4, 4)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
     "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 4, 5, 5)),

@@ -23,7 +23,15 @@ from lora_mnist.lora import (
     unmerge_lora,
 )
 
-KINDS = ["linear", "conv1d", "conv2d", "grouped", "transposed", "attention_to_others", "embedding"]
+KINDS = [
+    "linear",
+    "conv1d",
+    "convolutions",
+    "grouped",
+    "transposed",
+    "attention_to_others",
+    "embedding",
+]
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -87,7 +95,7 @@ def test_exported_and_checkpointed(kind: str) -> None:
     assert all(map(torch.equal, of_output, of_expected))
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv2d", "attention_to_others"])
+@pytest.mark.parametrize("kind", ["linear", "convolutions", "attention_to_others"])
 def test_many_adapters_at_once_and_the_gradients_of_single_images(kind: str) -> None:
     """``torch.func``: vmap over the adapters of one base, and over a batch."""
     close = {"rtol": 1e-12, "atol": 1e-12}

@@ -1,12 +1,10 @@
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.nets import TinyNet
+from helpers.nets import made
 from torch import nn
 
 from lora_mnist.lora import (
@@ -20,41 +18,8 @@ peft = pytest.importorskip("peft", reason="the extra peft is not installed")
 LoraConfig, PeftModel, get_peft_model = peft.LoraConfig, peft.PeftModel, peft.get_peft_model
 
 
-class ConvNet(nn.Module):
-    """Convolutions of several geometries, one name the end of another, and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-        self.block = nn.Sequential(nn.Conv2d(4, 3, (3, 2), stride=2), nn.ReLU())
-        self.block.add_module("conv", nn.Conv2d(3, 5, 1, bias=False))
-        self.linear = nn.Linear(5 * 9, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.block(torch.relu(self.conv(x))).flatten(1))
-
-
-def tokens() -> nn.Module:
-    layers = {"embed": nn.Embedding(9, 8, padding_idx=0), "linear": nn.Linear(8, 3)}
-    return nn.Sequential(OrderedDict(layers))
-
-
-def signals() -> nn.Module:
-    return nn.Sequential(nn.Conv1d(2, 4, 3, stride=2))
-
-
-SEEDED = torch.Generator().manual_seed(2)
-INPUTS: dict[Any, torch.Tensor] = {
-    TinyNet: torch.randn(5, 6, generator=SEEDED),
-    ConvNet: torch.randn(6, 1, 8, 7, generator=SEEDED),
-    tokens: torch.arange(10).view(2, 5) % 9,
-    signals: torch.randn(3, 2, 11, generator=SEEDED),
-}
-
-
-def make(kind: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return kind().eval()
+def base(kind: str) -> nn.Module:
+    return made(kind)[0]
 
 
 def randomized(net: nn.Module) -> nn.Module:
@@ -68,29 +33,29 @@ def randomized(net: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (TinyNet, {"rank": 4, "alpha": 3.0, "use_rslora": True, "dropout": 0.5}),
-        (TinyNet, {"target_modules": "linear2", "init": "kaiming"}),
-        (TinyNet, {"rank_pattern": {"linear2": 3}, "alpha_pattern": {"linear1": 0.5}}),
-        (TinyNet, {"init": "pissa", "rank": 3, "use_rslora": True}),
-        (ConvNet, {"rank": 2}),
-        (ConvNet, {"target_modules": "conv"}),  # and not block.conv
-        (ConvNet, {"target_modules": ".*conv", "rank_pattern": {"^conv": 3}}),
-        (ConvNet, {"target_modules": ".*conv", "init": "pissa", "rank": 3, "alpha": 2.0}),
-        (tokens, {"target_modules": ["embed"], "rank": 2, "init": "pissa"}),
-        (tokens, {"rank_pattern": {"linear": 3}}),
-        (signals, {"rank": 2}),
+        ("linear", {"rank": 4, "alpha": 3.0, "use_rslora": True, "dropout": 0.5}),
+        ("linear", {"target_modules": "linear2", "init": "kaiming"}),
+        ("linear", {"rank_pattern": {"linear2": 3}, "alpha_pattern": {"linear1": 0.5}}),
+        ("linear", {"init": "pissa", "rank": 3, "use_rslora": True}),
+        ("convolutions", {"rank": 2}),
+        ("convolutions", {"target_modules": "conv"}),  # and not block.conv
+        ("convolutions", {"target_modules": ".*conv", "rank_pattern": {"^conv": 3}}),
+        ("convolutions", {"target_modules": ".*conv", "init": "pissa", "rank": 3, "alpha": 2.0}),
+        ("embedding", {"target_modules": ["0"], "rank": 2, "init": "pissa"}),
+        ("embedding", {"rank_pattern": {"1": 3}}),
+        ("conv1d", {"rank": 2}),
     ],
 )
-def test_ours_load_here_and_in_peft(kind: Any, options: dict[str, Any], tmp_path: Path) -> None:
-    x = INPUTS[kind]
-    ours = randomized(add_lora(make(kind), **{"target_modules": ".*", **options}))
+def test_ours_load_here_and_in_peft(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    x = made(kind)[1]
+    ours = randomized(add_lora(base(kind), **{"target_modules": ".*", **options}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_adapter(ours, tmp_path)
-    assert not torch.allclose(ours(x), make(kind)(x), atol=1e-2)
-    again = load_adapter(make(kind), tmp_path)
+    assert not torch.allclose(ours(x), base(kind)(x), atol=1e-2)
+    again = load_adapter(base(kind), tmp_path)
     torch.testing.assert_close(again(x), ours(x), rtol=1e-5, atol=1e-5)
-    theirs = PeftModel.from_pretrained(make(kind), str(tmp_path)).eval()
+    theirs = PeftModel.from_pretrained(base(kind), str(tmp_path)).eval()
     torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-4)
     adapted = {name for name, m in theirs.named_modules() if hasattr(m, "lora_A")}
     assert adapted == {f"base_model.model.{name}" for name in lora_weights(ours)}
@@ -102,26 +67,29 @@ BOTH = ["linear1", "linear2"]
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (TinyNet, {"target_modules": BOTH, "r": 4, "lora_alpha": 5, "use_rslora": True}),
-        (TinyNet, {"target_modules": r"linear\d", "exclude_modules": ["linear1"]}),
-        (TinyNet, {"target_modules": "all-linear", "lora_dropout": 0.3}),
-        (TinyNet, {"target_modules": BOTH, "rank_pattern": {"linear[23]": 3}, "use_rslora": True}),
-        (TinyNet, {"target_modules": BOTH, "alpha_pattern": {"^linear2": 1, "linear1": 20}}),
-        (ConvNet, {"target_modules": ["conv", "linear", "0"], "r": 2}),
-        (ConvNet, {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3, "conv": 2}}),
-        (tokens, {"target_modules": ["embed", "linear"], "alpha_pattern": {"embed": 7}}),
-        (signals, {"target_modules": "0", "r": 2}),
+        ("linear", {"target_modules": BOTH, "r": 4, "lora_alpha": 5, "use_rslora": True}),
+        ("linear", {"target_modules": r"linear\d", "exclude_modules": ["linear1"]}),
+        ("linear", {"target_modules": "all-linear", "lora_dropout": 0.3}),
+        ("linear", {"target_modules": BOTH, "rank_pattern": {"linear[23]": 3}, "use_rslora": True}),
+        ("linear", {"target_modules": BOTH, "alpha_pattern": {"^linear2": 1, "linear1": 20}}),
+        ("convolutions", {"target_modules": ["conv", "linear", "0"], "r": 2}),
+        (
+            "convolutions",
+            {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3, "conv": 2}},
+        ),
+        ("embedding", {"target_modules": ["0", "1"], "alpha_pattern": {"0": 7}}),
+        ("conv1d", {"target_modules": "0", "r": 2}),
     ],
 )
-def test_theirs_load_here(kind: Any, options: dict[str, Any], tmp_path: Path) -> None:
-    x = INPUTS[kind]
-    theirs = randomized(get_peft_model(make(kind), LoraConfig(**options)))
+def test_theirs_load_here(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    x = made(kind)[1]
+    theirs = randomized(get_peft_model(base(kind), LoraConfig(**options)))
     theirs.save_pretrained(str(tmp_path))
-    ours = load_adapter(make(kind), tmp_path)
-    assert not torch.allclose(ours(x), make(kind)(x), atol=1e-2)
+    ours = load_adapter(base(kind), tmp_path)
+    assert not torch.allclose(ours(x), base(kind)(x), atol=1e-2)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
     save_adapter(ours, tmp_path / "again")
-    again = PeftModel.from_pretrained(make(kind), str(tmp_path / "again")).eval()
+    again = PeftModel.from_pretrained(base(kind), str(tmp_path / "again")).eval()
     torch.testing.assert_close(again(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
