@@ -49,7 +49,7 @@ def test_reads_what_torchvision_reads(make_photos: Maker, resize: str, size: Any
 
 
 def test_from_the_disk_is_as_in_memory(make_photos: Maker) -> None:
-    """Those too that are brought to size in another way than configured, to find out which."""
+    """Also with another way to resize than the configured one."""
     root = make_photos(PETS, size=(14, 9))
     (root / "owl" / "3.png").write_bytes(b"broken")
     changes: dict[str, Any] = {"image_size": [6, 8], "channels": 1}
@@ -61,7 +61,7 @@ def test_from_the_disk_is_as_in_memory(make_photos: Maker) -> None:
         images, labels = files.take(list(range(len(files))))
         assert torch.equal(images, expected[0])
         assert torch.equal(labels, expected[1])
-        assert files.take([])[0].shape == (0, 1, 6, 8)  # of an empty gallery
+        assert files.take([])[0].shape == (0, 1, 6, 8)
 
 
 def test_auto_holds_in_memory_what_is_small(
@@ -163,7 +163,7 @@ def test_sixteen_bits_are_not_clipped(tmp_path: Path) -> None:
 
 def test_pictures_can_be_read_without_a_folder(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned, which torchvision's ImageFolder does not do either
+    exif[0x0112] = 6  # turned; torchvision's ImageFolder ignores that, too
     picture = Image.new("RGB", (80, 40))
     picture.paste("red", (0, 0, 40, 40))
     picture.save(tmp_path / "x.png", exif=exif)

@@ -41,11 +41,11 @@ class FolderDataModule(ImageDataModule):
     classes in each of them; or the classes alone. Where ``val/`` or ``test/`` is missing, images of
     each class are held out of the others; see :func:`~lora_mnist.data.image_files.split`. The files
     are listed and read as torchvision's ImageFolder does it, except that the upper eight of 16 bits
-    a channel are taken. The log names a file that cannot be read, and it is left out; so are images
-    to validate or test on that are images to train on, too.
+    a channel are taken. Files that cannot be read are named and left out, and images to validate or
+    test on that are images to train on, too.
 
-    ``sha256`` holds one entry, "all": in memory, of paths and pixels; from the disk, of paths,
-    sizes and times of change, since reading every byte would take as long as an epoch.
+    ``sha256["all"]`` is of paths and pixels or, from the disk, of paths, sizes and times of change,
+    since reading every byte would take as long as an epoch.
 
     Args:
         data_dir: the folder. ``None``: there are no images, and ``classes``, ``image_size``,
@@ -165,7 +165,7 @@ class FolderDataModule(ImageDataModule):
         return self._sets[2]
 
     def prepared(self, **changes: Any) -> list[ImageFiles]:
-        """The images of :meth:`training_images`, from the disk, with another ``resize``, ..."""
+        """The images of :meth:`training_images`, from the disk, with ``changes`` of preparation."""
         self.training_images()
         prepare = replace(self._preparation, **changes)
         return [ImageFiles(files.paths, files.labels, prepare) for files in self._files[:2]]
@@ -204,7 +204,7 @@ class FolderDataModule(ImageDataModule):
 
     @cached_property
     def _size(self) -> tuple[int, int]:
-        """Height and width that the images are brought to; by default those of the first."""
+        """Height and width of all images; by default those of the first."""
         if self.image_size is not None:
             return self.image_size
         for entry in self._entries:
@@ -223,7 +223,7 @@ class FolderDataModule(ImageDataModule):
             in_memory = len(entries) * math.prod(shape) <= MOST_IN_MEMORY
 
         def read(entry: Entry) -> Tensor | ValueError | None:
-            """The image, where it is to be held in memory; why, where it cannot be read."""
+            """The image, if it is held in memory; the error, if it cannot be read."""
             try:
                 picture = open_picture(root / entry.path, upright=False, decode=in_memory)
             except ValueError as error:
@@ -253,7 +253,7 @@ class FolderDataModule(ImageDataModule):
                     state = (root / entry.path).stat()
                     digest.update(f" {state.st_size} {state.st_mtime_ns} ".encode())
         self.sha256["all"] = digest.hexdigest()
-        # Who is held out depends on how many there are: the broken ones do not count.
+        # The split depends on the number of images: broken ones do not count.
         shares = self.val_size, self.test_size, self.split_seed, self.val_from
         parts = split(images, self.classes, *shares)
         if repeats := repeated(root, parts):

@@ -52,7 +52,7 @@ class Preparation:
     transform: Callable[[Any], Any] | None = None
 
     def __call__(self, picture: Image.Image, augment: Augment | None = None) -> Tensor:
-        """The image, uint8, (channels, height, width), or what ``transform`` gives.
+        """The image, uint8, (channels, height, width), or the result of ``transform``.
 
         ``augment`` comes after resizing, but before ``transform``.
         """
