@@ -245,7 +245,8 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     except FileNotFoundError as error:
         message = f"base_ckpt={path}: no such file; expected the weights of {cfg.net._target_}"
         if path == base_folder(cfg) / f"{cfg.base_name}.ckpt":
-            message += f": base_ckpt=FILE, or make them with: {program('train')} stage=pretrain"
+            make = f"{program('train')} stage=pretrain"
+            message += f": base_ckpt=FILE, or make them with {make} and the same data and net"
         raise UserError(message) from error
     except (ValueError, OSError) as error:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error

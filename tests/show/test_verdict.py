@@ -6,7 +6,7 @@ from typing import Any
 from helpers.runs import outcome, repaired, results
 
 from lora_mnist.show.changes import named
-from lora_mnist.show.verdict import verdict, verdict_text
+from lora_mnist.show.verdict import verdict
 
 GOLDEN = Path(__file__).with_name("verdicts.txt")
 DIGITS = [str(number) for number in range(10)]
@@ -119,12 +119,6 @@ def test_verdicts_and_advice_are_those_that_were_read(tmp_path: Path, monkeypatc
         lines.append("")
     (tmp_path / "verdicts.txt").write_text("\n".join(lines))
     assert lines == GOLDEN.read_text().split("\n"), tmp_path
-
-
-def test_a_run_from_python_has_no_command_line_to_repeat(tmp_path: Path) -> None:
-    phrases = verdict(of_digits(1754, 61), tmp_path)
-    assert phrases[-1].text.endswith("train.py experiment=repair digit=9")
-    assert verdict_text(of_digits(1754, 61)).endswith("more harm than good.")
 
 
 def test_classes_in_a_sentence() -> None:
