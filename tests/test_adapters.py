@@ -150,7 +150,7 @@ def test_a_run_brings_its_network_its_data_and_its_base(
     )
     made = only_run(tmp_path / "outputs", "lora")
     trained = read_results(made)
-    options = ("trainer=cpu", "figures=false")
+    options: tuple[str, ...] = ("trainer=cpu", "figures=false")
     for number, adapter in enumerate(("latest", f"[{made}/adapter]")):
         run = tmp_path / f"eval{number}"
         command("eval.py", f"adapter={adapter}", "trust=true", *options, f"hydra.run.dir={run}")
