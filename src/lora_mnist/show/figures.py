@@ -203,9 +203,14 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
     before, after, meaning = predictions.base, predictions.adapted, "predictions: base → adapted"
     if after is None:
         before, after, meaning = predictions.label, predictions.base, "what it is → the prediction"
-    columns = min(max(len(gallery.images), 4), _COLUMNS)  # the title needs its room
-    rows = math.ceil(len(gallery.images) / columns)
-    inches, down, head = _WIDTH / _COLUMNS, 1.4, 0.6  # a row is 1.4 squares high, with its captions
+    captions = []
+    for image in gallery.index:
+        names = [_shortened(classes[side[image]], 9) for side in (before, after)]
+        captions.append((" → " if len("".join(names)) < 8 else " →\n").join(names))
+    columns = min(max(len(captions), 4), _COLUMNS)  # the title needs its room
+    rows = math.ceil(len(captions) / columns)
+    inches, head = _WIDTH / _COLUMNS, 0.6
+    down = 1.4 if "\n" in "".join(captions) else 1.2  # height of a row, in squares
     size = (columns * inches, head + rows * down * inches)
     figure = Figure(figsize=size)
     title = f"{kind}: {len(gallery.images):,} of {gallery.total:,} images\n{meaning}"
@@ -213,16 +218,14 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
     # One pair of axes for all: matplotlib takes its time for each.
     axes = figure.add_axes((0, 0, 1, 1 - head / size[1]))
     axes.axis("off")
-    for place, (image, pixels) in enumerate(zip(gallery.index, gallery.images, strict=True)):
+    for place, pixels in enumerate(gallery.images):
         y, x = place // columns * down, place % columns
         pixels = np.moveaxis(pixels, 0, -1)
         pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
         height, width = 0.92 * np.array(pixels.shape[:2]) / max(pixels.shape[:2])
         left, top = x + (1 - width) / 2, y + (1 - height) / 2
         axes.imshow(pixels, extent=(left, left + width, top + height, top))
-        names = [_shortened(classes[side[image]], 9) for side in (before, after)]
-        caption = (" → " if len("".join(names)) < 8 else " →\n").join(names)
-        axes.text(x + 0.5, y + 1, caption, ha="center", va="top", fontsize=8)
+        axes.text(x + 0.5, y + 1, captions[place], ha="center", va="top", fontsize=8)
     axes.set(xlim=(0, columns), ylim=(rows * down, 0), aspect="auto")
     return figure
 
