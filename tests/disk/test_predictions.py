@@ -11,30 +11,30 @@ from lora_mnist.disk.predictions import Predictions, read_predictions, write_pre
 def written(folder: Path, tensors: dict[str, torch.Tensor], of: torch.Tensor) -> Predictions:
     test_set = ImageTensors(of, torch.zeros(len(of), dtype=torch.int64))
     write_predictions(tensors, test_set, folder)
-    found = read_predictions(folder)
-    assert found is not None
-    return found
+    content = read_predictions(folder)
+    assert content is not None
+    return content
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert read_predictions(tmp_path) is None
     tensors = predictions()
-    found = written(tmp_path, tensors, images())
+    content = written(tmp_path, tensors, images())
     for name in ("label", "base", "adapted"):
-        assert getattr(found, name).tolist() == tensors[name].tolist()
+        assert getattr(content, name).tolist() == tensors[name].tolist()
     for name in ("base_probability", "adapted_probability"):
-        assert getattr(found, name).tolist() == pytest.approx(tensors[name].tolist(), abs=1e-3)
-    repaired, broken = found.galleries["repaired"], found.galleries["broken"]
+        assert getattr(content, name).tolist() == pytest.approx(tensors[name].tolist(), abs=1e-3)
+    repaired, broken = content.galleries["repaired"], content.galleries["broken"]
     assert (repaired.index.tolist(), repaired.total) == ([2], 1)
     assert (broken.index.tolist(), broken.total) == ([5, 4], 2)  # the highest probability first
     assert [int(image.max()) for image in broken.images] == [50, 40]
 
 
 def test_of_a_base_alone_what_is_wrong(tmp_path: Path) -> None:
-    found = written(tmp_path, predictions(pair=False), images())
-    assert found.adapted is None
-    assert found.galleries.keys() == {"wrong"}
-    assert found.galleries["wrong"].index.tolist() == [2, 1]
+    content = written(tmp_path, predictions(pair=False), images())
+    assert content.adapted is None
+    assert content.galleries.keys() == {"wrong"}
+    assert content.galleries["wrong"].index.tolist() == [2, 1]
 
 
 def test_a_gallery_is_small(tmp_path: Path) -> None:
@@ -45,13 +45,13 @@ def test_a_gallery_is_small(tmp_path: Path) -> None:
         "base": 999 - label,
         "base_probability": torch.linspace(0.99, 0.5, 41),
     }
-    found = written(tmp_path, tensors, torch.zeros(41, 3, 200, 100, dtype=torch.uint8))
-    wrong = found.galleries["wrong"]
+    content = written(tmp_path, tensors, torch.zeros(41, 3, 200, 100, dtype=torch.uint8))
+    wrong = content.galleries["wrong"]
     assert wrong.index.tolist()[:3] == [0, 1, 2]
     assert (wrong.images.shape, wrong.total) == ((16, 3, 50, 25), 41)
 
 
 def test_images_come_from_where_they_are(tmp_path: Path) -> None:
     """A test on part of the images, as with limit_test_batches and several processes."""
-    found = written(tmp_path, {key: of[::2] for key, of in predictions().items()}, images())
-    assert [int(image.max()) for image in found.galleries["broken"].images] == [40]
+    content = written(tmp_path, {key: of[::2] for key, of in predictions().items()}, images())
+    assert [int(image.max()) for image in content.galleries["broken"].images] == [40]

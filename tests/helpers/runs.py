@@ -85,8 +85,8 @@ def images(channels: int = 1, side: int = 4) -> Tensor:
 def write_run(folder: Path, stage: str = "lora", **more: Any) -> dict[str, Any]:
     """A run's folder with everything that is drawn; returns its results."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = results(stage, **more)
-    (folder / "results.json").write_text(json.dumps(found))
+    run = results(stage, **more)
+    (folder / "results.json").write_text(json.dumps(run))
     tensors = predictions(stage != "pretrain")
     write_predictions(tensors, ImageTensors(images(), tensors["label"]), folder)
     if stage == "lora":
@@ -100,4 +100,4 @@ def write_run(folder: Path, stage: str = "lora", **more: Any) -> dict[str, Any]:
     hydra.mkdir(exist_ok=True)
     (hydra / "overrides.yaml").write_text("- stage=lora\n- note=<script>\n")
     (hydra / "config.yaml").write_text("note: <script>alert(1)</script>\n")
-    return found
+    return run

@@ -66,7 +66,7 @@ def test_train_mode_reaches_the_adapters_alone(net: nn.Module, mode: bool) -> No
             assert torch.equal(net(X), base)
         with pytest.raises(KeyError):
             net(X[:0])
-        assert net.training == mode  # as the user said
+        assert net.training == mode  # as the loop has set it
         assert not net.body.training
     randomize(net)
     assert torch.equal(net(X), net(X)) != mode  # the adapters' dropout

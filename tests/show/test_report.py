@@ -51,10 +51,10 @@ def test_a_report_of_each_stage(tmp_path: Path, stage: str, figures: str) -> Non
 
 def test_results_alone_are_enough(tmp_path: Path) -> None:
     """As of a run from Python, whose seed was not set."""
-    found = write_run(tmp_path, "finetune")
+    run = write_run(tmp_path, "finetune")
     (tmp_path / ".hydra" / "config.yaml").unlink()
     (tmp_path / PREDICTIONS_FILE).unlink()
-    (tmp_path / "results.json").write_text(json.dumps({**found, "seed": None}))
+    (tmp_path / "results.json").write_text(json.dumps({**run, "seed": None}))
     make_report(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "What is taken for what" not in page
@@ -64,15 +64,15 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
 def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> None:
     dial = {"advised": 0.5, "saved": 1, "scales": [0, 0.5, 1], "errors": [3, 2, 1]}
     before = outcome([3, 8, 1])
-    found = results(dial=dial, repaired_before=[0], test_before=before)
-    write_card(tmp_path, found, "python train.py stage=lora digit=1")
+    run = results(dial=dial, repaired_before=[0], test_before=before)
+    write_card(tmp_path, run, "python train.py stage=lora digit=1")
     text = (tmp_path / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "peft"
     assert "# A repair of dog and cat in farm" in body
     assert "| dog * | 7 | 0 | 9 | 8 | 2 | -6 | 20 | 1-6 |" in body
     assert "| cat + | 0 | 4 | 2 | 3 | 6 | +3 | 20 | 3-10 |" in body
-    assert found["base_sha256"] in body
+    assert run["base_sha256"] in body
     assert "turn it to 0.5 of its size" in body
     assert "`python train.py stage=lora digit=1`" in body
 
@@ -88,11 +88,11 @@ def test_a_report_of_many_classes_is_small(tmp_path: Path) -> None:
         evaluation = Evaluation(count)
         logits = [10.0 * torch.nn.functional.one_hot(side, count) for side in (after, base)]
         evaluation.update(logits[0], label, logits[1])
-        found = {**results(), **evaluation.conclude("test"), "digit": 0}
-        found["classes"] = [f"class number {n}" for n in range(count)]
+        run = {**results(), **evaluation.conclude("test"), "digit": 0}
+        run["classes"] = [f"class number {n}" for n in range(count)]
         noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
         write_predictions(evaluation.predictions, ImageTensors(noise, label), tmp_path)
-        (tmp_path / "results.json").write_text(json.dumps(found))
+        (tmp_path / "results.json").write_text(json.dumps(run))
         make_report(tmp_path)
         page = (tmp_path / "report.html").read_text()
         assert len(page) < 5e6

@@ -21,8 +21,8 @@ def printed(function: Any, *arguments: Any, to: str = "tables") -> str:
 
 
 def results(**more: Any) -> dict[str, Any]:
-    found = {"stage": "eval", "classes": ["cat", "dog"], "test": REPAIRED, "test_base": BASE}
-    return {**found, **more}
+    run = {"stage": "eval", "classes": ["cat", "dog"], "test": REPAIRED, "test_base": BASE}
+    return {**run, **more}
 
 
 def cells(text: str) -> list[list[str]]:
@@ -60,22 +60,22 @@ def test_results_of_a_repair() -> None:
     assert "\ndog: 4 errors -> 7 (broken 4, may be chance, p = 0.38);" in text
 
 
-def first_cells(found: dict[str, Any]) -> list[str]:
-    return [row[0] for row in cells(printed(print_results, found))][1:]
+def first_cells(run: dict[str, Any]) -> list[str]:
+    return [row[0] for row in cells(printed(print_results, run))][1:]
 
 
 def test_of_many_classes_what_changed_comes_first() -> None:
     count = 1000
     base, broken, fixed = [1] * count, [0] * count, [0] * count
     fixed[60], broken[70], broken[80], fixed[80] = 1, 3, 1, 1
-    found = {"stage": "lora", "classes": [f"c{n}" for n in range(count)], "digit": [7, 50]}
-    found |= {"test_base": outcome(base), "test": repaired(base, broken, fixed), "replay": 0}
-    assert first_cells({**found, "repaired_before": [7, 5]}) == [
+    run = {"stage": "lora", "classes": [f"c{n}" for n in range(count)], "digit": [7, 50]}
+    run |= {"test_base": outcome(base), "test": repaired(base, broken, fixed), "replay": 0}
+    assert first_cells({**run, "repaired_before": [7, 5]}) == [
         *("c7 *", "c50 *", "c5 +", "c70", "c60", "c80", f"{count - 6} others"),
         "all",
     ]
-    assert len(first_cells({**found, "test": repaired(base, [1] * count, fixed)})) == 22
-    same = {**found, "digit": None, "test": repaired(base, [0] * count, [0] * count)}
+    assert len(first_cells({**run, "test": repaired(base, [1] * count, fixed)})) == 22
+    same = {**run, "digit": None, "test": repaired(base, [0] * count, [0] * count)}
     assert first_cells(same) == [f"{count} others", "all"]
 
 
@@ -95,30 +95,30 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
-    found = results(digit=1)
-    found["classes"] = ["c" * 60, "[b]dog"]
-    text = printed(print_results, found, to="screen")
+    run = results(digit=1)
+    run["classes"] = ["c" * 60, "[b]dog"]
+    text = printed(print_results, run, to="screen")
     assert "\x1b[32m" in text
     assert "…" not in text
     assert "[b]dog" in text
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "dumb")
-    text = printed(print_results, found, to="screen")
+    text = printed(print_results, run, to="screen")
     assert max(map(len, text.splitlines())) == 80
-    assert "\x1b" not in printed(print_results, found)
+    assert "\x1b" not in printed(print_results, run)
 
 
 def prediction(file: str, **sides: tuple[str, float]) -> dict[str, Any]:
-    found = {side: {"class": name, "probability": p} for side, (name, p) in sides.items()}
-    return {"file": file, **found}
+    outcomes = {side: {"class": name, "probability": p} for side, (name, p) in sides.items()}
+    return {"file": file, **outcomes}
 
 
 def test_a_command_is_not_broken_into_lines(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     typed = f"data.data_dir={'long/' * 40}"
     (tmp_path / ".hydra" / "overrides.yaml").write_text(f"[{typed}]")
-    found = {"stage": "eval", "classes": ["cat", "dog"], "test": BASE}
-    lines = printed(print_results, found, tmp_path).splitlines()
+    run = {"stage": "eval", "classes": ["cat", "dog"], "test": BASE}
+    lines = printed(print_results, run, tmp_path).splitlines()
     assert lines[-1].endswith(f"experiment=repair target=cat {typed}")
 
 

@@ -22,15 +22,15 @@ DIAL = {
 def of_digits(broken: int, fixed: int, target: Any = 9, **more: Any) -> dict[str, Any]:
     """A repair of the nines, which breaks so many fours."""
     test = repaired(BASE, [0] * 4 + [broken] + [0] * 5, [0] * 9 + [fixed], 1000)
-    found = {"stage": "lora", "classes": DIGITS, "digit": target, "replay": 0, **more}
-    return {**found, "test": test, "test_base": outcome(BASE, 1000)}
+    run = {"stage": "lora", "classes": DIGITS, "digit": target, "replay": 0, **more}
+    return {**run, "test": test, "test_base": outcome(BASE, 1000)}
 
 
 def of_clothes(base: list[int], broken: list[int], fixed: list[int], **more: Any) -> dict[str, Any]:
     """A repair of the shirts with replayed images."""
-    found = {"stage": "lora", "classes": ["coat", "dress", "shirt"], "digit": 2, "replay": 90}
+    run = {"stage": "lora", "classes": ["coat", "dress", "shirt"], "digit": 2, "replay": 90}
     test = repaired(base, broken, fixed, 200)
-    return {**found, "test": test, "test_base": outcome(base, 200), **more}
+    return {**run, "test": test, "test_base": outcome(base, 200), **more}
 
 
 def of_mistakes() -> dict[str, Any]:
@@ -110,11 +110,11 @@ def test_verdicts_and_advice_are_those_that_were_read(tmp_path: Path, monkeypatc
     monkeypatch.setattr("sys.argv", ["train.py"])
     (tmp_path / "run" / ".hydra").mkdir(parents=True)
     lines = []
-    for name, (found, typed) in CASES.items():
+    for name, (run, typed) in CASES.items():
         text = "".join(f"- {override}\n" for override in typed)
         (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text(text or "[]")
         lines.append(f"# {name}")
-        for phrase in verdict(found, tmp_path / "run"):
+        for phrase in verdict(run, tmp_path / "run"):
             lines.append(f"{phrase.mood:6} {phrase.text}")
         lines.append("")
     (tmp_path / "verdicts.txt").write_text("\n".join(lines))

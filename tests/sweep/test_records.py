@@ -1,11 +1,10 @@
 from pathlib import Path
 
-import pytest
 from helpers.sweeping import write_job
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_mnist.sweep.records import is_finished, natural, read_job, read_jobs
+from lora_mnist.sweep.records import natural, read_jobs
 
 
 @given(st.lists(st.floats(allow_nan=False) | st.text()))
@@ -15,25 +14,6 @@ def test_numbers_sort_by_value_and_before_words(values: list[object]) -> None:
     assert are_words == sorted(are_words)
     numbers = [float(text) for text in ordered[: are_words.count(False)]]
     assert numbers == sorted(numbers)
-
-
-@pytest.mark.parametrize(
-    ("outcome", "status"),
-    [
-        ({}, "interrupted"),
-        ({"error": "no"}, "failed"),
-        ({"error": "no", "accuracy": 0.5}, "failed"),  # in its last line
-        ({"accuracy": 0.5}, "finished"),
-    ],
-)
-def test_the_status_of_a_job(tmp_path: Path, outcome: dict[str, object], status: str) -> None:
-    assert read_job(tmp_path) is None
-    folder = write_job(tmp_path, "a", ["~b", "+c=d=e"], **outcome)
-    job = read_job(folder)
-    assert job is not None
-    assert job.status == status
-    assert is_finished(folder) == (status == "finished")
-    assert job.settings() == {"stage": "lora", "b": "", "c": "d=e"}
 
 
 def test_a_key_that_was_not_set_has_its_configured_value(tmp_path: Path) -> None:
@@ -53,5 +33,5 @@ def test_failures_are_listed_until_they_are_made_good(tmp_path: Path) -> None:
     write_job(tmp_path, "a-1", ["lora.rank=1"], error="no such file")
     write_job(tmp_path, "a-2", ["lora.rank=1"], accuracy=0.5)
     write_job(tmp_path, "b-1", ["lora.rank=0"], error="expected an integer >= 1")
-    found = {job.folder: job.status for job in read_jobs(tmp_path)}
-    assert found == {"a-2": "finished", "b-1": "failed"}
+    states = {job.folder: job.status for job in read_jobs(tmp_path)}
+    assert states == {"a-2": "finished", "b-1": "failed"}

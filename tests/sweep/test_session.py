@@ -204,9 +204,9 @@ def test_jobs_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lau
     assert last.startswith(f"1 failed; go on with: python {TOY} -m x=0,1,2 launcher={launcher} ")
     sweep = only_sweep(tmp_path)
     assert statuses(sweep) == ["finished", "finished", "failed"]
-    found = [read_results(path.parent)["worker"] for path in sweep.glob("*/results.json")]
-    assert process.pid not in {worker["process"] for worker in found}
-    assert {worker["threads"] for worker in found} == {"1"}
+    workers = [read_results(path.parent)["worker"] for path in sweep.glob("*/results.json")]
+    assert process.pid not in {worker["process"] for worker in workers}
+    assert {worker["threads"] for worker in workers} == {"1"}
 
 
 @pytest.mark.slow
