@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.disk.files import write_json
 from lora_mnist.errors import TrainingError
 from lora_mnist.project import Run
 from lora_mnist.train import train
@@ -46,7 +45,7 @@ def run(settings: Settings) -> tuple[Path, Results]:
     """The folder and the results of a run: as it was left, or done now."""
     cfg = composed([*QUIET, *settings])
     text = json.dumps(OmegaConf.to_container(cfg), sort_keys=True)
-    folder = OUTPUT / "runs" / _short_hash(text)
+    folder = OUTPUT / "runs" / hashlib.sha256(text.encode()).hexdigest()[:16]
     file = folder / "results.json"
     if not file.exists():  # it is written last, and whole
         shutil.rmtree(folder, ignore_errors=True)
@@ -55,20 +54,6 @@ def run(settings: Settings) -> tuple[Path, Results]:
         with suppress(TrainingError):  # a network that was made useless has results, too
             train(cfg, Run(folder))
     return folder, json.loads(file.read_text())
-
-
-def kept(name: str, compute: Callable[[], Any]) -> Any:
-    """What ``compute`` returns, as JSON has it: from its file, or computed now."""
-    file = OUTPUT / "plain" / f"{_short_hash(name)}.json"
-    if not file.exists():
-        print(name, file=sys.stderr, flush=True)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, compute())
-    return json.loads(file.read_text())
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

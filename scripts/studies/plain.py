@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 #: How much of a change of the weights is taken.
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0)
+#: Errors left on the class, in percent, at which errors in all are compared.
+TARGETS = (50, 35, 25)
 
 
 class Shares(NamedTuple):
@@ -27,6 +29,8 @@ class Point(NamedTuple):
 
     val: Shares
     test: Shares
+    #: Errors in all of the test images at :data:`TARGETS`: see :func:`front`.
+    front: list[float]
 
 
 @torch.no_grad()
@@ -38,11 +42,8 @@ def logits_of(net: nn.Module, images: Tensor) -> Tensor:
 
 def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Shares:
     """What a network with these ``logits`` gets wrong, against the base, which gave ``before``."""
-    wrong, was_wrong, on_target = (
-        logits.argmax(1) != labels,
-        before.argmax(1) != labels,
-        labels == target,
-    )
+    wrong, was_wrong = logits.argmax(1) != labels, before.argmax(1) != labels
+    on_target = labels == target
     errors = []
     for images in (on_target, labels >= 0, ~on_target):
         errors.append(100 * int((wrong & images).sum()) / max(1, int((was_wrong & images).sum())))
@@ -50,30 +51,47 @@ def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Share
     return Shares(errors[0], errors[1], errors[2], flipped)
 
 
-def point(case: Case, before: Sequence[Tensor], after: Sequence[Tensor]) -> Point:
-    """The base's logits and a network's, on validation and on test images, compared."""
-    both = []
-    for part, base, logits in zip(("val", "test"), before, after, strict=True):
-        both.append(shares(logits, base, case.labels[part], case.target))
-    return Point(*both)
+def shifted(case: Case, after: Sequence[Tensor]) -> list[Point]:
+    """A number is added to the logit of the class: Menon et al. 2021, arXiv:2007.07314.
+
+    ``after`` are a network's logits on validation and on test images. The first point adds nothing.
+    """
+    pairs = []
+    for step in (0, *range(-24, 97)):
+        pair = []
+        for part, logits in zip(("val", "test"), after, strict=True):
+            moved = logits.clone()
+            moved[:, case.target] += step / 8
+            pair.append(shares(moved, case.before[part], case.labels[part], case.target))
+        pairs.append(pair)
+    at_targets = [front([test for _, test in pairs], target) for target in TARGETS]
+    return [Point(val, test, at_targets) for val, test in pairs]
+
+
+def front(points: Sequence[Shares], target: float) -> float:
+    """Errors in all where so many of the class are left, interpolated; NaN where none comes near.
+
+    A point that leaves fewer of both counts, too.
+    """
+    found = [each.every for each in points if each.target <= target]
+    if not found:
+        return float("nan")
+    for low in points:
+        for high in points:
+            if low.target < target < high.target:
+                way = (target - low.target) / (high.target - low.target)
+                found.append(low.every + way * (high.every - low.every))
+    return min(found)
+
+
+def point(case: Case, net: nn.Module) -> Point:
+    """A network on validation and on test images."""
+    return shifted(case, [logits_of(net, case.images[part]) for part in ("val", "test")])[0]
 
 
 def best(points: Sequence[Point]) -> Point:
     """The point whose two shares of errors, on the class and in all, have the smallest sum."""
     return min(points, key=lambda each: each.val.target + each.val.every)
-
-
-def shifted(case: Case, before: Sequence[Tensor], after: Sequence[Tensor]) -> list[Point]:
-    """A number is added to the logit of the class: Menon et al. 2021, arXiv:2007.07314."""
-    points = []
-    for step in range(-24, 49):
-        moved = []
-        for logits in after:
-            logits = logits.clone()
-            logits[:, case.target] += step / 8
-            moved.append(logits)
-        points.append(point(case, before, moved))
-    return points
 
 
 def fine_tune(
@@ -89,14 +107,14 @@ def fine_tune(
         scheduler.step()
 
 
-def twenty_lines(case: Case, before: Sequence[Tensor], rate: float, weight: float) -> list[Point]:
-    """Weighted fine-tuning on 100 images a step, and the weights between it and the base.
+def twenty_lines(case: Case, rate: float, weight: float) -> Point:
+    """Weighted fine-tuning on 100 images a step, and the best point between it and the base.
 
     The latter is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
     """
     net = copy.deepcopy(case.net).train()
     images, labels = case.images["train"], case.labels["train"]
-    weights = torch.ones(before[0].shape[1])
+    weights = torch.ones(case.before["val"].shape[1])
     weights[case.target] = weight
 
     def loss() -> Tensor:
@@ -113,21 +131,5 @@ def twenty_lines(case: Case, before: Sequence[Tensor], rate: float, weight: floa
             is_count = not tensor.is_floating_point()
             between[name] = tensor if is_count else torch.lerp(base[name], tensor, scale)
         net.load_state_dict(between)
-        after = [logits_of(net, case.images[part]) for part in ("val", "test")]
-        points.append(point(case, before, after))
-    return points
-
-
-def front(points: Sequence[Shares], target: float) -> float:
-    """Errors in all where so many of the class are left, interpolated; NaN where none comes near.
-
-    A point that leaves fewer of both counts, too.
-    """
-    found = [each.every for each in points if each.target <= target]
-    for low in points:
-        for high in points:
-            if low.target < target < high.target:
-                way = (target - low.target) / (high.target - low.target)
-                found.append(low.every + way * (high.every - low.every))
-    has_reached = any(each.target <= target for each in points)
-    return min(found) if has_reached else float("nan")
+        points.append(point(case, net))
+    return best(points)

@@ -1,7 +1,8 @@
 """What a repair is worth beside what anybody would do, on classifiers that no search has seen.
 
-    python scripts/studies/repair.py           # the tables of docs/repair.md
-    python scripts/studies/repair.py --quick   # one classifier: does it work?
+    python scripts/studies/repair.py            # the tables of docs/repair.md
+    python scripts/studies/repair.py --search   # what each part of the recipe is worth, on others
+    python scripts/studies/repair.py --quick    # one classifier: does it work?
 
 The classifiers are in tasks.py, the plain methods in plain.py. Bases are pretrained where they are
 missing. Every run is kept in outputs/repair_study; called again, the study does what is missing.
@@ -10,16 +11,14 @@ missing. Every run is kept in outputs/repair_study; called again, the study does
 import argparse
 import copy
 import logging
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobs import Results, kept, table
-from plain import SCALES, Point, Shares, best, front, logits_of, point, shifted, twenty_lines
-from tasks import TASKS, Case, Task
-from torch import Tensor
+from jobs import Results, table
+from plain import Point, Shares, best, point, shifted, twenty_lines
+from tasks import SEARCH, TASKS, Case, Task
 
 from lora_mnist import load_adapter, set_lora_scale
 
@@ -37,66 +36,57 @@ METHODS = {
     ),
     "repair": "experiment=repair lora.scale=1",
 }
-#: More weights of the class in the loss, for the front.
-MORE_WEIGHTS = (0.5, 0.8)
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
-#: Errors left on the class, in percent, at which errors in all are compared.
-TARGETS = (50, 35, 25)
+#: Those whose fronts are compared.
+FRONTS = ("one number", "twenty lines", "repair, scale 1")
+#: Changes of experiment=repair, each alone: what the search compares.
+CHANGES = (
+    "",
+    "callbacks.averaging=null scheduler=linear",
+    "lora.rank=4",
+    "lora.rank=16",
+    "lora.init_std=0.1",
+    "lora.init_std=1.0",
+    "optimizer.lr=0.001",
+    "optimizer.lr=0.01",
+    "loss.target_weight=0.1",
+    "loss.target_weight=0.5",
+    "trainer.max_steps=100",
+    "trainer.max_steps=200",
+    "trainer.max_steps=800",
+)
 
 #: By method: its shares on the test images.
 Row = dict[str, Shares]
 
 
-def study(task: Task) -> tuple[Row, dict[str, list[Shares]], list[int]]:
-    """Every method on one classifier; the points of those that have a front; the base's errors."""
+def study(task: Task) -> tuple[Row, dict[str, list[float]], str]:
+    """Every method on one classifier: its shares; some fronts; the base's errors."""
     case = task.load()
-    labels = case.labels["test"]
-    before = [logits_of(case.net, case.images[part]) for part in ("val", "test")]
-    wrong = before[1].argmax(1) != labels
-    base = [int((wrong & (labels == case.target)).sum()), int(wrong.sum())]
-    numbers, tuned = shifted(case, before, before), tune(task, case, before)
-    rows = {"one number": best(numbers).test, "twenty lines": best(tuned).test}
-    repaired = []
+    points = {"one number": best(shifted(case, list(case.before.values())))}
+    points["twenty lines"] = tuned(case)
+    rows = {method: each.test for method, each in points.items()}
     for method, settings in METHODS.items():
         folder, results = task.run(settings)
         if "dial" not in results:
             rows[method] = of_results(results, case.target)
             continue
-        rows[f"{method}, scale 1"] = of_results(results, case.target)
-        advised = results["dial"]["advised"]
-        points = turned(case, before, folder / "adapter", (advised, *SCALES))
-        rows[f"{method}, scale auto"] = points[0].test
-        if method == "repair":
-            repaired += points[1:]
-    for weight in MORE_WEIGHTS:
-        folder, _ = task.run(f"{METHODS['repair']} loss.target_weight={weight}")
-        repaired += turned(case, before, folder / "adapter", SCALES)
-    fronts = {
-        "one number": [each.test for each in numbers],
-        "twenty lines": [each.test for each in tuned],
-        "repair": [each.test for each in repaired],
-    }
-    return rows, fronts, base
+        for name, scale in (("1", 1.0), ("auto", results["dial"]["advised"])):
+            each = turned(case, folder / "adapter", scale)
+            points[f"{method}, scale {name}"] = each
+            rows[f"{method}, scale {name}"] = each.test
+    wrong = case.before["test"].argmax(1) != case.labels["test"]
+    errors = f"{int((wrong & (case.labels['test'] == case.target)).sum())} / {int(wrong.sum())}"
+    return rows, {method: points[method].front for method in FRONTS}, errors
 
 
-def tune(task: Task, case: Case, before: Sequence[Tensor]) -> list[Point]:
-    """Twenty lines: the points of each weight, with the rate that validation images choose."""
-
-    def tried(rate: float, weight: int) -> list[Point]:
-        def compute() -> dict[str, list[Point]]:
-            return {"points": twenty_lines(case, before, rate, weight)}
-
-        points = kept(f"{task}, twenty lines, {rate}, {weight}", compute)["points"]
-        return [Point(Shares(*val), Shares(*test)) for val, test in points]
-
+def tuned(case: Case) -> Point:
+    """Twenty lines, with the rate, then the weight, that validation images choose."""
     first, *others = CLASS_WEIGHTS
-    by_rate = {rate: tried(rate, first) for rate in RATES}
-    chosen = min(RATES, key=lambda rate: sum(best(by_rate[rate]).val[:2]))
-    points = by_rate[chosen]
-    for weight in others:
-        points = points + tried(chosen, weight)
-    return points
+    by_rate = {rate: twenty_lines(case, rate, first) for rate in RATES}
+    chosen = min(RATES, key=lambda rate: sum(by_rate[rate].val[:2]))
+    return best([by_rate[chosen], *(twenty_lines(case, chosen, weight) for weight in others)])
 
 
 def of_results(results: Results, target: int) -> Shares:
@@ -109,17 +99,11 @@ def of_results(results: Results, target: int) -> Shares:
     return Shares(100 * few / few_before, 100 * many / many_before, others, flipped)
 
 
-def turned(
-    case: Case, before: Sequence[Tensor], adapter: Path, scales: Sequence[float]
-) -> list[Point]:
-    """A finished adapter at several scales."""
+def turned(case: Case, adapter: Path, scale: float = 1.0) -> Point:
+    """A finished adapter at a scale."""
     net = load_adapter(copy.deepcopy(case.net), adapter)
-    points = []
-    for scale in scales:
-        set_lora_scale(net, scale)
-        after = [logits_of(net, case.images[part]) for part in ("val", "test")]
-        points.append(point(case, before, after))
-    return points
+    set_lora_scale(net, scale)
+    return point(case, net)
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -142,63 +126,75 @@ def methods_table(rows: Sequence[Row]) -> str:
     return table(heads, lines)
 
 
-def tasks_table(tasks: Sequence[Task], rows: Sequence[Row], bases: Sequence[list[int]]) -> str:
+def tasks_table(tasks: Sequence[Task], rows: Sequence[Row], errors: Sequence[str]) -> str:
     """Errors on the class / in all, in percent of the base's, for each classifier."""
     methods = ("one number", "twenty lines", "full fine-tuning, our loss", "repair, scale auto")
     lines = []
-    for task, row, base in zip(tasks, rows, bases, strict=True):
+    for task, row, of_base in zip(tasks, rows, errors, strict=True):
         cells = [f"{row[each].target:.0f} / {row[each].every:.1f}" for each in methods]
-        lines.append([task.name, f"{base[0]} / {base[1]}", *cells])
+        lines.append([task.name, of_base, *cells])
     return table(["classifier", "the base's errors", *methods], lines)
 
 
-def fronts_table(tasks: Sequence[Task], fronts: Sequence[dict[str, list[Shares]]]) -> str:
-    """Errors in all at the same errors on the class: a row a classifier, and the mean.
-
-    The mean is over the classifiers on which every method comes so far.
-    """
-    heads, columns = ["classifier"], [[*(task.name for task in tasks), "mean"]]
-    for target in TARGETS:
-        reached = []
-        for points in fronts:
-            numbers = [front(points[method], target) for method in points]
-            if not any(math.isnan(number) for number in numbers):
-                reached.append(numbers)
-        for place, method in enumerate(fronts[0]):
-            heads.append(f"{target}%: {method}")
-            values = [front(points[method], target) for points in fronts]
-            cells = ["" if math.isnan(value) else f"{value:.1f}" for value in values]
-            mean = statistics.mean(row[place] for row in reached) if reached else None
-            columns.append([*cells, "" if mean is None else f"{mean:.1f}"])
-    return table(heads, list(zip(*columns, strict=True)))
-
-
-def seen_table(tasks: Sequence[Task]) -> str:
-    """A repair whose validation images the base was trained on, and whose dial looks at others."""
+def fronts_table(tasks: Sequence[Task], fronts: Sequence[dict[str, list[float]]]) -> str:
+    """Errors in all at :data:`plain.TARGETS`: a row a classifier, and the mean."""
+    means = {}
+    for method in FRONTS:
+        columns = zip(*(each[method] for each in fronts), strict=True)
+        means[method] = [statistics.mean(column) for column in columns]
     lines = []
+    for name, numbers in zip(
+        [*(task.name for task in tasks), "mean"], [*fronts, means], strict=True
+    ):
+        cells = [" / ".join(f"{each:.1f}" for each in numbers[method]) for method in FRONTS]
+        lines.append([name, *cells])
+    return table(["classifier", *FRONTS], lines)
+
+
+def seen_table(task: Task) -> str:
+    """A repair whose validation images the base was trained on, and whose dial looks at others."""
+    known = replace(task, knows_val=True)
+    target = known.load().target
+    cells = [task.name]
+    for settings in ("", " data.val_from=test"):
+        _, results = known.run(f"experiment=repair{settings}")
+        numbers = of_results(results, target)
+        scale = results["dial"]["advised"]
+        cells.append(f"{scale:g}: {numbers.target:.0f} / {numbers.every:.1f}")
+    heads = ["classifier", "validation images that it knows", "`data.val_from=test`"]
+    return table(heads, [cells])
+
+
+def search_table(tasks: Sequence[Task], changes: Sequence[str]) -> str:
+    """The mean of the errors in all at :data:`plain.TARGETS`, for each change of the recipe."""
+    columns = []
     for task in tasks:
-        known = replace(task, knows_val=True)
-        target = known.load().target
-        cells = [task.name]
-        for settings in ("", " data.val_from=test"):
-            _, results = known.run(f"experiment=repair{settings}")
-            numbers = of_results(results, target)
-            scale = results["dial"]["advised"]
-            cells.append(f"{scale:g}: {numbers.target:.0f} / {numbers.every:.1f}")
-        lines.append(cells)
-    return table(["classifier", "validation images that it knows", "`data.val_from=test`"], lines)
+        case, column = task.load(), []
+        for change in changes:
+            folder, _ = task.run(f"experiment=repair lora.scale=1 {change}")
+            column.append(statistics.mean(turned(case, folder / "adapter").front))
+        columns.append(column)
+    lines = []
+    for change, *numbers in zip(changes, *columns, strict=True):
+        cells = [f"{number:.1f}" for number in [*numbers, statistics.mean(numbers)]]
+        lines.append([f"`{change}`" if change else "the recipe", *cells])
+    return table(["change", *(task.name for task in tasks), "mean"], lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--search", action="store_true", help="what each part is worth")
     parser.add_argument("--quick", action="store_true", help="the least that shows that it works")
-    quick = parser.parse_args().quick
+    options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each run says the same
-    tasks = TASKS[:1] if quick else TASKS
-    studies = [study(task) for task in tasks]
-    rows, fronts, bases = zip(*studies, strict=True)
-    print(methods_table(rows), tasks_table(tasks, rows, bases), sep="\n\n")
-    print(fronts_table(tasks, fronts), seen_table(tasks[:1]), sep="\n\n")
+    few = 1 if options.quick else None
+    if options.search:
+        print(search_table(SEARCH[:few], CHANGES[: few and 2]))
+        return
+    tasks = TASKS[:few]
+    rows, fronts, errors = zip(*(study(task) for task in tasks), strict=True)
+    print(methods_table(rows), tasks_table(tasks, rows, errors), sep="\n\n")
+    print(fronts_table(tasks, fronts), seen_table(tasks[0]), sep="\n\n")
 
 
 if __name__ == "__main__":
