@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file
 
 PROJECT = Path(__file__).resolve().parents[1]
-SMALL = ("net.hidden_sizes=[16]", "trainer=cpu", "logger=none", "figures=false")
+SMALL = ("net.hidden_sizes=[16]", "trainer=cpu", "logger=csv", "figures=false")
 EVERY = "callbacks.checkpoint.every_n_train_steps"  # steps from one checkpoint to the next
 COMMANDS = {
     "pretrain": f"stage=pretrain data.batch_size=50 trainer.max_steps=600 {EVERY}=20",
