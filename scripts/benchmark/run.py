@@ -41,23 +41,31 @@ class Row(NamedTuple):
     ours: str
 
 
-def run(command: str) -> float:
-    """Run a Python process: the number that it prints after ``measured:``, or else its seconds."""
+def run(command: str) -> tuple[float, float]:
+    """Run a Python process.
+
+    Returns:
+        The number that it prints after ``measured:``, or else its seconds; and the most memory that
+        it had, in MB.
+    """
     started = time.perf_counter()
-    process = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, *shlex.split(command)],
         cwd=PROJECT,
         env=os.environ | {"PYTHONPATH": f"{PROJECT / 'src'}:{HERE}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
     )
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - started
     if process.returncode:
-        raise SystemExit(f"python {command}\n{process.stdout}")
-    measured = re.search(r"^measured: (.+)$", process.stdout, re.MULTILINE)
-    return float(measured[1]) if measured else seconds
+        raise SystemExit(f"python {command}\n{output}")
+    measured = re.search(r"^measured: (.+)$", output, re.MULTILINE)
+    return float(measured[1]) if measured else seconds, usage.ru_maxrss / 1024
 
 
 class Benchmark:
@@ -173,12 +181,17 @@ def measure(row: Row, rounds: int) -> str:
     theirs: list[float] = []
     ours: list[float] = []
     ratios: list[float] = []
+    more: list[float] = []
     for _ in range(rounds):
-        theirs.append(run(row.theirs))
-        ours.append(run(row.ours))
+        there, memory_there = run(row.theirs)
+        here, memory_here = run(row.ours)
+        theirs.append(there)
+        ours.append(here)
+        more.append(memory_here - memory_there)
         ratio = ours[-1] / theirs[-1]
         ratios.append(1 / ratio if row.unit == "s" else ratio)
     cells = [row.work, row.unit, row.beside, spread(theirs), spread(ours), spread(ratios)]
+    cells.append(f"{statistics.median(more):+.0f} MB")
     return f"| {' | '.join(cells)} |"
 
 
@@ -195,8 +208,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="few steps and pictures")
     arguments = parser.parse_args()
-    print("| work | unit | beside | there | here | times as fast |")
-    print("| --- | --- | --- | ---: | ---: | ---: |", flush=True)
+    print("| work | unit | beside | there | here | times as fast | memory |")
+    print("| --- | --- | --- | ---: | ---: | ---: | ---: |", flush=True)
     with TemporaryDirectory(prefix="benchmark-") as name:
         benchmark = Benchmark(Path(name), arguments.quick)
         run(f"{benchmark.train} stage=pretrain trainer.max_steps=100")  # the base of the others

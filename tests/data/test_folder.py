@@ -252,6 +252,14 @@ def test_crop_pct_and_interpolation_are_torchvisions(make_photos: Maker) -> None
             assert torch.equal(files.take(range(len(files)))[0], torch.stack(expected))
 
 
+def test_images_may_be_resized_as_tensors_without_smoothing(make_photos: Maker) -> None:
+    root = make_photos({"cat": 4, "dog": 4}, size=(61, 83))
+    steps = [v2.PILToTensor(), v2.Resize((16, 24), antialias=False)]
+    data, _ = sets(root, image_size=[16, 24], resize="stretch", antialias=False)
+    picture = Image.open(root / "cat" / "0.png")
+    assert torch.equal(data.read_picture(root / "cat" / "0.png"), v2.Compose(steps)(picture))
+
+
 def test_a_transform_of_ones_own_takes_the_place_of_all_keys(make_photos: Maker) -> None:
     root = make_photos({"cat": 10, "dog": 10}, size=(61, 83))
     transform = ResNet18_Weights.DEFAULT.transforms(crop_size=20, resize_size=24)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import run as benchmark
-from helpers.commands import ROOT
+from helpers.commands import ROOT, run_process
 from run import Benchmark, Row, measure
 
 #: Where more is faster, and where less is.
@@ -24,21 +24,30 @@ def test_two_sides_take_turns_and_a_ratio_above_one_is_faster(
     commands: list[str] = []
     values = {"a": [1.0, 2.0, 4.0], "b": [2.0, 8.0, 4.0]}
 
-    def run(command: str) -> float:
+    memory = {"a": 300, "b": 350}
+
+    def run(command: str) -> tuple[float, float]:
         commands.append(command)
-        return values[command].pop(0)
+        return values[command].pop(0), memory[command]
 
     monkeypatch.setattr(benchmark, "run", run)
-    cells = f"| 2.00 (1.00-4.00) | 4.00 (2.00-8.00) | {ratio} |"
+    cells = f"| 2.00 (1.00-4.00) | 4.00 (2.00-8.00) | {ratio} | +50 MB |"
     assert cells in measure(Row("w", unit, "them", "a", "b"), rounds=3)
     assert commands == ["a", "b"] * 3
 
 
 def test_a_process_is_measured() -> None:
-    assert benchmark.run("-c 'print(\"measured: 3\")'") == 3
-    assert 0 < benchmark.run("-c pass") < 3
+    assert benchmark.run("-c 'print(\"measured: 3\")'")[0] == 3
+    assert benchmark.run("-c pass")[0] > 0
     with pytest.raises(SystemExit, match="no-such-file"):
         benchmark.run("no-such-file.py")
+
+
+def test_memory_is_measured() -> None:
+    """In a small process of its own: a child's memory begins with that of its parent."""
+    runs = "run.run(\"-c 'bytearray(range(256)) * 400_000'\")[1] - run.run('-c pass')[1]"
+    done = run_process("-c", f"import run; print({runs})", PYTHONPATH=f"{ROOT}/scripts/benchmark")
+    assert 80 < float(done.stdout) < 120, done.stderr
 
 
 @pytest.mark.slow
@@ -46,19 +55,19 @@ def test_rows_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """The rows of a folder, their commands in this process."""
     measured = []
 
-    def run(command: str) -> float:
+    def run(command: str) -> tuple[float, float]:
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         printed = io.StringIO()
         with redirect_stdout(printed), suppress(SystemExit):
             runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
         measured.append(re.search(r"measured: (.+)", printed.getvalue()))
-        return float(measured[-1][1]) if measured[-1] else 1
+        return float(measured[-1][1]) if measured[-1] else 1, 0
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(benchmark, "run", run)
     small = Benchmark(tmp_path, quick=True)
     small.pictures = 250
     for row in small.photos():
-        assert re.fullmatch(r"(\| .+ ){6}\|", measure(row, rounds=1))
+        assert re.fullmatch(r"(\| .+ ){7}\|", measure(row, rounds=1))
     assert len(measured) == 6
     assert all(measured)

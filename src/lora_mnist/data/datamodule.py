@@ -1,6 +1,7 @@
 """Images of classes as a Lightning DataModule."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import functional as transforms
 
 from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistakes
@@ -21,6 +21,13 @@ from lora_mnist.progress import progress
 Target = int | str | Sequence[int | str]
 #: A number, or one for each channel; ``None`` stands for the training images' own.
 Channelwise = float | Sequence[float] | None
+
+
+@lru_cache(maxsize=32)
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One number for each channel, or for all of them, (C, 1, 1), copied to ``device`` once."""
+    with torch.inference_mode(False):  # validation may ask first, and training needs it too
+        return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 class ImageDataModule(LightningDataModule):
@@ -234,8 +241,8 @@ class ImageDataModule(LightningDataModule):
             images = images.flip(1)
         mean: Any = self.mean if isinstance(self.mean, Sequence) else [self.mean]
         std: Any = self.std if isinstance(self.std, Sequence) else [self.std]
-        pixels: Tensor = transforms.normalize(images.float().div_(255), mean, std, inplace=True)
-        return pixels
+        pixels = images.float().div_(255).sub_(per_channel(tuple(mean), images.device))
+        return pixels.div_(per_channel(tuple(std), images.device))
 
     def batches(
         self,

@@ -59,6 +59,7 @@ class FolderDataModule(ImageDataModule):
         crop_pct: scale to ``image_size / crop_pct`` before the middle is kept, as in timm: 0.875
             for 256 and 224 pixels. ``None``: 1.
         interpolation: torchvision's name of how pixels are computed; ``None``: "bilinear".
+        antialias: false for images that were resized as tensors, without smoothing; ``None``: true.
         channels: 3 for colour, 1 for grey.
         color_order: "bgr" where the network takes blue first, as after OpenCV's ``imread``.
         transform: in the place of all these and of ``mean`` and ``std``, a callable from a Pillow
@@ -90,6 +91,7 @@ class FolderDataModule(ImageDataModule):
         resize: str | None = None,
         crop_pct: float | None = None,
         interpolation: str | None = None,
+        antialias: bool | None = None,
         channels: int = 3,
         color_order: str = "rgb",
         transform: Callable[[Any], Any] | None = None,
@@ -120,6 +122,7 @@ class FolderDataModule(ImageDataModule):
                 "that the network was trained with"
             )
         sizing = {"resize": resize, "crop_pct": crop_pct, "interpolation": interpolation}
+        sizing["antialias"] = antialias
         replaced = {**sizing, "image_size": image_size}
         replaced |= {"mean": common.get("mean"), "std": common.get("std")}
         for key, value in replaced.items() if transform else ():
@@ -178,7 +181,7 @@ class FolderDataModule(ImageDataModule):
         if self.transform is not None:
             return settings
         settings |= {"image_size": list(self._size), "color_order": self.color_order}
-        for key in ("resize", "crop_pct", "interpolation"):
+        for key in ("resize", "crop_pct", "interpolation", "antialias"):
             settings[key] = getattr(self._preparation, key)
         return {**settings, **super().preprocessing()}
 

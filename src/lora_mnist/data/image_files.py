@@ -49,6 +49,7 @@ class Preparation:
     resize: str = "crop"
     crop_pct: float = 1.0
     interpolation: str = "bilinear"
+    antialias: bool = True
     transform: Callable[[Any], Any] | None = None
 
     def __call__(self, picture: Image.Image, augment: Augment | None = None) -> Tensor:
@@ -67,8 +68,12 @@ class Preparation:
             longer = width * picture.height // picture.width
             width = max(width, height * picture.width // picture.height)
             height = max(height, longer)
-        resized = resize(picture, [height, width], InterpolationMode(self.interpolation))
-        pixels: Tensor = pil_to_tensor(center_crop(resized, list(self.size)))
+        # Pillow always smooths where it makes a picture smaller; torch can do without.
+        tensor = picture if self.antialias else pil_to_tensor(picture)
+        mode = InterpolationMode(self.interpolation)
+        resized: Any = resize(tensor, [height, width], mode, antialias=self.antialias)
+        cropped: Any = center_crop(resized, list(self.size))
+        pixels: Tensor = pil_to_tensor(cropped) if self.antialias else cropped
         return augment(pixels) if augment else pixels.contiguous()
 
 
