@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from lora_mnist.classifier.significance import LEVEL, mcnemar, wilson
 
 #: With more classes, tables and figures begin with what changed and sum up the rest.
-_FEW_CLASSES = 16
+FEW_CLASSES = 16
 _DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
 _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nines"}
 #: More names than these would fill the line.
@@ -127,12 +127,12 @@ def number_of(count: int, word: str) -> str:
 def listed_classes(results: Mapping[str, Any], most: int) -> list[int]:
     """The classes that get a row or a bar of their own, by number.
 
-    Up to ``_FEW_CLASSES`` are all listed. From more, at most ``most`` are: first those to repair,
+    Up to ``FEW_CLASSES`` are all listed. From more, at most ``most`` are: first those to repair,
     then those of earlier repairs, then those that changed most. A base alone lists the classes with
     most errors.
     """
     every = range(len(results["classes"]))
-    if len(every) <= _FEW_CLASSES:
+    if len(every) <= FEW_CLASSES:
         return list(every)
     first = [*targets_of(results), *repaired_before(results)]
     sizes = {}

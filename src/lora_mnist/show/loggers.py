@@ -14,27 +14,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
+from lora_mnist.show.changes import FEW_CLASSES, targets_of
 from lora_mnist.show.figures import FIGURES
 from lora_mnist.show.tables import results_text
 from lora_mnist.show.verdict import verdict_text
-
-#: The page of Custom Scalars: groups of charts, and for each title a pattern of tags for
-#: ``re.match``. A chart is empty where a run has no such tag.
-_CHARTS = {
-    "training and validation": {
-        "loss": "(train|val)/loss$",
-        "accuracy": "val(_base)?/accuracy$",
-        "errors": "val(_base)?/errors$",
-        "repaired and broken": "val/(repaired|broken)$",
-        "errors on what is to be repaired": "val(_base)?/errors_of_target$",
-        "errors elsewhere": "val(_base)?/errors_elsewhere$",
-    },
-    "accuracy of each class": {
-        "trained": "val/accuracy_per_class/",
-        "base": "val_base/accuracy_per_class/",
-    },
-    "adapter": {"norm of what it adds to each layer": "adapter/norm/"},
-}
 
 
 def log_outcome(trainer: Trainer, results: Mapping[str, Any], figures: Mapping[str, Path]) -> None:
@@ -68,10 +51,7 @@ def _log_to_tensorboard(
     verdict: str,
 ) -> None:
     writer = logger.experiment
-    layout = {}
-    for group, charts in _CHARTS.items():
-        layout[group] = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
-    writer.add_custom_scalars(layout)
+    writer.add_custom_scalars(charts_of(results))
     writer.add_text("verdict", verdict)
     # Four spaces make code of it in Markdown.
     writer.add_text("errors of each class", indent(results_text(results), "    "))
@@ -84,3 +64,30 @@ def _log_to_tensorboard(
             ends[f"test/{key}"] = results["test"][key]
     logger.log_hyperparams(logger.hparams, ends)
     writer.close()  # else its thread would stay, one more with each job of a sweep
+
+
+def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
+    """The page of Custom Scalars: for each group, titles of charts and patterns of their tags.
+
+    TensorBoard applies ``re.match``. A chart that would have no curve is left out.
+    """
+    val, is_repair = results.get("val", {}), "val_base" in results
+    charts = {"loss": "(train|val)/loss$"}
+    if val:
+        charts |= {"accuracy": "val(_base)?/accuracy$", "errors": "val(_base)?/errors$"}
+    if is_repair:
+        charts["repaired and broken"] = "val/(repaired|broken)$"
+    if is_repair and "errors_of_target" in val:
+        charts["errors on what is to be repaired"] = "val(_base)?/errors_of_target$"
+        charts["errors elsewhere"] = "val(_base)?/errors_elsewhere$"
+    groups = {"training and validation": charts}
+    if val and (len(results["classes"]) <= FEW_CLASSES or targets_of(results)):
+        groups["accuracy of each class"] = {"trained": "val/accuracy_per_class/"}
+        if is_repair:
+            groups["accuracy of each class"]["base"] = "val_base/accuracy_per_class/"
+    if val and results["stage"] == "lora":
+        groups["adapter"] = {"norm of what it adds to each layer": "adapter/norm/"}
+    layout = {}
+    for group, charts in groups.items():
+        layout[group] = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
+    return layout
