@@ -1,8 +1,15 @@
-"""What TensorBoard has of a run, read from its event files."""
+"""What TensorBoard has of a run: through its event files, and through its own answers by HTTP."""
 
+import json
 import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -11,7 +18,6 @@ from helpers.runs import CLASSES, write_run
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,6 +25,8 @@ from lora_mnist import add_lora
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.project import Run
 from lora_mnist.show.run import show_run
+
+Answer = Callable[[str], Any]
 
 
 def log_run(folder: Path, stage: str) -> None:
@@ -66,18 +74,53 @@ def events(logged: Path) -> EventAccumulator:
     return EventAccumulator(str(logged / "lora"), {"tensors": 0, "images": 0}).Reload()
 
 
-def test_every_pattern_of_the_custom_page_finds_curves(events: EventAccumulator) -> None:
-    (layout,) = events.Tensors("custom_scalars__config__")
-    tags = events.Tags()["scalars"]
-    charts = {}
-    for category in Layout.FromString(layout.tensor_proto.string_val[0]).category:
-        for chart in category.chart:
-            (pattern,) = chart.multiline.tag
-            charts[chart.title] = {tag for tag in tags if re.match(pattern, tag)}
-    assert all(charts.values())
-    assert charts["loss"] == {"train/loss", "val/loss"}
-    names = ("cat", "dog", "<b>cow<-b>")  # a slash would begin a group
-    assert charts["base"] == {f"val_base/accuracy_per_class/{name}" for name in names}
+@pytest.fixture(scope="module")
+def board(logged: Path) -> Iterator[Answer]:
+    """What TensorBoard answers to its page's questions."""
+    command = [sys.executable, "-m", "tensorboard.main", "--port=0", f"--logdir={logged}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        address = None
+        while address is None:
+            line = server.stderr.readline()
+            assert line, "TensorBoard has ended"
+            address = re.search(r"http://\S+/", line)
+
+        def answer(path: str) -> Any:
+            with urlopen(f"{address[0]}data/{path}") as response:
+                return json.load(response)
+
+        for _ in range(100):  # until it has read the events
+            if len(answer("runs")) == 2 and answer("plugin/custom_scalars/layout"):
+                break
+            time.sleep(0.1)
+        yield answer
+        server.terminate()
+
+
+def test_every_pattern_of_the_custom_page_finds_curves(board: Answer) -> None:
+    layout = board("plugin/custom_scalars/layout")
+    charts: dict[str, set[str]] = {}
+    for category in layout["category"]:
+        for chart in category["chart"]:
+            curves: set[str] = set()
+            for pattern in chart["multiline"]["tag"]:
+                found: set[str] = set()
+                for run in board("runs"):
+                    query = f"run={quote(run, safe='')}&tag={quote(pattern, safe='')}"
+                    events = board(f"plugin/custom_scalars/scalars?{query}")["tag_to_events"]
+                    found |= {f"{run}: {tag}" for tag, points in events.items() if points}
+                assert found, pattern
+                curves |= found
+            charts[chart["title"]] = curves
+    assert charts["loss"] == {
+        *("pretrain: train/loss", "pretrain: val/loss", "lora: train/loss", "lora: val/loss"),
+    }
+    assert charts["errors on what is to be repaired"] == {
+        *("lora: val/errors_of_target", "lora: val_base/errors_of_target"),
+    }
+    assert {curve.rpartition("/")[2] for curve in charts["base"]} == {"cat", "dog", "<b>cow<-b>"}
+    assert len(charts["norm of what it adds to each layer"]) == 2
 
 
 def test_tags_are_those_of_the_results(logged: Path, events: EventAccumulator) -> None:
