@@ -30,9 +30,9 @@ from lora_mnist.settings import checked
 
 log = logging.getLogger(__name__)
 
-#: How far a logit of the written network may be from the live one's, besides 1e-5 of its own size:
-#: float32 rounds a logit of 100 by nearly as much.
-TOLERANCE = 1e-4
+#: How far a logit of the written network may be from the live one's, as a share of the standard
+#: deviation of all logits: float32 rounds a deep network's by a ten-thousandth of that.
+TOLERANCE = 1e-3
 #: How many random images to compare on, where there are no others.
 _RANDOM = 100
 #: The format that the ending of a file stands for.
@@ -46,7 +46,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     see :func:`.lora.combine.sum_adapters`.
 
     What is written must give the predictions of the live network on the whole test set, and its
-    logits to :data:`TOLERANCE`; otherwise nothing is written. Where there is no data,
+    logits as far as :data:`TOLERANCE`; otherwise nothing is written. Where there is no data,
     ``data.data_dir=null``, random images take the place of the test set.
 
     Args:
@@ -180,9 +180,10 @@ def _compare(
     expected, logits = (torch.cat(side) for side in zip(*outputs, strict=True))
     others = int((logits.argmax(1) != expected.argmax(1)).sum())
     largest = (logits - expected).abs().max().item()
-    if others or not torch.allclose(logits, expected, rtol=1e-5, atol=TOLERANCE):
+    most = TOLERANCE * expected.std().item()
+    if others or not largest <= most:
         raise IncompleteError(
             f"out={cfg.out}: not written; the network in it differs from the live one: {others} "
-            f"other predictions, logits by up to {largest:.1e}; expected at most {TOLERANCE:.0e}"
+            f"other predictions, logits by up to {largest:.1e}; expected at most {most:.1e}"
         )
     return largest

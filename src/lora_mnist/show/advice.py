@@ -14,6 +14,7 @@ from lora_mnist.project import program
 from lora_mnist.show.changes import (
     are_digits,
     change_of,
+    is_guessing,
     named,
     others_of,
     repaired_before,
@@ -67,6 +68,8 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
             reason = f"To train with replayed images of {others} as well:"
             wanted = _target(results, *targets)
             phrases += _advised(reason, "train", folder, "experiment=repair", wanted)
+    elif is_guessing(results):  # other weights are no remedy: the training itself has failed
+        return phrases
     elif everything.mood == "plain" or (target.mood == "good" and elsewhere.mood == "bad"):
         is_on_top = any(key_of(text) == "adapter" for text in overrides)
         left_out = ("loss.target_weight", "dial")

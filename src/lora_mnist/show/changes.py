@@ -92,6 +92,13 @@ def change_of(
     )
 
 
+def is_guessing(results: Mapping[str, Any]) -> bool:
+    """Whether a repair leaves the other classes no better than a random answer would."""
+    elsewhere = change_of(results, rest_of(results))
+    right = elsewhere.images - elsewhere.after
+    return bool(targets_of(results)) and right <= elsewhere.images / len(results["classes"])
+
+
 # --- names ----------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from lora_mnist.show.advice import Phrase, advice
 from lora_mnist.show.changes import (
     Change,
     change_of,
+    is_guessing,
     named,
     number_of,
     others_of,
@@ -96,7 +97,7 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
     classes, targets, dial = results["classes"], targets_of(results), results.get("dial") or {}
     change, elsewhere = change_of(results), change_of(results, rest_of(results))
     is_repaired = bool(targets) and change_of(results, targets).mood == "good"
-    if targets and elsewhere.images - elsewhere.after <= elsewhere.images / len(classes):
+    if is_guessing(results):
         text = f"{elsewhere.after:,} of {elsewhere.images:,} images of {others_of(classes)}"
         return Phrase(f"{text} are wrong, no better than guessing.", "bad")
     if dial.get("saved") == 0:
