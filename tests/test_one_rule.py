@@ -112,7 +112,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         ("+digit=9 -> digit: nothing reads this key",),
         ("trainer.devices=x -> trainer",),
         ("data.eval_batch_size=0",),
-        ("data.mean=[1,2,3] -> data.mean=",),
+        ("data.mean=[0.1,0.2,0.3] -> data.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),
         FOLDER,
         ("net=custom", "net._target_=nowhere.Net -> net: Error loading 'nowhere.Net'"),
     ],

@@ -110,9 +110,11 @@ class ImageDataModule(LightningDataModule):
                 raise ValueError(f"{key}={number}: expected an integer >= {least}")
         require_number("mistakes_test", mistakes_test, 0, 1)
         for key, value, low, high in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
-            for each in value if isinstance(value, Sequence) else [value]:
-                if value is not None:
-                    require_number(key, each, low, high)
+            values: Any = value if isinstance(value, Sequence) else [value]
+            if len(values) not in (1, channels):
+                raise ValueError(f"{key}={value}: expected one number, or {channels}")
+            for each in values if value is not None else ():
+                require_number(key, each, low, high)
         self.name, self.classes, self.channels = name, list(classes), channels
         self.batch_size, self.replay = batch_size, replay
         self.mistakes = None if mistakes is None else Path(str(mistakes)).expanduser()
