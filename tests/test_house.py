@@ -40,7 +40,7 @@ BELOW = {
     "settings": {"errors", "project"},
     "adapters": {"errors", "project", "checks", "lora", "data", "disk", "classifier", "show"},
     "trainer": {"errors", "progress", "project", "disk"},
-    "checks": {"errors", "data", "classifier"},
+    "checks": {"errors", "project", "data", "classifier"},
     "choices": {"errors", "project", "checks", "trainer", "lora", "data", "disk", "classifier"},
     "preprocessing": {"errors", "project", "settings", "trainer", "data", "classifier", "show"}
     | {"sweep.command"},

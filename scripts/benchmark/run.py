@@ -131,19 +131,32 @@ class Benchmark:
 
     def transformer(self) -> list[Row]:
         """A repair of a vision transformer at 224 pixels, beside a loop of as many steps."""
-        photos, steps, batch = self.folder / "large", 40, 20
-        draw_pictures(photos, max(self.pictures // 20, 100))
-        base = self.folder / "vit.ckpt"
-        save = f"import torch, loops; torch.save(loops.Vit().state_dict(), {str(base)!r})"
-        run(f"-c {shlex.quote(save)}")
-        ours = (
-            f"{self.train} experiment=repair target=weakest data=folder data.data_dir={photos} "
-            f"data.image_size=224 data.mean=0.5 data.std=0.5 base_ckpt={base} net=custom "
-            f"net._target_=loops.Vit trainer.max_steps={steps} data.batch_size=4 data.replay=16 "
-            "logger=none"
-        )
-        loop = f"{LOOPS} repair {photos} --batch {batch} --steps {steps}"
+        steps, batch = 40, 20
+        ours = f"{self.train} target=weakest trainer.max_steps={steps} {self.large()}"
+        loop = f"{LOOPS} repair {self.folder}/large --batch {batch} --steps {steps}"
         return [Row("repair of a transformer at 224 pixels", "s", "plain loop", loop, ours)]
+
+    def precision(self) -> list[Row]:
+        """Training of that transformer in mixed precision, beside float32."""
+        ours = (
+            f"{self.watched} +callbacks.stopwatch.images=20 target=class-0 lora.scale=1 "
+            f"trainer.max_steps=10 check=null {self.large()}"
+        )
+        half = f"{ours} trainer.precision=bf16-mixed"
+        return [Row("the same, bf16-mixed", "images/s", "32-true", ours, half)]
+
+    def large(self) -> str:
+        """Overrides of a repair of a vision transformer; its base and its pictures are made."""
+        photos, base = self.folder / "large", self.folder / "vit.ckpt"
+        if not base.exists():
+            draw_pictures(photos, max(self.pictures // 20, 100))
+            save = f"import torch, loops; torch.save(loops.Vit().state_dict(), {str(base)!r})"
+            run(f"-c {shlex.quote(save)}")
+        return (
+            f"experiment=repair data=folder data.data_dir={photos} data.image_size=224 "
+            f"data.mean=0.5 data.std=0.5 base_ckpt={base} net=custom net._target_=loops.Vit "
+            "data.batch_size=4 data.replay=16 logger=none"
+        )
 
 
 KINDS = {
@@ -152,6 +165,7 @@ KINDS = {
     "start": Benchmark.start,
     "folder": Benchmark.photos,
     "transformer": Benchmark.transformer,
+    "precision": Benchmark.precision,
 }
 
 

@@ -1,4 +1,4 @@
-"""What is refused or warned of around a training, once data and network are known."""
+"""Refusals and warnings around a training."""
 
 import logging
 from collections.abc import Mapping
@@ -12,8 +12,19 @@ from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.significance import knows_validation
 from lora_mnist.data import ImageDataModule
 from lora_mnist.errors import UserError
+from lora_mnist.project import Run
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
+
+
+def require_consistent(cfg: DictConfig, run: Run) -> None:
+    """Refuse settings of a training that do not go with each other, or with a sweep."""
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
+    if {"digit", "target"} <= {text.partition("=")[0] for text in run.typed}:
+        raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
+    if cfg.resume is not None and run.is_sweep:
+        raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
 
 
 def require_validation(setting: str, data: ImageDataModule) -> None:
@@ -22,11 +33,23 @@ def require_validation(setting: str, data: ImageDataModule) -> None:
         raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")
 
 
-def require_validations_in_time(trainer: Trainer) -> None:
-    """Refuse a training that ends before its first validation, where callbacks choose by these."""
+def require_trainable(trainer: Trainer, data: ImageDataModule) -> None:
+    """Refuse batches that the processes cannot share.
+
+    Where callbacks choose by validation images, refuse also a training without any, and one that
+    ends before its first validation.
+    """
+    for key in ("batch_size", "replay"):
+        size, processes = getattr(data, key), trainer.world_size
+        if size % processes:
+            raise UserError(f"data.{key}={size}: expected a multiple of the {processes} processes")
     interval, steps = trainer.val_check_interval, trainer.max_steps
     batches = steps * trainer.accumulate_grad_batches
-    if isinstance(interval, int) and 0 <= batches < interval:
+    monitors = [str(getattr(each, "monitor", "")) for each in trainer.callbacks]  # type: ignore[attr-defined]
+    monitors = [monitor for monitor in monitors if monitor.startswith("val/")]
+    if monitors:
+        require_validation(f"callbacks: monitor={monitors[0]}", data)
+    if monitors and isinstance(interval, int) and 0 <= batches < interval:
         raise UserError(
             f"trainer.val_check_interval={interval}: expected at most {batches}, the batches of "
             f"trainer.max_steps={steps}, since callbacks choose by validation images"

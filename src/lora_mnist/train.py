@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -26,8 +25,8 @@ from lora_mnist.adapters import (
     write_adapter,
 )
 from lora_mnist.checks import (
-    require_validation,
-    require_validations_in_time,
+    require_consistent,
+    require_trainable,
     warn_of_known_validation,
     why_useless,
 )
@@ -73,7 +72,7 @@ from lora_mnist.show.report import write_card
 from lora_mnist.show.run import show_run
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.sweep.command import command_line
-from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
+from lora_mnist.trainer import drop_finders, make_trainer, on_device, quiet_lightning
 
 #: The dial tries so many validation images, or more, at each scale.
 _LEAST_FOR_DIAL = 50
@@ -107,12 +106,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     if cfg.seed is None:
         cfg.seed = draw_seed(cfg, run)
         _info("seed=%d: drawn, since seed=null", cfg.seed)
-    if not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
-    if {"digit", "target"} <= {text.partition("=")[0] for text in run.typed}:
-        raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
-    if cfg.resume is not None and run.is_sweep:
-        raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
+    require_consistent(cfg, run)
     comparisons = parse_require(cfg.require)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():
@@ -239,9 +233,6 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     return results
 
 
-# --- training and after --------------------------------------------------------------------------
-
-
 def fit(
     cfg: DictConfig,
     trainer: Trainer,
@@ -254,14 +245,7 @@ def fit(
 
     What is known of these is returned, for results.json.
     """
-    for key in ("batch_size", "replay"):
-        size, processes = getattr(data, key), trainer.world_size
-        if size % processes:
-            raise UserError(f"data.{key}={size}: expected a multiple of the {processes} processes")
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if str(getattr(callback, "monitor", "")).startswith("val/"):
-            require_validation(f"callbacks: monitor={callback.monitor}", data)
-            require_validations_in_time(trainer)
+    require_trainable(trainer, data)
     if trainer.is_global_zero:
         print_parameters(module.net)
         trained = {"lora": "an adapter", "pretrain": "a base"}.get(cfg.stage, "the base itself")
@@ -292,13 +276,6 @@ def fit(
         _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
         trainer.validate(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return best
-
-
-def drop_finders(trainer: Trainer) -> None:
-    """Take away the callbacks that look for a batch size or a learning rate."""
-    for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
-        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
-            trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
 
 
 def require_unchanged(base: Base, net: nn.Module) -> None:

@@ -12,7 +12,13 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    Checkpoint,
+    LearningRateFinder,
+    ProgressBar,
+)
 from omegaconf import DictConfig
 from torch import nn
 
@@ -127,6 +133,13 @@ class WholeSchedule(Callback):
                     )
 
 
+def drop_finders(trainer: Trainer) -> None:
+    """Take away the callbacks that look for a batch size or a learning rate."""
+    for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
+        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+            trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
+
+
 @contextmanager
 def on_device(net: nn.Module, device: torch.device) -> Iterator[torch.device]:
     """Inside the ``with`` block ``net`` is on ``device``, which is returned, and in eval mode."""
@@ -144,6 +157,7 @@ def quiet_lightning() -> Iterator[None]:
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk
             ".*in eval mode at the start of training.*",  # the base is, on purpose
+            ".*smaller than the logging interval.*",  # the loss is logged by steps, not batches
             ".*LeafSpec.* is deprecated",  # between Lightning and torch
         ):
             warnings.filterwarnings("ignore", message=message)
