@@ -183,7 +183,7 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
     axes = figure.subplots()
     colors = LinearSegmentedColormap.from_list("errors", [_RED, "white", _GREEN])
     axes.imshow(np.sign(good) * np.sqrt(np.abs(good) / most), cmap=colors, vmin=-1.4, vmax=1.4)
-    for row, column in zip(*np.nonzero(counts), strict=True):
+    for row, column in np.argwhere(counts).tolist():
         text = f"{counts[row, column]:{sign},}"
         axes.text(column, row, text, ha="center", va="center", fontsize=7)
     places = range(len(counts))
