@@ -190,6 +190,9 @@ def test_a_base_is_written_and_found_again(tmp_path: Path, state: State) -> None
     assert read_record(own) == ({"val 0": 0.875}, sha256, {})
     torch.save(state, tmp_path / "another.pt")
     assert read_record(tmp_path / "another.pt") is read_record(tmp_path / "none.pt") is None
+    older = {"state_dict": state, "accuracies": {}, "sha256": sha256}  # without preprocessing
+    torch.save(older, tmp_path / "older.ckpt")
+    assert read_record(tmp_path / "older.ckpt") == ({}, sha256, {})
     assert find_base(tmp_path, sha256) == own
     assert find_base(tmp_path / "none", sha256) is None
 

@@ -180,7 +180,8 @@ def read_record(path: Path) -> BaseRecord | None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         is_ours = content["sha256"] == fingerprint(content["state_dict"])
-        record = BaseRecord(content["accuracies"], content["sha256"], content["preprocessing"])
+        preprocessing = content.get("preprocessing", {})  # older files have none
+        record = BaseRecord(content["accuracies"], content["sha256"], preprocessing)
     except Exception:  # other files, or none, cause all kinds
         return None
     return record if is_ours else None
