@@ -55,7 +55,8 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     if stage != "lora":
         return []
     phrases = []
-    if dial and everything.mood != "good":
+    # A class learnt without replay: the few errors that a scale saves there may be chance.
+    if dial and everything.mood != "good" and (results["replay"] or not targets):
         phrases += _dial_advice(results, folder)
     if not targets or dial.get("saved") == 0:
         return phrases
