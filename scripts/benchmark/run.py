@@ -130,8 +130,8 @@ class Benchmark:
         return [*rows, Row(f"{work}, in memory", "images/s", beside, f"{loop} 0", here)]
 
     def transformer(self) -> list[Row]:
-        """A repair of a vision transformer at 224 pixels, beside a loop of as many steps."""
-        steps, batch = 40, 20
+        """A quarter of a repair of a vision transformer, beside a loop of as many steps."""
+        steps, batch = self.steps // 4, 100
         ours = f"{self.train} target=weakest trainer.max_steps={steps} {self.large()}"
         loop = f"{LOOPS} repair {self.folder}/large --batch {batch} --steps {steps}"
         return [Row("repair of a transformer at 224 pixels", "s", "plain loop", loop, ours)]
@@ -140,7 +140,7 @@ class Benchmark:
         """Training of that transformer in mixed precision, beside float32."""
         ours = (
             f"{self.watched} +callbacks.stopwatch.images=20 target=class-0 lora.scale=1 "
-            f"trainer.max_steps=10 check=null {self.large()}"
+            f"trainer.max_steps=10 check=null data.batch_size=4 data.replay=16 {self.large()}"
         )
         half = f"{ours} trainer.precision=bf16-mixed"
         return [Row("the same, bf16-mixed", "images/s", "32-true", ours, half)]
@@ -149,13 +149,13 @@ class Benchmark:
         """Overrides of a repair of a vision transformer; its base and its pictures are made."""
         photos, base = self.folder / "large", self.folder / "vit.ckpt"
         if not base.exists():
-            draw_pictures(photos, max(self.pictures // 20, 100))
+            draw_pictures(photos, self.pictures // 4)
             save = f"import torch, loops; torch.save(loops.Vit().state_dict(), {str(base)!r})"
             run(f"-c {shlex.quote(save)}")
         return (
             f"experiment=repair data=folder data.data_dir={photos} data.image_size=224 "
             f"data.mean=0.5 data.std=0.5 base_ckpt={base} net=custom net._target_=loops.Vit "
-            "data.batch_size=4 data.replay=16 logger=none"
+            "logger=none"
         )
 
 
