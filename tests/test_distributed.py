@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lora_mnist.data import ImageTensors
 from lora_mnist.data.sampler import TrainingLoader
+from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import Run
 from lora_mnist.train import train
 
@@ -84,6 +85,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         errors = [outcome[split]["errors_per_class"] for outcome in (together, alone)]
         # An image on the border between two classes may fall to the other side.
         assert sum(abs(a - b) for a, b in zip(*errors, strict=True)) <= 2
+    labels = [read_predictions(tmp_path / trainer).label.tolist() for trainer in ("cpu", "ddp_sim")]
+    assert labels[0] == labels[1]
     assert losses_together == pytest.approx(losses, rel=1e-4)
     assert together["dial"]["saved"] == alone["dial"]["saved"] > 0
 

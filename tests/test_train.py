@@ -1,6 +1,7 @@
 """Runs of every stage: the network small, the steps few, and the images, but where all count."""
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from composed import FEW, QUICK, SMALL, composed, logged
-from helpers.commands import only_run, read_results
+from helpers.commands import ROOT, only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
@@ -22,7 +23,8 @@ from lora_mnist import MLP, load_adapter
 from lora_mnist.choices import choose_images
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import make_net
-from lora_mnist.data import make_data
+from lora_mnist.classifier.significance import mcnemar
+from lora_mnist.data import load_images, make_data
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.evaluate import evaluate
@@ -74,8 +76,9 @@ class Made(NamedTuple):
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     outputs = tmp_path_factory.mktemp("made")
     options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
+    notes = ("tags=[wide]", "notes=why")
+    train(composed("train", "stage=pretrain", *options, *notes))
     loggers = ("logger=[tensorboard,csv]",)
-    train(composed("train", "stage=pretrain", *options))
     train(composed("train", "stage=lora", *options, *loggers, "figures=null"))
     return Made(outputs, only_run(outputs, "pretrain"), only_run(outputs, "lora"))
 
@@ -90,6 +93,8 @@ def test_pretraining_leaves_a_base(made: Made) -> None:
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
     assert (results["stage"], results["steps"], results["digit"]) == ("pretrain", 30, None)
+    assert (results["tags"], results["notes"]) == (["wide"], "why")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", made.pretrain.name)
     assert sum(results["test"]["images_per_class"]) == 10_000
     assert sum(results["val"]["images_per_class"]) == 5_000
     state = torch.load(made.outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
@@ -105,12 +110,29 @@ def test_a_repair_leaves_an_adapter_and_a_proof(made: Made) -> None:
         assert results[split]["errors_of_target"] == results[split]["errors_per_class"][9]
     assert results["base_sha256"] == pretrained["base_sha256"]
     assert results["base_unchanged"] is True
-    assert results["test"]["errors_of_target"] < results["test_base"]["errors_of_target"]
+    test = results["test"]
+    assert test["errors_of_target"] < results["test_base"]["errors_of_target"]
+    repaired, broken = test["repaired_per_class"], test["broken_per_class"]
+    assert test["p_value_of_target"] == mcnemar(repaired[9], broken[9])
+    elsewhere = sum(repaired) - repaired[9], sum(broken) - broken[9]
+    assert test["p_value_elsewhere"] == mcnemar(*elsewhere)
+    base, lora = 784 * 16 + 16 + 16 * 10 + 10, 784 + 16 + 16 + 10
+    share = {"increase_percent": round(100 * lora / base, 3)}
+    assert results["parameters"] == {"base": base, "lora": lora, "trainable": lora, **share}
+    checkpoint = torch.load(made.lora / "checkpoints" / "last.ckpt", weights_only=True)
+    names = [name for name in checkpoint["state_dict"] if name.startswith("net.")]
+    assert {name.rpartition(".")[2] for name in names} == {"lora_A", "lora_B"}
     net = MLP(hidden_sizes=[16])
     net.load_state_dict(
         torch.load(made.outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
     )
     load_adapter(net, made.lora / results["adapter"])
+    images, labels = load_images("MNIST", ROOT / "data", train=False)
+    with torch.no_grad():
+        wrong = net((images / 255 - 0.1307) / 0.3081).argmax(1) != labels
+    counts = torch.bincount(labels[wrong], minlength=10).tolist()
+    differences = [abs(a - b) for a, b in zip(counts, test["errors_per_class"], strict=True)]
+    assert sum(differences) <= 2  # an image between two classes may fall to the other side
     assert (made.lora / "report.html").is_file()
 
 
@@ -421,6 +443,7 @@ def test_a_network_with_dropout_and_batch_normalisation(tmp_path: Path) -> None:
     options = ("net=custom", "net._target_=composed.Unsteady", *QUICK[1:], "data.batch_size=50")
     options = (*options, "trainer.max_steps=50", f"paths.outputs={tmp_path}")
     pretrained = train(composed("train", "stage=pretrain", *options))
+    assert pretrained["parameters"]["base"] == 784 * 16 + 16 + 2 * 16 + 170  # no statistics
     more = ("digit=weakest", "data.replay=50")
     for stage in ("lora", "finetune"):
         results = train(composed("train", f"stage={stage}", *options, *more))
@@ -487,6 +510,7 @@ def test_a_repair_on_top_of_another(outputs: Path) -> None:
     assert after == before - second["test"]["repaired"] + second["test"]["broken"]
     worst = max(range(10), key=first["val"]["errors_per_class"].__getitem__)
     assert (second["digit"], second["repaired_before"]) == (worst, [4])
+    assert second["parameters"]["lora"] == first["parameters"]["lora"] * 3 // 2  # ranks 2 and 1
     assert (below / "adapter" / WEIGHTS_NAME).read_bytes() == weights
 
     both = evaluated(outputs)
