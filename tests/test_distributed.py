@@ -14,11 +14,8 @@ import pytest
 import torch
 from composed import FEW, SMALL, composed, small_base
 from helpers.commands import ROOT, read_results, run_process
-from helpers.trainers import trainer_of
 from torch import Tensor
 
-from lora_mnist.data import ImageTensors
-from lora_mnist.data.sampler import TrainingLoader
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import Run
 from lora_mnist.train import train
@@ -30,18 +27,6 @@ def recorded(folder: Path) -> tuple[dict[str, Any], list[list[Tensor]], list[flo
     with next(folder.rglob("metrics.csv")).open(newline="") as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     return read_results(folder), images, losses
-
-
-def test_an_odd_number_of_images_is_shared_out() -> None:
-    """One is drawn twice, so that both processes take equally many steps."""
-    images = ImageTensors(torch.arange(7), torch.zeros(7))
-    everything, nothing = torch.arange(7), torch.arange(0)
-    shares = []
-    for rank in (0, 1):
-        loader = TrainingLoader(images, everything, nothing, 4, trainer=trainer_of(rank, 2))
-        shares.append([drawn.tolist() for drawn, _ in loader])
-    assert [len(batch) for share in shares for batch in share] == [2, 2, 2, 2]
-    assert {i for share in shares for batch in share for i in batch} == set(range(7))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from hypothesis import given
@@ -11,15 +12,35 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
-from torchvision.models import ResNet18_Weights
 from torchvision.transforms import InterpolationMode, v2
 
-from lora_mnist.data import FolderDataModule, folder
+from lora_mnist.data import FolderDataModule
 from lora_mnist.data.image_files import Entry, ImageFiles, Preparation, split
 from lora_mnist.data.pictures import open_picture
 
 Maker = Callable[..., Path]
 PETS = {"cat": 20, "dog": 30, "owl": 50}
+
+
+@pytest.fixture
+def make_photos(tmp_path: Path) -> Maker:
+    """``make_photos({"cat": 5, "dog": 3}, "train", size=(8, 6))``: that many images a class.
+
+    The images are noise; they are cat/0.png, cat/1.png, ... in tmp_path/photos/train.
+    """
+
+    def make(counts: dict[str, int], *below: str, size: tuple[int, int] = (8, 8)) -> Path:
+        root = tmp_path / "photos"
+        generator = numpy.random.default_rng(len(list(root.rglob("*"))))
+        for name, count in counts.items():
+            folder = root.joinpath(*below, name)
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=numpy.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+        return root
+
+    return make
 
 
 def sets(root: Path, **changes: Any) -> tuple[FolderDataModule, list[tuple[Tensor, Tensor]]]:
@@ -33,16 +54,39 @@ def sets(root: Path, **changes: Any) -> tuple[FolderDataModule, list[tuple[Tenso
 in_memory = pytest.mark.parametrize("in_memory", [True, False])
 
 
-@pytest.mark.parametrize("resize", ["crop", "stretch"])
+CROP, TENSOR = v2.CenterCrop(16), v2.PILToTensor()
+#: How images are prepared: keys beside image_size=16, and what torchvision has for them.
+WAYS: dict[str, tuple[dict[str, Any], list[v2.Transform]]] = {
+    "crop": ({}, [v2.Resize(16), CROP, TENSOR]),
+    "stretch": ({"resize": "stretch"}, [v2.Resize((16, 16)), TENSOR]),
+    "without smoothing": (
+        {"resize": "stretch", "image_size": [16, 24], "antialias": False},
+        [TENSOR, v2.Resize((16, 24), antialias=False)],
+    ),
+    "bicubic": (
+        {"crop_pct": 16 / 18, "interpolation": "bicubic"},
+        [v2.Resize(18, InterpolationMode.BICUBIC), CROP, TENSOR],
+    ),
+    "lanczos": (  # 22.86 pixels are 22
+        {"image_size": 20, "crop_pct": 0.875, "interpolation": "lanczos"},
+        [v2.Resize(22, InterpolationMode.LANCZOS), v2.CenterCrop(20), TENSOR],
+    ),
+    "nearest": (
+        {"interpolation": "nearest"},
+        [v2.Resize(16, InterpolationMode.NEAREST), CROP, TENSOR],
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("size", [(40, 30), (16, 99), (7, 5)])
-def test_reads_what_torchvision_reads(make_photos: Maker, resize: str, size: Any) -> None:
+def test_reads_what_torchvision_reads(make_photos: Maker, way: str, size: Any) -> None:
     for part in ("train", "validation", "test"):
         root = make_photos({"cat": 2, "cat-a": 1, "cat2": 1}, part, size=size)
-    scale = [v2.Resize(16), v2.CenterCrop(16)] if resize == "crop" else [v2.Resize((16, 16))]
-    transform = v2.Compose([*scale, v2.PILToTensor()])
-    _, ours = sets(root, image_size=16, resize=resize)
+    keys, steps = WAYS[way]
+    _, ours = sets(root, **{"image_size": 16, **keys})
     for part, (images, labels) in zip(("train", "validation", "test"), ours, strict=True):
-        theirs = ImageFolder(str(root / part), transform)
+        theirs = ImageFolder(str(root / part), v2.Compose(steps))
         by_path = sorted(range(len(theirs)), key=lambda i: theirs.imgs[i][0])
         assert labels.tolist() == [theirs[i][1] for i in by_path]
         assert torch.equal(images, torch.stack([theirs[i][0] for i in by_path]))
@@ -62,15 +106,9 @@ def test_from_the_disk_is_as_in_memory(make_photos: Maker) -> None:
         assert torch.equal(images, expected[0])
         assert torch.equal(labels, expected[1])
         assert files.take([])[0].shape == (0, 1, 6, 8)
-
-
-def test_auto_holds_in_memory_what_is_small(
-    make_photos: Maker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = make_photos(PETS)
-    monkeypatch.setattr(folder, "MOST_IN_MEMORY", 100 * 3 * 8 * 8)
-    assert not isinstance(sets(root)[0].test_images(), ImageFiles)
-    assert isinstance(sets(root, image_size=9)[0].test_images(), ImageFiles)
+    assert not isinstance(sets(root)[0].test_images(), ImageFiles)  # auto: what is small
+    large = FolderDataModule(root, image_size=9_999)
+    assert isinstance(large.test_images(), ImageFiles)
 
 
 def test_labels_follow_the_order_of_the_network(make_photos: Maker) -> None:
@@ -239,41 +277,6 @@ def test_refuses_other_layouts(make_photos: Maker, folders: list[str], message: 
         root = make_photos({name: 2}, *above)
     with pytest.raises(ValueError, match=f"expected .*{message}"):
         FolderDataModule(root).prepare_data()
-
-
-def test_crop_pct_and_interpolation_are_torchvisions(make_photos: Maker) -> None:
-    root = make_photos({"cat": 4, "dog": 4}, size=(61, 83))
-    for pct, scaled, name in ((48 / 56, 56, "bicubic"), (0.875, 54, "lanczos"), (1, 48, "nearest")):
-        mode = InterpolationMode(name)
-        steps = [v2.Resize(scaled, mode), v2.CenterCrop(48), v2.PILToTensor()]
-        data, _ = sets(root, image_size=48, crop_pct=pct, interpolation=name, in_memory=False)
-        for files in (*data.training_images(), data.test_images()):
-            expected = [v2.Compose(steps)(Image.open(path).convert("RGB")) for path in files.paths]  # type: ignore[attr-defined]
-            assert torch.equal(files.take(range(len(files)))[0], torch.stack(expected))
-
-
-def test_images_may_be_resized_as_tensors_without_smoothing(make_photos: Maker) -> None:
-    root = make_photos({"cat": 4, "dog": 4}, size=(61, 83))
-    steps = [v2.PILToTensor(), v2.Resize((16, 24), antialias=False)]
-    data, _ = sets(root, image_size=[16, 24], resize="stretch", antialias=False)
-    picture = Image.open(root / "cat" / "0.png")
-    assert torch.equal(data.read_picture(root / "cat" / "0.png"), v2.Compose(steps)(picture))
-
-
-def test_a_transform_of_ones_own_takes_the_place_of_all_keys(make_photos: Maker) -> None:
-    root = make_photos({"cat": 10, "dog": 10}, size=(61, 83))
-    transform = ResNet18_Weights.DEFAULT.transforms(crop_size=20, resize_size=24)
-    data, _ = sets(root, transform=transform, augment=v2.RandomHorizontalFlip(p=1.0), batch_size=2)
-    data.setup("fit")
-    assert data.preprocessing() == {"classes": ["cat", "dog"], "channels": 3}
-    # Training mirrors the picture before the transform.
-    batch, labels = next(iter(data.train_dataloader()))
-    assert torch.equal(data.on_after_batch_transfer((batch, labels), 0)[0], batch)
-    mirrored = {
-        transform(Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT)).numpy().tobytes()
-        for path in data.train_set.paths  # type: ignore[attr-defined]
-    }
-    assert all(image.numpy().tobytes() in mirrored for image in batch)
 
 
 def test_another_data_module_prepares_pictures_as_this_one(make_photos: Maker) -> None:

@@ -2,13 +2,10 @@ from pathlib import Path
 
 import numpy
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from lora_mnist.data import FolderDataModule, ImageTensors
-from lora_mnist.data.mistakes import WithMistakes, read_mistakes
+from lora_mnist.data import FolderDataModule
+from lora_mnist.data.mistakes import read_mistakes
 
 PETS = FolderDataModule(None, classes=["cat", "dog"], image_size=4, channels=1, mean=0.5, std=0.5)
 
@@ -59,14 +56,3 @@ def test_refuses_a_folder_without_mistakes_to_learn(tmp_path: Path, names: list[
     write(tmp_path, dict.fromkeys(names, 1))
     with pytest.raises(ValueError, match=f"mistakes={tmp_path}: "):
         read(tmp_path)
-
-
-@given(indices=st.lists(st.integers(0, 11), max_size=20))
-def test_mistakes_stand_behind_the_training_images(indices: list[int]) -> None:
-    numbers = torch.arange(12)
-    images = numbers.to(torch.uint8)[:, None, None, None]
-    whole = WithMistakes(
-        ImageTensors(images[:8], numbers[:8]), ImageTensors(images[8:], numbers[8:])
-    )
-    batch, labels = whole.take(indices)
-    assert batch.flatten().tolist() == labels.tolist() == indices

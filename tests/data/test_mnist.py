@@ -21,17 +21,6 @@ def idx(*shape: int, content: bytes) -> bytes:
     return struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape) + content
 
 
-@pytest.fixture
-def extracted(tmp_path: Path) -> Path:
-    """A small dataset of twenty images, extracted, without the archives."""
-    raw = tmp_path / "data" / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for images, labels in (NAMES[:2], NAMES[2:]):
-        (raw / images).write_bytes(idx(20, 28, 28, content=bytes(20 * 784)))
-        (raw / labels).write_bytes(idx(20, content=bytes(20)))
-    return tmp_path / "data"
-
-
 def test_images_are_those_of_torchvision() -> None:
     data = MNISTDataModule(data_dir=ROOT / "data")
     data.setup("fit")
@@ -60,17 +49,20 @@ def test_half_written_files_are_extracted_anew_by_one_process(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short"])
-def test_damaged_files_are_named_where_no_download_is_possible(
-    extracted: Path, damage: str
-) -> None:
-    images = extracted / "MNIST" / "raw" / NAMES[0]
+def test_damaged_files_are_named_where_no_download_is_possible(tmp_path: Path, damage: str) -> None:
+    """Twenty images, extracted, without the archives."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for images, labels in (NAMES[:2], NAMES[2:]):
+        (raw / images).write_bytes(idx(20, 28, 28, content=bytes(20 * 784)))
+        (raw / labels).write_bytes(idx(20, content=bytes(20)))
     if damage == "missing":
-        images.unlink()
+        (raw / NAMES[0]).unlink()
     else:
-        images.write_bytes(images.read_bytes()[:-1])
-    message = f"^data_dir={extracted}: expected the official .gz files in .*$"
+        (raw / NAMES[0]).write_bytes((raw / NAMES[0]).read_bytes()[:-1])
+    message = f"^data_dir={tmp_path}: expected the official .gz files in .*$"
     with pytest.raises(ValueError, match=message):
-        load_images("MNIST", extracted, True)
+        load_images("MNIST", tmp_path, True)
 
 
 def test_qmnist_has_more_than_one_number_a_label(tmp_path: Path) -> None:

@@ -1,20 +1,36 @@
 import hashlib
 from itertools import chain, islice, repeat
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers.commands import ROOT
-from helpers.trainers import trainer_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision.transforms import v2
 
 from lora_mnist.data import ImageTensors, MNISTDataModule
+from lora_mnist.data.images import Augmented
 from lora_mnist.data.sampler import TrainingLoader
 
 LABELS = torch.arange(203) % 5
 INDICES = ImageTensors(torch.arange(203), LABELS)
+
+
+def trainer_of(rank: int, processes: int) -> Any:
+    """A Trainer's place among several processes, without the processes."""
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(
+        global_rank=rank,
+        world_size=processes,
+        strategy=strategy,
+        overfit_batches=0.0,
+        num_training_batches=10**9,
+        max_steps=-1,
+        accumulate_grad_batches=1,
+    )
 
 
 def mnist(target: Any = None, **changes: Any) -> MNISTDataModule:
@@ -93,6 +109,19 @@ def test_workers_that_read_ahead_change_nothing() -> None:
     assert all(map(torch.equal, batches(0), batches(2)))
 
 
+def test_an_odd_number_of_images_is_shared_out() -> None:
+    """One is drawn twice, so that both processes take equally many steps."""
+    images = ImageTensors(torch.arange(7), torch.zeros(7))
+    shares = []
+    for rank in (0, 1):
+        loader = TrainingLoader(
+            images, torch.arange(7), torch.arange(0), 4, trainer=trainer_of(rank, 2)
+        )
+        shares.append([drawn.tolist() for drawn, _ in loader])
+    assert [len(batch) for share in shares for batch in share] == [2, 2, 2, 2]
+    assert {i for share in shares for batch in share for i in batch} == set(range(7))
+
+
 def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
     trainer = trainer_of(0, 1)
     trainer.overfit_batches = 3
@@ -145,3 +174,36 @@ def test_a_class_gets_as_many_turns_of_the_replay_as_are_asked_for() -> None:
     loader = toy_loader([0], 10, 6, replay_turns={4: 3})
     for batch in next(loader.epochs())[:4]:
         assert LABELS[batch[10:]].tolist() == [1, 2, 3, 4, 4, 4]
+
+
+# --- images that are changed at random -----------------------------------------------------------
+
+IMAGES = torch.arange(50 * 3 * 9 * 7).view(50, 3, 9, 7).to(torch.uint8)
+WHOLE = ImageTensors(IMAGES, torch.arange(50))
+FLIP, SHIFT = v2.RandomHorizontalFlip(), v2.RandomAffine(0, (0.2, 0.2))
+
+
+def test_each_image_is_augmented_by_itself() -> None:
+    images, labels = Augmented(WHOLE, FLIP).__getitems__(("0", list(range(50))))
+    same = (images == IMAGES).flatten(1).all(1)
+    mirrored = (images == IMAGES.flip(-1)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 10 < mirrored.sum() < 40
+    assert labels.tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("augment", [FLIP, SHIFT])
+def test_random_numbers_depend_on_the_name_alone_and_disturb_no_others(augment: Any) -> None:
+    images, indices = Augmented(WHOLE, augment), list(range(50))
+    torch.manual_seed(5)
+    first, after = images.__getitems__(("0 7 0", indices))[0], torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), after)
+    assert torch.equal(images.__getitems__(("0 7 0", indices))[0], first)
+    assert not torch.equal(images.__getitems__(("0 8 0", indices))[0], first)
+
+
+def test_no_device_is_reseeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (torch, torch.cuda, torch.mps):
+        monkeypatch.setattr(module, "manual_seed", lambda _: pytest.fail("a device is reseeded"))
+    Augmented(WHOLE, FLIP).__getitems__(("0", [1, 2]))
