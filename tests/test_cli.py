@@ -6,23 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composed import QUICK, SMALL, small_base
+from composed import SMALL
 from helpers.commands import ROOT, only_run, read_results, run_process
 from helpers.sweeping import TOY, start
-from hydra.errors import MissingConfigException
-
-from lora_mnist.cli import explain
 
 NO_STAGE = """\
 stage: missing; expected one of
   python train.py stage=pretrain         to train a base
   python train.py stage=lora digit=9     to repair it with an adapter
 """
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> str:
-    return f"base_ckpt={small_base(tmp_path / 'bases')}"
 
 
 @pytest.mark.parametrize(
@@ -42,28 +34,16 @@ def test_a_command_without_a_stage_trains_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_experiment_names_the_stage(cli: Any, base: str, tmp_path: Path) -> None:
-    done = cli("train.py", "experiment=repair", *QUICK, base)
-    assert done.code == 0, done.err
-    run = only_run(tmp_path / "outputs", "lora")
-    assert read_results(run)["stage"] == "lora"
-    assert {".hydra", "train.log", "results.json"} <= {path.name for path in run.iterdir()}
-    assert "accuracy:" in (run / "train.log").read_text()
-    assert "accuracy:" in done.out
-
-
 # --- mistakes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("argument", "answer"),
     [
-        ("lora.rnk=4", "lora.rnk: nothing reads this key; the nearest: lora.rank"),
         ("stage=nope", "In 'train': Could not find 'stage/nope' Available options in 'stage': "),
-        ("digit=プル", "digit=プル: LexerNoViableAltException: digit=プル"),
         ("lora.rank=1,2", "Ambiguous value for argument 'lora.rank=1,2'"),
         ("trainer.max_steps={a:1", "trainer.max_steps={a:1: no viable alternative at input"),
-        ("hydra/launcher=nope", "In 'hydra/config': Could not find 'hydra/launcher/nope' Avail"),
+        ("hydra/launcher=nope", 'others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'),
         (
             "experiment=null",
             "experiment=null: expected one of notebook, repair, repair_private, or",
@@ -74,41 +54,21 @@ def test_an_experiment_names_the_stage(cli: Any, base: str, tmp_path: Path) -> N
 def test_hydras_refusals_are_one_line(cli: Any, tmp_path: Path, argument: str, answer: str) -> None:
     done = cli("train.py", "stage=lora", argument)
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith(answer)
+    assert answer in done.err
     assert len(done.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_of_a_key_that_nothing_reads(cli: Any) -> None:
+    done = cli(TOY, "-m", "nope=1,2")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("nope: nothing reads this key; the nearest: note")
 
 
 def test_a_file_with_an_equals_sign_needs_no_quotes(cli: Any, tmp_path: Path) -> None:
     done = cli("eval.py", *SMALL, f"base_ckpt={tmp_path}/epoch=3 step=10.ckpt")
     assert done.code == 2
     assert done.err.startswith(f"base_ckpt={tmp_path}/epoch=3 step=10.ckpt: no such file;")
-
-
-@pytest.mark.parametrize("missing", ["hydra/launcher/ray", "hydra/sweeper/sampler/tpe"])
-def test_the_extras_are_named(missing: str) -> None:
-    said, code = explain(MissingConfigException(f"In 'a': Could not find '{missing}'", missing))
-    assert code == 2
-    assert 'pip install "lora-mnist[sweep]", or [ray]' in said
-
-
-@pytest.mark.parametrize(
-    ("overrides", "answer"),
-    [
-        ((*QUICK, "optimizer.lr=${nope}"), "optimizer.lr: Interpolation key 'nope' not found"),
-        (("net=custom",), "net._target_: missing; expected net._target_=VALUE"),
-    ],
-)
-def test_a_mistake_is_one_line_on_the_screen_and_in_the_log(
-    cli: Any, base: str, tmp_path: Path, overrides: tuple[str, ...], answer: str
-) -> None:
-    run = tmp_path / "run"
-    done = cli("train.py", "stage=lora", *overrides, base, f"hydra.run.dir={run}")
-    assert (done.code, done.out) == (2, "")
-    (line,) = done.err.splitlines()
-    assert line == answer
-    assert line in (run / "train.log").read_text()
-    assert {path.name for path in run.iterdir()} == {".hydra", "train.log"}
 
 
 def test_what_nobody_expected_is_one_line_too(cli: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from composed import SMALL, composed, logged, small_base
 
 from lora_mnist.cli import explain
 from lora_mnist.demo import demo
+from lora_mnist.errors import config_group
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.predict import predict
@@ -33,6 +34,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*PRETRAIN, "publish=maybe -> publish: Value"),
         (*PRETRAIN, "require=[test.broken] -> require=test.broken: "),
         (*PRETRAIN, "base_ckpt={tmp}"),
+        (*PRETRAIN, "base_ckpt={tmp}/text.txt"),
         (*PRETRAIN, "base_ckpt=null"),
         (*PRETRAIN, "+lora.rank=4 -> lora: nothing reads this key"),
         (*PRETRAIN, "scheduler=linear", "trainer.max_steps=-1"),
@@ -63,6 +65,9 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*PRETRAIN, "augment=shift", "data.augment.translate=[2,2] -> data"),
         (*PRETRAIN, "+nope=1 -> nope"),
         (*LORA, "target=10"),
+        (*LORA, "target=cow"),
+        (*LORA, "target=[]"),
+        (*LORA, "target=true -> target=True: expected null, a class from 0 to 9"),
         (*LORA, "digit=[9,9] -> target=[9, 9]: "),
         (*LORA, "data.val_size=0", "target=weakest"),
         (*LORA, "data.val_size=0", "lora.scale=auto"),
@@ -84,7 +89,11 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*LORA, "+lora.rnak=4 -> lora.rnak: add_lora() got an unexpected"),
         (*LORA, "net._target_=torch.nn.Linear -> net.hidden_sizes: Linear"),
         (*LORA, "lora.target_modules=[nope] -> lora.target_modules="),
+        (*LORA, "optimizer.lr=${nope} -> optimizer.lr: Interpolation key 'nope' not found"),
+        (*LORA, "net=custom -> net._target_: missing; expected net._target_=VALUE"),
+        (*LORA, "loss=margin", "loss.margin=nan"),
         (*LORA, "loss.target_weight=0.5"),
+        (*LORA, "data.replay=9", "loss.target_weight=1.5"),
         (*LORA, "data.replay=99999999"),
         (*LORA, "data.mistakes={tmp}/none"),
         (*LORA, "data.mistakes={tmp}", "target=3"),
@@ -115,6 +124,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         ("data.mean=[0.1,0.2,0.3] -> data.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),
         FOLDER,
         ("net=custom", "net._target_=nowhere.Net -> net: Error loading 'nowhere.Net'"),
+        ("net=custom", "net._target_=builtins.dict"),
     ],
     "predict": [
         ("images=null",),
@@ -160,7 +170,7 @@ def test_a_mistake_is_one_line(
     (tmp_path / "text.txt").write_text("no picture, no weights")
     if entry != "report":
         small_base(tmp_path / "outputs")
-        small = () if "net=custom" in arguments else (SMALL[0],)
+        small = () if "net=custom" in " ".join(arguments) else (SMALL[0],)
         arguments = [*small, *arguments]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     wrong, _, start = arguments[-1].partition(" -> ")
@@ -179,6 +189,11 @@ def test_a_mistake_is_one_line(
     assert {path: left[path] for path in ours} == before
 
 
+def test_an_error_that_is_no_mistake_passes() -> None:
+    with pytest.raises(RuntimeError), config_group("lora"):
+        raise RuntimeError
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -190,8 +205,16 @@ def test_a_mistake_is_one_line(
         ("report.py", "run=latest"),
     ],
 )
-def test_a_command_says_nothing_else(cli: Any, outputs: Path, command: tuple[str, ...]) -> None:
-    done = cli(*command)
+def test_a_command_says_nothing_else(
+    cli: Any, outputs: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    run = tmp_path / "run"
+    folder = [f"hydra.run.dir={run}"] if command[0] in ("train.py", "eval.py") else []
+    done = cli(*command, *folder)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done.err
     assert done.err.startswith(f"{command[-1]}: ")
-    assert not [*outputs.rglob("results.json"), *outputs.rglob("adapter*")]
+    assert [path.name for path in outputs.iterdir()] == ["base"]
+    if folder:
+        log = run / command[0].replace(".py", ".log")
+        assert done.err in log.read_text()
+        assert set(run.iterdir()) == {run / ".hydra", log}
