@@ -30,13 +30,6 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert [int(image.max()) for image in broken.images] == [50, 40]
 
 
-def test_of_a_base_alone_what_is_wrong(tmp_path: Path) -> None:
-    content = written(tmp_path, predictions(pair=False), images())
-    assert content.adapted is None
-    assert content.galleries.keys() == {"wrong"}
-    assert content.galleries["wrong"].index.tolist() == [2, 1]
-
-
 def test_a_gallery_is_small(tmp_path: Path) -> None:
     label = torch.tensor([0] * 40 + [999])
     tensors = {
