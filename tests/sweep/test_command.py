@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_mnist.sweep.command import command_line, key_of, override
+from lora_mnist.sweep.command import command_line, override
 
 ARGUMENTS = [
     "-m",
@@ -41,7 +41,3 @@ def test_what_needs_no_quotes_has_none() -> None:
     assert command_line(["a='linear[12]'", "b=1,2", "c=glob(*)"], "python train.py") == (
         "python train.py \"a='linear[12]'\" b=1,2 'c=glob(*)'"
     )
-
-
-def test_the_key_of_an_override() -> None:
-    assert [key_of(text) for text in ("a.b=c=d", "+a=1", "++a=1", "~a")] == ["a.b", "a", "a", "a"]

@@ -19,6 +19,7 @@ from helpers.sweeping import (
 )
 
 
+@pytest.mark.slow
 def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_left(
     cli: Any, tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_ended_and_resumed_equals_undisturbed(
     assert not list(sweep.rglob(".*.tmp*"))
 
 
+@pytest.mark.slow
 def test_a_job_that_does_not_meet_what_is_required_fails_and_keeps_its_numbers(
     cli: Any, tmp_path: Path
 ) -> None:
@@ -149,6 +151,7 @@ def test_what_hydra_refuses_is_no_sweep(cli: Any) -> None:
     assert done.err.startswith("nope: nothing reads this key; the nearest: note")
 
 
+@pytest.mark.slow
 def test_an_allowed_metric_that_no_job_has(cli: Any, tmp_path: Path) -> None:
     done = cli(TOY, "-m", "x=choice(1,2)", "shape=glob(*,exclude=long)", "sweep.metric=val.loss")
     assert done.code == 2

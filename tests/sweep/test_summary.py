@@ -1,11 +1,16 @@
-"""The summary from the files of jobs that never ran."""
+"""The summary and its figure, from the files of jobs that never ran."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.sweeping import read_summary, write_job, write_sweep
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
+from lora_mnist.sweep.figure import Point, draw_sweep
+from lora_mnist.sweep.records import natural, read_jobs
 from lora_mnist.sweep.summary import Ranked, summarize
 
 
@@ -30,7 +35,7 @@ failed: lora.rank=0: expected an integer >= 1
 sweep: """
 
 
-def write_jobs(folder: Path) -> None:
+def test_the_table(tmp_path: Path) -> None:
     more = {
         "val_base": {"accuracy": 0.93, "errors_of_target": 38},
         "test_base": {"accuracy": 0.952},
@@ -38,12 +43,8 @@ def write_jobs(folder: Path) -> None:
     }
     for rank, accuracy in ((4, 0.9166), (8, 0.93344)):
         job = [f"lora.rank={rank}"]
-        write_job(folder, f"{rank}", job, accuracy=accuracy, digit=9, more=more)
-    write_job(folder, "0", ["lora.rank=0"], error="expected an integer >= 1")
-
-
-def test_the_table(tmp_path: Path) -> None:
-    write_jobs(tmp_path)
+        write_job(tmp_path, f"{rank}", job, accuracy=accuracy, digit=9, more=more)
+    write_job(tmp_path, "0", ["lora.rank=0"], error="expected an integer >= 1")
     assert summary(tmp_path) == f"{TABLE.lstrip()}{tmp_path}"
     assert [row["lora.rank"] for row in read_summary(tmp_path)] == ["8", "4", "0"]
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
@@ -140,3 +141,53 @@ def test_markup_is_text_and_many_jobs_are_counted(tmp_path: Path) -> None:
     text = summary(tmp_path)
     assert "[red]3" in text
     assert "\n... 2 more in summary.csv\n" in text
+
+
+# --- jobs as they are read -----------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(allow_nan=False) | st.text()))
+def test_numbers_sort_by_value_and_before_words(values: list[object]) -> None:
+    ordered = sorted(map(str, values), key=natural)
+    are_words = [natural(text)[0] for text in ordered]
+    assert are_words == sorted(are_words)
+    numbers = [float(text) for text in ordered[: are_words.count(False)]]
+    assert numbers == sorted(numbers)
+
+
+def test_a_key_that_was_not_set_has_its_configured_value(tmp_path: Path) -> None:
+    """Another command on the same sweep has swept it."""
+    (tmp_path / "notes").mkdir()  # no job
+    first = write_job(tmp_path, "a", ["lora.rank=1"], accuracy=0.5)
+    write_job(tmp_path, "b", ["lora.rank=1", "lora.alpha=4"], accuracy=0.5)
+    write_job(tmp_path, "c", ["lora.rank=2"])
+    (first / ".hydra").mkdir()
+    (first / ".hydra" / "config.yaml").write_text("lora:\n  alpha: 1.0\n")
+    swept = {job.folder: job.swept for job in read_jobs(tmp_path)}
+    assert swept["a"] == {"lora.rank": "1", "lora.alpha": "1.0"}
+    assert swept["c"] == {"lora.rank": "2", "lora.alpha": ""}
+
+
+def test_failures_are_listed_until_they_are_made_good(tmp_path: Path) -> None:
+    write_job(tmp_path, "a-1", ["lora.rank=1"], error="no such file")
+    write_job(tmp_path, "a-2", ["lora.rank=1"], accuracy=0.5)
+    write_job(tmp_path, "b-1", ["lora.rank=0"], error="expected an integer >= 1")
+    states = {job.folder: job.status for job in read_jobs(tmp_path)}
+    assert states == {"a-2": "finished", "b-1": "failed"}
+
+
+# --- the figure ----------------------------------------------------------------------------------
+
+VALUES = ("1", "2", "16")
+ONE: list[Point] = [({"rank": a}, float(a), 0.1) for a in VALUES]
+TWO: list[Point] = [({"rank": a, "alpha": b}, float(a + b), None) for a in VALUES for b in VALUES]
+SEARCH: list[Point] = [({"rank": f"{i}", "lr": f"{i / 99}"}, 0.5, None) for i in range(99)]
+WORDS: list[Point] = [({"loss": "$f$"}, 0.5, None), ({"loss": "$\\frac{$"}, 0.4, None)]
+
+
+@pytest.mark.parametrize("points", [ONE, TWO, TWO[1:-1], SEARCH, WORDS, [({"seed": "0"}, 1, None)]])
+def test_whatever_was_swept_is_drawn(tmp_path: Path, points: list[Point]) -> None:
+    draw_sweep(tmp_path / "a.png", points, "val.accuracy")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (900, 600)
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 50
