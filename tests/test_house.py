@@ -1,24 +1,17 @@
-"""Which module imports which: downhill only, and heavy packages only where they are needed.
-
-::
-
-    train.py eval.py predict.py export.py demo.py report.py, and entry of the package
-      cli                                          what the entries share
-      train evaluate predict export demo report    one a command
-        adapters preprocessing choices
-          trainer checks
-          show settings
-            classifier data disk sweep
-              lora
-                disk.files errors progress project classifier.significance
-"""
+"""Which module imports which: downhill only, and heavy packages only where they are needed."""
 
 import ast
+import pydoc
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers.commands import ROOT
+
+import lora_mnist
+import lora_mnist.api
 
 SOURCE = ROOT / "src" / "lora_mnist"
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if p != SOURCE / "__init__.py")
@@ -84,3 +77,17 @@ def test_imports_run_downhill(path: Path) -> None:
     for module in imports(path):
         room = module.partition(".")[0]
         assert room == here.partition(".")[0] or {module, room} & BELOW[here], module
+
+
+def test_lora_imports_torch_safetensors_and_no_other_library() -> None:
+    """So it can be copied into another project, with disk/files.py beside it."""
+    imported = set[str]()
+    for path in (SOURCE / "lora").glob("*.py"):
+        imported |= set(re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
+    assert imported - sys.stdlib_module_names == {"torch", "safetensors"}
+
+
+def test_the_package_shows_its_functions() -> None:
+    """To dir, to tab completion, and with their docstrings to help, though torch is loaded late."""
+    assert set(dir(lora_mnist)) == {*lora_mnist.api.__all__, "__version__"}
+    assert "merge_lora(model" in pydoc.render_doc(lora_mnist, renderer=pydoc.plaintext)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from helpers.nets import TinyNet, adapters, randomize
+from helpers.nets import TinyNet, randomize
 from torch import Tensor
 
 from lora_mnist import add_lora, dial_curve, lora_disabled, set_lora_scale
 from lora_mnist.classifier.dial import SCALES, advised_scale, predictions_at, quick_dial
+from lora_mnist.lora import lora_adapters
 
 
 def batches(net: TinyNet) -> list[tuple[Tensor, Tensor]]:
@@ -44,7 +45,7 @@ def test_the_scale_that_an_adapter_has_is_what_the_others_are_factors_of(adapted
     whole = dial_curve(adapted, given, scales=[0, 0.5])
     set_lora_scale(adapted, 0.5)
     assert dial_curve(adapted, given, scales=[0, 1])["errors"] == whole["errors"]
-    assert {adapter.scale for adapter in adapters(adapted)} == {0.5}
+    assert {adapter.scale for adapter in lora_adapters(adapted)} == {0.5}
 
 
 def test_one_of_several_adapters_is_turned_alone(adapted: TinyNet) -> None:
@@ -116,20 +117,12 @@ def test_the_quick_dial_sees_few_images_and_comes_near(adapted: TinyNet, most: i
         for count, right in zip(quick[key], slow[key], strict=True):
             assert abs(count - right) <= 600 * 2 / most
     assert quick["advised"] == advised_scale(SCALES, quick["errors"])
-    assert {adapter.scale for adapter in adapters(adapted)} == {1.0}
+    assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
     predicted, labels = predictions_at(adapted, images(None), [0, 1])
     known = {"base": predicted[0], "adapted": predicted[1], "label": labels}
     again = quick_dial(adapted, images, [1], most, known)
     assert images.taken[-1] == chosen
     assert again == {**quick, "forward_passes": 4 * chosen}
-
-
-def test_an_adapter_that_changes_no_prediction_needs_no_scale_between(tiny: TinyNet) -> None:
-    images = Counted(add_lora(tiny.eval()))
-    quick = quick_dial(tiny, images)
-    assert images.taken == [600]
-    assert quick["errors"] == [quick["errors"][0]] * len(SCALES)
-    assert quick["advised"] == 1
 
 
 def test_all_runs_where_the_network_is(adapted: TinyNet) -> None:

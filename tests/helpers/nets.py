@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from lora_mnist.lora import LoRAParametrization, lora_parameters
+from lora_mnist.lora import lora_parameters
 
 
 class TinyNet(nn.Module):
@@ -128,7 +128,3 @@ def dense(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What a TinyNet computes with the effective weights that its layers show."""
     hidden = torch.relu(F.linear(x, model.linear1.weight, model.linear1.bias))
     return F.linear(hidden, model.linear2.weight, model.linear2.bias)
-
-
-def adapters(model: nn.Module) -> list[LoRAParametrization]:
-    return [m for m in model.modules() if isinstance(m, LoRAParametrization)]

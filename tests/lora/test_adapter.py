@@ -15,7 +15,6 @@ from lora_mnist.lora import (
     fingerprint,
     load_adapter,
     lora_adapters,
-    lora_disabled,
     read_metadata,
     save_adapter,
     set_lora_scale,
@@ -55,33 +54,21 @@ def test_round_trip_as_trained(
     assert content(save_adapter(loaded, tmp_path / "again")) == content(folder)
     assert "saved as trained, without its scale" in caplog.text
     assert content(folder).keys() == {WEIGHTS_NAME, CONFIG_NAME}
-    # Whoever knows the base's SHA-256 need not have it computed again.
-    sha256 = fingerprint(base().state_dict())
-    again = save_adapter(adapted, tmp_path / "known", metadata={"base_sha256": sha256})
-    assert content(again) == content(folder)
+    metadata = {"base_sha256": fingerprint(base().state_dict()), "a": "ä", "z": '"\\', "empty": ""}
+    folders = [save_adapter(adapted, tmp_path / str(n), metadata=metadata) for n in range(8)]
+    assert all(content(each) == content(folders[0]) for each in folders)
+    assert read_metadata(folders[0]) == {"format": "pt", **metadata}
+    assert read_metadata(folder) == {"format": "pt", "base_sha256": metadata["base_sha256"]}
 
 
 def test_one_of_several_is_saved_and_loaded_by_name(adapted: nn.Module, tmp_path: Path) -> None:
-    randomize(add_lora(adapted, rank=1, name="b"))
-    with lora_disabled(adapted, "default"):
-        of_b = adapted(X)
-    b = save_adapter(adapted, tmp_path / "b", "b")
-    net = load_adapter(base(), b)
-    assert torch.equal(net(X), of_b)
+    add_lora(adapted, rank=1, name="b")
     for name, message in ((None, "one of .*: default, b"), ("c", "one of default, b")):
         with pytest.raises(ValueError, match=f"name={name}: expected {message}"):
             save_adapter(adapted, tmp_path / "c", name)
     with pytest.raises(ValueError, match="name=default: expected another name than"):
-        load_adapter(net, b, name="default")
+        load_adapter(adapted, save_adapter(adapted, tmp_path / "b", "b"), name="default")
     assert not (tmp_path / "c").exists()
-
-
-def test_the_same_adapter_is_the_same_file(adapted: nn.Module, tmp_path: Path) -> None:
-    metadata = {"dataset": "mnist", "a": "ä", "z": '"\\', "empty": ""}
-    folders = [save_adapter(adapted, tmp_path / str(n), metadata=metadata) for n in range(8)]
-    assert all(content(folder) == content(folders[0]) for folder in folders)
-    sha256 = fingerprint(base().state_dict())
-    assert read_metadata(folders[0]) == {"format": "pt", "base_sha256": sha256, **metadata}
 
 
 def test_another_base_is_refused_by_fingerprint(adapted: nn.Module, tmp_path: Path) -> None:
@@ -159,10 +146,3 @@ def test_refuses_a_damaged_or_foreign_adapter(folder: Path, damage: Any, message
     assert "\n" not in str(refusal.value)
     assert not lora_adapters(net)
     assert all(p.requires_grad for p in net.parameters())
-
-
-def test_a_strangers_expressions_are_not_evaluated(adapted: nn.Module, folder: Path) -> None:
-    """The layers and their ranks stand in the tensors."""
-    slow = "((((.*)*)*)*)*x"
-    config(target_modules=slow, exclude_modules=slow, rank_pattern={slow: 9})(folder)
-    assert torch.equal(load_adapter(base(), folder)(X), adapted(X))

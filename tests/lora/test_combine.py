@@ -80,20 +80,6 @@ def on_tiny(folder: Path, **options: Any) -> Path:
     return save_adapter(randomize(add_lora(tiny(), **options)), folder)
 
 
-def test_the_sum_is_the_same_in_peft(tmp_path: Path) -> None:
-    """Where PEFT's own sum is another: its issues 3004, 3737 and 3761."""
-    peft = pytest.importorskip("peft", reason="the extra peft is not installed")
-    folders = [
-        on_tiny(tmp_path / "a", rank=3, rank_pattern={"linear2": 1}),
-        on_tiny(tmp_path / "b", rank=3, alpha=8.0, use_rslora=True),
-    ]
-    net, x = tiny(), torch.randn(5, 6)
-    combine_adapters(net, folders, [0.5, -0.25])
-    save_adapter(net, tmp_path / "ours")
-    theirs = peft.PeftModel.from_pretrained(tiny(), str(tmp_path / "ours")).eval()
-    torch.testing.assert_close(theirs(x), net(x), rtol=1e-4, atol=1e-4)
-
-
 def test_refusals_leave_the_model_alone(tmp_path: Path) -> None:
     one, other = on_tiny(tmp_path / "a"), on_tiny(tmp_path / "bb", rank=2, alpha=64.0)
     save_adapter(add_lora(TinyNet()), tmp_path / "stranger")

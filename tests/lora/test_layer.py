@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,6 +30,19 @@ def test_shapes_and_initialisation(init: str, std: float) -> None:
     assert adapter.lora_A.mean().item() == pytest.approx(0, abs=0.05)
     assert init == "gaussian" or adapter.lora_A.abs().max() <= 1 / 20
     assert not adapter.lora_B.any()
+
+
+@pytest.mark.parametrize("make", [TinyNet, lambda: nn.Sequential(nn.Conv2d(2, 4, 3))])
+def test_pissa_starts_at_the_principal_part(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    net = add_lora(make().double(), rank=2, alpha=5, target_modules=".*", init="pissa")
+    for weight in lora_weights(net).values():
+        (adapter,) = weight.adapters
+        matrix = weight.base.flatten(1)
+        principal = adapter.scaling * adapter.lora_B.flatten(1) @ adapter.lora_A.flatten(1)
+        # Eckart and Young: no matrix of rank 2 is nearer.
+        residual = torch.linalg.svdvals(matrix - principal)
+        torch.testing.assert_close(residual[:-2], torch.linalg.svdvals(matrix)[2:])
 
 
 TOLERANCES = {

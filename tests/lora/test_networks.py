@@ -1,11 +1,11 @@
-"""The laws of adapters, on every kind of layer."""
+"""The laws of adapters, on every kind of layer, in half precision and on another device."""
 
 import copy
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.nets import NETWORKS, made
+from helpers.nets import NETWORKS, made, randomize
 from torch import nn
 
 from lora_mnist.lora import (
@@ -86,3 +86,56 @@ def test_laws_of_two_adapters(name: str, tmp_path: Path) -> None:
     assert torch.equal(outputs(net, x), base[False])
     assert torch.equal(outputs(remove_lora(net), x), base[False])
     assert changed_tensors(state, net.state_dict()) == []
+
+
+#: One network of each kind of layer.
+KINDS = ("linear", "conv1d", "convolutions", "grouped", "transposed", "attention_to_others")
+kinds = pytest.mark.parametrize("kind", [*KINDS, "embedding"])
+
+
+def adapted(kind: str) -> tuple[nn.Module, torch.Tensor]:
+    """Two adapters of different ranks, one turned down and one negative."""
+    net, x = made(kind)
+    add_lora(net, rank=2, alpha=3.0, target_modules=".*", name="first", use_rslora=True)
+    add_lora(net, rank=1, target_modules=".*", name="second", init="pissa")
+    randomize(net)
+    set_lora_scale(net, 0.7, "first")
+    set_lora_scale(net, -0.3, "second")
+    return net, x
+
+
+@kinds
+def test_half_precision(kind: str) -> None:
+    """bfloat16 has eight bits, and so does a network that is merged or cast in it."""
+    net, x = adapted(kind)
+    expected = net(x)
+    near = {"rtol": 0.05, "atol": 0.05 * float(expected.detach().abs().max())}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = net(x)
+        cast.float().sum().backward()
+    assert all(p.grad is not None for p in lora_parameters(net) if p.requires_grad)
+    torch.testing.assert_close(cast.float(), expected, **near)
+    half = x.bfloat16() if x.is_floating_point() else x
+    with torch.no_grad():
+        output = net.bfloat16()(half)
+        assert output.dtype == torch.bfloat16
+        torch.testing.assert_close(output.float(), expected, **near)
+        torch.testing.assert_close(merge_lora(net)(half).float(), expected, **near)
+        assert torch.equal(unmerge_lora(net)(half), output)
+
+
+@kinds
+def test_the_numbers_follow_the_network_to_its_device(kind: str, tmp_path: Path) -> None:
+    """The meta device holds no numbers, and refuses to mix with the CPU, as a GPU does."""
+    net, x = adapted(kind)
+    shape = net(x).shape
+    net, x = net.to("meta"), x.to("meta")
+    net.train()(x).sum().backward()
+    assert all(p.grad.is_meta for p in lora_parameters(net) if p.requires_grad)
+    with pytest.raises(ValueError, match="expected numbers, found a lazy tensor or the meta dev"):
+        save_adapter(net, tmp_path / "adapter", "first")
+    assert not (tmp_path / "adapter").exists()
+    with lora_disabled(net):
+        assert net(x).shape == shape
+    for change in (merge_lora, unmerge_lora):
+        assert change(net)(x).shape == shape

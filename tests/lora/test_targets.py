@@ -2,6 +2,7 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from lora_mnist.lora.targets import by_pattern, target_weights
@@ -18,9 +19,14 @@ class Mixed(nn.Module):
         self.block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
         self.rnn = nn.GRU(4, 3)
         self.linear = nn.Linear(3, 2)
+        self.lazy = nn.LazyLinear(3)
+        indices = nn.Parameter(torch.ones(2, 2).int(), requires_grad=False)
+        self.indices = nn.ParameterList([indices])
 
 
 LINEAR = ["block.self_attn.out_proj", "block.linear1", "block.linear2", "linear"]
+IN_PROJ = "block.self_attn.in_proj_weight"
+RNN = ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
 
 
 @pytest.mark.parametrize(
@@ -34,8 +40,12 @@ LINEAR = ["block.self_attn.out_proj", "block.linear1", "block.linear2", "linear"
         (("0", "embed"), ["embed", "conv.0"]),
         ({"block.linear1"}, ["block.linear1"]),
         (["depthwise"], ["depthwise"]),
-        (["in_proj_weight"], ["block.self_attn.in_proj_weight"]),
-        (r"rnn\..*", ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]),
+        (["in_proj_weight"], [IN_PROJ]),
+        (r"rnn\..*", RNN),
+        (
+            ".*",  # all but lazy, indices and those of one dimension
+            ["embed", "conv.0", "depthwise", IN_PROJ, *LINEAR[:3], *RNN, "linear"],
+        ),
         (["weight_hh_l0"], ["rnn.weight_hh_l0"]),
     ],
 )
@@ -64,13 +74,6 @@ def test_what_names_nothing_is_an_error(model: Any, target_modules: Any, message
     start = re.escape(f"target_modules={target_modules}: expected ")
     with pytest.raises(ValueError, match=rf"^{start}{message}[^\n]*$"):
         target_weights(model, target_modules)
-
-
-def test_patterns_give_the_first_value_that_fits() -> None:
-    layers = ["a.linear1", "b.linear1", "linear12", "linear1"]
-    pattern = {"^linear1": 5, "b.linear1": 2, "linear1": 3}
-    assert list(by_pattern("rank_pattern", pattern, layers, 1).values()) == [3, 2, 1, 5]
-    assert list(by_pattern("rank_pattern", None, layers, 1).values()) == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("key", ["near1", "linear.", ".*1", "^a", "", 3])

@@ -17,8 +17,6 @@ from lora_mnist.lora import (
     save_adapter,
     unmerge_lora,
 )
-from lora_mnist.lora.targets import target_weights
-from lora_mnist.lora.weight import adaptable_weights
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
@@ -50,13 +48,6 @@ def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone(
     assert torch.equal(remove_lora(twin)(x)[0], base)
     assert torch.equal(net(x)[0], base)
     assert net.weight_ih_l0.shape == (12, 4)  # what forward would not read again
-
-
-def test_weights_that_cannot_be_adapted_are_no_weights_here() -> None:
-    net = nn.ModuleDict({"lazy": nn.LazyLinear(3), "norm": nn.LayerNorm(4), "lin": nn.Linear(2, 2)})
-    net["indices"] = nn.ParameterList([nn.Parameter(torch.ones(2, 2).int(), requires_grad=False)])
-    assert list(adaptable_weights(net)) == ["norm", "norm.bias", "lin", "lin.bias"]
-    assert list(target_weights(net, ".*")) == ["lin"]
 
 
 class Tied(nn.Module):
