@@ -102,14 +102,6 @@ def test_trials(cli: Any, tmp_path: Path, debug: str, steps: int) -> None:
     assert done.err.count("Profiler Report") == (debug == "profiler")
 
 
-def test_an_unpublished_base_stays_in_its_folder(outputs: Path) -> None:
-    before = {path.name: path.read_bytes() for path in (outputs / "base").iterdir()}
-    results = run(outputs, "stage=pretrain", "publish=false")
-    assert {path.name: path.read_bytes() for path in (outputs / "base").iterdir()} == before
-    (kept,) = only_run(outputs, "pretrain").glob("mnist-*.ckpt")
-    assert kept.name == f"mnist-{results['base_sha256'][:12]}.ckpt"
-
-
 def test_a_seed_is_drawn_and_named(outputs: Path) -> None:
     cfg = composed("train", "stage=lora", "seed=null", *QUICK, f"paths.outputs={outputs}")
     drawn, other = train(cfg), train(cfg)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import lora_mnist.train
 from lora_mnist import MLP, load_adapter
 from lora_mnist.choices import choose_images
-from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import make_net
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import load_images, make_data
@@ -259,24 +259,29 @@ def test_the_base_is_published_last(
     assert bases(outputs) == before
 
 
-def test_a_base_that_has_learnt_nothing_is_not_published(outputs: Path) -> None:
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        (("publish=false",), None),
+        (("digit=9",), None),
+        (("optimizer.lr=1e6",), "no more than by always saying"),
+    ],
+)
+def test_a_base_that_is_not_published_stays_in_its_folder(
+    outputs: Path, overrides: tuple[str, ...], error: str | None
+) -> None:
     before = bases(outputs)
-    with pytest.raises(TrainingError, match="no more than by always saying"):
-        run(outputs, "stage=pretrain", "optimizer.lr=1e6", "trainer.max_steps=10")
+    with pytest.raises(TrainingError, match=error) if error else nullcontext():
+        run(outputs, "stage=pretrain", "trainer.max_steps=10", *overrides)
     assert bases(outputs) == before
     folder = newest(outputs, "pretrain")
-    (kept,) = folder.glob("mnist-*.ckpt")
-    state = torch.load(kept, weights_only=True)["state_dict"]
-    assert fingerprint(state) == read_results(folder)["base_sha256"]
-
-
-def test_a_base_for_some_classes_is_kept_in_its_folder(outputs: Path) -> None:
-    before = bases(outputs)
-    results = run(outputs, "stage=pretrain", "digit=9", "trainer.max_steps=10")
-    assert results["test"]["accuracy"] < 0.12
-    assert bases(outputs) == before
-    own = newest(outputs, "pretrain") / f"mnist-{results['base_sha256'][:12]}.ckpt"
-    assert own.is_file()
+    results = read_results(folder)
+    if overrides == ("digit=9",):
+        assert results["test"]["accuracy"] < 0.12
+    (own,) = folder.glob("mnist-*.ckpt")
+    assert own.name == f"mnist-{results['base_sha256'][:12]}.ckpt"
+    state = torch.load(own, weights_only=True)["state_dict"]
+    assert fingerprint(state) == results["base_sha256"]
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "lora"])
@@ -423,21 +428,6 @@ def test_weakest_class(outputs: Path) -> None:
     assert not changed_tensors(found, adapter_of(newest(outputs)))
 
 
-def test_the_pass_that_finds_the_weakest_class_is_the_validations_too(
-    outputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passes: list[int] = []
-    base = ClassifierModule.base
-
-    def counted(self: ClassifierModule, images: torch.Tensor) -> torch.Tensor | None:
-        passes.append(len(images))
-        return base(self, images)
-
-    monkeypatch.setattr(ClassifierModule, "base", counted)
-    run(outputs, "stage=lora", "digit=weakest")
-    assert sum(passes) == 500  # the test images
-
-
 def test_a_network_with_dropout_and_batch_normalisation(tmp_path: Path) -> None:
     """Whatever is found out about the base, it is the base in eval mode, and leaves no trace."""
     options = ("net=custom", "net._target_=composed.Unsteady", *QUICK[1:], "data.batch_size=50")
@@ -457,17 +447,19 @@ def test_a_network_with_dropout_and_batch_normalisation(tmp_path: Path) -> None:
 def test_what_lightning_takes_is_used(outputs: Path, tmp_path: Path) -> None:
     """Beside our own parts, or in their place."""
     counter = "{_target_: helpers.recorder.Counter}"
+    precision = "_target_: lightning.pytorch.plugins.MixedPrecision, precision: bf16-mixed"
+    precision = f"{{{precision}, device: cpu}}"
     options = (
         *("stage=lora", "logger=tensorboard"),
         *("+trainer.logger=false", f"+trainer.callbacks=[{counter}]"),
         f"+trainer.default_root_dir={tmp_path}/root",
-        "+trainer.plugins=[{_target_: helpers.recorder.Precision}]",
+        f"+trainer.plugins=[{precision}]",
     )
-    from helpers.recorder import Counter, Precision
+    from helpers.recorder import Counter
 
-    Counter.steps = Precision.steps = 0
+    Counter.steps = 0
     run(outputs, *options)
-    assert Counter.steps == Precision.steps == 3
+    assert (Counter.steps, Counter.precision) == (3, "MixedPrecision")
     assert Counter.root == f"{tmp_path}/root"
     assert not list(newest(outputs).rglob("events*"))
 

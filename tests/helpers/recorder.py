@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins import precision
 
 
 class Recorder(Callback):
@@ -46,17 +45,9 @@ class Counter(Callback):
 
     steps = 0
     root: str | None = None
+    precision: str | None = None
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         Counter.steps += 1
         Counter.root = str(trainer.default_root_dir)
-
-
-class Precision(precision.Precision):
-    """Counts backward passes, likewise."""
-
-    steps = 0
-
-    def backward(self, *arguments: Any, **named: Any) -> None:
-        Precision.steps += 1
-        super().backward(*arguments, **named)
+        Counter.precision = type(trainer.precision_plugin).__name__
