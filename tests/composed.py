@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from helpers.commands import ROOT
@@ -21,14 +22,16 @@ import lora_mnist.project  # noqa: F401 the resolver that the configuration need
 from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
 from lora_mnist.data import load_images
 from lora_mnist.disk.base import write_base
+from lora_mnist.evaluate import evaluate
+from lora_mnist.train import train
 
 
 def _few_images(data_dir: str) -> tuple[str, ...]:
     """What makes a command see 4,000 training images, 500 of them held out, and 500 test images."""
     raw = Path(data_dir, "MNIST", "raw")
     raw.mkdir(parents=True)
-    for name, train, count in (("train", True, 4_000), ("t10k", False, 500)):
-        images, labels = load_images("MNIST", ROOT / "data", train=train)
+    for name, count in (("train", 4_000), ("t10k", 500)):
+        images, labels = load_images("MNIST", ROOT / "data", train=name == "train")
         for kind, tensor in (("images-idx3", images[:count, 0]), ("labels-idx1", labels[:count])):
             # Type and number of dimensions, the dimensions, the bytes.
             header = struct.pack(f">BBBB{tensor.ndim}I", 0, 0, 8, tensor.ndim, *tensor.shape)
@@ -80,6 +83,17 @@ def composed(entry: str, *overrides: str) -> DictConfig:
 def _composed(entry: str, *choices: str) -> DictConfig:
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose(entry, list(choices))
+
+
+def run(outputs: Path, *overrides: str) -> dict[str, Any]:
+    """The results of a quick training; its folder is the newest of ``outputs``."""
+    return train(composed("train", *QUICK, f"paths.outputs={outputs}", *overrides))
+
+
+def evaluated(outputs: Path, adapter: Path | str = "latest") -> dict[str, Any]:
+    """The results of testing an adapter on few images."""
+    options = (*SMALL, *FEW, f"paths.outputs={outputs}", f"adapter={adapter}")
+    return evaluate(composed("eval", *options))
 
 
 def small_base(outputs: Path, seed: int = 0) -> Path:

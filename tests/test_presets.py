@@ -7,26 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from composed import FEW, QUICK, SMALL, composed, small_net
+from composed import FEW, SMALL, composed, evaluated, run, small_net
 from helpers.commands import ROOT, only_run, read_results
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-import lora_mnist.cli  # noqa: F401 the resolvers that the configurations need
 from lora_mnist import load_adapter
-from lora_mnist.evaluate import evaluate
+from lora_mnist.errors import UserError
 from lora_mnist.lora import WEIGHTS_NAME
+from lora_mnist.project import Run
+from lora_mnist.settings import checked
 from lora_mnist.train import train
+from lora_mnist.trainer import make_trainer
 
 GROUPS = ("callbacks", "logger", "optimizer", "scheduler", "trainer")
-
-
-def run(outputs: Path, *overrides: str) -> dict[str, Any]:
-    stage = () if any(o.startswith("stage=") for o in overrides) else ("stage=lora",)
-    options = (*stage, *QUICK, f"paths.outputs={outputs}")
-    return train(composed("train", *options, *overrides))
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "lora"])
@@ -42,14 +36,36 @@ def test_every_preset_composes(stage: str) -> None:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
+def trainer_of(folder: Path, *overrides: str) -> Any:
+    command = Run(folder)
+    cfg = composed("train", "trainer=cpu", "stage=lora", *overrides)
+    return make_trainer(checked(cfg, command), command)
+
+
+def test_lists_of_presets_keep_all(tmp_path: Path) -> None:
+    presets = "callbacks=[best,early_stopping,rich,lr_monitor]"
+    trainer = trainer_of(tmp_path, presets, "logger=[csv,tensorboard]")
+    names = {type(callback).__name__ for callback in trainer.callbacks}
+    assert {"LastCheckpoint", "ModelCheckpoint", "EarlyStopping"} <= names
+    assert {"RichModelSummary", "RichProgressBar", "LearningRateMonitor"} <= names
+    assert len(trainer.loggers) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^trainer\.accelerator=gpu: .*; expected auto, or cpu$"):
+        trainer_of(tmp_path, "trainer.accelerator=gpu")
+
+
 # --- the best weights ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("callbacks", ["best", "early_stopping"])
 def test_the_best_weights_are_tested_and_saved(outputs: Path, callbacks: str) -> None:
     """With this learning rate every step makes it worse."""
-    harmful = ("optimizer.lr=0.03", "trainer.max_steps=20", "trainer.val_check_interval=2")
-    results = run(outputs, f"callbacks={callbacks}", *harmful)
+    harmful = ("stage=lora", "optimizer.lr=0.03")
+    steps = (*harmful, "trainer.max_steps=20", "trainer.val_check_interval=2")
+    results = run(outputs, f"callbacks={callbacks}", *steps)
     folder = only_run(outputs, "lora")
     assert results["best"] == {
         "monitor": "val/errors",
@@ -57,12 +73,11 @@ def test_the_best_weights_are_tested_and_saved(outputs: Path, callbacks: str) ->
         "step": 2,
     }
     assert results["steps"] == (20 if callbacks == "best" else 8)
-    assert run(outputs, *harmful)["best"] is None
-    short = run(outputs, "optimizer.lr=0.03", "trainer.max_steps=2")
+    assert run(outputs, *steps)["best"] is None
+    short = run(outputs, *harmful, "trainer.max_steps=2")
     for split in ("val", "test"):
         assert results[split] == short[split]
-    options = (*SMALL, *FEW[:1], f"paths.outputs={outputs}")
-    found = evaluate(composed("eval", *options, f"adapter={folder}"))
+    found = evaluated(outputs, folder)
     assert found["test"]["errors_per_class"] == results["test"]["errors_per_class"]
 
 
@@ -96,34 +111,31 @@ def test_trials(cli: Any, tmp_path: Path, debug: str, steps: int) -> None:
     assert done.code == 0, done.err
     outputs = tmp_path / "outputs"
     assert [path.name for path in outputs.iterdir()] == ["debug"]
-    run = only_run(outputs, "debug")
-    assert read_results(run)["steps"] == steps
-    assert not [*run.rglob("events.*"), *run.rglob("last.ckpt"), *run.rglob("report.html")]
+    folder = only_run(outputs, "debug")
+    assert read_results(folder)["steps"] == steps
+    assert not list(folder.rglob("events.*"))
+    assert not [*folder.rglob("checkpoints/*.ckpt"), *folder.rglob("report.html")]
     assert done.err.count("Profiler Report") == (debug == "profiler")
 
 
-def test_a_seed_is_drawn_and_named(outputs: Path) -> None:
-    cfg = composed("train", "stage=lora", "seed=null", *QUICK, f"paths.outputs={outputs}")
-    drawn, other = train(cfg), train(cfg)
-    assert cfg.seed is None
-    assert drawn["seed"] != other["seed"]
-    again = run(outputs, f"seed={drawn['seed']}")
-    assert again["test"] == drawn["test"]
-
-
-def test_a_resumed_run_keeps_its_drawn_seed(cli: Any, outputs: Path) -> None:
+def test_a_drawn_seed_is_named_and_kept(cli: Any, outputs: Path) -> None:
     options = ("stage=lora", *SMALL, *FEW, "logger=none", "seed=null")
     assert cli("train.py", *options, "trainer.max_steps=2").code == 0
     seed = read_results(only_run(outputs, "lora"))["seed"]
     done = cli("train.py", *options, "trainer.max_steps=4", "resume=latest")
     assert done.code == 0, done.err
-    assert read_results(only_run(outputs, "lora"))["seed"] == seed
+    results = read_results(only_run(outputs, "lora"))
+    assert results["seed"] == seed
+    named = run(outputs, "stage=lora", f"seed={seed}", "trainer.max_steps=4")
+    assert named["test"] == results["test"]
+    cfg = composed("train", *options, "trainer.max_steps=1", f"paths.outputs={outputs}")
+    assert train(cfg)["seed"] != seed
+    assert cfg.seed is None
 
 
-# --- schedules, compile, finders -----------------------------------------------------------------
+# --- schedules, compile -----------------------------------------------------------------
 
 
-PLATEAU = ("scheduler=plateau", "scheduler.patience=0", "scheduler.mode=max")
 STEP_LR = (
     *("+scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler._partial_=true"),
     *("+scheduler.step_size=1", "+scheduler.gamma=0.25", "+scheduler.interval=epoch"),
@@ -133,9 +145,7 @@ STEP_LR = (
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (("scheduler=cosine", "scheduler.interval=epoch", "scheduler.T_max=2"), [1, 1, 0.5, 0.5]),
         (STEP_LR, [1, 1, 0.25, 0.25]),
-        (PLATEAU, [1, 1, 1, 1, 0.1, 0.1]),
         (("scheduler=one_cycle", "trainer.max_steps=4"), [0.04, 0.8117, 0.2831, 0]),
     ],
 )
@@ -150,20 +160,10 @@ def test_schedules(outputs: Path, overrides: tuple[str, ...], expected: list[flo
     assert [rate / 0.001 for rate in rates] == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "finder", [("lr_finder",), ("batch_size_finder", "callbacks.batch_size_finder.max_trials=2")]
-)
-def test_finders_find_and_training_goes_on(outputs: Path, finder: tuple[str, ...]) -> None:
-    preset, *more = finder
-    found = run(outputs, f"callbacks={preset}", "callbacks.checkpoint=null", *more)
-    assert found["steps"] == 3
-    assert found["test"] != run(outputs)["test"]
-
-
 @pytest.mark.slow
 def test_a_compiled_network_keeps_its_names(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    options = ("callbacks=best", "trainer.val_check_interval=1")
+    options = ("stage=lora", "callbacks=best", "trainer.val_check_interval=1")
     compiled, plain = run(outputs, *options, "compile=true"), run(outputs, *options)
     adapters = [folder / "adapter" for folder in sorted((outputs / "lora").iterdir())]
     tensors = [load_file(folder / WEIGHTS_NAME) for folder in adapters]
@@ -181,7 +181,7 @@ def test_a_compiled_network_keeps_its_names(outputs: Path, monkeypatch: pytest.M
 @pytest.mark.slow
 def test_wandb_offline(outputs: Path) -> None:
     pytest.importorskip("wandb")
-    run(outputs, "logger=wandb", "tags=[first]", "notes=why")
+    run(outputs, "stage=lora", "logger=wandb", "tags=[first]", "notes=why")
     (file,) = only_run(outputs, "lora").glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
     for text in (b"lora-mnist", b"first", b"why", b"val/repaired", b"nines: ", b"hidden_sizes"):
@@ -189,11 +189,17 @@ def test_wandb_offline(outputs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mlflow_in_sqlite(outputs: Path) -> None:
+def test_mlflow_in_sqlite(cli: Any, outputs: Path) -> None:
+    """Runs are grouped by their sweep."""
     mlflow = pytest.importorskip("mlflow")
-    results = run(outputs, "logger=mlflow", "tags=[first]", "figures=true")
+    options = ("stage=lora", *SMALL[:2], *FEW, "logger=mlflow", "tags=[first]", "figures=true")
+    done = cli("train.py", "-m", *options, "trainer.max_steps=3")
+    assert done.code == 0, done.err
+    sweep = only_run(outputs, "multirun")
+    (job,) = sweep.glob("*/results.json")
+    results = read_results(job.parent)
     client = mlflow.MlflowClient(f"sqlite:///{outputs}/mlflow.db")
-    experiment = client.get_experiment_by_name("lora")
+    experiment = client.get_experiment_by_name(sweep.name)
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.data.metrics["test/errors"] == results["test"]["errors"]
     assert found.data.params["lora/rank"] == "1"
@@ -201,12 +207,3 @@ def test_mlflow_in_sqlite(outputs: Path) -> None:
     assert "figures/errors.png" in {
         f.path for f in client.list_artifacts(found.info.run_id, "figures")
     }
-
-
-def test_a_sweeps_runs_are_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = composed("train", "stage=lora", "logger=[wandb,mlflow]")
-    assert (cfg.logger.wandb.group, cfg.logger.mlflow.experiment_name) == (None, "lora")
-    hydra = OmegaConf.create({"mode": RunMode.MULTIRUN, "sweep": {"dir": "outputs/multirun/now"}})
-    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
-    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    assert (cfg.logger.wandb.group, cfg.logger.mlflow.experiment_name) == ("now", "now")

@@ -121,6 +121,8 @@ def test_twice_cut_short_it_ends_as_it_would_have(
     assert first - 7 <= step_of(folder) <= second
     go("cut", *overrides, resume=True)
     assert differences(left_by(whole), left_by(folder)) == []
+    if "finder" in overrides[-1]:
+        assert read_results(whole)["test"] != read_results(go("whole", *LORA))["test"]
     if "stage=pretrain" in overrides:
         assert (whole / "base.ckpt").read_bytes() == (folder / "base.ckpt").read_bytes()
 

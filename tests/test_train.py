@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from composed import FEW, QUICK, SMALL, composed, logged
+from composed import QUICK, SMALL, composed, evaluated, logged, run
 from helpers.commands import ROOT, only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -27,22 +27,10 @@ from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import load_images, make_data
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.errors import TrainingError, UserError
-from lora_mnist.evaluate import evaluate
 from lora_mnist.lora import WEIGHTS_NAME, base_state_dict, changed_tensors, fingerprint
 from lora_mnist.project import Run
 from lora_mnist.train import train
 from lora_mnist.trainer import make_trainer
-
-
-def run(outputs: Path, *overrides: str) -> dict[str, Any]:
-    """A quick training; its folder is the newest of ``outputs``."""
-    return train(composed("train", *QUICK, f"paths.outputs={outputs}", *overrides))
-
-
-def evaluated(outputs: Path, adapter: Any = "latest") -> dict[str, Any]:
-    cfg = composed("eval", *SMALL, *FEW, f"paths.outputs={outputs}")
-    cfg.adapter = adapter
-    return evaluate(cfg)
 
 
 def newest(outputs: Path, stage: str = "lora") -> Path:
