@@ -68,6 +68,11 @@ def test_classes_go_by_number_and_by_name(target: Any, classes: list[str], expec
     assert class_numbers(target, classes) == expected
 
 
+def test_a_class_is_named_once() -> None:
+    with pytest.raises(ValueError, match=r"^target=\[1, 'dog'\]: expected each class once"):
+        class_numbers([1, "dog"], ["cat", "dog"])
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -78,23 +83,6 @@ def test_classes_go_by_number_and_by_name(target: Any, classes: list[str], expec
 def test_refuses_values_by_name(key: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{key}={value}: expected "):
         greys(**{key: value})
-
-
-@pytest.mark.parametrize("target", [3, "cow", [], [1, "dog"], True], ids=str)
-def test_refuses_other_classes(target: Any) -> None:
-    data = greys()
-    data.setup("fit")
-    with pytest.raises(ValueError, match="expected") as caught:
-        data.choose(target)
-    assert str(caught.value).startswith(f"target={target}: ")
-
-
-@pytest.mark.parametrize(("target", "most"), [(0, 8), (None, 0)])
-def test_refuses_more_replay_than_there_are_images(target: Any, most: int) -> None:
-    data = greys(replay=9)
-    data.setup("fit")
-    with pytest.raises(ValueError, match=f"replay=9: expected at most {most}, "):
-        data.choose(target)
 
 
 def test_one_data_module_serves_to_find_a_class_and_to_train_on_it() -> None:

@@ -145,12 +145,6 @@ def test_a_sweep_has_its_folder_to_itself(cli: Any, tmp_path: Path) -> None:
     assert done.err.startswith(f"hydra.sweep.dir={sweep}: holds another sweep; expected a new")
 
 
-def test_what_hydra_refuses_is_no_sweep(cli: Any) -> None:
-    done = cli(TOY, "-m", "nope=1,2")
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("nope: nothing reads this key; the nearest: note")
-
-
 @pytest.mark.slow
 def test_an_allowed_metric_that_no_job_has(cli: Any, tmp_path: Path) -> None:
     done = cli(TOY, "-m", "x=choice(1,2)", "shape=glob(*,exclude=long)", "sweep.metric=val.loss")
