@@ -21,8 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import lora_mnist.train
 from lora_mnist import MLP, load_adapter
-from lora_mnist.choices import choose_images
-from lora_mnist.classifier.net import make_net
+from lora_mnist.choices import replay_repaired
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import load_images, make_data
 from lora_mnist.disk.predictions import read_predictions
@@ -30,7 +29,6 @@ from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora import WEIGHTS_NAME, base_state_dict, changed_tensors, fingerprint
 from lora_mnist.project import Run
 from lora_mnist.train import train
-from lora_mnist.trainer import make_trainer
 
 
 def newest(outputs: Path, stage: str = "lora") -> Path:
@@ -502,12 +500,12 @@ def test_a_repair_on_top_of_another(outputs: Path) -> None:
 
 @pytest.mark.parametrize(("weight", "turns"), [(0.25, 3), (0.5, 9), (0.01, 1)])
 def test_a_class_repaired_before_counts_for_as_much_as_the_one_repaired_now(
-    outputs: Path, tmp_path: Path, weight: float, turns: int
+    weight: float, turns: int
 ) -> None:
     """An image has ``weight / 10`` of the loss, a replayed one ``(1 - weight) / 90`` a turn."""
     weights = (f"loss.target_weight={weight}", "data.replay=90")
-    cfg = composed("train", "stage=lora", "digit=9", *QUICK, *weights, f"paths.outputs={outputs}")
-    net = make_net(cfg)
-    data = make_data(cfg, "fit", net)
-    choose_images(cfg, net, data, make_trainer(cfg, Run(tmp_path)), repaired=[4, 9])
+    cfg = composed("train", "stage=lora", *QUICK, *weights)
+    data = make_data(cfg, "fit")
+    data.choose(9)
+    replay_repaired(cfg, data, [4, 9])
     assert data.replay_turns == {4: turns}

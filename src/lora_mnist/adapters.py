@@ -7,11 +7,12 @@ or a list of those. A folder is an adapter's own, or that of the run that left i
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, open_dict
@@ -48,6 +49,7 @@ from lora_mnist.lora import (
 )
 from lora_mnist.project import Run, program
 from lora_mnist.show.changes import named
+from lora_mnist.show.report import write_card
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
@@ -298,23 +300,25 @@ def turn_adapters(
         set_lora_scale(net, adapter.scale, adapter.name)
 
 
+@rank_zero_only
 def write_adapter(
     cfg: DictConfig,
+    run: Run,
     net: nn.Module,
     base: Base,
     data: ImageDataModule,
-    targets: list[int],
-    folder: Path,
+    results: Mapping[str, Any],
 ) -> None:
-    """Save the exact sum of the adapters on ``net``, which stands on the base alone.
+    """Save the exact sum of the adapters on ``net``, which stands on the base alone, and its card.
 
-    Beside it stands what it repairs, ``targets``, and how its images were prepared. The base gets a
-    file of its own, where it has none: whoever loads the adapter finds it.
+    Beside it stands what it repairs, and how its images were prepared. The base gets a file of its
+    own, where it has none: whoever loads the adapter finds it.
     """
     if find_base(base_folder(cfg), base.sha256) is None:
         write_base(base.tensors, own_file(base_folder(cfg), cfg.base_name, base.sha256))
     if len(lora_names(net)) > 1 or any(each.scale != 1 for each in lora_adapters(net)):
         sum_adapters(net)
+    targets = sorted({*results["targets"], *results["repaired_before"]})
     metadata = {
         "base_sha256": base.sha256,
         "dataset": str(data.name),
@@ -323,4 +327,5 @@ def write_adapter(
     }
     if targets:
         metadata["repairs"] = named(data.classes, targets)
-    save_adapter(net, folder, metadata=metadata)
+    save_adapter(net, run.folder / "adapter", metadata=metadata)
+    write_card(run, results)

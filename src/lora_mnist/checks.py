@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.significance import knows_validation
 from lora_mnist.data import ImageDataModule
-from lora_mnist.errors import UserError
+from lora_mnist.errors import TrainingError, UserError, is_number
 from lora_mnist.project import Run
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
@@ -31,6 +31,17 @@ def require_validation(setting: str, data: ImageDataModule) -> None:
     """Refuse a ``setting``, ``key=value``, that validation images decide, where there are none."""
     if not len(data.val_set):
         raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")
+
+
+def require_scale(cfg: DictConfig, data: ImageDataModule) -> None:
+    """Refuse a scale for the finished adapter that is none, or that nothing can choose."""
+    scale = cfg.lora.scale
+    if scale == "auto":
+        require_validation("lora.scale=auto", data)
+    elif not is_number(scale) or scale <= 0:
+        raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
+    if cfg.dial:
+        require_validation("dial=true", data)
 
 
 def require_trainable(trainer: Trainer, data: ImageDataModule) -> None:
@@ -57,7 +68,7 @@ def require_trainable(trainer: Trainer, data: ImageDataModule) -> None:
 
 
 def warn_of_known_validation(outcomes: Mapping[str, Any]) -> None:
-    """Say so, if the base errs far less on the validation images than on the test images."""
+    """Warn if the base makes far fewer errors on validation images than on test images."""
     if "val_base" in outcomes and knows_validation(outcomes["val_base"], outcomes["test_base"]):
         _warn(
             "the base has probably been trained on the validation images: it has %d of %d wrong, "
@@ -69,9 +80,9 @@ def warn_of_known_validation(outcomes: Mapping[str, Any]) -> None:
 
 
 def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> str | None:
-    """Say so, if a network does no better than one that always answers the commonest class.
+    """Why a network is useless: it is right no more often than one that always says one class.
 
-    A fine-tuned one is useless only where its base was not.
+    ``None`` if it is better, or if its base was no better.
     """
     split = "val" if "val" in module.outcomes else "test"
     counts, accuracy = (module.outcomes[split][key] for key in ("images_per_class", "accuracy"))
@@ -84,3 +95,9 @@ def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule
         f"optimizer.lr={cfg.optimizer.lr}: {accuracy:.1%} of the {split} images are right, no more "
         f"than by always saying {commonest}; expected another learning rate"
     )
+
+
+def require_useful(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> None:
+    """Fail, if training has made a network useless; its results are kept."""
+    if useless := why_useless(cfg, module, data):
+        raise TrainingError(useless)

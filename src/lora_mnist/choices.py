@@ -16,8 +16,8 @@ from lora_mnist.checks import require_validation
 from lora_mnist.classifier.metrics import evaluation_of
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.checkpoint import recorded_seed
-from lora_mnist.errors import UserError, config_group, is_number
-from lora_mnist.lora import add_lora, lora_names, target_weights
+from lora_mnist.errors import UserError, config_group
+from lora_mnist.lora import add_lora, target_weights
 from lora_mnist.project import Run
 from lora_mnist.trainer import on_device
 
@@ -36,20 +36,14 @@ def draw_seed(cfg: DictConfig, run: Run) -> int:
     return random.SystemRandom().randrange(2**32)
 
 
-def choose_images(
-    cfg: DictConfig,
-    net: nn.Module,
-    data: ImageDataModule,
-    trainer: Trainer,
-    repaired: Sequence[int] = (),
+def choose_target(
+    cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: Trainer
 ) -> list[Tensor]:
-    """Choose the class to train on, where it is the weakest, and how often to replay the others.
-
-    Classes that were ``repaired`` before are replayed so often that an image of them counts for as
-    much as one of the class that is repaired now: else the others would take back what they gained.
+    """Choose the class to train on, as ``cfg.target`` says: perhaps the weakest.
 
     Returns:
-        The logits of each batch of validation images, where these decided; else nothing.
+        The base's logits of each validation batch, if the weakest class was looked for; else an
+        empty list.
     """
     target = cfg.target
     base_logits: list[Tensor] = []
@@ -73,31 +67,24 @@ def choose_images(
         _info("target=%d (%s): the weakest class, %s", target, data.classes[target], share)
     with config_group("data"):
         data.choose(target)
-    weight, turns = cfg.loss.target_weight, 1
-    if weight is not None and weight < 1:
-        turns = max(1, round(weight / data.batch_size * data.replay / (1 - weight)))
-    data.replay_turns = {c: turns for c in repaired if c not in data.targets}
     # Each of several processes validates a share of the images alone.
     return base_logits if trainer.world_size == 1 else []
 
 
-def wants_dial(cfg: DictConfig, run: Run, data: ImageDataModule) -> bool:
-    """Whether the finished adapter is tried at several scales on the validation images."""
-    scale = cfg.lora.scale
-    if scale == "auto":
-        require_validation("lora.scale=auto", data)
-        return True
-    if not is_number(scale) or scale <= 0:
-        raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
-    if cfg.dial:
-        require_validation("dial=true", data)
-    if cfg.dial is None:
-        return len(data.val_set) > 0 and not run.is_sweep
-    return bool(cfg.dial)
+def replay_repaired(cfg: DictConfig, data: ImageDataModule, repaired: Sequence[int]) -> None:
+    """Replay the classes that were ``repaired`` before more often than others.
+
+    One of their images then counts for as much as one of the target's. Otherwise this repair would
+    undo those.
+    """
+    weight, turns = cfg.loss.target_weight, 1
+    if weight is not None and weight < 1:
+        turns = max(1, round(weight / data.batch_size * data.replay / (1 - weight)))
+    data.replay_turns = {c: turns for c in repaired if c not in data.targets}
 
 
-def add_adapter(cfg: DictConfig, net: nn.Module) -> str:
-    """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode; return its name."""
+def add_adapter(cfg: DictConfig, net: nn.Module) -> None:
+    """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode."""
     settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
     del settings["scale"]  # of the finished adapter
     with config_group("lora"):
@@ -107,10 +94,9 @@ def add_adapter(cfg: DictConfig, net: nn.Module) -> str:
             for name, weight in target_weights(net, settings["target_modules"]).items():
                 full = min(weight.base.flatten(1).shape)
                 if full < _AUTO_RANK:
-                    ranks[f"^{name}"] = full  # a layer's own pattern comes first, and holds
+                    ranks[f"^{name}"] = full  # the user's own pattern comes first, and decides
         add_lora(net, **settings)
     net.train()
-    return lora_names(net)[-1]
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:

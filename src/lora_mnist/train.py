@@ -5,7 +5,6 @@
 """
 
 import logging
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,18 @@ from lora_mnist.adapters import (
 )
 from lora_mnist.checks import (
     require_consistent,
+    require_scale,
     require_trainable,
+    require_useful,
     warn_of_known_validation,
     why_useless,
 )
 from lora_mnist.choices import (
     add_adapter,
-    choose_images,
+    choose_target,
     choose_trainable,
     draw_seed,
-    wants_dial,
+    replay_repaired,
 )
 from lora_mnist.classifier.dial import TRIES, quick_dial
 from lora_mnist.classifier.metrics import evaluation_of
@@ -62,16 +63,15 @@ from lora_mnist.lora import (
     base_state_dict,
     changed_tensors,
     lora_disabled,
+    lora_names,
     set_lora_scale,
 )
 from lora_mnist.preprocessing import check_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.changes import named
-from lora_mnist.show.report import write_card
 from lora_mnist.show.run import show_run
 from lora_mnist.show.tables import print_parameters
-from lora_mnist.sweep.command import command_line
 from lora_mnist.trainer import drop_finders, make_trainer, on_device, quiet_lightning
 
 #: The dial tries so many validation images, or more, at each scale.
@@ -128,12 +128,12 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     net = make_net(cfg)
     data = make_data(cfg, "fit", net)
     require_fit(net, data, data.train_set)
-    choose_images(cfg, net, data, trainer)
+    choose_target(cfg, net, data, trainer)
     module = make_module(cfg, net, data)
     with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
         best = fit(cfg, trainer, module, data, checkpoint, clock)
-        test(trainer, module, data, clock)
-        results = collect_results(cfg, data, net, module.outcomes, clock, trainer.global_step, best)
+        outcomes, steps = test(trainer, module, data, clock), trainer.global_step
+        results = collect_results(cfg, data, net, outcomes, clock, steps, best)
         write_results(run.folder, results, module.predictions, data.test_set)
         show_run(trainer, results, run, cfg.figures)
         useless = why_useless(cfg, module, data)
@@ -168,46 +168,32 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     earlier = load_adapters(cfg, net)
     data = make_data(cfg, "fit", net)
     require_fit(net, data, data.train_set)
+    require_scale(cfg, data)
     check_preprocessing(cfg, run, trainer, net, data)
+    base_logits = choose_target(cfg, net, data, trainer)
     repaired = adapter_targets(earlier, data.classes)
-    base_logits = choose_images(cfg, net, data, trainer, repaired)
-    has_dial = wants_dial(cfg, run, data)
-    name = add_adapter(cfg, net)
-    module = make_module(cfg, net, data, base, name)
-    module.base_logits["val"] = [*base_logits]
+    replay_repaired(cfg, data, repaired)
+    add_adapter(cfg, net)
+    module = make_module(cfg, net, data, base, base_logits)
     with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
         best = fit(cfg, trainer, module, data, checkpoint, clock)
         require_unchanged(base, net)
-        dial = None
-        if has_dial:
-            with clock.measure("dial"):
-                dial = dial_of(net, data, trainer, module, name)
-        keep_scale(cfg, module, dial, name)
-        test(trainer, module, data, clock)
-        outcomes = dict(module.outcomes)
-        if earlier:
-            outcomes |= count_untouched(net, data, trainer, outcomes)
-        warn_of_known_validation(outcomes)
-        steps = trainer.global_step
+        dial = choose_scale(cfg, run, trainer, module, data, clock)
+        outcomes, steps = test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial}
         results["repaired_before"] = repaired
-        if trainer.is_global_zero:
-            of_all = sorted({*data.targets, *repaired})
-            write_adapter(cfg, net, base, data, of_all, run.folder / "adapter")
-            typed = run.typed_without("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
-            write_card(run.folder / "adapter", results, command_line(typed) if typed else "")
+        write_adapter(cfg, run, net, base, data, results)
         write_results(run.folder, results, module.predictions, data.test_set)
         show_run(trainer, results, run, cfg.figures)
-    if useless := why_useless(cfg, module, data):
-        raise TrainingError(useless)
+    require_useful(cfg, module, data)
     return results
 
 
 def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=finetune``: train chosen parameters of the base itself, to compare with.
 
-    It leaves no adapter, and its weights in the checkpoint alone.
+    It saves no adapter; its weights are in the checkpoint only.
     """
     clock = Clock()
     cfg = as_trained(cfg, run)
@@ -216,20 +202,17 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     base = load_base(cfg, net)
     data = make_data(cfg, "fit", net)
     require_fit(net, data, data.train_set)
-    base_logits = choose_images(cfg, net, data, trainer)
+    base_logits = choose_target(cfg, net, data, trainer)
     choose_trainable(net, cfg.trainable)
-    module = make_module(cfg, net, data, base)
-    module.base_logits["val"] = [*base_logits]
+    module = make_module(cfg, net, data, base, base_logits)
     with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
         best = fit(cfg, trainer, module, data, checkpoint, clock)
-        test(trainer, module, data, clock)
-        outcomes, steps = module.outcomes, trainer.global_step
+        outcomes, steps = test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results["base_unchanged"] = False
         write_results(run.folder, results, module.predictions, data.test_set)
         show_run(trainer, results, run, cfg.figures)
-    if useless := why_useless(cfg, module, data):
-        raise TrainingError(useless)
+    require_useful(cfg, module, data)
     return results
 
 
@@ -243,7 +226,7 @@ def fit(
 ) -> dict[str, Any] | None:
     """Train, from ``checkpoint`` on; then put the best weights in place, if a callback kept them.
 
-    What is known of these is returned, for results.json.
+    Returns their monitor, value and step; ``None``: the last weights stay.
     """
     require_trainable(trainer, data)
     if trainer.is_global_zero:
@@ -253,7 +236,7 @@ def fit(
         images = "mistakes" if data.mistake_sets else f"images of {classes}"
         _info("training %s on %s %s", trained, f"{len(data.target_indices):,}", images)
     if checkpoint is not None:
-        drop_finders(trainer)  # the checkpoint has what they found
+        drop_finders(trainer)  # the checkpoint holds their result
         data.batch_size = read_checkpoint(checkpoint)["batch_size"]
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -268,7 +251,7 @@ def fit(
                 f"optimizer.lr={cfg.optimizer.lr}: training diverged, {name} is not finite at step "
                 f"{trainer.global_step}; expected a smaller learning rate"
             )
-    # Both have done their work, and would do it again in validation and test.
+    # Profiler and finders would run again in validation and test.
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     drop_finders(trainer)
     path, best = best_checkpoint(trainer)
@@ -286,63 +269,74 @@ def require_unchanged(base: Base, net: nn.Module) -> None:
     _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
 
 
-def dial_of(
-    net: nn.Module, data: ImageDataModule, trainer: Trainer, module: ClassifierModule, name: str
-) -> dict[str, Any]:
+def choose_scale(
+    cfg: DictConfig,
+    run: Run,
+    trainer: Trainer,
+    module: ClassifierModule,
+    data: ImageDataModule,
+    clock: Clock,
+) -> dict[str, Any] | None:
+    """Set the scale at which the adapter is saved, as ``lora.scale`` says.
+
+    Returns:
+        The errors at several scales, where they were tried. With ``dial=null`` they are in a single
+        run with validation images, and not in a job of a sweep.
+    """
+    scale, wants_dial, dial = cfg.lora.scale, cfg.dial, None
+    if wants_dial is None:
+        wants_dial = len(data.val_set) > 0 and not run.is_sweep
+    if wants_dial or scale == "auto":
+        with clock.measure("dial"):
+            dial = dial_of(trainer, module, data)
+        scale = dial["advised"] if scale == "auto" else scale
+        dial["saved"] = scale
+    if scale != 1:
+        set_lora_scale(module.net, scale, module.adapter)
+        module.validated_at = None  # that was the adapter as trained
+    if cfg.lora.scale != 1:
+        _info("scale: %g, with which the adapter is saved", scale)
+    return dial
+
+
+def dial_of(trainer: Trainer, module: ClassifierModule, data: ImageDataModule) -> dict[str, Any]:
     """Errors of the finished adapter at several scales, on the validation images."""
     validation: Any = module.evaluations["val"]
     if module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
-    # As many forward passes as training has made, which has also gone backward, take less than half
-    # of its time, whatever the network.
+    # The dial may make as many forward passes as training. Training also goes backward, so the dial
+    # takes less than half of its time, whatever the network.
     steps = trainer.global_step * trainer.accumulate_grad_batches
     most = max(_LEAST_FOR_DIAL, steps * (data.batch_size + data.replay) // TRIES)
-    with on_device(net, trainer.strategy.root_device) as device:
+    with on_device(module.net, trainer.strategy.root_device) as device:
         batches = partial(data.batches, data.val_set, device, name="dial")
-        known = validation.predictions or None  # none with trainer.limit_val_batches=0
+        predictions = validation.predictions or None  # none with trainer.limit_val_batches=0
         with trainer.precision_plugin.forward_context():
-            dial = quick_dial(net, batches, data.targets, most, known, name)
+            dial = quick_dial(module.net, batches, data.targets, most, predictions, module.adapter)
     return trainer.strategy.broadcast(dial)  # of several processes, the first decides
 
 
-def keep_scale(
-    cfg: DictConfig, module: ClassifierModule, dial: dict[str, Any] | None, name: str
-) -> None:
-    """Make the scale that ``lora.scale`` says a part of the finished adapter."""
-    scale = cfg.lora.scale
-    if dial is not None:
-        scale = dial["advised"] if scale == "auto" else scale
-        dial["saved"] = scale
-    if scale != 1:
-        set_lora_scale(module.net, scale, name)
-        module.validated_at = None  # that was the adapter as trained
-    if cfg.lora.scale != 1:
-        _info("scale: %g, with which the adapter is saved", scale)
-
-
-def count_untouched(
-    net: nn.Module, data: ImageDataModule, trainer: Trainer, outcomes: Mapping[str, Any]
+def test(
+    trainer: Trainer, module: ClassifierModule, data: ImageDataModule, clock: Clock
 ) -> dict[str, Any]:
-    """Outcomes of the untouched base, and of what this repair started from, by split.
+    """Validate, unless that was done after the last step, and test; return the outcomes by split.
 
-    ``outcomes`` have the latter as ``<split>_base``, since there a repair is compared with it.
+    On top of earlier adapters a repair is compared with what it started from,
+    ``<split>_before``; ``<split>_base`` are the outcomes of the untouched base.
     """
-    splits = {"val": data.val_set, "test": data.test_set}
-    splits |= dict(zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False))
-    counted = {}
-    for split, images in splits.items():
-        if split in outcomes:
-            counted[f"{split}_before"] = outcomes[f"{split}_base"]
-            with on_device(net, trainer.strategy.root_device) as device, lora_disabled(net):
-                batches = data.batches(images, device, name=f"untouched base, {split}")
-                with trainer.precision_plugin.forward_context():
-                    counted[f"{split}_base"] = evaluation_of(net, batches).compute()["base"]
-    return counted
-
-
-def test(trainer: Trainer, module: ClassifierModule, data: ImageDataModule, clock: Clock) -> None:
-    """Validate, unless that was done after the last step, and test."""
     if len(data.val_set) and module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
     with clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
+    outcomes, net = dict(module.outcomes), module.net
+    splits = {"val": data.val_set, "test": data.test_set}
+    splits |= dict(zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False))
+    for split, images in splits.items() if len(lora_names(net)) > 1 else ():
+        if split in outcomes:
+            outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
+            with on_device(net, trainer.strategy.root_device) as device, lora_disabled(net):
+                batches = data.batches(images, device, name=f"untouched base, {split}")
+                with trainer.precision_plugin.forward_context():
+                    outcomes[f"{split}_base"] = evaluation_of(net, batches).compute()["base"]
+    warn_of_known_validation(outcomes)
+    return outcomes

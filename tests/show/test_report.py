@@ -11,6 +11,7 @@ from helpers.sweeping import write_job, write_sweep
 from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.data import ImageTensors
 from lora_mnist.disk.predictions import PREDICTIONS_FILE, write_predictions
+from lora_mnist.project import Run
 from lora_mnist.show.report import make_report, make_sweep_report, write_card
 from lora_mnist.sweep.summary import Ranked, summarize
 
@@ -65,8 +66,8 @@ def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> Non
     dial = {"advised": 0.5, "saved": 1, "scales": [0, 0.5, 1], "errors": [3, 2, 1]}
     before = outcome([3, 8, 1])
     run = results(dial=dial, repaired_before=[0], test_before=before)
-    write_card(tmp_path, run, "python train.py stage=lora digit=1")
-    text = (tmp_path / "README.md").read_text()
+    write_card(Run(tmp_path, ("stage=lora", "digit=1", "base_ckpt=mine.pt")), run)
+    text = (tmp_path / "adapter" / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "peft"
     assert "# A repair of dog and cat in farm" in body
@@ -74,7 +75,7 @@ def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> Non
     assert "| cat + | 0 | 4 | 2 | 3 | 6 | +3 | 20 | 3-10 |" in body
     assert run["base_sha256"] in body
     assert "turn it to 0.5 of its size" in body
-    assert "`python train.py stage=lora digit=1`" in body
+    assert " stage=lora digit=1`" in body
 
 
 @pytest.mark.filterwarnings("error")

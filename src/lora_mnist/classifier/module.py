@@ -1,7 +1,7 @@
 """The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from lora_mnist.errors import TrainingError, UserError, config_group, require_nu
 from lora_mnist.lora import (
     lora_adapters,
     lora_disabled,
+    lora_names,
     lora_state_dict,
     lora_weights,
 )
@@ -237,11 +238,16 @@ def make_module(
     net: nn.Module,
     data: ImageDataModule,
     base: Base | None = None,
-    adapter: str | None = None,
+    base_logits: Sequence[Tensor] = (),
 ) -> ClassifierModule:
     """The module that trains ``net`` with loss, optimizer and schedule as ``cfg`` has them.
 
-    ``base`` and ``adapter`` are as for :class:`ClassifierModule`.
+    Args:
+        cfg: the run's configuration.
+        net: the network; the last adapter on it is the one to train.
+        data: its images.
+        base: what the network started from; ``None``: it becomes a base itself.
+        base_logits: the base's logits of the validation batches, where they are known.
     """
     _require_fit_together(cfg, data)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
@@ -270,11 +276,12 @@ def make_module(
             scheduler=scheduler,
             schedule=schedule,
             base_tensors=base.tensors if base and not lora_adapters(net) else None,
-            adapter=adapter,
+            adapter=lora_names(net)[-1] if lora_adapters(net) else None,
             class_names=data.classes,
             targets=data.targets,
             hyperparameters=settings,
         )
+    module.base_logits["val"] = [*base_logits]
     module.configure_optimizers()  # Lightning would refuse bad values only when training starts
     return module
 

@@ -15,7 +15,7 @@ from lora_mnist.classifier.significance import chance_text
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import RESULTS_FILE
 from lora_mnist.disk.predictions import read_predictions
-from lora_mnist.project import program
+from lora_mnist.project import Run, program
 from lora_mnist.show.advice import advice, dial_text, scaled_command
 from lora_mnist.show.changes import (
     class_rows,
@@ -27,6 +27,7 @@ from lora_mnist.show.changes import (
 )
 from lora_mnist.show.figures import DPI, draw_front, draw_run
 from lora_mnist.show.verdict import verdict, verdict_text
+from lora_mnist.sweep.command import command_line
 from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked
 
@@ -124,22 +125,23 @@ def _draw_front(ranked: Ranked) -> list[str]:
     return [text, scaled_command(results, folder)]
 
 
-def write_card(folder: Path, results: Mapping[str, Any], command: str) -> None:
-    """Write ``README.md``, the card of the adapter in ``folder``.
+def write_card(run: Run, results: Mapping[str, Any]) -> None:
+    """Write ``README.md``, the card of a run's adapter.
 
     It is a model card of the Hugging Face Hub, as PEFT writes one: what the adapter repairs, the
-    table of errors, the scale, the base's SHA-256, the command, and the versions. ``command``
-    is the one that trained the adapter; it is empty for a run from Python.
+    table of errors, the scale, the base's SHA-256, the command, where there was one, and the
+    versions.
     """
+    typed = run.typed_without("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
     repaired = [*targets_of(results), *repaired_before(results)]
     _write_page(
-        folder / "README.md",
+        run.folder / "adapter" / "README.md",
         "card.md.j2",
         results=results,
         what=named(results["classes"], repaired) if repaired else "all classes",
         verdict=verdict_text(results),
         rows=class_rows(results, _MOST_CLASSES),
-        command=command,
+        command=command_line(typed) if typed else "",
         versions={name: version(name) for name in ("lora-mnist", "torch")},
     )
 
