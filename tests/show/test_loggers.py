@@ -12,72 +12,44 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
-import torch
-from helpers.nets import TinyNet, randomize
-from helpers.runs import CLASSES, write_run
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+import yaml
+from composed import FEW, SMALL, composed
+from helpers.commands import read_results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch.utils.data import DataLoader, TensorDataset
 
-from lora_mnist import add_lora
-from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.project import Run
-from lora_mnist.show.run import show_run
+from lora_mnist.show.verdict import verdict_text
+from lora_mnist.train import train
 
+pytestmark = pytest.mark.slow
 Answer = Callable[[str], Any]
 
 
-def log_run(folder: Path, stage: str) -> None:
-    """A short training of three classes and what is shown of it, in TensorBoard and in CSV."""
-    torch.manual_seed(0)
-    net = TinyNet() if stage == "pretrain" else randomize(add_lora(TinyNet()))
-    images = DataLoader(TensorDataset(torch.randn(12, 6), torch.arange(12) % 3), batch_size=4)
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=[
-            TensorBoardLogger(folder, name="", version=stage, default_hp_metric=False),
-            CSVLogger(folder),
-        ],
-        **{"max_steps": 6, "log_every_n_steps": 2, "val_check_interval": 3},
-        **dict.fromkeys(("enable_checkpointing", "enable_model_summary"), False),
-        enable_progress_bar=False,
-    )
-    module = ClassifierModule(
-        net,
-        3,
-        class_names=CLASSES,
-        targets=None if stage == "pretrain" else [1],
-        hyperparameters={"stage": stage, "lora": {"rank": 2}},
-    )
-    trainer.fit(module, images, images)
-    results = write_run(folder / stage / "run", stage)
-    for key, outcome in module.outcomes.items():
-        results[key] = dict(outcome)
-    if stage == "lora":
-        results["val"]["errors_of_target"] = 1
-    show_run(trainer, results, Run(folder / stage / "run"), figures=True)
-
-
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps of a base in pretrain, and of a repair in lora/target=9,rank=1."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    options = (*SMALL[:2], *FEW, "trainer.max_steps=6", "callbacks.checkpoint=null")
+    options += ("logger=[tensorboard,csv]", "trainer.log_every_n_steps=2", "figures=true")
+    options += ("trainer.val_check_interval=3", f"paths.outputs={outputs}")
+    options += ("optimizer.lr=0.01", "data.batch_size=100")
     for stage in ("pretrain", "lora"):
-        log_run(folder, stage)
-    return folder
+        train(composed("train", f"stage={stage}", *options), Run(outputs / stage))
+    return outputs
 
 
 @pytest.fixture(scope="module")
-def events(logged: Path) -> EventAccumulator:
+def events(outputs: Path) -> EventAccumulator:
     """All that TensorBoard reads of the repair."""
-    return EventAccumulator(str(logged / "lora"), {"tensors": 0, "images": 0}).Reload()
+    folder = outputs / "lora" / "target=9,rank=1"
+    return EventAccumulator(str(folder), {"tensors": 0, "images": 0}).Reload()
 
 
 @pytest.fixture(scope="module")
-def board(logged: Path) -> Iterator[Answer]:
+def board(outputs: Path) -> Iterator[Answer]:
     """What TensorBoard answers to its page's questions."""
-    command = [sys.executable, "-m", "tensorboard.main", "--port=0", f"--logdir={logged}"]
+    command = [sys.executable, "-m", "tensorboard.main", "--port=0", f"--logdir={outputs}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         address = None
@@ -113,37 +85,45 @@ def test_every_pattern_of_the_custom_page_finds_curves(board: Answer) -> None:
                 assert found, pattern
                 curves |= found
             charts[chart["title"]] = curves
+    repair = "lora/target=9,rank=1"
     assert charts["loss"] == {
-        *("pretrain: train/loss", "pretrain: val/loss", "lora: train/loss", "lora: val/loss"),
+        f"{run}: {split}/loss" for run in ("pretrain", repair) for split in ("train", "val")
     }
     assert charts["errors on what is to be repaired"] == {
-        *("lora: val/errors_of_target", "lora: val_base/errors_of_target"),
+        *(f"{repair}: val/errors_of_target", f"{repair}: val_base/errors_of_target"),
     }
-    assert {curve.rpartition("/")[2] for curve in charts["base"]} == {"cat", "dog", "<b>cow<-b>"}
+    assert {curve.rpartition("/")[2] for curve in charts["base"]} == {*"0123456789"}
     assert len(charts["norm of what it adds to each layer"]) == 2
 
 
-def test_tags_are_those_of_the_results(logged: Path, events: EventAccumulator) -> None:
-    """The same in TensorBoard as in CSV and in callbacks."""
-    (metrics,) = (logged / "lightning_logs" / "version_1").glob("metrics.csv")
-    names = set(metrics.read_text().splitlines()[0].split(",")) - {"step"}
+def test_every_logger_gets_the_curves(outputs: Path, events: EventAccumulator) -> None:
+    """Under the names of results.json, the same in TensorBoard as in CSV."""
+    (metrics,) = (outputs / "lora").rglob("metrics.csv")
+    names = set(metrics.read_text().partition("\n")[0].split(",")) - {"step"}
     assert names <= set(events.Tags()["scalars"])
-    assert {"val/errors", "val_base/errors", "val/repaired", "adapter/norm/linear1"} <= names
+    assert {"train/loss", "val/accuracy_per_class/9", "adapter/norm/linear1"} <= names
+    assert len(events.Scalars("train/loss")) == 3
+    results = read_results(outputs / "lora")
+    for split in ("val", "val_base", "test"):
+        for key in ("accuracy", "errors", "errors_of_target"):
+            value = events.Scalars(f"{split}/{key}")[-1].value
+            assert value == pytest.approx(results[split][key])
 
 
 def test_verdict_table_figures_and_the_run_in_hparams(
-    logged: Path, events: EventAccumulator
+    outputs: Path, events: EventAccumulator
 ) -> None:
     def text(tag: str) -> Any:
-        return events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0]
+        return events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
 
-    assert text("verdict").startswith(b"dog: 9 errors -> 2")
-    assert "    │ dog *".encode() in text("errors of each class")
-    kinds = "errors repaired broken confusion"
+    results = read_results(outputs / "lora")
+    assert text("verdict") == verdict_text(results)
+    assert "    │ 9 *" in text("errors of each class")
+    kinds = "errors repaired broken confusion dial"
     assert {*events.Tags()["images"]} == {f"figures/{kind}" for kind in kinds.split()}
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     start = HParamsPluginData.FromString(content).session_start_info
-    assert start.hparams["lora/rank"].number_value == 2
-    assert events.Scalars("test/repaired")[-1].value == 8
-    (written,) = (logged / "lightning_logs" / "version_1").glob("hparams.yaml")
-    assert "verdict: 'dog: 9 errors -> 2" in written.read_text()
+    assert start.hparams["lora/rank"].number_value == 1
+    assert events.Scalars("test/repaired")[-1].value == results["test"]["repaired"]
+    (written,) = (outputs / "lora" / "csv").rglob("hparams.yaml")
+    assert yaml.safe_load(written.read_text())["verdict"] == verdict_text(results)
