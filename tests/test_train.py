@@ -17,7 +17,6 @@ from helpers.commands import ROOT, only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lora_mnist.train
 from lora_mnist import MLP, load_adapter
@@ -127,21 +126,6 @@ def test_the_predictions_that_are_kept_are_those_that_were_counted(made: Made) -
     assert predictions is not None
     for kind, mask in predictions.kinds().items():
         assert mask.sum() == results["test"][kind]
-
-
-def test_every_logger_gets_the_curves(made: Made) -> None:
-    results = read_results(made.lora)
-    events = EventAccumulator(str(made.lora / "target=9,rank=1")).Reload()
-    for key in ("repaired", "accuracy", "errors_of_target"):
-        value = events.Scalars(f"val/{key}")[-1].value
-        assert value == pytest.approx(results["val"][key])
-    accuracy = events.Scalars("val_base/accuracy")[-1].value
-    assert accuracy == pytest.approx(results["val_base"]["accuracy"])
-    assert len(events.Scalars("train/loss")) == 3
-    assert events.Scalars("adapter/norm/linear1")[-1].value > 0
-    assert events.Scalars("test/errors")[-1].value == results["test"]["errors"]
-    header = next(made.lora.rglob("metrics.csv")).read_text().partition("\n")[0].split(",")
-    assert {"train/loss", "val/accuracy_per_class/9", "test/errors"} <= set(header)
 
 
 # --- a function like any other -------------------------------------------------------------------
