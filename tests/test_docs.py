@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf.errors import OmegaConfBaseException
+from PIL import Image, ImageDraw
 
 import lora_mnist.cli  # noqa: F401 the resolvers that the configurations need
 
@@ -91,7 +92,13 @@ def test_there_are_commands() -> None:
     assert len([c for d, c in ALL if d == "README.md"]) >= 20
 
 
-@pytest.mark.parametrize(("document", "command"), ALL)
+@pytest.mark.parametrize(
+    ("document", "command"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow(1) if case[0].startswith("docs/") else ())
+        for case in ALL
+    ],
+)
 def test_command(document: str, command: str) -> None:
     calls = arguments(command)
     assert calls, f"bash started nothing for: {command}"
@@ -181,7 +188,9 @@ def test_the_readme_from_the_first_command_to_the_last(cli: Any, tmp_path: Path)
     assert done.code == 0, done.err
     pictures = tmp_path / "my"
     pictures.mkdir()
-    draw_a_one(pictures / "one.png")
+    picture = Image.new("L", (100, 100), 255)
+    ImageDraw.Draw(picture).line([(50, 20), (50, 80)], fill=0, width=8)
+    picture.save(pictures / "one.png")
     # The example has a test of its own.
     long = r"pretrain|notebook| -m |--|-sc|onnx|mine\.pt|demo|mistakes"
     short = [c for c in commands("README.md") if re.match(r"python \w+\.py", c)]
@@ -194,11 +203,3 @@ def test_the_readme_from_the_first_command_to_the_last(cli: Any, tmp_path: Path)
         assert done.code == 0, f"{command}\n{done.err}"
         assert done.out, command
     assert {path.name for path in tmp_path.iterdir()} == {"outputs", "my"}
-
-
-def draw_a_one(path: Path) -> None:
-    from PIL import Image, ImageDraw
-
-    picture = Image.new("L", (100, 100), 255)
-    ImageDraw.Draw(picture).line([(50, 20), (50, 80)], fill=0, width=8)
-    picture.save(path)

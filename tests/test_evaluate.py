@@ -10,7 +10,6 @@ from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
 from lora_mnist.adapters import Adapter, adapter_targets
-from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.project import Run
 from lora_mnist.train import train
@@ -35,11 +34,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     results = train(composed("train", "stage=lora", *options, "trainer.max_steps=20"))
     assert results["test"] != results["test_base"]
     return Made(outputs, only_run(outputs, "lora"), results)
-
-
-def counted(outcome: dict[str, Any]) -> dict[str, Any]:
-    """What no class to repair is needed for."""
-    return {key: v for key, v in outcome.items() if not key.endswith(("_of_target", "_elsewhere"))}
 
 
 def test_repeats_the_numbers_of_a_run(cli: Any, made: Made, tmp_path: Path) -> None:
@@ -109,7 +103,9 @@ def test_scale_auto_turns_several_adapters_one_after_another(made: Made, tmp_pat
 def test_without_an_adapter_tests_the_base_alone(made: Made, tmp_path: Path) -> None:
     with logged("lora_mnist.show.tables") as text:
         found = evaluate(made.config(), Run(tmp_path))
-    assert found["test"] == counted(made.results["test_base"])
+    base = dict(made.results["test_base"])
+    del base["errors_of_target"]  # there is none
+    assert found["test"] == base
     assert "test_base" not in found
     assert found["adapter"] is None
     assert found["parameters"]["lora"] == 0
@@ -124,34 +120,5 @@ def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
     results = evaluate(cfg)
     assert OmegaConf.to_yaml(cfg) == before
     assert results == read_results(only_run(tmp_path, "eval"))
-    assert list(results) == [
-        *("stage", "dataset", "tags", "notes", "seed", "digit", "targets", "target"),
-        "replay",
-        *("target_weight", "classes"),
-        *("data_sha256", "mean", "std", "val_from"),
-        *("steps", "best", "parameters"),
-        *("test", "base_unchanged", "base_sha256", "adapter", "seconds", "scales"),
-    ]
     assert results["test"]["accuracy"] > 0.8
     assert torch.is_grad_enabled()
-
-
-def test_adapters_are_stacked(made: Made, tmp_path: Path) -> None:
-    several = f"[{made.run},{{path: {made.run}/adapter, scale: -1, name: minus}}]"
-    results = evaluate(made.config(f"adapter={several}"), Run(tmp_path))
-    assert results["test_base"] == made.results["test_base"]
-    # Together they cancel, to rounding.
-    assert abs(results["test"]["errors"] - results["test_base"]["errors"]) <= 2
-    adapter = {"path": f"{made.run}/adapter", "scale": -1, "name": "minus"}
-    assert results["adapter"] == [str(made.run), adapter]
-    assert results["scales"] == {"nines": 1, "minus": -1}
-
-
-def test_another_base_is_refused_unless_allowed(made: Made, tmp_path: Path) -> None:
-    other = small_base(tmp_path, seed=1)
-    options = (f"adapter={made.run}", f"base_ckpt={other}")
-    with pytest.raises(UserError, match="expected the same base, or allow_other_base=true"):
-        evaluate(made.config(*options), Run(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
-    found = evaluate(made.config(*options, "allow_other_base=true"), Run(tmp_path))
-    assert found["base_sha256"] != made.results["base_sha256"]

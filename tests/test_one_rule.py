@@ -92,6 +92,7 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*LORA, "optimizer.lr=${nope} -> optimizer.lr: Interpolation key 'nope' not found"),
         (*LORA, "net=custom -> net._target_: missing; expected net._target_=VALUE"),
         (*LORA, "loss=margin", "loss.margin=nan"),
+        (*LORA, "loss.distill=true -> loss.distill=True: expected a number"),
         (*LORA, "loss.target_weight=0.5"),
         (*LORA, "data.replay=9", "loss.target_weight=1.5"),
         (*LORA, "data.replay=99999999"),
@@ -149,7 +150,11 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
     ],
     "report": [("run=latest",), ("run={tmp}/none",), ("run={tmp}",)],
 }
-CASES = [(entry, *arguments) for entry, lists in MISTAKES.items() for arguments in lists]
+CASES = [
+    pytest.param((entry, *arguments), marks=pytest.mark.slow if entry == "demo" else ())
+    for entry, lists in MISTAKES.items()
+    for arguments in lists
+]
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "eval": evaluate,

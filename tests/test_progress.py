@@ -1,4 +1,3 @@
-import re
 from typing import Any
 
 import pytest
@@ -10,40 +9,19 @@ from lora_mnist.progress import TrainerProgress, progress
 
 
 @pytest.mark.parametrize(
-    ("length", "expected"),
-    [
-        ({"max_steps": 4}, [r"step 2 of 4, about 0 s to go", r"step 3 of 4.*", r"step 4 of 4.*"]),
-        ({"max_epochs": 1, "limit_train_batches": 2}, [r"step 2 of 2, about 0 s to go"]),
-    ],
+    "length", [{"max_steps": 4}, {"max_epochs": 1, "limit_train_batches": 4}], ids=str
 )
-def test_lines_tell_where_training_is(length: dict[str, Any], expected: list[str]) -> None:
+def test_lines_tell_where_a_run_is(length: dict[str, Any]) -> None:
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    trainer = Trainer(
-        accelerator="cpu",
-        callbacks=[TrainerProgress(first=0, every=0)],
-        enable_model_summary=False,
-        limit_val_batches=0,
-        **quiet,
-        **length,
-    )
+    few = {"limit_val_batches": 2, "limit_test_batches": 2}
+    shown = TrainerProgress(first=0, every=0)
+    trainer = Trainer(accelerator="cpu", callbacks=[shown], **quiet, **few, **length)
     with logged("lora_mnist.progress") as text:
         trainer.fit(BoringModel())
-    lines = text.getvalue().splitlines()
-    assert len(lines) == len(expected)
-    for line, pattern in zip(lines, expected, strict=True):
-        assert re.fullmatch(pattern, line)
-
-
-def test_lines_tell_where_validation_and_test_are() -> None:
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    shown = TrainerProgress(first=0, every=0)
-    trainer = Trainer(accelerator="cpu", callbacks=[shown], limit_val_batches=2, **quiet)
-    with logged("lora_mnist.progress") as text:
-        trainer.validate(BoringModel(), verbose=False)
         trainer.test(BoringModel(), verbose=False)
     lines = [line.partition(", about")[0] for line in text.getvalue().splitlines()]
-    expected = ["validation, batch 1 of 2", "validation, batch 2 of 2", "test, batch 1 of 64"]
-    assert lines[:3] == expected
+    for line in ("step 2 of 4", "step 4 of 4", "validation, batch 2 of 2", "test, batch 2 of 2"):
+        assert line in lines
 
 
 def test_a_long_loop_is_told_of_and_a_short_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ Cells tagged ``exact`` print what no machine changes. In the others only the kin
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,19 +41,6 @@ def test_it_was_run_from_top_to_bottom_without_a_warning(committed: Any) -> None
     assert not {kind for cell in cells for kind in kinds(cell)} & {"error", "stderr"}
     assert sum("image/png" in kinds(cell) for cell in cells) >= 5
     assert sum("exact" in cell["metadata"].get("tags", []) for cell in cells) >= 10
-
-
-def test_it_is_small_and_names_no_machine(committed: Any) -> None:
-    assert NOTEBOOK.stat().st_size < 500_000
-    printed = "".join(map(text, code_cells(committed)))
-    assert "/tmp" not in printed
-    assert str(Path.home()) not in printed
-
-
-def test_the_adapter_has_fifteen_lines(committed: Any) -> None:
-    (cell,) = [c for c in code_cells(committed) if "class Adapter" in "".join(c["source"])]
-    lines = [line for line in "".join(cell["source"]).splitlines() if line.strip()]
-    assert len(lines) <= 15
 
 
 @pytest.mark.slow(60)

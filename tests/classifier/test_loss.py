@@ -69,17 +69,3 @@ def test_target_weight_without_others_is_the_plain_mean() -> None:
         losses.grad = None
         weighted_mean(losses, is_target, 0.2).backward()
         assert losses.grad.tolist() == [0.5, 0.5]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        *({"fit": "l1"}, {"margin": float("nan"), "fit": "hinge"}, {"distill": True}),
-        *({"target_weight": 1.5}, {"margin": 2.0}),  # without effect
-    ],
-    ids=str,
-)
-def test_refuses_values_by_name(changes: dict[str, Any]) -> None:
-    key, value = next(iter(changes.items()))
-    with pytest.raises(ValueError, match=f"^{key}={value}: expected"):
-        Loss(**changes)

@@ -4,19 +4,29 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.nets import TinyNet, randomize
+from helpers.nets import TinyNet
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lora_mnist import add_lora, lora_parameters
+from lora_mnist import CNN, add_lora, lora_parameters
 from lora_mnist.classifier.loss import Loss
-from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.lora import base_state_dict, changed_tensors
 
 ADAM = torch.optim.Adam
+
+
+def test_sizes_and_forward_of_the_cnn() -> None:
+    net = CNN(in_channels=2, channels=[3, 5], image_size=9, num_classes=4)
+    shapes = [tuple(m.weight.shape) for m in net.children() if hasattr(m, "weight")]
+    assert shapes == [(3, 2, 3, 3), (5, 3, 3, 3), (4, 5 * 2 * 2)]
+    images = torch.randn(2, 2, 9, 9)
+    hidden = nn.functional.max_pool2d(torch.relu(net.conv1(images)), 2)
+    hidden = nn.functional.max_pool2d(torch.relu(net.conv2(hidden)), 2)
+    assert torch.equal(net(images), net.linear1(hidden.flatten(1)))
+    assert sum(p.numel() for p in CNN().parameters()) == 20_490
 
 
 def make(net: nn.Module, **settings: Any) -> ClassifierModule:
@@ -43,60 +53,14 @@ def loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(x, y), batch_size=16)
 
 
-@pytest.mark.parametrize("trained", ["adapter", "network", None])
-def test_a_trained_network_is_tested_beside_its_base(
-    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, trained: str | None
-) -> None:
-    """A network that was not trained has no base."""
-    x, y = loader.dataset.tensors
-    before, base = tiny(x).detach(), copy.deepcopy(tiny.state_dict())
-    if trained == "adapter":
-        randomize(add_lora(tiny))
-    elif trained == "network":
-        nn.init.normal_(tiny.linear2.weight)
-    evaluation = Evaluation(3)
-    evaluation.update(tiny(x), y, before if trained else None)
-    expected = evaluation.conclude("test")
-    for outcome in expected.values():
-        outcome["loss"] = pytest.approx(outcome["loss"])
-    module = make(tiny, base_tensors=base if trained == "network" else None)
-    fit = trainer(tmp_path)
-    fit.test(module, loader, verbose=False)
-    assert module.outcomes == expected
-    for name in ("accuracy", "repaired", "broken") if trained else ("accuracy",):
-        assert fit.logged_metrics[f"test/{name}"] == pytest.approx(expected["test"][name])
-        assert expected["test"][name] > 0
-    for name, tensor in evaluation.predictions.items():
-        torch.testing.assert_close(module.predictions[name], tensor)
-
-
 def names(state: dict[str, Any]) -> set[str]:
     """The names of the network's tensors in a checkpoint, without their layers."""
     return {key.rsplit(".", 1)[1] for key in state if key.startswith("net.")}
 
 
 @pytest.mark.parametrize(("init", "more"), [("gaussian", set()), ("pissa", {"start_A", "start_B"})])
-def test_only_lora_reaches_optimizer_and_checkpoint(
-    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, init: str, more: set[str]
-) -> None:
-    module = make(add_lora(tiny, init=init), hyperparameters={"stage": "test", "seed": 0})
-    fit = trainer(tmp_path, max_steps=3)
-    fit.fit(module, loader)
-    (group,) = fit.optimizers[0].param_groups
-    assert {id(p) for p in group["params"]} == {id(p) for p in lora_parameters(tiny)}
-    fit.save_checkpoint(tmp_path / "last.ckpt")
-    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert names(checkpoint["state_dict"]) == {"lora_A", "lora_B"} | more
-    assert checkpoint["hyper_parameters"] == {"stage": "test", "seed": 0}
-
-    torch.manual_seed(1)
-    again = make(add_lora(TinyNet(), init=init))
-    trainer(tmp_path, max_steps=4).fit(again, loader, ckpt_path=tmp_path / "last.ckpt")
-    assert again.global_step == 4
-
-
 def test_weight_averaging_keeps_the_mean_of_the_adapter(
-    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
+    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, init: str, more: set[str]
 ) -> None:
     class Recorded(ClassifierModule):
         def on_train_batch_end(self, *_: Any) -> None:
@@ -104,7 +68,7 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(
 
     seen: list[list[torch.Tensor]] = []
     before = copy.deepcopy(tiny.state_dict())
-    module = Recorded(add_lora(tiny), 3, optimizer=ADAM, lr=0.1)
+    module = Recorded(add_lora(tiny, init=init), 3, optimizer=ADAM, lr=0.1)
     fit = trainer(tmp_path, max_steps=3, callbacks=WeightAveraging(use_buffers=False))
     fit.fit(module, loader)
     for parameter, steps in zip(lora_parameters(tiny), zip(*seen, strict=True), strict=True):
@@ -114,7 +78,7 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(
     fit.save_checkpoint(tmp_path / "last.ckpt")
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for key in ("state_dict", "current_model_state"):
-        assert names(checkpoint[key]) == {"lora_A", "lora_B"}
+        assert names(checkpoint[key]) == {"lora_A", "lora_B"} | more
 
 
 def test_lora_plus_has_a_learning_rate_for_lora_b(tiny: TinyNet) -> None:

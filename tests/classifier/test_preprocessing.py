@@ -59,6 +59,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.slow
 def test_eval_says_unasked_how_the_network_was_trained(photos: Path, cli: Any) -> None:
     """And shows all that it tried, where it is asked to."""
     train_plain(photos)
@@ -83,15 +84,10 @@ def errors(table: str) -> int:
     return int(row.split("│")[3])
 
 
-def test_conventions_vary_only_the_arguments_of_a_data_module() -> None:
-    assert conventions({"mean": 0.1, "std": 0.3}) == [
-        {"mean": mean, "std": std} for mean, std in ((0.1, 0.3), (None, None), (0.5, 0.5), (0, 1))
-    ]
-    folder = {"mean": 0.1, "std": 0.3, "resize": "crop", "color_order": "rgb"}
-    for tried in conventions({**folder, "channels": 1, "image_size": None}):
-        assert (tried["resize"], tried["color_order"]) == ("crop", "rgb")
-    assert len(conventions({**folder, "crop_pct": None, "channels": 3, "image_size": 8})) == 30
-    assert conventions({**folder, "transform": {"_target_": "x"}, "crop_pct": None})[1:] == []
+def test_conventions_to_try() -> None:
+    folder = {"mean": 0.1, "std": 0.3, "resize": "crop", "color_order": "rgb", "crop_pct": None}
+    assert len(conventions({**folder, "channels": 3, "image_size": 8})) == 30
+    assert conventions({**folder, "transform": {"_target_": "x"}})[1:] == []
 
 
 def test_ways_within_chance_of_the_best() -> None:
