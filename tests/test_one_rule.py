@@ -84,7 +84,6 @@ MISTAKES: dict[str, list[tuple[str, ...]]] = {
         (*LORA, "lora.rank=0"),
         (*LORA, "lora.rank=5000"),
         (*LORA, "lora.dropout=1"),
-        (*LORA, "lora=kaiming", "lora.init_std=0.1"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),
         (*LORA, "+lora.rnak=4 -> lora.rnak: add_lora() got an unexpected"),
         (*LORA, "net._target_=torch.nn.Linear -> net.hidden_sizes: Linear"),

@@ -57,6 +57,12 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
         trainer_of(tmp_path, "trainer.accelerator=gpu")
 
 
+def test_the_repair_starts_as_pissa_does(outputs: Path) -> None:
+    results = run(outputs, "experiment=repair", "lora=pissa", "digit=9")
+    assert results["base_unchanged"]
+    assert (only_run(outputs, "lora") / "adapter" / WEIGHTS_NAME).exists()
+
+
 # --- the best weights ----------------------------------------------------------------------------
 
 

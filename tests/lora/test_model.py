@@ -61,7 +61,7 @@ NAN = float("nan")
 BAD_VALUES = [
     *(("rank", bad) for bad in (0, -3, 2.0, True, "2")),
     *(("alpha", bad) for bad in (0, -1, NAN, float("-inf"), "1", None)),
-    *(("init", "zeros"), ("init_std", 0), ("use_rslora", 1)),
+    *(("init", "zeros"), ("init_std", 0), ("init_std", NAN), ("use_rslora", 1)),
     *(("dropout", 1), ("dropout", -0.1)),
 ]
 #: Layers that read their weight, and so never show an adapter its input.
@@ -79,7 +79,6 @@ READ_THEIR_WEIGHT = [
     [
         *((nn.ReLU, {key: bad}, rf"^{key}={bad}: expected ") for key, bad in BAD_VALUES),
         (nn.ReLU, {"alpha_pattern": [1]}, r"alpha_pattern=\[1\]: expected a mapping"),
-        (nn.ReLU, {"init": "kaiming", "init_std": 1}, "init_std=1: expected null, since init=kai"),
         (nn.ReLU, {"rank": 6}, "rank=6: expected at most 5, the smaller side of the largest layer"),
         (nn.ReLU, {"rank_pattern": {"linear2": 4}}, "rank=4: expected at most 3"),
         (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),

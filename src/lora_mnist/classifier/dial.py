@@ -116,16 +116,18 @@ def predictions_at(
     """
     before = [(adapter, adapter.scale) for adapter in named_adapters(model, name)]
     predictions, labels = [], []
-    for images, batch_labels in batches:
-        at_scales = []
-        for scale in scales:
-            for adapter, own in before:
-                adapter.scale = scale * own
-            at_scales.append(model(images).argmax(dim=1))
-        predictions.append(torch.stack(at_scales))
-        labels.append(batch_labels)
-    for adapter, own in before:
-        adapter.scale = own
+    try:
+        for images, batch_labels in batches:
+            at_scales = []
+            for scale in scales:
+                for adapter, own in before:
+                    adapter.scale = scale * own
+                at_scales.append(model(images).argmax(dim=1))
+            predictions.append(torch.stack(at_scales))
+            labels.append(batch_labels)
+    finally:
+        for adapter, own in before:
+            adapter.scale = own
     if not labels:
         raise ValueError("batches: expected at least one batch of images and labels")
     return torch.cat(predictions, dim=1), torch.cat(labels)

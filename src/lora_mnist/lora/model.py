@@ -33,7 +33,7 @@ def add_lora(
     alpha: float = 1.0,
     target_modules: str | Collection[str] = "all",
     init: str = "gaussian",
-    init_std: float | None = None,
+    init_std: float = 1.0,
     use_rslora: bool = False,
     dropout: float = 0.0,
     rank_pattern: Mapping[str, int] | None = None,
@@ -57,7 +57,7 @@ def add_lora(
             of two or more dimensions are chosen by name: ``["all", "in_proj_weight"]``.
         init: how the adapter starts: ``gaussian``, ``kaiming`` or ``pissa``; see
             :class:`.layer.LoRAParametrization` and :class:`.pissa.PiSSAParametrization`.
-        init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); ``None``: 1.
+        init_std: with ``gaussian``, ``lora_A`` starts as N(0, init_std^2); finite and > 0.
         use_rslora: scale by ``alpha / sqrt(rank)`` instead.
         dropout: probability of zeroing each input of the adapter while training, in [0, 1).
         rank_pattern: ranks of single layers, by name or by the end of a name from a dot on.
@@ -71,9 +71,7 @@ def add_lora(
     """
     if init not in ("gaussian", "kaiming", "pissa"):
         raise ValueError(f"init={init}: expected one of gaussian, kaiming, pissa")
-    if init_std is not None and init != "gaussian":
-        raise ValueError(f"init_std={init_std}: expected null, since init={init} has no deviation")
-    if init_std is not None and not 0 < init_std < math.inf:
+    if not 0 < init_std < math.inf:
         raise ValueError(f"init_std={init_std}: expected a finite number > 0")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: expected a number from 0 to below 1")
@@ -93,7 +91,7 @@ def add_lora(
         if dropout and not weight.factored_forward:
             raise ValueError(f"dropout: {layer} has a forward of its own; expected dropout=0")
         adapters[layer] = kind(
-            weight.base, ranks[layer], alphas[layer], init, init_std or 1.0, use_rslora, dropout
+            weight.base, ranks[layer], alphas[layer], init, init_std, use_rslora, dropout
         )
     attach(model, adapters, name)
     if target_modules == "all":
