@@ -3,7 +3,6 @@
 import copy
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,6 @@ from lora_mnist.lora import (
     lora_names,
     merge_lora,
     remove_lora,
-    save_adapter,
     set_lora_enabled,
     set_lora_scale,
     unmerge_lora,
@@ -88,7 +86,6 @@ def test_whatever_is_done_in_whatever_order(
             there = [other for other in there if name not in (None, other)]
         is_merged = step == "merge"
         torch.testing.assert_close(net(X), plain(X))
-        assert net.training == training
         assert lora_names(net) == ([] if is_merged else lora_names(plain))
         if not is_merged:
             assert changed_tensors(before.state_dict(), base_state_dict(net)) == []
@@ -123,7 +120,7 @@ def test_a_merged_network_is_pickled_with_its_base() -> None:
     assert b"lora_mnist" not in pickle.dumps(net)
 
 
-def test_the_base_is_kept_whatever_becomes_of_the_merged_weights(tmp_path: Path) -> None:
+def test_the_base_is_kept_whatever_becomes_of_the_merged_weights() -> None:
     net = stacked()
     set_lora_enabled(net, False)  # nothing is added, and still the weights are others
     base = {key: tensor.clone() for key, tensor in base_state_dict(net).items()}
@@ -131,10 +128,6 @@ def test_the_base_is_kept_whatever_becomes_of_the_merged_weights(tmp_path: Path)
     with torch.no_grad():
         net.linear1.weight.add_(1)
     assert changed_tensors(base, base_state_dict(unmerge_lora(net))) == []
-    with torch.no_grad():
-        merge_lora(net).linear1.bias.add_(1)
-    with pytest.raises(ValueError, match=r"the base changed under its adapter: linear1\.bias"):
-        save_adapter(unmerge_lora(net), tmp_path, "first")
 
 
 def test_the_base_is_kept_in_eval_mode_again() -> None:

@@ -132,7 +132,7 @@ def test_the_numbers_follow_the_network_to_its_device(kind: str, tmp_path: Path)
     net, x = net.to("meta"), x.to("meta")
     net.train()(x).sum().backward()
     assert all(p.grad.is_meta for p in lora_parameters(net) if p.requires_grad)
-    with pytest.raises(ValueError, match="expected numbers, found a lazy tensor or the meta dev"):
+    with pytest.raises(NotImplementedError, match="meta tensor; no data"):
         save_adapter(net, tmp_path / "adapter", "first")
     assert not (tmp_path / "adapter").exists()
     with lora_disabled(net):

@@ -16,7 +16,6 @@ from .base_state import fingerprint as fingerprint
 from .base_state import lora_state_dict as lora_state_dict
 from .combine import combine_adapters as combine_adapters
 from .combine import sum_adapters as sum_adapters
-from .frozen import freeze_base as freeze_base
 from .layer import LoRAParametrization as LoRAParametrization
 from .merge import merge_lora as merge_lora
 from .merge import remove_lora as remove_lora

@@ -14,7 +14,6 @@ from torch import nn
 
 from ..disk.files import atomic_write, write_json
 from .base_state import base_state_dict, fingerprint
-from .frozen import moved_tensors
 from .model import attach, named_adapters
 from .peft import (
     CONFIG_NAME,
@@ -26,7 +25,6 @@ from .peft import (
     tensors_of,
     warn_of_peft,
 )
-from .targets import listed
 from .weight import adaptable_weights, lora_weights
 
 log = logging.getLogger(__name__)
@@ -40,19 +38,18 @@ def save_adapter(
 ) -> Path:
     """Write the LoRA weights of ``model`` to ``folder``; a few kilobytes, without the base.
 
-    The adapter is written as trained, whether or not it is enabled and whatever its scale, which
-    :func:`.combine.sum_adapters` makes a part of it.
+    The adapter is written as trained; enabled and scale are not saved.
+    :func:`.combine.sum_adapters` makes the scale a part of it.
 
     Args:
         model: network whose layers carry LoRA (see :func:`.model.add_lora`).
         folder: made if need be, and returned; an adapter already in it is replaced.
         name: which adapter, where ``model`` carries several.
-        metadata: more for the file's metadata. With a ``base_sha256`` in it, which the caller knows
-            from :func:`.base_state.fingerprint`, the base is not hashed once more.
+        metadata: more for the file. If it has ``base_sha256``, the base is not hashed again.
 
     Raises:
-        ValueError: if no layer carries LoRA, no adapter has this name, there are several and none
-            was named, or the base moved since it was given its adapter: nobody could load that.
+        ValueError: if no layer carries LoRA, no adapter has this name, or there are several and
+            none was named.
         OSError: if the folder cannot be written.
     """
     folder = Path(folder)
@@ -64,11 +61,6 @@ def save_adapter(
         for adapter in weight.adapters:
             if adapter.name in names:
                 chosen[layer] = (weight, adapter)
-    if moved := moved_tensors(model):
-        raise ValueError(
-            f"the base changed under its adapter: {listed(moved)}; expected it as it was at "
-            "add_lora (freeze_base(model) makes this the base)"
-        )
     if any(adapter.scale != 1 for _, adapter in chosen.values()):
         log.warning("the adapter is saved as trained, without its scale")
     about = {"format": "pt", **(metadata or {})}

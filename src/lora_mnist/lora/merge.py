@@ -1,20 +1,13 @@
 """Merging adapters into the weights of a network, undoing that bit for bit, and taking them off."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
-from .frozen import FrozenBase, release_base
+from .frozen import keep_in_eval_mode, release_base
 from .model import named_adapters
 from .weight import adaptable_weights, lora_adapters, lora_weights
-
-
-class Merged(NamedTuple):
-    """What :func:`merge_lora` keeps to undo it, as the network's attribute ``lora_merged``."""
-
-    registered: dict[str, Any]  # each weight as it was, with its adapters, by its name
-    frozen: dict[str, FrozenBase]  # what kept the base in eval mode
 
 
 @torch.no_grad()
@@ -42,7 +35,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
         if effective is weight.base:
             effective = effective.clone()  # the kept base shares no memory with the network
         weight.put(nn.Parameter(effective.detach(), requires_grad=False), [])
-    model.lora_merged = Merged(registered, release_base(model))  # type: ignore[assignment]
+    model.lora_merged = registered, release_base(model)  # type: ignore[assignment]
     return model
 
 
@@ -50,7 +43,7 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
     """Undo :func:`merge_lora`: base and adapters are again what they were, bit for bit.
 
     The base is the one that was kept, not ``weight - scaling * lora_B @ lora_A``, which rounding
-    would make another. So what was changed in a merged weight since is gone.
+    would make another. Changes made to a merged weight are lost.
 
     Args:
         model: network with merged adapters; changed in place, and returned.
@@ -58,18 +51,18 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: if no adapter is merged.
     """
-    merged: Merged | None = getattr(model, "lora_merged", None)
-    if merged is None:
+    if not hasattr(model, "lora_merged"):
         raise ValueError("no adapter of the model is merged")
-    weights = adaptable_weights(model)
-    for layer, registered in merged.registered.items():
-        weight = weights[layer]
-        registered.to(weight.base.device)
-        weight.put(registered.original, list(registered))
+    merged: Any = model.lora_merged
+    registered, parts = merged
+    weights = adaptable_weights(model.requires_grad_(False))
+    for layer, before in registered.items():
+        before.to(weights[layer].base.device)
+        weights[layer].put(before.original, list(before))
     for adapter in lora_adapters(model):
         adapter.train(model.training)
-    for part, frozen in merged.frozen.items():
-        frozen.attach(model.get_submodule(part))
+    for part in parts:
+        keep_in_eval_mode(model.get_submodule(part))
     del model.lora_merged
     return model
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .frozen import freeze_base
+from .frozen import keep_in_eval_mode
 from .layer import LoRAParametrization
 from .pissa import PiSSAParametrization
 from .targets import by_pattern, target_weights
@@ -43,8 +43,9 @@ def add_lora(
     """Put a trainable LoRA adapter on chosen layers and freeze everything else.
 
     Only weights are adapted; every bias is frozen (Hu et al. 2021, section 4.2). Called again, it
-    stacks a second adapter on the first, which is then frozen too. ``model.train()`` no longer
-    reaches the base, whose statistics stay as they are; see :func:`.frozen.freeze_base`.
+    stacks a second adapter on the first, which is then frozen too. The base stays in eval mode
+    whatever ``model.train()`` says, so its statistics stay as they are: a forward pass in train
+    mode sets ``model.training`` to ``False``; the adapters stay in train mode.
 
     Args:
         model: any network; changed in place, and returned.
@@ -67,7 +68,7 @@ def add_lora(
 
     Raises:
         ValueError: if an argument is out of range or names no layer, if a layer cannot be adapted,
-            if the base holds no numbers yet, or if ``name`` is taken. ``model`` is then as it was.
+            or if ``name`` is taken. ``model`` is then as it was.
     """
     if init not in ("gaussian", "kaiming", "pissa"):
         raise ValueError(f"init={init}: expected one of gaussian, kaiming, pissa")
@@ -158,11 +159,12 @@ def attach(
             numbers = getattr(adapter.to(weight.base), part)
             if not (numbers.is_meta or numbers.isfinite().all()):
                 raise ValueError(f"{part} of {layer}: expected finite numbers")
-    if not hasattr(model, "lora_frozen_base"):
-        freeze_base(model)
+    if not hasattr(model, "lora_hooks"):
+        keep_in_eval_mode(model)
     if hasattr(model, "lora_merged"):
         del model.lora_merged  # a merged network is the base of this adapter
-    model.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.requires_grad = False  # requires_grad_() refuses a lazy layer
     for layer, adapter in adapters.items():
         weight = weights[layer]
         adapter.name = name
@@ -175,13 +177,13 @@ def lora_names(model: nn.Module) -> list[str]:
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """What the adapters of ``model`` train, ``lora_A`` and ``lora_B``, and nothing else."""
+    """The parameters of all adapters: ``lora_A`` and ``lora_B`` of each layer."""
     for adapter in lora_adapters(model):
         yield from adapter.parameters()
 
 
 def named_adapters(model: nn.Module, name: str | None = None) -> list[LoRAParametrization]:
-    """What the layers of ``model`` carry of the adapter ``name``, or of all; never nothing."""
+    """The adapter ``name``, or all adapters, layer by layer; at least one."""
     names = lora_names(model)
     if hasattr(model, "lora_merged"):
         raise ValueError("the adapters are merged; expected unmerge_lora(model) first")
@@ -215,9 +217,9 @@ def set_lora_scale(model: nn.Module, scale: float, name: str | None = None) -> N
 def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
     """Inside the ``with`` block ``model`` is its base; afterwards each adapter is as it was.
 
-    The base is in eval mode; see :func:`.frozen.freeze_base`. To compare it bit for bit with the
-    network before :func:`add_lora`, compute both under ``torch.no_grad()``: in grad mode, torch's
-    attention takes another path, with other rounding, once its weights are frozen.
+    The base is in eval mode. To compare it bit for bit with the network before :func:`add_lora`,
+    compute both under ``torch.no_grad()``: in grad mode, torch's attention takes another path, with
+    other rounding, once its weights are frozen.
     """
     before = [(adapter, adapter.enabled) for adapter in named_adapters(model, name)]
     set_lora_enabled(model, False, name)
