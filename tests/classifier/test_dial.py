@@ -86,7 +86,7 @@ def test_refused(adapted: TinyNet) -> None:
         quick_dial(adapted, lambda _: [])
     with pytest.raises(RuntimeError):  # images of another size
         dial_curve(adapted, [*batches(adapted), (torch.zeros(1, 7), torch.zeros(1).long())])
-    assert {adapter.scale for adapter in adapters(adapted)} == {1.0}
+    assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
 
 
 class Counted:
