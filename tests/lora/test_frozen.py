@@ -1,3 +1,5 @@
+"""The base: in eval mode while it carries an adapter, and known by its SHA-256."""
+
 import copy
 from typing import Any
 
@@ -11,6 +13,7 @@ from lora_mnist.lora import (
     add_lora,
     base_state_dict,
     changed_tensors,
+    fingerprint,
     lora_disabled,
     merge_lora,
     remove_lora,
@@ -95,3 +98,23 @@ def test_a_lazy_layer_of_the_base_is_frozen_before_it_has_numbers() -> None:
     net = add_lora(nn.Sequential(nn.Linear(6, 4), nn.LazyLinear(3)))
     net(X)
     assert not net[1].weight.requires_grad
+
+
+def test_fingerprint_sees_every_difference() -> None:
+    state = {"a": torch.tensor([0.0, 1.0]), "b": torch.ones(2, 3)}
+    variants = [
+        (state, []),
+        ({**state, "a": torch.tensor([-0.0, 1.0])}, ["a"]),
+        ({**state, "a": state["a"].flip(0)}, ["a"]),
+        ({**state, "b": torch.ones(3, 2)}, ["b"]),
+        ({**state, "a": state["a"].double()}, ["a"]),
+        ({"a": state["a"], "c": state["b"]}, ["b", "c"]),
+        ({"a": state["a"]}, ["b"]),
+    ]
+    assert len({fingerprint(variant) for variant, _ in variants}) == len(variants)
+    for variant, changed in variants:
+        assert changed_tensors(state, variant) == changed
+    reversed_copy = {"b": state["b"].clone(), "a": state["a"].clone()}
+    assert fingerprint(reversed_copy) == fingerprint(state)
+    # The name of a base on disk, in adapters and in results: the same for ever.
+    assert fingerprint({"a": torch.arange(3)})[:12] == "28eb18b5aab3"
