@@ -1,24 +1,13 @@
-import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from composed import FEW, SMALL, composed, small_base
-from helpers.runs import write_run
 from helpers.sweeping import only_sweep
 
 from lora_mnist.errors import UserError
-from lora_mnist.report import find_run, report
-
-
-def test_latest_is_the_newest_of_all_stages_and_sweeps(tmp_path: Path) -> None:
-    files = ("lora/b/results.json", "pretrain/a/results.json", "multirun/c/sweep.json")
-    for time, name in enumerate(files, start=1):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (time, time))
-        assert find_run("latest", tmp_path) == (tmp_path / name).parent
+from lora_mnist.report import report
 
 
 def test_damaged_results_are_told_in_a_line(tmp_path: Path) -> None:
@@ -27,15 +16,7 @@ def test_damaged_results_are_told_in_a_line(tmp_path: Path) -> None:
         report(composed("report", f"run={tmp_path}"))
 
 
-def test_from_the_command_line(cli: Any, tmp_path: Path) -> None:
-    run = tmp_path / "outputs" / "lora" / "2026"
-    write_run(run)
-    outcome = cli("report.py", f"run={run}")
-    assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out == f"report: {run}/report.html\n"
-    assert (run / "report.html").is_file()
-
-
+@pytest.mark.slow
 def test_the_front_of_a_small_sweep(cli: Any, tmp_path: Path) -> None:
     """One command sweeps the weights, tries each adapter at several scales and advises a point."""
     small_base(tmp_path / "outputs")
@@ -50,6 +31,11 @@ def test_the_front_of_a_small_sweep(cli: Any, tmp_path: Path) -> None:
     *_, sentence, command, report_line = outcome.out.splitlines()
     assert sentence.startswith("advised: loss.target_weight=0.")
     assert report_line == f"report: {sweep}/report.html"
+    (sweep / "report.html").unlink()
+    again = cli("report.py", "run=latest")
+    assert (again.code, again.err) == (0, "")
+    assert again.out.splitlines() == [sentence, command, report_line]
+    assert (sweep / "report.html").is_file()
     entry, *overrides = shlex.split(command.removeprefix("python "))
     again = cli(entry, *overrides, "net.hidden_sizes=[16]", "trainer=cpu", "figures=false")
     assert again.code == 0, again.err

@@ -40,6 +40,7 @@ def test_draw_and_move_the_slider(page: Any) -> None:
     probability = re.compile(r"\d+%")
     base, adapted = page.locator("#base"), page.locator("#adapted")
     expect(base).to_contain_text(probability)
+    expect(base.locator("h2")).to_have_text("1")
     expect(adapted).to_contain_text(probability)
     first = base.inner_text().partition("\n")[2], adapted.inner_text().partition("\n")[2]
     assert first[0] != first[1]
