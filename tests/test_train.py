@@ -254,6 +254,14 @@ def test_a_base_that_is_not_published_stays_in_its_folder(
     assert fingerprint(state) == results["base_sha256"]
 
 
+def test_a_job_of_a_sweep_replaces_no_base(outputs: Path, tmp_path: Path) -> None:
+    before, folder = bases(outputs), tmp_path / "job"
+    options = ("stage=pretrain", *QUICK, "trainer.max_steps=20", f"paths.outputs={outputs}")
+    sha256 = train(composed("train", *options), Run(folder, is_sweep=True))["base_sha256"]
+    assert bases(outputs) == before
+    assert (folder / f"mnist-{sha256[:12]}.ckpt").exists()
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "lora"])
 def test_a_training_that_diverges_leaves_no_results(outputs: Path, stage: str) -> None:
     before = bases(outputs)

@@ -45,7 +45,6 @@ from lora_mnist.classifier.net import make_net, require_fit
 from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.disk.base import (
     Base,
-    comparable_accuracies,
     own_file,
     publish_base,
     require_replaceable,
@@ -122,7 +121,8 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
     if cfg.base_ckpt is None:
         raise UserError("base_ckpt=null: expected a file to write the base to")
-    if cfg.publish:
+    publishes = cfg.publish and not run.is_sweep
+    if publishes:
         require_replaceable(Path(cfg.base_ckpt))
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
@@ -139,15 +139,12 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         useless = why_useless(cfg, module, data)
         # Last: a run that fails on the way leaves the current base alone.
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            is_whole = not data.targets and not useless
-            accuracies = comparable_accuracies(results, cfg.data.get("split_seed"))
-            record = accuracies, data.preprocessing()
+            state, preprocessing = net.state_dict(), data.preprocessing()
             own = own_file(base_folder(cfg), cfg.base_name, results["base_sha256"])
-            if cfg.publish and is_whole:
-                current = Path(cfg.base_ckpt)
-                publish_base(net.state_dict(), *record, current, own, run.is_sweep)
+            if publishes and not data.targets and not useless:
+                publish_base(state, preprocessing, Path(cfg.base_ckpt), own)
             else:
-                write_base(net.state_dict(), run.folder / own.name, *record)
+                write_base(state, run.folder / own.name, preprocessing)
                 _info("base: %s; the current one stays", run.folder / own.name)
     if useless and cfg.publish and not data.targets:
         raise TrainingError(f"{useless}; the base stays in {run.folder}")

@@ -4,7 +4,6 @@ import pickle
 import shlex
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 from composed import logged
-from filelock import FileLock
 from helpers.nets import TinyNet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_mnist.disk.base import (
-    comparable_accuracies,
     find_base,
     own_file,
     publish_base,
@@ -185,15 +182,20 @@ def test_a_base_is_written_and_found_again(tmp_path: Path, state: State) -> None
     sha256 = fingerprint(state)
     own = own_file(tmp_path, "mnist", sha256)
     assert own.name == f"mnist-{sha256[:12]}.ckpt"
-    write_base(state, own, {"val 0": 0.875})
+    write_base(state, own, {"mean": 0.5})
     assert list(tmp_path.iterdir()) == [own]
     assert read_base(own, other_net()).sha256 == sha256
-    assert read_record(own) == ({"val 0": 0.875}, sha256, {})
+    record = read_record(own)
+    assert record is not None
+    assert changed_tensors(record.tensors, state) == []
+    assert record[1:] == (sha256, {"mean": 0.5})
     torch.save(state, tmp_path / "another.pt")
     assert read_record(tmp_path / "another.pt") is read_record(tmp_path / "none.pt") is None
     older = {"state_dict": state, "accuracies": {}, "sha256": sha256}  # without preprocessing
     torch.save(older, tmp_path / "older.ckpt")
-    assert read_record(tmp_path / "older.ckpt") == ({}, sha256, {})
+    record = read_record(tmp_path / "older.ckpt")
+    assert record is not None
+    assert record[1:] == (sha256, {})
     assert find_base(tmp_path, sha256) == own
     assert find_base(tmp_path / "none", sha256) is None
 
@@ -201,20 +203,13 @@ def test_a_base_is_written_and_found_again(tmp_path: Path, state: State) -> None
 # --- the current base ----------------------------------------------------------------------------
 
 
-def made(folder: Path, seed: int, accuracies: dict[str, float], **changes: Any) -> State:
+def made(folder: Path, seed: int, current: Path) -> State:
     """A base that has been published in ``folder``."""
     torch.manual_seed(seed)
     tensors = TinyNet().state_dict()
     own = own_file(folder, "tiny", fingerprint(tensors))
-    options = {"current": folder / "tiny.ckpt", "own": own, "keeps_better": False} | changes
-    publish_base(tensors, accuracies, {}, **options)
+    publish_base(tensors, {}, current, own)
     return tensors
-
-
-def current(folder: Path) -> str:
-    record = read_record(folder / "tiny.ckpt")
-    assert record is not None
-    return record.sha256
 
 
 @pytest.mark.parametrize("kind", ["weights", "text", "folder", "kept for good"])
@@ -235,57 +230,22 @@ def test_what_is_not_a_current_base_is_never_replaced(
     with pytest.raises(UserError, match=r"base_ckpt=.* would replace it, .* publish=false"):
         require_replaceable(path)
     with pytest.raises(UserError, match="would replace it"):
-        made(tmp_path / "base", 1, {}, current=path)
+        made(tmp_path / "base", 1, path)
     assert {file: file.read_bytes() for file in before} == before
     require_replaceable(tmp_path / "new.pt")
-
-
-def test_only_accuracies_on_the_same_images_are_compared(tmp_path: Path) -> None:
-    made(tmp_path, 0, {"val a": 0.97, "test c": 0.95})
-    for accuracies, words in (
-        ({"val b": 0.5, "test d": 0.5}, ""),
-        ({"test d": 0.4}, "40.0% of the test images are right, 50.0% were with"),
-    ):
-        with logged("lora_mnist.disk.base") as text:
-            tensors = made(tmp_path, 1 + len(words), accuracies)
-        assert current(tmp_path) == fingerprint(tensors)
-        assert words in text.getvalue()
-        assert ("go back with" in text.getvalue()) == bool(words)
-    data = {"train": "1", "test": "2"}
-    results = {"data_sha256": data, "val": {"accuracy": 0.5, "images_per_class": [3, 4]}}
-    (key,) = comparable_accuracies(results)
-    assert key in comparable_accuracies({**results, "data_sha256": {**data, "test": "3"}})
-    assert key not in comparable_accuracies({**results, "data_sha256": {**data, "train": "3"}})
-    assert key not in comparable_accuracies(results, split_seed=1)
 
 
 def test_the_way_back_is_a_command_that_goes_back(tmp_path: Path) -> None:
     """Also where the base before was made elsewhere and had no file of its own here."""
     torch.manual_seed(0)
     tensors, target = TinyNet().state_dict(), tmp_path / "of a colleague.ckpt"
-    write_base(tensors, target, {"val a": 0.97})
+    write_base(tensors, target)
     with logged("lora_mnist.disk.base") as text:
-        made(tmp_path / "base", 1, {"val a": 0.9}, current=target)
+        made(tmp_path / "base", 1, target)
+        made(tmp_path / "base", 1, target)  # the same base: there is nothing to go back to
+    assert text.getvalue().count("go back with") == 1
     command = text.getvalue().partition("go back with: ")[2].splitlines()[0]
     subprocess.run(shlex.split(command), check=True)
     record = read_record(target)
     assert record is not None
     assert record.sha256 == fingerprint(tensors)
-
-
-def test_of_two_jobs_at_once_the_better_base_stays(tmp_path: Path) -> None:
-    """The worse one waits for the lock, and only then reads what it is compared with."""
-    made(tmp_path, 0, {"val a": 0.1})
-    worse = threading.Thread(
-        target=made, args=(tmp_path, 1, {"val a": 0.5}), kwargs={"keeps_better": True}
-    )
-    with FileLock(tmp_path / ".lock"):
-        worse.start()
-        while len(list(tmp_path.glob("tiny-*.ckpt"))) < 2:
-            assert worse.is_alive()
-        worse.join(0.2)
-        torch.manual_seed(2)
-        better = TinyNet().state_dict()
-        write_base(better, tmp_path / "tiny.ckpt", {"val a": 0.9})
-    worse.join()
-    assert current(tmp_path) == fingerprint(better)

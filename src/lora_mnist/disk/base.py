@@ -5,11 +5,9 @@ of its tensors (:func:`lora_mnist.lora.fingerprint`). Each base that is made her
 its own, ``<name>-<first 12 digits of its SHA-256>.ckpt``; ``<name>.ckpt`` is the current one.
 """
 
-import hashlib
 import json
 import logging
 import shlex
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from io import BytesIO
@@ -17,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,18 +25,10 @@ from lora_mnist.errors import UserError
 from lora_mnist.lora import fingerprint
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
-_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
-#: Keys under which training scripts save the ``state_dict``; the last one is for one in a "model".
+#: Keys under which scripts save the ``state_dict``; the last one is for a ``state_dict`` inside
+#: "model".
 _HOLDERS = ("state_dict", "model_state_dict", "model", "state_dict")
-
-
-class BaseRecord(NamedTuple):
-    """The content of a base's file but for the tensors."""
-
-    accuracies: dict[str, float]  # by images, see comparable_accuracies
-    sha256: str
-    preprocessing: dict[str, Any]  # of its images, as the data module says it
 
 
 class Base(NamedTuple):
@@ -47,6 +36,14 @@ class Base(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     sha256: str
+
+
+class BaseRecord(NamedTuple):
+    """The content of a file of :func:`write_base`."""
+
+    tensors: Mapping[str, Tensor]
+    sha256: str
+    preprocessing: dict[str, Any]  # of its images, as the data module has it
 
 
 def read_base(path: Path, net: nn.Module) -> Base:
@@ -154,18 +151,13 @@ def _without_prefix(
 def write_base(
     tensors: Mapping[str, Tensor],
     path: Path,
-    accuracies: Mapping[str, float] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a base, whole or not at all; equal arguments give equal files.
-
-    ``accuracies`` come from :func:`comparable_accuracies`, ``preprocessing`` from the data module.
-    """
+    """Write a base, whole or not at all; equal arguments give equal files."""
     # A clone does not take along other tensors that share the memory.
     state = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
     content = {
         "state_dict": state,
-        "accuracies": dict(accuracies or {}),
         "preprocessing": dict(preprocessing or {}),
         "sha256": fingerprint(state),
     }
@@ -176,15 +168,15 @@ def write_base(
 
 
 def read_record(path: Path) -> BaseRecord | None:
-    """The record that :func:`write_base` wrote into ``path``; ``None`` for any other file."""
+    """The base that :func:`write_base` wrote into ``path``; ``None`` for any other file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        is_ours = content["sha256"] == fingerprint(content["state_dict"])
+        tensors, sha256 = content["state_dict"], content["sha256"]
+        is_ours = sha256 == fingerprint(tensors)
         preprocessing = content.get("preprocessing", {})  # older files have none
-        record = BaseRecord(content["accuracies"], content["sha256"], preprocessing)
     except Exception:  # other files, or none, cause all kinds
         return None
-    return record if is_ours else None
+    return BaseRecord(tensors, sha256, preprocessing) if is_ours else None
 
 
 def own_file(folder: Path, name: str, sha256: str) -> Path:
@@ -200,8 +192,11 @@ def find_base(folder: Path, sha256: str) -> Path | None:
 # --- the current base ----------------------------------------------------------------------------
 
 
-def require_replaceable(path: Path) -> None:
+def require_replaceable(path: Path) -> BaseRecord | None:
     """Refuse a file that a new base must not replace.
+
+    Returns:
+        The current base in ``path``; ``None`` without one.
 
     Raises:
         UserError: if ``path`` is a folder, a file that :func:`write_base` has not written, or the
@@ -213,67 +208,27 @@ def require_replaceable(path: Path) -> None:
             f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "
             "leave base_ckpt out, or set publish=false to keep the new base in the run's folder"
         )
-
-
-def comparable_accuracies(
-    results: Mapping[str, Any], split_seed: object = None
-) -> dict[str, float]:
-    """The accuracies in results.json, each under a key that stands for the split and its images.
-
-    Accuracies with the same key were measured on the same images.
-    """
-    accuracies = {}
-    for split, others in (("val", "test"), ("test", "train")):
-        if split in results:
-            parts = {part: sha for part, sha in results["data_sha256"].items() if part != others}
-            images = [parts, results[split]["images_per_class"], split_seed]
-            digest = hashlib.sha256(json.dumps(images, sort_keys=True).encode()).hexdigest()
-            accuracies[f"{split} {digest[:12]}"] = results[split]["accuracy"]
-    return accuracies
+    return record
 
 
 def publish_base(
-    tensors: Mapping[str, Tensor],
-    accuracies: Mapping[str, float],
-    preprocessing: Mapping[str, Any],
-    current: Path,
-    own: Path,
-    keeps_better: bool,
+    tensors: Mapping[str, Tensor], preprocessing: Mapping[str, Any], current: Path, own: Path
 ) -> None:
     """Write a base to ``own``, where it stays for good, and to ``current``.
 
-    The base that is replaced also gets a file of its own. If it gets more of the same images right,
-    it stays current with ``keeps_better``; otherwise the log names the command to go back. Only one
-    process at a time compares and writes.
+    The base that is replaced also has a file of its own, and the log names the command to go back.
 
     Raises:
         UserError: see :func:`require_replaceable`; ``own`` has been written.
     """
-    write_base(tensors, own, accuracies, preprocessing)
-    current.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(own.with_name(".lock")):
-        require_replaceable(current)
-        before = read_record(current)
-        if before is not None:
-            previous = find_base(own.parent, before.sha256)
-            if previous is None:  # it was made on another machine
-                previous = own_file(own.parent, current.stem, before.sha256)
-                with atomic_write(previous) as temporary:
-                    shutil.copyfile(current, temporary)
-            shared = [key for key in accuracies if key in before.accuracies]
-            key = shared[0] if shared else None  # validation images come first
-            if key is not None and before.accuracies[key] > accuracies[key]:
-                if keeps_better:
-                    _info("base: %s stays, which is better; this one is kept as %s", current, own)
-                    return
-                _warn(
-                    "%.1f%% of the %s images are right, %.1f%% were with the base before; "
-                    "go back with: cp %s %s",
-                    100 * accuracies[key],
-                    key.split()[0],
-                    100 * before.accuracies[key],
-                    shlex.quote(str(previous)),
-                    shlex.quote(str(current)),
-                )
-        write_base(tensors, current, accuracies, preprocessing)
+    write_base(tensors, own, preprocessing)
+    before = require_replaceable(current)
+    if before is not None and before.sha256 != fingerprint(tensors):
+        previous = find_base(own.parent, before.sha256)
+        if previous is None:  # it was made on another machine
+            previous = own_file(own.parent, current.stem, before.sha256)
+            write_base(before.tensors, previous, before.preprocessing)
+        paths = shlex.quote(str(previous)), shlex.quote(str(current))
+        _info("base: the one before is kept; go back with: cp %s %s", *paths)
+    write_base(tensors, current, preprocessing)
     _info("base: %s, kept as %s", current, own)
