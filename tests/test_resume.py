@@ -4,15 +4,13 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy
 import pytest
 import torch
 from composed import FEW, SMALL, composed, small_base
 from helpers.commands import ROOT, only_run, read_results, run_process
 from helpers.crash import CRASH, Crashed, differences, left_by
-from PIL import Image
+from helpers.stranger import config, move_in
 from tensorboard.summary.writer import event_file_writer
 
 import lora_mnist.train
@@ -277,48 +275,17 @@ def test_what_changes_no_number_may_change(go: Go, tmp_path: Path) -> None:
 def test_other_images_are_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: str
 ) -> None:
-    photos, folder = tmp_path / "photos", tmp_path / "run"
-    for label, name in enumerate(("cat", "dog", "emu")):
-        (photos / name).mkdir(parents=True)
-        for number in range(12):
-            pixels = numpy.full((4, 4), 20 * number + label, dtype=numpy.uint8)
-            Image.fromarray(pixels).save(photos / name / f"{number}.png")
-    options = [
-        "stage=pretrain",
-        "data=folder",
-        f"data.data_dir={photos}",
-        "data.channels=1",
-        "data.batch_size=2",
-        f"data.in_memory={in_memory}",
-        "net.in_features=16",
-        "net.hidden_sizes=[4]",
-        "net.num_classes=3",
-        *QUIET,
-        "trainer=cpu",
-        f"base_ckpt={folder}/base.ckpt",
-        "figures=false",
-        f"paths.outputs={tmp_path}/outputs",
-        CRASH,
-        *OFTEN,
-    ]
+    photos, folder = move_in(tmp_path, monkeypatch) / "photos", tmp_path / "run"
+    options = ("stage=lora", "target=dog", "trainer.max_steps=20", f"data.in_memory={in_memory}")
+    options = (*options, *OFTEN, *QUIET, "trainer=cpu", "figures=false", CRASH)
     monkeypatch.setenv("CRASH", "8")
     with pytest.raises(Crashed):
-        train(composed("train", *options), Run(folder))
+        train(config("train", *options), Run(folder))
     assert step_of(folder) == 7
-    monkeypatch.setenv("CRASH", "-1")
+    cfg = config("train", *options, f"resume={folder}")
     shutil.copy(photos / "dog" / "1.png", photos / "cat" / "1.png")
     with pytest.raises(UserError, match=r"^data\.data_dir=.*: expected the same images, as in"):
-        train(composed("train", *options, f"resume={folder}"), Run(folder))
+        train(cfg, Run(folder))
     (photos / "cat").rename(photos / "yak")
     with pytest.raises(UserError, match=r"^classes=.*: expected .*, as in resume="):
-        train(composed("train", *options, f"resume={folder}"), Run(folder))
-
-
-# --- which run -----------------------------------------------------------------------------------
-
-
-def test_a_sweep_has_its_own_way_to_go_on(cli: Any, go: Go) -> None:
-    folder = go("run", *LORA, *QUIET, crash=9)
-    done = cli("train.py", "-m", *LORA, *SMALL, "lora.rank=1,2", f"resume={folder}")
-    assert done.code != 0
-    assert "expected a single run; a sweep has sweep.resume" in done.out + done.err
+        train(cfg, Run(folder))

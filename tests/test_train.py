@@ -386,6 +386,12 @@ def test_finetune_trains_the_chosen_parameters(outputs: Path) -> None:
     assert changed_tensors(base, after) == ["linear2.bias", "linear2.weight"]
 
 
+def test_a_job_of_a_sweep_goes_on_by_another_key(tmp_path: Path) -> None:
+    cfg = composed("train", "stage=lora", *QUICK, f"resume={tmp_path}")
+    with pytest.raises(UserError, match=r"^resume=.*: expected a single run; a sweep has sweep\."):
+        train(cfg, Run(tmp_path, is_sweep=True))
+
+
 def test_digit_and_target_are_one(outputs: Path, tmp_path: Path) -> None:
     cfg = composed("train", "stage=lora", *QUICK, f"paths.outputs={outputs}", "digit=9")
     command = Run(tmp_path / "run", ("stage=lora", "digit=9", "target=3"))
