@@ -36,7 +36,7 @@ from lora_mnist.disk.run_settings import (
     foreign_code,
     read_run_settings,
 )
-from lora_mnist.errors import UserError, config_group, one_line
+from lora_mnist.errors import UserError, config_group, one_line, require_number
 from lora_mnist.lora import (
     CONFIG_NAME,
     load_adapter,
@@ -80,7 +80,8 @@ def find_adapters(cfg: DictConfig) -> list[Adapter]:
         try:
             adapter = Adapter(**({"path": each} if isinstance(each, str) else each))
             adapter.path = Path(adapter.path)
-        except TypeError as error:
+            require_number("scale", adapter.scale, -1e6, 1e6)
+        except (TypeError, ValueError) as error:
             raise UserError(
                 f"adapter={each}: expected a folder, latest, or a mapping of path, scale and name"
             ) from error
@@ -118,9 +119,10 @@ def _adapter_errors() -> Iterator[None]:
 def as_trained(cfg: DictConfig, run: Run | None) -> DictConfig:
     """A copy of ``cfg`` with ``latest`` found, and network and images of the first adapter.
 
-    The folder of the run that trained it holds them in ``.hydra/``. The command line wins: another
-    ``net`` or ``data`` that is typed is taken as it is. How images are prepared, and the order of
-    the classes, stand in the files of the adapter and of a base of ours: null stands for that.
+    The folder of the run that trained it holds them in ``.hydra/``. A ``net`` or ``data`` on the
+    command line wins. From Python, without a command line, ``cfg`` is taken as it is. Keys of
+    ``data`` that are null are read from the adapter's file, or else from that of a base of ours:
+    how images are prepared, and the order of the classes.
 
     Raises:
         UserError: if there is no such adapter, or its run names code of somebody's own.
@@ -131,7 +133,7 @@ def as_trained(cfg: DictConfig, run: Run | None) -> DictConfig:
     adapters = find_adapters(cfg)
     if adapters:
         trained = read_run_settings(adapters[0].path.parent)
-        if run is not None and trained is not None:
+        if run is not None and run.typed and trained is not None:
             _take_over(cfg, run, trained)
     record = read_record(base_file(cfg, adapters)[0])
     preprocessing = record.preprocessing if record else {}
@@ -171,7 +173,7 @@ def _take_over(cfg: DictConfig, run: Run, trained: RunSettings) -> None:
     """Give ``cfg`` the network and the images of a run, but for what was typed."""
     typed = {text.split("=", 1)[0].lstrip("+~") for text in run.typed}
     with open_dict(cfg):
-        # Another net.hidden_sizes is another network; another data.mean is of the same images.
+        # net.hidden_sizes=... means another network; data.mean=... still means the same images.
         if not any(key.partition(".")[0] == "net" for key in typed):
             foreign = foreign_code(trained.net)
             _require_trust(cfg, foreign)
@@ -200,7 +202,7 @@ def _require_trust(cfg: DictConfig, foreign: list[str]) -> None:
 
 
 def adapter_targets(adapters: list[Adapter], classes: list[str]) -> list[int]:
-    """The numbers of the classes that ``adapters`` repair; empty if one of them does not say it."""
+    """The numbers of the classes that ``adapters`` repair; empty if one does not name them."""
     targets: list[int] = []
     for adapter in adapters:
         with _adapter_errors():

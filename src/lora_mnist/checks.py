@@ -12,19 +12,8 @@ from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.significance import knows_validation
 from lora_mnist.data import ImageDataModule
 from lora_mnist.errors import TrainingError, UserError, is_number
-from lora_mnist.project import Run
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
-
-
-def require_consistent(cfg: DictConfig, run: Run) -> None:
-    """Refuse settings of a training that do not go with each other, or with a sweep."""
-    if not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
-    if {"digit", "target"} <= {text.partition("=")[0] for text in run.typed}:
-        raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
-    if cfg.resume is not None and run.is_sweep:
-        raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
 
 
 def require_validation(setting: str, data: ImageDataModule) -> None:

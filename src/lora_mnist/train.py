@@ -24,7 +24,6 @@ from lora_mnist.adapters import (
     write_adapter,
 )
 from lora_mnist.checks import (
-    require_consistent,
     require_scale,
     require_trainable,
     require_useful,
@@ -105,7 +104,12 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     if cfg.seed is None:
         cfg.seed = draw_seed(cfg, run)
         _info("seed=%d: drawn, since seed=null", cfg.seed)
-    require_consistent(cfg, run)
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
+    if {"digit", "target"} <= {text.partition("=")[0] for text in run.typed}:
+        raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
+    if cfg.resume is not None and run.is_sweep:
+        raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     comparisons = parse_require(cfg.require)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():

@@ -44,7 +44,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     has_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
     if cfg.trainer.get("accelerator") == "gpu" and not has_gpu:
         raise UserError("trainer.accelerator=gpu: torch finds no GPU here; expected auto, or cpu")
-    callbacks: list[Any] = [RandomStates(), PlainSigterm(), FirstProcessDecides(), WholeSchedule()]
+    callbacks: list[Any] = [RandomStates(), WholeSchedule()]
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:
             with config_group(f"callbacks.{name}"):
@@ -52,6 +52,8 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     loggers: list[Any] = []
     for name, config in (cfg.logger or {}).items():
         changes = {}
+        if config is None:
+            continue
         if "purge_step" in config and cfg.get("resume") is not None:
             # What was logged after the checkpoint is logged again.
             changes["purge_step"] = resumed_step(run.folder)
@@ -59,6 +61,9 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             loggers.append(instantiate(config, **changes))
     with config_group("trainer"):
         arguments = dict(instantiate(cfg.trainer, _convert_="all", _partial_=True).keywords)
+        if "default_root_dir" in arguments:
+            where = arguments["default_root_dir"]
+            raise ValueError(f"default_root_dir={where}: expected hydra.run.dir={where} instead")
         callbacks += arguments.pop("callbacks", None) or []
         if not sys.stdout.isatty():
             callbacks.append(TrainerProgress())
@@ -80,15 +85,18 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         )
     if not trainer.limit_test_batches:
         raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
-    if run.is_sweep and trainer.world_size > 1:
-        raise UserError(
-            f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
-        )
+    if trainer.world_size > 1:
+        if run.is_sweep:
+            raise UserError(
+                f"trainer.devices={trainer.num_devices}: expected one process for each job of a "
+                "sweep"
+            )
+        trainer.callbacks[:0] = [PlainSigterm(), FirstProcessDecides()]  # type: ignore[attr-defined]
     return trainer
 
 
 class PlainSigterm(Callback):
-    """In a distributed run SIGTERM does what it did before training; other processes end at once.
+    """SIGTERM keeps the handler from before training; all processes but the first end at once.
 
     Lightning 2.6 tells the other processes from within its signal handler, by a broadcast that
     waits for ever where the signal comes during another one.
@@ -101,12 +109,12 @@ class PlainSigterm(Callback):
             self.handler = signal.SIG_DFL
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.handler)
 
 
 class FirstProcessDecides(Callback):
-    """What each process found before training, such as the class, is the first's.
+    """All processes use what the first one chose before training, such as the class.
 
     Rounding may differ between machines, and with it which of two classes is the weakest.
     """

@@ -96,8 +96,8 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "what was repaired before stays": (
         of_clothes(
-            *([80, 9, 20], [0, 1, 0], [60, 2, 1]),
-            **{"digit": 0, "repaired_before": [1], "test_before": outcome([80, 9, 20], 200)},
+            *([80, 9, 40], [0, 1, 0], [60, 2, 1]),
+            **{"digit": 0, "repaired_before": [1], "test_before": outcome([80, 9, 40], 200)},
         ),
         [*TYPED, "adapter=latest"],
     ),

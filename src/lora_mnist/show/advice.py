@@ -17,7 +17,6 @@ from lora_mnist.show.changes import (
     is_guessing,
     named,
     others_of,
-    repaired_before,
     rest_of,
     targets_of,
 )
@@ -62,8 +61,8 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         return phrases
     rest, others = rest_of(results), others_of(results["classes"])
     target, elsewhere = change_of(results, targets), change_of(results, rest)
-    earlier = change_of(results, repaired_before(results))
     overrides = _overrides(folder)
+    is_on_top = any(key_of(text) == "adapter" for text in overrides)
     if not results["replay"]:
         if everything.mood != "good":
             reason = f"To train with replayed images of {others} as well:"
@@ -72,14 +71,14 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     elif is_guessing(results):  # other weights are no remedy: the training itself has failed
         return phrases
     elif everything.mood == "plain" or (target.mood == "good" and elsewhere.mood == "bad"):
-        is_on_top = any(key_of(text) == "adapter" for text in overrides)
         left_out = ("loss.target_weight", "dial")
         repeated = [text for text in overrides if key_of(text) not in left_out]
         if repeated and not is_on_top:
             phrases += [Phrase("To compare several values of loss.target_weight:")]
             text = command_line(["-m", *repeated, "sweep=front"], program("train"))
             phrases += [Phrase(text, "advice")]
-    elif {target.mood, everything.mood} == {"good"} and earlier.mood != "bad" and rest:
+    elif {target.mood, everything.mood} == {"good"} and not is_on_top and rest:
+        # A second repair helped wherever it was tried; a third one took back some of the first two.
         errors = results["test"]["errors_per_class"]
         worst = max(rest, key=lambda c: errors[c])
         if errors[worst] > target.after:

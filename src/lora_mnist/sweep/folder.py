@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.conf import HydraConf
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.disk.latest import latest
@@ -50,9 +51,10 @@ def job_folder(*, _root_: DictConfig) -> str:
 
 def hydra_subfolder(resume: str | None, *, _root_: DictConfig) -> str | None:
     """Resolver for ``hydra.output_subdir``: none for a job that has finished or a resumed run."""
+    if _root_.hydra.mode != RunMode.MULTIRUN:
+        return None if resume else ".hydra"
     folder = OmegaConf.select(_root_, "hydra.runtime.output_dir", default=None)
-    is_there = resume or (folder and is_finished(Path(folder)))
-    return None if is_there else ".hydra"
+    return None if folder and is_finished(Path(folder)) else ".hydra"
 
 
 # Cached, so that the folder is the same in every job.

@@ -122,7 +122,7 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
     elif ranked.metric and ranked.groups and not ranked.best:
         results = ranked.groups[0].jobs[0].results
         numbers = [key for key in results if key.startswith("val.") and not key[-1].isdigit()]
-        expected = f"no job has it; expected one of {', '.join(numbers)}"
+        expected = f"no job has it; expected {', '.join(numbers) or 'data.val_size > 0'}, or null"
         print(f"sweep.metric={ranked.metric}: {expected}", file=sys.stderr)
         code = UserError.exit_code
     return code, folder if ranked.jobs else None
