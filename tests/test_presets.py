@@ -49,6 +49,7 @@ def test_lists_of_presets_keep_all(tmp_path: Path) -> None:
     assert {"LastCheckpoint", "ModelCheckpoint", "EarlyStopping"} <= names
     assert {"RichModelSummary", "RichProgressBar", "LearningRateMonitor"} <= names
     assert len(trainer.loggers) == 2
+    assert not trainer_of(tmp_path, "logger=csv", "logger.csv=null").loggers
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

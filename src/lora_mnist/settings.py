@@ -11,7 +11,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.errors import UserError
 from lora_mnist.project import Run
 
 
@@ -143,12 +142,9 @@ def checked(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     """A copy of ``cfg`` with the types of its stage, and the folder of its ``run``.
 
     Raises:
-        UserError: if it has no such stage.
         OmegaConfBaseException: if it has a key that the stage does not read, or a value of another
             type.
     """
-    if cfg.stage not in SETTINGS:
-        raise UserError(f"stage={cfg.stage}: expected one of {', '.join(SETTINGS)}")
     merged: Any = OmegaConf.merge(OmegaConf.structured(SETTINGS[cfg.stage]), cfg)
     if run is not None:
         merged.paths.run = str(run.folder)
