@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from composed import small_base
+from composed import small_adapter, small_base
 from helpers.commands import ROOT, Outcome
 from helpers.nets import TinyNet
 from hydra._internal.hydra import Hydra
@@ -60,6 +60,15 @@ def outputs(tmp_path: Path) -> Path:
     """A folder of outputs with a small base."""
     small_base(tmp_path / "outputs")
     return tmp_path / "outputs"
+
+
+@pytest.fixture(scope="session")
+def with_nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of outputs that is only read: a small base, and an adapter lora/nine on it."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    small_base(outputs)
+    small_adapter(outputs, "lora/nine")
+    return outputs
 
 
 @pytest.fixture

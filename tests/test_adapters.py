@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from composed import SMALL, composed, small_adapter, small_net
-from helpers.commands import only_run, read_results
+from helpers.commands import only_run, read_results, refused
 from helpers.stranger import darker, fresh, move_in
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors import safe_open
@@ -18,18 +18,8 @@ from lora_mnist.adapters import as_trained, find_adapters, load_adapters, load_b
 from lora_mnist.choices import add_adapter
 from lora_mnist.classifier.net import make_net
 from lora_mnist.disk.base import own_file, write_base
-from lora_mnist.errors import UserError
 from lora_mnist.lora import fingerprint, lora_weights
 from lora_mnist.project import Run
-
-
-def refused(function: Any, *arguments: Any) -> str:
-    """The one line that a UserError says."""
-    with pytest.raises(UserError) as caught:
-        function(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
 
 # --- the base and its adapters -------------------------------------------------------------------
 
@@ -126,6 +116,7 @@ def test_rank_auto_is_a_layers_full_rank_where_that_is_smaller() -> None:
 # --- what an adapter's run knows -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_brings_its_network_its_data_and_its_base(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,13 +142,12 @@ def test_a_run_brings_its_network_its_data_and_its_base(
     made = only_run(tmp_path / "outputs", "lora")
     trained = read_results(made)
     options: tuple[str, ...] = ("trainer=cpu", "figures=false")
-    for number, adapter in enumerate(("latest", f"[{made}/adapter]")):
-        run = tmp_path / f"eval{number}"
-        command("eval.py", f"adapter={adapter}", "trust=true", *options, f"hydra.run.dir={run}")
-        results = read_results(run)
-        for key in ("classes", "data_sha256", "mean", "std", "base_sha256"):
-            assert results[key] == trained[key]
-        assert results["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
+    run = tmp_path / "eval"
+    command("eval.py", f"adapter=[{made}/adapter]", "trust=true", *options, f"hydra.run.dir={run}")
+    results = read_results(run)
+    for key in ("classes", "data_sha256", "mean", "std", "base_sha256"):
+        assert results[key] == trained[key]
+    assert results["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
     picture = f"images={here}/photos/dog/3.png"
     more = ("trust=true", picture, "json=true")
     assert '"class": "' in command("predict.py", "adapter=latest", *more)
@@ -174,10 +164,6 @@ def test_a_run_brings_its_network_its_data_and_its_base(
     with safe_open(elsewhere / "repaired.safetensors", "pt") as file:
         assert json.loads(file.metadata()["mean"]) == trained["mean"]
         assert file.get_tensor("head.weight").shape == (3, 5)
-    (other / "cat").rename(other / "yak")
-    done = cli("eval.py", "adapter=latest", f"data.data_dir={other}", *options)
-    assert done.code == 2
-    assert f"data.classes=['cat', 'dog', 'emu']: expected every folder of {other} once" in done.err
     # What the command line says goes before that.
     run = tmp_path / "changed"
     command("eval.py", "data.mean=0.25", "adapter=latest", *options, f"hydra.run.dir={run}")

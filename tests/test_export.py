@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from composed import FEW, SMALL, composed, logged, small_adapter, small_base, small_net
+from composed import FEW, SMALL, composed, logged, small_net
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -41,15 +41,6 @@ def images() -> Tensor:
     return (load_images("MNIST", Path(folder), train=False)[0] / 255 - 0.1307) / 0.3081
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, and an adapter on it."""
-    outputs = tmp_path_factory.mktemp("outputs")
-    small_base(outputs)
-    small_adapter(outputs, "lora/nine")
-    return outputs
-
-
 def run(outputs: Path, *overrides: str) -> dict[str, str]:
     return export(composed("export", NET, DATA, f"paths.outputs={outputs}", *overrides))
 
@@ -82,19 +73,19 @@ def read_onnx(path: Path) -> tuple[Any, dict[str, str]]:
     ],
 )
 @torch.no_grad()
-def test_each_format(outputs: Path, tmp_path: Path, images: Tensor, form: str, read: Any) -> None:
+def test_each_format(with_nine: Path, tmp_path: Path, images: Tensor, form: str, read: Any) -> None:
     out = tmp_path / "new" / "nine"
     with logged("lora_mnist.export") as text:
-        returned = run(outputs, "adapter=latest", f"format={form}", f"out={out}")
+        returned = run(with_nine, "adapter=latest", f"format={form}", f"out={out}")
     line = "base + nine; same predictions as the live network on 500 test images"
     assert line in text.getvalue()
     network, metadata = read(out)
-    expected = small_net(outputs, outputs / "lora" / "nine" / "adapter")(images)
+    expected = small_net(with_nine, with_nine / "lora" / "nine" / "adapter")(images)
     torch.testing.assert_close(network(images), expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(network(images[:1]), expected[:1], rtol=1e-5, atol=1e-4)
     assert metadata.items() >= returned.items()
-    assert metadata["base_sha256"] == fingerprint(small_net(outputs).state_dict())
-    assert json.loads(metadata["adapter"]) == [f"{outputs}/lora/nine/adapter"]
+    assert metadata["base_sha256"] == fingerprint(small_net(with_nine).state_dict())
+    assert json.loads(metadata["adapter"]) == [f"{with_nine}/lora/nine/adapter"]
     assert json.loads(metadata["net"])["hidden_sizes"] == [16]
     assert json.loads(metadata["classes"])[9].startswith("9")
     assert (metadata["dataset"], metadata["mean"], metadata["std"]) == ("mnist", "0.1307", "0.3081")
@@ -102,41 +93,43 @@ def test_each_format(outputs: Path, tmp_path: Path, images: Tensor, form: str, r
 
 
 @torch.no_grad()
-def test_the_base_alone_and_several_adapters(outputs: Path, tmp_path: Path, images: Tensor) -> None:
-    out, adapter = tmp_path / "new.safetensors", outputs / "lora" / "nine" / "adapter"
-    run(outputs, f"out={out}")
+def test_the_base_alone_and_several_adapters(
+    with_nine: Path, tmp_path: Path, images: Tensor
+) -> None:
+    out, adapter = tmp_path / "new.safetensors", with_nine / "lora" / "nine" / "adapter"
+    run(with_nine, f"out={out}")
     net, metadata = read_safetensors(out)
     assert metadata["sha256"] == metadata["base_sha256"] == fingerprint(net.state_dict())
-    run(outputs, f"adapter=[{adapter},{{path: {adapter}, name: again}}]", f"out={out}")
-    expected = small_net(outputs, adapter, adapter)(images)
+    run(with_nine, f"adapter=[{adapter},{{path: {adapter}, name: again}}]", f"out={out}")
+    expected = small_net(with_nine, adapter, adapter)(images)
     torch.testing.assert_close(read_safetensors(out)[0](images), expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_several_adapters_as_one(cli: Any, outputs: Path, tmp_path: Path, images: Tensor) -> None:
+def test_several_adapters_as_one(cli: Any, with_nine: Path, tmp_path: Path, images: Tensor) -> None:
     """Through the command line; the sum loads like any other adapter."""
-    nine, out = outputs / "lora" / "nine" / "adapter", tmp_path / "sum"
-    net = small_net(outputs)
+    nine, out = with_nine / "lora" / "nine" / "adapter", tmp_path / "sum"
+    net = small_net(with_nine)
     torch.manual_seed(1)
     for parameter in lora_parameters(add_lora(net, rank=2, alpha=3.0, target_modules=["linear1"])):
         torch.nn.init.normal_(parameter, std=0.05)
     other = save_adapter(net, tmp_path / "other", metadata={"repairs": "eights"})
-    expected = small_net(outputs, nine)
+    expected = small_net(with_nine, nine)
     load_adapter(expected, other, name="other", scale=-0.5)
-    options = (f"base_ckpt={outputs}/base/mnist.ckpt", NET, DATA, "format=adapter", f"out={out}")
+    options = (f"base_ckpt={with_nine}/base/mnist.ckpt", NET, DATA, "format=adapter", f"out={out}")
     several = f"adapter=[{nine},{{path: {other}, scale: -0.5}}]"
     done = cli("export.py", several, *options)
     assert done.code == 0, done.err
     line = f"{out}: nine x 1, eights x -0.5, exact; same predictions as the live network"
     assert line in done.err
     torch.testing.assert_close(
-        small_net(outputs, out)(images), expected(images), rtol=1e-5, atol=1e-4
+        small_net(with_nine, out)(images), expected(images), rtol=1e-5, atol=1e-4
     )
     metadata = read_metadata(out)
     assert json.loads(metadata["scales"]) == {"nine": 1, "eights": -0.5}
     assert "repairs" not in metadata  # the nine does not say, and the eights are taken away
     with pytest.raises(UserError, match=f"out={out}: expected a new folder"):
-        run(outputs, several, *options[3:])
+        run(with_nine, several, *options[3:])
 
 
 def test_tied_weights(tmp_path: Path) -> None:
@@ -151,20 +144,20 @@ def test_tied_weights(tmp_path: Path) -> None:
 
 
 def test_a_network_that_differs_is_not_written(
-    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_nine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lora_mnist.export, "merge_lora", remove_lora)
     out = tmp_path / "nine.safetensors"
     out.write_text("before")
     with pytest.raises(IncompleteError, match="not written; the network in it differs from the li"):
-        run(outputs, "adapter=latest", f"out={out}")
+        run(with_nine, "adapter=latest", f"out={out}")
     assert out.read_text() == "before"
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_missing_extra_is_named(
-    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_nine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r'format=onnx: .* pip install "lora-mnist\[onnx\]"$'):
-        run(outputs, "format=onnx", f"out={tmp_path}/x")
+        run(with_nine, "format=onnx", f"out={tmp_path}/x")

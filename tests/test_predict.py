@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composed import SMALL, composed, small_adapter, small_base
+from composed import SMALL, composed
 from helpers.commands import ROOT
 from PIL import Image
 
@@ -25,15 +25,6 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, and an adapter on it."""
-    outputs = tmp_path_factory.mktemp("outputs")
-    small_base(outputs)
-    small_adapter(outputs, "lora/2026-01-01")
-    return outputs
-
-
 def run(outputs: Path, *overrides: str) -> list[dict[str, Any]]:
     return predict(composed("predict", NET, f"paths.outputs={outputs}", *overrides))
 
@@ -42,8 +33,8 @@ def names(predictions: list[dict[str, Any]]) -> list[str]:
     return [Path(prediction["file"]).name for prediction in predictions]
 
 
-def test_base_and_adapter_side_by_side(outputs: Path, pictures: Path) -> None:
-    predictions = run(outputs, "adapter=latest", f"images={pictures}/*.png")
+def test_base_and_adapter_side_by_side(with_nine: Path, pictures: Path) -> None:
+    predictions = run(with_nine, "adapter=latest", f"images={pictures}/*.png")
     assert names(predictions) == [f"{n}.png" for n in range(10)]
     labels = load_images("MNIST", ROOT / "data", train=False)[1]
     right = sum(
@@ -58,24 +49,24 @@ def test_base_and_adapter_side_by_side(outputs: Path, pictures: Path) -> None:
             assert side["probability"] == side["probabilities"][side["digit"]]
             assert side["class"].startswith(str(side["digit"]))
         assert prediction["base"] != prediction["adapted"]
-    alone = run(outputs, f"images={pictures}")
+    alone = run(with_nine, f"images={pictures}")
     assert [each["base"] for each in alone] == [each["base"] for each in predictions]
     assert "adapted" not in alone[0]
 
 
-def test_the_command_prints_json(cli: Any, outputs: Path, pictures: Path, tmp_path: Path) -> None:
-    adapter, base = outputs / "lora" / "2026-01-01", outputs / "base" / "mnist.ckpt"
+def test_the_command_prints_json(cli: Any, with_nine: Path, pictures: Path, tmp_path: Path) -> None:
+    adapter, base = with_nine / "lora" / "nine", with_nine / "base" / "mnist.ckpt"
     images = f'images="{pictures}/[0-4].png"'
     done = cli("predict.py", NET, f"adapter={adapter}", f"base_ckpt={base}", images, "json=true")
     assert done.code == 0, done.err
-    assert json.loads(done.out) == run(outputs, f"adapter={adapter}", images)
+    assert json.loads(done.out) == run(with_nine, f"adapter={adapter}", images)
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
-def test_pictures_that_cannot_be_read_are_named(cli: Any, outputs: Path, pictures: Path) -> None:
+def test_pictures_that_cannot_be_read_are_named(cli: Any, with_nine: Path, pictures: Path) -> None:
     (pictures / "broken.png").write_bytes(b"no picture")
     Image.new("L", (50, 50), 255).save(pictures / "empty.png")
-    base = f"base_ckpt={outputs}/base/mnist.ckpt"
+    base = f"base_ckpt={with_nine}/base/mnist.ckpt"
     done = cli("predict.py", NET, base, f"images=[{pictures}/1.png,{pictures}/?????*.png]")
     assert done.code == 1
     broken, empty, count = done.err.splitlines()
@@ -85,14 +76,14 @@ def test_pictures_that_cannot_be_read_are_named(cli: Any, outputs: Path, picture
     assert "1.png" in done.out
 
 
-def test_a_list_of_files_folders_and_patterns(outputs: Path, pictures: Path) -> None:
+def test_a_list_of_files_folders_and_patterns(with_nine: Path, pictures: Path) -> None:
     (pictures / "2.png").rename(pictures / "B.PNG")
     (pictures / "3.png").rename(pictures / "a[1].png")
     (pictures / ".hidden.png").write_bytes(b"no picture")
     (pictures / "notes.txt").write_text("no picture")
-    folder = names(run(outputs, f"images={pictures}"))
+    folder = names(run(with_nine, f"images={pictures}"))
     assert folder == [*(f"{n}.png" for n in (0, 1, 4, 5, 6, 7, 8, 9)), "B.PNG", "a[1].png"]
-    assert names(run(outputs, f'images="{pictures}/a[1].png"')) == ["a[1].png"]
+    assert names(run(with_nine, f'images="{pictures}/a[1].png"')) == ["a[1].png"]
     chosen = f'["{pictures}/5.png","{pictures}/[4-6]*","{pictures}"]'  # each is seen once
     others = [name for name in folder if name not in ("4.png", "5.png", "6.png")]
-    assert names(run(outputs, f"images={chosen}")) == ["5.png", "4.png", "6.png", *others]
+    assert names(run(with_nine, f"images={chosen}")) == ["5.png", "4.png", "6.png", *others]

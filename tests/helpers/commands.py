@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lora_mnist.errors import UserError
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,3 +45,11 @@ def read_results(folder: Path) -> dict[str, Any]:
 def only_run(outputs: Path, stage: str) -> Path:
     (folder,) = (outputs / stage).iterdir()
     return folder
+
+
+def refused(function: Any, *arguments: Any) -> str:
+    """The one line of the UserError that ``function`` raises."""
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
