@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,33 +78,6 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 # --- no process is left behind -------------------------------------------------------------------
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A long training in two processes, in a process group of its own."""
-    options = [
-        "stage=pretrain",
-        "trainer=ddp_sim",
-        "trainer.max_epochs=1000",
-        "logger=none",
-        "figures=false",
-        "callbacks.checkpoint.every_n_train_steps=5",
-        f"paths.outputs={tmp_path}",
-        *(SMALL[0], *FEW),
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *options, f"hydra.run.dir={tmp_path}/run"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}/src"},
-        stdout=subprocess.DEVNULL,
-        stderr=(tmp_path / "stderr").open("w"),
-        start_new_session=True,
-    )
-    yield process
-    if members(process.pid):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def members(group: int) -> list[int]:
     """The living processes of a process group; a zombie lives no more."""
     found = []
@@ -129,32 +101,36 @@ def wait_for(condition: Any, seconds: float) -> bool:
     return True
 
 
-def wait_until_it_trains(group: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert wait_for(lambda: last.exists() or group.poll() is not None, 150)
-    assert group.poll() is None
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["all", "the first"])
-def test_a_signal_ends_both_processes(
-    group: subprocess.Popen[bytes], tmp_path: Path, whom: str
-) -> None:
-    """To the whole group, as Ctrl+C and most cluster managers send it, or to the first alone."""
-    wait_until_it_trains(group, tmp_path)
-    assert len(members(group.pid)) == 2
-    (os.killpg if whom == "all" else os.kill)(group.pid, signal.SIGTERM)
-    assert wait_for(lambda: not members(group.pid), 30)
-    assert group.wait() in (-signal.SIGTERM, 128 + signal.SIGTERM)  # the same to a shell
-    said = (tmp_path / "stderr").read_text()
-    assert "Traceback" not in said
-    assert said.count("go on with: python train.py stage=pretrain") == 1
-
-
-@pytest.mark.slow
-def test_a_killed_parent_leaves_no_child(group: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    """Its connection is cut, at the next step."""
-    wait_until_it_trains(group, tmp_path)
-    group.kill()
-    group.wait()
-    assert wait_for(lambda: not members(group.pid), 15)
+@pytest.mark.parametrize("end", ["all", "the first", "kill -9"])
+def test_no_process_stays(tmp_path: Path, end: str) -> None:
+    """After SIGTERM to the whole group, as Ctrl+C and most cluster managers send their signal, or
+    to the first process alone; and after a kill of the first, which cuts the other's connection.
+    """
+    options = ["stage=pretrain", "trainer=ddp_sim", "trainer.max_epochs=1000", "logger=none"]
+    options += [*FEW, SMALL[0], "figures=false", "callbacks.checkpoint.every_n_train_steps=5"]
+    options += [f"paths.outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run"]
+    last, stderr = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "stderr"
+    group = subprocess.Popen(
+        [sys.executable, "train.py", *options],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}/src"},
+        stdout=subprocess.DEVNULL,
+        stderr=stderr.open("w"),
+        start_new_session=True,
+    )
+    try:
+        assert wait_for(lambda: last.exists() or group.poll() is not None, 150)
+        assert group.poll() is None
+        assert len(members(group.pid)) == 2
+        number = signal.SIGKILL if end == "kill -9" else signal.SIGTERM
+        (os.killpg if end == "all" else os.kill)(group.pid, number)
+        assert wait_for(lambda: not members(group.pid), 15 if end == "kill -9" else 30)
+    finally:
+        if members(group.pid):
+            os.killpg(group.pid, signal.SIGKILL)
+        code = group.wait()
+    if end != "kill -9":
+        assert code in (-signal.SIGTERM, 128 + signal.SIGTERM)  # the same to a shell
+        assert "Traceback" not in stderr.read_text()
+        assert stderr.read_text().count("go on with: python train.py stage=pretrain") == 1
