@@ -37,8 +37,8 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _NO_STAGE = f"""stage: missing; expected one of
   {program("train")} stage=pretrain         to train a base
   {program("train")} stage=lora digit=9     to repair it with an adapter"""
-#: Signals that have asked this command to end. Lightning makes SystemExit(1) of the interrupt, and
-#: other code may swallow it: what came first decides.
+#: Signals received so far. Lightning and other code may swallow the interrupt; the first signal
+#: decides the exit code.
 _signals: list[signal.Signals] = []
 #: HYDRA_FULL_ERROR as the user has set it.
 _full_error = "0"
@@ -63,7 +63,7 @@ def run(main: Callable[[], object]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, handler)
     error, code, reason = raised, 0, None
-    if isinstance(raised, SystemExit):  # argparse's, Lightning's, or ours around what went wrong
+    if isinstance(raised, SystemExit):  # argparse's, Lightning's, or ours, caused by the error
         error, code = raised.__cause__, raised.code if isinstance(raised.code, int) else 0
     if _signals:
         reason, code = f"interrupted by {_signals[0].name}", 128 + _signals[0]
@@ -100,7 +100,7 @@ def command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) -> f
     run = Run.of_command_line(hydra, Path(hydra.runtime.output_dir))
     if run.is_sweep and "sweep" in cfg:
         value = run_swept(partial(_call, function), cfg, run, hydra, explain)
-        if _signals:  # and the job has swallowed it
+        if _signals:  # the job has swallowed the interrupt
             raise KeyboardInterrupt
         return value
     try:
@@ -117,9 +117,9 @@ def command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) -> f
             ended.add_note("no checkpoint was written yet: there is nothing to go on with")
         if ended is error:
             raise
-        told = None if isinstance(error, UserError) else error
-        log.error("%s", explain(error)[0], exc_info=told)  # to the run's own log
-        raise ended from error  # for run() to explain; Hydra would print it, too
+        traceback = None if isinstance(error, UserError) else error
+        log.error("%s", explain(error)[0], exc_info=traceback)  # to the run's own log
+        raise ended from error  # run() prints it; any other exception Hydra would print once more
     return None
 
 
@@ -176,19 +176,21 @@ def _nearest(key: str, parent: Any) -> str:
 
 def _explain_hydra(error: HydraException) -> str:
     """Hydra's own message, with what it leaves out."""
-    said = one_line(re.split(r"Config search path:|See https://hydra", str(error))[0])
+    message = one_line(re.split(r"Config search path:|See https://hydra", str(error))[0])
     refused = error.__cause__
     if isinstance(refused, ConfigKeyError | ConfigAttributeError) and refused.parent_node:
         if OmegaConf.is_missing(refused.parent_node, "stage"):
             return _NO_STAGE  # without one Hydra would advise to add whatever key belongs to it
         return _explain_omegaconf(refused)
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: {said}; expected quotes, 'key=\"value\"', around unusual signs"
-    if "hydra/launcher" in said or "hydra/sweeper" in said:
-        return f'{said}; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
+        return (
+            f"{error.override}: {message}; expected quotes, 'key=\"value\"', around unusual signs"
+        )
+    if "hydra/launcher" in message or "hydra/sweeper" in message:
+        return f'{message}; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
     if isinstance(refused, OmegaConfBaseException):  # Hydra says where, OmegaConf says what
-        return f"{said}: {explain(refused)[0]}"
-    return said
+        return f"{message}: {explain(refused)[0]}"
+    return message
 
 
 def _explain_group(error: ValueError) -> str:
@@ -209,13 +211,13 @@ def run_folder(runs: str, resume: str | None, now: str) -> str:
     if resume is None:
         return str(Path(runs, now))
     pattern = "checkpoints/run.json"
-    found = latest(Path(runs), f"*/{pattern}") if resume == "latest" else Path(resume) / pattern
-    if found is None or not found.is_file():
+    record = latest(Path(runs), f"*/{pattern}") if resume == "latest" else Path(resume) / pattern
+    if record is None or not record.is_file():
         raise UserError(
             f"resume={resume}: expected the folder of a run that began to train, with {pattern} in "
             "it, or latest"
         )
-    return str(found.parents[1].absolute())
+    return str(record.parents[1].absolute())
 
 
 OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=True, replace=True)

@@ -36,7 +36,7 @@ class SideBySide:
     Attributes:
         data: the test images; it also brings pictures to the form of these images.
         chosen: the folders of the adapters that the page opens with: those of ``cfg.adapter``, or
-            the latest one, if any; with a network, images or a base typed, the latest on that base.
+            else the newest; with a network, images or a base typed, the newest on that base.
         menu: name and folder of each adapter on this base: the chosen ones first, then the newest.
     """
 
@@ -169,7 +169,9 @@ def build_page(sides: SideBySide) -> Any:
                 base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
                 adapted = gr.Label(label="Adapted", num_top_classes=3, elem_id="adapted")
         in_turn: Any = {"concurrency_id": "network", "concurrency_limit": 1}
-        picture.change(read, [picture], [image, note])  # input would bring the drawing before
+        picture.change(
+            read, [picture], [image, note]
+        )  # the event input would send the previous drawing
         button.click(mistake, [number, menu], [number, image, note], **in_turn)
         changes, outputs = [image.change, scale.change, menu.change], [base, adapted, seen]
         gr.on(changes, ask, [image, menu, scale], outputs, show_progress="hidden", **in_turn)

@@ -140,14 +140,14 @@ def _write(
 ) -> Callable[[Tensor], Tensor]:
     """Write ``net``, for batches like ``example`` of any size; return it, read back."""
     if form == "safetensors":
-        # Tied weights share memory, which a file of safetensors cannot tell: each gets its own.
+        # safetensors cannot store shared memory, so tied weights are copied.
         tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         save_file(tensors, path, {"format": "pt", **metadata})
         loaded = copy.deepcopy(net)
         loaded.load_state_dict(load_file(path))
         return loaded
     with warnings.catch_warnings():
-        # Between torch's parts; nothing a user could act on.
+        # Deprecated inside torch; a user cannot change it.
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
         onnx = torch.onnx.export(
             net,

@@ -110,7 +110,7 @@ def find_pictures(images: Any, with_subfolders: bool = False) -> list[Path]:
     files: list[Path] = []
     for pattern in images if isinstance(images, ListConfig) else [images]:
         name = Path(str(pattern))
-        matches = [name]  # a name that is there is meant as it stands, brackets and all
+        matches = [name]  # a name that exists is no pattern, even with brackets
         if name.is_dir():
             inside = sorted(name.glob("[!.]*"))
             if with_subfolders:

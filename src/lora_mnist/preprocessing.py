@@ -35,8 +35,8 @@ def check_preprocessing(
 ) -> None:
     """Try the base on images prepared in other ways than configured, as ``cfg.check`` says.
 
-    What was tried is printed where that was asked for; where another way is better, so is the
-    command that is likely to be right.
+    ``check=preprocessing`` prints all that was tried. If another way is better, its command is
+    printed.
     """
     is_ours = str(cfg.net._target_).startswith("lora_mnist.")
     if cfg.check is None or (cfg.check == Check.auto and (is_ours or cfg.adapter or run.is_sweep)):
@@ -76,21 +76,21 @@ def check_preprocessing(
     changes = changes_of[id(best)]
     if cfg.check == Check.preprocessing:
         show(table)
-    said = f"in {len(best.wrong):,} validation and training images"
+    images = f"in {len(best.wrong):,} validation and training images"
     if best is configured:
         as_good = [" ".join(changes_of[id(each)]) for each in within_chance(best, trials[1:])]
         if as_good:
             text = "trained as configured, or, no worse by more than chance, with %s: %d errors %s"
-            log.info(f"the network was {text}", " | ".join(as_good[:5]), errors, said)
+            log.info(f"the network was {text}", " | ".join(as_good[:5]), errors, images)
         else:
             text = "the network was most likely trained as configured: %d errors %s"
-            log.info(text, errors, said)
+            log.info(text, errors, images)
         return
     left_out = ["check=", "hydra."]
     for change in changes:
         left_out.append(f"{change.partition('=')[0]}=")
     log.warning(
         "the network was %s trained otherwise, %d errors instead of %d %s (%s): %s",
-        *("most likely" if is_better else "perhaps", fewer, errors, said, p_text(p_value)),
+        *("most likely" if is_better else "perhaps", fewer, errors, images, p_text(p_value)),
         command_line([*run.typed_without(*left_out), *changes]),
     )

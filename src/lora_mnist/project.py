@@ -76,8 +76,8 @@ OmegaConf.register_new_resolver("lora_mnist.sweep_name", sweep_name, replace=Tru
 def base_name(data: DictConfig, net: DictConfig) -> str:
     """Resolver: what the files of a base are called, for each network and set of images.
 
-    ``mnist``, ``mnist_cnn``, ``photos-3fa2c1_resnet18``: six digits of the SHA-256 of its path tell
-    a folder without a ``data.name`` from others that are called so.
+    ``mnist``, ``mnist_cnn``, ``photos-3fa2c1_resnet18``: a folder without a ``data.name`` gets six
+    digits of its path's SHA-256, since two folders may have the same name.
     """
     name = data.get("name")
     if name is None:
@@ -93,7 +93,7 @@ OmegaConf.register_new_resolver("lora_mnist.base_name", base_name, replace=True)
 
 
 def _unless(other: object, value: object) -> object:
-    """``value``, which gives way where ``other`` is set."""
+    """``value``, or ``None`` where ``other`` is set."""
     return value if other is None else None
 
 

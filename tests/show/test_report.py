@@ -35,7 +35,7 @@ def test_a_report_of_each_stage(tmp_path: Path, stage: str, figures: str) -> Non
     assert list(paths) == figures.split()
     assert {*(tmp_path / "figures").iterdir()} == {*paths.values()}
     page = (tmp_path / "report.html").read_text()
-    for text in ("Each class", "What is taken for what", "cat", "farm", "stage=lora"):
+    for text in ("Each class", "Confusion matrix", "cat", "farm", "stage=lora"):
         assert text in page
     assert ("Repaired" in page) == (stage != "pretrain")
     assert ("negative flip rate (broken images of all) 6.67%" in page) == (stage != "pretrain")
@@ -58,7 +58,7 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({**run, "seed": None}))
     make_report(tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert "What is taken for what" not in page
+    assert "Confusion matrix" not in page
     assert "Configuration" not in page
 
 

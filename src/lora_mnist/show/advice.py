@@ -54,7 +54,7 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     if stage != "lora":
         return []
     phrases = []
-    # A class learnt without replay: the few errors that a scale saves there may be chance.
+    # Without replay no scale is advised: the few errors that it saves may be chance.
     if dial and everything.mood != "good" and (results["replay"] or not targets):
         phrases += _dial_advice(results, folder)
     if not targets or dial.get("saved") == 0:

@@ -58,7 +58,7 @@ def repaired_before(results: Mapping[str, Any]) -> list[int]:
 
 
 def rest_of(results: Mapping[str, Any]) -> list[int]:
-    """The classes that no repair was for, by number."""
+    """The classes that were not repaired, by number."""
     repaired = [*targets_of(results), *repaired_before(results)]
     return [c for c in range(len(results["classes"])) if c not in repaired]
 

@@ -22,8 +22,8 @@ from lora_mnist.show.changes import (
 def verdict(results: Mapping[str, Any], folder: Path | None = None) -> list[Phrase]:
     """The errors before and after, whether the repair was worth it, and advice.
 
-    A change that chance explains is neither good nor bad. If all classes together are worse, no
-    part is called good. Without a test the list is empty.
+    A change that may be chance is ``plain``. If errors in all increased, no part is ``good``.
+    Without a test the list is empty.
 
     Args:
         results: the content of results.json.

@@ -66,9 +66,9 @@ def is_finished(folder: Path) -> bool:
 def read_jobs(folder: Path) -> list[Job]:
     """All jobs of the sweep in ``folder``, by name.
 
-    A job that did not finish is left out where another with the same overrides did. Where the files
-    changed that jobs start from, such as the base, and the settings did not, ``inputs`` in
-    :attr:`Job.swept` tells the jobs before from those after.
+    An unfinished job is left out if another with the same overrides finished. If an input such as
+    the base changed between jobs with equal settings, ``inputs`` in :attr:`Job.swept` tells them
+    apart.
     """
     jobs = [job for path in sorted(folder.iterdir()) if (job := read_job(path))]
     done = [job.overrides for job in jobs if job.status == "finished"]

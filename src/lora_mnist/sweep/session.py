@@ -55,8 +55,8 @@ def open_sweep(config: DictConfig) -> None:
             f"expected a new folder, or {override('sweep.resume', folder)}"
         )
     if OmegaConf.select(config, "hydra.sweeper.sampler.seed") is not None:
-        # The seeded sampler starts again and draws the same trials: in a new study they get the
-        # results of the finished jobs.
+        # A seeded sampler draws the same trials again. In a new study, finished jobs answer them at
+        # once.
         (folder / "optuna.db").unlink(missing_ok=True)
     # Ray would take lines of different jobs for repetitions, and report its use to its makers.
     for name in ("RAY_DEDUP_LOGS", "RAY_USAGE_STATS_ENABLED"):

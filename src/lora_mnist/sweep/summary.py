@@ -39,7 +39,7 @@ class Group:
         return mean(values) if values else None
 
     def start(self, key: object) -> float | None:
-        """The mean of the base that the jobs start from: of ``val_base.loss`` for ``val.loss``."""
+        """The base's mean of the same number: ``val_base.loss`` for ``val.loss``."""
         return self.mean(str(key).replace(".", "_base.", 1))
 
     def std(self, key: object) -> float | None:
