@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lora_mnist import add_lora, save_adapter
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageTensors
 from lora_mnist.disk.predictions import write_predictions
@@ -76,10 +75,10 @@ def predictions(pair: bool = True) -> dict[str, Tensor]:
     return tensors
 
 
-def images(channels: int = 1, side: int = 4) -> Tensor:
+def images() -> Tensor:
     """Six images, each of one grey."""
     greys = torch.arange(0, 60, 10, dtype=torch.uint8)
-    return greys[:, None, None, None].expand(6, channels, side, side)
+    return greys[:, None, None, None].expand(6, 1, 4, 4)
 
 
 def write_run(folder: Path, stage: str = "lora", **more: Any) -> dict[str, Any]:
@@ -89,13 +88,6 @@ def write_run(folder: Path, stage: str = "lora", **more: Any) -> dict[str, Any]:
     (folder / "results.json").write_text(json.dumps(run))
     tensors = predictions(stage != "pretrain")
     write_predictions(tensors, ImageTensors(images(), tensors["label"]), folder)
-    if stage == "lora":
-        torch.manual_seed(0)
-        net = add_lora(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 3)), rank=2, init="kaiming")
-        for name, parameter in net.named_parameters():
-            if name.endswith("lora_B"):
-                nn.init.normal_(parameter)
-        save_adapter(net, folder / "adapter")
     hydra = folder / ".hydra"
     hydra.mkdir(exist_ok=True)
     (hydra / "overrides.yaml").write_text("- stage=lora\n- note=<script>\n")
