@@ -38,7 +38,7 @@ _MOST_CLASSES, _MOST_JOBS = 30, 1000
 def make_report(folder: Path) -> dict[str, Path]:
     """Draw the figures of a run and write its ``report.html``; return the figures' files.
 
-    Predictions, adapter and configuration are shown where the folder has them.
+    Predictions and configuration are shown where the folder has them.
     """
     results = read_json(folder / RESULTS_FILE)
     figures = draw_run(folder, results, read_predictions(folder))
