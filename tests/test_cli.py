@@ -10,10 +10,10 @@ from composed import SMALL
 from helpers.commands import ROOT, only_run, read_results, run_process
 from helpers.sweeping import TOY, start
 
-NO_STAGE = """\
+NO_STAGE = f"""\
 stage: missing; expected one of
-  python train.py stage=pretrain         to train a base
-  python train.py stage=lora digit=9     to repair it with an adapter
+  python {ROOT}/train.py stage=pretrain         to train a base
+  python {ROOT}/train.py stage=lora digit=9     to repair it with an adapter
 """
 
 

@@ -34,9 +34,6 @@ from lora_mnist.sweep.session import close_sweep, is_conducting, open_sweep, swe
 log = logging.getLogger(__name__)
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-_NO_STAGE = f"""stage: missing; expected one of
-  {program("train")} stage=pretrain         to train a base
-  {program("train")} stage=lora digit=9     to repair it with an adapter"""
 #: Signals received so far. Lightning and other code may swallow the interrupt; the first signal
 #: decides the exit code.
 _signals: list[signal.Signals] = []
@@ -136,6 +133,15 @@ def _call(function: Callable[[DictConfig, Run], object], cfg: DictConfig, run: R
 # --- what went wrong, in a line ------------------------------------------------------------------
 
 
+def _no_stage() -> str:
+    train = program("train")
+    return (
+        "stage: missing; expected one of\n"
+        f"  {train} stage=pretrain         to train a base\n"
+        f"  {train} stage=lora digit=9     to repair it with an adapter"
+    )
+
+
 def explain(error: BaseException) -> tuple[str, int]:
     """What to say of an exception, and the exit code that belongs to it."""
     if isinstance(error, UserError):
@@ -180,7 +186,7 @@ def _explain_hydra(error: HydraException) -> str:
     refused = error.__cause__
     if isinstance(refused, ConfigKeyError | ConfigAttributeError) and refused.parent_node:
         if OmegaConf.is_missing(refused.parent_node, "stage"):
-            return _NO_STAGE  # without one Hydra would advise to add whatever key belongs to it
+            return _no_stage()  # without one Hydra would advise to add whatever key belongs to it
         return _explain_omegaconf(refused)
     if isinstance(error, OverrideParseException):
         return (
@@ -238,7 +244,7 @@ class Folders(Callback):
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
         try:
             if OmegaConf.is_missing(config, "stage"):
-                raise UserError(_NO_STAGE)
+                raise UserError(_no_stage())
             resume = OmegaConf.select(config, "sweep.resume")
             if resume is not None:
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
@@ -259,7 +265,7 @@ class Folders(Callback):
             keys = swept_keys(config)
             is_set = keys.get("stage") or keys.get("experiment")  # by what is swept
             if OmegaConf.is_missing(config, "stage") and not is_set:
-                raise UserError(_NO_STAGE)
+                raise UserError(_no_stage())
             if "sweep" in config:
                 open_sweep(config)
         except Exception as error:
