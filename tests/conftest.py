@@ -16,7 +16,6 @@ import torch
 from composed import small_adapter, small_base
 from helpers.commands import ROOT, Outcome
 from helpers.nets import TinyNet
-from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
 
@@ -74,9 +73,6 @@ def with_nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     """``cli("train.py", "stage=lora", ...)`` in this process; what it leaves is in tmp_path."""
-    # Hydra would compose everything once more, only to find hydra.mode, which no file sets.
-    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
-
     def run(entry: str, *overrides: str, here: Path = ROOT) -> Outcome:
         monkeypatch.chdir(here)
         arguments = [entry, *overrides, f"paths.outputs={tmp_path}/outputs"]
