@@ -159,7 +159,7 @@ def test_a_key_that_was_not_set_has_its_configured_value(tmp_path: Path) -> None
     """Another command on the same sweep has swept it."""
     (tmp_path / "notes").mkdir()  # no job
     first = write_job(tmp_path, "a", ["lora.rank=1"], accuracy=0.5)
-    write_job(tmp_path, "b", ["lora.rank=1", "lora.alpha=4"], accuracy=0.5)
+    write_job(tmp_path, "b", ["++lora.rank=1", "+lora.alpha=4"], accuracy=0.5)
     write_job(tmp_path, "c", ["lora.rank=2"])
     (first / ".hydra").mkdir()
     (first / ".hydra" / "config.yaml").write_text("lora:\n  alpha: 1.0\n")
