@@ -73,6 +73,7 @@ def with_nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
     """``cli("train.py", "stage=lora", ...)`` in this process; what it leaves is in tmp_path."""
+
     def run(entry: str, *overrides: str, here: Path = ROOT) -> Outcome:
         monkeypatch.chdir(here)
         arguments = [entry, *overrides, f"paths.outputs={tmp_path}/outputs"]
