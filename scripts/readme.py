@@ -16,13 +16,12 @@ import hashlib
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from shutil import copyfile
 from tempfile import TemporaryDirectory
 
 import torch
-from readme_pictures import draw_repair, photograph
+from readme_pictures import photograph
 
 from lora_mnist.disk.files import atomic_write
 
@@ -133,17 +132,22 @@ def machine() -> str:
 def repair(runs: Runs) -> str:
     """The best recipe on the weakest class: its picture and what it prints."""
     text = runs.printed("repair")
-    draw_repair(runs.folder_of("repair"), PROJECT / "docs" / "repair.png")
+    figures = runs.folder_of("repair") / "figures"
+    copyfile(figures / "errors.png", PROJECT / "docs" / "repair.png")
+    copyfile(figures / "repaired.png", PROJECT / "docs" / "repaired.png")
     end = from_line(text, "accuracy:").partition("\nreport:")[0]
     parts = [lines_that_begin(text, ("target=", "base unchanged:")), end]
-    says = "Errors of each digit before and after the repair, and some repaired and broken images"
-    return f"![{says}](docs/repair.png)\n\n{fenced(chr(10).join(parts))}\n\n({machine()})"
+    pictures = (
+        "![Errors of each digit before and after the repair](docs/repair.png)\n"
+        "![Some of the repaired images](docs/repaired.png)"
+    )
+    return f"{pictures}\n\n{fenced(chr(10).join(parts))}\n\n({machine()})"
 
 
 def naive(runs: Runs) -> str:
     """The notebook's adapter: its picture and the end of what it prints."""
     text = runs.printed("nines")
-    draw_repair(runs.folder_of("nines"), PROJECT / "docs" / "naive.png")
+    copyfile(runs.folder_of("nines") / "figures" / "errors.png", PROJECT / "docs" / "naive.png")
     end = from_line(text, "accuracy:").partition("\nreport:")[0]
     says = "The same for an adapter that has seen nines alone: every other digit gets worse"
     start = lines_that_begin(text, ("parameters:", "base unchanged:", "repaired:"))
@@ -172,10 +176,6 @@ def sweep(runs: Runs) -> str:
 
 #: By name, a block from the runs.
 MADE = {f.__name__: f for f in (repair, naive, lora, demo, sweep)}
-#: By name, a block from what another script printed, where it is not all of that.
-PARTS: dict[str, Callable[[str], str]] = {
-    "tour": lambda text: fenced(lines_that_begin(text, ("ok", "note"))),
-}
 
 
 def main() -> None:
@@ -190,7 +190,7 @@ def main() -> None:
         for only in arguments.only:
             name, _, file = only.partition("=")
             if file:
-                body = PARTS.get(name, str.strip)(Path(file).read_text())
+                body = Path(file).read_text().strip()
             elif name in MADE:
                 body = MADE[name](runs)
             else:

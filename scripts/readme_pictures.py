@@ -1,6 +1,5 @@
-"""The README's pictures: a repair, and the page of demo.py in a browser."""
+"""The README's picture of the page of demo.py, in a browser."""
 
-import json
 import os
 import re
 import shutil
@@ -11,42 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lora_mnist.disk.files import atomic_write
 
 PROJECT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-def draw_repair(folder: Path, path: Path) -> None:
-    """Draw a run as a PNG file: errors of each class, and some images repaired and broken."""
-    import matplotlib.pyplot as plt
-    from PIL import Image
-
-    run = json.loads((folder / "results.json").read_text())
-    figure = plt.figure(figsize=(11, 4.2), layout="constrained")
-    axes = figure.subplot_mosaic([["bars", "repaired"], ["bars", "broken"]], width_ratios=(1, 1.15))
-    bars = axes["bars"]
-    places = np.arange(len(run["classes"]))
-    for shift, key, label, color in (
-        (-0.2, "test_base", "base", "0.6"),
-        (0.2, "test", "with the adapter", "tab:blue"),
-    ):
-        bars.barh(places + shift, run[key]["errors_per_class"], 0.4, color=color, label=label)
-    bars.set_yticks(places, run["classes"])
-    bars.invert_yaxis()
-    bars.spines[["top", "right"]].set_visible(False)
-    bars.set_xlabel("errors on test images")
-    bars.legend(frameon=False)
-    bars.set_title(f"{run['test_base']['errors']:,} errors -> {run['test']['errors']:,}")
-    for kind in ("repaired", "broken"):
-        axes[kind].axis("off")
-        if (file := folder / "figures" / f"{kind}.png").exists():
-            axes[kind].imshow(Image.open(file))
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    plt.close(figure)
 
 
 @contextmanager
