@@ -36,7 +36,7 @@ COMMANDS = {
     "lora": "stage=lora digit=9 augment=shift trainer.accumulate_grad_batches=3 "
     f"trainer.max_steps=200 {EVERY}=7",
     "finetune": f"stage=finetune digit=9 data.replay=9 trainer.max_steps=150 {EVERY}=10",
-    "variants": "stage=lora digit=4 adapter=latest lora=pissa optimizer=loraplus loss=margin "
+    "variants": "stage=lora digit=4 adapter=latest lora=pissa loss=margin "
     f"augment=flip data.replay=9 trainer.max_steps=150 {EVERY}=10",
     "sweep": f"-m stage=lora digit=9 data.replay=9 lora.rank=1,2,4 trainer.max_steps=60 {EVERY}=10",
 }

@@ -312,7 +312,6 @@ RANKS = ("lora.rank=2", "lora.dropout=0.1", "lora.rank_pattern={linear2: 1}")
     [
         (("stage=lora", "lora=rslora", *RANKS), FACTORS),
         (("stage=lora", "lora=pissa", *RANKS), FACTORS),
-        (("stage=lora", "optimizer=loraplus", *RANKS), FACTORS),
         (("stage=lora", "lora=kaiming", *RANKS, "lora.scale=0.5"), FACTORS),
     ],
 )

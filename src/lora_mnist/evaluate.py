@@ -53,12 +53,8 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     data.targets = adapter_targets(adapters, data.classes)
     turn_adapters(cfg, net, adapters, data)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    module = ClassifierModule(
-        net,
-        len(data.classes),
-        class_names=data.classes,
-        hyperparameters={**settings, "base_sha256": base.sha256},
-    )
+    settings["base_sha256"] = base.sha256
+    module = ClassifierModule(net, data, hyperparameters=settings)
     with quiet_lightning(), clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
     results = collect_results(cfg, data, net, module.outcomes, clock, base_sha256=base.sha256)

@@ -123,6 +123,7 @@ class FirstProcessDecides(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for name in ("targets", "target_indices", "other_indices", "replay_turns"):
             setattr(data, name, trainer.strategy.broadcast(getattr(data, name)))
+        pl_module.targets = data.targets
 
 
 class WholeSchedule(Callback):

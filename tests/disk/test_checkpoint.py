@@ -94,7 +94,7 @@ def fit(
     )
     last = folder / CHECKPOINTS / LAST
     checkpoint = last if last.exists() else None
-    module = ClassifierModule(net, 3, lr=0.01)
+    module = ClassifierModule(net, data, lr=0.01)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return copy.deepcopy(net.state_dict())
 

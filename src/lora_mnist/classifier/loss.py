@@ -48,39 +48,32 @@ def weighted_mean(losses: Tensor, is_target: Tensor, target_weight: float) -> Te
 class Loss(nn.Module):
     """The loss of a training batch: right classes, and outputs that stay near the base's.
 
-    ``mean over images of fit(z, y) + distill * [not replayed] * distillation(z, z_base)``,
-    where ``fit`` is :func:`hinge` or the cross-entropy ``-log softmax(z)_y``, which is zero only at
-    full certainty, and so never stops pushing.
+    ``mean over images of loss(z, y) + distill * [not replayed] * distillation(z, z_base)``, where
+    ``loss`` is :func:`hinge` or the cross-entropy ``-log softmax(z)_y``, which is zero only at full
+    certainty, and so never stops pushing.
 
     Args:
-        fit: "cross_entropy" or "hinge".
-        margin: the margin of :func:`hinge`, >= 0; ``None``: 1.
+        margin: the margin of :func:`hinge`, >= 0; ``None``: the cross-entropy.
         distill: weight of :func:`distillation`, on images that are not replayed; >= 0, 0 for none.
         target_weight: see :func:`weighted_mean`; ``None``: each image counts alike.
 
     Raises:
-        ValueError: if an argument is out of range, or would have no effect.
+        ValueError: if an argument is out of range.
     """
 
     def __init__(
         self,
-        fit: str = "cross_entropy",
         margin: float | None = None,
         distill: float = 0.0,
         target_weight: float | None = None,
     ) -> None:
         super().__init__()
-        if fit not in ("cross_entropy", "hinge"):
-            raise ValueError(f"fit={fit}: expected one of cross_entropy, hinge")
         require_number("distill", distill, 0, 1e6)
         if margin is not None:
             require_number("margin", margin, 0, 1e6)
         if target_weight is not None:
             require_number("target_weight", target_weight, 0, 1)
-        if margin is not None and fit != "hinge":
-            raise ValueError(f"margin={margin}: expected null, since fit={fit} has no margin")
-        self.fit = fit
-        self.margin = 1.0 if margin is None else float(margin)
+        self.margin = margin
         self.distill = float(distill)
         self.target_weight = target_weight
 
@@ -93,10 +86,10 @@ class Loss(nn.Module):
         batch are replayed.
         """
         is_target = torch.arange(len(labels), device=labels.device) < len(labels) - replayed
-        if self.fit == "hinge":
-            losses = hinge(logits, labels, self.margin)
-        else:
+        if self.margin is None:
             losses = F.cross_entropy(logits, labels, reduction="none")
+        else:
+            losses = hinge(logits, labels, self.margin)
         if base_logits is not None:
             losses = losses + self.distill * distillation(logits, base_logits) * is_target
         if self.target_weight is None:

@@ -1,7 +1,6 @@
 """The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,16 +21,13 @@ from lora_mnist.lora import (
     lora_disabled,
     lora_names,
     lora_state_dict,
-    lora_weights,
 )
 
 BaseLogits = dict[str, list[Tensor | None]]
-#: With more layers the norms are logged as one.
-_MOST_LAYERS = 8
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
 _TESTS = ("test", "mistakes", "mistakes_test")
-#: Where a checkpoint has weights. With Lightning's weight averaging ``state_dict`` is the average,
-#: and training goes on from the other.
+#: Keys of the weights in a checkpoint. With WeightAveraging ``state_dict`` is the average, and
+#: training goes on from ``current_model_state``.
 _STATES = ("state_dict", "current_model_state")
 
 
@@ -45,20 +41,15 @@ class ClassifierModule(LightningModule):
         net: network from images, (N, channels, height, width) float32, to logits,
             (N, num_classes). With LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and
             kept in checkpoints.
-        num_classes: number of classes.
+        data: the images, for their classes, those to repair, and the number of replayed ones.
         loss: the loss to minimise; ``None``: the cross-entropy.
         optimizer: makes the optimizer from the parameters to train and ``lr``.
         lr: learning rate.
-        lr_ratio: the learning rate of ``lora_B`` over ``lr``: LoRA+, Hayou et al. 2024, section 4,
-            arXiv:2402.12354.
-        replay: replayed images at the end of each training batch, over all processes.
         scheduler: makes the schedule of the rate from the optimizer; ``None``: it is constant.
-        schedule: when that steps, as Lightning's ``lr_scheduler`` has it; ``None``: once a batch.
+        interval: when that steps, "step" or "epoch".
         base_tensors: the base's by name, where ``net`` itself is fine-tuned and changes them.
         adapter: name of the adapter to train on top of others, which then belong to the network
             that it is compared with; ``None``: all adapters are compared with the base.
-        class_names: names of the classes, for the loggers.
-        targets: the classes to repair, for the loggers.
         hyperparameters: plain values for checkpoints and loggers.
 
     Attributes:
@@ -68,34 +59,26 @@ class ClassifierModule(LightningModule):
         validated_at: the step of ``outcomes["val"]``; ``None`` before.
 
     Raises:
-        ValueError: if ``lr`` or ``lr_ratio`` is out of range, or ``lr_ratio`` has no effect.
+        ValueError: if ``lr`` is out of range.
         TrainingError: in training, if the loss is not finite.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        num_classes: int = 10,
+        data: ImageDataModule,
         *,
         loss: Loss | None = None,
         optimizer: Callable[..., Optimizer] = torch.optim.Adam,
         lr: float = 1e-3,
-        lr_ratio: float = 1.0,
-        replay: int = 0,
         scheduler: Callable[[Optimizer], Any] | None = None,
-        schedule: Mapping[str, Any] | None = None,
+        interval: str = "step",
         base_tensors: Mapping[str, Tensor] | None = None,
         adapter: str | None = None,
-        class_names: Iterable[str] = (),
-        targets: list[int] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         require_number("lr", lr, 0, 1e30)
-        require_number("lr_ratio", lr_ratio, 1e-6, 1e6)
-        trained = [name for name, p in net.named_parameters() if p.requires_grad]
-        if lr_ratio != 1 and not any(name.endswith("lora_B") for name in trained):
-            raise ValueError(f"lr_ratio={lr_ratio}: expected 1, since no lora_B is trained")
         # Only plain values: a checkpoint that held a module or a partial could not be loaded with
         # weights_only=True.
         self.save_hyperparameters(dict(hyperparameters or {}))
@@ -103,14 +86,13 @@ class ClassifierModule(LightningModule):
         self.loss = loss or Loss()
         self.optimizer = optimizer
         self.lr = lr
-        self.lr_ratio = lr_ratio
-        self.replay = replay
-        self.scheduler = scheduler
-        self.schedule = {"interval": "step", **(schedule or {})}
+        self.scheduler, self.interval = scheduler, interval
         self.has_lora = bool(lora_adapters(net))
         self.base_tensors, self.adapter = base_tensors, adapter
-        self.class_names, self.targets = list(class_names), targets
-        self.evaluations = nn.ModuleDict({s: Evaluation(num_classes) for s in ("val", *_TESTS)})
+        # Not the data itself: weight averaging makes a deep copy of the module.
+        self.class_names, self.targets, self.replay = data.classes, data.targets, data.replay
+        splits = ("val", *_TESTS)
+        self.evaluations = nn.ModuleDict({s: Evaluation(len(data.classes)) for s in splits})
         self.predictions: dict[str, Tensor] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.validated_at: int | None = None
@@ -140,18 +122,14 @@ class ClassifierModule(LightningModule):
             return logits
 
     def configure_optimizers(self) -> Any:
-        by_rate: dict[float, list[nn.Parameter]] = {self.lr: []}
-        for name, parameter in self.net.named_parameters():
-            if parameter.requires_grad:
-                rate = self.lr * self.lr_ratio if name.endswith("lora_B") else self.lr
-                by_rate.setdefault(rate, []).append(parameter)
-        groups = [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
+        trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
         with config_group("optimizer"):
-            optimizer = self.optimizer(groups, lr=self.lr)
+            optimizer = self.optimizer(trained, lr=self.lr)
         if self.scheduler is None:
             return optimizer
         with config_group("scheduler"):
-            schedule = {**self.schedule, "scheduler": self.scheduler(optimizer)}
+            scheduler = self.scheduler(optimizer)
+        schedule = {"scheduler": scheduler, "interval": self.interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -164,7 +142,7 @@ class ClassifierModule(LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the mean loss once a window: a call of log takes as long as a small adapter."""
+        """Log the mean loss once a window: a call of log takes as long as a step of an adapter."""
         step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not window or step % window:
             return
@@ -209,13 +187,11 @@ class ClassifierModule(LightningModule):
         if split == "test":
             self.predictions = evaluation.predictions
         names = self.class_names if split == "val" else ()
-        tags = scalars(split, outcomes, names, self.targets)
-        if split == "val" and self.loggers:
-            tags |= adapter_norms(self.net)
-        self.log_dict(tags, sync_dist=True)  # the same in each process: the counts are of all
+        # The same in each process: the counts are of all.
+        self.log_dict(scalars(split, outcomes, names, self.targets), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapter alone: its base has a file of its own."""
+        """Keep only the adapter: the base has a file of its own."""
         checkpoint["loss_since_log"] = self.loss_sum, self.loss_count
         if self.has_lora:
             lora = {f"net.{key}" for key in lora_state_dict(self.net)}
@@ -227,10 +203,6 @@ class ClassifierModule(LightningModule):
         self.loss_sum, self.loss_count = checkpoint["loss_since_log"]
         for key in checkpoint.keys() & set(_STATES) if self.has_lora else ():
             checkpoint[key] = {**self.state_dict(), **checkpoint[key]}
-
-
-#: Keys of cfg.scheduler for Lightning's loop; the others are the schedule's own.
-_SCHEDULE_KEYS = ("interval", "frequency", "monitor", "strict")
 
 
 def make_module(
@@ -256,29 +228,25 @@ def make_module(
     with config_group("loss"):
         loss = instantiate(cfg.loss, _convert_="all")
     with config_group("optimizer"):
-        arguments = {k: v for k, v in cfg.optimizer.items() if k not in ("lr", "lr_ratio")}
+        arguments = {key: value for key, value in cfg.optimizer.items() if key != "lr"}
         optimizer = instantiate(arguments, _convert_="all")  # else checkpoints hold what is no list
     with config_group("scheduler"):
         arguments = dict(cfg.scheduler or {})
-        schedule = {key: arguments.pop(key) for key in _SCHEDULE_KEYS if key in arguments}
+        interval = arguments.pop("interval", "step")
         scheduler = instantiate(arguments, _convert_="all") if arguments else None
     if cfg.compile:
         net.compile()  # in place: its tensors keep their names
     with config_group("optimizer"):
         module = ClassifierModule(
             net,
-            len(data.classes),
+            data,
             loss=loss,
             optimizer=optimizer,
             lr=cfg.optimizer.lr,
-            lr_ratio=cfg.optimizer.lr_ratio,
-            replay=data.replay,
             scheduler=scheduler,
-            schedule=schedule,
+            interval=interval,
             base_tensors=base.tensors if base and not lora_adapters(net) else None,
             adapter=lora_names(net)[-1] if lora_adapters(net) else None,
-            class_names=data.classes,
-            targets=data.targets,
             hyperparameters=settings,
         )
     module.base_logits["val"] = [*base_logits]
@@ -288,9 +256,7 @@ def make_module(
 
 def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
     """Refuse values that are each right on their own, but not together."""
-    scheduler, loss, lr_ratio = cfg.scheduler or {}, cfg.loss, cfg.optimizer.lr_ratio
-    if scheduler.get("max_lr") and lr_ratio != 1:
-        raise UserError(f"optimizer.lr_ratio={lr_ratio}: expected 1, since scheduler.max_lr is one")
+    scheduler, loss = cfg.scheduler or {}, cfg.loss
     if -1 in (scheduler.get("T_max"), scheduler.get("total_iters"), scheduler.get("total_steps")):
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
@@ -311,19 +277,3 @@ def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
         raise UserError(
             f"loss.target_weight={loss.target_weight}: expected null, or data.replay > 0"
         )
-
-
-@torch.no_grad()
-def adapter_norms(net: nn.Module) -> dict[str, float]:
-    """The size of what the last adapter adds to each weight, ``||scaling * lora_B @ lora_A||_F``.
-
-    Returns:
-        The norms by tag, ``adapter/norm/<layer>``; with many layers one, of all together.
-    """
-    norms = {}
-    for name, weight in lora_weights(net).items():
-        update = weight.adapters[-1](torch.zeros_like(weight.base))
-        norms[f"adapter/norm/{name}"] = update.norm().item()
-    if len(norms) > _MOST_LAYERS:
-        return {"adapter/norm/all layers": math.hypot(*norms.values())}
-    return norms

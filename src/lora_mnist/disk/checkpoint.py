@@ -38,7 +38,6 @@ _FREE = ("base_ckpt", "data.data_dir", "data.mistakes", "trainer.accelerator")
 #: These may grow: a run can be trained farther.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
-_info = rank_zero_only(logging.getLogger(__name__).info)
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
@@ -58,8 +57,7 @@ class LastCheckpoint(Checkpoint):
     Lightning's ModelCheckpoint saves after any batch. Lightning 2.6 does not go on to the same end
     from an epoch's last batch, nor from within accumulated gradients. So this callback saves after
     an optimizer step that is not an epoch's last. It saves at an epoch's end only if training ends
-    there or the epoch has no other step. With ReduceLROnPlateau it saves nothing: Lightning leaves
-    out that scheduler's step in the epoch in which it goes on.
+    there or the epoch has no other step.
 
     Args:
         seconds: time between two checkpoints; ``None``: not by time.
@@ -76,13 +74,10 @@ class LastCheckpoint(Checkpoint):
                 raise ValueError(f"{name}={value}: expected a number > 0, or null")
         self.seconds = seconds
         self.every_n_train_steps = every_n_train_steps
-        self._saved, self._is_exact = 0.0, True
+        self._saved = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = time.monotonic()
-        self._is_exact = not any(each.reduce_on_plateau for each in trainer.lr_scheduler_configs)
-        if not self._is_exact:
-            _info("no checkpoints are written: ReduceLROnPlateau does not go on from one exactly")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -105,7 +100,7 @@ class LastCheckpoint(Checkpoint):
             due |= time.monotonic() - self._saved >= self.seconds
         if trainer.world_size > 1:
             due = trainer.strategy.broadcast(due)  # the processes' clocks differ
-        if due and self._is_exact and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if due and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(trainer.default_root_dir) / CHECKPOINTS / LAST
             trainer.save_checkpoint(path, weights_only=False)
             self._saved = time.monotonic()

@@ -85,8 +85,6 @@ def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
         groups["accuracy of each class"] = {"trained": "val/accuracy_per_class/"}
         if is_repair:
             groups["accuracy of each class"]["base"] = "val_base/accuracy_per_class/"
-    if val and results["stage"] == "lora":
-        groups["adapter"] = {"norm of what it adds to each layer": "adapter/norm/"}
     layout = {}
     for group, charts in groups.items():
         layout[group] = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
