@@ -14,6 +14,7 @@ import pytest
 import torch
 from composed import QUICK, SMALL, composed, evaluated, logged, run
 from helpers.commands import ROOT, only_run, read_results
+from helpers.recorder import Counter
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
@@ -427,23 +428,15 @@ def test_a_network_with_dropout_and_batch_normalisation(tmp_path: Path) -> None:
         assert results["base_unchanged"] is (stage == "lora")
 
 
-def test_what_lightning_takes_is_used(outputs: Path, tmp_path: Path) -> None:
+def test_what_lightning_takes_is_used(outputs: Path) -> None:
     """Beside our own parts, or in their place."""
     counter = "{_target_: helpers.recorder.Counter}"
     precision = "_target_: lightning.pytorch.plugins.MixedPrecision, precision: bf16-mixed"
-    precision = f"{{{precision}, device: cpu}}"
-    options = (
-        *("stage=lora", "logger=tensorboard"),
-        *("+trainer.logger=false", f"+trainer.callbacks=[{counter}]"),
-        f"+trainer.default_root_dir={tmp_path}/root",
-        f"+trainer.plugins=[{precision}]",
-    )
-    from helpers.recorder import Counter
-
+    options = ("+trainer.logger=false", f"+trainer.callbacks=[{counter}]")
+    options = (*options, f"+trainer.plugins=[{{{precision}, device: cpu}}]")
     Counter.steps = 0
-    run(outputs, *options)
+    run(outputs, "stage=lora", "logger=tensorboard", *options)
     assert (Counter.steps, Counter.precision) == (3, "MixedPrecision")
-    assert Counter.root == f"{tmp_path}/root"
     assert not list(newest(outputs).rglob("events*"))
 
 

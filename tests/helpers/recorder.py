@@ -44,10 +44,8 @@ class Counter(Callback):
     """Counts steps, for the tests of what reaches the Trainer."""
 
     steps = 0
-    root: str | None = None
     precision: str | None = None
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         Counter.steps += 1
-        Counter.root = str(trainer.default_root_dir)
         Counter.precision = type(trainer.precision_plugin).__name__
