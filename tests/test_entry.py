@@ -57,6 +57,7 @@ def test_each_name_is_a_command(typed, name: str) -> None:
     assert f"stage: {'???' if name == 'train' else name}" in out
 
 
+@pytest.mark.slow
 def test_help_is_in_its_own_words(typed) -> None:
     code, out, _ = typed("train", "--help")
     assert code == 0

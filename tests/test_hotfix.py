@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composed import FEW, QUICK, SMALL, composed
+from composed import FEW, QUICK, SMALL, run
 from helpers.commands import ROOT, only_run, read_results
 from PIL import Image
 
 from lora_mnist.data import load_images
 from lora_mnist.predict import copy_into
-from lora_mnist.train import train
 
 NET = SMALL[0]
 REPAIR = (
@@ -84,20 +83,14 @@ def test_weights_of_the_loss_tell_mistakes_from_replay(incoming: Path, outputs: 
     """With no weight on the mistakes little is learnt of them."""
     mended = []
     for weight in (0, 1):
-        cfg = composed(
-            *("train", *QUICK, *REPAIR, "loss.distill=0", f"loss.target_weight={weight}"),
-            *(f"paths.outputs={outputs}", f"data.mistakes={incoming}"),
-        )
-        found = train(cfg)
+        options = (*REPAIR, "loss.distill=0", f"loss.target_weight={weight}")
+        found = run(outputs, *options, f"data.mistakes={incoming}")
         mended.append(found["mistakes_base"]["errors"] - found["mistakes"]["errors"])
     assert mended[0] + 10 < mended[1]
 
 
 def test_finetuning_learns_mistakes_too(incoming: Path, outputs: Path) -> None:
-    cfg = composed(
-        *("train", "stage=finetune", *QUICK, "data.mistakes_test=0"),
-        *(f"paths.outputs={outputs}", f"data.mistakes={incoming}"),
-    )
-    found = train(cfg)
+    options = ("stage=finetune", "data.mistakes_test=0", f"data.mistakes={incoming}")
+    found = run(outputs, *options)
     assert sum(found["mistakes_base"]["images_per_class"]) == 100
     assert "mistakes_test" not in found

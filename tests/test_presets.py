@@ -23,6 +23,7 @@ from lora_mnist.trainer import make_trainer
 GROUPS = ("callbacks", "logger", "optimizer", "scheduler", "trainer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "lora"])
 def test_every_preset_composes(stage: str) -> None:
     """The first of each group, then the second of each, and so on; trials are run below."""
@@ -67,6 +68,7 @@ def test_the_repair_starts_as_pissa_does(outputs: Path) -> None:
 # --- the best weights ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callbacks", ["best", "early_stopping"])
 def test_the_best_weights_are_tested_and_saved(outputs: Path, callbacks: str) -> None:
     """With this learning rate every step makes it worse."""
@@ -102,6 +104,7 @@ def test_the_best_weights_become_the_base(outputs: Path) -> None:
 # --- trials --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("debug", "steps"), [("default", 2), ("fdr", 1), ("limit", 2), ("overfit", 2), ("profiler", 2)]
 )
