@@ -76,6 +76,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             # Without a callback of ours Lightning would add one of its own.
             "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks),
             "enable_progress_bar": has_bar,
+            "use_distributed_sampler": False,  # the data share themselves out, and count none twice
         }
         trainer = Trainer(**defaults | arguments)
     if trainer.precision in ("64-true", "16-true", "bf16-true"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms import v2
 
-from lora_mnist.data import ImageTensors, MNISTDataModule
+from lora_mnist.data import ImageDataModule, ImageTensors, MNISTDataModule
 from lora_mnist.data.images import Augmented
 from lora_mnist.data.sampler import TrainingLoader
 
@@ -40,11 +40,22 @@ def mnist(target: Any = None, **changes: Any) -> MNISTDataModule:
     return data
 
 
-def toy_loader(targets: list[int], *arguments: Any, **settings: Any) -> TrainingLoader:
-    """A loader of the 203 images that learns the classes ``targets``."""
-    is_target = torch.isin(LABELS, torch.tensor(targets))
-    indices = is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0]
-    return TrainingLoader(INDICES, *indices, *arguments, **settings)
+def toy_loader(
+    targets: list[int],
+    batch_size: int = 10,
+    replay: int = 6,
+    images: ImageTensors = INDICES,
+    **attributes: Any,
+) -> TrainingLoader:
+    """A loader of the 203 images, or of ``images``, that learns the classes ``targets``."""
+    data = ImageDataModule("toy", [], 1, batch_size=batch_size, replay=replay)
+    data.train_set = images
+    is_target = torch.isin(images.labels, torch.tensor(targets))
+    data.target_indices = is_target.nonzero()[:, 0]
+    data.other_indices = (~is_target).nonzero()[:, 0]
+    for name, value in attributes.items():
+        setattr(data, name, value)
+    return TrainingLoader(data, 0, 0)
 
 
 # (target, replay, seed, rank, processes): SHA-256 of the first thirty batches. Recorded
@@ -102,7 +113,7 @@ def test_a_loader_goes_on_from_any_place(
 
 def test_workers_that_read_ahead_change_nothing() -> None:
     def batches(workers: int) -> list[Tensor]:
-        loader = toy_loader([0], 10, 6, num_workers=workers)
+        loader = toy_loader([0], num_workers=workers)
         drawn = [images for images, _ in islice(loader, 2)]  # given up in the middle
         return [*drawn, *(images for images, _ in loader)]
 
@@ -114,9 +125,7 @@ def test_an_odd_number_of_images_is_shared_out() -> None:
     images = ImageTensors(torch.arange(7), torch.zeros(7))
     shares = []
     for rank in (0, 1):
-        loader = TrainingLoader(
-            images, torch.arange(7), torch.arange(0), 4, trainer=trainer_of(rank, 2)
-        )
+        loader = toy_loader([0], 4, 0, images, trainer=trainer_of(rank, 2))
         shares.append([drawn.tolist() for drawn, _ in loader])
     assert [len(batch) for share in shares for batch in share] == [2, 2, 2, 2]
     assert {i for share in shares for batch in share for i in batch} == set(range(7))
@@ -125,7 +134,7 @@ def test_an_odd_number_of_images_is_shared_out() -> None:
 def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
     trainer = trainer_of(0, 1)
     trainer.overfit_batches = 3
-    loader = toy_loader([0], 10, 6, trainer=trainer)
+    loader = toy_loader([0], trainer=trainer)
     first, second = ([images for images, _ in loader] for _ in range(2))
     assert all(map(torch.equal, first, second))
 
@@ -138,7 +147,7 @@ def test_a_step_of_several_batches_is_whole_where_steps_are_counted(
     trainer = trainer_of(0, 1)
     trainer.max_steps, trainer.accumulate_grad_batches = steps, 8
     images = ImageTensors(torch.arange(11), torch.zeros(11))
-    loader = TrainingLoader(images, torch.arange(11), torch.arange(0), 5, trainer=trainer)
+    loader = toy_loader([0], 5, 0, images, trainer=trainer)
     assert len(loader) == len(batches)
     for epoch in (list(loader), list(loader)):
         assert [len(images) for images, _ in epoch] == batches
@@ -152,9 +161,8 @@ def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int
     others = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = torch.cat([torch.full((60,), 9), others])
     images = ImageTensors(labels, labels)
-    indices = (labels == 9).nonzero()[:, 0], (labels != 9).nonzero()[:, 0]
     loaders = [
-        TrainingLoader(images, *indices, 2, 2 * count, trainer=trainer)
+        toy_loader([9], 2, 2 * count, images, trainer=trainer)
         for trainer in (None, trainer_of(0, 2), trainer_of(1, 2))
     ]
     drawn: list[int] = []
@@ -171,7 +179,7 @@ def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int
 
 
 def test_a_class_gets_as_many_turns_of_the_replay_as_are_asked_for() -> None:
-    loader = toy_loader([0], 10, 6, replay_turns={4: 3})
+    loader = toy_loader([0], replay_turns={4: 3})
     for batch in next(loader.epochs())[:4]:
         assert LABELS[batch[10:]].tolist() == [1, 2, 3, 4, 4, 4]
 

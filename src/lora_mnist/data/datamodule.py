@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -44,7 +43,7 @@ class ImageDataModule(LightningDataModule):
         channels: channels of the images.
         batch_size: training images a step, over all processes together.
         replay: images of the other classes beside each batch, over all processes together and
-            evenly over the classes. Beside ``mistakes``, images of all classes.
+            evenly over the classes. With ``mistakes``, images of all classes are replayed.
         mistakes: folder of pictures to learn in the place of a class; see
             :func:`~lora_mnist.data.mistakes.read_mistakes`.
         mistakes_test: share of ``mistakes`` that is held out, from 0 to 1.
@@ -68,7 +67,7 @@ class ImageDataModule(LightningDataModule):
             ``test_set`` are.
         target_indices: the images of ``train_set`` to learn from, int64; ``other_indices``: those
             that may be replayed. Set by :meth:`choose`.
-        replay_turns: how many turns a class gets among the replayed images, where it is not one.
+        replay_turns: turns of a class among the replayed images; classes not listed get one.
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
         sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal.
 
@@ -255,7 +254,7 @@ class ImageDataModule(LightningDataModule):
     ) -> Iterator[Batch]:
         """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``.
 
-        Where that takes its time, the progress is shown under ``name``.
+        If it takes long, progress is shown under ``name``.
         """
         order = range(len(images)) if indices is None else indices.tolist()
         loader = self._eval_loader(images, order)
@@ -272,19 +271,7 @@ class ImageDataModule(LightningDataModule):
             replay_seed = torch.initial_seed()  # draws nothing
         else:
             seed = replay_seed = self.seed
-        self._loader = TrainingLoader(
-            self.train_set,
-            self.target_indices,
-            self.other_indices,
-            self.batch_size,
-            self.replay,
-            seed=seed,
-            replay_seed=replay_seed,
-            replay_turns=self.replay_turns,
-            augment=self.augment,
-            trainer=self.trainer,
-            num_workers=self.num_workers,
-        )
+        self._loader = TrainingLoader(self, seed, replay_seed)
         self._loader.load_state_dict(self._sampler_state)
         return self._loader
 
@@ -306,14 +293,8 @@ class ImageDataModule(LightningDataModule):
 
     def _eval_loader(self, images: Images, order: Any = None) -> DataLoader[Batch]:
         """Batches of the images in ``order``; ``None``: this process's share of all."""
-        if order is None and self.trainer and self.trainer.world_size > 1:
-            # Lightning's own choice pads the shards to equal length and would count images twice.
-            order = UnrepeatedDistributedSampler(
-                images,
-                num_replicas=self.trainer.world_size,
-                rank=self.trainer.global_rank,
-                shuffle=False,
-            )
+        if order is None and self.trainer:
+            order = range(self.trainer.global_rank, len(images), self.trainer.world_size)
         settings = {"batch_size": self.eval_batch_size, "sampler": order}
         return make_loader(images, self.num_workers, self.trainer, **settings)
 

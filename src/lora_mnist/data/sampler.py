@@ -1,16 +1,19 @@
 """The training images of each step: their order, and the replay of other classes."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import count, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from lora_mnist.data.images import Augment, Augmented, Batch, Images
+from lora_mnist.data.images import Augmented, Batch, Images
+
+if TYPE_CHECKING:
+    from lora_mnist.data.datamodule import ImageDataModule
 
 
 class TrainingLoader:
@@ -29,48 +32,24 @@ class TrainingLoader:
     the middle of an epoch, and counts the batches taken from it, since workers read ahead.
 
     Args:
-        images: the training set.
-        target_indices: the images to learn from; int64, shape (T,).
-        other_indices: the images that may be replayed; int64, shape (R,).
-        batch_size: images to learn from in a step, over all processes together.
-        replay: replayed images in a step, over all processes together.
+        data: the images, which of them to learn from and which to replay, how many a step, and the
+            Trainer, which says which process this is, of how many, and where an epoch ends.
         seed: seed of the order of the images to learn from.
         replay_seed: seed of the stream of replayed images.
-        replay_turns: how many turns a class gets in that stream; others get one.
-        augment: changes each image by itself; ``None``: images as they are.
-        trainer: says which process this is, of how many, and where an epoch ends.
-        num_workers: processes that read images.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        target_indices: Tensor,
-        other_indices: Tensor,
-        batch_size: int,
-        replay: int = 0,
-        *,
-        seed: int = 0,
-        replay_seed: int = 0,
-        replay_turns: Mapping[int, int] | None = None,
-        augment: Augment | None = None,
-        trainer: Trainer | None = None,
-        num_workers: int = 0,
-    ) -> None:
-        self.images = images
-        self.target_indices, self.other_indices = target_indices, other_indices
-        self.replay, self.replay_turns = replay, replay_turns or {}
-        self.most_turns = max([1, *self.replay_turns.values()])
+    def __init__(self, data: "ImageDataModule", seed: int, replay_seed: int) -> None:
+        self.data, self.trainer = data, data.trainer
         self.seed, self.replay_seed = seed, replay_seed
-        self.augment, self.trainer, self.num_workers = augment, trainer, num_workers
-        self.rank = trainer.global_rank if trainer else 0
-        self.processes = trainer.world_size if trainer else 1
-        self.share = batch_size // self.processes
+        self.rank = self.trainer.global_rank if self.trainer else 0
+        self.processes = self.trainer.world_size if self.trainer else 1
+        self.share = data.batch_size // self.processes
         self.epoch = self.batch = 0  # the current epoch, and the batches taken from it
         self._epochs: Iterator[list[list[int]]] | None = None
 
     def __len__(self) -> int:
-        batches = math.ceil(math.ceil(len(self.target_indices) / self.processes) / self.share)
+        images = math.ceil(len(self.data.target_indices) / self.processes)
+        batches = math.ceil(images / self.share)
         if self.trainer and self.trainer.max_steps > 0:
             step = self.trainer.accumulate_grad_batches
             return math.ceil(batches / step) * step
@@ -81,12 +60,13 @@ class TrainingLoader:
             self._epochs = islice(self.epochs(), self.epoch, None)
         else:
             self.epoch, self.batch = self.epoch + 1, 0
-        images, batches = self.images, list[Any](next(self._epochs)[self.batch :])
-        if self.augment is not None:
-            images = Augmented(images, self.augment)
+        images, batches = self.data.train_set, list[Any](next(self._epochs)[self.batch :])
+        if self.data.augment is not None:
+            images = Augmented(images, self.data.augment)
             place = f"{self.replay_seed} {self.rank} {self.epoch}"
             batches = [(f"{place} {n}", batch) for n, batch in enumerate(batches, self.batch)]
-        for batch in make_loader(images, self.num_workers, self.trainer, batch_sampler=batches):
+        workers = self.data.num_workers
+        for batch in make_loader(images, workers, self.trainer, batch_sampler=batches):
             self.batch += 1
             yield batch
 
@@ -98,13 +78,13 @@ class TrainingLoader:
             batches: list[list[int]] = []
             batches_an_epoch = min(len(self), self._batches_an_epoch())
             while len(batches) < batches_an_epoch:
-                order = in_random_order(self.target_indices, generator)
+                order = in_random_order(self.data.target_indices, generator)
                 # torch's RandomSampler shuffles once more when an epoch's images are used up.
-                in_random_order(self.target_indices, generator)
+                in_random_order(self.data.target_indices, generator)
                 total = math.ceil(len(order) / self.processes) * self.processes
                 share = order.repeat(self.processes)[:total][self.rank :: self.processes]
                 for indices in torch.split(share, self.share)[: batches_an_epoch - len(batches)]:
-                    replays = [next(replayed) for _ in range(self.replay)]
+                    replays = [next(replayed) for _ in range(self.data.replay)]
                     batches.append(indices.tolist() + replays[self.rank :: self.processes])
             yield batches
             while self.trainer and self.trainer.overfit_batches:  # type: ignore[attr-defined]
@@ -113,12 +93,14 @@ class TrainingLoader:
     def _replayed(self) -> Iterator[int]:
         """Indices of replayed images, without end: one of each class in turn."""
         generator = torch.Generator().manual_seed(self.replay_seed)
-        labels = self.images.labels[self.other_indices]
-        members = {int(c): self.other_indices[labels == c] for c in torch.unique(labels)}
+        others, turns = self.data.other_indices, self.data.replay_turns
+        labels = self.data.train_set.labels[others]
+        members = {int(c): others[labels == c] for c in torch.unique(labels)}
+        most_turns = max([1, *turns.values()])
         orders: dict[int, list[int]] = {c: [] for c in members}
         for turn in count():
             for c, order in orders.items():
-                if turn % self.most_turns >= self.replay_turns.get(c, 1):
+                if turn % most_turns >= turns.get(c, 1):
                     continue
                 if not order:
                     order += in_random_order(members[c], generator).tolist()
@@ -151,7 +133,7 @@ def in_random_order(indices: Tensor, generator: torch.Generator) -> Tensor:
 def make_loader(
     images: Images, num_workers: int, trainer: Trainer | None, **order: Any
 ) -> DataLoader[Batch]:
-    """torch's DataLoader, in an ``order`` as it takes it, without a random number of torch's."""
+    """torch's DataLoader in the given order; it draws nothing from torch's global generator."""
     is_cuda = trainer and trainer.strategy.root_device.type == "cuda"
     return DataLoader(
         images,
