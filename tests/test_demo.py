@@ -92,6 +92,7 @@ def test_from_one_mistake_of_the_base_to_the_next(sides: SideBySide, outputs: Pa
     assert sides.next_mistake([], 5) is None
 
 
+@pytest.mark.slow
 def test_an_empty_drawing(sides: SideBySide, tmp_path: Path) -> None:
     """What is drawn has a test of its own, in a browser."""
     pytest.importorskip("gradio", reason="the extra demo is not installed")
@@ -104,6 +105,7 @@ def test_an_empty_drawing(sides: SideBySide, tmp_path: Path) -> None:
     assert ask(None, sides.chosen, 1.0) == (None, None, None)
 
 
+@pytest.mark.slow
 def test_photographs_are_uploaded(outputs: Path, tmp_path: Path) -> None:
     """There is no pad to draw them on; a test image is called by the name of its class."""
     pytest.importorskip("gradio", reason="the extra demo is not installed")

@@ -32,6 +32,7 @@ def incoming(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_from_pictures_to_an_adapter(
     cli: Any, incoming: Path, outputs: Path, tmp_path: Path
 ) -> None:

@@ -128,6 +128,7 @@ def test_trials(cli: Any, tmp_path: Path, debug: str, steps: int) -> None:
     assert done.err.count("Profiler Report") == (debug == "profiler")
 
 
+@pytest.mark.slow
 def test_a_drawn_seed_is_named_and_kept(cli: Any, outputs: Path) -> None:
     options = ("stage=lora", *SMALL, *FEW, "logger=none", "seed=null")
     assert cli("train.py", *options, "trainer.max_steps=2").code == 0

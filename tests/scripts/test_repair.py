@@ -35,6 +35,7 @@ def test_a_task_composes_with_every_method(task: tasks.Task) -> None:
             assert cfg.data.batch_size + cfg.data.replay == 100
 
 
+@pytest.mark.slow
 def test_every_change_of_the_search_is_one() -> None:
     recipe = jobs.composed(["experiment=repair"])
     for change in repair.CHANGES[1:]:
