@@ -158,7 +158,7 @@ def command(tmp_path: Path, *overrides: str, crash: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("fails", ["test", "write_adapter", "write_results"])
+@pytest.mark.parametrize("fails", ["test", "save_sum", "write_results"])
 def test_what_fails_after_training_is_made_up_for(
     go: Go, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:

@@ -140,7 +140,7 @@ def as_trained(cfg: DictConfig, run: Run | None) -> DictConfig:
     with _adapter_errors():
         for adapter in adapters[:1]:
             preprocessing |= json.loads(read_metadata(adapter.path).get("preprocessing", "{}"))
-    if cfg.data.get("transform"):  # it takes the place of them
+    if cfg.data.get("transform"):  # it replaces these keys
         preprocessing = {}
     for key, value in preprocessing.items():
         if key in cfg.data and cfg.data[key] is None:
@@ -303,7 +303,7 @@ def turn_adapters(
 
 
 @rank_zero_only
-def write_adapter(
+def save_sum(
     cfg: DictConfig,
     run: Run,
     net: nn.Module,
@@ -313,8 +313,9 @@ def write_adapter(
 ) -> None:
     """Save the exact sum of the adapters on ``net``, which stands on the base alone, and its card.
 
-    Beside it stands what it repairs, and how its images were prepared. The base gets a file of its
-    own, where it has none: whoever loads the adapter finds it.
+    ``net`` then carries the sum. Beside it stands what it repairs, and how its images were
+    prepared. The base gets a file of its own, where it has none: whoever loads the adapter finds
+    it.
     """
     if find_base(base_folder(cfg), base.sha256) is None:
         write_base(base.tensors, own_file(base_folder(cfg), cfg.base_name, base.sha256))

@@ -33,7 +33,7 @@ def require_scale(cfg: DictConfig, data: ImageDataModule) -> None:
         require_validation("dial=true", data)
 
 
-def require_trainable(trainer: Trainer, data: ImageDataModule) -> None:
+def require_runnable(trainer: Trainer, data: ImageDataModule) -> None:
     """Refuse batches that the processes cannot share.
 
     Where callbacks choose by validation images, refuse also a training without any, and one that

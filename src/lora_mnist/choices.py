@@ -72,10 +72,10 @@ def choose_target(
 
 
 def replay_repaired(cfg: DictConfig, data: ImageDataModule, repaired: Sequence[int]) -> None:
-    """Replay the classes that were ``repaired`` before more often than others.
+    """Replay the classes that were ``repaired`` before more often: this repair would undo those.
 
-    One of their images then counts for as much as one of the target's. Otherwise this repair would
-    undo those.
+    With ``loss.target_weight`` they get so many turns that their replayed images, one a turn, weigh
+    together about as much as one image of the target.
     """
     weight, turns = cfg.loss.target_weight, 1
     if weight is not None and weight < 1:
@@ -84,7 +84,7 @@ def replay_repaired(cfg: DictConfig, data: ImageDataModule, repaired: Sequence[i
 
 
 def add_adapter(cfg: DictConfig, net: nn.Module) -> None:
-    """Put a new adapter as ``cfg.lora`` says on ``net``, in train mode."""
+    """Put a new adapter on ``net``, as ``cfg.lora`` says; it is in train mode, the base is not."""
     settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
     del settings["scale"]  # of the finished adapter
     with config_group("lora"):

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist.adapters import Adapter, as_trained, find_adapters, load_adapters, load_base
-from lora_mnist.classifier.net import make_net, require_fit
+from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import UserError, one_line, require_extra
@@ -79,7 +79,7 @@ class SideBySide:
         net = make_net(cfg)
         load_base(cfg, net)
         adapters = load_adapters(cfg, net)
-        require_fit(net, self.data, self.data.test_set)
+        require_compatible(net, self.data, self.data.test_set)
         return net, adapters
 
     @torch.no_grad()

@@ -12,11 +12,11 @@ from lora_mnist.adapters import (
     turn_adapters,
 )
 from lora_mnist.classifier.module import ClassifierModule
-from lora_mnist.classifier.net import make_net, require_fit
+from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import make_data
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
-from lora_mnist.preprocessing import check_preprocessing
+from lora_mnist.preprocessing import advise_on_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.run import show_run
@@ -47,8 +47,8 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     net = make_net(cfg)
     data = make_data(cfg, "test", net)
     base = load_base(cfg, net)
-    require_fit(net, data, data.test_set)
-    check_preprocessing(cfg, run, trainer, net, data)
+    require_compatible(net, data, data.test_set)
+    advise_on_preprocessing(cfg, run, trainer, net, data)
     adapters = load_adapters(cfg, net)
     data.targets = adapter_targets(adapters, data.classes)
     turn_adapters(cfg, net, adapters, data)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lora_mnist.adapters import as_trained, load_adapters, load_base, turn_adapters
-from lora_mnist.classifier.net import make_net, require_fit
+from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, Images, ImageTensors, make_data
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, require_extra
@@ -91,7 +91,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         data = make_data(cfg, "test", net)
         images = data.test_set
     examples, _ = images.take([0, len(images) - 1])
-    require_fit(net, data, images)
+    require_compatible(net, data, images)
     adapters = load_adapters(cfg, net)
     turn_adapters(cfg, net, adapters, data)
     scales = {adapter.name: adapter.scale for adapter in adapters}

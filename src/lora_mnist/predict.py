@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
 from lora_mnist.adapters import as_trained, load_adapters, load_base, turn_adapters
-from lora_mnist.classifier.net import make_net, require_fit
+from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, ImageTensors, make_data
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
@@ -62,7 +62,9 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
             log.error("%s: skipped: %s", file, one_line(error))
     if images:
         batch = torch.stack(list(images.values()))
-        require_fit(net, data, ImageTensors(batch, torch.zeros(len(batch), dtype=torch.int64)))
+        require_compatible(
+            net, data, ImageTensors(batch, torch.zeros(len(batch), dtype=torch.int64))
+        )
         predictions = [{"file": str(file)} for file in images]
         with lora_disabled(net) if adapters else nullcontext():
             _classify("base", net, data, batch, predictions)

@@ -30,7 +30,7 @@ _LEVEL = 0.01
 
 
 @rank_zero_only
-def check_preprocessing(
+def advise_on_preprocessing(
     cfg: DictConfig, run: Run, trainer: Trainer, net: nn.Module, data: ImageDataModule
 ) -> None:
     """Try the base on images prepared in other ways than configured, as ``cfg.check`` says.

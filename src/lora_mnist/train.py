@@ -21,11 +21,11 @@ from lora_mnist.adapters import (
     base_folder,
     load_adapters,
     load_base,
-    write_adapter,
+    save_sum,
 )
 from lora_mnist.checks import (
+    require_runnable,
     require_scale,
-    require_trainable,
     require_useful,
     warn_of_known_validation,
     why_useless,
@@ -40,7 +40,7 @@ from lora_mnist.choices import (
 from lora_mnist.classifier.dial import TRIES, quick_dial
 from lora_mnist.classifier.metrics import evaluation_of
 from lora_mnist.classifier.module import ClassifierModule, make_module
-from lora_mnist.classifier.net import make_net, require_fit
+from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.disk.base import (
     Base,
@@ -64,7 +64,7 @@ from lora_mnist.lora import (
     lora_names,
     set_lora_scale,
 )
-from lora_mnist.preprocessing import check_preprocessing
+from lora_mnist.preprocessing import advise_on_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.changes import named
@@ -131,11 +131,11 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     data = make_data(cfg, "fit", net)
-    require_fit(net, data, data.train_set)
+    require_compatible(net, data, data.train_set)
     choose_target(cfg, net, data, trainer)
     module = make_module(cfg, net, data)
-    with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
-        best = fit(cfg, trainer, module, data, checkpoint, clock)
+    with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
+        best = fit(cfg, trainer, module, data, resume_from, clock)
         outcomes, steps = test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best)
         write_results(run.folder, results, module.predictions, data.test_set)
@@ -168,23 +168,23 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     base = load_base(cfg, net)
     earlier = load_adapters(cfg, net)
     data = make_data(cfg, "fit", net)
-    require_fit(net, data, data.train_set)
+    require_compatible(net, data, data.train_set)
     require_scale(cfg, data)
-    check_preprocessing(cfg, run, trainer, net, data)
-    base_logits = choose_target(cfg, net, data, trainer)
+    advise_on_preprocessing(cfg, run, trainer, net, data)
+    base_logits = choose_target(cfg, net, data, trainer)  # known if target=weakest looked for it
     repaired = adapter_targets(earlier, data.classes)
     replay_repaired(cfg, data, repaired)
     add_adapter(cfg, net)
     module = make_module(cfg, net, data, base, base_logits)
-    with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
-        best = fit(cfg, trainer, module, data, checkpoint, clock)
+    with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
+        best = fit(cfg, trainer, module, data, resume_from, clock)
         require_unchanged(base, net)
         dial = choose_scale(cfg, run, trainer, module, data, clock)
         outcomes, steps = test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial}
         results["repaired_before"] = repaired
-        write_adapter(cfg, run, net, base, data, results)
+        save_sum(cfg, run, net, base, data, results)
         write_results(run.folder, results, module.predictions, data.test_set)
         show_run(trainer, results, run, cfg.figures)
     require_useful(cfg, module, data)
@@ -202,12 +202,12 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     net = make_net(cfg)
     base = load_base(cfg, net)
     data = make_data(cfg, "fit", net)
-    require_fit(net, data, data.train_set)
+    require_compatible(net, data, data.train_set)
     base_logits = choose_target(cfg, net, data, trainer)
     choose_trainable(net, cfg.trainable)
     module = make_module(cfg, net, data, base, base_logits)
-    with recorded_run(run.folder, module.hparams, cfg.resume) as checkpoint:
-        best = fit(cfg, trainer, module, data, checkpoint, clock)
+    with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
+        best = fit(cfg, trainer, module, data, resume_from, clock)
         outcomes, steps = test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results["base_unchanged"] = False
@@ -222,25 +222,25 @@ def fit(
     trainer: Trainer,
     module: ClassifierModule,
     data: ImageDataModule,
-    checkpoint: Path | None,
+    resume_from: Path | None,
     clock: Clock,
 ) -> dict[str, Any] | None:
-    """Train, from ``checkpoint`` on; then put the best weights in place, if a callback kept them.
+    """Train, from the checkpoint ``resume_from`` on; then load the best weights, if kept.
 
     Returns their monitor, value and step; ``None``: the last weights stay.
     """
-    require_trainable(trainer, data)
+    require_runnable(trainer, data)
     if trainer.is_global_zero:
         print_parameters(module.net)
         trained = {"lora": "an adapter", "pretrain": "a base"}.get(cfg.stage, "the base itself")
         classes = named(data.classes, data.targets or range(len(data.classes)))
         images = "mistakes" if data.mistake_sets else f"images of {classes}"
         _info("training %s on %s %s", trained, f"{len(data.target_indices):,}", images)
-    if checkpoint is not None:
+    if resume_from is not None:
         drop_finders(trainer)  # the checkpoint holds their result
-        data.batch_size = read_checkpoint(checkpoint)["batch_size"]
+        data.batch_size = read_checkpoint(resume_from)["batch_size"]
     with clock.measure("fit"):
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     if not trainer.global_step:
         raise UserError(
             f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
@@ -256,7 +256,7 @@ def fit(
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     drop_finders(trainer)
     path, best = best_checkpoint(trainer)
-    if best is not None:
+    if best is not None:  # validation loads them, and test() need not validate them again
         _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
         trainer.validate(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return best

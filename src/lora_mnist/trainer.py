@@ -60,6 +60,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         with config_group(f"logger.{name}"):
             loggers.append(instantiate(config, **changes))
     with config_group("trainer"):
+        # The arguments alone: the Trainer is made below.
         arguments = dict(instantiate(cfg.trainer, _convert_="all", _partial_=True).keywords)
         if "default_root_dir" in arguments:
             where = arguments["default_root_dir"]
@@ -152,7 +153,7 @@ def drop_finders(trainer: Trainer) -> None:
 
 @contextmanager
 def on_device(net: nn.Module, device: torch.device) -> Iterator[torch.device]:
-    """Inside the ``with`` block ``net`` is on ``device``, which is returned, and in eval mode."""
+    """Inside the ``with`` block ``net`` is on ``device``, and in eval mode, in which it stays."""
     net.eval().to(device)
     try:
         yield device
@@ -162,7 +163,7 @@ def on_device(net: nn.Module, device: torch.device) -> Iterator[torch.device]:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Inside the ``with`` block Lightning gives no advice that a run here has no use for."""
+    """Inside the ``with`` block, warnings of Lightning that do not apply here are hidden."""
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk

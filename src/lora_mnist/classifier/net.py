@@ -110,7 +110,7 @@ def make_net(cfg: DictConfig) -> nn.Module:
 
 
 @torch.no_grad()
-def require_fit(net: nn.Module, data: ImageDataModule, images: Images) -> None:
+def require_compatible(net: nn.Module, data: ImageDataModule, images: Images) -> None:
     """Refuse a network that cannot take ``images`` of ``data``, or has no output for each class."""
     batch, mode = data.normalise(images.take([0, 0])[0]), net.training
     try:
