@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from lora_mnist.adapters import as_trained, load_adapters, load_base, turn_adapters
@@ -142,7 +142,7 @@ def _write(
     if form == "safetensors":
         # safetensors cannot store shared memory, so tied weights are copied.
         tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-        save_file(tensors, path, {"format": "pt", **metadata})
+        path.write_bytes(save(tensors, {"format": "pt", **metadata}))
         loaded = copy.deepcopy(net)
         loaded.load_state_dict(load_file(path))
         return loaded

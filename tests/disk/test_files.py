@@ -1,10 +1,7 @@
 import os
-import stat
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from lora_mnist.disk.files import atomic_write
 
@@ -18,15 +15,6 @@ def test_replaces_the_file_at_the_end(tmp_path: Path) -> None:
             assert (path.read_text() if path.exists() else None) == before
         assert path.read_text() == after
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_others_may_read_what_others_may_read(tmp_path: Path) -> None:
-    """Though safetensors makes files for their owner alone."""
-    (tmp_path / "plain").touch()
-    with atomic_write(tmp_path / "tensors") as temporary:
-        save_file({"x": torch.ones(1)}, temporary)
-    modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
-    assert len(modes) == 1
 
 
 @pytest.mark.parametrize("step", ["block", "fsync"])

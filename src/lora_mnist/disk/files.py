@@ -24,9 +24,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # as any new file: safetensors makes its own private
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from lora_mnist.disk.files import atomic_write
 
@@ -29,20 +29,10 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Some images of one kind."""
-
-    index: Array  # their places among the predictions, shape (K,)
-    images: Array  # uint8, shape (K, channels, height, width)
-    total: int  # how many there are of the kind
-
-
-@dataclass(frozen=True)
 class Predictions:
     """Labels of N test images, and the predicted classes with their probabilities, all (N,).
 
-    ``galleries`` has images by kind, the highest probability first: ``repaired`` and ``broken``, or
-    ``wrong`` where there is only a base.
+    ``galleries`` has the first images of each kind, uint8, (K, channels, height, width).
     """
 
     label: Array
@@ -50,40 +40,38 @@ class Predictions:
     base_probability: Array
     adapted: Array | None = None
     adapted_probability: Array | None = None
-    galleries: dict[str, Gallery] = field(default_factory=dict)
+    galleries: dict[str, Array] = field(default_factory=dict)
 
     def kinds(self) -> dict[str, Array]:
-        """Which images were repaired and which broken, or which are wrong: masks, shape (N,)."""
-        before = self.base == self.label
-        if self.adapted is None:
-            return {"wrong": ~before}
-        after = self.adapted == self.label
-        return {"repaired": after & ~before, "broken": before & ~after}
+        """The places of images by kind, the highest probability first.
+
+        The kinds are ``repaired`` and ``broken``, or ``wrong`` where there is only a base.
+        """
+        before, probability = self.base == self.label, self.base_probability
+        masks = {"wrong": ~before}
+        if self.adapted is not None and self.adapted_probability is not None:
+            after, probability = self.adapted == self.label, self.adapted_probability
+            masks = {"repaired": after & ~before, "broken": before & ~after}
+        order = np.argsort(-probability, kind="stable")
+        return {kind: order[mask[order]] for kind, mask in masks.items()}
 
 
 def write_predictions(tensors: "Mapping[str, Tensor]", images: "Images", folder: Path) -> None:
     """Write the file into a run's folder, whole or not at all.
 
-    Args:
-        tensors: the fields of :class:`Predictions`, and ``index``: places in ``images``.
-        images: the test set.
-        folder: the run's folder.
+    ``tensors`` are the fields of :class:`Predictions`, and ``index``: places in ``images``.
     """
     from lora_mnist.data.images import viewable  # here: a sweep's report needs no torch
 
     arrays: dict[str, Any] = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
-    places = arrays.pop("index")
-    probability = arrays.get("adapted_probability", arrays["base_probability"])
+    index = arrays.pop("index")
     content = dict(arrays)
-    for kind, mask in Predictions(**arrays).kinds().items():
-        chosen = np.flatnonzero(mask)
-        chosen = chosen[np.argsort(-probability[chosen], kind="stable")][:_SHOWN]
-        pictures = viewable(images.take(places[chosen].tolist())[0]).numpy()
+    for kind, places in Predictions(**arrays).kinds().items():
+        pictures = viewable(images.take(index[places[:_SHOWN]].tolist())[0]).numpy()
         step = -(-max(pictures.shape[-2:]) // _LONGEST)
-        content[f"{kind}.index"] = chosen
         content[f"{kind}.images"] = np.ascontiguousarray(pictures[..., ::step, ::step])
     with atomic_write(folder / PREDICTIONS_FILE) as path:
-        save_file(content, path)
+        path.write_bytes(save(content))
 
 
 def read_predictions(folder: Path) -> Predictions | None:
@@ -94,7 +82,6 @@ def read_predictions(folder: Path) -> Predictions | None:
     content = load_file(path)
     fields: dict[str, Any] = {key: array for key, array in content.items() if "." not in key}
     predictions = Predictions(**fields)
-    for kind, mask in predictions.kinds().items():
-        index, images = content[f"{kind}.index"], content[f"{kind}.images"]
-        predictions.galleries[kind] = Gallery(index, images, int(mask.sum()))
+    for kind in predictions.kinds():
+        predictions.galleries[kind] = content[f"{kind}.images"]
     return predictions

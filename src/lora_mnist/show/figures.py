@@ -56,8 +56,8 @@ def draw_run(
     if results.get("dial"):
         figures["dial"] = draw_dial(results)
     if predictions is not None:
-        for kind, gallery in predictions.galleries.items():
-            if gallery.total:
+        for kind, images in predictions.galleries.items():
+            if len(images):
                 figures[kind] = draw_gallery(kind, predictions, classes)
         if len(classes) <= _MOST_IN_MATRIX:
             figures["confusion"] = draw_confusion(predictions, classes)
@@ -199,13 +199,13 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
 @matplotlib.rc_context(_STYLE)
 def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) -> Figure:
     """Images of one kind of ``predictions.galleries`` in rows, each above two predictions."""
-    gallery = predictions.galleries[kind]
+    images, places = predictions.galleries[kind], predictions.kinds()[kind]
     before, after, meaning = predictions.base, predictions.adapted, "predictions: base → adapted"
     if after is None:
         before, after, meaning = predictions.label, predictions.base, "what it is → the prediction"
     captions = []
-    for image in gallery.index:
-        names = [_shortened(classes[side[image]], 9) for side in (before, after)]
+    for place in places[: len(images)]:
+        names = [_shortened(classes[side[place]], 9) for side in (before, after)]
         captions.append((" → " if len("".join(names)) < 8 else " →\n").join(names))
     columns = min(max(len(captions), 4), _COLUMNS)  # the title needs its room
     rows = math.ceil(len(captions) / columns)
@@ -213,12 +213,12 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
     down = 1.4 if "\n" in "".join(captions) else 1.2  # height of a row, in squares
     size = (columns * inches, head + rows * down * inches)
     figure = Figure(figsize=size)
-    title = f"{kind}: {len(gallery.images):,} of {gallery.total:,} images\n{meaning}"
+    title = f"{kind}: {len(images):,} of {len(places):,} images\n{meaning}"
     figure.text(0.01, 1 - 0.08 / size[1], title, va="top", fontsize=10)
     # One pair of axes for all: matplotlib takes its time for each.
     axes = figure.add_axes((0, 0, 1, 1 - head / size[1]))
     axes.axis("off")
-    for place, pixels in enumerate(gallery.images):
+    for place, pixels in enumerate(images):
         y, x = place // columns * down, place % columns
         pixels = np.moveaxis(pixels, 0, -1)
         pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
