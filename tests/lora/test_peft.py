@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.nets import made
+from helpers.nets import made, randomize
 from torch import nn
 
 from lora_mnist.lora import (
@@ -13,6 +13,8 @@ from lora_mnist.lora import (
     load_adapter,
     lora_weights,
     save_adapter,
+    set_lora_scale,
+    sum_adapters,
 )
 
 peft = pytest.importorskip("peft", reason="the extra peft is not installed")
@@ -60,6 +62,18 @@ def test_ours_load_here_and_in_peft(kind: str, options: dict[str, Any], tmp_path
     torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-4)
     adapted = {name for name, m in theirs.named_modules() if hasattr(m, "lora_A")}
     assert adapted == {f"base_model.model.{name}" for name in lora_weights(ours)}
+
+
+def test_a_sum_is_the_same_in_peft(tmp_path: Path) -> None:
+    """PEFT's own sum is another: its issues 3004, 3737 and 3761."""
+    net, x = made("linear")
+    add_lora(net, rank=3, rank_pattern={"linear2": 1}, name="a")
+    add_lora(net, rank=3, alpha=8.0, use_rslora=True, name="b")
+    set_lora_scale(randomize(net), -0.25, "b")
+    expected = net(x)
+    save_adapter(sum_adapters(net), tmp_path)
+    theirs = PeftModel.from_pretrained(base("linear"), str(tmp_path)).eval()
+    torch.testing.assert_close(theirs(x), expected, rtol=1e-4, atol=1e-4)
 
 
 BOTH = ["linear1", "linear2"]
