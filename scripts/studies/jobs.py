@@ -19,8 +19,6 @@ from lora_mnist.train import train
 PROJECT = Path(__file__).resolve().parents[2]
 OUTPUT = PROJECT / "outputs" / "repair_study"
 
-#: Overrides of python train.py, as they are typed.
-Settings = Sequence[str]
 #: What results.json holds.
 Results = dict[str, Any]
 
@@ -28,20 +26,19 @@ Results = dict[str, Any]
 QUIET = (
     "logger=none",
     "figures=false",
-    "++callbacks.checkpoint=null",
-    "++callbacks.progress_bar=null",
+    "callbacks=none",
     "+trainer.enable_checkpointing=false",
     "+trainer.enable_progress_bar=false",
 )
 
 
-def composed(settings: Settings) -> DictConfig:
+def composed(settings: Sequence[str]) -> DictConfig:
     """The configuration of ``python train.py`` with these ``settings``."""
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         return compose("train", list(settings))
 
 
-def run(settings: Settings) -> tuple[Path, Results]:
+def run(settings: Sequence[str]) -> tuple[Path, Results]:
     """The folder and the results of a run: as it was left, or done now."""
     cfg = composed([*QUIET, *settings])
     text = json.dumps(OmegaConf.to_container(cfg), sort_keys=True)

@@ -126,10 +126,8 @@ def twenty_lines(case: Case, rate: float, weight: float) -> Point:
     base, tuned = case.net.state_dict(), copy.deepcopy(net.state_dict())
     points = []
     for scale in SCALES:
-        between = {}
-        for name, tensor in tuned.items():
-            is_count = not tensor.is_floating_point()
-            between[name] = tensor if is_count else torch.lerp(base[name], tensor, scale)
-        net.load_state_dict(between)
+        for name, tensor in net.state_dict().items():
+            if tensor.is_floating_point():  # a count of batches is not
+                tensor.copy_(torch.lerp(base[name], tuned[name], scale))
         points.append(point(case, net))
     return best(points)

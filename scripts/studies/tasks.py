@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from lora_mnist.classifier.net import make_net
-from lora_mnist.data import load_images, make_data
+from lora_mnist.data import ImageDataModule, Images, load_images, make_data
 from lora_mnist.disk.base import read_base
 
 
@@ -126,15 +126,15 @@ class Task:
     seed: int
     settings: str  # of every run: the network, and the images where ``pictures`` is empty
     pictures: str = ""  # of PICTURES
-    epochs: int = 0  # of pretraining, with 50 images a step; 0: pretraining as it is
+    epochs: int = 1  # of pretraining, with 50 images a step
     target: str = "weakest"
     starved: float = 1.0  # the share of its training images that are there
     pretrain: str = ""  # further settings of pretraining
     knows_val: bool = False  # whether the base was trained on the validation images, too
 
-    def folder(self, knows_val: bool = False) -> Path:
+    def folder(self) -> Path:
         """The folder of its pictures; they are made now, if they were not yet."""
-        name = f"{self.pictures} {self.target} {self.starved}{' with val' if knows_val else ''}"
+        name = f"{self.pictures} {self.target} {self.starved} {self.knows_val}"
         folder = OUTPUT / "pictures" / name
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
@@ -144,30 +144,28 @@ class Task:
                 files = sorted((unfinished / "train" / self.target).iterdir())
                 for file in files[int(self.starved * len(files)) :]:
                     file.unlink()
-            if knows_val:
+            if self.knows_val:
                 shutil.copytree(unfinished / "val", unfinished / "train", dirs_exist_ok=True)
             unfinished.rename(folder)
         return folder
 
-    def common(self, knows_val: bool = False) -> list[str]:
+    def common(self) -> list[str]:
         """Settings of every run: images and network."""
         if not self.pictures:
             return self.settings.split()
-        folder = self.folder(knows_val)
-        return ["data=folder", f"data.data_dir='{folder}'", *self.settings.split()]
+        return ["data=folder", f"data.data_dir='{self.folder()}'", *self.settings.split()]
 
     def base(self) -> Path:
         """The file of its base; it is pretrained now, if it was not yet."""
         file = OUTPUT / "bases" / f"{self.name}{self.seed}{self.knows_val}.ckpt"
         own = ["stage=pretrain", f"seed={self.seed}", f"base_ckpt='{file}'"]
-        if self.epochs:
-            own += ["data.batch_size=50", f"trainer.max_epochs={self.epochs}"]
-        run([*self.common(self.knows_val), *self.pretrain.split(), *own])
+        own += ["data.batch_size=50", f"trainer.max_epochs={self.epochs}"]
+        run([*self.common(), *own, *self.pretrain.split()])
         return file
 
-    def run(self, settings: str) -> tuple[Path, Results]:
-        """A run on its base."""
-        own = [f"base_ckpt='{self.base()}'", f"target={self.target}"]
+    def run(self, settings: str, base: Path | None = None) -> tuple[Path, Results]:
+        """A run on its base, or on ``base``."""
+        own = [f"base_ckpt='{base or self.base()}'", f"target={self.target}"]
         return run([*self.common(), *own, *settings.split()])
 
     def load(self) -> Case:
@@ -180,9 +178,7 @@ class Task:
         data.setup("test")
         images, labels, before = {}, {}, {}
         for part in ("train", "val", "test"):
-            batches = list(data.batches(getattr(data, f"{part}_set")))
-            images[part] = torch.cat([batch for batch, _ in batches])
-            labels[part] = torch.cat([label for _, label in batches])
+            images[part], labels[part] = in_memory(data, getattr(data, f"{part}_set"))
         for part in ("val", "test"):
             with torch.no_grad():
                 before[part] = torch.cat([net(batch) for batch in torch.split(images[part], 500)])
@@ -192,6 +188,12 @@ class Task:
             wrong = before["val"].argmax(1) != labels["val"]
             target = int(labels["val"][wrong].bincount().argmax())
         return Case(net, images, labels, before, target)
+
+
+def in_memory(data: ImageDataModule, images: Images) -> tuple[Tensor, Tensor]:
+    """All of ``images`` at once, normalised, and their labels."""
+    pixels, labels = images.take(range(len(images)))
+    return data.normalise(pixels), labels
 
 
 _FASHION = "data.channels=1"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_a_starved_task_has_fewer_pictures_of_its_class_to_train_on(
         return len(list((folder / part).iterdir()))
 
     assert count(task.folder(), "train/b") == 2 * count(task.folder(), "train/a")
-    known = task.folder(knows_val=True)
+    known = replace(task, knows_val=True).folder()
     assert count(known, "train/b") == count(known, "val/b") + count(task.folder(), "train/b")
 
 
