@@ -1,27 +1,29 @@
 """What a hotfix from a folder of mistakes is worth, beside a weighted fine-tuning in plain PyTorch.
 
-    python scripts/studies/hotfix.py   # the table of docs/hotfix.md
+    python scripts/studies/hotfix.py                  # the table of docs/hotfix.md
+    python scripts/studies/hotfix.py FOLDER slanted   # just corrupted digits, or turned, or thick
 
 Corrupted digits on a base that nothing else uses, and the example's own classifier. Runs are kept
 in outputs/repair_study; called again, it does what is missing.
 """
 
 import copy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from hotfix_pictures import make_own_classifier, make_pictures
 from jobs import OUTPUT, PROJECT, composed, run, table
+from PIL import Image, ImageFilter
 from plain import fine_tune
 from tasks import Task, in_memory
 from torch import Tensor, nn
 
 from lora_mnist import load_adapter
 from lora_mnist.classifier.net import make_net
-from lora_mnist.data import make_data
+from lora_mnist.data import load_images, make_data
 from lora_mnist.data.mistakes import read_mistakes
 from lora_mnist.disk.base import read_base
 
@@ -88,7 +90,42 @@ def half_and_half(
     return net
 
 
+def make_pictures(folder: Path, kind: str) -> None:
+    """Write 500 validation images of MNIST, black on white, four times their size."""
+    images, labels = load_images("MNIST", PROJECT / "data", train=True)
+    for number in range(55_000, 55_500):
+        picture = Image.fromarray(255 - images[number, 0].numpy()).resize((112, 112))
+        if kind == "slanted":
+            slant = (1, 0.8, -45, 0, 1, 0)  # x + 0.8 y - 45
+            picture = picture.transform(picture.size, Image.Transform.AFFINE, slant, fillcolor=255)
+        elif kind == "turned":
+            picture = picture.rotate(30, fillcolor=255)
+        elif kind == "thick":
+            picture = picture.filter(ImageFilter.MinFilter(9))
+        else:
+            raise SystemExit(f"{kind}: expected slanted, turned or thick")
+        path = folder / str(int(labels[number])) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path)
+
+
+def make_own_classifier(folder: Path, incoming: Path) -> None:
+    """A copy of the example with its network trained; two thirds of its photos/val come in."""
+    if folder.exists():
+        return
+    shutil.copytree(PROJECT / "examples" / "own_classifier", folder)
+    for script in ("make_images.py", "train_plain.py"):
+        subprocess.run([sys.executable, script], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    for path in folder.glob("photos/val/*/1[12]*.png"):
+        place = incoming / path.parent.name / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(place)
+
+
 def main() -> None:
+    if len(sys.argv) > 1:
+        make_pictures(Path(sys.argv[1]), sys.argv[2])
+        return
     rows = []
     for kind in ("slanted", "turned", "thick", "own classifier"):
         incoming = FOLDER / "incoming" / kind
