@@ -27,7 +27,7 @@ from lora_mnist.train import train
 
 
 def _few_images(data_dir: str) -> tuple[str, ...]:
-    """What makes a command see 4,000 training images, 500 of them held out, and 500 test images."""
+    """Overrides for 4,000 training images, 500 of which are held out, and 500 test images."""
     raw = Path(data_dir, "MNIST", "raw")
     raw.mkdir(parents=True)
     for name, count in (("train", 4_000), ("t10k", 500)):
@@ -65,7 +65,7 @@ class Unsteady(nn.Module):
 
 
 def composed(entry: str, *overrides: str) -> DictConfig:
-    """What Hydra makes of ``python <entry>.py <overrides>``.
+    """The configuration of ``python <entry>.py <overrides>``.
 
     Composing takes a tenth of a second. So it is done once for each choice of groups, and the other
     overrides are applied to a copy, as Hydra would.
@@ -105,7 +105,7 @@ def small_base(outputs: Path, seed: int = 0) -> Path:
 
 @lru_cache
 def _trained(seed: int) -> dict[str, Tensor]:
-    """What a small network knows after 300 batches: it gets nine out of ten images right."""
+    """A small network after 300 batches: it gets nine out of ten images right."""
     images, labels = load_images("MNIST", ROOT / "data", train=True)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -142,7 +142,7 @@ def small_adapter(outputs: Path, run: str, seed: int = 0, std: float = 0.05) -> 
 
 @contextmanager
 def logged(name: str) -> Iterator[io.StringIO]:
-    """What the logger ``name`` says, wherever a command in this process has sent it before."""
+    """The lines of the logger ``name``, wherever a command in this process has sent it before."""
     logger, text = logging.getLogger(name), io.StringIO()
     handler, level = logging.StreamHandler(text), logger.level
     logger.addHandler(handler)

@@ -21,7 +21,7 @@ from lora_mnist.train import train
 
 
 def recorded(folder: Path) -> tuple[dict[str, Any], list[list[Tensor]], list[float]]:
-    """What a run has left: results, the images of each step in each process, losses."""
+    """A run's results, the images of each step in each process, and the losses."""
     images = [torch.load(path, weights_only=True) for path in sorted(folder.glob("seen/*"))]
     with next(folder.rglob("metrics.csv")).open(newline="") as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
@@ -30,7 +30,7 @@ def recorded(folder: Path) -> tuple[dict[str, Any], list[list[Tensor]], list[flo
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """The same images step by step, and the same outcome but for the order of summation.
+    """The same images step by step, and the same outcome up to the order of summation.
 
     The second process finds another class, other weights and another scale: the first decides.
     Two epochs of 342 nines; of 501 validation images none is counted twice.
@@ -59,7 +59,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     together, shards, losses_together = recorded(tmp_path / "ddp_sim")
     assert len(steps) == len(shards[0]) == len(shards[1]) == 8
     for images, *parts in zip(steps, *shards, strict=True):
-        # Of the images and of the replay behind them, each process has every second one.
+        # Each process has every second image, and every second one of the replay after them.
         parts = [part.split([len(part) - replay // 2, replay // 2]) for part in parts]
         dealt = [torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(*parts, strict=True)]
         assert torch.equal(torch.cat(dealt), images)
@@ -79,16 +79,16 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 def members(group: int) -> list[int]:
-    """The living processes of a process group; a zombie lives no more."""
-    found = []
+    """The living processes of a process group, without zombies."""
+    living = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, of_group = stat.read_text().rpartition(")")[2].split()[:3]
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
         except OSError:  # it has ended meanwhile
             continue
-        if int(of_group) == group and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
+        if int(its_group) == group and state != "Z":
+            living.append(int(stat.parent.name))
+    return living
 
 
 def wait_for(condition: Any, seconds: float) -> bool:

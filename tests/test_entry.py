@@ -44,9 +44,8 @@ def test_a_wrong_word_is_named(typed) -> None:
 def test_it_says_which_commands_there_are(typed, arguments: tuple[str, ...], code: int) -> None:
     answer, out, err = typed(*arguments)
     assert answer == code
-    said = out if code == 0 else err
     for name in NAMES.split():
-        assert f"lora-mnist {name}" in said
+        assert f"lora-mnist {name}" in (out if code == 0 else err)
 
 
 @pytest.mark.parametrize("name", NAMES.split())
@@ -93,12 +92,12 @@ def test_the_wheel_is_all_that_is_needed(tmp_path: Path, monkeypatch: pytest.Mon
     build = pytest.importorskip("hatchling.build")
     monkeypatch.chdir(ROOT)
     wheel = zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path)))
-    held = set(wheel.namelist())
+    files = set(wheel.namelist())
     for path in (ROOT / "src").rglob("*.py"):
-        assert path.relative_to(ROOT / "src").as_posix() in held
+        assert path.relative_to(ROOT / "src").as_posix() in files
     for path in (ROOT / "configs").rglob("*.yaml"):
         name = path.relative_to(ROOT).as_posix()
-        assert (f"lora_mnist/{name}" in held) != name.startswith("configs/local/")
+        assert (f"lora_mnist/{name}" in files) != name.startswith("configs/local/")
     wheel.extractall(tmp_path / "site")
     empty = tmp_path / "empty"
     empty.mkdir()

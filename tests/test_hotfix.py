@@ -1,4 +1,4 @@
-"""A hotfix from its first command to its last: a folder of mistakes, an adapter, what it mended."""
+"""A hotfix: a folder of mistakes, an adapter that learns them, and how many it mends."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from PIL import Image
 from lora_mnist.data import load_images
 from lora_mnist.predict import copy_into
 
-NET = SMALL[0]
 REPAIR = (
     *("experiment=repair", "trainer.max_steps=30", "optimizer.lr=0.01", "lora.rank=16"),
     "lora.scale=1",
@@ -37,7 +36,7 @@ def test_from_pictures_to_an_adapter(
     cli: Any, incoming: Path, outputs: Path, tmp_path: Path
 ) -> None:
     wrong = tmp_path / "wrong"
-    done = cli("predict.py", NET, f"images={incoming}", f"mistakes={wrong}")
+    done = cli("predict.py", SMALL[0], f"images={incoming}", f"mistakes={wrong}")
     assert done.code == 0, done.err
     copies = {path.relative_to(wrong): path.read_bytes() for path in wrong.glob("*/*")}
     assert f"the base gets {len(copies)} of 100 pictures wrong: {len(copies)} copied" in done.err
@@ -81,17 +80,17 @@ def test_copies_replace_nothing(incoming: Path, tmp_path: Path) -> None:
 
 
 def test_weights_of_the_loss_tell_mistakes_from_replay(incoming: Path, outputs: Path) -> None:
-    """With no weight on the mistakes little is learnt of them."""
+    """Without any weight the mistakes are hardly learnt."""
     mended = []
     for weight in (0, 1):
         options = (*REPAIR, "loss.distill=0", f"loss.target_weight={weight}")
-        found = run(outputs, *options, f"data.mistakes={incoming}")
-        mended.append(found["mistakes_base"]["errors"] - found["mistakes"]["errors"])
+        results = run(outputs, *options, f"data.mistakes={incoming}")
+        mended.append(results["mistakes_base"]["errors"] - results["mistakes"]["errors"])
     assert mended[0] + 10 < mended[1]
 
 
 def test_finetuning_learns_mistakes_too(incoming: Path, outputs: Path) -> None:
     options = ("stage=finetune", "data.mistakes_test=0", f"data.mistakes={incoming}")
-    found = run(outputs, *options)
-    assert sum(found["mistakes_base"]["images_per_class"]) == 100
-    assert "mistakes_test" not in found
+    results = run(outputs, *options)
+    assert sum(results["mistakes_base"]["images_per_class"]) == 100
+    assert "mistakes_test" not in results

@@ -1,4 +1,4 @@
-"""What Lightning's and Hydra's users try first: every preset composes, and the cheap ones run."""
+"""Presets of Lightning's and Hydra's parts: each composes, and those that take seconds run."""
 
 import csv
 from functools import partial
@@ -86,8 +86,8 @@ def test_the_best_weights_are_tested_and_saved(outputs: Path, callbacks: str) ->
     short = run(outputs, *harmful, "trainer.max_steps=2")
     for split in ("val", "test"):
         assert results[split] == short[split]
-    found = evaluated(outputs, folder)
-    assert found["test"]["errors_per_class"] == results["test"]["errors_per_class"]
+    loaded = evaluated(outputs, folder)
+    assert loaded["test"]["errors_per_class"] == results["test"]["errors_per_class"]
 
 
 def test_the_best_weights_become_the_base(outputs: Path) -> None:
@@ -96,8 +96,8 @@ def test_the_best_weights_become_the_base(outputs: Path) -> None:
     results = run(outputs, *options)
     assert results["best"]["value"] == results["val"]["errors"]
     state = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
-    kept = only_run(outputs, "pretrain") / "checkpoints" / "best.ckpt"
-    best = torch.load(kept, weights_only=True)["state_dict"]
+    checkpoint = only_run(outputs, "pretrain") / "checkpoints" / "best.ckpt"
+    best = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(tensor, best[f"net.{name}"]) for name, tensor in state.items())
 
 
@@ -211,10 +211,10 @@ def test_mlflow_in_sqlite(cli: Any, outputs: Path) -> None:
     results = read_results(job.parent)
     client = mlflow.MlflowClient(f"sqlite:///{outputs}/mlflow.db")
     experiment = client.get_experiment_by_name(sweep.name)
-    (found,) = client.search_runs([experiment.experiment_id])
-    assert found.data.metrics["test/errors"] == results["test"]["errors"]
-    assert found.data.params["lora/rank"] == "1"
-    assert found.data.tags["mlflow.note.content"].startswith("nines: ")
+    (logged,) = client.search_runs([experiment.experiment_id])
+    assert logged.data.metrics["test/errors"] == results["test"]["errors"]
+    assert logged.data.params["lora/rank"] == "1"
+    assert logged.data.tags["mlflow.note.content"].startswith("nines: ")
     assert "figures/errors.png" in {
-        f.path for f in client.list_artifacts(found.info.run_id, "figures")
+        f.path for f in client.list_artifacts(logged.info.run_id, "figures")
     }

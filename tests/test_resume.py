@@ -1,4 +1,4 @@
-"""A run that was cut short ends as the one that was not: bit by bit, to the last logged value."""
+"""A run that was cut short ends as if it had not been: the same bits, the same logged values."""
 
 import shlex
 import shutil
@@ -37,11 +37,11 @@ EVERYTHING = (
     "callbacks=averaging",
     "trainer.log_every_n_steps=4",
 )
-#: Of 30 steps each, the last of 20 images.
+#: Each epoch has 30 steps; the last one has 20 images.
 TWO_EPOCHS = ("stage=pretrain", "data.batch_size=120", "trainer.max_epochs=2", *OFTEN)
 TWO_EPOCHS = (*TWO_EPOCHS, "trainer.log_every_n_steps=3")
 QUIET = ("logger=none",)
-#: By its settings, a run that nothing cut short.
+#: The folders of runs that nothing cut short, by their overrides.
 WHOLE: dict[tuple[str, ...], Path] = {}
 
 
@@ -49,7 +49,7 @@ WHOLE: dict[tuple[str, ...], Path] = {}
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
     """``go("run", *overrides)`` trains in tmp_path/run; it may ``crash`` before a step.
 
-    What is called "whole" is trained once for all tests.
+    A run named "whole" is trained once for all tests.
     """
     base = small_base(tmp_path / "outputs")
     # Readers sort event files by name, in which files are counted: .9 comes behind .10.
@@ -120,14 +120,14 @@ def test_twice_cut_short_it_ends_as_it_would_have(
     go("cut", *overrides, resume=True)
     assert differences(left_by(whole), left_by(folder)) == []
     if "finder" in overrides[-1]:
-        assert read_results(whole)["test"] != read_results(go("whole", *LORA))["test"]
+        assert read_results(whole)["test"] != read_results(go("plain", *LORA))["test"]
     if "stage=pretrain" in overrides:
         assert (whole / "base.ckpt").read_bytes() == (folder / "base.ckpt").read_bytes()
 
 
 @pytest.mark.slow
 def test_killed_and_then_interrupted(go: Go, tmp_path: Path) -> None:
-    """With kill -9, and with SIGTERM, which leaves the command that goes on."""
+    """By kill -9, then by SIGTERM, after which the command to go on with is named."""
     overrides = (*LORA, *EVERYTHING, "logger=[tensorboard,csv]")
     whole = go("whole", *overrides)
     code, _ = command(tmp_path, *overrides, crash="24:SIGKILL")
@@ -135,9 +135,9 @@ def test_killed_and_then_interrupted(go: Go, tmp_path: Path) -> None:
     folder = only_run(tmp_path / "cut", "lora")
     hydra = {path: path.read_bytes() for path in (folder / ".hydra").iterdir()}
     assert 0 < step_of(folder) <= 24
-    code, said = command(tmp_path, *overrides, "resume=latest", crash="31:SIGTERM")
-    assert code == 143, said
-    interrupted, last = said.splitlines()[-2:]
+    code, errors = command(tmp_path, *overrides, "resume=latest", crash="31:SIGTERM")
+    assert code == 143, errors
+    interrupted, last = errors.splitlines()[-2:]
     assert interrupted == "interrupted by SIGTERM"
     assert last.startswith("go on with: python train.py stage=lora digit=9 ")
     words = shlex.split(last.partition("go on with: python ")[2])
@@ -150,7 +150,7 @@ def test_killed_and_then_interrupted(go: Go, tmp_path: Path) -> None:
 
 
 def command(tmp_path: Path, *overrides: str, crash: str) -> tuple[int, str]:
-    """``python train.py`` with few images, and what it says on standard error."""
+    """Exit code and standard error of ``python train.py`` with few images."""
     arguments = [*overrides, *SMALL, *FEW, CRASH, f"paths.outputs={tmp_path}/cut"]
     arguments.append(f"base_ckpt={tmp_path}/outputs/base/mnist.ckpt")
     path = f"{ROOT}/tests:{ROOT}/src"
@@ -162,7 +162,7 @@ def command(tmp_path: Path, *overrides: str, crash: str) -> tuple[int, str]:
 def test_what_fails_after_training_is_made_up_for(
     go: Go, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    """Averaged weights have taken the place of those that training went on from."""
+    """By then averaged weights stand in the place of the trained ones."""
     options = (*LORA, "callbacks=averaging", "lora.dropout=0.2")
     whole = go("whole", *options)
 
@@ -247,21 +247,21 @@ def test_other_settings_are_refused_by_their_key(go: Go, tmp_path: Path) -> None
     folder = go("run", *LORA, *QUIET, crash=9)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for override, message in OTHERS.items():
-        said = refused(go, *LORA, *QUIET, override)
-        assert said.startswith(message)
-        assert ": expected " in said
+        answer = refused(go, *LORA, *QUIET, override)
+        assert answer.startswith(message)
+        assert ": expected " in answer
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_replaced_base_is_named_by_the_file_that_keeps_it(go: Go, tmp_path: Path) -> None:
     go("run", *LORA, *QUIET, crash=9)
     base = small_base(tmp_path / "outputs")
-    own = own_file(base.parent, "mnist", read_base(base, MLP(hidden_sizes=[16])).sha256)
-    shutil.copy(base, own)
+    copy = own_file(base.parent, "mnist", read_base(base, MLP(hidden_sizes=[16])).sha256)
+    shutil.copy(base, copy)
     small_base(tmp_path / "outputs", seed=1).rename(tmp_path / "other.ckpt")
-    said = refused(go, *LORA, *QUIET, f"base_ckpt={tmp_path}/other.ckpt")
-    expected = f"base_ckpt={tmp_path}/other.ckpt: expected base_ckpt={own}, as in resume="
-    assert said.startswith(expected)
+    assert refused(go, *LORA, *QUIET, f"base_ckpt={tmp_path}/other.ckpt").startswith(
+        f"base_ckpt={tmp_path}/other.ckpt: expected base_ckpt={copy}, as in resume="
+    )
 
 
 def test_what_changes_no_number_may_change(go: Go, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs of every stage: the network small, the steps few, and the images, but where all count."""
+"""Runs of every stage, with a small network, few steps and, in most tests, few images."""
 
 import os
 import re
@@ -130,7 +130,7 @@ def test_a_repair_leaves_an_adapter_and_a_proof(made: Made) -> None:
 
 
 def of_the_process() -> list[Any]:
-    """What a command must leave as it was; Lightning keeps the seed in the environment."""
+    """The state that a command must not change; Lightning keeps the seed in the environment."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PL_")}
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     return [handlers, list(sys.path), environment, list(warnings.filters), sys.excepthook]
@@ -194,9 +194,9 @@ def test_every_base_is_kept(tmp_path: Path) -> None:
     first, second, again = (run(tmp_path, *options, f"seed={n}") for n in (0, 1, 0))
     names = [f"mnist-{results['base_sha256'][:12]}.ckpt" for results in (first, second)]
     assert first["base_sha256"] == again["base_sha256"] != second["base_sha256"]
-    found = bases(tmp_path)
-    assert sorted(found) == sorted([*names, "mnist.ckpt"])
-    assert found["mnist.ckpt"] == found[names[0]] != found[names[1]]
+    files = bases(tmp_path)
+    assert sorted(files) == sorted([*names, "mnist.ckpt"])
+    assert files["mnist.ckpt"] == files[names[0]] != files[names[1]]
 
 
 @pytest.mark.parametrize("more", [(), ("publish=false",)])
@@ -246,9 +246,9 @@ def test_a_base_that_is_not_published_stays_in_its_folder(
     results = read_results(folder)
     if overrides == ("digit=9",):
         assert results["test"]["accuracy"] < 0.12
-    (own,) = folder.glob("mnist-*.ckpt")
-    assert own.name == f"mnist-{results['base_sha256'][:12]}.ckpt"
-    state = torch.load(own, weights_only=True)["state_dict"]
+    (base,) = folder.glob("mnist-*.ckpt")
+    assert base.name == f"mnist-{results['base_sha256'][:12]}.ckpt"
+    state = torch.load(base, weights_only=True)["state_dict"]
     assert fingerprint(state) == results["base_sha256"]
 
 
@@ -314,9 +314,9 @@ def test_variants_train_and_load_on_the_original_base(
     assert trained["parameters"]["lora"] == trained["parameters"]["trainable"] == size
     assert trained["base_unchanged"]
     assert trained["test"] != trained["test_base"]
-    found = evaluated(outputs)
-    assert found["test_base"] == trained["test_base"]
-    assert found["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
+    loaded = evaluated(outputs)
+    assert loaded["test_base"] == trained["test_base"]
+    assert loaded["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
 
 
 def test_the_dial_is_tried_on_validation_images(outputs: Path) -> None:
@@ -398,14 +398,14 @@ def test_weakest_class(outputs: Path) -> None:
     results = run(outputs, *same, "digit=weakest")
     errors = results["val_base"]["errors_per_class"]
     assert results["digit"] == errors.index(max(errors))
-    found = adapter_of(newest(outputs))
+    weakest = adapter_of(newest(outputs))
     named = run(outputs, *same, f"digit={results['digit']}")
     assert without(named, "seconds") == without(results, "seconds")
-    assert not changed_tensors(found, adapter_of(newest(outputs)))
+    assert not changed_tensors(weakest, adapter_of(newest(outputs)))
 
 
 def test_a_network_with_dropout_and_batch_normalisation(tmp_path: Path) -> None:
-    """Whatever is found out about the base, it is the base in eval mode, and leaves no trace."""
+    """The base is counted in eval mode, and its statistics stay as they are."""
     options = ("net=custom", "net._target_=composed.Unsteady", *QUICK[1:], "data.batch_size=50")
     options = (*options, "trainer.max_steps=50", f"paths.outputs={tmp_path}")
     pretrained = train(composed("train", "stage=pretrain", *options))
@@ -458,7 +458,7 @@ def test_the_untouched_base_is_tested_in_the_precision_of_the_run(outputs: Path)
 
 
 def test_a_repair_on_top_of_another(outputs: Path) -> None:
-    """It starts from what is there, leaves that as it is, and brings it along when it is loaded."""
+    """It starts from the first repair, whose files stay as they are; its adapter holds both."""
     first = run(outputs, "stage=lora", "digit=4", "lora.rank=2", "data.replay=10")
     below = newest(outputs)
     weights = (below / "adapter" / WEIGHTS_NAME).read_bytes()

@@ -1,4 +1,4 @@
-"""The command line in a process of its own, and what a run leaves."""
+"""Commands in a process of their own, their answers, and the folders of their runs."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Outcome:
-    """What a command answered."""
+    """A command's answer: exit code, standard output, standard error."""
 
     code: int
     out: str

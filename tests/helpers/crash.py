@@ -38,26 +38,26 @@ CRASH = "+callbacks.crash._target_=helpers.crash.Crash"
 
 
 def left_by(folder: Path) -> dict[str, Any]:
-    """What a run leaves that does not tell the time: results, adapter, and the curve of its loss.
+    """The results, adapter and losses that a run leaves, without its times.
 
-    The curve is a list of steps and losses, so that one that was logged twice is noticed; of CSV
-    files, in which a run that goes on says again what it had said, a dictionary.
+    TensorBoard's curve is a list, so that a step that is logged twice shows. A run that goes on
+    repeats steps in a second CSV file, so these losses are by step.
     """
-    found: dict[str, Any] = {k: v for k, v in read_results(folder).items() if k != "seconds"}
+    left: dict[str, Any] = {k: v for k, v in read_results(folder).items() if k != "seconds"}
     for file in sorted(folder.glob("adapter/*.*")):
-        found[file.name] = file.read_bytes()
+        left[file.name] = file.read_bytes()
     for file in sorted(folder.rglob("events.out.tfevents.*"))[:1]:
         events = EventAccumulator(str(file.parent), {"scalars": 0}).Reload()
-        found["curve"] = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    losses = found["csv"] = {}
+        left["curve"] = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    losses = left["csv"] = {}
     for file in sorted(folder.rglob("metrics.csv")):
         with file.open(newline="") as lines:
             for row in csv.DictReader(lines):
                 if row["train/loss"]:
                     losses[row["step"]] = row["train/loss"]
-    return found
+    return left
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The names under which two runs left something else."""
+    """The names of what differs between two runs."""
     return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]

@@ -75,5 +75,5 @@ def mine() -> Any:
 
 
 def config(entry: str, *overrides: str) -> Any:
-    """What ``python <entry>.py`` gets, with the stranger's options and more."""
+    """The configuration of ``python <entry>.py`` with the stranger's options and more."""
     return composed(entry, *OPTIONS, "paths.outputs=outputs", *overrides)
