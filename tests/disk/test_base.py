@@ -99,14 +99,17 @@ def test_another_precision_is_converted(tmp_path: Path, dtype: torch.dtype) -> N
 
 
 REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
-    "missing": (lambda state: dict(list(state.items())[:-1]), "linear2.bias is missing; "),
+    "missing": (
+        lambda state: dict(list(state.items())[:-1]),
+        'key(s) in state_dict: "linear2.bias"; ',
+    ),
     "unexpected": (
         lambda state: {**state, **{f"head.{n}": torch.ones(1) for n in range(7)}},
-        "head.4 is unexpected and 2 more; ",
+        'Unexpected key(s) in state_dict: "head.0", "head.1"',
     ),
     "shape": (
         lambda state: {**state, "linear1.weight": torch.ones(5, 7)},
-        "linear1.weight is (5, 7) instead",
+        "size mismatch for linear1.weight: copying a param with shape torch.Size([5, 7])",
     ),
     "too large for float32": (
         lambda state: {**state, "linear2.bias": torch.full((3,), 1e300, dtype=torch.float64)},

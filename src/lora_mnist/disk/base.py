@@ -8,6 +8,7 @@ its own, ``<name>-<first 12 digits of its SHA-256>.ckpt``; ``<name>.ckpt`` is th
 import json
 import logging
 import shlex
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from io import BytesIO
@@ -58,28 +59,20 @@ def read_base(path: Path, net: nn.Module) -> Base:
         ValueError: if the file holds no weights, or weights that do not fit ``net``.
         OSError: if the file cannot be read.
     """
-    expected = net.state_dict()
-    stored = _without_prefix(_read_tensors(path), expected)
-    problems = [f"{name} is unexpected" for name in stored if name not in expected]
-    for name, tensor in expected.items():
-        if name not in stored:
-            problems.append(f"{name} is missing")
-        elif stored[name].shape != tensor.shape:
-            shapes = tuple(stored[name].shape), tuple(tensor.shape)
-            problems.append(f"{name} is {shapes[0]} instead of {shapes[1]}")
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(
-            f"{', '.join(problems[:5])}{more}; expected the {len(expected)} tensors of the "
-            "configured net"
-        )
-    tensors = {}
-    for name, tensor in expected.items():
-        # Memory of its own: neither the network's nor that of another tensor in the file.
-        tensors[name] = torch.empty_like(tensor).copy_(stored[name])
-        if not tensors[name].isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-    net.load_state_dict(tensors)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    problem = ""
+    try:
+        net.load_state_dict(_without_prefix(_read_tensors(path), before))
+    except RuntimeError as error:  # torch names every tensor that does not fit
+        reason = textwrap.shorten(str(error), 400).rstrip(".")
+        problem = f"{reason}; expected the tensors of the configured net"
+    tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    for name, tensor in tensors.items():
+        if not problem and not tensor.isfinite().all():
+            problem = f"{name} holds NaN or infinity; expected finite numbers"
+    if problem:
+        net.load_state_dict(before)
+        raise ValueError(problem)
     return Base(tensors, fingerprint(tensors))
 
 
@@ -111,7 +104,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _refused(path: Path) -> str | None:
-    """The type that keeps a file of ``torch.save`` from being loaded, and how to save it again."""
+    """Why a file of ``torch.save`` is refused, and the command that saves its weights alone."""
     try:
         types = sorted(get_unsafe_globals_in_checkpoint(path))
     except Exception:  # another kind of file
@@ -134,9 +127,10 @@ def _refused(path: Path) -> str | None:
 def _without_prefix(
     stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The stored tensors below the prefix, such as ``module.``, that leads to most expected names.
+    """The stored tensors without their common prefix, such as ``module.``.
 
-    Tensors outside it belong to something else, such as a metric or a teacher.
+    It is the one that leads to most expected names. Tensors outside it belong to something else,
+    such as a metric or a teacher.
     """
     matches = Counter({"": 0})
     for key in stored:
