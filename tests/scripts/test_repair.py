@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,8 @@ import repair
 import tasks
 import torch
 from omegaconf import OmegaConf
-from plain import Point, Shares, best, fine_tune, front, point, shares, shifted, twenty_lines
+from plain import Point, Shares, best, front, point, shares, shifted, twenty_lines
 from torch import nn
-
-from lora_mnist import add_lora
 
 ALL_TASKS = [*tasks.SEARCH, *tasks.TASKS]
 
@@ -36,41 +33,8 @@ def test_a_task_composes_with_every_method(task: tasks.Task) -> None:
             assert cfg.data.batch_size + cfg.data.replay == 100
 
 
-@pytest.mark.slow
-def test_every_change_of_the_search_is_one() -> None:
-    recipe = jobs.composed(["experiment=repair"])
-    for change in repair.CHANGES[1:]:
-        assert jobs.composed(["experiment=repair", *change.split()]) != recipe
-
-
 def test_the_tables_bases_were_never_searched_on() -> None:
     assert len({task.seed for task in ALL_TASKS}) == len(ALL_TASKS)
-
-
-def test_a_network_of_the_tasks_takes_an_adapter() -> None:
-    net, images = tasks.ResNet().eval(), torch.randn(2, 1, 28, 28)
-    expected = net(images)
-    assert expected.shape == (2, 10)
-    assert torch.allclose(add_lora(net)(images), expected, atol=1e-6)
-
-
-def test_a_starved_task_has_fewer_pictures_of_its_class_to_train_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def pictures(folder: Path) -> None:
-        labels = ["a"] * 50 + ["b"] * 50
-        tasks._write(folder, torch.rand(100, 4, 4).numpy(), labels)
-
-    monkeypatch.setattr(tasks, "OUTPUT", tmp_path)
-    monkeypatch.setitem(tasks.PICTURES, "few", pictures)
-    task = tasks.Task("few", 0, "", "few", target="a", starved=0.5)
-
-    def count(folder: Path, part: str) -> int:
-        return len(list((folder / part).iterdir()))
-
-    assert count(task.folder(), "train/b") == 2 * count(task.folder(), "train/a")
-    known = replace(task, knows_val=True).folder()
-    assert count(known, "train/b") == count(known, "val/b") + count(task.folder(), "train/b")
 
 
 def test_a_run_is_done_once_and_again_after_it_was_cut_short(
@@ -143,20 +107,3 @@ def test_a_shift_of_the_class_trades_it_against_the_others() -> None:
     assert targets == sorted(targets, reverse=True)
     assert points[-1].test.others > 100
     assert unmoved.front[0] == front([each.test for each in points], 50)
-
-
-def test_plain_fine_tuning_ends_at_a_rate_of_0() -> None:
-    net = nn.Linear(1, 1)
-    fine_tune(net, lambda: net(torch.ones(1)).sum() ** 2, rate=0.1, steps=50)
-    assert abs(net(torch.ones(1)).item()) < 0.1
-
-
-def test_tables_have_means_and_worst_cases() -> None:
-    rows = [{"method": of(40, 70)}, {"method": of(20, 110)}]
-    assert repair.methods_table(rows).splitlines()[2] == (
-        "| method | 30%, 40% | 90%, 110% | 100%, 100% | 0.00% | 1 of 2 |"
-    )
-    fronts = [{method: [share, 80.0] for method in repair.FRONTS} for share in (70.0, 80.0)]
-    lines = repair.fronts_table(tasks.TASKS[:2], fronts).splitlines()
-    assert lines[2].startswith("| letters, CNN | 70.0 / 80.0 |")
-    assert lines[4].startswith("| mean | 75.0 / 80.0 |")
