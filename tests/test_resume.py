@@ -16,7 +16,7 @@ from tensorboard.summary.writer import event_file_writer
 import lora_mnist.train
 from lora_mnist import MLP
 from lora_mnist.disk.base import own_file, read_base
-from lora_mnist.disk.checkpoint import LAST
+from lora_mnist.disk.numbers import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.project import Run
 from lora_mnist.train import train
@@ -88,7 +88,7 @@ def refused(go: Go, *overrides: str) -> str:
 
 def step_of(folder: Path) -> int:
     """The step after which a run goes on; 0 without a checkpoint."""
-    last = folder / "checkpoints" / LAST
+    last = folder / LAST_CHECKPOINT
     return int(torch.load(last, weights_only=True)["global_step"]) if last.exists() else 0
 
 

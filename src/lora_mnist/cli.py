@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lora_mnist.disk.latest import latest
-from lora_mnist.disk.numbers import flatten
+from lora_mnist.disk.numbers import LAST_CHECKPOINT, RUN_RECORD, flatten
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import CONFIGS, Run, program
 from lora_mnist.sweep.command import command_line, override
@@ -105,7 +105,7 @@ def command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) -> f
             _call(function, cfg, run)
     except BaseException as error:
         ended = SystemExit() if isinstance(error, Exception) else error
-        can_go_on = (run.folder / "checkpoints" / "last.ckpt").is_file()
+        can_go_on = (run.folder / LAST_CHECKPOINT).is_file()
         if can_go_on and not isinstance(error, UserError):
             again = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
             again.append(override("resume", run.folder))
@@ -216,12 +216,14 @@ def run_folder(runs: str, resume: str | None, now: str) -> str:
     """Resolver of ``hydra.run.dir``: a new folder in ``runs``, or that of the run to go on with."""
     if resume is None:
         return str(Path(runs, now))
-    pattern = "checkpoints/run.json"
-    record = latest(Path(runs), f"*/{pattern}") if resume == "latest" else Path(resume) / pattern
+    if resume == "latest":
+        record = latest(Path(runs), f"*/{RUN_RECORD}")
+    else:
+        record = Path(resume) / RUN_RECORD
     if record is None or not record.is_file():
         raise UserError(
-            f"resume={resume}: expected the folder of a run that began to train, with {pattern} in "
-            "it, or latest"
+            f"resume={resume}: expected the folder of a run that began to train, with {RUN_RECORD} "
+            "in it, or latest"
         )
     return str(record.parents[1].absolute())
 

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import ImageDataModule, ImageTensors
 from lora_mnist.disk.checkpoint import (
-    CHECKPOINTS,
-    LAST,
     AtomicCheckpointIO,
     LastCheckpoint,
     RandomStates,
     read_checkpoint,
     recorded_run,
 )
+from lora_mnist.disk.numbers import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.lora import changed_tensors
 
@@ -92,7 +91,7 @@ def fit(
         callbacks=callbacks,
         **{"log_every_n_steps": 3, "num_sanity_val_steps": 0, **settings},
     )
-    last = folder / CHECKPOINTS / LAST
+    last = folder / LAST_CHECKPOINT
     checkpoint = last if last.exists() else None
     module = ClassifierModule(net, data, lr=0.01)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -118,7 +117,7 @@ def test_a_cut_run_goes_on_to_the_same_bits(tmp_path: Path, settings: dict[str, 
     for batches in (1, 4, 6):
         with pytest.raises(InterruptedError):
             fit(tmp_path / "cut", losses, batches, **settings)
-    assert (tmp_path / "cut" / CHECKPOINTS / LAST).exists()
+    assert (tmp_path / "cut" / LAST_CHECKPOINT).exists()
     resumed = fit(tmp_path / "cut", losses, **settings)
     assert changed_tensors(whole, resumed) == []
     assert losses == whole_losses
@@ -129,10 +128,10 @@ def test_a_run_from_a_gpu_goes_on_without_one(tmp_path: Path) -> None:
     whole = fit(tmp_path / "whole", {}, max_epochs=2)
     with pytest.raises(InterruptedError):
         fit(tmp_path / "cut", {}, 4, max_epochs=2)
-    checkpoint = read_checkpoint(tmp_path / "cut" / CHECKPOINTS / LAST)
+    checkpoint = read_checkpoint(tmp_path / "cut" / LAST_CHECKPOINT)
     on_gpu = {"device": "cuda", "of_device": torch.zeros(16, dtype=torch.uint8)}
     checkpoint["random_states"][0] |= on_gpu
-    torch.save(checkpoint, tmp_path / "cut" / CHECKPOINTS / LAST)
+    torch.save(checkpoint, tmp_path / "cut" / LAST_CHECKPOINT)
     with logged("lora_mnist.disk.checkpoint") as text:
         resumed = fit(tmp_path / "cut", {}, max_epochs=2)
     assert "this run began on cuda and goes on on cpu" in text.getvalue()
@@ -142,7 +141,7 @@ def test_a_run_from_a_gpu_goes_on_without_one(tmp_path: Path) -> None:
 def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path: Path) -> None:
     with recorded_run(tmp_path, {}, None) as checkpoint:
         assert checkpoint is None
-        (tmp_path / "checkpoints" / LAST).touch()
+        (tmp_path / LAST_CHECKPOINT).touch()
         second = recorded_run(tmp_path, {}, "latest")
         with pytest.raises(UserError, match="a run is still going there"), second:
             pass

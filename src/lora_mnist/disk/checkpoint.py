@@ -24,13 +24,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lora_mnist.disk.base import find_base
 from lora_mnist.disk.files import atomic_write, write_json
-from lora_mnist.disk.numbers import changes_numbers, flatten
+from lora_mnist.disk.numbers import LAST_CHECKPOINT, RUN_RECORD, changes_numbers, flatten
 from lora_mnist.errors import UserError
-
-#: In a run's folder.
-CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"
-RUN_FILE = "run.json"
 
 #: These may differ: the content of base and images counts, not where they are, and on another kind
 #: of device a run goes on with a warning.
@@ -101,7 +96,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1:
             due = trainer.strategy.broadcast(due)  # the processes' clocks differ
         if due and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = Path(trainer.default_root_dir) / CHECKPOINTS / LAST
+            path = Path(trainer.default_root_dir) / LAST_CHECKPOINT
             trainer.save_checkpoint(path, weights_only=False)
             self._saved = time.monotonic()
 
@@ -192,7 +187,7 @@ def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None
 
 def resumed_step(folder: Path) -> int:
     """The step at which the run in ``folder`` goes on; 0 without a checkpoint."""
-    path = folder / CHECKPOINTS / LAST
+    path = folder / LAST_CHECKPOINT
     return int(read_checkpoint(path)["global_step"]) if path.exists() else 0
 
 
@@ -213,7 +208,7 @@ def recorded_run(
     Raises:
         UserError: if the run has finished, is still going, or had other settings.
     """
-    record, last = folder / CHECKPOINTS / RUN_FILE, folder / CHECKPOINTS / LAST
+    record, last = folder / RUN_RECORD, folder / LAST_CHECKPOINT
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         # The first process, which started this one, has checked the settings.
         yield last if resume is not None and last.exists() else None
@@ -238,7 +233,7 @@ def recorded_run(
 
 def recorded_seed(folder: Path) -> int:
     """The seed of the run in ``folder``."""
-    record = json.loads((folder / CHECKPOINTS / RUN_FILE).read_text())
+    record = json.loads((folder / RUN_RECORD).read_text())
     return int(record["settings"]["seed"])
 
 
@@ -264,8 +259,8 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
             old = f"base_ckpt={own}" if own else f"the base {old[:12]}"
         old, new = ("null" if value is None else value for value in (old, new))
         raise UserError(f"{key}={new}: expected {old}, as in resume={resume}")
-    if record["finished"] and not path.with_name(LAST).exists():
-        raise UserError(f"resume={resume}: expected {LAST} in {path.parent}, to go on from")
+    if record["finished"] and not path.with_name("last.ckpt").exists():
+        raise UserError(f"resume={resume}: expected last.ckpt in {path.parent}, to go on from")
     if record["finished"] and not goes_farther:
         raise UserError(
             f"resume={resume}: this run has finished; expected a larger trainer.max_steps or "
