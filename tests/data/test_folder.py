@@ -7,6 +7,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from composed import logged
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -322,6 +323,12 @@ def test_folders_go_by_name_in_any_case(make_photos: Maker) -> None:
     data, parts = sets(root)
     assert data.classes == ["cat", "dog"]
     assert [labels.bincount().tolist() for _, labels in parts] == [[9, 9], [4, 2], [2, 3]]
+    (root / "Train").rename(root / "Training")
+    (root / "TEST").rename(root / "Testing")
+    (root / "emu").mkdir()
+    with logged("lora_mnist.data.image_files") as text:
+        assert sets(root)[0].classes == ["cat", "dog"]
+    assert text.getvalue() == f"{root}: emu is ignored, as it is no train/, val/ or test/\n"
 
 
 def test_validation_images_may_come_from_the_test_images(make_photos: Maker) -> None:

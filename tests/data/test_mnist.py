@@ -65,15 +65,6 @@ def test_damaged_files_are_named_where_no_download_is_possible(tmp_path: Path, d
         load_images("MNIST", tmp_path, True)
 
 
-def test_qmnist_has_more_than_one_number_a_label(tmp_path: Path) -> None:
-    raw = tmp_path / "QMNIST" / "raw"
-    raw.mkdir(parents=True)
-    labels = struct.pack(">27I", 0x0C02, 3, 8, *range(24))
-    (raw / "qmnist-test-labels-idx2-int").write_bytes(labels)
-    (raw / "qmnist-test-images-idx3-ubyte").write_bytes(idx(3, 28, 28, content=bytes(3 * 784)))
-    assert load_images("QMNIST", tmp_path, False)[1].tolist() == [0, 8, 16]
-
-
 def test_validation_images_may_be_held_out_of_the_test_images() -> None:
     data = MNISTDataModule(data_dir=ROOT / "data", val_from="test", val_size=4000)
     data.setup("fit")

@@ -47,38 +47,12 @@ class FolderDataModule(ImageDataModule):
     ``sha256["all"]`` is of paths and pixels or, from the disk, of paths, sizes and times of change,
     since reading every byte would take as long as an epoch.
 
-    Args:
-        data_dir: the folder. ``None``: there are no images, and ``classes``, ``image_size``,
-            ``mean`` and ``std`` have to say what :meth:`read_picture` needs.
-        name: name of the dataset in files and results; ``None``: the folder's.
-        classes: the folders' names in the order in which the network was trained; ``None``: sorted.
-        image_size: height and width of the images, or both in one number; ``None``: their own,
-            which has to be the same for all.
-        resize: "crop" scales an image until it fills ``image_size``, and keeps its middle, as
-            torchvision's Resize and CenterCrop; "stretch" scales height and width apart.
-        crop_pct: scale to ``image_size / crop_pct`` before the middle is kept, as in timm: 0.875
-            for 256 and 224 pixels. ``None``: 1.
-        interpolation: torchvision's name of how pixels are computed; ``None``: "bilinear".
-        antialias: false for images that were resized as tensors, without smoothing; ``None``: true.
-        channels: 3 for colour, 1 for grey.
-        color_order: "bgr" where the network takes blue first, as after OpenCV's ``imread``.
-        transform: in the place of all these and of ``mean`` and ``std``, a callable from a Pillow
-            image to the float tensor that the network takes, (channels, height, width), such as
-            ``timm.data.create_transform``'s, or a torchvision weights' ``transforms()``. Training
-            applies it after ``augment``. Images are read from the disk.
-        in_memory: ``True``: decode all images once, to uint8. ``False``: decode each when it is
-            needed; a file that looks whole and is not then ends the run. "auto": in memory where
-            the images take at most 1 GB there.
-        val_size: share of each class that is held out for validation where there is no ``val/``.
-        val_from: "train", or "test" to hold validation images out of the test images: for a network
-            that was trained on all the others.
-        test_size: share of each class that is kept for the test where there is no ``test/``.
-        split_seed: another one holds out other images. It has to stay the same for a base and its
-            adapters: else one is tested on images that the other was trained on.
-        common: the other arguments of :class:`ImageDataModule`.
+    ``configs/data/folder.yaml`` explains the arguments; ``common`` are those of
+    :class:`ImageDataModule`. Without a ``data_dir`` there are no images, and ``classes``,
+    ``image_size``, ``mean`` and ``std`` have to say what :meth:`read_picture` needs. Training
+    applies ``transform`` after ``augment``, and reads the images from the disk.
 
-    Raises:
-        ValueError: if an argument is out of range, or the folder does not hold what is expected.
+    ``ValueError``, if an argument is out of range, or the folder does not hold what is expected.
     """
 
     def __init__(
@@ -211,7 +185,7 @@ class FolderDataModule(ImageDataModule):
         if self.image_size is not None:
             return self.image_size
         for entry in self._entries:
-            with suppress(ValueError):  # a broken image is named when all are read
+            with suppress(ValueError):  # broken images are named later, when all are read
                 picture = open_picture(Path(self.data_dir or "", entry.path), decode=False)
                 return picture.height, picture.width
         raise ValueError(f"data_dir={self.data_dir}: expected images; none can be read")

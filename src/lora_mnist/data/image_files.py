@@ -25,7 +25,15 @@ from lora_mnist.data.pictures import open_picture
 warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 #: The purpose of the images in a folder, by its name in lower case.
-_PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_PART_OF = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 
 
 class Entry(NamedTuple):
@@ -40,8 +48,8 @@ class Entry(NamedTuple):
 class Preparation:
     """How a picture becomes an image, as torchvision's transforms bring it there.
 
-    The fields are arguments of :class:`~lora_mnist.data.FolderDataModule`. Beside ``transform``
-    only ``channels`` counts.
+    The fields are arguments of :class:`~lora_mnist.data.FolderDataModule`. With ``transform``, only
+    ``channels`` of the other fields is used.
     """
 
     channels: int
@@ -103,11 +111,15 @@ def part_folders(root: Path) -> dict[Path, str]:
     """
     if not root.is_dir():
         raise ValueError(f"data_dir={root}: expected a folder of images; there is none")
-    parts = {}
-    for path in sorted(root.iterdir()):
-        part = _PART_OF.get(path.name.lower())
-        if part and subfolders(path):  # else it may be a class, of the trains
-            parts[path] = part
+    parts, others = {}, []
+    for name in subfolders(root):
+        part = _PART_OF.get(name.lower())
+        if part and subfolders(root / name):
+            parts[root / name] = part
+        else:  # without subfolders it is a class, such as pictures of trains
+            others.append(name)
+    if parts and others:
+        warn("%s: %s is ignored, as it is no train/, val/ or test/", root, others[0])
     return parts or {root: "train"}
 
 

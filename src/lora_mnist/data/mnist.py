@@ -15,23 +15,14 @@ from lora_mnist.data.pictures import open_picture, prepare
 from lora_mnist.errors import one_line
 
 #: Classes of ``torchvision.datasets``.
-DATASETS = ("MNIST", "FashionMNIST", "KMNIST", "QMNIST")
+DATASETS = ("MNIST", "FashionMNIST", "KMNIST")
 
 
 class MNISTDataModule(ImageDataModule):
     """A dataset of the MNIST family, with the training and test images that it comes with.
 
-    Args:
-        dataset: class in ``torchvision.datasets``: MNIST, FashionMNIST, KMNIST or QMNIST.
-        data_dir: folder that holds (or will hold) ``<dataset>/raw``.
-        name: name of the dataset in files and results; ``None``: ``dataset`` in lower case.
-        val_size: number of training images, the last ones, that are held out for validation.
-        val_from: "train", or "test" to hold as many test images out, by a hash of their places: for
-            a network that was trained on all training images.
-        mean, std, common: arguments of :class:`ImageDataModule`; the defaults are MNIST's.
-
-    Raises:
-        ValueError: if an argument is out of range.
+    ``configs/data/mnist.yaml`` explains the arguments; ``common`` are those of
+    :class:`ImageDataModule`. ``ValueError``, if one is out of range.
     """
 
     def __init__(
@@ -48,10 +39,8 @@ class MNISTDataModule(ImageDataModule):
     ) -> None:
         if dataset not in DATASETS:
             raise ValueError(f"dataset={dataset}: expected one of {', '.join(DATASETS)}")
-        classes = []
-        for number, class_name in enumerate(getattr(torchvision.datasets, dataset).classes):
-            is_digit = class_name.startswith(f"{number} - ")  # "9 - nine" is called 9
-            classes.append(str(number) if is_digit else class_name)
+        names = getattr(torchvision.datasets, dataset).classes
+        classes = [name.partition(" - ")[0] for name in names]  # "9 - nine" is called 9
         super().__init__(name or dataset.lower(), classes, 1, mean=mean, std=std, **common)
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
@@ -126,7 +115,4 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
             f"data_dir={root}: expected the official .gz files in {raw}; some are missing or "
             f"damaged, and no download is possible ({one_line(error)})"
         ) from error
-    labels = images.targets
-    if labels.ndim == 2:  # QMNIST: the class, then where the image came from
-        labels = labels[:, 0].contiguous()
-    return images.data.unsqueeze(1), labels
+    return images.data.unsqueeze(1), images.targets
