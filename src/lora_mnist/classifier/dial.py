@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lora_mnist.lora import named_adapters
 
-#: An adapter that breaks much has its best place near 0; further up the curve is flat.
+#: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
 #: So many of them lie between the ends.
 TRIES = len(SCALES) - 2
@@ -37,7 +37,7 @@ def dial_curve(
         model: a network with LoRA: from images to logits of shape (N, num_classes).
         batches: images and their labels, int64 of shape (N,).
         targets: the classes to repair; ``None`` where all count alike.
-        scales: what to try, 0 among it, as factors of the scale that an adapter has now.
+        scales: scales to try, 0 among them; each multiplies the scale that the adapter has now.
         name: the adapter to turn; ``None``: all of them together. Others stay as they are.
 
     Returns:
@@ -64,8 +64,8 @@ def quick_dial(
 ) -> dict[str, Any]:
     """Nearly what :func:`dial_curve` finds, with far fewer forward passes.
 
-    The scales between 0 and 1 are tried on images whose prediction the adapter changes. The others
-    are taken to be there as they are at both ends. docs/speed.md compares both curves.
+    The scales between 0 and 1 are tried on images whose prediction the adapter changes. Every other
+    image is taken to have the same prediction at every scale. docs/speed.md compares both curves.
 
     Args:
         model: as in :func:`dial_curve`.

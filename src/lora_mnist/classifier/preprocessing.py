@@ -16,7 +16,7 @@ from lora_mnist.progress import progress
 #: Mean and deviation of ImageNet's pixels, as torchvision's models want them.
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
-# Logits are brought to one size: the loss would otherwise favour high contrast.
+# Logits are scaled to one deviation: else the loss favours high contrast.
 _LOGITS_STD = 3.0
 
 
@@ -33,8 +33,8 @@ def conventions(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Images are cropped, after scaling to their size or to 1 / 0.875 of it, or stretched; normalised
     with their own mean and deviation, with ImageNet's, with 0.5 and 0.5, or only divided by 255;
-    red first or, as in OpenCV, blue. Only arguments in ``settings`` vary, and none of them where
-    ``settings`` have a transform of one's own.
+    red first or, as in OpenCV, blue. Only keys in ``settings`` vary; with a transform of one's own,
+    none do.
     """
     configured = {"resize": settings.get("resize") or "crop"}
     configured |= {"crop_pct": settings.get("crop_pct") or 1.0}

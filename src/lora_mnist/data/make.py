@@ -20,7 +20,7 @@ _info = rank_zero_only(logging.getLogger(__name__).info)
 def make_data(cfg: DictConfig, stage: str | None, net: nn.Module | None = None) -> ImageDataModule:
     """The data of ``cfg.data`` with the images of ``stage``, "fit" or "test"; ``None``: no images.
 
-    Keys that are null follow the preprocessing that ``net``, made from ``cfg.net``, names.
+    Keys that are null take what ``net`` itself names; see :func:`network_preprocessing`.
 
     Raises:
         UserError: if a value cannot be used, or there are no such images.
@@ -50,11 +50,7 @@ def network_preprocessing(net: nn.Module, settings: Mapping[str, Any]) -> dict[s
     """The arguments of a data module that the network itself names; empty where it names none.
 
     A network of timm has a ``pretrained_cfg``; the weights of a torchvision network,
-    ``net.weights``, have ``transforms()``.
-
-    Args:
-        net: the network.
-        settings: its configuration: ``_target_``, and perhaps ``weights`` or ``img_size``.
+    ``settings["weights"]``, have ``transforms()``. ``settings`` are those of ``cfg.net``.
     """
     timm = getattr(net, "pretrained_cfg", None)
     if isinstance(timm, dict) and "crop_pct" in timm:
@@ -76,7 +72,8 @@ def network_preprocessing(net: nn.Module, settings: Mapping[str, Any]) -> dict[s
     return {
         "image_size": [size, size],
         "resize": "crop",
-        "crop_pct": math.floor(1e6 * size / scaled) / 1e6,  # down: size / crop_pct is cut to pixels
+        # Rounded down, since size / crop_pct is cut to whole pixels.
+        "crop_pct": math.floor(1e6 * size / scaled) / 1e6,
         "interpolation": transforms.interpolation.value,
         "mean": list(transforms.mean),
         "std": list(transforms.std),

@@ -21,7 +21,7 @@ _CENTRE = 14
 _WORKING_SIZE = 256
 # Ink below this share of the darkest, such as JPEG's noise, is paper.
 _FAINTEST = 0.1
-#: Of Pillow's other formats EPS is a program, which Ghostscript would run.
+#: Other formats are left out: EPS, for one, is a program that Ghostscript would run.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 

@@ -27,8 +27,8 @@ from lora_mnist.disk.files import atomic_write, write_json
 from lora_mnist.disk.numbers import LAST_CHECKPOINT, RUN_RECORD, changes_numbers, flatten
 from lora_mnist.errors import UserError
 
-#: These may differ: the content of base and images counts, not where they are, and on another kind
-#: of device a run goes on with a warning.
+#: These may differ. Where base and images lie does not matter, only what they hold; another device
+#: brings a warning.
 _FREE = ("base_ckpt", "data.data_dir", "data.mistakes", "trainer.accelerator")
 #: These may grow: a run can be trained farther.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
@@ -139,7 +139,7 @@ class RandomStates(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Restore the states before the first step: until then others may have drawn."""
+        """Restore the states before the first step: code that ran before may have drawn numbers."""
         if not self._states:
             return
         states = self._states[trainer.global_rank]
@@ -159,7 +159,7 @@ class RandomStates(Callback):
             getattr(torch, device).set_rng_state(states["of_device"])
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put averaged weights in place; Lightning does not where no step was left to train."""
+        """Put averaged weights in place where no step was left; there Lightning does not."""
         for callback in trainer.callbacks if self._states else ():  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):
                 callback.on_train_end(trainer, pl_module)
@@ -197,10 +197,8 @@ def recorded_run(
 ) -> Iterator[Path | None]:
     """Lock a run's folder from the first step to the last file, and record the run's settings.
 
-    Args:
-        folder: the run's folder.
-        settings: everything that the run's numbers depend on.
-        resume: the run to go on with, as the user named it; ``None``: this is a new run.
+    ``settings`` are everything that the run's numbers depend on. ``resume`` is the run to go on
+    with, as the user named it; ``None``: this is a new run.
 
     Yields:
         The checkpoint to go on from; ``None``: begin at the first step.
@@ -241,7 +239,7 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
     """Refuse settings other than those of the run, and a run with nothing left to do."""
     record = json.loads(path.read_text())
     before, goes_farther = record["settings"], False
-    # The stage before all, and outer keys first: others follow from them, as data.seed from seed.
+    # stage first, then outer keys before inner ones, which follow from them.
     keys = sorted({*before, *settings}, key=lambda key: (key != "stage", key.count("."), key))
     for key in keys:
         old, new = before.get(key), settings.get(key)

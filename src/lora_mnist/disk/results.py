@@ -67,15 +67,9 @@ def collect_results(
 ) -> dict[str, Any]:
     """The content of results.json.
 
-    Args:
-        cfg: the run's configuration.
-        data: the images, and the classes that were trained on.
-        net: the network as it ended.
-        outcomes: the counts by split.
-        clock: measured the run.
-        steps: number of training steps.
-        best: monitor, value and step of the best weights, if they replaced the last ones.
-        base_sha256: the base that the run started from; ``None``: ``net`` itself is a new base.
+    ``net`` is the network as it ended, ``outcomes`` are the counts by split. ``best`` has monitor,
+    value and step of the best weights, if they replaced the last ones. Without a ``base_sha256``
+    ``net`` itself is a new base.
     """
     targets = data.targets
     several = len(targets) > 1

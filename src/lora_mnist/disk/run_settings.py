@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 
 from lora_mnist.disk.numbers import flatten
 
-#: Names that anybody's folder may use. Not whole packages: there is ``torchvision.io.os.system``.
+#: Classes that are made without trust=true. No whole package: torchvision.io.os.system is in one.
 _KNOWN_CODE = re.compile(
     r"lora_mnist\.(MLP|CNN|data\.\w+DataModule)"
     r"|torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
     r"|timm\.create_model|timm\.data\.create_transform"
 )
-#: A reference to a key of the present command. Other interpolations can make a ``_target_``.
+#: A reference to a key of this command. Any other interpolation could become a ``_target_``.
 _REFERENCE = re.compile(r"\$\{[\w.]+\}")
 
 

@@ -45,7 +45,8 @@ peft_type r lora_alpha use_rslora rank_pattern alpha_pattern target_modules excl
 init_lora_weights task_type auto_mapping peft_version revision base_model_name_or_path
 inference_mode lora_dropout megatron_core qalora_group_size eva_config
 """
-# Initialisations that leave the base as it was; the others belong to a changed base.
+# These initialisations leave the base as it is. With any other, the adapter fits only the base that
+# it changed.
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 Adapters = Mapping[str, tuple[Weight, LoRAParametrization]]  # one on each weight, by its name

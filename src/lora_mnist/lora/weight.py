@@ -70,7 +70,7 @@ class Weight(NamedTuple):
         setattr(module, self.tensor, base)
         for adapter in adapters:
             is_training = adapter.training
-            # unsafe: torch would build the dense product, to check a shape right by construction.
+            # unsafe: skips torch's shape check, which would build the dense product.
             parametrize.register_parametrization(module, self.tensor, adapter, unsafe=True)
             adapter.train(is_training)  # registering gave it the mode of the layer
         if self.tensor == "weight" and parametrize.is_parametrized(module):
