@@ -62,9 +62,12 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     with config_group("trainer"):
         # The arguments alone: the Trainer is made below.
         arguments = dict(instantiate(cfg.trainer, _convert_="all", _partial_=True).keywords)
-        if "default_root_dir" in arguments:
-            where = arguments["default_root_dir"]
-            raise ValueError(f"default_root_dir={where}: expected hydra.run.dir={where} instead")
+        for key in ("default_root_dir", "use_distributed_sampler"):
+            if key in arguments:
+                raise ValueError(
+                    f"{key}={arguments[key]}: expected no such key, since the run sets it; its "
+                    "folder is hydra.run.dir"
+                )
         callbacks += arguments.pop("callbacks", None) or []
         if not sys.stdout.isatty():
             callbacks.append(TrainerProgress())

@@ -58,7 +58,7 @@ def quick_dial(
     model: nn.Module,
     batches: Callable[[Tensor | None], Iterable[tuple[Tensor, Tensor]]],
     targets: Sequence[int] | None = None,
-    most: int = 1000,
+    most_images: int = 1000,
     predictions: Mapping[str, Tensor] | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
@@ -71,8 +71,8 @@ def quick_dial(
         model: as in :func:`dial_curve`.
         batches: gives the images at these indices, int64, and their labels; with ``None``, all.
         targets: as in :func:`dial_curve`.
-        most: images that the network sees at each scale between, >= 1. Where the adapter changes
-            more, each of them stands for some.
+        most_images: images that the network sees at each scale between, >= 1. Where the adapter
+            changes more, each stands for its neighbours.
         predictions: what ``base`` and ``adapted`` network predict for all images, and the
             ``label``, int64 of shape (N,), as a validation leaves them (see
             :class:`.metrics.Evaluation`); ``None``: they are computed, in two passes.
@@ -90,9 +90,10 @@ def quick_dial(
     wrong = (base != label).repeat(len(SCALES), 1)
     wrong[-1] = adapted != label
     changed = (base != adapted).nonzero()[:, 0]
-    # Neighbours are alike, so that one of them can stand for the others.
+    # By label, then by whether the base is wrong: neighbours are alike, and one of each group of
+    # them stands for the others.
     changed = changed[(2 * label + wrong[0])[changed].argsort(stable=True)]
-    count = min(most, len(changed))
+    count = min(most_images, len(changed))
     if count:
         groups = torch.arange(len(changed)) * count // len(changed)
         firsts = torch.searchsorted(groups, torch.arange(count))
@@ -147,10 +148,11 @@ def _curve(
 
 
 def advised_scale(scales: Sequence[float], errors: Sequence[int]) -> float:
-    """The scale nearest to 1 that saves half, or more, of the errors that the best scale saves.
+    """The scale to take: among those that save enough, the one nearest to 1.
 
-    Of two that are equally near it is the smaller. It has no more errors than the base, whose scale
-    is 0, and no class counts for more than another. docs/repair.md compares it with other rules.
+    Enough is half of the errors that the best scale saves. Of two that are equally near, the
+    smaller is taken. It has no more errors than the base, whose scale is 0, and no class counts for
+    more than another. docs/repair.md compares it with other rules.
     """
     if 0 not in scales:
         raise ValueError(f"scales={list(scales)}: expected 0 among them, the base")

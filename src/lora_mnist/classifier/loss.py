@@ -1,4 +1,4 @@
-"""The loss of fine-tuning: losses of single images, and their mean over a batch."""
+"""The training loss: losses of single images, and their mean over a batch."""
 
 import math
 
@@ -13,9 +13,9 @@ def hinge(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     """``max(0, margin - (z_y - max_{c != y} z_c))``: zero once the label leads by ``margin``.
 
     The multiclass hinge loss of Crammer and Singer 2001, "On the Algorithmic Implementation of
-    Multiclass Kernel-based Vector Machines", JMLR 2. Where nothing is to be fixed there is no
-    gradient, and so nothing gets broken. Logits ``z`` of shape (N, num_classes) and labels ``y``
-    give the loss of each image, shape (N,).
+    Multiclass Kernel-based Vector Machines", JMLR 2. An image whose label leads by the margin gives
+    no gradient. Logits ``z`` of shape (N, num_classes) and labels ``y`` give the loss of each
+    image, shape (N,).
     """
     label = labels.unsqueeze(1)
     lead = logits.gather(1, label) - logits.scatter(1, label, -math.inf).amax(1, keepdim=True)
@@ -41,6 +41,7 @@ def weighted_mean(losses: Tensor, is_target: Tensor, target_weight: float) -> Te
     """
     target = is_target.sum()
     others = is_target.numel() - target
+    # Where all are of one kind a division by zero gives numbers that the last line leaves out.
     weights = torch.where(is_target, target_weight / target, (1 - target_weight) / others)
     return torch.where((target == 0) | (others == 0), losses.mean(), (weights * losses).sum())
 
@@ -85,13 +86,13 @@ class Loss(nn.Module):
         ``base_logits`` are needed where ``distill`` is not 0. The last ``replayed`` images of the
         batch are replayed.
         """
-        is_target = torch.arange(len(labels), device=labels.device) < len(labels) - replayed
+        is_learnt = torch.arange(len(labels), device=labels.device) < len(labels) - replayed
         if self.margin is None:
             losses = F.cross_entropy(logits, labels, reduction="none")
         else:
             losses = hinge(logits, labels, self.margin)
         if base_logits is not None:
-            losses = losses + self.distill * distillation(logits, base_logits) * is_target
+            losses = losses + self.distill * distillation(logits, base_logits) * is_learnt
         if self.target_weight is None:
             return losses.mean()
-        return weighted_mean(losses, is_target, self.target_weight)
+        return weighted_mean(losses, is_learnt, self.target_weight)

@@ -20,16 +20,17 @@ class TrainingLoader:
     """The batches of one epoch after another: images to learn from, then replayed ones.
 
     An epoch takes each image to learn from once, in the order of a plain
-    ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``. Where the Trainer counts steps
-    of several batches each (``max_steps``, ``accumulate_grad_batches``), it takes them again until
-    the last step is whole, which Lightning would otherwise cut short. The replayed images are one
-    endless stream that takes their classes in turn; each class comes in a random order until all
-    its images were drawn, then in another. Several processes share each batch: together they see
+    ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``. If steps are counted
+    (``max_steps``) and take several batches each (``accumulate_grad_batches``), the epoch repeats
+    images until its last step is whole: Lightning would cut that step short. The replayed images
+    are one endless stream that takes their classes in turn; each class comes in a random order
+    until all its images were drawn, then in another. Several processes share each batch: together they see
     what one process would see. Where the images cannot be shared out equally, the first ones of the
     order come once more.
 
-    This class is no ``DataLoader``, so that Lightning leaves its order as it is. It can start in
-    the middle of an epoch, and counts the batches taken from it, since workers read ahead.
+    This class is no ``DataLoader``, so that Lightning leaves its order as it is. Each iteration is
+    the next epoch. It can start in the middle of one, and counts the batches taken from it, since
+    workers read ahead.
 
     Args:
         data: the images, which of them to learn from and which to replay, how many a step, and the
@@ -43,13 +44,13 @@ class TrainingLoader:
         self.seed, self.replay_seed = seed, replay_seed
         self.rank = self.trainer.global_rank if self.trainer else 0
         self.processes = self.trainer.world_size if self.trainer else 1
-        self.share = data.batch_size // self.processes
+        self.batch_size = data.batch_size // self.processes  # of this process
         self.epoch = self.batch = 0  # the current epoch, and the batches taken from it
         self._epochs: Iterator[list[list[int]]] | None = None
 
     def __len__(self) -> int:
         images = math.ceil(len(self.data.target_indices) / self.processes)
-        batches = math.ceil(images / self.share)
+        batches = math.ceil(images / self.batch_size)
         if self.trainer and self.trainer.max_steps > 0:
             step = self.trainer.accumulate_grad_batches
             return math.ceil(batches / step) * step
@@ -63,8 +64,9 @@ class TrainingLoader:
         images, batches = self.data.train_set, list[Any](next(self._epochs)[self.batch :])
         if self.data.augment is not None:
             images = Augmented(images, self.data.augment)
-            place = f"{self.replay_seed} {self.rank} {self.epoch}"
-            batches = [(f"{place} {n}", batch) for n, batch in enumerate(batches, self.batch)]
+            # The name of a batch is the seed of its changes.
+            epoch = f"{self.replay_seed} {self.rank} {self.epoch}"
+            batches = [(f"{epoch} {n}", batch) for n, batch in enumerate(batches, self.batch)]
         workers = self.data.num_workers
         for batch in make_loader(images, workers, self.trainer, batch_sampler=batches):
             self.batch += 1
@@ -83,7 +85,8 @@ class TrainingLoader:
                 in_random_order(self.data.target_indices, generator)
                 total = math.ceil(len(order) / self.processes) * self.processes
                 share = order.repeat(self.processes)[:total][self.rank :: self.processes]
-                for indices in torch.split(share, self.share)[: batches_an_epoch - len(batches)]:
+                missing = batches_an_epoch - len(batches)
+                for indices in torch.split(share, self.batch_size)[:missing]:
                     replays = [next(replayed) for _ in range(self.data.replay)]
                     batches.append(indices.tolist() + replays[self.rank :: self.processes])
             yield batches
@@ -101,7 +104,7 @@ class TrainingLoader:
         for turn in count():
             for c, order in orders.items():
                 if turn % most_turns >= turns.get(c, 1):
-                    continue
+                    continue  # this class has had its turns of this round
                 if not order:
                     order += in_random_order(members[c], generator).tolist()
                 yield order.pop(0)
@@ -137,7 +140,7 @@ def make_loader(
     is_cuda = trainer and trainer.strategy.root_device.type == "cuda"
     return DataLoader(
         images,
-        collate_fn=default_convert,
+        collate_fn=default_convert,  # Images give whole batches
         num_workers=num_workers,
         pin_memory=bool(is_cuda),
         generator=torch.Generator(),  # torch's own is for dropout alone

@@ -1,4 +1,4 @@
-"""LoRA on one layer: a low-rank update of its weight, which the forward pass never builds.
+"""LoRA on one layer: a low-rank update of its weight, which the layer's own forward never builds.
 
 A linear layer with the frozen weight ``W``, shape (out_features, in_features), computes
 
@@ -6,7 +6,8 @@ A linear layer with the frozen weight ``W``, shape (out_features, in_features), 
 
 with ``A = lora_A``, shape (rank, in_features), and ``B = lora_B``, shape (out_features, rank). A
 plain layer with the weight ``W + scaling * B A`` computes the same, and ``layer.weight`` reads as
-that sum. The layer itself computes with :func:`linear_forward` or :func:`conv2d_forward`, which
+that sum. A finished adapter can be turned: its ``scale``, 1 as trained, is one more factor beside
+``scaling``. The layer itself computes with :func:`linear_forward` or :func:`conv2d_forward`, which
 :meth:`.weight.Weight.put` gives it in place of its own forward.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106.09685.
@@ -39,7 +40,7 @@ class LoRAParametrization(nn.Module):
 
     Attributes:
         lora_A: shape (rank, *weight.shape[1:]).
-        lora_B: shape (weight.shape[0], rank), and a 1 for each further dimension of ``weight``.
+        lora_B: shape (weight.shape[0], rank, 1, ...), of as many dimensions as ``weight``.
         name: the adapter's name; no other adapter on the network has it.
         scale: a factor on the finished adapter: 1 as trained, 0 the base exactly.
         enabled: while it is ``False`` the layer computes the base exactly.
@@ -98,10 +99,10 @@ class LoRAParametrization(nn.Module):
 
 def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
     """``forward`` of an adapted linear layer: (..., in_features) to (..., out_features)."""
-    adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    stack: Any = layer.parametrizations.weight  # type: ignore[union-attr]
     rows = x.reshape(-1, x.shape[-1])
-    y = F.linear(rows, adapters.original, layer.bias)
-    for adapter in adapters:
+    y = F.linear(rows, stack.original, layer.bias)
+    for adapter in stack:
         if adapter.enabled and adapter.scale:
             lora_A, lora_B = adapter.factors()
             hidden = F.linear(F.dropout(rows, adapter.dropout, adapter.training), lora_A)
@@ -115,10 +116,10 @@ def conv2d_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
     ``lora_A``, shape (rank, in_channels, height, width), takes the place of the weight. A 1x1
     convolution with ``lora_B``, shape (out_channels, rank, 1, 1), follows.
     """
-    adapters: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    stack: Any = layer.parametrizations.weight  # type: ignore[union-attr]
     geometry: Any = (layer.stride, layer.padding, layer.dilation)
-    y = F.conv2d(x, adapters.original, layer.bias, *geometry)
-    for adapter in adapters:
+    y = F.conv2d(x, stack.original, layer.bias, *geometry)
+    for adapter in stack:
         if adapter.enabled and adapter.scale:
             lora_A, lora_B = adapter.factors()
             dropped = F.dropout(x, adapter.dropout, adapter.training)
