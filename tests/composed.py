@@ -4,19 +4,17 @@ import copy
 import io
 import logging
 import struct
-from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from helpers.commands import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from omegaconf import OmegaConf
+from torch import nn
 
 import lora_mnist.project  # noqa: F401 the resolver that the configuration needs
 from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
@@ -26,7 +24,7 @@ from lora_mnist.evaluate import evaluate
 from lora_mnist.train import train
 
 
-def _few_images(data_dir: str) -> tuple[str, ...]:
+def _few_images(data_dir):
     """Overrides for 4,000 training images, 500 of which are held out, and 500 test images."""
     raw = Path(data_dir, "MNIST", "raw")
     raw.mkdir(parents=True)
@@ -51,20 +49,19 @@ QUICK = (*SMALL, *FEW, "logger=none", "callbacks.checkpoint=null", "trainer.max_
 class Unsteady(nn.Module):
     """A network whose answers in train mode depend on chance and on the other images."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.linear1 = nn.Linear(28 * 28, 16)
         self.norm = nn.BatchNorm1d(16)
         self.dropout = nn.Dropout(0.3)
         self.linear2 = nn.Linear(16, 10)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         hidden = self.norm(self.linear1(images.flatten(1)))
-        logits: Tensor = self.linear2(self.dropout(hidden.relu()))
-        return logits
+        return self.linear2(self.dropout(hidden.relu()))
 
 
-def composed(entry: str, *overrides: str) -> DictConfig:
+def composed(entry, *overrides):
     """The configuration of ``python <entry>.py <overrides>``.
 
     Composing takes a tenth of a second. So it is done once for each choice of groups, and the other
@@ -80,23 +77,23 @@ def composed(entry: str, *overrides: str) -> DictConfig:
 
 
 @lru_cache
-def _composed(entry: str, *choices: str) -> DictConfig:
+def _composed(entry, *choices):
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose(entry, list(choices))
 
 
-def run(outputs: Path, *overrides: str) -> dict[str, Any]:
+def run(outputs, *overrides):
     """The results of a quick training; its folder is the newest of ``outputs``."""
     return train(composed("train", *QUICK, f"paths.outputs={outputs}", *overrides))
 
 
-def evaluated(outputs: Path, adapter: Path | str = "latest") -> dict[str, Any]:
+def evaluated(outputs, adapter="latest"):
     """The results of testing an adapter on few images."""
     options = (*SMALL, *FEW, f"paths.outputs={outputs}", f"adapter={adapter}")
     return evaluate(composed("eval", *options))
 
 
-def small_base(outputs: Path, seed: int = 0) -> Path:
+def small_base(outputs, seed=0):
     """The current base of :data:`SMALL` in a folder for ``paths.outputs``."""
     path = outputs / "base" / "mnist.ckpt"
     write_base(_trained(seed), path)
@@ -104,7 +101,7 @@ def small_base(outputs: Path, seed: int = 0) -> Path:
 
 
 @lru_cache
-def _trained(seed: int) -> dict[str, Tensor]:
+def _trained(seed):
     """A small network after 300 batches: it gets nine out of ten images right."""
     images, labels = load_images("MNIST", ROOT / "data", train=True)
     generator = torch.Generator().manual_seed(seed)
@@ -121,7 +118,7 @@ def _trained(seed: int) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 
-def small_net(outputs: Path, *adapters: Path) -> MLP:
+def small_net(outputs, *adapters):
     """The current base of ``outputs``, with adapters on it, in eval mode."""
     net = MLP(hidden_sizes=[16])
     base = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)
@@ -131,7 +128,7 @@ def small_net(outputs: Path, *adapters: Path) -> MLP:
     return net.eval()
 
 
-def small_adapter(outputs: Path, run: str, seed: int = 0, std: float = 0.05) -> Path:
+def small_adapter(outputs, run, seed=0, std=0.05):
     """An adapter with random values on that base, in the folder that a run would leave it in."""
     net = add_lora(small_net(outputs))
     torch.manual_seed(seed)
@@ -141,7 +138,7 @@ def small_adapter(outputs: Path, run: str, seed: int = 0, std: float = 0.05) -> 
 
 
 @contextmanager
-def logged(name: str) -> Iterator[io.StringIO]:
+def logged(name):
     """The lines of the logger ``name``, wherever a command in this process has sent it before."""
     logger, text = logging.getLogger(name), io.StringIO()
     handler, level = logging.StreamHandler(text), logger.level

@@ -4,9 +4,6 @@ import logging
 import os
 import runpy
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 # One thread a process, before torch is imported: two that take all cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,10 +20,10 @@ settings.register_profile("tests", max_examples=40, deadline=None)
 settings.load_profile("tests")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """The slowest tests first: at the end, one alone would keep the other workers waiting."""
 
-    def seconds(item: pytest.Item) -> int:
+    def seconds(item):
         mark = item.get_closest_marker("slow")
         return 0 if mark is None else mark.args[0] if mark.args else 5
 
@@ -34,14 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_network(monkeypatch):
     """Nothing is downloaded, on any machine."""
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
 @pytest.fixture(autouse=True)
-def no_hydra() -> Iterator[None]:
+def no_hydra():
     """Hydra's configuration is the process's: a test neither finds nor leaves one."""
     HydraConfig.instance().cfg = None
     yield
@@ -49,20 +46,20 @@ def no_hydra() -> Iterator[None]:
 
 
 @pytest.fixture
-def tiny() -> TinyNet:
+def tiny():
     torch.manual_seed(0)
     return TinyNet()
 
 
 @pytest.fixture
-def outputs(tmp_path: Path) -> Path:
+def outputs(tmp_path):
     """A folder of outputs with a small base."""
     small_base(tmp_path / "outputs")
     return tmp_path / "outputs"
 
 
 @pytest.fixture(scope="session")
-def with_nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_nine(tmp_path_factory):
     """A folder of outputs that is only read: a small base, and an adapter lora/nine on it."""
     outputs = tmp_path_factory.mktemp("outputs")
     small_base(outputs)
@@ -71,14 +68,14 @@ def with_nine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+def cli(monkeypatch, capfd, tmp_path):
     """``cli("train.py", "stage=lora", ...)`` in this process; what it leaves is in tmp_path."""
 
-    def run(entry: str, *overrides: str, here: Path = ROOT) -> Outcome:
+    def run(entry, *overrides, here=ROOT):
         monkeypatch.chdir(here)
         arguments = [entry, *overrides, f"paths.outputs={tmp_path}/outputs"]
         monkeypatch.setattr(sys, "argv", arguments)
-        code: Any = 0
+        code = 0
         try:
             runpy.run_path(str(ROOT / entry), run_name="__main__")
         except SystemExit as exit_:

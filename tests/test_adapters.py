@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ from lora_mnist.project import Run
 
 
 @pytest.fixture
-def outputs(outputs: Path) -> Path:
+def outputs(outputs):
     """The current base, which has a file of its own, and two adapters: 2026-b is the older one."""
     state = small_net(outputs).state_dict()
     write_base(state, own_file(outputs / "base", "mnist", fingerprint(state)))
@@ -34,17 +33,17 @@ def outputs(outputs: Path) -> Path:
     return outputs
 
 
-def finished(outputs: Path, run: str, seconds: int) -> None:
+def finished(outputs, run, seconds):
     """An adapter that was finished so many seconds after some time."""
     file = small_adapter(outputs, run, seed=seconds) / "adapter_config.json"
     os.utime(file, (10**9 + seconds, 10**9 + seconds))
 
 
-def config(outputs: Path, *overrides: str) -> Any:
+def config(outputs, *overrides):
     return as_trained(composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides), None)
 
 
-def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
+def test_an_adapter_finds_its_own_base(outputs):
     """Also after another has become the current one; what is asked for wins, where it fits."""
     own = fingerprint(small_net(outputs).state_dict())
     other = MLP(hidden_sizes=[16]).state_dict()
@@ -69,7 +68,7 @@ def test_an_adapter_finds_its_own_base(outputs: Path) -> None:
     assert [adapter.name for adapter in load_adapters(cfg, net)] == ["2026-a"]
 
 
-def test_adapters_are_described_in_three_ways(outputs: Path) -> None:
+def test_adapters_are_described_in_three_ways(outputs):
     """One is named after what it repairs, where its file says so, or else after its run."""
     run = outputs / "lora" / "2026-a"
     save_adapter(add_lora(MLP()), outputs / "nine", metadata={"repairs": "nines"})
@@ -82,12 +81,10 @@ def test_adapters_are_described_in_three_ways(outputs: Path) -> None:
         assert refused(find_adapters, composed("eval", f"adapter={wrong}")).startswith("adapter=")
 
 
-def test_the_latest_is_the_newest_by_time(
-    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_latest_is_the_newest_by_time(outputs, tmp_path, monkeypatch):
     """Whatever the folders are called; of several processes, the first looks for all."""
 
-    def latest(run: Run | None = None) -> str:
+    def latest(run=None):
         cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
         return Path(as_trained(cfg, run).adapter).name
 
@@ -105,7 +102,7 @@ def test_the_latest_is_the_newest_by_time(
 # --- a new adapter -------------------------------------------------------------------------------
 
 
-def test_rank_auto_is_a_layers_full_rank_where_that_is_smaller() -> None:
+def test_rank_auto_is_a_layers_full_rank_where_that_is_smaller():
     cfg = composed("train", "stage=lora", "lora.rank=auto", "lora.rank_pattern={linear3: 2}")
     net = MLP(hidden_sizes=[100, 20])
     add_adapter(cfg, net)
@@ -117,20 +114,17 @@ def test_rank_auto_is_a_layers_full_rank_where_that_is_smaller() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_brings_its_network_its_data_and_its_base(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_brings_its_network_its_data_and_its_base(cli, tmp_path, monkeypatch):
     """No command says again what the adapter was trained with, wherever it is started."""
     here, elsewhere = move_in(tmp_path / "here", monkeypatch), tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.setenv("HOME", str(here))
     torch.save(fresh(width=5).state_dict(), "mine.pt")
 
-    def command(entry: str, *overrides: str, here: Path = elsewhere) -> str:
+    def command(entry, *overrides, here=elsewhere):
         done = cli(entry, *overrides, here=here)
         assert done.code == 0, done.err
-        out: str = done.out
-        return out
+        return done.out
 
     command(
         *("train.py", "experiment=repair", "data=folder", 'data.data_dir="~/photos"', "net=custom"),
@@ -141,7 +135,7 @@ def test_a_run_brings_its_network_its_data_and_its_base(
     )
     made = only_run(tmp_path / "outputs", "lora")
     trained = read_results(made)
-    options: tuple[str, ...] = ("trainer=cpu", "figures=false")
+    options = ("trainer=cpu", "figures=false")
     run = tmp_path / "eval"
     command("eval.py", f"adapter=[{made}/adapter]", "trust=true", *options, f"hydra.run.dir={run}")
     results = read_results(run)

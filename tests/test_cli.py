@@ -2,8 +2,6 @@
 
 import signal
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 from composed import SMALL
@@ -26,9 +24,7 @@ stage: missing; expected one of
         ("-m", "experiment=notebook", "seed=0,1"),
     ],
 )
-def test_a_command_without_a_stage_trains_nothing(
-    cli: Any, tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
+def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
     done = cli("train.py", *arguments)
     assert (done.code, done.out, done.err) == (2, "", NO_STAGE)
     assert not list(tmp_path.iterdir())
@@ -51,7 +47,7 @@ def test_a_command_without_a_stage_trains_nothing(
         ("resume=nowhere", "resume=nowhere: expected the folder of a run that began to train"),
     ],
 )
-def test_hydras_refusals_are_one_line(cli: Any, tmp_path: Path, argument: str, answer: str) -> None:
+def test_hydras_refusals_are_one_line(cli, tmp_path, argument, answer):
     done = cli("train.py", "stage=lora", argument)
     assert (done.code, done.out) == (2, "")
     assert answer in done.err
@@ -59,19 +55,19 @@ def test_hydras_refusals_are_one_line(cli: Any, tmp_path: Path, argument: str, a
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_of_a_key_that_nothing_reads(cli: Any) -> None:
+def test_a_sweep_of_a_key_that_nothing_reads(cli):
     done = cli(TOY, "-m", "nope=1,2")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("nope: nothing reads this key; the nearest: note")
 
 
-def test_a_file_with_an_equals_sign_needs_no_quotes(cli: Any, tmp_path: Path) -> None:
+def test_a_file_with_an_equals_sign_needs_no_quotes(cli, tmp_path):
     done = cli("eval.py", *SMALL, f"base_ckpt={tmp_path}/epoch=3 step=10.ckpt")
     assert done.code == 2
     assert done.err.startswith(f"base_ckpt={tmp_path}/epoch=3 step=10.ckpt: no such file;")
 
 
-def test_what_nobody_expected_is_one_line_too(cli: Any, tmp_path: Path) -> None:
+def test_what_nobody_expected_is_one_line_too(cli, tmp_path):
     done = cli(TOY, "x=-1")
     assert done.code == 1
     assert done.err == "RuntimeError: no such thing (HYDRA_FULL_ERROR=1 shows where)\n"
@@ -79,9 +75,7 @@ def test_what_nobody_expected_is_one_line_too(cli: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("x=-1",), ("xx=1",)])
-def test_full_error_brings_the_traceback(
-    cli: Any, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
-) -> None:
+def test_full_error_brings_the_traceback(cli, monkeypatch, arguments):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(Exception, match=r"no such thing|Could not override 'xx'"):
         cli(TOY, *arguments)
@@ -89,7 +83,7 @@ def test_full_error_brings_the_traceback(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("has_checkpoint", [True, False])
-def test_an_interrupt_says_how_to_go_on(tmp_path: Path, has_checkpoint: bool) -> None:
+def test_an_interrupt_says_how_to_go_on(tmp_path, has_checkpoint):
     process = start(tmp_path, "pause=60", f"checkpoint={has_checkpoint}")
     while not list(tmp_path.glob("outputs/toy/*/half-done")):
         assert process.poll() is None, process.communicate()[1]
@@ -108,7 +102,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path, has_checkpoint: bool) ->
 # --- folders -------------------------------------------------------------------------------------
 
 
-def test_a_run_folder_is_never_shared(cli: Any, tmp_path: Path) -> None:
+def test_a_run_folder_is_never_shared(cli, tmp_path):
     run = tmp_path / "run"
     (run / ".hydra").mkdir(parents=True)
     done = cli(TOY, f"hydra.run.dir={run}")
@@ -117,7 +111,7 @@ def test_a_run_folder_is_never_shared(cli: Any, tmp_path: Path) -> None:
     assert [path.name for path in run.rglob("*")] == [".hydra"]
 
 
-def test_a_run_goes_on_in_its_folder(cli: Any, tmp_path: Path) -> None:
+def test_a_run_goes_on_in_its_folder(cli, tmp_path):
     runs = tmp_path / "outputs" / "toy"
     for name in ("b", "a"):  # the last is the latest, whatever it is called
         assert cli(TOY, f"hydra.run.dir={runs / name}", "checkpoint=true").code == 0
@@ -129,7 +123,7 @@ def test_a_run_goes_on_in_its_folder(cli: Any, tmp_path: Path) -> None:
     assert (runs / "a" / ".hydra" / "config.yaml").read_bytes() == config
 
 
-def test_commands_run_from_any_folder(cli: Any, tmp_path: Path) -> None:
+def test_commands_run_from_any_folder(cli, tmp_path):
     """Data and outputs are the project's; what a user names is where he stands."""
     here = tmp_path / "here"
     here.mkdir()
@@ -157,7 +151,7 @@ def test_commands_run_from_any_folder(cli: Any, tmp_path: Path) -> None:
         (("train.py", "stage=lora", "--cfg", "job", "--resolve"), "target_modules: all"),
     ],
 )
-def test_help_and_config_need_no_torch(arguments: tuple[str, ...], line: str) -> None:
+def test_help_and_config_need_no_torch(arguments, line):
     done = run_process("-X", "importtime", *arguments)
     assert done.returncode == 0, done.stderr
     assert "torch" not in done.stderr

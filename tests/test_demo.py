@@ -2,8 +2,6 @@ import itertools
 import os
 import socket
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +20,7 @@ OLD, NEW = "lora/2026-01-01", "multirun/sweep/0"
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def outputs(tmp_path_factory):
     """A base, and two adapters on it."""
     outputs = tmp_path_factory.mktemp("outputs")
     small_base(outputs)
@@ -32,27 +30,24 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return outputs
 
 
-def config(outputs: Path, *overrides: str) -> Any:
+def config(outputs, *overrides):
     return composed("demo", NET, *DATA, f"paths.outputs={outputs}", *overrides)
 
 
 @pytest.fixture
-def sides(outputs: Path) -> SideBySide:
+def sides(outputs):
     return SideBySide(config(outputs))
 
 
 @torch.no_grad()
-def expected(sides: SideBySide, net: nn.Module, number: int) -> list[float]:
+def expected(sides, net, number):
     batch = sides.data.normalise(sides.data.test_set.images[[number]])
-    probabilities: list[float] = net(batch).softmax(1)[0].tolist()
-    return probabilities
+    return net(batch).softmax(1)[0].tolist()
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.35])
 @pytest.mark.parametrize("adapters", [[], [OLD, NEW]])
-def test_asks_the_base_and_the_adapted_network(
-    sides: SideBySide, outputs: Path, adapters: list[str], scale: float
-) -> None:
+def test_asks_the_base_and_the_adapted_network(sides, outputs, adapters, scale):
     """The scale is a factor, and zero gives the base bit for bit."""
     folders = [outputs / run / "adapter" for run in adapters]
     base, adapted = sides.ask(sides.data.test_set.images[3], [*map(str, folders)], scale)
@@ -66,7 +61,7 @@ def test_asks_the_base_and_the_adapted_network(
     assert (base == adapted) == (adapters == [] or scale == 0)
 
 
-def test_the_menu(sides: SideBySide, outputs: Path, tmp_path: Path) -> None:
+def test_the_menu(sides, outputs, tmp_path):
     """What is chosen, the latest or at a scale of its own, and then the newest first."""
     assert sides.chosen == [f"{outputs}/{OLD}/adapter"]  # a sweep's job is not the latest
     assert sides.menu == [(name, f"{outputs}/{name}/adapter") for name in (OLD, NEW)]
@@ -78,14 +73,14 @@ def test_the_menu(sides: SideBySide, outputs: Path, tmp_path: Path) -> None:
     assert half.ask(image, half.chosen) == half.ask(image, new, 0.5)
 
 
-def test_from_one_mistake_of_the_base_to_the_next(sides: SideBySide, outputs: Path) -> None:
+def test_from_one_mistake_of_the_base_to_the_next(sides, outputs):
     labels, numbers, number = sides.data.test_set.labels, [], -1
     net = small_net(outputs)
     with torch.no_grad():
         logits = net(sides.data.normalise(sides.data.test_set.images))
     wrong = (logits.argmax(1) != labels).nonzero()[:, 0].tolist()
     for _ in range(len(wrong) + 1):  # and round again
-        number = sides.next_mistake(sides.chosen, number)  # type: ignore[assignment]
+        number = sides.next_mistake(sides.chosen, number)
         numbers.append(number)
     assert numbers == [*wrong, wrong[0]]
     sides.data.test_set.labels = logits.argmax(1)
@@ -93,7 +88,7 @@ def test_from_one_mistake_of_the_base_to_the_next(sides: SideBySide, outputs: Pa
 
 
 @pytest.mark.slow
-def test_an_empty_drawing(sides: SideBySide, tmp_path: Path) -> None:
+def test_an_empty_drawing(sides, tmp_path):
     """What is drawn has a test of its own, in a browser."""
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     Image.new("RGBA", (280, 280)).save(tmp_path / "empty.png")
@@ -106,7 +101,7 @@ def test_an_empty_drawing(sides: SideBySide, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_photographs_are_uploaded(outputs: Path, tmp_path: Path) -> None:
+def test_photographs_are_uploaded(outputs, tmp_path):
     """There is no pad to draw them on; a test image is called by the name of its class."""
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     kinds = ["dark", "light"]
@@ -134,7 +129,7 @@ def test_photographs_are_uploaded(outputs: Path, tmp_path: Path) -> None:
     assert mistake(-1, [])[2].rpartition("labelled ")[2] in kinds
 
 
-def test_a_port_that_is_taken(outputs: Path) -> None:
+def test_a_port_that_is_taken(outputs):
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -142,7 +137,7 @@ def test_a_port_that_is_taken(outputs: Path) -> None:
             demo(config(outputs, f"server.port={port}"))
 
 
-def test_without_the_extra(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     done = cli("demo.py")
     assert done.code == 2

@@ -7,20 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from composed import FEW, SMALL, composed, small_base
 from helpers.commands import ROOT, read_results, run_process
-from torch import Tensor
 
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.project import Run
 from lora_mnist.train import train
 
 
-def recorded(folder: Path) -> tuple[dict[str, Any], list[list[Tensor]], list[float]]:
+def recorded(folder):
     """A run's results, the images of each step in each process, and the losses."""
     images = [torch.load(path, weights_only=True) for path in sorted(folder.glob("seen/*"))]
     with next(folder.rglob("metrics.csv")).open(newline="") as file:
@@ -29,7 +27,7 @@ def recorded(folder: Path) -> tuple[dict[str, Any], list[list[Tensor]], list[flo
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_as_one(tmp_path):
     """The same images step by step, and the same outcome up to the order of summation.
 
     The second process finds another class, other weights and another scale: the first decides.
@@ -78,7 +76,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 # --- no process is left behind -------------------------------------------------------------------
 
 
-def members(group: int) -> list[int]:
+def members(group):
     """The living processes of a process group, without zombies."""
     living = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -91,7 +89,7 @@ def members(group: int) -> list[int]:
     return living
 
 
-def wait_for(condition: Any, seconds: float) -> bool:
+def wait_for(condition, seconds):
     """Whether ``condition()`` came true in time."""
     end = time.monotonic() + seconds
     while not condition():
@@ -103,7 +101,7 @@ def wait_for(condition: Any, seconds: float) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["all", "the first", "kill -9"])
-def test_no_process_stays(tmp_path: Path, end: str) -> None:
+def test_no_process_stays(tmp_path, end):
     """After SIGTERM to the whole group, as Ctrl+C and most cluster managers send their signal, or
     to the first process alone; and after a kill of the first, which cuts the other's connection.
     """

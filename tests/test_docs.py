@@ -7,8 +7,6 @@ is refused here too. Settings that stand alone, such as those of a table, have t
 import re
 import subprocess
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import pytest
 from composed import FEW, SMALL, composed
@@ -37,7 +35,7 @@ done
 """
 
 
-def commands(document: str) -> list[str]:
+def commands(document):
     """What a reader can paste: lines of shell blocks, and inline code that is a command."""
     text = (ROOT / document).read_text()
     found = []
@@ -56,7 +54,7 @@ def commands(document: str) -> list[str]:
 ALL = [(document, command) for document in DOCUMENTS for command in commands(document)]
 
 
-def arguments(command: str) -> list[list[str]]:
+def arguments(command):
     """The programs that bash would start for ``command``, each with its arguments."""
     # What eval and $(...) print is a matter of the shell: the command inside counts.
     command = re.sub(r'^eval "\$\((.*)\)"$', r"\1", command)
@@ -66,7 +64,7 @@ def arguments(command: str) -> list[list[str]]:
     return [call.strip("\0").split("\0") for call in done.stdout.split("\1\0") if call.strip("\0")]
 
 
-def one_of_each(overrides: list[str]) -> list[str]:
+def one_of_each(overrides):
     """The first job of a sweep."""
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
@@ -88,7 +86,7 @@ PLUGINS = {
 }
 
 
-def test_there_are_commands() -> None:
+def test_there_are_commands():
     assert len([c for d, c in ALL if d == "README.md"]) >= 20
 
 
@@ -99,7 +97,7 @@ def test_there_are_commands() -> None:
         for case in ALL
     ],
 )
-def test_command(document: str, command: str) -> None:
+def test_command(document, command):
     calls = arguments(command)
     assert calls, f"bash started nothing for: {command}"
     for program, *given in calls:
@@ -115,7 +113,7 @@ def test_command(document: str, command: str) -> None:
             check_settings(given)
 
 
-def check_settings(given: list[str]) -> None:
+def check_settings(given):
     """Some command takes these settings."""
     for setting in given:
         if setting in PLUGINS:
@@ -125,11 +123,11 @@ def check_settings(given: list[str]) -> None:
         try:
             return check_python([*command, *given])
         except (ConfigCompositionException, OmegaConfBaseException) as error:
-            refused: Exception = error
+            refused = error
     raise refused
 
 
-def check_pip(given: list[str]) -> None:
+def check_pip(given):
     extras = re.match(r"install (?:-e )?(?:\.|FILE\.whl)(?:\[(.*)\])?", " ".join(given))
     assert extras, given
     named = set((extras[1] or "").split(",")) - {""}
@@ -137,7 +135,7 @@ def check_pip(given: list[str]) -> None:
     assert named <= set(re.findall(r"^(\w+) = \[", ours.partition("\n[")[0], re.MULTILINE))
 
 
-def check_python(given: list[str]) -> None:
+def check_python(given):
     script, *rest = given
     if script == "-c":
         compile(rest[0], "command", "exec")
@@ -160,7 +158,7 @@ def check_python(given: list[str]) -> None:
     composed(ENTRIES[script], *overrides)
 
 
-def test_a_value_that_a_shell_would_change_is_noticed() -> None:
+def test_a_value_that_a_shell_would_change_is_noticed():
     """The test can fail: zsh would refuse this bracket, and so does bash here."""
     with pytest.raises(subprocess.CalledProcessError):
         arguments("python train.py stage=lora digit=[4,9]")
@@ -168,7 +166,7 @@ def test_a_value_that_a_shell_would_change_is_noticed() -> None:
         check_python(["train.py", "stage=lora", "lora.target_modules=linear[12]"])
 
 
-def test_the_options_that_a_document_shows_exist() -> None:
+def test_the_options_that_a_document_shows_exist():
     shown = [call[1:] for _, c in ALL if "scripts/" in c for call in arguments(c)]
     assert shown
     for script, *options in shown:
@@ -178,7 +176,7 @@ def test_the_options_that_a_document_shows_exist() -> None:
 
 
 @pytest.mark.slow
-def test_the_readme_from_the_first_command_to_the_last(cli: Any, tmp_path: Path) -> None:
+def test_the_readme_from_the_first_command_to_the_last(cli, tmp_path):
     """What needs a base and an adapter, in order, as bash reads it; long trainings left out.
 
     A small network and few images stand in for the real ones.

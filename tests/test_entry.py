@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 from composed import FEW, SMALL
@@ -16,14 +15,14 @@ NAMES = "train eval predict export demo report\n"
 
 
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def typed(monkeypatch, capfd):
     """``typed("train", ...)``: what ``lora-mnist train ...`` answers: exit code, output, errors."""
 
-    def run(*arguments: str, line: str = "") -> tuple[object, str, str]:
+    def run(*arguments, line=""):
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/lora-mnist", *arguments])
         if line:
             monkeypatch.setenv("COMP_LINE", line)
-        code: object = 0
+        code = 0
         try:
             main()
         except SystemExit as exit_:
@@ -33,7 +32,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     return run
 
 
-def test_a_wrong_word_is_named(typed) -> None:
+def test_a_wrong_word_is_named(typed):
     assert typed("trian") == (2, "", "trian: no such command; expected train\n")
     code, out, err = typed("xyz")
     assert (code, out) == (2, "")
@@ -41,7 +40,7 @@ def test_a_wrong_word_is_named(typed) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "code"), [((), 2), (("--help",), 0)])
-def test_it_says_which_commands_there_are(typed, arguments: tuple[str, ...], code: int) -> None:
+def test_it_says_which_commands_there_are(typed, arguments, code):
     answer, out, err = typed(*arguments)
     assert answer == code
     for name in NAMES.split():
@@ -49,7 +48,7 @@ def test_it_says_which_commands_there_are(typed, arguments: tuple[str, ...], cod
 
 
 @pytest.mark.parametrize("name", NAMES.split())
-def test_each_name_is_a_command(typed, name: str) -> None:
+def test_each_name_is_a_command(typed, name):
     code, out, _ = typed(name, "--cfg", "job")
     assert code == 0
     assert f"root: {ROOT}" not in out  # as it stands, not resolved
@@ -57,7 +56,7 @@ def test_each_name_is_a_command(typed, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_help_is_in_its_own_words(typed) -> None:
+def test_help_is_in_its_own_words(typed):
     code, out, _ = typed("train", "--help")
     assert code == 0
     assert out.startswith("lora-mnist train stage=pretrain ")
@@ -73,7 +72,7 @@ def test_help_is_in_its_own_words(typed) -> None:
         ("lora-mnist export form", "format=\n"),
     ],
 )
-def test_tab_completes_commands_and_keys(typed, line: str, choices: str) -> None:
+def test_tab_completes_commands_and_keys(typed, line, choices):
     assert typed("-sc", "query=bash", line=line) == (0, choices, "")
 
 
@@ -87,7 +86,7 @@ for line in sys.stdin.read().splitlines():
 
 
 @pytest.mark.slow
-def test_the_wheel_is_all_that_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wheel_is_all_that_is_needed(tmp_path, monkeypatch):
     """Unpacked into a folder of its own it trains, tests and draws in another one."""
     build = pytest.importorskip("hatchling.build")
     monkeypatch.chdir(ROOT)

@@ -22,12 +22,12 @@ class Made(NamedTuple):
     run: Path
     results: dict[str, Any]
 
-    def config(self, *overrides: str) -> Any:
+    def config(self, *overrides):
         return composed("eval", *SMALL, *FEW, f"paths.outputs={self.outputs}", *overrides)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("made") / "outputs"
     options = (*QUICK, f"paths.outputs={outputs}")
     train(composed("train", "stage=pretrain", *options, "trainer.max_steps=100"))
@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(outputs, only_run(outputs, "lora"), results)
 
 
-def test_repeats_the_numbers_of_a_run(cli: Any, made: Made, tmp_path: Path) -> None:
+def test_repeats_the_numbers_of_a_run(cli, made, tmp_path):
     """Through the command line, the folder given as the run printed it."""
     base = f"base_ckpt={made.outputs}/base/mnist.ckpt"
     done = cli("eval.py", *SMALL, *FEW, f"adapter={made.run}", base, "figures=null")
@@ -55,7 +55,7 @@ def test_repeats_the_numbers_of_a_run(cli: Any, made: Made, tmp_path: Path) -> N
     }
 
 
-def test_what_is_required_is_checked_and_all_is_kept(cli: Any, made: Made, tmp_path: Path) -> None:
+def test_what_is_required_is_checked_and_all_is_kept(cli, made, tmp_path):
     """The class that the adapter repairs is known from its run."""
     both = "test.errors_of_target < test_base.errors_of_target"
     options = (*SMALL, *FEW, f"adapter={made.run}", f"base_ckpt={made.outputs}/base/mnist.ckpt")
@@ -76,7 +76,7 @@ def test_what_is_required_is_checked_and_all_is_kept(cli: Any, made: Made, tmp_p
     assert "results.json has no number test.brokn; expected one like test.broken" in done.err
 
 
-def test_an_adapter_knows_its_classes_by_name(made: Made) -> None:
+def test_an_adapter_knows_its_classes_by_name(made):
     adapters = [Adapter(made.run / "adapter")]
     assert adapter_targets(adapters, list("0123456789")) == [9]
     assert adapter_targets(adapters, list("9876543210")) == [0]
@@ -84,7 +84,7 @@ def test_an_adapter_knows_its_classes_by_name(made: Made) -> None:
 
 
 @pytest.mark.parametrize("scale", ["0", "0.5", "auto"])
-def test_as_much_of_the_adapter_as_is_asked_for(made: Made, tmp_path: Path, scale: str) -> None:
+def test_as_much_of_the_adapter_as_is_asked_for(made, tmp_path, scale):
     found = evaluate(made.config("adapter=latest", f"scale={scale}"), Run(tmp_path))
     chosen = made.results["dial"]["advised"] if scale == "auto" else float(scale)
     assert list(found["scales"].values()) == [chosen]
@@ -92,7 +92,7 @@ def test_as_much_of_the_adapter_as_is_asked_for(made: Made, tmp_path: Path, scal
     assert (found["test"]["broken"] == found["test"]["repaired"] == 0) == (chosen == 0)
 
 
-def test_scale_auto_turns_several_adapters_one_after_another(made: Made, tmp_path: Path) -> None:
+def test_scale_auto_turns_several_adapters_one_after_another(made, tmp_path):
     twice = f"adapter=[{{path: {made.run}, name: a, scale: 0.5}},{{path: {made.run}, name: b}}]"
     found = evaluate(made.config(twice, "scale=auto"), Run(tmp_path))
     alone = f"adapter={{path: {made.run}, name: a, scale: 0.5}}"
@@ -100,7 +100,7 @@ def test_scale_auto_turns_several_adapters_one_after_another(made: Made, tmp_pat
     assert found["scales"]["a"] == first["scales"]["a"]
 
 
-def test_without_an_adapter_tests_the_base_alone(made: Made, tmp_path: Path) -> None:
+def test_without_an_adapter_tests_the_base_alone(made, tmp_path):
     with logged("lora_mnist.show.tables") as text:
         found = evaluate(made.config(), Run(tmp_path))
     base = dict(made.results["test_base"])
@@ -113,7 +113,7 @@ def test_without_an_adapter_tests_the_base_alone(made: Made, tmp_path: Path) -> 
     assert "repaired" not in text.getvalue()
 
 
-def test_a_notebook_gets_the_results_back(made: Made, tmp_path: Path) -> None:
+def test_a_notebook_gets_the_results_back(made, tmp_path):
     small_base(tmp_path)
     cfg = composed("eval", *SMALL, *FEW, f"paths.outputs={tmp_path}")
     before = OmegaConf.to_yaml(cfg)

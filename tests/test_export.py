@@ -1,14 +1,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from composed import FEW, SMALL, composed, logged, small_net
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 import lora_mnist.export
 from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, remove_lora, save_adapter
@@ -24,42 +23,41 @@ DATA = FEW[0]
 class Tied(nn.Module):
     """A network of which two layers share their weight."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.first = nn.Linear(28 * 28, 10)
         self.second, self.third = nn.Linear(10, 10), nn.Linear(10, 10)
         self.third.weight = self.second.weight
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.third(self.second(self.first(images.flatten(1)).relu()).relu())
-        return logits
+    def forward(self, images):
+        return self.third(self.second(self.first(images.flatten(1)).relu()).relu())
 
 
 @pytest.fixture
-def images() -> Tensor:
+def images():
     folder = DATA.partition("=")[2]
     return (load_images("MNIST", Path(folder), train=False)[0] / 255 - 0.1307) / 0.3081
 
 
-def run(outputs: Path, *overrides: str) -> dict[str, str]:
+def run(outputs, *overrides):
     return export(composed("export", NET, DATA, f"paths.outputs={outputs}", *overrides))
 
 
-def read_safetensors(path: Path) -> tuple[Any, dict[str, str]]:
+def read_safetensors(path):
     net = MLP(hidden_sizes=[16])
     net.load_state_dict(load_file(path))
     with safe_open(path, framework="pt") as file:
         return net, file.metadata()
 
 
-def read_onnx(path: Path) -> tuple[Any, dict[str, str]]:
+def read_onnx(path):
     import onnx
     import onnxruntime
 
     onnx.checker.check_model(onnx.load(path))
     session = onnxruntime.InferenceSession(path)
 
-    def predict(images: Tensor) -> Tensor:
+    def predict(images):
         return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
     return predict, session.get_modelmeta().custom_metadata_map
@@ -73,7 +71,7 @@ def read_onnx(path: Path) -> tuple[Any, dict[str, str]]:
     ],
 )
 @torch.no_grad()
-def test_each_format(with_nine: Path, tmp_path: Path, images: Tensor, form: str, read: Any) -> None:
+def test_each_format(with_nine, tmp_path, images, form, read):
     out = tmp_path / "new" / "nine"
     with logged("lora_mnist.export") as text:
         returned = run(with_nine, "adapter=latest", f"format={form}", f"out={out}")
@@ -93,9 +91,7 @@ def test_each_format(with_nine: Path, tmp_path: Path, images: Tensor, form: str,
 
 
 @torch.no_grad()
-def test_the_base_alone_and_several_adapters(
-    with_nine: Path, tmp_path: Path, images: Tensor
-) -> None:
+def test_the_base_alone_and_several_adapters(with_nine, tmp_path, images):
     out, adapter = tmp_path / "new.safetensors", with_nine / "lora" / "nine" / "adapter"
     run(with_nine, f"out={out}")
     net, metadata = read_safetensors(out)
@@ -106,7 +102,7 @@ def test_the_base_alone_and_several_adapters(
 
 
 @torch.no_grad()
-def test_several_adapters_as_one(cli: Any, with_nine: Path, tmp_path: Path, images: Tensor) -> None:
+def test_several_adapters_as_one(cli, with_nine, tmp_path, images):
     """Through the command line; the sum loads like any other adapter."""
     nine, out = with_nine / "lora" / "nine" / "adapter", tmp_path / "sum"
     net = small_net(with_nine)
@@ -132,7 +128,7 @@ def test_several_adapters_as_one(cli: Any, with_nine: Path, tmp_path: Path, imag
         run(with_nine, several, *options[3:])
 
 
-def test_tied_weights(tmp_path: Path) -> None:
+def test_tied_weights(tmp_path):
     torch.manual_seed(0)
     net, out = Tied(), tmp_path / "tied.safetensors"
     torch.save(net.state_dict(), tmp_path / "mine.pt")
@@ -143,9 +139,7 @@ def test_tied_weights(tmp_path: Path) -> None:
     assert fingerprint(fresh.state_dict()) == fingerprint(net.state_dict())
 
 
-def test_a_network_that_differs_is_not_written(
-    with_nine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_network_that_differs_is_not_written(with_nine, tmp_path, monkeypatch):
     monkeypatch.setattr(lora_mnist.export, "merge_lora", remove_lora)
     out = tmp_path / "nine.safetensors"
     out.write_text("before")
@@ -155,9 +149,7 @@ def test_a_network_that_differs_is_not_written(
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_a_missing_extra_is_named(
-    with_nine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_extra_is_named(with_nine, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r'format=onnx: .* pip install "lora-mnist\[onnx\]"$'):
         run(with_nine, "format=onnx", f"out={tmp_path}/x")

@@ -3,9 +3,6 @@
 pytest -m gpu -n 0
 """
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from helpers.commands import only_run, read_results
@@ -17,7 +14,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("lora", [(), ("data.replay=20",)])
-def test_both_stages(cli: Any, tmp_path: Path, lora: tuple[str, ...]) -> None:
+def test_both_stages(cli, tmp_path, lora):
     common = ("trainer=gpu", "figures=false")
     done = cli("train.py", "stage=pretrain", "trainer.max_steps=300", *common)
     assert done.code == 0, done.err
@@ -34,7 +31,7 @@ def test_both_stages(cli: Any, tmp_path: Path, lora: tuple[str, ...]) -> None:
     assert abs(on_cpu["test"]["errors"] - found["test"]["errors"]) <= 5
 
 
-def test_the_same_numbers_twice(cli: Any, tmp_path: Path) -> None:
+def test_the_same_numbers_twice(cli, tmp_path):
     command = ("train.py", "stage=pretrain", "trainer.max_steps=50", "trainer=gpu", "figures=false")
     runs = [tmp_path / "first", tmp_path / "second"]
     for run in runs:

@@ -1,8 +1,5 @@
 """A hotfix: a folder of mistakes, an adapter that learns them, and how many it mends."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 from composed import FEW, QUICK, SMALL, run
 from helpers.commands import ROOT, only_run, read_results
@@ -18,7 +15,7 @@ REPAIR = (
 
 
 @pytest.fixture(scope="module")
-def incoming(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def incoming(tmp_path_factory):
     """100 test images as slanted digits, in a folder for each class."""
     root = tmp_path_factory.mktemp("incoming")
     images, labels = load_images("MNIST", ROOT / "data", train=False)
@@ -32,9 +29,7 @@ def incoming(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_from_pictures_to_an_adapter(
-    cli: Any, incoming: Path, outputs: Path, tmp_path: Path
-) -> None:
+def test_from_pictures_to_an_adapter(cli, incoming, outputs, tmp_path):
     wrong = tmp_path / "wrong"
     done = cli("predict.py", SMALL[0], f"images={incoming}", f"mistakes={wrong}")
     assert done.code == 0, done.err
@@ -66,7 +61,7 @@ def test_from_pictures_to_an_adapter(
         assert again[split]["errors_per_class"] == results[split]["errors_per_class"]
 
 
-def test_copies_replace_nothing(incoming: Path, tmp_path: Path) -> None:
+def test_copies_replace_nothing(incoming, tmp_path):
     first, second = sorted((incoming / "7").glob("*.png"))[:2]
     place = tmp_path / "7" / first.name
     assert copy_into(tmp_path, first)
@@ -79,7 +74,7 @@ def test_copies_replace_nothing(incoming: Path, tmp_path: Path) -> None:
     assert copy.read_bytes() == first.read_bytes()
 
 
-def test_weights_of_the_loss_tell_mistakes_from_replay(incoming: Path, outputs: Path) -> None:
+def test_weights_of_the_loss_tell_mistakes_from_replay(incoming, outputs):
     """Without any weight the mistakes are hardly learnt."""
     mended = []
     for weight in (0, 1):
@@ -89,7 +84,7 @@ def test_weights_of_the_loss_tell_mistakes_from_replay(incoming: Path, outputs: 
     assert mended[0] + 10 < mended[1]
 
 
-def test_finetuning_learns_mistakes_too(incoming: Path, outputs: Path) -> None:
+def test_finetuning_learns_mistakes_too(incoming, outputs):
     options = ("stage=finetune", "data.mistakes_test=0", f"data.mistakes={incoming}")
     results = run(outputs, *options)
     assert sum(results["mistakes_base"]["images_per_class"]) == 100

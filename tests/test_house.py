@@ -4,8 +4,6 @@ import ast
 import pydoc
 import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from helpers.commands import ROOT
@@ -48,12 +46,12 @@ BELOW = {
 }
 
 
-def name_of(path: Path) -> str:
+def name_of(path):
     """``lora.layer`` of ``src/lora_mnist/lora/layer.py``, ``lora`` of its ``__init__.py``."""
     return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports(path: Path) -> Iterator[str]:
+def imports(path):
     """The modules of this project that a file imports, also within functions."""
     known = {name_of(p) for p in MODULES}
     for node in ast.walk(ast.parse(path.read_text())):
@@ -71,7 +69,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_run_downhill(path: Path) -> None:
+def test_imports_run_downhill(path):
     name = name_of(path)
     here = name if name in BELOW else name.partition(".")[0]
     for module in imports(path):
@@ -79,7 +77,7 @@ def test_imports_run_downhill(path: Path) -> None:
         assert room == here.partition(".")[0] or {module, room} & BELOW[here], module
 
 
-def test_lora_imports_torch_safetensors_and_no_other_library() -> None:
+def test_lora_imports_torch_safetensors_and_no_other_library():
     """So it can be copied into another project, with disk/files.py beside it."""
     imported = set[str]()
     for path in (SOURCE / "lora").glob("*.py"):
@@ -87,7 +85,7 @@ def test_lora_imports_torch_safetensors_and_no_other_library() -> None:
     assert imported - sys.stdlib_module_names == {"torch", "safetensors"}
 
 
-def test_the_package_shows_its_functions() -> None:
+def test_the_package_shows_its_functions():
     """To dir, to tab completion, and with their docstrings to help, though torch is loaded late."""
     assert set(dir(lora_mnist)) == {*lora_mnist.api.__all__, "__version__"}
     assert "merge_lora(model" in pydoc.render_doc(lora_mnist, renderer=pydoc.plaintext)

@@ -3,10 +3,6 @@
 The line names the key and the value that cannot be used; no file is left of what could not be done.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 from composed import SMALL, composed, logged, small_base
 
@@ -26,7 +22,7 @@ PRETRAIN = ("stage=pretrain", *TRAIN)
 FOLDER = ("data=folder", "data.data_dir={tmp}/none")
 
 #: The last argument is wrong; the line begins with it, or with what stands behind the arrow.
-MISTAKES: dict[str, list[tuple[str, ...]]] = {
+MISTAKES = {
     "train": [
         (*PRETRAIN, "seed=-1"),
         (*PRETRAIN, "digit=weakest -> target=weakest: "),
@@ -153,7 +149,7 @@ CASES = [
     for entry, lists in MISTAKES.items()
     for arguments in lists
 ]
-COMMANDS: dict[str, Callable[..., Any]] = {
+COMMANDS = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
@@ -164,9 +160,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
-def test_a_mistake_is_one_line(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], case: tuple[str, ...]
-) -> None:
+def test_a_mistake_is_one_line(tmp_path, capfd, case):
     entry, *arguments = [text.replace("{tmp}", str(tmp_path)) for text in case]
     if entry == "demo":
         pytest.importorskip("gradio", reason="the extra demo is not installed")
@@ -192,7 +186,7 @@ def test_a_mistake_is_one_line(
     assert {path: left[path] for path in ours} == before
 
 
-def test_an_error_that_is_no_mistake_passes() -> None:
+def test_an_error_that_is_no_mistake_passes():
     with pytest.raises(RuntimeError), config_group("lora"):
         raise RuntimeError
 
@@ -208,9 +202,7 @@ def test_an_error_that_is_no_mistake_passes() -> None:
         ("report.py", "run=latest"),
     ],
 )
-def test_a_command_says_nothing_else(
-    cli: Any, outputs: Path, tmp_path: Path, command: tuple[str, ...]
-) -> None:
+def test_a_command_says_nothing_else(cli, outputs, tmp_path, command):
     run = tmp_path / "run"
     folder = [f"hydra.run.dir={run}"] if command[0] in ("train.py", "eval.py") else []
     done = cli(*command, *folder)

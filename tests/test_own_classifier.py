@@ -7,8 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -37,11 +35,11 @@ FIT = (
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, monkeypatch):
     return move_in(tmp_path, monkeypatch)
 
 
-def repaired(here: Path, *overrides: str) -> Path:
+def repaired(here, *overrides):
     folder = here / "outputs" / "lora" / "run"
     folder.mkdir(parents=True)
     train(config("train", "experiment=repair", "target=dog", *FIT, *overrides), Run(folder))
@@ -52,7 +50,7 @@ def repaired(here: Path, *overrides: str) -> Path:
 
 
 @pytest.mark.parametrize("target", ["weakest", "[dog,emu]"])
-def test_repair_proves_the_base_untouched(here: Path, target: str) -> None:
+def test_repair_proves_the_base_untouched(here, target):
     folder = repaired(here, f"target={target}", "logger=csv")
     results = read_results(folder)
     assert results["base_unchanged"]
@@ -76,7 +74,7 @@ KNOWN = ("data.data_dir=null", "data.classes=[cat,dog,emu]", "data.image_size=8"
 FORM = ("data.mean=[0.3,0.3,0.3]", "data.std=0.2")
 
 
-def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here: Path) -> None:
+def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
     form = {"crop_size": 8, "resize_size": 10}
     transform = ResNet18_Weights.DEFAULT.transforms(**form)
     target = "torchvision.models.ResNet18_Weights.DEFAULT.transforms"
@@ -84,7 +82,7 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here: Path)
     folder = repaired(here, own, "augment=flip", "figures=true")
     results = read_results(folder)
     data = FolderDataModule("photos", transform=transform)
-    paths = data.test_images().paths  # type: ignore[attr-defined]
+    paths = data.test_images().paths
     images = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
     labels = data.test_images().labels
     with torch.no_grad():
@@ -97,7 +95,7 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here: Path)
         assert target in file.metadata()["input"]
 
 
-def test_predictions_need_no_folder(here: Path) -> None:
+def test_predictions_need_no_folder(here):
     expected = predict(config("predict", "images=photos/dog/3.png", *FORM))
     shutil.move("photos", "elsewhere")
     images = "images=elsewhere/dog/3.png"
@@ -108,7 +106,7 @@ def test_predictions_need_no_folder(here: Path) -> None:
 
 
 @pytest.mark.parametrize("without_images", [False, True])
-def test_the_exported_network_is_a_plain_one(here: Path, without_images: bool) -> None:
+def test_the_exported_network_is_a_plain_one(here, without_images):
     folder = repaired(here)
     more = (*KNOWN, *FORM) if without_images else ()
     with logged("lora_mnist.export") as text:
@@ -125,7 +123,7 @@ def test_the_exported_network_is_a_plain_one(here: Path, without_images: bool) -
     assert about["input"].startswith("float32 (batch, 3, 8, 8): ")
 
 
-def test_a_base_knows_how_its_images_were_prepared(here: Path) -> None:
+def test_a_base_knows_how_its_images_were_prepared(here):
     """Another folder is not measured anew, and the order of the classes stays."""
     order = ("data.classes=[emu,cat,dog]", "base_ckpt=outputs/base/new.ckpt")
     trained = train(config("train", "stage=pretrain", *FIT[1:], *order, "data.batch_size=20"))
@@ -153,7 +151,7 @@ def test_a_base_knows_how_its_images_were_prepared(here: Path) -> None:
         ("net.width=5", "base_ckpt=mine.pt: Error(s) in loading state_dict for Net: size mismatch"),
     ],
 )
-def test_what_does_not_fit_together(here: Path, override: str, message: str) -> None:
+def test_what_does_not_fit_together(here, override, message):
     if "10" in override:
         torch.save(fresh(num_classes=10).state_dict(), "mine.pt")
     repair = config("train", "experiment=repair", "target=dog", "data.replay=9", override)
@@ -164,7 +162,7 @@ def test_what_does_not_fit_together(here: Path, override: str, message: str) -> 
     assert refused(predict, pictures).startswith(message.partition(": ")[0])
 
 
-def test_an_adapter_of_ones_own_base_needs_that_base(here: Path) -> None:
+def test_an_adapter_of_ones_own_base_needs_that_base(here):
     """Nor does another base, which happens to be the current one, answer for it."""
     save_adapter(add_lora(mine()), here / "outputs" / "lora" / "2026-01-01" / "adapter")
     cfg = config("eval", "adapter=latest", "base_ckpt=null")
@@ -188,9 +186,7 @@ def test_an_adapter_of_ones_own_base_needs_that_base(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_example_from_the_first_command_to_the_last(
-    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_example_from_the_first_command_to_the_last(cli, tmp_path, monkeypatch):
     """As its README has them, in a copy; installing is left out."""
     copy = tmp_path / "own_classifier"
     left_out = shutil.ignore_patterns("photos", "*.pt", "*.onnx", "__pycache__")

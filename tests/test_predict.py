@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from composed import SMALL, composed
@@ -14,7 +13,7 @@ NET = SMALL[0]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def pictures(tmp_path):
     """Ten test images as PNG files, black on white, ten times their size."""
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -25,15 +24,15 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def run(outputs: Path, *overrides: str) -> list[dict[str, Any]]:
+def run(outputs, *overrides):
     return predict(composed("predict", NET, f"paths.outputs={outputs}", *overrides))
 
 
-def names(predictions: list[dict[str, Any]]) -> list[str]:
+def names(predictions):
     return [Path(prediction["file"]).name for prediction in predictions]
 
 
-def test_base_and_adapter_side_by_side(with_nine: Path, pictures: Path) -> None:
+def test_base_and_adapter_side_by_side(with_nine, pictures):
     predictions = run(with_nine, "adapter=latest", f"images={pictures}/*.png")
     assert names(predictions) == [f"{n}.png" for n in range(10)]
     labels = load_images("MNIST", ROOT / "data", train=False)[1]
@@ -54,7 +53,7 @@ def test_base_and_adapter_side_by_side(with_nine: Path, pictures: Path) -> None:
     assert "adapted" not in alone[0]
 
 
-def test_the_command_prints_json(cli: Any, with_nine: Path, pictures: Path, tmp_path: Path) -> None:
+def test_the_command_prints_json(cli, with_nine, pictures, tmp_path):
     adapter, base = with_nine / "lora" / "nine", with_nine / "base" / "mnist.ckpt"
     images = f'images="{pictures}/[0-4].png"'
     done = cli("predict.py", NET, f"adapter={adapter}", f"base_ckpt={base}", images, "json=true")
@@ -63,7 +62,7 @@ def test_the_command_prints_json(cli: Any, with_nine: Path, pictures: Path, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
-def test_pictures_that_cannot_be_read_are_named(cli: Any, with_nine: Path, pictures: Path) -> None:
+def test_pictures_that_cannot_be_read_are_named(cli, with_nine, pictures):
     (pictures / "broken.png").write_bytes(b"no picture")
     Image.new("L", (50, 50), 255).save(pictures / "empty.png")
     base = f"base_ckpt={with_nine}/base/mnist.ckpt"
@@ -76,7 +75,7 @@ def test_pictures_that_cannot_be_read_are_named(cli: Any, with_nine: Path, pictu
     assert "1.png" in done.out
 
 
-def test_a_list_of_files_folders_and_patterns(with_nine: Path, pictures: Path) -> None:
+def test_a_list_of_files_folders_and_patterns(with_nine, pictures):
     (pictures / "2.png").rename(pictures / "B.PNG")
     (pictures / "3.png").rename(pictures / "a[1].png")
     (pictures / ".hidden.png").write_bytes(b"no picture")

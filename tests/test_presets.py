@@ -2,8 +2,6 @@
 
 import csv
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +23,7 @@ GROUPS = ("callbacks", "logger", "optimizer", "scheduler", "trainer")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretrain", "lora"])
-def test_every_preset_composes(stage: str) -> None:
+def test_every_preset_composes(stage):
     """The first of each group, then the second of each, and so on; trials are run below."""
     presets = []
     for group in GROUPS:
@@ -37,13 +35,13 @@ def test_every_preset_composes(stage: str) -> None:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
-def trainer_of(folder: Path, *overrides: str) -> Any:
+def trainer_of(folder, *overrides):
     command = Run(folder)
     cfg = composed("train", "trainer=cpu", "stage=lora", *overrides)
     return make_trainer(checked(cfg, command), command)
 
 
-def test_lists_of_presets_keep_all(tmp_path: Path) -> None:
+def test_lists_of_presets_keep_all(tmp_path):
     presets = "callbacks=[best,early_stopping,rich,lr_monitor]"
     trainer = trainer_of(tmp_path, presets, "logger=[csv,tensorboard]")
     names = {type(callback).__name__ for callback in trainer.callbacks}
@@ -54,12 +52,12 @@ def test_lists_of_presets_keep_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+def test_a_gpu_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"^trainer\.accelerator=gpu: .*; expected auto, or cpu$"):
         trainer_of(tmp_path, "trainer.accelerator=gpu")
 
 
-def test_the_repair_starts_as_pissa_does(outputs: Path) -> None:
+def test_the_repair_starts_as_pissa_does(outputs):
     results = run(outputs, "experiment=repair", "lora=pissa", "digit=9")
     assert results["base_unchanged"]
     assert (only_run(outputs, "lora") / "adapter" / WEIGHTS_NAME).exists()
@@ -70,7 +68,7 @@ def test_the_repair_starts_as_pissa_does(outputs: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("callbacks", ["best", "early_stopping"])
-def test_the_best_weights_are_tested_and_saved(outputs: Path, callbacks: str) -> None:
+def test_the_best_weights_are_tested_and_saved(outputs, callbacks):
     """With this learning rate every step makes it worse."""
     harmful = ("stage=lora", "optimizer.lr=0.03")
     steps = (*harmful, "trainer.max_steps=20", "trainer.val_check_interval=2")
@@ -90,7 +88,7 @@ def test_the_best_weights_are_tested_and_saved(outputs: Path, callbacks: str) ->
     assert loaded["test"]["errors_per_class"] == results["test"]["errors_per_class"]
 
 
-def test_the_best_weights_become_the_base(outputs: Path) -> None:
+def test_the_best_weights_become_the_base(outputs):
     options = ("stage=pretrain", "callbacks=best", "optimizer.lr=0.1", "trainer.max_steps=20")
     options = (*options, "trainer.val_check_interval=2")
     results = run(outputs, *options)
@@ -108,7 +106,7 @@ def test_the_best_weights_become_the_base(outputs: Path) -> None:
 @pytest.mark.parametrize(
     ("debug", "steps"), [("default", 2), ("fdr", 1), ("limit", 2), ("overfit", 2), ("profiler", 2)]
 )
-def test_trials(cli: Any, tmp_path: Path, debug: str, steps: int) -> None:
+def test_trials(cli, tmp_path, debug, steps):
     """Nothing is published, and no logger or checkpoint is written."""
     done = cli(
         "train.py",
@@ -129,7 +127,7 @@ def test_trials(cli: Any, tmp_path: Path, debug: str, steps: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_drawn_seed_is_named_and_kept(cli: Any, outputs: Path) -> None:
+def test_a_drawn_seed_is_named_and_kept(cli, outputs):
     options = ("stage=lora", *SMALL, *FEW, "logger=none", "seed=null")
     assert cli("train.py", *options, "trainer.max_steps=2").code == 0
     seed = read_results(only_run(outputs, "lora"))["seed"]
@@ -160,7 +158,7 @@ STEP_LR = (
         (("scheduler=one_cycle", "trainer.max_steps=4"), [0.04, 0.8117, 0.2831, 0]),
     ],
 )
-def test_schedules(outputs: Path, overrides: tuple[str, ...], expected: list[float]) -> None:
+def test_schedules(outputs, overrides, expected):
     """The learning rate of each step, over optimizer.lr; an epoch has two steps."""
     options = ("logger=csv", "callbacks=lr_monitor", "callbacks.checkpoint=null")
     options = (*options, "data.batch_size=2000", "trainer.log_every_n_steps=1")
@@ -172,7 +170,7 @@ def test_schedules(outputs: Path, overrides: tuple[str, ...], expected: list[flo
 
 
 @pytest.mark.slow
-def test_a_compiled_network_keeps_its_names(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     options = ("stage=lora", "callbacks=best", "trainer.val_check_interval=1")
     compiled, plain = run(outputs, *options, "compile=true"), run(outputs, *options)
@@ -190,7 +188,7 @@ def test_a_compiled_network_keeps_its_names(outputs: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_wandb_offline(outputs: Path) -> None:
+def test_wandb_offline(outputs):
     pytest.importorskip("wandb")
     run(outputs, "stage=lora", "logger=wandb", "tags=[first]", "notes=why")
     (file,) = only_run(outputs, "lora").glob("wandb/offline-run-*/run-*.wandb")
@@ -200,7 +198,7 @@ def test_wandb_offline(outputs: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mlflow_in_sqlite(cli: Any, outputs: Path) -> None:
+def test_mlflow_in_sqlite(cli, outputs):
     """Runs are grouped by their sweep."""
     mlflow = pytest.importorskip("mlflow")
     options = ("stage=lora", *SMALL[:2], *FEW, "logger=mlflow", "tags=[first]", "figures=true")

@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 from composed import logged
 from lightning.pytorch import Trainer
@@ -11,7 +9,7 @@ from lora_mnist.progress import TrainerProgress, progress
 @pytest.mark.parametrize(
     "length", [{"max_steps": 4}, {"max_epochs": 1, "limit_train_batches": 4}], ids=str
 )
-def test_lines_tell_where_a_run_is(length: dict[str, Any]) -> None:
+def test_lines_tell_where_a_run_is(length):
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
     few = {"limit_val_batches": 2, "limit_test_batches": 2}
     shown = TrainerProgress(first=0, every=0)
@@ -24,7 +22,7 @@ def test_lines_tell_where_a_run_is(length: dict[str, Any]) -> None:
         assert line in lines
 
 
-def test_a_long_loop_is_told_of_and_a_short_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_loop_is_told_of_and_a_short_one_is_not(monkeypatch):
     clock = iter([0.0, 0.5, 1.0, 1.5, 0.0, 70.0, 80.0, 100.0, 101.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     with logged("lora_mnist.progress") as text:

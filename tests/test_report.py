@@ -1,6 +1,4 @@
 import shlex
-from pathlib import Path
-from typing import Any
 
 import pytest
 from composed import FEW, SMALL, composed, small_base
@@ -10,14 +8,14 @@ from lora_mnist.errors import UserError
 from lora_mnist.report import report
 
 
-def test_damaged_results_are_told_in_a_line(tmp_path: Path) -> None:
+def test_damaged_results_are_told_in_a_line(tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(UserError, match=r"^run=[^\n]*$"):
         report(composed("report", f"run={tmp_path}"))
 
 
 @pytest.mark.slow
-def test_the_front_of_a_small_sweep(cli: Any, tmp_path: Path) -> None:
+def test_the_front_of_a_small_sweep(cli, tmp_path):
     """One command sweeps the weights, tries each adapter at several scales and advises a point."""
     small_base(tmp_path / "outputs")
     settings = ["trainer.max_steps=3", "lora.rank=1", "logger=none", "callbacks.checkpoint=null"]

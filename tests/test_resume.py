@@ -2,8 +2,6 @@
 
 import shlex
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +18,6 @@ from lora_mnist.disk.numbers import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.project import Run
 from lora_mnist.train import train
-
-Go = Callable[..., Path]
 
 #: A checkpoint every seven steps, at no round number of anything.
 OFTEN = ("callbacks.checkpoint.every_n_train_steps=7", "callbacks.checkpoint.seconds=null")
@@ -42,11 +38,11 @@ TWO_EPOCHS = ("stage=pretrain", "data.batch_size=120", "trainer.max_epochs=2", *
 TWO_EPOCHS = (*TWO_EPOCHS, "trainer.log_every_n_steps=3")
 QUIET = ("logger=none",)
 #: The folders of runs that nothing cut short, by their overrides.
-WHOLE: dict[tuple[str, ...], Path] = {}
+WHOLE = {}
 
 
 @pytest.fixture
-def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
+def go(tmp_path, monkeypatch):
     """``go("run", *overrides)`` trains in tmp_path/run; it may ``crash`` before a step.
 
     A run named "whole" is trained once for all tests.
@@ -55,7 +51,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
     # Readers sort event files by name, in which files are counted: .9 comes behind .10.
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(100))
 
-    def run(name: str, *overrides: str, crash: int | None = None, resume: bool = False) -> Path:
+    def run(name, *overrides, crash=None, resume=False):
         folder = WHOLE.get(overrides) if name == "whole" else None
         if folder is not None:
             return folder
@@ -78,7 +74,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Go:
     return run
 
 
-def refused(go: Go, *overrides: str) -> str:
+def refused(go, *overrides):
     """The one line with which it is refused to go on with the run "run"."""
     with pytest.raises(UserError) as caught:
         go("run", *overrides, resume=True)
@@ -86,7 +82,7 @@ def refused(go: Go, *overrides: str) -> str:
     return str(caught.value)
 
 
-def step_of(folder: Path) -> int:
+def step_of(folder):
     """The step after which a run goes on; 0 without a checkpoint."""
     last = folder / LAST_CHECKPOINT
     return int(torch.load(last, weights_only=True)["global_step"]) if last.exists() else 0
@@ -107,9 +103,7 @@ def step_of(folder: Path) -> int:
     ],
     ids=["null", "epochs", "finetune", "lr", "batch_size"],
 )
-def test_twice_cut_short_it_ends_as_it_would_have(
-    go: Go, overrides: tuple[str, ...], crashes: tuple[int, int]
-) -> None:
+def test_twice_cut_short_it_ends_as_it_would_have(go, overrides, crashes):
     """The run "null" has no checkpoint when it is cut first, and begins again."""
     whole = go("whole", *overrides)
     first, second = crashes
@@ -126,7 +120,7 @@ def test_twice_cut_short_it_ends_as_it_would_have(
 
 
 @pytest.mark.slow
-def test_killed_and_then_interrupted(go: Go, tmp_path: Path) -> None:
+def test_killed_and_then_interrupted(go, tmp_path):
     """By kill -9, then by SIGTERM, after which the command to go on with is named."""
     overrides = (*LORA, *EVERYTHING, "logger=[tensorboard,csv]")
     whole = go("whole", *overrides)
@@ -149,7 +143,7 @@ def test_killed_and_then_interrupted(go: Go, tmp_path: Path) -> None:
     assert differences(left_by(whole), left_by(folder)) == ["README.md"]  # its command
 
 
-def command(tmp_path: Path, *overrides: str, crash: str) -> tuple[int, str]:
+def command(tmp_path, *overrides, crash):
     """Exit code and standard error of ``python train.py`` with few images."""
     arguments = [*overrides, *SMALL, *FEW, CRASH, f"paths.outputs={tmp_path}/cut"]
     arguments.append(f"base_ckpt={tmp_path}/outputs/base/mnist.ckpt")
@@ -159,14 +153,12 @@ def command(tmp_path: Path, *overrides: str, crash: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("fails", ["test", "save_sum", "write_results"])
-def test_what_fails_after_training_is_made_up_for(
-    go: Go, monkeypatch: pytest.MonkeyPatch, fails: str
-) -> None:
+def test_what_fails_after_training_is_made_up_for(go, monkeypatch, fails):
     """By then averaged weights stand in the place of the trained ones."""
     options = (*LORA, "callbacks=averaging", "lora.dropout=0.2")
     whole = go("whole", *options)
 
-    def crash(*_: object, **__: object) -> None:
+    def crash(*_, **__):
         raise InterruptedError
 
     with monkeypatch.context() as patched, pytest.raises(InterruptedError):
@@ -179,12 +171,12 @@ def test_what_fails_after_training_is_made_up_for(
 # --- farther -------------------------------------------------------------------------------------
 
 
-def curve(folder: Path) -> object:
+def curve(folder):
     return left_by(folder)["curve"]
 
 
 @pytest.mark.parametrize("steps", [21, 31])
-def test_more_steps_are_trained(go: Go, steps: int) -> None:
+def test_more_steps_are_trained(go, steps):
     """As if they had been asked for from the beginning, and the curve shows no trace."""
     whole = go("whole", *LORA)
     folder = go("run", *LORA, f"trainer.max_steps={steps}")
@@ -204,7 +196,7 @@ def test_more_steps_are_trained(go: Go, steps: int) -> None:
     assert "expected last.ckpt in" in refused(go, *LORA, "trainer.max_steps=50")
 
 
-def test_more_epochs_are_trained(go: Go) -> None:
+def test_more_epochs_are_trained(go):
     whole = go("whole", *TWO_EPOCHS)
     folder = go("longer", *TWO_EPOCHS, "trainer.max_epochs=1")
     go("longer", *TWO_EPOCHS, resume=True)
@@ -212,14 +204,14 @@ def test_more_epochs_are_trained(go: Go) -> None:
     assert (whole / "base.ckpt").read_bytes() == (folder / "base.ckpt").read_bytes()
 
 
-def test_more_steps_than_a_schedule_counts_are_refused(go: Go) -> None:
+def test_more_steps_than_a_schedule_counts_are_refused(go):
     go("run", *LORA, *QUIET, "scheduler=linear", crash=9)
     assert refused(go, *LORA, *QUIET, "scheduler=linear", "trainer.max_steps=60").startswith(
         "scheduler.total_iters=60: expected 40, as in resume="
     )
 
 
-def test_epochs_that_cut_a_schedule_short_are_refused(go: Go) -> None:
+def test_epochs_that_cut_a_schedule_short_are_refused(go):
     options = ("stage=pretrain", "data.batch_size=120", "trainer.max_steps=100", *QUIET)
     with pytest.raises(UserError, match=r"^trainer.max_epochs=1: ends training after 30 of sched"):
         go("run", *options, "scheduler=one_cycle")
@@ -243,7 +235,7 @@ OTHERS = {
 }
 
 
-def test_other_settings_are_refused_by_their_key(go: Go, tmp_path: Path) -> None:
+def test_other_settings_are_refused_by_their_key(go, tmp_path):
     folder = go("run", *LORA, *QUIET, crash=9)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for override, message in OTHERS.items():
@@ -253,7 +245,7 @@ def test_other_settings_are_refused_by_their_key(go: Go, tmp_path: Path) -> None
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_replaced_base_is_named_by_the_file_that_keeps_it(go: Go, tmp_path: Path) -> None:
+def test_a_replaced_base_is_named_by_the_file_that_keeps_it(go, tmp_path):
     go("run", *LORA, *QUIET, crash=9)
     base = small_base(tmp_path / "outputs")
     copy = own_file(base.parent, "mnist", read_base(base, MLP(hidden_sizes=[16])).sha256)
@@ -264,7 +256,7 @@ def test_a_replaced_base_is_named_by_the_file_that_keeps_it(go: Go, tmp_path: Pa
     )
 
 
-def test_what_changes_no_number_may_change(go: Go, tmp_path: Path) -> None:
+def test_what_changes_no_number_may_change(go, tmp_path):
     go("run", *LORA, *QUIET, crash=9)
     base = small_base(tmp_path / "outputs").replace(tmp_path / "moved.ckpt")
     more = ("callbacks.checkpoint.every_n_train_steps=5", "figures=true", f"base_ckpt={base}")
@@ -272,9 +264,7 @@ def test_what_changes_no_number_may_change(go: Go, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("in_memory", ["true", "false"])
-def test_other_images_are_refused_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: str
-) -> None:
+def test_other_images_are_refused_by_name(tmp_path, monkeypatch, in_memory):
     photos, folder = move_in(tmp_path, monkeypatch) / "photos", tmp_path / "run"
     options = ("stage=lora", "target=dog", "trainer.max_steps=20", f"data.in_memory={in_memory}")
     options = (*options, *OFTEN, *QUIET, "trainer=cpu", "figures=false", CRASH)

@@ -4,7 +4,6 @@ Cells tagged ``exact`` print what no machine changes. In the others only the kin
 """
 
 import json
-from typing import Any
 
 import pytest
 from composed import FEW
@@ -13,16 +12,16 @@ from helpers.commands import ROOT
 NOTEBOOK = ROOT / "notebooks" / "walkthrough.ipynb"
 
 
-def code_cells(notebook: Any) -> list[Any]:
+def code_cells(notebook):
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def text(cell: Any) -> str:
+def text(cell):
     """What the cell printed; a file on disk has it by lines, and both in as many parts as came."""
     return "".join("".join(o["text"]) for o in cell["outputs"] if o["output_type"] == "stream")
 
 
-def kinds(cell: Any) -> set[str]:
+def kinds(cell):
     """What came out of a cell: text, warnings, pictures."""
     outputs = cell["outputs"]
     return {o.get("name", o["output_type"]) for o in outputs} | {
@@ -31,11 +30,11 @@ def kinds(cell: Any) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def committed() -> Any:
+def committed():
     return json.loads(NOTEBOOK.read_text())
 
 
-def test_it_was_run_from_top_to_bottom_without_a_warning(committed: Any) -> None:
+def test_it_was_run_from_top_to_bottom_without_a_warning(committed):
     cells = code_cells(committed)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert not {kind for cell in cells for kind in kinds(cell)} & {"error", "stderr"}
@@ -44,7 +43,7 @@ def test_it_was_run_from_top_to_bottom_without_a_warning(committed: Any) -> None
 
 
 @pytest.mark.slow(60)
-def test_every_cell_runs_and_gives_what_is_committed(committed: Any) -> None:
+def test_every_cell_runs_and_gives_what_is_committed(committed):
     reason = "the extra dev is not installed"
     nbformat = pytest.importorskip("nbformat", reason=reason)
     nbclient = pytest.importorskip("nbclient", reason=reason)

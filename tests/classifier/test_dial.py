@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from helpers.nets import TinyNet, randomize
-from torch import Tensor
+from helpers.nets import randomize
 
 from lora_mnist import add_lora, dial_curve, lora_disabled, set_lora_scale
 from lora_mnist.classifier.dial import SCALES, advised_scale, predictions_at, quick_dial
 from lora_mnist.lora import lora_adapters
 
 
-def batches(net: TinyNet) -> list[tuple[Tensor, Tensor]]:
+def batches(net):
     """Images, and labels of which ``net`` gets two thirds right."""
     images = torch.randn(90, 6, generator=torch.Generator().manual_seed(0))
     labels = net(images).argmax(dim=1)
@@ -19,11 +18,11 @@ def batches(net: TinyNet) -> list[tuple[Tensor, Tensor]]:
 
 
 @pytest.fixture
-def adapted(tiny: TinyNet) -> TinyNet:
+def adapted(tiny):
     return randomize(add_lora(tiny.eval(), rank=2).eval())
 
 
-def test_each_scale_is_counted_as_the_network_errs_there(adapted: TinyNet) -> None:
+def test_each_scale_is_counted_as_the_network_errs_there(adapted):
     with lora_disabled(adapted):
         given = batches(adapted)
     curve = dial_curve(adapted, given, targets=[1], scales=[0, 0.5, 1])
@@ -40,7 +39,7 @@ def test_each_scale_is_counted_as_the_network_errs_there(adapted: TinyNet) -> No
     assert curve["errors"][0] == 30  # the base's, bit for bit
 
 
-def test_the_scale_that_an_adapter_has_is_what_the_others_are_factors_of(adapted: TinyNet) -> None:
+def test_the_scale_that_an_adapter_has_is_what_the_others_are_factors_of(adapted):
     given = batches(adapted)
     whole = dial_curve(adapted, given, scales=[0, 0.5])
     set_lora_scale(adapted, 0.5)
@@ -48,7 +47,7 @@ def test_the_scale_that_an_adapter_has_is_what_the_others_are_factors_of(adapted
     assert {adapter.scale for adapter in lora_adapters(adapted)} == {0.5}
 
 
-def test_one_of_several_adapters_is_turned_alone(adapted: TinyNet) -> None:
+def test_one_of_several_adapters_is_turned_alone(adapted):
     given = batches(adapted)
     randomize(add_lora(adapted, rank=1, name="second").eval())
     set_lora_scale(adapted, 0, "second")
@@ -69,15 +68,13 @@ def test_one_of_several_adapters_is_turned_alone(adapted: TinyNet) -> None:
         ([20, 21, 21], 0.0),
     ],
 )
-def test_advice_is_near_1_where_that_keeps_half_of_the_gain(
-    errors: list[int], advised: float
-) -> None:
+def test_advice_is_near_1_where_that_keeps_half_of_the_gain(errors, advised):
     assert advised_scale([0.0, 0.5, 1.0], errors) == advised
     assert advised_scale([1.0, 0.5, 0.0], errors[::-1]) == advised
     assert advised_scale([0.0, 1.25, 0.75], [9, 5, 5]) == 0.75  # of two as near the smaller
 
 
-def test_refused(adapted: TinyNet) -> None:
+def test_refused(adapted):
     with pytest.raises(ValueError, match="scales=.*expected 0"):
         dial_curve(adapted, batches(adapted), scales=[0.5, 1])
     with pytest.raises(ValueError, match="batches: expected at least one"):
@@ -92,21 +89,21 @@ def test_refused(adapted: TinyNet) -> None:
 class Counted:
     """Images by their indices, and how many of them were taken."""
 
-    def __init__(self, net: TinyNet, count: int = 600) -> None:
+    def __init__(self, net, count=600):
         self.images = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
         with lora_disabled(net), torch.no_grad():
             self.labels = net(self.images).argmax(dim=1)
         self.labels[::3] = (self.labels[::3] + 1) % 3
-        self.taken: list[int] = []
+        self.taken = []
 
-    def __call__(self, indices: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    def __call__(self, indices):
         chosen = torch.arange(len(self.images)) if indices is None else indices
         self.taken.append(len(chosen))
         return list(zip(self.images[chosen].split(70), self.labels[chosen].split(70), strict=True))
 
 
 @pytest.mark.parametrize("most", [60, 200, 600])
-def test_the_quick_dial_sees_few_images_and_comes_near(adapted: TinyNet, most: int) -> None:
+def test_the_quick_dial_sees_few_images_and_comes_near(adapted, most):
     images = Counted(adapted)
     slow = dial_curve(adapted, images(None), [1])
     images.taken.clear()
@@ -128,7 +125,7 @@ def test_the_quick_dial_sees_few_images_and_comes_near(adapted: TinyNet, most: i
     assert again == {**quick, "forward_passes": 4 * chosen}
 
 
-def test_all_runs_where_the_network_is(adapted: TinyNet) -> None:
+def test_all_runs_where_the_network_is(adapted):
     """The meta device refuses to mix with the CPU, as a GPU does."""
     images = torch.empty(5, 6, device="meta")
     labels = torch.empty(5, dtype=torch.int64, device="meta")

@@ -1,11 +1,8 @@
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from lora_mnist.classifier.loss import Loss, distillation, hinge, weighted_mean
 
@@ -15,23 +12,23 @@ REPLAYED = 4
 IS_REPLAYED = torch.arange(7) >= 3
 
 
-def logits(seed: int = 0) -> Tensor:
+def logits(seed=0):
     return 3 * torch.randn(len(LABELS), 3, generator=torch.Generator().manual_seed(seed))
 
 
-def gradient(loss: Any) -> Tensor:
+def gradient(loss):
     z = logits().requires_grad_()
     loss(z).backward()
     return z.grad
 
 
-def test_the_default_is_torchs_cross_entropy_gradient_bit_for_bit() -> None:
+def test_the_default_is_torchs_cross_entropy_gradient_bit_for_bit():
     ours = gradient(lambda z: Loss()(z, LABELS, None))
     assert torch.equal(ours, gradient(lambda z: F.cross_entropy(z, LABELS)))
 
 
 @given(seed=st.integers(0, 1000), margin=st.floats(0, 10))
-def test_hinge_equals_a_plain_loop(seed: int, margin: float) -> None:
+def test_hinge_equals_a_plain_loop(seed, margin):
     z = logits(seed)
     for row, label, loss in zip(z, LABELS, hinge(z, LABELS, margin), strict=True):
         best_other = max(v for c, v in enumerate(row.tolist()) if c != label)
@@ -40,7 +37,7 @@ def test_hinge_equals_a_plain_loop(seed: int, margin: float) -> None:
 
 
 @given(seed=st.integers(0, 1000))
-def test_distillation_is_zero_at_the_base_and_positive_elsewhere(seed: int) -> None:
+def test_distillation_is_zero_at_the_base_and_positive_elsewhere(seed):
     z, base = logits(seed), logits(seed + 1)
     assert distillation(z, z).abs().max() < 1e-5
     p, q = (F.softmax(v, dim=1).double() for v in (base, z))
@@ -49,21 +46,21 @@ def test_distillation_is_zero_at_the_base_and_positive_elsewhere(seed: int) -> N
     assert (distillation(z, base) > -1e-5).all()
 
 
-def test_distils_on_images_that_are_not_replayed() -> None:
+def test_distils_on_images_that_are_not_replayed():
     z, base = logits(), logits(1)
     distilled = distillation(z, base) * ~IS_REPLAYED
     expected = (F.cross_entropy(z, LABELS, reduction="none") + 0.5 * distilled).mean()
     torch.testing.assert_close(Loss(distill=0.5)(z, LABELS, base, REPLAYED), expected)
 
 
-def test_target_weight_is_the_targets_share() -> None:
+def test_target_weight_is_the_targets_share():
     z = logits()
     losses = F.cross_entropy(z, LABELS, reduction="none")
     expected = 0.2 * losses[~IS_REPLAYED].mean() + 0.8 * losses[IS_REPLAYED].mean()
     torch.testing.assert_close(Loss(target_weight=0.2)(z, LABELS, None, REPLAYED), expected)
 
 
-def test_target_weight_without_others_is_the_plain_mean() -> None:
+def test_target_weight_without_others_is_the_plain_mean():
     losses = torch.tensor([1.0, 3.0], requires_grad=True)
     for is_target in (torch.tensor([True, True]), torch.tensor([False, False])):
         losses.grad = None

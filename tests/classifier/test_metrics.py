@@ -1,13 +1,11 @@
 from collections import Counter
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.nets import TinyNet, randomize
+from helpers.nets import randomize
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from lora_mnist import add_lora, compare_errors, lora_disabled
 from lora_mnist.classifier.metrics import Evaluation, scalars
@@ -16,17 +14,17 @@ from lora_mnist.classifier.significance import mcnemar, wilson
 CLASSES = 3
 
 
-def batch(seed: int, size: int = 20) -> tuple[Tensor, Tensor, Tensor]:
+def batch(seed, size=20):
     """Logits of a base and of a network, and labels without class 2."""
     generator = torch.Generator().manual_seed(seed)
     base, logits = torch.randn(2, size, CLASSES, generator=generator)
     return base, logits, torch.randint(0, 2, (size,), generator=generator)
 
 
-def plain_counts(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def plain_counts(logits, labels):
     """The counts of a network alone, image by image."""
     errors, images = [0] * CLASSES, [0] * CLASSES
-    confusions: Counter[tuple[int, int]] = Counter()
+    confusions = Counter()
     for row, label in zip(logits, labels.tolist(), strict=True):
         predicted = int(row.argmax())
         images[label] += 1
@@ -49,7 +47,7 @@ def plain_counts(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def plain_repair(base: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def plain_repair(base, logits, labels):
     """The counts of a network beside its base, image by image."""
     repaired, broken = [0] * CLASSES, [0] * CLASSES
     for before, after, label in zip(base.argmax(1), logits.argmax(1), labels.tolist(), strict=True):
@@ -67,7 +65,7 @@ def plain_repair(base: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Any]
 
 
 @given(seed=st.integers(0, 1000), first=st.integers(1, 19), has_base=st.booleans())
-def test_counts_equal_those_of_a_plain_loop(seed: int, first: int, has_base: bool) -> None:
+def test_counts_equal_those_of_a_plain_loop(seed, first, has_base):
     base, logits, labels = batch(seed)
     evaluation = Evaluation(CLASSES)
     for _ in range(2):  # it starts afresh each time
@@ -80,7 +78,7 @@ def test_counts_equal_those_of_a_plain_loop(seed: int, first: int, has_base: boo
         assert evaluation.conclude("val") == expected
 
 
-def test_classes_that_loggers_get() -> None:
+def test_classes_that_loggers_get():
     base, logits, labels = batch(0)
     evaluation = Evaluation(CLASSES)
     evaluation.update(logits, labels, base)
@@ -98,14 +96,14 @@ def test_classes_that_loggers_get() -> None:
 # --- a loop of one's own -------------------------------------------------------------------------
 
 
-def batches() -> list[tuple[Tensor, Tensor]]:
+def batches():
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(50, 6, generator=generator)
     labels = torch.randint(0, 2, (50,), generator=generator)
     return list(zip(images.split(16), labels.split(16), strict=True))
 
 
-def test_compare_errors_counts_base_and_adapter(tiny: TinyNet) -> None:
+def test_compare_errors_counts_base_and_adapter(tiny):
     adapted = randomize(add_lora(tiny))
     images, labels = (torch.cat(parts) for parts in zip(*batches(), strict=True))
     with torch.no_grad():
@@ -119,7 +117,7 @@ def test_compare_errors_counts_base_and_adapter(tiny: TinyNet) -> None:
     assert torch.equal(adapted(images), after)  # it is enabled
 
 
-def test_compare_errors_needs_lora_and_a_batch(tiny: TinyNet) -> None:
+def test_compare_errors_needs_lora_and_a_batch(tiny):
     with pytest.raises(ValueError, match="LoRA"):
         compare_errors(tiny, batches())
     with pytest.raises(ValueError, match="batches: expected at least one batch"):

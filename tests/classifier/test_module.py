@@ -1,10 +1,7 @@
 import copy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from helpers.nets import TinyNet
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
@@ -20,7 +17,7 @@ ADAM = torch.optim.Adam
 DATA = ImageDataModule("toy", ["cat", "dog", "owl"], 1, replay=3)
 
 
-def test_sizes_and_forward_of_the_cnn() -> None:
+def test_sizes_and_forward_of_the_cnn():
     net = CNN(in_channels=2, channels=[3, 5], image_size=9, num_classes=4)
     shapes = [tuple(m.weight.shape) for m in net.children() if hasattr(m, "weight")]
     assert shapes == [(3, 2, 3, 3), (5, 3, 3, 3), (4, 5 * 2 * 2)]
@@ -31,11 +28,11 @@ def test_sizes_and_forward_of_the_cnn() -> None:
     assert sum(p.numel() for p in CNN().parameters()) == 20_490
 
 
-def make(net: nn.Module, **settings: Any) -> ClassifierModule:
+def make(net, **settings):
     return ClassifierModule(net, DATA, optimizer=ADAM, lr=0.1, **settings)
 
 
-def trainer(tmp_path: Path, **settings: Any) -> Trainer:
+def trainer(tmp_path, **settings):
     return Trainer(
         accelerator="cpu",
         logger=False,
@@ -48,27 +45,25 @@ def trainer(tmp_path: Path, **settings: Any) -> Trainer:
 
 
 @pytest.fixture
-def loader() -> DataLoader[Any]:
+def loader():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50, 6, generator=generator)
     y = torch.randint(0, 2, (50,), generator=generator)  # no image of class 2
     return DataLoader(TensorDataset(x, y), batch_size=16)
 
 
-def names(state: dict[str, Any]) -> set[str]:
+def names(state):
     """The names of the network's tensors in a checkpoint, without their layers."""
     return {key.rsplit(".", 1)[1] for key in state if key.startswith("net.")}
 
 
 @pytest.mark.parametrize(("init", "more"), [("gaussian", set()), ("pissa", {"start_A", "start_B"})])
-def test_weight_averaging_keeps_the_mean_of_the_adapter(
-    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, init: str, more: set[str]
-) -> None:
+def test_weight_averaging_keeps_the_mean_of_the_adapter(tiny, loader, tmp_path, init, more):
     class Recorded(ClassifierModule):
-        def on_train_batch_end(self, *_: Any) -> None:
+        def on_train_batch_end(self, *_):
             seen.append([p.detach().clone() for p in lora_parameters(self.net)])
 
-    seen: list[list[torch.Tensor]] = []
+    seen = []
     before = copy.deepcopy(tiny.state_dict())
     module = Recorded(add_lora(tiny, init=init), DATA, optimizer=ADAM, lr=0.1)
     fit = trainer(tmp_path, max_steps=3, callbacks=WeightAveraging(use_buffers=False))
@@ -84,15 +79,13 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_train_loss_is_the_mean_over_all_batches_of_the_steps(
-    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path, accumulate: int
-) -> None:
+def test_train_loss_is_the_mean_over_all_batches_of_the_steps(tiny, loader, tmp_path, accumulate):
     class Recorded(ClassifierModule):
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        def training_step(self, batch, batch_idx):
             losses.append(loss := super().training_step(batch, batch_idx))
             return loss
 
-    losses: list[torch.Tensor] = []
+    losses = []
     settings = {"max_steps": 4, "log_every_n_steps": 2, "accumulate_grad_batches": accumulate}
     fit = trainer(tmp_path, **settings)
     fit.fit(Recorded(tiny, DATA, optimizer=ADAM, lr=0.1), loader)
@@ -100,9 +93,7 @@ def test_train_loss_is_the_mean_over_all_batches_of_the_steps(
     assert fit.callback_metrics["train/loss"].item() == pytest.approx(window.mean().item())
 
 
-def test_the_step_of_the_last_validation(
-    tiny: TinyNet, loader: DataLoader[Any], tmp_path: Path
-) -> None:
+def test_the_step_of_the_last_validation(tiny, loader, tmp_path):
     module = make(tiny)
     assert module.validated_at is None
     fit = trainer(tmp_path, max_steps=4, num_sanity_val_steps=2)
@@ -113,9 +104,7 @@ def test_the_step_of_the_last_validation(
 
 @pytest.mark.parametrize("kind", ["adapter", "network"])
 @pytest.mark.parametrize("loss", [{"margin": 1.0}, {"distill": 1.0, "target_weight": 0.5}])
-def test_all_is_computed_where_the_batch_is(
-    tiny: TinyNet, tmp_path: Path, kind: str, loss: dict[str, Any]
-) -> None:
+def test_all_is_computed_where_the_batch_is(tiny, tmp_path, kind, loss):
     """Training with replay, and validation, on a device that refuses to mix with the CPU."""
     base = copy.deepcopy(tiny.state_dict())
     if kind == "adapter":

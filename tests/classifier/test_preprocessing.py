@@ -1,8 +1,5 @@
 """Which preprocessing a network was trained with: by images of a folder, or by the network."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy
 import pytest
 import torch
@@ -19,7 +16,7 @@ from lora_mnist.data.make import network_preprocessing
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(tmp_path_factory):
     """Wide pictures with noise and a coloured bar in one of three places, 150 a class."""
     folder = tmp_path_factory.mktemp("mine")
     generator = numpy.random.default_rng(0)
@@ -35,7 +32,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train_plain(photos: Path) -> None:
+def train_plain(photos):
     """Somebody's own script, which stretches pictures, takes blue first, and divides by 255."""
     steps = [v2.Resize((8, 8)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     folder = ImageFolder(str(photos / "photos"), v2.Compose(steps))
@@ -60,7 +57,7 @@ OPTIONS = (
 
 
 @pytest.mark.slow
-def test_eval_says_unasked_how_the_network_was_trained(photos: Path, cli: Any) -> None:
+def test_eval_says_unasked_how_the_network_was_trained(photos, cli):
     """And shows all that it tried, where it is asked to."""
     train_plain(photos)
     first = cli("eval.py", *OPTIONS, here=photos)
@@ -79,18 +76,18 @@ def test_eval_says_unasked_how_the_network_was_trained(photos: Path, cli: Any) -
     assert losses == sorted(losses)
 
 
-def errors(table: str) -> int:
+def errors(table):
     (row,) = [line for line in table.splitlines() if line.startswith("│ all")]
     return int(row.split("│")[3])
 
 
-def test_conventions_to_try() -> None:
+def test_conventions_to_try():
     folder = {"mean": 0.1, "std": 0.3, "resize": "crop", "color_order": "rgb", "crop_pct": None}
     assert len(conventions({**folder, "channels": 3, "image_size": 8})) == 30
     assert conventions({**folder, "transform": {"_target_": "x"}})[1:] == []
 
 
-def test_ways_within_chance_of_the_best() -> None:
+def test_ways_within_chance_of_the_best():
     wrong = torch.zeros(200, dtype=torch.bool)
     wrong[:20] = True
     best, same = Trial({}, 0.5, wrong), Trial({}, 0.5, wrong.clone())
@@ -101,7 +98,7 @@ def test_ways_within_chance_of_the_best() -> None:
     assert within_chance(best, [same, close, Trial({}, 0.7, far)]) == [close]
 
 
-def require_same(keys: dict[str, Any], transform: Any) -> None:
+def require_same(keys, transform):
     """A data module with ``keys`` prepares a picture as ``transform`` does."""
     noise = torch.rand(3, 300, 260, generator=torch.Generator().manual_seed(0))
     picture = v2.functional.to_pil_image(noise)
@@ -109,7 +106,7 @@ def require_same(keys: dict[str, Any], transform: Any) -> None:
     assert torch.equal(data.normalise(data._preparation(picture)[None])[0], transform(picture))
 
 
-def test_a_network_names_its_own_preprocessing() -> None:
+def test_a_network_names_its_own_preprocessing():
     net, settings = torch.nn.Identity(), {"_target_": "torchvision.models.resnet50"}
     keys = network_preprocessing(net, {**settings, "weights": "IMAGENET1K_V2"})
     require_same(keys, ResNet50_Weights.IMAGENET1K_V2.transforms())
@@ -117,7 +114,7 @@ def test_a_network_names_its_own_preprocessing() -> None:
         assert network_preprocessing(net, other) == {}
 
 
-def test_a_network_of_timm_names_its_own_preprocessing() -> None:
+def test_a_network_of_timm_names_its_own_preprocessing():
     timm = pytest.importorskip("timm")
     net = timm.create_model("vit_tiny_patch16_224", num_classes=2)
     settings = {"_target_": "timm.create_model"}

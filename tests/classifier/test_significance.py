@@ -19,12 +19,12 @@ COUNT = st.integers(0, 200)
         (25_000, 25_100, 0.6584),  # the normal approximation, with continuity correction
     ],
 )
-def test_mcnemar_as_published(repaired: int, broken: int, p_value: float) -> None:
+def test_mcnemar_as_published(repaired, broken, p_value):
     assert mcnemar(repaired, broken) == pytest.approx(p_value, rel=1e-3, abs=5e-7)
 
 
 @given(repaired=COUNT, broken=COUNT)
-def test_mcnemar_is_the_binomial_sum(repaired: int, broken: int) -> None:
+def test_mcnemar_is_the_binomial_sum(repaired, broken):
     n = repaired + broken
     tail = sum(comb(n, k) for k in range(min(repaired, broken) + 1))
     assert mcnemar(repaired, broken) == mcnemar(broken, repaired) == min(1, 2 * tail / 2**n)
@@ -37,12 +37,12 @@ def test_mcnemar_is_the_binomial_sum(repaired: int, broken: int) -> None:
         (0, 20, 0.0, 0.1611),
     ],
 )
-def test_wilson_as_published(errors: int, images: int, low: float, high: float) -> None:
+def test_wilson_as_published(errors, images, low, high):
     assert wilson(errors, images) == pytest.approx((low * images, high * images), abs=5e-5 * images)
 
 
 @given(errors=COUNT, right=COUNT)
-def test_wilson_holds_the_count_and_is_symmetric(errors: int, right: int) -> None:
+def test_wilson_holds_the_count_and_is_symmetric(errors, right):
     images = errors + right
     low, high = wilson(errors, images)
     assert 0 <= low <= errors + 1e-9
@@ -62,7 +62,7 @@ def test_wilson_holds_the_count_and_is_symmetric(errors: int, right: int) -> Non
         (0.0496, "p = 0.05"),
     ],
 )
-def test_rounding_never_makes_a_difference_significant(p_value: float, text: str) -> None:
+def test_rounding_never_makes_a_difference_significant(p_value, text):
     assert chance_text(p_value) == text
 
 
@@ -79,8 +79,6 @@ def test_rounding_never_makes_a_difference_significant(p_value: float, text: str
         ((100, 100), (100, 100), False),
     ],
 )
-def test_a_network_that_knows_the_validation_images_errs_far_less_on_them(
-    val: tuple[int, int], test: tuple[int, int], expected: bool
-) -> None:
+def test_a_network_that_knows_the_validation_images_errs_far_less_on_them(val, test, expected):
     outcomes = [{"errors": errors, "images_per_class": [images]} for errors, images in (val, test)]
     assert knows_validation(*outcomes) == expected

@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 import torch
 
@@ -12,22 +10,22 @@ DIGITS = ["0", "1", "2", "3"]
 class Greys(ImageDataModule):
     """Twelve images of 3 x 2 pixels, four a class; each channel is darker than the one before."""
 
-    def training_images(self) -> Any:
+    def training_images(self):
         greys = torch.arange(0, 120, 10, dtype=torch.uint8)[:, None, None, None]
         images = (greys // torch.arange(1, self.channels + 1)[:, None, None]).expand(-1, -1, 3, 2)
         train = ImageTensors(images.to(torch.uint8), torch.arange(12) % 3)
         return train, ImageTensors(train.images[:0], torch.arange(0))
 
-    def test_images(self) -> Any:
+    def test_images(self):
         return self.training_images()[0]
 
 
-def greys(channels: int = 1, **changes: Any) -> Greys:
+def greys(channels=1, **changes):
     return Greys("greys", ["cat", "dog", "owl"], channels, **changes)
 
 
 @pytest.mark.parametrize(("channels", "order"), [(1, "rgb"), (3, "rgb"), (3, "bgr")])
-def test_pixels_are_normalised_by_what_is_measured(channels: int, order: str) -> None:
+def test_pixels_are_normalised_by_what_is_measured(channels, order):
     data = greys(channels=channels)
     data.color_order = order
     data.setup("fit")
@@ -42,7 +40,7 @@ def test_pixels_are_normalised_by_what_is_measured(channels: int, order: str) ->
         assert channel.std(correction=0).item() == pytest.approx(1, abs=1e-2)
 
 
-def test_batches_are_normalised_where_they_are() -> None:
+def test_batches_are_normalised_where_they_are():
     """The meta device mixes with the CPU as little as a GPU does."""
     data = greys(channels=3)
     data.setup("fit")
@@ -64,11 +62,11 @@ def test_batches_are_normalised_where_they_are() -> None:
         (0, ["1", "10", "2"], [0]),
     ],
 )
-def test_classes_go_by_number_and_by_name(target: Any, classes: list[str], expected: Any) -> None:
+def test_classes_go_by_number_and_by_name(target, classes, expected):
     assert class_numbers(target, classes) == expected
 
 
-def test_a_class_is_named_once() -> None:
+def test_a_class_is_named_once():
     with pytest.raises(ValueError, match=r"^target=\[1, 'dog'\]: expected each class once"):
         class_numbers([1, "dog"], ["cat", "dog"])
 
@@ -80,12 +78,12 @@ def test_a_class_is_named_once() -> None:
         *(("mean", 33.3), ("mean", "x"), ("mean", float("nan")), ("std", 0), ("mistakes_test", 2)),
     ],
 )
-def test_refuses_values_by_name(key: str, value: Any) -> None:
+def test_refuses_values_by_name(key, value):
     with pytest.raises(ValueError, match=f"^{key}={value}: expected "):
         greys(**{key: value})
 
 
-def test_one_data_module_serves_to_find_a_class_and_to_train_on_it() -> None:
+def test_one_data_module_serves_to_find_a_class_and_to_train_on_it():
     """Lightning calls setup again; the choice stays."""
     data = greys()
     data.setup("fit")

@@ -1,8 +1,5 @@
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy
 import pytest
@@ -11,7 +8,6 @@ from composed import logged
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
@@ -19,18 +15,17 @@ from lora_mnist.data import FolderDataModule
 from lora_mnist.data.image_files import Entry, ImageFiles, Preparation, split
 from lora_mnist.data.pictures import open_picture
 
-Maker = Callable[..., Path]
 PETS = {"cat": 20, "dog": 30, "owl": 50}
 
 
 @pytest.fixture
-def make_photos(tmp_path: Path) -> Maker:
+def make_photos(tmp_path):
     """``make_photos({"cat": 5, "dog": 3}, "train", size=(8, 6))``: that many images a class.
 
     The images are noise; they are cat/0.png, cat/1.png, ... in tmp_path/photos/train.
     """
 
-    def make(counts: dict[str, int], *below: str, size: tuple[int, int] = (8, 8)) -> Path:
+    def make(counts, *below, size=(8, 8)):
         root = tmp_path / "photos"
         generator = numpy.random.default_rng(len(list(root.rglob("*"))))
         for name, count in counts.items():
@@ -44,7 +39,7 @@ def make_photos(tmp_path: Path) -> Maker:
     return make
 
 
-def sets(root: Path, **changes: Any) -> tuple[FolderDataModule, list[tuple[Tensor, Tensor]]]:
+def sets(root, **changes):
     """The data module, and its training, validation and test images and labels."""
     data = FolderDataModule(root, **changes)
     data.prepare_data()
@@ -57,7 +52,7 @@ in_memory = pytest.mark.parametrize("in_memory", [True, False])
 
 CROP, TENSOR = v2.CenterCrop(16), v2.PILToTensor()
 #: How images are prepared: keys beside image_size=16, and what torchvision has for them.
-WAYS: dict[str, tuple[dict[str, Any], list[v2.Transform]]] = {
+WAYS = {
     "crop": ({}, [v2.Resize(16), CROP, TENSOR]),
     "stretch": ({"resize": "stretch"}, [v2.Resize((16, 16)), TENSOR]),
     "without smoothing": (
@@ -81,7 +76,7 @@ WAYS: dict[str, tuple[dict[str, Any], list[v2.Transform]]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("size", [(40, 30), (16, 99), (7, 5)])
-def test_reads_what_torchvision_reads(make_photos: Maker, way: str, size: Any) -> None:
+def test_reads_what_torchvision_reads(make_photos, way, size):
     for part in ("train", "validation", "test"):
         root = make_photos({"cat": 2, "cat-a": 1, "cat2": 1}, part, size=size)
     keys, steps = WAYS[way]
@@ -93,11 +88,11 @@ def test_reads_what_torchvision_reads(make_photos: Maker, way: str, size: Any) -
         assert torch.equal(images, torch.stack([theirs[i][0] for i in by_path]))
 
 
-def test_from_the_disk_is_as_in_memory(make_photos: Maker) -> None:
+def test_from_the_disk_is_as_in_memory(make_photos):
     """Also with another way to resize than the configured one."""
     root = make_photos(PETS, size=(14, 9))
     (root / "owl" / "3.png").write_bytes(b"broken")
-    changes: dict[str, Any] = {"image_size": [6, 8], "channels": 1}
+    changes = {"image_size": [6, 8], "channels": 1}
     _, held = sets(root, resize="stretch", **changes)
     data, _ = sets(root, in_memory=False, resize="stretch", **changes)
     cropped, _ = sets(root, **changes)
@@ -112,7 +107,7 @@ def test_from_the_disk_is_as_in_memory(make_photos: Maker) -> None:
     assert isinstance(large.test_images(), ImageFiles)
 
 
-def test_labels_follow_the_order_of_the_network(make_photos: Maker) -> None:
+def test_labels_follow_the_order_of_the_network(make_photos):
     root = make_photos({"1": 9, "2": 9, "10": 9})
     (data, plain), (_, turned) = sets(root), sets(root, classes=[2, 10, 1])
     assert data.classes == ["1", "10", "2"]
@@ -121,9 +116,7 @@ def test_labels_follow_the_order_of_the_network(make_photos: Maker) -> None:
         assert torch.equal(2 - labels, others)
 
 
-def test_other_files_are_left_out_and_named(
-    make_photos: Maker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_files_are_left_out_and_named(make_photos, caplog):
     root = make_photos({"cat": 3}, "cat", "2024")
     make_photos({"dog": 4})
     for hidden in (".cache", "__MACOSX"):
@@ -139,9 +132,7 @@ def test_other_files_are_left_out_and_named(
 
 
 @in_memory
-def test_broken_images_are_named_and_left_out(
-    make_photos: Maker, caplog: pytest.LogCaptureFixture, in_memory: bool
-) -> None:
+def test_broken_images_are_named_and_left_out(make_photos, caplog, in_memory):
     root = make_photos({"cat": 20, "dog": 20})
     for i in range(12):
         path = root / "cat" / f"{i}.png"
@@ -156,7 +147,7 @@ def test_broken_images_are_named_and_left_out(
         sets(root, in_memory=in_memory)
 
 
-def test_an_image_that_breaks_later_is_named(make_photos: Maker) -> None:
+def test_an_image_that_breaks_later_is_named(make_photos):
     root = make_photos({"cat": 4, "dog": 4})
     files = sets(root, in_memory=False)[0].test_images()
     files.paths[1].write_bytes(b"broken")
@@ -166,7 +157,7 @@ def test_an_image_that_breaks_later_is_named(make_photos: Maker) -> None:
 
 
 @in_memory
-def test_the_sha256_changes_with_the_images(make_photos: Maker, in_memory: bool) -> None:
+def test_the_sha256_changes_with_the_images(make_photos, in_memory):
     root = make_photos({"cat": 5, "dog": 5})
     changes = (
         lambda: make_photos({"cat": 1}),  # replaced by other noise
@@ -181,7 +172,7 @@ def test_the_sha256_changes_with_the_images(make_photos: Maker, in_memory: bool)
     assert len(seen) == 5
 
 
-def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos: Maker) -> None:
+def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos):
     root = make_photos({"cat": 5, "dog": 5}, size=(9, 7))
     (root / "cat" / "0.png").write_bytes(b"broken")
     data, parts = sets(root)
@@ -193,20 +184,20 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos: Maker) -> 
         sets(root)
 
 
-def test_sixteen_bits_are_not_clipped(tmp_path: Path) -> None:
+def test_sixteen_bits_are_not_clipped(tmp_path):
     levels = torch.linspace(0, 65535, 81).view(9, 9).to(torch.uint16)
     Image.fromarray(levels.numpy()).save(tmp_path / "x.png")
     image = Preparation(1, (9, 9))(open_picture(tmp_path / "x.png"))
     assert torch.equal(image[0], (levels.int() >> 8).to(torch.uint8))
 
 
-def test_pictures_can_be_read_without_a_folder(tmp_path: Path) -> None:
+def test_pictures_can_be_read_without_a_folder(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned; torchvision's ImageFolder ignores that, too
     picture = Image.new("RGB", (80, 40))
     picture.paste("red", (0, 0, 40, 40))
     picture.save(tmp_path / "x.png", exif=exif)
-    known: dict[str, Any] = {"classes": ["cat", "dog"], "image_size": [4, 8]}
+    known = {"classes": ["cat", "dog"], "image_size": [4, 8]}
     known |= {"mean": 0.5, "std": 0.25}
     data = FolderDataModule(None, **known)
     image = data.read_picture(tmp_path / "x.png")
@@ -215,7 +206,7 @@ def test_pictures_can_be_read_without_a_folder(tmp_path: Path) -> None:
     assert data.on_after_batch_transfer((image[None], torch.zeros(1)), 0)[0].max() == 2
 
 
-def entries(*of_classes: int, part: str = "train") -> list[Entry]:
+def entries(*of_classes, part="train"):
     return [Entry(f"{c}/{i}", c, part) for c, count in enumerate(of_classes) for i in range(count)]
 
 
@@ -225,7 +216,7 @@ def entries(*of_classes: int, part: str = "train") -> list[Entry]:
     test=st.floats(0.01, 0.3),
     seed=st.integers(0, 9),
 )
-def test_shares_hold_in_every_class(sizes: list[int], val: float, test: float, seed: int) -> None:
+def test_shares_hold_in_every_class(sizes, val, test, seed):
     images, names = entries(*sizes), [f"c{i}" for i in range(len(sizes))]
     parts = split(images, names, val, test, seed)
     assert parts == split(images[::-1], names, val, test, seed)
@@ -235,7 +226,7 @@ def test_shares_hold_in_every_class(sizes: list[int], val: float, test: float, s
         assert of_class["val"] == (max(1, round(val * count)) if val else 0)
 
 
-def test_the_split_is_stable() -> None:
+def test_the_split_is_stable():
     images, more, names = entries(200, 200), entries(202, 200), ["cat", "dog"]
     first = split(images, names, 0.1, 0.1, 0)
     assert split(images, names, 0.1, 0.1, 1) != first
@@ -258,7 +249,7 @@ def test_the_split_is_stable() -> None:
         ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7 test_size=0.4: expected to leave "),
     ],
 )
-def test_refuses_bad_arguments(make_photos: Maker, changes: dict[str, Any], message: str) -> None:
+def test_refuses_bad_arguments(make_photos, changes, message):
     arguments = {"data_dir": make_photos(dict.fromkeys(PETS, 4)), **changes}
     with pytest.raises(ValueError, match=message):
         FolderDataModule(**arguments).prepare_data()
@@ -272,7 +263,7 @@ def test_refuses_bad_arguments(make_photos: Maker, changes: dict[str, Any], mess
         (["train/cat", "train/dog", "val/emu"], "some images of emu to train on, and to test on"),
     ],
 )
-def test_refuses_other_layouts(make_photos: Maker, folders: list[str], message: str) -> None:
+def test_refuses_other_layouts(make_photos, folders, message):
     for path in folders:
         *above, name = path.split("/")
         root = make_photos({name: 2}, *above)
@@ -280,7 +271,7 @@ def test_refuses_other_layouts(make_photos: Maker, folders: list[str], message: 
         FolderDataModule(root).prepare_data()
 
 
-def test_another_data_module_prepares_pictures_as_this_one(make_photos: Maker) -> None:
+def test_another_data_module_prepares_pictures_as_this_one(make_photos):
     root = make_photos({"cat": 9, "dog": 9}, size=(16, 12))
     data, _ = sets(root, image_size=8, crop_pct=0.875, color_order="bgr")
     data.measure()
@@ -291,9 +282,7 @@ def test_another_data_module_prepares_pictures_as_this_one(make_photos: Maker) -
     assert twin.classes == data.classes
 
 
-def test_images_to_test_on_that_are_trained_on_are_left_out(
-    make_photos: Maker, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_images_to_test_on_that_are_trained_on_are_left_out(make_photos, caplog):
     root = make_photos({"cat": 9, "dog": 9}, "train")
     make_photos({"cat": 5, "dog": 5}, "val")
     make_photos({"cat": 6, "dog": 6}, "test")
@@ -315,7 +304,7 @@ def test_images_to_test_on_that_are_trained_on_are_left_out(
         sets(root)
 
 
-def test_folders_go_by_name_in_any_case(make_photos: Maker) -> None:
+def test_folders_go_by_name_in_any_case(make_photos):
     root = make_photos({"cat": 9, "dog": 9}, "Train")
     make_photos({"cat": 2, "dog": 3}, "TEST")
     for name in ("valid", "validation"):
@@ -331,7 +320,7 @@ def test_folders_go_by_name_in_any_case(make_photos: Maker) -> None:
     assert text.getvalue() == f"{root}: emu is ignored, as it is no train/, val/ or test/\n"
 
 
-def test_validation_images_may_come_from_the_test_images(make_photos: Maker) -> None:
+def test_validation_images_may_come_from_the_test_images(make_photos):
     root = make_photos({"cat": 20, "dog": 20}, "train")
     make_photos({"cat": 10, "dog": 30}, "test")
     make_photos({"cat": 4, "dog": 4}, "val")  # is trained on then

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy
 import pytest
 from PIL import Image
@@ -10,7 +8,7 @@ from lora_mnist.data.mistakes import read_mistakes
 PETS = FolderDataModule(None, classes=["cat", "dog"], image_size=4, channels=1, mean=0.5, std=0.5)
 
 
-def write(folder: Path, names: dict[str, int]) -> Path:
+def write(folder, names):
     """Pictures of one grey each, by their names."""
     for name, grey in names.items():
         path = folder / name
@@ -19,7 +17,7 @@ def write(folder: Path, names: dict[str, int]) -> Path:
     return folder
 
 
-def read(folder: Path, share: float = 0.2) -> list[dict[int, int]]:
+def read(folder, share=0.2):
     """Labels by grey: of the mistakes to learn from, and of those held out."""
     sets = read_mistakes(folder, PETS.class_of_folder, PETS.read_picture, share)
     return [
@@ -27,7 +25,7 @@ def read(folder: Path, share: float = 0.2) -> list[dict[int, int]]:
     ]
 
 
-def test_a_share_is_held_out_by_content_and_names_do_not_matter(tmp_path: Path) -> None:
+def test_a_share_is_held_out_by_content_and_names_do_not_matter(tmp_path):
     greys = {f"{'cat' if n < 20 else 'dog'}/{n}.png": n for n in range(40)}
     learnt, held_out = read(write(tmp_path / "one", greys))
     assert (len(learnt), len(held_out)) == (32, 8)
@@ -42,7 +40,7 @@ def test_a_share_is_held_out_by_content_and_names_do_not_matter(tmp_path: Path) 
     assert len(more.keys() & learnt.keys()) >= len(learnt) - 1
 
 
-def test_unreadable_pictures_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_pictures_are_named(tmp_path, caplog):
     write(tmp_path, {"cat/1.png": 1, "dog/2.png": 2})
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
     (tmp_path / "cat" / ".hidden").write_text("no picture")
@@ -52,7 +50,7 @@ def test_unreadable_pictures_are_named(tmp_path: Path, caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("names", [[], ["cow/1.png"], ["1.png"], ["cat/1.png"]])
-def test_refuses_a_folder_without_mistakes_to_learn(tmp_path: Path, names: list[str]) -> None:
+def test_refuses_a_folder_without_mistakes_to_learn(tmp_path, names):
     write(tmp_path, dict.fromkeys(names, 1))
     with pytest.raises(ValueError, match=f"mistakes={tmp_path}: "):
         read(tmp_path)

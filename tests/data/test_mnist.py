@@ -1,7 +1,6 @@
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,22 +15,22 @@ NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 NAMES += ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-def idx(*shape: int, content: bytes) -> bytes:
+def idx(*shape, content):
     """An IDX file of unsigned bytes."""
     return struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape) + content
 
 
-def test_images_are_those_of_torchvision() -> None:
+def test_images_are_those_of_torchvision():
     data = MNISTDataModule(data_dir=ROOT / "data")
     data.setup("fit")
     data.setup("test")
     official = MNIST(ROOT / "data", train=True)
-    assert torch.equal(data.train_set.images[:, 0], official.data[:55_000])  # type: ignore[attr-defined]
+    assert torch.equal(data.train_set.images[:, 0], official.data[:55_000])
     assert torch.equal(data.val_set.labels, official.targets[55_000:])
     assert data.sha256["test"].startswith("c3f9adf9c66efb57")
 
 
-def test_half_written_files_are_extracted_anew_by_one_process(tmp_path: Path) -> None:
+def test_half_written_files_are_extracted_anew_by_one_process(tmp_path):
     """A fresh clone has four archives; somebody was killed while extracting them."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -40,7 +39,7 @@ def test_half_written_files_are_extracted_anew_by_one_process(tmp_path: Path) ->
         shutil.copy(RAW / f"{name}.gz", raw)
         (raw / name).write_bytes(content)
 
-    def count(train: bool) -> int:
+    def count(train):
         return len(load_images("MNIST", tmp_path, train)[1])
 
     with ThreadPoolExecutor() as pool:
@@ -49,7 +48,7 @@ def test_half_written_files_are_extracted_anew_by_one_process(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short"])
-def test_damaged_files_are_named_where_no_download_is_possible(tmp_path: Path, damage: str) -> None:
+def test_damaged_files_are_named_where_no_download_is_possible(tmp_path, damage):
     """Twenty images, extracted, without the archives."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -65,7 +64,7 @@ def test_damaged_files_are_named_where_no_download_is_possible(tmp_path: Path, d
         load_images("MNIST", tmp_path, True)
 
 
-def test_validation_images_may_be_held_out_of_the_test_images() -> None:
+def test_validation_images_may_be_held_out_of_the_test_images():
     data = MNISTDataModule(data_dir=ROOT / "data", val_from="test", val_size=4000)
     data.setup("fit")
     data.setup("test")
@@ -76,9 +75,7 @@ def test_validation_images_may_be_held_out_of_the_test_images() -> None:
     assert both.bincount().tolist() == everything.bincount().tolist()
 
 
-def test_test_images_that_are_learnt_as_mistakes_are_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_test_images_that_are_learnt_as_mistakes_are_left_out(tmp_path, caplog):
     images, labels = load_images("MNIST", ROOT / "data", train=False)
     for i in range(20):
         folder = tmp_path / str(int(labels[i]))

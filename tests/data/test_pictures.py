@@ -1,6 +1,4 @@
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy
 import pytest
@@ -8,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from helpers.commands import ROOT
 from PIL import EpsImagePlugin, Image
-from torch import Tensor
 
 from lora_mnist.data import load_images
 from lora_mnist.data.pictures import open_picture, prepare
@@ -16,12 +13,12 @@ from lora_mnist.data.pictures import open_picture, prepare
 DIGITS = load_images("MNIST", ROOT / "data", train=False)[0][:8, 0].float()
 
 
-def enlarge(digit: Tensor, size: int = 150) -> Tensor:
+def enlarge(digit, size=150):
     large = F.interpolate(digit[None, None], (size, size), mode="bicubic", align_corners=False)
     return large[0, 0].clamp(0, 255)
 
 
-WAYS: dict[str, Callable[[Tensor], Tensor]] = {
+WAYS = {
     "enlarged": enlarge,
     "large": lambda digit: enlarge(digit, 900),
     "faint": lambda digit: 200 + 0.1 * enlarge(digit),
@@ -35,11 +32,11 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def picture_of(levels: Tensor) -> Image.Image:
+def picture_of(levels):
     return Image.fromarray(levels.round().byte().numpy())
 
 
-def likeness(ours: Tensor, original: Tensor) -> float:
+def likeness(ours, original):
     """Correlation, give or take a pixel: a centre of mass between two pixels may go to either."""
     moved = [ours.float().roll((y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
     rows = torch.stack([original, *moved]).flatten(1)
@@ -47,7 +44,7 @@ def likeness(ours: Tensor, original: Tensor) -> float:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_brings_back_mnists_own_image(way: str) -> None:
+def test_brings_back_mnists_own_image(way):
     for digit in DIGITS:
         ours = prepare(picture_of(WAYS[way](digit)))
         assert (ours.shape, ours.dtype) == ((1, 28, 28), torch.uint8)
@@ -55,7 +52,7 @@ def test_brings_back_mnists_own_image(way: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(90, 30), (30, 90), (5, 200), (700, 500), (9, 7)])
-def test_the_box_and_the_centre_of_mass(shape: tuple[int, int]) -> None:
+def test_the_box_and_the_centre_of_mass(shape):
     height, width = shape
     page = torch.zeros(height + 60, width + 100)
     page[10 : 10 + height, 80 : 80 + width] = torch.linspace(180, 255, width)
@@ -72,12 +69,12 @@ def test_the_box_and_the_centre_of_mass(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("shape", "level"), [((40, 30), 0.0), ((1, 1), 200.0)])
-def test_an_empty_page_is_refused(shape: tuple[int, int], level: float) -> None:
+def test_an_empty_page_is_refused(shape, level):
     with pytest.raises(ValueError, match="^nothing on it$"):
         prepare(picture_of(torch.full(shape, level)))
 
 
-MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
+MODES = {
     "16 bits": lambda ink: Image.fromarray(numpy.asarray(ink).astype(numpy.uint16) * 200),
     "colour": lambda ink: Image.merge("RGB", [ink, ink.point(lambda level: level // 2), ink]),
     "palette": lambda ink: ink.convert("P"),
@@ -87,13 +84,13 @@ MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_reads_every_kind_of_picture(tmp_path: Path, mode: str) -> None:
+def test_reads_every_kind_of_picture(tmp_path, mode):
     MODES[mode](picture_of(enlarge(DIGITS[0]))).save(tmp_path / "digit.png")
     assert likeness(prepare(open_picture(tmp_path / "digit.png"))[0], DIGITS[0]) > 0.9
 
 
 @pytest.mark.parametrize("content", ["no picture", "numbers", "a program", "folder"])
-def test_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+def test_an_unreadable_file(tmp_path, monkeypatch, content):
     path = tmp_path / "x.png"
     path.write_text(content)
     if content == "numbers":

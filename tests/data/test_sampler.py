@@ -1,14 +1,12 @@
 import hashlib
 from itertools import chain, islice, repeat
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from helpers.commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 from torchvision.transforms import v2
 
 from lora_mnist.data import ImageDataModule, ImageTensors, MNISTDataModule
@@ -19,7 +17,7 @@ LABELS = torch.arange(203) % 5
 INDICES = ImageTensors(torch.arange(203), LABELS)
 
 
-def trainer_of(rank: int, processes: int) -> Any:
+def trainer_of(rank, processes):
     """A Trainer's place among several processes, without the processes."""
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     return SimpleNamespace(
@@ -33,7 +31,7 @@ def trainer_of(rank: int, processes: int) -> Any:
     )
 
 
-def mnist(target: Any = None, **changes: Any) -> MNISTDataModule:
+def mnist(target=None, **changes):
     data = MNISTDataModule(data_dir=ROOT / "data", **changes)
     data.setup("fit")
     data.choose(target)
@@ -41,12 +39,12 @@ def mnist(target: Any = None, **changes: Any) -> MNISTDataModule:
 
 
 def toy_loader(
-    targets: list[int],
-    batch_size: int = 10,
-    replay: int = 6,
-    images: ImageTensors = INDICES,
-    **attributes: Any,
-) -> TrainingLoader:
+    targets,
+    batch_size=10,
+    replay=6,
+    images=INDICES,
+    **attributes,
+):
     """A loader of the 203 images, or of ``images``, that learns the classes ``targets``."""
     data = ImageDataModule("toy", [], 1, batch_size=batch_size, replay=replay)
     data.train_set = images
@@ -60,7 +58,7 @@ def toy_loader(
 
 # (target, replay, seed, rank, processes): SHA-256 of the first thirty batches. Recorded
 # once: whoever trains with a seed may rely on its batches.
-RECORDED: dict[tuple[Any, int, int | None, int, int], str] = {
+RECORDED = {
     (None, 0, 0, 0, 1): "1180ff0c08e71c17",
     (None, 0, None, 0, 1): "1af03cfeab3d9690",
     (9, 0, 0, 0, 1): "abec7450034ef3c9",
@@ -70,7 +68,7 @@ RECORDED: dict[tuple[Any, int, int | None, int, int], str] = {
 
 
 @pytest.mark.parametrize("way", RECORDED, ids=str)
-def test_images_come_in_the_recorded_order(way: Any) -> None:
+def test_images_come_in_the_recorded_order(way):
     target, replay, seed, rank, processes = way
     data = mnist(target=target, replay=replay, seed=seed)
     if processes > 1:
@@ -89,17 +87,15 @@ def test_images_come_in_the_recorded_order(way: Any) -> None:
     limit=st.sampled_from([3, 10**9]),
     cut=st.integers(0, 40),
 )
-def test_a_loader_goes_on_from_any_place(
-    target: list[int], processes: int, limit: int, cut: int
-) -> None:
+def test_a_loader_goes_on_from_any_place(target, processes, limit, cut):
     replay = 0 if len(target) == 5 else 6
 
-    def loader() -> TrainingLoader:
+    def loader():
         trainer = trainer_of(processes - 1, processes)
         trainer.num_training_batches = limit
         return toy_loader(target, 10, replay, replay_turns={4: 2}, trainer=trainer)
 
-    def draw(loader: TrainingLoader, count: int) -> list[list[int]]:
+    def draw(loader, count):
         """Batches of epoch after epoch."""
         batches = chain.from_iterable(repeat(loader))
         return [images.tolist() for images, _ in islice(batches, count)]
@@ -111,8 +107,8 @@ def test_a_loader_goes_on_from_any_place(
     assert draw(resumed, 25) == whole[cut:]
 
 
-def test_workers_that_read_ahead_change_nothing() -> None:
-    def batches(workers: int) -> list[Tensor]:
+def test_workers_that_read_ahead_change_nothing():
+    def batches(workers):
         loader = toy_loader([0], num_workers=workers)
         drawn = [images for images, _ in islice(loader, 2)]  # given up in the middle
         return [*drawn, *(images for images, _ in loader)]
@@ -120,7 +116,7 @@ def test_workers_that_read_ahead_change_nothing() -> None:
     assert all(map(torch.equal, batches(0), batches(2)))
 
 
-def test_an_odd_number_of_images_is_shared_out() -> None:
+def test_an_odd_number_of_images_is_shared_out():
     """One is drawn twice, so that both processes take equally many steps."""
     images = ImageTensors(torch.arange(7), torch.zeros(7))
     shares = []
@@ -131,7 +127,7 @@ def test_an_odd_number_of_images_is_shared_out() -> None:
     assert {i for share in shares for batch in share for i in batch} == set(range(7))
 
 
-def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
+def test_overfitting_sees_the_same_batches_in_every_epoch():
     trainer = trainer_of(0, 1)
     trainer.overfit_batches = 3
     loader = toy_loader([0], trainer=trainer)
@@ -140,9 +136,7 @@ def test_overfitting_sees_the_same_batches_in_every_epoch() -> None:
 
 
 @pytest.mark.parametrize(("steps", "batches"), [(20, [5, 5, 1, 5, 5, 1, 5, 5]), (-1, [5, 5, 1])])
-def test_a_step_of_several_batches_is_whole_where_steps_are_counted(
-    steps: int, batches: list[int]
-) -> None:
+def test_a_step_of_several_batches_is_whole_where_steps_are_counted(steps, batches):
     """Eleven images are three batches, and a step takes eight."""
     trainer = trainer_of(0, 1)
     trainer.max_steps, trainer.accumulate_grad_batches = steps, 8
@@ -157,7 +151,7 @@ def test_a_step_of_several_batches_is_whole_where_steps_are_counted(
 
 
 @given(counts=st.lists(st.integers(1, 7), min_size=1, max_size=4), count=st.integers(1, 9))
-def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int) -> None:
+def test_replay_exhausts_a_class_before_it_repeats(counts, count):
     others = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = torch.cat([torch.full((60,), 9), others])
     images = ImageTensors(labels, labels)
@@ -165,7 +159,7 @@ def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int
         toy_loader([9], 2, 2 * count, images, trainer=trainer)
         for trainer in (None, trainer_of(0, 2), trainer_of(1, 2))
     ]
-    drawn: list[int] = []
+    drawn = []
     for whole, *halves in zip(*(next(loader.epochs()) for loader in loaders), strict=True):
         dealt = torch.tensor([half[1:] for half in halves]).t().flatten()
         assert dealt.tolist() == whole[2:]
@@ -178,7 +172,7 @@ def test_replay_exhausts_a_class_before_it_repeats(counts: list[int], count: int
             assert len(set(once)) == len(once)
 
 
-def test_a_class_gets_as_many_turns_of_the_replay_as_are_asked_for() -> None:
+def test_a_class_gets_as_many_turns_of_the_replay_as_are_asked_for():
     loader = toy_loader([0], replay_turns={4: 3})
     for batch in next(loader.epochs())[:4]:
         assert LABELS[batch[10:]].tolist() == [1, 2, 3, 4, 4, 4]
@@ -191,7 +185,7 @@ WHOLE = ImageTensors(IMAGES, torch.arange(50))
 FLIP, SHIFT = v2.RandomHorizontalFlip(), v2.RandomAffine(0, (0.2, 0.2))
 
 
-def test_each_image_is_augmented_by_itself() -> None:
+def test_each_image_is_augmented_by_itself():
     images, labels = Augmented(WHOLE, FLIP).__getitems__(("0", list(range(50))))
     same = (images == IMAGES).flatten(1).all(1)
     mirrored = (images == IMAGES.flip(-1)).flatten(1).all(1)
@@ -201,7 +195,7 @@ def test_each_image_is_augmented_by_itself() -> None:
 
 
 @pytest.mark.parametrize("augment", [FLIP, SHIFT])
-def test_random_numbers_depend_on_the_name_alone_and_disturb_no_others(augment: Any) -> None:
+def test_random_numbers_depend_on_the_name_alone_and_disturb_no_others(augment):
     images, indices = Augmented(WHOLE, augment), list(range(50))
     torch.manual_seed(5)
     first, after = images.__getitems__(("0 7 0", indices))[0], torch.rand(3)
@@ -211,7 +205,7 @@ def test_random_numbers_depend_on_the_name_alone_and_disturb_no_others(augment: 
     assert not torch.equal(images.__getitems__(("0 8 0", indices))[0], first)
 
 
-def test_no_device_is_reseeded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_device_is_reseeded(monkeypatch):
     for module in (torch, torch.cuda, torch.mps):
         monkeypatch.setattr(module, "manual_seed", lambda _: pytest.fail("a device is reseeded"))
     Augmented(WHOLE, FLIP).__getitems__(("0", [1, 2]))

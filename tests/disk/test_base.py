@@ -4,16 +4,14 @@ import pickle
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from composed import logged
 from helpers.nets import TinyNet
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from lora_mnist.disk.base import (
     find_base,
@@ -27,31 +25,29 @@ from lora_mnist.disk.base import (
 from lora_mnist.errors import UserError
 from lora_mnist.lora import changed_tensors, fingerprint
 
-State = dict[str, Tensor]
-
 
 @pytest.fixture
-def state(tiny: TinyNet) -> State:
+def state(tiny):
     return {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
 
 
-def other_net() -> TinyNet:
+def other_net():
     torch.manual_seed(1)
     return TinyNet()
 
 
-def prefixed(prefix: str) -> Callable[[State], Any]:
+def prefixed(prefix):
     return lambda state: {prefix + name: tensor for name, tensor in state.items()}
 
 
-def lightning(state: State) -> Any:
+def lightning(state):
     """A checkpoint of somebody's LightningModule, which holds more than a network."""
     tensors = {**prefixed("model.")(state), "criterion.weight": torch.ones(7)}
     optimizer = {"state": {0: {"exp_avg": torch.ones(5)}}}
     return {"epoch": 3, "state_dict": tensors, "optimizer_states": [optimizer]}
 
 
-FORMS: dict[str, Callable[[State], Any]] = {
+FORMS = {
     "state_dict": lambda state: state,
     "model": lambda state: {"model": state, "epoch": 3, "loss": torch.tensor(0.1)},
     "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {}},
@@ -64,7 +60,7 @@ FORMS: dict[str, Callable[[State], Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_reads_what_training_scripts_save(tmp_path: Path, state: State, form: str) -> None:
+def test_reads_what_training_scripts_save(tmp_path, state, form):
     torch.save(FORMS[form](state), tmp_path / "mine.pt")
     net = other_net()
     base = read_base(tmp_path / "mine.pt", net)
@@ -76,13 +72,13 @@ def test_reads_what_training_scripts_save(tmp_path: Path, state: State, form: st
     assert changed_tensors(state, base.tensors) == []  # the base does not follow the network
 
 
-def test_reads_safetensors_whatever_they_are_called(tmp_path: Path, state: State) -> None:
+def test_reads_safetensors_whatever_they_are_called(tmp_path, state):
     save_file(prefixed("net.")(state), tmp_path / "mine.pt", {"format": "pt"})
     assert read_base(tmp_path / "mine.pt", other_net()).sha256 == fingerprint(state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_another_precision_is_converted(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_another_precision_is_converted(tmp_path, dtype):
     """Buffers too: a counter may have become half precision with the rest."""
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     net(torch.randn(8, 2))
@@ -98,7 +94,7 @@ def test_another_precision_is_converted(tmp_path: Path, dtype: torch.dtype) -> N
 # --- what is refused -----------------------------------------------------------------------------
 
 
-REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
+REFUSED = {
     "missing": (
         lambda state: dict(list(state.items())[:-1]),
         'key(s) in state_dict: "linear2.bias"; ',
@@ -122,7 +118,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
 
 
 @pytest.mark.parametrize("form", REFUSED)
-def test_refuses_other_weights(tmp_path: Path, state: State, form: str) -> None:
+def test_refuses_other_weights(tmp_path, state, form):
     make, problem = REFUSED[form]
     torch.save(make(state), tmp_path / "mine.pt")
     net = other_net()
@@ -137,14 +133,12 @@ def test_refuses_other_weights(tmp_path: Path, state: State, form: str) -> None:
 class Trap:
     """What a pickle can do to whoever opens it."""
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return Path.touch, (Path("trapped"),)
 
 
 @pytest.mark.parametrize("kind", ["half", "half safetensors", "trap", "pickle"])
-def test_damaged_files_are_refused_and_nothing_in_them_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State, kind: str
-) -> None:
+def test_damaged_files_are_refused_and_nothing_in_them_runs(tmp_path, monkeypatch, state, kind):
     monkeypatch.chdir(tmp_path)
     path, trap = Path("mine.pt"), {**state, "more": Trap()}
     if kind == "half safetensors":
@@ -162,9 +156,7 @@ def test_damaged_files_are_refused_and_nothing_in_them_runs(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["a Lightning checkpoint", "a network"])
-def test_a_refused_file_is_saved_again_as_advised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_a_refused_file_is_saved_again_as_advised(tmp_path, monkeypatch, kind):
     """The advice is run as it is printed; the file's name has a quote in it."""
     monkeypatch.chdir(tmp_path)
     net = nn.Linear(2, 3)
@@ -181,7 +173,7 @@ def test_a_refused_file_is_saved_again_as_advised(
 # --- the bases that are written here -------------------------------------------------------------
 
 
-def test_a_base_is_written_and_found_again(tmp_path: Path, state: State) -> None:
+def test_a_base_is_written_and_found_again(tmp_path, state):
     sha256 = fingerprint(state)
     own = own_file(tmp_path, "mnist", sha256)
     assert own.name == f"mnist-{sha256[:12]}.ckpt"
@@ -206,7 +198,7 @@ def test_a_base_is_written_and_found_again(tmp_path: Path, state: State) -> None
 # --- the current base ----------------------------------------------------------------------------
 
 
-def made(folder: Path, seed: int, current: Path) -> State:
+def made(folder, seed, current):
     """A base that has been published in ``folder``."""
     torch.manual_seed(seed)
     tensors = TinyNet().state_dict()
@@ -216,9 +208,7 @@ def made(folder: Path, seed: int, current: Path) -> State:
 
 
 @pytest.mark.parametrize("kind", ["weights", "kept for good"])
-def test_what_is_not_a_current_base_is_never_replaced(
-    tmp_path: Path, state: State, kind: str
-) -> None:
+def test_what_is_not_a_current_base_is_never_replaced(tmp_path, state, kind):
     """Neither before a training nor after it."""
     path = own_file(tmp_path, "mine", fingerprint(state))
     write_base(state, path)
@@ -234,7 +224,7 @@ def test_what_is_not_a_current_base_is_never_replaced(
     require_replaceable(tmp_path / "new.pt")
 
 
-def test_the_way_back_is_a_command_that_goes_back(tmp_path: Path) -> None:
+def test_the_way_back_is_a_command_that_goes_back(tmp_path):
     """Also where the base before was made elsewhere and had no file of its own here."""
     torch.manual_seed(0)
     tensors, target = TinyNet().state_dict(), tmp_path / "of a colleague.ckpt"

@@ -2,8 +2,6 @@
 
 import copy
 import random
-from pathlib import Path
-from typing import Any
 
 import numpy
 import pytest
@@ -11,7 +9,7 @@ import torch
 from composed import logged
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import DummyLogger
-from torch import Tensor, nn
+from torch import nn
 
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import ImageDataModule, ImageTensors
@@ -34,17 +32,17 @@ LABELS = torch.randint(0, 3, (53,), generator=GENERATOR)
 class Data(ImageDataModule):
     """53 images of three classes."""
 
-    def training_images(self) -> Any:
+    def training_images(self):
         return ImageTensors(IMAGES, LABELS), ImageTensors(IMAGES, LABELS)
 
 
 class Cut(Callback):
     """Ends training before a step, as a kill would."""
 
-    def __init__(self, batches: int) -> None:
+    def __init__(self, batches):
         self.left = batches
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, *_):
         if not self.left:
             raise InterruptedError
         self.left -= 1
@@ -53,11 +51,11 @@ class Cut(Callback):
 class Losses(DummyLogger):
     """Keeps train/loss by step."""
 
-    def __init__(self, losses: dict[int, float]) -> None:
+    def __init__(self, losses):
         super().__init__()
         self.losses = losses
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics, step=None):
         if "train/loss" in metrics:
             self.losses[step or 0] = metrics["train/loss"]
 
@@ -65,13 +63,11 @@ class Losses(DummyLogger):
 class Noise(nn.Module):
     """Draws from the generators of Python and NumPy."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x * (random.random() + numpy.random.rand()) if self.training else x
 
 
-def fit(
-    folder: Path, losses: dict[int, float], cut: int | None = None, **settings: Any
-) -> dict[str, Tensor]:
+def fit(folder, losses, cut=None, **settings):
     """Train from the last checkpoint in ``folder`` to the end, or to the cut."""
     torch.manual_seed(0)
     noisy = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.3), Noise())
@@ -109,10 +105,10 @@ def fit(
         {"max_epochs": 20, "limit_train_batches": 1, "log_every_n_steps": 1},
     ],
 )
-def test_a_cut_run_goes_on_to_the_same_bits(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_cut_run_goes_on_to_the_same_bits(tmp_path, settings):
     """Cut after its first batch, in the middle of an epoch and at the end of one, of 5 or 11."""
-    whole_losses: dict[int, float] = {}
-    losses: dict[int, float] = {}
+    whole_losses = {}
+    losses = {}
     whole = fit(tmp_path / "whole", whole_losses, **settings)
     for batches in (1, 4, 6):
         with pytest.raises(InterruptedError):
@@ -123,7 +119,7 @@ def test_a_cut_run_goes_on_to_the_same_bits(tmp_path: Path, settings: dict[str, 
     assert losses == whole_losses
 
 
-def test_a_run_from_a_gpu_goes_on_without_one(tmp_path: Path) -> None:
+def test_a_run_from_a_gpu_goes_on_without_one(tmp_path):
     """With all states but that of the GPU, and it says so."""
     whole = fit(tmp_path / "whole", {}, max_epochs=2)
     with pytest.raises(InterruptedError):
@@ -138,7 +134,7 @@ def test_a_run_from_a_gpu_goes_on_without_one(tmp_path: Path) -> None:
     assert changed_tensors(whole, resumed) == []
 
 
-def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path: Path) -> None:
+def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path):
     with recorded_run(tmp_path, {}, None) as checkpoint:
         assert checkpoint is None
         (tmp_path / LAST_CHECKPOINT).touch()

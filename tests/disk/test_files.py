@@ -1,12 +1,11 @@
 import os
-from pathlib import Path
 
 import pytest
 
 from lora_mnist.disk.files import atomic_write
 
 
-def test_replaces_the_file_at_the_end(tmp_path: Path) -> None:
+def test_replaces_the_file_at_the_end(tmp_path):
     path = tmp_path / "new" / "file.txt"
     for before, after in ((None, "first"), ("first", "second")):
         with atomic_write(path) as temporary:
@@ -18,10 +17,8 @@ def test_replaces_the_file_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["block", "fsync"])
-def test_whatever_fails_the_old_file_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    def fail(*_: object) -> None:
+def test_whatever_fails_the_old_file_stays(tmp_path, monkeypatch, step):
+    def fail(*_):
         raise OSError("no space left")
 
     path = tmp_path / "file.txt"

@@ -1,12 +1,11 @@
 import re
-from typing import Any
 
 import pytest
 
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.errors import RequirementError, UserError
 
-RESULTS: dict[str, Any] = {
+RESULTS = {
     "stage": "lora",
     "test": {"broken": 85, "accuracy": 0.5, "errors_per_class": [7, 1], "loss": None},
     "test_base": {"errors_per_class": [7, 2]},
@@ -30,7 +29,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(("code", "text"), [(code, text) for code in TEXTS for text in TEXTS[code]])
-def test_numbers_are_compared(code: int, text: str) -> None:
+def test_numbers_are_compared(code, text):
     comparisons = parse_require(None) + parse_require(text)
     if code == 0:
         check_require(comparisons, RESULTS)
@@ -40,7 +39,7 @@ def test_numbers_are_compared(code: int, text: str) -> None:
         assert caught.value.exit_code == code
 
 
-def test_all_that_does_not_hold_is_named_with_both_values() -> None:
+def test_all_that_does_not_hold_is_named_with_both_values():
     texts = ["test.broken <= 20", "1 < 2", "test.errors_per_class.0 < test_base.errors_per_class.0"]
     with pytest.raises(RequirementError) as caught:
         check_require(parse_require(texts), RESULTS)
@@ -59,6 +58,6 @@ def test_all_that_does_not_hold_is_named_with_both_values() -> None:
     "text",
     ["test.broken", "test.broken = 2", "< 2", "1 < 2 < 3", "max(test.broken, 1) < 2", ""],
 )
-def test_what_is_no_comparison_is_refused(text: str) -> None:
+def test_what_is_no_comparison_is_refused(text):
     with pytest.raises(UserError, match=rf"^require={re.escape(text)}: expected two numbers or"):
         parse_require([text])

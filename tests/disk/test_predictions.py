@@ -1,14 +1,12 @@
-from pathlib import Path
-
 import pytest
 import torch
 from helpers.runs import images, predictions
 
 from lora_mnist.data import ImageTensors
-from lora_mnist.disk.predictions import Predictions, read_predictions, write_predictions
+from lora_mnist.disk.predictions import read_predictions, write_predictions
 
 
-def written(folder: Path, tensors: dict[str, torch.Tensor], of: torch.Tensor) -> Predictions:
+def written(folder, tensors, of):
     test_set = ImageTensors(of, torch.zeros(len(of), dtype=torch.int64))
     write_predictions(tensors, test_set, folder)
     content = read_predictions(folder)
@@ -16,7 +14,7 @@ def written(folder: Path, tensors: dict[str, torch.Tensor], of: torch.Tensor) ->
     return content
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_what_is_written_is_read_again(tmp_path):
     assert read_predictions(tmp_path) is None
     tensors = predictions()
     content = written(tmp_path, tensors, images())
@@ -32,7 +30,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
 
 
-def test_a_gallery_is_small(tmp_path: Path) -> None:
+def test_a_gallery_is_small(tmp_path):
     label = torch.tensor([0] * 40 + [999])
     tensors = {
         "index": torch.arange(41),
@@ -45,7 +43,7 @@ def test_a_gallery_is_small(tmp_path: Path) -> None:
     assert content.galleries["wrong"].shape == (16, 3, 50, 25)
 
 
-def test_images_come_from_where_they_are(tmp_path: Path) -> None:
+def test_images_come_from_where_they_are(tmp_path):
     """A test on part of the images, as with limit_test_batches and several processes."""
     content = written(tmp_path, {key: of[::2] for key, of in predictions().items()}, images())
     assert [int(image.max()) for image in content.galleries["broken"]] == [40]

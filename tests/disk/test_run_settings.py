@@ -1,8 +1,5 @@
 """A run's folder is data: what it names is not run because it is named there."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import yaml
 from composed import FEW, SMALL, small_adapter
@@ -25,13 +22,11 @@ EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
         ({"sizes": "${oc.create:{_target_:os.system}}"}, ["${oc.create:{_target_:os.system}}"]),
     ],
 )
-def test_what_runs_code_is_found(settings: dict[str, Any], foreign: list[str]) -> None:
+def test_what_runs_code_is_found(settings, foreign):
     assert foreign_code(settings) == foreign
 
 
-def test_code_that_a_run_names_is_run_only_where_it_is_trusted(
-    cli: Any, outputs: Path, tmp_path: Path
-) -> None:
+def test_code_that_a_run_names_is_run_only_where_it_is_trusted(cli, outputs, tmp_path):
     run = small_adapter(outputs, "lora/2026-a").parent
     assert read_run_settings(run) is None
     (run / ".hydra").mkdir()

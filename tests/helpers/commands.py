@@ -6,7 +6,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +23,7 @@ class Outcome:
     err: str
 
 
-def run_process(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_process(*command, **environment):
     """A Python script of the project in a process of its own."""
     return subprocess.run(
         [sys.executable, *command],
@@ -37,17 +36,16 @@ def run_process(*command: str, **environment: str) -> subprocess.CompletedProces
     )
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return results
+def read_results(folder):
+    return json.loads((folder / "results.json").read_text())
 
 
-def only_run(outputs: Path, stage: str) -> Path:
+def only_run(outputs, stage):
     (folder,) = (outputs / stage).iterdir()
     return folder
 
 
-def refused(function: Any, *arguments: Any) -> str:
+def refused(function, *arguments):
     """The one line of the UserError that ``function`` raises."""
     with pytest.raises(UserError) as caught:
         function(*arguments)

@@ -3,10 +3,8 @@
 import csv
 import os
 import signal
-from pathlib import Path
-from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.commands import read_results
@@ -23,9 +21,7 @@ class Crash(Callback):
     settings: ``CRASH=30`` raises, ``CRASH=30:SIGKILL`` sends the process a signal.
     """
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         step, _, name = os.environ.get("CRASH", "-1").partition(":")
         if trainer.global_step == int(step):
             if not name:
@@ -37,13 +33,13 @@ class Crash(Callback):
 CRASH = "+callbacks.crash._target_=helpers.crash.Crash"
 
 
-def left_by(folder: Path) -> dict[str, Any]:
+def left_by(folder):
     """The results, adapter and losses that a run leaves, without its times.
 
     TensorBoard's curve is a list, so that a step that is logged twice shows. A run that goes on
     repeats steps in a second CSV file, so these losses are by step.
     """
-    left: dict[str, Any] = {k: v for k, v in read_results(folder).items() if k != "seconds"}
+    left = {k: v for k, v in read_results(folder).items() if k != "seconds"}
     for file in sorted(folder.glob("adapter/*.*")):
         left[file.name] = file.read_bytes()
     for file in sorted(folder.rglob("events.out.tfevents.*"))[:1]:
@@ -58,6 +54,6 @@ def left_by(folder: Path) -> dict[str, Any]:
     return left
 
 
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+def differences(one, other):
     """The names of what differs between two runs."""
     return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]

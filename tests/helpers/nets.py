@@ -1,8 +1,5 @@
 """Networks small enough to be understood by eye, and adapters on them."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -14,51 +11,51 @@ from lora_mnist.lora import lora_parameters
 class TinyNet(nn.Module):
     """Two linear layers with biases, in the shape of the real one."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.linear1 = nn.Linear(6, 5)
         self.linear2 = nn.Linear(5, 3)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.linear2(torch.relu(self.linear1(x)))
 
 
 class ConvNet(nn.Module):
     """Convolutions of several geometries, one name the end of another, and a linear layer."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(1, 4, 3, padding=1)
         self.block = nn.Sequential(nn.Conv2d(4, 3, (3, 2), stride=2), nn.ReLU())
         self.block.add_module("conv", nn.Conv2d(3, 5, 1, bias=False))
         self.linear = nn.Linear(5 * 9, 4)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.linear(self.block(torch.relu(self.conv(x))).flatten(1))
 
 
 class Encoder(nn.Module):
     """A transformer that classifies sequences of tokens."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options):
         super().__init__()
         self.embed = nn.Embedding(20, 16)
         layer = nn.TransformerEncoderLayer(16, dim_feedforward=24, dropout=0.3, **options)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(16, 4)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.head(self.encoder(self.embed(x)).mean(1))
 
 
 class First(nn.Module):
     """What a recurrent layer gives without its state, or attention to something of other sizes."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         is_attention = isinstance(self.layer, nn.MultiheadAttention)
         return self.layer(*((x, x[..., :5], x[..., :5]) if is_attention else (x,)))[0]
 
@@ -66,11 +63,11 @@ class First(nn.Module):
 class Shifted(nn.Linear):
     """A layer with a forward of its own."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return super().forward(x) + 1
 
 
-def recurrent(kind: type[nn.RNNBase], **options: Any) -> nn.Module:
+def recurrent(kind, **options):
     """A recurrent network on sequences of tokens."""
     embed = nn.Embedding(20, 8, padding_idx=0)
     rnn = First(kind(8, 6, num_layers=2, batch_first=True, dropout=0.3, **options))
@@ -78,7 +75,7 @@ def recurrent(kind: type[nn.RNNBase], **options: Any) -> nn.Module:
 
 
 #: Networks, and the shape of their images where they take no tokens.
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
+NETWORKS = {
     "linear": (TinyNet, (5, 6)),
     "convolutions": (ConvNet, (6, 1, 8, 7)),
     "mobilenet_v2": (
@@ -105,7 +102,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...] | None]] = {
 }
 
 
-def made(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torch.Tensor]:
+def made(name, dtype=torch.float32):
     """A network and its input, the same every time."""
     torch.manual_seed(0)
     make, shape = NETWORKS[name]
@@ -117,14 +114,14 @@ def made(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, torc
     return net.to(dtype).eval(), x if shape is None else x.to(dtype)
 
 
-def randomize(model: nn.Module) -> nn.Module:
+def randomize(model):
     """Give lora_B values, so that the adapters change something."""
     for parameter in lora_parameters(model):
         nn.init.normal_(parameter, std=0.5)
     return model
 
 
-def dense(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def dense(model, x):
     """What a TinyNet computes with the effective weights that its layers show."""
     hidden = torch.relu(F.linear(x, model.linear1.weight, model.linear1.bias))
     return F.linear(hidden, model.linear2.weight, model.linear2.bias)

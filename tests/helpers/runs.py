@@ -1,11 +1,8 @@
 """What a run leaves, made up: results.json, predictions and a folder of both."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageTensors
@@ -14,7 +11,7 @@ from lora_mnist.disk.predictions import write_predictions
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 
 
-def outcome(errors: list[int], images: int = 20, **more: Any) -> dict[str, Any]:
+def outcome(errors, images=20, **more):
     """What is counted on 20 images of each class."""
     total = images * len(errors)
     return {
@@ -27,17 +24,15 @@ def outcome(errors: list[int], images: int = 20, **more: Any) -> dict[str, Any]:
     }
 
 
-def repaired(
-    base: list[int], broken: list[int], fixed: list[int], images: int = 20
-) -> dict[str, Any]:
+def repaired(base, broken, fixed, images=20):
     """The outcome of a repair of a base with so many errors."""
     after = [b + x - y for b, x, y in zip(base, broken, fixed, strict=True)]
-    counts: dict[str, Any] = {"repaired": sum(fixed), "broken": sum(broken)}
+    counts = {"repaired": sum(fixed), "broken": sum(broken)}
     counts["p_value"] = mcnemar(sum(fixed), sum(broken))
     return outcome(after, images, **counts, repaired_per_class=fixed, broken_per_class=broken)
 
 
-def results(stage: str = "lora", **more: Any) -> dict[str, Any]:
+def results(stage="lora", **more):
     """results.json of a repair of the dogs, or of a base."""
     base = [2, 9, 1]
     splits = {"test": outcome(base)}
@@ -61,7 +56,7 @@ def results(stage: str = "lora", **more: Any) -> dict[str, Any]:
     }
 
 
-def predictions(pair: bool = True) -> dict[str, Tensor]:
+def predictions(pair=True):
     """Predictions for six images, in the shape in which a module keeps them."""
     tensors = {
         "index": torch.arange(6),
@@ -75,13 +70,13 @@ def predictions(pair: bool = True) -> dict[str, Tensor]:
     return tensors
 
 
-def images() -> Tensor:
+def images():
     """Six images, each of one grey."""
     greys = torch.arange(0, 60, 10, dtype=torch.uint8)
     return greys[:, None, None, None].expand(6, 1, 4, 4)
 
 
-def write_run(folder: Path, stage: str = "lora", **more: Any) -> dict[str, Any]:
+def write_run(folder, stage="lora", **more):
     """A run's folder with everything that is drawn; returns its results."""
     folder.mkdir(parents=True, exist_ok=True)
     run = results(stage, **more)

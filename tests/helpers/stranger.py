@@ -1,11 +1,8 @@
 """A network, weights and a folder of images that know nothing of this project."""
 
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy
-import pytest
 import torch
 from composed import composed
 from PIL import Image
@@ -33,7 +30,7 @@ OPTIONS = (
 )
 
 
-def move_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def move_in(folder, monkeypatch):
     """Make ``folder`` the place where the stranger stands, with photos of three colours."""
     generator = numpy.random.default_rng(0)
     for label, name in enumerate(CLASSES):
@@ -53,7 +50,7 @@ def move_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def darker(photos: Path, folder: Path) -> Path:
+def darker(photos, folder):
     """Other images of the same classes: each pixel has half of its value."""
     for path in photos.glob("*/*.png"):
         copy = folder / path.relative_to(photos)
@@ -62,18 +59,18 @@ def darker(photos: Path, folder: Path) -> Path:
     return folder
 
 
-def fresh(**arguments: Any) -> Any:
+def fresh(**arguments):
     """The stranger's network with random weights."""
     return make_net(config("eval", *(f"net.{key}={value}" for key, value in arguments.items())))
 
 
-def mine() -> Any:
+def mine():
     """The stranger's network with the stranger's weights, in eval mode."""
     net = fresh()
     net.load_state_dict(torch.load("mine.pt", weights_only=True))
     return net.eval()
 
 
-def config(entry: str, *overrides: str) -> Any:
+def config(entry, *overrides):
     """The configuration of ``python <entry>.py`` with the stranger's options and more."""
     return composed(entry, *OPTIONS, "paths.outputs=outputs", *overrides)

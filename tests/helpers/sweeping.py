@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 from helpers.commands import ROOT
 
@@ -21,21 +19,21 @@ COLUMNS = [
 ]
 
 
-def only_sweep(tmp_path: Path) -> Path:
+def only_sweep(tmp_path):
     (folder,) = (tmp_path / "outputs" / "multirun").iterdir()
     return folder
 
 
-def read_summary(sweep: Path) -> list[dict[str, str]]:
+def read_summary(sweep):
     with (sweep / "summary.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def statuses(sweep: Path) -> list[str]:
+def statuses(sweep):
     return [row["status"] for row in read_summary(sweep)]
 
 
-def write_sweep(sweep: Path, **changes: Any) -> None:
+def write_sweep(sweep, **changes):
     """``sweep.json`` of a sweep that train.py has conducted."""
     content = {
         **{"commands": ["python train.py -m lora.rank=1"], "fixed": ["stage"]},
@@ -46,7 +44,7 @@ def write_sweep(sweep: Path, **changes: Any) -> None:
     (sweep / "sweep.json").write_text(json.dumps(content | changes))
 
 
-def write_job(sweep: Path, name: str, overrides: list[str], **outcome: Any) -> Path:
+def write_job(sweep, name, overrides, **outcome):
     """A job's folder; ``accuracy`` makes it finished, ``error`` failed, neither interrupted."""
     folder = sweep / name
     folder.mkdir(parents=True)
@@ -64,13 +62,13 @@ def write_job(sweep: Path, name: str, overrides: list[str], **outcome: Any) -> P
     return folder
 
 
-def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
+def snapshot(folder):
     """Every file's bytes and time of change, but for locks, which older releases touch."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def start(tmp_path: Path, *overrides: str, entry: str = TOY) -> subprocess.Popen[str]:
+def start(tmp_path, *overrides, entry=TOY):
     """A command in a process of its own."""
     return subprocess.Popen(
         [sys.executable, entry, *overrides, f"paths.outputs={tmp_path}/outputs"],
@@ -82,7 +80,7 @@ def start(tmp_path: Path, *overrides: str, entry: str = TOY) -> subprocess.Popen
     )
 
 
-def wait_for_jobs(process: subprocess.Popen[str], tmp_path: Path, count: int) -> None:
+def wait_for_jobs(process, tmp_path, count):
     """Until so many of the toy's jobs are at work, or done."""
     while len(list((tmp_path / "outputs").glob("multirun/*/*/half-done"))) < count:
         assert process.poll() is None, process.communicate()[1]

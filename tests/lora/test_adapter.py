@@ -1,12 +1,9 @@
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from helpers.nets import TinyNet, randomize
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from lora_mnist.lora import (
     CONFIG_NAME,
@@ -23,7 +20,7 @@ from lora_mnist.lora import (
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 
 
-def base(change: float = 0.0) -> TinyNet:
+def base(change=0.0):
     torch.manual_seed(0)
     net = TinyNet()
     with torch.no_grad():
@@ -32,22 +29,20 @@ def base(change: float = 0.0) -> TinyNet:
 
 
 @pytest.fixture
-def adapted() -> nn.Module:
+def adapted():
     return randomize(add_lora(base(), rank=2, alpha=3))
 
 
 @pytest.fixture
-def folder(adapted: nn.Module, tmp_path: Path) -> Path:
+def folder(adapted, tmp_path):
     return save_adapter(adapted, tmp_path / "adapter")
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_round_trip_as_trained(
-    adapted: nn.Module, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_round_trip_as_trained(adapted, folder, tmp_path, caplog):
     loaded = load_adapter(base(), folder)
     assert torch.equal(loaded(X), adapted(X))
     set_lora_scale(loaded, 0)
@@ -61,7 +56,7 @@ def test_round_trip_as_trained(
     assert read_metadata(folder) == {"format": "pt", "base_sha256": metadata["base_sha256"]}
 
 
-def test_one_of_several_is_saved_and_loaded_by_name(adapted: nn.Module, tmp_path: Path) -> None:
+def test_one_of_several_is_saved_and_loaded_by_name(adapted, tmp_path):
     add_lora(adapted, rank=1, name="b")
     for name, message in ((None, "one of .*: default, b"), ("c", "one of default, b")):
         with pytest.raises(ValueError, match=f"name={name}: expected {message}"):
@@ -71,7 +66,7 @@ def test_one_of_several_is_saved_and_loaded_by_name(adapted: nn.Module, tmp_path
     assert not (tmp_path / "c").exists()
 
 
-def test_another_base_is_refused_by_fingerprint(adapted: nn.Module, tmp_path: Path) -> None:
+def test_another_base_is_refused_by_fingerprint(adapted, tmp_path):
     save_adapter(adapted, tmp_path, metadata={"dataset": "mnist"})
     other = base(change=1)
     here, there = (fingerprint(net.state_dict()) for net in (other, base()))
@@ -81,25 +76,23 @@ def test_another_base_is_refused_by_fingerprint(adapted: nn.Module, tmp_path: Pa
     assert lora_adapters(load_adapter(other, tmp_path, allow_other_base=True))
 
 
-def test_an_adapter_that_does_not_name_its_base(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_adapter_that_does_not_name_its_base(folder, caplog):
     save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)  # as PEFT would
     assert read_metadata(folder) == {}
     assert lora_adapters(load_adapter(base(), folder))
     assert "does not say which base it was made for: not checked" in caplog.text
 
 
-def config(**changes: Any) -> Any:
-    def damage(folder: Path) -> None:
+def config(**changes):
+    def damage(folder):
         path = folder / CONFIG_NAME
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
     return damage
 
 
-def tensor(key: str, value: torch.Tensor | None) -> Any:
-    def damage(folder: Path) -> None:
+def tensor(key, value):
+    def damage(folder):
         tensors = load_file(folder / WEIGHTS_NAME)
         tensors[f"base_model.model.{key}.weight"] = value
         kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -108,7 +101,7 @@ def tensor(key: str, value: torch.Tensor | None) -> Any:
     return damage
 
 
-def cut(name: str, size: int) -> Any:
+def cut(name, size):
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
 
 
@@ -137,7 +130,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
-def test_refuses_a_damaged_or_foreign_adapter(folder: Path, damage: Any, message: str) -> None:
+def test_refuses_a_damaged_or_foreign_adapter(folder, damage, message):
     damage(folder)
     net = base()
     with pytest.raises(ValueError, match=message) as refusal:

@@ -1,14 +1,10 @@
 """The scaled sum of several adapters as one, exactly."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from helpers.nets import TinyNet, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from lora_mnist.lora import (
     add_lora,
@@ -26,12 +22,12 @@ X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)).double()
 LAYERS = ["linear1", "linear2"]
 
 
-def tiny() -> nn.Module:
+def tiny():
     torch.manual_seed(0)
     return TinyNet()
 
 
-def base() -> nn.Module:
+def base():
     return tiny().double()
 
 
@@ -52,11 +48,11 @@ ADAPTERS = st.fixed_dictionaries(
     first_rank=st.integers(1, 2),
 )
 def test_the_sum_is_that_of_the_stack(
-    options: list[dict[str, Any]],
-    scales: list[float],
-    first_rank: int,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+    options,
+    scales,
+    first_rank,
+    tmp_path_factory,
+):
     tmp_path = tmp_path_factory.mktemp("sum")
     stack, folders = base(), []
     for number, arguments in enumerate(options):
@@ -76,11 +72,11 @@ def test_the_sum_is_that_of_the_stack(
     assert len(lora_names(stack)) == 1
 
 
-def on_tiny(folder: Path, **options: Any) -> Path:
+def on_tiny(folder, **options):
     return save_adapter(randomize(add_lora(tiny(), **options)), folder)
 
 
-def test_refusals_leave_the_model_alone(tmp_path: Path) -> None:
+def test_refusals_leave_the_model_alone(tmp_path):
     one, other = on_tiny(tmp_path / "a"), on_tiny(tmp_path / "bb", rank=2, alpha=64.0)
     save_adapter(add_lora(TinyNet()), tmp_path / "stranger")
     net = tiny()
@@ -100,7 +96,7 @@ def test_refusals_leave_the_model_alone(tmp_path: Path) -> None:
     assert lora_names(net) == ["default"]
 
 
-def test_refused_sums_leave_the_adapters_alone() -> None:
+def test_refused_sums_leave_the_adapters_alone():
     net = add_lora(add_lora(tiny(), alpha=64, name="a"), name="b")
     set_lora_scale(randomize(net), 3e38)
     with pytest.raises(ValueError, match="lora_B of linear1: expected finite numbers"):

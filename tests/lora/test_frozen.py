@@ -1,7 +1,6 @@
 """The base: in eval mode while it carries an adapter, and known by its SHA-256."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -23,12 +22,12 @@ from lora_mnist.lora import (
 class Net(nn.Module):
     """Running statistics, dropout as a layer and as a function."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
         self.head = nn.Linear(8, 3)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.head(F.dropout(self.body(x), 0.5, self.training))
 
 
@@ -36,16 +35,16 @@ X = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
-def net() -> nn.Module:
+def net():
     torch.manual_seed(0)
     return Net().eval()
 
 
-def state_of(net: nn.Module) -> dict[str, torch.Tensor]:
+def state_of(net):
     return {key: tensor.clone() for key, tensor in base_state_dict(net).items()}
 
 
-def train(net: nn.Module, steps: int = 3) -> None:
+def train(net, steps=3):
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
     for _ in range(steps):
         net.train()  # as a loop does at every epoch
@@ -55,7 +54,7 @@ def train(net: nn.Module, steps: int = 3) -> None:
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_train_mode_reaches_the_adapters_alone(net: nn.Module, mode: bool) -> None:
+def test_train_mode_reaches_the_adapters_alone(net, mode):
     base = net(X)
     add_lora(net, dropout=0.5).train(mode)
     for _ in range(2):
@@ -66,7 +65,7 @@ def test_train_mode_reaches_the_adapters_alone(net: nn.Module, mode: bool) -> No
     assert torch.equal(net(X), net(X)) != mode  # the adapters' dropout
 
 
-def test_statistics_stay(net: nn.Module) -> None:
+def test_statistics_stay(net):
     """Those of spectral normalisation too, which in train mode goes on with its iteration."""
     nn.utils.parametrizations.spectral_norm(net.head)
     before = state_of(net.eval())
@@ -79,9 +78,7 @@ def test_statistics_stay(net: nn.Module) -> None:
 
 @pytest.mark.parametrize("function", [merge_lora, remove_lora])
 @pytest.mark.parametrize("copied", [False, True])
-def test_afterwards_the_network_trains_as_any_other(
-    net: nn.Module, function: Any, copied: bool
-) -> None:
+def test_afterwards_the_network_trains_as_any_other(net, function, copied):
     add_lora(add_lora(net))
     before = state_of(net)
     if copied:
@@ -94,13 +91,13 @@ def test_afterwards_the_network_trains_as_any_other(
     assert "body.1.running_mean" in changed_tensors(before, base_state_dict(net))
 
 
-def test_a_lazy_layer_of_the_base_is_frozen_before_it_has_numbers() -> None:
+def test_a_lazy_layer_of_the_base_is_frozen_before_it_has_numbers():
     net = add_lora(nn.Sequential(nn.Linear(6, 4), nn.LazyLinear(3)))
     net(X)
     assert not net[1].weight.requires_grad
 
 
-def test_fingerprint_sees_every_difference() -> None:
+def test_fingerprint_sees_every_difference():
     state = {"a": torch.tensor([0.0, 1.0]), "b": torch.ones(2, 3)}
     variants = [
         (state, []),

@@ -1,6 +1,4 @@
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +19,7 @@ from lora_mnist.lora import (
 
 
 @pytest.mark.parametrize(("init", "std"), [("gaussian", 0.5), ("kaiming", 1 / 20 / 3**0.5)])
-def test_shapes_and_initialisation(init: str, std: float) -> None:
+def test_shapes_and_initialisation(init, std):
     torch.manual_seed(0)
     adapter = LoRAParametrization(torch.empty(300, 400), rank=8, init=init, init_std=0.5)
     assert adapter.lora_A.shape == (8, 400)
@@ -33,7 +31,7 @@ def test_shapes_and_initialisation(init: str, std: float) -> None:
 
 
 @pytest.mark.parametrize("make", [TinyNet, lambda: nn.Sequential(nn.Conv2d(2, 4, 3))])
-def test_pissa_starts_at_the_principal_part(make: Callable[[], nn.Module]) -> None:
+def test_pissa_starts_at_the_principal_part(make):
     torch.manual_seed(0)
     net = add_lora(make().double(), rank=2, alpha=5, target_modules=".*", init="pissa")
     for weight in lora_weights(net).values():
@@ -61,7 +59,7 @@ CONVOLUTIONS = st.fixed_dictionaries(
 )
 
 
-def conv_net(**geometry: Any) -> nn.Module:
+def conv_net(**geometry):
     """One convolution, 2 to 4 channels, of any geometry."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(2, 4, **{"kernel_size": 3, **geometry}))
@@ -77,14 +75,14 @@ def conv_net(**geometry: Any) -> nn.Module:
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_the_equation(
-    geometry: Any,
-    batch: tuple[int, ...],
-    rank: int,
-    alpha: float,
-    use_rslora: bool,
-    scale: float,
-    dtype: torch.dtype,
-) -> None:
+    geometry,
+    batch,
+    rank,
+    alpha,
+    use_rslora,
+    scale,
+    dtype,
+):
     """A layer computes with ``W + scale * scaling * lora_B @ lora_A``, which is how it reads."""
     net = (TinyNet() if geometry is None else conv_net(**geometry)).to(dtype)
     plain = copy.deepcopy(net)
@@ -105,7 +103,7 @@ def test_the_equation(
     torch.testing.assert_close(net(x), expected, **TOLERANCES[dtype])
 
 
-def test_gradients_equal_those_of_the_dense_parametrization(tiny: nn.Module) -> None:
+def test_gradients_equal_those_of_the_dense_parametrization(tiny):
     randomize(add_lora(tiny.double(), rank=2, alpha=3))
     x = torch.randn(7, 6, dtype=torch.float64)
     parameters = list(lora_parameters(tiny))
@@ -114,9 +112,7 @@ def test_gradients_equal_those_of_the_dense_parametrization(tiny: nn.Module) -> 
     torch.testing.assert_close(factored, through_weight, **TOLERANCES[torch.float64])
 
 
-def test_training_never_builds_the_dense_product(
-    tiny: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_never_builds_the_dense_product(tiny, monkeypatch):
     monkeypatch.delattr(LoRAParametrization, "forward")
     conv = add_lora(conv_net(), rank=3, target_modules="0")
     assert [tuple(p.shape) for p in lora_parameters(conv)] == [(3, 2, 3, 3), (4, 3, 1, 1)]
@@ -128,7 +124,7 @@ def test_training_never_builds_the_dense_product(
         _ = tiny.linear1.weight
 
 
-def test_dropout_on_the_adapters_input_while_training() -> None:
+def test_dropout_on_the_adapters_input_while_training():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5))
     x = torch.randn(4, 6)

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -29,7 +27,7 @@ X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 NAMES = ["first", "second", "third"]
 
 
-def stacked() -> nn.Module:
+def stacked():
     """Three adapters of several ranks, each on other layers."""
     torch.manual_seed(0)
     net = TinyNet()
@@ -39,7 +37,7 @@ def stacked() -> nn.Module:
     return randomize(net)
 
 
-STEPS: dict[str, Callable[[nn.Module, str | None], Any]] = {
+STEPS = {
     "merge": lambda net, _: merge_lora(net),
     "unmerge": lambda net, _: unmerge_lora(net),
     "off": lambda net, name: set_lora_enabled(net, False, name),
@@ -56,9 +54,7 @@ STEPS: dict[str, Callable[[nn.Module, str | None], Any]] = {
     ),
     training=st.booleans(),
 )
-def test_whatever_is_done_in_whatever_order(
-    steps: list[tuple[str, str | None]], training: bool
-) -> None:
+def test_whatever_is_done_in_whatever_order(steps, training):
     """The network computes the adapters that are there, at their scales; its base never moves."""
     net = stacked().train(training)
     # The same without any merging: what is on, and how much.
@@ -95,7 +91,7 @@ def test_whatever_is_done_in_whatever_order(
     assert torch.equal(net(X), plain(X))
 
 
-def test_a_merged_network_is_a_plain_one() -> None:
+def test_a_merged_network_is_a_plain_one():
     net = merge_lora(stacked())
     assert [type(module) for module in net.modules()] == [type(m) for m in TinyNet().modules()]
     assert not any(parameter.requires_grad for parameter in net.parameters())
@@ -110,7 +106,7 @@ def test_a_merged_network_is_a_plain_one() -> None:
         unmerge_lora(net)
 
 
-def test_a_merged_network_is_pickled_with_its_base() -> None:
+def test_a_merged_network_is_pickled_with_its_base():
     net = stacked()
     state = net.state_dict()
     merge_lora(net)
@@ -120,7 +116,7 @@ def test_a_merged_network_is_pickled_with_its_base() -> None:
     assert b"lora_mnist" not in pickle.dumps(net)
 
 
-def test_the_base_is_kept_whatever_becomes_of_the_merged_weights() -> None:
+def test_the_base_is_kept_whatever_becomes_of_the_merged_weights():
     net = stacked()
     set_lora_enabled(net, False)  # nothing is added, and still the weights are others
     base = {key: tensor.clone() for key, tensor in base_state_dict(net).items()}
@@ -130,7 +126,7 @@ def test_the_base_is_kept_whatever_becomes_of_the_merged_weights() -> None:
     assert changed_tensors(base, base_state_dict(unmerge_lora(net))) == []
 
 
-def test_the_base_is_kept_in_eval_mode_again() -> None:
+def test_the_base_is_kept_in_eval_mode_again():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5)).eval()
     randomize(add_lora(net, target_modules=["0"], dropout=0.5))

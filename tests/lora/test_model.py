@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 import torch
 from helpers.nets import TinyNet, randomize
@@ -19,7 +17,7 @@ from lora_mnist.lora.weight import adaptable_weights
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
 
-def test_adapters_have_names(tiny: nn.Module) -> None:
+def test_adapters_have_names(tiny):
     base = tiny(X)
     randomize(add_lora(tiny, target_modules="linear1"))
     add_lora(tiny, name="nines")
@@ -44,7 +42,7 @@ def test_adapters_have_names(tiny: nn.Module) -> None:
     assert torch.equal(tiny(X), one)
 
 
-def test_names_and_scales_that_are_refused(tiny: nn.Module) -> None:
+def test_names_and_scales_that_are_refused(tiny):
     with pytest.raises(ValueError, match="no layer of the model carries LoRA"):
         set_lora_scale(tiny, 1)
     add_lora(tiny)
@@ -92,7 +90,7 @@ READ_THEIR_WEIGHT = [
         ),
     ],
 )
-def test_refusals_leave_the_model_alone(layer: Any, arguments: Any, message: str) -> None:
+def test_refusals_leave_the_model_alone(layer, arguments, message):
     net = nn.Sequential(TinyNet(), layer())
     before = list(net.state_dict())
     with pytest.raises(ValueError, match=message):
@@ -115,9 +113,7 @@ def test_refusals_leave_the_model_alone(layer: Any, arguments: Any, message: str
         ([nn.Linear(2, 2), nn.BatchNorm1d(2)], None),
     ],
 )
-def test_all_names_the_large_weights_that_it_leaves_out(
-    layers: list[nn.Module], more: str | None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_all_names_the_large_weights_that_it_leaves_out(layers, more, caplog):
     net = nn.Sequential(*layers)
     remove_lora(add_lora(net))
     if more is None:

@@ -1,12 +1,10 @@
 """The laws of adapters, on every kind of layer, in half precision and on another device."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.nets import NETWORKS, made, randomize
-from torch import nn
 
 from lora_mnist.lora import (
     add_lora,
@@ -26,14 +24,14 @@ from lora_mnist.lora import (
 from lora_mnist.lora.weight import adaptable_weights
 
 
-def outputs(net: nn.Module, x: torch.Tensor, grad: bool = False) -> torch.Tensor:
+def outputs(net, x, grad=False):
     with torch.set_grad_enabled(grad):
         return net(x).detach()
 
 
 @pytest.mark.filterwarnings("ignore:PEFT has no adapter")
 @pytest.mark.parametrize("name", NETWORKS)
-def test_laws_of_two_adapters(name: str, tmp_path: Path) -> None:
+def test_laws_of_two_adapters(name, tmp_path):
     """Switched off they are the base, which training does not move; merged, summed and loaded
     they compute the same.
     """
@@ -93,7 +91,7 @@ KINDS = ("linear", "conv1d", "convolutions", "grouped", "transposed", "attention
 kinds = pytest.mark.parametrize("kind", [*KINDS, "embedding"])
 
 
-def adapted(kind: str) -> tuple[nn.Module, torch.Tensor]:
+def adapted(kind):
     """Two adapters of different ranks, one turned down and one negative."""
     net, x = made(kind)
     add_lora(net, rank=2, alpha=3.0, target_modules=".*", name="first", use_rslora=True)
@@ -105,7 +103,7 @@ def adapted(kind: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 @kinds
-def test_half_precision(kind: str) -> None:
+def test_half_precision(kind):
     """bfloat16 has eight bits, and so does a network that is merged or cast in it."""
     net, x = adapted(kind)
     expected = net(x)
@@ -125,7 +123,7 @@ def test_half_precision(kind: str) -> None:
 
 
 @kinds
-def test_the_numbers_follow_the_network_to_its_device(kind: str, tmp_path: Path) -> None:
+def test_the_numbers_follow_the_network_to_its_device(kind, tmp_path):
     """The meta device holds no numbers, and refuses to mix with the CPU, as a GPU does."""
     net, x = adapted(kind)
     shape = net(x).shape

@@ -1,7 +1,5 @@
 import copy
 import warnings
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,11 +19,11 @@ peft = pytest.importorskip("peft", reason="the extra peft is not installed")
 LoraConfig, PeftModel, get_peft_model = peft.LoraConfig, peft.PeftModel, peft.get_peft_model
 
 
-def base(kind: str) -> nn.Module:
+def base(kind):
     return made(kind)[0]
 
 
-def randomized(net: nn.Module) -> nn.Module:
+def randomized(net):
     torch.manual_seed(3)
     for parameter in net.parameters():
         if parameter.requires_grad:
@@ -49,7 +47,7 @@ def randomized(net: nn.Module) -> nn.Module:
         ("conv1d", {"rank": 2}),
     ],
 )
-def test_ours_load_here_and_in_peft(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_ours_load_here_and_in_peft(kind, options, tmp_path):
     x = made(kind)[1]
     ours = randomized(add_lora(base(kind), **{"target_modules": ".*", **options}))
     with warnings.catch_warnings():
@@ -64,7 +62,7 @@ def test_ours_load_here_and_in_peft(kind: str, options: dict[str, Any], tmp_path
     assert adapted == {f"base_model.model.{name}" for name in lora_weights(ours)}
 
 
-def test_a_sum_is_the_same_in_peft(tmp_path: Path) -> None:
+def test_a_sum_is_the_same_in_peft(tmp_path):
     """PEFT's own sum is another: its issues 3004, 3737 and 3761."""
     net, x = made("linear")
     add_lora(net, rank=3, rank_pattern={"linear2": 1}, name="a")
@@ -96,7 +94,7 @@ BOTH = ["linear1", "linear2"]
         ("conv1d", {"target_modules": "0", "r": 2}),
     ],
 )
-def test_theirs_load_here(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_theirs_load_here(kind, options, tmp_path):
     x = made(kind)[1]
     theirs = randomized(get_peft_model(base(kind), LoraConfig(**options)))
     theirs.save_pretrained(str(tmp_path))
@@ -119,14 +117,14 @@ def test_theirs_load_here(kind: str, options: dict[str, Any], tmp_path: Path) ->
     ],
     ids=str,
 )
-def test_what_peft_cannot_adapt_is_named(layer: nn.Module, tmp_path: Path) -> None:
+def test_what_peft_cannot_adapt_is_named(layer, tmp_path):
     net = nn.Sequential(layer)
     add_lora(net, target_modules=".*")
     with pytest.warns(UserWarning, match="PEFT has no adapter of this form for 0.*: use the saved"):
         save_adapter(net, tmp_path)
 
 
-def test_pefts_attention_is_refused(tmp_path: Path) -> None:
+def test_pefts_attention_is_refused(tmp_path):
     """PEFT 0.21 adds the update of ``out_proj`` twice: what such an adapter means is not clear."""
     net = nn.Sequential(nn.MultiheadAttention(8, 2))
     get_peft_model(net, LoraConfig(target_modules=["0"])).save_pretrained(str(tmp_path))
@@ -134,7 +132,7 @@ def test_pefts_attention_is_refused(tmp_path: Path) -> None:
         load_adapter(nn.Sequential(nn.MultiheadAttention(8, 2)), tmp_path)
 
 
-def test_pissa_trains_as_in_peft(tiny: nn.Module) -> None:
+def test_pissa_trains_as_in_peft(tiny):
     """The same steps from the same start, though the base here is never replaced by a residual."""
     x = torch.randn(6, 6)
     base = tiny(x)

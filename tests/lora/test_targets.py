@@ -1,5 +1,4 @@
 import re
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from lora_mnist.lora.targets import by_pattern, target_weights
 class Mixed(nn.Module):
     """One of each: factored layers, others that can carry an adapter, and some that cannot."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(7, 4)
         self.conv = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
@@ -49,7 +48,7 @@ RNN = ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
         (["weight_hh_l0"], ["rnn.weight_hh_l0"]),
     ],
 )
-def test_target_modules_choose_weights(target_modules: Any, expected: list[str]) -> None:
+def test_target_modules_choose_weights(target_modules, expected):
     assert list(target_weights(Mixed(), target_modules)) == expected
 
 
@@ -70,14 +69,14 @@ CONVS = nn.Sequential(*(nn.Conv1d(1, 1, 1) for _ in range(100)))
         (CONVS, "all", "some of: 0, 1, .*, 19 and 80 more"),
     ],
 )
-def test_what_names_nothing_is_an_error(model: Any, target_modules: Any, message: str) -> None:
+def test_what_names_nothing_is_an_error(model, target_modules, message):
     start = re.escape(f"target_modules={target_modules}: expected ")
     with pytest.raises(ValueError, match=rf"^{start}{message}[^\n]*$"):
         target_weights(model, target_modules)
 
 
 @pytest.mark.parametrize("key", ["near1", "linear.", ".*1", "^a", "", 3])
-def test_a_key_that_names_no_layer_is_refused(key: Any) -> None:
+def test_a_key_that_names_no_layer_is_refused(key):
     start = re.escape(f"rank_pattern={{{key}: 4}}: expected a layer's name")
     with pytest.raises(ValueError, match=rf"^{start}[^\n]*, of: a.linear1, b$"):
         by_pattern("rank_pattern", {"b": 3, key: 4}, ["a.linear1", "b"], 1)

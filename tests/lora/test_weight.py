@@ -1,6 +1,4 @@
 import copy
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,7 +20,7 @@ X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", ["spectral_norm", "weight_norm", "orthogonal"])
-def test_beside_somebody_elses_parametrization(name: str, tiny: nn.Module, tmp_path: Path) -> None:
+def test_beside_somebody_elses_parametrization(name, tiny, tmp_path):
     getattr(nn.utils.parametrizations, name)(tiny.linear2)
     plain = copy.deepcopy(tiny.eval())
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
@@ -37,7 +35,7 @@ def test_beside_somebody_elses_parametrization(name: str, tiny: nn.Module, tmp_p
     assert changed_tensors(before, remove_lora(tiny).state_dict()) == []
 
 
-def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone() -> None:
+def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone():
     """torch makes one class for a layer and its copies, and keeps the weights' names there."""
     net = add_lora(nn.LSTM(4, 3), target_modules=["weight_ih_l0"])
     twin = copy.deepcopy(net)
@@ -53,7 +51,7 @@ def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone(
 class Tied(nn.Module):
     """Words in and out share one weight."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(9, 6)
         self.mid = nn.Linear(6, 6)
@@ -62,7 +60,7 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize("target_modules", ["all", ["embed"]])
-def test_a_weight_that_two_layers_share_is_refused(target_modules: object) -> None:
+def test_a_weight_that_two_layers_share_is_refused(target_modules):
     net = Tied()
     with pytest.raises(ValueError, match="target_modules: embed and out share one weight"):
         add_lora(net, target_modules=target_modules)
@@ -71,9 +69,7 @@ def test_a_weight_that_two_layers_share_is_refused(target_modules: object) -> No
 
 
 @pytest.mark.parametrize("wrapper", [torch.compile, nn.DataParallel])
-def test_a_wrapped_network_is_refused_before_training(
-    wrapper: Any, tiny: nn.Module, tmp_path: Path
-) -> None:
+def test_a_wrapped_network_is_refused_before_training(wrapper, tiny, tmp_path):
     """The names of its layers would stand in the adapter, which then fits no other network."""
     wrapped = wrapper(tiny)
     refusal = f"{type(wrapped).__name__}: expected the network inside this wrapper"

@@ -6,7 +6,6 @@ import runpy
 import shlex
 import sys
 from contextlib import redirect_stdout, suppress
-from pathlib import Path
 
 import pytest
 import run as benchmark
@@ -18,15 +17,13 @@ RATIOS = {"steps/s": "2.00 (1.00-4.00)", "s": "0.50 (0.25-1.00)"}
 
 
 @pytest.mark.parametrize(("unit", "ratio"), RATIOS.items())
-def test_two_sides_take_turns_and_a_ratio_above_one_is_faster(
-    monkeypatch: pytest.MonkeyPatch, unit: str, ratio: str
-) -> None:
-    commands: list[str] = []
+def test_two_sides_take_turns_and_a_ratio_above_one_is_faster(monkeypatch, unit, ratio):
+    commands = []
     values = {"a": [1.0, 2.0, 4.0], "b": [2.0, 8.0, 4.0]}
 
     memory = {"a": 300, "b": 350}
 
-    def run(command: str) -> tuple[float, float]:
+    def run(command):
         commands.append(command)
         return values[command].pop(0), memory[command]
 
@@ -36,13 +33,13 @@ def test_two_sides_take_turns_and_a_ratio_above_one_is_faster(
     assert commands == ["a", "b"] * 3
 
 
-def test_a_process_is_measured() -> None:
+def test_a_process_is_measured():
     assert benchmark.run("-c 'print(\"measured: 3\")'")[0] == 3
     with pytest.raises(SystemExit, match="no-such-file"):
         benchmark.run("no-such-file.py")
 
 
-def test_memory_is_measured() -> None:
+def test_memory_is_measured():
     """In a small process of its own: a child's memory begins with that of its parent."""
     runs = "run.run(\"-c 'bytearray(range(256)) * 400_000'\")[1] - run.run('-c pass')[1]"
     done = run_process("-c", f"import run; print({runs})", PYTHONPATH=f"{ROOT}/scripts/benchmark")
@@ -50,11 +47,11 @@ def test_memory_is_measured() -> None:
 
 
 @pytest.mark.slow
-def test_rows_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_measured(tmp_path, monkeypatch):
     """The rows of a folder, their commands in this process."""
     measured = []
 
-    def run(command: str) -> tuple[float, float]:
+    def run(command):
         monkeypatch.setattr(sys, "argv", shlex.split(command))
         printed = io.StringIO()
         with redirect_stdout(printed), suppress(SystemExit):

@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import kills
 import pytest
 
 
-def test_times_are_not_compared_and_everything_else_is(tmp_path: Path) -> None:
+def test_times_are_not_compared_and_everything_else_is(tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "mnist.ckpt").write_bytes(b"base")
     (tmp_path / "run" / "adapter").mkdir(parents=True)
@@ -22,7 +21,7 @@ def test_times_are_not_compared_and_everything_else_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["half.json", "half.ckpt", "half.safetensors", ".x-1.tmp.json"])
-def test_half_a_file_is_found(tmp_path: Path, name: str) -> None:
+def test_half_a_file_is_found(tmp_path, name):
     (tmp_path / "whole.json").write_text("{}")
     assert kills.broken_file(tmp_path) is None
     (tmp_path / name).write_text("half")
@@ -30,6 +29,6 @@ def test_half_a_file_is_found(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("code", "killed"), [("while True: pass", True), ("pass", False)])
-def test_a_kill(code: str, killed: bool) -> None:
+def test_a_kill(code, killed):
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert kills.killed(process, 0.1 if killed else 60) == killed

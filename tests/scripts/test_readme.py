@@ -1,7 +1,6 @@
 """No measured number in the documents is typed: each stands in a block that a script has made."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 import readme
@@ -20,12 +19,12 @@ TYPED = (
 TABLE = ("|", "┏", "┃", "│")
 
 
-def typed(document: str) -> str:
+def typed(document):
     """A document without its blocks."""
     return readme.BLOCK.sub("", (ROOT / document).read_text())
 
 
-def typed_tables(text: str) -> Iterator[str]:
+def typed_tables(text):
     """First lines of tables, those of terminals too."""
     before = ""
     for line in text.splitlines():
@@ -35,7 +34,7 @@ def typed_tables(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_tables_and_pictures_stand_in_blocks_that_nobody_changed(document: str) -> None:
+def test_tables_and_pictures_stand_in_blocks_that_nobody_changed(document):
     assert [head for head in typed_tables(typed(document)) if not head.startswith(TYPED)] == []
     assert readme.PICTURE.findall(typed(document)) == []
     path = ROOT / document
@@ -43,7 +42,7 @@ def test_tables_and_pictures_stand_in_blocks_that_nobody_changed(document: str) 
         assert readme.checksum(block["body"], path.parent) == block["sum"], block["name"]
 
 
-def test_the_scripts_that_make_the_blocks_are_there() -> None:
+def test_the_scripts_that_make_the_blocks_are_there():
     made_here, names = set(), []
     for document in DOCUMENTS:
         for block in readme.BLOCK.finditer((ROOT / document).read_text()):
@@ -56,13 +55,13 @@ def test_the_scripts_that_make_the_blocks_are_there() -> None:
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md"])
-def test_links_lead_somewhere(document: str) -> None:
+def test_links_lead_somewhere(document):
     here = (ROOT / document).parent
     links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / document).read_text())
     assert [link for link in links if not (here / link).exists()] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_no_accuracy_is_typed_in_prose(document: str) -> None:
+def test_no_accuracy_is_typed_in_prose(document):
     prose = re.sub(r"```.*?```|`[^`]*`|^\|.*?$", "", typed(document), flags=re.DOTALL | re.M)
     assert re.findall(r"\b0\.\d{3,}|\b\d[\d,]* (?:errors|broken)", prose) == []

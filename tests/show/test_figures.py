@@ -1,6 +1,4 @@
 from io import BytesIO
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from helpers.runs import CLASSES, outcome, results, write_run
@@ -9,12 +7,12 @@ from lora_mnist.disk.predictions import Predictions, read_predictions
 from lora_mnist.show.figures import draw_confusion, draw_errors, draw_gallery
 
 
-def texts(figure: Any) -> list[str]:
+def texts(figure):
     """What is written in the first axes of a figure, beside its ticks."""
     return [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_bars_of_errors() -> None:
+def test_bars_of_errors():
     axes = draw_errors(results()).axes[0]
     widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
     assert widths == [[2, 9, 1], [6, 2, 0]]
@@ -22,12 +20,12 @@ def test_bars_of_errors() -> None:
     assert weights == ["normal", "bold", "normal"]
 
 
-def test_a_name_is_no_formula() -> None:
+def test_a_name_is_no_formula():
     figure = draw_errors({"classes": [r"$\x$", "b" * 99], "test": outcome([1, 2])})
     figure.savefig(BytesIO(), format="png")
 
 
-def test_what_is_good_is_green() -> None:
+def test_what_is_good_is_green():
     label, base, adapted = np.array([[0, 0, 0, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 1, 0]])
     for predictions, signs, numbers in (
         (Predictions(label, base, base), [[1, -1], [0, 1]], ["1", "2", "2"]),
@@ -42,7 +40,7 @@ def test_what_is_good_is_green() -> None:
         assert sorted(texts(figure)) == numbers
 
 
-def test_two_predictions_stand_under_an_image(tmp_path: Path) -> None:
+def test_two_predictions_stand_under_an_image(tmp_path):
     for stage, kind, captions in (
         ("lora", "broken", ["<b>c…</b> →\ndog", "<b>c…</b> →\ncat"]),
         ("pretrain", "wrong", ["dog → cat", "cat → dog"]),

@@ -5,9 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 from urllib.request import urlopen
 
@@ -23,11 +20,10 @@ from lora_mnist.show.verdict import verdict_text
 from lora_mnist.train import train
 
 pytestmark = pytest.mark.slow
-Answer = Callable[[str], Any]
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def outputs(tmp_path_factory):
     """Six steps of a base in pretrain, and of a repair in lora/target=9,rank=1."""
     outputs = tmp_path_factory.mktemp("outputs")
     options = (*SMALL[:2], *FEW, "trainer.max_steps=6", "callbacks.checkpoint=null")
@@ -40,14 +36,14 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def events(outputs: Path) -> EventAccumulator:
+def events(outputs):
     """All that TensorBoard reads of the repair."""
     folder = outputs / "lora" / "target=9,rank=1"
     return EventAccumulator(str(folder), {"tensors": 0, "images": 0}).Reload()
 
 
 @pytest.fixture(scope="module")
-def board(outputs: Path) -> Iterator[Answer]:
+def board(outputs):
     """What TensorBoard answers to its page's questions."""
     command = [sys.executable, "-m", "tensorboard.main", "--port=0", f"--logdir={outputs}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
@@ -58,7 +54,7 @@ def board(outputs: Path) -> Iterator[Answer]:
             assert line, "TensorBoard has ended"
             address = re.search(r"http://\S+/", line)
 
-        def answer(path: str) -> Any:
+        def answer(path):
             with urlopen(f"{address[0]}data/{path}") as response:
                 return json.load(response)
 
@@ -70,14 +66,14 @@ def board(outputs: Path) -> Iterator[Answer]:
         server.terminate()
 
 
-def test_every_pattern_of_the_custom_page_finds_curves(board: Answer) -> None:
+def test_every_pattern_of_the_custom_page_finds_curves(board):
     layout = board("plugin/custom_scalars/layout")
-    charts: dict[str, set[str]] = {}
+    charts = {}
     for category in layout["category"]:
         for chart in category["chart"]:
-            curves: set[str] = set()
+            curves = set()
             for pattern in chart["multiline"]["tag"]:
-                found: set[str] = set()
+                found = set()
                 for run in board("runs"):
                     query = f"run={quote(run, safe='')}&tag={quote(pattern, safe='')}"
                     events = board(f"plugin/custom_scalars/scalars?{query}")["tag_to_events"]
@@ -95,7 +91,7 @@ def test_every_pattern_of_the_custom_page_finds_curves(board: Answer) -> None:
     assert {curve.rpartition("/")[2] for curve in charts["base"]} == {*"0123456789"}
 
 
-def test_every_logger_gets_the_curves(outputs: Path, events: EventAccumulator) -> None:
+def test_every_logger_gets_the_curves(outputs, events):
     """Under the names of results.json, the same in TensorBoard as in CSV."""
     (metrics,) = (outputs / "lora").rglob("metrics.csv")
     names = set(metrics.read_text().partition("\n")[0].split(",")) - {"step"}
@@ -109,10 +105,8 @@ def test_every_logger_gets_the_curves(outputs: Path, events: EventAccumulator) -
             assert value == pytest.approx(results[split][key])
 
 
-def test_verdict_table_figures_and_the_run_in_hparams(
-    outputs: Path, events: EventAccumulator
-) -> None:
-    def text(tag: str) -> Any:
+def test_verdict_table_figures_and_the_run_in_hparams(outputs, events):
+    def text(tag):
         return events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
 
     results = read_results(outputs / "lora")

@@ -1,9 +1,6 @@
 """The page as a visitor has it: the command in a process of its own, and headless Chromium."""
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from composed import SMALL, small_adapter, small_base
@@ -16,7 +13,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Any]:
+def page(tmp_path):
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     pytest.importorskip("playwright.sync_api", reason="the extra dev is not installed")
     small_base(tmp_path)
@@ -28,7 +25,7 @@ def page(tmp_path: Path) -> Iterator[Any]:
         yield page
 
 
-def test_draw_and_move_the_slider(page: Any) -> None:
+def test_draw_and_move_the_slider(page):
     from playwright.sync_api import expect
 
     page.get_by_label("Brush", exact=True).click()  # Gradio's pad asks its visitor for it

@@ -1,6 +1,5 @@
 import base64
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +25,7 @@ REPAIR = "errors repaired broken confusion"
         ("pretrain", "errors wrong confusion"),
     ],
 )
-def test_a_report_of_each_stage(tmp_path: Path, stage: str, figures: str) -> None:
+def test_a_report_of_each_stage(tmp_path, stage, figures):
     """It needs nothing from elsewhere, and runs nothing: a name and a configuration try to."""
     write_run(tmp_path, stage)
     (tmp_path / "figures").mkdir()
@@ -50,7 +49,7 @@ def test_a_report_of_each_stage(tmp_path: Path, stage: str, figures: str) -> Non
         assert {piece[:6] for piece in page.split(tag)[1:]} <= {'"data:'}
 
 
-def test_results_alone_are_enough(tmp_path: Path) -> None:
+def test_results_alone_are_enough(tmp_path):
     """As of a run from Python, whose seed was not set."""
     run = write_run(tmp_path, "finetune")
     (tmp_path / ".hydra" / "config.yaml").unlink()
@@ -62,7 +61,7 @@ def test_results_alone_are_enough(tmp_path: Path) -> None:
     assert "Configuration" not in page
 
 
-def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> None:
+def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path):
     dial = {"advised": 0.5, "saved": 1, "scales": [0, 0.5, 1], "errors": [3, 2, 1]}
     before = outcome([3, 8, 1])
     run = results(dial=dial, repaired_before=[0], test_before=before)
@@ -79,7 +78,7 @@ def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_report_of_many_classes_is_small(tmp_path: Path) -> None:
+def test_a_report_of_many_classes_is_small(tmp_path):
     """It begins with what changed, also where nothing did."""
     count = 1000
     label = torch.arange(count)
@@ -101,7 +100,7 @@ def test_a_report_of_many_classes_is_small(tmp_path: Path) -> None:
         assert '<tr class="mark"><td>class number 0</td>' in page
 
 
-def test_a_report_of_a_sweep(tmp_path: Path) -> None:
+def test_a_report_of_a_sweep(tmp_path):
     """Jobs best first, their base, and what failed; names are escaped."""
     start = {"val_base": {"accuracy": 0.9, "errors_of_target": 8}}
     for rank, accuracy in enumerate((0.91, 0.95, 0.8), start=1):
@@ -123,9 +122,7 @@ def test_a_report_of_a_sweep(tmp_path: Path) -> None:
     assert "python train.py &#39;&lt;x&gt;&#39;" in page
 
 
-def test_the_front_of_a_sweep_advises_the_fewest_errors_in_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_front_of_a_sweep_advises_the_fewest_errors_in_all(tmp_path, monkeypatch):
     """A job without a dial has no curve; the command turns the adapter to the advised scale."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])

@@ -1,9 +1,6 @@
 import sys
 from io import StringIO
-from pathlib import Path
-from typing import Any
 
-import pytest
 from composed import logged
 from helpers.runs import outcome, repaired
 
@@ -14,24 +11,24 @@ BASE = outcome([30, 4], images=100)
 REPAIRED = repaired([30, 4], [1, 4], [21, 1], images=100)
 
 
-def printed(function: Any, *arguments: Any, to: str = "tables") -> str:
+def printed(function, *arguments, to="tables"):
     with logged(f"lora_mnist.show.{to}") as text:
         function(*arguments)
     return text.getvalue()
 
 
-def results(**more: Any) -> dict[str, Any]:
+def results(**more):
     run = {"stage": "eval", "classes": ["cat", "dog"], "test": REPAIRED, "test_base": BASE}
     return {**run, **more}
 
 
-def cells(text: str) -> list[list[str]]:
+def cells(text):
     """The rows of a table as they are printed, without the lines between them."""
     rows = (line.replace("┃", "│").split("│")[1:-1] for line in text.splitlines())
     return [[cell.strip() for cell in row] for row in rows if row]
 
 
-def test_parameters() -> None:
+def test_parameters():
     net = CNN()
     net.conv1.bias = None
     rows = cells(printed(print_parameters, net))
@@ -47,7 +44,7 @@ def test_parameters() -> None:
     assert [row[3] for row in rows[1:4]] == ["default", "second", ""]
 
 
-def test_results_of_a_repair() -> None:
+def test_results_of_a_repair():
     text = printed(print_results, results(digit=1))
     assert "test images, * to be repaired" in text
     assert cells(text) == [
@@ -60,11 +57,11 @@ def test_results_of_a_repair() -> None:
     assert "\ndog: 4 errors -> 7 (broken 4, may be chance, p = 0.38);" in text
 
 
-def first_cells(run: dict[str, Any]) -> list[str]:
+def first_cells(run):
     return [row[0] for row in cells(printed(print_results, run))][1:]
 
 
-def test_of_many_classes_what_changed_comes_first() -> None:
+def test_of_many_classes_what_changed_comes_first():
     count = 1000
     base, broken, fixed = [1] * count, [0] * count, [0] * count
     fixed[60], broken[70], broken[80], fixed[80] = 1, 3, 1, 1
@@ -79,18 +76,18 @@ def test_of_many_classes_what_changed_comes_first() -> None:
     assert first_cells(same) == [f"{count} others", "all"]
 
 
-def test_of_a_base_with_many_classes_the_worst_come_first() -> None:
+def test_of_a_base_with_many_classes_the_worst_come_first():
     errors = [0] * 50 + [*range(50)]
     base = {"classes": [f"c{n}" for n in range(100)], "test": outcome(errors, 100)}
     assert first_cells(base) == [*(f"c{n}" for n in range(99, 79, -1)), "80 others", "all"]
 
 
 class Terminal(StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
-def test_a_terminal_gets_its_width_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_its_width_and_colours(monkeypatch):
     """Long names are folded; none is cut. The log stays plain."""
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setenv("COLUMNS", "80")
@@ -104,7 +101,7 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch: pytest.MonkeyPatch) 
     assert "\x1b" not in printed(print_results, run)
 
 
-def test_a_command_is_not_broken_into_lines(tmp_path: Path) -> None:
+def test_a_command_is_not_broken_into_lines(tmp_path):
     (tmp_path / ".hydra").mkdir()
     typed = f"data.data_dir={'long/' * 40}"
     (tmp_path / ".hydra" / "overrides.yaml").write_text(f"[{typed}]")
@@ -113,7 +110,7 @@ def test_a_command_is_not_broken_into_lines(tmp_path: Path) -> None:
     assert lines[-1].endswith(f"experiment=repair target=cat {typed}")
 
 
-def test_predictions_that_differ_are_marked() -> None:
+def test_predictions_that_differ_are_marked():
     four = {"class": "4", "probability": 0.75}
     other = {"file": "b[1].png", "base": {"class": "9", "probability": 0.98765}, "adapted": four}
     same = {"file": "c.png", "base": four, "adapted": {"class": "4", "probability": 0.5}}

@@ -1,7 +1,6 @@
 """Verdicts and advice of made-up runs, beside verdicts.txt, which is to be read."""
 
 from pathlib import Path
-from typing import Any
 
 from helpers.runs import outcome, repaired, results
 
@@ -19,21 +18,21 @@ DIAL = {
 }
 
 
-def of_digits(broken: int, fixed: int, target: Any = 9, **more: Any) -> dict[str, Any]:
+def of_digits(broken, fixed, target=9, **more):
     """A repair of the nines, which breaks so many fours."""
     test = repaired(BASE, [0] * 4 + [broken] + [0] * 5, [0] * 9 + [fixed], 1000)
     run = {"stage": "lora", "classes": DIGITS, "digit": target, "replay": 0, **more}
     return {**run, "test": test, "test_base": outcome(BASE, 1000)}
 
 
-def of_clothes(base: list[int], broken: list[int], fixed: list[int], **more: Any) -> dict[str, Any]:
+def of_clothes(base, broken, fixed, **more):
     """A repair of the shirts with replayed images."""
     run = {"stage": "lora", "classes": ["coat", "dress", "shirt"], "digit": 2, "replay": 90}
     test = repaired(base, broken, fixed, 200)
     return {**run, "test": test, "test_base": outcome(base, 200), **more}
 
 
-def of_mistakes() -> dict[str, Any]:
+def of_mistakes():
     """A hotfix that mends nine of ten mistakes learnt, and four of five held out."""
     mended = {"mistakes": repaired([9, 0], [0, 0], [9, 0], 5), "mistakes_base": outcome([9, 0], 5)}
     held_out = repaired([5, 0], [0, 0], [4, 0], 5)
@@ -48,7 +47,7 @@ GUESSING = {
     "test": repaired([10, 20, 20, 20, 45], [35, 27, 27, 26, 0], [0, 0, 0, 0, 45], 50),
 }
 TYPED = ["experiment=repair", "target=shirt", *OWN]
-CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
+CASES = {
     "a base": (results("pretrain"), ["stage=pretrain"]),
     "somebody's base": ({**results("pretrain"), "stage": "eval"}, OWN),
     "a base without errors": ({"stage": "eval", "classes": ["a"], "test": outcome([0])}, []),
@@ -104,7 +103,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-def test_verdicts_and_advice_are_those_that_were_read(tmp_path: Path, monkeypatch: Any) -> None:
+def test_verdicts_and_advice_are_those_that_were_read(tmp_path, monkeypatch):
     """After a change of words: read the difference, then copy what this test has written."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
@@ -121,7 +120,7 @@ def test_verdicts_and_advice_are_those_that_were_read(tmp_path: Path, monkeypatc
     assert lines == GOLDEN.read_text().split("\n"), tmp_path
 
 
-def test_classes_in_a_sentence() -> None:
+def test_classes_in_a_sentence():
     assert named(["0", "6"], [0, 1]) == "zeros and sixes"
     assert named(["cat", "dog", "6"], [0, 1]) == "cat and dog"
     assert named([*"abcdefgh"], range(7)) == "7 classes"

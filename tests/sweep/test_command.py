@@ -22,7 +22,7 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_a_command_is_ready_to_paste(shell: str) -> None:
+def test_a_command_is_ready_to_paste(shell):
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
     script = f"python() {{ printf '%s\\0' \"$@\"; }}; {command_line(ARGUMENTS, 'python train.py')}"
@@ -31,12 +31,12 @@ def test_a_command_is_ready_to_paste(shell: str) -> None:
 
 
 @given(st.text(st.characters(min_codepoint=32, exclude_categories=["C"]), min_size=1))
-def test_a_path_survives_hydras_grammar(name: str) -> None:
+def test_a_path_survives_hydras_grammar(name):
     text = override("sweep.resume", f"/{name}")
     assert OverridesParser.create().parse_override(text).value() == f"/{name}"
 
 
-def test_what_needs_no_quotes_has_none() -> None:
+def test_what_needs_no_quotes_has_none():
     assert override("run", "/a/b-c_d.e/2026-01") == "run=/a/b-c_d.e/2026-01"
     assert command_line(["a='linear[12]'", "b=1,2", "c=glob(*)"], "python train.py") == (
         "python train.py \"a='linear[12]'\" b=1,2 'c=glob(*)'"

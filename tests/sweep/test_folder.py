@@ -1,12 +1,10 @@
 """A folder belongs to one configuration: its name, its hash."""
 
 import os
-from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers.sweeping import write_job, write_sweep
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from lora_mnist.errors import UserError
 from lora_mnist.sweep.folder import job_folder, job_hash, sweep_folder
@@ -14,11 +12,11 @@ from lora_mnist.sweep.folder import job_folder, job_hash, sweep_folder
 TASK = {"lora": {"rank": 1, "scaled": "${.rank}"}, "digit": 9}
 
 
-def config(inputs: Any = (), **changes: Any) -> DictConfig:
+def config(inputs=(), **changes):
     return OmegaConf.create({**TASK, "sweep": {"inputs": list(inputs)}, **changes})
 
 
-def test_the_hash_is_of_what_a_job_computes() -> None:
+def test_the_hash_is_of_what_a_job_computes():
     same = job_hash(config())
     assert len(same) == 12
     assert job_hash(OmegaConf.create(dict(reversed(list(config().items()))))) == same
@@ -31,13 +29,13 @@ def test_the_hash_is_of_what_a_job_computes() -> None:
     assert len({same, *(job_hash(config(**change)) for change in changed)}) == 6
 
 
-def test_the_hash_covers_the_content_of_inputs(tmp_path: Path) -> None:
+def test_the_hash_covers_the_content_of_inputs(tmp_path):
     file, folder = tmp_path / "base.ckpt", tmp_path / "adapter"
     (folder / "deep").mkdir(parents=True)
     inputs = [str(file), None, [{"path": str(folder)}], 3, ""]
     seen = [job_hash(config(inputs))]
 
-    def differs() -> None:
+    def differs():
         seen.append(job_hash(config(inputs)))
         assert len(set(seen)) == len(seen)
 
@@ -54,12 +52,12 @@ def test_the_hash_covers_the_content_of_inputs(tmp_path: Path) -> None:
     assert job_hash(config(inputs)) == seen[-1]
 
 
-def swept(sweep: Path, *overrides: str) -> DictConfig:
+def swept(sweep, *overrides):
     hydra = {"sweep": {"dir": str(sweep)}, "overrides": {"task": list(overrides)}}
     return config(hydra=hydra)
 
 
-def test_a_job_is_named_by_what_was_swept(tmp_path: Path) -> None:
+def test_a_job_is_named_by_what_was_swept(tmp_path):
     write_sweep(tmp_path, fixed=["stage"])
     digest = job_hash(config())
     name = job_folder(_root_=swept(tmp_path, "stage=lora", "lora.rank=1", "+net.act='a/b c'"))
@@ -70,7 +68,7 @@ def test_a_job_is_named_by_what_was_swept(tmp_path: Path) -> None:
     assert job_folder(_root_=swept(tmp_path, "seed=0")) == name
 
 
-def test_latest_is_the_sweep_that_ran_a_job_last(tmp_path: Path) -> None:
+def test_latest_is_the_sweep_that_ran_a_job_last(tmp_path):
     new = f"{tmp_path}/new"
     assert sweep_folder(new, None) == new
     for i, name in enumerate(("b", "a")):

@@ -1,8 +1,6 @@
 """Whole sweeps: failing, resumed, killed, refused, searched, side by side."""
 
 import signal
-from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -20,9 +18,7 @@ from helpers.sweeping import (
 
 
 @pytest.mark.slow
-def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_left(
-    cli: Any, tmp_path: Path
-) -> None:
+def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_left(cli, tmp_path):
     failed = cli(TOY, "-m", "x=0,-1,2,3", "note='a b'")
     sweep = only_sweep(tmp_path)
     assert failed.code == 1
@@ -56,9 +52,7 @@ def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_lef
     assert done.out.count("finished before") == 1
 
 
-def test_a_library_that_ends_the_program_fails_and_ends_no_other_job(
-    cli: Any, tmp_path: Path
-) -> None:
+def test_a_library_that_ends_the_program_fails_and_ends_no_other_job(cli, tmp_path):
     done = cli(TOY, "-m", "x=-2,3")
     assert done.code == 1
     reason = "RuntimeError: sys.exit('a library gives up') was called before the end"
@@ -68,9 +62,7 @@ def test_a_library_that_ends_the_program_fails_and_ends_no_other_job(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_ended_and_resumed_equals_undisturbed(
-    cli: Any, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
+def test_ended_and_resumed_equals_undisturbed(cli, tmp_path, number, code):
     arguments = ("-m", "x=1,2", "y=1,4", "pause=0.4")
     process = start(tmp_path, *arguments)
     wait_for_jobs(process, tmp_path, 3)
@@ -92,9 +84,7 @@ def test_ended_and_resumed_equals_undisturbed(
 
 
 @pytest.mark.slow
-def test_a_job_that_does_not_meet_what_is_required_fails_and_keeps_its_numbers(
-    cli: Any, tmp_path: Path
-) -> None:
+def test_a_job_that_does_not_meet_what_is_required_fails_and_keeps_its_numbers(cli, tmp_path):
     """A key that changes no number runs no job again."""
     arguments = ("-m", "x=2,3", "y=5")
     cli(TOY, *arguments)
@@ -123,7 +113,7 @@ def test_a_job_that_does_not_meet_what_is_required_fails_and_keeps_its_numbers(
         (("-m", "sweep=optuna", "sweep.metric=null"), "sweep.metric=null: a search needs one"),
     ],
 )
-def test_bad_input(cli: Any, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_bad_input(cli, tmp_path, arguments, message):
     if "sweep=optuna" in arguments:
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     done = cli(TOY, *arguments)
@@ -133,7 +123,7 @@ def test_bad_input(cli: Any, tmp_path: Path, arguments: tuple[str, ...], message
     assert not list(tmp_path.rglob("*"))
 
 
-def test_a_sweep_has_its_folder_to_itself(cli: Any, tmp_path: Path) -> None:
+def test_a_sweep_has_its_folder_to_itself(cli, tmp_path):
     sweep = tmp_path / "sweep"
     write_sweep(sweep)
     with FileLock(sweep / ".lock"):
@@ -146,7 +136,7 @@ def test_a_sweep_has_its_folder_to_itself(cli: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_allowed_metric_that_no_job_has(cli: Any, tmp_path: Path) -> None:
+def test_an_allowed_metric_that_no_job_has(cli, tmp_path):
     done = cli(TOY, "-m", "x=choice(1,2)", "shape=glob(*,exclude=long)", "sweep.metric=val.loss")
     assert done.code == 2
     assert done.err == (
@@ -157,7 +147,7 @@ def test_an_allowed_metric_that_no_job_has(cli: Any, tmp_path: Path) -> None:
     assert {row["shape"] for row in rows} == {"round", "square"}
 
 
-def test_a_command_that_keeps_no_results_just_runs(cli: Any, tmp_path: Path) -> None:
+def test_a_command_that_keeps_no_results_just_runs(cli, tmp_path):
     """Such as predict.py, which has no ``sweep`` in its configuration."""
     done = cli(TOY, "--config-name=plain", "-m", "x=1,2")
     assert done.code == 0, done.err
@@ -169,7 +159,7 @@ def test_a_command_that_keeps_no_results_just_runs(cli: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_optuna_searches_and_resumes(cli: Any, tmp_path: Path) -> None:
+def test_optuna_searches_and_resumes(cli, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     arguments = ("-m", "sweep=optuna", "x=range(0,3)", "y=interval(1,9)")
     cli(TOY, *arguments, "hydra.sweeper.n_trials=4")
@@ -189,7 +179,7 @@ def test_optuna_searches_and_resumes(cli: Any, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_jobs_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str) -> None:
+def test_jobs_run_elsewhere(tmp_path, monkeypatch, launcher):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     workers = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
@@ -207,7 +197,7 @@ def test_jobs_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lau
 
 
 @pytest.mark.slow
-def test_workers_end_after_a_sweep_that_is_killed(tmp_path: Path) -> None:
+def test_workers_end_after_a_sweep_that_is_killed(tmp_path):
     """Each finishes its job first; then nobody holds the sweep's pipes any more."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     options = ("pause=2", "launcher=joblib", "hydra.launcher.n_jobs=2")

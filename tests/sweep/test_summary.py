@@ -1,20 +1,17 @@
 """The summary and its figure, from the files of jobs that never ran."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 from helpers.sweeping import read_summary, write_job, write_sweep
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_mnist.sweep.figure import Point, draw_sweep
+from lora_mnist.sweep.figure import draw_sweep
 from lora_mnist.sweep.records import natural, read_jobs
 from lora_mnist.sweep.summary import Ranked, summarize
 
 
-def summary(folder: Path, **sweep: Any) -> str:
+def summary(folder, **sweep):
     write_sweep(folder, **sweep)
     return summarize(Ranked(folder))
 
@@ -35,7 +32,7 @@ failed: lora.rank=0: expected an integer >= 1
 sweep: """
 
 
-def test_the_table(tmp_path: Path) -> None:
+def test_the_table(tmp_path):
     more = {
         "val_base": {"accuracy": 0.93, "errors_of_target": 38},
         "test_base": {"accuracy": 0.952},
@@ -59,9 +56,7 @@ def test_the_table(tmp_path: Path) -> None:
         ("loss", 0.95, "best"),
     ],
 )
-def test_the_best_job_is_better_than_the_base(
-    tmp_path: Path, metric: str, base: float, verdict: str
-) -> None:
+def test_the_best_job_is_better_than_the_base(tmp_path, metric, base, verdict):
     """The smallest loss is the best, the largest accuracy."""
     best = "1" if metric == "accuracy" else "2"
     for rank, value in (("1", 0.8), ("2", 0.7)):
@@ -75,13 +70,13 @@ def test_the_best_job_is_better_than_the_base(
     ("p_value", "best"),
     [(0.3, "best, but beside the base it may be chance (p = 0.3)"), (0.01, "best")],
 )
-def test_a_lead_over_the_base_may_be_chance(tmp_path: Path, p_value: float, best: str) -> None:
+def test_a_lead_over_the_base_may_be_chance(tmp_path, p_value, best):
     more = {"val": {"accuracy": 0.98, "p_value": p_value}, "val_base": {"accuracy": 0.9}}
     write_job(tmp_path, "a", ["lora.rank=1"], accuracy=0.98, more=more)
     assert f"\n{best}: python" in summary(tmp_path)
 
 
-def test_a_lucky_seed_is_not_crowned(tmp_path: Path) -> None:
+def test_a_lucky_seed_is_not_crowned(tmp_path):
     """Jobs that differ in their seed alone are one: the mean decides."""
     accuracies = {(1, 0): 0.95, (1, 1): 0.75, (1, 2): 0.85, (2, 0): 0.9, (2, 1): 0.88}
     for (rank, seed), accuracy in accuracies.items():
@@ -102,7 +97,7 @@ def test_a_lucky_seed_is_not_crowned(tmp_path: Path) -> None:
     assert {row["seeds"] for row in rows[2:5]} == {"3"}
 
 
-def test_jobs_on_another_base_are_no_seeds_of_the_same_setting(tmp_path: Path) -> None:
+def test_jobs_on_another_base_are_no_seeds_of_the_same_setting(tmp_path):
     for seed, base in ((0, "old"), (1, "old"), (2, "new")):
         overrides = [f"seed={seed}", "lora.rank=1"]
         write_job(tmp_path, f"{seed}", overrides, accuracy=0.5 + 0.1 * seed, inputs=base)
@@ -111,21 +106,21 @@ def test_jobs_on_another_base_are_no_seeds_of_the_same_setting(tmp_path: Path) -
     assert rows == [("new", "1"), ("old", "2"), ("old", "2")]
 
 
-def test_what_differs_from_base_to_base_stands_beside_each_job(tmp_path: Path) -> None:
+def test_what_differs_from_base_to_base_stands_beside_each_job(tmp_path):
     for rank, accuracy in ((1, 0.8), (2, 0.85)):
         more = {"test": {"accuracy": 0.9}, "test_base": {"accuracy": accuracy}}
         write_job(tmp_path, f"{rank}", [f"lora.rank={rank}"], accuracy=0.9, more=more)
     assert "│ 0.8500 -> 0.9000 │" in summary(tmp_path)
 
 
-def test_equals_go_by_what_was_swept_and_numbers_by_value(tmp_path: Path) -> None:
+def test_equals_go_by_what_was_swept_and_numbers_by_value(tmp_path):
     for rank in (10, 9, 1):
         write_job(tmp_path, f"{rank}-0", [f"lora.rank={rank}"], accuracy=0.5)
     summary(tmp_path, metric=None)
     assert [row["lora.rank"] for row in read_summary(tmp_path)] == ["1", "9", "10"]
 
 
-def test_every_number_has_a_column_of_the_file(tmp_path: Path) -> None:
+def test_every_number_has_a_column_of_the_file(tmp_path):
     more = {"energy": {"joules": [7, 8]}}
     write_job(tmp_path, "a", ["lora.rank=0"], accuracy=0.5, more=more)
     write_job(tmp_path, "b", ["lora.rank=1"], accuracy=0.4)
@@ -135,7 +130,7 @@ def test_every_number_has_a_column_of_the_file(tmp_path: Path) -> None:
     assert (a["folder"], a["status"], a["error"]) == ("a", "finished", "")
 
 
-def test_markup_is_text_and_many_jobs_are_counted(tmp_path: Path) -> None:
+def test_markup_is_text_and_many_jobs_are_counted(tmp_path):
     for i in range(22):
         write_job(tmp_path, f"{i}", [f"note=[red]{i}"], accuracy=0.5)
     text = summary(tmp_path)
@@ -147,7 +142,7 @@ def test_markup_is_text_and_many_jobs_are_counted(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.floats(allow_nan=False) | st.text()))
-def test_numbers_sort_by_value_and_before_words(values: list[object]) -> None:
+def test_numbers_sort_by_value_and_before_words(values):
     ordered = sorted(map(str, values), key=natural)
     are_words = [natural(text)[0] for text in ordered]
     assert are_words == sorted(are_words)
@@ -155,7 +150,7 @@ def test_numbers_sort_by_value_and_before_words(values: list[object]) -> None:
     assert numbers == sorted(numbers)
 
 
-def test_a_key_that_was_not_set_has_its_configured_value(tmp_path: Path) -> None:
+def test_a_key_that_was_not_set_has_its_configured_value(tmp_path):
     """Another command on the same sweep has swept it."""
     (tmp_path / "notes").mkdir()  # no job
     first = write_job(tmp_path, "a", ["lora.rank=1"], accuracy=0.5)
@@ -168,7 +163,7 @@ def test_a_key_that_was_not_set_has_its_configured_value(tmp_path: Path) -> None
     assert swept["c"] == {"lora.rank": "2", "lora.alpha": ""}
 
 
-def test_failures_are_listed_until_they_are_made_good(tmp_path: Path) -> None:
+def test_failures_are_listed_until_they_are_made_good(tmp_path):
     write_job(tmp_path, "a-1", ["lora.rank=1"], error="no such file")
     write_job(tmp_path, "a-2", ["lora.rank=1"], accuracy=0.5)
     write_job(tmp_path, "b-1", ["lora.rank=0"], error="expected an integer >= 1")
@@ -179,14 +174,14 @@ def test_failures_are_listed_until_they_are_made_good(tmp_path: Path) -> None:
 # --- the figure ----------------------------------------------------------------------------------
 
 VALUES = ("1", "2", "16")
-ONE: list[Point] = [({"rank": a}, float(a), 0.1) for a in VALUES]
-TWO: list[Point] = [({"rank": a, "alpha": b}, float(a + b), None) for a in VALUES for b in VALUES]
-SEARCH: list[Point] = [({"rank": f"{i}", "lr": f"{i / 99}"}, 0.5, None) for i in range(99)]
-WORDS: list[Point] = [({"loss": "$f$"}, 0.5, None), ({"loss": "$\\frac{$"}, 0.4, None)]
+ONE = [({"rank": a}, float(a), 0.1) for a in VALUES]
+TWO = [({"rank": a, "alpha": b}, float(a + b), None) for a in VALUES for b in VALUES]
+SEARCH = [({"rank": f"{i}", "lr": f"{i / 99}"}, 0.5, None) for i in range(99)]
+WORDS = [({"loss": "$f$"}, 0.5, None), ({"loss": "$\\frac{$"}, 0.4, None)]
 
 
 @pytest.mark.parametrize("points", [ONE, TWO, TWO[1:-1], SEARCH, WORDS, [({"seed": "0"}, 1, None)]])
-def test_whatever_was_swept_is_drawn(tmp_path: Path, points: list[Point]) -> None:
+def test_whatever_was_swept_is_drawn(tmp_path, points):
     draw_sweep(tmp_path / "a.png", points, "val.accuracy")
     with Image.open(tmp_path / "a.png") as image:
         assert image.size == (900, 600)

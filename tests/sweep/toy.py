@@ -8,21 +8,18 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
 
 from lora_mnist.cli import command, run
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.errors import UserError
-from lora_mnist.project import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
-CONFIG: dict[str, Any] = {
+CONFIG = {
     "defaults": [
         {"paths": "default"},
         {"sweep": "default"},
@@ -52,11 +49,11 @@ for name in ("round", "square", "long"):
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="toy")
-def main(cfg: DictConfig) -> float | None:
+def main(cfg):
     return command(play, cfg)
 
 
-def play(cfg: DictConfig, run: Run) -> None:
+def play(cfg, run):
     folder = run.folder
     if cfg.x == 0:
         raise UserError("x=0: expected an integer >= 1")
