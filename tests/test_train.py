@@ -246,12 +246,17 @@ def test_a_base_that_is_not_published_stays_in_its_folder(outputs, overrides, er
     assert fingerprint(state) == results["base_sha256"]
 
 
-def test_a_job_of_a_sweep_replaces_no_base(outputs, tmp_path):
-    before, folder = bases(outputs), tmp_path / "job"
-    options = ("stage=pretrain", *QUICK, "trainer.max_steps=20", f"paths.outputs={outputs}")
-    sha256 = train(composed("train", *options), Run(folder, is_sweep=True))["base_sha256"]
-    assert bases(outputs) == before
-    assert (folder / f"mnist-{sha256[:12]}.ckpt").exists()
+def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_path):
+    before, mine = bases(outputs), tmp_path / "mine.ckpt"
+    for folder, named in (("one", ()), ("two", (f"base_ckpt={mine}",))):
+        command = Run(tmp_path / folder, is_sweep=True)
+        options = ("stage=pretrain", *QUICK, f"paths.outputs={outputs}", "seed=5", *named)
+        results = train(composed("train", *options), command)
+        assert mine.exists() == bool(named)
+    after = bases(outputs)
+    own = f"mnist-{results['base_sha256'][:12]}.ckpt"
+    assert after.pop(own) == mine.read_bytes()
+    assert after == before
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "lora"])

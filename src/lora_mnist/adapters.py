@@ -223,20 +223,25 @@ def base_folder(cfg: DictConfig) -> Path:
     return Path(cfg.paths.outputs, "base")
 
 
+def current_base(cfg: DictConfig) -> Path:
+    """The file of the current base of these images and this network: the default of base_ckpt."""
+    return base_folder(cfg) / f"{cfg.base_name}.ckpt"
+
+
 def base_file(cfg: DictConfig, adapters: list[Adapter]) -> tuple[Path, str | None]:
     """The file of the base, and the SHA-256 that it should have, where an adapter says it.
 
     The base is ``cfg.base_ckpt``; where that is null, or the default of training, the base that the
     first adapter was made for, found by its SHA-256, or else the current one.
     """
-    current = base_folder(cfg) / f"{cfg.base_name}.ckpt"
-    path = Path(cfg.base_ckpt or current)
-    is_given = cfg.base_ckpt is not None and not (cfg.stage == "lora" and path == current)
+    path = Path(cfg.base_ckpt or current_base(cfg))
+    is_given = cfg.base_ckpt is not None and not (cfg.stage == "lora" and path == current_base(cfg))
     if is_given or not adapters:
         return path, None
     with _adapter_errors():
         sha256 = read_metadata(adapters[0].path).get("base_sha256")
-    return (sha256 and find_base(base_folder(cfg), sha256)) or current, sha256
+    kept = find_base(base_folder(cfg), sha256) if sha256 else None
+    return kept or current_base(cfg), sha256
 
 
 def load_base(cfg: DictConfig, net: nn.Module) -> Base:
@@ -248,7 +253,7 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
         base = read_base(path, net)
     except FileNotFoundError as error:
         message = f"base_ckpt={path}: no such file; expected the weights of {cfg.net._target_}"
-        if path == base_folder(cfg) / f"{cfg.base_name}.ckpt":
+        if path == current_base(cfg):
             make = f"{program('train')} stage=pretrain"
             message += f": base_ckpt=FILE, or make them with {make} and the same data and net"
         raise UserError(message) from error

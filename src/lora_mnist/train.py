@@ -19,6 +19,7 @@ from lora_mnist.adapters import (
     adapter_targets,
     as_trained,
     base_folder,
+    current_base,
     load_adapters,
     load_base,
     save_sum,
@@ -125,9 +126,11 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
     if cfg.base_ckpt is None:
         raise UserError("base_ckpt=null: expected a file to write the base to")
-    publishes = cfg.publish and not run.is_sweep
-    if publishes:
-        require_replaceable(Path(cfg.base_ckpt))
+    # Jobs of a sweep would replace the current base one after another.
+    is_shared = run.is_sweep and Path(cfg.base_ckpt) == current_base(cfg)
+    current = None if is_shared else Path(cfg.base_ckpt)
+    if cfg.publish and current is not None:
+        require_replaceable(current)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     data = make_data(cfg, "fit", net)
@@ -145,8 +148,8 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             state, preprocessing = net.state_dict(), data.preprocessing()
             own = own_file(base_folder(cfg), cfg.base_name, results["base_sha256"])
-            if publishes and not data.targets and not useless:
-                publish_base(state, preprocessing, Path(cfg.base_ckpt), own)
+            if cfg.publish and not data.targets and not useless:
+                publish_base(state, preprocessing, own, current)
             else:
                 write_base(state, run.folder / own.name, preprocessing)
                 _info("base: %s; the current one stays", run.folder / own.name)

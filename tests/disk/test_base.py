@@ -203,7 +203,7 @@ def made(folder, seed, current):
     torch.manual_seed(seed)
     tensors = TinyNet().state_dict()
     own = own_file(folder, "tiny", fingerprint(tensors))
-    publish_base(tensors, {}, current, own)
+    publish_base(tensors, {}, own, current)
     return tensors
 
 

@@ -206,9 +206,9 @@ def require_replaceable(path: Path) -> BaseRecord | None:
 
 
 def publish_base(
-    tensors: Mapping[str, Tensor], preprocessing: Mapping[str, Any], current: Path, own: Path
+    tensors: Mapping[str, Tensor], preprocessing: Mapping[str, Any], own: Path, current: Path | None
 ) -> None:
-    """Write a base to ``own``, where it stays for good, and to ``current``.
+    """Write a base to ``own``, where it stays for good, and to ``current``, if that is a file.
 
     The base that is replaced also has a file of its own, and the log names the command to go back.
 
@@ -216,6 +216,9 @@ def publish_base(
         UserError: see :func:`require_replaceable`; ``own`` has been written.
     """
     write_base(tensors, own, preprocessing)
+    if current is None:
+        _info("base: %s; the current one stays", own)
+        return
     before = require_replaceable(current)
     if before is not None and before.sha256 != fingerprint(tensors):
         previous = find_base(own.parent, before.sha256)
