@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,9 +76,11 @@ FORM = ("data.mean=[0.3,0.3,0.3]", "data.std=0.2")
 
 
 def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
-    form = {"crop_size": 8, "resize_size": 10}
-    transform = ResNet18_Weights.DEFAULT.transforms(**form)
-    target = "torchvision.models.ResNet18_Weights.DEFAULT.transforms"
+    """Its code lies in the folder where the command is started."""
+    transform = ResNet18_Weights.DEFAULT.transforms(crop_size=8, resize_size=10)
+    weights = "from torchvision.models import ResNet18_Weights\n"
+    Path("my_transforms.py").write_text(f"{weights}make = ResNet18_Weights.DEFAULT.transforms\n")
+    target = "my_transforms.make"
     own = f"data.transform={{_target_: {target}, crop_size: 8, resize_size: 10}}"
     folder = repaired(here, own, "augment=flip", "figures=true")
     results = read_results(folder)

@@ -182,7 +182,10 @@ def _take_over(cfg: DictConfig, run: Run, trained: RunSettings) -> None:
                 cfg.paths.here = str(trained.folder)
         if "data" not in typed:
             data = {k: value for k, value in trained.data.items() if k not in TRAINING_KEYS}
-            _require_trust(cfg, foreign_code(data))
+            foreign = foreign_code(data)
+            _require_trust(cfg, foreign)
+            if foreign:
+                cfg.paths.here = str(trained.folder)
             folder = data.get("data_dir")
             if folder and not folder.startswith("$"):
                 data["data_dir"] = str(trained.folder / Path(folder).expanduser())

@@ -48,7 +48,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     data = make_data(cfg, "test", net)
     base = load_base(cfg, net)
     require_compatible(net, data, data.test_set)
-    advise_on_preprocessing(cfg, run, trainer, net, data)
+    better = advise_on_preprocessing(cfg, run, trainer, net, data)
     adapters = load_adapters(cfg, net)
     data.targets = adapter_targets(adapters, data.classes)
     turn_adapters(cfg, net, adapters, data)
@@ -58,7 +58,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     with quiet_lightning(), clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
     results = collect_results(cfg, data, net, module.outcomes, clock, base_sha256=base.sha256)
-    results["adapter"] = settings["adapter"]
+    results |= {"adapter": settings["adapter"], "better_preprocessing": better}
     results["scales"] = {adapter.name: adapter.scale for adapter in adapters}
     write_results(run.folder, results, module.predictions, data.test_set)
     show_run(trainer, results, run, cfg.figures)

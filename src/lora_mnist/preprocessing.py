@@ -29,18 +29,22 @@ _FEW, _MANY = 20, 300
 _LEVEL = 0.01
 
 
-@rank_zero_only
 def advise_on_preprocessing(
     cfg: DictConfig, run: Run, trainer: Trainer, net: nn.Module, data: ImageDataModule
-) -> None:
+) -> list[str]:
     """Try the base on images prepared in other ways than configured, as ``cfg.check`` says.
 
     ``check=preprocessing`` prints all that was tried. If another way is better, its command is
     printed.
+
+    Returns:
+        The overrides of a better way; empty if there is none, and in processes after the first.
     """
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        return []
     is_ours = str(cfg.net._target_).startswith("lora_mnist.")
     if cfg.check is None or (cfg.check == Check.auto and (is_ours or cfg.adapter or run.is_sweep)):
-        return
+        return []
     tried = conventions(OmegaConf.to_container(cfg.data, resolve=True))  # type: ignore[arg-type]
     with on_device(net, trainer.strategy.root_device) as device, config_group("data"):
         if cfg.check == Check.auto:
@@ -53,7 +57,7 @@ def advise_on_preprocessing(
                         ways.append(other)
                 way = min(try_conventions(net, data, device, ways, _FEW), key=_LOSS).convention
             if way == tried[0]:
-                return
+                return []
             tried = [tried[0], way]
         trials = list(try_conventions(net, data, device, tried, _MANY))
     configured, best = trials[0], min(trials, key=_LOSS)
@@ -62,7 +66,7 @@ def advise_on_preprocessing(
     p_value = mcnemar(repaired, fewer - errors + repaired)
     is_better = fewer < errors and p_value < _LEVEL
     if cfg.check == Check.auto and not is_better:
-        return
+        return []
     table = Table(*(f"data.{key}" for key in best.convention), "errors", "loss")
     changes_of: dict[int, list[str]] = {}
     for trial in sorted(trials, key=_LOSS):
@@ -85,7 +89,7 @@ def advise_on_preprocessing(
         else:
             text = "the network was most likely trained as configured: %d errors %s"
             log.info(text, errors, images)
-        return
+        return []
     left_out = ["check=", "hydra."]
     for change in changes:
         left_out.append(f"{change.partition('=')[0]}=")
@@ -94,3 +98,4 @@ def advise_on_preprocessing(
         *("most likely" if is_better else "perhaps", fewer, errors, images, p_text(p_value)),
         command_line([*run.typed_without(*left_out), *changes]),
     )
+    return changes if is_better else []

@@ -173,7 +173,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     data = make_data(cfg, "fit", net)
     require_compatible(net, data, data.train_set)
     require_scale(cfg, data)
-    advise_on_preprocessing(cfg, run, trainer, net, data)
+    better = advise_on_preprocessing(cfg, run, trainer, net, data)
     base_logits = choose_target(cfg, net, data, trainer)  # known if target=weakest looked for it
     repaired = adapter_targets(earlier, data.classes)
     replay_repaired(cfg, data, repaired)
@@ -186,7 +186,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         outcomes, steps = test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial}
-        results["repaired_before"] = repaired
+        results |= {"repaired_before": repaired, "better_preprocessing": better}
         save_sum(cfg, run, net, base, data, results)
         write_results(run.folder, results, module.predictions, data.test_set)
         show_run(trainer, results, run, cfg.figures)

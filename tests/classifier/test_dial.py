@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.nets import randomize
+from helpers.nets import TinyNet, randomize
 
 from lora_mnist import add_lora, dial_curve, lora_disabled, set_lora_scale
 from lora_mnist.classifier.dial import SCALES, advised_scale, predictions_at, quick_dial
@@ -108,10 +108,13 @@ def test_the_quick_dial_sees_few_images_and_comes_near(adapted, most):
     slow = dial_curve(adapted, images(None), [1])
     images.taken.clear()
     quick = quick_dial(adapted, images, [1], most)
-    all_images, chosen = images.taken
+    all_images, chosen, *checked = images.taken
     assert (all_images, quick["images"]) == (600, 600)
     assert chosen <= most
-    assert quick["forward_passes"] == 2 * 600 + 4 * chosen
+    assert checked == [600] * len(checked)  # at the scales that were advised on the way
+    assert quick["forward_passes"] == 2 * 600 + 4 * chosen + sum(checked)
+    place = SCALES.index(quick["advised"])
+    assert quick["errors"][place] == slow["errors"][place] <= slow["errors"][0]
     for key in ("errors", "errors_of_target", "errors_elsewhere"):
         assert [quick[key][0], quick[key][-1]] == [slow[key][0], slow[key][-1]]
         for count, right in zip(quick[key], slow[key], strict=True):
@@ -121,8 +124,21 @@ def test_the_quick_dial_sees_few_images_and_comes_near(adapted, most):
     predicted, labels = predictions_at(adapted, images(None), [0, 1])
     known = {"base": predicted[0], "adapted": predicted[1], "label": labels}
     again = quick_dial(adapted, images, [1], most, known)
-    assert images.taken[-1] == chosen
-    assert again == {**quick, "forward_passes": 4 * chosen}
+    assert again == {**quick, "forward_passes": 4 * chosen + sum(checked)}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_at_the_advised_scale_every_image_is_counted(seed):
+    """Also those whose prediction is the same at both ends, and another one between."""
+    torch.manual_seed(seed)
+    net = randomize(add_lora(TinyNet(), rank=2, alpha=8))
+    images = Counted(net)
+    quick = quick_dial(net, images, [1], 60)
+    slow = dial_curve(net, images(None), [1])
+    place = SCALES.index(quick["advised"])
+    for key in ("errors", "errors_of_target", "errors_elsewhere"):
+        assert quick[key][place] == slow[key][place]
+    assert quick["errors"][place] <= quick["errors"][0]
 
 
 def test_all_runs_where_the_network_is(adapted):

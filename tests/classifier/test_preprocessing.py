@@ -64,6 +64,7 @@ def test_eval_says_unasked_how_the_network_was_trained(photos, cli):
     assert first.code == 0, first.err
     (line,) = [line for line in first.err.splitlines() if "trained otherwise" in line]
     assert line.endswith("data.resize=stretch data.mean=0.0 data.std=1.0 data.color_order=bgr")
+    assert "To repair" not in first.out  # on other images than the network was trained on
     changes = line.partition("paths.outputs=")[2].partition(" ")[2].replace("'", "").split()
     mended = cli("eval.py", *OPTIONS, *changes, "check=preprocessing", here=photos)
     assert "trained otherwise" not in mended.err

@@ -67,6 +67,7 @@ WAYS = {
         {"image_size": 20, "crop_pct": 0.875, "interpolation": "lanczos"},
         [v2.Resize(22, InterpolationMode.LANCZOS), v2.CenterCrop(20), TENSOR],
     ),
+    "a rounded share": ({"crop_pct": 0.889}, [v2.Resize(18), CROP, TENSOR]),
     "nearest": (
         {"interpolation": "nearest"},
         [v2.Resize(16, InterpolationMode.NEAREST), CROP, TENSOR],

@@ -1,6 +1,5 @@
 """The networks that are pretrained and then repaired: two of ours, or anybody's."""
 
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist.data import ImageDataModule, Images
+from lora_mnist.data.make import code_of
 from lora_mnist.errors import UserError, config_group, one_line
 
 
@@ -92,18 +92,14 @@ def make_net(cfg: DictConfig) -> nn.Module:
 
     Python also looks for its class in the folder where the command was started.
     """
-    path = list(sys.path)
-    sys.path.append(str(cfg.paths.here))
     try:
-        with config_group("net"):
+        with code_of(cfg), config_group("net"):
             net: Any = instantiate(cfg.net, _convert_="all")
     except UserError as error:
         if "unexpected keyword" not in str(error):
             raise
         reason = f"{error}; expected the arguments of {cfg.net._target_}, and net=custom, which has"
         raise UserError(f"{reason} no others") from error
-    finally:
-        sys.path[:] = path
     if not isinstance(net, nn.Module):
         raise UserError(f"net._target_={cfg.net._target_}: gives a {type(net).__name__}")
     return net

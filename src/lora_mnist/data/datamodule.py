@@ -109,7 +109,8 @@ class ImageDataModule(LightningDataModule):
                 raise ValueError(f"{key}={number}: expected an integer >= {least}")
         require_number("mistakes_test", mistakes_test, 0, 1)
         for key, value, low, high in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
-            values: Any = value if isinstance(value, Sequence) else [value]
+            is_one = isinstance(value, str) or not isinstance(value, Sequence)
+            values: Any = [value] if is_one else value
             if len(values) not in (1, channels):
                 raise ValueError(f"{key}={value}: expected one number, or {channels}")
             for each in values if value is not None else ():

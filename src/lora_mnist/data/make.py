@@ -2,7 +2,9 @@
 
 import logging
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torchvision.models
@@ -15,6 +17,17 @@ from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.errors import UserError, config_group
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
+
+
+@contextmanager
+def code_of(cfg: DictConfig) -> Iterator[None]:
+    """Inside the ``with`` block Python also looks for modules where the command was started."""
+    path = list(sys.path)
+    sys.path.append(str(cfg.paths.here))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
 
 
 def make_data(cfg: DictConfig, stage: str | None, net: nn.Module | None = None) -> ImageDataModule:
@@ -37,7 +50,8 @@ def make_data(cfg: DictConfig, stage: str | None, net: nn.Module | None = None) 
         if changes:
             text = " ".join(f"data.{key}={value}" for key, value in changes.items())
             _info("%s: the network's own preprocessing", text.replace(", ", ","))
-        data: ImageDataModule = instantiate(cfg.data, _convert_="all", **changes)
+        with code_of(cfg):
+            data: ImageDataModule = instantiate(cfg.data, _convert_="all", **changes)
         if stage is None:
             data.measure()
         else:

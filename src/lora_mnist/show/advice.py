@@ -43,8 +43,9 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     """
     stage, dial = results["stage"], results.get("dial") or {}
     everything, targets = change_of(results), targets_of(results)
-    # A base with most images wrong has to be trained first.
-    if 2 * everything.before >= everything.images or not everything.after:
+    # A base with most images wrong has to be trained first; another preprocessing was advised.
+    is_base_bad = 2 * everything.before >= everything.images
+    if is_base_bad or not everything.after or results.get("better_preprocessing"):
         return []
     if "test_base" not in results:
         errors = results["test"]["errors_per_class"]
