@@ -31,7 +31,7 @@ from lora_mnist.errors import is_number, require_number
 from lora_mnist.progress import progress
 
 #: Decoded images up to this many bytes are held in memory by ``in_memory="auto"``.
-MOST_IN_MEMORY = 10**9
+MOST_IN_MEMORY = 300_000_000
 
 
 class FolderDataModule(ImageDataModule):
