@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import nn
 
-from lora_mnist.classifier.preprocessing import conventions, try_conventions, within_chance
+from lora_mnist.classifier.preprocessing import Trial, conventions, try_conventions, within_chance
 from lora_mnist.classifier.significance import mcnemar, p_text
 from lora_mnist.data import ImageDataModule
 from lora_mnist.errors import config_group
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 _LOSS = attrgetter("loss")
 
 #: ``check=auto`` tries so many validation and so many training images in several ways, and then so
-#: many of each in the best way and in the configured one.
-_FEW, _MANY = 20, 300
+#: many of each in so many of the best ways and in the configured one.
+_FEW, _MANY, _BEST = 20, 300, 3
 #: The level of McNemar's test: strict, since the best of several conventions is tested.
 _LEVEL = 0.01
 
@@ -48,17 +48,24 @@ def advise_on_preprocessing(
     tried = conventions(OmegaConf.to_container(cfg.data, resolve=True))  # type: ignore[arg-type]
     with on_device(net, trainer.strategy.root_device) as device, config_group("data"):
         if cfg.check == Check.auto:
-            way = tried[0]
-            # One thing after another: all combinations would take three times as long.
-            for keys in (("color_order",), ("resize", "crop_pct"), ("mean", "std")):
+            few: list[Trial] = []
+            way, pixels = tried[0], ("mean", "std")
+            # One thing after another: all combinations would take twice as long.
+            for keys in (pixels, ("color_order",), ("resize", "crop_pct"), pixels):
                 ways = [tried[0]]
                 for other in tried[1:]:
                     if all(other[key] == way[key] for key in other if key not in keys):
                         ways.append(other)
-                way = min(try_conventions(net, data, device, ways, _FEW), key=_LOSS).convention
+                few += try_conventions(net, data, device, ways, _FEW)
+                way = min(few, key=_LOSS).convention
             if way == tried[0]:
                 return []
-            tried = [tried[0], way]
+            # Few images do not tell the best ways from each other.
+            best_first = [tried[0]]
+            for trial in sorted(few, key=_LOSS):
+                if trial.convention not in best_first:
+                    best_first.append(trial.convention)
+            tried = best_first[: 1 + _BEST]
         trials = list(try_conventions(net, data, device, tried, _MANY))
     configured, best = trials[0], min(trials, key=_LOSS)
     errors, fewer = int(configured.wrong.sum()), int(best.wrong.sum())
