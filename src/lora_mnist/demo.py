@@ -169,9 +169,8 @@ def build_page(sides: SideBySide) -> Any:
                 base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
                 adapted = gr.Label(label="Adapted", num_top_classes=3, elem_id="adapted")
         in_turn: Any = {"concurrency_id": "network", "concurrency_limit": 1}
-        picture.change(
-            read, [picture], [image, note]
-        )  # the event input would send the previous drawing
+        # Not the event input, which would send the previous drawing.
+        picture.change(read, [picture], [image, note])
         button.click(mistake, [number, menu], [number, image, note], **in_turn)
         changes, outputs = [image.change, scale.change, menu.change], [base, adapted, seen]
         gr.on(changes, ask, [image, menu, scale], outputs, show_progress="hidden", **in_turn)
