@@ -73,9 +73,6 @@ def test_two_processes_train_as_one(tmp_path):
     assert together["dial"]["saved"] == alone["dial"]["saved"] > 0
 
 
-# --- no process is left behind -------------------------------------------------------------------
-
-
 def members(group):
     """The living processes of a process group, without zombies."""
     living = []

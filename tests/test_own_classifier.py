@@ -47,9 +47,6 @@ def repaired(here, *overrides):
     return folder
 
 
-# --- from the weak class to the exported network -------------------------------------------------
-
-
 @pytest.mark.parametrize("target", ["weakest", "[dog,emu]"])
 def test_repair_proves_the_base_untouched(here, target):
     folder = repaired(here, f"target={target}", "logger=csv")
@@ -143,9 +140,6 @@ def test_a_base_knows_how_its_images_were_prepared(here):
     )
 
 
-# --- mistakes: one line each, before anything is trained -----------------------------------------
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -183,9 +177,6 @@ def test_an_adapter_of_ones_own_base_needs_that_base(here):
     assert said.startswith("adapter=outputs/lora/2026-01-01/adapter: its base, ")
     assert "expected base_ckpt=FILE, the weights that it was trained on" in said
     assert evaluate(config("eval", "adapter=latest"))["test_base"]["errors"] >= 0
-
-
-# --- the example ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -51,6 +51,19 @@ def test_lists_of_presets_keep_all(tmp_path):
     assert not trainer_of(tmp_path, "logger=csv", "logger.csv=null").loggers
 
 
+def test_what_lightning_takes_is_used(tmp_path):
+    """Beside our own parts, or in their place."""
+    precision = "_target_: lightning.pytorch.plugins.MixedPrecision, precision: bf16-mixed"
+    trainer = trainer_of(
+        *(tmp_path, "logger=tensorboard", "+trainer.logger=false"),
+        "+trainer.callbacks=[{_target_: lightning.pytorch.callbacks.Timer}]",
+        f"+trainer.plugins=[{{{precision}, device: cpu}}]",
+    )
+    assert {"LastCheckpoint", "Timer"} <= {type(each).__name__ for each in trainer.callbacks}
+    assert type(trainer.precision_plugin).__name__ == "MixedPrecision"
+    assert not trainer.loggers
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"^trainer\.accelerator=gpu: .*; expected auto, or cpu$"):
@@ -61,9 +74,6 @@ def test_the_repair_starts_as_pissa_does(outputs):
     results = run(outputs, "experiment=repair", "lora=pissa", "digit=9")
     assert results["base_unchanged"]
     assert (only_run(outputs, "lora") / "adapter" / WEIGHTS_NAME).exists()
-
-
-# --- the best weights ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -97,9 +107,6 @@ def test_the_best_weights_become_the_base(outputs):
     checkpoint = only_run(outputs, "pretrain") / "checkpoints" / "best.ckpt"
     best = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(tensor, best[f"net.{name}"]) for name, tensor in state.items())
-
-
-# --- trials --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -142,9 +149,6 @@ def test_a_drawn_seed_is_named_and_kept(cli, outputs):
     assert cfg.seed is None
 
 
-# --- schedules, compile -----------------------------------------------------------------
-
-
 STEP_LR = (
     *("+scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler._partial_=true"),
     *("+scheduler.step_size=1", "+scheduler.gamma=0.25", "+scheduler.interval=epoch"),
@@ -182,9 +186,6 @@ def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
     assert compiled["test"]["errors"] == pytest.approx(plain["test"]["errors"], abs=2)
     assert compiled["base_unchanged"]
     load_adapter(small_net(outputs), adapters[0])
-
-
-# --- loggers that are extras ---------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -2,11 +2,12 @@
 
 import shlex
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from composed import FEW, SMALL, composed, small_base
-from helpers.commands import ROOT, only_run, read_results, run_process
+from helpers.commands import ROOT, only_run, read_results, refused, run_process
 from helpers.crash import CRASH, Crashed, differences, left_by
 from helpers.stranger import config, move_in
 from tensorboard.summary.writer import event_file_writer
@@ -74,21 +75,15 @@ def go(tmp_path, monkeypatch):
     return run
 
 
-def refused(go, *overrides):
+def refusal(go, *overrides):
     """The one line with which it is refused to go on with the run "run"."""
-    with pytest.raises(UserError) as caught:
-        go("run", *overrides, resume=True)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refused(partial(go, resume=True), "run", *overrides)
 
 
 def step_of(folder):
     """The step after which a run goes on; 0 without a checkpoint."""
     last = folder / LAST_CHECKPOINT
     return int(torch.load(last, weights_only=True)["global_step"]) if last.exists() else 0
-
-
-# --- to the same bits ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -168,45 +163,38 @@ def test_what_fails_after_training_is_made_up_for(go, monkeypatch, fails):
     assert differences(left_by(whole), left_by(folder)) == []
 
 
-# --- farther -------------------------------------------------------------------------------------
-
-
-def curve(folder):
-    return left_by(folder)["curve"]
-
-
 @pytest.mark.parametrize("steps", [21, 31])
 def test_more_steps_are_trained(go, steps):
     """As if they had been asked for from the beginning, and the curve shows no trace."""
     whole = go("whole", *LORA)
     folder = go("run", *LORA, f"trainer.max_steps={steps}")
     assert read_results(folder)["steps"] == steps
-    assert "this run has finished; expected a larger trainer.max_steps" in refused(
+    assert "this run has finished; expected a larger trainer.max_steps" in refusal(
         go, *LORA, f"trainer.max_steps={steps}"
     )
     go("run", *LORA, crash=33, resume=True)
     go("run", *LORA, resume=True)
-    assert curve(folder) == curve(whole)
+    assert left_by(folder)["curve"] == left_by(whole)["curve"]
     adapters = [run / "adapter" / "adapter_model.safetensors" for run in (whole, folder)]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
-    assert refused(go, *LORA, f"trainer.max_steps={steps}").startswith(
+    assert refusal(go, *LORA, f"trainer.max_steps={steps}").startswith(
         f"trainer.max_steps={steps}: expected 40, as in resume="
     )
     (folder / "checkpoints" / "last.ckpt").unlink()
-    assert "expected last.ckpt in" in refused(go, *LORA, "trainer.max_steps=50")
+    assert "expected last.ckpt in" in refusal(go, *LORA, "trainer.max_steps=50")
 
 
 def test_more_epochs_are_trained(go):
     whole = go("whole", *TWO_EPOCHS)
     folder = go("longer", *TWO_EPOCHS, "trainer.max_epochs=1")
     go("longer", *TWO_EPOCHS, resume=True)
-    assert curve(folder) == curve(whole)
+    assert left_by(folder)["curve"] == left_by(whole)["curve"]
     assert (whole / "base.ckpt").read_bytes() == (folder / "base.ckpt").read_bytes()
 
 
 def test_more_steps_than_a_schedule_counts_are_refused(go):
     go("run", *LORA, *QUIET, "scheduler=linear", crash=9)
-    assert refused(go, *LORA, *QUIET, "scheduler=linear", "trainer.max_steps=60").startswith(
+    assert refusal(go, *LORA, *QUIET, "scheduler=linear", "trainer.max_steps=60").startswith(
         "scheduler.total_iters=60: expected 40, as in resume="
     )
 
@@ -217,9 +205,6 @@ def test_epochs_that_cut_a_schedule_short_are_refused(go):
         go("run", *options, "scheduler=one_cycle")
     folder = go("whole steps", *options, "scheduler=one_cycle", "trainer.max_epochs=-1")
     assert read_results(folder)["steps"] == 100
-
-
-# --- other settings, other images ----------------------------------------------------------------
 
 
 OTHERS = {
@@ -239,7 +224,7 @@ def test_other_settings_are_refused_by_their_key(go, tmp_path):
     folder = go("run", *LORA, *QUIET, crash=9)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for override, message in OTHERS.items():
-        answer = refused(go, *LORA, *QUIET, override)
+        answer = refusal(go, *LORA, *QUIET, override)
         assert answer.startswith(message)
         assert ": expected " in answer
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -251,7 +236,7 @@ def test_a_replaced_base_is_named_by_the_file_that_keeps_it(go, tmp_path):
     copy = own_file(base.parent, "mnist", read_base(base, MLP(hidden_sizes=[16])).sha256)
     shutil.copy(base, copy)
     small_base(tmp_path / "outputs", seed=1).rename(tmp_path / "other.ckpt")
-    assert refused(go, *LORA, *QUIET, f"base_ckpt={tmp_path}/other.ckpt").startswith(
+    assert refusal(go, *LORA, *QUIET, f"base_ckpt={tmp_path}/other.ckpt").startswith(
         f"base_ckpt={tmp_path}/other.ckpt: expected base_ckpt={copy}, as in resume="
     )
 

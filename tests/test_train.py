@@ -7,20 +7,16 @@ import signal
 import sys
 import warnings
 from contextlib import nullcontext
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-from composed import QUICK, SMALL, composed, evaluated, logged, run
+from composed import QUICK, SMALL, composed, evaluated, logged, run, small_net
 from helpers.commands import ROOT, only_run, read_results
-from helpers.recorder import Counter
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
 
 import lora_mnist.train
-from lora_mnist import MLP, load_adapter
 from lora_mnist.choices import replay_repaired
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import load_images, make_data
@@ -47,30 +43,21 @@ def bases(outputs):
     return {path.name: path.read_bytes() for path in sorted((outputs / "base").glob("*.ckpt"))}
 
 
-# --- what a run leaves ---------------------------------------------------------------------------
-
-
-class Made(NamedTuple):
-    """The folders of a base and of a repair on it."""
-
-    outputs: Path
-    pretrain: Path
-    lora: Path
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
+    """The outputs of a base and of a repair on it."""
     outputs = tmp_path_factory.mktemp("made")
     options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
     notes = ("tags=[wide]", "notes=why")
     train(composed("train", "stage=pretrain", *options, *notes))
     loggers = ("logger=[tensorboard,csv]",)
     train(composed("train", "stage=lora", *options, *loggers, "figures=null"))
-    return Made(outputs, only_run(outputs, "pretrain"), only_run(outputs, "lora"))
+    return outputs
 
 
 def test_pretraining_leaves_a_base(made):
-    results = read_results(made.pretrain)
+    folder = only_run(made, "pretrain")
+    results = read_results(folder)
     assert list(results) == [
         *("stage", "dataset", "tags", "notes", "seed", "digit", "targets", "target"),
         "replay",
@@ -80,17 +67,16 @@ def test_pretraining_leaves_a_base(made):
     ]
     assert (results["stage"], results["steps"], results["digit"]) == ("pretrain", 30, None)
     assert (results["tags"], results["notes"]) == (["wide"], "why")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", made.pretrain.name)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", folder.name)
     assert sum(results["test"]["images_per_class"]) == 10_000
     assert sum(results["val"]["images_per_class"]) == 5_000
-    state = torch.load(made.outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
-    MLP(hidden_sizes=[16]).load_state_dict(state)
-    assert fingerprint(state) == results["base_sha256"]
-    assert not (made.pretrain / "report.html").exists()  # figures=false
+    assert fingerprint(small_net(made).state_dict()) == results["base_sha256"]
+    assert not (folder / "report.html").exists()  # figures=false
 
 
 def test_a_repair_leaves_an_adapter_and_a_proof(made):
-    results, pretrained = read_results(made.lora), read_results(made.pretrain)
+    folder = only_run(made, "lora")
+    results, pretrained = read_results(folder), read_results(only_run(made, "pretrain"))
     for split in ("val", "test"):
         assert without(results[f"{split}_base"], "errors_of_target") == pretrained[split]
         assert results[split]["errors_of_target"] == results[split]["errors_per_class"][9]
@@ -105,28 +91,20 @@ def test_a_repair_leaves_an_adapter_and_a_proof(made):
     base, lora = 784 * 16 + 16 + 16 * 10 + 10, 784 + 16 + 16 + 10
     share = {"increase_percent": round(100 * lora / base, 3)}
     assert results["parameters"] == {"base": base, "lora": lora, "trainable": lora, **share}
-    checkpoint = torch.load(made.lora / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     names = [name for name in checkpoint["state_dict"] if name.startswith("net.")]
     assert {name.rpartition(".")[2] for name in names} == {"lora_A", "lora_B"}
-    net = MLP(hidden_sizes=[16])
-    net.load_state_dict(
-        torch.load(made.outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
-    )
-    load_adapter(net, made.lora / results["adapter"])
+    net = small_net(made, folder / results["adapter"])
     images, labels = load_images("MNIST", ROOT / "data", train=False)
     with torch.no_grad():
         wrong = net((images / 255 - 0.1307) / 0.3081).argmax(1) != labels
     counts = torch.bincount(labels[wrong], minlength=10).tolist()
     differences = [abs(a - b) for a, b in zip(counts, test["errors_per_class"], strict=True)]
     assert sum(differences) <= 2  # an image between two classes may fall to the other side
-    predictions = read_predictions(made.lora)
-    assert predictions is not None
+    predictions = read_predictions(folder)
     for kind, places in predictions.kinds().items():
         assert len(places) == test[kind]
-    assert (made.lora / "report.html").is_file()
-
-
-# --- a function like any other -------------------------------------------------------------------
+    assert (folder / "report.html").is_file()
 
 
 def of_the_process():
@@ -141,10 +119,7 @@ def of_the_process():
     [
         ("pretrain", ("data.batch_size=500", "optimizer.lr=0.01")),
         ("lora", ("digit=weakest",)),
-        (
-            "lora",
-            ("digit=[3,5]", "data.replay=10", "loss.distill=1"),
-        ),
+        ("lora", ("digit=[3,5]", "data.replay=10", "loss.distill=1")),
         ("lora", ("trainer.precision=bf16-mixed",)),  # which NumPy does not know
         ("finetune", ("trainable=linear2.*",)),
     ],
@@ -183,9 +158,6 @@ def test_refuses_other_stages(tmp_path, stage):
     assert not list(tmp_path.iterdir())
 
 
-# --- pretraining ---------------------------------------------------------------------------------
-
-
 def test_every_base_is_kept(tmp_path):
     """The second pretraining replaces the current base, and the first one's own file stays."""
     options = ("stage=pretrain", "trainer.max_steps=20")
@@ -195,20 +167,6 @@ def test_every_base_is_kept(tmp_path):
     files = bases(tmp_path)
     assert sorted(files) == sorted([*names, "mnist.ckpt"])
     assert files["mnist.ckpt"] == files[names[0]] != files[names[1]]
-
-
-@pytest.mark.parametrize("more", [(), ("publish=false",)])
-def test_a_pretraining_leaves_the_weights_of_the_user(tmp_path, more):
-    mine = tmp_path / "mine.pt"
-    torch.save(MLP(hidden_sizes=[16]).state_dict(), mine)
-    before = mine.read_bytes()
-    if more:
-        run(tmp_path, "stage=pretrain", f"base_ckpt={mine}", *more)
-    else:
-        with pytest.raises(UserError, match=rf"^base_ckpt={mine}: stage=pretrain would replace it"):
-            run(tmp_path, "stage=pretrain", f"base_ckpt={mine}")
-        assert not list(tmp_path.glob("pretrain/*/checkpoints"))
-    assert mine.read_bytes() == before
 
 
 @pytest.mark.parametrize("fails", ["collect_results", "write_results", "show_run"])
@@ -226,21 +184,24 @@ def test_the_base_is_published_last(outputs, monkeypatch, fails):
 @pytest.mark.parametrize(
     ("overrides", "error"),
     [
-        (("publish=false",), None),
+        (("publish=false", "base_ckpt={tmp}/mine.pt"), None),
         (("digit=9",), None),
         (("optimizer.lr=1e6",), "no more than by always saying"),
     ],
 )
-def test_a_base_that_is_not_published_stays_in_its_folder(outputs, overrides, error):
-    before = bases(outputs)
+def test_a_base_that_is_not_published_stays_in_its_folder(outputs, tmp_path, overrides, error):
+    before, mine = bases(outputs), tmp_path / "mine.pt"
+    mine.write_bytes(b"the user's own weights")
+    overrides = [override.replace("{tmp}", str(tmp_path)) for override in overrides]
     with pytest.raises(TrainingError, match=error) if error else nullcontext():
         run(outputs, "stage=pretrain", "trainer.max_steps=10", *overrides)
     assert bases(outputs) == before
+    assert mine.read_bytes() == b"the user's own weights"
     folder = newest(outputs, "pretrain")
     results = read_results(folder)
-    if overrides == ("digit=9",):
+    if overrides == ["digit=9"]:
         assert results["test"]["accuracy"] < 0.12
-    (base,) = folder.glob("mnist-*.ckpt")
+    (base,) = folder.glob("*-*.ckpt")
     assert base.name == f"mnist-{results['base_sha256'][:12]}.ckpt"
     state = torch.load(base, weights_only=True)["state_dict"]
     assert fingerprint(state) == results["base_sha256"]
@@ -279,9 +240,6 @@ def test_a_training_needs_a_step(outputs):
     with pytest.raises(UserError, match=r"^trainer.max_steps=0 .*: expected at least one step"):
         run(outputs, "stage=pretrain", "trainer.max_steps=0")
     assert bases(outputs) == before
-
-
-# --- repairing -----------------------------------------------------------------------------------
 
 
 def test_the_base_is_proven_unchanged(outputs, monkeypatch):
@@ -415,21 +373,6 @@ def test_a_network_with_dropout_and_batch_normalisation(tmp_path):
         assert results["base_unchanged"] is (stage == "lora")
 
 
-def test_what_lightning_takes_is_used(outputs):
-    """Beside our own parts, or in their place."""
-    counter = "{_target_: helpers.recorder.Counter}"
-    precision = "_target_: lightning.pytorch.plugins.MixedPrecision, precision: bf16-mixed"
-    options = ("+trainer.logger=false", f"+trainer.callbacks=[{counter}]")
-    options = (*options, f"+trainer.plugins=[{{{precision}, device: cpu}}]")
-    Counter.steps = 0
-    run(outputs, "stage=lora", "logger=tensorboard", *options)
-    assert (Counter.steps, Counter.precision) == (3, "MixedPrecision")
-    assert not list(newest(outputs).rglob("events*"))
-
-
-# --- the notebook --------------------------------------------------------------------------------
-
-
 def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
     torch.manual_seed(3)
     batches, net = loader(load(train=True)), RichBoyNet()
@@ -440,9 +383,6 @@ def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
     ours = torch.load(tmp_path / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
     assert changed_tensors(net.state_dict(), ours) == []
     assert base_state_dict(net).keys() == ours.keys()
-
-
-# --- one repair after another --------------------------------------------------------------------
 
 
 def test_the_untouched_base_is_tested_in_the_precision_of_the_run(outputs):

@@ -93,9 +93,6 @@ def test_classes_that_loggers_get():
     ]
 
 
-# --- a loop of one's own -------------------------------------------------------------------------
-
-
 def batches():
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(50, 6, generator=generator)

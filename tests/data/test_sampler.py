@@ -178,8 +178,6 @@ def test_a_class_gets_as_many_turns_of_the_replay_as_are_asked_for():
         assert LABELS[batch[10:]].tolist() == [1, 2, 3, 4, 4, 4]
 
 
-# --- images that are changed at random -----------------------------------------------------------
-
 IMAGES = torch.arange(50 * 3 * 9 * 7).view(50, 3, 9, 7).to(torch.uint8)
 WHOLE = ImageTensors(IMAGES, torch.arange(50))
 FLIP, SHIFT = v2.RandomHorizontalFlip(), v2.RandomAffine(0, (0.2, 0.2))

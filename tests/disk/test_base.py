@@ -91,9 +91,6 @@ def test_another_precision_is_converted(tmp_path, dtype):
     assert base.tensors["1.num_batches_tracked"] == 1
 
 
-# --- what is refused -----------------------------------------------------------------------------
-
-
 REFUSED = {
     "missing": (
         lambda state: dict(list(state.items())[:-1]),
@@ -170,9 +167,6 @@ def test_a_refused_file_is_saved_again_as_advised(tmp_path, monkeypatch, kind):
     assert read_base(Path("weights.pt"), nn.Linear(2, 3)).sha256 == fingerprint(net.state_dict())
 
 
-# --- the bases that are written here -------------------------------------------------------------
-
-
 def test_a_base_is_written_and_found_again(tmp_path, state):
     sha256 = fingerprint(state)
     own = own_file(tmp_path, "mnist", sha256)
@@ -193,9 +187,6 @@ def test_a_base_is_written_and_found_again(tmp_path, state):
     assert record[1:] == (sha256, {})
     assert find_base(tmp_path, sha256) == own
     assert find_base(tmp_path / "none", sha256) is None
-
-
-# --- the current base ----------------------------------------------------------------------------
 
 
 def made(folder, seed, current):

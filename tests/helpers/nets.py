@@ -1,7 +1,6 @@
 """Networks small enough to be understood by eye, and adapters on them."""
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import nn
 
@@ -119,9 +118,3 @@ def randomize(model):
     for parameter in lora_parameters(model):
         nn.init.normal_(parameter, std=0.5)
     return model
-
-
-def dense(model, x):
-    """What a TinyNet computes with the effective weights that its layers show."""
-    hidden = torch.relu(F.linear(x, model.linear1.weight, model.linear1.bias))
-    return F.linear(hidden, model.linear2.weight, model.linear2.bias)

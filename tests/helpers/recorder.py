@@ -35,14 +35,3 @@ class Nudge(Callback):
         predictions = pl_module.evaluations["val"].predictions
         if trainer.global_rank == 1:
             predictions["base"] = predictions["label"]
-
-
-class Counter(Callback):
-    """Counts steps, for the tests of what reaches the Trainer."""
-
-    steps = 0
-    precision: str | None = None
-
-    def on_train_batch_end(self, trainer, *_):
-        Counter.steps += 1
-        Counter.precision = type(trainer.precision_plugin).__name__

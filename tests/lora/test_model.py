@@ -1,3 +1,8 @@
+"""Adapters over a whole network: their names, the weights they go on, and what is refused."""
+
+import copy
+import re
+
 import pytest
 import torch
 from helpers.nets import TinyNet, randomize
@@ -5,13 +10,20 @@ from torch import nn
 
 from lora_mnist.lora import (
     add_lora,
+    base_state_dict,
+    changed_tensors,
+    load_adapter,
     lora_adapters,
     lora_disabled,
     lora_names,
+    merge_lora,
     remove_lora,
+    save_adapter,
     set_lora_enabled,
     set_lora_scale,
+    unmerge_lora,
 )
+from lora_mnist.lora.targets import target_weights
 from lora_mnist.lora.weight import adaptable_weights
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
@@ -81,7 +93,15 @@ READ_THEIR_WEIGHT = [
         (nn.ReLU, {"rank_pattern": {"linear2": 4}}, "rank=4: expected at most 3"),
         (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
         (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
-        (nn.ReLU, {"rank_pattern": {"conv": 2}}, "rank_pattern={conv: 2}: expected .* of: 0.linea"),
+        *(
+            (
+                nn.ReLU,
+                {"rank_pattern": {"linear2": 3, key: 2}},
+                rf"={{{re.escape(key)}: 2}}: .*name",
+            )
+            for key in ("near1", "linear.", ".*1", "^a", "")
+        ),
+        (nn.ReLU, {"rank_pattern": {3: 2}}, "rank_pattern={3: 2}: expected .* of: 0.linear1, 0.l"),
         (nn.ReLU, {"rank_pattern": {"linear2": 0}}, "rank=0: expected an integer >= 1"),
         (nn.ReLU, {"alpha_pattern": {"linear1": 0}}, "alpha=0: expected a finite number > 0"),
         *(
@@ -127,3 +147,133 @@ def test_all_names_the_large_weights_that_it_leaves_out(layers, more, caplog):
     add_lora(net, target_modules=advice.strip("[]").split(","))
     assert len(lora_adapters(net)) == sum(w.base.ndim > 1 for w in adaptable_weights(net).values())
     assert not caplog.records
+
+
+class Mixed(nn.Module):
+    """One of each: factored layers, others that can carry an adapter, and some that cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.conv = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.depthwise = nn.Conv2d(4, 4, 3, groups=4)
+        self.block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.rnn = nn.GRU(4, 3)
+        self.linear = nn.Linear(3, 2)
+        self.lazy = nn.LazyLinear(3)
+        indices = nn.Parameter(torch.ones(2, 2).int(), requires_grad=False)
+        self.indices = nn.ParameterList([indices])
+
+
+LINEAR = ["block.self_attn.out_proj", "block.linear1", "block.linear2", "linear"]
+IN_PROJ = "block.self_attn.in_proj_weight"
+RNN = ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
+
+
+@pytest.mark.parametrize(
+    ("target_modules", "expected"),
+    [
+        ("all", ["conv.0", *LINEAR]),
+        ("all-linear", LINEAR),
+        ("linear", ["linear"]),
+        (r".*linear\d?", ["block.linear1", "block.linear2", "linear"]),
+        (["linear", "linear2"], ["block.linear2", "linear"]),
+        (("0", "embed"), ["embed", "conv.0"]),
+        ({"block.linear1"}, ["block.linear1"]),
+        (["depthwise"], ["depthwise"]),
+        (["in_proj_weight"], [IN_PROJ]),
+        (r"rnn\..*", RNN),
+        (
+            ".*",  # all but lazy, indices and those of one dimension
+            ["embed", "conv.0", "depthwise", IN_PROJ, *LINEAR[:3], *RNN, "linear"],
+        ),
+        (["weight_hh_l0"], ["rnn.weight_hh_l0"]),
+    ],
+)
+def test_target_modules_choose_weights(target_modules, expected):
+    assert list(target_weights(Mixed(), target_modules)) == expected
+
+
+CONVS = nn.Sequential(*(nn.Conv1d(1, 1, 1) for _ in range(100)))
+
+
+@pytest.mark.parametrize(
+    ("model", "target_modules", "message"),
+    [
+        (Mixed(), ["linear", "lin"], "a layer with lin, of: embed"),
+        (Mixed(), ["conv.1"], "a layer with conv.1"),
+        (Mixed(), [], "some of: embed"),
+        (Mixed(), [1], "a layer with 1, of: embed"),
+        (Mixed(), None, "all, all-linear, a regular expression or a list"),
+        (Mixed(), "(", "a regular expression"),
+        (nn.ReLU(), "all", "some of: none"),
+        (CONVS, "all", "some of: 0, 1, .*, 19 and 80 more"),
+    ],
+)
+def test_what_names_nothing_is_an_error(model, target_modules, message):
+    start = re.escape(f"target_modules={target_modules}: expected ")
+    with pytest.raises(ValueError, match=rf"^{start}{message}[^\n]*$"):
+        target_weights(model, target_modules)
+
+
+@pytest.mark.parametrize("name", ["spectral_norm", "weight_norm", "orthogonal"])
+def test_beside_somebody_elses_parametrization(name, tiny, tmp_path):
+    getattr(nn.utils.parametrizations, name)(tiny.linear2)
+    plain = copy.deepcopy(tiny.eval())
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    with pytest.raises(ValueError, match="linear2: has .* on its weight; exp.*remove_p"):
+        add_lora(tiny)
+    assert changed_tensors(before, tiny.state_dict()) == []
+    adapted = randomize(add_lora(tiny, target_modules=["linear1"]))(X)
+    assert changed_tensors(before, base_state_dict(tiny)) == []
+    assert torch.equal(load_adapter(plain, save_adapter(tiny, tmp_path))(X), adapted)
+    torch.testing.assert_close(merge_lora(tiny)(X), adapted)
+    assert torch.equal(unmerge_lora(tiny)(X), adapted)
+    assert changed_tensors(before, remove_lora(tiny).state_dict()) == []
+
+
+def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone():
+    """torch makes one class for a layer and its copies, and keeps the weights' names there."""
+    net = add_lora(nn.LSTM(4, 3), target_modules=["weight_ih_l0"])
+    twin = copy.deepcopy(net)
+    x = torch.randn(5, 2, 4)
+    base, _ = net(x)
+    randomize(add_lora(twin, target_modules=["weight_hh_l0"]))
+    assert not torch.equal(twin(x)[0], base)
+    assert torch.equal(remove_lora(twin)(x)[0], base)
+    assert torch.equal(net(x)[0], base)
+    assert net.weight_ih_l0.shape == (12, 4)  # what forward would not read again
+
+
+class Tied(nn.Module):
+    """Words in and out share one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.mid = nn.Linear(6, 6)
+        self.out = nn.Linear(6, 9)
+        self.out.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("target_modules", ["all", ["embed"]])
+def test_a_weight_that_two_layers_share_is_refused(target_modules):
+    net = Tied()
+    with pytest.raises(ValueError, match="target_modules: embed and out share one weight"):
+        add_lora(net, target_modules=target_modules)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    add_lora(net, target_modules=["mid"])
+
+
+@pytest.mark.parametrize("wrapper", [torch.compile, nn.DataParallel])
+def test_a_wrapped_network_is_refused_before_training(wrapper, tiny, tmp_path):
+    """The names of its layers would stand in the adapter, which then fits no other network."""
+    wrapped = wrapper(tiny)
+    refusal = f"{type(wrapped).__name__}: expected the network inside this wrapper"
+    with pytest.raises(ValueError, match=refusal):
+        add_lora(wrapped)
+    adapted = wrapper(add_lora(tiny))
+    with pytest.raises(ValueError, match=refusal):
+        save_adapter(adapted, tmp_path)
+    with pytest.raises(ValueError, match=refusal):
+        load_adapter(wrapper(nn.Linear(2, 2)), save_adapter(tiny, tmp_path))

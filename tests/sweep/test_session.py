@@ -19,21 +19,25 @@ from helpers.sweeping import (
 
 @pytest.mark.slow
 def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_left(cli, tmp_path):
-    failed = cli(TOY, "-m", "x=0,-1,2,3", "note='a b'")
+    """Nor does a library that ends the program."""
+    failed = cli(TOY, "-m", "x=0,-1,-2,2,3", "note='a b'")
     sweep = only_sweep(tmp_path)
     assert failed.code == 1
-    refused, crashed, last = failed.err.splitlines()
+    refused, crashed, ended, last = failed.err.splitlines()
     assert refused == "#0 x=0 failed: x=0: expected an integer >= 1"
     (log,) = sweep.glob("x=-1-*/toy.log")
     assert crashed == f"#1 x=-1 failed: RuntimeError: no such thing (traceback in {log})"
     assert "Traceback" in log.read_text()
+    assert ended.startswith(
+        "#2 x=-2 failed: RuntimeError: sys.exit('a library gives up') was calle"
+    )
     entry = f"python {ROOT / TOY}"
-    assert last.startswith(f"2 failed; go on with: {entry} -m x=0,-1,2,3 \"note='a b'\" ")
+    assert last.startswith(f"3 failed; go on with: {entry} -m x=0,-1,-2,2,3 \"note='a b'\" ")
     assert last.endswith(f"sweep.resume={sweep}")
-    assert "#3 x=3: val.accuracy 0.2, " in failed.out
+    assert "#4 x=3: val.accuracy 0.2, " in failed.out
     assert f"\nbest: {entry} x=3 \"note='a b'\" paths.outputs=" in failed.out
     assert "\nfailed: x=-1: RuntimeError: no such thing\n" in failed.out
-    assert statuses(sweep) == ["finished", "finished", "failed", "failed"]
+    assert statuses(sweep) == ["finished"] * 2 + ["failed"] * 3
     assert {"sweep.json", "summary.csv", "summary.png", "report.html"} <= {
         path.name for path in sweep.iterdir()
     }
@@ -45,19 +49,11 @@ def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_lef
     assert done.code == 0, done.err  # what failed is not of this command
     assert done.out.count("finished before") == 1
     assert snapshot(whole) == before
-    assert statuses(sweep) == ["finished"] * 3 + ["failed"] * 2
+    assert statuses(sweep) == ["finished"] * 3 + ["failed"] * 3
     # Another grid over the same jobs finds them, though their names say something else.
     done = cli(TOY, "-m", "y=1,2", "x=2", "note='a b'", f"sweep.resume={sweep}")
     assert done.code == 0, done.err
     assert done.out.count("finished before") == 1
-
-
-def test_a_library_that_ends_the_program_fails_and_ends_no_other_job(cli, tmp_path):
-    done = cli(TOY, "-m", "x=-2,3")
-    assert done.code == 1
-    reason = "RuntimeError: sys.exit('a library gives up') was called before the end"
-    assert done.err.startswith(f"#0 x=-2 failed: {reason}")
-    assert statuses(only_sweep(tmp_path)) == ["finished", "failed"]
 
 
 @pytest.mark.slow
@@ -153,9 +149,6 @@ def test_a_command_that_keeps_no_results_just_runs(cli, tmp_path):
     assert done.code == 0, done.err
     assert "best:" not in done.out
     assert len(list((tmp_path / "outputs").glob("multirun/*/*/results.json"))) == 2
-
-
-# --- other sweepers and launchers ----------------------------------------------------------------
 
 
 @pytest.mark.slow

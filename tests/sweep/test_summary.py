@@ -2,12 +2,10 @@
 
 import pytest
 from helpers.sweeping import read_summary, write_job, write_sweep
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from lora_mnist.sweep.figure import draw_sweep
-from lora_mnist.sweep.records import natural, read_jobs
+from lora_mnist.sweep.records import read_jobs
 from lora_mnist.sweep.summary import Ranked, summarize
 
 
@@ -48,32 +46,23 @@ def test_the_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "base", "verdict"),
+    ("metric", "base", "p_value", "verdict"),
     [
-        ("accuracy", 0.5, "best"),
-        ("accuracy", 0.9, "no job is better than the base; the nearest"),
-        ("errors", 0.5, "no job is better than the base; the nearest"),
-        ("loss", 0.95, "best"),
+        ("accuracy", 0.5, 0.01, "best"),
+        ("accuracy", 0.5, 0.3, "best, but beside the base it may be chance (p = 0.3)"),
+        ("accuracy", 0.9, 0.01, "no job is better than the base; the nearest"),
+        ("errors", 0.5, 0.01, "no job is better than the base; the nearest"),
+        ("loss", 0.95, 0.3, "best"),
     ],
 )
-def test_the_best_job_is_better_than_the_base(tmp_path, metric, base, verdict):
+def test_the_best_job_is_better_than_the_base(tmp_path, metric, base, p_value, verdict):
     """The smallest loss is the best, the largest accuracy."""
     best = "1" if metric == "accuracy" else "2"
     for rank, value in (("1", 0.8), ("2", 0.7)):
-        more = {"val": {metric: value}, "val_base": {metric: base}}
+        more = {"val": {metric: value, "p_value": p_value}, "val_base": {metric: base}}
         write_job(tmp_path, rank, [f"lora.rank={rank}"], accuracy=0.0, more=more)
     text = summary(tmp_path, metric=f"val.{metric}")
     assert f"\n{verdict}: python train.py stage=lora lora.rank={best}\n" in text
-
-
-@pytest.mark.parametrize(
-    ("p_value", "best"),
-    [(0.3, "best, but beside the base it may be chance (p = 0.3)"), (0.01, "best")],
-)
-def test_a_lead_over_the_base_may_be_chance(tmp_path, p_value, best):
-    more = {"val": {"accuracy": 0.98, "p_value": p_value}, "val_base": {"accuracy": 0.9}}
-    write_job(tmp_path, "a", ["lora.rank=1"], accuracy=0.98, more=more)
-    assert f"\n{best}: python" in summary(tmp_path)
 
 
 def test_a_lucky_seed_is_not_crowned(tmp_path):
@@ -138,18 +127,6 @@ def test_markup_is_text_and_many_jobs_are_counted(tmp_path):
     assert "\n... 2 more in summary.csv\n" in text
 
 
-# --- jobs as they are read -----------------------------------------------------------------------
-
-
-@given(st.lists(st.floats(allow_nan=False) | st.text()))
-def test_numbers_sort_by_value_and_before_words(values):
-    ordered = sorted(map(str, values), key=natural)
-    are_words = [natural(text)[0] for text in ordered]
-    assert are_words == sorted(are_words)
-    numbers = [float(text) for text in ordered[: are_words.count(False)]]
-    assert numbers == sorted(numbers)
-
-
 def test_a_key_that_was_not_set_has_its_configured_value(tmp_path):
     """Another command on the same sweep has swept it."""
     (tmp_path / "notes").mkdir()  # no job
@@ -170,8 +147,6 @@ def test_failures_are_listed_until_they_are_made_good(tmp_path):
     states = {job.folder: job.status for job in read_jobs(tmp_path)}
     assert states == {"a-2": "finished", "b-1": "failed"}
 
-
-# --- the figure ----------------------------------------------------------------------------------
 
 VALUES = ("1", "2", "16")
 ONE = [({"rank": a}, float(a), 0.1) for a in VALUES]
