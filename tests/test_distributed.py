@@ -19,7 +19,6 @@ from lora_mnist.train import train
 
 
 def recorded(folder):
-    """A run's results, the images of each step in each process, and the losses."""
     images = [torch.load(path, weights_only=True) for path in sorted(folder.glob("seen/*"))]
     with next(folder.rglob("metrics.csv")).open(newline="") as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
@@ -87,7 +86,6 @@ def members(group):
 
 
 def wait_for(condition, seconds):
-    """Whether ``condition()`` came true in time."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -110,7 +110,6 @@ def test_command(document, command):
 
 
 def check_settings(given):
-    """Some command takes these settings."""
     for setting in given:
         if setting in PLUGINS:
             pytest.importorskip(f"hydra_plugins.{PLUGINS[setting]}")
@@ -154,14 +153,6 @@ def check_python(given):
     composed(ENTRIES[script], *overrides)
 
 
-def test_a_value_that_a_shell_would_change_is_noticed():
-    """The test can fail: zsh would refuse this bracket, and so does bash here."""
-    with pytest.raises(subprocess.CalledProcessError):
-        arguments("python train.py stage=lora digit=[4,9]")
-    with pytest.raises(Exception, match="mismatched input"):
-        check_python(["train.py", "stage=lora", "lora.target_modules=linear[12]"])
-
-
 def test_the_options_that_a_document_shows_exist():
     shown = [call[1:] for _, c in ALL if "scripts/" in c for call in arguments(c)]
     assert shown
@@ -178,8 +169,8 @@ def test_the_readme_from_the_first_command_to_the_last(cli, tmp_path):
     A small network and few images stand in for the real ones.
     """
     small = (SMALL[0], *FEW)
-    done = cli("train.py", "stage=pretrain", *small, "trainer.max_steps=300", "data.batch_size=50")
-    assert done.code == 0, done.err
+    base = ("stage=pretrain", "trainer.max_steps=300", "data.batch_size=50")
+    cli("train.py", *base, *small).ok()
     pictures = tmp_path / "my"
     pictures.mkdir()
     picture = Image.new("L", (100, 100), 255)

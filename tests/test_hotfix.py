@@ -31,15 +31,13 @@ def incoming(tmp_path_factory):
 @pytest.mark.slow
 def test_from_pictures_to_an_adapter(cli, incoming, outputs, tmp_path):
     wrong = tmp_path / "wrong"
-    done = cli("predict.py", SMALL[0], f"images={incoming}", f"mistakes={wrong}")
-    assert done.code == 0, done.err
+    done = cli("predict.py", SMALL[0], f"images={incoming}", f"mistakes={wrong}").ok()
     copies = {path.relative_to(wrong): path.read_bytes() for path in wrong.glob("*/*")}
     assert f"the base gets {len(copies)} of 100 pictures wrong: {len(copies)} copied" in done.err
     assert all((incoming / name).read_bytes() == content for name, content in copies.items())
     assert 20 < len(copies) < 80
 
-    done = cli("train.py", *QUICK, *REPAIR, f"data.mistakes={wrong}")
-    assert done.code == 0, done.err
+    done = cli("train.py", *QUICK, *REPAIR, f"data.mistakes={wrong}").ok()
     results = read_results(only_run(outputs, "lora"))
     assert (results["digit"], results["target"], results["base_unchanged"]) == (None, None, True)
     held_out = round(0.2 * len(copies))
@@ -54,8 +52,7 @@ def test_from_pictures_to_an_adapter(cli, incoming, outputs, tmp_path):
         )
 
     tested = ("adapter=latest", *FEW[:1], *SMALL[1:], f"data.mistakes={wrong}")
-    done = cli("eval.py", *tested)
-    assert done.code == 0, done.err
+    done = cli("eval.py", *tested).ok()
     again = read_results(only_run(outputs, "eval"))
     for split in ("test", "mistakes", "mistakes_test"):
         assert again[split]["errors_per_class"] == results[split]["errors_per_class"]

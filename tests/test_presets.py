@@ -70,12 +70,6 @@ def test_a_gpu_that_is_not_there(tmp_path):
         trainer_of(tmp_path, "trainer.accelerator=gpu")
 
 
-def test_the_repair_starts_as_pissa_does(outputs):
-    results = run(outputs, "experiment=repair", "lora=pissa", "digit=9")
-    assert results["base_unchanged"]
-    assert (only_run(outputs, "lora") / "adapter" / WEIGHTS_NAME).exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("callbacks", ["best", "early_stopping"])
 def test_the_best_weights_are_tested_and_saved(outputs, callbacks):
@@ -115,15 +109,8 @@ def test_the_best_weights_become_the_base(outputs):
 )
 def test_trials(cli, tmp_path, debug, steps):
     """Nothing is published, and no logger or checkpoint is written."""
-    done = cli(
-        "train.py",
-        "stage=pretrain",
-        *SMALL[:1],
-        *FEW,
-        f"debug={debug}",
-        "trainer.max_steps=2",
-    )
-    assert done.code == 0, done.err
+    options = ("stage=pretrain", *SMALL[:1], *FEW, f"debug={debug}", "trainer.max_steps=2")
+    done = cli("train.py", *options).ok()
     outputs = tmp_path / "outputs"
     assert [path.name for path in outputs.iterdir()] == ["debug"]
     folder = only_run(outputs, "debug")
@@ -138,8 +125,7 @@ def test_a_drawn_seed_is_named_and_kept(cli, outputs):
     options = ("stage=lora", *SMALL, *FEW, "logger=none", "seed=null")
     assert cli("train.py", *options, "trainer.max_steps=2").code == 0
     seed = read_results(only_run(outputs, "lora"))["seed"]
-    done = cli("train.py", *options, "trainer.max_steps=4", "resume=latest")
-    assert done.code == 0, done.err
+    cli("train.py", *options, "trainer.max_steps=4", "resume=latest").ok()
     results = read_results(only_run(outputs, "lora"))
     assert results["seed"] == seed
     named = run(outputs, "stage=lora", f"seed={seed}", "trainer.max_steps=4")
@@ -200,11 +186,9 @@ def test_wandb_offline(outputs):
 
 @pytest.mark.slow
 def test_mlflow_in_sqlite(cli, outputs):
-    """Runs are grouped by their sweep."""
     mlflow = pytest.importorskip("mlflow")
     options = ("stage=lora", *SMALL[:2], *FEW, "logger=mlflow", "tags=[first]", "figures=true")
-    done = cli("train.py", "-m", *options, "trainer.max_steps=3")
-    assert done.code == 0, done.err
+    cli("train.py", "-m", *options, "trainer.max_steps=3").ok()
     sweep = only_run(outputs, "multirun")
     (job,) = sweep.glob("*/results.json")
     results = read_results(job.parent)

@@ -139,7 +139,6 @@ def test_killed_and_then_interrupted(go, tmp_path):
 
 
 def command(tmp_path, *overrides, crash):
-    """Exit code and standard error of ``python train.py`` with few images."""
     arguments = [*overrides, *SMALL, *FEW, CRASH, f"paths.outputs={tmp_path}/cut"]
     arguments.append(f"base_ckpt={tmp_path}/outputs/base/mnist.ckpt")
     path = f"{ROOT}/tests:{ROOT}/src"

@@ -45,7 +45,6 @@ def bases(outputs):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """The outputs of a base and of a repair on it."""
     outputs = tmp_path_factory.mktemp("made")
     options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
     notes = ("tags=[wide]", "notes=why")
@@ -159,7 +158,6 @@ def test_refuses_other_stages(tmp_path, stage):
 
 
 def test_every_base_is_kept(tmp_path):
-    """The second pretraining replaces the current base, and the first one's own file stays."""
     options = ("stage=pretrain", "trainer.max_steps=20")
     first, second, again = (run(tmp_path, *options, f"seed={n}") for n in (0, 1, 0))
     names = [f"mnist-{results['base_sha256'][:12]}.ckpt" for results in (first, second)]
@@ -308,10 +306,14 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs, variant, monkeypatch)
             assert results["test"]["broken"] == 0
 
 
-@pytest.mark.parametrize("experiment", ["repair", "repair_private"])
-def test_recipes(outputs, experiment):
-    results = run(outputs, f"experiment={experiment}", "trainer.max_steps=40", "digit=9")
+@pytest.mark.parametrize(
+    "recipe",
+    [["experiment=repair"], ["experiment=repair", "lora=pissa"], ["experiment=repair_private"]],
+)
+def test_recipes(outputs, recipe):
+    results = run(outputs, *recipe, "trainer.max_steps=40", "digit=9")
     assert (results["stage"], results["target"]) == ("lora", "9")
+    assert results["base_unchanged"]
     assert results["test"]["repaired_per_class"][9] > 0
     change = results["test"]["errors"] - results["test_base"]["errors"]
     assert change == results["test"]["broken"] - results["test"]["repaired"]

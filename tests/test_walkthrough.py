@@ -22,7 +22,6 @@ def text(cell):
 
 
 def kinds(cell):
-    """What came out of a cell: text, warnings, pictures."""
     outputs = cell["outputs"]
     return {o.get("name", o["output_type"]) for o in outputs} | {
         kind for o in outputs for kind in o.get("data", {}) if kind.startswith("image/")

@@ -87,8 +87,6 @@ def test_refused(adapted):
 
 
 class Counted:
-    """Images by their indices, and how many of them were taken."""
-
     def __init__(self, net, count=600):
         self.images = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
         with lora_disabled(net), torch.no_grad():

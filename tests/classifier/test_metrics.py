@@ -22,7 +22,6 @@ def batch(seed, size=20):
 
 
 def plain_counts(logits, labels):
-    """The counts of a network alone, image by image."""
     errors, images = [0] * CLASSES, [0] * CLASSES
     confusions = Counter()
     for row, label in zip(logits, labels.tolist(), strict=True):
@@ -48,7 +47,6 @@ def plain_counts(logits, labels):
 
 
 def plain_repair(base, logits, labels):
-    """The counts of a network beside its base, image by image."""
     repaired, broken = [0] * CLASSES, [0] * CLASSES
     for before, after, label in zip(base.argmax(1), logits.argmax(1), labels.tolist(), strict=True):
         repaired[label] += bool(before != label and after == label)

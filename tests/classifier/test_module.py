@@ -53,7 +53,6 @@ def loader():
 
 
 def names(state):
-    """The names of the network's tensors in a checkpoint, without their layers."""
     return {key.rsplit(".", 1)[1] for key in state if key.startswith("net.")}
 
 

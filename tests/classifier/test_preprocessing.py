@@ -58,7 +58,6 @@ OPTIONS = (
 
 @pytest.mark.slow
 def test_eval_says_unasked_how_the_network_was_trained(photos, cli):
-    """And shows all that it tried, where it is asked to."""
     train_plain(photos)
     first = cli("eval.py", *OPTIONS, here=photos)
     assert first.code == 0, first.err
@@ -100,7 +99,6 @@ def test_ways_within_chance_of_the_best():
 
 
 def require_same(keys, transform):
-    """A data module with ``keys`` prepares a picture as ``transform`` does."""
     noise = torch.rand(3, 300, 260, generator=torch.Generator().manual_seed(0))
     picture = v2.functional.to_pil_image(noise)
     data = FolderDataModule(None, classes=["cat", "dog"], **keys)

@@ -40,7 +40,6 @@ def make_photos(tmp_path):
 
 
 def sets(root, **changes):
-    """The data module, and its training, validation and test images and labels."""
     data = FolderDataModule(root, **changes)
     data.prepare_data()
     parts = [*data.training_images(), data.test_images()]

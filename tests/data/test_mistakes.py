@@ -9,7 +9,6 @@ PETS = FolderDataModule(None, classes=["cat", "dog"], image_size=4, channels=1, 
 
 
 def write(folder, names):
-    """Pictures of one grey each, by their names."""
     for name, grey in names.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

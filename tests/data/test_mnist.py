@@ -16,7 +16,6 @@ NAMES += ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def idx(*shape, content):
-    """An IDX file of unsigned bytes."""
     return struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape) + content
 
 
@@ -49,7 +48,6 @@ def test_half_written_files_are_extracted_anew_by_one_process(tmp_path):
 
 @pytest.mark.parametrize("damage", ["missing", "cut short"])
 def test_damaged_files_are_named_where_no_download_is_possible(tmp_path, damage):
-    """Twenty images, extracted, without the archives."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for images, labels in (NAMES[:2], NAMES[2:]):

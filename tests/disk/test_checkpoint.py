@@ -30,8 +30,6 @@ LABELS = torch.randint(0, 3, (53,), generator=GENERATOR)
 
 
 class Data(ImageDataModule):
-    """53 images of three classes."""
-
     def training_images(self):
         return ImageTensors(IMAGES, LABELS), ImageTensors(IMAGES, LABELS)
 
@@ -49,8 +47,6 @@ class Cut(Callback):
 
 
 class Losses(DummyLogger):
-    """Keeps train/loss by step."""
-
     def __init__(self, losses):
         super().__init__()
         self.losses = losses

@@ -22,6 +22,10 @@ class Outcome:
     out: str
     err: str
 
+    def ok(self):
+        assert self.code == 0, self.err
+        return self
+
 
 def run_process(*command, **environment):
     """A Python script of the project in a process of its own."""

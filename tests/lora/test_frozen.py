@@ -20,8 +20,6 @@ from lora_mnist.lora import (
 
 
 class Net(nn.Module):
-    """Running statistics, dropout as a layer and as a function."""
-
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))

@@ -60,7 +60,6 @@ CONVOLUTIONS = st.fixed_dictionaries(
 
 
 def conv_net(**geometry):
-    """One convolution, 2 to 4 channels, of any geometry."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(2, 4, **{"kernel_size": 3, **geometry}))
 

@@ -28,7 +28,6 @@ NAMES = ["first", "second", "third"]
 
 
 def stacked():
-    """Three adapters of several ranks, each on other layers."""
     torch.manual_seed(0)
     net = TinyNet()
     for rank, name in enumerate(NAMES, start=1):

@@ -246,8 +246,6 @@ def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone(
 
 
 class Tied(nn.Module):
-    """Words in and out share one weight."""
-
     def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(9, 6)

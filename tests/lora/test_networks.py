@@ -92,7 +92,6 @@ kinds = pytest.mark.parametrize("kind", [*KINDS, "embedding"])
 
 
 def adapted(kind):
-    """Two adapters of different ranks, one turned down and one negative."""
     net, x = made(kind)
     add_lora(net, rank=2, alpha=3.0, target_modules=".*", name="first", use_rslora=True)
     add_lora(net, rank=1, target_modules=".*", name="second", init="pissa")

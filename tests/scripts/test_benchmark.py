@@ -9,7 +9,7 @@ from contextlib import redirect_stdout, suppress
 
 import pytest
 import run as benchmark
-from helpers.commands import ROOT, run_process
+from helpers.commands import ROOT
 from run import Benchmark, Row, measure
 
 #: Where more is faster, and where less is.
@@ -33,22 +33,8 @@ def test_two_sides_take_turns_and_a_ratio_above_one_is_faster(monkeypatch, unit,
     assert commands == ["a", "b"] * 3
 
 
-def test_a_process_is_measured():
-    assert benchmark.run("-c 'print(\"measured: 3\")'")[0] == 3
-    with pytest.raises(SystemExit, match="no-such-file"):
-        benchmark.run("no-such-file.py")
-
-
-def test_memory_is_measured():
-    """In a small process of its own: a child's memory begins with that of its parent."""
-    runs = "run.run(\"-c 'bytearray(range(256)) * 400_000'\")[1] - run.run('-c pass')[1]"
-    done = run_process("-c", f"import run; print({runs})", PYTHONPATH=f"{ROOT}/scripts/benchmark")
-    assert 80 < float(done.stdout) < 120, done.stderr
-
-
 @pytest.mark.slow
 def test_rows_are_measured(tmp_path, monkeypatch):
-    """The rows of a folder, their commands in this process."""
     measured = []
 
     def run(command):

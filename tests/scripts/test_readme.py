@@ -20,12 +20,10 @@ TABLE = ("|", "┏", "┃", "│")
 
 
 def typed(document):
-    """A document without its blocks."""
     return readme.BLOCK.sub("", (ROOT / document).read_text())
 
 
 def typed_tables(text):
-    """First lines of tables, those of terminals too."""
     before = ""
     for line in text.splitlines():
         if line.startswith(TABLE) and not before.startswith(TABLE):

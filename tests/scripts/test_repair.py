@@ -1,6 +1,5 @@
 """The studies: what they run composes, methods are counted and compared as their page says."""
 
-import json
 import math
 
 import jobs
@@ -8,7 +7,6 @@ import pytest
 import repair
 import tasks
 import torch
-from omegaconf import OmegaConf
 from plain import Shares, front, shares
 from torch import nn
 
@@ -33,26 +31,6 @@ def test_every_task_and_every_method_composes():
 
 def test_the_tables_bases_were_never_searched_on():
     assert len({task.seed for task in ALL_TASKS}) == len(ALL_TASKS)
-
-
-def test_a_run_is_done_once_and_again_after_it_was_cut_short(tmp_path, monkeypatch):
-    done = []
-
-    def train(cfg, run):
-        assert not list(run.folder.iterdir())
-        done.append(cfg.digit)
-        (run.folder / "results.json").write_text(json.dumps({"digit": cfg.digit}))
-
-    monkeypatch.setattr(jobs, "OUTPUT", tmp_path)
-    monkeypatch.setattr(jobs, "train", train)
-    monkeypatch.setattr(jobs, "composed", OmegaConf.from_dotlist)
-    eight, nine = (["stage=lora", f"digit={digit}"] for digit in (8, 9))
-    assert jobs.run(eight) == jobs.run(eight)
-    folder, results = jobs.run(nine)
-    assert results == {"digit": 9}
-    (folder / "results.json").rename(folder / "torn")
-    assert jobs.run(nine)[1] == {"digit": 9}
-    assert done == [8, 9, 9]
 
 
 def test_shares_are_of_the_bases_errors():
