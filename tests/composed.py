@@ -46,21 +46,6 @@ SMALL = ("net.hidden_sizes=[16]", "trainer=cpu", "figures=false")
 QUICK = (*SMALL, *FEW, "logger=none", "callbacks.checkpoint=null", "trainer.max_steps=3")
 
 
-class Unsteady(nn.Module):
-    """A network whose answers in train mode depend on chance and on the other images."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear1 = nn.Linear(28 * 28, 16)
-        self.norm = nn.BatchNorm1d(16)
-        self.dropout = nn.Dropout(0.3)
-        self.linear2 = nn.Linear(16, 10)
-
-    def forward(self, images):
-        hidden = self.norm(self.linear1(images.flatten(1)))
-        return self.linear2(self.dropout(hidden.relu()))
-
-
 def composed(entry, *overrides):
     """The configuration of ``python <entry>.py <overrides>``.
 

@@ -153,15 +153,6 @@ def check_python(given):
     composed(ENTRIES[script], *overrides)
 
 
-def test_the_options_that_a_document_shows_exist():
-    shown = [call[1:] for _, c in ALL if "scripts/" in c for call in arguments(c)]
-    assert shown
-    for script, *options in shown:
-        source = (ROOT / script).read_text()
-        for option in options:
-            assert not option.startswith("-") or f'"{option}"' in source, script
-
-
 @pytest.mark.slow
 def test_the_readme_from_the_first_command_to_the_last(cli, tmp_path):
     """What needs a base and an adapter, in order, as bash reads it; long trainings left out.

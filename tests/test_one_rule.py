@@ -38,6 +38,8 @@ MISTAKES = {
         (*LORA, "callbacks=best -> trainer.val_check_interval=25"),
         (*PRETRAIN, "net.hidden_sizes=wide -> net: empty(): argument 'size'"),
         (*PRETRAIN, "data.batch_size=0"),
+        (*PRETRAIN, "data.mean=33.3"),
+        (*PRETRAIN, "data.std=0"),
         (*PRETRAIN, "data.val_size=99999999"),
         (*PRETRAIN, "data.dataset=CIFAR10"),
         (*PRETRAIN, "data.replay=3"),

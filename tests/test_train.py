@@ -359,22 +359,6 @@ def test_weakest_class(outputs):
     assert not changed_tensors(weakest, adapter_of(newest(outputs)))
 
 
-def test_a_network_with_dropout_and_batch_normalisation(tmp_path):
-    """The base is counted in eval mode, and its statistics stay as they are."""
-    options = ("net=custom", "net._target_=composed.Unsteady", *QUICK[1:], "data.batch_size=50")
-    options = (*options, "trainer.max_steps=50", f"paths.outputs={tmp_path}")
-    pretrained = train(composed("train", "stage=pretrain", *options))
-    assert pretrained["parameters"]["base"] == 784 * 16 + 16 + 2 * 16 + 170  # no statistics
-    more = ("digit=weakest", "data.replay=50")
-    for stage in ("lora", "finetune"):
-        results = train(composed("train", f"stage={stage}", *options, *more))
-        errors = pretrained["val"]["errors_per_class"]
-        assert results["digit"] == errors.index(max(errors))
-        assert without(results["test_base"], "errors_of_target") == pretrained["test"]
-        assert results["base_sha256"] == pretrained["base_sha256"]
-        assert results["base_unchanged"] is (stage == "lora")
-
-
 def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
     torch.manual_seed(3)
     batches, net = loader(load(train=True)), RichBoyNet()

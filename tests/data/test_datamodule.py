@@ -64,31 +64,3 @@ def test_batches_are_normalised_where_they_are():
 )
 def test_classes_go_by_number_and_by_name(target, classes, expected):
     assert class_numbers(target, classes) == expected
-
-
-def test_a_class_is_named_once():
-    with pytest.raises(ValueError, match=r"^target=\[1, 'dog'\]: expected each class once"):
-        class_numbers([1, "dog"], ["cat", "dog"])
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *(("batch_size", 0), ("batch_size", 2.5), ("replay", -1), ("num_workers", -1)),
-        *(("mean", 33.3), ("mean", "x"), ("mean", float("nan")), ("std", 0), ("mistakes_test", 2)),
-    ],
-)
-def test_refuses_values_by_name(key, value):
-    with pytest.raises(ValueError, match=f"^{key}={value}: expected "):
-        greys(**{key: value})
-
-
-def test_one_data_module_serves_to_find_a_class_and_to_train_on_it():
-    """Lightning calls setup again; the choice stays."""
-    data = greys()
-    data.setup("fit")
-    data.choose("dog")
-    data.setup("fit")
-    assert data.target_indices.tolist() == [1, 4, 7, 10]
-    _, labels = next(iter(data.train_dataloader()))
-    assert labels.tolist() == [1] * 4
