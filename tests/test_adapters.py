@@ -12,8 +12,8 @@ from helpers.stranger import darker, fresh, move_in
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors import safe_open
 
-from lora_mnist import MLP, add_lora, save_adapter
-from lora_mnist.adapters import as_trained, find_adapters, load_adapters, load_base
+from lora_mnist import MLP
+from lora_mnist.adapters import as_trained, find_adapter, load_base, place_adapter
 from lora_mnist.choices import add_adapter
 from lora_mnist.classifier.net import make_net
 from lora_mnist.disk.base import own_file, write_base
@@ -48,16 +48,16 @@ def test_an_adapter_finds_its_own_base(outputs):
     own = fingerprint(small_net(outputs).state_dict())
     other = MLP(hidden_sizes=[16]).state_dict()
     write_base(other, outputs / "base" / "mnist.ckpt")
-    for adapter, sha256 in (("latest", own), (f"[{outputs}/lora/2026-b]", own), ("null", "")):
+    for adapter, sha256 in (("latest", own), (f"{outputs}/lora/2026-b", own), ("null", "")):
         cfg = config(outputs, f"adapter={adapter}")
         net = make_net(cfg)
         assert load_base(cfg, net).sha256 == (sha256 or fingerprint(other))
         assert not any(module.training for module in net.modules())
-        assert len(load_adapters(cfg, net)) == bool(sha256)
+        assert (place_adapter(cfg, net) is not None) == bool(sha256)
     cfg = config(outputs, "adapter=latest", f"base_ckpt={outputs}/base/mnist.ckpt")
     net = make_net(cfg)
     assert load_base(cfg, net).sha256 == fingerprint(other)
-    assert "expected the same base, or allow_other_base=true" in refused(load_adapters, cfg, net)
+    assert "expected the same base, or allow_other_base=true" in refused(place_adapter, cfg, net)
     for path in (outputs / "base").glob("mnist-*"):
         path.unlink()
     cfg = config(outputs, "adapter=latest")
@@ -65,20 +65,13 @@ def test_an_adapter_finds_its_own_base(outputs):
     cfg.allow_other_base = True
     net = make_net(cfg)
     load_base(cfg, net)
-    assert [adapter.name for adapter in load_adapters(cfg, net)] == ["2026-a"]
+    assert place_adapter(cfg, net) == outputs / "lora" / "2026-a" / "adapter"
 
 
-def test_adapters_are_described_in_three_ways(outputs):
-    """One is named after what it repairs, where its file says so, or else after its run."""
+def test_an_adapter_or_the_run_that_left_it(outputs):
     run = outputs / "lora" / "2026-a"
-    save_adapter(add_lora(MLP()), outputs / "nine", metadata={"repairs": "nines"})
-    several = f"{run},{run}/adapter,{{path: {run}, scale: 0.5, name: half}}"
-    stack = find_adapters(composed("eval", f"adapter=[{several},{outputs}/nine,{outputs}/nine]"))
-    assert [each.name for each in stack] == ["2026-a", "2026-a2", "half", "nines", "nines2"]
-    assert [each.scale for each in stack] == [1.0, 1.0, 0.5, 1.0, 1.0]
-    assert {each.path for each in stack[:3]} == {run / "adapter"}
-    for wrong in ("3", "{scale: 1}", f"{{path: {run}, scle: 1}}", "[[a]]"):
-        assert refused(find_adapters, composed("eval", f"adapter={wrong}")).startswith("adapter=")
+    for given in (run, run / "adapter"):
+        assert find_adapter(composed("eval", f"adapter={given}")) == run / "adapter"
 
 
 def test_the_latest_is_the_newest_by_time(outputs, tmp_path, monkeypatch):
@@ -137,7 +130,7 @@ def test_a_run_brings_its_network_its_data_and_its_base(cli, tmp_path, monkeypat
     trained = read_results(made)
     options = ("trainer=cpu", "figures=false")
     run = tmp_path / "eval"
-    command("eval.py", f"adapter=[{made}/adapter]", "trust=true", *options, f"hydra.run.dir={run}")
+    command("eval.py", f"adapter={made}/adapter", "trust=true", *options, f"hydra.run.dir={run}")
     results = read_results(run)
     for key in ("classes", "data_sha256", "mean", "std", "base_sha256"):
         assert results[key] == trained[key]

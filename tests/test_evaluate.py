@@ -9,7 +9,7 @@ from composed import FEW, QUICK, SMALL, composed, logged, small_base
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
-from lora_mnist.adapters import Adapter, adapter_targets
+from lora_mnist.adapters import adapter_targets
 from lora_mnist.evaluate import evaluate
 from lora_mnist.project import Run
 from lora_mnist.train import train
@@ -77,27 +77,19 @@ def test_what_is_required_is_checked_and_all_is_kept(cli, made, tmp_path):
 
 
 def test_an_adapter_knows_its_classes_by_name(made):
-    adapters = [Adapter(made.run / "adapter")]
-    assert adapter_targets(adapters, list("0123456789")) == [9]
-    assert adapter_targets(adapters, list("9876543210")) == [0]
-    assert adapter_targets(adapters, ["cat", "dog"]) == []
+    adapter = made.run / "adapter"
+    assert adapter_targets(adapter, list("0123456789")) == [9]
+    assert adapter_targets(adapter, list("9876543210")) == [0]
+    assert adapter_targets(adapter, ["cat", "dog"]) == []
 
 
 @pytest.mark.parametrize("scale", ["0", "0.5", "auto"])
 def test_as_much_of_the_adapter_as_is_asked_for(made, tmp_path, scale):
     found = evaluate(made.config("adapter=latest", f"scale={scale}"), Run(tmp_path))
     chosen = made.results["dial"]["advised"] if scale == "auto" else float(scale)
-    assert list(found["scales"].values()) == [chosen]
+    assert found["scale"] == chosen
     assert found["test_base"] == made.results["test_base"]
     assert (found["test"]["broken"] == found["test"]["repaired"] == 0) == (chosen == 0)
-
-
-def test_scale_auto_turns_several_adapters_one_after_another(made, tmp_path):
-    twice = f"adapter=[{{path: {made.run}, name: a, scale: 0.5}},{{path: {made.run}, name: b}}]"
-    found = evaluate(made.config(twice, "scale=auto"), Run(tmp_path))
-    alone = f"adapter={{path: {made.run}, name: a, scale: 0.5}}"
-    first = evaluate(made.config(alone, "scale=auto"), Run(tmp_path))
-    assert found["scales"]["a"] == first["scales"]["a"]
 
 
 def test_without_an_adapter_tests_the_base_alone(made, tmp_path):

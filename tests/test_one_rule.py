@@ -108,8 +108,7 @@ MISTAKES = {
         ("adapter={tmp}/none",),
         ("adapter=latest",),
         ("adapter=3",),
-        ("adapter={path:{tmp},scale:x} -> adapter={",),
-        ("adapter=[{tmp}/none,latest] -> adapter=",),
+        ("adapter=[{tmp}/none,latest] -> adapter: Cannot convert",),
         ("allow_other_base=maybe -> allow_other_base: Value",),
         ("require=20",),
         ("base_ckpt={tmp}/none",),
@@ -135,8 +134,6 @@ MISTAKES = {
         ("out={tmp}/none/none/x.safetensors", "format=nope"),
         ("out={tmp}/x.onnx",),
         ("out={tmp}/x.safetensors", "adapter={tmp}/none"),
-        ("out={tmp}/x", "format=adapter"),
-        ("adapter={tmp}", "format=adapter", "out={tmp}"),
     ],
     "demo": [
         ("adapter={tmp}/none",),

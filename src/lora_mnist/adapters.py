@@ -1,7 +1,7 @@
-"""The base and the adapters that a command names, put on its network.
+"""The base and the adapter that a command names, put on its network.
 
-``adapter`` is null, a folder, ``latest``, a mapping of ``path`` and perhaps ``scale`` and ``name``,
-or a list of those. A folder is an adapter's own, or that of the run that left it.
+``adapter`` is null, a folder, or ``latest``. A folder is an adapter's own, or that of the run that
+left it.
 """
 
 import json
@@ -9,13 +9,12 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, ListConfig, open_dict
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from lora_mnist.checks import require_validation
@@ -36,7 +35,7 @@ from lora_mnist.disk.run_settings import (
     foreign_code,
     read_run_settings,
 )
-from lora_mnist.errors import UserError, config_group, one_line, require_number
+from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.lora import (
     CONFIG_NAME,
     load_adapter,
@@ -48,7 +47,6 @@ from lora_mnist.lora import (
     sum_adapters,
 )
 from lora_mnist.project import Run, program
-from lora_mnist.show.changes import named
 from lora_mnist.show.report import write_card
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
@@ -57,51 +55,19 @@ _info = rank_zero_only(logging.getLogger(__name__).info)
 _LATEST = "LORA_MNIST_LATEST"
 
 
-@dataclass
-class Adapter:
-    """An adapter to put on the network."""
-
-    path: Path  # its folder
-    scale: float = 1.0
-    name: str = ""
-
-
-def find_adapters(cfg: DictConfig) -> list[Adapter]:
-    """The adapters that ``cfg.adapter`` names.
-
-    One without a name is called after what it repairs, ``nines``, or else after its folder, or its
-    run's folder; where that name is taken, ``nines2``.
-    """
-    given = cfg.get("adapter")
-    adapters: list[Adapter] = []
-    for each in given if isinstance(given, ListConfig) else [given]:
-        if each is None:
-            continue
-        try:
-            adapter = Adapter(**({"path": each} if isinstance(each, str) else each))
-            adapter.path = Path(adapter.path)
-            require_number("scale", adapter.scale, -1e6, 1e6)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"adapter={each}: expected a folder, latest, or a mapping of path, scale and name"
-            ) from error
-        if not adapter.path.is_dir():
-            raise UserError(
-                f"adapter={each}: there is no such folder; expected an adapter's folder, that of "
-                "the run which left it, or latest"
-            )
-        folder = adapter.path
-        if not (folder / CONFIG_NAME).exists() and (folder / "adapter").is_dir():
-            adapter.path = folder / "adapter"
-        elif folder.name == "adapter":
-            folder = folder.parent
-        with _adapter_errors():
-            name = adapter.name or read_metadata(adapter.path).get("repairs") or folder.name
-        adapter.name, number = name, 2
-        while adapter.name in [other.name for other in adapters]:
-            adapter.name, number = f"{name}{number}", number + 1
-        adapters.append(adapter)
-    return adapters
+def find_adapter(cfg: DictConfig) -> Path | None:
+    """The folder of the adapter that ``cfg.adapter`` names, if it names one."""
+    if cfg.get("adapter") is None:
+        return None
+    folder = Path(cfg.adapter)
+    if not folder.is_dir():
+        raise UserError(
+            f"adapter={folder}: there is no such folder; expected an adapter's folder, that of "
+            "the run which left it, or latest"
+        )
+    if not (folder / CONFIG_NAME).exists() and (folder / "adapter").is_dir():
+        return folder / "adapter"
+    return folder
 
 
 @contextmanager
@@ -117,7 +83,7 @@ def _adapter_errors() -> Iterator[None]:
 
 
 def as_trained(cfg: DictConfig, run: Run | None) -> DictConfig:
-    """A copy of ``cfg`` with ``latest`` found, and network and images of the first adapter.
+    """A copy of ``cfg`` with ``latest`` found, and network and images of the adapter.
 
     The folder of the run that trained it holds them in ``.hydra/``. A ``net`` or ``data`` on the
     command line wins. From Python, without a command line, ``cfg`` is taken as it is. Keys of
@@ -130,16 +96,16 @@ def as_trained(cfg: DictConfig, run: Run | None) -> DictConfig:
     cfg = cfg.copy()
     if cfg.get("adapter") == "latest":
         cfg.adapter = _latest(cfg, run)
-    adapters = find_adapters(cfg)
-    if adapters:
-        trained = read_run_settings(adapters[0].path.parent)
-        if run is not None and run.typed and trained is not None:
+    adapter = find_adapter(cfg)
+    if adapter is not None and run is not None and run.typed:
+        trained = read_run_settings(adapter.parent)
+        if trained is not None:
             _take_over(cfg, run, trained)
-    record = read_record(base_file(cfg, adapters)[0])
+    record = read_record(base_file(cfg, adapter)[0])
     preprocessing = record.preprocessing if record else {}
-    with _adapter_errors():
-        for adapter in adapters[:1]:
-            preprocessing |= json.loads(read_metadata(adapter.path).get("preprocessing", "{}"))
+    if adapter is not None:
+        with _adapter_errors():
+            preprocessing |= json.loads(read_metadata(adapter).get("preprocessing", "{}"))
     if cfg.data.get("transform"):  # it replaces these keys
         preprocessing = {}
     for key, value in preprocessing.items():
@@ -204,18 +170,15 @@ def _require_trust(cfg: DictConfig, foreign: list[str]) -> None:
         )
 
 
-def adapter_targets(adapters: list[Adapter], classes: list[str]) -> list[int]:
-    """The numbers of the classes that ``adapters`` repair; empty if one does not name them."""
-    targets: list[int] = []
-    for adapter in adapters:
-        with _adapter_errors():
-            names = json.loads(read_metadata(adapter.path).get("targets", "[]"))
-        if not names or not set(names) <= set(classes):
-            return []
-        for name in names:
-            if classes.index(name) not in targets:
-                targets.append(classes.index(name))
-    return targets
+def adapter_targets(adapter: Path | None, classes: list[str]) -> list[int]:
+    """The numbers of the classes that ``adapter`` repairs; empty if it does not name them."""
+    if adapter is None:
+        return []
+    with _adapter_errors():
+        names = json.loads(read_metadata(adapter).get("targets", "[]"))
+    if not set(names) <= set(classes):
+        return []
+    return [classes.index(name) for name in names]
 
 
 # --- on the network ------------------------------------------------------------------------------
@@ -231,18 +194,18 @@ def current_base(cfg: DictConfig) -> Path:
     return base_folder(cfg) / f"{cfg.base_name}.ckpt"
 
 
-def base_file(cfg: DictConfig, adapters: list[Adapter]) -> tuple[Path, str | None]:
-    """The file of the base, and the SHA-256 that it should have, where an adapter says it.
+def base_file(cfg: DictConfig, adapter: Path | None) -> tuple[Path, str | None]:
+    """The file of the base, and the SHA-256 that it should have, where the adapter says it.
 
     The base is ``cfg.base_ckpt``; where that is null, or the default of training, the base that the
-    first adapter was made for, found by its SHA-256, or else the current one.
+    adapter was made for, found by its SHA-256, or else the current one.
     """
     path = Path(cfg.base_ckpt or current_base(cfg))
     is_given = cfg.base_ckpt is not None and not (cfg.stage == "lora" and path == current_base(cfg))
-    if is_given or not adapters:
+    if is_given or adapter is None:
         return path, None
     with _adapter_errors():
-        sha256 = read_metadata(adapters[0].path).get("base_sha256")
+        sha256 = read_metadata(adapter).get("base_sha256")
     kept = find_base(base_folder(cfg), sha256) if sha256 else None
     return kept or current_base(cfg), sha256
 
@@ -250,8 +213,8 @@ def base_file(cfg: DictConfig, adapters: list[Adapter]) -> tuple[Path, str | Non
 def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     """Load the base into ``net``, in eval mode; return it, to compare with later."""
     net.eval()  # in train mode, batch normalisation would move its running statistics
-    adapters = find_adapters(cfg)
-    path, sha256 = base_file(cfg, adapters)
+    adapter = find_adapter(cfg)
+    path, sha256 = base_file(cfg, adapter)
     try:
         base = read_base(path, net)
     except FileNotFoundError as error:
@@ -264,50 +227,42 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
     if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
         raise UserError(
-            f"adapter={adapters[0].path}: its base, {sha256[:12]}..., is not in "
+            f"adapter={adapter}: its base, {sha256[:12]}..., is not in "
             f"{base_folder(cfg)}; expected base_ckpt=FILE, the weights that it was trained on"
         )
     return base
 
 
-def load_adapters(cfg: DictConfig, net: nn.Module) -> list[Adapter]:
-    """Put the adapters that ``cfg.adapter`` names on ``net``; return them."""
-    adapters = find_adapters(cfg)
-    for adapter in adapters:
+def place_adapter(cfg: DictConfig, net: nn.Module) -> Path | None:
+    """Put the adapter that ``cfg.adapter`` names on ``net``; return its folder, if it names one."""
+    adapter = find_adapter(cfg)
+    if adapter is not None:
         with _adapter_errors():
-            load_adapter(net, adapter.path, cfg.allow_other_base, adapter.name, adapter.scale)
-    return adapters
+            load_adapter(net, adapter, cfg.allow_other_base)
+    return adapter
 
 
-def turn_adapters(
-    cfg: DictConfig, net: nn.Module, adapters: list[Adapter], data: ImageDataModule
-) -> None:
-    """Turn the ``adapters`` on ``net`` up or down, as ``cfg.scale`` says.
+def turn_adapter(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> float:
+    """Turn the adapter on ``net`` up or down, as ``cfg.scale`` says; return its scale.
 
-    With ``scale=auto`` the validation images of ``data`` decide how far: for several adapters one
-    after another, while those that come later are off.
+    With ``scale=auto`` the validation images of ``data`` decide how far.
     """
-    scale = cfg.scale
+    scale: Any = cfg.scale
     if scale != "auto" and type(scale) not in (int, float):
         raise UserError(f"scale={scale}: expected a number, 1 as trained, or auto")
-    if not adapters and scale not in (1, "auto"):
-        raise UserError(f"scale={scale}: expected 1, since there is no adapter")
-    if adapters and scale == "auto":
+    if cfg.adapter is None:
+        if scale not in (1, "auto"):
+            raise UserError(f"scale={scale}: expected 1, since there is no adapter")
+        return 1.0
+    if scale == "auto":
         with config_group("data"):
             data.setup("validate")
         require_validation("scale=auto", data)
-        for adapter in adapters:
-            set_lora_scale(net, 0, adapter.name)
-    for adapter in adapters:
-        if scale == "auto":
-            set_lora_scale(net, adapter.scale, adapter.name)
-            batches = partial(data.batches, data.val_set, "cpu", name="scale=auto")
-            advised = quick_dial(net, batches, name=adapter.name)["advised"]
-            _info("scale=%g of %s, as validation images advise", advised, adapter.name)
-            adapter.scale *= advised
-        else:
-            adapter.scale *= scale
-        set_lora_scale(net, adapter.scale, adapter.name)
+        batches = partial(data.batches, data.val_set, "cpu", name="scale=auto")
+        scale = quick_dial(net, batches)["advised"]
+        _info("scale=%g, as validation images advise", scale)
+    set_lora_scale(net, scale)
+    return float(scale)
 
 
 @rank_zero_only
@@ -336,7 +291,5 @@ def save_sum(
         "targets": json.dumps([data.classes[target] for target in targets]),
         "preprocessing": json.dumps(data.preprocessing()),
     }
-    if targets:
-        metadata["repairs"] = named(data.classes, targets)
     save_adapter(net, run.folder / "adapter", metadata=metadata)
     write_card(run, results)

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.adapters import Adapter, as_trained, find_adapters, load_adapters, load_base
+from lora_mnist.adapters import as_trained, find_adapter, load_base, place_adapter
 from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
@@ -31,13 +31,13 @@ was saved.
 
 
 class SideBySide:
-    """A base and its adapters, asked about one image at a time.
+    """A base and an adapter on it, asked about one image at a time.
 
     Attributes:
         data: the test images; it also brings pictures to the form of these images.
-        chosen: the folders of the adapters that the page opens with: those of ``cfg.adapter``, or
-            else the newest; with a network, images or a base typed, the newest on that base.
-        menu: name and folder of each adapter on this base: the chosen ones first, then the newest.
+        chosen: the folder of the adapter that the page opens with: that of ``cfg.adapter``, or else
+            the newest; with a network, images or a base typed, the newest on that base, if any.
+        menu: name and folder of each adapter on this base: the chosen one first, then the newest.
     """
 
     def __init__(self, cfg: DictConfig, run: Run | None = None) -> None:
@@ -51,39 +51,39 @@ class SideBySide:
         net = make_net(self.cfg)
         self.data: ImageDataModule = make_data(self.cfg, "test", net)
         base = load_base(self.cfg, net)
-        self._scales = {str(each.path): each.scale for each in find_adapters(self.cfg)}
-        folders = []
+        given = find_adapter(self.cfg)
+        folders = [] if given is None else [str(given)]
         for file in sorted(outputs.rglob(CONFIG_NAME), key=os.path.getmtime, reverse=True):
             if read_metadata(file.parent).get("base_sha256") == base.sha256:
                 folders.append(str(file.parent))
-        self.chosen = list(self._scales) or folders[:1]
+        self.chosen = folders[0] if folders else None
         self.menu: list[tuple[str, str]] = []
-        for folder in dict.fromkeys([*self.chosen, *folders]):
+        for folder in dict.fromkeys(folders):
             name = os.path.relpath(folder, outputs).removesuffix("/adapter")
             self.menu.append((name, folder))
         self._last_loaded = lru_cache(maxsize=1)(self._load)
 
-    def network(self, folders: list[str], scale: float) -> nn.Module:
-        """The network with the weights ``W + scale * sum_i s_i B_i A_i``; 0 gives the base.
+    def network(self, folder: str | None, scale: float) -> nn.Module:
+        """The network with the weights ``W + scale * scaling * B @ A``; 0 gives the base.
 
-        The adapters are those in ``folders``, and ``s_i`` are their scalings.
+        The adapter is that in ``folder``; ``None``: the base alone.
         """
-        net, adapters = self._last_loaded(tuple(folders))
-        for adapter in adapters:
-            set_lora_scale(net, scale * adapter.scale, adapter.name)
+        net = self._last_loaded(folder)
+        if folder is not None:
+            set_lora_scale(net, scale)
         return net
 
-    def _load(self, folders: tuple[str, ...]) -> tuple[nn.Module, list[Adapter]]:
+    def _load(self, folder: str | None) -> nn.Module:
         cfg = self.cfg.copy()
-        cfg.adapter = [{"path": f, "scale": self._scales.get(f, 1.0)} for f in folders]
+        cfg.adapter = folder
         net = make_net(cfg)
         load_base(cfg, net)
-        adapters = load_adapters(cfg, net)
+        place_adapter(cfg, net)
         require_compatible(net, self.data, self.data.test_set)
-        return net, adapters
+        return net
 
     @torch.no_grad()
-    def ask(self, image: Tensor, folders: list[str], scale: float = 1.0) -> list[dict[str, float]]:
+    def ask(self, image: Tensor, folder: str | None, scale: float = 1.0) -> list[dict[str, float]]:
         """The probability of each class by its name: of the base, and of the adapted network.
 
         ``image`` is uint8, of the shape (channels, height, width) of the data's.
@@ -91,14 +91,14 @@ class SideBySide:
         batch = self.data.normalise(image[None])
         answers = []
         for factor in (0.0, scale):
-            probabilities = self.network(folders, factor)(batch).softmax(dim=1)[0].tolist()
+            probabilities = self.network(folder, factor)(batch).softmax(dim=1)[0].tolist()
             answers.append(dict(zip(self.data.classes, probabilities, strict=True)))
         return answers
 
     @torch.no_grad()
-    def next_mistake(self, folders: list[str], after: int) -> int | None:
+    def next_mistake(self, folder: str | None, after: int) -> int | None:
         """The number of the next test image behind ``after`` that the base gets wrong, if any."""
-        base, count = self.network(folders, 0.0), len(self.data.test_set)
+        base, count = self.network(folder, 0.0), len(self.data.test_set)
         order = torch.arange(after + 1, after + 1 + count) % count
         for numbers in torch.split(order, self.data.eval_batch_size):
             images, labels = self.data.test_set.take(numbers.tolist())
@@ -125,18 +125,18 @@ def build_page(sides: SideBySide) -> Any:
         except ValueError as error:
             return None, f"This picture cannot be used: {one_line(error)}."
 
-    def mistake(number: int, folders: list[str]) -> tuple[int, Tensor | None, str]:
-        following = sides.next_mistake(folders, number)
+    def mistake(number: int, folder: str | None) -> tuple[int, Tensor | None, str]:
+        following = sides.next_mistake(folder, number)
         if following is None:
             return -1, None, "The base gets every test image right."
         images, labels = sides.data.test_set.take([following])
         label = sides.data.classes[int(labels[0])]
         return following, images[0], f"Test image {following}, labelled {label}"
 
-    def ask(image: Tensor | None, folders: list[str], scale: float) -> tuple[Any, Any, Any]:
+    def ask(image: Tensor | None, folder: str | None, scale: float) -> tuple[Any, Any, Any]:
         if image is None:
             return None, None, None
-        base, adapted = sides.ask(image, folders, scale)
+        base, adapted = sides.ask(image, folder, scale)
         return base, adapted, to_pil_image(viewable(image))
 
     with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:
@@ -163,9 +163,7 @@ def build_page(sides: SideBySide) -> Any:
                 seen = gr.Image(label="As the network sees it", format="png", height=200)
             with gr.Column():
                 scale = gr.Slider(0, 2, 1, step=0.05, label="Scale of the adapter", elem_id="scale")
-                menu = gr.Dropdown(
-                    sides.menu, value=sides.chosen, multiselect=True, label="Adapters"
-                )
+                menu = gr.Dropdown(sides.menu, value=sides.chosen, label="Adapter")
                 base = gr.Label(label="Base", num_top_classes=3, elem_id="base")
                 adapted = gr.Label(label="Adapted", num_top_classes=3, elem_id="adapted")
         in_turn: Any = {"concurrency_id": "network", "concurrency_limit": 1}

@@ -1,4 +1,4 @@
-"""Testing, from a configuration to results.json: a base alone, or beside saved adapters."""
+"""Testing, from a configuration to results.json: a base alone, or beside a saved adapter."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.adapters import (
     adapter_targets,
     as_trained,
-    load_adapters,
     load_base,
-    turn_adapters,
+    place_adapter,
+    turn_adapter,
 )
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import make_net, require_compatible
@@ -24,7 +24,7 @@ from lora_mnist.trainer import make_trainer, quiet_lightning
 
 
 def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
-    """Test the base and, where ``cfg.adapter`` names some, the base with adapters beside it.
+    """Test the base and, where ``cfg.adapter`` names one, the base with the adapter beside it.
 
     Args:
         cfg: a configuration of ``configs/eval.yaml``; it is not changed. ``cfg.adapter`` is as
@@ -49,17 +49,15 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     base = load_base(cfg, net)
     require_compatible(net, data, data.test_set)
     better = advise_on_preprocessing(cfg, run, trainer, net, data)
-    adapters = load_adapters(cfg, net)
-    data.targets = adapter_targets(adapters, data.classes)
-    turn_adapters(cfg, net, adapters, data)
+    data.targets = adapter_targets(place_adapter(cfg, net), data.classes)
+    scale = turn_adapter(cfg, net, data)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     settings["base_sha256"] = base.sha256
     module = ClassifierModule(net, data, hyperparameters=settings)
     with quiet_lightning(), clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
     results = collect_results(cfg, data, net, module.outcomes, clock, base_sha256=base.sha256)
-    results |= {"adapter": settings["adapter"], "better_preprocessing": better}
-    results["scales"] = {adapter.name: adapter.scale for adapter in adapters}
+    results |= {"adapter": settings["adapter"], "scale": scale, "better_preprocessing": better}
     write_results(run.folder, results, module.predictions, data.test_set)
     show_run(trainer, results, run, cfg.figures)
     check_require(comparisons, results)

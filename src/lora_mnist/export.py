@@ -1,4 +1,4 @@
-"""Base and adapters written as one plain network, or as one adapter, and checked."""
+"""Base and adapter written as one plain network, and checked."""
 
 import copy
 import json
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from lora_mnist.adapters import as_trained, load_adapters, load_base, turn_adapters
+from lora_mnist.adapters import as_trained, load_base, place_adapter, turn_adapter
 from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, Images, ImageTensors, make_data
 from lora_mnist.disk.files import atomic_write
@@ -22,8 +22,6 @@ from lora_mnist.lora import (
     base_state_dict,
     fingerprint,
     merge_lora,
-    save_adapter,
-    sum_adapters,
 )
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
@@ -42,9 +40,6 @@ _FORMATS = {".safetensors": "safetensors", ".onnx": "onnx"}
 def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
-    With ``format=adapter`` the adapters alone are written, as one that is their exact scaled sum;
-    see :func:`.lora.combine.sum_adapters`.
-
     What is written must give the predictions of the live network on the whole test set, and its
     logits as far as :data:`TOLERANCE`; otherwise nothing is written. Where there is no data,
     ``data.data_dir=null``, random images take the place of the test set.
@@ -54,23 +49,16 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         run: how the command was typed; an export leaves the one file that ``cfg`` names.
 
     Returns:
-        The metadata in the file: how the network is made, and what input it takes. For
-        ``format=adapter``, the scales of the adapters that were added up.
+        The metadata in the file: how the network is made, and what input it takes.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: if the written network computes something else than the live one.
     """
     cfg = checked(cfg)
-    formats = [*_FORMATS.values(), "adapter"]
-    is_adapter = cfg.format == "adapter"
-    if cfg.format not in formats:
-        raise UserError(f"format={cfg.format}: expected one of {', '.join(formats)}")
-    if is_adapter and cfg.adapter is None:
-        raise UserError("format=adapter: expected adapter=FOLDER, or several")
+    if cfg.format not in _FORMATS.values():
+        raise UserError(f"format={cfg.format}: expected one of {', '.join(_FORMATS.values())}")
     out = Path(str(cfg.out or "."))
-    if is_adapter and out.exists():
-        raise UserError(f"out={cfg.out or 'null'}: expected a new folder")
     if out.is_dir():
         raise UserError(f"out={cfg.out or 'null'}: expected a file to write")
     if (form := _FORMATS.get(out.suffix.lower(), cfg.format)) != cfg.format:
@@ -92,20 +80,9 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         images = data.test_set
     examples, _ = images.take([0, len(images) - 1])
     require_compatible(net, data, images)
-    adapters = load_adapters(cfg, net)
-    turn_adapters(cfg, net, adapters, data)
-    scales = {adapter.name: adapter.scale for adapter in adapters}
-    kind = "random" if cfg.data.data_dir is None else "test"
-    same = f"same predictions as the live network on {len(images):,} {kind} images"
-    if is_adapter:
-        summed = sum_adapters(copy.deepcopy(net))
-        largest = _compare(cfg, net, summed, data, images)
-        metadata = {"dataset": str(data.name), "scales": json.dumps(scales)}
-        save_adapter(summed, out, metadata=metadata)
-        terms = ", ".join(f"{name} x {scale:g}" for name, scale in scales.items())
-        log.info("%s: %s, exact; %s, logits to %.1e", cfg.out, terms, same, largest)
-        return metadata
-    plain = merge_lora(copy.deepcopy(net)) if adapters else net
+    adapter = place_adapter(cfg, net)
+    scale = turn_adapter(cfg, net, data)
+    plain = merge_lora(copy.deepcopy(net)) if adapter else net
     channels, height, width = examples.shape[1:]
     transform = "(pixel / 255 - mean) / std"
     if cfg.data.get("transform"):  # one of the user's own, in the place of mean and std
@@ -114,8 +91,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         "lora_mnist": version("lora-mnist"),
         "net": json.dumps(OmegaConf.to_container(cfg.net, resolve=True)),
         "base_sha256": fingerprint(base_state_dict(net)),
-        "adapter": json.dumps([str(adapter.path) for adapter in adapters]),
-        "scales": json.dumps(scales),
+        "adapter": json.dumps(adapter and str(adapter)),
+        "scale": json.dumps(scale),
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(data.name),
         "classes": json.dumps(data.classes),
@@ -130,8 +107,10 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
             largest = _compare(cfg, net, written, data, images)
     except OSError as error:
         raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
-    names = " + ".join(["base", *scales])
-    log.info("%s: %s; %s, logits to %.1e", cfg.out, names, same, largest)
+    kind = "random" if cfg.data.data_dir is None else "test"
+    same = f"same predictions as the live network on {len(images):,} {kind} images"
+    parts = f"base and adapter at scale {scale:g}" if adapter else "base"
+    log.info("%s: %s; %s, logits to %.1e", cfg.out, parts, same, largest)
     return metadata
 
 

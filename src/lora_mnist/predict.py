@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
-from lora_mnist.adapters import as_trained, load_adapters, load_base, turn_adapters
+from lora_mnist.adapters import as_trained, load_base, place_adapter, turn_adapter
 from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, ImageTensors, make_data
 from lora_mnist.disk.files import atomic_write
@@ -51,8 +51,8 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         with config_group("images"):
             labels = {f: data.class_of_folder(f.resolve().parent.name) for f in files}
     load_base(cfg, net)
-    adapters = load_adapters(cfg, net)
-    turn_adapters(cfg, net, adapters, data)
+    adapter = place_adapter(cfg, net)
+    turn_adapter(cfg, net, data)
     images: dict[Path, Tensor] = {}
     predictions: list[dict[str, Any]] = []
     for file in files:
@@ -66,9 +66,9 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
             net, data, ImageTensors(batch, torch.zeros(len(batch), dtype=torch.int64))
         )
         predictions = [{"file": str(file)} for file in images]
-        with lora_disabled(net) if adapters else nullcontext():
+        with lora_disabled(net) if adapter else nullcontext():
             _classify("base", net, data, batch, predictions)
-        if adapters:
+        if adapter:
             _classify("adapted", net, data, batch, predictions)
         if cfg.mistakes is not None:
             wrong = copied = 0

@@ -28,16 +28,16 @@ class Settings:
 
 @dataclass
 class AdapterSettings(Settings):
-    """A command that puts finished adapters on the base."""
+    """A command that puts a finished adapter on the base."""
 
-    adapter: Any  # null, a folder, latest, a mapping of path, scale and name, or a list of those
+    adapter: str | None  # a folder, or latest
     allow_other_base: bool
     trust: bool
 
 
 @dataclass
 class TurnedSettings(AdapterSettings):
-    """A command that turns the adapters up or down."""
+    """A command that turns the adapter up or down."""
 
     scale: Any  # a number, or auto
 

@@ -20,8 +20,8 @@ from lora_mnist.adapters import (
     as_trained,
     base_folder,
     current_base,
-    load_adapters,
     load_base,
+    place_adapter,
     save_sum,
 )
 from lora_mnist.checks import (
@@ -161,15 +161,15 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off.
 
-    With ``cfg.adapter`` the base carries these adapters already, and what is saved is the exact sum
-    of them and the new one: it stands on the base alone.
+    With ``cfg.adapter`` the base carries an adapter already, and what is saved is the exact sum of
+    it and the new one: it stands on the base alone.
     """
     clock = Clock()
     cfg = as_trained(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)
-    earlier = load_adapters(cfg, net)
+    earlier = place_adapter(cfg, net)
     data = make_data(cfg, "fit", net)
     require_compatible(net, data, data.train_set)
     require_scale(cfg, data)
