@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lora_mnist.classifier.significance import mcnemar, wilson
+from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.lora import lora_disabled
 
 #: The predictions of each image; a network without adapters counts as the base.
 _COLUMNS = ("index", "label", "base", "adapted", "base_probability", "adapted_probability")
-#: Largest confusions that results.json names.
-_CONFUSIONS = 3
 
 
 class Evaluation(Metric):
@@ -69,12 +67,11 @@ class Evaluation(Metric):
 
         Returns:
             Both with ``loss``, the mean cross-entropy in nats, ``None`` where it is not finite;
-            ``accuracy``; ``errors``; ``errors_per_class``; ``errors_interval_per_class``, 95%
-            intervals (:func:`.significance.wilson`); ``images_per_class``; and the largest
-            ``confusions``. ``adapted`` also with ``repaired``, images that the base gets wrong and
-            the adapted network right; ``broken``, the reverse; both per class; ``p_value`` of the
-            two (:func:`.significance.mcnemar`); and ``negative_flip_rate``, ``broken`` as a share
-            of all images (Yan et al. 2021, "Positive-Congruent Training", arXiv:2011.09161).
+            ``accuracy``; ``errors``; ``errors_per_class``; and ``images_per_class``. ``adapted``
+            also with ``repaired``, images that the base gets wrong and the adapted network right;
+            ``broken``, the reverse; both per class; ``p_value`` of the two
+            (:func:`.significance.mcnemar`); and ``negative_flip_rate``, ``broken`` as a share of
+            all images (Yan et al. 2021, "Positive-Congruent Training", arXiv:2011.09161).
         """
         tensors = {}
         for name in _COLUMNS:
@@ -83,12 +80,20 @@ class Evaluation(Metric):
                 tensors[name] = dim_zero_cat(values)
         order = tensors["index"].argsort()
         self.predictions = {name: values[order] for name, values in tensors.items()}
+        label = self.predictions["label"]
         outcomes: dict[str, dict[str, Any]] = {}
         for side in ("base", "adapted"):
             if side in self.predictions:
-                outcomes[side] = self._outcome(side)
+                errors = self._per_class(label[self.predictions[side] != label])
+                loss = (getattr(self, f"{side}_loss").cpu() / len(label)).item()
+                outcomes[side] = {
+                    "loss": loss if math.isfinite(loss) else None,
+                    "accuracy": (len(label) - sum(errors)) / len(label),
+                    "errors": sum(errors),
+                    "errors_per_class": errors,
+                    "images_per_class": self._per_class(label),
+                }
         if "adapted" in outcomes:
-            label = self.predictions["label"]
             before, after = (self.predictions[side] == label for side in ("base", "adapted"))
             repaired = self._per_class(label[after & ~before])
             broken = self._per_class(label[before & ~after])
@@ -102,33 +107,6 @@ class Evaluation(Metric):
                 **outcomes["adapted"],
             }
         return outcomes
-
-    def _outcome(self, side: str) -> dict[str, Any]:
-        """Errors of one side, ``base`` or ``adapted``."""
-        label, predicted = self.predictions["label"], self.predictions[side]
-        is_wrong = predicted != label
-        images, errors = self._per_class(label), self._per_class(label[is_wrong])
-        loss = (getattr(self, f"{side}_loss").cpu() / len(label)).item()
-        pairs = label[is_wrong] * self.num_classes + predicted[is_wrong]
-        counts = torch.bincount(pairs.cpu())
-        confusions = []
-        for pair in counts.argsort(descending=True, stable=True)[:_CONFUSIONS].tolist():
-            if count := int(counts[pair]):
-                y, c = divmod(pair, self.num_classes)
-                confusions.append({"label": y, "taken_for": c, "images": count})
-        intervals = []
-        for wrong, total in zip(errors, images, strict=True):
-            low, high = wilson(wrong, total)
-            intervals.append([round(low, 2), round(high, 2)])
-        return {
-            "loss": loss if math.isfinite(loss) else None,
-            "accuracy": (len(label) - sum(errors)) / len(label),
-            "errors": sum(errors),
-            "errors_per_class": errors,
-            "errors_interval_per_class": intervals,
-            "images_per_class": images,
-            "confusions": confusions,
-        }
 
     def _per_class(self, labels: Tensor) -> list[int]:
         """How many of ``labels`` are of each class."""

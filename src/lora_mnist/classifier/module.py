@@ -16,12 +16,7 @@ from lora_mnist.classifier.metrics import Evaluation, scalars
 from lora_mnist.data import Batch, ImageDataModule
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, UserError, config_group, require_number
-from lora_mnist.lora import (
-    lora_adapters,
-    lora_disabled,
-    lora_names,
-    lora_state_dict,
-)
+from lora_mnist.lora import lora_adapters, lora_disabled, lora_names, lora_state_dict
 
 BaseLogits = dict[str, list[Tensor | None]]
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
@@ -101,11 +96,6 @@ class ClassifierModule(LightningModule):
         # of the first process.
         self.loss_sum, self.loss_count = torch.zeros(()), 0
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, (N, num_classes), of normalised images, (N, channels, height, width)."""
-        logits: Tensor = self.net(images)
-        return logits
-
     def base(self, images: Tensor) -> Tensor | None:
         """The base's logits, (N, num_classes), of normalised images; no gradient."""
         if not self.has_lora and self.base_tensors is None:
@@ -113,11 +103,12 @@ class ClassifierModule(LightningModule):
         with torch.no_grad():
             if self.base_tensors is None:
                 with lora_disabled(self.net, self.adapter):
-                    return self.forward(images)
+                    logits: Tensor = self.net(images)
+                return logits
             tensors = {key: tensor.to(images.device) for key, tensor in self.base_tensors.items()}
             mode = self.net.training
             self.net.eval()  # in train mode batch normalisation would move the base's statistics
-            logits: Tensor = functional_call(self.net, tensors, images)
+            logits = functional_call(self.net, tensors, images)
             self.net.train(mode)
             return logits
 
@@ -136,7 +127,7 @@ class ClassifierModule(LightningModule):
         images, labels = batch
         base_logits = self.base(images) if self.loss.distill else None
         replayed = self.replay // self.trainer.world_size
-        loss: Tensor = self.loss(self(images), labels, base_logits, replayed)
+        loss: Tensor = self.loss(self.net(images), labels, base_logits, replayed)
         self.loss_sum = self.loss_sum + loss.detach().float()
         self.loss_count += 1
         return loss
@@ -175,7 +166,7 @@ class ClassifierModule(LightningModule):
         if batch_idx == len(base_logits):
             base_logits.append(self.base(images))
         evaluation: Any = self.evaluations[split]
-        evaluation.update(self(images), labels, base_logits[batch_idx])
+        evaluation.update(self.net(images), labels, base_logits[batch_idx])
 
     def _conclude(self, split: str) -> None:
         """Keep and log the outcome of a split, over all processes."""
