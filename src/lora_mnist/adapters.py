@@ -4,7 +4,6 @@
 left it.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -105,7 +104,7 @@ def as_trained(cfg: DictConfig, run: Run | None) -> DictConfig:
     preprocessing = record.preprocessing if record else {}
     if adapter is not None:
         with _adapter_errors():
-            preprocessing |= json.loads(read_metadata(adapter).get("preprocessing", "{}"))
+            preprocessing |= read_metadata(adapter).get("preprocessing", {})
     if cfg.data.get("transform"):  # it replaces these keys
         preprocessing = {}
     for key, value in preprocessing.items():
@@ -175,7 +174,7 @@ def adapter_targets(adapter: Path | None, classes: list[str]) -> list[int]:
     if adapter is None:
         return []
     with _adapter_errors():
-        names = json.loads(read_metadata(adapter).get("targets", "[]"))
+        names = read_metadata(adapter).get("targets", [])
     if not set(names) <= set(classes):
         return []
     return [classes.index(name) for name in names]
@@ -285,11 +284,11 @@ def save_sum(
     if len(lora_names(net)) > 1 or any(each.scale != 1 for each in lora_adapters(net)):
         sum_adapters(net)
     targets = sorted({*results["targets"], *results["repaired_before"]})
-    metadata = {
+    metadata: dict[str, Any] = {
         "base_sha256": base.sha256,
         "dataset": str(data.name),
-        "targets": json.dumps([data.classes[target] for target in targets]),
-        "preprocessing": json.dumps(data.preprocessing()),
+        "targets": [data.classes[target] for target in targets],
+        "preprocessing": data.preprocessing(),
     }
     save_adapter(net, run.folder / "adapter", metadata=metadata)
     write_card(run, results)

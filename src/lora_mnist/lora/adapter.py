@@ -1,15 +1,18 @@
 """Adapters on disk, in PEFT's layout, tied to their base by its fingerprint.
 
 An adapter is a folder of two files that ``peft`` loads unchanged; :mod:`.peft` says what they hold.
-The metadata of its tensors names ``base_sha256``, the fingerprint of the base that the adapter was
+The metadata of its tensors has ``base_sha256``, the fingerprint of the base that the adapter was
 trained on, and whatever the caller adds.
 """
 
+import json
 import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from safetensors.torch import save
 from torch import nn
 
 from ..disk.files import atomic_write, write_json
@@ -17,11 +20,11 @@ from .base_state import base_state_dict, fingerprint
 from .model import attach, named_adapters
 from .peft import (
     CONFIG_NAME,
+    METADATA_KEY,
     WEIGHTS_NAME,
     config_of,
     read_adapter,
     read_metadata,
-    serialized,
     tensors_of,
     warn_of_peft,
 )
@@ -34,7 +37,7 @@ def save_adapter(
     model: nn.Module,
     folder: str | Path,
     name: str | None = None,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the LoRA weights of ``model`` to ``folder``; a few kilobytes, without the base.
 
@@ -45,7 +48,7 @@ def save_adapter(
         model: network whose layers carry LoRA (see :func:`.model.add_lora`).
         folder: made if need be, and returned; an adapter already in it is replaced.
         name: which adapter, where ``model`` carries several.
-        metadata: more for the file. If it has ``base_sha256``, the base is not hashed again.
+        metadata: JSON values for the file. With ``base_sha256`` the base is not hashed again.
 
     Raises:
         ValueError: if no layer carries LoRA, no adapter has this name, or there are several and
@@ -63,11 +66,11 @@ def save_adapter(
                 chosen[layer] = (weight, adapter)
     if any(adapter.scale != 1 for _, adapter in chosen.values()):
         log.warning("the adapter is saved as trained, without its scale")
-    about = {"format": "pt", **(metadata or {})}
+    about = dict(metadata or {})
     if "base_sha256" not in about:
         about["base_sha256"] = fingerprint(base_state_dict(model))
     with atomic_write(folder / WEIGHTS_NAME) as path:
-        path.write_bytes(serialized(tensors_of(chosen), about))
+        path.write_bytes(save(tensors_of(chosen), {METADATA_KEY: json.dumps(about)}))
     write_json(folder / CONFIG_NAME, config_of(chosen))
     warn_of_peft(model, chosen)
     return folder

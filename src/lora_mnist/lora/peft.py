@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -29,6 +29,8 @@ from .weight import Weight
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+#: The one key of the file's metadata, a JSON text: safetensors writes several in a random order.
+METADATA_KEY = "lora_mnist"
 
 # The ends of PEFT's keys, and their names here. An embedding looks its rows up: PEFT's A and B are
 # lora_B^T and lora_A^T.
@@ -93,19 +95,6 @@ def config_of(adapters: Adapters) -> dict[str, Any]:
     }
 
 
-def serialized(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file with its metadata in order, which safetensors writes in a random one.
-
-    The file begins with the length of its header, eight bytes, and the header, which is JSON.
-    """
-    file = save(tensors, metadata)
-    end = 8 + int.from_bytes(file[:8], "little")
-    header = json.loads(file[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return file[:8] + text.ljust(end - 8) + file[end:]
-
-
 def warn_of_peft(model: nn.Module, adapters: Adapters) -> None:
     """Warn of an adapter that PEFT would ignore, or compute otherwise, without a word.
 
@@ -128,7 +117,7 @@ def warn_of_peft(model: nn.Module, adapters: Adapters) -> None:
         )
 
 
-def read_metadata(folder: str | Path) -> dict[str, str]:
+def read_metadata(folder: str | Path) -> dict[str, Any]:
     """The metadata of the adapter in ``folder``; no tensor is read.
 
     ``base_sha256`` is the fingerprint of the base that it was made for; PEFT's adapters do not say.
@@ -136,8 +125,8 @@ def read_metadata(folder: str | Path) -> dict[str, str]:
     """
     try:
         with safe_open(Path(folder, WEIGHTS_NAME), framework="pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+            return dict(json.loads((file.metadata() or {}).get(METADATA_KEY, "{}")))
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: expected a readable {WEIGHTS_NAME} ({error})") from error
 
 
