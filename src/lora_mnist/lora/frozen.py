@@ -18,25 +18,21 @@ def keep_in_eval_mode(model: nn.Module) -> None:
     loop; ``model.training`` is then ``False``. The adapters stay in train mode. The network's
     attribute ``lora_hooks`` holds what :func:`release_base` removes.
     """
-    hooks = [model.register_forward_pre_hook(_base_to_eval)]
+    hooks = []
     for module in model.modules():
         # What has buffers gets a hook of its own, for whoever calls a part of the network. Not
         # every layer: a hook in nn.TransformerEncoderLayer keeps it from the base's fast path.
         has_buffers = next(module.buffers(recurse=False), None) is not None
-        if has_buffers and module is not model and not isinstance(module, LoRAParametrization):
-            hooks.append(module.register_forward_pre_hook(_to_eval))
+        if module is model or (has_buffers and not isinstance(module, LoRAParametrization)):
+            hooks.append(module.register_forward_pre_hook(_base_to_eval))
     model.lora_hooks = hooks  # type: ignore[assignment]
 
 
-def _base_to_eval(model: nn.Module, inputs: Any) -> None:
-    if model.training:
-        for module in model.modules():
+def _base_to_eval(part: nn.Module, inputs: Any) -> None:
+    if part.training:
+        for module in part.modules():
             if not isinstance(module, LoRAParametrization):
                 module.training = False
-
-
-def _to_eval(module: nn.Module, inputs: Any) -> None:
-    module.training = False
 
 
 def release_base(model: nn.Module) -> list[str]:

@@ -72,13 +72,9 @@ class LoRAParametrization(nn.Module):
         ones = [1] * (weight.ndim - 2)
         self.lora_A = nn.Parameter(weight.new_empty(rank, *weight.shape[1:]))
         self.lora_B = nn.Parameter(weight.new_zeros(len(weight), rank, *ones))
-        self.init_factors(weight.detach(), init, init_std)
-
-    def init_factors(self, weight: Tensor, init: str, init_std: float) -> None:
-        """Give ``lora_A`` its first values; ``lora_B`` is zero."""
         if init == "kaiming":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        else:
+        elif init == "gaussian":  # PiSSA's start is its own
             nn.init.normal_(self.lora_A, std=init_std)
 
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,8 @@ Meng et al. 2024, "PiSSA: Principal Singular Values and Singular Vectors Adaptat
 Language Models", arXiv:2404.02948.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,8 +31,9 @@ class PiSSAParametrization(LoRAParametrization):
     start_A: Tensor
     start_B: Tensor
 
-    def init_factors(self, weight: Tensor, init: str, init_std: float) -> None:
-        matrix, rank = weight.flatten(1), self.rank
+    def __init__(self, weight: Tensor, rank: int, *options: Any) -> None:
+        super().__init__(weight, rank, *options)
+        matrix = weight.detach().flatten(1)
         if rank > min(matrix.shape):
             raise ValueError(
                 f"rank={rank}: expected at most {min(matrix.shape)} with init=pissa "

@@ -28,7 +28,12 @@ def target_weights(
     chosen: list[str] = []
     for entry in entries:
         if entry in ("all", "all-linear"):
-            named = [name for name, w in weights.items() if _is_usual(w, entry)]
+            kinds = (nn.Linear,) if entry == "all-linear" else (nn.Linear, nn.Conv2d)
+            named = []
+            for name, (module, tensor) in weights.items():
+                is_grouped = getattr(module, "groups", 1) > 1
+                if isinstance(module, kinds) and tensor == "weight" and not is_grouped:
+                    named.append(name)
         elif isinstance(target_modules, str):
             try:
                 pattern = re.compile(entry)
@@ -43,13 +48,6 @@ def target_weights(
     if not chosen:
         raise ValueError(f"{start} some of: {listed(weights)}")
     return {name: weight for name, weight in weights.items() if name in chosen}
-
-
-def _is_usual(weight: Weight, entry: str) -> bool:
-    """Whether ``all`` or ``all-linear`` stands for ``weight``."""
-    kinds = (nn.Linear,) if entry == "all-linear" else (nn.Linear, nn.Conv2d)
-    is_grouped = getattr(weight.module, "groups", 1) > 1
-    return isinstance(weight.module, kinds) and weight.tensor == "weight" and not is_grouped
 
 
 def is_end(end: str, name: str) -> bool:
