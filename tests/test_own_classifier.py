@@ -78,9 +78,9 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
     folder = repaired(here, own, "augment=flip", "figures=true")
     results = read_results(folder)
     data = FolderDataModule("photos", transform=transform)
-    paths = data.test_images().paths
+    paths = data.sets[2].paths
     images = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
-    labels = data.test_images().labels
+    labels = data.sets[2].labels
     with torch.no_grad():
         assert results["test_base"]["errors"] == (mine()(images).argmax(1) != labels).sum()
     assert (results["mean"], results["std"]) == (None, None)

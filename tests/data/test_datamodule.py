@@ -1,3 +1,5 @@
+from functools import cached_property
+
 import pytest
 import torch
 
@@ -10,14 +12,12 @@ DIGITS = ["0", "1", "2", "3"]
 class Greys(ImageDataModule):
     """Twelve images of 3 x 2 pixels, four a class; each channel is darker than the one before."""
 
-    def training_images(self):
+    @cached_property
+    def sets(self):
         greys = torch.arange(0, 120, 10, dtype=torch.uint8)[:, None, None, None]
         images = (greys // torch.arange(1, self.channels + 1)[:, None, None]).expand(-1, -1, 3, 2)
         train = ImageTensors(images.to(torch.uint8), torch.arange(12) % 3)
-        return train, ImageTensors(train.images[:0], torch.arange(0))
-
-    def test_images(self):
-        return self.training_images()[0]
+        return train, ImageTensors(train.images[:0], torch.arange(0)), train
 
 
 def greys(channels=1, **changes):

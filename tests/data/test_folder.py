@@ -41,9 +41,7 @@ def make_photos(tmp_path):
 
 def sets(root, **changes):
     data = FolderDataModule(root, **changes)
-    data.prepare_data()
-    parts = [*data.training_images(), data.test_images()]
-    return data, [part.take(list(range(len(part)))) for part in parts]
+    return data, [part.take(list(range(len(part)))) for part in data.sets]
 
 
 in_memory = pytest.mark.parametrize("in_memory", [True, False])
@@ -96,15 +94,15 @@ def test_from_the_disk_is_as_in_memory(make_photos):
     _, held = sets(root, resize="stretch", **changes)
     data, _ = sets(root, in_memory=False, resize="stretch", **changes)
     cropped, _ = sets(root, **changes)
-    on_disk = [*data.training_images(), data.test_images(), *cropped.prepared(resize="stretch")]
+    on_disk = [*data.sets, *cropped.prepared(resize="stretch")]
     for expected, files in zip([*held, *held[:2]], on_disk, strict=True):
         images, labels = files.take(list(range(len(files))))
         assert torch.equal(images, expected[0])
         assert torch.equal(labels, expected[1])
         assert files.take([])[0].shape == (0, 1, 6, 8)
-    assert not isinstance(sets(root)[0].test_images(), ImageFiles)  # auto: what is small
+    assert not isinstance(sets(root)[0].sets[2], ImageFiles)  # auto: what is small
     large = FolderDataModule(root, image_size=9_999)
-    assert isinstance(large.test_images(), ImageFiles)
+    assert isinstance(large.sets[2], ImageFiles)
 
 
 def test_labels_follow_the_order_of_the_network(make_photos):
@@ -149,7 +147,7 @@ def test_broken_images_are_named_and_left_out(make_photos, caplog, in_memory):
 
 def test_an_image_that_breaks_later_is_named(make_photos):
     root = make_photos({"cat": 4, "dog": 4})
-    files = sets(root, in_memory=False)[0].test_images()
+    files = sets(root, in_memory=False)[0].sets[2]
     files.paths[1].write_bytes(b"broken")
     files.take([0])
     with pytest.raises(ValueError, match=f"{files.paths[1]}: no readable picture"):
@@ -252,7 +250,7 @@ def test_the_split_is_stable():
 def test_refuses_bad_arguments(make_photos, changes, message):
     arguments = {"data_dir": make_photos(dict.fromkeys(PETS, 4)), **changes}
     with pytest.raises(ValueError, match=message):
-        FolderDataModule(**arguments).prepare_data()
+        _ = FolderDataModule(**arguments).sets
 
 
 @pytest.mark.parametrize(
@@ -268,7 +266,7 @@ def test_refuses_other_layouts(make_photos, folders, message):
         *above, name = path.split("/")
         root = make_photos({name: 2}, *above)
     with pytest.raises(ValueError, match=f"expected .*{message}"):
-        FolderDataModule(root).prepare_data()
+        _ = FolderDataModule(root).sets
 
 
 def test_another_data_module_prepares_pictures_as_this_one(make_photos):

@@ -74,7 +74,7 @@ def try_conventions(
     preprocessing stands out most. None is a test image. The first way is that of ``data``.
     """
     configured = tried[0]
-    parts = data.training_images()
+    parts = data.sets[:2]
     indices = []
     for part in parts:
         spread = torch.linspace(0, len(part) - 1, min(count, len(part)))  # classes stand in a row

@@ -1,7 +1,7 @@
 """Images of classes as a Lightning DataModule."""
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,9 @@ def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 class ImageDataModule(LightningDataModule):
     """Images of classes: a choice of classes for training, all of them for evaluation.
 
-    A subclass says where the images come from: it overrides :meth:`prepare_data`,
-    :meth:`training_images`, :meth:`test_images` and :meth:`read_picture`. Images stay uint8 until
-    they are on the device, where :meth:`on_after_batch_transfer` normalises each batch. After
-    :meth:`setup`, :meth:`choose` says which classes to learn.
+    A subclass says where the images come from: it overrides :attr:`sets` and :meth:`read_picture`.
+    Images stay uint8 until they are on the device, where :meth:`on_after_batch_transfer` normalises
+    each batch. After :meth:`setup`, :meth:`choose` says which classes to learn.
 
     Args:
         name: name of the dataset in files and results.
@@ -130,12 +129,9 @@ class ImageDataModule(LightningDataModule):
         self._loader: TrainingLoader | None = None
         self._sampler_state: dict[str, Any] = {}
 
-    def training_images(self) -> tuple[Images, Images]:
-        """All images to train on, whatever their class, and those held out for validation."""
-        raise NotImplementedError
-
-    def test_images(self) -> Images:
-        """All images to test on."""
+    @cached_property
+    def sets(self) -> tuple[Images, Images, Images]:
+        """The images of all classes to train on, to validate on, and to test on."""
         raise NotImplementedError
 
     def read_picture(self, path: Path) -> Tensor:
@@ -158,15 +154,16 @@ class ImageDataModule(LightningDataModule):
             )
             for part, images in zip(("mistakes", "mistakes_test"), self.mistake_sets, strict=True):
                 self.sha256[part] = images.sha256()
-        learnt = self.mistake_sets[0] if self.mistake_sets else None
-        if stage == "test":
-            if not hasattr(self, "test_set"):
-                self.test_set = without_mistakes(self.test_images(), learnt, "test")
-        elif not hasattr(self, "train_set"):
-            self.train_set, val_set = self.training_images()
-            self.val_set = without_mistakes(val_set, learnt, "validation")
-            if learnt is not None:
+        if stage == "test" and not hasattr(self, "test_set"):
+            self.test_set = self.sets[2]
+            if self.mistake_sets:
+                self.test_set = without_mistakes(self.test_set, self.mistake_sets[0], "test")
+        if stage != "test" and not hasattr(self, "train_set"):
+            self.train_set, self.val_set, _ = self.sets
+            if self.mistake_sets:
+                learnt = self.mistake_sets[0]
                 self.train_set = WithMistakes(self.train_set, learnt)
+                self.val_set = without_mistakes(self.val_set, learnt, "validation")
 
     def choose(self, target: Target | None) -> None:
         """Learn this class, or these classes, alone; the others may be replayed.
@@ -214,7 +211,7 @@ class ImageDataModule(LightningDataModule):
         if self.mean is not None and self.std is not None:
             return
         if images is None:
-            images = self.training_images()[0]
+            images = self.sets[0]
         total = squares = torch.zeros(1, dtype=torch.int64)
         count = 0
         for indices in torch.split(torch.arange(len(images)), 64):
@@ -273,7 +270,8 @@ class ImageDataModule(LightningDataModule):
         else:
             seed = replay_seed = self.seed
         self._loader = TrainingLoader(self, seed, replay_seed)
-        self._loader.load_state_dict(self._sampler_state)
+        if self._sampler_state:
+            self._loader.load_state_dict(self._sampler_state)
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:

@@ -130,20 +130,11 @@ class FolderDataModule(ImageDataModule):
         self.split_seed = split_seed
         self._files: list[ImageFiles] = []
 
-    def prepare_data(self) -> None:
-        """List and check the images; decode them, where they are held in memory."""
-        self.test_images()
-
-    def training_images(self) -> tuple[Images, Images]:
-        train, val, _ = self._sets
-        return train, val
-
-    def test_images(self) -> Images:
-        return self._sets[2]
-
     def prepared(self, **changes: Any) -> list[ImageFiles]:
-        """The images of :meth:`training_images`, from the disk, with ``changes`` of preparation."""
-        self.training_images()
+        """The images to train and to validate on, from the disk, with ``changes`` of preparation.
+
+        :attr:`sets` have been read before.
+        """
         prepare = replace(self._preparation, **changes)
         return [ImageFiles(files.paths, files.labels, prepare) for files in self._files[:2]]
 
@@ -191,8 +182,7 @@ class FolderDataModule(ImageDataModule):
         raise ValueError(f"data_dir={self.data_dir}: expected images; none can be read")
 
     @cached_property
-    def _sets(self) -> list[Images]:
-        """The training, validation and test images."""
+    def sets(self) -> tuple[Images, Images, Images]:
         entries, root, prepare = self._entries, Path(self.data_dir or ""), self._preparation
         shape = (self.channels, *prepare.size)
         in_memory = self.in_memory is True
@@ -253,4 +243,4 @@ class FolderDataModule(ImageDataModule):
                 sets.append(files)
         if not len(sets[2]):
             raise ValueError(f"data_dir={root}: expected test images that are not trained on")
-        return sets
+        return sets[0], sets[1], sets[2]

@@ -55,7 +55,6 @@ def make_data(cfg: DictConfig, stage: str | None, net: nn.Module | None = None) 
         if stage is None:
             data.measure()
         else:
-            data.prepare_data()
             data.setup(stage)
     return data
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +48,14 @@ class MNISTDataModule(ImageDataModule):
         if val_from not in ("train", "test"):
             raise ValueError(f"val_from={val_from}: expected one of train, test")
         self.val_size, self.val_from = val_size, val_from
-        self._parts: dict[str, ImageTensors] = {}
 
-    def prepare_data(self) -> None:
-        """Extract the dataset, or download it, where that has not been done yet."""
+    @cached_property
+    def sets(self) -> tuple[Images, Images, Images]:
+        parts = {}
         for part in ("train", "test"):
-            self._images(part)
-
-    def training_images(self) -> tuple[Images, Images]:
-        rest, held_out = self._split()
-        return (self._images("train") if self.val_from == "test" else rest), held_out
-
-    def test_images(self) -> Images:
-        return self._split()[0] if self.val_from == "test" else self._images("test")
-
-    def _split(self) -> tuple[Images, Images]:
-        """The images of the part ``val_from``: the rest, and those held out for validation."""
-        images = self._images(self.val_from)
+            parts[part] = ImageTensors(*load_images(self.dataset, self.data_dir, part == "train"))
+            self.sha256[part] = parts[part].sha256()
+        images = parts[self.val_from]
         count = len(images)
         if type(self.val_size) is not int or not 0 <= self.val_size < count:
             raise ValueError(f"val_size={self.val_size}: expected an integer from 0 to {count - 1}")
@@ -71,14 +63,8 @@ class MNISTDataModule(ImageDataModule):
         if self.val_from == "test":
             order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())
         rest, held_out = order[: count - self.val_size], order[count - self.val_size :]
-        return ImageTensors(*images.take(sorted(rest))), ImageTensors(*images.take(held_out))
-
-    def _images(self, part: str) -> ImageTensors:
-        """The images of ``part``, read once."""
-        if part not in self._parts:
-            images = ImageTensors(*load_images(self.dataset, self.data_dir, part == "train"))
-            self._parts[part], self.sha256[part] = images, images.sha256()
-        return self._parts[part]
+        parts[self.val_from] = ImageTensors(*images.take(sorted(rest)))
+        return parts["train"], ImageTensors(*images.take(held_out)), parts["test"]
 
     def read_picture(self, path: Path) -> Tensor:
         """Any picture of one digit, in MNIST's form; see :mod:`lora_mnist.data.pictures`."""
