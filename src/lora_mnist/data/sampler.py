@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.images import Augmented, Batch, Images
@@ -46,6 +45,7 @@ class TrainingLoader:
         self.processes = self.trainer.world_size if self.trainer else 1
         self.batch_size = data.batch_size // self.processes  # of this process
         self.epoch = self.batch = 0  # the current epoch, and the batches taken from it
+        self.batches: int | None = None  # all batches of the current epoch, once it has begun
         self._epochs: Iterator[list[list[int]]] | None = None
 
     def __len__(self) -> int:
@@ -61,7 +61,8 @@ class TrainingLoader:
             self._epochs = islice(self.epochs(), self.epoch, None)
         else:
             self.epoch, self.batch = self.epoch + 1, 0
-        images, batches = self.data.train_set, list[Any](next(self._epochs)[self.batch :])
+        images, batches = self.data.train_set, list[Any](next(self._epochs))
+        self.batches, batches = len(batches), batches[self.batch :]
         if self.data.augment is not None:
             images = Augmented(images, self.data.augment)
             # The name of a batch is the seed of its changes.
@@ -78,11 +79,14 @@ class TrainingLoader:
         replayed = self._replayed()
         while True:
             batches: list[list[int]] = []
-            batches_an_epoch = min(len(self), self._batches_an_epoch())
+            batches_an_epoch = len(self)
+            if self.trainer:  # Lightning may take fewer
+                batches_an_epoch = min(batches_an_epoch, int(self.trainer.num_training_batches))
             while len(batches) < batches_an_epoch:
-                order = in_random_order(self.data.target_indices, generator)
+                learnt = self.data.target_indices
+                order = learnt[torch.randperm(len(learnt), generator=generator)]
                 # torch's RandomSampler shuffles once more when an epoch's images are used up.
-                in_random_order(self.data.target_indices, generator)
+                torch.randperm(len(learnt), generator=generator)
                 total = math.ceil(len(order) / self.processes) * self.processes
                 share = order.repeat(self.processes)[:total][self.rank :: self.processes]
                 missing = batches_an_epoch - len(batches)
@@ -106,17 +110,14 @@ class TrainingLoader:
                 if turn % most_turns >= turns.get(c, 1):
                     continue  # this class has had its turns of this round
                 if not order:
-                    order += in_random_order(members[c], generator).tolist()
+                    shuffled = torch.randperm(len(members[c]), generator=generator)
+                    order += members[c][shuffled].tolist()
                 yield order.pop(0)
-
-    def _batches_an_epoch(self) -> int:
-        """As many as Lightning takes, which may be fewer than there are."""
-        return int(self.trainer.num_training_batches) if self.trainer else len(self)
 
     def state_dict(self) -> dict[str, int]:
         """Where training is: the epoch, and the batches taken from it."""
         epoch, batch = self.epoch, self.batch
-        if batch >= self._batches_an_epoch():
+        if batch == self.batches:
             epoch, batch = epoch + 1, 0
         seeds = {"seed": self.seed, "replay_seed": self.replay_seed}
         return {**seeds, "epoch": epoch, "batch": batch}
@@ -126,11 +127,6 @@ class TrainingLoader:
         for name, value in state.items():
             setattr(self, name, value)
         self._epochs = None
-
-
-def in_random_order(indices: Tensor, generator: torch.Generator) -> Tensor:
-    """``indices``, shuffled."""
-    return indices[torch.randperm(len(indices), generator=generator)]
 
 
 def make_loader(
