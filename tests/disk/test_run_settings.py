@@ -33,7 +33,13 @@ def test_code_that_a_run_names_is_run_only_where_it_is_trusted(cli, outputs, tmp
     (tmp_path / "evil_net.py").write_text(EVIL + "from lora_mnist import MLP as Net\n")
     trained = {"net": {"_target_": "evil_net.Net", "hidden_sizes": [16]}, "base_name": "mnist"}
     trained["data"] = {"_target_": "lora_mnist.data.MNISTDataModule", "name": "mnist"}
-    trained["data"] |= {"dataset": "MNIST", "data_dir": "${paths.data}", "mean": 0.5, "std": 0.5}
+    trained["data"] |= {
+        "val_size": 500,
+        "dataset": "MNIST",
+        "data_dir": "${paths.data}",
+        "mean": 0.5,
+        "std": 0.5,
+    }
     (run / ".hydra" / "config.yaml").write_text(yaml.safe_dump(trained))
     started = {"hydra": {"runtime": {"cwd": str(tmp_path)}}}
     (run / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(started))

@@ -43,7 +43,7 @@ def make_data(cfg: DictConfig, stage: str | None, net: nn.Module | None = None) 
         raise UserError(f"target={target}: expected null, since data.mistakes={mistakes} is learnt")
     with config_group("data"):
         changes = {}
-        if net is not None and not cfg.data.get("transform"):
+        if net is not None and "image_size" in cfg.data and not cfg.data.get("transform"):
             for key, value in network_preprocessing(net, cfg.net).items():
                 if key in cfg.data and cfg.data[key] is None:
                     changes[key] = value

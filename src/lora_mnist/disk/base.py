@@ -9,7 +9,6 @@ import json
 import logging
 import shlex
 import textwrap
-from collections import Counter
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -37,32 +36,29 @@ class Base(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     sha256: str
-
-
-class BaseRecord(NamedTuple):
-    """The content of a file of :func:`write_base`."""
-
-    tensors: Mapping[str, Tensor]
-    sha256: str
-    preprocessing: dict[str, Any]  # of its images, as the data module has it
+    preprocessing: dict[str, Any]  # of its images, in a file of :func:`write_base`; else empty
 
 
 def read_base(path: Path, net: nn.Module) -> Base:
     """Load the weights in ``path`` into ``net``.
 
     Accepted are a ``state_dict`` saved with ``torch.save``, a dictionary or a Lightning checkpoint
-    that holds one, and safetensors. A prefix that all names share, such as ``module.``, is dropped.
-    Only plain values and tensors are unpickled. Tensors of another precision are converted to that
-    of ``net``, which changes only if all of them fit. The returned tensors share no memory with it.
+    that holds one, and safetensors. A prefix of the names, such as ``module.``, is dropped, and so
+    are tensors outside it, which belong to something else, such as a metric or a teacher. Only
+    plain values and tensors are unpickled. Tensors of another precision are converted to that of
+    ``net``, which changes only if all of them fit. The returned tensors share no memory with it.
 
     Raises:
         ValueError: if the file holds no weights, or weights that do not fit ``net``.
         OSError: if the file cannot be read.
     """
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    problem = ""
+    stored, first, problem = _read_tensors(path), next(iter(before), ""), ""
+    prefixes = [name.removesuffix(first) for name in stored if f".{name}".endswith(f".{first}")]
+    prefix = min(prefixes, key=len, default="")
+    chosen = {n.removeprefix(prefix): stored[n] for n in stored if n.startswith(prefix)}
     try:
-        net.load_state_dict(_without_prefix(_read_tensors(path), before))
+        net.load_state_dict(chosen)
     except RuntimeError as error:  # torch names every tensor that does not fit
         reason = textwrap.shorten(str(error), 400).rstrip(".")
         problem = f"{reason}; expected the tensors of the configured net"
@@ -73,7 +69,7 @@ def read_base(path: Path, net: nn.Module) -> Base:
     if problem:
         net.load_state_dict(before)
         raise ValueError(problem)
-    return Base(tensors, fingerprint(tensors))
+    return Base(tensors, fingerprint(tensors), {})
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -124,24 +120,6 @@ def _refused(path: Path) -> str | None:
     )
 
 
-def _without_prefix(
-    stored: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The stored tensors without their common prefix, such as ``module.``.
-
-    It is the one that leads to most expected names. Tensors outside it belong to something else,
-    such as a metric or a teacher.
-    """
-    matches = Counter({"": 0})
-    for key in stored:
-        parts = key.split(".")
-        for depth in range(min(4, len(parts))):
-            prefix = "".join(f"{part}." for part in parts[:depth])
-            matches[prefix] += key.removeprefix(prefix) in expected
-    best = max(sorted(matches), key=lambda prefix: matches[prefix])
-    return {key.removeprefix(best): stored[key] for key in stored if key.startswith(best)}
-
-
 def write_base(
     tensors: Mapping[str, Tensor],
     path: Path,
@@ -161,7 +139,7 @@ def write_base(
         temporary.write_bytes(buffer.getbuffer())
 
 
-def read_record(path: Path) -> BaseRecord | None:
+def read_record(path: Path) -> Base | None:
     """The base that :func:`write_base` wrote into ``path``; ``None`` for any other file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -170,7 +148,7 @@ def read_record(path: Path) -> BaseRecord | None:
         preprocessing = content.get("preprocessing", {})  # older files have none
     except Exception:  # other files, or none, cause all kinds
         return None
-    return BaseRecord(tensors, sha256, preprocessing) if is_ours else None
+    return Base(tensors, sha256, preprocessing) if is_ours else None
 
 
 def own_file(folder: Path, name: str, sha256: str) -> Path:
@@ -186,7 +164,7 @@ def find_base(folder: Path, sha256: str) -> Path | None:
 # --- the current base ----------------------------------------------------------------------------
 
 
-def require_replaceable(path: Path) -> BaseRecord | None:
+def require_replaceable(path: Path) -> Base | None:
     """Refuse a file that a new base must not replace.
 
     Returns:

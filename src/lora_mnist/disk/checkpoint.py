@@ -69,9 +69,6 @@ class LastCheckpoint(Checkpoint):
                 raise ValueError(f"{name}={value}: expected a number > 0, or null")
         self.seconds = seconds
         self.every_n_train_steps = every_n_train_steps
-        self._saved = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = time.monotonic()
 
     def on_train_batch_end(
