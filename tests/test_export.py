@@ -17,7 +17,7 @@ from lora_mnist.export import export
 from lora_mnist.lora import fingerprint
 
 NET = SMALL[0]
-DATA = FEW[0]
+DATA = FEW
 
 
 class Tied(nn.Module):
@@ -35,12 +35,12 @@ class Tied(nn.Module):
 
 @pytest.fixture
 def images():
-    folder = DATA.partition("=")[2]
+    folder = DATA[0].partition("=")[2]
     return (load_images("MNIST", Path(folder), train=False)[0] / 255 - 0.1307) / 0.3081
 
 
 def run(outputs, *overrides):
-    return export(composed("export", NET, DATA, f"paths.outputs={outputs}", *overrides))
+    return export(composed("export", NET, *DATA, f"paths.outputs={outputs}", *overrides))
 
 
 def read_safetensors(path):
@@ -103,7 +103,7 @@ def test_tied_weights(tmp_path):
     net, out = Tied(), tmp_path / "tied.safetensors"
     torch.save(net.state_dict(), tmp_path / "mine.pt")
     options = ("net=custom", f"net._target_={__name__}.Tied", f"base_ckpt={tmp_path}/mine.pt")
-    export(composed("export", DATA, *options, f"paths.outputs={tmp_path}", f"out={out}"))
+    export(composed("export", *DATA, *options, f"paths.outputs={tmp_path}", f"out={out}"))
     fresh = Tied()
     fresh.load_state_dict(load_file(out))
     assert fingerprint(fresh.state_dict()) == fingerprint(net.state_dict())
