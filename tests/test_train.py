@@ -344,8 +344,6 @@ def test_digit_and_target_are_one(outputs, tmp_path):
     command = Run(tmp_path / "run", ("stage=lora", "digit=9", "target=3"))
     with pytest.raises(UserError, match="^digit=9: expected target alone"):
         train(cfg, command)
-    results = run(outputs, "stage=lora", "target=3")
-    assert (results["digit"], results["targets"], results["target"]) == (3, [3], "3")
 
 
 def test_weakest_class(outputs):

@@ -9,12 +9,24 @@ from lora_mnist.classifier.dial import SCALES, advised_scale, predictions_at, qu
 from lora_mnist.lora import lora_adapters
 
 
+class Images:
+    """Batches of images by their indices; the base gets two thirds of them right."""
+
+    def __init__(self, net, count=600):
+        self.images = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
+        with lora_disabled(net), torch.no_grad():
+            self.labels = net(self.images).argmax(dim=1)
+        self.labels[::3] = (self.labels[::3] + 1) % 3
+        self.taken = []
+
+    def __call__(self, indices):
+        chosen = torch.arange(len(self.images)) if indices is None else indices
+        self.taken.append(len(chosen))
+        return list(zip(self.images[chosen].split(70), self.labels[chosen].split(70), strict=True))
+
+
 def batches(net):
-    """Images, and labels of which ``net`` gets two thirds right."""
-    images = torch.randn(90, 6, generator=torch.Generator().manual_seed(0))
-    labels = net(images).argmax(dim=1)
-    labels[::3] = (labels[::3] + 1) % 3
-    return list(zip(images.split(30), labels.split(30), strict=True))
+    return Images(net, 90)(None)
 
 
 @pytest.fixture
@@ -23,8 +35,7 @@ def adapted(tiny):
 
 
 def test_each_scale_is_counted_as_the_network_errs_there(adapted):
-    with lora_disabled(adapted):
-        given = batches(adapted)
+    given = batches(adapted)
     curve = dial_curve(adapted, given, targets=[1], scales=[0, 0.5, 1])
     assert curve["images"] == 90
     for place, scale in enumerate(curve["scales"]):
@@ -86,23 +97,9 @@ def test_refused(adapted):
     assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
 
 
-class Counted:
-    def __init__(self, net, count=600):
-        self.images = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
-        with lora_disabled(net), torch.no_grad():
-            self.labels = net(self.images).argmax(dim=1)
-        self.labels[::3] = (self.labels[::3] + 1) % 3
-        self.taken = []
-
-    def __call__(self, indices):
-        chosen = torch.arange(len(self.images)) if indices is None else indices
-        self.taken.append(len(chosen))
-        return list(zip(self.images[chosen].split(70), self.labels[chosen].split(70), strict=True))
-
-
 @pytest.mark.parametrize("most", [60, 200, 600])
 def test_the_quick_dial_sees_few_images_and_comes_near(adapted, most):
-    images = Counted(adapted)
+    images = Images(adapted)
     slow = dial_curve(adapted, images(None), [1])
     images.taken.clear()
     quick = quick_dial(adapted, images, [1], most)
@@ -130,7 +127,7 @@ def test_at_the_advised_scale_every_image_is_counted(seed):
     """Also those whose prediction is the same at both ends, and another one between."""
     torch.manual_seed(seed)
     net = randomize(add_lora(TinyNet(), rank=2, alpha=8))
-    images = Counted(net)
+    images = Images(net)
     quick = quick_dial(net, images, [1], 60)
     slow = dial_curve(net, images(None), [1])
     place = SCALES.index(quick["advised"])

@@ -92,15 +92,6 @@ def test_train_loss_is_the_mean_over_all_batches_of_the_steps(tiny, loader, tmp_
     assert fit.callback_metrics["train/loss"].item() == pytest.approx(window.mean().item())
 
 
-def test_the_step_of_the_last_validation(tiny, loader, tmp_path):
-    module = make(tiny)
-    assert module.validated_at is None
-    fit = trainer(tmp_path, max_steps=4, num_sanity_val_steps=2)
-    fit.fit(module, loader, loader)
-    assert module.validated_at == 4
-    assert list(module.outcomes) == ["val"]
-
-
 @pytest.mark.parametrize("kind", ["adapter", "network"])
 @pytest.mark.parametrize("loss", [{"margin": 1.0}, {"distill": 1.0, "target_weight": 0.5}])
 def test_all_is_computed_where_the_batch_is(tiny, tmp_path, kind, loss):

@@ -1,11 +1,14 @@
-"""The base: in eval mode while it carries an adapter, and known by its SHA-256."""
+"""The base: what is trained, merged, undone and removed on top of it leaves it to the last bit."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.nets import randomize
+from helpers.nets import TinyNet, randomize
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from lora_mnist.lora import (
@@ -14,8 +17,12 @@ from lora_mnist.lora import (
     changed_tensors,
     fingerprint,
     lora_disabled,
+    lora_names,
     merge_lora,
     remove_lora,
+    set_lora_enabled,
+    set_lora_scale,
+    unmerge_lora,
 )
 
 
@@ -113,3 +120,120 @@ def test_fingerprint_sees_every_difference():
     assert fingerprint(reversed_copy) == fingerprint(state)
     # The name of a base on disk, in adapters and in results: the same for ever.
     assert fingerprint({"a": torch.arange(3)})[:12] == "28eb18b5aab3"
+
+
+NAMES = ["first", "second", "third"]
+
+
+def stacked():
+    torch.manual_seed(0)
+    net = TinyNet()
+    for rank, name in enumerate(NAMES, start=1):
+        layers = {"first": "all", "second": ["linear1"], "third": ["linear2"]}[name]
+        add_lora(net, rank=rank, alpha=2, target_modules=layers, name=name)
+    return randomize(net)
+
+
+STEPS = {
+    "merge": lambda net, _: merge_lora(net),
+    "unmerge": lambda net, _: unmerge_lora(net),
+    "off": lambda net, name: set_lora_enabled(net, False, name),
+    "on": lambda net, name: set_lora_enabled(net, True, name),
+    "half": lambda net, name: set_lora_scale(net, 0.5, name),
+    "remove": remove_lora,
+}
+
+
+@settings(max_examples=40)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from([*STEPS, "copy"]), st.sampled_from([*NAMES, None])), max_size=8
+    ),
+    training=st.booleans(),
+)
+def test_whatever_is_done_in_whatever_order(steps, training):
+    """The network computes the adapters that are there, at their scales; its base never moves."""
+    net = stacked().train(training)
+    # The same without any merging: what is on, and how much.
+    plain, before = stacked(), TinyNet()
+    before.load_state_dict(base_state_dict(net))
+    there, is_merged = list(NAMES), False
+    for step, name in steps:
+        if step == "copy":
+            net = copy.deepcopy(net)
+            continue
+        if step == "unmerge":
+            refused = not is_merged
+        else:
+            is_single = step != "merge" and (step, name) != ("remove", None)
+            refused = not there or (is_merged and (is_single or step == "merge"))
+            refused |= is_single and name not in (*there, None)
+        if refused:
+            with pytest.raises(ValueError, match="merged|no layer of the model|expected one of"):
+                STEPS[step](net, name)
+            continue
+        STEPS[step](net, name)
+        if step not in ("merge", "unmerge"):
+            STEPS[step](plain, name)
+        if step == "remove":
+            there = [other for other in there if name not in (None, other)]
+        is_merged = step == "merge"
+        torch.testing.assert_close(net(X), plain(X))
+        assert lora_names(net) == ([] if is_merged else lora_names(plain))
+        if not is_merged:
+            assert changed_tensors(before.state_dict(), base_state_dict(net)) == []
+    if is_merged:
+        unmerge_lora(net)
+    assert changed_tensors(plain.state_dict(), net.state_dict()) == []
+    assert torch.equal(net(X), plain(X))
+
+
+def test_a_merged_network_is_a_plain_one():
+    net = merge_lora(stacked())
+    assert [type(module) for module in net.modules()] == [type(m) for m in TinyNet().modules()]
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert net.state_dict().keys() == TinyNet().state_dict().keys()
+    with pytest.raises(ValueError, match=r"adapters are merged; expected unmerge_lora\(model\)"):
+        lora_disabled(net).__enter__()
+    # A new adapter stands on the merged network, which is then final.
+    state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    add_lora(net, name="first")
+    assert changed_tensors(state, base_state_dict(net)) == []
+    with pytest.raises(ValueError, match="no adapter of the model is merged"):
+        unmerge_lora(net)
+
+
+def test_a_merged_network_is_pickled_with_its_base():
+    net = stacked()
+    state = net.state_dict()
+    merge_lora(net)
+    twin = pickle.loads(pickle.dumps(net))
+    assert changed_tensors(state, unmerge_lora(twin).state_dict()) == []
+    del net.lora_merged
+    assert b"lora_mnist" not in pickle.dumps(net)
+
+
+def test_the_base_is_kept_whatever_becomes_of_the_merged_weights():
+    net = stacked()
+    set_lora_enabled(net, False)  # nothing is added, and still the weights are others
+    base = {key: tensor.clone() for key, tensor in base_state_dict(net).items()}
+    merge_lora(net)
+    with torch.no_grad():
+        net.linear1.weight.add_(1)
+    assert changed_tensors(base, base_state_dict(unmerge_lora(net))) == []
+
+
+def test_the_base_is_kept_in_eval_mode_again():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5)).eval()
+    randomize(add_lora(net, target_modules=["0"], dropout=0.5))
+    adapted = net(X)
+    merge_lora(net.train())
+    net.requires_grad_(True)
+    unmerge_lora(net.eval())
+    assert torch.equal(net(X), adapted)  # no dropout
+    net.train()
+    assert not torch.equal(net(X), net(X))  # the adapter's
+    assert torch.equal(net[1].running_mean, torch.zeros(5))
+    assert not net[1].weight.requires_grad
+    assert net[0].parametrizations.weight[0].lora_A.requires_grad

@@ -202,8 +202,6 @@ CONVS = nn.Sequential(*(nn.Conv1d(1, 1, 1) for _ in range(100)))
     [
         (Mixed(), ["linear", "lin"], "a layer with lin, of: embed"),
         (Mixed(), ["conv.1"], "a layer with conv.1"),
-        (Mixed(), [], "some of: embed"),
-        (Mixed(), [1], "a layer with 1, of: embed"),
         (Mixed(), None, "all, all-linear, a regular expression or a list"),
         (Mixed(), "(", "a regular expression"),
         (nn.ReLU(), "all", "some of: none"),
