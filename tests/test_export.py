@@ -16,31 +16,21 @@ from lora_mnist.errors import IncompleteError, UserError
 from lora_mnist.export import export
 from lora_mnist.lora import fingerprint
 
-NET = SMALL[0]
-DATA = FEW
 
-
-class Tied(nn.Module):
-    """A network of which two layers share their weight."""
-
+class Tied(nn.Sequential):
     def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(28 * 28, 10)
-        self.second, self.third = nn.Linear(10, 10), nn.Linear(10, 10)
-        self.third.weight = self.second.weight
-
-    def forward(self, images):
-        return self.third(self.second(self.first(images.flatten(1)).relu()).relu())
+        super().__init__(nn.Flatten(), nn.Linear(784, 10), nn.Linear(10, 10), nn.Linear(10, 10))
+        self[3].weight = self[2].weight
 
 
 @pytest.fixture
 def images():
-    folder = DATA[0].partition("=")[2]
+    folder = FEW[0].partition("=")[2]
     return (load_images("MNIST", Path(folder), train=False)[0] / 255 - 0.1307) / 0.3081
 
 
 def run(outputs, *overrides):
-    return export(composed("export", NET, *DATA, f"paths.outputs={outputs}", *overrides))
+    return export(composed("export", SMALL[0], *FEW, f"paths.outputs={outputs}", *overrides))
 
 
 def read_safetensors(path):
@@ -65,10 +55,7 @@ def read_onnx(path):
 
 @pytest.mark.parametrize(
     ("form", "read"),
-    [
-        ("safetensors", read_safetensors),
-        pytest.param("onnx", read_onnx, marks=pytest.mark.slow),
-    ],
+    [("safetensors", read_safetensors), pytest.param("onnx", read_onnx, marks=pytest.mark.slow)],
 )
 @torch.no_grad()
 def test_each_format(with_nine, tmp_path, images, form, read):
@@ -103,7 +90,7 @@ def test_tied_weights(tmp_path):
     net, out = Tied(), tmp_path / "tied.safetensors"
     torch.save(net.state_dict(), tmp_path / "mine.pt")
     options = ("net=custom", f"net._target_={__name__}.Tied", f"base_ckpt={tmp_path}/mine.pt")
-    export(composed("export", *DATA, *options, f"paths.outputs={tmp_path}", f"out={out}"))
+    export(composed("export", *FEW, *options, f"paths.outputs={tmp_path}", f"out={out}"))
     fresh = Tied()
     fresh.load_state_dict(load_file(out))
     assert fingerprint(fresh.state_dict()) == fingerprint(net.state_dict())
