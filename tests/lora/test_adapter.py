@@ -224,4 +224,6 @@ def test_refused_sums_leave_the_adapters_alone():
     set_lora_scale(randomize(net), 3e38)
     with pytest.raises(ValueError, match="lora_B of linear1: expected finite numbers"):
         sum_adapters(net)
+    with pytest.raises(ValueError, match="scale=nan: expected a finite number"):
+        set_lora_scale(net, float("nan"))
     assert lora_names(net) == ["a", "b"]

@@ -58,18 +58,6 @@ def train(net, steps=3):
         optimizer.step()
 
 
-@pytest.mark.parametrize("mode", [True, False])
-def test_train_mode_reaches_the_adapters_alone(net, mode):
-    base = net(X)
-    add_lora(net, dropout=0.5).train(mode)
-    for _ in range(2):
-        with lora_disabled(net):
-            assert torch.equal(net(X), base)
-        assert not net.body.training
-    randomize(net)
-    assert torch.equal(net(X), net(X)) != mode  # the adapters' dropout
-
-
 def test_statistics_stay(net):
     """Those of spectral normalisation too, which in train mode goes on with its iteration."""
     nn.utils.parametrizations.spectral_norm(net.head)

@@ -54,18 +54,6 @@ def test_adapters_have_names(tiny):
     assert torch.equal(tiny(X), one)
 
 
-def test_names_and_scales_that_are_refused(tiny):
-    with pytest.raises(ValueError, match="no layer of the model carries LoRA"):
-        set_lora_scale(tiny, 1)
-    add_lora(tiny)
-    with pytest.raises(ValueError, match="name=x: expected one of default"):
-        lora_disabled(tiny, "x").__enter__()
-    with pytest.raises(ValueError, match="name=default: expected another name than default"):
-        add_lora(tiny, name="default")
-    with pytest.raises(ValueError, match="scale=nan: expected a finite number"):
-        set_lora_scale(tiny, float("nan"))
-
-
 NAN = float("nan")
 #: Values of a single argument that are out of range.
 BAD_VALUES = [
