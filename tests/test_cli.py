@@ -91,20 +91,15 @@ def test_an_interrupt_before_the_first_checkpoint(tmp_path):
     assert err.splitlines() == ["interrupted by SIGINT", note]
 
 
-def test_a_run_folder_is_never_shared(cli, tmp_path):
-    run = tmp_path / "run"
-    (run / ".hydra").mkdir(parents=True)
-    done = cli(TOY, f"hydra.run.dir={run}")
-    assert done.code == 2
-    assert done.err == f"hydra.run.dir={run}: holds another run; expected a new folder\n"
-    assert [path.name for path in run.rglob("*")] == [".hydra"]
-
-
-def test_a_run_goes_on_in_its_folder(cli, tmp_path):
+def test_a_run_goes_on_in_its_folder_and_no_other_run_comes_there(cli, tmp_path):
     runs = tmp_path / "outputs" / "toy"
     for name in ("b", "a"):  # the last is the latest, whatever it is called
         assert cli(TOY, f"hydra.run.dir={runs / name}", "checkpoint=true").code == 0
     config = (runs / "a" / ".hydra" / "config.yaml").read_bytes()
+    done = cli(TOY, f"hydra.run.dir={runs / 'a'}", "x=2")
+    refusal = f"hydra.run.dir={runs / 'a'}: holds another run; expected a new folder\n"
+    assert (done.code, done.err) == (2, refusal)
+    assert read_results(runs / "a")["val"]["errors"] == 6
     cli(TOY, "resume=latest", "x=2").ok()
     assert {path.name for path in runs.iterdir()} == {"a", "b"}
     assert read_results(runs / "a")["val"]["errors"] == 5
