@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from composed import FEW, QUICK, SMALL, composed, logged, small_base
+from composed import FEW, QUICK, SMALL, composed, logged
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
@@ -39,8 +39,7 @@ def made(tmp_path_factory):
 def test_repeats_the_numbers_of_a_run(cli, made, tmp_path):
     """Through the command line, the folder given as the run printed it."""
     base = f"base_ckpt={made.outputs}/base/mnist.ckpt"
-    done = cli("eval.py", *SMALL, *FEW, f"adapter={made.run}", base, "figures=null")
-    assert done.code == 0, done.err
+    done = cli("eval.py", *SMALL, *FEW, f"adapter={made.run}", base, "figures=null").ok()
     folder = only_run(tmp_path / "outputs", "eval")
     found = read_results(folder)
     for key in ("test", "test_base"):
@@ -63,17 +62,12 @@ def test_what_is_required_is_checked_and_all_is_kept(cli, made, tmp_path):
     done = cli("eval.py", *options, require)
     broken = made.results["test"]["broken"]
     assert broken > 2
-    assert (done.code, done.err.splitlines()[-1]) == (
-        1,
-        f"require=test.broken <= 2: {broken} <= 2 does not hold",
-    )
+    line = f"require=test.broken <= 2: {broken} <= 2 does not hold"
+    assert (done.code, done.err.splitlines()[-1]) == (1, line)
     folder = only_run(tmp_path / "outputs", "eval")
     assert read_results(folder)["test"] == made.results["test"]
     assert not [*folder.glob("report.html"), *folder.glob("figures")]  # figures=false
     assert f"run: {folder}" in done.err
-    done = cli("eval.py", *options, 'require=["test.brokn <= 2"]')
-    assert done.code == 2
-    assert "results.json has no number test.brokn; expected one like test.broken" in done.err
 
 
 def test_an_adapter_knows_its_classes_by_name(made):
@@ -92,9 +86,15 @@ def test_as_much_of_the_adapter_as_is_asked_for(made, tmp_path, scale):
     assert (found["test"]["broken"] == found["test"]["repaired"] == 0) == (chosen == 0)
 
 
-def test_without_an_adapter_tests_the_base_alone(made, tmp_path):
+def test_without_an_adapter_tests_the_base_alone(made):
+    """Called as from a notebook."""
+    cfg = made.config()
+    before = OmegaConf.to_yaml(cfg)
     with logged("lora_mnist.show.tables") as text:
-        found = evaluate(made.config(), Run(tmp_path))
+        found = evaluate(cfg)
+    assert OmegaConf.to_yaml(cfg) == before
+    assert found == read_results(only_run(made.outputs, "eval"))
+    assert torch.is_grad_enabled()
     base = dict(made.results["test_base"])
     del base["errors_of_target"]  # there is none
     assert found["test"] == base
@@ -103,14 +103,3 @@ def test_without_an_adapter_tests_the_base_alone(made, tmp_path):
     assert found["parameters"]["lora"] == 0
     assert "errors on the test images" in text.getvalue()
     assert "repaired" not in text.getvalue()
-
-
-def test_a_notebook_gets_the_results_back(made, tmp_path):
-    small_base(tmp_path)
-    cfg = composed("eval", *SMALL, *FEW, f"paths.outputs={tmp_path}")
-    before = OmegaConf.to_yaml(cfg)
-    results = evaluate(cfg)
-    assert OmegaConf.to_yaml(cfg) == before
-    assert results == read_results(only_run(tmp_path, "eval"))
-    assert results["test"]["accuracy"] > 0.8
-    assert torch.is_grad_enabled()

@@ -19,11 +19,7 @@ REPAIR = "errors repaired broken confusion"
 
 @pytest.mark.parametrize(
     ("stage", "figures"),
-    [
-        ("lora", REPAIR),
-        ("finetune", REPAIR),
-        ("pretrain", "errors wrong confusion"),
-    ],
+    [("lora", REPAIR), ("finetune", REPAIR), ("pretrain", "errors wrong confusion")],
 )
 def test_a_report_of_each_stage(tmp_path, stage, figures):
     """It needs nothing from elsewhere, and runs nothing: a name and a configuration try to."""
