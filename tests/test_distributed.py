@@ -38,13 +38,13 @@ def test_two_processes_train_as_one(tmp_path):
     options = (*options, "data.batch_size=100", f"data.replay={replay}", "figures=false")
     options = (*options, "digit=9", "lora.scale=auto")
     options = (*options, "trainer.log_every_n_steps=2", f"paths.outputs={tmp_path}/outputs")
-    options = (*options, "+callbacks.recorder._target_=helpers.recorder.Recorder")
+    options = (*options, "+callbacks.recorder._target_=helpers.callbacks.Recorder")
     for trainer in ("cpu", "ddp_sim"):
         (tmp_path / trainer / "seen").mkdir(parents=True)
     more = ("trainer=cpu", f"+callbacks.recorder.folder={tmp_path}/cpu/seen")
     train(composed("train", *options, *more), Run(tmp_path / "cpu"))
     more = ("trainer=ddp_sim", f"+callbacks.recorder.folder={tmp_path}/ddp_sim/seen")
-    more = (*more, "+callbacks.nudge._target_=helpers.recorder.Nudge")
+    more = (*more, "+callbacks.nudge._target_=helpers.callbacks.Nudge")
     done = run_process(
         "train.py",
         *(*options, *more, f"hydra.run.dir={tmp_path}/ddp_sim"),

@@ -1,5 +1,6 @@
 """A run that was cut short ends as if it had not been: the same bits, the same logged values."""
 
+import csv
 import shlex
 import shutil
 from functools import partial
@@ -7,9 +8,10 @@ from functools import partial
 import pytest
 import torch
 from composed import FEW, SMALL, composed, small_base
+from helpers.callbacks import Crashed
 from helpers.commands import ROOT, only_run, read_results, refused, run_process
-from helpers.crash import CRASH, Crashed, differences, left_by
 from helpers.stranger import config, move_in
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
 import lora_mnist.train
@@ -20,6 +22,7 @@ from lora_mnist.errors import UserError
 from lora_mnist.project import Run
 from lora_mnist.train import train
 
+CRASH = "+callbacks.crash._target_=helpers.callbacks.Crash"
 #: A checkpoint every seven steps, at no round number of anything.
 OFTEN = ("callbacks.checkpoint.every_n_train_steps=7", "callbacks.checkpoint.seconds=null")
 LORA = ("stage=lora", "digit=9", "trainer.max_steps=40", *OFTEN)
@@ -73,6 +76,32 @@ def go(tmp_path, monkeypatch):
         return folder
 
     return run
+
+
+def left_by(folder):
+    """The results, adapter and losses that a run leaves, without its times.
+
+    TensorBoard's curve is a list, so that a step that is logged twice shows. A run that goes on
+    repeats steps in a second CSV file, so these losses are by step.
+    """
+    left = {k: v for k, v in read_results(folder).items() if k != "seconds"}
+    for file in sorted(folder.glob("adapter/*.*")):
+        left[file.name] = file.read_bytes()
+    for file in sorted(folder.rglob("events.out.tfevents.*"))[:1]:
+        events = EventAccumulator(str(file.parent), {"scalars": 0}).Reload()
+        left["curve"] = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    losses = left["csv"] = {}
+    for file in sorted(folder.rglob("metrics.csv")):
+        with file.open(newline="") as lines:
+            for row in csv.DictReader(lines):
+                if row["train/loss"]:
+                    losses[row["step"]] = row["train/loss"]
+    return left
+
+
+def differences(one, other):
+    """The names of what differs between two runs."""
+    return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
 
 
 def refusal(go, *overrides):

@@ -9,7 +9,7 @@ from helpers.sweeping import write_job, write_sweep
 
 from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.data import ImageTensors
-from lora_mnist.disk.predictions import PREDICTIONS_FILE, write_predictions
+from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.project import Run
 from lora_mnist.show.report import make_report, make_sweep_report, write_card
 from lora_mnist.sweep.summary import Ranked, summarize
@@ -43,18 +43,6 @@ def test_a_report_of_each_stage(tmp_path, stage, figures):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     for tag in ("src=", "href="):
         assert {piece[:6] for piece in page.split(tag)[1:]} <= {'"data:'}
-
-
-def test_results_alone_are_enough(tmp_path):
-    """As of a run from Python, whose seed was not set."""
-    run = write_run(tmp_path, "finetune")
-    (tmp_path / ".hydra" / "config.yaml").unlink()
-    (tmp_path / PREDICTIONS_FILE).unlink()
-    (tmp_path / "results.json").write_text(json.dumps({**run, "seed": None}))
-    make_report(tmp_path)
-    page = (tmp_path / "report.html").read_text()
-    assert "Confusion matrix" not in page
-    assert "Configuration" not in page
 
 
 def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path):

@@ -109,16 +109,6 @@ def test_equals_go_by_what_was_swept_and_numbers_by_value(tmp_path):
     assert [row["lora.rank"] for row in read_summary(tmp_path)] == ["1", "9", "10"]
 
 
-def test_every_number_has_a_column_of_the_file(tmp_path):
-    more = {"energy": {"joules": [7, 8]}}
-    write_job(tmp_path, "a", ["lora.rank=0"], accuracy=0.5, more=more)
-    write_job(tmp_path, "b", ["lora.rank=1"], accuracy=0.4)
-    summary(tmp_path)
-    a, b = read_summary(tmp_path)
-    assert (a["energy.joules.1"], b["energy.joules.1"]) == ("8", "")
-    assert (a["folder"], a["status"], a["error"]) == ("a", "finished", "")
-
-
 def test_markup_is_text_and_many_jobs_are_counted(tmp_path):
     for i in range(22):
         write_job(tmp_path, f"{i}", [f"note=[red]{i}"], accuracy=0.5)

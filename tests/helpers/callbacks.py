@@ -1,9 +1,30 @@
-"""A Lightning callback for the tests of the distributed path."""
+"""Lightning callbacks for the tests: a run that ends early, and one in two processes."""
 
+import os
+import signal
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
+
+
+class Crashed(BaseException):
+    """Stands for the end of the process: nothing may catch it."""
+
+
+class Crash(Callback):
+    """Ends the run before a step, counted from 0 over all epochs.
+
+    Which one, and how, stands in the environment, so that the run that goes on has the same
+    settings: ``CRASH=30`` raises, ``CRASH=30:SIGKILL`` sends the process a signal.
+    """
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        step, _, name = os.environ.get("CRASH", "-1").partition(":")
+        if trainer.global_step == int(step):
+            if not name:
+                raise Crashed
+            os.kill(os.getpid(), getattr(signal, name))
 
 
 class Recorder(Callback):
