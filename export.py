@@ -3,15 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from lora_mnist.cli import command, run
+from lora_mnist.cli import run_command, run_entry
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="export")
 def main(cfg: DictConfig) -> float | None:
     from lora_mnist.export import export  # here, so that --help does not wait for torch
 
-    return command(export, cfg)
+    return run_command(export, cfg)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_entry(main)

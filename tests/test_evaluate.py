@@ -9,7 +9,7 @@ from composed import FEW, QUICK, SMALL, composed, logged
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
-from lora_mnist.adapters import adapter_targets
+from lora_mnist.adapters import classes_repaired_by
 from lora_mnist.evaluate import evaluate
 from lora_mnist.project import Run
 from lora_mnist.train import train
@@ -72,9 +72,9 @@ def test_what_is_required_is_checked_and_all_is_kept(cli, made, tmp_path):
 
 def test_an_adapter_knows_its_classes_by_name(made):
     adapter = made.run / "adapter"
-    assert adapter_targets(adapter, list("0123456789")) == [9]
-    assert adapter_targets(adapter, list("9876543210")) == [0]
-    assert adapter_targets(adapter, ["cat", "dog"]) == []
+    assert classes_repaired_by(adapter, list("0123456789")) == [9]
+    assert classes_repaired_by(adapter, list("9876543210")) == [0]
+    assert classes_repaired_by(adapter, ["cat", "dog"]) == []
 
 
 @pytest.mark.parametrize("scale", ["0", "0.5", "auto"])

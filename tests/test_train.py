@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
 
 import lora_mnist.train
-from lora_mnist.choices import replay_repaired
+from lora_mnist.choices import set_replay_turns
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import load_images, make_data
 from lora_mnist.disk.predictions import read_predictions
@@ -166,7 +166,7 @@ def test_every_base_is_kept(tmp_path):
     assert files["mnist.ckpt"] == files[names[0]] != files[names[1]]
 
 
-@pytest.mark.parametrize("fails", ["collect_results", "write_results", "show_run"])
+@pytest.mark.parametrize("fails", ["collect_results", "write_results", "report_run"])
 def test_the_base_is_published_last(outputs, monkeypatch, fails):
     def fail(*_, **__):
         raise OSError("no space left")
@@ -405,5 +405,5 @@ def test_a_class_repaired_before_counts_for_as_much_as_the_one_repaired_now(weig
     cfg = composed("train", "stage=lora", *QUICK, *weights)
     data = make_data(cfg, "fit")
     data.choose(9)
-    replay_repaired(cfg, data, [4, 9])
+    set_replay_turns(cfg, data, [4, 9])
     assert data.replay_turns == {4: turns}

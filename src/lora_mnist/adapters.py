@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, open_dict
 from torch import nn
@@ -81,7 +82,7 @@ def _adapter_errors() -> Iterator[None]:
 # --- what an adapter was trained with ------------------------------------------------------------
 
 
-def as_trained(cfg: DictConfig, run: Run | None) -> DictConfig:
+def take_over_settings(cfg: DictConfig, run: Run | None) -> DictConfig:
     """A copy of ``cfg`` with ``latest`` found, and network and images of the adapter.
 
     The folder of the run that trained it holds them in ``.hydra/``. A ``net`` or ``data`` on the
@@ -169,7 +170,7 @@ def _require_trust(cfg: DictConfig, foreign: list[str]) -> None:
         )
 
 
-def adapter_targets(adapter: Path | None, classes: list[str]) -> list[int]:
+def classes_repaired_by(adapter: Path | None, classes: list[str]) -> list[int]:
     """The numbers of the classes that ``adapter`` repairs; empty if it does not name them."""
     if adapter is None:
         return []
@@ -241,10 +242,15 @@ def place_adapter(cfg: DictConfig, net: nn.Module) -> Path | None:
     return adapter
 
 
-def turn_adapter(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> float:
+def turn_adapter(
+    cfg: DictConfig,
+    net: nn.Module,
+    data: ImageDataModule,
+    device: torch.device | str = "cpu",
+) -> float:
     """Turn the adapter on ``net`` up or down, as ``cfg.scale`` says; return its scale.
 
-    With ``scale=auto`` the validation images of ``data`` decide how far.
+    With ``scale=auto`` the validation images of ``data`` decide how far; ``net`` is on ``device``.
     """
     scale: Any = cfg.scale
     if scale != "auto" and type(scale) not in (int, float):
@@ -257,7 +263,7 @@ def turn_adapter(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> floa
         with config_group("data"):
             data.setup("validate")
         require_validation("scale=auto", data)
-        batches = partial(data.batches, data.val_set, "cpu", name="scale=auto")
+        batches = partial(data.batches, data.val_set, device, name="scale=auto")
         scale = quick_dial(net, batches)["advised"]
         _info("scale=%g, as validation images advise", scale)
     set_lora_scale(net, scale)
@@ -265,7 +271,7 @@ def turn_adapter(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> floa
 
 
 @rank_zero_only
-def save_sum(
+def save_repair(
     cfg: DictConfig,
     run: Run,
     net: nn.Module,

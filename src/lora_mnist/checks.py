@@ -22,7 +22,7 @@ def require_validation(setting: str, data: ImageDataModule) -> None:
         raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")
 
 
-def require_scale(cfg: DictConfig, data: ImageDataModule) -> None:
+def require_scale_and_dial(cfg: DictConfig, data: ImageDataModule) -> None:
     """Refuse a scale for the finished adapter that is none, or that nothing can choose."""
     scale = cfg.lora.scale
     if scale == "auto":

@@ -27,7 +27,7 @@ _info = rank_zero_only(logging.getLogger(__name__).info)
 _AUTO_RANK = 64
 
 
-def draw_seed(cfg: DictConfig, run: Run) -> int:
+def seed_of_run(cfg: DictConfig, run: Run) -> int:
     """The seed that ``seed=null`` stands for: a new one, unless this run has one already."""
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return int(os.environ["PL_GLOBAL_SEED"])  # of the first process, which started this one
@@ -48,7 +48,7 @@ def choose_target(
     target = cfg.target
     base_logits: list[Tensor] = []
 
-    def base(images: Tensor) -> Tensor:
+    def keep_logits(images: Tensor) -> Tensor:
         base_logits.append(net(images))
         return base_logits[-1]
 
@@ -57,13 +57,13 @@ def choose_target(
         with on_device(net, trainer.strategy.root_device) as device:
             batches = data.batches(data.val_set, device, name="target=weakest")
             with trainer.precision_plugin.forward_context():
-                errors = evaluation_of(base, batches).compute()["base"]["errors_per_class"]
+                errors = evaluation_of(keep_logits, batches).compute()["base"]["errors_per_class"]
         if not any(errors):
             raise UserError(
                 "target=weakest: the base has every validation image right; expected a class"
             )
         target = errors.index(max(errors))  # of equals, the first
-        share = f"{errors[target]} of the base's {sum(errors)} errors on validation images"
+        share = f"{errors[target]} of {sum(errors)} errors on validation images"
         _info("target=%d (%s): the weakest class, %s", target, data.classes[target], share)
     with config_group("data"):
         data.choose(target)
@@ -71,7 +71,7 @@ def choose_target(
     return base_logits if trainer.world_size == 1 else []
 
 
-def replay_repaired(cfg: DictConfig, data: ImageDataModule, repaired: Sequence[int]) -> None:
+def set_replay_turns(cfg: DictConfig, data: ImageDataModule, repaired: Sequence[int]) -> None:
     """Replay the classes that were ``repaired`` before more often: this repair would undo those.
 
     With ``loss.target_weight`` they get so many turns that their replayed images, one a turn, weigh

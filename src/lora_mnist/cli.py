@@ -41,7 +41,7 @@ _signals: list[signal.Signals] = []
 _full_error = "0"
 
 
-def run(main: Callable[[], object]) -> None:
+def run_entry(main: Callable[[], object]) -> None:
     """Run an entry's ``main``, and end the process with the exit code that fits."""
     global _full_error
     _signals.clear()
@@ -88,7 +88,7 @@ def _note(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
 
 
-def command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) -> float | None:
+def run_command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) -> float | None:
     """Call a command's function with its configuration and the folder that Hydra has made for it.
 
     In a sweep the value of ``sweep.metric`` is returned, for sweepers that search.
@@ -116,7 +116,7 @@ def command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) -> f
             raise
         traceback = None if isinstance(error, UserError) else error
         log.error("%s", explain(error)[0], exc_info=traceback)  # to the run's own log
-        raise ended from error  # run() prints it; any other exception Hydra would print once more
+        raise ended from error  # for run_entry(); Hydra would print any other exception once more
     return None
 
 

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.adapters import as_trained, find_adapter, load_base, place_adapter
+from lora_mnist.adapters import find_adapter, load_base, place_adapter, take_over_settings
 from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
@@ -44,10 +44,10 @@ class SideBySide:
         cfg = checked(cfg)
         outputs = Path(cfg.paths.outputs)
         typed = {key_of(text).partition(".")[0] for text in run.typed} if run else set()
-        is_open = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}
-        if is_open and any(outputs.glob("lora/*/adapter")):
+        may_take_latest = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}
+        if may_take_latest and any(outputs.glob("lora/*/adapter")):
             cfg.adapter = "latest"
-        self.cfg = as_trained(cfg, run)
+        self.cfg = take_over_settings(cfg, run)
         net = make_net(self.cfg)
         self.data: ImageDataModule = make_data(self.cfg, "test", net)
         base = load_base(self.cfg, net)

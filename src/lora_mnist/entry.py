@@ -12,7 +12,7 @@ import hydra
 from omegaconf import DictConfig
 
 from lora_mnist import __version__
-from lora_mnist.cli import command, run
+from lora_mnist.cli import run_command, run_entry
 from lora_mnist.project import CONFIGS
 
 _COMMANDS = ["train", "eval", "predict", "export", "demo", "report"]
@@ -37,27 +37,27 @@ def _main(cfg: DictConfig) -> float | None:
         case "eval":
             from lora_mnist.evaluate import evaluate
 
-            return command(evaluate, cfg)
+            return run_command(evaluate, cfg)
         case "predict":
             from lora_mnist.predict import predict
 
-            return command(predict, cfg)
+            return run_command(predict, cfg)
         case "export":
             from lora_mnist.export import export
 
-            return command(export, cfg)
+            return run_command(export, cfg)
         case "demo":
             from lora_mnist.demo import demo
 
-            return command(demo, cfg)
+            return run_command(demo, cfg)
         case "report":
             from lora_mnist.report import report
 
-            return command(report, cfg)
+            return run_command(report, cfg)
         case _:
             from lora_mnist.train import train
 
-            return command(train, cfg)
+            return run_command(train, cfg)
 
 
 def main() -> None:
@@ -80,4 +80,4 @@ def main() -> None:
     elif name not in ("--config-name", "-sc"):  # of a process that Lightning starts; of completion
         print(_USAGE, file=sys.stdout if name in ("--help", "-h") else sys.stderr)
         raise SystemExit(0 if name in ("--help", "-h") else 2)
-    run(_main)
+    run_entry(_main)

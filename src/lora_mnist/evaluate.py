@@ -5,10 +5,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.adapters import (
-    adapter_targets,
-    as_trained,
+    classes_repaired_by,
     load_base,
     place_adapter,
+    take_over_settings,
     turn_adapter,
 )
 from lora_mnist.classifier.module import ClassifierModule
@@ -19,8 +19,8 @@ from lora_mnist.disk.results import Clock, collect_results, new_run_folder, writ
 from lora_mnist.preprocessing import advise_on_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
-from lora_mnist.show.run import show_run
-from lora_mnist.trainer import make_trainer, quiet_lightning
+from lora_mnist.show.run import report_run
+from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
 
 
 def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """
     clock = Clock()
     run = run or Run(new_run_folder(cfg))
-    cfg = as_trained(checked(cfg, run), run)
+    cfg = take_over_settings(checked(cfg, run), run)
     comparisons = parse_require(cfg.require)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
@@ -49,8 +49,9 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     base = load_base(cfg, net)
     require_compatible(net, data, data.test_set)
     better = advise_on_preprocessing(cfg, run, trainer, net, data)
-    data.targets = adapter_targets(place_adapter(cfg, net), data.classes)
-    scale = turn_adapter(cfg, net, data)
+    data.targets = classes_repaired_by(place_adapter(cfg, net), data.classes)
+    with on_device(net, trainer.strategy.root_device) as device:
+        scale = turn_adapter(cfg, net, data, device)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     settings["base_sha256"] = base.sha256
     module = ClassifierModule(net, data, hyperparameters=settings)
@@ -59,6 +60,6 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     results = collect_results(cfg, data, net, module.outcomes, clock, base_sha256=base.sha256)
     results |= {"adapter": settings["adapter"], "scale": scale, "better_preprocessing": better}
     write_results(run.folder, results, module.predictions, data.test_set)
-    show_run(trainer, results, run, cfg.figures)
+    report_run(trainer, results, run, cfg.figures)
     check_require(comparisons, results)
     return results

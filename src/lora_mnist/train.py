@@ -16,17 +16,17 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lora_mnist.adapters import (
-    adapter_targets,
-    as_trained,
     base_folder,
+    classes_repaired_by,
     current_base,
     load_base,
     place_adapter,
-    save_sum,
+    save_repair,
+    take_over_settings,
 )
 from lora_mnist.checks import (
     require_runnable,
-    require_scale,
+    require_scale_and_dial,
     require_useful,
     warn_of_known_validation,
     why_useless,
@@ -35,8 +35,8 @@ from lora_mnist.choices import (
     add_adapter,
     choose_target,
     choose_trainable,
-    draw_seed,
-    replay_repaired,
+    seed_of_run,
+    set_replay_turns,
 )
 from lora_mnist.classifier.dial import TRIES, quick_dial
 from lora_mnist.classifier.metrics import evaluation_of
@@ -69,7 +69,7 @@ from lora_mnist.preprocessing import advise_on_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.changes import named
-from lora_mnist.show.run import show_run
+from lora_mnist.show.run import report_run
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.trainer import drop_finders, make_trainer, on_device, quiet_lightning
 
@@ -103,7 +103,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     run = run or Run(new_run_folder(cfg))
     cfg = checked(cfg, run)
     if cfg.seed is None:
-        cfg.seed = draw_seed(cfg, run)
+        cfg.seed = seed_of_run(cfg, run)
         _info("seed=%d: drawn, since seed=null", cfg.seed)
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
@@ -139,10 +139,10 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     module = make_module(cfg, net, data)
     with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
         best = fit(cfg, trainer, module, data, resume_from, clock)
-        outcomes, steps = test(trainer, module, data, clock), trainer.global_step
+        outcomes, steps = validate_and_test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best)
         write_results(run.folder, results, module.predictions, data.test_set)
-        show_run(trainer, results, run, cfg.figures)
+        report_run(trainer, results, run, cfg.figures)
         useless = why_useless(cfg, module, data)
         # Last: a run that fails on the way leaves the current base alone.
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -165,31 +165,32 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     it and the new one: it stands on the base alone.
     """
     clock = Clock()
-    cfg = as_trained(cfg, run)
+    cfg = take_over_settings(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)
     earlier = place_adapter(cfg, net)
     data = make_data(cfg, "fit", net)
     require_compatible(net, data, data.train_set)
-    require_scale(cfg, data)
-    better = advise_on_preprocessing(cfg, run, trainer, net, data)
+    require_scale_and_dial(cfg, data)
+    better_preprocessing = advise_on_preprocessing(cfg, run, trainer, net, data)
     base_logits = choose_target(cfg, net, data, trainer)  # known if target=weakest looked for it
-    repaired = adapter_targets(earlier, data.classes)
-    replay_repaired(cfg, data, repaired)
+    repaired_before = classes_repaired_by(earlier, data.classes)
+    set_replay_turns(cfg, data, repaired_before)
     add_adapter(cfg, net)
     module = make_module(cfg, net, data, base, base_logits)
     with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
         best = fit(cfg, trainer, module, data, resume_from, clock)
         require_unchanged(base, net)
         dial = choose_scale(cfg, run, trainer, module, data, clock)
-        outcomes, steps = test(trainer, module, data, clock), trainer.global_step
+        outcomes, steps = validate_and_test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial}
-        results |= {"repaired_before": repaired, "better_preprocessing": better}
-        save_sum(cfg, run, net, base, data, results)
+        results["repaired_before"] = repaired_before
+        results["better_preprocessing"] = better_preprocessing
+        save_repair(cfg, run, net, base, data, results)
         write_results(run.folder, results, module.predictions, data.test_set)
-        show_run(trainer, results, run, cfg.figures)
+        report_run(trainer, results, run, cfg.figures)
     require_useful(cfg, module, data)
     return results
 
@@ -200,7 +201,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     It saves no adapter; its weights are in the checkpoint only.
     """
     clock = Clock()
-    cfg = as_trained(cfg, run)
+    cfg = take_over_settings(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)
@@ -211,11 +212,11 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     module = make_module(cfg, net, data, base, base_logits)
     with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
         best = fit(cfg, trainer, module, data, resume_from, clock)
-        outcomes, steps = test(trainer, module, data, clock), trainer.global_step
+        outcomes, steps = validate_and_test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results["base_unchanged"] = False
         write_results(run.folder, results, module.predictions, data.test_set)
-        show_run(trainer, results, run, cfg.figures)
+        report_run(trainer, results, run, cfg.figures)
     require_useful(cfg, module, data)
     return results
 
@@ -259,7 +260,9 @@ def fit(
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     drop_finders(trainer)
     path, best = best_checkpoint(trainer)
-    if best is not None:  # validation loads them, and test() need not validate them again
+    if (
+        best is not None
+    ):  # validation loads them, and validate_and_test() need not validate them again
         _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
         trainer.validate(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return best
@@ -308,8 +311,7 @@ def dial_of(trainer: Trainer, module: ClassifierModule, data: ImageDataModule) -
     validation: Any = module.evaluations["val"]
     if module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
-    # The dial may make as many forward passes as training. Training also goes backward, so the dial
-    # takes less than half of its time, whatever the network.
+    # The dial tries scales in no more forward passes than training made, whatever the network.
     steps = trainer.global_step * trainer.accumulate_grad_batches
     most = max(_LEAST_FOR_DIAL, steps * (data.batch_size + data.replay) // TRIES)
     with on_device(module.net, trainer.strategy.root_device) as device:
@@ -320,7 +322,7 @@ def dial_of(trainer: Trainer, module: ClassifierModule, data: ImageDataModule) -
     return trainer.strategy.broadcast(dial)  # of several processes, the first decides
 
 
-def test(
+def validate_and_test(
     trainer: Trainer, module: ClassifierModule, data: ImageDataModule, clock: Clock
 ) -> dict[str, Any]:
     """Validate, unless that was done after the last step, and test; return the outcomes by split.
@@ -337,7 +339,6 @@ def test(
     splits |= dict(zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False))
     for split, images in splits.items() if len(lora_names(net)) > 1 else ():
         if split in outcomes:
-            outcomes[f"{split}_before"] = outcomes[f"{split}_base"]
             with on_device(net, trainer.strategy.root_device) as device, lora_disabled(net):
                 batches = data.batches(images, device, name=f"untouched base, {split}")
                 with trainer.precision_plugin.forward_context():

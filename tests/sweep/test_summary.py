@@ -55,7 +55,7 @@ def test_the_table(tmp_path):
         ("loss", 0.95, 0.3, "best"),
     ],
 )
-def test_the_best_job_is_better_than_the_base(tmp_path, metric, base, p_value, verdict):
+def test_the_best_job_is_better_than_its_start(tmp_path, metric, base, p_value, verdict):
     """The smallest loss is the best, the largest accuracy."""
     best = "1" if metric == "accuracy" else "2"
     for rank, value in (("1", 0.8), ("2", 0.7)):
@@ -63,6 +63,16 @@ def test_the_best_job_is_better_than_the_base(tmp_path, metric, base, p_value, v
         write_job(tmp_path, rank, [f"lora.rank={rank}"], accuracy=0.0, more=more)
     text = summary(tmp_path, metric=f"val.{metric}")
     assert f"\n{verdict}: python train.py stage=lora lora.rank={best}\n" in text
+
+
+def test_a_repair_on_top_is_compared_with_the_earlier_one(tmp_path):
+    more = {"val": {"errors": 9, "p_value": 0.01}, "val_base": {"errors": 20}}
+    write_job(
+        tmp_path, "1", ["lora.rank=1"], accuracy=0.0, more={**more, "val_before": {"errors": 8}}
+    )
+    text = summary(tmp_path, metric="val.errors")
+    assert "no job is better than the earlier repair; the nearest: " in text
+    assert "│ earlier repair │" in text
 
 
 def test_a_lucky_seed_is_not_crowned(tmp_path):

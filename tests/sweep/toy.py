@@ -12,7 +12,7 @@ from pathlib import Path
 import hydra
 from hydra.core.config_store import ConfigStore
 
-from lora_mnist.cli import command, run
+from lora_mnist.cli import run_command, run_entry
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.errors import UserError
@@ -50,7 +50,7 @@ for name in ("round", "square", "long"):
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="toy")
 def main(cfg):
-    return command(play, cfg)
+    return run_command(play, cfg)
 
 
 def play(cfg, run):
@@ -80,4 +80,4 @@ def play(cfg, run):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_entry(main)

@@ -1,7 +1,7 @@
-"""How errors of a network and its base are counted, and which of these numbers loggers get."""
+"""How errors of a network and its base are counted."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -113,13 +113,13 @@ class Evaluation(Metric):
         counts: list[int] = torch.bincount(labels.cpu(), minlength=self.num_classes).tolist()
         return counts
 
-    def conclude(self, split: str) -> dict[str, dict[str, Any]]:
-        """The outcome of ``split`` and, with a base, of ``<split>_base``; then start afresh."""
+    def conclude(self, split: str, before: str = "base") -> dict[str, dict[str, Any]]:
+        """The outcome of ``split`` and, with a base, of ``<split>_<before>``; then start afresh."""
         outcomes = self.compute()
         self.reset()
         if "adapted" not in outcomes:
             return {split: outcomes["base"]}
-        return {split: outcomes["adapted"], f"{split}_base": outcomes["base"]}
+        return {split: outcomes["adapted"], f"{split}_{before}": outcomes["base"]}
 
 
 @torch.no_grad()
@@ -145,43 +145,6 @@ def evaluation_of(
     if evaluation is None:
         raise ValueError("batches: expected at least one batch of images and labels")
     return evaluation
-
-
-#: With more classes only those to repair have a curve of their own.
-_MOST_CURVES = 16
-
-
-def scalars(
-    split: str,
-    outcomes: Mapping[str, Mapping[str, Any]],
-    names: Sequence[str] = (),
-    targets: Sequence[int] | None = None,
-) -> dict[str, float]:
-    """The numbers of ``split`` and of its base that loggers get, by tag.
-
-    With ``names`` each class has a curve; among many classes only those to repair have one.
-    """
-    classes: Sequence[int] = range(len(names))
-    if len(names) > _MOST_CURVES:
-        classes = list(targets or ())[:_MOST_CURVES]
-    tags: dict[str, float] = {}
-    for side in (split, f"{split}_base"):
-        if side not in outcomes:
-            continue
-        outcome = outcomes[side]
-        errors, images = outcome["errors_per_class"], outcome["images_per_class"]
-        for key in ("accuracy", "loss", "errors", "repaired", "broken"):
-            if outcome.get(key) is not None:
-                tags[f"{side}/{key}"] = float(outcome[key])
-        if targets:
-            target_errors = sum(errors[c] for c in targets)
-            tags[f"{side}/errors_of_target"] = float(target_errors)
-            tags[f"{side}/errors_elsewhere"] = float(sum(errors) - target_errors)
-        for c in classes:
-            if images[c]:
-                name = names[c].replace("/", "-")  # else it would begin a level of tags
-                tags[f"{side}/accuracy_per_class/{name}"] = 1 - errors[c] / images[c]
-    return tags
 
 
 def compare_errors(

@@ -12,7 +12,8 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from lora_mnist.classifier.loss import Loss
-from lora_mnist.classifier.metrics import Evaluation, scalars
+from lora_mnist.classifier.metrics import Evaluation
+from lora_mnist.classifier.scalars import scalars
 from lora_mnist.data import Batch, ImageDataModule
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, UserError, config_group, require_number
@@ -30,7 +31,7 @@ class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
     Logs ``train/loss``, the mean over the last ``log_every_n_steps`` steps, and the numbers of
-    :func:`.metrics.scalars` for ``val`` and ``test``.
+    :func:`.scalars.scalars` for ``val`` and ``test``.
 
     Args:
         net: network from images, (N, channels, height, width) float32, to logits,
@@ -43,8 +44,8 @@ class ClassifierModule(LightningModule):
         scheduler: makes the schedule of the rate from the optimizer; ``None``: it is constant.
         interval: when that steps, "step" or "epoch".
         base_tensors: the base's by name, where ``net`` itself is fine-tuned and changes them.
-        adapter: name of the adapter to train on top of others, which then belong to the network
-            that it is compared with; ``None``: all adapters are compared with the base.
+        adapter: name of the adapter to train on top of an earlier one, which then belongs to the
+            network that it is compared with; ``None``: all adapters are compared with the base.
         hyperparameters: plain values for checkpoints and loggers.
 
     Attributes:
@@ -171,7 +172,7 @@ class ClassifierModule(LightningModule):
     def _conclude(self, split: str) -> None:
         """Keep and log the outcome of a split, over all processes."""
         evaluation: Any = self.evaluations[split]
-        outcomes = evaluation.conclude(split)
+        outcomes = evaluation.conclude(split, "base" if self.adapter is None else "before")
         if self.trainer.sanity_checking:
             return
         self.outcomes |= outcomes
@@ -179,7 +180,7 @@ class ClassifierModule(LightningModule):
             self.predictions = evaluation.predictions
         names = self.class_names if split == "val" else ()
         # The same in each process: the counts are of all.
-        self.log_dict(scalars(split, outcomes, names, self.targets), sync_dist=True)
+        self.log_dict(scalars(outcomes, names, self.targets), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter: the base has a file of its own."""
@@ -225,6 +226,7 @@ def make_module(
         arguments = dict(cfg.scheduler or {})
         interval = arguments.pop("interval", "step")
         scheduler = instantiate(arguments, _convert_="all") if arguments else None
+    names = lora_names(net)
     if cfg.compile:
         net.compile()  # in place: its tensors keep their names
     with config_group("optimizer"):
@@ -236,8 +238,8 @@ def make_module(
             lr=cfg.optimizer.lr,
             scheduler=scheduler,
             interval=interval,
-            base_tensors=base.tensors if base and not lora_adapters(net) else None,
-            adapter=lora_names(net)[-1] if lora_adapters(net) else None,
+            base_tensors=base.tensors if base and not names else None,
+            adapter=names[-1] if len(names) > 1 else None,
             hyperparameters=settings,
         )
     module.base_logits["val"] = [*base_logits]

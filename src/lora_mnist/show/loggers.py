@@ -1,7 +1,7 @@
 """Verdict and figures for a run's loggers; Lightning gives them the scalars.
 
-TensorBoard also gets a page of charts (Custom Scalars), the errors of each class (Text), and a row
-in the table of runs (HParams).
+:mod:`.classifier.scalars` says which. TensorBoard also gets a page of charts (Custom Scalars), the
+errors of each class (Text), and a row in the table of runs (HParams).
 """
 
 from collections.abc import Mapping
@@ -74,7 +74,10 @@ def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
     val, is_repair = results.get("val", {}), "val_base" in results
     charts = {"loss": "(train|val)/loss$"}
     if val:
-        charts |= {"accuracy": "val(_base)?/accuracy$", "errors": "val(_base)?/errors$"}
+        charts |= {
+            "accuracy": "val(_base|_before)?/accuracy$",
+            "errors": "val(_base|_before)?/errors$",
+        }
     if is_repair:
         charts["repaired and broken"] = "val/(repaired|broken)$"
     if is_repair and "errors_of_target" in val:

@@ -15,7 +15,9 @@ from lora_mnist.show.tables import print_results
 log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
 
-def show_run(trainer: Trainer, results: Mapping[str, Any], run: Run, figures: bool | None) -> None:
+def report_run(
+    trainer: Trainer, results: Mapping[str, Any], run: Run, figures: bool | None
+) -> None:
     """Print the results of a run, write its report, and give both to every logger.
 
     With ``figures=None`` a single run has a report, and a job of a sweep has none.

@@ -39,8 +39,12 @@ class Group:
         return mean(values) if values else None
 
     def start(self, key: object) -> float | None:
-        """The base's mean of the same number: ``val_base.loss`` for ``val.loss``."""
-        return self.mean(str(key).replace(".", "_base.", 1))
+        """The mean of the same number before: ``val_base.loss`` for ``val.loss``.
+
+        On top of an earlier adapter that is ``val_before.loss``.
+        """
+        before = self.mean(str(key).replace(".", "_before.", 1))
+        return self.mean(str(key).replace(".", "_base.", 1)) if before is None else before
 
     def std(self, key: object) -> float | None:
         """The sample standard deviation of two numbers or more."""
@@ -53,6 +57,7 @@ class Ranked:
 
     ``groups`` holds the finished jobs, best first by ``sweep.metric``. Equal ones, and all jobs of
     a sweep without a metric, are sorted by what was swept. ``keys`` tell the groups apart.
+    ``start`` is what the jobs are compared with, in words.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,6 +65,8 @@ class Ranked:
         self.sweep: dict[str, Any] = read_json(folder / SWEEP_FILE)
         self.metric: str | None = self.sweep["metric"]
         self.jobs = read_jobs(folder)
+        is_on_top = any("val_before.errors" in job.results for job in self.jobs)
+        self.start = "earlier repair" if is_on_top else "base"
         self.unfinished = [job for job in self.jobs if job.status != "finished"]
         finished = [job for job in self.jobs if job.status == "finished"]
         self.has_seeds = len({job.swept.get("seed") for job in finished}) > 1
@@ -103,20 +110,23 @@ class Ranked:
         return lines
 
     def _verdict(self, best: Group) -> str:
-        """How the best group compares with its base on the same images."""
+        """How the best group compares with its start on the same images."""
         value, start = best.mean(self.metric), best.start(self.metric)
         if value is None or start is None:
             return "best"
         if value <= start if self.better_end == "max" else value >= start:
-            return "no job is better than the base; the nearest"
+            return f"no job is better than the {self.start}; the nearest"
         key = re.sub("accuracy|errors", "p_value", str(self.metric))
         p_value = best.mean(key) if "p_value" in key else None
         if p_value is None or p_value <= LEVEL:
             return "best"
-        return f"best, but beside the base it may be chance ({p_text(p_value)})"
+        return f"best, but beside the {self.start} it may be chance ({p_text(p_value)})"
 
     def table(self, most: int) -> tuple[list[str], list[list[str]], list[str] | None]:
-        """Titles, at most ``most`` rows, and the row of the base, where all jobs share one."""
+        """Titles, at most ``most`` rows, and the row of the start, where all jobs share one.
+
+        The columns are those of ``sweep.columns``.
+        """
         title_of = {self.metric: self.metric} if self.metric else {}
         for column in self.sweep["columns"]:
             title_of[column["value"]] = column["title"]
@@ -143,7 +153,7 @@ class Ranked:
             rows.append(cells)
         titles = ["", *self.keys, *seeds, *title_of.values()]
         blank = [""] * (len(self.keys) + len(seeds))
-        return titles, rows, ["base", *blank, *base] if any(base) else None
+        return titles, rows, [self.start, *blank, *base] if any(base) else None
 
 
 def _text(value: float | None, key: str) -> str:
