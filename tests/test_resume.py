@@ -175,7 +175,7 @@ def command(tmp_path, *overrides, crash):
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("fails", ["test", "save_repair", "write_results"])
+@pytest.mark.parametrize("fails", ["validate_and_test", "save_repair", "write_results"])
 def test_what_fails_after_training_is_made_up_for(go, monkeypatch, fails):
     """By then averaged weights stand in the place of the trained ones."""
     options = (*LORA, "callbacks=averaging", "lora.dropout=0.2")

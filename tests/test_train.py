@@ -380,10 +380,16 @@ def test_a_repair_on_top_of_another(outputs):
     first = run(outputs, "stage=lora", "digit=4", "lora.rank=2", "data.replay=10")
     below = newest(outputs)
     weights = (below / "adapter" / WEIGHTS_NAME).read_bytes()
-    second = run(outputs, "stage=lora", "digit=weakest", "adapter=latest", "data.replay=10")
+    options = ("digit=weakest", "adapter=latest", "data.replay=10", "logger=csv")
+    second = run(outputs, "stage=lora", *options)
     assert second["test_base"]["errors_per_class"] == first["test_base"]["errors_per_class"]
     assert second["test_before"]["errors_per_class"] == first["test"]["errors_per_class"]
     assert second["val_before"]["errors"] == first["val"]["errors"]
+    tags = set(
+        next(newest(outputs).glob("csv/*/metrics.csv")).read_text().split("\n")[0].split(",")
+    )
+    assert {"val_before/errors", "test_before/errors"} <= tags
+    assert not any(tag.startswith(("val_base", "test_base")) for tag in tags)
     before, after = second["test_before"]["errors"], second["test"]["errors"]
     assert after == before - second["test"]["repaired"] + second["test"]["broken"]
     worst = max(range(10), key=first["val"]["errors_per_class"].__getitem__)
