@@ -43,13 +43,11 @@ def test_from_pictures_to_an_adapter(cli, incoming, outputs, tmp_path):
     held_out = round(0.2 * len(copies))
     for split, count in (("mistakes", len(copies) - held_out), ("mistakes_test", held_out)):
         # The base gets all of them wrong, as it did in predict.py.
-        assert (
-            sum(results[split]["images_per_class"]) == results[f"{split}_base"]["errors"] == count
-        )
+        assert results[f"{split}_base"]["errors"] == count
+        assert sum(results[split]["images_per_class"]) == count
         assert results[split]["repaired"] == count - results[split]["errors"] > count / 4
-        assert f"{count - results[split]['errors']:,} of {count:,} right" in done.out.replace(
-            "\n", " "
-        )
+        right = f"{count - results[split]['errors']:,} of {count:,} right"
+        assert right in done.out.replace("\n", " ")
 
     tested = ("adapter=latest", *FEW[:1], *SMALL[1:], f"data.mistakes={wrong}")
     done = cli("eval.py", *tested).ok()

@@ -101,14 +101,12 @@ def test_predictions_need_no_folder(here):
             predict(config("predict", images, *known))
 
 
-@pytest.mark.parametrize("without_images", [False, True])
-def test_the_exported_network_is_a_plain_one(here, without_images):
+def test_the_exported_network_is_a_plain_one(here):
     folder = repaired(here)
-    more = (*KNOWN, *FORM) if without_images else ()
-    with logged("lora_mnist.export") as text:
-        export(config("export", "adapter=latest", "out=repaired.safetensors", *more))
-    kind = "100 random" if without_images else "6 test"
-    assert f"same predictions as the live network on {kind} images" in text.getvalue()
+    for more, kind in (((*KNOWN, *FORM), "100 random"), ((), "6 test")):
+        with logged("lora_mnist.export") as text:
+            export(config("export", "adapter=latest", "out=repaired.safetensors", *more))
+        assert f"same predictions as the live network on {kind} images" in text.getvalue()
     net, images = fresh().eval(), torch.randn(20, 3, 8, 8)
     net.load_state_dict(load_file("repaired.safetensors"))
     live = load_adapter(mine(), folder / "adapter")
@@ -127,7 +125,6 @@ def test_a_base_knows_how_its_images_were_prepared(here):
     results = evaluate(config("eval", order[1], other))
     for key in ("mean", "std", "classes"):
         assert results[key] == trained[key]
-    assert 0 < results["test"]["errors"] < 6
     assert evaluate(config("eval", order[1], other, "data.mean=0.5"))["mean"] == 0.5
     tuning = ("stage=finetune", "digit=dog", "loss.distill=1", *FIT, *order[1:], other)
     finetuned = train(config("train", *tuning))

@@ -53,9 +53,8 @@ def test_base_and_adapter_side_by_side(with_nine, pictures):
 def test_the_command_prints_json(cli, with_nine, pictures, tmp_path):
     adapter, base = with_nine / "lora" / "nine", with_nine / "base" / "mnist.ckpt"
     images = f'images="{pictures}/[0-4].png"'
-    done = cli(
-        "predict.py", NET, f"adapter={adapter}", f"base_ckpt={base}", images, "json=true"
-    ).ok()
+    options = (NET, f"adapter={adapter}", f"base_ckpt={base}", images, "json=true")
+    done = cli("predict.py", *options).ok()
     assert json.loads(done.out) == run(with_nine, f"adapter={adapter}", images)
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 

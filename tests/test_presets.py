@@ -198,6 +198,5 @@ def test_mlflow_in_sqlite(cli, outputs):
     assert logged.data.metrics["test/errors"] == results["test"]["errors"]
     assert logged.data.params["lora/rank"] == "1"
     assert logged.data.tags["mlflow.note.content"].startswith("nines: ")
-    assert "figures/errors.png" in {
-        f.path for f in client.list_artifacts(logged.info.run_id, "figures")
-    }
+    files = client.list_artifacts(logged.info.run_id, "figures")
+    assert "figures/errors.png" in {file.path for file in files}

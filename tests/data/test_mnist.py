@@ -87,6 +87,4 @@ def test_test_images_that_are_learnt_as_mistakes_are_left_out(tmp_path, caplog):
     tested = data.test_set.take(range(len(data.test_set)))[0]
     assert len(tested) == 10_000 - 15
     assert not any(image.numpy().tobytes() in learnt for image in tested)
-    assert caplog.messages == [
-        "15 test images are among the mistakes to learn, and left out of the test"
-    ]
+    assert "15 test images are among the mistakes to learn, and left out" in caplog.text

@@ -85,9 +85,8 @@ def test_every_pattern_of_the_custom_page_finds_curves(board):
     assert charts["loss"] == {
         f"{run}: {split}/loss" for run in ("pretrain", repair) for split in ("train", "val")
     }
-    assert charts["errors on what is to be repaired"] == {
-        *(f"{repair}: val/errors_of_target", f"{repair}: val_base/errors_of_target"),
-    }
+    curves = {f"{repair}: {split}/errors_of_target" for split in ("val", "val_base")}
+    assert charts["errors on what is to be repaired"] == curves
     assert {curve.rpartition("/")[2] for curve in charts["base"]} == {*"0123456789"}
 
 

@@ -28,9 +28,7 @@ def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_lef
     (log,) = sweep.glob("x=-1-*/toy.log")
     assert crashed == f"#1 x=-1 failed: RuntimeError: no such thing (traceback in {log})"
     assert "Traceback" in log.read_text()
-    assert ended.startswith(
-        "#2 x=-2 failed: RuntimeError: sys.exit('a library gives up') was calle"
-    )
+    assert ended.startswith("#2 x=-2 failed: RuntimeError: sys.exit('a library gives up') was")
     entry = f"python {ROOT / TOY}"
     assert last.startswith(f"3 failed; go on with: {entry} -m x=0,-1,-2,2,3 \"note='a b'\" ")
     assert last.endswith(f"sweep.resume={sweep}")
@@ -132,9 +130,8 @@ def test_a_sweep_has_its_folder_to_itself(cli, tmp_path):
 def test_an_allowed_metric_that_no_job_has(cli, tmp_path):
     done = cli(TOY, "-m", "x=choice(1,2)", "shape=glob(*,exclude=long)", "sweep.metric=val.loss")
     assert done.code == 2
-    assert done.err == (
-        "sweep.metric=val.loss: no job has it; expected val.accuracy, val.errors, or null\n"
-    )
+    others = "val.accuracy, val.errors, or null"
+    assert done.err == f"sweep.metric=val.loss: no job has it; expected {others}\n"
     rows = read_summary(only_sweep(tmp_path))
     assert len(rows) == 4
     assert {row["shape"] for row in rows} == {"round", "square"}
