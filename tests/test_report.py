@@ -2,7 +2,7 @@ import shlex
 
 import pytest
 from composed import FEW, SMALL, composed, small_base
-from helpers.sweeping import only_sweep
+from helpers.commands import only_run
 
 from lora_mnist.errors import UserError
 from lora_mnist.report import report
@@ -24,7 +24,7 @@ def test_the_front_of_a_small_sweep(cli, tmp_path):
         *("loss.target_weight=0.1,0.5", *SMALL, *FEW, *settings),
     )
     assert outcome.code == 0, outcome.err
-    sweep = only_sweep(tmp_path)
+    sweep = only_run(tmp_path / "outputs", "multirun")
     assert {path.name for path in sweep.glob("*.png")} == {"front.png", "summary.png"}
     *_, sentence, command, report_line = outcome.out.splitlines()
     assert sentence.startswith("advised: loss.target_weight=0.")

@@ -19,11 +19,6 @@ COLUMNS = [
 ]
 
 
-def only_sweep(tmp_path):
-    (folder,) = (tmp_path / "outputs" / "multirun").iterdir()
-    return folder
-
-
 def read_summary(sweep):
     with (sweep / "summary.csv").open(newline="") as file:
         return list(csv.DictReader(file))

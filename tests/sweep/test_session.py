@@ -4,10 +4,9 @@ import signal
 
 import pytest
 from filelock import FileLock
-from helpers.commands import ROOT, read_results
+from helpers.commands import ROOT, only_run, read_results
 from helpers.sweeping import (
     TOY,
-    only_sweep,
     read_summary,
     snapshot,
     start,
@@ -21,7 +20,7 @@ from helpers.sweeping import (
 def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_left(cli, tmp_path):
     """Nor does a library that ends the program."""
     failed = cli(TOY, "-m", "x=0,-1,-2,2,3", "note='a b'")
-    sweep = only_sweep(tmp_path)
+    sweep = only_run(tmp_path / "outputs", "multirun")
     assert failed.code == 1
     refused, crashed, ended, last = failed.err.splitlines()
     assert refused == "#0 x=0 failed: x=0: expected an integer >= 1"
@@ -61,7 +60,7 @@ def test_ended_and_resumed_equals_undisturbed(cli, tmp_path, number, code):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    sweep = only_sweep(tmp_path)
+    sweep = only_run(tmp_path / "outputs", "multirun")
     if code > 0:
         assert err.splitlines()[-1].startswith(f"interrupted by {number.name}; go on with: python")
         assert sorted(statuses(sweep)) == ["finished", "finished", "interrupted"]
@@ -84,11 +83,12 @@ def test_a_job_that_does_not_meet_what_is_required_fails_and_keeps_its_numbers(c
     assert done.code == 1
     assert done.err == f"#1 x=3 failed: {reason}\n1 failed\n"  # going on would not help
     assert done.out.count("finished before") == 1
-    rows = read_summary(only_sweep(tmp_path))
+    sweep = only_run(tmp_path / "outputs", "multirun")
+    rows = read_summary(sweep)
     assert [row["status"] for row in rows] == ["finished", "failed"]
     assert (rows[1]["x"], rows[1]["val.accuracy"]) == ("3", "1.0")
     cli(TOY, "-m", "x=4", "y=5", "tags=[a]", 'require=["val.errors >= 0"]', "sweep.resume=latest")
-    assert not {"tags", "require"} & read_summary(only_sweep(tmp_path))[0].keys()
+    assert not {"tags", "require"} & read_summary(sweep)[0].keys()
     done = cli(TOY, *arguments, "sweep.resume=latest")
     assert (done.code, done.out.count("finished before")) == (0, 2)
 
@@ -132,7 +132,7 @@ def test_an_allowed_metric_that_no_job_has(cli, tmp_path):
     assert done.code == 2
     others = "val.accuracy, val.errors, or null"
     assert done.err == f"sweep.metric=val.loss: no job has it; expected {others}\n"
-    rows = read_summary(only_sweep(tmp_path))
+    rows = read_summary(only_run(tmp_path / "outputs", "multirun"))
     assert len(rows) == 4
     assert {row["shape"] for row in rows} == {"round", "square"}
 
@@ -149,7 +149,7 @@ def test_optuna_searches_and_resumes(cli, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     arguments = ("-m", "sweep=optuna", "x=range(0,3)", "y=interval(1,9)")
     cli(TOY, *arguments, "hydra.sweeper.n_trials=4")
-    sweep = only_sweep(tmp_path)
+    sweep = only_run(tmp_path / "outputs", "multirun")
     before = {row["folder"] for row in read_summary(sweep)}
     done = cli(TOY, *arguments, "hydra.sweeper.n_trials=7", "sweep.resume=latest")
     assert "best: python" in done.out
@@ -175,7 +175,7 @@ def test_jobs_run_elsewhere(tmp_path, monkeypatch, launcher):
     assert "failed: x=0: x=0: expected an integer >= 1" in out
     last = err.splitlines()[-1]
     assert last.startswith(f"1 failed; go on with: python {TOY} -m x=0,1,2 launcher={launcher} ")
-    sweep = only_sweep(tmp_path)
+    sweep = only_run(tmp_path / "outputs", "multirun")
     assert statuses(sweep) == ["finished", "finished", "failed"]
     workers = [read_results(path.parent)["worker"] for path in sweep.glob("*/results.json")]
     assert process.pid not in {worker["process"] for worker in workers}
@@ -191,4 +191,4 @@ def test_workers_end_after_a_sweep_that_is_killed(tmp_path):
     wait_for_jobs(process, tmp_path, 2)
     process.kill()
     process.communicate(timeout=60)
-    assert len(list(only_sweep(tmp_path).glob("*/results.json"))) == 2
+    assert len(list(only_run(tmp_path / "outputs", "multirun").glob("*/results.json"))) == 2
