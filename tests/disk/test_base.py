@@ -190,20 +190,18 @@ def made(folder, seed, current):
     return tensors
 
 
-@pytest.mark.parametrize("kind", ["weights", "kept for good"])
-def test_what_is_not_a_current_base_is_never_replaced(tmp_path, state, kind):
+def test_what_is_not_a_current_base_is_never_replaced(tmp_path, state):
     """Neither before a training nor after it."""
-    path = own_file(tmp_path, "mine", fingerprint(state))
-    write_base(state, path)
-    if kind == "weights":
-        path = tmp_path / "mine.pt"
-        torch.save({"state_dict": state, "sha256": "0" * 64}, path)
-    before = path.read_bytes()
-    with pytest.raises(UserError, match=r"base_ckpt=.* would replace it, .* publish=false"):
-        require_replaceable(path)
-    with pytest.raises(UserError, match="would replace it"):
-        made(tmp_path / "base", 1, path)
-    assert path.read_bytes() == before
+    own, weights = own_file(tmp_path, "mine", fingerprint(state)), tmp_path / "mine.pt"
+    write_base(state, own)
+    torch.save({"state_dict": state, "sha256": "0" * 64}, weights)
+    for path in (own, weights):
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=r"base_ckpt=.* would replace it, .* publish=false"):
+            require_replaceable(path)
+        with pytest.raises(UserError, match="would replace it"):
+            made(tmp_path / "base", 1, path)
+        assert path.read_bytes() == before
     require_replaceable(tmp_path / "new.pt")
 
 

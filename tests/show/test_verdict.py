@@ -4,7 +4,6 @@ from pathlib import Path
 
 from helpers.runs import outcome, repaired, results
 
-from lora_mnist.show.changes import named
 from lora_mnist.show.verdict import verdict
 
 GOLDEN = Path(__file__).with_name("verdicts.txt")
@@ -118,10 +117,3 @@ def test_verdicts_and_advice_are_those_that_were_read(tmp_path, monkeypatch):
         lines.append("")
     (tmp_path / "verdicts.txt").write_text("\n".join(lines))
     assert lines == GOLDEN.read_text().split("\n"), tmp_path
-
-
-def test_classes_in_a_sentence():
-    assert named(["0", "6"], [0, 1]) == "zeros and sixes"
-    assert named(["cat", "dog", "6"], [0, 1]) == "cat and dog"
-    assert named([*"abcdefgh"], range(7)) == "7 classes"
-    assert named(["9", "shirt - red"], [0, 1]) == "9 and shirt - red"
