@@ -10,11 +10,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from composed import small_adapter, small_base
+from composed import SMALL, composed, small_adapter, small_base
 from helpers.commands import ROOT, Outcome
 from helpers.nets import TinyNet
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
+
+from lora_mnist.train import train
 
 settings.register_profile("tests", max_examples=40, deadline=None)
 settings.load_profile("tests")
@@ -64,6 +66,18 @@ def with_nine(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("outputs")
     small_base(outputs)
     small_adapter(outputs, "lora/nine")
+    return outputs
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """The outputs of a base and of a repair on it, with all that they log; they are only read."""
+    outputs = tmp_path_factory.mktemp("made")
+    options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
+    options += ("trainer.log_every_n_steps=10", "trainer.val_check_interval=10")
+    train(composed("train", "stage=pretrain", *options, "tags=[wide]", "notes=why"))
+    loggers = ("logger=[tensorboard,csv]", "figures=null")
+    train(composed("train", "stage=lora", *options, *loggers))
     return outputs
 
 

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from composed import QUICK, SMALL, composed, evaluated, logged, run, small_net
+from composed import QUICK, composed, evaluated, logged, run, small_net
 from helpers.commands import ROOT, only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -41,17 +41,6 @@ def without(values, key):
 
 def bases(outputs):
     return {path.name: path.read_bytes() for path in sorted((outputs / "base").glob("*.ckpt"))}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    outputs = tmp_path_factory.mktemp("made")
-    options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
-    notes = ("tags=[wide]", "notes=why")
-    train(composed("train", "stage=pretrain", *options, *notes))
-    loggers = ("logger=[tensorboard,csv]",)
-    train(composed("train", "stage=lora", *options, *loggers, "figures=null"))
-    return outputs
 
 
 def test_pretraining_leaves_a_base(made):

@@ -10,42 +10,30 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
-from composed import FEW, SMALL, composed
-from helpers.commands import read_results
+from helpers.commands import only_run, read_results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from lora_mnist.project import Run
 from lora_mnist.show.verdict import verdict_text
-from lora_mnist.train import train
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """Six steps of a base in pretrain, and of a repair in lora/target=9,rank=1."""
-    outputs = tmp_path_factory.mktemp("outputs")
-    options = (*SMALL[:2], *FEW, "trainer.max_steps=6", "callbacks.checkpoint=null")
-    options += ("logger=[tensorboard,csv]", "trainer.log_every_n_steps=2", "figures=true")
-    options += ("trainer.val_check_interval=3", f"paths.outputs={outputs}")
-    options += ("optimizer.lr=0.01", "data.batch_size=100")
-    for stage in ("pretrain", "lora"):
-        train(composed("train", f"stage={stage}", *options), Run(outputs / stage))
-    return outputs
+def repair(made):
+    return only_run(made, "lora")
 
 
 @pytest.fixture(scope="module")
-def events(outputs):
+def events(repair):
     """All that TensorBoard reads of the repair."""
-    folder = outputs / "lora" / "target=9,rank=1"
+    folder = repair / "target=9,rank=1"
     return EventAccumulator(str(folder), {"tensors": 0, "images": 0}).Reload()
 
 
 @pytest.fixture(scope="module")
-def board(outputs):
-    """What TensorBoard answers to its page's questions."""
-    command = [sys.executable, "-m", "tensorboard.main", "--port=0", f"--logdir={outputs}"]
+def board(made):
+    command = [sys.executable, "-m", "tensorboard.main", "--port=0", f"--logdir={made}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         address = None
@@ -66,7 +54,7 @@ def board(outputs):
         server.terminate()
 
 
-def test_every_pattern_of_the_custom_page_finds_curves(board):
+def test_every_pattern_of_the_custom_page_finds_curves(board, made, repair):
     layout = board("plugin/custom_scalars/layout")
     charts = {}
     for category in layout["category"]:
@@ -81,34 +69,34 @@ def test_every_pattern_of_the_custom_page_finds_curves(board):
                 assert found, pattern
                 curves |= found
             charts[chart["title"]] = curves
-    repair = "lora/target=9,rank=1"
-    assert charts["loss"] == {
-        f"{run}: {split}/loss" for run in ("pretrain", repair) for split in ("train", "val")
-    }
-    curves = {f"{repair}: {split}/errors_of_target" for split in ("val", "val_base")}
+    base = f"pretrain/{only_run(made, 'pretrain').name}"
+    name = f"lora/{repair.name}/target=9,rank=1"
+    losses = {f"{run}: {split}/loss" for run in (base, name) for split in ("train", "val")}
+    assert charts["loss"] == losses
+    curves = {f"{name}: {split}/errors_of_target" for split in ("val", "val_base")}
     assert charts["errors on what is to be repaired"] == curves
     assert {curve.rpartition("/")[2] for curve in charts["base"]} == {*"0123456789"}
 
 
-def test_every_logger_gets_the_curves(outputs, events):
+def test_every_logger_gets_the_curves(repair, events):
     """Under the names of results.json, the same in TensorBoard as in CSV."""
-    (metrics,) = (outputs / "lora").rglob("metrics.csv")
+    (metrics,) = repair.rglob("metrics.csv")
     names = set(metrics.read_text().partition("\n")[0].split(",")) - {"step"}
     assert names <= set(events.Tags()["scalars"])
     assert {"train/loss", "val/accuracy_per_class/9"} <= names
     assert len(events.Scalars("train/loss")) == 3
-    results = read_results(outputs / "lora")
+    results = read_results(repair)
     for split in ("val", "val_base", "test"):
         for key in ("accuracy", "errors", "errors_of_target"):
             value = events.Scalars(f"{split}/{key}")[-1].value
             assert value == pytest.approx(results[split][key])
 
 
-def test_verdict_table_figures_and_the_run_in_hparams(outputs, events):
+def test_verdict_table_figures_and_the_run_in_hparams(repair, events):
     def text(tag):
         return events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
 
-    results = read_results(outputs / "lora")
+    results = read_results(repair)
     assert text("verdict") == verdict_text(results)
     assert "    │ 9 *" in text("errors of each class")
     kinds = "errors repaired broken confusion dial"
@@ -117,5 +105,5 @@ def test_verdict_table_figures_and_the_run_in_hparams(outputs, events):
     start = HParamsPluginData.FromString(content).session_start_info
     assert start.hparams["lora/rank"].number_value == 1
     assert events.Scalars("test/repaired")[-1].value == results["test"]["repaired"]
-    (written,) = (outputs / "lora" / "csv").rglob("hparams.yaml")
+    (written,) = (repair / "csv").rglob("hparams.yaml")
     assert yaml.safe_load(written.read_text())["verdict"] == verdict_text(results)
