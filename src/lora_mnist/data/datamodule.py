@@ -36,26 +36,10 @@ class ImageDataModule(LightningDataModule):
     Images stay uint8 until they are on the device, where :meth:`on_after_batch_transfer` normalises
     each batch. After :meth:`setup`, :meth:`choose` says which classes to learn.
 
-    Args:
-        name: name of the dataset in files and results.
-        classes: names of the classes; a label is an index into this list.
-        channels: channels of the images.
-        batch_size: training images a step, over all processes together.
-        replay: images of the other classes beside each batch, over all processes together and
-            evenly over the classes. With ``mistakes``, images of all classes are replayed.
-        mistakes: folder of pictures to learn in the place of a class; see
-            :func:`~lora_mnist.data.mistakes.read_mistakes`.
-        mistakes_test: share of ``mistakes`` that is held out, from 0 to 1.
-        eval_batch_size: images a step in validation and test, per process.
-        num_workers: processes that read images from the disk.
-        mean: mean of the training pixels, on the scale 0 to 1, one number or one for each channel.
-            ``None``: measured, see :meth:`measure`.
-        std: standard deviation of the training pixels, in the same form.
-        seed: seed of the order of the training images. The order has a generator of its own:
-            whatever else two runs differ in, they see the same batches. ``None`` takes the order
-            that a plain ``DataLoader(shuffle=True)`` would take from torch's generator.
-        augment: changes each training image, uint8, (channels, height, width), before it is
-            normalised; any transform of torchvision.transforms.v2.
+    ``configs/train.yaml`` and ``configs/data`` explain the arguments. ``batch_size`` and ``replay``
+    are those of all processes together, ``eval_batch_size`` is that of each. ``augment`` gets an
+    image as uint8, (channels, height, width), before it is normalised. With ``mistakes``, images of
+    all classes are replayed. A label is an index into ``classes``.
 
     Attributes:
         targets: numbers of the classes to learn; empty where all are learnt, or ``mistakes``.

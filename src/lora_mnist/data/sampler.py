@@ -31,11 +31,7 @@ class TrainingLoader:
     the next epoch. It can start in the middle of one, and counts the batches taken from it, since
     workers read ahead.
 
-    Args:
-        data: the images, which of them to learn from and which to replay, how many a step, and the
-            Trainer, which says which process this is, of how many, and where an epoch ends.
-        seed: seed of the order of the images to learn from.
-        replay_seed: seed of the stream of replayed images.
+    ``seed`` is that of the order of the images to learn from, ``replay_seed`` that of the replay.
     """
 
     def __init__(self, data: "ImageDataModule", seed: int, replay_seed: int) -> None:

@@ -54,9 +54,7 @@ class LastCheckpoint(Checkpoint):
     an optimizer step that is not an epoch's last. It saves at an epoch's end only if training ends
     there or the epoch has no other step.
 
-    Args:
-        seconds: time between two checkpoints; ``None``: not by time.
-        every_n_train_steps: steps between two checkpoints; ``None``: not by steps.
+    ``configs/callbacks/default.yaml`` explains the arguments.
     """
 
     def __init__(
