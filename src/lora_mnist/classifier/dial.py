@@ -68,19 +68,13 @@ def quick_dial(
     image is taken to have the same prediction at every scale. The errors at both ends, and at the
     advised scale, are those of all images. docs/speed.md compares both curves.
 
-    Args:
-        model: as in :func:`dial_curve`.
-        batches: gives the images at these indices, int64, and their labels; with ``None``, all.
-        targets: as in :func:`dial_curve`.
-        most_images: images that the network sees at each scale between, >= 1. Where the adapter
-            changes more, each stands for its neighbours.
-        predictions: what ``base`` and ``adapted`` network predict for all images, and the
-            ``label``, int64 of shape (N,), as a validation leaves them (see
-            :class:`.metrics.Evaluation`); ``None``: they are computed, in two passes.
-        name: as in :func:`dial_curve`.
+    ``batches`` gives the images at these indices, int64, and their labels; with ``None``, all.
+    ``most_images`` is how many of them the network sees at each scale between, >= 1. Where the
+    adapter changes more, each stands for its neighbours. ``predictions`` are what ``base`` and
+    ``adapted`` network predict for all images, and the ``label``, int64 of shape (N,), as a
+    validation leaves them (see :class:`.metrics.Evaluation`); ``None``: they are computed.
 
-    Returns:
-        As :func:`dial_curve`; and ``forward_passes``, how many images the network has seen.
+    The curve also has ``forward_passes``, how many images the network has seen.
     """
     passes = 0
     if predictions is None:

@@ -19,7 +19,6 @@ from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, UserError, config_group, require_number
 from lora_mnist.lora import lora_adapters, lora_disabled, lora_names, lora_state_dict
 
-BaseLogits = dict[str, list[Tensor | None]]
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
 _TESTS = ("test", "mistakes", "mistakes_test")
 #: Keys of the weights in a checkpoint. With WeightAveraging ``state_dict`` is the average, and
@@ -33,20 +32,11 @@ class ClassifierModule(LightningModule):
     Logs ``train/loss``, the mean over the last ``log_every_n_steps`` steps, and the numbers of
     :func:`.scalars.scalars` for ``val`` and ``test``.
 
-    Args:
-        net: network from images, (N, channels, height, width) float32, to logits,
-            (N, num_classes). With LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and
-            kept in checkpoints.
-        data: the images, for their classes, those to repair, and the number of replayed ones.
-        loss: the loss to minimise; ``None``: the cross-entropy.
-        optimizer: makes the optimizer from the parameters to train and ``lr``.
-        lr: learning rate.
-        scheduler: makes the schedule of the rate from the optimizer; ``None``: it is constant.
-        interval: when that steps, "step" or "epoch".
-        base_tensors: the base's by name, where ``net`` itself is fine-tuned and changes them.
-        adapter: name of the adapter to train on top of an earlier one, which then belongs to the
-            network that it is compared with; ``None``: all adapters are compared with the base.
-        hyperparameters: plain values for checkpoints and loggers.
+    ``net`` maps images, (N, channels, height, width) float32, to logits, (N, num_classes). With
+    LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and kept in checkpoints.
+    ``adapter`` names the one to train on top of an earlier one, which then belongs to the network
+    that it is compared with. ``base_tensors`` are the base's by name, where ``net`` itself is
+    fine-tuned and changes them. ``hyperparameters`` are plain values for checkpoints and loggers.
 
     Attributes:
         base_logits: by split, the base's logits of each batch, the same in every evaluation.
@@ -92,7 +82,7 @@ class ClassifierModule(LightningModule):
         self.predictions: dict[str, Tensor] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.validated_at: int | None = None
-        self.base_logits: BaseLogits = {}
+        self.base_logits: dict[str, list[Tensor | None]] = {}
         # Sum and number of the losses since the last log; no buffers, since DDP would copy those
         # of the first process.
         self.loss_sum, self.loss_count = torch.zeros(()), 0
@@ -206,12 +196,9 @@ def make_module(
 ) -> ClassifierModule:
     """The module that trains ``net`` with loss, optimizer and schedule as ``cfg`` has them.
 
-    Args:
-        cfg: the run's configuration.
-        net: the network; the last adapter on it is the one to train.
-        data: its images.
-        base: what the network started from; ``None``: it becomes a base itself.
-        base_logits: the base's logits of the validation batches, where they are known.
+    The last adapter on ``net`` is the one to train. ``base`` is what the network started from;
+    ``None``: it becomes a base itself. ``base_logits`` are the base's logits of the validation
+    batches, where they are known.
     """
     _require_fit_together(cfg, data)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)

@@ -52,9 +52,7 @@ def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
     ``z = (b / n - a / m) / sqrt(q (1 - q) (1 / m + 1 / n))`` with ``q = (a + b) / (m + n)`` for
     ``a`` errors in ``m`` validation images and ``b`` in ``n`` test images.
 
-    Args:
-        val: ``errors`` and ``images_per_class`` of the validation images, as in results.json.
-        test: the same of the test images.
+    ``val`` and ``test`` have ``errors`` and ``images_per_class``, as in results.json.
     """
     images, tested = sum(val["images_per_class"]), sum(test["images_per_class"])
     errors = val["errors"] + test["errors"]

@@ -45,7 +45,6 @@ class ImageDataModule(LightningDataModule):
         targets: numbers of the classes to learn; empty where all are learnt, or ``mistakes``.
         color_order: channels that the network takes, "rgb" or "bgr"; the images themselves are
             red, green, blue. ``mean`` and ``std`` are in the network's order.
-        val_from: which images those for validation are held out of, "train" or "test".
         train_set: images of all classes to train on; set by :meth:`setup`, as ``val_set`` and
             ``test_set`` are.
         target_indices: the images of ``train_set`` to learn from, int64; ``other_indices``: those
@@ -62,7 +61,6 @@ class ImageDataModule(LightningDataModule):
     val_set: Images
     test_set: Images
     color_order = "rgb"
-    val_from = "train"
 
     def __init__(
         self,
@@ -76,6 +74,7 @@ class ImageDataModule(LightningDataModule):
         mistakes_test: float = 0.2,
         eval_batch_size: int = 1000,
         num_workers: int = 0,
+        val_from: str = "train",
         mean: Channelwise = None,
         std: Channelwise = None,
         seed: int | None = 0,
@@ -91,6 +90,8 @@ class ImageDataModule(LightningDataModule):
             if type(number) is not int or number < least:
                 raise ValueError(f"{key}={number}: expected an integer >= {least}")
         require_number("mistakes_test", mistakes_test, 0, 1)
+        if val_from not in ("train", "test"):
+            raise ValueError(f"val_from={val_from}: expected one of train, test")
         for key, value, low, high in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
             is_one = isinstance(value, str) or not isinstance(value, Sequence)
             values: Any = [value] if is_one else value
@@ -103,6 +104,7 @@ class ImageDataModule(LightningDataModule):
         self.mistakes = None if mistakes is None else Path(str(mistakes)).expanduser()
         self.mistakes_test = mistakes_test
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+        self.val_from = val_from
         self.mean, self.std = mean, std
         self.seed, self.augment = seed, augment
         self.targets: list[int] = []
@@ -128,8 +130,7 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the images that ``stage`` ("fit", "validate" or "test") needs.
 
-        Raises:
-            ValueError: if an argument does not fit the images.
+        ``ValueError``, if an argument does not fit the images.
         """
         self.measure()
         if self.mistakes is not None and not self.mistake_sets:
@@ -152,13 +153,9 @@ class ImageDataModule(LightningDataModule):
     def choose(self, target: Target | None) -> None:
         """Learn this class, or these classes, alone; the others may be replayed.
 
-        Args:
-            target: each class by number or by name. ``None``: learn all classes or, where there are
-                ``mistakes``, these.
-
-        Raises:
-            ValueError: if ``target`` names no class with training images, or ``replay`` asks for
-                more images than there are.
+        ``target`` names each class by number or by name. ``None``: learn all classes or, where
+        there are ``mistakes``, these. ``ValueError``, if it names no class with training images, or
+        ``replay`` asks for more images than there are.
         """
         self.targets = [] if target is None else class_numbers(target, self.classes)
         count = len(self.train_set)

@@ -71,7 +71,6 @@ class FolderDataModule(ImageDataModule):
         transform: Callable[[Any], Any] | None = None,
         in_memory: bool | str = "auto",
         val_size: float = 0.1,
-        val_from: str = "train",
         test_size: float = 0.1,
         split_seed: int = 0,
         **common: Any,
@@ -107,7 +106,6 @@ class FolderDataModule(ImageDataModule):
             ("resize", resize, (None, "crop", "stretch")),
             ("color_order", color_order, ("rgb", "bgr") if channels == 3 else ("rgb",)),
             ("in_memory", in_memory, ("auto", False) if transform else ("auto", True, False)),
-            ("val_from", val_from, ("train", "test")),
         ):
             if value not in accepted:
                 raise ValueError(f"{key}={value}: expected one of {', '.join(map(str, accepted))}")
@@ -126,8 +124,7 @@ class FolderDataModule(ImageDataModule):
         self._sizing: dict[str, Any] = {
             key: value for key, value in sizing.items() if value is not None
         }
-        self.val_size, self.val_from, self.test_size = val_size, val_from, test_size
-        self.split_seed = split_seed
+        self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
         self._files: list[ImageFiles] = []
 
     def prepared(self, **changes: Any) -> list[ImageFiles]:

@@ -25,15 +25,9 @@ from lora_mnist.data.pictures import open_picture
 warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 #: The purpose of the images in a folder, by its name in lower case.
-_PART_OF = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+_PART_OF = dict.fromkeys(("train", "training"), "train")
+_PART_OF |= dict.fromkeys(("val", "valid", "validation"), "val")
+_PART_OF |= dict.fromkeys(("test", "testing"), "test")
 
 
 class Entry(NamedTuple):
@@ -163,10 +157,8 @@ def split(
     Where there is no ``val/`` or ``test/``, a share of each class, and one image at least, is taken
     from those to train on, by a hash of ``seed`` and the file's path. So adding files changes the
     choice little. With ``val_from="test"`` the validation images are such a share of the test
-    images, and those of ``val/`` are trained on.
-
-    Raises:
-        ValueError: if no image would be left to train on, or there are none to test on.
+    images, and those of ``val/`` are trained on. ``ValueError``, if no image would be left to train
+    on, or there are none to test on.
     """
     parts = {entry: entry.part for entry in entries}
     if val_from == "test":

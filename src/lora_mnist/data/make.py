@@ -34,9 +34,6 @@ def make_data(cfg: DictConfig, stage: str | None, net: nn.Module | None = None) 
     """The data of ``cfg.data`` with the images of ``stage``, "fit" or "test"; ``None``: no images.
 
     Keys that are null take what ``net`` itself names; see :func:`network_preprocessing`.
-
-    Raises:
-        UserError: if a value cannot be used, or there are no such images.
     """
     target, mistakes = cfg.get("target"), cfg.data.get("mistakes")
     if target is not None and mistakes is not None:

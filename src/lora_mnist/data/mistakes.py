@@ -61,10 +61,7 @@ def read_mistakes(
     pictures come in the order of their SHA-256, and the first are held out: the share
     ``test_share``, at least one, or none if it is 0. So names do not matter, a picture that is
     there twice counts once, and more pictures change the choice little. The log names each picture
-    that cannot be read and is left out.
-
-    Raises:
-        ValueError: if there are no pictures, or none is left to learn from.
+    that cannot be read and is left out. ``ValueError``, if no picture is left to learn from.
     """
     pictures: dict[tuple[str, int], Tensor] = {}
     for path in sorted(folder.glob("[!.]*/[!.]*")):

@@ -33,7 +33,6 @@ class MNISTDataModule(ImageDataModule):
         *,
         name: str | None = None,
         val_size: int = 5000,
-        val_from: str = "train",
         mean: Channelwise = 0.1307,
         std: Channelwise = 0.3081,
         **common: Any,
@@ -45,9 +44,7 @@ class MNISTDataModule(ImageDataModule):
         super().__init__(name or dataset.lower(), classes, 1, mean=mean, std=std, **common)
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
-        if val_from not in ("train", "test"):
-            raise ValueError(f"val_from={val_from}: expected one of train, test")
-        self.val_size, self.val_from = val_size, val_from
+        self.val_size = val_size
 
     @cached_property
     def sets(self) -> tuple[Images, Images, Images]:
@@ -76,10 +73,8 @@ def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
 
     ``dataset`` and ``data_dir`` are as for :class:`MNISTDataModule`. torchvision verifies, extracts
     and reads the files, and downloads those that are missing, in one process at a time. A file that
-    was cut short by a kill is extracted anew.
-
-    Raises:
-        ValueError: if files are missing or damaged, and cannot be downloaded.
+    was cut short by a kill is extracted anew. ``ValueError``, if files are missing or damaged, and
+    cannot be downloaded.
     """
     root, family = Path(data_dir), getattr(torchvision.datasets, dataset)
     raw, images = root / dataset / "raw", None

@@ -167,12 +167,8 @@ def find_base(folder: Path, sha256: str) -> Path | None:
 def require_replaceable(path: Path) -> Base | None:
     """Refuse a file that a new base must not replace.
 
-    Returns:
-        The current base in ``path``; ``None`` without one.
-
-    Raises:
-        UserError: if ``path`` is a folder, a file that :func:`write_base` has not written, or the
-            file in which a base stays for good.
+    These are a folder, a file that :func:`write_base` has not written, and one in which a base
+    stays for good. Returned is the current base in ``path``; ``None`` without one.
     """
     record = read_record(path)
     if path.exists() and (record is None or path.stem.endswith(f"-{record.sha256[:12]}")):
@@ -189,9 +185,6 @@ def publish_base(
     """Write a base to ``own``, where it stays for good, and to ``current``, if that is a file.
 
     The base that is replaced also has a file of its own, and the log names the command to go back.
-
-    Raises:
-        UserError: see :func:`require_replaceable`; ``own`` has been written.
     """
     write_base(tensors, own, preprocessing)
     if current is None:

@@ -90,13 +90,9 @@ def swept_keys(config: DictConfig) -> dict[str, bool]:
 def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
     """Write and print the summary of the sweep that this process conducts.
 
-    Args:
-        reason: why the sweep ended early; ``None`` if it did not.
-        code: the exit code that belongs to ``reason``.
-
-    Returns:
-        The process's exit code, 0 if every job of the command finished, and the sweep's folder, or
-        ``None`` if it has no jobs.
+    ``reason`` says why the sweep ended early, with the exit code ``code``. Returned are the
+    process's exit code, 0 if every job of the command finished, and the sweep's folder, or ``None``
+    if it has no jobs.
     """
     global _sweep_lock
     assert _sweep_lock is not None
