@@ -130,7 +130,7 @@ def test_a_port_that_is_taken(outputs):
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=rf"^server\.host=.* server\.port={port}: expected "):
+        with pytest.raises(UserError, match=rf"^server\.port={port}: expected "):
             demo(config(outputs, f"server.port={port}"))
 
 

@@ -138,8 +138,6 @@ MISTAKES = {
     "demo": [
         ("adapter={tmp}/none",),
         ("base_ckpt={tmp}/none",),
-        ("server.port=none -> server.host=127.0.0.1 server.port=none: ",),
-        ("server.port=99999 -> server.host=127.0.0.1 server.port=99999: ",),
     ],
     "report": [("run=latest",), ("run={tmp}/none",), ("run={tmp}",)],
 }

@@ -103,10 +103,9 @@ def test_predictions_need_no_folder(here):
 
 def test_the_exported_network_is_a_plain_one(here):
     folder = repaired(here)
-    for more, kind in (((*KNOWN, *FORM), "100 random"), ((), "6 test")):
-        with logged("lora_mnist.export") as text:
-            export(config("export", "adapter=latest", "out=repaired.safetensors", *more))
-        assert f"same predictions as the live network on {kind} images" in text.getvalue()
+    with logged("lora_mnist.export") as text:
+        export(config("export", "adapter=latest", "out=repaired.safetensors"))
+    assert "same predictions as the live network on 6 test images" in text.getvalue()
     net, images = fresh().eval(), torch.randn(20, 3, 8, 8)
     net.load_state_dict(load_file("repaired.safetensors"))
     live = load_adapter(mine(), folder / "adapter")

@@ -138,20 +138,25 @@ def _latest(cfg: DictConfig, run: Run | None) -> str:
 def _take_over(cfg: DictConfig, run: Run, trained: RunSettings) -> None:
     """Give ``cfg`` the network and the images of a run, but for what was typed."""
     typed = {text.split("=", 1)[0].lstrip("+~") for text in run.typed}
+    taken: dict[str, dict[str, Any]] = {}
+    # net.hidden_sizes=... means another network; data.mean=... still means the same images.
+    if not any(key.partition(".")[0] == "net" for key in typed):
+        taken["net"] = trained.net
+    if "data" not in typed:
+        taken["data"] = {k: v for k, v in trained.data.items() if k not in TRAINING_KEYS}
+    foreign = foreign_code(taken)
+    if foreign and not cfg.trust:  # the run may be somebody else's
+        raise UserError(
+            f"adapter={cfg.adapter}: its run names {foreign[0]}, which is code; expected "
+            "trust=true to run it, or net=... and data=... on this command line, as in training"
+        )
     with open_dict(cfg):
-        # net.hidden_sizes=... means another network; data.mean=... still means the same images.
-        if not any(key.partition(".")[0] == "net" for key in typed):
-            foreign = foreign_code(trained.net)
-            _require_trust(cfg, foreign)
+        if foreign:
+            cfg.paths.here = str(trained.folder)
+        if "net" in taken:
             cfg.net, cfg.base_name = trained.net, trained.base_name
-            if foreign:
-                cfg.paths.here = str(trained.folder)
-        if "data" not in typed:
-            data = {k: value for k, value in trained.data.items() if k not in TRAINING_KEYS}
-            foreign = foreign_code(data)
-            _require_trust(cfg, foreign)
-            if foreign:
-                cfg.paths.here = str(trained.folder)
+        if "data" in taken:
+            data = taken["data"]
             folder = data.get("data_dir")
             if folder and not folder.startswith("$"):
                 data["data_dir"] = str(trained.folder / Path(folder).expanduser())
@@ -159,15 +164,6 @@ def _take_over(cfg: DictConfig, run: Run, trained: RunSettings) -> None:
                 if key in TRAINING_KEYS or f"data.{key}" in typed:
                     data[key] = value
             cfg.data = data
-
-
-def _require_trust(cfg: DictConfig, foreign: list[str]) -> None:
-    """Refuse code that only an adapter's run names: the run may be somebody else's."""
-    if foreign and not cfg.trust:
-        raise UserError(
-            f"adapter={cfg.adapter}: its run names {foreign[0]}, which is code; expected "
-            "trust=true to run it, or net=... and data=... on this command line, as in training"
-        )
 
 
 def classes_repaired_by(adapter: Path | None, classes: list[str]) -> list[int]:

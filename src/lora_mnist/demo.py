@@ -2,7 +2,6 @@
 
 import logging
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import UserError, one_line, require_extra
-from lora_mnist.lora import CONFIG_NAME, read_metadata, set_lora_scale
+from lora_mnist.lora import CONFIG_NAME, read_metadata, remove_lora, set_lora_scale
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.sweep.command import key_of
@@ -48,9 +47,11 @@ class SideBySide:
         if may_take_latest and any(outputs.glob("lora/*/adapter")):
             cfg.adapter = "latest"
         self.cfg = take_over_settings(cfg, run)
-        net = make_net(self.cfg)
-        self.data: ImageDataModule = make_data(self.cfg, "test", net)
-        base = load_base(self.cfg, net)
+        self._net = make_net(self.cfg)
+        self._placed: str | None = None  # the folder of the adapter that is on the network now
+        self.data: ImageDataModule = make_data(self.cfg, "test", self._net)
+        base = load_base(self.cfg, self._net)
+        require_compatible(self._net, self.data, self.data.test_set)
         given = find_adapter(self.cfg)
         folders = [] if given is None else [str(given)]
         for file in sorted(outputs.rglob(CONFIG_NAME), key=os.path.getmtime, reverse=True):
@@ -61,26 +62,22 @@ class SideBySide:
         for folder in dict.fromkeys(folders):
             name = os.path.relpath(folder, outputs).removesuffix("/adapter")
             self.menu.append((name, folder))
-        self._last_loaded = lru_cache(maxsize=1)(self._load)
 
     def network(self, folder: str | None, scale: float) -> nn.Module:
         """The network with the weights ``W + scale * scaling * B @ A``; 0 gives the base.
 
         The adapter is that in ``folder``; ``None``: the base alone.
         """
-        net = self._last_loaded(folder)
+        if folder != self._placed:
+            if self._placed is not None:
+                remove_lora(self._net)
+                self._placed = None
+            self.cfg.adapter = folder
+            place_adapter(self.cfg, self._net)
+            self._placed = folder
         if folder is not None:
-            set_lora_scale(net, scale)
-        return net
-
-    def _load(self, folder: str | None) -> nn.Module:
-        cfg = self.cfg.copy()
-        cfg.adapter = folder
-        net = make_net(cfg)
-        load_base(cfg, net)
-        place_adapter(cfg, net)
-        require_compatible(net, self.data, self.data.test_set)
-        return net
+            set_lora_scale(self._net, scale)
+        return self._net
 
     @torch.no_grad()
     def ask(self, image: Tensor, folder: str | None, scale: float = 1.0) -> list[dict[str, float]]:
@@ -188,12 +185,10 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     log.info("loading the network and its test images")
     sides = SideBySide(cfg, run)
     sides.network(sides.chosen, 1.0)
-    host, port = cfg.server.host, cfg.server.port
-    page = build_page(sides)
+    page, server = build_page(sides), cfg.server
     try:
-        page.launch(server_name=host, server_port=port, share=False, show_error=True)
-    except (OSError, TypeError, OverflowError) as error:  # the last two: of the port
+        page.launch(server_name=server.host, server_port=server.port, share=False, show_error=True)
+    except OSError as error:
         raise UserError(
-            f"server.host={host} server.port={port}: expected an address of this machine and a "
-            f"free port, or null ({one_line(error)})"
+            f"server.port={server.port}: expected a free port, or null ({one_line(error)})"
         ) from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lora_mnist.adapters import load_base, place_adapter, take_over_settings, turn_adapter
 from lora_mnist.classifier.net import make_net, require_compatible
-from lora_mnist.data import ImageDataModule, Images, ImageTensors, make_data
+from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, require_extra
 from lora_mnist.lora import (
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 #: How far a logit of the written network may be from the live one's, as a share of the standard
 #: deviation of all logits: float32 rounds a deep network's by a ten-thousandth of that.
 TOLERANCE = 1e-3
-#: How many random images to compare on, where there are no others.
-_RANDOM = 100
 #: The format that the ending of a file stands for.
 _FORMATS = {".safetensors": "safetensors", ".onnx": "onnx"}
 
@@ -41,8 +39,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
     What is written must give the predictions of the live network on the whole test set, and its
-    logits as far as :data:`TOLERANCE`; otherwise nothing is written. Where there is no data,
-    ``data.data_dir=null``, random images take the place of the test set.
+    logits as far as :data:`TOLERANCE`; otherwise nothing is written.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
@@ -68,18 +65,10 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     cfg = take_over_settings(cfg, run)
     net = make_net(cfg)
     load_base(cfg, net)
-    data: ImageDataModule
-    if cfg.data.data_dir is None and cfg.data.get("image_size"):
-        data, size = make_data(cfg, None, net), cfg.data.image_size
-        height, width = [size, size] if isinstance(size, int) else size
-        shape = (_RANDOM, data.channels, height, width)
-        noise = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
-        images: Images = ImageTensors(noise, torch.zeros(_RANDOM, dtype=torch.int64))
-    else:
-        data = make_data(cfg, "test", net)
-        images = data.test_set
-    examples, _ = images.take([0, len(images) - 1])
-    require_compatible(net, data, images)
+    data = make_data(cfg, "test", net)
+    require_compatible(net, data, data.test_set)
+    # torch.export would keep the size of a batch of one constant.
+    examples, _ = data.test_set.take([0, 0])
     adapter = place_adapter(cfg, net)
     scale = turn_adapter(cfg, net, data)
     plain = merge_lora(copy.deepcopy(net)) if adapter else net
@@ -104,11 +93,10 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     try:
         with atomic_write(out) as path:
             written = _write(cfg.format, plain, data.normalise(examples), metadata, path)
-            largest = _compare(cfg, net, written, data, images)
+            largest = _compare(cfg, net, written, data)
     except OSError as error:
         raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
-    kind = "random" if cfg.data.data_dir is None else "test"
-    same = f"same predictions as the live network on {len(images):,} {kind} images"
+    same = f"same predictions as the live network on {len(data.test_set):,} test images"
     parts = f"base and adapter at scale {scale:g}" if adapter else "base"
     log.info("%s: %s; %s, logits to %.1e", cfg.out, parts, same, largest)
     return metadata
@@ -152,10 +140,9 @@ def _compare(
     live: nn.Module,
     written: Callable[[Tensor], Tensor],
     data: ImageDataModule,
-    images: Images,
 ) -> float:
     """The largest difference between the logits of two networks; refuse networks that differ."""
-    outputs = [(live(batch), written(batch)) for batch, _ in data.batches(images)]
+    outputs = [(live(batch), written(batch)) for batch, _ in data.batches(data.test_set)]
     expected, logits = (torch.cat(side) for side in zip(*outputs, strict=True))
     others = int((logits.argmax(1) != expected.argmax(1)).sum())
     largest = (logits - expected).abs().max().item()
