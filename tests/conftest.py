@@ -71,7 +71,7 @@ def with_nine(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """The outputs of a base and of a repair on it, with all that they log; they are only read."""
+    """The outputs of a base and of a repair on it, with all that they log."""
     outputs = tmp_path_factory.mktemp("made")
     options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
     options += ("trainer.log_every_n_steps=10", "trainer.val_check_interval=10")
