@@ -41,6 +41,7 @@ EVERYTHING = (
 TWO_EPOCHS = ("stage=pretrain", "data.batch_size=120", "trainer.max_epochs=2", *OFTEN)
 TWO_EPOCHS = (*TWO_EPOCHS, "trainer.log_every_n_steps=3")
 QUIET = ("logger=none",)
+BATCH_SIZE_FINDER = ("callbacks=batch_size_finder", "callbacks.batch_size_finder.max_trials=2")
 #: The folders of runs that nothing cut short, by their overrides.
 WHOLE = {}
 
@@ -123,7 +124,7 @@ def step_of(folder):
         (TWO_EPOCHS, (16, 52)),
         (("stage=finetune", *LORA[1:], "trainable=linear2.*"), (10, 36)),
         ((*LORA, "callbacks=lr_finder"), (10, 36)),
-        ((*LORA, *QUIET, "callbacks=batch_size_finder"), (10, 36)),
+        ((*LORA, *QUIET, *BATCH_SIZE_FINDER), (10, 36)),
     ],
     ids=["null", "epochs", "finetune", "lr", "batch_size"],
 )

@@ -148,17 +148,17 @@ def test_a_command_that_keeps_no_results_just_runs(cli, tmp_path):
 def test_optuna_searches_and_resumes(cli, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     arguments = ("-m", "sweep=optuna", "x=range(0,3)", "y=interval(1,9)")
-    cli(TOY, *arguments, "hydra.sweeper.n_trials=4")
+    cli(TOY, *arguments, "hydra.sweeper.n_trials=2")
     sweep = only_run(tmp_path / "outputs", "multirun")
     before = {row["folder"] for row in read_summary(sweep)}
-    done = cli(TOY, *arguments, "hydra.sweeper.n_trials=7", "sweep.resume=latest")
+    done = cli(TOY, *arguments, "hydra.sweeper.n_trials=4", "sweep.resume=latest")
     assert "best: python" in done.out
     rows = read_summary(sweep)
     assert before < {row["folder"] for row in rows}
     import optuna
 
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{sweep}/optuna.db")
-    assert len(study.trials) == 7
+    assert len(study.trials) == 4
     best = max(float(row["val.accuracy"]) for row in rows if row["status"] == "finished")
     assert study.best_value == best
 
