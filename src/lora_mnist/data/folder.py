@@ -35,24 +35,21 @@ MOST_IN_MEMORY = 300_000_000
 
 
 class FolderDataModule(ImageDataModule):
-    """Images in folders, one folder a class.
+    """Images in folders, one folder a class, as ``configs/data/folder.yaml`` explains.
 
-    The folder holds ``train/``, and perhaps ``val/`` (or ``validation/``) and ``test/``, with the
-    classes in each of them; or the classes alone. Where ``val/`` or ``test/`` is missing, images of
-    each class are held out of the others; see :func:`~lora_mnist.data.image_files.split`. The files
-    are listed and read as torchvision's ImageFolder does it, except that the upper eight of 16 bits
-    a channel are taken. Files that cannot be read are named and left out, and images to validate or
-    test on that are images to train on, too.
+    Where ``val/`` or ``test/`` is missing, images of each class are held out of the others; see
+    :func:`~lora_mnist.data.image_files.split`. The files are listed and read as torchvision's
+    ImageFolder does it, except that the upper eight of 16 bits a channel are taken. Files that
+    cannot be read are named and left out, and images to validate or test on that are images to
+    train on, too.
 
     ``sha256["all"]`` is of paths and pixels or, from the disk, of paths, sizes and times of change,
     since reading every byte would take as long as an epoch.
 
-    ``configs/data/folder.yaml`` explains the arguments; ``common`` are those of
-    :class:`ImageDataModule`. Without a ``data_dir`` there are no images, and ``classes``,
-    ``image_size``, ``mean`` and ``std`` have to say what :meth:`read_picture` needs. Training
-    applies ``transform`` after ``augment``, and reads the images from the disk.
-
-    ``ValueError``, if an argument is out of range, or the folder does not hold what is expected.
+    ``common`` are the arguments of :class:`ImageDataModule`. Without a ``data_dir`` there are no
+    images, and ``classes``, ``image_size``, ``mean`` and ``std`` have to say what
+    :meth:`read_picture` needs. Training applies ``transform`` after ``augment``, and reads the
+    images from the disk. ``ValueError``, if an argument is out of range.
     """
 
     def __init__(

@@ -22,21 +22,10 @@ RESULTS_FILE = "results.json"
 #: The checkpoint from which a run goes on, and its settings.
 LAST_CHECKPOINT, RUN_RECORD = "checkpoints/last.ckpt", "checkpoints/run.json"
 #: These keys, and those below them, change no number. A resumed run or sweep may change them.
-FREE_KEYS = (
-    "callbacks.checkpoint",
-    "figures",
-    "hydra",
-    "logger",
-    "notes",
-    "paths",
-    "publish",
-    "require",
-    "resume",
-    "run_name",
-    "sweep",
-    "tags",
-    "trust",
-)
+_FREE_KEYS = """
+callbacks.checkpoint figures hydra logger notes paths publish require resume run_name sweep tags
+trust
+"""
 
 #: Left side, sign, right side.
 Comparison = tuple[str, str, str]
@@ -57,7 +46,7 @@ def flatten(nested: Any, prefix: str = "", into: Any = dict | list) -> dict[str,
 
 def changes_numbers(key: str) -> bool:
     """Whether a key such as ``lora.rank`` may change what a run computes."""
-    return not any(f"{key}.".startswith(f"{free}.") for free in FREE_KEYS)
+    return not any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS.split())
 
 
 def better_end(key: str) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -85,20 +84,14 @@ def inputs_hash(config: DictConfig) -> str:
         path = Path(str(value))
         for file in [path, *path.rglob("[!.]*")]:  # a hidden file may be half-written
             if value and file.is_file():
-                stat, name = file.stat(), f"{key}/{file.relative_to(path)}"
-                contents[name] = _sha256(file, stat.st_mtime_ns, stat.st_size)
+                name = f"{key}/{file.relative_to(path)}"
+                contents[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     return _digest(contents)
 
 
 def _digest(content: Any) -> str:
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@lru_cache
-def _sha256(path: Path, mtime_ns: int, size: int) -> str:
-    """SHA-256 of a file. The last two arguments tell the cache whether it has changed."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def varied_overrides(hydra: HydraConf) -> list[str]:
