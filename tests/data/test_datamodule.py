@@ -20,13 +20,9 @@ class Greys(ImageDataModule):
         return train, ImageTensors(train.images[:0], torch.arange(0)), train
 
 
-def greys(channels=1, **changes):
-    return Greys("greys", ["cat", "dog", "owl"], channels, **changes)
-
-
 @pytest.mark.parametrize(("channels", "order"), [(1, "rgb"), (3, "rgb"), (3, "bgr")])
 def test_pixels_are_normalised_by_what_is_measured(channels, order):
-    data = greys(channels=channels)
+    data = Greys("greys", ["cat", "dog", "owl"], channels)
     data.color_order = order
     data.setup("fit")
     images, _ = data.train_set.take(list(range(12)))
@@ -42,7 +38,7 @@ def test_pixels_are_normalised_by_what_is_measured(channels, order):
 
 def test_batches_are_normalised_where_they_are():
     """The meta device mixes with the CPU as little as a GPU does."""
-    data = greys(channels=3)
+    data = Greys("greys", ["cat", "dog", "owl"], 3)
     data.setup("fit")
     batch = torch.empty(5, 3, 3, 2, dtype=torch.uint8, device="meta")
     images, _ = data.on_after_batch_transfer((batch, torch.zeros(5, device="meta")), 0)

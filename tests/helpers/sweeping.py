@@ -63,10 +63,10 @@ def snapshot(folder):
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def start(tmp_path, *overrides, entry=TOY):
+def start(tmp_path, *overrides):
     """A command in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, entry, *overrides, f"paths.outputs={tmp_path}/outputs"],
+        [sys.executable, TOY, *overrides, f"paths.outputs={tmp_path}/outputs"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}/src:{ROOT}/tests"},
         stdout=subprocess.PIPE,
