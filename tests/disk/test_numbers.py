@@ -16,9 +16,7 @@ RESULTS = {
 #: or are no comparisons.
 TEXTS = {
     0: [
-        "test.broken <= 85",
-        "85 == test.broken",
-        " test.broken > 8.4e1 ",
+        *("test.broken <= 85", "85 == test.broken", " test.broken > 8.4e1 "),
         "test.errors_per_class.1 < test_base.errors_per_class.1",
         "each.2026-11-25_03-28.errors >= -1",
     ],

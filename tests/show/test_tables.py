@@ -82,14 +82,10 @@ def test_of_a_base_with_many_classes_the_worst_come_first():
     assert first_cells(base) == [*(f"c{n}" for n in range(99, 79, -1)), "80 others", "all"]
 
 
-class Terminal(StringIO):
-    def isatty(self):
-        return True
-
-
 def test_a_terminal_gets_its_width_and_colours(monkeypatch):
     """Long names are folded; none is cut. The log stays plain."""
-    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stdout", StringIO())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     run = results(digit=1)
