@@ -47,7 +47,7 @@ def toy_loader(targets, batch_size=10, replay=6, images=INDICES, **attributes):
     data.other_indices = (~is_target).nonzero()[:, 0]
     for name, value in attributes.items():
         setattr(data, name, value)
-    return TrainingLoader(data, 0, 0)
+    return TrainingLoader(data, 0)
 
 
 # (target, replay, seed, rank, processes): SHA-256 of the first thirty batches. Recorded

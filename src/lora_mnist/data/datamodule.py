@@ -244,13 +244,11 @@ class ImageDataModule(LightningDataModule):
         """Shuffled batches, replayed images last; each of several processes gets its share."""
         if not len(self.target_indices):
             self.choose(None)
-        if self.seed is None:
+        seed = self.seed
+        if seed is None:
             # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
-            replay_seed = torch.initial_seed()  # draws nothing
-        else:
-            seed = replay_seed = self.seed
-        self._loader = TrainingLoader(self, seed, replay_seed)
+        self._loader = TrainingLoader(self, seed)
         if self._sampler_state:
             self._loader.load_state_dict(self._sampler_state)
         return self._loader

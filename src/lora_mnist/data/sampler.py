@@ -31,12 +31,12 @@ class TrainingLoader:
     the next epoch. It can start in the middle of one, and counts the batches taken from it, since
     workers read ahead.
 
-    ``seed`` is that of the order of the images to learn from, ``replay_seed`` that of the replay.
+    ``seed`` is that of both orders, of the images to learn from and of the replayed ones.
     """
 
-    def __init__(self, data: "ImageDataModule", seed: int, replay_seed: int) -> None:
+    def __init__(self, data: "ImageDataModule", seed: int) -> None:
         self.data, self.trainer = data, data.trainer
-        self.seed, self.replay_seed = seed, replay_seed
+        self.seed = seed
         self.rank = self.trainer.global_rank if self.trainer else 0
         self.processes = self.trainer.world_size if self.trainer else 1
         self.batch_size = data.batch_size // self.processes  # of this process
@@ -62,7 +62,7 @@ class TrainingLoader:
         if self.data.augment is not None:
             images = Augmented(images, self.data.augment)
             # The name of a batch is the seed of its changes.
-            epoch = f"{self.replay_seed} {self.rank} {self.epoch}"
+            epoch = f"{self.seed} {self.rank} {self.epoch}"
             batches = [(f"{epoch} {n}", batch) for n, batch in enumerate(batches, self.batch)]
         workers = self.data.num_workers
         for batch in make_loader(images, workers, self.trainer, batch_sampler=batches):
@@ -95,7 +95,7 @@ class TrainingLoader:
 
     def _replayed(self) -> Iterator[int]:
         """Indices of replayed images, without end: one of each class in turn."""
-        generator = torch.Generator().manual_seed(self.replay_seed)
+        generator = torch.Generator().manual_seed(self.seed)
         others, turns = self.data.other_indices, self.data.replay_turns
         labels = self.data.train_set.labels[others]
         members = {int(c): others[labels == c] for c in torch.unique(labels)}
@@ -115,8 +115,7 @@ class TrainingLoader:
         epoch, batch = self.epoch, self.batch
         if batch == self.batches:
             epoch, batch = epoch + 1, 0
-        seeds = {"seed": self.seed, "replay_seed": self.replay_seed}
-        return {**seeds, "epoch": epoch, "batch": batch}
+        return {"seed": self.seed, "epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""

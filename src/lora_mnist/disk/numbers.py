@@ -27,9 +27,6 @@ callbacks.checkpoint figures hydra logger notes paths publish require resume run
 trust
 """
 
-#: Left side, sign, right side.
-Comparison = tuple[str, str, str]
-
 
 def flatten(nested: Any, prefix: str = "", into: Any = dict | list) -> dict[str, Any]:
     """``{"a": {"b": 1, "c": [2, 3]}}`` as ``{"a.b": 1, "a.c.0": 2, "a.c.1": 3}``.
@@ -54,13 +51,13 @@ def better_end(key: str) -> str:
     return "max" if "accuracy" in key or "repaired" in key else "min"
 
 
-def parse_require(require: Any) -> list[Comparison]:
+def parse_require(require: Any) -> list[tuple[str, str, str]]:
     """Parse ``require``, a text such as ``test.broken <= 20``, a list of texts, or ``None``.
 
     Each side is a number or a dotted key of results.json. Raises UserError for anything else.
     """
     texts = [require] if isinstance(require, str | int | float) else list(require or [])
-    comparisons: list[Comparison] = []
+    comparisons = []
     for text in texts:
         match = _COMPARISON.fullmatch(str(text))
         if not match:
@@ -72,8 +69,8 @@ def parse_require(require: Any) -> list[Comparison]:
     return comparisons
 
 
-def check_require(comparisons: list[Comparison], results: Mapping[str, Any]) -> None:
-    """Compare numbers of results.json.
+def check_require(comparisons: list[tuple[str, str, str]], results: Mapping[str, Any]) -> None:
+    """Compare numbers of results.json: left side, sign, right side.
 
     Raises UserError for a key that it does not have, RequirementError with all comparisons that do
     not hold.

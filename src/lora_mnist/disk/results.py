@@ -72,8 +72,7 @@ def collect_results(
     ``net`` itself is a new base.
     """
     targets = data.targets
-    several = len(targets) > 1
-    digit: Any = targets if several else targets[0] if targets else None
+    digit: Any = targets[0] if len(targets) == 1 else targets or None
     splits = {split: dict(outcome) for split, outcome in outcomes.items()}
     for outcome in splits.values():
         if not targets:
@@ -94,7 +93,7 @@ def collect_results(
         "seed": cfg.get("seed"),
         "digit": digit,
         "targets": targets,
-        "target": names if several else names[0] if names else None,
+        "target": names[0] if len(names) == 1 else names or None,
         "replay": data.replay,
         "target_weight": OmegaConf.select(cfg, "loss.target_weight"),
         "classes": data.classes,

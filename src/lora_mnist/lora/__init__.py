@@ -29,7 +29,6 @@ from .model import set_lora_enabled as set_lora_enabled
 from .model import set_lora_scale as set_lora_scale
 from .peft import CONFIG_NAME as CONFIG_NAME
 from .peft import WEIGHTS_NAME as WEIGHTS_NAME
-from .peft import read_adapter as read_adapter
 from .peft import read_metadata as read_metadata
 from .targets import target_weights as target_weights
 from .weight import adaptable_weights as adaptable_weights
