@@ -45,7 +45,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     cfg = take_over_settings(checked(cfg), run)
     files = find_pictures(cfg.images, with_subfolders=cfg.mistakes is not None)
     net = make_net(cfg)
-    data: ImageDataModule = make_data(cfg, None, net)
+    data: ImageDataModule = make_data(cfg, "predict", net)
     labels = {}
     if cfg.mistakes is not None:
         with config_group("images"):

@@ -92,7 +92,8 @@ def try_conventions(
             prepared.color_order = convention.get("color_order", "rgb")
             prepared.mean, prepared.std = convention["mean"], convention["std"]
         tensors = ImageTensors(images[str(sizing)], labels)
-        prepared.measure(tensors)
+        if prepared.mean is None or prepared.std is None:
+            prepared.measure(tensors)
         split = torch.split(tensors.images, data.eval_batch_size)
         outputs = torch.cat([net(prepared.normalise(batch.to(device))).cpu() for batch in split])
         outputs *= _LOGITS_STD / outputs.std()

@@ -128,11 +128,12 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Read the images that ``stage`` ("fit", "validate" or "test") needs.
+        """Read the images that ``stage`` needs: "fit", "validate", "test", or "predict" for none.
 
         ``ValueError``, if an argument does not fit the images.
         """
-        self.measure()
+        if self.mean is None or self.std is None:
+            self.measure()
         if self.mistakes is not None and not self.mistake_sets:
             self.mistake_sets = read_mistakes(
                 self.mistakes, self.class_of_folder, self.read_picture, self.mistakes_test
@@ -143,7 +144,7 @@ class ImageDataModule(LightningDataModule):
             self.test_set = self.sets[2]
             if self.mistake_sets:
                 self.test_set = without_mistakes(self.test_set, self.mistake_sets[0], "test")
-        if stage != "test" and not hasattr(self, "train_set"):
+        if stage in ("fit", "validate") and not hasattr(self, "train_set"):
             self.train_set, self.val_set, _ = self.sets
             if self.mistake_sets:
                 learnt = self.mistake_sets[0]
@@ -189,8 +190,6 @@ class ImageDataModule(LightningDataModule):
         By default these are all the training images. The numbers are rounded to four decimals, so
         that they give the same images when they are copied from where they were printed.
         """
-        if self.mean is not None and self.std is not None:
-            return
         if images is None:
             images = self.sets[0]
         total = squares = torch.zeros(1, dtype=torch.int64)

@@ -30,8 +30,8 @@ def code_of(cfg: DictConfig) -> Iterator[None]:
         sys.path[:] = path
 
 
-def make_data(cfg: DictConfig, stage: str | None, net: nn.Module | None = None) -> ImageDataModule:
-    """The data of ``cfg.data`` with the images of ``stage``, "fit" or "test"; ``None``: no images.
+def make_data(cfg: DictConfig, stage: str, net: nn.Module | None = None) -> ImageDataModule:
+    """The data of ``cfg.data`` with the images of ``stage``: "fit", "test", or "predict" for none.
 
     Keys that are null take what ``net`` itself names; see :func:`network_preprocessing`.
     """
@@ -49,10 +49,7 @@ def make_data(cfg: DictConfig, stage: str | None, net: nn.Module | None = None) 
             _info("%s: the network's own preprocessing", text.replace(", ", ","))
         with code_of(cfg):
             data: ImageDataModule = instantiate(cfg.data, _convert_="all", **changes)
-        if stage is None:
-            data.measure()
-        else:
-            data.setup(stage)
+        data.setup(stage)
     return data
 
 
