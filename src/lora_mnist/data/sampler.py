@@ -22,16 +22,14 @@ class TrainingLoader:
     ``DataLoader(shuffle=True)`` whose sampler has the seed ``seed``. If steps are counted
     (``max_steps``) and take several batches each (``accumulate_grad_batches``), the epoch repeats
     images until its last step is whole: Lightning would cut that step short. The replayed images
-    are one endless stream that takes their classes in turn; each class comes in a random order
-    until all its images were drawn, then in another. Several processes share each batch: together
-    they see what one process would see. Where the images cannot be shared out equally, the first
-    ones of the order come once more.
+    are one endless stream, with the same seed, that takes their classes in turn; each class comes
+    in a random order until all its images were drawn, then in another. Several processes share each
+    batch: together they see what one process would see. Where the images cannot be shared out
+    equally, the first ones of the order come once more.
 
     This class is no ``DataLoader``, so that Lightning leaves its order as it is. Each iteration is
     the next epoch. It can start in the middle of one, and counts the batches taken from it, since
     workers read ahead.
-
-    ``seed`` is that of both orders, of the images to learn from and of the replayed ones.
     """
 
     def __init__(self, data: "ImageDataModule", seed: int) -> None:

@@ -161,9 +161,6 @@ def find_base(folder: Path, sha256: str) -> Path | None:
     return next(iter(sorted(folder.glob(f"*-{sha256[:12]}.ckpt"))), None)
 
 
-# --- the current base ----------------------------------------------------------------------------
-
-
 def require_replaceable(path: Path) -> Base | None:
     """Refuse a file that a new base must not replace.
 
