@@ -56,10 +56,7 @@ class Loss(nn.Module):
     Args:
         margin: the margin of :func:`hinge`, >= 0; ``None``: the cross-entropy.
         distill: weight of :func:`distillation`, on images that are not replayed; >= 0, 0 for none.
-        target_weight: see :func:`weighted_mean`; ``None``: each image counts alike.
-
-    Raises:
-        ValueError: if an argument is out of range.
+        target_weight: see :func:`weighted_mean`, 0 to 1; ``None``: each image counts alike.
     """
 
     def __init__(

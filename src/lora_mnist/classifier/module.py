@@ -30,7 +30,8 @@ class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
     Logs ``train/loss``, the mean over the last ``log_every_n_steps`` steps, and the numbers of
-    :func:`.scalars.scalars` for ``val`` and ``test``.
+    :func:`.scalars.scalars` for ``val`` and ``test``. A loss that is not finite ends training with
+    ``TrainingError``.
 
     ``net`` maps images, (N, channels, height, width) float32, to logits, (N, num_classes). With
     LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and kept in checkpoints.
@@ -43,10 +44,6 @@ class ClassifierModule(LightningModule):
         outcomes: by split, the outcome of the last evaluation, as in results.json.
         predictions: predictions of the last test; see :class:`.metrics.Evaluation`.
         validated_at: the step of ``outcomes["val"]``; ``None`` before.
-
-    Raises:
-        ValueError: if ``lr`` is out of range.
-        TrainingError: in training, if the loss is not finite.
     """
 
     def __init__(

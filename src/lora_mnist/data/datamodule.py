@@ -39,7 +39,8 @@ class ImageDataModule(LightningDataModule):
     ``configs/train.yaml`` and ``configs/data`` explain the arguments. ``batch_size`` and ``replay``
     are those of all processes together, ``eval_batch_size`` is that of each. ``augment`` gets an
     image as uint8, (channels, height, width), before it is normalised. With ``mistakes``, images of
-    all classes are replayed. A label is an index into ``classes``.
+    all classes are replayed. A label is an index into ``classes``. An argument out of range raises
+    ``ValueError``.
 
     Attributes:
         targets: numbers of the classes to learn; empty where all are learnt, or ``mistakes``.
@@ -52,9 +53,6 @@ class ImageDataModule(LightningDataModule):
         replay_turns: turns of a class among the replayed images; classes not listed get one.
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
         sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal.
-
-    Raises:
-        ValueError: if an argument is out of range.
     """
 
     train_set: Images

@@ -47,10 +47,8 @@ def read_base(path: Path, net: nn.Module) -> Base:
     are tensors outside it, which belong to something else, such as a metric or a teacher. Only
     plain values and tensors are unpickled. Tensors of another precision are converted to that of
     ``net``, which changes only if all of them fit. The returned tensors share no memory with it.
-
-    Raises:
-        ValueError: if the file holds no weights, or weights that do not fit ``net``.
-        OSError: if the file cannot be read.
+    ``ValueError``, if the file holds no weights, or weights that do not fit ``net``; ``OSError``,
+    if it cannot be read.
     """
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     stored, first, problem = _read_tensors(path), next(iter(before), ""), ""

@@ -193,13 +193,9 @@ def recorded_run(
     """Lock a run's folder from the first step to the last file, and record the run's settings.
 
     ``settings`` are everything that the run's numbers depend on. ``resume`` is the run to go on
-    with, as the user named it; ``None``: this is a new run.
-
-    Yields:
-        The checkpoint to go on from; ``None``: begin at the first step.
-
-    Raises:
-        UserError: if the run has finished, is still going, or had other settings.
+    with, as the user named it; ``None``: this is a new run. Yielded is the checkpoint to go on
+    from; ``None``: begin at the first step. ``UserError``, if the run has finished, is still going,
+    or had other settings.
     """
     record, last = folder / RUN_RECORD, folder / LAST_CHECKPOINT
     if rank_zero_only.rank:  # type: ignore[attr-defined]

@@ -3,8 +3,7 @@
 An adapter is registered with :mod:`torch.nn.utils.parametrize`: ``layer.weight`` then reads as the
 effective weight ``W + scaling * lora_B @ lora_A``, ``layer.parametrizations.weight.original`` is
 the frozen ``W``, and ``layer.parametrizations.weight[0]`` the :class:`.layer.LoRAParametrization`;
-a second adapter stacks as ``[1]``. :mod:`.layer` has the computation of one layer, :mod:`.merge`
-how adapters are merged and taken off.
+a second adapter stacks as ``[1]``.
 
 Functions with a ``name`` act on the adapter of that name, or on every one with ``None``. They raise
 ``ValueError`` if no layer carries LoRA, no adapter has that name, or the adapters are merged.
