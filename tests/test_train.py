@@ -364,6 +364,19 @@ def test_the_untouched_base_is_tested_in_the_precision_of_the_run(outputs):
     assert second["test_base"]["loss"] == first["test_base"]["loss"]
 
 
+def test_a_learning_rate_that_does_no_harm(outputs):
+    """Of its trial nothing stays, neither weights nor random numbers drawn."""
+    options = ("stage=lora", "digit=4", "data.replay=20", "lora.dropout=0.2", "lora.init_std=0.3")
+    auto = run(outputs, *options, "optimizer.lr=auto")
+    weights = adapter_of(newest(outputs))
+    again = run(outputs, *options, f"optimizer.lr={auto['lr']}")
+    assert without(auto, "seconds") == without(again, "seconds")
+    for name, tensor in adapter_of(newest(outputs)).items():
+        assert torch.equal(tensor, weights[name])
+    steep = run(outputs, *options[:-1], "lora.alpha=1000", "optimizer.lr=auto")
+    assert steep["lr"] < auto["lr"]
+
+
 def test_a_repair_on_top_of_another(outputs):
     """It starts from the first repair, whose files stay as they are; its adapter holds both."""
     first = run(outputs, "stage=lora", "digit=4", "lora.rank=2", "data.replay=10")

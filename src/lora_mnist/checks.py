@@ -81,7 +81,7 @@ def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule
         return None
     commonest = data.classes[counts.index(max(counts))]
     return (
-        f"optimizer.lr={cfg.optimizer.lr}: {accuracy:.1%} of the {split} images are right, no more "
+        f"optimizer.lr={module.lr}: {accuracy:.1%} of the {split} images are right, no more "
         f"than by always saying {commonest}; expected another learning rate"
     )
 

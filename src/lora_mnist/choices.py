@@ -5,8 +5,11 @@ import os
 import random
 import re
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain, islice, repeat
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +17,9 @@ from torch import Tensor, nn
 
 from lora_mnist.checks import require_validation
 from lora_mnist.classifier.metrics import evaluation_of
+from lora_mnist.classifier.module import RATES, ClassifierModule
 from lora_mnist.data import ImageDataModule
+from lora_mnist.data.sampler import TrainingLoader
 from lora_mnist.disk.checkpoint import recorded_seed
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora import add_lora, target_weights
@@ -25,6 +30,9 @@ _info = rank_zero_only(logging.getLogger(__name__).info)
 
 #: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
 _AUTO_RANK = 64
+#: optimizer.lr=auto tries each rate for so many steps, and counts errors in at most so many images.
+#: After a harmless trial they are at most so many times those before.
+_TRIAL_STEPS, _TRIAL_IMAGES, _MOST_HARM = 25, 1000, 1.3
 
 
 def seed_of_run(cfg: DictConfig, run: Run) -> int:
@@ -97,6 +105,60 @@ def add_adapter(cfg: DictConfig, net: nn.Module) -> None:
                     ranks[f"^{name}"] = full  # the user's own pattern comes first, and decides
         add_lora(net, **settings)
     net.train()
+
+
+def choose_rate(
+    cfg: DictConfig, trainer: Trainer, module: ClassifierModule, data: ImageDataModule
+) -> None:
+    """Set the learning rate of ``module`` for ``optimizer.lr=auto``.
+
+    It is the largest of :data:`.module.RATES` whose first steps do little harm: a rate that suits
+    three layers ruins a network of twenty. Each is tried from the same start on the first images of
+    the training. Nothing of a trial stays, neither weights nor random numbers drawn.
+    """
+    if cfg.optimizer.lr != "auto":
+        return
+    require_validation("optimizer.lr=auto", data)
+    net, count = module.net, len(data.val_set)
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    start = [parameter.detach().clone() for parameter in parameters]
+    spread = torch.linspace(0, count - 1, min(count, _TRIAL_IMAGES)).long()
+    device = trainer.strategy.root_device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), on_device(net, device):
+        batches = partial(data.batches, data.val_set, device, spread, name="optimizer.lr=auto")
+
+        def errors() -> int:
+            net.eval()
+            return sum(evaluation_of(net, batches()).compute()["base"]["errors_per_class"])
+
+        with trainer.precision_plugin.forward_context():
+            before = errors()
+        most = _MOST_HARM * before + 2 * before**0.5  # and two standard deviations of chance
+        for rate in RATES:
+            module.lr = rate
+            optimizer = module.optimizer(parameters, lr=rate)
+            loader = TrainingLoader(data, cfg.seed, cfg.seed)
+            net.train()
+            # An epoch may be shorter than a trial.
+            for batch in islice(chain.from_iterable(repeat(loader)), _TRIAL_STEPS):
+                images, labels = batch[0].to(device), batch[1].to(device)
+                with trainer.precision_plugin.forward_context():
+                    loss = module.loss_of((data.normalise(images), labels), data.replay)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            with trainer.precision_plugin.forward_context():
+                is_harmless = errors() <= most
+            with torch.no_grad():
+                for parameter, value in zip(parameters, start, strict=True):
+                    parameter.copy_(value)
+            if is_harmless:
+                break
+    for parameter in parameters:
+        parameter.grad = None
+    net.train()
+    _info("optimizer.lr=%g, as validation images advise", module.lr)
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:

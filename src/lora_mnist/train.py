@@ -33,6 +33,7 @@ from lora_mnist.checks import (
 )
 from lora_mnist.choices import (
     add_adapter,
+    choose_rate,
     choose_target,
     choose_trainable,
     seed_of_run,
@@ -179,6 +180,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     set_replay_turns(cfg, data, repaired_before)
     add_adapter(cfg, net)
     module = make_module(cfg, net, data, base, base_logits)
+    choose_rate(cfg, trainer, module, data)
     with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
         best = fit(cfg, trainer, module, data, resume_from, clock)
         require_unchanged(base, net)
@@ -186,6 +188,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         outcomes, steps = validate_and_test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial}
+        results["lr"] = module.lr
         results["repaired_before"] = repaired_before
         results["better_preprocessing"] = better_preprocessing
         save_repair(cfg, run, net, base, data, results)
@@ -253,7 +256,7 @@ def fit(
     for name, parameter in module.net.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise TrainingError(
-                f"optimizer.lr={cfg.optimizer.lr}: training diverged, {name} is not finite at step "
+                f"optimizer.lr={module.lr}: training diverged, {name} is not finite at step "
                 f"{trainer.global_step}; expected a smaller learning rate"
             )
     # Profiler and finders would run again in validation and test.

@@ -124,6 +124,9 @@ class FirstProcessDecides(Callback):
     Rounding may differ between machines, and with it which of two classes is the weakest.
     """
 
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.lr = trainer.strategy.broadcast(pl_module.lr)
+
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for name in ("targets", "target_indices", "other_indices", "replay_turns"):

@@ -21,6 +21,8 @@ from lora_mnist.lora import lora_adapters, lora_disabled, lora_names, lora_state
 
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
 _TESTS = ("test", "mistakes", "mistakes_test")
+#: The learning rates among which ``optimizer.lr=auto`` chooses, the largest first.
+RATES = (0.003, 0.001, 0.0003, 0.0001)
 #: Keys of the weights in a checkpoint. With WeightAveraging ``state_dict`` is the average, and
 #: training goes on from ``current_model_state``.
 _STATES = ("state_dict", "current_model_state")
@@ -111,11 +113,15 @@ class ClassifierModule(LightningModule):
         schedule = {"scheduler": scheduler, "interval": self.interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def loss_of(self, batch: Batch, replayed: int) -> Tensor:
+        """The loss of normalised images, of which the last ``replayed`` are replayed ones."""
         images, labels = batch
         base_logits = self.base(images) if self.loss.distill else None
-        replayed = self.replay // self.trainer.world_size
         loss: Tensor = self.loss(self.net(images), labels, base_logits, replayed)
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss_of(batch, self.replay // self.trainer.world_size)
         self.loss_sum = self.loss_sum + loss.detach().float()
         self.loss_count += 1
         return loss
@@ -219,7 +225,7 @@ def make_module(
             data,
             loss=loss,
             optimizer=optimizer,
-            lr=cfg.optimizer.lr,
+            lr=RATES[0] if cfg.optimizer.lr == "auto" else cfg.optimizer.lr,
             scheduler=scheduler,
             interval=interval,
             base_tensors=base.tensors if base and not names else None,
@@ -244,6 +250,8 @@ def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
             "optimizer.fused=true: expected optimizer.fused=null, since fused steps do not allow "
             f"trainer.gradient_clip_val={clip} with trainer.precision={precision}"
         )
+    if cfg.optimizer.lr == "auto" and cfg.stage != "lora":
+        raise UserError(f"optimizer.lr=auto: expected a number, since stage={cfg.stage}")
     if cfg.stage == "pretrain":
         for key in ("loss.distill", "data.mistakes"):
             if value := OmegaConf.select(cfg, key):
