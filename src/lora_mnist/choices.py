@@ -138,7 +138,7 @@ def choose_rate(
         for rate in RATES:
             module.lr = rate
             optimizer = module.optimizer(parameters, lr=rate)
-            loader = TrainingLoader(data, cfg.seed, cfg.seed)
+            loader = TrainingLoader(data, cfg.seed)
             net.train()
             # An epoch may be shorter than a trial.
             for batch in islice(chain.from_iterable(repeat(loader)), _TRIAL_STEPS):

@@ -2,6 +2,7 @@
 
 import logging
 from operator import attrgetter
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -12,6 +13,7 @@ from torch import nn
 from lora_mnist.classifier.preprocessing import Trial, conventions, try_conventions, within_chance
 from lora_mnist.classifier.significance import mcnemar, p_text
 from lora_mnist.data import ImageDataModule
+from lora_mnist.data.make import missing_settings
 from lora_mnist.errors import config_group
 from lora_mnist.project import Run
 from lora_mnist.settings import Check
@@ -45,7 +47,8 @@ def advise_on_preprocessing(
     is_ours = str(cfg.net._target_).startswith("lora_mnist.")
     if cfg.check is None or (cfg.check == Check.auto and (is_ours or cfg.adapter or run.is_sweep)):
         return []
-    tried = conventions(OmegaConf.to_container(cfg.data, resolve=True))  # type: ignore[arg-type]
+    settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    tried = conventions(settings | missing_settings(cfg, net))
     with on_device(net, trainer.strategy.root_device) as device, config_group("data"):
         if cfg.check == Check.auto:
             few: list[Trial] = []

@@ -39,11 +39,7 @@ def make_data(cfg: DictConfig, stage: str, net: nn.Module | None = None) -> Imag
     if target is not None and mistakes is not None:
         raise UserError(f"target={target}: expected null, since data.mistakes={mistakes} is learnt")
     with config_group("data"):
-        changes = {}
-        if net is not None and "image_size" in cfg.data and not cfg.data.get("transform"):
-            for key, value in network_preprocessing(net, cfg.net).items():
-                if key in cfg.data and cfg.data[key] is None:
-                    changes[key] = value
+        changes = {} if net is None else missing_settings(cfg, net)
         if changes:
             text = " ".join(f"data.{key}={value}" for key, value in changes.items())
             _info("%s: the network's own preprocessing", text.replace(", ", ","))
@@ -51,6 +47,21 @@ def make_data(cfg: DictConfig, stage: str, net: nn.Module | None = None) -> Imag
             data: ImageDataModule = instantiate(cfg.data, _convert_="all", **changes)
         data.setup(stage)
     return data
+
+
+def missing_settings(cfg: DictConfig, net: nn.Module) -> dict[str, Any]:
+    """The keys of ``cfg.data`` that are null, as ``net`` itself names them.
+
+    Mean and deviation of more channels than the images have are left out: images are measured then.
+    """
+    if "image_size" not in cfg.data or cfg.data.get("transform"):
+        return {}
+    settings = {}
+    for key, value in network_preprocessing(net, cfg.net).items():
+        fits = key not in ("mean", "std") or len(value) in (1, cfg.data.channels)
+        if fits and key in cfg.data and cfg.data[key] is None:
+            settings[key] = value
+    return settings
 
 
 def network_preprocessing(net: nn.Module, settings: Mapping[str, Any]) -> dict[str, Any]:

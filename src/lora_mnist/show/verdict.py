@@ -101,7 +101,7 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
         text = f"{elsewhere.after:,} of {elsewhere.images:,} images of {others_of(classes)}"
         return Phrase(f"{text} are wrong, no better than guessing.", "bad")
     if dial.get("saved") == 0:
-        return Phrase("the adapter was turned off: no scale beats the base on validation images.")
+        return Phrase("saved at scale 0: no scale beats the base on validation images.")
     if change.mood == "good":
         text = f"in all, {change.before:,} errors became {change.after:,}"
         if targets and not is_repaired:
