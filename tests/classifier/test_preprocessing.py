@@ -3,6 +3,7 @@
 import numpy
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch.nn.functional import cross_entropy
 from torchvision.datasets import ImageFolder
@@ -12,7 +13,7 @@ from torchvision.transforms import v2
 from lora_mnist import MLP
 from lora_mnist.classifier.preprocessing import Trial, conventions, within_chance
 from lora_mnist.data import FolderDataModule
-from lora_mnist.data.make import network_preprocessing
+from lora_mnist.data.make import missing_settings, network_preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +122,8 @@ def test_a_network_of_timm_names_its_own_preprocessing():
     small = network_preprocessing(net, {**settings, "img_size": 32})
     assert small == {**keys, "image_size": [32, 32]}  # timm itself still names the larger one
     require_same(keys, timm.data.create_transform(**timm.data.resolve_model_data_config(net)))
+    data = {"image_size": None, "crop_pct": 1.0, "mean": None, "std": None, "channels": 1}
+    grey = OmegaConf.create({"net": settings, "data": data})
+    assert missing_settings(grey, net) == {
+        "image_size": [224, 224]
+    }  # its mean is of three channels
