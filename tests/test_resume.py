@@ -17,7 +17,7 @@ from tensorboard.summary.writer import event_file_writer
 import lora_mnist.train
 from lora_mnist import MLP
 from lora_mnist.disk.base import own_file, read_base
-from lora_mnist.disk.numbers import LAST_CHECKPOINT
+from lora_mnist.disk.run_folder import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.project import Run
 from lora_mnist.train import train

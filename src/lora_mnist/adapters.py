@@ -28,7 +28,7 @@ from lora_mnist.disk.base import (
     read_record,
     write_base,
 )
-from lora_mnist.disk.latest import latest
+from lora_mnist.disk.run_folder import latest
 from lora_mnist.disk.run_settings import (
     TRAINING_KEYS,
     RunSettings,

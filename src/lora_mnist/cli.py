@@ -23,8 +23,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lora_mnist.disk.latest import latest
-from lora_mnist.disk.numbers import LAST_CHECKPOINT, RUN_RECORD, flatten
+from lora_mnist.disk.numbers import flatten
+from lora_mnist.disk.run_folder import LAST_CHECKPOINT, RUN_RECORD, latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import CONFIGS, Run, program
 from lora_mnist.sweep.command import command_line, override

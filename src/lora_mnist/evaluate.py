@@ -15,7 +15,8 @@ from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import make_data
 from lora_mnist.disk.numbers import check_require, parse_require
-from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
+from lora_mnist.disk.results import Clock, collect_results, write_results
+from lora_mnist.disk.run_folder import new_run_folder
 from lora_mnist.preprocessing import advise_on_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from lora_mnist.disk.latest import latest
-from lora_mnist.disk.numbers import RESULTS_FILE
+from lora_mnist.disk.run_folder import RESULTS_FILE, latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import Run
 from lora_mnist.show.report import make_report, make_sweep_report

@@ -57,7 +57,8 @@ from lora_mnist.disk.checkpoint import (
     recorded_run,
 )
 from lora_mnist.disk.numbers import check_require, parse_require
-from lora_mnist.disk.results import Clock, collect_results, new_run_folder, write_results
+from lora_mnist.disk.results import Clock, collect_results, write_results
+from lora_mnist.disk.run_folder import new_run_folder
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora import (
     base_state_dict,

@@ -20,7 +20,7 @@ from lora_mnist.disk.checkpoint import (
     read_checkpoint,
     recorded_run,
 )
-from lora_mnist.disk.numbers import LAST_CHECKPOINT
+from lora_mnist.disk.run_folder import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.lora import changed_tensors
 

@@ -24,7 +24,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lora_mnist.disk.base import find_base
 from lora_mnist.disk.files import atomic_write, write_json
-from lora_mnist.disk.numbers import LAST_CHECKPOINT, RUN_RECORD, changes_numbers, flatten
+from lora_mnist.disk.numbers import changes_numbers, flatten
+from lora_mnist.disk.run_folder import LAST_CHECKPOINT, RUN_RECORD
 from lora_mnist.errors import UserError
 
 #: These may differ. Where base and images lie does not matter, only what they hold; another device

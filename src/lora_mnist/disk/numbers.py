@@ -17,10 +17,6 @@ _SIGNS = {
 }
 _COMPARISON = re.compile(rf"\s*([\w.+-]+)\s*({'|'.join(_SIGNS)})\s*([\w.+-]+)\s*")
 
-#: In a run's folder.
-RESULTS_FILE = "results.json"
-#: The checkpoint from which a run goes on, and its settings.
-LAST_CHECKPOINT, RUN_RECORD = "checkpoints/last.ckpt", "checkpoints/run.json"
 #: These keys, and those below them, change no number. A resumed run or sweep may change them.
 _FREE_KEYS = """
 callbacks.checkpoint figures hydra logger notes paths publish require resume run_name sweep tags

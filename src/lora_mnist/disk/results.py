@@ -1,9 +1,8 @@
-"""A run's folder, its times, and results.json."""
+"""A run's times, and results.json."""
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,9 @@ from torch import Tensor, nn
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.files import write_json
-from lora_mnist.disk.numbers import RESULTS_FILE
 from lora_mnist.disk.predictions import write_predictions
+from lora_mnist.disk.run_folder import RESULTS_FILE
 from lora_mnist.lora import count_parameters, fingerprint
-
-
-def new_run_folder(cfg: DictConfig) -> Path:
-    """A new folder, named by the time, for a run without a command line."""
-    folder = Path(cfg.paths.outputs, cfg.stage, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
-    folder.mkdir(parents=True)
-    return folder
 
 
 class Clock:

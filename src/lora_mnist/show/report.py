@@ -13,8 +13,8 @@ from jinja2 import Environment, PackageLoader
 
 from lora_mnist.classifier.significance import chance_text
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.numbers import RESULTS_FILE
 from lora_mnist.disk.predictions import read_predictions
+from lora_mnist.disk.run_folder import RESULTS_FILE
 from lora_mnist.project import Run, program
 from lora_mnist.show.advice import advice, dial_text, scaled_command
 from lora_mnist.show.changes import (

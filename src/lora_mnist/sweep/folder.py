@@ -10,8 +10,8 @@ from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.disk.latest import latest
 from lora_mnist.disk.numbers import better_end, changes_numbers, flatten
+from lora_mnist.disk.run_folder import latest
 from lora_mnist.errors import UserError
 from lora_mnist.sweep.command import key_of
 from lora_mnist.sweep.records import JOB_FILE, is_finished, read_json

@@ -17,7 +17,8 @@ from hydra.conf import HydraConf
 from omegaconf import DictConfig
 
 from lora_mnist.disk.files import write_json
-from lora_mnist.disk.numbers import RESULTS_FILE, check_require, flatten, parse_require
+from lora_mnist.disk.numbers import check_require, flatten, parse_require
+from lora_mnist.disk.run_folder import RESULTS_FILE
 from lora_mnist.errors import RequirementError, UserError, one_line
 from lora_mnist.project import Run
 from lora_mnist.sweep import session

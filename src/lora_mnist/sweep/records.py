@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lora_mnist.disk.numbers import RESULTS_FILE, changes_numbers, flatten
+from lora_mnist.disk.numbers import changes_numbers, flatten
+from lora_mnist.disk.run_folder import RESULTS_FILE
 from lora_mnist.errors import one_line
 from lora_mnist.sweep.command import key_of
 

@@ -1,0 +1,26 @@
+"""The folder of a run: where it is, and where its results and its checkpoint are in it."""
+
+from datetime import datetime
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+RESULTS_FILE = "results.json"
+#: The checkpoint from which a run goes on, and its settings.
+LAST_CHECKPOINT, RUN_RECORD = "checkpoints/last.ckpt", "checkpoints/run.json"
+
+
+def new_run_folder(cfg: DictConfig) -> Path:
+    """A new folder, named by the time, for a run without a command line."""
+    folder = Path(cfg.paths.outputs, cfg.stage, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def latest(folder: Path, pattern: str) -> Path | None:
+    """The file in ``folder`` that matches ``pattern`` and was written last, if there is one.
+
+    That is what ``latest`` means in every command, whatever the run's folder is called.
+    """
+    paths = folder.glob(pattern)
+    return max(paths, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
