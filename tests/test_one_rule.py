@@ -130,7 +130,7 @@ MISTAKES = {
     "export": [
         ("out=null",),
         ("out={tmp}",),
-        ("out=/dev/null/x",),
+        ("out={tmp}/text.txt/x",),
         ("out={tmp}/none/none/x.safetensors", "format=nope"),
         ("out={tmp}/x.onnx",),
         ("out={tmp}/x.safetensors", "adapter={tmp}/none"),
