@@ -130,9 +130,10 @@ class Benchmark:
         return [*rows, Row(f"{work}, in memory", "images/s", beside, f"{loop} 0", here)]
 
     def transformer(self) -> list[Row]:
-        """A quarter of a repair of a vision transformer, beside a loop of as many steps."""
-        steps, batch = self.steps // 4, 100
-        ours = f"{self.train} target=weakest trainer.max_steps={steps} {self.large()}"
+        """A repair of a vision transformer, 25 images a step, beside a loop of as many steps."""
+        steps, batch = self.steps, 25
+        images = "data.batch_size=3 data.replay=22"
+        ours = f"{self.train} target=weakest trainer.max_steps={steps} {images} {self.large()}"
         loop = f"{LOOPS} repair {self.folder}/large --batch {batch} --steps {steps}"
         return [Row("repair of a transformer at 224 pixels", "s", "plain loop", loop, ours)]
 
