@@ -188,8 +188,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         dial = choose_scale(cfg, run, trainer, module, data, clock)
         outcomes, steps = validate_and_test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
-        results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial}
-        results["lr"] = module.lr
+        results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial, "lr": module.lr}
         results["repaired_before"] = repaired_before
         results["better_preprocessing"] = better_preprocessing
         save_repair(cfg, run, net, base, data, results)
