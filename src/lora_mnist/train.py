@@ -253,6 +253,8 @@ def fit(
             f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
             "expected at least one step of training"
         )
+    group = trainer.optimizers[0].param_groups[0]
+    module.lr = group.get("initial_lr", group["lr"])  # a finder or a checkpoint may have set it
     for name, parameter in module.net.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise TrainingError(
@@ -263,9 +265,7 @@ def fit(
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     drop_finders(trainer)
     path, best = best_checkpoint(trainer)
-    if (
-        best is not None
-    ):  # validation loads them, and validate_and_test() need not validate them again
+    if best is not None:  # validation loads them, and need not be repeated before the test
         _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
         trainer.validate(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
     return best
