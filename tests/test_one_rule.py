@@ -31,6 +31,8 @@ MISTAKES = {
         (*PRETRAIN, "require=[test.broken] -> require=test.broken: "),
         (*PRETRAIN, "base_ckpt={tmp}"),
         (*PRETRAIN, "base_ckpt={tmp}/text.txt"),
+        (*PRETRAIN, "optimizer.lr=auto"),
+        (*LORA, "scheduler=one_cycle", "optimizer.lr=auto"),
         (*PRETRAIN, "base_ckpt=null"),
         (*PRETRAIN, "+lora.rank=4 -> lora: nothing reads this key"),
         (*PRETRAIN, "scheduler=linear", "trainer.max_steps=-1"),

@@ -250,8 +250,11 @@ def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
             "optimizer.fused=true: expected optimizer.fused=null, since fused steps do not allow "
             f"trainer.gradient_clip_val={clip} with trainer.precision={precision}"
         )
-    if cfg.optimizer.lr == "auto" and cfg.stage != "lora":
-        raise UserError(f"optimizer.lr=auto: expected a number, since stage={cfg.stage}")
+    if cfg.optimizer.lr == "auto" and (cfg.stage != "lora" or "max_lr" in scheduler):
+        raise UserError(
+            "optimizer.lr=auto: expected a number; only stage=lora finds one, and none for "
+            "scheduler=one_cycle"
+        )
     if cfg.stage == "pretrain":
         for key in ("loss.distill", "data.mistakes"):
             if value := OmegaConf.select(cfg, key):
