@@ -82,7 +82,7 @@ def _adapter_errors() -> Iterator[None]:
 # --- what an adapter was trained with ------------------------------------------------------------
 
 
-def take_over_settings(cfg: DictConfig, run: Run | None) -> DictConfig:
+def with_settings_of_adapter(cfg: DictConfig, run: Run | None) -> DictConfig:
     """A copy of ``cfg`` with ``latest`` found, and network and images of the adapter.
 
     The folder of the run that trained it holds them in ``.hydra/``. A ``net`` or ``data`` on the

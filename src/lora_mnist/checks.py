@@ -22,7 +22,7 @@ def require_validation(setting: str, data: ImageDataModule) -> None:
         raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")
 
 
-def require_scale_and_dial(cfg: DictConfig, data: ImageDataModule) -> None:
+def check_scale_and_dial(cfg: DictConfig, data: ImageDataModule) -> None:
     """Refuse a scale for the finished adapter that is none, or that nothing can choose."""
     scale = cfg.lora.scale
     if scale == "auto":
@@ -86,7 +86,7 @@ def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule
     )
 
 
-def require_useful(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> None:
+def require_not_ruined(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> None:
     """Fail, if training has made a network useless; its results are kept."""
     if useless := why_useless(cfg, module, data):
         raise TrainingError(useless)

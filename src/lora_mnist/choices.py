@@ -107,7 +107,7 @@ def add_adapter(cfg: DictConfig, net: nn.Module) -> None:
     net.train()
 
 
-def choose_rate(
+def try_learning_rates(
     cfg: DictConfig, trainer: Trainer, module: ClassifierModule, data: ImageDataModule
 ) -> None:
     """Set the learning rate of ``module`` for ``optimizer.lr=auto``.

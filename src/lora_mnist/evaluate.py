@@ -8,8 +8,8 @@ from lora_mnist.adapters import (
     classes_repaired_by,
     load_base,
     place_adapter,
-    take_over_settings,
     turn_adapter,
+    with_settings_of_adapter,
 )
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import make_net, require_compatible
@@ -42,7 +42,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """
     clock = Clock()
     run = run or Run(new_run_folder(cfg))
-    cfg = take_over_settings(checked(cfg, run), run)
+    cfg = with_settings_of_adapter(checked(cfg, run), run)
     comparisons = parse_require(cfg.require)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)

@@ -22,22 +22,22 @@ from lora_mnist.adapters import (
     load_base,
     place_adapter,
     save_repair,
-    take_over_settings,
+    with_settings_of_adapter,
 )
 from lora_mnist.checks import (
+    check_scale_and_dial,
+    require_not_ruined,
     require_runnable,
-    require_scale_and_dial,
-    require_useful,
     warn_of_known_validation,
     why_useless,
 )
 from lora_mnist.choices import (
     add_adapter,
-    choose_rate,
     choose_target,
     choose_trainable,
     seed_of_run,
     set_replay_turns,
+    try_learning_rates,
 )
 from lora_mnist.classifier.dial import TRIES, quick_dial
 from lora_mnist.classifier.metrics import evaluation_of
@@ -167,21 +167,21 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     it and the new one: it stands on the base alone.
     """
     clock = Clock()
-    cfg = take_over_settings(cfg, run)
+    cfg = with_settings_of_adapter(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)
     earlier = place_adapter(cfg, net)
     data = make_data(cfg, "fit", net)
     require_compatible(net, data, data.train_set)
-    require_scale_and_dial(cfg, data)
+    check_scale_and_dial(cfg, data)
     better_preprocessing = advise_on_preprocessing(cfg, run, trainer, net, data)
     base_logits = choose_target(cfg, net, data, trainer)  # known if target=weakest looked for it
     repaired_before = classes_repaired_by(earlier, data.classes)
     set_replay_turns(cfg, data, repaired_before)
     add_adapter(cfg, net)
     module = make_module(cfg, net, data, base, base_logits)
-    choose_rate(cfg, trainer, module, data)
+    try_learning_rates(cfg, trainer, module, data)
     with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
         best = fit(cfg, trainer, module, data, resume_from, clock)
         require_unchanged(base, net)
@@ -194,7 +194,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         save_repair(cfg, run, net, base, data, results)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
-    require_useful(cfg, module, data)
+    require_not_ruined(cfg, module, data)
     return results
 
 
@@ -204,7 +204,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     It saves no adapter; its weights are in the checkpoint only.
     """
     clock = Clock()
-    cfg = take_over_settings(cfg, run)
+    cfg = with_settings_of_adapter(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)
@@ -220,7 +220,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
         results["base_unchanged"] = False
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
-    require_useful(cfg, module, data)
+    require_not_ruined(cfg, module, data)
     return results
 
 

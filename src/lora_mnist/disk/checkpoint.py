@@ -249,8 +249,9 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
             old = f"base_ckpt={own}" if own else f"the base {old[:12]}"
         old, new = ("null" if value is None else value for value in (old, new))
         raise UserError(f"{key}={new}: expected {old}, as in resume={resume}")
-    if record["finished"] and not path.with_name("last.ckpt").exists():
-        raise UserError(f"resume={resume}: expected last.ckpt in {path.parent}, to go on from")
+    last = Path(LAST_CHECKPOINT).name
+    if record["finished"] and not path.with_name(last).exists():
+        raise UserError(f"resume={resume}: expected {last} in {path.parent}, to go on from")
     if record["finished"] and not goes_farther:
         raise UserError(
             f"resume={resume}: this run has finished; expected a larger trainer.max_steps or "

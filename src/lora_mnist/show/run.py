@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lora_mnist.project import Run
-from lora_mnist.show.loggers import log_outcome
+from lora_mnist.show.outcome import log_outcome
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_results
 
