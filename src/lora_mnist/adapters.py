@@ -91,7 +91,7 @@ def with_settings_of_adapter(cfg: DictConfig, run: Run | None) -> DictConfig:
     how images are prepared, and the order of the classes.
 
     Raises:
-        UserError: if there is no such adapter, or its run names code of somebody's own.
+        UserError: if there is no such adapter, or its run or its file names code of somebody's own.
     """
     cfg = cfg.copy()
     if cfg.get("adapter") == "latest":
@@ -106,6 +106,11 @@ def with_settings_of_adapter(cfg: DictConfig, run: Run | None) -> DictConfig:
     if adapter is not None:
         with _adapter_errors():
             preprocessing |= read_metadata(adapter).get("preprocessing", {})
+    if foreign := foreign_code(preprocessing):  # either file may be somebody else's
+        named = f"adapter={adapter}" if adapter else f"base_ckpt={cfg.base_ckpt}"
+        raise UserError(
+            f"{named}: its preprocessing has {foreign[0]}, which is code; expected plain values"
+        )
     if cfg.data.get("transform"):  # it replaces these keys
         preprocessing = {}
     for key, value in preprocessing.items():

@@ -130,10 +130,10 @@ def try_learning_rates(
 
         def errors() -> int:
             net.eval()
-            return sum(evaluation_of(net, batches()).compute()["base"]["errors_per_class"])
+            with trainer.precision_plugin.forward_context():
+                return sum(evaluation_of(net, batches()).compute()["base"]["errors_per_class"])
 
-        with trainer.precision_plugin.forward_context():
-            before = errors()
+        before = errors()
         most = _MOST_HARM * before + 2 * before**0.5  # and two standard deviations of chance
         for rate in RATES:
             module.lr = rate
@@ -148,8 +148,7 @@ def try_learning_rates(
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-            with trainer.precision_plugin.forward_context():
-                is_harmless = errors() <= most
+            is_harmless = errors() <= most
             with torch.no_grad():
                 for parameter, value in zip(parameters, start, strict=True):
                     parameter.copy_(value)

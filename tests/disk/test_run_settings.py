@@ -2,8 +2,10 @@
 
 import pytest
 import yaml
-from composed import FEW, SMALL, small_adapter
+from composed import FEW, SMALL, small_adapter, small_net
+from PIL import Image
 
+from lora_mnist import add_lora, save_adapter
 from lora_mnist.disk.run_settings import foreign_code, read_run_settings
 
 EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
@@ -52,3 +54,16 @@ def test_code_that_a_run_names_is_run_only_where_it_is_trusted(cli, outputs, tmp
     assert not (tmp_path / "ran").exists()
     done = cli(*options, "trust=true").ok()
     assert (tmp_path / "ran").exists()
+
+
+def test_the_file_of_an_adapter_runs_no_code(cli, outputs, tmp_path):
+    copy = {"_target_": "shutil.copy", "src": str(outputs / "base" / "mnist.ckpt")}
+    evil = {"image_size": {**copy, "dst": str(tmp_path / "ran")}}
+    save_adapter(add_lora(small_net(outputs)), tmp_path / "evil", metadata={"preprocessing": evil})
+    here = ("data=folder", "data.data_dir=null", "data.classes=[0,1]", "data.mean=0", "data.std=1")
+    Image.new("L", (28, 28)).save(tmp_path / "x.png")
+    here = (*here, SMALL[0], f"base_ckpt={copy['src']}", f"images={tmp_path}/x.png")
+    done = cli("predict.py", f"adapter={tmp_path}/evil", *here)
+    assert done.code == 2
+    assert "its preprocessing has shutil.copy, which is code; expected plain values" in done.err
+    assert not (tmp_path / "ran").exists()
