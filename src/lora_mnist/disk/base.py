@@ -26,10 +26,6 @@ from lora_mnist.lora import fingerprint
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
-#: Keys under which scripts save the ``state_dict``; the last one is for a ``state_dict`` inside
-#: "model".
-_HOLDERS = ("state_dict", "model_state_dict", "model", "state_dict")
-
 
 class Base(NamedTuple):
     """A pretrained network: its ``state_dict`` and the SHA-256 of that in hexadecimal."""
@@ -50,54 +46,48 @@ def read_base(path: Path, net: nn.Module) -> Base:
     ``ValueError``, if the file holds no weights, or weights that do not fit ``net``; ``OSError``,
     if it cannot be read.
     """
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # after the length of the header: JSON
+    content: Any
+    try:
+        if is_safetensors:
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # neither library has one class for what a damaged file causes
+        damaged = (
+            f"damaged or something else ({type(error).__name__}); expected the weights of a "
+            "network, as torch.save(net.state_dict(), ...) or safetensors writes them"
+        )
+        raise ValueError(_why_refused(path) or damaged) from error
+    # Keys under which scripts save the state_dict; the last is for one inside "model".
+    for key in ("state_dict", "model_state_dict", "model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    entries = content.items() if isinstance(content, Mapping) else ()
+    stored = {str(name): value for name, value in entries if isinstance(value, Tensor)}
+    if not stored:
+        raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    stored, first, problem = _read_tensors(path), next(iter(before), ""), ""
+    first = next(iter(before), "")
     prefixes = [name.removesuffix(first) for name in stored if f".{name}".endswith(f".{first}")]
     prefix = min(prefixes, key=len, default="")
     chosen = {n.removeprefix(prefix): stored[n] for n in stored if n.startswith(prefix)}
     try:
         net.load_state_dict(chosen)
     except RuntimeError as error:  # torch names every tensor that does not fit
+        net.load_state_dict(before)
         reason = textwrap.shorten(str(error), 400).rstrip(".")
-        problem = f"{reason}; expected the tensors of the configured net"
+        raise ValueError(f"{reason}; expected the tensors of the configured net") from error
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for name, tensor in tensors.items():
-        if not problem and not tensor.isfinite().all():
-            problem = f"{name} holds NaN or infinity; expected finite numbers"
-    if problem:
-        net.load_state_dict(before)
-        raise ValueError(problem)
+        if not tensor.isfinite().all():
+            net.load_state_dict(before)
+            raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
     return Base(tensors, fingerprint(tensors), {})
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file, under the names that they have there."""
-    with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"  # after the length of the header: JSON
-    try:
-        content: Any
-        if is_safetensors:
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # neither library has one class for what a damaged file causes
-        if refused := _refused(path):
-            raise ValueError(refused) from error
-        raise ValueError(
-            f"damaged or something else ({type(error).__name__}); expected the weights of a "
-            "network, as torch.save(net.state_dict(), ...) or safetensors writes them"
-        ) from error
-    for key in _HOLDERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    entries = content.items() if isinstance(content, Mapping) else ()
-    tensors = {str(name): value for name, value in entries if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
-    return tensors
-
-
-def _refused(path: Path) -> str | None:
+def _why_refused(path: Path) -> str | None:
     """Why a file of ``torch.save`` is refused, and the command that saves its weights alone."""
     try:
         types = sorted(get_unsafe_globals_in_checkpoint(path))
