@@ -33,8 +33,7 @@ BELOW = {
     "trainer": {"errors", "progress", "project", "disk"},
     "checks": {"errors", "project", "data", "classifier"},
     "choices": {"errors", "project", "checks", "trainer", "lora", "data", "disk", "classifier"},
-    "preprocessing": {"errors", "project", "settings", "trainer", "data", "classifier", "show"}
-    | {"sweep.command"},
+    "preprocessing": {"errors", "project", "settings", "trainer", "data", "classifier", "show"},
     "cli": {"errors", "project", "disk", "sweep", "show"},
     **{
         key: {"errors", "project", "settings", "adapters", "trainer", "preprocessing"}

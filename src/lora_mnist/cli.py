@@ -26,8 +26,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_folder import LAST_CHECKPOINT, RUN_RECORD, latest
 from lora_mnist.errors import UserError, one_line
-from lora_mnist.project import CONFIGS, Run, program
-from lora_mnist.sweep.command import command_line, override
+from lora_mnist.project import CONFIGS, Run, command_line, override, program
 from lora_mnist.sweep.job import run_swept
 from lora_mnist.sweep.session import close_sweep, is_conducting, open_sweep, swept_keys
 

@@ -15,9 +15,8 @@ from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import UserError, one_line, require_extra
 from lora_mnist.lora import CONFIG_NAME, read_metadata, remove_lora, set_lora_scale
-from lora_mnist.project import Run
+from lora_mnist.project import Run, key_of
 from lora_mnist.settings import checked
-from lora_mnist.sweep.command import key_of
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,9 @@ from lora_mnist.classifier.significance import mcnemar, p_text
 from lora_mnist.data import ImageDataModule
 from lora_mnist.data.make import missing_settings
 from lora_mnist.errors import config_group
-from lora_mnist.project import Run
+from lora_mnist.project import Run, command_line
 from lora_mnist.settings import Check
 from lora_mnist.show.tables import show
-from lora_mnist.sweep.command import command_line
 from lora_mnist.trainer import on_device
 
 log = logging.getLogger(__name__)

@@ -4,12 +4,14 @@ import hashlib
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -57,6 +59,30 @@ def program(name: str | None = None) -> str:
         is_entry = typed.resolve().parent == PROJECT  # and no notebook's kernel
         typed = typed.with_name(f"{name}.py") if is_entry else Path(f"{name}.py")
     return f"python {shlex.quote(str(typed))}"
+
+
+def command_line(arguments: Iterable[str], entry: str | None = None) -> str:
+    """A command of ``entry``, or of the program that runs, ready to paste into bash or zsh."""
+    return " ".join([entry or program(), *map(quoted, arguments)])
+
+
+def quoted(text: str) -> str:
+    """One argument, quoted for the shell only where it must be."""
+    # Hydra's own quotes are single quotes, which shlex would break into five pieces.
+    return f'"{text}"' if "'" in text and not set('"$`\\!') & set(text) else shlex.quote(text)
+
+
+def override(key: str, value: object) -> str:
+    """``key=value`` as Hydra's override grammar has it, quoted only where it must be."""
+    text = str(value)
+    if not re.fullmatch(r"[\w/.+-]+", text, re.ASCII):
+        text = QuotedString(text, Quote.single).with_quotes()
+    return f"{key}={text}"
+
+
+def key_of(override: str) -> str:
+    """The key that an override of the command line sets."""
+    return override.split("=", 1)[0].lstrip("+~")
 
 
 OmegaConf.register_new_resolver("lora_mnist.project", lambda: str(PROJECT), replace=True)

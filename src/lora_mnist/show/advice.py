@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from lora_mnist.disk.run_settings import TRAINING_KEYS
-from lora_mnist.project import program
+from lora_mnist.project import command_line, key_of, override, program
 from lora_mnist.show.changes import (
     are_digits,
     change_of,
@@ -20,7 +20,6 @@ from lora_mnist.show.changes import (
     rest_of,
     targets_of,
 )
-from lora_mnist.sweep.command import command_line, key_of, override
 
 #: Groups of overrides that an advised command repeats, but for keys of ``data`` that only this
 #: training needs.

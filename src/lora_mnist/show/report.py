@@ -15,7 +15,7 @@ from lora_mnist.classifier.significance import chance_text
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.disk.run_folder import RESULTS_FILE
-from lora_mnist.project import Run, program
+from lora_mnist.project import Run, command_line, program
 from lora_mnist.show.advice import advice, dial_text, scaled_command
 from lora_mnist.show.changes import (
     class_rows,
@@ -27,7 +27,6 @@ from lora_mnist.show.changes import (
 )
 from lora_mnist.show.figures import DPI, draw_front, draw_run
 from lora_mnist.show.verdict import verdict, verdict_text
-from lora_mnist.sweep.command import command_line
 from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.disk.numbers import better_end, changes_numbers, flatten
 from lora_mnist.disk.run_folder import latest
 from lora_mnist.errors import UserError
-from lora_mnist.sweep.command import key_of
+from lora_mnist.project import key_of
 from lora_mnist.sweep.records import JOB_FILE, is_finished, read_json
 
 #: The commands so far (``commands``), the keys that all jobs of the last command share (``fixed``),

@@ -20,9 +20,8 @@ from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import check_require, flatten, parse_require
 from lora_mnist.disk.run_folder import RESULTS_FILE
 from lora_mnist.errors import RequirementError, UserError, one_line
-from lora_mnist.project import Run
+from lora_mnist.project import Run, key_of
 from lora_mnist.sweep import session
-from lora_mnist.sweep.command import key_of
 from lora_mnist.sweep.folder import LOCK_FILE, SWEEP_FILE, inputs_hash, varied_overrides
 from lora_mnist.sweep.records import JOB_FILE, is_finished, read_json
 

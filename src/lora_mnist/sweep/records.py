@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from lora_mnist.disk.numbers import changes_numbers, flatten
 from lora_mnist.disk.run_folder import RESULTS_FILE
 from lora_mnist.errors import one_line
-from lora_mnist.sweep.command import key_of
+from lora_mnist.project import key_of
 
 JOB_FILE = "job.json"
 

@@ -13,8 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.numbers import parse_require
 from lora_mnist.errors import UserError
-from lora_mnist.project import Run, program
-from lora_mnist.sweep.command import command_line, override, quoted
+from lora_mnist.project import Run, command_line, override, program, quoted
 from lora_mnist.sweep.folder import LOCK_FILE, SWEEP_FILE
 from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked, summarize

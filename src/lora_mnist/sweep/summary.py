@@ -15,7 +15,7 @@ from typing import Any
 from lora_mnist.classifier.significance import LEVEL, p_text
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import better_end
-from lora_mnist.sweep.command import command_line
+from lora_mnist.project import command_line
 from lora_mnist.sweep.folder import SWEEP_FILE
 from lora_mnist.sweep.records import Job, natural, read_jobs, read_json
 
