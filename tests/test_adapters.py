@@ -17,7 +17,7 @@ from lora_mnist.adapters import load_base, place_adapter, with_settings_of_adapt
 from lora_mnist.choices import add_adapter
 from lora_mnist.classifier.net import make_net
 from lora_mnist.disk.base import own_file, write_base
-from lora_mnist.lora import fingerprint, lora_weights
+from lora_mnist.lora import fingerprint, lora_names, lora_weights
 from lora_mnist.project import Run
 
 
@@ -53,7 +53,8 @@ def test_an_adapter_finds_its_own_base(outputs):
         net = make_net(cfg)
         assert load_base(cfg, net).sha256 == (sha256 or fingerprint(other))
         assert not any(module.training for module in net.modules())
-        assert (place_adapter(cfg, net) is not None) == bool(sha256)
+        place_adapter(cfg, net)
+        assert bool(lora_names(net)) == bool(sha256)
     cfg = config(outputs, "adapter=latest", f"base_ckpt={outputs}/base/mnist.ckpt")
     net = make_net(cfg)
     assert load_base(cfg, net).sha256 == fingerprint(other)
@@ -65,7 +66,9 @@ def test_an_adapter_finds_its_own_base(outputs):
     cfg.allow_other_base = True
     net = make_net(cfg)
     load_base(cfg, net)
-    assert place_adapter(cfg, net) == outputs / "lora" / "2026-a" / "adapter"
+    place_adapter(cfg, net)
+    assert cfg.adapter == str(outputs / "lora" / "2026-a" / "adapter")
+    assert lora_names(net)
 
 
 def test_the_latest_is_the_newest_by_time(outputs, tmp_path, monkeypatch):
@@ -73,7 +76,7 @@ def test_the_latest_is_the_newest_by_time(outputs, tmp_path, monkeypatch):
 
     def latest(run=None):
         cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
-        return Path(with_settings_of_adapter(cfg, run).adapter).name
+        return Path(with_settings_of_adapter(cfg, run).adapter).parent.name
 
     monkeypatch.setenv("LORA_MNIST_LATEST", "")  # so that it is afterwards as it was
     assert latest() == "2026-a"

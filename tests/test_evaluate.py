@@ -6,7 +6,6 @@ from composed import SMALL, composed, logged
 from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
-from lora_mnist.adapters import classes_repaired_by
 from lora_mnist.evaluate import evaluate
 from lora_mnist.project import Run
 
@@ -60,18 +59,12 @@ def test_what_is_required_is_checked_and_all_is_kept(cli, made, run, trained, tm
     assert f"run: {folder}" in done.err
 
 
-def test_an_adapter_knows_its_classes_by_name(run):
-    adapter = run / "adapter"
-    assert classes_repaired_by(adapter, list("0123456789")) == [9]
-    assert classes_repaired_by(adapter, list("9876543210")) == [0]
-    assert classes_repaired_by(adapter, ["cat", "dog"]) == []
-
-
 @pytest.mark.parametrize("scale", ["0", "0.5", "auto"])
 def test_as_much_of_the_adapter_as_is_asked_for(made, trained, tmp_path, scale):
     found = evaluate(config(made, "adapter=latest", f"scale={scale}"), Run(tmp_path))
     chosen = trained["dial"]["advised"] if scale == "auto" else float(scale)
     assert found["scale"] == chosen
+    assert found["targets"] == [9]  # the adapter knows it by name
     assert found["test_base"] == trained["test_base"]
     assert (found["test"]["broken"] == found["test"]["repaired"] == 0) == (chosen == 0)
 

@@ -36,6 +36,11 @@ MISTAKES = {
         (*PRETRAIN, "base_ckpt=null"),
         (*PRETRAIN, "+lora.rank=4 -> lora: nothing reads this key"),
         (*PRETRAIN, "scheduler=linear", "trainer.max_steps=-1"),
+        (*PRETRAIN, "scheduler=linear", "trainer.max_steps=9 -> trainer.max_epochs=1: expected -1"),
+        (
+            *PRETRAIN,
+            "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateFinder -> c",
+        ),
         (*PRETRAIN, "data.val_size=0", "callbacks=best -> callbacks: monitor=val/errors"),
         (*LORA, "callbacks=best -> trainer.val_check_interval=25"),
         (*PRETRAIN, "net.hidden_sizes=wide -> net: empty(): argument 'size'"),

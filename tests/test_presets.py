@@ -135,6 +135,7 @@ def test_a_drawn_seed_is_named_and_kept(cli, outputs):
     assert cfg.seed is None
 
 
+ONE_CYCLE = ("scheduler=one_cycle", "trainer.max_steps=4", "trainer.max_epochs=-1")
 STEP_LR = (
     *("+scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler._partial_=true"),
     *("+scheduler.step_size=1", "+scheduler.gamma=0.25", "+scheduler.interval=epoch"),
@@ -145,7 +146,10 @@ STEP_LR = (
     ("overrides", "expected"),
     [
         (STEP_LR, [1, 1, 0.25, 0.25]),
-        (("scheduler=one_cycle", "trainer.max_steps=4"), [0.04, 0.8117, 0.2831, 0]),
+        (
+            ("scheduler=one_cycle", "trainer.max_steps=4", "trainer.max_epochs=-1"),
+            [0.04, 0.8117, 0.2831, 0],
+        ),
     ],
 )
 def test_schedules(outputs, overrides, expected):

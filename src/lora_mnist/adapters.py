@@ -55,21 +55,6 @@ _info = rank_zero_only(logging.getLogger(__name__).info)
 _LATEST = "LORA_MNIST_LATEST"
 
 
-def find_adapter(cfg: DictConfig) -> Path | None:
-    """The folder of the adapter that ``cfg.adapter`` names, if it names one."""
-    if cfg.get("adapter") is None:
-        return None
-    folder = Path(cfg.adapter)
-    if not folder.is_dir():
-        raise UserError(
-            f"adapter={folder}: there is no such folder; expected an adapter's folder, that of "
-            "the run which left it, or latest"
-        )
-    if not (folder / CONFIG_NAME).exists() and (folder / "adapter").is_dir():
-        return folder / "adapter"
-    return folder
-
-
 @contextmanager
 def _adapter_errors() -> Iterator[None]:
     """Turn what is wrong with an adapter's files into a :class:`UserError`."""
@@ -83,7 +68,7 @@ def _adapter_errors() -> Iterator[None]:
 
 
 def with_settings_of_adapter(cfg: DictConfig, run: Run | None) -> DictConfig:
-    """A copy of ``cfg`` with ``latest`` found, and network and images of the adapter.
+    """A copy of ``cfg`` with the adapter's own folder, and its network and images.
 
     The folder of the run that trained it holds them in ``.hydra/``. A ``net`` or ``data`` on the
     command line wins. From Python, without a command line, ``cfg`` is taken as it is. Keys of
@@ -94,20 +79,29 @@ def with_settings_of_adapter(cfg: DictConfig, run: Run | None) -> DictConfig:
         UserError: if there is no such adapter, or its run or its file names code of somebody's own.
     """
     cfg = cfg.copy()
-    if cfg.get("adapter") == "latest":
-        cfg.adapter = _latest(cfg, run)
-    adapter = find_adapter(cfg)
-    if adapter is not None and run is not None and run.typed:
-        trained = read_run_settings(adapter.parent)
-        if trained is not None:
+    adapter = cfg.get("adapter")
+    if adapter == "latest":
+        adapter = _latest(cfg, run)
+    if adapter is not None:
+        folder = Path(adapter)
+        if not folder.is_dir():
+            raise UserError(
+                f"adapter={folder}: there is no such folder; expected an adapter's folder, that of "
+                "the run which left it, or latest"
+            )
+        if not (folder / CONFIG_NAME).exists() and (folder / "adapter").is_dir():
+            folder = folder / "adapter"
+        cfg.adapter = str(folder)
+        trained = read_run_settings(folder.parent)
+        if trained is not None and run is not None and run.typed:
             _take_over(cfg, run, trained)
-    record = read_record(base_file(cfg, adapter)[0])
+    record = read_record(base_file(cfg)[0])
     preprocessing = record.preprocessing if record else {}
     if adapter is not None:
         with _adapter_errors():
-            preprocessing |= read_metadata(adapter).get("preprocessing", {})
+            preprocessing |= read_metadata(cfg.adapter).get("preprocessing", {})
     if foreign := foreign_code(preprocessing):  # either file may be somebody else's
-        named = f"adapter={adapter}" if adapter else f"base_ckpt={cfg.base_ckpt}"
+        named = f"base_ckpt={cfg.base_ckpt}" if adapter is None else f"adapter={cfg.adapter}"
         raise UserError(
             f"{named}: its preprocessing has {foreign[0]}, which is code; expected plain values"
         )
@@ -129,7 +123,7 @@ def _latest(cfg: DictConfig, run: Run | None) -> str:
             f"adapter=latest: expected an adapter in {cfg.paths.outputs}/lora, found none; "
             f"make one with: {program('train')} stage=lora"
         )
-    folder = str(config.parents[1])
+    folder = str(config.parent)
     if run is not None and run.is_sweep:
         raise UserError(
             "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
@@ -171,31 +165,15 @@ def _take_over(cfg: DictConfig, run: Run, trained: RunSettings) -> None:
             cfg.data = data
 
 
-def classes_repaired_by(adapter: Path | None, classes: list[str]) -> list[int]:
-    """The numbers of the classes that ``adapter`` repairs; empty if it does not name them."""
-    if adapter is None:
-        return []
-    with _adapter_errors():
-        names = read_metadata(adapter).get("targets", [])
-    if not set(names) <= set(classes):
-        return []
-    return [classes.index(name) for name in names]
-
-
 # --- on the network ------------------------------------------------------------------------------
-
-
-def base_folder(cfg: DictConfig) -> Path:
-    """Where every base keeps a file of its own."""
-    return Path(cfg.paths.outputs, "base")
 
 
 def current_base(cfg: DictConfig) -> Path:
     """The file of the current base of these images and this network: the default of base_ckpt."""
-    return base_folder(cfg) / f"{cfg.base_name}.ckpt"
+    return Path(cfg.paths.bases, f"{cfg.base_name}.ckpt")
 
 
-def base_file(cfg: DictConfig, adapter: Path | None) -> tuple[Path, str | None]:
+def base_file(cfg: DictConfig) -> tuple[Path, str | None]:
     """The file of the base, and the SHA-256 that it should have, where the adapter says it.
 
     The base is ``cfg.base_ckpt``; where that is null, or the default of training, the base that the
@@ -203,19 +181,18 @@ def base_file(cfg: DictConfig, adapter: Path | None) -> tuple[Path, str | None]:
     """
     path = Path(cfg.base_ckpt or current_base(cfg))
     is_given = cfg.base_ckpt is not None and not (cfg.stage == "lora" and path == current_base(cfg))
-    if is_given or adapter is None:
+    if is_given or cfg.get("adapter") is None:
         return path, None
     with _adapter_errors():
-        sha256 = read_metadata(adapter).get("base_sha256")
-    kept = find_base(base_folder(cfg), sha256) if sha256 else None
+        sha256 = read_metadata(cfg.adapter).get("base_sha256")
+    kept = find_base(Path(cfg.paths.bases), sha256) if sha256 else None
     return kept or current_base(cfg), sha256
 
 
 def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     """Load the base into ``net``, in eval mode; return it, to compare with later."""
     net.eval()  # in train mode, batch normalisation would move its running statistics
-    adapter = find_adapter(cfg)
-    path, sha256 = base_file(cfg, adapter)
+    path, sha256 = base_file(cfg)
     try:
         base = read_base(path, net)
     except FileNotFoundError as error:
@@ -228,19 +205,23 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
     if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
         raise UserError(
-            f"adapter={adapter}: its base, {sha256[:12]}..., is not in "
-            f"{base_folder(cfg)}; expected base_ckpt=FILE, the weights that it was trained on"
+            f"adapter={cfg.adapter}: its base, {sha256[:12]}..., is not in "
+            f"{cfg.paths.bases}; expected base_ckpt=FILE, the weights that it was trained on"
         )
     return base
 
 
-def place_adapter(cfg: DictConfig, net: nn.Module) -> Path | None:
-    """Put the adapter that ``cfg.adapter`` names on ``net``; return its folder, if it names one."""
-    adapter = find_adapter(cfg)
-    if adapter is not None:
-        with _adapter_errors():
-            load_adapter(net, adapter, cfg.allow_other_base)
-    return adapter
+def place_adapter(cfg: DictConfig, net: nn.Module) -> list[str]:
+    """Put the adapter that ``cfg.adapter`` names, if any, on ``net``.
+
+    Returns:
+        The names of the classes that it repairs; empty if there is no adapter, or it names none.
+    """
+    if cfg.adapter is None:
+        return []
+    with _adapter_errors():
+        load_adapter(net, cfg.adapter, cfg.allow_other_base)
+        return list(read_metadata(cfg.adapter).get("targets", []))
 
 
 def turn_adapter(
@@ -286,8 +267,9 @@ def save_repair(
     prepared. The base gets a file of its own, where it has none: whoever loads the adapter finds
     it.
     """
-    if find_base(base_folder(cfg), base.sha256) is None:
-        write_base(base.tensors, own_file(base_folder(cfg), cfg.base_name, base.sha256))
+    bases = Path(cfg.paths.bases)
+    if find_base(bases, base.sha256) is None:
+        write_base(base.tensors, own_file(bases, cfg.base_name, base.sha256))
     if len(lora_names(net)) > 1 or any(each.scale != 1 for each in lora_adapters(net)):
         sum_adapters(net)
     targets = sorted({*results["targets"], *results["repaired_before"]})

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.significance import knows_validation
@@ -22,37 +22,66 @@ def require_validation(setting: str, data: ImageDataModule) -> None:
         raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")
 
 
-def check_scale_and_dial(cfg: DictConfig, data: ImageDataModule) -> None:
-    """Refuse a scale for the finished adapter that is none, or that nothing can choose."""
-    scale = cfg.lora.scale
-    if scale == "auto":
-        require_validation("lora.scale=auto", data)
-    elif not is_number(scale) or scale <= 0:
-        raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
-    if cfg.dial:
-        require_validation("dial=true", data)
-
-
-def require_runnable(trainer: Trainer, data: ImageDataModule) -> None:
-    """Refuse batches that the processes cannot share.
-
-    Where callbacks choose by validation images, refuse also a training without any, and one that
-    ends before its first validation.
-    """
+def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule) -> None:
+    """Refuse values that are each right on their own, but not together, or not with ``data``."""
+    scheduler, loss, steps = cfg.scheduler or {}, cfg.loss, cfg.trainer.max_steps
+    if steps in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
+        if steps == -1:
+            raise UserError(
+                "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+            )
+        if cfg.trainer.max_epochs != -1:
+            raise UserError(
+                f"trainer.max_epochs={cfg.trainer.max_epochs}: expected -1, since scheduler counts "
+                f"trainer.max_steps={steps} to their end"
+            )
+    if trainer.gradient_clip_val and "16" in trainer.precision and cfg.optimizer.get("fused"):
+        raise UserError(
+            "optimizer.fused=true: expected optimizer.fused=null, since fused steps do not allow "
+            f"trainer.gradient_clip_val={trainer.gradient_clip_val} with "
+            f"trainer.precision={trainer.precision}"
+        )
+    if cfg.optimizer.lr == "auto":
+        if cfg.stage != "lora" or "max_lr" in scheduler:
+            raise UserError(
+                "optimizer.lr=auto: expected a number; only stage=lora finds one, and none for "
+                "scheduler=one_cycle"
+            )
+        require_validation("optimizer.lr=auto", data)
+    if cfg.stage == "pretrain":
+        for key in ("loss.distill", "data.mistakes"):
+            if value := OmegaConf.select(cfg, key):
+                raise UserError(
+                    f"{key}={value}: expected 0, or null, since stage=pretrain has no base"
+                )
+    if cfg.stage == "lora":
+        scale = cfg.lora.scale
+        if scale == "auto":
+            require_validation("lora.scale=auto", data)
+        elif not is_number(scale) or scale <= 0:
+            raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
+        if cfg.dial:
+            require_validation("dial=true", data)
+    if data.replay == 0 and loss.get("target_weight") is not None:
+        raise UserError(
+            f"loss.target_weight={loss.target_weight}: expected null, or data.replay > 0"
+        )
     for key in ("batch_size", "replay"):
         size, processes = getattr(data, key), trainer.world_size
         if size % processes:
             raise UserError(f"data.{key}={size}: expected a multiple of the {processes} processes")
-    interval, steps = trainer.val_check_interval, trainer.max_steps
-    batches = steps * trainer.accumulate_grad_batches
     monitors = [str(getattr(each, "monitor", "")) for each in trainer.callbacks]  # type: ignore[attr-defined]
     monitors = [monitor for monitor in monitors if monitor.startswith("val/")]
+    interval, batches = (
+        trainer.val_check_interval,
+        trainer.max_steps * trainer.accumulate_grad_batches,
+    )
     if monitors:
         require_validation(f"callbacks: monitor={monitors[0]}", data)
     if monitors and isinstance(interval, int) and 0 <= batches < interval:
         raise UserError(
             f"trainer.val_check_interval={interval}: expected at most {batches}, the batches of "
-            f"trainer.max_steps={steps}, since callbacks choose by validation images"
+            f"trainer.max_steps={trainer.max_steps}, since callbacks choose by validation images"
         )
 
 

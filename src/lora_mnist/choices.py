@@ -118,7 +118,6 @@ def try_learning_rates(
     """
     if cfg.optimizer.lr != "auto":
         return
-    require_validation("optimizer.lr=auto", data)
     net, count = module.net, len(data.val_set)
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     start = [parameter.detach().clone() for parameter in parameters]

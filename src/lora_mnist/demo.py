@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.adapters import find_adapter, load_base, place_adapter, with_settings_of_adapter
+from lora_mnist.adapters import load_base, place_adapter, with_settings_of_adapter
 from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
@@ -51,8 +51,7 @@ class SideBySide:
         self.data: ImageDataModule = make_data(self.cfg, "test", self._net)
         base = load_base(self.cfg, self._net)
         require_compatible(self._net, self.data, self.data.test_set)
-        given = find_adapter(self.cfg)
-        folders = [] if given is None else [str(given)]
+        folders = [] if self.cfg.adapter is None else [self.cfg.adapter]
         for file in sorted(outputs.rglob(CONFIG_NAME), key=os.path.getmtime, reverse=True):
             if read_metadata(file.parent).get("base_sha256") == base.sha256:
                 folders.append(str(file.parent))

@@ -5,7 +5,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.adapters import (
-    classes_repaired_by,
     load_base,
     place_adapter,
     turn_adapter,
@@ -50,7 +49,8 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     base = load_base(cfg, net)
     require_compatible(net, data, data.test_set)
     better = advise_on_preprocessing(cfg, run, trainer, net, data)
-    data.targets = classes_repaired_by(place_adapter(cfg, net), data.classes)
+    repaired = place_adapter(cfg, net)
+    data.targets = [c for c, name in enumerate(data.classes) if name in repaired]
     with on_device(net, trainer.strategy.root_device) as device:
         scale = turn_adapter(cfg, net, data, device)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)

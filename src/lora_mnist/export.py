@@ -69,9 +69,9 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     require_compatible(net, data, data.test_set)
     # torch.export would keep the size of a batch of one constant.
     examples, _ = data.test_set.take([0, 0])
-    adapter = place_adapter(cfg, net)
+    place_adapter(cfg, net)
     scale = turn_adapter(cfg, net, data)
-    plain = merge_lora(copy.deepcopy(net)) if adapter else net
+    plain = merge_lora(copy.deepcopy(net)) if cfg.adapter else net
     channels, height, width = examples.shape[1:]
     transform = "(pixel / 255 - mean) / std"
     if cfg.data.get("transform"):  # one of the user's own, in the place of mean and std
@@ -80,7 +80,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         "lora_mnist": version("lora-mnist"),
         "net": json.dumps(OmegaConf.to_container(cfg.net, resolve=True)),
         "base_sha256": fingerprint(base_state_dict(net)),
-        "adapter": json.dumps(adapter and str(adapter)),
+        "adapter": json.dumps(cfg.adapter),
         "scale": json.dumps(scale),
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(data.name),
@@ -97,7 +97,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     except OSError as error:
         raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
     same = f"same predictions as the live network on {len(data.test_set):,} test images"
-    parts = f"base and adapter at scale {scale:g}" if adapter else "base"
+    parts = f"base and adapter at scale {scale:g}" if cfg.adapter else "base"
     log.info("%s: %s; %s, logits to %.1e", cfg.out, parts, same, largest)
     return metadata
 

@@ -51,7 +51,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         with config_group("images"):
             labels = {f: data.class_of_folder(f.resolve().parent.name) for f in files}
     load_base(cfg, net)
-    adapter = place_adapter(cfg, net)
+    place_adapter(cfg, net)
     turn_adapter(cfg, net, data)
     images: dict[Path, Tensor] = {}
     predictions: list[dict[str, Any]] = []
@@ -66,9 +66,9 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
             net, data, ImageTensors(batch, torch.zeros(len(batch), dtype=torch.int64))
         )
         predictions = [{"file": str(file)} for file in images]
-        with lora_disabled(net) if adapter else nullcontext():
+        with lora_disabled(net) if cfg.adapter else nullcontext():
             _classify("base", net, data, batch, predictions)
-        if adapter:
+        if cfg.adapter:
             _classify("adapted", net, data, batch, predictions)
         if cfg.mistakes is not None:
             wrong = copied = 0

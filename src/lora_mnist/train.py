@@ -16,8 +16,6 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lora_mnist.adapters import (
-    base_folder,
-    classes_repaired_by,
     current_base,
     load_base,
     place_adapter,
@@ -25,9 +23,8 @@ from lora_mnist.adapters import (
     with_settings_of_adapter,
 )
 from lora_mnist.checks import (
-    check_scale_and_dial,
+    require_consistent,
     require_not_ruined,
-    require_runnable,
     warn_of_known_validation,
     why_useless,
 )
@@ -53,7 +50,6 @@ from lora_mnist.disk.base import (
 )
 from lora_mnist.disk.checkpoint import (
     best_checkpoint,
-    read_checkpoint,
     recorded_run,
 )
 from lora_mnist.disk.numbers import check_require, parse_require
@@ -73,7 +69,7 @@ from lora_mnist.settings import checked
 from lora_mnist.show.changes import named
 from lora_mnist.show.run import report_run
 from lora_mnist.show.tables import print_parameters
-from lora_mnist.trainer import drop_finders, make_trainer, on_device, quiet_lightning
+from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
 
 #: The dial tries so many validation images, or more, at each scale.
 _LEAST_FOR_DIAL = 50
@@ -137,6 +133,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     net = make_net(cfg)
     data = make_data(cfg, "fit", net)
     require_compatible(net, data, data.train_set)
+    require_consistent(cfg, trainer, data)
     choose_target(cfg, net, data, trainer)
     module = make_module(cfg, net, data)
     with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
@@ -149,7 +146,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         # Last: a run that fails on the way leaves the current base alone.
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             state, preprocessing = net.state_dict(), data.preprocessing()
-            own = own_file(base_folder(cfg), cfg.base_name, results["base_sha256"])
+            own = own_file(Path(cfg.paths.bases), cfg.base_name, results["base_sha256"])
             if cfg.publish and not data.targets and not useless:
                 publish_base(state, preprocessing, own, current)
             else:
@@ -171,13 +168,13 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)
-    earlier = place_adapter(cfg, net)
+    repaired = place_adapter(cfg, net)
     data = make_data(cfg, "fit", net)
     require_compatible(net, data, data.train_set)
-    check_scale_and_dial(cfg, data)
+    require_consistent(cfg, trainer, data)
     better_preprocessing = advise_on_preprocessing(cfg, run, trainer, net, data)
     base_logits = choose_target(cfg, net, data, trainer)  # known if target=weakest looked for it
-    repaired_before = classes_repaired_by(earlier, data.classes)
+    repaired_before = [c for c, name in enumerate(data.classes) if name in repaired]
     set_replay_turns(cfg, data, repaired_before)
     add_adapter(cfg, net)
     module = make_module(cfg, net, data, base, base_logits)
@@ -210,6 +207,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     base = load_base(cfg, net)
     data = make_data(cfg, "fit", net)
     require_compatible(net, data, data.train_set)
+    require_consistent(cfg, trainer, data)
     base_logits = choose_target(cfg, net, data, trainer)
     choose_trainable(net, cfg.trainable)
     module = make_module(cfg, net, data, base, base_logits)
@@ -236,16 +234,12 @@ def fit(
 
     Returns their monitor, value and step; ``None``: the last weights stay.
     """
-    require_runnable(trainer, data)
     if trainer.is_global_zero:
         print_parameters(module.net)
         trained = {"lora": "an adapter", "pretrain": "a base"}.get(cfg.stage, "the base itself")
         classes = named(data.classes, data.targets or range(len(data.classes)))
         images = "mistakes" if data.mistake_sets else f"images of {classes}"
         _info("training %s on %s %s", trained, f"{len(data.target_indices):,}", images)
-    if resume_from is not None:
-        drop_finders(trainer)  # the checkpoint holds their result
-        data.batch_size = read_checkpoint(resume_from)["batch_size"]
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
     if not trainer.global_step:
@@ -254,16 +248,14 @@ def fit(
             "expected at least one step of training"
         )
     group = trainer.optimizers[0].param_groups[0]
-    module.lr = group.get("initial_lr", group["lr"])  # a finder or a checkpoint may have set it
+    module.lr = group.get("initial_lr", group["lr"])  # a checkpoint may have set it
     for name, parameter in module.net.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise TrainingError(
                 f"optimizer.lr={module.lr}: training diverged, {name} is not finite at step "
                 f"{trainer.global_step}; expected a smaller learning rate"
             )
-    # Profiler and finders would run again in validation and test.
-    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
-    drop_finders(trainer)
+    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # not of validation and test
     path, best = best_checkpoint(trainer)
     if best is not None:  # validation loads them, and need not be repeated before the test
         _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())

@@ -44,7 +44,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     has_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
     if cfg.trainer.get("accelerator") == "gpu" and not has_gpu:
         raise UserError("trainer.accelerator=gpu: torch finds no GPU here; expected auto, or cpu")
-    callbacks: list[Any] = [RandomStates(), WholeSchedule()]
+    callbacks: list[Any] = [RandomStates()]
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:
             with config_group(f"callbacks.{name}"):
@@ -83,6 +83,12 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             "use_distributed_sampler": False,  # the data share themselves out, and count none twice
         }
         trainer = Trainer(**defaults | arguments)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+            raise UserError(
+                f"callbacks: {type(callback).__name__} would train before each stage; expected "
+                "data.batch_size=NUMBER, and optimizer.lr=NUMBER or auto"
+            )
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
@@ -132,29 +138,6 @@ class FirstProcessDecides(Callback):
         for name in ("targets", "target_indices", "other_indices", "replay_turns"):
             setattr(data, name, trainer.strategy.broadcast(getattr(data, name)))
         pl_module.targets = data.targets
-
-
-class WholeSchedule(Callback):
-    """Refuses epochs that would end training in the middle of a schedule that counts steps."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        steps = trainer.estimated_stepping_batches
-        for config in trainer.lr_scheduler_configs:
-            for key in ("T_max", "total_iters", "total_steps"):
-                counted = getattr(config.scheduler, key, 0)
-                if config.interval == "step" and counted > steps:
-                    raise UserError(
-                        f"trainer.max_epochs={trainer.max_epochs}: ends training after {steps:g} "
-                        f"of scheduler.{key}={counted} steps; expected trainer.max_epochs=-1, or "
-                        f"trainer.max_steps={steps:g}"
-                    )
-
-
-def drop_finders(trainer: Trainer) -> None:
-    """Take away the callbacks that look for a batch size or a learning rate."""
-    for callback in list(trainer.callbacks):  # type: ignore[attr-defined]
-        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
-            trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
 
 
 @contextmanager

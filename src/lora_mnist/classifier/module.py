@@ -16,7 +16,7 @@ from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.classifier.scalars import scalars
 from lora_mnist.data import Batch, ImageDataModule
 from lora_mnist.disk.base import Base
-from lora_mnist.errors import TrainingError, UserError, config_group, require_number
+from lora_mnist.errors import TrainingError, config_group, require_number
 from lora_mnist.lora import lora_adapters, lora_disabled, lora_names, lora_state_dict
 
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
@@ -203,7 +203,6 @@ def make_module(
     ``None``: it becomes a base itself. ``base_logits`` are the base's logits of the validation
     batches, where they are known.
     """
-    _require_fit_together(cfg, data)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     settings |= {"base_sha256": base and base.sha256, "targets": data.targets}
     settings |= {"classes": data.classes, "data_sha256": dict(data.sha256)}
@@ -235,33 +234,3 @@ def make_module(
     module.base_logits["val"] = [*base_logits]
     module.configure_optimizers()  # Lightning would refuse bad values only when training starts
     return module
-
-
-def _require_fit_together(cfg: DictConfig, data: ImageDataModule) -> None:
-    """Refuse values that are each right on their own, but not together."""
-    scheduler, loss = cfg.scheduler or {}, cfg.loss
-    if -1 in (scheduler.get("T_max"), scheduler.get("total_iters"), scheduler.get("total_steps")):
-        raise UserError(
-            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
-        )
-    clip, precision = cfg.trainer.get("gradient_clip_val"), str(cfg.trainer.get("precision"))
-    if clip and "16" in precision and cfg.optimizer.get("fused"):  # Adam is fused by default
-        raise UserError(
-            "optimizer.fused=true: expected optimizer.fused=null, since fused steps do not allow "
-            f"trainer.gradient_clip_val={clip} with trainer.precision={precision}"
-        )
-    if cfg.optimizer.lr == "auto" and (cfg.stage != "lora" or "max_lr" in scheduler):
-        raise UserError(
-            "optimizer.lr=auto: expected a number; only stage=lora finds one, and none for "
-            "scheduler=one_cycle"
-        )
-    if cfg.stage == "pretrain":
-        for key in ("loss.distill", "data.mistakes"):
-            if value := OmegaConf.select(cfg, key):
-                raise UserError(
-                    f"{key}={value}: expected 0, or null, since stage=pretrain has no base"
-                )
-    if data.replay == 0 and loss.get("target_weight") is not None:
-        raise UserError(
-            f"loss.target_weight={loss.target_weight}: expected null, or data.replay > 0"
-        )

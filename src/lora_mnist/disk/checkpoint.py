@@ -98,11 +98,10 @@ class LastCheckpoint(Checkpoint):
 
 
 class RandomStates(Callback):
-    """Keeps the states of all random generators in each checkpoint, and the size of the batches.
+    """Keeps the states of all random generators in each checkpoint.
 
-    A finder may have chosen that size. Each process has its own states; the checkpoint has all of
-    them, by rank. On another kind of device training goes on without the state of the first, with a
-    warning.
+    Each process has its own states; the checkpoint has all of them, by rank. On another kind of
+    device training goes on without the state of the first, with a warning.
     """
 
     _states: Sequence[dict[str, Any]] = ()
@@ -125,7 +124,6 @@ class RandomStates(Callback):
             of_all = [{} for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(of_all, states)
         checkpoint["random_states"] = of_all
-        checkpoint["batch_size"] = trainer.datamodule.batch_size  # type: ignore[attr-defined]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -244,7 +242,7 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
             key = "data.mistakes" if "mistakes" in key else "data.data_dir"
             old, new = "the same images", settings.get(key)
         elif key == "base_sha256" and old and new:
-            own = find_base(Path(str(settings["paths.outputs"]), "base"), old)
+            own = find_base(Path(str(settings["paths.bases"])), old)
             key, new = "base_ckpt", settings["base_ckpt"]
             old = f"base_ckpt={own}" if own else f"the base {old[:12]}"
         old, new = ("null" if value is None else value for value in (old, new))
