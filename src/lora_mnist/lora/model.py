@@ -144,7 +144,7 @@ def attach(
                 f"target_modules: {' and '.join(sharing)} share one weight, which a merged network "
                 "could not; expected none of them"
             )
-        for other in weight.registered or []:
+        for other in weight.registered:
             if not isinstance(other, LoRAParametrization):
                 raise ValueError(
                     f"{layer}: has {type(other).__name__} on its {weight.tensor}; expected "

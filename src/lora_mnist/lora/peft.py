@@ -104,8 +104,10 @@ def warn_of_peft(model: nn.Module, adapters: Adapters) -> None:
     """
     every = [module for _, module in model.named_modules(remove_duplicate=False)]
     layers = []
-    for name, ((module, tensor), _) in adapters.items():
-        is_usual = tensor == "weight" and not isinstance(module, NonDynamicallyQuantizableLinear)
+    for name, (weight, _) in adapters.items():
+        module: Any = weight.module
+        is_attention = isinstance(module, NonDynamicallyQuantizableLinear)
+        is_usual = weight.tensor == "weight" and not is_attention
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             is_usual = set(module.dilation) == {1} and module.padding_mode == "zeros"
         if not is_usual or every.count(module) > 1:

@@ -19,20 +19,17 @@ def target_weights(
     """
     weights = {name: w for name, w in adaptable_weights(model).items() if w.base.ndim > 1}
     start = f"target_modules={target_modules}: expected"
-    if isinstance(target_modules, str):
-        entries: Collection[str] = [target_modules]
-    elif isinstance(target_modules, Collection):
-        entries = target_modules
-    else:
+    entries = [target_modules] if isinstance(target_modules, str) else target_modules
+    if not isinstance(entries, Collection):
         raise ValueError(f"{start} all, all-linear, a regular expression or a list of names")
     chosen: list[str] = []
     for entry in entries:
         if entry in ("all", "all-linear"):
             kinds = (nn.Linear,) if entry == "all-linear" else (nn.Linear, nn.Conv2d)
             named = []
-            for name, (module, tensor) in weights.items():
-                is_grouped = getattr(module, "groups", 1) > 1
-                if isinstance(module, kinds) and tensor == "weight" and not is_grouped:
+            for name, weight in weights.items():
+                is_kind = isinstance(weight.module, kinds) and weight.tensor == "weight"
+                if is_kind and getattr(weight.module, "groups", 1) == 1:
                     named.append(name)
         elif isinstance(target_modules, str):
             try:

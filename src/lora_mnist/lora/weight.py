@@ -11,31 +11,17 @@ from .layer import LoRAParametrization, conv2d_forward, linear_forward
 
 
 class Weight(NamedTuple):
-    """One weight of a network: the attribute ``tensor`` of ``module``."""
+    """One weight of a network, and what is on it."""
 
     module: nn.Module
-    tensor: str
-
-    @property
-    def registered(self) -> Any:
-        """The module in which torch keeps the weight and what is on it; ``None`` without any."""
-        if not parametrize.is_parametrized(self.module, self.tensor):
-            return None
-        return self.module.parametrizations[self.tensor]  # type: ignore[index]
+    tensor: str  # the attribute of the module
+    base: Any  # the weight without any adapter: from the layer it would read as the dense sum
+    registered: Any  # torch's list of what is on it
 
     @property
     def adapters(self) -> list[LoRAParametrization]:
         """The adapters on the weight, first registered first."""
-        return [p for p in self.registered or [] if isinstance(p, LoRAParametrization)]
-
-    @property
-    def base(self) -> Any:
-        """The weight without any adapter; reading it from the layer would build the dense sum."""
-        registered = self.registered
-        if registered is None:
-            return getattr(self.module, self.tensor)
-        # Somebody else's parametrization may keep several tensors, as weight_norm does.
-        return registered.original if registered.is_tensor else registered.original0
+        return [p for p in self.registered if isinstance(p, LoRAParametrization)]
 
     @property
     def factored_forward(self) -> Callable[[Any, Tensor], Tensor] | None:
@@ -65,7 +51,7 @@ class Weight(NamedTuple):
             # that class would reach the copy too, so this layer gets another class first.
             shared = type(module)
             module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
-        if self.registered is not None:
+        if parametrize.is_parametrized(module, self.tensor):
             parametrize.remove_parametrizations(module, self.tensor, leave_parametrized=False)
         setattr(module, self.tensor, base)
         for adapter in adapters:
@@ -111,11 +97,16 @@ def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
         if parametrize.is_parametrized(module):
             tensors = [*module.parametrizations, *tensors]
         for tensor in tensors:
-            weight = Weight(module, tensor)
-            if nn.parameter.is_lazy(weight.base) or not weight.base.is_floating_point():
-                continue
-            name = layer if tensor == "weight" else f"{layer}.{tensor}".removeprefix(".")
-            weights[name] = weight
+            registered: Any = ()
+            if parametrize.is_parametrized(module, tensor):
+                registered = module.parametrizations[tensor]
+                # Somebody else's may keep several tensors, as weight_norm does.
+                base = registered.original if registered.is_tensor else registered.original0
+            else:
+                base = getattr(module, tensor)
+            if not nn.parameter.is_lazy(base) and base.is_floating_point():
+                name = layer if tensor == "weight" else f"{layer}.{tensor}".removeprefix(".")
+                weights[name] = Weight(module, tensor, base, registered)
     return weights
 
 
