@@ -95,8 +95,8 @@ def with_settings_of_adapter(cfg: DictConfig, run: Run | None) -> DictConfig:
         trained = read_run_settings(folder.parent)
         if trained is not None and run is not None and run.typed:
             _take_over(cfg, run, trained)
-    record = read_record(base_file(cfg)[0])
-    preprocessing = record.preprocessing if record else {}
+    record = read_record(base_file(cfg)[0]) or {}
+    preprocessing = record.get("preprocessing", {})
     if adapter is not None:
         with _adapter_errors():
             preprocessing |= read_metadata(cfg.adapter).get("preprocessing", {})

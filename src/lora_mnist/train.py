@@ -145,13 +145,14 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         useless = why_useless(cfg, module, data)
         # Last: a run that fails on the way leaves the current base alone.
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            state, preprocessing = net.state_dict(), data.preprocessing()
-            own = own_file(Path(cfg.paths.bases), cfg.base_name, results["base_sha256"])
-            if cfg.publish and not data.targets and not useless:
-                publish_base(state, preprocessing, own, current)
+            is_published = cfg.publish and not data.targets and not useless
+            folder = Path(cfg.paths.bases) if is_published else run.folder
+            own = own_file(folder, cfg.base_name, results["base_sha256"])
+            write_base(net.state_dict(), own, data.preprocessing())
+            if is_published and current is not None:
+                publish_base(own, current)
             else:
-                write_base(state, run.folder / own.name, preprocessing)
-                _info("base: %s; the current one stays", run.folder / own.name)
+                _info("base: %s; the current one stays", own)
     if useless and cfg.publish and not data.targets:
         raise TrainingError(f"{useless}; the base stays in {run.folder}")
     return results

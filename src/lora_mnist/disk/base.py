@@ -8,6 +8,7 @@ its own, ``<name>-<first 12 digits of its SHA-256>.ckpt``; ``<name>.ckpt`` is th
 import json
 import logging
 import shlex
+import shutil
 import textwrap
 from collections.abc import Mapping
 from io import BytesIO
@@ -32,7 +33,6 @@ class Base(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     sha256: str
-    preprocessing: dict[str, Any]  # of its images, in a file of :func:`write_base`; else empty
 
 
 def read_base(path: Path, net: nn.Module) -> Base:
@@ -84,7 +84,7 @@ def read_base(path: Path, net: nn.Module) -> Base:
         if not tensor.isfinite().all():
             net.load_state_dict(before)
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-    return Base(tensors, fingerprint(tensors), {})
+    return Base(tensors, fingerprint(tensors))
 
 
 def _why_refused(path: Path) -> str | None:
@@ -109,9 +109,7 @@ def _why_refused(path: Path) -> str | None:
 
 
 def write_base(
-    tensors: Mapping[str, Tensor],
-    path: Path,
-    preprocessing: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Tensor], path: Path, preprocessing: Mapping[str, Any] | None = None
 ) -> None:
     """Write a base, whole or not at all; equal arguments give equal files."""
     # A clone does not take along other tensors that share the memory.
@@ -127,16 +125,14 @@ def write_base(
         temporary.write_bytes(buffer.getbuffer())
 
 
-def read_record(path: Path) -> Base | None:
-    """The base that :func:`write_base` wrote into ``path``; ``None`` for any other file."""
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What :func:`write_base` wrote into ``path``; ``None`` for any other file."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        tensors, sha256 = content["state_dict"], content["sha256"]
-        is_ours = sha256 == fingerprint(tensors)
-        preprocessing = content.get("preprocessing", {})  # older files have none
+        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        is_ours = content["sha256"] == fingerprint(content["state_dict"])
     except Exception:  # other files, or none, cause all kinds
         return None
-    return Base(tensors, sha256, preprocessing) if is_ours else None
+    return content if is_ours else None
 
 
 def own_file(folder: Path, name: str, sha256: str) -> Path:
@@ -149,39 +145,36 @@ def find_base(folder: Path, sha256: str) -> Path | None:
     return next(iter(sorted(folder.glob(f"*-{sha256[:12]}.ckpt"))), None)
 
 
-def require_replaceable(path: Path) -> Base | None:
-    """Refuse a file that a new base must not replace.
+def require_replaceable(path: Path) -> str | None:
+    """Refuse a file that a new base must not replace; return the SHA-256 of the base in it.
 
-    These are a folder, a file that :func:`write_base` has not written, and one in which a base
-    stays for good. Returned is the current base in ``path``; ``None`` without one.
+    Refused are a folder, a file that :func:`write_base` has not written, and one in which a base
+    stays for good.
     """
     record = read_record(path)
-    if path.exists() and (record is None or path.stem.endswith(f"-{record.sha256[:12]}")):
+    sha256 = record["sha256"] if record else None
+    if path.exists() and (sha256 is None or path.stem.endswith(f"-{sha256[:12]}")):
         raise UserError(
             f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "
             "leave base_ckpt out, or set publish=false to keep the new base in the run's folder"
         )
-    return record
+    return sha256
 
 
-def publish_base(
-    tensors: Mapping[str, Tensor], preprocessing: Mapping[str, Any], own: Path, current: Path | None
-) -> None:
-    """Write a base to ``own``, where it stays for good, and to ``current``, if that is a file.
+def publish_base(own: Path, current: Path) -> None:
+    """Make the base in ``own``, where it stays for good, the one in ``current``.
 
     The base that is replaced also has a file of its own, and the log names the command to go back.
     """
-    write_base(tensors, own, preprocessing)
-    if current is None:
-        _info("base: %s; the current one stays", own)
-        return
     before = require_replaceable(current)
-    if before is not None and before.sha256 != fingerprint(tensors):
-        previous = find_base(own.parent, before.sha256)
+    if before is not None and not own.stem.endswith(before[:12]):
+        previous = find_base(own.parent, before)
         if previous is None:  # it was made on another machine
-            previous = own_file(own.parent, current.stem, before.sha256)
-            write_base(before.tensors, previous, before.preprocessing)
+            previous = own_file(own.parent, current.stem, before)
+            with atomic_write(previous) as temporary:
+                shutil.copyfile(current, temporary)
         paths = shlex.quote(str(previous)), shlex.quote(str(current))
         _info("base: the one before is kept; go back with: cp %s %s", *paths)
-    write_base(tensors, current, preprocessing)
+    with atomic_write(current) as temporary:
+        shutil.copyfile(own, temporary)
     _info("base: %s, kept as %s", current, own)
