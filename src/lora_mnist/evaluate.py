@@ -19,7 +19,7 @@ from lora_mnist.disk.run_folder import new_run_folder
 from lora_mnist.preprocessing import advise_on_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
-from lora_mnist.show.run import report_run
+from lora_mnist.show.outcome import report_run
 from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
 
 

@@ -67,7 +67,7 @@ from lora_mnist.preprocessing import advise_on_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.changes import named
-from lora_mnist.show.run import report_run
+from lora_mnist.show.outcome import report_run
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
 
@@ -175,8 +175,8 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     require_consistent(cfg, trainer, data)
     better_preprocessing = advise_on_preprocessing(cfg, run, trainer, net, data)
     base_logits = choose_target(cfg, net, data, trainer)  # known if target=weakest looked for it
-    repaired_before = [c for c, name in enumerate(data.classes) if name in repaired]
-    set_replay_turns(cfg, data, repaired_before)
+    earlier = [c for c, name in enumerate(data.classes) if name in repaired]
+    set_replay_turns(cfg, data, earlier)
     add_adapter(cfg, net)
     module = make_module(cfg, net, data, base, base_logits)
     try_learning_rates(cfg, trainer, module, data)
@@ -187,7 +187,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         outcomes, steps = validate_and_test(trainer, module, data, clock), trainer.global_step
         results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
         results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial, "lr": module.lr}
-        results["repaired_before"] = repaired_before
+        results["repaired_before"] = list(data.replay_turns)
         results["better_preprocessing"] = better_preprocessing
         save_repair(cfg, run, net, base, data, results)
         write_results(run.folder, results, module.predictions, data.test_set)

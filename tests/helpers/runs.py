@@ -42,7 +42,7 @@ def results(stage="lora", **more):
         "stage": stage,
         "dataset": "farm",
         "seed": 3,
-        "digit": None if stage == "pretrain" else 1,
+        "targets": [] if stage == "pretrain" else [1],
         "classes": CLASSES,
         "replay": 0,
         "steps": 12,

@@ -72,7 +72,7 @@ def test_a_report_of_many_classes_is_small(tmp_path):
         evaluation = Evaluation(count)
         logits = [10.0 * torch.nn.functional.one_hot(side, count) for side in (after, base)]
         evaluation.update(logits[0], label, logits[1])
-        run = {**results(), **evaluation.conclude("test"), "digit": 0}
+        run = {**results(), **evaluation.conclude("test"), "targets": [0]}
         run["classes"] = [f"class number {n}" for n in range(count)]
         noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
         write_predictions(evaluation.predictions, ImageTensors(noise, label), tmp_path)
@@ -119,7 +119,7 @@ def test_the_front_of_a_sweep_advises_the_fewest_errors_in_all(tmp_path, monkeyp
         errors = [sum(pair) for pair in zip(of_target, elsewhere, strict=True)]
         dial = {**scales, "errors": errors, "advised": advised}
         dial |= {"errors_of_target": of_target, "errors_elsewhere": elsewhere}
-        more = {"dial": dial, "digit": 1, "classes": ["cat", "dog"]}
+        more = {"dial": dial, "targets": [1], "classes": ["cat", "dog"]}
         overrides = [f"loss.target_weight={weight}"]
         job = write_job(tmp_path / "sweep", f"job{weight}", overrides, accuracy=0.9, more=more)
         (job / ".hydra").mkdir()

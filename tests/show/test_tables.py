@@ -1,5 +1,6 @@
 import sys
 from io import StringIO
+from pathlib import Path
 
 from composed import logged
 from helpers.runs import outcome, repaired
@@ -18,7 +19,8 @@ def printed(function, *arguments, to="tables"):
 
 
 def results(**more):
-    run = {"stage": "eval", "classes": ["cat", "dog"], "test": REPAIRED, "test_base": BASE}
+    run = {"stage": "eval", "classes": ["cat", "dog"], "targets": [1]}
+    run |= {"test": REPAIRED, "test_base": BASE}
     return {**run, **more}
 
 
@@ -45,7 +47,7 @@ def test_parameters():
 
 
 def test_results_of_a_repair():
-    text = printed(print_results, results(digit=1))
+    text = printed(print_results, results(), Path())
     assert "test images, * to be repaired" in text
     assert cells(text) == [
         ["class", "repaired", "broken", "base errors", "errors", "change", "images", "errors, 95%"],
@@ -58,27 +60,32 @@ def test_results_of_a_repair():
 
 
 def first_cells(run):
-    return [row[0] for row in cells(printed(print_results, run))][1:]
+    return [row[0] for row in cells(printed(print_results, run, Path()))][1:]
 
 
 def test_of_many_classes_what_changed_comes_first():
     count = 1000
     base, broken, fixed = [1] * count, [0] * count, [0] * count
     fixed[60], broken[70], broken[80], fixed[80] = 1, 3, 1, 1
-    run = {"stage": "lora", "classes": [f"c{n}" for n in range(count)], "digit": [7, 50]}
+    run = {"stage": "lora", "classes": [f"c{n}" for n in range(count)], "targets": [7, 50]}
     run |= {"test_base": outcome(base), "test": repaired(base, broken, fixed), "replay": 0}
-    assert first_cells({**run, "repaired_before": [7, 5]}) == [
+    assert first_cells({**run, "repaired_before": [5]}) == [
         *("c7 *", "c50 *", "c5 +", "c70", "c60", "c80", f"{count - 6} others"),
         "all",
     ]
     assert len(first_cells({**run, "test": repaired(base, [1] * count, fixed)})) == 22
-    same = {**run, "digit": None, "test": repaired(base, [0] * count, [0] * count)}
+    same = {**run, "targets": [], "test": repaired(base, [0] * count, [0] * count)}
     assert first_cells(same) == [f"{count} others", "all"]
 
 
 def test_of_a_base_with_many_classes_the_worst_come_first():
     errors = [0] * 50 + [*range(50)]
-    base = {"classes": [f"c{n}" for n in range(100)], "test": outcome(errors, 100)}
+    base = {
+        "stage": "eval",
+        "classes": [f"c{n}" for n in range(100)],
+        "targets": [],
+        "test": outcome(errors, 100),
+    }
     assert first_cells(base) == [*(f"c{n}" for n in range(99, 79, -1)), "80 others", "all"]
 
 
@@ -88,20 +95,20 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
-    run = results(digit=1)
+    run = results()
     run["classes"] = ["c" * 60, "[b]dog"]
-    text = printed(print_results, run, to="screen")
+    text = printed(print_results, run, Path(), to="screen")
     assert "\x1b[32m" in text
     assert "…" not in text
     assert "[b]dog" in text
-    assert "\x1b" not in printed(print_results, run)
+    assert "\x1b" not in printed(print_results, run, Path())
 
 
 def test_a_command_is_not_broken_into_lines(tmp_path):
     (tmp_path / ".hydra").mkdir()
     typed = f"data.data_dir={'long/' * 40}"
     (tmp_path / ".hydra" / "overrides.yaml").write_text(f"[{typed}]")
-    run = {"stage": "eval", "classes": ["cat", "dog"], "test": BASE}
+    run = {"stage": "eval", "classes": ["cat", "dog"], "targets": [], "test": BASE}
     lines = printed(print_results, run, tmp_path).splitlines()
     assert lines[-1].endswith(f"experiment=repair target=cat {typed}")
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from helpers.runs import outcome, repaired, results
 
+from lora_mnist.show.advice import advice
 from lora_mnist.show.verdict import verdict
 
 GOLDEN = Path(__file__).with_name("verdicts.txt")
@@ -17,16 +18,16 @@ DIAL = {
 }
 
 
-def of_digits(broken, fixed, target=9, **more):
+def of_digits(broken, fixed, targets=(9,), **more):
     """A repair of the nines, which breaks so many fours."""
     test = repaired(BASE, [0] * 4 + [broken] + [0] * 5, [0] * 9 + [fixed], 1000)
-    run = {"stage": "lora", "classes": DIGITS, "digit": target, "replay": 0, **more}
+    run = {"stage": "lora", "classes": DIGITS, "targets": [*targets], "replay": 0, **more}
     return {**run, "test": test, "test_base": outcome(BASE, 1000)}
 
 
 def of_clothes(base, broken, fixed, **more):
     """A repair of the shirts with replayed images."""
-    run = {"stage": "lora", "classes": ["coat", "dress", "shirt"], "digit": 2, "replay": 90}
+    run = {"stage": "lora", "classes": ["coat", "dress", "shirt"], "targets": [2], "replay": 90}
     test = repaired(base, broken, fixed, 200)
     return {**run, "test": test, "test_base": outcome(base, 200), **more}
 
@@ -37,11 +38,11 @@ def of_mistakes():
     held_out = repaired([5, 0], [0, 0], [4, 0], 5)
     held_out["images_per_class"] = [5, 0]
     mended |= {"mistakes_test": held_out, "mistakes_test_base": outcome([5, 0], 5)}
-    return {**of_digits(40, 0, target=None), **mended}
+    return {**of_digits(40, 0, targets=[]), **mended}
 
 
 GUESSING = {
-    **{"stage": "lora", "classes": [*"abcde"], "digit": 4, "replay": 90},
+    **{"stage": "lora", "classes": [*"abcde"], "targets": [4], "replay": 90},
     "test_base": outcome([10, 20, 20, 20, 45], 50),
     "test": repaired([10, 20, 20, 20, 45], [35, 27, 27, 26, 0], [0, 0, 0, 0, 45], 50),
 }
@@ -49,12 +50,14 @@ TYPED = ["experiment=repair", "target=shirt", *OWN]
 CASES = {
     "a base": (results("pretrain"), ["stage=pretrain"]),
     "somebody's base": ({**results("pretrain"), "stage": "eval"}, OWN),
-    "a base without errors": ({"stage": "eval", "classes": ["a"], "test": outcome([0])}, []),
-    "a base with most images wrong": (
-        {"stage": "eval", "classes": ["a", "b"], "test": outcome([19, 15])},
+    "a base without errors": (
+        {"stage": "eval", "classes": ["a"], "targets": [], "test": outcome([0])},
         [],
     ),
-    "no test": ({"stage": "lora"}, []),
+    "a base with most images wrong": (
+        {"stage": "eval", "classes": ["a", "b"], "targets": [], "test": outcome([19, 15])},
+        [],
+    ),
     "only nines: harm, and a smaller scale": (of_digits(1754, 61, dial=DIAL), ["stage=lora"]),
     "harm, and no smaller scale": (of_digits(1754, 61, dial={**DIAL, "advised": 0}), []),
     "harm, turned down already": (
@@ -67,8 +70,8 @@ CASES = {
         ["experiment=repair", "digit=9", "optimizer.lr=0.1"],
     ),
     "nothing but chance": (of_digits(5, 5, replay=90), ["experiment=repair"]),
-    "two classes": (of_digits(0, 1, target=[4, 9]), ["stage=lora", "digit=[4,9]"]),
-    "all classes": (of_digits(20, 0, target=None, dial={**DIAL, "saved": 0.5}), ["stage=lora"]),
+    "two classes": (of_digits(0, 1, targets=[4, 9]), ["stage=lora", "digit=[4,9]"]),
+    "all classes": (of_digits(20, 0, targets=[], dial={**DIAL, "saved": 0.5}), ["stage=lora"]),
     "no better than guessing": (GUESSING, ["experiment=repair", "target=e"]),
     "mistakes": (of_mistakes(), ["stage=lora", "data.mistakes=wrong"]),
     "a good repair": (of_clothes([30, 8, 60], [2, 1, 0], [5, 1, 40]), TYPED),
@@ -88,14 +91,14 @@ CASES = {
     "a loss of what was repaired before": (
         of_clothes(
             *([80, 9, 20], [0, 20, 0], [60, 0, 0]),
-            **{"digit": 0, "repaired_before": [1], "test_before": outcome([80, 9, 20], 200)},
+            **{"targets": [0], "repaired_before": [1], "test_before": outcome([80, 9, 20], 200)},
         ),
         [*TYPED, "adapter=latest"],
     ),
     "what was repaired before stays": (
         of_clothes(
             *([80, 9, 40], [0, 1, 0], [60, 2, 1]),
-            **{"digit": 0, "repaired_before": [1], "test_before": outcome([80, 9, 40], 200)},
+            **{"targets": [0], "repaired_before": [1], "test_before": outcome([80, 9, 40], 200)},
         ),
         [*TYPED, "adapter=latest"],
     ),
@@ -112,7 +115,7 @@ def test_verdicts_and_advice_are_those_that_were_read(tmp_path, monkeypatch):
         text = "".join(f"- {override}\n" for override in typed)
         (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text(text or "[]")
         lines.append(f"# {name}")
-        for phrase in verdict(run, tmp_path / "run"):
+        for phrase in [*verdict(run), *advice(run, tmp_path / "run")]:
             lines.append(f"{phrase.mood:6} {phrase.text}")
         lines.append("")
     (tmp_path / "verdicts.txt").write_text("\n".join(lines))

@@ -38,7 +38,7 @@ def test_the_table(tmp_path):
     }
     for rank, accuracy in ((4, 0.9166), (8, 0.93344)):
         job = [f"lora.rank={rank}"]
-        write_job(tmp_path, f"{rank}", job, accuracy=accuracy, digit=9, more=more)
+        write_job(tmp_path, f"{rank}", job, accuracy=accuracy, more=more)
     write_job(tmp_path, "0", ["lora.rank=0"], error="expected an integer >= 1")
     assert summary(tmp_path) == f"{TABLE.lstrip()}{tmp_path}"
     assert [row["lora.rank"] for row in read_summary(tmp_path)] == ["8", "4", "0"]

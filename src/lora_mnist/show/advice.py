@@ -18,7 +18,6 @@ from lora_mnist.show.changes import (
     named,
     others_of,
     rest_of,
-    targets_of,
 )
 
 #: Groups of overrides that an advised command repeats, but for keys of ``data`` that only this
@@ -41,7 +40,7 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         folder: the run's; ``.hydra`` in it holds the overrides of its command line.
     """
     stage, dial = results["stage"], results.get("dial") or {}
-    everything, targets = change_of(results), targets_of(results)
+    everything, targets = change_of(results), results["targets"]
     # A base with most images wrong has to be trained first; another preprocessing was advised.
     is_base_bad = 2 * everything.before >= everything.images
     if is_base_bad or not everything.after or results.get("better_preprocessing"):
@@ -104,7 +103,7 @@ def _dial_advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
 
 def dial_text(results: Mapping[str, Any]) -> str:
     """``nines 28 -> 11, the other digits 152 -> 160``: validation errors at the advised scale."""
-    dial, classes, targets = results["dial"], results["classes"], targets_of(results)
+    dial, classes, targets = results["dial"], results["classes"], results["targets"]
     curves = {"all classes": dial["errors"]}
     if targets:
         curves = {named(classes, targets): dial["errors_of_target"]}

@@ -39,27 +39,19 @@ class Row(NamedTuple):
     """A line of the table of classes: cells by title, and the mood of the change."""
 
     name: str
-    classes: list[int]
     cells: dict[str, Any]
     mood: str
     is_target: bool
 
 
-def targets_of(results: Mapping[str, Any]) -> list[int]:
-    """The classes to repair, by number."""
-    digit = results.get("digit")
-    return [digit] if isinstance(digit, int) else list(digit or [])
-
-
-def repaired_before(results: Mapping[str, Any]) -> list[int]:
-    """The classes of earlier repairs that are not repaired again, by number."""
-    targets = targets_of(results)
-    return [c for c in results.get("repaired_before") or [] if c not in targets]
+def repaired_classes(results: Mapping[str, Any]) -> list[int]:
+    """The classes of this repair, then those of earlier ones, by number."""
+    return [*results["targets"], *results.get("repaired_before", [])]
 
 
 def rest_of(results: Mapping[str, Any]) -> list[int]:
     """The classes that were not repaired, by number."""
-    repaired = [*targets_of(results), *repaired_before(results)]
+    repaired = repaired_classes(results)
     return [c for c in range(len(results["classes"])) if c not in repaired]
 
 
@@ -96,7 +88,7 @@ def is_guessing(results: Mapping[str, Any]) -> bool:
     """Whether a repair leaves the other classes no better than a random answer would."""
     elsewhere = change_of(results, rest_of(results))
     right = elsewhere.images - elsewhere.after
-    return bool(targets_of(results)) and right <= elsewhere.images / len(results["classes"])
+    return bool(results["targets"]) and right <= elsewhere.images / len(results["classes"])
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -141,7 +133,7 @@ def listed_classes(results: Mapping[str, Any], most: int) -> list[int]:
     every = range(len(results["classes"]))
     if len(every) <= FEW_CLASSES:
         return list(every)
-    first = [*targets_of(results), *repaired_before(results)]
+    first = repaired_classes(results)
     sizes = {}
     for c in every:
         change = change_of(results, [c])
@@ -156,9 +148,9 @@ def class_rows(results: Mapping[str, Any], most: int) -> list[Row]:
     """The table of errors: :func:`listed_classes`, the others in one row, and all images."""
     every = list(range(len(results["classes"])))
     numbers, is_repair = listed_classes(results, most), "test_base" in results
-    groups = [(str(results["classes"][c]), [c]) for c in numbers]
-    if len(numbers) < len(every):
-        rest = [c for c in every if c not in numbers]
+    groups = [(results["classes"][c], [c]) for c in numbers]
+    rest = [c for c in every if c not in numbers]
+    if rest:
         groups.append((f"{len(rest)} others", rest))
     rows = []
     for name, classes in [*groups, ("all", every)]:
@@ -174,8 +166,8 @@ def class_rows(results: Mapping[str, Any], most: int) -> list[Row]:
             cells["images"] = change.images
         low, high = wilson(change.after, change.images)
         cells["errors, 95%"] = f"{low:.0f}-{high:.0f}"
-        is_target = is_repair and len(classes) == 1 and classes[0] in targets_of(results)
-        if len(classes) == 1 and classes[0] in repaired_before(results):
+        is_target = is_repair and len(classes) == 1 and classes[0] in results["targets"]
+        if len(classes) == 1 and classes[0] in results.get("repaired_before", []):
             name += " +"  # the table's title explains it
-        rows.append(Row(name, classes, cells, change.mood, is_target))
+        rows.append(Row(name, cells, change.mood, is_target))
     return rows

@@ -18,7 +18,6 @@ from lora_mnist.show.changes import (
     named,
     others_of,
     outcome_before,
-    targets_of,
 )
 
 #: The figures' folder in a run's folder.
@@ -49,7 +48,7 @@ def draw_run(
     Returns:
         The figures' files by name, in the order in which to look at them.
     """
-    classes = [str(name) for name in results["classes"]]
+    classes = results["classes"]
     figures = {}
     if listed_classes(results, _MOST_BARS):
         figures["errors"] = draw_errors(results)
@@ -82,10 +81,10 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
     axes = figure.subplots()
     places: NDArray[Any] = np.arange(len(numbers))
     height = 0.8 / len(errors)
-    names = [_shortened(str(results["classes"][c]), 31) for c in numbers]
+    names = [_shortened(results["classes"][c], 31) for c in numbers]
     axes.set_yticks(places + (0.8 - height) / 2, names)
     for label, c in zip(axes.get_yticklabels(), numbers, strict=True):
-        label.set_fontweight("bold" if c in targets_of(results) else "normal")
+        label.set_fontweight("bold" if c in results["targets"] else "normal")
     for side, counts in errors.items():
         color = _BLUE if side == "adapted" else _GRAY
         bars = axes.barh(places, [counts[c] for c in numbers], height, color=color, label=side)
@@ -106,7 +105,7 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
 
 def draw_dial(results: Mapping[str, Any]) -> Figure:
     """Validation errors as the adapter is turned up."""
-    classes, targets, dial = results["classes"], targets_of(results), results["dial"]
+    classes, targets, dial = results["classes"], results["targets"], results["dial"]
     if "errors_of_target" in dial:
         return draw_front({"adapter": dial}, "adapter", named(classes, targets), others_of(classes))
     curve = {**dial, "errors_elsewhere": dial["scales"], "errors_of_target": dial["errors"]}
@@ -203,30 +202,19 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
     before, after, meaning = predictions.base, predictions.adapted, "predictions: base → adapted"
     if after is None:
         before, after, meaning = predictions.label, predictions.base, "what it is → the prediction"
-    captions = []
-    for place in places[: len(images)]:
-        names = [_shortened(classes[side[place]], 9) for side in (before, after)]
-        captions.append((" → " if len("".join(names)) < 8 else " →\n").join(names))
-    columns = min(max(len(captions), 4), _COLUMNS)  # the title needs its room
-    rows = math.ceil(len(captions) / columns)
-    inches, head = _WIDTH / _COLUMNS, 0.6
-    down = 1.4 if "\n" in "".join(captions) else 1.2  # height of a row, in squares
-    size = (columns * inches, head + rows * down * inches)
-    figure = Figure(figsize=size)
+    columns = min(max(len(images), 4), _COLUMNS)  # the title needs its room
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(0.75 * columns, 0.6 + 1.1 * rows), layout="constrained")
     title = f"{kind}: {len(images):,} of {len(places):,} images\n{meaning}"
-    figure.text(0.01, 1 - 0.08 / size[1], title, va="top", fontsize=10)
-    # One pair of axes for all: matplotlib takes its time for each.
-    axes = figure.add_axes((0, 0, 1, 1 - head / size[1]))
-    axes.axis("off")
-    for place, pixels in enumerate(images):
-        y, x = place // columns * down, place % columns
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    for number, pixels in enumerate(images):
+        axes = figure.add_subplot(rows, columns, number + 1, frame_on=False, xticks=[], yticks=[])
         pixels = np.moveaxis(pixels, 0, -1)
         pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
-        height, width = 0.92 * np.array(pixels.shape[:2]) / max(pixels.shape[:2])
-        left, top = x + (1 - width) / 2, y + (1 - height) / 2
-        axes.imshow(pixels, extent=(left, left + width, top + height, top))
-        axes.text(x + 0.5, y + 1, captions[place], ha="center", va="top", fontsize=8)
-    axes.set(xlim=(0, columns), ylim=(rows * down, 0), aspect="auto")
+        axes.imshow(pixels)
+        names = [_shortened(classes[side[places[number]]], 9) for side in (before, after)]
+        arrow = " → " if len("".join(names)) < 8 else " →\n"
+        axes.set_xlabel(arrow.join(names), fontsize=8)
     return figure
 
 

@@ -1,9 +1,9 @@
-"""Verdict and figures for a run's loggers; Lightning gives them the scalars.
+"""The end of a run: its table, verdict and report, and what its loggers get of them.
 
-:mod:`.classifier.scalars` says which. TensorBoard also gets a page of charts (Custom Scalars), the
-errors of each class (Text), and a row in the table of runs (HParams).
+Lightning gives the loggers the scalars of :mod:`.classifier.scalars`.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import indent
@@ -14,34 +14,49 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from lora_mnist.show.changes import FEW_CLASSES, targets_of
+from lora_mnist.project import Run
+from lora_mnist.show.changes import FEW_CLASSES
 from lora_mnist.show.figures import FIGURES
-from lora_mnist.show.tables import results_text
+from lora_mnist.show.report import make_report
+from lora_mnist.show.tables import print_results, results_text
 from lora_mnist.show.verdict import verdict_text
 
+log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
-def log_outcome(trainer: Trainer, results: Mapping[str, Any], figures: Mapping[str, Path]) -> None:
-    """Give every logger the verdict, and the figures where it can show them.
 
+def report_run(
+    trainer: Trainer, results: Mapping[str, Any], run: Run, figures: bool | None
+) -> None:
+    """Print the results of a run, write its report, and give both to every logger.
+
+    With ``figures=None`` a single run has a report, and a job of a sweep has none. The loggers of
     W&B and TensorBoard are then closed: in a sweep the next job has its own.
     """
+    if not trainer.is_global_zero:
+        return
+    print_results(results, run.folder)
+    paths: dict[str, Path] = {}
+    if figures or (figures is None and not run.is_sweep):
+        paths = make_report(run.folder)
+        log.info("report: %s", run.folder / "report.html")
     verdict = verdict_text(results)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            _log_to_tensorboard(logger, results, figures, verdict)
+            _log_to_tensorboard(logger, results, paths, verdict)
         elif isinstance(logger, WandbLogger):
-            for name, path in figures.items():
+            for name, path in paths.items():
                 logger.log_image(f"{FIGURES}/{name}", [str(path)])
             logger.experiment.summary["verdict"] = verdict
             logger.experiment.finish()
         elif isinstance(logger, MLFlowLogger):
-            for path in figures.values():
+            for path in paths.values():
                 logger.experiment.log_artifact(logger.run_id, str(path), FIGURES)
             # Its page shows this tag as the run's description.
             logger.experiment.set_tag(logger.run_id, "mlflow.note.content", verdict)
         else:
             logger.log_hyperparams({"verdict": verdict})
             logger.save()
+    log.info("run: %s", run.folder)
 
 
 def _log_to_tensorboard(
@@ -50,6 +65,7 @@ def _log_to_tensorboard(
     figures: Mapping[str, Path],
     verdict: str,
 ) -> None:
+    """Log a page of charts (Custom Scalars), texts, figures, and the run's row in HParams."""
     writer = logger.experiment
     writer.add_custom_scalars(charts_of(results))
     writer.add_text("verdict", verdict)
@@ -84,7 +100,7 @@ def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
         charts["errors on what is to be repaired"] = "val(_base)?/errors_of_target$"
         charts["errors elsewhere"] = "val(_base)?/errors_elsewhere$"
     groups = {"training and validation": charts}
-    if val and (len(results["classes"]) <= FEW_CLASSES or targets_of(results)):
+    if val and (len(results["classes"]) <= FEW_CLASSES or results["targets"]):
         groups["accuracy of each class"] = {"trained": "val/accuracy_per_class/"}
         if is_repair:
             groups["accuracy of each class"]["base"] = "val_base/accuracy_per_class/"

@@ -22,8 +22,7 @@ from lora_mnist.show.changes import (
     named,
     others_of,
     outcome_before,
-    repaired_before,
-    targets_of,
+    repaired_classes,
 )
 from lora_mnist.show.figures import DPI, draw_front, draw_run
 from lora_mnist.show.verdict import verdict, verdict_text
@@ -50,7 +49,7 @@ def make_report(folder: Path) -> dict[str, Path]:
         program=program,
         results=results,
         verdict=verdict(results),
-        advice=advice(results, folder) if "test" in results else [],
+        advice=advice(results, folder),
         before=outcome_before(results),
         rows=class_rows(results, _MOST_CLASSES),
         chance_text=chance_text,
@@ -115,7 +114,7 @@ def _draw_front(ranked: Ranked) -> list[str]:
         return []
     label, folder, results = best
     dial, classes = dials[label], results["classes"]
-    target, others = named(classes, targets_of(results)), others_of(classes)
+    target, others = named(classes, results["targets"]), others_of(classes)
     figure = draw_front(dials, label, target, others)
     with atomic_write(ranked.folder / "front.png") as path:
         figure.savefig(path, dpi=DPI, format="png")
@@ -132,7 +131,7 @@ def write_card(run: Run, results: Mapping[str, Any]) -> None:
     versions.
     """
     typed = run.typed_without("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
-    repaired = [*targets_of(results), *repaired_before(results)]
+    repaired = repaired_classes(results)
     _write_page(
         run.folder / "adapter" / "README.md",
         "card.md.j2",

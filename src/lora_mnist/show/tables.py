@@ -16,12 +16,11 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lora_mnist.lora import adaptable_weights, count_parameters, lora_names
+from lora_mnist.show.advice import Phrase, advice
 from lora_mnist.show.changes import (
     class_rows,
     number_of,
     outcome_before,
-    repaired_before,
-    targets_of,
 )
 from lora_mnist.show.verdict import verdict
 
@@ -88,24 +87,24 @@ def _shape(tensor: Any) -> str:
     return " x ".join(map(str, tensor.shape)) if isinstance(tensor, Tensor) else "-"
 
 
-def print_results(results: Mapping[str, Any], folder: Path | None = None) -> None:
-    """Print the table of errors and the verdict on a run; with its ``folder`` the advice, too."""
-    show(*_results_parts(results, folder))
+def print_results(results: Mapping[str, Any], folder: Path) -> None:
+    """Print the table of errors and the verdict on the run in ``folder``, and what it advises."""
+    show(*_results_parts(results, [*verdict(results), *advice(results, folder)]))
 
 
 def results_text(results: Mapping[str, Any]) -> str:
     """The table and the verdict as plain text, without advice."""
-    return _rendered(_results_parts(results, None), 100, is_terminal=False)
+    return _rendered(_results_parts(results, verdict(results)), 100, is_terminal=False)
 
 
-def _results_parts(results: Mapping[str, Any], folder: Path | None) -> list[RenderableType]:
+def _results_parts(results: Mapping[str, Any], phrases: Sequence[Phrase]) -> list[RenderableType]:
     test, rows = results["test"], class_rows(results, _MOST_ROWS)
     is_repair = "test_base" in results
     table = _table("class", rows[0].cells)
     table.title = "errors on the test images"
     if is_repair:
-        table.title = "test images, * to be repaired" if targets_of(results) else "test images"
-        if repaired_before(results):
+        table.title = "test images, * to be repaired" if results["targets"] else "test images"
+        if results.get("repaired_before"):
             table.title += ", + repaired before"
     for row in rows:
         # Better is green, worse is red, and the sign says the same without colours.
@@ -117,7 +116,7 @@ def _results_parts(results: Mapping[str, Any], folder: Path | None) -> list[Rend
     before = f"{outcome_before(results)['accuracy']:.4f} -> " if is_repair else ""
     parts: list[RenderableType] = [table, f"accuracy: {before}{test['accuracy']:.4f}"]
     sentence = Text()
-    for phrase in verdict(results, folder):
+    for phrase in phrases:
         if phrase.mood == "advice":
             parts += [sentence, Text(phrase.text, _STYLES["advice"], no_wrap=True)]
             sentence = Text()

@@ -1,11 +1,10 @@
-"""The verdict on a run: a few sentences from ``results.json``, and the advice after them."""
+"""The verdict on a run: a few sentences from ``results.json``."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lora_mnist.classifier.significance import chance_text
-from lora_mnist.show.advice import Phrase, advice
+from lora_mnist.show.advice import Phrase
 from lora_mnist.show.changes import (
     Change,
     change_of,
@@ -13,30 +12,20 @@ from lora_mnist.show.changes import (
     named,
     number_of,
     others_of,
-    repaired_before,
     rest_of,
-    targets_of,
 )
 
 
-def verdict(results: Mapping[str, Any], folder: Path | None = None) -> list[Phrase]:
-    """The errors before and after, whether the repair was worth it, and advice.
+def verdict(results: Mapping[str, Any]) -> list[Phrase]:
+    """The errors before and after, and whether the repair was worth it.
 
     A change that may be chance is ``plain``. If errors in all increased, no part is ``good``.
-    Without a test the list is empty.
-
-    Args:
-        results: the content of results.json.
-        folder: the run's folder, for the commands that are advised; ``None``: no advice.
     """
-    if "test" not in results:
-        return []
-    phrases = _repair_phrases(results) if "test_base" in results else _base_phrases(results)
-    return phrases if folder is None else [*phrases, *advice(results, folder)]
+    return _repair_phrases(results) if "test_base" in results else _base_phrases(results)
 
 
 def verdict_text(results: Mapping[str, Any]) -> str:
-    """:func:`verdict` as plain text, without advice."""
+    """:func:`verdict` as plain text."""
     return " ".join(phrase.text for phrase in verdict(results))
 
 
@@ -62,7 +51,8 @@ def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
             right, now = change.images - change.before, change.images - change.after
             text = f"mistakes {name}: {right:,} -> {now:,} of {change.images:,} right"
             parts.append((text, change))
-    classes, targets, earlier = results["classes"], targets_of(results), repaired_before(results)
+    classes, targets = results["classes"], results["targets"]
+    earlier = results.get("repaired_before", [])
     groups: dict[str, list[int] | None] = {"test images": None}
     if targets:
         groups = {named(classes, targets): targets, others_of(classes): rest_of(results)}
@@ -94,7 +84,7 @@ def _part(name: str, change: Change) -> tuple[str, Change]:
 
 def _judgement(results: Mapping[str, Any]) -> Phrase:
     """Whether the repair was worth it."""
-    classes, targets, dial = results["classes"], targets_of(results), results.get("dial") or {}
+    classes, targets, dial = results["classes"], results["targets"], results.get("dial") or {}
     change, elsewhere = change_of(results), change_of(results, rest_of(results))
     is_repaired = bool(targets) and change_of(results, targets).mood == "good"
     if is_guessing(results):
@@ -106,7 +96,7 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
         text = f"in all, {change.before:,} errors became {change.after:,}"
         if targets and not is_repaired:
             return Phrase(f"{text}, but no clear gain on {named(classes, targets)}.")
-        is_lost = change_of(results, repaired_before(results)).mood == "bad"
+        is_lost = change_of(results, results.get("repaired_before", [])).mood == "bad"
         return Phrase(f"{text}.", "plain" if is_lost else "good")
     if change.mood == "plain":
         text = "no clear gain in all"
