@@ -8,15 +8,9 @@ import sys
 # One thread a process, before torch is imported: two that take all cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Nothing here imports torch: pytest-xdist's first process, which runs no test, reads this file too.
 import pytest
-import torch
-from composed import SMALL, composed, small_adapter, small_base
-from helpers.commands import ROOT, Outcome
-from helpers.nets import TinyNet
-from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
-
-from lora_mnist.train import train
 
 settings.register_profile("tests", max_examples=40, deadline=None)
 settings.load_profile("tests")
@@ -42,6 +36,8 @@ def no_network(monkeypatch):
 @pytest.fixture(autouse=True)
 def no_hydra():
     """Hydra's configuration is the process's: a test neither finds nor leaves one."""
+    from hydra.core.hydra_config import HydraConfig
+
     HydraConfig.instance().cfg = None
     yield
     HydraConfig.instance().cfg = None
@@ -49,6 +45,9 @@ def no_hydra():
 
 @pytest.fixture
 def tiny():
+    import torch
+    from helpers.nets import TinyNet
+
     torch.manual_seed(0)
     return TinyNet()
 
@@ -56,6 +55,8 @@ def tiny():
 @pytest.fixture
 def outputs(tmp_path):
     """A folder of outputs with a small base."""
+    from composed import small_base
+
     small_base(tmp_path / "outputs")
     return tmp_path / "outputs"
 
@@ -63,6 +64,8 @@ def outputs(tmp_path):
 @pytest.fixture(scope="session")
 def with_nine(tmp_path_factory):
     """A folder of outputs that is only read: a small base, and an adapter lora/nine on it."""
+    from composed import small_adapter, small_base
+
     outputs = tmp_path_factory.mktemp("outputs")
     small_base(outputs)
     small_adapter(outputs, "lora/nine")
@@ -72,6 +75,10 @@ def with_nine(tmp_path_factory):
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """The outputs of a base and of a repair on it, with all that they log."""
+    from composed import SMALL, composed
+
+    from lora_mnist.train import train
+
     outputs = tmp_path_factory.mktemp("made")
     options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
     options += ("trainer.log_every_n_steps=10", "trainer.val_check_interval=10")
@@ -84,6 +91,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def cli(monkeypatch, capfd, tmp_path):
     """``cli("train.py", "stage=lora", ...)`` in this process; what it leaves is in tmp_path."""
+    from helpers.commands import ROOT, Outcome
 
     def run(entry, *overrides, here=ROOT):
         monkeypatch.chdir(here)

@@ -15,15 +15,7 @@ stage: missing; expected one of
 """
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (),
-        ("lora.rank=4",),
-        ("experiment=notebook",),
-        ("-m", "experiment=notebook", "seed=0,1"),
-    ],
-)
+@pytest.mark.parametrize("arguments", [("lora.rank=4",), ("-m", "experiment=notebook", "seed=0,1")])
 def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
     done = cli("train.py", *arguments)
     assert (done.code, done.out, done.err) == (2, "", NO_STAGE)

@@ -4,7 +4,7 @@ The line names the key and the value that cannot be used; no file is left of wha
 """
 
 import pytest
-from composed import SMALL, composed, logged, small_base
+from composed import FEW, SMALL, composed, logged, small_base
 
 from lora_mnist.cli import explain
 from lora_mnist.demo import demo
@@ -27,7 +27,6 @@ MISTAKES = {
         (*PRETRAIN, "seed=-1"),
         (*PRETRAIN, "digit=weakest -> target=weakest: "),
         (*PRETRAIN, "figures=some -> figures: Value 'some' is not a valid bool"),
-        (*PRETRAIN, "publish=maybe -> publish: Value"),
         (*PRETRAIN, "require=[test.broken] -> require=test.broken: "),
         (*PRETRAIN, "base_ckpt={tmp}"),
         (*PRETRAIN, "base_ckpt={tmp}/text.txt"),
@@ -172,7 +171,8 @@ def test_a_mistake_is_one_line(tmp_path, capfd, case):
     if entry != "report":
         small_base(tmp_path / "outputs")
         small = () if "net=custom" in " ".join(arguments) else (SMALL[0],)
-        arguments = [*small, *arguments]
+        few = FEW if entry == "train" and "data=folder" not in arguments else ()
+        arguments = [*small, *few, *arguments]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     wrong, _, start = arguments[-1].partition(" -> ")
     with logged("lora_mnist") as log, pytest.raises(Exception) as caught:  # noqa: PT011
