@@ -27,8 +27,13 @@ from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_folder import LAST_CHECKPOINT, RUN_RECORD, latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import CONFIGS, Run, command_line, override, program
-from lora_mnist.sweep.job import run_swept
-from lora_mnist.sweep.session import close_sweep, is_conducting, open_sweep, swept_keys
+from lora_mnist.sweep.session import (
+    close_sweep,
+    is_conducting,
+    open_sweep,
+    run_swept,
+    swept_keys,
+)
 
 log = logging.getLogger(__name__)
 

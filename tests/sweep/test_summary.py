@@ -5,7 +5,7 @@ from helpers.sweeping import read_summary, write_job, write_sweep
 from PIL import Image
 
 from lora_mnist.sweep.figure import draw_sweep
-from lora_mnist.sweep.records import read_jobs
+from lora_mnist.sweep.jobs import read_jobs
 from lora_mnist.sweep.summary import Ranked, summarize
 
 

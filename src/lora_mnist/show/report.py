@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from lora_mnist.classifier.significance import chance_text
-from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.disk.run_folder import RESULTS_FILE
 from lora_mnist.project import Run, command_line, program
@@ -26,7 +26,6 @@ from lora_mnist.show.changes import (
 )
 from lora_mnist.show.figures import DPI, draw_front, draw_run
 from lora_mnist.show.verdict import verdict, verdict_text
-from lora_mnist.sweep.records import read_json
 from lora_mnist.sweep.summary import Ranked
 
 #: Rows of the table of classes, and of the table of jobs; results.json and summary.csv have all.

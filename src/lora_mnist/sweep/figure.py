@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from lora_mnist.sweep.records import natural
+from lora_mnist.sweep.jobs import natural
 
 #: What was swept, the metric's mean over the seeds, and its standard deviation.
 Point = tuple[dict[str, str], float, float | None]

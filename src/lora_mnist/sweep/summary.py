@@ -13,11 +13,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from lora_mnist.classifier.significance import LEVEL, p_text
-from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.disk.numbers import better_end
 from lora_mnist.project import command_line
-from lora_mnist.sweep.folder import SWEEP_FILE
-from lora_mnist.sweep.records import Job, natural, read_jobs, read_json
+from lora_mnist.sweep.jobs import SWEEP_FILE, Job, natural, read_jobs
 
 #: Rows of the table on the screen; summary.csv has all jobs.
 _MOST_ROWS = 20

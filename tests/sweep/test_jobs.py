@@ -7,7 +7,7 @@ from helpers.sweeping import write_job, write_sweep
 from omegaconf import OmegaConf
 
 from lora_mnist.errors import UserError
-from lora_mnist.sweep.folder import job_folder, job_hash, sweep_folder
+from lora_mnist.sweep.jobs import job_folder, job_hash, sweep_folder
 
 TASK = {"lora": {"rank": 1, "scaled": "${.rank}"}, "digit": 9}
 
