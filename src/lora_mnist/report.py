@@ -8,9 +8,7 @@ from lora_mnist.disk.run_folder import RESULTS_FILE, latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import Run
 from lora_mnist.show.report import make_report, make_sweep_report
-
-#: A run's folder has the first, a sweep's the second.
-_FILES = (RESULTS_FILE, "sweep.json")
+from lora_mnist.sweep.jobs import SWEEP_FILE
 
 
 def report(cfg: DictConfig, run: Run | None = None) -> Path:
@@ -26,10 +24,21 @@ def report(cfg: DictConfig, run: Run | None = None) -> Path:
     Raises:
         UserError: if there is no such run, or its folder cannot be read or written.
     """
-    folder = find_run(cfg.run, Path(cfg.paths.outputs))
+    folder = Path(str(cfg.run))
+    if cfg.run == "latest":
+        newest = latest(Path(cfg.paths.outputs), "*/*/*.json")
+        if newest is None:
+            raise UserError(f"run=latest: expected a run in {cfg.paths.outputs}, found none")
+        folder = newest.parent
+    is_sweep = (folder / SWEEP_FILE).is_file()
+    if not is_sweep and not (folder / RESULTS_FILE).is_file():
+        raise UserError(
+            f"run={cfg.run}: expected the folder of a run, with {RESULTS_FILE} in it, or of a "
+            "sweep, or latest"
+        )
     lines: list[str] = []
     try:
-        if (folder / "sweep.json").is_file():
+        if is_sweep:
             lines = make_sweep_report(folder)
         else:
             make_report(folder)
@@ -38,19 +47,3 @@ def report(cfg: DictConfig, run: Run | None = None) -> Path:
     path = folder / "report.html"
     print(*lines, f"report: {path}", sep="\n")
     return path
-
-
-def find_run(run: object, outputs: Path) -> Path:
-    """The folder that ``run`` names: a run's, a sweep's, or that of the ``latest`` of either."""
-    folder = Path(str(run))
-    if run == "latest":
-        newest = latest(outputs, "*/*/*.json")
-        if newest is None:
-            raise UserError(f"run=latest: expected a run in {outputs}, found none")
-        folder = newest.parent
-    if not any((folder / name).is_file() for name in _FILES):
-        raise UserError(
-            f"run={run}: expected the folder of a run, with {RESULTS_FILE} in it, or of a sweep, "
-            "or latest"
-        )
-    return folder

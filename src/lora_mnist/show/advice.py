@@ -3,7 +3,7 @@
 A command repeats the run's overrides of images, network and base.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,12 +33,7 @@ class Phrase(NamedTuple):
 
 
 def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
-    """Reasons, each followed by its command; an empty list if there is nothing to advise.
-
-    Args:
-        results: the content of results.json.
-        folder: the run's; ``.hydra`` in it holds the overrides of its command line.
-    """
+    """Reasons, each followed by its command, from what the run in ``folder`` has left there."""
     stage, dial = results["stage"], results.get("dial") or {}
     everything, targets = change_of(results), results["targets"]
     # A base with most images wrong has to be trained first; another preprocessing was advised.
@@ -49,7 +44,7 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         errors = results["test"]["errors_per_class"]
         worst = errors.index(max(errors))
         reason = f"To repair {named(results['classes'], [worst])}:"
-        return _advised(reason, "train", folder, "experiment=repair", _target(results, worst))
+        return _repair_advice(reason, results, folder, [worst])
     if stage != "lora":
         return []
     phrases = []
@@ -65,8 +60,7 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     if not results["replay"]:
         if everything.mood != "good":
             reason = f"To train with replayed images of {others} as well:"
-            wanted = _target(results, *targets)
-            phrases += _advised(reason, "train", folder, "experiment=repair", wanted)
+            phrases += _repair_advice(reason, results, folder, targets)
     elif is_guessing(results):  # other weights are no remedy: the training itself has failed
         return phrases
     elif everything.mood == "plain" or (target.mood == "good" and elsewhere.mood == "bad"):
@@ -83,18 +77,29 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         if errors[worst] > target.after:
             name = named(results["classes"], [worst])
             reason = f"Most errors are now on {name} ({errors[worst]:,}). To go on with {name}:"
-            wanted, adapter = _target(results, worst), override("adapter", _relative(folder))
-            phrases += _advised(reason, "train", folder, "experiment=repair", wanted, adapter)
+            phrases += _repair_advice(reason, results, folder, [worst], _adapter_in(folder))
     return phrases
+
+
+def _repair_advice(
+    reason: str, results: Mapping[str, Any], folder: Path, numbers: Sequence[int], *more: str
+) -> list[Phrase]:
+    """``reason``, and the command that repairs some classes, as it names them."""
+    names = [results["classes"][number] for number in numbers]
+    key = "digit" if are_digits(names) else "target"
+    values = ",".join(override(key, name).partition("=")[2] for name in names)
+    target = f"{key}={values}" if len(names) == 1 else f"{key}=[{values}]"
+    text = command("train", folder, "experiment=repair", target, *more)
+    return [Phrase(reason), Phrase(text, "advice")]
 
 
 def _dial_advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     """The scale that validation images advise, where it is not the adapter's own."""
     dial = results["dial"]
-    if dial["advised"] == 0 and dial["saved"]:
-        return [Phrase("No scale beats the base on validation images.")]
     if dial["advised"] == dial["saved"]:
         return []
+    if dial["advised"] == 0:
+        return [Phrase("No scale beats the base on validation images.")]
     scale = f"{dial['advised'] / dial['saved']:g}"
     errors = f"validation errors, base -> adapted: {dial_text(results)}"
     advised = Phrase(scaled_command(results, folder), "advice")
@@ -117,14 +122,10 @@ def dial_text(results: Mapping[str, Any]) -> str:
 
 def scaled_command(results: Mapping[str, Any], folder: Path) -> str:
     """The command that tests the adapter of the run in ``folder`` at the advised scale."""
-    dial, overrides = results["dial"], [override("adapter", _relative(folder))]
-    if dial["saved"] not in (0, dial["advised"]):
+    dial, overrides = results["dial"], [_adapter_in(folder)]
+    if dial["saved"] != dial["advised"]:
         overrides.append(f"scale={dial['advised'] / dial['saved']:g}")
     return command("eval", folder, *overrides)
-
-
-def _advised(reason: str, entry: str, folder: Path, *overrides: str) -> list[Phrase]:
-    return [Phrase(reason), Phrase(command(entry, folder, *overrides), "advice")]
 
 
 def command(entry: str, folder: Path, *overrides: str) -> str:
@@ -137,21 +138,14 @@ def command(entry: str, folder: Path, *overrides: str) -> str:
     return command_line([*overrides, *repeated], program(entry))
 
 
-def _target(results: Mapping[str, Any], *numbers: int) -> str:
-    """``digit=9``, ``target=cat`` or ``target=[cat,dog]``: the classes as a command names them."""
-    names = [results["classes"][number] for number in numbers]
-    key = "digit" if are_digits(names) else "target"
-    values = [override(key, name).partition("=")[2] for name in names]
-    return f"{key}={values[0]}" if len(values) == 1 else f"{key}=[{','.join(values)}]"
-
-
 def _overrides(folder: Path) -> list[str]:
     """The overrides of the run in ``folder``; empty for a run from Python."""
     file = folder / ".hydra" / "overrides.yaml"
     return [str(text) for text in OmegaConf.load(file)] if file.is_file() else []
 
 
-def _relative(folder: Path) -> Path:
-    """``folder`` as somebody types it here."""
+def _adapter_in(folder: Path) -> str:
+    """``adapter=FOLDER`` as somebody types it here."""
     here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+    path = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return override("adapter", path)

@@ -43,11 +43,7 @@ _COLUMNS = 8
 def draw_run(
     folder: Path, results: Mapping[str, Any], predictions: Predictions | None
 ) -> dict[str, Path]:
-    """Draw all figures of the run in ``folder``; figures of an earlier drawing go.
-
-    Returns:
-        The figures' files by name, in the order in which to look at them.
-    """
+    """Draw all figures of the run in ``folder`` in place of earlier ones; return their files."""
     classes = results["classes"]
     figures = {}
     if listed_classes(results, _MOST_BARS):
@@ -118,11 +114,8 @@ def draw_front(
 ) -> Figure:
     """Errors on ``target`` against errors on ``others``, counted on validation images.
 
-    Args:
-        dials: ``dial`` of results.json, by the name of its curve. All curves begin at the base.
-        advised: the name of the curve whose advised point is marked.
-        target: the classes to repair, in words.
-        others: all other classes, in words. If it is empty, errors are drawn over the scale.
+    ``dials`` has ``dial`` of results.json by the name of its curve. The advised point of the curve
+    ``advised`` is marked. If ``others`` is empty, errors are drawn over the scale.
     """
     figure = Figure(figsize=(_WIDTH, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -90,10 +90,8 @@ def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
     val, is_repair = results.get("val", {}), "val_base" in results
     charts = {"loss": "(train|val)/loss$"}
     if val:
-        charts |= {
-            "accuracy": "val(_base|_before)?/accuracy$",
-            "errors": "val(_base|_before)?/errors$",
-        }
+        charts["accuracy"] = "val(_base|_before)?/accuracy$"
+        charts["errors"] = "val(_base|_before)?/errors$"
     if is_repair:
         charts["repaired and broken"] = "val/(repaired|broken)$"
     if is_repair and "errors_of_target" in val:

@@ -60,11 +60,7 @@ def make_report(folder: Path) -> dict[str, Path]:
 
 
 def make_sweep_report(folder: Path) -> list[str]:
-    """Write the ``report.html`` of the sweep in ``folder``, and ``front.png`` where jobs have one.
-
-    Returns:
-        Lines to print: the point of the front with the fewest validation errors, and its command.
-    """
+    """Write the ``report.html`` of a sweep, and return the lines of :func:`_draw_front`."""
     ranked, best = Ranked(folder), ""
     if ranked.best:
         best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
@@ -90,11 +86,9 @@ def make_sweep_report(folder: Path) -> list[str]:
 
 
 def _draw_front(ranked: Ranked) -> list[str]:
-    """Draw the dials of all jobs that repair a class into ``front.png``, in the sweep's folder.
+    """Draw the dials of all jobs that repair a class into ``front.png``, if there are any.
 
-    Returns:
-        A sentence about the point with the fewest validation errors, and the command that tests it.
-        If no job has a dial, the list is empty and there is no picture.
+    The lines to print say where the validation errors are fewest, and which command tests that.
     """
     dials, best, fewest = {}, None, (0, 0)
     for job in ranked.jobs:

@@ -55,8 +55,8 @@ class Ranked:
     """The jobs of the sweep in ``folder``, ranked.
 
     ``groups`` holds the finished jobs, best first by ``sweep.metric``. Equal ones, and all jobs of
-    a sweep without a metric, are sorted by what was swept. ``keys`` tell the groups apart.
-    ``start`` is what the jobs are compared with, in words.
+    a sweep without a metric, are sorted by what was swept. ``keys`` tell the groups apart. ``rows``
+    are the groups, then the other jobs. ``start`` is what the jobs are compared with, in words.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,14 +86,11 @@ class Ranked:
         self.groups = sorted(groups.values(), key=rank)
         has_best = self.groups and self.groups[0].mean(self.metric) is not None
         self.best = self.groups[0] if has_best else None
+        self.rows = [*self.groups, *(Group([job]) for job in self.unfinished)]
 
     def settings(self, job: Job) -> dict[str, str]:
         """A job's values of :attr:`keys`, which its whole group shares."""
         return {key: job.swept[key] for key in self.keys}
-
-    def rows(self) -> list[Group]:
-        """The groups, best first, then the jobs that did not finish, or failed."""
-        return [*self.groups, *(Group([job]) for job in self.unfinished)]
 
     def findings(self) -> list[str]:
         """The best job, and each one that did not finish, a line each."""
@@ -137,7 +134,7 @@ class Ranked:
             base.append(_text(values.pop(), key) if len(values) == 1 else "")
         seeds = ["seeds"] if self.has_seeds else []
         rows = []
-        for place, group in enumerate(self.rows()[:most], start=1):
+        for place, group in enumerate(self.rows[:most], start=1):
             job = group.jobs[0]
             cells = [str(place) if job.status == "finished" else job.status]
             cells += self.settings(job).values()
@@ -187,7 +184,7 @@ def summarize(ranked: Ranked) -> str:
 def _write_csv(ranked: Ranked) -> None:
     """Write a row a job; where seeds were swept, with its group's mean, deviation and size."""
     rows = []
-    for group in ranked.rows():
+    for group in ranked.rows:
         for job in group.jobs:
             row: dict[str, Any] = {"status": job.status, **job.swept}
             if ranked.has_seeds and ranked.metric:
@@ -223,5 +220,5 @@ def _draw_table(ranked: Ranked) -> str:
         table.add_row(*base)
     with console.capture() as capture:
         console.print(table)
-    more = len(ranked.rows()) - len(rows)
+    more = len(ranked.rows) - len(rows)
     return capture.get().rstrip() + (f"\n... {more} more in summary.csv" if more else "")
