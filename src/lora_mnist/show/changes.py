@@ -71,15 +71,14 @@ def change_of(
     before, after = outcome_before(results, split), results[split]
     numbers = range(len(after["errors_per_class"])) if classes is None else classes
 
-    def total(counts: Sequence[int]) -> int:
-        return sum(counts[c] for c in numbers)
+    def total(counts: Sequence[int] | None) -> int:
+        return sum(counts[c] for c in numbers) if counts else 0
 
-    is_repair = after is not before
     return Change(
         before=total(before["errors_per_class"]),
         after=total(after["errors_per_class"]),
-        repaired=total(after["repaired_per_class"]) if is_repair else 0,
-        broken=total(after["broken_per_class"]) if is_repair else 0,
+        repaired=total(after.get("repaired_per_class")),
+        broken=total(after.get("broken_per_class")),
         images=total(after["images_per_class"]),
     )
 

@@ -150,20 +150,13 @@ def draw_front(
 
 @matplotlib.rc_context(_STYLE)
 def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """How many images of each class get each prediction, or how an adapter changes that.
-
-    Good is green and bad is red.
-    """
-    title, meaning, sign = (
-        "images of each class by their prediction",
-        "green: right, red: wrong",
-        "",
-    )
+    """How many images of each class get each prediction, or how an adapter changes that."""
+    title, sign = "images of each class by their prediction\ngreen: right, red: wrong", ""
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(counts, (predictions.label, predictions.base), 1)
     if predictions.adapted is not None:
-        title, meaning = "what changed: images, adapted - base", "green: better, red: worse"
-        counts, sign = -counts, "+"
+        title, sign = "what changed: images, adapted - base\ngreen: better, red: worse", "+"
+        counts = -counts
         np.add.at(counts, (predictions.label, predictions.adapted), 1)
     # On one scale with thousands of right predictions the few wrong ones would not be seen.
     right = np.eye(len(counts), dtype=bool)
@@ -184,7 +177,7 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_xlabel("prediction")
-    axes.set_title(f"{title}\n{meaning}", loc="left")
+    axes.set_title(title, loc="left")
     return figure
 
 
