@@ -68,8 +68,7 @@ def sum_adapters(model: nn.Module, name: str | None = None) -> nn.Module:
         ValueError: if no layer of ``model`` carries LoRA, or the sum overflows. ``model`` is then
             as it was.
     """
-    named_adapters(model)  # refuses a network without adapters, or with merged ones
-    name = name or lora_names(model)[0]
+    first = named_adapters(model)[0]
     sums = {}
     for layer, weight in lora_weights(model).items():
         rows, columns = [], []
@@ -82,6 +81,6 @@ def sum_adapters(model: nn.Module, name: str | None = None) -> nn.Module:
         sums[layer] = plain_lora(lora_A, lora_B, alpha=len(lora_A))  # a scaling of 1
     attach(model, sums)  # what it refuses is refused before an adapter is taken off
     for layer, weight in lora_weights(model).items():
-        sums[layer].name = name
+        sums[layer].name = name or first.name
         weight.put(weight.base, [sums[layer]])
     return model

@@ -53,8 +53,7 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
     """
     if not hasattr(model, "lora_merged"):
         raise ValueError("no adapter of the model is merged")
-    merged: Any = model.lora_merged
-    registered, parts = merged
+    registered, parts = model.lora_merged  # type: ignore[misc]
     weights = adaptable_weights(model.requires_grad_(False))
     for layer, before in registered.items():
         before.to(weights[layer].base.device)

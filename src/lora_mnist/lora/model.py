@@ -122,10 +122,9 @@ def _warn_of_weights_left_out(model: nn.Module, targets: Mapping[str, Weight]) -
 def attach(
     model: nn.Module, adapters: Mapping[str, LoRAParametrization], name: str | None = None
 ) -> None:
-    """Put ``adapters`` on the layers of these names and freeze everything else of ``model``.
+    """Put ``adapters`` on the weights of these names and freeze everything else of ``model``.
 
-    The names are those of :func:`.weight.adaptable_weights`. ``ValueError`` if an adapter does not
-    fit its layer or ``name`` is taken; ``model`` is then as it was.
+    ``ValueError`` if one does not fit or ``name`` is taken; ``model`` is then as it was.
     """
     weights = adaptable_weights(model)
     taken = lora_names(model)
@@ -135,10 +134,9 @@ def attach(
         name, number = "default", 2
         while name in taken:
             name, number = f"default{number}", number + 1
-    bases = {layer: weight.base for layer, weight in weights.items()}
     for layer, adapter in adapters.items():
         weight = weights[layer]
-        sharing = [other for other, base in bases.items() if base is bases[layer]]
+        sharing = [other for other, w in weights.items() if w.base is weight.base]
         if len(sharing) > 1:
             raise ValueError(
                 f"target_modules: {' and '.join(sharing)} share one weight, which a merged network "

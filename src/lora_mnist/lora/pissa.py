@@ -16,13 +16,12 @@ class PiSSAParametrization(LoRAParametrization):
     """LoRA whose factors start as the largest singular values and vectors of ``W = U S V^T``.
 
     At first ``lora_A = sqrt(S_r / scaling) V_r^T`` and ``lora_B = U_r sqrt(S_r / scaling)``, as in
-    section 3. So training moves the principal part of ``W``, and the residual stays frozen. Here
-    ``W`` itself stays in place, and with it the proof that it never moved: the start is kept as
-    ``start_A`` and ``start_B``, and the effective weight is
+    section 3. There the residual takes the place of ``W``. Here ``W`` stays, and the start is kept
+    as ``start_A`` and ``start_B``, for the same effective weight:
 
         W + scaling * (lora_B @ lora_A - start_B @ start_A)
 
-    which is the same number. That is plain LoRA of twice the rank, and is saved as such.
+    That is plain LoRA of twice the rank, and is saved as such.
 
     Raises:
         ValueError: if ``rank`` exceeds the smaller side of the weight as a matrix.
@@ -34,11 +33,9 @@ class PiSSAParametrization(LoRAParametrization):
     def __init__(self, weight: Tensor, rank: int, *options: Any) -> None:
         super().__init__(weight, rank, *options)
         matrix = weight.detach().flatten(1)
-        if rank > min(matrix.shape):
-            raise ValueError(
-                f"rank={rank}: expected at most {min(matrix.shape)} with init=pissa "
-                f"for a weight of {tuple(weight.shape)}"
-            )
+        most = min(matrix.shape)
+        if rank > most:
+            raise ValueError(f"rank={rank}: expected at most {most} with init=pissa")
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
