@@ -93,20 +93,17 @@ def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
             )
         if "parametrizations" in layer.split("."):
             continue
-        tensors = [name for name, _ in module.named_parameters(recurse=False)]
+        bases, registered = dict[str, Any](), dict[str, Any]()
         if parametrize.is_parametrized(module):
-            tensors = [*module.parametrizations, *tensors]
-        for tensor in tensors:
-            registered: Any = ()
-            if parametrize.is_parametrized(module, tensor):
-                registered = module.parametrizations[tensor]
-                # Somebody else's may keep several tensors, as weight_norm does.
-                base = registered.original if registered.is_tensor else registered.original0
-            else:
-                base = getattr(module, tensor)
+            registered = dict(module.parametrizations.items())
+        for tensor, on_it in registered.items():
+            # Somebody else's may keep several tensors, as weight_norm does.
+            bases[tensor] = on_it.original if on_it.is_tensor else on_it.original0
+        bases |= module.named_parameters(recurse=False)
+        for tensor, base in bases.items():
             if not nn.parameter.is_lazy(base) and base.is_floating_point():
                 name = layer if tensor == "weight" else f"{layer}.{tensor}".removeprefix(".")
-                weights[name] = Weight(module, tensor, base, registered)
+                weights[name] = Weight(module, tensor, base, registered.get(tensor, ()))
     return weights
 
 
