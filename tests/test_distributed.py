@@ -66,8 +66,8 @@ def test_two_processes_train_as_one(tmp_path):
         errors = [outcome[split]["errors_per_class"] for outcome in (together, alone)]
         # An image on the border between two classes may fall to the other side.
         assert sum(abs(a - b) for a, b in zip(*errors, strict=True)) <= 2
-    labels = [read_predictions(tmp_path / trainer).label.tolist() for trainer in ("cpu", "ddp_sim")]
-    assert labels[0] == labels[1]
+    alone_test, together_test = (read_predictions(tmp_path / name) for name in ("cpu", "ddp_sim"))
+    assert alone_test["label"].tolist() == together_test["label"].tolist()
     assert losses_together == pytest.approx(losses, rel=1e-4)
     assert together["dial"]["saved"] == alone["dial"]["saved"] > 0
 

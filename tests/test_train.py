@@ -20,7 +20,7 @@ import lora_mnist.train
 from lora_mnist.choices import set_replay_turns
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import load_images, make_data
-from lora_mnist.disk.predictions import read_predictions
+from lora_mnist.disk.predictions import kinds_of, read_predictions
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora import WEIGHTS_NAME, base_state_dict, changed_tensors, fingerprint
 from lora_mnist.project import Run
@@ -90,7 +90,7 @@ def test_a_repair_leaves_an_adapter_and_a_proof(made):
     differences = [abs(a - b) for a, b in zip(counts, test["errors_per_class"], strict=True)]
     assert sum(differences) <= 2  # an image between two classes may fall to the other side
     predictions = read_predictions(folder)
-    for kind, places in predictions.kinds().items():
+    for kind, places in kinds_of(predictions).items():
         assert len(places) == test[kind]
     assert (folder / "report.html").is_file()
 

@@ -3,7 +3,7 @@ import torch
 from helpers.runs import images, predictions
 
 from lora_mnist.data import ImageTensors
-from lora_mnist.disk.predictions import read_predictions, write_predictions
+from lora_mnist.disk.predictions import kinds_of, read_predictions, write_predictions
 
 
 def written(folder, tensors, of):
@@ -17,12 +17,12 @@ def test_what_is_written_is_read_again(tmp_path):
     tensors = predictions()
     content = written(tmp_path, tensors, images())
     for name in ("label", "base", "adapted"):
-        assert getattr(content, name).tolist() == tensors[name].tolist()
+        assert content[name].tolist() == tensors[name].tolist()
     for name in ("base_probability", "adapted_probability"):
-        assert getattr(content, name).tolist() == pytest.approx(tensors[name].tolist(), abs=1e-3)
-    places = {kind: of_kind.tolist() for kind, of_kind in content.kinds().items()}
+        assert content[name].tolist() == pytest.approx(tensors[name].tolist(), abs=1e-3)
+    places = {kind: of_kind.tolist() for kind, of_kind in kinds_of(content).items()}
     assert places == {"repaired": [2], "broken": [5, 4]}  # the highest probability first
-    assert [int(image.max()) for image in content.galleries["broken"]] == [50, 40]
+    assert [int(image.max()) for image in content["broken.images"]] == [50, 40]
     # Others may read it, though safetensors' own save_file makes files for their owner alone.
     (tmp_path / "plain").touch()
     assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
@@ -37,11 +37,11 @@ def test_a_gallery_is_small(tmp_path):
         "base_probability": torch.linspace(0.99, 0.5, 41),
     }
     content = written(tmp_path, tensors, torch.zeros(41, 3, 200, 100, dtype=torch.uint8))
-    assert content.kinds()["wrong"].tolist() == [*range(41)]
-    assert content.galleries["wrong"].shape == (16, 3, 50, 25)
+    assert kinds_of(content)["wrong"].tolist() == [*range(41)]
+    assert content["wrong.images"].shape == (16, 3, 50, 25)
 
 
 def test_images_come_from_where_they_are(tmp_path):
     """A test on part of the images, as with limit_test_batches and several processes."""
     content = written(tmp_path, {key: of[::2] for key, of in predictions().items()}, images())
-    assert [int(image.max()) for image in content.galleries["broken"]] == [40]
+    assert [int(image.max()) for image in content["broken.images"]] == [40]

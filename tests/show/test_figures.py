@@ -3,7 +3,7 @@ from io import BytesIO
 import numpy as np
 from helpers.runs import CLASSES, outcome, results, write_run
 
-from lora_mnist.disk.predictions import Predictions, read_predictions
+from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.show.figures import draw_confusion, draw_errors, draw_gallery
 
 
@@ -28,9 +28,9 @@ def test_a_name_is_no_formula():
 def test_what_is_good_is_green():
     label, base, adapted = np.array([[0, 0, 0, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 1, 0]])
     for predictions, signs, numbers in (
-        (Predictions(label, base, base), [[1, -1], [0, 1]], ["1", "2", "2"]),
+        ({"label": label, "base": base}, [[1, -1], [0, 1]], ["1", "2", "2"]),
         (
-            Predictions(label, base, base, adapted, adapted),
+            {"label": label, "base": base, "adapted": adapted},
             [[1, 1], [-1, -1]],
             ["+1", "+2", "-1", "-2"],
         ),

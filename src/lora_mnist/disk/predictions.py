@@ -1,11 +1,9 @@
 """The predictions for each test image, kept beside results.json, so that a run can be drawn.
 
-``predictions.safetensors`` holds a tensor for each field of :class:`Predictions`, and the images of
-its galleries: about 0.4 MB for 10,000 images of 28 x 28.
+``predictions.safetensors`` takes about 0.4 MB for 10,000 images of 28 x 28.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,48 +23,38 @@ PREDICTIONS_FILE = "predictions.safetensors"
 _SHOWN = 16  # images in a gallery
 _LONGEST = 64  # pixels: larger images are kept smaller
 
-Array = NDArray[Any]
+#: Arrays by name. The ``label`` of each of N images; the classes that ``base`` and, where there is
+#: an adapter, ``adapted`` predict; ``base_probability`` and ``adapted_probability``: all (N,). The
+#: first images of each kind, ``<kind>.images``: uint8, (K, channels, height, width).
+Predictions = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Labels of N test images, and the predicted classes with their probabilities, all (N,).
+def kinds_of(predictions: Predictions) -> dict[str, NDArray[Any]]:
+    """The places of images by kind, the highest probability first.
 
-    ``galleries`` has the first images of each kind, uint8, (K, channels, height, width).
+    The kinds are ``repaired`` and ``broken``, or ``wrong`` where there is only a base.
     """
-
-    label: Array
-    base: Array
-    base_probability: Array
-    adapted: Array | None = None
-    adapted_probability: Array | None = None
-    galleries: dict[str, Array] = field(default_factory=dict)
-
-    def kinds(self) -> dict[str, Array]:
-        """The places of images by kind, the highest probability first.
-
-        The kinds are ``repaired`` and ``broken``, or ``wrong`` where there is only a base.
-        """
-        before, probability = self.base == self.label, self.base_probability
-        masks = {"wrong": ~before}
-        if self.adapted is not None and self.adapted_probability is not None:
-            after, probability = self.adapted == self.label, self.adapted_probability
-            masks = {"repaired": after & ~before, "broken": before & ~after}
-        order = np.argsort(-probability, kind="stable")
-        return {kind: order[mask[order]] for kind, mask in masks.items()}
+    label, probability = predictions["label"], predictions["base_probability"]
+    before = predictions["base"] == label
+    masks = {"wrong": ~before}
+    if "adapted" in predictions:
+        after, probability = predictions["adapted"] == label, predictions["adapted_probability"]
+        masks = {"repaired": after & ~before, "broken": before & ~after}
+    order = np.argsort(-probability, kind="stable")
+    return {kind: order[mask[order]] for kind, mask in masks.items()}
 
 
 def write_predictions(tensors: "Mapping[str, Tensor]", images: "Images", folder: Path) -> None:
     """Write the file into a run's folder, whole or not at all.
 
-    ``tensors`` are the fields of :class:`Predictions`, and ``index``: places in ``images``.
+    ``tensors`` are those of :data:`Predictions`, and ``index``: places in ``images``.
     """
     from lora_mnist.data.images import viewable  # here: a sweep's report needs no torch
 
     arrays: dict[str, Any] = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
     index = arrays.pop("index")
     content = dict(arrays)
-    for kind, places in Predictions(**arrays).kinds().items():
+    for kind, places in kinds_of(arrays).items():
         pictures = viewable(images.take(index[places[:_SHOWN]].tolist())[0]).numpy()
         step = -(-max(pictures.shape[-2:]) // _LONGEST)
         content[f"{kind}.images"] = np.ascontiguousarray(pictures[..., ::step, ::step])
@@ -77,11 +65,4 @@ def write_predictions(tensors: "Mapping[str, Tensor]", images: "Images", folder:
 def read_predictions(folder: Path) -> Predictions | None:
     """The predictions in a run's folder; ``None`` where there are none."""
     path = folder / PREDICTIONS_FILE
-    if not path.exists():
-        return None
-    content = load_file(path)
-    fields: dict[str, Any] = {key: array for key, array in content.items() if "." not in key}
-    predictions = Predictions(**fields)
-    for kind in predictions.kinds():
-        predictions.galleries[kind] = content[f"{kind}.images"]
-    return predictions
+    return load_file(path) if path.exists() else None

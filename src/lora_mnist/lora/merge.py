@@ -1,7 +1,5 @@
 """Merging adapters into the weights of a network, undoing that bit for bit, and taking them off."""
 
-from typing import Any
-
 import torch
 from torch import nn
 

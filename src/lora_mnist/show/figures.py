@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.predictions import Predictions
+from lora_mnist.disk.predictions import Predictions, kinds_of
 from lora_mnist.show.changes import (
     listed_classes,
     named,
@@ -51,8 +51,8 @@ def draw_run(
     if results.get("dial"):
         figures["dial"] = draw_dial(results)
     if predictions is not None:
-        for kind, images in predictions.galleries.items():
-            if len(images):
+        for kind, places in kinds_of(predictions).items():
+            if len(places):
                 figures[kind] = draw_gallery(kind, predictions, classes)
         if len(classes) <= _MOST_IN_MATRIX:
             figures["confusion"] = draw_confusion(predictions, classes)
@@ -153,11 +153,11 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
     """How many images of each class get each prediction, or how an adapter changes that."""
     title, sign = "images of each class by their prediction\ngreen: right, red: wrong", ""
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(counts, (predictions.label, predictions.base), 1)
-    if predictions.adapted is not None:
+    np.add.at(counts, (predictions["label"], predictions["base"]), 1)
+    if "adapted" in predictions:
         title, sign = "what changed: images, adapted - base\ngreen: better, red: worse", "+"
         counts = -counts
-        np.add.at(counts, (predictions.label, predictions.adapted), 1)
+        np.add.at(counts, (predictions["label"], predictions["adapted"]), 1)
     # On one scale with thousands of right predictions the few wrong ones would not be seen.
     right = np.eye(len(counts), dtype=bool)
     size = np.abs(counts)
@@ -183,11 +183,11 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
 
 @matplotlib.rc_context(_STYLE)
 def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """Images of one kind of ``predictions.galleries`` in rows, each above two predictions."""
-    images, places = predictions.galleries[kind], predictions.kinds()[kind]
-    before, after, meaning = predictions.base, predictions.adapted, "predictions: base → adapted"
-    if after is None:
-        before, after, meaning = predictions.label, predictions.base, "what it is → the prediction"
+    """The first images of one kind in rows, each above two predictions."""
+    images, places = predictions[f"{kind}.images"], kinds_of(predictions)[kind]
+    sides, meaning = ("base", "adapted"), "predictions: base → adapted"
+    if "adapted" not in predictions:
+        sides, meaning = ("label", "base"), "what it is → the prediction"
     columns = min(max(len(images), 4), _COLUMNS)  # the title needs its room
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(0.75 * columns, 0.6 + 1.1 * rows), layout="constrained")
@@ -198,7 +198,7 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
         pixels = np.moveaxis(pixels, 0, -1)
         pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
         axes.imshow(pixels)
-        names = [_shortened(classes[side[places[number]]], 9) for side in (before, after)]
+        names = [_shortened(classes[predictions[side][places[number]]], 9) for side in sides]
         arrow = " → " if len("".join(names)) < 8 else " →\n"
         axes.set_xlabel(arrow.join(names), fontsize=8)
     return figure
