@@ -98,7 +98,6 @@ def test_verdict_table_figures_and_the_run_in_hparams(repair, events):
 
     results = read_results(repair)
     assert text("verdict") == verdict_text(results)
-    assert "    │ 9 *" in text("errors of each class")
     kinds = "errors repaired broken confusion dial"
     assert {*events.Tags()["images"]} == {f"figures/{kind}" for kind in kinds.split()}
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content

@@ -7,6 +7,8 @@ from lora_mnist.classifier.significance import LEVEL, mcnemar, wilson
 
 #: With more classes, tables and figures begin with what changed and sum up the rest.
 FEW_CLASSES = 16
+#: A longer table would push the verdict off the screen; results.json has every class.
+_MOST_CLASSES = 20
 _DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
 _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nines"}
 #: More names than these would fill the line.
@@ -122,12 +124,11 @@ def number_of(count: int, word: str) -> str:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def listed_classes(results: Mapping[str, Any], most: int) -> list[int]:
+def listed_classes(results: Mapping[str, Any]) -> list[int]:
     """The classes that get a row or a bar of their own, by number.
 
-    Up to ``FEW_CLASSES`` are all listed. From more, at most ``most`` are: first those to repair,
-    then those of earlier repairs, then those that changed most. A base alone lists the classes with
-    most errors.
+    Up to ``FEW_CLASSES`` are all listed. From more, first those to repair, then those of earlier
+    repairs, then those that changed most. A base alone lists the classes with most errors.
     """
     every = range(len(results["classes"]))
     if len(every) <= FEW_CLASSES:
@@ -140,13 +141,13 @@ def listed_classes(results: Mapping[str, Any], most: int) -> list[int]:
         sizes[c] = size if "test_base" in results else (change.after, 0)
     others = [c for c in every if c not in first and sizes[c] > (0, 0)]
     others.sort(key=lambda c: sizes[c], reverse=True)
-    return [*first, *others][:most]
+    return [*first, *others][:_MOST_CLASSES]
 
 
-def class_rows(results: Mapping[str, Any], most: int) -> list[Row]:
+def class_rows(results: Mapping[str, Any]) -> list[Row]:
     """The table of errors: :func:`listed_classes`, the others in one row, and all images."""
     every = list(range(len(results["classes"])))
-    numbers, is_repair = listed_classes(results, most), "test_base" in results
+    numbers, is_repair = listed_classes(results), "test_base" in results
     groups = [(results["classes"][c], [c]) for c in numbers]
     rest = [c for c in every if c not in numbers]
     if rest:

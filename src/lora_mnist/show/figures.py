@@ -13,12 +13,7 @@ from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions, kinds_of
-from lora_mnist.show.changes import (
-    listed_classes,
-    named,
-    others_of,
-    outcome_before,
-)
+from lora_mnist.show.changes import listed_classes, named, others_of, outcome_before
 
 #: The figures' folder in a run's folder.
 FIGURES = "figures"
@@ -34,7 +29,6 @@ _STYLE: dict[Any, Any] = {
 
 _WIDTH = 6.0  # inches
 DPI = 130
-_MOST_BARS = 20
 #: With more classes the numbers in a matrix could not be read.
 _MOST_IN_MATRIX = 12
 _COLUMNS = 8
@@ -46,7 +40,7 @@ def draw_run(
     """Draw all figures of the run in ``folder`` in place of earlier ones; return their files."""
     classes = results["classes"]
     figures = {}
-    if listed_classes(results, _MOST_BARS):
+    if listed_classes(results):
         figures["errors"] = draw_errors(results)
     if results.get("dial"):
         figures["dial"] = draw_dial(results)
@@ -72,7 +66,7 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
     errors = {first: outcome_before(results)["errors_per_class"]}
     if "test_base" in results:
         errors["adapted"] = results["test"]["errors_per_class"]
-    numbers = listed_classes(results, _MOST_BARS)
+    numbers = listed_classes(results)
     figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(numbers)), layout="constrained")
     axes = figure.subplots()
     places: NDArray[Any] = np.arange(len(numbers))

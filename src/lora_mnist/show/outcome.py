@@ -6,7 +6,6 @@ Lightning gives the loggers the scalars of :mod:`.classifier.scalars`.
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from lora_mnist.project import Run
 from lora_mnist.show.changes import FEW_CLASSES
 from lora_mnist.show.figures import FIGURES
 from lora_mnist.show.report import make_report
-from lora_mnist.show.tables import print_results, results_text
+from lora_mnist.show.tables import print_results
 from lora_mnist.show.verdict import verdict_text
 
 log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
@@ -65,12 +64,10 @@ def _log_to_tensorboard(
     figures: Mapping[str, Path],
     verdict: str,
 ) -> None:
-    """Log a page of charts (Custom Scalars), texts, figures, and the run's row in HParams."""
+    """Log a page of charts (Custom Scalars), verdict, figures, and the run's row in HParams."""
     writer = logger.experiment
     writer.add_custom_scalars(charts_of(results))
     writer.add_text("verdict", verdict)
-    # Four spaces make code of it in Markdown.
-    writer.add_text("errors of each class", indent(results_text(results), "    "))
     for name, path in figures.items():
         pixels = np.asarray(Image.open(path).convert("RGB"))
         writer.add_image(f"{FIGURES}/{name}", pixels, dataformats="HWC")

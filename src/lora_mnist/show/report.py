@@ -17,19 +17,13 @@ from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.disk.run_folder import RESULTS_FILE
 from lora_mnist.project import Run, command_line, program
 from lora_mnist.show.advice import advice, dial_text, scaled_command
-from lora_mnist.show.changes import (
-    class_rows,
-    named,
-    others_of,
-    outcome_before,
-    repaired_classes,
-)
+from lora_mnist.show.changes import class_rows, named, others_of, outcome_before, repaired_classes
 from lora_mnist.show.figures import DPI, draw_front, draw_run
 from lora_mnist.show.verdict import verdict, verdict_text
 from lora_mnist.sweep.summary import Ranked
 
-#: Rows of the table of classes, and of the table of jobs; results.json and summary.csv have all.
-_MOST_CLASSES, _MOST_JOBS = 30, 1000
+#: Rows of the table of jobs; summary.csv has all.
+_MOST_JOBS = 1000
 
 
 def make_report(folder: Path) -> dict[str, Path]:
@@ -50,7 +44,7 @@ def make_report(folder: Path) -> dict[str, Path]:
         verdict=verdict(results),
         advice=advice(results, folder),
         before=outcome_before(results),
-        rows=class_rows(results, _MOST_CLASSES),
+        rows=class_rows(results),
         chance_text=chance_text,
         figures={name: _in_page(path) for name, path in figures.items()},
         overrides=(hydra / "overrides.yaml").read_text() if has_config else "",
@@ -131,7 +125,7 @@ def write_card(run: Run, results: Mapping[str, Any]) -> None:
         results=results,
         what=named(results["classes"], repaired) if repaired else "all classes",
         verdict=verdict_text(results),
-        rows=class_rows(results, _MOST_CLASSES),
+        rows=class_rows(results),
         command=command_line(typed) if typed else "",
         versions={name: version(name) for name in ("lora-mnist", "torch")},
     )

@@ -16,38 +16,31 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lora_mnist.lora import adaptable_weights, count_parameters, lora_names
-from lora_mnist.show.advice import Phrase, advice
-from lora_mnist.show.changes import (
-    class_rows,
-    number_of,
-    outcome_before,
-)
+from lora_mnist.show.advice import advice
+from lora_mnist.show.changes import class_rows, number_of, outcome_before
 from lora_mnist.show.verdict import verdict
 
 log = logging.getLogger(__name__)  # goes to the log's file
 screen = logging.getLogger("lora_mnist.show.screen")  # goes to standard output
 
-#: A longer table would push the verdict off the screen; results.json has every class.
-_MOST_ROWS = 20
+#: Layers in the table of parameters.
+_MOST_LAYERS = 20
 _STYLES = {"good": "green", "bad": "red", "plain": "", "advice": "bold"}
 
 
 def show(*parts: RenderableType, width: int = 100) -> None:
-    """Show tables and texts on the screen, and in the log with ``width`` columns."""
-    is_terminal = sys.stdout.isatty()
-    screen.info("%s", _rendered(parts, None if is_terminal else width, is_terminal))
-    log.info("%s", _rendered(parts, width, is_terminal=False))
+    """Show tables and texts on the screen, and in the log with ``width`` columns.
 
-
-def _rendered(parts: Sequence[RenderableType], width: int | None, is_terminal: bool) -> str:
-    """The parts as text; ``width=None`` is the terminal's width; ``NO_COLOR`` is respected."""
-    text = StringIO()
+    A terminal gets its own width, and colours unless ``NO_COLOR`` is set.
+    """
     plain: Any = {"force_jupyter": False, "markup": False, "emoji": False, "highlight": False}
-    console = Console(file=text, width=width, force_terminal=is_terminal, **plain)
-    for part in parts:
-        # A command is not broken into lines, so that it can be copied.
-        console.print(part, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    for logger, is_terminal in ((screen, sys.stdout.isatty()), (log, False)):
+        text, columns = StringIO(), None if is_terminal else width
+        console = Console(file=text, width=columns, force_terminal=is_terminal, **plain)
+        for part in parts:
+            # A command is not broken into lines, so that it can be copied.
+            console.print(part, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))
+        logger.info("%s", "\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
 def print_parameters(net: nn.Module) -> None:
@@ -70,10 +63,10 @@ def print_parameters(net: nn.Module) -> None:
         if not weight.adapters:
             rows.append(cells)
     table = Table(*columns)
-    for row in rows[:_MOST_ROWS]:
+    for row in rows[:_MOST_LAYERS]:
         table.add_row(*row)
-    if len(rows) > _MOST_ROWS:
-        table.add_row(f"{len(rows) - _MOST_ROWS} more")
+    if len(rows) > _MOST_LAYERS:
+        table.add_row(f"{len(rows) - _MOST_LAYERS} more")
     count = count_parameters(net)
     total = f"parameters: {count['base']:,}"
     if names:
@@ -89,16 +82,7 @@ def _shape(tensor: Any) -> str:
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
     """Print the table of errors and the verdict on the run in ``folder``, and what it advises."""
-    show(*_results_parts(results, [*verdict(results), *advice(results, folder)]))
-
-
-def results_text(results: Mapping[str, Any]) -> str:
-    """The table and the verdict as plain text, without advice."""
-    return _rendered(_results_parts(results, verdict(results)), 100, is_terminal=False)
-
-
-def _results_parts(results: Mapping[str, Any], phrases: Sequence[Phrase]) -> list[RenderableType]:
-    test, rows = results["test"], class_rows(results, _MOST_ROWS)
+    test, rows = results["test"], class_rows(results)
     is_repair = "test_base" in results
     table = _table("class", rows[0].cells)
     table.title = "errors on the test images"
@@ -116,13 +100,15 @@ def _results_parts(results: Mapping[str, Any], phrases: Sequence[Phrase]) -> lis
     before = f"{outcome_before(results)['accuracy']:.4f} -> " if is_repair else ""
     parts: list[RenderableType] = [table, f"accuracy: {before}{test['accuracy']:.4f}"]
     sentence = Text()
-    for phrase in phrases:
+    for phrase in [*verdict(results), *advice(results, folder)]:
         if phrase.mood == "advice":
             parts += [sentence, Text(phrase.text, _STYLES["advice"], no_wrap=True)]
             sentence = Text()
         else:
             sentence.append(" " if sentence else "").append(phrase.text, _STYLES[phrase.mood])
-    return [*parts, sentence] if sentence else parts
+    if sentence:
+        parts.append(sentence)
+    show(*parts)
 
 
 def _table(first: str, others: Iterable[str], justify: JustifyMethod = "right") -> Table:
