@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistakes
-from lora_mnist.data.sampler import TrainingLoader, make_loader
+from lora_mnist.data.sampler import TrainingLoader
 from lora_mnist.errors import require_number
 from lora_mnist.progress import progress
 
@@ -152,12 +152,25 @@ class ImageDataModule(LightningDataModule):
     def choose(self, target: Target | None) -> None:
         """Learn this class, or these classes, alone; the others may be replayed.
 
-        ``target`` names each class by number or by name. ``None``: learn all classes or, where
-        there are ``mistakes``, these. ``ValueError``, if it names no class with training images, or
-        ``replay`` asks for more images than there are.
+        ``target`` names each class by number or by name. Names come first: with the classes 1, 10
+        and 2 the target 10 is the class named 10. ``None``: learn all classes or, where there are
+        ``mistakes``, these. ``ValueError``, if it names no class with training images, or one
+        twice, or ``replay`` asks for more images than there are.
         """
-        self.targets = [] if target is None else class_numbers(target, self.classes)
-        count = len(self.train_set)
+        count, classes = len(self.train_set), self.classes
+        numbers = {str(number): number for number in range(len(classes))}
+        numbers |= {name: number for number, name in enumerate(classes)}
+        names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+        self.targets = []
+        for name in names if target is not None else ():
+            if str(name) not in numbers:
+                raise ValueError(
+                    f"target={target}: expected null, a class from 0 to {len(classes) - 1} or a "
+                    f"list of them, by number or by name, such as {', '.join(classes[:12])}"
+                )
+            self.targets.append(numbers[str(name)])
+        if not names or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"target={target}: expected each class once, and at least one")
         is_target = torch.ones(count, dtype=torch.bool)
         if self.mistake_sets:
             is_target = torch.arange(count) >= count - len(self.mistake_sets[0])
@@ -270,32 +283,21 @@ class ImageDataModule(LightningDataModule):
         """Batches of the images in ``order``; ``None``: this process's share of all."""
         if order is None and self.trainer:
             order = range(self.trainer.global_rank, len(images), self.trainer.world_size)
-        settings = {"batch_size": self.eval_batch_size, "sampler": order}
-        return make_loader(images, self.num_workers, self.trainer, **settings)
+        return self.loader(images, batch_size=self.eval_batch_size, sampler=order)
+
+    def loader(self, images: Images, **order: Any) -> DataLoader[Batch]:
+        """torch's DataLoader in an order; it draws nothing from torch's global generator."""
+        is_cuda = self.trainer and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            images,
+            collate_fn=default_convert,  # Images give whole batches
+            num_workers=self.num_workers,
+            pin_memory=bool(is_cuda),
+            generator=torch.Generator(),  # torch's own is for dropout alone
+            **order,
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is."""
         images, labels = batch
         return self.normalise(images), labels
-
-
-def class_numbers(target: Target, classes: Sequence[str]) -> list[int]:
-    """The numbers of the class or classes that ``target`` names.
-
-    Names come before numbers: with the classes 1, 10 and 2 the target 10 is the class named 10.
-    ValueError, if ``target`` names no class, or one twice.
-    """
-    numbers = {str(number): number for number in range(len(classes))}
-    numbers |= {name: number for number, name in enumerate(classes)}
-    chosen: list[int] = []
-    names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
-    for one in names:
-        if str(one) not in numbers:
-            raise ValueError(
-                f"target={target}: expected null, a class from 0 to {len(classes) - 1} or a list "
-                f"of them, by number or by name, such as {', '.join(classes[:12])}"
-            )
-        chosen.append(numbers[str(one)])
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"target={target}: expected each class once, and at least one")
-    return chosen
