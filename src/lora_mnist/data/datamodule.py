@@ -138,16 +138,14 @@ class ImageDataModule(LightningDataModule):
             )
             for part, images in zip(("mistakes", "mistakes_test"), self.mistake_sets, strict=True):
                 self.sha256[part] = images.sha256()
+        learnt = self.mistake_sets[0] if self.mistake_sets else None
         if stage == "test" and not hasattr(self, "test_set"):
-            self.test_set = self.sets[2]
-            if self.mistake_sets:
-                self.test_set = without_mistakes(self.test_set, self.mistake_sets[0], "test")
+            self.test_set = without_mistakes(self.sets[2], learnt, "test")
         if stage in ("fit", "validate") and not hasattr(self, "train_set"):
-            self.train_set, self.val_set, _ = self.sets
-            if self.mistake_sets:
-                learnt = self.mistake_sets[0]
+            self.train_set, val_set, _ = self.sets
+            self.val_set = without_mistakes(val_set, learnt, "validation")
+            if learnt is not None:
                 self.train_set = WithMistakes(self.train_set, learnt)
-                self.val_set = without_mistakes(self.val_set, learnt, "validation")
 
     def choose(self, target: Target | None) -> None:
         """Learn this class, or these classes, alone; the others may be replayed.
