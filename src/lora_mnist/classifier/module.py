@@ -39,14 +39,6 @@ class ClassifierModule(LightningModule):
     LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and kept in checkpoints.
     ``base_tensors`` are the base's by name, for where ``net`` itself is fine-tuned and changes
     them. ``hyperparameters`` are plain values for checkpoints and loggers.
-
-    Attributes:
-        adapter: the last adapter on ``net``, if others lie below: these belong to the network that
-            it is compared with. Else ``None``.
-        base_logits: by split, the base's logits of each batch, the same in every evaluation.
-        outcomes: by split, the outcome of the last evaluation, as in results.json.
-        predictions: predictions of the last test; see :class:`.metrics.Evaluation`.
-        validated_at: the step of ``outcomes["val"]``; ``None`` before.
     """
 
     def __init__(
@@ -73,14 +65,16 @@ class ClassifierModule(LightningModule):
         names = lora_names(net)
         self.has_lora = bool(names)
         self.base_tensors = None if names else base_tensors
+        # The adapter to train, if others lie below: these belong to what it is compared with.
         self.adapter = names[-1] if len(names) > 1 else None
         # Not the data itself: weight averaging makes a deep copy of the module.
         self.class_names, self.targets, self.replay = data.classes, data.targets, data.replay
         splits = ("val", *_TESTS)
         self.evaluations = nn.ModuleDict({s: Evaluation(len(data.classes)) for s in splits})
-        self.predictions: dict[str, Tensor] = {}
-        self.outcomes: dict[str, dict[str, Any]] = {}
-        self.validated_at: int | None = None
+        self.predictions: dict[str, Tensor] = {}  # of the last test, as Evaluation has them
+        self.outcomes: dict[str, dict[str, Any]] = {}  # the last ones by split, as in results.json
+        self.validated_at: int | None = None  # the step of outcomes["val"]
+        # By split, the base's logits of each batch, the same in every evaluation.
         self.base_logits: dict[str, list[Tensor | None]] = {}
         # Sum and number of the losses since the last log; no buffers, since DDP would copy those
         # of the first process.

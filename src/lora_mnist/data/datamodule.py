@@ -41,23 +41,13 @@ class ImageDataModule(LightningDataModule):
     image as uint8, (channels, height, width), before it is normalised. With ``mistakes``, images of
     all classes are replayed. A label is an index into ``classes``. An argument out of range raises
     ``ValueError``.
-
-    Attributes:
-        targets: numbers of the classes to learn; empty where all are learnt, or ``mistakes``.
-        color_order: channels that the network takes, "rgb" or "bgr"; the images themselves are
-            red, green, blue. ``mean`` and ``std`` are in the network's order.
-        train_set: images of all classes to train on; set by :meth:`setup`, as ``val_set`` and
-            ``test_set`` are.
-        target_indices: the images of ``train_set`` to learn from, int64; ``other_indices``: those
-            that may be replayed. Set by :meth:`choose`.
-        replay_turns: turns of a class among the replayed images; classes not listed get one.
-        mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
-        sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal.
     """
 
-    train_set: Images
+    train_set: Images  # of all classes; set by setup(), as the other two are
     val_set: Images
     test_set: Images
+    #: The channels that the network takes, and the order of mean and std: "rgb" or "bgr". The
+    #: images themselves are red, green, blue.
     color_order = "rgb"
 
     def __init__(
@@ -105,11 +95,12 @@ class ImageDataModule(LightningDataModule):
         self.val_from = val_from
         self.mean, self.std = mean, std
         self.seed, self.augment = seed, augment
-        self.targets: list[int] = []
+        self.targets: list[int] = []  # the classes to learn; empty: all, or the mistakes
+        # The places in train_set of images to learn from, and of those that may be replayed.
         self.target_indices = self.other_indices = torch.empty(0, dtype=torch.int64)
-        self.replay_turns: dict[int, int] = {}
-        self.mistake_sets: list[ImageTensors] = []
-        self.sha256: dict[str, str] = {}
+        self.replay_turns: dict[int, int] = {}  # by class; a class that is not listed gets one
+        self.mistake_sets: list[ImageTensors] = []  # those to learn from, and those held out
+        self.sha256: dict[str, str] = {}  # of all images and labels that were read, by part
         self._loader: TrainingLoader | None = None
         self._sampler_state: dict[str, Any] = {}
 
@@ -250,8 +241,6 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """Shuffled batches, replayed images last; each of several processes gets its share."""
-        if not len(self.target_indices):
-            self.choose(None)
         seed = self.seed
         if seed is None:
             # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
