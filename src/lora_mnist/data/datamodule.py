@@ -241,6 +241,8 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """Shuffled batches, replayed images last; each of several processes gets its share."""
+        if not len(self.target_indices):
+            self.choose(None)
         seed = self.seed
         if seed is None:
             # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
