@@ -42,8 +42,7 @@ def expected(sides, net, number):
     return net(batch).softmax(1)[0].tolist()
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.35])
-@pytest.mark.parametrize("run", [None, NEW])
+@pytest.mark.parametrize(("run", "scale"), [(None, 1.0), (NEW, 0.0), (NEW, 0.35)])
 def test_asks_the_base_and_the_adapted_network(sides, outputs, run, scale):
     """The scale is a factor, and zero gives the base bit for bit."""
     folders = [outputs / run / "adapter"] if run else []
@@ -84,7 +83,7 @@ def test_from_one_mistake_of_the_base_to_the_next(sides, outputs):
 
 
 @pytest.mark.slow
-def test_an_empty_drawing(sides, tmp_path):
+def test_an_empty_drawing_and_a_port_that_is_taken(sides, outputs, tmp_path):
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     Image.new("RGBA", (280, 280)).save(tmp_path / "empty.png")
     page = build_page(sides)
@@ -93,6 +92,10 @@ def test_an_empty_drawing(sides, tmp_path):
     drawing = {"background": None, "layers": [], "composite": f"{tmp_path}/empty.png"}
     assert read(drawing) == (None, "This picture cannot be used: nothing on it.")
     assert ask(None, sides.chosen, 1.0) == (None, None, None)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"^server\.port={port}: expected "):
+            demo(config(outputs, f"server.port={port}"))
 
 
 @pytest.mark.slow
@@ -110,15 +113,6 @@ def test_photographs_are_uploaded(tmp_path, monkeypatch):
     image, note = read("photos/dog/3.png")
     assert (image.shape, note) == ((3, 8, 8), "")
     assert mistake(-1, None)[2].rpartition("labelled ")[2] in CLASSES
-
-
-@pytest.mark.slow
-def test_a_port_that_is_taken(outputs):
-    pytest.importorskip("gradio", reason="the extra demo is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with pytest.raises(UserError, match=rf"^server\.port={port}: expected "):
-            demo(config(outputs, f"server.port={port}"))
 
 
 def test_without_the_extra(cli, monkeypatch):

@@ -51,7 +51,8 @@ def commands(document):
     return list(dict.fromkeys(found))
 
 
-ALL = [(document, command) for document in DOCUMENTS for command in commands(document)]
+#: Each command, and the first document that has it.
+ALL = {command: name for name in reversed(DOCUMENTS) for command in commands(name)}
 
 
 def arguments(command):
@@ -87,13 +88,13 @@ PLUGINS = {
 
 
 @pytest.mark.parametrize(
-    ("document", "command"),
+    "command",
     [
-        pytest.param(*case, marks=pytest.mark.slow(1) if case[0].startswith("docs/") else ())
-        for case in ALL
+        pytest.param(command, marks=pytest.mark.slow(1) if name.startswith("docs/") else ())
+        for command, name in ALL.items()
     ],
 )
-def test_command(document, command):
+def test_command(command):
     calls = arguments(command)
     assert calls, f"bash started nothing for: {command}"
     for program, *given in calls:

@@ -35,14 +35,13 @@ BELOW = {
     "choices": {"errors", "project", "checks", "trainer", "lora", "data", "disk", "classifier"},
     "preprocessing": {"errors", "project", "settings", "trainer", "data", "classifier", "show"},
     "cli": {"errors", "project", "disk", "sweep", "show"},
-    **{
-        key: {"errors", "project", "settings", "adapters", "trainer", "preprocessing"}
-        | {"checks", "choices"}
-        | {"lora", "data", "disk", "classifier", "show", "sweep"}
-        for key in COMMANDS
-    },
     "entry": {"cli", "project", *COMMANDS},
 }
+
+
+ROOMS = {"lora", "data", "disk", "classifier", "show", "sweep"}
+STEPS = {"errors", "project", "settings", "adapters", "trainer", "preprocessing"}
+BELOW |= {key: {*ROOMS, *STEPS, "checks", "choices"} for key in COMMANDS}
 
 
 def name_of(path):

@@ -36,10 +36,7 @@ MISTAKES = {
         (*PRETRAIN, "+lora.rank=4 -> lora: nothing reads this key"),
         (*PRETRAIN, "scheduler=linear", "trainer.max_steps=-1"),
         (*PRETRAIN, "scheduler=linear", "trainer.max_steps=9 -> trainer.max_epochs=1: expected -1"),
-        (
-            *PRETRAIN,
-            "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateFinder -> c",
-        ),
+        (*PRETRAIN, "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateFinder -> c"),
         (*PRETRAIN, "data.val_size=0", "callbacks=best -> callbacks: monitor=val/errors"),
         (*LORA, "callbacks=best -> trainer.val_check_interval=25"),
         (*PRETRAIN, "net.hidden_sizes=wide -> net: empty(): argument 'size'"),
@@ -141,11 +138,8 @@ MISTAKES = {
         ("out={tmp}/x.onnx",),
         ("out={tmp}/x.safetensors", "adapter={tmp}/none"),
     ],
-    "demo": [
-        ("adapter={tmp}/none",),
-        ("base_ckpt={tmp}/none",),
-    ],
-    "report": [("run=latest",), ("run={tmp}/none",), ("run={tmp}",)],
+    "demo": [("adapter={tmp}/none",), ("base_ckpt={tmp}/none",)],
+    "report": [("run=latest",), ("run={tmp}/none",), ("run={tmp}",), ("run={tmp}/damaged",)],
 }
 CASES = [
     pytest.param((entry, *arguments), marks=pytest.mark.slow if entry == "demo" else ())
@@ -168,7 +162,10 @@ def test_a_mistake_is_one_line(tmp_path, capfd, case):
     if entry == "demo":
         pytest.importorskip("gradio", reason="the extra demo is not installed")
     (tmp_path / "text.txt").write_text("no picture, no weights")
-    if entry != "report":
+    if entry == "report":
+        (tmp_path / "damaged").mkdir()
+        (tmp_path / "damaged" / "results.json").write_text("{")
+    else:
         small_base(tmp_path / "outputs")
         small = () if "net=custom" in " ".join(arguments) else (SMALL[0],)
         few = FEW if entry == "train" and "data=folder" not in arguments else ()

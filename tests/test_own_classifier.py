@@ -47,7 +47,7 @@ def repaired(here, *overrides):
     return folder
 
 
-def test_repair_proves_the_base_untouched(here):
+def test_a_repair_proves_the_base_untouched_and_is_exported_as_a_plain_network(here):
     folder = repaired(here, "target=[dog,emu]", "logger=csv")
     results = read_results(folder)
     assert results["base_unchanged"]
@@ -62,6 +62,17 @@ def test_repair_proves_the_base_untouched(here):
         with torch.no_grad(), lora_disabled(net.train(mode)):
             assert torch.equal(net(images), base(images))
     assert changed_tensors(base.state_dict(), base_state_dict(net)) == []
+
+    with logged("lora_mnist.export") as text:
+        export(config("export", "adapter=latest", "out=repaired.safetensors"))
+    assert "same predictions as the live network on 6 test images" in text.getvalue()
+    plain = fresh().eval()
+    plain.load_state_dict(load_file("repaired.safetensors"))
+    torch.testing.assert_close(plain(images), net.eval()(images), rtol=1e-4, atol=1e-4)
+    with safe_open("repaired.safetensors", "pt") as file:
+        about = file.metadata()
+    assert json.loads(about["classes"]) == CLASSES
+    assert about["input"].startswith("float32 (batch, 3, 8, 8): ")
 
 
 KNOWN = ("data.data_dir=null", "data.classes=[cat,dog,emu]", "data.image_size=8")
@@ -99,21 +110,6 @@ def test_predictions_need_no_folder(here):
     for known in ((*FORM, *KNOWN[:2]), KNOWN, (*KNOWN, FORM[0]), (*FORM, KNOWN[0])):
         with pytest.raises(UserError, match=r"^data.data_dir=null.*: expected a folder of images"):
             predict(config("predict", images, *known))
-
-
-def test_the_exported_network_is_a_plain_one(here):
-    folder = repaired(here)
-    with logged("lora_mnist.export") as text:
-        export(config("export", "adapter=latest", "out=repaired.safetensors"))
-    assert "same predictions as the live network on 6 test images" in text.getvalue()
-    net, images = fresh().eval(), torch.randn(20, 3, 8, 8)
-    net.load_state_dict(load_file("repaired.safetensors"))
-    live = load_adapter(mine(), folder / "adapter")
-    torch.testing.assert_close(net(images), live(images), rtol=1e-4, atol=1e-4)
-    with safe_open("repaired.safetensors", "pt") as file:
-        about = file.metadata()
-    assert json.loads(about["classes"]) == CLASSES
-    assert about["input"].startswith("float32 (batch, 3, 8, 8): ")
 
 
 def test_a_base_knows_how_its_images_were_prepared(here):

@@ -1,17 +1,8 @@
 import shlex
 
 import pytest
-from composed import FEW, SMALL, composed, small_base
+from composed import FEW, SMALL, small_base
 from helpers.commands import only_run
-
-from lora_mnist.errors import UserError
-from lora_mnist.report import report
-
-
-def test_damaged_results_are_told_in_a_line(tmp_path):
-    (tmp_path / "results.json").write_text("{")
-    with pytest.raises(UserError, match=r"^run=[^\n]*$"):
-        report(composed("report", f"run={tmp_path}"))
 
 
 @pytest.mark.slow

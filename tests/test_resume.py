@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from composed import FEW, SMALL, composed, small_base
+from composed import FEW, SMALL, composed, logged, small_base
 from helpers.callbacks import Crashed
 from helpers.commands import ROOT, only_run, read_results, refused, run_process
 from helpers.stranger import config, move_in
@@ -17,6 +17,7 @@ from tensorboard.summary.writer import event_file_writer
 import lora_mnist.train
 from lora_mnist import MLP
 from lora_mnist.disk.base import own_file, read_base
+from lora_mnist.disk.checkpoint import recorded_run
 from lora_mnist.disk.run_folder import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.project import Run
@@ -41,6 +42,11 @@ EVERYTHING = (
 TWO_EPOCHS = ("stage=pretrain", "data.batch_size=120", "trainer.max_epochs=2", *OFTEN)
 TWO_EPOCHS = (*TWO_EPOCHS, "trainer.log_every_n_steps=3")
 QUIET = ("logger=none",)
+#: Epochs of three batches that are always the same, and epochs of one batch.
+OVERFIT = (*TWO_EPOCHS[:1], "trainer.max_epochs=5", "+trainer.overfit_batches=3")
+SHORT = (*TWO_EPOCHS[:1], "trainer.max_epochs=12", "+trainer.limit_train_batches=1")
+EACH_STEP = ("callbacks.checkpoint.every_n_train_steps=1", "callbacks.checkpoint.seconds=null")
+NOISE = "net._target_=helpers.nets.Noisy"
 #: The folders of runs that nothing cut short, by their overrides.
 WHOLE = {}
 
@@ -120,10 +126,12 @@ def step_of(folder):
     ("overrides", "crashes"),
     [
         ((*LORA, "data.seed=null", "lora.dropout=0.5", "data.replay=9"), (3, 37)),
-        (TWO_EPOCHS, (16, 52)),
+        ((*TWO_EPOCHS, NOISE), (16, 52)),
+        ((*OVERFIT, *EACH_STEP, NOISE, "trainer.log_every_n_steps=3"), (1, 8)),
+        ((*SHORT, *EACH_STEP, NOISE, "trainer.log_every_n_steps=1"), (4, 10)),
         (("stage=finetune", *LORA[1:], "trainable=linear2.*"), (10, 36)),
     ],
-    ids=["null", "epochs", "finetune"],
+    ids=["null", "epochs", "overfit", "short", "finetune"],
 )
 def test_twice_cut_short_it_ends_as_it_would_have(go, overrides, crashes):
     """The run "null" has no checkpoint when it is cut first, and begins again."""
@@ -132,11 +140,36 @@ def test_twice_cut_short_it_ends_as_it_would_have(go, overrides, crashes):
     folder = go("cut", *overrides, crash=first)
     assert not (folder / "results.json").exists()
     go("cut", *overrides, crash=second, resume=True)
-    assert first - 7 <= step_of(folder) <= second
+    every = 1 if EACH_STEP[0] in overrides else 7
+    assert second - every <= step_of(folder) <= second
     go("cut", *overrides, resume=True)
     assert differences(left_by(whole), left_by(folder)) == []
     if "stage=pretrain" in overrides:
         assert (whole / "base.ckpt").read_bytes() == (folder / "base.ckpt").read_bytes()
+
+
+def test_a_run_from_a_gpu_goes_on_without_one(go):
+    """With all states but that of the GPU, and it says so."""
+    whole, folder = go("whole", *LORA), go("cut", *LORA, crash=20)
+    checkpoint = torch.load(folder / LAST_CHECKPOINT, weights_only=True)
+    on_gpu = {"device": "cuda", "of_device": torch.zeros(16, dtype=torch.uint8)}
+    checkpoint["random_states"][0] |= on_gpu
+    torch.save(checkpoint, folder / LAST_CHECKPOINT)
+    with logged("lora_mnist.disk.checkpoint") as text:
+        go("cut", *LORA, resume=True)
+    assert "this run began on cuda and goes on on cpu" in text.getvalue()
+    assert differences(left_by(whole), left_by(folder)) == []
+
+
+def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path):
+    with recorded_run(tmp_path, {}, None) as checkpoint:
+        assert checkpoint is None
+        (tmp_path / LAST_CHECKPOINT).touch()
+        second = recorded_run(tmp_path, {}, "latest")
+        with pytest.raises(UserError, match="a run is still going there"), second:
+            pass
+    with recorded_run(tmp_path, {}, None) as checkpoint:
+        assert checkpoint is None
 
 
 @pytest.mark.slow
@@ -212,16 +245,10 @@ def test_more_epochs_are_trained(go):
     assert (whole / "base.ckpt").read_bytes() == (folder / "base.ckpt").read_bytes()
 
 
-def test_more_steps_than_a_schedule_counts_are_refused(go):
-    go("run", *LORA, *QUIET, "scheduler=linear", crash=9)
-    assert refusal(go, *LORA, *QUIET, "scheduler=linear", "trainer.max_steps=60").startswith(
-        "scheduler.total_iters=60: expected 40, as in resume="
-    )
-
-
 def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_not(go, tmp_path):
     """A replaced base is named by the file that keeps it."""
-    folder, outputs = go("run", *LORA, *QUIET, crash=9), tmp_path / "outputs"
+    options, outputs = (*LORA, *QUIET, "scheduler=linear"), tmp_path / "outputs"
+    folder = go("run", *options, crash=9)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     base = outputs / "base" / "mnist.ckpt"
     copy = own_file(base.parent, "mnist", read_base(base, MLP(hidden_sizes=[16])).sha256)
@@ -231,27 +258,27 @@ def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_n
     for override, expected in {
         "lora.rank=4": "1",
         "digit=3": "9",
-        "scheduler=linear -> scheduler._partial_=True": "null",
+        "scheduler=one_cycle -> scheduler._target_": "torch.optim.lr_scheduler.LinearLR",
+        "trainer.max_steps=60 -> scheduler.total_iters=60": "40",
         "callbacks=averaging -> callbacks.averaging._target_": "null",
         "augment=shift -> data.augment": "null",
         "stage=finetune": "lora",
         f"base_ckpt={other}": f"base_ckpt={copy}",
     }.items():
         wrong, _, start = override.partition(" -> ")
-        answer = refusal(go, *LORA, *QUIET, wrong)
+        answer = refusal(go, *options, wrong)
         assert answer.startswith(start or wrong)
         assert f": expected {expected}, as in resume=" in answer
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     moved = base.rename(tmp_path / "moved.ckpt")
     more = ("callbacks.checkpoint.every_n_train_steps=5", "figures=true", f"base_ckpt={moved}")
-    assert read_results(go("run", *LORA, *QUIET, *more, resume=True))["steps"] == 40
+    assert read_results(go("run", *options, *more, resume=True))["steps"] == 40
 
 
-@pytest.mark.parametrize("in_memory", ["true", "false"])
-def test_other_images_are_refused_by_name(tmp_path, monkeypatch, in_memory):
+def test_other_images_are_refused_by_name(tmp_path, monkeypatch):
     photos, folder = move_in(tmp_path, monkeypatch) / "photos", tmp_path / "run"
-    options = ("stage=lora", "target=dog", "trainer.max_steps=20", f"data.in_memory={in_memory}")
-    options = (*options, *OFTEN, *QUIET, "trainer=cpu", "figures=false", CRASH)
+    options = ("stage=lora", "target=dog", "trainer.max_steps=20", *OFTEN, *QUIET)
+    options = (*options, "trainer=cpu", "figures=false", CRASH)
     monkeypatch.setenv("CRASH", "8")
     with pytest.raises(Crashed):
         train(config("train", *options), Run(folder))

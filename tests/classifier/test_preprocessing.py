@@ -13,13 +13,14 @@ from torchvision.transforms import v2
 from lora_mnist import MLP
 from lora_mnist.classifier.preprocessing import Trial, conventions, within_chance
 from lora_mnist.data import FolderDataModule
-from lora_mnist.data.make import missing_settings
+from lora_mnist.data.make import missing_settings, network_preprocessing
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Wide pictures with noise and a coloured bar in one of three places, 150 a class."""
-    folder = tmp_path_factory.mktemp("mine")
+def train_plain(folder):
+    """Somebody's own script, which stretches pictures, takes blue first, and divides by 255.
+
+    The pictures are wide, with noise and a coloured bar in one of three places, 150 a class.
+    """
     generator = numpy.random.default_rng(0)
     for label, name in enumerate(("cat", "dog", "emu")):
         (folder / "photos" / name).mkdir(parents=True)
@@ -30,15 +31,10 @@ def photos(tmp_path_factory):
             picture = Image.fromarray(pixels.clip(0, 255).astype("uint8"))
             picture.save(folder / "photos" / name / f"{number}.png")
     (folder / "nets_of_photos.py").write_text("from lora_mnist import MLP")
-    return folder
-
-
-def train_plain(photos):
-    """Somebody's own script, which stretches pictures, takes blue first, and divides by 255."""
     steps = [v2.Resize((8, 8)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    folder = ImageFolder(str(photos / "photos"), v2.Compose(steps))
-    images = torch.stack([image for image, _ in folder]).flip(1)
-    labels = torch.tensor(folder.targets)
+    pictures = ImageFolder(str(folder / "photos"), v2.Compose(steps))
+    images = torch.stack([image for image, _ in pictures]).flip(1)
+    labels = torch.tensor(pictures.targets)
     torch.manual_seed(0)
     net = MLP(3 * 8 * 8, [32], 3)
     adam = torch.optim.Adam(net.parameters(), lr=3e-3)
@@ -47,7 +43,7 @@ def train_plain(photos):
             adam.zero_grad()
             cross_entropy(net(images[batch]), labels[batch]).backward()
             adam.step()
-    torch.save(net.state_dict(), photos / "mine.pt")
+    torch.save(net.state_dict(), folder / "mine.pt")
 
 
 OPTIONS = (
@@ -58,15 +54,15 @@ OPTIONS = (
 
 
 @pytest.mark.slow
-def test_eval_says_unasked_how_the_network_was_trained(photos, cli):
-    train_plain(photos)
-    first = cli("eval.py", *OPTIONS, here=photos)
+def test_eval_says_unasked_how_the_network_was_trained(cli, tmp_path):
+    train_plain(tmp_path)
+    first = cli("eval.py", *OPTIONS, here=tmp_path)
     assert first.code == 0, first.err
     (line,) = [line for line in first.err.splitlines() if "trained otherwise" in line]
     assert line.endswith("data.resize=stretch data.mean=0.0 data.std=1.0 data.color_order=bgr")
     assert "To repair" not in first.out  # on other images than the network was trained on
     changes = line.partition("paths.outputs=")[2].partition(" ")[2].replace("'", "").split()
-    mended = cli("eval.py", *OPTIONS, *changes, "check=preprocessing", here=photos)
+    mended = cli("eval.py", *OPTIONS, *changes, "check=preprocessing", here=tmp_path)
     assert "trained otherwise" not in mended.err
     assert errors(mended.out) < errors(first.out)
     lines = [line for line in mended.out.splitlines() if "rgb" in line or "bgr" in line]
@@ -106,29 +102,24 @@ def require_same(keys, transform):
     assert torch.equal(data.normalise(data._preparation(picture)[None])[0], transform(picture))
 
 
-def named_by(net, settings, **data):
-    """The keys of data=folder that a network names, where all of them are null."""
-    keys = ("image_size", "resize", "crop_pct", "interpolation", "mean", "std")
-    data = {**dict.fromkeys(keys), "channels": 3, **data}
-    return missing_settings(OmegaConf.create({"net": settings, "data": data}), net)
-
-
 def test_a_network_names_its_own_preprocessing():
     net, settings = torch.nn.Identity(), {"_target_": "torchvision.models.resnet50"}
-    keys = named_by(net, {**settings, "weights": "IMAGENET1K_V2"})
+    keys = network_preprocessing(net, {**settings, "weights": "IMAGENET1K_V2"})
     require_same(keys, ResNet50_Weights.IMAGENET1K_V2.transforms())
     for other in (settings, {"_target_": "lora_mnist.MLP"}):
-        assert named_by(net, other) == {}
+        assert network_preprocessing(net, other) == {}
 
 
 def test_a_network_of_timm_names_its_own_preprocessing():
     timm = pytest.importorskip("timm")
     net = timm.create_model("vit_tiny_patch16_224", num_classes=2)
     settings = {"_target_": "timm.create_model"}
-    keys = named_by(net, settings)
-    small = named_by(net, {**settings, "img_size": 32})
+    keys = network_preprocessing(net, settings)
+    small = network_preprocessing(net, {**settings, "img_size": 32})
     assert small == {**keys, "image_size": [32, 32]}  # timm itself still names the larger one
     require_same(keys, timm.data.create_transform(**timm.data.resolve_model_data_config(net)))
-    grey = named_by(net, settings, crop_pct=1.0, channels=1)  # its mean is of three channels
-    assert grey.keys() == {"image_size", "resize", "interpolation"}
-    assert grey["image_size"] == [224, 224]
+    data = {"image_size": None, "crop_pct": 1.0, "mean": None, "std": None, "channels": 1}
+    grey = OmegaConf.create({"net": settings, "data": data})
+    assert missing_settings(grey, net) == {
+        "image_size": [224, 224]
+    }  # its mean is of three channels

@@ -56,19 +56,11 @@ WAYS = {
         {"resize": "stretch", "image_size": [16, 24], "antialias": False},
         [TENSOR, v2.Resize((16, 24), antialias=False)],
     ),
-    "bicubic": (
-        {"crop_pct": 16 / 18, "interpolation": "bicubic"},
-        [v2.Resize(18, InterpolationMode.BICUBIC), CROP, TENSOR],
-    ),
     "lanczos": (  # 22.86 pixels are 22
         {"image_size": 20, "crop_pct": 0.875, "interpolation": "lanczos"},
         [v2.Resize(22, InterpolationMode.LANCZOS), v2.CenterCrop(20), TENSOR],
     ),
     "a rounded share": ({"crop_pct": 0.889}, [v2.Resize(18), CROP, TENSOR]),
-    "nearest": (
-        {"interpolation": "nearest"},
-        [v2.Resize(16, InterpolationMode.NEAREST), CROP, TENSOR],
-    ),
 }
 
 

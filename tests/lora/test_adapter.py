@@ -79,17 +79,14 @@ def test_one_of_several_is_saved_and_loaded_by_name(adapted, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_another_base_is_refused_by_fingerprint(adapted, tmp_path):
-    save_adapter(adapted, tmp_path, metadata={"dataset": "mnist"})
+def test_another_base_is_refused_by_fingerprint(adapted, tmp_path, caplog):
+    folder = save_adapter(adapted, tmp_path, metadata={"dataset": "mnist"})
     other = base(change=1)
     here, there = (fingerprint(net.state_dict()) for net in (other, base()))
     with pytest.raises(ValueError, match=f"made for the base {there} on mnist, this one is {here}"):
         load_adapter(other, tmp_path)
     assert not lora_adapters(other)
     assert lora_adapters(load_adapter(other, tmp_path, allow_other_base=True))
-
-
-def test_an_adapter_that_does_not_name_its_base(folder, caplog):
     save_file(load_file(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)  # as PEFT would
     assert read_metadata(folder) == {}
     assert lora_adapters(load_adapter(base(), folder))

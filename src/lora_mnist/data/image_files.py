@@ -80,13 +80,11 @@ class Preparation:
         return augment(pixels) if augment else pixels.contiguous()
 
 
-@dataclass(eq=False)
 class ImageFiles(Images):
     """Images on the disk, each read when it is needed."""
 
-    paths: Sequence[Path]
-    labels: Tensor
-    prepare: Preparation
+    def __init__(self, paths: Sequence[Path], labels: Tensor, prepare: Preparation) -> None:
+        self.paths, self.labels, self.prepare = paths, labels, prepare
 
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         if not len(indices):
