@@ -6,28 +6,23 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import track
 
-log = logging.getLogger(__name__)
+_info = rank_zero_only(logging.getLogger(__name__).info)
 _T = TypeVar("_T")
 
 
 class ProgressLines:
-    """Logs a line soon after the start and then rarely, such as ``test, batch 3 of 8``.
+    """Logs a line soon after the start and then rarely, such as ``test, batch 3 of 8``."""
 
-    Args:
-        name: what is counted.
-        start: the count at the start.
-        first: seconds before the first line.
-        every: seconds between two lines.
-    """
+    first, every = 3.0, 30.0  # seconds before the first line, and between two
 
-    def __init__(self, name: str, start: int = 0, first: float = 2.0, every: float = 30.0) -> None:
-        self.name, self.start, self.every = name, start, every
+    def __init__(self, name: str, start: int = 0) -> None:
+        self.name, self.start = name, start
         self._started = time.monotonic()
-        self._next = self._started + first
+        self._next = self._started + self.first
 
     def say(self, count: float, total: float) -> None:
         """Say that ``count`` of ``total`` are done, and how long the rest takes, if it is time."""
@@ -38,7 +33,7 @@ class ProgressLines:
         rate = (count - self.start) / (now - self._started)
         minutes, seconds = divmod(round((total - count) / rate), 60)
         text = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-        log.info("%s %s of %s, about %s to go", self.name, f"{count:,}", f"{total:,}", text)
+        _info("%s %s of %s, about %s to go", self.name, f"{count:,}", f"{total:,}", text)
 
 
 def progress(items: Iterable[_T], name: str, total: int) -> Iterator[_T]:
@@ -55,54 +50,28 @@ def progress(items: Iterable[_T], name: str, total: int) -> Iterator[_T]:
 
 
 class TrainerProgress(Callback):
-    """Lightning callback: the lines of training, validation and test, for a run without a bar.
+    """Lightning callback: the lines of training, validation and test, for a run without a bar."""
 
-    Args:
-        first: seconds before the first line of each.
-        every: seconds between two lines.
-    """
+    _training: ProgressLines | None = None
 
-    def __init__(self, first: float = 3.0, every: float = 30.0) -> None:
-        self.first, self.every = first, every
-        self._training: ProgressLines | None = None
-        self._evaluation = ProgressLines("")
-
-    @rank_zero_only
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         step = trainer.global_step
         if self._training is None:  # the first step may have compiled the network
-            self._training = ProgressLines("step", step, self.first, self.every)
+            self._training = ProgressLines("step", step)
         self._training.say(step, trainer.estimated_stepping_batches)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._evaluation = ProgressLines("validation, batch", 0, self.first, self.every)
+    def on_validation_start(self, trainer: Trainer, *args: Any) -> None:
+        self._evaluation = ProgressLines("validation, batch")
+        self._batch = 0
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._evaluation = ProgressLines("test, batch", 0, self.first, self.every)
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self._batch += 1
+        self._evaluation.say(self._batch, sum(trainer.num_val_batches))
 
-    @rank_zero_only
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._evaluation.say(batch_idx + 1, sum(trainer.num_val_batches))
+    def on_test_start(self, trainer: Trainer, *args: Any) -> None:
+        self._evaluation = ProgressLines("test, batch")
+        self._batch = 0
 
-    @rank_zero_only
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        batches = trainer.num_test_batches
-        self._evaluation.say(sum(batches[:dataloader_idx]) + batch_idx + 1, sum(batches))
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        self._batch += 1
+        self._evaluation.say(self._batch, sum(trainer.num_test_batches))

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from lora_mnist import MLP
 from lora_mnist.classifier.preprocessing import Trial, conventions, within_chance
 from lora_mnist.data import FolderDataModule
-from lora_mnist.data.make import missing_settings, network_preprocessing
+from lora_mnist.data.make import missing_settings
 
 
 def train_plain(folder):
@@ -102,24 +102,29 @@ def require_same(keys, transform):
     assert torch.equal(data.normalise(data._preparation(picture)[None])[0], transform(picture))
 
 
+def named_by(net, settings, **data):
+    """The keys of data=folder that a network names, where all of them are null."""
+    keys = ("image_size", "resize", "crop_pct", "interpolation", "mean", "std")
+    data = {**dict.fromkeys(keys), "channels": 3, **data}
+    return missing_settings(OmegaConf.create({"net": settings, "data": data}), net)
+
+
 def test_a_network_names_its_own_preprocessing():
     net, settings = torch.nn.Identity(), {"_target_": "torchvision.models.resnet50"}
-    keys = network_preprocessing(net, {**settings, "weights": "IMAGENET1K_V2"})
+    keys = named_by(net, {**settings, "weights": "IMAGENET1K_V2"})
     require_same(keys, ResNet50_Weights.IMAGENET1K_V2.transforms())
     for other in (settings, {"_target_": "lora_mnist.MLP"}):
-        assert network_preprocessing(net, other) == {}
+        assert named_by(net, other) == {}
 
 
 def test_a_network_of_timm_names_its_own_preprocessing():
     timm = pytest.importorskip("timm")
     net = timm.create_model("vit_tiny_patch16_224", num_classes=2)
     settings = {"_target_": "timm.create_model"}
-    keys = network_preprocessing(net, settings)
-    small = network_preprocessing(net, {**settings, "img_size": 32})
+    keys = named_by(net, settings)
+    small = named_by(net, {**settings, "img_size": 32})
     assert small == {**keys, "image_size": [32, 32]}  # timm itself still names the larger one
     require_same(keys, timm.data.create_transform(**timm.data.resolve_model_data_config(net)))
-    data = {"image_size": None, "crop_pct": 1.0, "mean": None, "std": None, "channels": 1}
-    grey = OmegaConf.create({"net": settings, "data": data})
-    assert missing_settings(grey, net) == {
-        "image_size": [224, 224]
-    }  # its mean is of three channels
+    grey = named_by(net, settings, crop_pct=1.0, channels=1)  # its mean is of three channels
+    assert grey.keys() == {"image_size", "resize", "interpolation"}
+    assert grey["image_size"] == [224, 224]

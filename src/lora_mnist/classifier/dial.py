@@ -64,24 +64,25 @@ def quick_dial(
 ) -> dict[str, Any]:
     """Nearly what :func:`dial_curve` finds, with far fewer forward passes.
 
-    The scales between 0 and 1 are tried on images whose prediction the adapter changes. Every other
-    image is taken to have the same prediction at every scale. The errors at both ends, and at the
-    advised scale, are those of all images. docs/speed.md compares both curves.
+    The scales between 0 and 1 are tried on images whose prediction the adapter changes, at most
+    ``most_images``; where it changes more, each stands for its neighbours. Every other image is
+    taken to have the same prediction at every scale. The errors at both ends, and at the advised
+    scale, are those of all images. docs/speed.md compares both curves.
 
     ``batches`` gives the images at these indices, int64, and their labels; with ``None``, all.
-    ``most_images`` is how many of them the network sees at each scale between, >= 1. Where the
-    adapter changes more, each stands for its neighbours. ``predictions`` are what ``base`` and
-    ``adapted`` network predict for all images, and the ``label``, int64 of shape (N,), as a
-    validation leaves them (see :class:`.metrics.Evaluation`); ``None``: they are computed.
-
-    The curve also has ``forward_passes``, how many images the network has seen.
+    ``predictions`` are those of a validation (see :class:`.metrics.Evaluation`), perhaps of some
+    images only; ``None``: they are computed. The curve also has ``forward_passes``, how many
+    images the network has seen.
     """
     passes = 0
     if predictions is None:
         ends, label = predictions_at(model, batches(None), (0, 1), name)
         passes = 2 * len(label)
-        predictions = {"base": ends[0], "adapted": ends[1], "label": label}
-    base, adapted, label = (predictions[key].cpu() for key in ("base", "adapted", "label"))
+        index = torch.arange(len(label))
+        predictions = {"index": index, "base": ends[0], "adapted": ends[1], "label": label}
+    index, base, adapted, label = (
+        predictions[key].cpu() for key in ("index", "base", "adapted", "label")
+    )
     wrong = (base != label).repeat(len(SCALES), 1)
     wrong[-1] = adapted != label
     changed = (base != adapted).nonzero()[:, 0]
@@ -91,20 +92,20 @@ def quick_dial(
     count = min(most_images, len(changed))
     if count:
         groups = torch.arange(len(changed)) * count // len(changed)
-        firsts = torch.searchsorted(groups, torch.arange(count))
-        chosen = changed[firsts]
-        between, _ = predictions_at(model, batches(chosen), SCALES[1:-1], name)
+        chosen = changed[torch.searchsorted(groups, torch.arange(count))]
+        between, _ = predictions_at(model, batches(index[chosen]), SCALES[1:-1], name)
         wrong[1:-1, changed] = (between.cpu() != label[chosen])[:, groups]
     passes += TRIES * count
-    curve, exact = _curve(SCALES, wrong, label, targets), {0.0, 1.0}
-    while curve["advised"] not in exact:
+    exact = {0.0, 1.0}
+    while True:
+        curve = _curve(SCALES, wrong, label, targets)
         scale = curve["advised"]
-        predictions_there, _ = predictions_at(model, batches(None), [scale], name)
-        wrong[SCALES.index(scale)] = predictions_there[0].cpu() != label
+        if scale in exact:
+            return {**curve, "forward_passes": passes}
+        there, _ = predictions_at(model, batches(index), [scale], name)
+        wrong[SCALES.index(scale)] = there[0].cpu() != label
         passes += len(label)
         exact.add(scale)
-        curve = _curve(SCALES, wrong, label, targets)
-    return {**curve, "forward_passes": passes}
 
 
 @torch.no_grad()

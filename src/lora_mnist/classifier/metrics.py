@@ -14,7 +14,8 @@ from torchmetrics.utilities import dim_zero_cat
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.lora import lora_disabled
 
-#: The predictions of each image; a network without adapters counts as the base.
+#: For each image its place, its class, the classes that both networks predict, and how surely; a
+#: network without adapters counts as the base.
 _COLUMNS = ("index", "label", "base", "adapted", "base_probability", "adapted_probability")
 
 
@@ -24,11 +25,6 @@ class Evaluation(Metric):
     As a torchmetrics metric it adds up over batches and over the processes of a distributed run:
     image ``j`` of process ``r`` is image ``j * processes + r`` of all, as
     :class:`lora_mnist.data.ImageDataModule` shares them out.
-
-    Attributes:
-        predictions: the predictions that :meth:`compute` counted last, tensors of shape (N,) in the
-            order of the images: ``index`` and ``label`` of each, the classes that ``base`` and
-            ``adapted`` predict, with ``base_probability`` and ``adapted_probability``.
     """
 
     label: list[Tensor]
@@ -36,6 +32,7 @@ class Evaluation(Metric):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
+        #: What compute() counted last, by column, of shape (N,), in the order of the images.
         self.predictions: dict[str, Tensor] = {}
         for name in _COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")

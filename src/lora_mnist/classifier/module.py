@@ -17,7 +17,7 @@ from lora_mnist.classifier.scalars import scalars
 from lora_mnist.data import Batch, ImageDataModule
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, config_group, require_number
-from lora_mnist.lora import lora_adapters, lora_disabled, lora_names, lora_state_dict
+from lora_mnist.lora import lora_disabled, lora_names, lora_state_dict
 
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
 _TESTS = ("test", "mistakes", "mistakes_test")
@@ -37,15 +37,8 @@ class ClassifierModule(LightningModule):
 
     ``net`` maps images, (N, channels, height, width) float32, to logits, (N, num_classes). With
     LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and kept in checkpoints.
-    ``adapter`` names the one to train on top of an earlier one, which then belongs to the network
-    that it is compared with. ``base_tensors`` are the base's by name, where ``net`` itself is
-    fine-tuned and changes them. ``hyperparameters`` are plain values for checkpoints and loggers.
-
-    Attributes:
-        base_logits: by split, the base's logits of each batch, the same in every evaluation.
-        outcomes: by split, the outcome of the last evaluation, as in results.json.
-        predictions: predictions of the last test; see :class:`.metrics.Evaluation`.
-        validated_at: the step of ``outcomes["val"]``; ``None`` before.
+    ``base_tensors`` are the base's by name, for where ``net`` itself is fine-tuned and changes
+    them. ``hyperparameters`` are plain values for checkpoints and loggers.
     """
 
     def __init__(
@@ -59,28 +52,29 @@ class ClassifierModule(LightningModule):
         scheduler: Callable[[Optimizer], Any] | None = None,
         interval: str = "step",
         base_tensors: Mapping[str, Tensor] | None = None,
-        adapter: str | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        require_number("lr", lr, 0, 1e30)
         # Only plain values: a checkpoint that held a module or a partial could not be loaded with
         # weights_only=True.
         self.save_hyperparameters(dict(hyperparameters or {}))
         self.net = net
         self.loss = loss or Loss()
-        self.optimizer = optimizer
-        self.lr = lr
+        self.optimizer, self.lr = optimizer, lr
         self.scheduler, self.interval = scheduler, interval
-        self.has_lora = bool(lora_adapters(net))
-        self.base_tensors, self.adapter = base_tensors, adapter
+        names = lora_names(net)
+        self.has_lora = bool(names)
+        self.base_tensors = None if names else base_tensors
+        # The adapter to train, if others lie below: these belong to what it is compared with.
+        self.adapter = names[-1] if len(names) > 1 else None
         # Not the data itself: weight averaging makes a deep copy of the module.
         self.class_names, self.targets, self.replay = data.classes, data.targets, data.replay
         splits = ("val", *_TESTS)
         self.evaluations = nn.ModuleDict({s: Evaluation(len(data.classes)) for s in splits})
-        self.predictions: dict[str, Tensor] = {}
-        self.outcomes: dict[str, dict[str, Any]] = {}
-        self.validated_at: int | None = None
+        self.predictions: dict[str, Tensor] = {}  # of the last test, as Evaluation has them
+        self.outcomes: dict[str, dict[str, Any]] = {}  # the last ones by split, as in results.json
+        self.validated_at: int | None = None  # the step of outcomes["val"]
+        # By split, the base's logits of each batch, the same in every evaluation.
         self.base_logits: dict[str, list[Tensor | None]] = {}
         # Sum and number of the losses since the last log; no buffers, since DDP would copy those
         # of the first process.
@@ -88,19 +82,19 @@ class ClassifierModule(LightningModule):
 
     def base(self, images: Tensor) -> Tensor | None:
         """The base's logits, (N, num_classes), of normalised images; no gradient."""
-        if not self.has_lora and self.base_tensors is None:
-            return None
-        with torch.no_grad():
-            if self.base_tensors is None:
-                with lora_disabled(self.net, self.adapter):
-                    logits: Tensor = self.net(images)
-                return logits
-            tensors = {key: tensor.to(images.device) for key, tensor in self.base_tensors.items()}
-            mode = self.net.training
-            self.net.eval()  # in train mode batch normalisation would move the base's statistics
-            logits = functional_call(self.net, tensors, images)
-            self.net.train(mode)
+        if self.has_lora:
+            with torch.no_grad(), lora_disabled(self.net, self.adapter):
+                logits: Tensor = self.net(images)
             return logits
+        if self.base_tensors is None:
+            return None
+        tensors = {key: tensor.to(images.device) for key, tensor in self.base_tensors.items()}
+        mode = self.net.training
+        self.net.eval()  # in train mode batch normalisation would move the base's statistics
+        with torch.no_grad():
+            logits = functional_call(self.net, tensors, images)
+        self.net.train(mode)
+        return logits
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
@@ -208,29 +202,27 @@ def make_module(
     settings |= {"classes": data.classes, "data_sha256": dict(data.sha256)}
     with config_group("loss"):
         loss = instantiate(cfg.loss, _convert_="all")
+    optimizer, scheduler = dict(cfg.optimizer), dict(cfg.scheduler or {})
+    lr, interval = optimizer.pop("lr"), scheduler.pop("interval", "step")
     with config_group("optimizer"):
-        arguments = {key: value for key, value in cfg.optimizer.items() if key != "lr"}
-        optimizer = instantiate(arguments, _convert_="all")  # else checkpoints hold what is no list
+        lr = RATES[0] if lr == "auto" else lr
+        require_number("lr", lr, 0, 1e30)
+        make_optimizer = instantiate(optimizer, _convert_="all")  # plain lists, for checkpoints
     with config_group("scheduler"):
-        arguments = dict(cfg.scheduler or {})
-        interval = arguments.pop("interval", "step")
-        scheduler = instantiate(arguments, _convert_="all") if arguments else None
-    names = lora_names(net)
+        make_scheduler = instantiate(scheduler, _convert_="all") if scheduler else None
     if cfg.compile:
         net.compile()  # in place: its tensors keep their names
-    with config_group("optimizer"):
-        module = ClassifierModule(
-            net,
-            data,
-            loss=loss,
-            optimizer=optimizer,
-            lr=RATES[0] if cfg.optimizer.lr == "auto" else cfg.optimizer.lr,
-            scheduler=scheduler,
-            interval=interval,
-            base_tensors=base.tensors if base and not names else None,
-            adapter=names[-1] if len(names) > 1 else None,
-            hyperparameters=settings,
-        )
+    module = ClassifierModule(
+        net,
+        data,
+        loss=loss,
+        optimizer=make_optimizer,
+        lr=lr,
+        scheduler=make_scheduler,
+        interval=interval,
+        base_tensors=base and base.tensors,
+        hyperparameters=settings,
+    )
     module.base_logits["val"] = [*base_logits]
     module.configure_optimizers()  # Lightning would refuse bad values only when training starts
     return module

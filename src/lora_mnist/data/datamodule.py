@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistakes
-from lora_mnist.data.sampler import TrainingLoader, make_loader
+from lora_mnist.data.sampler import TrainingLoader
 from lora_mnist.errors import require_number
 from lora_mnist.progress import progress
 
@@ -41,23 +41,13 @@ class ImageDataModule(LightningDataModule):
     image as uint8, (channels, height, width), before it is normalised. With ``mistakes``, images of
     all classes are replayed. A label is an index into ``classes``. An argument out of range raises
     ``ValueError``.
-
-    Attributes:
-        targets: numbers of the classes to learn; empty where all are learnt, or ``mistakes``.
-        color_order: channels that the network takes, "rgb" or "bgr"; the images themselves are
-            red, green, blue. ``mean`` and ``std`` are in the network's order.
-        train_set: images of all classes to train on; set by :meth:`setup`, as ``val_set`` and
-            ``test_set`` are.
-        target_indices: the images of ``train_set`` to learn from, int64; ``other_indices``: those
-            that may be replayed. Set by :meth:`choose`.
-        replay_turns: turns of a class among the replayed images; classes not listed get one.
-        mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
-        sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal.
     """
 
-    train_set: Images
+    train_set: Images  # of all classes; set by setup(), as the other two are
     val_set: Images
     test_set: Images
+    #: The channels that the network takes, and the order of mean and std: "rgb" or "bgr". The
+    #: images themselves are red, green, blue.
     color_order = "rgb"
 
     def __init__(
@@ -105,11 +95,12 @@ class ImageDataModule(LightningDataModule):
         self.val_from = val_from
         self.mean, self.std = mean, std
         self.seed, self.augment = seed, augment
-        self.targets: list[int] = []
+        self.targets: list[int] = []  # the classes to learn; empty: all, or the mistakes
+        # The places in train_set of images to learn from, and of those that may be replayed.
         self.target_indices = self.other_indices = torch.empty(0, dtype=torch.int64)
-        self.replay_turns: dict[int, int] = {}
-        self.mistake_sets: list[ImageTensors] = []
-        self.sha256: dict[str, str] = {}
+        self.replay_turns: dict[int, int] = {}  # by class; a class that is not listed gets one
+        self.mistake_sets: list[ImageTensors] = []  # those to learn from, and those held out
+        self.sha256: dict[str, str] = {}  # of all images and labels that were read, by part
         self._loader: TrainingLoader | None = None
         self._sampler_state: dict[str, Any] = {}
 
@@ -138,26 +129,37 @@ class ImageDataModule(LightningDataModule):
             )
             for part, images in zip(("mistakes", "mistakes_test"), self.mistake_sets, strict=True):
                 self.sha256[part] = images.sha256()
+        learnt = self.mistake_sets[0] if self.mistake_sets else None
         if stage == "test" and not hasattr(self, "test_set"):
-            self.test_set = self.sets[2]
-            if self.mistake_sets:
-                self.test_set = without_mistakes(self.test_set, self.mistake_sets[0], "test")
+            self.test_set = without_mistakes(self.sets[2], learnt, "test")
         if stage in ("fit", "validate") and not hasattr(self, "train_set"):
-            self.train_set, self.val_set, _ = self.sets
-            if self.mistake_sets:
-                learnt = self.mistake_sets[0]
+            self.train_set, val_set, _ = self.sets
+            self.val_set = without_mistakes(val_set, learnt, "validation")
+            if learnt is not None:
                 self.train_set = WithMistakes(self.train_set, learnt)
-                self.val_set = without_mistakes(self.val_set, learnt, "validation")
 
     def choose(self, target: Target | None) -> None:
         """Learn this class, or these classes, alone; the others may be replayed.
 
-        ``target`` names each class by number or by name. ``None``: learn all classes or, where
-        there are ``mistakes``, these. ``ValueError``, if it names no class with training images, or
-        ``replay`` asks for more images than there are.
+        ``target`` names each class by number or by name. Names come first: with the classes 1, 10
+        and 2 the target 10 is the class named 10. ``None``: learn all classes or, where there are
+        ``mistakes``, these. ``ValueError``, if it names no class with training images, or one
+        twice, or ``replay`` asks for more images than there are.
         """
-        self.targets = [] if target is None else class_numbers(target, self.classes)
-        count = len(self.train_set)
+        count, classes = len(self.train_set), self.classes
+        numbers = {str(number): number for number in range(len(classes))}
+        numbers |= {name: number for number, name in enumerate(classes)}
+        names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+        self.targets = []
+        for name in names if target is not None else ():
+            if str(name) not in numbers:
+                raise ValueError(
+                    f"target={target}: expected null, a class from 0 to {len(classes) - 1} or a "
+                    f"list of them, by number or by name, such as {', '.join(classes[:12])}"
+                )
+            self.targets.append(numbers[str(name)])
+        if not names or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"target={target}: expected each class once, and at least one")
         is_target = torch.ones(count, dtype=torch.bool)
         if self.mistake_sets:
             is_target = torch.arange(count) >= count - len(self.mistake_sets[0])
@@ -270,32 +272,21 @@ class ImageDataModule(LightningDataModule):
         """Batches of the images in ``order``; ``None``: this process's share of all."""
         if order is None and self.trainer:
             order = range(self.trainer.global_rank, len(images), self.trainer.world_size)
-        settings = {"batch_size": self.eval_batch_size, "sampler": order}
-        return make_loader(images, self.num_workers, self.trainer, **settings)
+        return self.loader(images, batch_size=self.eval_batch_size, sampler=order)
+
+    def loader(self, images: Images, **order: Any) -> DataLoader[Batch]:
+        """torch's DataLoader in an order; it draws nothing from torch's global generator."""
+        is_cuda = self.trainer and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            images,
+            collate_fn=default_convert,  # Images give whole batches
+            num_workers=self.num_workers,
+            pin_memory=bool(is_cuda),
+            generator=torch.Generator(),  # torch's own is for dropout alone
+            **order,
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is."""
         images, labels = batch
         return self.normalise(images), labels
-
-
-def class_numbers(target: Target, classes: Sequence[str]) -> list[int]:
-    """The numbers of the class or classes that ``target`` names.
-
-    Names come before numbers: with the classes 1, 10 and 2 the target 10 is the class named 10.
-    ValueError, if ``target`` names no class, or one twice.
-    """
-    numbers = {str(number): number for number in range(len(classes))}
-    numbers |= {name: number for number, name in enumerate(classes)}
-    chosen: list[int] = []
-    names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
-    for one in names:
-        if str(one) not in numbers:
-            raise ValueError(
-                f"target={target}: expected null, a class from 0 to {len(classes) - 1} or a list "
-                f"of them, by number or by name, such as {', '.join(classes[:12])}"
-            )
-        chosen.append(numbers[str(one)])
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"target={target}: expected each class once, and at least one")
-    return chosen

@@ -91,8 +91,8 @@ class FolderDataModule(ImageDataModule):
                 "data_dir=null: expected a folder of images, or classes, image_size, mean and std "
                 "that the network was trained with"
             )
-        sizing = {"resize": resize, "crop_pct": crop_pct, "interpolation": interpolation}
-        sizing["antialias"] = antialias
+        sizing: dict[str, Any] = {"resize": resize, "crop_pct": crop_pct}
+        sizing |= {"interpolation": interpolation, "antialias": antialias}
         replaced = {**sizing, "image_size": image_size}
         replaced |= {"mean": common.get("mean"), "std": common.get("std")}
         for key, value in replaced.items() if transform else ():
@@ -118,9 +118,7 @@ class FolderDataModule(ImageDataModule):
         super().__init__(name, [str(name) for name in classes], channels, **common)
         self.image_size = None if size is None else (size[0], size[1])
         self.color_order, self.in_memory, self.transform = color_order, in_memory, transform
-        self._sizing: dict[str, Any] = {
-            key: value for key, value in sizing.items() if value is not None
-        }
+        self._sizing = {key: value for key, value in sizing.items() if value is not None}
         self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
         self._files: list[ImageFiles] = []
 

@@ -80,11 +80,13 @@ class Preparation:
         return augment(pixels) if augment else pixels.contiguous()
 
 
+@dataclass(eq=False)
 class ImageFiles(Images):
     """Images on the disk, each read when it is needed."""
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor, prepare: Preparation) -> None:
-        self.paths, self.labels, self.prepare = paths, labels, prepare
+    paths: Sequence[Path]
+    labels: Tensor
+    prepare: Preparation
 
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         if not len(indices):

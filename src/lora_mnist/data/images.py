@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,13 +25,9 @@ def viewable(images: Tensor) -> Tensor:
 
 
 class Images(Dataset[Batch]):
-    """A set of N images, in memory or on the disk.
+    """A set of N images, in memory or on the disk."""
 
-    Attributes:
-        labels: int64, shape (N,).
-    """
-
-    labels: Tensor
+    labels: Tensor  # int64, shape (N,)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,17 +41,12 @@ class Images(Dataset[Batch]):
         return self.take(indices)
 
 
+@dataclass(eq=False)
 class ImageTensors(Images):
-    """Images in memory; a whole batch is one index operation.
+    """Images in memory; a whole batch is one index operation."""
 
-    Args:
-        images: uint8, shape (N, channels, height, width).
-        labels: int64, shape (N,).
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
+    images: Tensor  # uint8, shape (N, channels, height, width)
+    labels: Tensor  # int64, shape (N,)
 
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         index = torch.as_tensor(indices, dtype=torch.int64)

@@ -3,7 +3,7 @@
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ def code_of(cfg: DictConfig) -> Iterator[None]:
 def make_data(cfg: DictConfig, stage: str, net: nn.Module | None = None) -> ImageDataModule:
     """The data of ``cfg.data`` with the images of ``stage``: "fit", "test", or "predict" for none.
 
-    Keys that are null take what ``net`` itself names; see :func:`network_preprocessing`.
+    Keys that are null take what ``net`` itself names; see :func:`missing_settings`.
     """
     target, mistakes = cfg.get("target"), cfg.data.get("mistakes")
     if target is not None and mistakes is not None:
@@ -50,30 +50,19 @@ def make_data(cfg: DictConfig, stage: str, net: nn.Module | None = None) -> Imag
 
 
 def missing_settings(cfg: DictConfig, net: nn.Module) -> dict[str, Any]:
-    """The keys of ``cfg.data`` that are null, as ``net`` itself names them.
+    """The keys of ``cfg.data`` that are null, as the network itself names them.
 
-    Mean and deviation of more channels than the images have are left out: images are measured then.
+    A network of timm has a ``pretrained_cfg``; the weights of a torchvision network,
+    ``cfg.net.weights``, have ``transforms()``. Mean and deviation of more channels than the images
+    have are left out: images are measured then.
     """
     if "image_size" not in cfg.data or cfg.data.get("transform"):
         return {}
-    settings = {}
-    for key, value in network_preprocessing(net, cfg.net).items():
-        fits = key not in ("mean", "std") or len(value) in (1, cfg.data.channels)
-        if fits and key in cfg.data and cfg.data[key] is None:
-            settings[key] = value
-    return settings
-
-
-def network_preprocessing(net: nn.Module, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a data module that the network itself names; empty where it names none.
-
-    A network of timm has a ``pretrained_cfg``; the weights of a torchvision network,
-    ``settings["weights"]``, have ``transforms()``. ``settings`` are those of ``cfg.net``.
-    """
-    timm = getattr(net, "pretrained_cfg", None)
+    timm, weights = getattr(net, "pretrained_cfg", None), cfg.net.get("weights")
+    package, _, builder = cfg.net._target_.rpartition(".")
     if isinstance(timm, dict) and "crop_pct" in timm:
-        size = settings.get("img_size") or timm["input_size"][1:]  # an argument comes first
-        return {
+        size = cfg.net.get("img_size") or timm["input_size"][1:]  # an argument comes first
+        named = {
             "image_size": [size, size] if isinstance(size, int) else list(size),
             "resize": "stretch" if timm.get("crop_mode") == "squash" else "crop",
             "crop_pct": timm["crop_pct"],
@@ -81,18 +70,24 @@ def network_preprocessing(net: nn.Module, settings: Mapping[str, Any]) -> dict[s
             "mean": list(timm["mean"]),
             "std": list(timm["std"]),
         }
-    weights, (package, _, builder) = settings.get("weights"), settings["_target_"].rpartition(".")
-    if not isinstance(weights, str) or not package.startswith("torchvision.models"):
+    elif isinstance(weights, str) and package.startswith("torchvision.models"):
+        members: Any = torchvision.models.get_model_weights(builder)
+        transforms = members[weights.rpartition(".")[2]].transforms()
+        size, scaled = transforms.crop_size[0], transforms.resize_size[0]
+        named = {
+            "image_size": [size, size],
+            "resize": "crop",
+            # Rounded down, since size / crop_pct is cut to whole pixels.
+            "crop_pct": math.floor(1e6 * size / scaled) / 1e6,
+            "interpolation": transforms.interpolation.value,
+            "mean": list(transforms.mean),
+            "std": list(transforms.std),
+        }
+    else:
         return {}
-    members: Any = torchvision.models.get_model_weights(builder)
-    transforms = members[weights.rpartition(".")[2]].transforms()
-    size, scaled = transforms.crop_size[0], transforms.resize_size[0]
-    return {
-        "image_size": [size, size],
-        "resize": "crop",
-        # Rounded down, since size / crop_pct is cut to whole pixels.
-        "crop_pct": math.floor(1e6 * size / scaled) / 1e6,
-        "interpolation": transforms.interpolation.value,
-        "mean": list(transforms.mean),
-        "std": list(transforms.std),
-    }
+    settings = {}
+    for key, value in named.items():
+        fits = key not in ("mean", "std") or len(value) in (1, cfg.data.channels)
+        if fits and key in cfg.data and cfg.data[key] is None:
+            settings[key] = value
+    return settings

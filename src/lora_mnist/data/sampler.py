@@ -6,10 +6,8 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader, default_convert
 
-from lora_mnist.data.images import Augmented, Batch, Images
+from lora_mnist.data.images import Augmented, Batch
 
 if TYPE_CHECKING:
     from lora_mnist.data.datamodule import ImageDataModule
@@ -62,8 +60,7 @@ class TrainingLoader:
             # The name of a batch is the seed of its changes.
             epoch = f"{self.seed} {self.rank} {self.epoch}"
             batches = [(f"{epoch} {n}", batch) for n, batch in enumerate(batches, self.batch)]
-        workers = self.data.num_workers
-        for batch in make_loader(images, workers, self.trainer, batch_sampler=batches):
+        for batch in self.data.loader(images, batch_sampler=batches):
             self.batch += 1
             yield batch
 
@@ -120,18 +117,3 @@ class TrainingLoader:
         for name, value in state.items():
             setattr(self, name, value)
         self._epochs = None
-
-
-def make_loader(
-    images: Images, num_workers: int, trainer: Trainer | None, **order: Any
-) -> DataLoader[Batch]:
-    """torch's DataLoader in the given order; it draws nothing from torch's global generator."""
-    is_cuda = trainer and trainer.strategy.root_device.type == "cuda"
-    return DataLoader(
-        images,
-        collate_fn=default_convert,  # Images give whole batches
-        num_workers=num_workers,
-        pin_memory=bool(is_cuda),
-        generator=torch.Generator(),  # torch's own is for dropout alone
-        **order,
-    )
