@@ -32,8 +32,9 @@ BELOW = {
     "adapters": {"errors", "project", "checks", "lora", "data", "disk", "classifier", "show"},
     "trainer": {"errors", "progress", "project", "disk"},
     "checks": {"errors", "project", "data", "classifier"},
-    "choices": {"errors", "project", "checks", "trainer", "lora", "data", "disk", "classifier"},
-    "preprocessing": {"errors", "project", "settings", "trainer", "data", "classifier", "show"},
+    "choices": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
+    "learning_rate": {"data", "classifier"},
+    "preprocessing": {"errors", "project", "settings", "data", "classifier", "show"},
     "cli": {"errors", "project", "disk", "sweep", "show"},
     "entry": {"cli", "project", *COMMANDS},
 }
@@ -41,7 +42,7 @@ BELOW = {
 
 ROOMS = {"lora", "data", "disk", "classifier", "show", "sweep"}
 STEPS = {"errors", "project", "settings", "adapters", "trainer", "preprocessing"}
-BELOW |= {key: {*ROOMS, *STEPS, "checks", "choices"} for key in COMMANDS}
+BELOW |= {key: {*ROOMS, *STEPS, "checks", "choices", "learning_rate"} for key in COMMANDS}
 
 
 def name_of(path):

@@ -17,8 +17,8 @@ from tensorboard.summary.writer import event_file_writer
 import lora_mnist.train
 from lora_mnist import MLP
 from lora_mnist.disk.base import own_file, read_base
-from lora_mnist.disk.checkpoint import recorded_run
-from lora_mnist.disk.run_folder import LAST_CHECKPOINT
+from lora_mnist.disk.checkpoint import locked_run
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.project import Run
 from lora_mnist.train import train
@@ -162,13 +162,13 @@ def test_a_run_from_a_gpu_goes_on_without_one(go):
 
 
 def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path):
-    with recorded_run(tmp_path, {}, None) as checkpoint:
+    with locked_run(tmp_path, {}, None) as checkpoint:
         assert checkpoint is None
         (tmp_path / LAST_CHECKPOINT).touch()
-        second = recorded_run(tmp_path, {}, "latest")
+        second = locked_run(tmp_path, {}, "latest")
         with pytest.raises(UserError, match="a run is still going there"), second:
             pass
-    with recorded_run(tmp_path, {}, None) as checkpoint:
+    with locked_run(tmp_path, {}, None) as checkpoint:
         assert checkpoint is None
 
 

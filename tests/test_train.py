@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
 
 import lora_mnist.train
-from lora_mnist.choices import set_replay_turns
+from lora_mnist.choices import oversample_repaired_classes
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import load_images, make_data
 from lora_mnist.disk.predictions import kinds_of, read_predictions
@@ -275,7 +275,7 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs, variant, monkeypatch)
     assert scaled["val"]["errors"] == whole["dial"]["errors"][place]
     for scale in (0.5, 0):
         monkeypatch.setitem(scaled["dial"], "advised", scale)
-        monkeypatch.setattr(lora_mnist.train, "dial_of", lambda *_: dict(scaled["dial"]))
+        monkeypatch.setattr(lora_mnist.train, "try_scales", lambda *_: dict(scaled["dial"]))
         results = run(outputs, *options, "lora.scale=auto", f"run_name={scale}")
         counts = evaluated(outputs)["test"]["errors_per_class"]
         assert counts == results["test"]["errors_per_class"]
@@ -336,14 +336,16 @@ def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
     assert base_state_dict(net).keys() == ours.keys()
 
 
-def test_the_untouched_base_is_tested_in_the_precision_of_the_run(outputs):
-    first = run(outputs, "stage=lora", "trainer.precision=bf16-mixed")
-    options = ("digit=4", "adapter=latest", "trainer.precision=bf16-mixed")
-    second = run(outputs, "stage=lora", *options)
+def test_the_untouched_base_is_tested_as_the_rest_of_the_run(outputs):
+    """In its precision, and on as many images."""
+    options = ("stage=lora", "trainer.precision=bf16-mixed", "+trainer.limit_test_batches=2")
+    first = run(outputs, *options)
+    second = run(outputs, *options, "digit=4", "adapter=latest")
+    assert second["test_base"]["images_per_class"] == first["test"]["images_per_class"]
     assert second["test_base"]["loss"] == first["test_base"]["loss"]
 
 
-def test_a_learning_rate_that_does_no_harm(outputs):
+def test_a_learning_rate_that_does_no_harm(outputs, caplog):
     """Of its trial nothing stays, neither weights nor random numbers drawn."""
     options = ("stage=lora", "digit=4", "data.replay=20", "lora.dropout=0.2", "lora.init_std=0.3")
     auto = run(outputs, *options, "optimizer.lr=auto")
@@ -354,6 +356,9 @@ def test_a_learning_rate_that_does_no_harm(outputs):
         assert torch.equal(tensor, weights[name])
     steep = run(outputs, *options[:-1], "lora.alpha=1000", "optimizer.lr=auto")
     assert steep["lr"] < auto["lr"]
+    with pytest.raises(TrainingError, match="expected another learning rate"):
+        run(outputs, *options[:-1], "lora.alpha=1e5", "optimizer.lr=auto")
+    assert "optimizer.lr=auto: each of 0.003, " in caplog.text
 
 
 def test_a_repair_on_top_of_another(outputs):
@@ -392,5 +397,5 @@ def test_a_class_repaired_before_counts_for_as_much_as_the_one_repaired_now(weig
     cfg = composed("train", "stage=lora", *QUICK, *weights)
     data = make_data(cfg, "fit")
     data.choose(9)
-    set_replay_turns(cfg, data, [4, 9])
+    oversample_repaired_classes(cfg, data, [4])
     assert data.replay_turns == {4: turns}

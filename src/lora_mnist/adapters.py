@@ -28,7 +28,7 @@ from lora_mnist.disk.base import (
     read_record,
     write_base,
 )
-from lora_mnist.disk.run_folder import latest
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, latest
 from lora_mnist.disk.run_settings import (
     TRAINING_KEYS,
     RunSettings,
@@ -67,7 +67,7 @@ def _adapter_errors() -> Iterator[None]:
 # --- what an adapter was trained with ------------------------------------------------------------
 
 
-def with_settings_of_adapter(cfg: DictConfig, run: Run | None) -> DictConfig:
+def with_recorded_settings(cfg: DictConfig, run: Run | None) -> DictConfig:
     """A copy of ``cfg`` with the adapter's own folder, and its network and images.
 
     The folder of the run that trained it holds them in ``.hydra/``. A ``net`` or ``data`` on the
@@ -89,8 +89,8 @@ def with_settings_of_adapter(cfg: DictConfig, run: Run | None) -> DictConfig:
                 f"adapter={folder}: there is no such folder; expected an adapter's folder, that of "
                 "the run which left it, or latest"
             )
-        if not (folder / CONFIG_NAME).exists() and (folder / "adapter").is_dir():
-            folder = folder / "adapter"
+        if not (folder / CONFIG_NAME).exists() and (folder / ADAPTER_FOLDER).is_dir():
+            folder = folder / ADAPTER_FOLDER
         cfg.adapter = str(folder)
         trained = read_run_settings(folder.parent)
         if trained is not None and run is not None and run.typed:
@@ -117,7 +117,7 @@ def _latest(cfg: DictConfig, run: Run | None) -> str:
     """The folder of the newest run with an adapter."""
     if rank_zero_only.rank and _LATEST in os.environ:  # type: ignore[attr-defined]
         return os.environ[_LATEST]
-    config = latest(Path(cfg.paths.outputs, "lora"), f"*/adapter/{CONFIG_NAME}")
+    config = latest(Path(cfg.paths.outputs, "lora"), f"*/{ADAPTER_FOLDER}/{CONFIG_NAME}")
     if config is None:
         raise UserError(
             f"adapter=latest: expected an adapter in {cfg.paths.outputs}/lora, found none; "
@@ -253,7 +253,7 @@ def turn_adapter(
 
 
 @rank_zero_only
-def save_repair(
+def save_summed_adapter(
     cfg: DictConfig,
     run: Run,
     net: nn.Module,
@@ -279,5 +279,5 @@ def save_repair(
         "targets": [data.classes[target] for target in targets],
         "preprocessing": data.preprocessing(),
     }
-    save_adapter(net, run.folder / "adapter", metadata=metadata)
+    save_adapter(net, run.folder / ADAPTER_FOLDER, metadata=metadata)
     write_card(run, results)

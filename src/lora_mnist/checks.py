@@ -17,7 +17,7 @@ _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
 def require_validation(setting: str, data: ImageDataModule) -> None:
-    """Refuse a ``setting``, ``key=value``, that validation images decide, where there are none."""
+    """Refuse ``setting``, ``key=value``, which validation images decide, where there are none."""
     if not len(data.val_set):
         raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")
 
@@ -87,35 +87,41 @@ def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule)
 
 def warn_of_known_validation(outcomes: Mapping[str, Any]) -> None:
     """Warn if the base makes far fewer errors on validation images than on test images."""
-    if "val_base" in outcomes and knows_validation(outcomes["val_base"], outcomes["test_base"]):
+    if "val_base" not in outcomes:
+        return
+    val, test = outcomes["val_base"], outcomes["test_base"]
+    if knows_validation(val, test):
         _warn(
             "the base has probably been trained on the validation images: it has %d of %d wrong, "
-            "and %d of %d test images. What they advise may do harm; expected images in val/ that "
+            "and %d of %d test images. Their advice may do harm; expected images in val/ that "
             "it has not seen, or data.val_from=test",
-            *(outcomes["val_base"]["errors"], sum(outcomes["val_base"]["images_per_class"])),
-            *(outcomes["test_base"]["errors"], sum(outcomes["test_base"]["images_per_class"])),
+            val["errors"],
+            sum(val["images_per_class"]),
+            test["errors"],
+            sum(test["images_per_class"]),
         )
 
 
-def why_useless(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> str | None:
-    """Why a network is useless: it is right no more often than one that always says one class.
+def no_better_than_one_class(module: ClassifierModule, data: ImageDataModule) -> str | None:
+    """Why a network is useless: it is right no more often than by always saying the same class.
 
     ``None`` if it is better, or if its base was no better.
     """
     split = "val" if "val" in module.outcomes else "test"
-    counts, accuracy = (module.outcomes[split][key] for key in ("images_per_class", "accuracy"))
-    share = max(counts) / sum(counts)
+    outcome = module.outcomes[split]
+    images, accuracy = outcome["images_per_class"], outcome["accuracy"]
+    share = max(images) / sum(images)
     before = module.outcomes.get(f"{split}_base", {"accuracy": 1.0})["accuracy"]
     if accuracy > share or before <= share:
         return None
-    commonest = data.classes[counts.index(max(counts))]
+    commonest = data.classes[images.index(max(images))]
     return (
         f"optimizer.lr={module.lr}: {accuracy:.1%} of the {split} images are right, no more "
         f"than by always saying {commonest}; expected another learning rate"
     )
 
 
-def require_not_ruined(cfg: DictConfig, module: ClassifierModule, data: ImageDataModule) -> None:
+def require_better_than_one_class(module: ClassifierModule, data: ImageDataModule) -> None:
     """Fail, if training has made a network useless; its results are kept."""
-    if useless := why_useless(cfg, module, data):
-        raise TrainingError(useless)
+    if reason := no_better_than_one_class(module, data):
+        raise TrainingError(reason)

@@ -1,4 +1,4 @@
-"""What a training decides before its first step: seed, class, images, and what is trained."""
+"""A training's choices: seed, class, replay, parameters, and at its end the adapter's scale."""
 
 import logging
 import os
@@ -6,33 +6,31 @@ import random
 import re
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain, islice, repeat
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
 from lora_mnist.checks import require_validation
+from lora_mnist.classifier.dial import TRIES, quick_dial
 from lora_mnist.classifier.metrics import evaluation_of
-from lora_mnist.classifier.module import RATES, ClassifierModule
+from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.classifier.net import on_device
 from lora_mnist.data import ImageDataModule
-from lora_mnist.data.sampler import TrainingLoader
 from lora_mnist.disk.checkpoint import recorded_seed
+from lora_mnist.disk.results import Clock
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.lora import add_lora, target_weights
+from lora_mnist.lora import add_lora, set_lora_scale, target_weights
 from lora_mnist.project import Run
-from lora_mnist.trainer import on_device
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
+#: The dial tries so many validation images, or more, at each scale.
+_LEAST_FOR_DIAL = 50
 #: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
 _AUTO_RANK = 64
-#: optimizer.lr=auto tries each rate for so many steps, and counts errors in at most so many images.
-#: After a harmless trial they are at most so many times those before.
-_TRIAL_STEPS, _TRIAL_IMAGES, _MOST_HARM = 25, 1000, 1.3
 
 
 def seed_of_run(cfg: DictConfig, run: Run) -> int:
@@ -44,28 +42,15 @@ def seed_of_run(cfg: DictConfig, run: Run) -> int:
     return random.SystemRandom().randrange(2**32)
 
 
-def choose_target(
-    cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: Trainer
-) -> list[Tensor]:
-    """Choose the class to train on, as ``cfg.target`` says: perhaps the weakest.
-
-    Returns:
-        The base's logits of each validation batch, if the weakest class was looked for; else an
-        empty list.
-    """
+def choose_target(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: Trainer) -> None:
+    """Choose the class to train on, as ``cfg.target`` says: perhaps the weakest."""
     target = cfg.target
-    base_logits: list[Tensor] = []
-
-    def keep_logits(images: Tensor) -> Tensor:
-        base_logits.append(net(images))
-        return base_logits[-1]
-
     if target == "weakest":
         require_validation("target=weakest", data)
         with on_device(net, trainer.strategy.root_device) as device:
             batches = data.batches(data.val_set, device, name="target=weakest")
             with trainer.precision_plugin.forward_context():
-                errors = evaluation_of(keep_logits, batches).compute()["base"]["errors_per_class"]
+                errors = evaluation_of(net, batches).compute()["base"]["errors_per_class"]
         if not any(errors):
             raise UserError(
                 "target=weakest: the base has every validation image right; expected a class"
@@ -75,20 +60,22 @@ def choose_target(
         _info("target=%d (%s): the weakest class, %s", target, data.classes[target], share)
     with config_group("data"):
         data.choose(target)
-    # Each of several processes validates a share of the images alone.
-    return base_logits if trainer.world_size == 1 else []
 
 
-def set_replay_turns(cfg: DictConfig, data: ImageDataModule, repaired: Sequence[int]) -> None:
+def oversample_repaired_classes(
+    cfg: DictConfig, data: ImageDataModule, repaired: Sequence[int]
+) -> None:
     """Replay the classes that were ``repaired`` before more often: this repair would undo those.
 
-    With ``loss.target_weight`` they get so many turns that their replayed images, one a turn, weigh
-    together about as much as one image of the target.
+    With ``loss.target_weight`` one image of the target weighs as much as several replayed ones.
+    Each repaired class is then drawn so many times as often as another class that its images weigh
+    about as much as those of the target.
     """
-    weight, turns = cfg.loss.target_weight, 1
-    if weight is not None and weight < 1:
-        turns = max(1, round(weight / data.batch_size * data.replay / (1 - weight)))
-    data.replay_turns = {c: turns for c in repaired if c not in data.targets}
+    weight = cfg.loss.target_weight
+    if weight is None or weight >= 1:
+        return
+    turns = max(1, round(weight / data.batch_size * data.replay / (1 - weight)))
+    data.replay_turns = dict.fromkeys(repaired, turns)
 
 
 def add_adapter(cfg: DictConfig, net: nn.Module) -> None:
@@ -107,58 +94,6 @@ def add_adapter(cfg: DictConfig, net: nn.Module) -> None:
     net.train()
 
 
-def try_learning_rates(
-    cfg: DictConfig, trainer: Trainer, module: ClassifierModule, data: ImageDataModule
-) -> None:
-    """Set the learning rate of ``module`` for ``optimizer.lr=auto``.
-
-    It is the largest of :data:`.module.RATES` whose first steps do little harm: a rate that suits
-    three layers ruins a network of twenty. Each is tried from the same start on the first images of
-    the training. Nothing of a trial stays, neither weights nor random numbers drawn.
-    """
-    if cfg.optimizer.lr != "auto":
-        return
-    net, count = module.net, len(data.val_set)
-    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    start = [parameter.detach().clone() for parameter in parameters]
-    spread = torch.linspace(0, count - 1, min(count, _TRIAL_IMAGES)).long()
-    device = trainer.strategy.root_device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), on_device(net, device):
-        batches = partial(data.batches, data.val_set, device, spread, name="optimizer.lr=auto")
-
-        def errors() -> int:
-            net.eval()
-            with trainer.precision_plugin.forward_context():
-                return sum(evaluation_of(net, batches()).compute()["base"]["errors_per_class"])
-
-        before = errors()
-        most = _MOST_HARM * before + 2 * before**0.5  # and two standard deviations of chance
-        for rate in RATES:
-            module.lr = rate
-            optimizer = module.optimizer(parameters, lr=rate)
-            loader = TrainingLoader(data, cfg.seed)
-            net.train()
-            # An epoch may be shorter than a trial.
-            for batch in islice(chain.from_iterable(repeat(loader)), _TRIAL_STEPS):
-                images, labels = batch[0].to(device), batch[1].to(device)
-                with trainer.precision_plugin.forward_context():
-                    loss = module.loss_of((data.normalise(images), labels), data.replay)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            is_harmless = errors() <= most
-            with torch.no_grad():
-                for parameter, value in zip(parameters, start, strict=True):
-                    parameter.copy_(value)
-            if is_harmless:
-                break
-    for parameter in parameters:
-        parameter.grad = None
-    net.train()
-    _info("optimizer.lr=%g, as validation images advise", module.lr)
-
-
 def choose_trainable(net: nn.Module, pattern: str) -> None:
     """Train the parameters of ``net`` whose full name matches ``pattern``, and no others."""
     try:
@@ -170,3 +105,47 @@ def choose_trainable(net: nn.Module, pattern: str) -> None:
         names = ", ".join(name for name, _ in net.named_parameters())
         raise UserError(f"trainable={pattern}: expected to match a parameter, of: {names}")
     net.train()
+
+
+def try_scales(
+    cfg: DictConfig,
+    run: Run,
+    trainer: Trainer,
+    module: ClassifierModule,
+    data: ImageDataModule,
+    clock: Clock,
+) -> dict[str, Any] | None:
+    """The dial: errors of the finished adapter at several scales, on the validation images.
+
+    ``dial=null`` tries them in a single run with validation images, but not in a job of a sweep.
+    ``None``: they are not tried.
+    """
+    wants_dial = cfg.dial
+    if wants_dial is None:
+        wants_dial = len(data.val_set) > 0 and not run.is_sweep
+    if not wants_dial and cfg.lora.scale != "auto":
+        return None
+    if module.validated_at != trainer.global_step:
+        trainer.validate(module, datamodule=data, verbose=False)
+    validation: Any = module.evaluations["val"]
+    predictions = validation.predictions or None  # none with trainer.limit_val_batches=0
+    # The dial tries scales in no more forward passes than training made, whatever the network.
+    steps = trainer.global_step * trainer.accumulate_grad_batches
+    most = max(_LEAST_FOR_DIAL, steps * (data.batch_size + data.replay) // TRIES)
+    with clock.measure("dial"), on_device(module.net, trainer.strategy.root_device) as device:
+        batches = partial(data.batches, data.val_set, device, name="dial")
+        with trainer.precision_plugin.forward_context():
+            dial = quick_dial(module.net, batches, data.targets, most, predictions, module.adapter)
+    return trainer.strategy.broadcast(dial)  # of several processes, the first decides
+
+
+def set_saved_scale(cfg: DictConfig, module: ClassifierModule, dial: dict[str, Any] | None) -> None:
+    """Turn the adapter to the scale at which it is saved: ``lora.scale``, or the dial's advice."""
+    scale = cfg.lora.scale
+    if dial is not None:
+        scale = dial["saved"] = dial["advised"] if scale == "auto" else scale
+    if scale != 1:
+        set_lora_scale(module.net, scale, module.adapter)
+        module.validated_at = None  # that was the adapter as trained
+    if cfg.lora.scale != 1:
+        _info("scale: %g, with which the adapter is saved", scale)

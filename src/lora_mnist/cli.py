@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lora_mnist.disk.numbers import flatten
-from lora_mnist.disk.run_folder import LAST_CHECKPOINT, RUN_RECORD, latest
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD, latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import CONFIGS, Run, command_line, override, program
 from lora_mnist.sweep.session import (

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from lora_mnist.adapters import load_base, place_adapter, turn_adapter, with_settings_of_adapter
+from lora_mnist.adapters import load_base, place_adapter, turn_adapter, with_recorded_settings
 from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.disk.files import atomic_write
@@ -62,7 +62,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         raise UserError(f"out={out}: expected another ending, or format={form}")
     if cfg.format == "onnx":
         require_extra("format=onnx", "onnx", "onnxruntime", "onnxscript")
-    cfg = with_settings_of_adapter(cfg, run)
+    cfg = with_recorded_settings(cfg, run)
     net = make_net(cfg)
     load_base(cfg, net)
     data = make_data(cfg, "test", net)

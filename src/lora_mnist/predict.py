@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
-from lora_mnist.adapters import load_base, place_adapter, turn_adapter, with_settings_of_adapter
+from lora_mnist.adapters import load_base, place_adapter, turn_adapter, with_recorded_settings
 from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, ImageTensors, make_data
 from lora_mnist.disk.files import atomic_write
@@ -42,7 +42,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
-    cfg = with_settings_of_adapter(checked(cfg), run)
+    cfg = with_recorded_settings(checked(cfg), run)
     files = find_pictures(cfg.images, with_subfolders=cfg.mistakes is not None)
     net = make_net(cfg)
     data: ImageDataModule = make_data(cfg, "predict", net)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import nn
 
+from lora_mnist.classifier.net import on_device
 from lora_mnist.classifier.preprocessing import Trial, conventions, try_conventions, within_chance
 from lora_mnist.classifier.significance import mcnemar, p_text
 from lora_mnist.data import ImageDataModule
@@ -18,7 +19,6 @@ from lora_mnist.errors import config_group
 from lora_mnist.project import Run, command_line
 from lora_mnist.settings import Check
 from lora_mnist.show.tables import show
-from lora_mnist.trainer import on_device
 
 log = logging.getLogger(__name__)
 _LOSS = attrgetter("loss")
@@ -30,7 +30,7 @@ _FEW, _MANY, _BEST = 20, 300, 3
 _LEVEL = 0.01
 
 
-def advise_on_preprocessing(
+def try_other_preprocessing(
     cfg: DictConfig, run: Run, trainer: Trainer, net: nn.Module, data: ImageDataModule
 ) -> list[str]:
     """Try the base on images prepared in other ways than configured, as ``cfg.check`` says.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from lora_mnist.disk.run_folder import RESULTS_FILE, latest
+from lora_mnist.disk.run_paths import RESULTS_FILE, latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import Run
 from lora_mnist.show.report import make_report, make_sweep_report

@@ -5,10 +5,10 @@
 """
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,28 +19,28 @@ from lora_mnist.adapters import (
     current_base,
     load_base,
     place_adapter,
-    save_repair,
-    with_settings_of_adapter,
+    save_summed_adapter,
+    with_recorded_settings,
 )
 from lora_mnist.checks import (
+    no_better_than_one_class,
+    require_better_than_one_class,
     require_consistent,
-    require_not_ruined,
     warn_of_known_validation,
-    why_useless,
 )
 from lora_mnist.choices import (
     add_adapter,
     choose_target,
     choose_trainable,
+    oversample_repaired_classes,
     seed_of_run,
-    set_replay_turns,
-    try_learning_rates,
+    set_saved_scale,
+    try_scales,
 )
-from lora_mnist.classifier.dial import TRIES, quick_dial
 from lora_mnist.classifier.metrics import evaluation_of
 from lora_mnist.classifier.module import ClassifierModule, make_module
-from lora_mnist.classifier.net import make_net, require_compatible
-from lora_mnist.data import ImageDataModule, make_data
+from lora_mnist.classifier.net import make_net, on_device, require_compatible
+from lora_mnist.data import ImageDataModule, Images, make_data
 from lora_mnist.disk.base import (
     Base,
     own_file,
@@ -50,29 +50,25 @@ from lora_mnist.disk.base import (
 )
 from lora_mnist.disk.checkpoint import (
     best_checkpoint,
-    recorded_run,
+    locked_run,
 )
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
-from lora_mnist.disk.run_folder import new_run_folder
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, new_run_folder
 from lora_mnist.errors import TrainingError, UserError
+from lora_mnist.learning_rate import choose_learning_rate
 from lora_mnist.lora import (
     base_state_dict,
     changed_tensors,
     lora_disabled,
-    lora_names,
-    set_lora_scale,
 )
-from lora_mnist.preprocessing import advise_on_preprocessing
+from lora_mnist.preprocessing import try_other_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.changes import named
 from lora_mnist.show.outcome import report_run
 from lora_mnist.show.tables import print_parameters
-from lora_mnist.trainer import make_trainer, on_device, quiet_lightning
-
-#: The dial tries so many validation images, or more, at each scale.
-_LEAST_FOR_DIAL = 50
+from lora_mnist.trainer import make_trainer, quiet_lightning
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
@@ -136,13 +132,14 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     require_consistent(cfg, trainer, data)
     choose_target(cfg, net, data, trainer)
     module = make_module(cfg, net, data)
-    with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
-        best = fit(cfg, trainer, module, data, resume_from, clock)
-        outcomes, steps = validate_and_test(trainer, module, data, clock), trainer.global_step
-        results = collect_results(cfg, data, net, outcomes, clock, steps, best)
+    with locked_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
+        fit(cfg, trainer, module, data, ckpt_path, clock)
+        best = load_best_weights(trainer, module, data)
+        outcomes = validate_and_test(trainer, module, data, clock)
+        results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step, best)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
-        useless = why_useless(cfg, module, data)
+        useless = no_better_than_one_class(module, data)
         # Last: a run that fails on the way leaves the current base alone.
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             is_published = cfg.publish and not data.targets and not useless
@@ -161,38 +158,48 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off.
 
-    With ``cfg.adapter`` the base carries an adapter already, and what is saved is the exact sum of
-    it and the new one: it stands on the base alone.
+    With ``cfg.adapter`` the base carries an adapter already. A new one is trained on top, and one
+    is saved, the exact sum of both: it needs the base alone.
     """
     clock = Clock()
-    cfg = with_settings_of_adapter(cfg, run)
+    cfg = with_recorded_settings(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)
-    repaired = place_adapter(cfg, net)
+    repaired_classes = place_adapter(cfg, net)
     data = make_data(cfg, "fit", net)
     require_compatible(net, data, data.train_set)
     require_consistent(cfg, trainer, data)
-    better_preprocessing = advise_on_preprocessing(cfg, run, trainer, net, data)
-    base_logits = choose_target(cfg, net, data, trainer)  # known if target=weakest looked for it
-    earlier = [c for c, name in enumerate(data.classes) if name in repaired]
-    set_replay_turns(cfg, data, earlier)
+    better_preprocessing = try_other_preprocessing(cfg, run, trainer, net, data)
+    choose_target(cfg, net, data, trainer)
+    numbers = [c for c, name in enumerate(data.classes) if name in repaired_classes]
+    repaired_before = [c for c in numbers if c not in data.targets]
+    oversample_repaired_classes(cfg, data, repaired_before)
     add_adapter(cfg, net)
-    module = make_module(cfg, net, data, base, base_logits)
-    try_learning_rates(cfg, trainer, module, data)
-    with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
-        best = fit(cfg, trainer, module, data, resume_from, clock)
+    module = make_module(cfg, net, data, base)
+    module.lr = choose_learning_rate(cfg, trainer, module, data)
+    with locked_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
+        fit(cfg, trainer, module, data, ckpt_path, clock)
+        best = load_best_weights(trainer, module, data)
         require_unchanged(base, net)
-        dial = choose_scale(cfg, run, trainer, module, data, clock)
-        outcomes, steps = validate_and_test(trainer, module, data, clock), trainer.global_step
-        results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
-        results |= {"base_unchanged": True, "adapter": "adapter", "dial": dial, "lr": module.lr}
-        results["repaired_before"] = list(data.replay_turns)
-        results["better_preprocessing"] = better_preprocessing
-        save_repair(cfg, run, net, base, data, results)
+        dial = try_scales(cfg, run, trainer, module, data, clock)
+        set_saved_scale(cfg, module, dial)
+        outcomes = validate_and_test(trainer, module, data, clock)
+        results = collect_results(
+            cfg, data, net, outcomes, clock, trainer.global_step, best, base.sha256
+        )
+        results |= {
+            "base_unchanged": True,
+            "adapter": ADAPTER_FOLDER,
+            "dial": dial,
+            "lr": module.lr,
+            "repaired_before": repaired_before,
+            "better_preprocessing": better_preprocessing,
+        }
+        save_summed_adapter(cfg, run, net, base, data, results)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
-    require_not_ruined(cfg, module, data)
+    require_better_than_one_class(module, data)
     return results
 
 
@@ -202,24 +209,27 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     It saves no adapter; its weights are in the checkpoint only.
     """
     clock = Clock()
-    cfg = with_settings_of_adapter(cfg, run)
+    cfg = with_recorded_settings(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)
     data = make_data(cfg, "fit", net)
     require_compatible(net, data, data.train_set)
     require_consistent(cfg, trainer, data)
-    base_logits = choose_target(cfg, net, data, trainer)
+    choose_target(cfg, net, data, trainer)
     choose_trainable(net, cfg.trainable)
-    module = make_module(cfg, net, data, base, base_logits)
-    with recorded_run(run.folder, module.hparams, cfg.resume) as resume_from:
-        best = fit(cfg, trainer, module, data, resume_from, clock)
-        outcomes, steps = validate_and_test(trainer, module, data, clock), trainer.global_step
-        results = collect_results(cfg, data, net, outcomes, clock, steps, best, base.sha256)
+    module = make_module(cfg, net, data, base)
+    with locked_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
+        fit(cfg, trainer, module, data, ckpt_path, clock)
+        best = load_best_weights(trainer, module, data)
+        outcomes = validate_and_test(trainer, module, data, clock)
+        results = collect_results(
+            cfg, data, net, outcomes, clock, trainer.global_step, best, base.sha256
+        )
         results["base_unchanged"] = False
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
-    require_not_ruined(cfg, module, data)
+    require_better_than_one_class(module, data)
     return results
 
 
@@ -228,13 +238,10 @@ def fit(
     trainer: Trainer,
     module: ClassifierModule,
     data: ImageDataModule,
-    resume_from: Path | None,
+    ckpt_path: Path | None,
     clock: Clock,
-) -> dict[str, Any] | None:
-    """Train, from the checkpoint ``resume_from`` on; then load the best weights, if kept.
-
-    Returns their monitor, value and step; ``None``: the last weights stay.
-    """
+) -> None:
+    """Train, or go on from the checkpoint; ``module.lr`` is then the rate that was used."""
     if trainer.is_global_zero:
         print_parameters(module.net)
         trained = {"lora": "an adapter", "pretrain": "a base"}.get(cfg.stage, "the base itself")
@@ -242,21 +249,27 @@ def fit(
         images = "mistakes" if data.mistake_sets else f"images of {classes}"
         _info("training %s on %s %s", trained, f"{len(data.target_indices):,}", images)
     with clock.measure("fit"):
-        trainer.fit(module, datamodule=data, ckpt_path=resume_from, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # it was for training
     if not trainer.global_step:
         raise UserError(
             f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
             "expected at least one step of training"
         )
     group = trainer.optimizers[0].param_groups[0]
-    module.lr = group.get("initial_lr", group["lr"])  # a checkpoint may have set it
+    module.lr = group.get("initial_lr", group["lr"])
     for name, parameter in module.net.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise TrainingError(
                 f"optimizer.lr={module.lr}: training diverged, {name} is not finite at step "
                 f"{trainer.global_step}; expected a smaller learning rate"
             )
-    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # not of validation and test
+
+
+def load_best_weights(
+    trainer: Trainer, module: ClassifierModule, data: ImageDataModule
+) -> dict[str, Any] | None:
+    """Load the best weights, if a callback has kept them; return monitor, value and step."""
     path, best = best_checkpoint(trainer)
     if best is not None:  # validation loads them, and need not be repeated before the test
         _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
@@ -272,71 +285,29 @@ def require_unchanged(base: Base, net: nn.Module) -> None:
     _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
 
 
-def choose_scale(
-    cfg: DictConfig,
-    run: Run,
-    trainer: Trainer,
-    module: ClassifierModule,
-    data: ImageDataModule,
-    clock: Clock,
-) -> dict[str, Any] | None:
-    """Set the scale at which the adapter is saved, as ``lora.scale`` says.
-
-    Returns:
-        The errors at several scales, where they were tried. With ``dial=null`` they are in a single
-        run with validation images, and not in a job of a sweep.
-    """
-    scale, wants_dial, dial = cfg.lora.scale, cfg.dial, None
-    if wants_dial is None:
-        wants_dial = len(data.val_set) > 0 and not run.is_sweep
-    if wants_dial or scale == "auto":
-        with clock.measure("dial"):
-            dial = dial_of(trainer, module, data)
-        scale = dial["advised"] if scale == "auto" else scale
-        dial["saved"] = scale
-    if scale != 1:
-        set_lora_scale(module.net, scale, module.adapter)
-        module.validated_at = None  # that was the adapter as trained
-    if cfg.lora.scale != 1:
-        _info("scale: %g, with which the adapter is saved", scale)
-    return dial
-
-
-def dial_of(trainer: Trainer, module: ClassifierModule, data: ImageDataModule) -> dict[str, Any]:
-    """Errors of the finished adapter at several scales, on the validation images."""
-    validation: Any = module.evaluations["val"]
-    if module.validated_at != trainer.global_step:
-        trainer.validate(module, datamodule=data, verbose=False)
-    # The dial tries scales in no more forward passes than training made, whatever the network.
-    steps = trainer.global_step * trainer.accumulate_grad_batches
-    most = max(_LEAST_FOR_DIAL, steps * (data.batch_size + data.replay) // TRIES)
-    with on_device(module.net, trainer.strategy.root_device) as device:
-        batches = partial(data.batches, data.val_set, device, name="dial")
-        predictions = validation.predictions or None  # none with trainer.limit_val_batches=0
-        with trainer.precision_plugin.forward_context():
-            dial = quick_dial(module.net, batches, data.targets, most, predictions, module.adapter)
-    return trainer.strategy.broadcast(dial)  # of several processes, the first decides
-
-
 def validate_and_test(
     trainer: Trainer, module: ClassifierModule, data: ImageDataModule, clock: Clock
 ) -> dict[str, Any]:
     """Validate, unless that was done after the last step, and test; return the outcomes by split.
 
-    On top of earlier adapters a repair is compared with what it started from,
-    ``<split>_before``; ``<split>_base`` are the outcomes of the untouched base.
+    ``<split>_base`` are those of the untouched base. On top of an earlier adapter there are also
+    ``<split>_before``, which the repair is compared with.
     """
     if len(data.val_set) and module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
     with clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
     outcomes, net = dict(module.outcomes), module.net
-    splits = {"val": data.val_set, "test": data.test_set}
-    splits |= dict(zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False))
-    for split, images in splits.items() if len(lora_names(net)) > 1 else ():
-        if split in outcomes:
+    if module.adapter is not None:  # the module has compared with the earlier adapter
+        sets: dict[str, Images] = {"val": data.val_set, "test": data.test_set}
+        for split, mistakes in zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False):
+            sets[split] = mistakes
+        for split in [split for split in sets if split in outcomes]:
+            # Lightning may have been told to take fewer batches.
+            indices = torch.arange(sum(outcomes[split]["images_per_class"]))
             with on_device(net, trainer.strategy.root_device) as device, lora_disabled(net):
-                batches = data.batches(images, device, name=f"untouched base, {split}")
+                name = f"untouched base, {split}"
+                batches = data.batches(sets[split], device, indices, name)
                 with trainer.precision_plugin.forward_context():
                     outcomes[f"{split}_base"] = evaluation_of(net, batches).compute()["base"]
     warn_of_known_validation(outcomes)

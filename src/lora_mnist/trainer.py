@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
@@ -20,7 +19,6 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
 )
 from omegaconf import DictConfig
-from torch import nn
 
 from lora_mnist.disk.checkpoint import AtomicCheckpointIO, RandomStates, resumed_step
 from lora_mnist.errors import UserError, config_group
@@ -138,16 +136,6 @@ class FirstProcessDecides(Callback):
         for name in ("targets", "target_indices", "other_indices", "replay_turns"):
             setattr(data, name, trainer.strategy.broadcast(getattr(data, name)))
         pl_module.targets = data.targets
-
-
-@contextmanager
-def on_device(net: nn.Module, device: torch.device) -> Iterator[torch.device]:
-    """Inside the ``with`` block ``net`` is on ``device``, and in eval mode, in which it stays."""
-    net.eval().to(device)
-    try:
-        yield device
-    finally:
-        net.to("cpu")  # a new adapter draws its first values there, the same on every machine
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_mnist import add_lora, compare_errors, lora_disabled
+from lora_mnist.classifier.logged_metrics import logged_metrics
 from lora_mnist.classifier.metrics import Evaluation
-from lora_mnist.classifier.scalars import scalars
 from lora_mnist.classifier.significance import mcnemar
 
 CLASSES = 3
@@ -69,10 +69,10 @@ def test_classes_that_loggers_get():
     evaluation = Evaluation(CLASSES)
     evaluation.update(logits, labels, base)
     outcomes = evaluation.conclude("val")
-    tags = scalars(outcomes, ["a/b", "c", "d"], [1])
+    tags = logged_metrics(outcomes, ["a/b", "c", "d"], [1])
     assert "val/accuracy_per_class/a-b" in tags
     assert "val_base/accuracy_per_class/d" not in tags  # there is no image of it
-    many = scalars(outcomes, ["x"] * 17, [1])
+    many = logged_metrics(outcomes, ["x"] * 17, [1])
     assert [tag for tag in many if "per_class" in tag] == [
         "val/accuracy_per_class/x",
         "val_base/accuracy_per_class/x",

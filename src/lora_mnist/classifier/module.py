@@ -1,6 +1,6 @@
 """The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
+from lora_mnist.classifier.logged_metrics import logged_metrics
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation
-from lora_mnist.classifier.scalars import scalars
 from lora_mnist.data import Batch, ImageDataModule
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, config_group, require_number
@@ -21,8 +21,6 @@ from lora_mnist.lora import lora_disabled, lora_names, lora_state_dict
 
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
 _TESTS = ("test", "mistakes", "mistakes_test")
-#: The learning rates among which ``optimizer.lr=auto`` chooses, the largest first.
-RATES = (0.003, 0.001, 0.0003, 0.0001)
 #: Keys of the weights in a checkpoint. With WeightAveraging ``state_dict`` is the average, and
 #: training goes on from ``current_model_state``.
 _STATES = ("state_dict", "current_model_state")
@@ -31,9 +29,9 @@ _STATES = ("state_dict", "current_model_state")
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
-    Logs ``train/loss``, the mean over the last ``log_every_n_steps`` steps, and the numbers of
-    :func:`.scalars.scalars` for ``val`` and ``test``. A loss that is not finite ends training with
-    ``TrainingError``.
+    Logs ``train/loss``, the mean over the last ``log_every_n_steps`` steps, and for ``val`` and
+    ``test`` what :func:`.logged_metrics.logged_metrics` gives. A loss that is not finite ends
+    training with ``TrainingError``.
 
     ``net`` maps images, (N, channels, height, width) float32, to logits, (N, num_classes). With
     LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and kept in checkpoints.
@@ -167,7 +165,7 @@ class ClassifierModule(LightningModule):
             self.predictions = evaluation.predictions
         names = self.class_names if split == "val" else ()
         # The same in each process: the counts are of all.
-        self.log_dict(scalars(outcomes, names, self.targets), sync_dist=True)
+        self.log_dict(logged_metrics(outcomes, names, self.targets), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter: the base has a file of its own."""
@@ -189,13 +187,11 @@ def make_module(
     net: nn.Module,
     data: ImageDataModule,
     base: Base | None = None,
-    base_logits: Sequence[Tensor] = (),
 ) -> ClassifierModule:
     """The module that trains ``net`` with loss, optimizer and schedule as ``cfg`` has them.
 
     The last adapter on ``net`` is the one to train. ``base`` is what the network started from;
-    ``None``: it becomes a base itself. ``base_logits`` are the base's logits of the validation
-    batches, where they are known.
+    ``None``: it becomes a base itself. For ``optimizer.lr=auto`` :attr:`lr` is still to be chosen.
     """
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     settings |= {"base_sha256": base and base.sha256, "targets": data.targets}
@@ -205,7 +201,7 @@ def make_module(
     optimizer, scheduler = dict(cfg.optimizer), dict(cfg.scheduler or {})
     lr, interval = optimizer.pop("lr"), scheduler.pop("interval", "step")
     with config_group("optimizer"):
-        lr = RATES[0] if lr == "auto" else lr
+        lr = 1.0 if lr == "auto" else lr
         require_number("lr", lr, 0, 1e30)
         make_optimizer = instantiate(optimizer, _convert_="all")  # plain lists, for checkpoints
     with config_group("scheduler"):
@@ -223,6 +219,5 @@ def make_module(
         base_tensors=base and base.tensors,
         hyperparameters=settings,
     )
-    module.base_logits["val"] = [*base_logits]
     module.configure_optimizers()  # Lightning would refuse bad values only when training starts
     return module

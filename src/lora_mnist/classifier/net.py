@@ -1,6 +1,7 @@
 """The networks that are pretrained and then repaired: two of ours, or anybody's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -124,3 +125,17 @@ def require_compatible(net: nn.Module, data: ImageDataModule, images: Images) ->
             f"net: gives {shape} for images of shape {tuple(batch.shape)}; expected {expected}, "
             f"since {data.name} has {len(data.classes)} classes"
         )
+
+
+@contextmanager
+def on_device(net: nn.Module, device: torch.device) -> Iterator[torch.device]:
+    """Inside the ``with`` block ``net`` is on ``device`` and in eval mode.
+
+    Afterwards it is on the CPU, still in eval mode: a new adapter draws its first values there, the
+    same on every machine.
+    """
+    net.eval().to(device)
+    try:
+        yield device
+    finally:
+        net.to("cpu")

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lora_mnist.disk.base import find_base
 from lora_mnist.disk.files import atomic_write, write_json
 from lora_mnist.disk.numbers import changes_numbers, flatten
-from lora_mnist.disk.run_folder import LAST_CHECKPOINT, RUN_RECORD
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD
 from lora_mnist.errors import UserError
 
 #: These may differ. Where base and images lie does not matter, only what they hold; another device
@@ -186,9 +186,7 @@ def resumed_step(folder: Path) -> int:
 
 
 @contextmanager
-def recorded_run(
-    folder: Path, settings: Mapping[str, Any], resume: object
-) -> Iterator[Path | None]:
+def locked_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
     """Lock a run's folder from the first step to the last file, and record the run's settings.
 
     ``settings`` are everything that the run's numbers depend on. ``resume`` is the run to go on
@@ -206,7 +204,7 @@ def recorded_run(
     try:
         with FileLock(record.with_name(".lock"), timeout=0):
             if resume is not None:
-                _require_same_run(record, flat, resume)
+                _require_same_run(folder, flat, resume)
             else:
                 last.unlink(missing_ok=True)
             write_json(record, {"settings": flat, "finished": False})
@@ -225,9 +223,9 @@ def recorded_seed(folder: Path) -> int:
     return int(record["settings"]["seed"])
 
 
-def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -> None:
+def _require_same_run(folder: Path, settings: Mapping[str, Any], resume: object) -> None:
     """Refuse settings other than those of the run, and a run with nothing left to do."""
-    record = json.loads(path.read_text())
+    record = json.loads((folder / RUN_RECORD).read_text())
     before, goes_farther = record["settings"], False
     # stage first, then outer keys before inner ones, which follow from them.
     keys = sorted({*before, *settings}, key=lambda key: (key != "stage", key.count("."), key))
@@ -247,9 +245,8 @@ def _require_same_run(path: Path, settings: Mapping[str, Any], resume: object) -
             old = f"base_ckpt={own}" if own else f"the base {old[:12]}"
         old, new = ("null" if value is None else value for value in (old, new))
         raise UserError(f"{key}={new}: expected {old}, as in resume={resume}")
-    last = Path(LAST_CHECKPOINT).name
-    if record["finished"] and not path.with_name(last).exists():
-        raise UserError(f"resume={resume}: expected {last} in {path.parent}, to go on from")
+    if record["finished"] and not (folder / LAST_CHECKPOINT).exists():
+        raise UserError(f"resume={resume}: expected {folder / LAST_CHECKPOINT}, to go on from")
     if record["finished"] and not goes_farther:
         raise UserError(
             f"resume={resume}: this run has finished; expected a larger trainer.max_steps or "

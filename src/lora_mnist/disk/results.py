@@ -14,7 +14,7 @@ from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.predictions import write_predictions
-from lora_mnist.disk.run_folder import RESULTS_FILE
+from lora_mnist.disk.run_paths import RESULTS_FILE
 from lora_mnist.lora import count_parameters, fingerprint
 
 

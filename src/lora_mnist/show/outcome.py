@@ -1,6 +1,6 @@
 """The end of a run: its table, verdict and report, and what its loggers get of them.
 
-Lightning gives the loggers the scalars of :mod:`.classifier.scalars`.
+The loggers' numbers are in ``classifier/logged_metrics.py``.
 """
 
 import logging

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader
 from lora_mnist.classifier.significance import chance_text
 from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.disk.predictions import read_predictions
-from lora_mnist.disk.run_folder import RESULTS_FILE
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE
 from lora_mnist.project import Run, command_line, program
 from lora_mnist.show.advice import advice, dial_text, scaled_command
 from lora_mnist.show.changes import class_rows, named, others_of, outcome_before, repaired_classes
@@ -120,7 +120,7 @@ def write_card(run: Run, results: Mapping[str, Any]) -> None:
     typed = run.typed_without("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
     repaired = repaired_classes(results)
     _write_page(
-        run.folder / "adapter" / "README.md",
+        run.folder / ADAPTER_FOLDER / "README.md",
         "card.md.j2",
         results=results,
         what=named(results["classes"], repaired) if repaired else "all classes",

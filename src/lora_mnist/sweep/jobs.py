@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.disk.files import read_json
 from lora_mnist.disk.numbers import better_end, changes_numbers, flatten
-from lora_mnist.disk.run_folder import RESULTS_FILE, latest
+from lora_mnist.disk.run_paths import RESULTS_FILE, latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import key_of
 

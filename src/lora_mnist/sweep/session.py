@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.disk.files import read_json, write_json
 from lora_mnist.disk.numbers import check_require, flatten, parse_require
-from lora_mnist.disk.run_folder import RESULTS_FILE
+from lora_mnist.disk.run_paths import RESULTS_FILE
 from lora_mnist.errors import RequirementError, UserError, one_line
 from lora_mnist.project import Run, command_line, key_of, override, program, quoted
 from lora_mnist.sweep.jobs import (

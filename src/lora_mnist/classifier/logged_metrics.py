@@ -7,7 +7,7 @@ from typing import Any
 _MOST_CURVES = 16
 
 
-def scalars(
+def logged_metrics(
     outcomes: Mapping[str, Mapping[str, Any]],
     names: Sequence[str] = (),
     targets: Sequence[int] | None = None,

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, and where its results and its checkpoint are in it."""
+"""Where a run's folder is, and where its results, its checkpoint and its adapter are in it."""
 
 from datetime import datetime
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 RESULTS_FILE = "results.json"
+ADAPTER_FOLDER = "adapter"
 #: The checkpoint from which a run goes on, and its settings.
 LAST_CHECKPOINT, RUN_RECORD = "checkpoints/last.ckpt", "checkpoints/run.json"
 
