@@ -1,10 +1,18 @@
 from io import BytesIO
 
 import numpy as np
+import pytest
 from helpers.runs import CLASSES, outcome, results, write_run
+from PIL import Image
 
 from lora_mnist.disk.predictions import read_predictions
-from lora_mnist.show.figures import draw_confusion, draw_errors, draw_gallery
+from lora_mnist.show.figures import (
+    draw_confusion,
+    draw_errors,
+    draw_gallery,
+    draw_sweep,
+    save_figure,
+)
 
 
 def texts(figure):
@@ -51,3 +59,18 @@ def test_two_predictions_stand_under_an_image(tmp_path):
         figure = draw_gallery(kind, predictions, CLASSES)
         assert [axes.get_xlabel() for axes in figure.axes] == captions
         assert figure.axes[0].images[0].get_array().shape == (4, 4, 3)
+
+
+VALUES = ("1", "2", "16")
+ONE = [({"rank": a}, float(a), 0.1) for a in VALUES]
+TWO = [({"rank": a, "alpha": b}, float(a + b), None) for a in VALUES for b in VALUES]
+SEARCH = [({"rank": f"{i}", "lr": f"{i / 99}"}, 0.5, None) for i in range(99)]
+WORDS = [({"loss": "$f$"}, 0.5, None), ({"loss": "$\\frac{$"}, 0.4, None)]
+
+
+@pytest.mark.parametrize("points", [ONE, TWO, TWO[1:-1], SEARCH, WORDS, [({"seed": "0"}, 1, None)]])
+def test_whatever_was_swept_is_drawn(tmp_path, points):
+    save_figure(draw_sweep(points, "val.accuracy"), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (780, 520)
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 50

@@ -1,10 +1,8 @@
-"""The summary and its figure, from the files of jobs that never ran."""
+"""The summary, from the files of jobs that never ran."""
 
 import pytest
 from helpers.sweeping import read_summary, write_job, write_sweep
-from PIL import Image
 
-from lora_mnist.sweep.figure import draw_sweep
 from lora_mnist.sweep.jobs import read_jobs
 from lora_mnist.sweep.summary import Ranked, summarize
 
@@ -42,7 +40,6 @@ def test_the_table(tmp_path):
     write_job(tmp_path, "0", ["lora.rank=0"], error="expected an integer >= 1")
     assert summary(tmp_path) == f"{TABLE.lstrip()}{tmp_path}"
     assert [row["lora.rank"] for row in read_summary(tmp_path)] == ["8", "4", "0"]
-    assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -146,18 +143,3 @@ def test_failures_are_listed_until_they_are_made_good(tmp_path):
     write_job(tmp_path, "b-1", ["lora.rank=0"], error="expected an integer >= 1")
     states = {job.folder: job.status for job in read_jobs(tmp_path)}
     assert states == {"a-2": "finished", "b-1": "failed"}
-
-
-VALUES = ("1", "2", "16")
-ONE = [({"rank": a}, float(a), 0.1) for a in VALUES]
-TWO = [({"rank": a, "alpha": b}, float(a + b), None) for a in VALUES for b in VALUES]
-SEARCH = [({"rank": f"{i}", "lr": f"{i / 99}"}, 0.5, None) for i in range(99)]
-WORDS = [({"loss": "$f$"}, 0.5, None), ({"loss": "$\\frac{$"}, 0.4, None)]
-
-
-@pytest.mark.parametrize("points", [ONE, TWO, TWO[1:-1], SEARCH, WORDS, [({"seed": "0"}, 1, None)]])
-def test_whatever_was_swept_is_drawn(tmp_path, points):
-    draw_sweep(tmp_path / "a.png", points, "val.accuracy")
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.size == (900, 600)
-        assert len(image.convert("RGB").getcolors(1 << 24)) > 50

@@ -1,4 +1,4 @@
-"""Figures of a run, drawn into ``figures/`` from its results.json and its saved predictions."""
+"""Figures of a run, from its results.json and its saved predictions, and of a sweep."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions, kinds_of
 from lora_mnist.show.changes import listed_classes, named, others_of, outcome_before
+from lora_mnist.sweep.jobs import natural
 
 #: The figures' folder in a run's folder.
 FIGURES = "figures"
@@ -28,10 +29,11 @@ _STYLE: dict[Any, Any] = {
 }
 
 _WIDTH = 6.0  # inches
-DPI = 130
 #: With more classes the numbers in a matrix could not be read.
 _MOST_IN_MATRIX = 12
 _COLUMNS = 8
+#: With more lines no reader could tell them apart: then there are only points.
+_MOST_LINES = 10
 
 
 def draw_run(
@@ -54,9 +56,14 @@ def draw_run(
         path.unlink()
     paths = {name: folder / FIGURES / f"{name}.png" for name in figures}
     for name, path in paths.items():
-        with atomic_write(path) as temporary:
-            figures[name].savefig(temporary, dpi=DPI)
+        save_figure(figures[name], path)
     return paths
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG file, whole or not at all."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=130)
 
 
 @matplotlib.rc_context(_STYLE)
@@ -195,6 +202,44 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
         names = [_shortened(classes[predictions[side][places[number]]], 9) for side in sides]
         arrow = " → " if len("".join(names)) < 8 else " →\n"
         axes.set_xlabel(arrow.join(names), fontsize=8)
+    return figure
+
+
+@matplotlib.rc_context(_STYLE)
+def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], metric: str) -> Figure:
+    """``metric`` over the key with most values, with a line for all other keys.
+
+    A point has what was swept, the metric's mean over the seeds, and its standard deviation.
+    """
+    values = {}
+    for key in points[0][0]:
+        values[key] = sorted({swept[key] for swept, _, _ in points}, key=natural)
+    across = max(values, key=lambda key: len(values[key]))
+    lines: dict[str, list[Any]] = {}
+    for point in sorted(points, key=lambda point: natural(point[0][across])):
+        others = [f"{key}={value}" for key, value in point[0].items() if key != across]
+        lines.setdefault(", ".join(others), []).append(point)
+    style = "o-"
+    if len(lines) > _MOST_LINES:
+        lines, style = {"": list(points)}, "o"
+    texts = values[across]
+    is_numeric = not any(natural(text)[0] for text in texts)  # else side by side
+    places = {text: float(text) if is_numeric else i for i, text in enumerate(texts)}
+    figure = Figure(figsize=(_WIDTH, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel=across, ylabel=metric)
+    for label, line in lines.items():
+        x = [places[swept[across]] for swept, _, _ in line]
+        y = [value for _, value, _ in line]
+        spread = [std or 0.0 for _, _, std in line]
+        axes.errorbar(x, y, spread, fmt=style, label=label)
+    if is_numeric and 0 < 8 * places[texts[0]] <= places[texts[-1]]:
+        axes.set_xscale("log")
+    if len(texts) <= 8 or not is_numeric:
+        axes.set_xticks([*places.values()], texts)
+        axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    if len(lines) > 1:
+        figure.legend(ncols=2, frameon=False, loc="outside lower center")
     return figure
 
 

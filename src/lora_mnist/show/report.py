@@ -18,7 +18,7 @@ from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE
 from lora_mnist.project import Run, command_line, program
 from lora_mnist.show.advice import advice, dial_text, scaled_command
 from lora_mnist.show.changes import class_rows, named, others_of, outcome_before, repaired_classes
-from lora_mnist.show.figures import DPI, draw_front, draw_run
+from lora_mnist.show.figures import draw_front, draw_run, draw_sweep, save_figure
 from lora_mnist.show.verdict import verdict, verdict_text
 from lora_mnist.sweep.summary import Ranked
 
@@ -54,8 +54,13 @@ def make_report(folder: Path) -> dict[str, Path]:
 
 
 def make_sweep_report(folder: Path) -> list[str]:
-    """Write the ``report.html`` of a sweep, and return the lines of :func:`_draw_front`."""
+    """Write ``summary.png`` and ``report.html`` of a sweep; return the lines of the front."""
     ranked, best = Ranked(folder), ""
+    if ranked.best and ranked.jobs[0].swept:
+        metric = str(ranked.metric)
+        if ranked.has_seeds and ranked.keys:
+            metric = f"mean {metric} over seeds"
+        save_figure(draw_sweep(ranked.points(), metric), folder / "summary.png")
     if ranked.best:
         best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
     titles, rows, base = ranked.table(_MOST_JOBS)
@@ -102,21 +107,14 @@ def _draw_front(ranked: Ranked) -> list[str]:
     label, folder, results = best
     dial, classes = dials[label], results["classes"]
     target, others = named(classes, results["targets"]), others_of(classes)
-    figure = draw_front(dials, label, target, others)
-    with atomic_write(ranked.folder / "front.png") as path:
-        figure.savefig(path, dpi=DPI, format="png")
+    save_figure(draw_front(dials, label, target, others), ranked.folder / "front.png")
     text = f"advised: {label} at scale {dial['advised']:g}, {dial_text(results)}"
     text += f" errors on {dial['images']:,} validation images:"
     return [text, scaled_command(results, folder)]
 
 
 def write_card(run: Run, results: Mapping[str, Any]) -> None:
-    """Write ``README.md``, the card of a run's adapter.
-
-    It is a model card of the Hugging Face Hub, as PEFT writes one: what the adapter repairs, the
-    table of errors, the scale, the base's SHA-256, the command, where there was one, and the
-    versions.
-    """
+    """Write ``README.md``, the card of a run's adapter, as the Hugging Face Hub shows it."""
     typed = run.typed_without("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
     repaired = repaired_classes(results)
     _write_page(

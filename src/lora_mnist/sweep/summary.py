@@ -1,4 +1,4 @@
-"""The summary of a sweep: ``summary.csv``, ``summary.png`` and a table, from its jobs' files.
+"""The summary of a sweep, from its jobs' files: ``summary.csv``, a table, points to draw.
 
 Jobs that differ only in their seed are one row of the table: mean, standard deviation, number. The
 best row is the one with the best mean, so that no lucky seed wins.
@@ -76,8 +76,7 @@ class Ranked:
         for job in sorted(finished, key=lambda job: [natural(v) for v in job.swept.values()]):
             group = tuple(self.settings(job).values()) if self.has_seeds else job.folder
             groups.setdefault(group, Group([])).jobs.append(job)
-        self.better_end = better_end(str(self.metric))
-        sign = -1 if self.better_end == "max" else 1
+        sign = self.sign = -1 if better_end(str(self.metric)) == "max" else 1
 
         def rank(group: Group) -> tuple[bool, float]:
             value = group.mean(self.metric)
@@ -110,13 +109,25 @@ class Ranked:
         value, start = best.mean(self.metric), best.start(self.metric)
         if value is None or start is None:
             return "best"
-        if value <= start if self.better_end == "max" else value >= start:
+        if self.sign * value >= self.sign * start:
             return f"no job is better than the {self.start}; the nearest"
         key = re.sub("accuracy|errors", "p_value", str(self.metric))
         p_value = best.mean(key) if "p_value" in key else None
         if p_value is None or p_value <= LEVEL:
             return "best"
         return f"best, but beside the {self.start} it may be chance ({p_text(p_value)})"
+
+    def points(self) -> list[tuple[dict[str, str], float, float | None]]:
+        """Of each group what was swept, the metric's mean, and its standard deviation."""
+        groups, points = self.groups, []
+        if not self.keys:  # the seed is all there is to draw over
+            groups = [Group([job]) for group in groups for job in group.jobs]
+        for group in groups:
+            value = group.mean(self.metric)
+            if value is not None:
+                swept = self.settings(group.jobs[0]) or group.jobs[0].swept
+                points.append((swept, value, group.std(self.metric)))
+        return points
 
     def table(self, most: int) -> tuple[list[str], list[list[str]], list[str] | None]:
         """Titles, at most ``most`` rows, and the row of the start, where all jobs share one.
@@ -160,24 +171,8 @@ def _text(value: float | None, key: str) -> str:
 
 
 def summarize(ranked: Ranked) -> str:
-    """Write ``summary.csv`` and ``summary.png`` of at least one job; return the text to print."""
+    """Write ``summary.csv`` of at least one job; return the text to print."""
     _write_csv(ranked)
-    if ranked.best and ranked.jobs[0].swept:
-        from lora_mnist.sweep.figure import draw_sweep  # late: matplotlib
-
-        groups, metric = ranked.groups, str(ranked.metric)
-        if not ranked.keys:  # the seed is all there is to draw over
-            groups = [Group([job]) for group in groups for job in group.jobs]
-        elif ranked.has_seeds:
-            metric = f"mean {metric} over seeds"
-        points = []
-        for group in groups:
-            swept = ranked.settings(group.jobs[0]) or group.jobs[0].swept
-            value = group.mean(ranked.metric)
-            if value is not None:
-                points.append((swept, value, group.std(ranked.metric)))
-        with atomic_write(ranked.folder / "summary.png") as path:
-            draw_sweep(path, points, metric)
     return "\n".join([_draw_table(ranked), *ranked.findings(), f"sweep: {ranked.folder}"])
 
 
