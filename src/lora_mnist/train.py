@@ -136,7 +136,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         fit(cfg, trainer, module, data, ckpt_path, clock)
         best = load_best_weights(trainer, module, data)
         outcomes = validate_and_test(trainer, module, data, clock)
-        results = collect_results(cfg, data, net, outcomes, clock, trainer.global_step, best)
+        results = collect_results(cfg, data, module, outcomes, clock, best)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
         useless = no_better_than_one_class(module, data)
@@ -185,9 +185,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         dial = try_scales(cfg, run, trainer, module, data, clock)
         set_saved_scale(cfg, module, dial)
         outcomes = validate_and_test(trainer, module, data, clock)
-        results = collect_results(
-            cfg, data, net, outcomes, clock, trainer.global_step, best, base.sha256
-        )
+        results = collect_results(cfg, data, module, outcomes, clock, best)
         results |= {
             "base_unchanged": True,
             "adapter": ADAPTER_FOLDER,
@@ -223,9 +221,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
         fit(cfg, trainer, module, data, ckpt_path, clock)
         best = load_best_weights(trainer, module, data)
         outcomes = validate_and_test(trainer, module, data, clock)
-        results = collect_results(
-            cfg, data, net, outcomes, clock, trainer.global_step, best, base.sha256
-        )
+        results = collect_results(cfg, data, module, outcomes, clock, best)
         results["base_unchanged"] = False
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)

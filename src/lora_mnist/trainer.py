@@ -20,7 +20,8 @@ from lightning.pytorch.callbacks import (
 )
 from omegaconf import DictConfig
 
-from lora_mnist.disk.checkpoint import AtomicCheckpointIO, RandomStates, resumed_step
+from lora_mnist.disk.checkpoint import AtomicCheckpointIO, RandomStates, step_of
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.progress import TrainerProgress
 from lora_mnist.project import Run
@@ -54,7 +55,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             continue
         if "purge_step" in config and cfg.get("resume") is not None:
             # What was logged after the checkpoint is logged again.
-            changes["purge_step"] = resumed_step(run.folder)
+            changes["purge_step"] = step_of(run.folder / LAST_CHECKPOINT)
         with config_group(f"logger.{name}"):
             loggers.append(instantiate(config, **changes))
     with config_group("trainer"):

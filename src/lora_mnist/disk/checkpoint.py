@@ -159,10 +159,11 @@ class RandomStates(Callback):
                 callback.on_train_end(trainer, pl_module)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, with all tensors on the CPU."""
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return content
+def step_of(path: Path) -> int:
+    """The step after which a checkpoint was written; 0 if there is none."""
+    if not path.exists():
+        return 0
+    return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
 
 
 def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None]:
@@ -173,16 +174,10 @@ def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
             path = callback.best_model_path
-            step = read_checkpoint(Path(path))["global_step"]
             value = float(callback.best_model_score)  # type: ignore[arg-type]
+            step = step_of(Path(path))
             return path, {"monitor": callback.monitor, "value": value, "step": step}
     return None, None
-
-
-def resumed_step(folder: Path) -> int:
-    """The step at which the run in ``folder`` goes on; 0 without a checkpoint."""
-    path = folder / LAST_CHECKPOINT
-    return int(read_checkpoint(path)["global_step"]) if path.exists() else 0
 
 
 @contextmanager

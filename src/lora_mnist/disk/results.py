@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageDataModule, Images
@@ -50,18 +50,15 @@ def write_results(
 def collect_results(
     cfg: DictConfig,
     data: ImageDataModule,
-    net: nn.Module,
+    module: Any,
     outcomes: Mapping[str, Mapping[str, Any]],
     clock: Clock,
-    steps: int = 0,
     best: Mapping[str, Any] | None = None,
-    base_sha256: str | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
-    ``net`` is the network as it ended, ``outcomes`` are the counts by split. ``best`` has monitor,
-    value and step of the best weights, if they replaced the last ones. Without a ``base_sha256``
-    ``net`` itself is a new base.
+    ``module`` is a :class:`.module.ClassifierModule` as it ended, ``outcomes`` are the counts by
+    split. ``best`` has monitor, value and step of the best weights, if they replaced the last ones.
     """
     targets = data.targets
     digit: Any = targets[0] if len(targets) == 1 else targets or None
@@ -93,12 +90,13 @@ def collect_results(
         "mean": data.mean,
         "std": data.std,
         "val_from": data.val_from,
-        "steps": steps,
+        "steps": module.global_step,
         "best": best,
-        "parameters": count_parameters(net),
+        "parameters": count_parameters(module.net),
         **splits,
         "base_unchanged": None,
-        "base_sha256": base_sha256 or fingerprint(net.state_dict()),
+        # Without a base to start from, the network itself is a new one.
+        "base_sha256": module.hparams["base_sha256"] or fingerprint(module.net.state_dict()),
         "adapter": None,
         "seconds": clock.seconds(),
     }
