@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,23 @@ from lora_mnist.disk.run_paths import RESULTS_FILE
 from lora_mnist.lora import count_parameters, fingerprint
 
 
+@dataclass
 class Clock:
     """Seconds since the run began, and of its measured parts."""
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._parts: dict[str, float] = {}
+    started: float = field(default_factory=time.perf_counter)
+    parts: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
         """Around one part of the run."""
         started = time.perf_counter()
         yield
-        self._parts[part] = time.perf_counter() - started
+        self.parts[part] = time.perf_counter() - started
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each part, and in total, to the millisecond."""
-        parts = {**self._parts, "total": time.perf_counter() - self._started}
+        parts = {**self.parts, "total": time.perf_counter() - self.started}
         return {part: round(seconds, 3) for part, seconds in parts.items()}
 
 

@@ -28,7 +28,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
     named_adapters(model)
     registered = {}
     for layer, weight in lora_weights(model).items():
-        registered[layer] = weight.registered
+        registered[layer] = weight.module.parametrizations[weight.tensor]  # type: ignore[index]
         effective = getattr(weight.module, weight.tensor)
         if effective is weight.base:
             effective = effective.clone()  # the kept base shares no memory with the network

@@ -11,6 +11,7 @@ Functions with a ``name`` act on the adapter of that name, or on every one with 
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -21,7 +22,7 @@ from .frozen import keep_in_eval_mode
 from .layer import LoRAParametrization
 from .pissa import PiSSAParametrization
 from .targets import by_pattern, target_weights
-from .weight import Weight, adaptable_weights, lora_adapters
+from .weight import adaptable_weights, lora_adapters
 
 log = logging.getLogger(__name__)
 
@@ -94,29 +95,22 @@ def add_lora(
             weight.base, ranks[layer], alphas[layer], init, init_std, use_rslora, dropout
         )
     attach(model, adapters, name)
-    if target_modules == "all":
-        _warn_of_weights_left_out(model, targets)
-    return model
-
-
-def _warn_of_weights_left_out(model: nn.Module, targets: Mapping[str, Weight]) -> None:
-    """Name the large weights for which ``target_modules=all`` does not stand."""
-    total, left_out = 0, dict[str, int]()  # numbers of weights by the end of their name
-    for name, weight in adaptable_weights(model).items():
-        if weight.base.ndim > 1:
-            total += weight.base.numel()
-            if name not in targets:
-                end = name if weight.tensor == "weight" else weight.tensor
-                left_out[end] = left_out.get(end, 0) + weight.base.numel()
-    share = sum(left_out.values()) / total
+    if target_modules != "all":
+        return model
+    total, left_out = 0, Counter[str]()  # numbers of weights by the end of their name
+    for layer, weight in target_weights(model, ".*").items():
+        total += weight.base.numel()
+        if layer not in targets:
+            left_out[layer if weight.tensor == "weight" else weight.tensor] += weight.base.numel()
     large = [end for end, size in left_out.items() if size >= 0.01 * total]
-    if large and share >= 0.1:
+    if large and left_out.total() >= 0.1 * total:
         log.warning(
             "target_modules=all leaves out %.0f%% of the weights; with the large ones: "
             "target_modules=[all,%s]",
-            100 * share,
+            100 * left_out.total() / total,
             ",".join(large),
         )
+    return model
 
 
 def attach(
@@ -142,12 +136,11 @@ def attach(
                 f"target_modules: {' and '.join(sharing)} share one weight, which a merged network "
                 "could not; expected none of them"
             )
-        for other in weight.registered:
-            if not isinstance(other, LoRAParametrization):
-                raise ValueError(
-                    f"{layer}: has {type(other).__name__} on its {weight.tensor}; expected "
-                    f"{parametrize.__name__}.remove_parametrizations first"
-                )
+        for other in weight.others:
+            raise ValueError(
+                f"{layer}: has {type(other).__name__} on its {weight.tensor}; expected "
+                f"{parametrize.__name__}.remove_parametrizations first"
+            )
         expected = LoRAParametrization(weight.base.detach().to("meta"), adapter.rank)
         for part in ("lora_A", "lora_B"):
             shape = tuple(getattr(expected, part).shape)

@@ -16,12 +16,8 @@ class Weight(NamedTuple):
     module: nn.Module
     tensor: str  # the attribute of the module
     base: Any  # the weight without any adapter: from the layer it would read as the dense sum
-    registered: Any  # torch's list of what is on it
-
-    @property
-    def adapters(self) -> list[LoRAParametrization]:
-        """The adapters on the weight, first registered first."""
-        return [p for p in self.registered if isinstance(p, LoRAParametrization)]
+    adapters: list[LoRAParametrization]  # on the weight, first registered first
+    others: list[nn.Module]  # somebody else's parametrizations of it
 
     @property
     def factored_forward(self) -> Callable[[Any, Tensor], Tensor] | None:
@@ -96,14 +92,17 @@ def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
         bases, registered = dict[str, Any](), dict[str, Any]()
         if parametrize.is_parametrized(module):
             registered = dict(module.parametrizations.items())
-        for tensor, on_it in registered.items():
+        for tensor, stack in registered.items():
             # Somebody else's may keep several tensors, as weight_norm does.
-            bases[tensor] = on_it.original if on_it.is_tensor else on_it.original0
+            bases[tensor] = stack.original if stack.is_tensor else stack.original0
         bases |= module.named_parameters(recurse=False)
         for tensor, base in bases.items():
             if not nn.parameter.is_lazy(base) and base.is_floating_point():
                 name = layer if tensor == "weight" else f"{layer}.{tensor}".removeprefix(".")
-                weights[name] = Weight(module, tensor, base, registered.get(tensor, ()))
+                on_it = list(registered.get(tensor, ()))
+                adapters = [p for p in on_it if isinstance(p, LoRAParametrization)]
+                others = [p for p in on_it if p not in adapters]
+                weights[name] = Weight(module, tensor, base, adapters, others)
     return weights
 
 
