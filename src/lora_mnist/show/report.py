@@ -39,7 +39,6 @@ def make_report(folder: Path) -> dict[str, Path]:
         folder / "report.html",
         "report.html.j2",
         folder=folder,
-        program=program,
         results=results,
         verdict=verdict(results),
         advice=advice(results, folder),
@@ -79,7 +78,6 @@ def make_sweep_report(folder: Path) -> list[str]:
         titles=titles,
         rows=rows,
         base=base,
-        program=program,
     )
     return front
 
@@ -89,7 +87,7 @@ def _draw_front(ranked: Ranked) -> list[str]:
 
     The lines to print say where the validation errors are fewest, and which command tests that.
     """
-    dials, best, fewest = {}, None, (0, 0)
+    dials, points = {}, []
     for job in ranked.jobs:
         folder = ranked.folder / job.folder
         results = read_json(folder / RESULTS_FILE)
@@ -100,11 +98,10 @@ def _draw_front(ranked: Ranked) -> list[str]:
         dials[label] = dial
         place = dial["scales"].index(dial["advised"])
         errors = dial["errors"][place], dial["errors_of_target"][place]
-        if best is None or errors < fewest:
-            best, fewest = (label, folder, results), errors
-    if best is None:
+        points.append((errors, label, folder, results))
+    if not points:
         return []
-    label, folder, results = best
+    _, label, folder, results = min(points, key=lambda point: point[0])
     dial, classes = dials[label], results["classes"]
     target, others = named(classes, results["targets"]), others_of(classes)
     save_figure(draw_front(dials, label, target, others), ranked.folder / "front.png")
@@ -141,6 +138,7 @@ def _write_page(path: Path, template: str, **values: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters["commas"] = "{:,}".format
+    environment.globals["program"] = program
     text = environment.get_template(template).render(values)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
