@@ -92,8 +92,10 @@ OmegaConf.register_new_resolver("lora_mnist.cwd", lambda: str(Path.cwd()), repla
 
 def sweep_name(otherwise: str | None) -> str | None:
     """Resolver: the name of the sweep of which this is a job, by which loggers group its runs."""
-    is_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return Path(HydraConfig.get().sweep.dir).name if is_sweep else otherwise
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if hydra is None or hydra.mode != RunMode.MULTIRUN:
+        return otherwise
+    return Path(hydra.sweep.dir).name
 
 
 OmegaConf.register_new_resolver("lora_mnist.sweep_name", sweep_name, replace=True)

@@ -12,11 +12,11 @@ from helpers.commands import ROOT
 #: A command that sweeps and trains nothing.
 TOY = "tests/sweep/toy.py"
 #: What the tables of the tests show, as configs/sweep/default.yaml has it.
-COLUMNS = [
-    {"title": "val errors on target", "value": "val.errors_of_target"},
-    {"title": "test.accuracy", "value": "test.accuracy"},
-    {"title": "seconds", "value": "seconds.total"},
-]
+COLUMNS = {
+    "val errors on target": "val.errors_of_target",
+    "test.accuracy": "test.accuracy",
+    "seconds": "seconds.total",
+}
 
 
 def read_summary(sweep):

@@ -42,8 +42,9 @@ class Group:
 
         On top of an earlier adapter that is ``val_before.loss``.
         """
-        before = self.mean(str(key).replace(".", "_before.", 1))
-        return self.mean(str(key).replace(".", "_base.", 1)) if before is None else before
+        split, _, name = str(key).partition(".")
+        before = self.mean(f"{split}_before.{name}")
+        return self.mean(f"{split}_base.{name}") if before is None else before
 
     def std(self, key: object) -> float | None:
         """The sample standard deviation of two numbers or more."""
@@ -135,8 +136,8 @@ class Ranked:
         The columns are those of ``sweep.columns``.
         """
         title_of = {self.metric: self.metric} if self.metric else {}
-        for column in self.sweep["columns"]:
-            title_of[column["value"]] = column["title"]
+        for title, key in self.sweep["columns"].items():
+            title_of[key] = title
         numbers = {key for job in self.jobs for key in job.results}
         title_of = {key: title for key, title in title_of.items() if key in numbers}
         base = []
