@@ -45,7 +45,7 @@ def draw_run(
     if listed_classes(results):
         figures["errors"] = draw_errors(results)
     if results.get("dial"):
-        figures["dial"] = draw_dial(results)
+        figures["dial"] = draw_dial({"adapter": results["dial"]}, "adapter", results)
     if predictions is not None:
         for kind, places in kinds_of(predictions).items():
             if len(places):
@@ -100,48 +100,44 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def draw_dial(results: Mapping[str, Any]) -> Figure:
-    """Validation errors as the adapter is turned up."""
-    classes, targets, dial = results["classes"], results["targets"], results["dial"]
-    if "errors_of_target" in dial:
-        return draw_front({"adapter": dial}, "adapter", named(classes, targets), others_of(classes))
-    curve = {**dial, "errors_elsewhere": dial["scales"], "errors_of_target": dial["errors"]}
-    return draw_front({"adapter": curve}, "adapter", "all classes", "")
-
-
 @matplotlib.rc_context(_STYLE)
-def draw_front(
-    dials: Mapping[str, Mapping[str, Any]], advised: str, target: str, others: str
+def draw_dial(
+    dials: Mapping[str, Mapping[str, Any]], advised: str, results: Mapping[str, Any]
 ) -> Figure:
-    """Errors on ``target`` against errors on ``others``, counted on validation images.
+    """Validation errors on what is to be repaired against errors elsewhere, or all over the scale.
 
     ``dials`` has ``dial`` of results.json by the name of its curve. The advised point of the curve
-    ``advised`` is marked. If ``others`` is empty, errors are drawn over the scale.
+    ``advised`` is marked. ``results`` are those of any of the repairs.
     """
+    classes, targets = results["classes"], results["targets"]
+    across, up, xlabel, ylabel = "scales", "errors", "scale", "errors on all classes"
+    if targets:
+        across, up = "errors_elsewhere", "errors_of_target"
+        xlabel, ylabel = f"errors on {others_of(classes)}", f"errors on {named(classes, targets)}"
     figure = Figure(figsize=(_WIDTH, 4.5), layout="constrained")
     axes = figure.subplots()
     for label, dial in dials.items():
-        xs, ys, scales = dial["errors_elsewhere"], dial["errors_of_target"], dial["scales"]
+        xs, ys, scales = dial[across], dial[up], dial["scales"]
         axes.plot(xs, ys, marker="o", ms=4, label=label)
         for scale, x, y in zip(scales, xs, ys, strict=True):
             if scale == 1 or len(dials) == 1:
                 text = f"{scale:g}"
                 axes.annotate(text, (x, y), (4, 5), textcoords="offset points", fontsize=8)
     dial = dials[advised]
-    xs, ys, scales = dial["errors_elsewhere"], dial["errors_of_target"], dial["scales"]
+    xs, ys, scales = dial[across], dial[up], dial["scales"]
     base, place = scales.index(0), scales.index(dial["advised"])
     marker: Any = {"marker": "o", "ms": 11, "ls": "", "zorder": 1}
     text = f"advised: {advised} at scale {dial['advised']:g}"
     axes.plot(xs[place], ys[place], color=_GREEN, label=text, **marker)
     axes.plot(xs[base], ys[base], color="black", label="base", **{**marker, "marker": "s", "ms": 8})
-    if others:
+    if targets:
         every = xs[base] + ys[base]
         label = "as many errors in all as the base"
         limits = axes.get_xlim(), axes.get_ylim()
         axes.plot([every, 0], [0, every], color=_GRAY, ls="--", lw=1, label=label)
         axes.set(xlim=limits[0], ylim=limits[1])
     axes.set_ylim(bottom=0)
-    axes.set(xlabel=f"errors on {others}" if others else "scale", ylabel=f"errors on {target}")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)
     figure.legend(ncols=2, frameon=False, loc="outside lower center")
     title = f"the adapter turned up from 0 to {scales[-1]:g}\n{dial['images']:,} validation images"

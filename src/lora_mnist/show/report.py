@@ -17,8 +17,8 @@ from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE
 from lora_mnist.project import Run, command_line, program
 from lora_mnist.show.advice import advice, dial_text, scaled_command
-from lora_mnist.show.changes import class_rows, named, others_of, outcome_before, repaired_classes
-from lora_mnist.show.figures import draw_front, draw_run, draw_sweep, save_figure
+from lora_mnist.show.changes import class_rows, named, outcome_before, repaired_classes
+from lora_mnist.show.figures import draw_dial, draw_run, draw_sweep, save_figure
 from lora_mnist.show.verdict import verdict, verdict_text
 from lora_mnist.sweep.summary import Ranked
 
@@ -102,9 +102,8 @@ def _draw_front(ranked: Ranked) -> list[str]:
     if not points:
         return []
     _, label, folder, results = min(points, key=lambda point: point[0])
-    dial, classes = dials[label], results["classes"]
-    target, others = named(classes, results["targets"]), others_of(classes)
-    save_figure(draw_front(dials, label, target, others), ranked.folder / "front.png")
+    dial = dials[label]
+    save_figure(draw_dial(dials, label, results), ranked.folder / "front.png")
     text = f"advised: {label} at scale {dial['advised']:g}, {dial_text(results)}"
     text += f" errors on {dial['images']:,} validation images:"
     return [text, scaled_command(results, folder)]
