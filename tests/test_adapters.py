@@ -17,7 +17,9 @@ from lora_mnist.adapters import load_base, place_adapter, with_recorded_settings
 from lora_mnist.choices import add_adapter
 from lora_mnist.classifier.net import make_net
 from lora_mnist.disk.base import own_file, write_base
-from lora_mnist.lora import fingerprint, lora_names, lora_weights
+from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.model import lora_names
+from lora_mnist.lora.weight import lora_weights
 from lora_mnist.project import Run
 
 

@@ -14,7 +14,7 @@ from lora_mnist import MLP, remove_lora
 from lora_mnist.data import load_images
 from lora_mnist.errors import IncompleteError, UserError
 from lora_mnist.export import export
-from lora_mnist.lora import fingerprint
+from lora_mnist.lora.base_state import fingerprint
 
 
 class Tied(nn.Sequential):

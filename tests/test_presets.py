@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lora_mnist import load_adapter
 from lora_mnist.errors import UserError
-from lora_mnist.lora import WEIGHTS_NAME
+from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.train import train

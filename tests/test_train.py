@@ -22,7 +22,8 @@ from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import load_images, make_data
 from lora_mnist.disk.predictions import kinds_of, read_predictions
 from lora_mnist.errors import TrainingError, UserError
-from lora_mnist.lora import WEIGHTS_NAME, base_state_dict, changed_tensors, fingerprint
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
+from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.project import Run
 from lora_mnist.train import train
 

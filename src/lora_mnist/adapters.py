@@ -36,16 +36,11 @@ from lora_mnist.disk.run_settings import (
     read_run_settings,
 )
 from lora_mnist.errors import UserError, config_group, one_line
-from lora_mnist.lora import (
-    CONFIG_NAME,
-    load_adapter,
-    lora_adapters,
-    lora_names,
-    read_metadata,
-    save_adapter,
-    set_lora_scale,
-    sum_adapters,
-)
+from lora_mnist.lora.adapter import load_adapter, save_adapter
+from lora_mnist.lora.combine import sum_adapters
+from lora_mnist.lora.model import lora_names, set_lora_scale
+from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
+from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.project import Run, program
 from lora_mnist.show.report import write_card
 

@@ -3,20 +3,16 @@
 from lora_mnist.classifier.dial import dial_curve
 from lora_mnist.classifier.metrics import compare_errors
 from lora_mnist.classifier.net import CNN, MLP
-from lora_mnist.lora import (
+from lora_mnist.lora.adapter import load_adapter, save_adapter
+from lora_mnist.lora.combine import combine_adapters, sum_adapters
+from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
+from lora_mnist.lora.model import (
     add_lora,
-    combine_adapters,
-    load_adapter,
     lora_disabled,
     lora_names,
     lora_parameters,
-    merge_lora,
-    remove_lora,
-    save_adapter,
     set_lora_enabled,
     set_lora_scale,
-    sum_adapters,
-    unmerge_lora,
 )
 
 __all__ = [

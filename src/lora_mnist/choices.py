@@ -22,7 +22,8 @@ from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.checkpoint import recorded_seed
 from lora_mnist.disk.results import Clock
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.lora import add_lora, set_lora_scale, target_weights
+from lora_mnist.lora.model import add_lora, set_lora_scale
+from lora_mnist.lora.targets import target_weights
 from lora_mnist.project import Run
 
 _info = rank_zero_only(logging.getLogger(__name__).info)

@@ -14,7 +14,9 @@ from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import UserError, one_line, require_extra
-from lora_mnist.lora import CONFIG_NAME, read_metadata, remove_lora, set_lora_scale
+from lora_mnist.lora.merge import remove_lora
+from lora_mnist.lora.model import set_lora_scale
+from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
 from lora_mnist.project import Run, key_of
 from lora_mnist.settings import checked
 

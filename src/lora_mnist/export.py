@@ -18,11 +18,8 @@ from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, require_extra
-from lora_mnist.lora import (
-    base_state_dict,
-    fingerprint,
-    merge_lora,
-)
+from lora_mnist.lora.base_state import base_state_dict, fingerprint
+from lora_mnist.lora.merge import merge_lora
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 

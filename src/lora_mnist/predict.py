@@ -17,7 +17,7 @@ from lora_mnist.classifier.net import make_net, require_compatible
 from lora_mnist.data import ImageDataModule, ImageTensors, make_data
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
-from lora_mnist.lora import lora_disabled
+from lora_mnist.lora.model import lora_disabled
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.tables import print_predictions

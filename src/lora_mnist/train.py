@@ -57,11 +57,8 @@ from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, new_run_folder
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.learning_rate import choose_learning_rate
-from lora_mnist.lora import (
-    base_state_dict,
-    changed_tensors,
-    lora_disabled,
-)
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
+from lora_mnist.lora.model import lora_disabled
 from lora_mnist.preprocessing import try_other_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked

@@ -6,7 +6,7 @@ from helpers.nets import TinyNet, randomize
 
 from lora_mnist import add_lora, dial_curve, lora_disabled, set_lora_scale
 from lora_mnist.classifier.dial import SCALES, advised_scale, predictions_at, quick_dial
-from lora_mnist.lora import lora_adapters
+from lora_mnist.lora.weight import lora_adapters
 
 
 class Images:

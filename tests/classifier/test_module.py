@@ -11,7 +11,7 @@ from lora_mnist import CNN, add_lora, lora_parameters
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import ImageDataModule
-from lora_mnist.lora import base_state_dict, changed_tensors
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 
 DATA = ImageDataModule("toy", ["cat", "dog", "owl"], 1, replay=3)
 

@@ -23,7 +23,7 @@ from lora_mnist.disk.base import (
     write_base,
 )
 from lora_mnist.errors import UserError
-from lora_mnist.lora import changed_tensors, fingerprint
+from lora_mnist.lora.base_state import changed_tensors, fingerprint
 
 
 @pytest.fixture

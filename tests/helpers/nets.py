@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from lora_mnist import MLP
-from lora_mnist.lora import lora_parameters
+from lora_mnist.lora.model import lora_parameters
 
 
 class Noisy(MLP):

@@ -9,21 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from lora_mnist.lora import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    add_lora,
-    combine_adapters,
-    fingerprint,
-    load_adapter,
-    lora_adapters,
-    lora_names,
-    read_metadata,
-    save_adapter,
-    set_lora_enabled,
-    set_lora_scale,
-    sum_adapters,
-)
+from lora_mnist.lora.adapter import load_adapter, save_adapter
+from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.combine import combine_adapters, sum_adapters
+from lora_mnist.lora.model import add_lora, lora_names, set_lora_enabled, set_lora_scale
+from lora_mnist.lora.peft import CONFIG_NAME, WEIGHTS_NAME, read_metadata
+from lora_mnist.lora.weight import lora_adapters
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
 

@@ -11,18 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lora_mnist.lora import (
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
+from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
+from lora_mnist.lora.model import (
     add_lora,
-    base_state_dict,
-    changed_tensors,
-    fingerprint,
     lora_disabled,
     lora_names,
-    merge_lora,
-    remove_lora,
     set_lora_enabled,
     set_lora_scale,
-    unmerge_lora,
 )
 
 

@@ -9,13 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from lora_mnist.lora import (
-    LoRAParametrization,
-    add_lora,
-    lora_parameters,
-    lora_weights,
-    set_lora_scale,
-)
+from lora_mnist.lora.layer import LoRAParametrization
+from lora_mnist.lora.model import add_lora, lora_parameters, set_lora_scale
+from lora_mnist.lora.weight import lora_weights
 
 
 @pytest.mark.parametrize(("init", "std"), [("gaussian", 0.5), ("kaiming", 1 / 20 / 3**0.5)])

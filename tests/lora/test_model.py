@@ -8,22 +8,12 @@ import torch
 from helpers.nets import TinyNet, randomize
 from torch import nn
 
-from lora_mnist.lora import (
-    add_lora,
-    base_state_dict,
-    changed_tensors,
-    load_adapter,
-    lora_adapters,
-    lora_disabled,
-    lora_names,
-    merge_lora,
-    remove_lora,
-    save_adapter,
-    set_lora_enabled,
-    unmerge_lora,
-)
+from lora_mnist.lora.adapter import load_adapter, save_adapter
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
+from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
+from lora_mnist.lora.model import add_lora, lora_disabled, lora_names, set_lora_enabled
 from lora_mnist.lora.targets import target_weights
-from lora_mnist.lora.weight import adaptable_weights
+from lora_mnist.lora.weight import adaptable_weights, lora_adapters
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 

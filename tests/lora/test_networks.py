@@ -6,22 +6,12 @@ import pytest
 import torch
 from helpers.nets import NETWORKS, made, randomize
 
-from lora_mnist.lora import (
-    add_lora,
-    base_state_dict,
-    changed_tensors,
-    load_adapter,
-    lora_disabled,
-    lora_parameters,
-    lora_weights,
-    merge_lora,
-    remove_lora,
-    save_adapter,
-    set_lora_scale,
-    sum_adapters,
-    unmerge_lora,
-)
-from lora_mnist.lora.weight import adaptable_weights
+from lora_mnist.lora.adapter import load_adapter, save_adapter
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
+from lora_mnist.lora.combine import sum_adapters
+from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
+from lora_mnist.lora.model import add_lora, lora_disabled, lora_parameters, set_lora_scale
+from lora_mnist.lora.weight import adaptable_weights, lora_weights
 
 
 def outputs(net, x, grad=False):

@@ -6,14 +6,10 @@ import torch
 from helpers.nets import made, randomize
 from torch import nn
 
-from lora_mnist.lora import (
-    add_lora,
-    load_adapter,
-    lora_weights,
-    save_adapter,
-    set_lora_scale,
-    sum_adapters,
-)
+from lora_mnist.lora.adapter import load_adapter, save_adapter
+from lora_mnist.lora.combine import sum_adapters
+from lora_mnist.lora.model import add_lora, set_lora_scale
+from lora_mnist.lora.weight import lora_weights
 
 peft = pytest.importorskip("peft", reason="the extra peft is not installed")
 LoraConfig, PeftModel, get_peft_model = peft.LoraConfig, peft.PeftModel, peft.get_peft_model

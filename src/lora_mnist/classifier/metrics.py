@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lora_mnist.classifier.significance import mcnemar
-from lora_mnist.lora import lora_disabled
+from lora_mnist.lora.model import lora_disabled
 
 #: For each image its place, its class, the classes that both networks predict, and how surely; a
 #: network without adapters counts as the base.

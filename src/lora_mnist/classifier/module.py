@@ -17,7 +17,8 @@ from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.data import Batch, ImageDataModule
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, config_group, require_number
-from lora_mnist.lora import lora_disabled, lora_names, lora_state_dict
+from lora_mnist.lora.base_state import lora_state_dict
+from lora_mnist.lora.model import lora_disabled, lora_names
 
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
 _TESTS = ("test", "mistakes", "mistakes_test")

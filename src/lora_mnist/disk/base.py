@@ -23,7 +23,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError
-from lora_mnist.lora import fingerprint
+from lora_mnist.lora.base_state import fingerprint
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 

@@ -16,7 +16,7 @@ from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.run_paths import RESULTS_FILE
-from lora_mnist.lora import count_parameters, fingerprint
+from lora_mnist.lora.base_state import count_parameters, fingerprint
 
 
 @dataclass

@@ -15,7 +15,9 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from lora_mnist.lora import adaptable_weights, count_parameters, lora_names
+from lora_mnist.lora.base_state import count_parameters
+from lora_mnist.lora.model import lora_names
+from lora_mnist.lora.weight import adaptable_weights
 from lora_mnist.show.advice import advice
 from lora_mnist.show.changes import class_rows, number_of, outcome_before
 from lora_mnist.show.verdict import verdict
