@@ -63,12 +63,12 @@ def _adapter_errors() -> Iterator[None]:
 
 
 def with_recorded_settings(cfg: DictConfig, run: Run | None) -> DictConfig:
-    """A copy of ``cfg`` with the adapter's own folder, and its network and images.
+    """A copy of ``cfg`` with what was recorded when its adapter, or else its base, was trained.
 
-    The folder of the run that trained it holds them in ``.hydra/``. A ``net`` or ``data`` on the
-    command line wins. From Python, without a command line, ``cfg`` is taken as it is. Keys of
-    ``data`` that are null are read from the adapter's file, or else from that of a base of ours:
-    how images are prepared, and the order of the classes.
+    ``adapter`` becomes the adapter's own folder. ``net`` and ``data`` are those of the run that
+    trained it, from ``.hydra/`` in that run's folder, but for what was typed; a configuration from
+    Python keeps its own. Keys of ``data`` that are null come from the file of the adapter or, if it
+    has none, of a base of ours: how images are prepared, and the order of the classes.
 
     Raises:
         UserError: if there is no such adapter, or its run or its file names code of somebody's own.
@@ -175,8 +175,8 @@ def base_file(cfg: DictConfig) -> tuple[Path, str | None]:
     adapter was made for, found by its SHA-256, or else the current one.
     """
     path = Path(cfg.base_ckpt or current_base(cfg))
-    is_given = cfg.base_ckpt is not None and not (cfg.stage == "lora" and path == current_base(cfg))
-    if is_given or cfg.get("adapter") is None:
+    is_default = cfg.base_ckpt is None or (cfg.stage == "lora" and path == current_base(cfg))
+    if not is_default or cfg.get("adapter") is None:
         return path, None
     with _adapter_errors():
         sha256 = read_metadata(cfg.adapter).get("base_sha256")
@@ -256,11 +256,10 @@ def save_summed_adapter(
     data: ImageDataModule,
     results: Mapping[str, Any],
 ) -> None:
-    """Save the exact sum of the adapters on ``net``, which stands on the base alone, and its card.
+    """Save the exact sum of the adapters on ``net``, which needs the base alone, and its card.
 
-    ``net`` then carries the sum. Beside it stands what it repairs, and how its images were
-    prepared. The base gets a file of its own, where it has none: whoever loads the adapter finds
-    it.
+    ``net`` then carries the sum. Its metadata name the classes that are repaired, and how images
+    are prepared. The base gets a file of its own, where it has none, so that it is found later.
     """
     bases = Path(cfg.paths.bases)
     if find_base(bases, base.sha256) is None:

@@ -62,7 +62,6 @@ from lora_mnist.lora.model import lora_disabled
 from lora_mnist.preprocessing import try_other_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
-from lora_mnist.show.changes import named
 from lora_mnist.show.outcome import report_run
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.trainer import make_trainer, quiet_lightning
@@ -238,8 +237,8 @@ def fit(
     if trainer.is_global_zero:
         print_parameters(module.net)
         trained = {"lora": "an adapter", "pretrain": "a base"}.get(cfg.stage, "the base itself")
-        classes = named(data.classes, data.targets or range(len(data.classes)))
-        images = "mistakes" if data.mistake_sets else f"images of {classes}"
+        names = ", ".join(data.classes[c] for c in data.targets) or "all classes"
+        images = "mistakes" if data.mistake_sets else f"images of {names}"
         _info("training %s on %s %s", trained, f"{len(data.target_indices):,}", images)
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)

@@ -50,9 +50,9 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
                 callbacks.append(instantiate(config))
     loggers: list[Any] = []
     for name, config in (cfg.logger or {}).items():
-        changes = {}
         if config is None:
             continue
+        changes = {}
         if "purge_step" in config and cfg.get("resume") is not None:
             # What was logged after the checkpoint is logged again.
             changes["purge_step"] = step_of(run.folder / LAST_CHECKPOINT)
@@ -79,7 +79,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             # Without a callback of ours Lightning would add one of its own.
             "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks),
             "enable_progress_bar": has_bar,
-            "use_distributed_sampler": False,  # the data share themselves out, and count none twice
+            "use_distributed_sampler": False,  # the data module shards, and counts no image twice
         }
         trainer = Trainer(**defaults | arguments)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -101,6 +101,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
                 f"trainer.devices={trainer.num_devices}: expected one process for each job of a "
                 "sweep"
             )
+        # Only the Trainer knows how many processes there are.
         trainer.callbacks[:0] = [PlainSigterm(), FirstProcessDecides()]  # type: ignore[attr-defined]
     return trainer
 
