@@ -15,11 +15,12 @@ from lora_mnist.data.make import code_of
 from lora_mnist.errors import UserError, config_group, one_line
 
 
-class MLP(nn.Module):
+class MLP(nn.Sequential):
     """Fully connected classifier with ReLU between its layers, ``linear1`` to ``linearN``.
 
-    With the default sizes it is the notebook's ``RichBoyNet``: 784-1000-2000-10, 2,807,010
-    parameters, far larger than the task needs so that LoRA has something to be small beside.
+    Images, (N, ...) with ``in_features`` values each, give logits, (N, num_classes). With the
+    default sizes it is the notebook's ``RichBoyNet``: 784-1000-2000-10, 2,807,010 parameters, far
+    larger than the task needs so that LoRA has something to be small beside.
 
     Args:
         in_features: number of input values per image, all dimensions but the first.
@@ -34,26 +35,19 @@ class MLP(nn.Module):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
+        self.flatten = nn.Flatten()
         sizes = [in_features, *hidden_sizes, num_classes]
-        self.depth = len(sizes) - 1
         for number, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
+            if number > 1:
+                self.add_module(f"relu{number - 1}", nn.ReLU())
             self.add_module(f"linear{number}", nn.Linear(fan_in, fan_out))
-        self.relu = nn.ReLU()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, (N, num_classes), of images, (N, ...) with ``in_features`` values each."""
-        hidden = images.flatten(start_dim=1)
-        # By name: PEFT puts layers of its own classes in place of these.
-        for number in range(1, self.depth):
-            hidden = self.relu(getattr(self, f"linear{number}")(hidden))
-        logits: Tensor = getattr(self, f"linear{self.depth}")(hidden)
-        return logits
 
 
-class CNN(nn.Module):
+class CNN(nn.Sequential):
     """Convolutional classifier: ``conv1`` to ``convN`` with ReLU and pooling, then ``linear1``.
 
-    Each convolution is 3x3 with padding, each max-pooling 2x2. With the default sizes it has 20,490
+    Images, (N, in_channels, image_size, image_size), give logits, (N, num_classes). Each
+    convolution is 3x3 with padding, each max-pooling 2x2. With the default sizes it has 20,490
     parameters, and is the better classifier; it shows that nothing here is tied to the MLP.
 
     Args:
@@ -71,21 +65,13 @@ class CNN(nn.Module):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        self.depth = len(channels)
         for number, (fan_in, fan_out) in enumerate(pairwise([in_channels, *channels]), start=1):
             self.add_module(f"conv{number}", nn.Conv2d(fan_in, fan_out, 3, padding=1))
-        side = image_size >> self.depth  # pooling rounds down
+            self.add_module(f"relu{number}", nn.ReLU())
+            self.add_module(f"pool{number}", nn.MaxPool2d(2))
+        side = image_size >> len(channels)  # pooling rounds down
+        self.flatten = nn.Flatten()
         self.linear1 = nn.Linear(channels[-1] * side * side, num_classes)
-        self.relu = nn.ReLU()
-        self.pool = nn.MaxPool2d(2)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, (N, num_classes), of images, (N, in_channels, image_size, image_size)."""
-        hidden = images
-        for number in range(1, self.depth + 1):
-            hidden = self.pool(self.relu(self.get_submodule(f"conv{number}")(hidden)))
-        logits: Tensor = self.linear1(hidden.flatten(start_dim=1))
-        return logits
 
 
 def make_net(cfg: DictConfig) -> nn.Module:

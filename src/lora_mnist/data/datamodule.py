@@ -16,8 +16,6 @@ from lora_mnist.data.sampler import TrainingLoader
 from lora_mnist.errors import require_number
 from lora_mnist.progress import progress
 
-#: A class, by number or by name, or several.
-Target = int | str | Sequence[int | str]
 #: A number, or one for each channel; ``None`` stands for the training images' own.
 Channelwise = float | Sequence[float] | None
 
@@ -138,7 +136,7 @@ class ImageDataModule(LightningDataModule):
             if learnt is not None:
                 self.train_set = WithMistakes(self.train_set, learnt)
 
-    def choose(self, target: Target | None) -> None:
+    def choose(self, target: int | str | Sequence[int | str] | None) -> None:
         """Learn this class, or these classes, alone; the others may be replayed.
 
         ``target`` names each class by number or by name. Names come first: with the classes 1, 10
@@ -248,8 +246,7 @@ class ImageDataModule(LightningDataModule):
             # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
         self._loader = TrainingLoader(self, seed)
-        if self._sampler_state:
-            self._loader.load_state_dict(self._sampler_state)
+        self._loader.load_state_dict(self._sampler_state)
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:

@@ -151,9 +151,8 @@ class FolderDataModule(ImageDataModule):
 
     @cached_property
     def _preparation(self) -> Preparation:
-        if self.transform is not None:
-            return Preparation(self.channels, transform=self.transform)
-        return Preparation(self.channels, self._size, **self._sizing)
+        size = (0, 0) if self.transform is not None else self._size
+        return Preparation(self.channels, size, transform=self.transform, **self._sizing)
 
     @cached_property
     def _entries(self) -> list[Entry]:
