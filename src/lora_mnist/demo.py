@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lora_mnist.adapters import load_base, place_adapter, with_recorded_settings
-from lora_mnist.classifier.net import make_net, require_compatible
+from lora_mnist.classifier.net import make_net
 from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import UserError, one_line, require_extra
@@ -52,7 +52,6 @@ class SideBySide:
         self._placed: str | None = None  # the folder of the adapter that is on the network now
         self.data: ImageDataModule = make_data(self.cfg, "test", self._net)
         base = load_base(self.cfg, self._net)
-        require_compatible(self._net, self.data, self.data.test_set)
         folders = [] if self.cfg.adapter is None else [self.cfg.adapter]
         for file in sorted(outputs.rglob(CONFIG_NAME), key=os.path.getmtime, reverse=True):
             if read_metadata(file.parent).get("base_sha256") == base.sha256:

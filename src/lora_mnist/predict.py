@@ -13,8 +13,9 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
 from lora_mnist.adapters import load_base, place_adapter, turn_adapter, with_recorded_settings
-from lora_mnist.classifier.net import make_net, require_compatible
-from lora_mnist.data import ImageDataModule, ImageTensors, make_data
+from lora_mnist.classifier.net import make_net
+from lora_mnist.data import ImageDataModule, make_data
+from lora_mnist.data.make import require_compatible
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
 from lora_mnist.lora.model import lora_disabled
@@ -62,9 +63,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
             log.error("%s: skipped: %s", file, one_line(error))
     if images:
         batch = torch.stack(list(images.values()))
-        require_compatible(
-            net, data, ImageTensors(batch, torch.zeros(len(batch), dtype=torch.int64))
-        )
+        require_compatible(net, data, batch[[0, 0]])
         predictions = [{"file": str(file)} for file in images]
         with lora_disabled(net) if cfg.adapter else nullcontext():
             _classify("base", net, data, batch, predictions)

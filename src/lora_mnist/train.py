@@ -39,7 +39,7 @@ from lora_mnist.choices import (
 )
 from lora_mnist.classifier.metrics import evaluation_of
 from lora_mnist.classifier.module import ClassifierModule, make_module
-from lora_mnist.classifier.net import make_net, on_device, require_compatible
+from lora_mnist.classifier.net import make_net, on_device
 from lora_mnist.data import ImageDataModule, Images, make_data
 from lora_mnist.disk.base import (
     Base,
@@ -124,7 +124,6 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     data = make_data(cfg, "fit", net)
-    require_compatible(net, data, data.train_set)
     require_consistent(cfg, trainer, data)
     choose_target(cfg, net, data, trainer)
     module = make_module(cfg, net, data)
@@ -164,7 +163,6 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     base = load_base(cfg, net)
     repaired_classes = place_adapter(cfg, net)
     data = make_data(cfg, "fit", net)
-    require_compatible(net, data, data.train_set)
     require_consistent(cfg, trainer, data)
     better_preprocessing = try_other_preprocessing(cfg, run, trainer, net, data)
     choose_target(cfg, net, data, trainer)
@@ -208,7 +206,6 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     net = make_net(cfg)
     base = load_base(cfg, net)
     data = make_data(cfg, "fit", net)
-    require_compatible(net, data, data.train_set)
     require_consistent(cfg, trainer, data)
     choose_target(cfg, net, data, trainer)
     choose_trainable(net, cfg.trainable)

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
-from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.data.make import code_of
-from lora_mnist.errors import UserError, config_group, one_line
+from lora_mnist.errors import UserError, config_group
 
 
 class MLP(nn.Sequential):
@@ -90,27 +89,6 @@ def make_net(cfg: DictConfig) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise UserError(f"net._target_={cfg.net._target_}: gives a {type(net).__name__}")
     return net
-
-
-@torch.no_grad()
-def require_compatible(net: nn.Module, data: ImageDataModule, images: Images) -> None:
-    """Refuse a network that cannot take ``images`` of ``data``, or has no output for each class."""
-    batch, mode = data.normalise(images.take([0, 0])[0]), net.training
-    try:
-        output: Any = net.eval()(batch)
-    except Exception as error:  # whatever the network's own layers raise
-        raise UserError(
-            f"net: cannot take images of shape {tuple(batch.shape)} from {data.name} "
-            f"({one_line(error)})"
-        ) from error
-    net.train(mode)
-    expected = (len(batch), len(data.classes))
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != expected:
-        raise UserError(
-            f"net: gives {shape} for images of shape {tuple(batch.shape)}; expected {expected}, "
-            f"since {data.name} has {len(data.classes)} classes"
-        )
 
 
 @contextmanager

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torchvision.models
 from hydra.utils import instantiate
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from lora_mnist.data.datamodule import ImageDataModule
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import UserError, config_group, one_line
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
@@ -33,7 +34,8 @@ def code_of(cfg: DictConfig) -> Iterator[None]:
 def make_data(cfg: DictConfig, stage: str, net: nn.Module | None = None) -> ImageDataModule:
     """The data of ``cfg.data`` with the images of ``stage``: "fit", "test", or "predict" for none.
 
-    Keys that are null take what ``net`` itself names; see :func:`missing_settings`.
+    Keys that are null take what ``net`` itself names; see :func:`missing_settings`. ``UserError``,
+    if it cannot take the images.
     """
     target, mistakes = cfg.get("target"), cfg.data.get("mistakes")
     if target is not None and mistakes is not None:
@@ -46,7 +48,31 @@ def make_data(cfg: DictConfig, stage: str, net: nn.Module | None = None) -> Imag
         with code_of(cfg):
             data: ImageDataModule = instantiate(cfg.data, _convert_="all", **changes)
         data.setup(stage)
+    if net is not None and stage != "predict":
+        images = data.train_set if stage == "fit" else data.test_set
+        require_compatible(net, data, images.take([0, 0])[0])
     return data
+
+
+@torch.no_grad()
+def require_compatible(net: nn.Module, data: ImageDataModule, images: Tensor) -> None:
+    """Refuse a network that cannot take ``images`` of ``data``, or has no output for each class."""
+    batch, mode = data.normalise(images), net.training
+    try:
+        output: Any = net.eval()(batch)
+    except Exception as error:  # whatever the network's own layers raise
+        raise UserError(
+            f"net: cannot take images of shape {tuple(batch.shape)} from {data.name} "
+            f"({one_line(error)})"
+        ) from error
+    net.train(mode)
+    expected = (len(batch), len(data.classes))
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != expected:
+        raise UserError(
+            f"net: gives {shape} for images of shape {tuple(batch.shape)}; expected {expected}, "
+            f"since {data.name} has {len(data.classes)} classes"
+        )
 
 
 def missing_settings(cfg: DictConfig, net: nn.Module) -> dict[str, Any]:
