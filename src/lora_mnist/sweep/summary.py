@@ -57,7 +57,8 @@ class Ranked:
 
     ``groups`` holds the finished jobs, best first by ``sweep.metric``. Equal ones, and all jobs of
     a sweep without a metric, are sorted by what was swept. ``keys`` tell the groups apart. ``rows``
-    are the groups, then the other jobs. ``start`` is what the jobs are compared with, in words.
+    are the groups, then the other jobs. ``start`` is what the jobs are compared with, in words, and
+    ``sign`` turns the metric so that less is better.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,11 +78,11 @@ class Ranked:
         for job in sorted(finished, key=lambda job: [natural(v) for v in job.swept.values()]):
             group = tuple(self.settings(job).values()) if self.has_seeds else job.folder
             groups.setdefault(group, Group([])).jobs.append(job)
-        sign = self.sign = -1 if better_end(str(self.metric)) == "max" else 1
+        self.sign = -1 if better_end(str(self.metric)) == "max" else 1
 
         def rank(group: Group) -> tuple[bool, float]:
             value = group.mean(self.metric)
-            return value is None, sign * (value or 0)
+            return value is None, self.sign * (value or 0)
 
         self.groups = sorted(groups.values(), key=rank)
         has_best = self.groups and self.groups[0].mean(self.metric) is not None
@@ -119,7 +120,7 @@ class Ranked:
         return f"best, but beside the {self.start} it may be chance ({p_text(p_value)})"
 
     def points(self) -> list[tuple[dict[str, str], float, float | None]]:
-        """Of each group what was swept, the metric's mean, and its standard deviation."""
+        """Each group's swept values, and the metric's mean and standard deviation over it."""
         groups, points = self.groups, []
         if not self.keys:  # the seed is all there is to draw over
             groups = [Group([job]) for group in groups for job in group.jobs]
@@ -136,8 +137,7 @@ class Ranked:
         The columns are those of ``sweep.columns``.
         """
         title_of = {self.metric: self.metric} if self.metric else {}
-        for title, key in self.sweep["columns"].items():
-            title_of[key] = title
+        title_of |= {key: title for title, key in self.sweep["columns"].items()}
         numbers = {key for job in self.jobs for key in job.results}
         title_of = {key: title for key, title in title_of.items() if key in numbers}
         base = []
