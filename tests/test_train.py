@@ -224,11 +224,10 @@ def test_the_base_is_proven_unchanged(outputs, monkeypatch):
         assert run(outputs, "stage=lora")["base_unchanged"] is True
     assert "base unchanged: 4 tensors, bit for bit" in text.getvalue()
 
-    def spoil(trainer):
-        trainer.model.net.get_parameter("linear1.bias").data[0] += 1e-6
-        return None, None
+    def spoil(trainer, module, data):
+        module.net.get_parameter("linear1.bias").data[0] += 1e-6
 
-    monkeypatch.setattr(lora_mnist.train, "best_checkpoint", spoil)
+    monkeypatch.setattr(lora_mnist.train, "load_best_weights", spoil)
     with pytest.raises(RuntimeError, match="fine-tuning changed the base: linear1.bias"):
         run(outputs, "stage=lora")
     assert not (newest(outputs) / "adapter").exists()

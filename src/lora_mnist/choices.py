@@ -1,5 +1,6 @@
 """A training's choices: seed, class, replay, parameters, and at its end the adapter's scale."""
 
+import json
 import logging
 import os
 import random
@@ -19,8 +20,8 @@ from lora_mnist.classifier.metrics import evaluation_of
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import on_device
 from lora_mnist.data import ImageDataModule
-from lora_mnist.disk.checkpoint import recorded_seed
 from lora_mnist.disk.results import Clock
+from lora_mnist.disk.run_paths import RUN_RECORD
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.model import add_lora, set_lora_scale
 from lora_mnist.lora.targets import target_weights
@@ -39,7 +40,8 @@ def seed_of_run(cfg: DictConfig, run: Run) -> int:
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return int(os.environ["PL_GLOBAL_SEED"])  # of the first process, which started this one
     if cfg.resume is not None:
-        return recorded_seed(run.folder)
+        record = json.loads((run.folder / RUN_RECORD).read_text())
+        return int(record["settings"]["seed"])
     return random.SystemRandom().randrange(2**32)
 
 

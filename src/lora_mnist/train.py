@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -48,10 +49,7 @@ from lora_mnist.disk.base import (
     require_replaceable,
     write_base,
 )
-from lora_mnist.disk.checkpoint import (
-    best_checkpoint,
-    locked_run,
-)
+from lora_mnist.disk.checkpoint import locked_run, step_of
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, new_run_folder
@@ -258,12 +256,21 @@ def fit(
 def load_best_weights(
     trainer: Trainer, module: ClassifierModule, data: ImageDataModule
 ) -> dict[str, Any] | None:
-    """Load the best weights, if a callback has kept them; return monitor, value and step."""
-    path, best = best_checkpoint(trainer)
-    if best is not None:  # validation loads them, and need not be repeated before the test
-        _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
-        trainer.validate(module, datamodule=data, ckpt_path=path, weights_only=True, verbose=False)
-    return best
+    """Load the best weights by a monitored value, if a callback has kept them.
+
+    Returns:
+        The monitor's name, its value and the step of these weights.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            path = callback.best_model_path
+            value = float(callback.best_model_score)  # type: ignore[arg-type]
+            best = {"monitor": callback.monitor, "value": value, "step": step_of(Path(path))}
+            _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
+            # Validation loads them, and need not be repeated before the test.
+            trainer.validate(module, None, path, verbose=False, datamodule=data, weights_only=True)
+            return best
+    return None
 
 
 def require_unchanged(base: Base, net: nn.Module) -> None:

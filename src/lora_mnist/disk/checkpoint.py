@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 
 from lora_mnist.disk.base import find_base
@@ -166,20 +166,6 @@ def step_of(path: Path) -> int:
     return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
 
 
-def best_checkpoint(trainer: Trainer) -> tuple[str | None, dict[str, Any] | None]:
-    """The file with the best weights by a monitored value; its ``monitor``, ``value``, ``step``.
-
-    Both are ``None`` if no callback has kept the best weights.
-    """
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
-            path = callback.best_model_path
-            value = float(callback.best_model_score)  # type: ignore[arg-type]
-            step = step_of(Path(path))
-            return path, {"monitor": callback.monitor, "value": value, "step": step}
-    return None, None
-
-
 @contextmanager
 def locked_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
     """Lock a run's folder from the first step to the last file, and record the run's settings.
@@ -210,12 +196,6 @@ def locked_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Ite
         raise UserError(
             f"{key}={folder}: a run is still going there; expected one at a time"
         ) from error
-
-
-def recorded_seed(folder: Path) -> int:
-    """The seed of the run in ``folder``."""
-    record = json.loads((folder / RUN_RECORD).read_text())
-    return int(record["settings"]["seed"])
 
 
 def _require_same_run(folder: Path, settings: Mapping[str, Any], resume: object) -> None:
