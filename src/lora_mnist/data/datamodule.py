@@ -246,7 +246,8 @@ class ImageDataModule(LightningDataModule):
             # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
         self._loader = TrainingLoader(self, seed)
-        self._loader.load_state_dict(self._sampler_state)
+        if self._sampler_state:
+            self._loader.load_state_dict(self._sampler_state)
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:
