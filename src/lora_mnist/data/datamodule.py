@@ -108,10 +108,7 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def read_picture(self, path: Path) -> Tensor:
-        """A picture from elsewhere in the form of these images: (channels, height, width) uint8.
-
-        ValueError, with the reason, if the file cannot be used.
-        """
+        """A picture from elsewhere, in the form of these images; or ValueError with the reason."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
