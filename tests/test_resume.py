@@ -234,7 +234,7 @@ def test_more_steps_are_trained(go):
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
     assert refusal(go, *less).startswith("trainer.max_steps=21: expected 40, as in resume=")
     (folder / "checkpoints" / "last.ckpt").unlink()
-    assert "expected last.ckpt in" in refusal(go, *LORA, "trainer.max_steps=50")
+    assert "last.ckpt, to go on from" in refusal(go, *LORA, "trainer.max_steps=50")
 
 
 def test_more_epochs_are_trained(go):
