@@ -7,6 +7,7 @@ traceback, as ever in Hydra. Nothing here imports torch, so that ``--help`` answ
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -119,7 +120,15 @@ def run_command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) 
         if ended is error:
             raise
         traceback = None if isinstance(error, UserError) else error
-        log.error("%s", explain(error)[0], exc_info=traceback)  # to the run's own log
+        reason, code = explain(error)
+        log.error("%s", reason, exc_info=traceback)  # to the run's own log
+        files = {path.name for path in run.folder.iterdir()}
+        if (
+            code == UserError.exit_code
+            and hydra.output_subdir is not None
+            and files <= {hydra.output_subdir, f"{hydra.job.name}.log"}
+        ):
+            shutil.rmtree(run.folder, ignore_errors=True)  # a mistake leaves nothing behind
         raise ended from error  # for run_entry(); Hydra would print any other exception once more
     return None
 

@@ -53,8 +53,8 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if cfg.format not in _FORMATS.values():
         raise UserError(f"format={cfg.format}: expected one of {', '.join(_FORMATS.values())}")
     out = Path(str(cfg.out or "."))
-    if out.is_dir():
-        raise UserError(f"out={cfg.out or 'null'}: expected a file to write")
+    if out.exists():  # it may be somebody's weights, or a base
+        raise UserError(f"out={cfg.out or 'null'}: expected a new file, which does not exist yet")
     if (form := _FORMATS.get(out.suffix.lower(), cfg.format)) != cfg.format:
         raise UserError(f"out={out}: expected another ending, or format={form}")
     if cfg.format == "onnx":
@@ -72,11 +72,14 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     transform = "(pixel / 255 - mean) / std"
     if cfg.data.get("transform"):  # one of the user's own, in the place of mean and std
         transform = json.dumps(OmegaConf.to_container(cfg.data.transform, resolve=True))
+    adapter, outputs = cfg.adapter, cfg.paths.outputs
+    if adapter and Path(adapter).is_relative_to(outputs):  # the file may be given away
+        adapter = str(Path(adapter).relative_to(outputs))
     metadata = {
         "lora_mnist": version("lora-mnist"),
         "net": json.dumps(OmegaConf.to_container(cfg.net, resolve=True)),
         "base_sha256": fingerprint(base_state_dict(net)),
-        "adapter": json.dumps(cfg.adapter),
+        "adapter": json.dumps(adapter),
         "scale": json.dumps(scale),
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(data.name),

@@ -79,7 +79,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
             log.info(message, wrong, len(images), copied, cfg.mistakes, wrong - copied)
     if cfg.json:
         print(json.dumps(predictions, indent=2))
-    else:
+    elif predictions:
         print_predictions(predictions)
     if skipped := len(files) - len(images):
         raise IncompleteError(f"{skipped} of {len(files)} pictures skipped")

@@ -92,12 +92,12 @@ def try_other_preprocessing(
     images = f"in {len(best.wrong):,} validation and training images"
     if best is configured:
         as_good = [" ".join(changes_of[id(each)]) for each in within_chance(best, trials[1:])]
+        text = f"nothing tried is better than the configured way: {errors} errors {images}"
         if as_good:
-            text = "trained as configured, or, no worse by more than chance, with %s: %d errors %s"
-            log.info(f"the network was {text}", " | ".join(as_good[:5]), errors, images)
-        else:
-            text = "the network was most likely trained as configured: %d errors %s"
-            log.info(text, errors, images)
+            text += f"; no worse by more than chance: {' | '.join(as_good[:5])}"
+        if "image_size" in cfg.data:
+            text += "; other values of data.image_size were not tried"
+        log.info("%s", text)
         return []
     left_out = ["check=", "hydra."]
     for change in changes:

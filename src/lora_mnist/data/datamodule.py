@@ -108,7 +108,10 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def read_picture(self, path: Path) -> Tensor:
-        """A picture from elsewhere, in the form of these images; or ValueError with the reason."""
+        """A picture from elsewhere in the form of these images: (channels, height, width) uint8.
+
+        ValueError, with the reason, if the file cannot be used.
+        """
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
@@ -149,8 +152,9 @@ class ImageDataModule(LightningDataModule):
         for name in names if target is not None else ():
             if str(name) not in numbers:
                 raise ValueError(
-                    f"target={target}: expected null, a class from 0 to {len(classes) - 1} or a "
-                    f"list of them, by number or by name, such as {', '.join(classes[:12])}"
+                    f"target={target}: expected a class, by its number from 0 to "
+                    f"{len(classes) - 1} or its name ({', '.join(classes[:12])}), a list of "
+                    "classes, weakest, or null for all"
                 )
             self.targets.append(numbers[str(name)])
         if not names or len(set(self.targets)) < len(self.targets):
@@ -243,8 +247,7 @@ class ImageDataModule(LightningDataModule):
             # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
         self._loader = TrainingLoader(self, seed)
-        if self._sampler_state:
-            self._loader.load_state_dict(self._sampler_state)
+        self._loader.load_state_dict(self._sampler_state)
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:
