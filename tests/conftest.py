@@ -27,20 +27,13 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    """Nothing is downloaded, on any machine."""
-    for name in ("http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-
-
-@pytest.fixture(autouse=True)
-def no_hydra():
-    """Hydra's configuration is the process's: a test neither finds nor leaves one."""
+def alone(monkeypatch):
+    """A test downloads nothing, and it neither finds nor leaves a configuration of Hydra's."""
     from hydra.core.hydra_config import HydraConfig
 
-    HydraConfig.instance().cfg = None
-    yield
-    HydraConfig.instance().cfg = None
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
 @pytest.fixture
@@ -104,6 +97,8 @@ def cli(monkeypatch, capfd, tmp_path):
             code = exit_.code or 0
         finally:
             logging.shutdown()
+            talkative = "lightning.pytorch.utilities.rank_zero"  # after a trial
+            logging.getLogger(talkative).setLevel(logging.WARNING)
         out, err = capfd.readouterr()
         return Outcome(code, out, err)
 

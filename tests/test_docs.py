@@ -99,7 +99,11 @@ def test_command(command):
     assert calls, f"bash started nothing for: {command}"
     for program, *given in calls:
         if program == "pip":
-            check_pip(given)
+            extras = re.match(r"install (?:-e )?(?:\.|FILE\.whl)(?:\[(.*)\])?", " ".join(given))
+            assert extras, given
+            _, _, ours = (ROOT / "pyproject.toml").read_text().partition("optional-dependencies]")
+            known = re.findall(r"^(\w+) = \[", ours.partition("\n[")[0], re.MULTILINE)
+            assert set((extras[1] or "").split(",")) - {""} <= set(known)
         elif program == "python":
             check_python(given)
         elif program == "lora-mnist":
@@ -121,14 +125,6 @@ def check_settings(given):
         except (ConfigCompositionException, OmegaConfBaseException) as error:
             refused = error
     raise refused
-
-
-def check_pip(given):
-    extras = re.match(r"install (?:-e )?(?:\.|FILE\.whl)(?:\[(.*)\])?", " ".join(given))
-    assert extras, given
-    named = set((extras[1] or "").split(",")) - {""}
-    _, _, ours = (ROOT / "pyproject.toml").read_text().partition("optional-dependencies]")
-    assert named <= set(re.findall(r"^(\w+) = \[", ours.partition("\n[")[0], re.MULTILINE))
 
 
 def check_python(given):

@@ -23,12 +23,6 @@ class Tied(nn.Sequential):
         self[3].weight = self[2].weight
 
 
-@pytest.fixture
-def images():
-    folder = FEW[0].partition("=")[2]
-    return (load_images("MNIST", Path(folder), train=False)[0] / 255 - 0.1307) / 0.3081
-
-
 def run(outputs, *overrides):
     return export(composed("export", SMALL[0], *FEW, f"paths.outputs={outputs}", *overrides))
 
@@ -58,8 +52,9 @@ def read_onnx(path):
     [("safetensors", read_safetensors), pytest.param("onnx", read_onnx, marks=pytest.mark.slow)],
 )
 @torch.no_grad()
-def test_each_format(with_nine, tmp_path, images, form, read):
-    out = tmp_path / "new" / "nine"
+def test_each_format(with_nine, tmp_path, form, read):
+    out, images = tmp_path / "new" / "nine", FEW[0].partition("=")[2]
+    images = (load_images("MNIST", Path(images), train=False)[0] / 255 - 0.1307) / 0.3081
     with logged("lora_mnist.export") as text:
         returned = run(with_nine, "adapter=latest", f"format={form}", f"out={out}")
     line = "base and adapter at scale 1; same predictions as the live network on 500 test images"

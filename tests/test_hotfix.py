@@ -70,16 +70,13 @@ def test_copies_replace_nothing(incoming, tmp_path):
 
 
 def test_weights_of_the_loss_tell_mistakes_from_replay(incoming, outputs):
-    """Without any weight the mistakes are hardly learnt."""
+    """Without any weight the mistakes are hardly learnt. Finetuning learns them, too."""
     mended = []
     for weight in (0, 1):
         options = (*REPAIR, "loss.distill=0", f"loss.target_weight={weight}")
         results = run(outputs, *options, f"data.mistakes={incoming}")
         mended.append(results["mistakes_base"]["errors"] - results["mistakes"]["errors"])
     assert mended[0] + 10 < mended[1]
-
-
-def test_finetuning_learns_mistakes_too(incoming, outputs):
     options = ("stage=finetune", "data.mistakes_test=0", f"data.mistakes={incoming}")
     results = run(outputs, *options)
     assert sum(results["mistakes_base"]["images_per_class"]) == 100

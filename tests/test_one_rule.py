@@ -66,7 +66,6 @@ MISTAKES = {
         (*PRETRAIN, "trainer.max_steps=abc"),
         (*PRETRAIN, "augment=shift", "data.augment.translate=[2,2] -> data"),
         (*PRETRAIN, "+nope=1 -> nope"),
-        (*LORA, "target=10"),
         (*LORA, "target=cow"),
         (*LORA, "target=[]"),
         (*LORA, "target=true -> target=True: expected a class, by its number from 0 to 9"),
@@ -75,7 +74,6 @@ MISTAKES = {
         (*LORA, "data.val_size=0", "lora.scale=auto"),
         (*LORA, "data.val_size=0", "dial=true"),
         (*LORA, "adapter=latest"),
-        (*LORA, "adapter={tmp}/none"),
         (*LORA, "base_ckpt={tmp}/outputs/base/mnist.ckpt", "adapter={tmp}/none"),
         (*LORA, "+trainer.limit_test_batches=0"),
         (
@@ -85,7 +83,6 @@ MISTAKES = {
         (*LORA, "lora.scale=0"),
         (*LORA, "lora.rank=0"),
         (*LORA, "lora.rank=5000"),
-        (*LORA, "lora.dropout=1"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),
         (*LORA, "+lora.rnak=4 -> lora.rnak: add_lora() got an unexpected"),
         (*LORA, "net._target_=torch.nn.Linear -> net.hidden_sizes: Linear"),
@@ -112,13 +109,11 @@ MISTAKES = {
         ("adapter=latest",),
         ("adapter=3",),
         ("adapter=[{tmp}/none,latest] -> adapter: Cannot convert",),
-        ("allow_other_base=maybe -> allow_other_base: Value",),
         ("require=20",),
         ("base_ckpt={tmp}/none",),
         ("scale=0.5",),
         ("scale=x",),
         ("+digit=9 -> digit: nothing reads this key",),
-        ("trainer.devices=x -> trainer",),
         ("data.eval_batch_size=0",),
         ("data.mean=[0.1,0.2,0.3] -> data.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),
         FOLDER,
@@ -147,14 +142,9 @@ CASES = [
     for entry, lists in MISTAKES.items()
     for arguments in lists
 ]
-COMMANDS = {
-    "train": train,
-    "eval": evaluate,
-    "predict": predict,
-    "export": export,
-    "demo": demo,
-    "report": report,
-}
+COMMANDS = {"eval": evaluate}
+for function in (train, predict, export, demo, report):
+    COMMANDS[function.__name__] = function
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)

@@ -50,9 +50,7 @@ def test_lists_of_presets_keep_all(tmp_path):
     assert len(trainer.loggers) == 2
     assert not trainer_of(tmp_path, "logger=csv", "logger.csv=null").loggers
 
-
-def test_what_lightning_takes_is_used(tmp_path):
-    """Beside our own parts, or in their place."""
+    # What Lightning takes is used, too: beside our own parts, or in their place.
     precision = "_target_: lightning.pytorch.plugins.MixedPrecision, precision: bf16-mixed"
     trainer = trainer_of(
         *(tmp_path, "logger=tensorboard", "+trainer.logger=false"),
@@ -144,10 +142,7 @@ STEP_LR = (
     ("overrides", "expected"),
     [
         (STEP_LR, [1, 1, 0.25, 0.25]),
-        (
-            ("scheduler=one_cycle", "trainer.max_steps=4", "trainer.max_epochs=-1"),
-            [0.04, 0.8117, 0.2831, 0],
-        ),
+        (ONE_CYCLE, [0.04, 0.8117, 0.2831, 0]),
     ],
 )
 def test_schedules(outputs, overrides, expected):

@@ -140,16 +140,6 @@ def test_a_command_line_that_train_refuses(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_every_base_is_kept(tmp_path):
-    options = ("stage=pretrain", "trainer.max_steps=20")
-    first, second, again = (run(tmp_path, *options, f"seed={n}") for n in (0, 1, 0))
-    names = [f"mnist-{results['base_sha256'][:12]}.ckpt" for results in (first, second)]
-    assert first["base_sha256"] == again["base_sha256"] != second["base_sha256"]
-    files = bases(tmp_path)
-    assert sorted(files) == sorted([*names, "mnist.ckpt"])
-    assert files["mnist.ckpt"] == files[names[0]] != files[names[1]]
-
-
 def test_the_base_is_published_last(outputs, monkeypatch):
     before = bases(outputs)
     monkeypatch.setattr(lora_mnist.train, "report_run", None)
@@ -235,9 +225,7 @@ def test_the_base_is_proven_unchanged(outputs, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "variant", [("lora=rslora",), ("lora=pissa",), ("lora=kaiming", "lora.scale=0.5")]
-)
+@pytest.mark.parametrize("variant", [("lora=rslora",), ("lora=kaiming", "lora.scale=0.5")])
 def test_variants_train_and_load_on_the_original_base(outputs, variant):
     options = ("stage=lora", "lora.rank=2", "lora.dropout=0.1", "lora.rank_pattern={linear2: 1}")
     size = 2 * (784 + 16) + (16 + 10)
@@ -265,9 +253,8 @@ def test_the_dial_is_tried_on_validation_images(outputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["lora=lora", "lora=pissa"])
-def test_an_adapter_is_saved_as_far_up_as_advised(outputs, variant, monkeypatch):
-    options = ("stage=lora", variant, "trainer.max_steps=20", "lora.rank=2")
+def test_an_adapter_is_saved_as_far_up_as_advised(outputs, monkeypatch):
+    options = ("stage=lora", "lora=pissa", "trainer.max_steps=20", "lora.rank=2")
     whole = run(outputs, *options)
     scaled = run(outputs, *options, "lora.scale=auto")
     assert scaled["dial"] == {**whole["dial"], "saved": whole["dial"]["advised"]}

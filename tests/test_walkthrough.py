@@ -10,6 +10,7 @@ from composed import FEW
 from helpers.commands import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "walkthrough.ipynb"
+COMMITTED = json.loads(NOTEBOOK.read_text())
 
 
 def code_cells(notebook):
@@ -28,13 +29,8 @@ def kinds(cell):
     }
 
 
-@pytest.fixture(scope="module")
-def committed():
-    return json.loads(NOTEBOOK.read_text())
-
-
-def test_it_was_run_from_top_to_bottom_without_a_warning(committed):
-    cells = code_cells(committed)
+def test_it_was_run_from_top_to_bottom_without_a_warning():
+    cells = code_cells(COMMITTED)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert not {kind for cell in cells for kind in kinds(cell)} & {"error", "stderr"}
     assert sum("image/png" in kinds(cell) for cell in cells) >= 5
@@ -42,7 +38,7 @@ def test_it_was_run_from_top_to_bottom_without_a_warning(committed):
 
 
 @pytest.mark.slow(60)
-def test_every_cell_runs_and_gives_what_is_committed(committed):
+def test_every_cell_runs_and_gives_what_is_committed():
     reason = "the extra dev is not installed"
     nbformat = pytest.importorskip("nbformat", reason=reason)
     nbclient = pytest.importorskip("nbclient", reason=reason)
@@ -59,7 +55,7 @@ def test_every_cell_runs_and_gives_what_is_committed(committed):
             cell["source"] = cell["source"].replace(before, after)
     where = {"metadata": {"path": str(NOTEBOOK.parent)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
-    for before, after in zip(code_cells(committed), code_cells(notebook), strict=True):
+    for before, after in zip(code_cells(COMMITTED), code_cells(notebook), strict=True):
         if "exact" in before["metadata"].get("tags", []):
             assert text(after) == text(before)
         assert kinds(after) == kinds(before), "".join(before["source"])

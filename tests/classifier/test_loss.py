@@ -53,14 +53,11 @@ def test_distils_on_images_that_are_not_replayed():
     torch.testing.assert_close(Loss(distill=0.5)(z, LABELS, base, REPLAYED), expected)
 
 
-def test_target_weight_is_the_targets_share():
+def test_target_weight_is_the_targets_share_and_without_others_the_plain_mean():
     z = logits()
     losses = F.cross_entropy(z, LABELS, reduction="none")
     expected = 0.2 * losses[~IS_REPLAYED].mean() + 0.8 * losses[IS_REPLAYED].mean()
     torch.testing.assert_close(Loss(target_weight=0.2)(z, LABELS, None, REPLAYED), expected)
-
-
-def test_target_weight_without_others_is_the_plain_mean():
     losses = torch.tensor([1.0, 3.0], requires_grad=True)
     for is_target in (torch.tensor([True, True]), torch.tensor([False, False])):
         losses.grad = None

@@ -28,15 +28,9 @@ def test_sizes_and_forward_of_the_cnn():
 
 
 def trainer(tmp_path, **settings):
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=tmp_path,
-        **settings,
-    )
+    parts = ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")
+    settings |= {"default_root_dir": tmp_path, **dict.fromkeys(parts, False)}
+    return Trainer(accelerator="cpu", **settings)
 
 
 @pytest.fixture

@@ -20,22 +20,9 @@ INDICES = ImageTensors(torch.arange(203), LABELS)
 def trainer_of(rank, processes):
     """A Trainer's place among several processes, without the processes."""
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    return SimpleNamespace(
-        global_rank=rank,
-        world_size=processes,
-        strategy=strategy,
-        overfit_batches=0.0,
-        num_training_batches=10**9,
-        max_steps=-1,
-        accumulate_grad_batches=1,
-    )
-
-
-def mnist(target=None, **changes):
-    data = MNISTDataModule(data_dir=ROOT / "data", **changes)
-    data.setup("fit")
-    data.choose(target)
-    return data
+    length = {"num_training_batches": 10**9, "max_steps": -1, "accumulate_grad_batches": 1}
+    place = {"global_rank": rank, "world_size": processes, "strategy": strategy}
+    return SimpleNamespace(**place, **length, overfit_batches=0.0)
 
 
 def toy_loader(targets, batch_size=10, replay=6, images=INDICES, **attributes):
@@ -64,7 +51,9 @@ RECORDED = {
 @pytest.mark.parametrize("way", RECORDED, ids=str)
 def test_images_come_in_the_recorded_order(way):
     target, replay, seed, rank, processes = way
-    data = mnist(target=target, replay=replay, seed=seed)
+    data = MNISTDataModule(data_dir=ROOT / "data", replay=replay, seed=seed)
+    data.setup("fit")
+    data.choose(target)
     if processes > 1:
         data.trainer = trainer_of(rank, processes)
     torch.manual_seed(3)

@@ -183,7 +183,7 @@ def on_tiny(folder, **options):
     return save_adapter(randomize(add_lora(base(), **options)), folder)
 
 
-def test_refused_sums_leave_the_model_alone(tmp_path):
+def test_refused_sums_leave_the_model_and_its_adapters_alone(tmp_path):
     one, other = on_tiny(tmp_path / "a"), on_tiny(tmp_path / "bb", rank=2, alpha=64.0)
     save_adapter(add_lora(TinyNet()), tmp_path / "stranger")
     net = base()
@@ -201,9 +201,6 @@ def test_refused_sums_leave_the_model_alone(tmp_path):
         assert all(parameter.requires_grad for parameter in net.parameters())
     combine_adapters(net, [one, tmp_path / "stranger"], [1, -1], allow_other_base=True)
     assert lora_names(net) == ["default"]
-
-
-def test_refused_sums_leave_the_adapters_alone():
     net = add_lora(add_lora(base(), alpha=64, name="a"), name="b")
     set_lora_scale(randomize(net), 3e38)
     with pytest.raises(ValueError, match="lora_B of linear1: expected finite numbers"):

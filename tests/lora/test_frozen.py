@@ -41,10 +41,6 @@ def net():
     return Net().eval()
 
 
-def state_of(net):
-    return {key: tensor.clone() for key, tensor in base_state_dict(net).items()}
-
-
 def train(net, steps=3):
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
     for _ in range(steps):
@@ -57,7 +53,7 @@ def train(net, steps=3):
 def test_statistics_stay(net):
     """Those of spectral normalisation too, which in train mode goes on with its iteration."""
     nn.utils.parametrizations.spectral_norm(net.head)
-    before = state_of(net.eval())
+    before = copy.deepcopy(base_state_dict(net.eval()))
     add_lora(net, target_modules=["0"])
     train(net)
     net.train()
@@ -69,7 +65,7 @@ def test_statistics_stay(net):
 @pytest.mark.parametrize("copied", [False, True])
 def test_afterwards_the_network_trains_as_any_other(net, function, copied):
     add_lora(add_lora(net))
-    before = state_of(net)
+    before = copy.deepcopy(base_state_dict(net))
     if copied:
         net, original = copy.deepcopy(net), net
         remove_lora(original)

@@ -16,32 +16,21 @@ from lora_mnist.show.verdict import verdict_text
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def repair(made):
-    return only_run(made, "lora")
-
-
-@pytest.fixture(scope="module")
-def events(repair):
-    """All that TensorBoard reads of the repair."""
-    folder = repair / "target=9,rank=1"
-    return EventAccumulator(str(folder), {"tensors": 0, "images": 0}).Reload()
-
-
-def test_every_pattern_of_the_custom_page_finds_curves(made, repair):
+def test_every_pattern_of_the_custom_page_finds_curves(made):
     """TensorBoard looks for a pattern at the beginning of a tag."""
     runs = EventMultiplexer().AddRunsFromDirectory(str(made)).Reload()
     base = f"pretrain/{only_run(made, 'pretrain').name}"
-    name = f"lora/{repair.name}/target=9,rank=1"
+    name = f"lora/{only_run(made, 'lora').name}/target=9,rank=1"
     assert {*runs.Runs()} == {base, name}
-    charts = defaultdict(set)
-    for layout in (runs.Tensors(run, "custom_scalars__config__")[0] for run in (base, name)):
-        for category in Layout.FromString(layout.tensor_proto.string_val[0]).category:
+    tags, charts = [], defaultdict(set)
+    for run, kinds in runs.Runs().items():
+        tags += [f"{run}: {tag}" for tag in kinds["scalars"]]
+    for run in (base, name):
+        layout = runs.Tensors(run, "custom_scalars__config__")[0].tensor_proto.string_val[0]
+        for category in Layout.FromString(layout).category:
             for chart in category.chart:
                 for pattern in chart.multiline.tag:
-                    found = set()
-                    for run, kinds in runs.Runs().items():
-                        found |= {f"{run}: {t}" for t in kinds["scalars"] if re.match(pattern, t)}
+                    found = {tag for tag in tags if re.match(pattern, tag.partition(": ")[2])}
                     assert found, pattern
                     charts[chart.title] |= found
     losses = {f"{run}: {split}/loss" for run in (base, name) for split in ("train", "val")}
@@ -51,8 +40,11 @@ def test_every_pattern_of_the_custom_page_finds_curves(made, repair):
     assert {curve.rpartition("/")[2] for curve in charts["base"]} == {*"0123456789"}
 
 
-def test_every_logger_gets_the_curves(repair, events):
+def test_every_logger_gets_curves_verdict_table_figures_and_the_run_in_hparams(made):
     """Under the names of results.json, the same in TensorBoard as in CSV."""
+    repair = only_run(made, "lora")
+    folder = repair / "target=9,rank=1"
+    events = EventAccumulator(str(folder), {"tensors": 0, "images": 0}).Reload()
     (metrics,) = repair.rglob("metrics.csv")
     names = set(metrics.read_text().partition("\n")[0].split(",")) - {"step"}
     assert names <= set(events.Tags()["scalars"])
@@ -64,12 +56,9 @@ def test_every_logger_gets_the_curves(repair, events):
             value = events.Scalars(f"{split}/{key}")[-1].value
             assert value == pytest.approx(results[split][key])
 
-
-def test_verdict_table_figures_and_the_run_in_hparams(repair, events):
     def text(tag):
         return events.Tensors(f"{tag}/text_summary")[0].tensor_proto.string_val[0].decode()
 
-    results = read_results(repair)
     assert text("verdict") == verdict_text(results)
     kinds = "errors repaired broken confusion dial"
     assert {*events.Tags()["images"]} == {f"figures/{kind}" for kind in kinds.split()}

@@ -107,7 +107,7 @@ def test_bad_input(cli, tmp_path, arguments, message):
     if "sweep=optuna" in arguments:
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     done = cli(TOY, *arguments)
-    assert done.code == 2
+    assert (done.code, done.out) == (2, "")
     assert done.err.startswith(message)
     assert len(done.err.splitlines()) == 1
     assert not list(tmp_path.rglob("*"))

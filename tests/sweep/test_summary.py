@@ -110,16 +110,13 @@ def test_what_differs_from_base_to_base_stands_beside_each_job(tmp_path):
 
 
 def test_equals_go_by_what_was_swept_and_numbers_by_value(tmp_path):
-    for rank in (10, 9, 1):
-        write_job(tmp_path, f"{rank}-0", [f"lora.rank={rank}"], accuracy=0.5)
-    summary(tmp_path, metric=None)
-    assert [row["lora.rank"] for row in read_summary(tmp_path)] == ["1", "9", "10"]
-
-
-def test_markup_is_text_and_many_jobs_are_counted(tmp_path):
-    for i in range(22):
-        write_job(tmp_path, f"{i}", [f"note=[red]{i}"], accuracy=0.5)
-    text = summary(tmp_path)
+    """Markup is text, and of many jobs those that are not shown are counted."""
+    ranks = [str(number) for number in range(1, 23)]
+    for rank in reversed(ranks):
+        overrides = [f"lora.rank={rank}", f"note=[red]{rank}"]
+        write_job(tmp_path, rank, overrides, accuracy=0.5)
+    text = summary(tmp_path, metric=None)
+    assert [row["lora.rank"] for row in read_summary(tmp_path)] == ranks
     assert "[red]3" in text
     assert "\n... 2 more in summary.csv\n" in text
 
