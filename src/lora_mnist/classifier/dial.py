@@ -115,10 +115,7 @@ def predictions_at(
     scales: Sequence[float],
     name: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The class that a network predicts at each of ``scales``, int64, (scales, N); the labels.
-
-    The arguments are those of :func:`dial_curve`.
-    """
+    """The class that a network predicts at each of ``scales``, int64, (scales, N); the labels."""
     before = [(adapter, adapter.scale) for adapter in named_adapters(model, name)]
     predictions, labels = [], []
     try:

@@ -184,10 +184,7 @@ class ClassifierModule(LightningModule):
 
 
 def make_module(
-    cfg: DictConfig,
-    net: nn.Module,
-    data: ImageDataModule,
-    base: Base | None = None,
+    cfg: DictConfig, net: nn.Module, data: ImageDataModule, base: Base | None = None
 ) -> ClassifierModule:
     """The module that trains ``net`` with loss, optimizer and schedule as ``cfg`` has them.
 

@@ -74,10 +74,7 @@ class CNN(nn.Sequential):
 
 
 def make_net(cfg: DictConfig) -> nn.Module:
-    """The network of ``cfg.net``, with fresh weights.
-
-    Python also looks for its class in the folder where the command was started.
-    """
+    """The network of ``cfg.net``, with fresh weights."""
     try:
         with code_of(cfg), config_group("net"):
             net: Any = instantiate(cfg.net, _convert_="all")

@@ -108,10 +108,7 @@ class ImageDataModule(LightningDataModule):
         raise NotImplementedError
 
     def read_picture(self, path: Path) -> Tensor:
-        """A picture from elsewhere in the form of these images: (channels, height, width) uint8.
-
-        ValueError, with the reason, if the file cannot be used.
-        """
+        """A picture from elsewhere, in the form of these images; or ValueError with the reason."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
@@ -247,7 +244,8 @@ class ImageDataModule(LightningDataModule):
             # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
         self._loader = TrainingLoader(self, seed)
-        self._loader.load_state_dict(self._sampler_state)
+        if self._sampler_state:
+            self._loader.load_state_dict(self._sampler_state)
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:

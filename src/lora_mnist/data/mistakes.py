@@ -32,10 +32,7 @@ class WithMistakes(Images):
 
 
 def without_mistakes(images: Images, mistakes: ImageTensors | None, purpose: str) -> Images:
-    """``images``, for ``purpose``, without those that are, pixel by pixel, among the ``mistakes``.
-
-    The log says how many are left out.
-    """
+    """``images``, for ``purpose``, without those that are pixel by pixel among the ``mistakes``."""
     if mistakes is None:
         return images
     learnt = {image.numpy().tobytes() for image in mistakes.images}

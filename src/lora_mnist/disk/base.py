@@ -1,8 +1,8 @@
 """Bases on disk: read anybody's weights, write ours, find one by its SHA-256.
 
 A base is the ``state_dict`` of a pretrained network, buffers included. Its identity is the SHA-256
-of its tensors (:func:`lora_mnist.lora.fingerprint`). Each base that is made here keeps a file of
-its own, ``<name>-<first 12 digits of its SHA-256>.ckpt``; ``<name>.ckpt`` is the current one.
+of its tensors. Each base that is made here keeps a file of its own, ``<name>-<first 12 digits of
+its SHA-256>.ckpt``; ``<name>.ckpt`` is the current one.
 """
 
 import json
