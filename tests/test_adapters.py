@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from safetensors import safe_open
 
 from lora_mnist import MLP
-from lora_mnist.adapters import load_base, place_adapter, with_recorded_settings
-from lora_mnist.choices import add_adapter
+from lora_mnist.adapters import load_base, load_saved_adapter, with_inherited_settings
+from lora_mnist.choices import add_new_adapter
 from lora_mnist.classifier.net import make_net
 from lora_mnist.disk.base import own_file, write_base
 from lora_mnist.lora.base_state import fingerprint
@@ -40,7 +40,7 @@ def finished(outputs, run, seconds):
 
 
 def config(outputs, *overrides):
-    return with_recorded_settings(
+    return with_inherited_settings(
         composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides), None
     )
 
@@ -55,12 +55,13 @@ def test_an_adapter_finds_its_own_base(outputs):
         net = make_net(cfg)
         assert load_base(cfg, net).sha256 == (sha256 or fingerprint(other))
         assert not any(module.training for module in net.modules())
-        place_adapter(cfg, net)
+        load_saved_adapter(cfg, net)
         assert bool(lora_names(net)) == bool(sha256)
     cfg = config(outputs, "adapter=latest", f"base_ckpt={outputs}/base/mnist.ckpt")
     net = make_net(cfg)
     assert load_base(cfg, net).sha256 == fingerprint(other)
-    assert "expected the same base, or allow_other_base=true" in refused(place_adapter, cfg, net)
+    reason = refused(load_saved_adapter, cfg, net)
+    assert "expected the same base, or allow_other_base=true" in reason
     for path in (outputs / "base").glob("mnist-*"):
         path.unlink()
     cfg = config(outputs, "adapter=latest")
@@ -68,7 +69,7 @@ def test_an_adapter_finds_its_own_base(outputs):
     cfg.allow_other_base = True
     net = make_net(cfg)
     load_base(cfg, net)
-    place_adapter(cfg, net)
+    load_saved_adapter(cfg, net)
     assert cfg.adapter == str(outputs / "lora" / "2026-a" / "adapter")
     assert lora_names(net)
 
@@ -78,7 +79,7 @@ def test_the_latest_is_the_newest_by_time(outputs, tmp_path, monkeypatch):
 
     def latest(run=None):
         cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
-        return Path(with_recorded_settings(cfg, run).adapter).parent.name
+        return Path(with_inherited_settings(cfg, run).adapter).parent.name
 
     monkeypatch.setenv("LORA_MNIST_LATEST", "")  # so that it is afterwards as it was
     assert latest() == "2026-a"
@@ -94,7 +95,7 @@ def test_the_latest_is_the_newest_by_time(outputs, tmp_path, monkeypatch):
 def test_rank_auto_is_a_layers_full_rank_where_that_is_smaller():
     cfg = composed("train", "stage=lora", "lora.rank=auto", "lora.rank_pattern={linear3: 2}")
     net = MLP(hidden_sizes=[100, 20])
-    add_adapter(cfg, net)
+    add_new_adapter(cfg, net)
     ranks = {name: len(weight.adapters[0].lora_A) for name, weight in lora_weights(net).items()}
     assert ranks == {"linear1": 64, "linear2": 20, "linear3": 2}
 

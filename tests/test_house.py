@@ -31,14 +31,14 @@ BELOW = {
     "checks": {"errors", "project", "data", "classifier"},
     "choices": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
     "learning_rate": {"data", "classifier"},
-    "preprocessing": {"errors", "project", "settings", "data", "classifier", "show"},
+    "check_preprocessing": {"errors", "project", "settings", "data", "classifier", "show"},
     "cli": {"errors", "project", "disk", "sweep", "show"},
     "entry": {"cli", "project", *COMMANDS},
 }
 
 
 ROOMS = {"lora", "data", "disk", "classifier", "show", "sweep"}
-STEPS = {"errors", "project", "settings", "adapters", "trainer", "preprocessing"}
+STEPS = {"errors", "project", "settings", "adapters", "trainer", "check_preprocessing"}
 BELOW |= {key: {*ROOMS, *STEPS, "checks", "choices", "learning_rate"} for key in COMMANDS}
 
 

@@ -52,6 +52,7 @@ MISTAKES = {
         (*PRETRAIN, "loss.distill=1"),
         (*PRETRAIN, "+scheduler.nope=1 -> scheduler"),
         (*PRETRAIN, "trainer.max_steps=-7"),
+        (*PRETRAIN, "trainer.max_steps=null"),
         (*PRETRAIN, "trainer.devices=0 -> `Trainer(devices=0)` value is not a valid input"),
         (*PRETRAIN, "+trainer.nope=1 -> trainer.nope: Trainer.__init__() got an unexpected"),
         (

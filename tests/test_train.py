@@ -218,7 +218,7 @@ def test_the_base_is_proven_unchanged(outputs, monkeypatch):
         module.net.get_parameter("linear1.bias").data[0] += 1e-6
 
     monkeypatch.setattr(lora_mnist.train, "load_best_weights", spoil)
-    with pytest.raises(RuntimeError, match="fine-tuning changed the base: linear1.bias"):
+    with pytest.raises(RuntimeError, match="training the adapter changed the base: linear1.bias"):
         run(outputs, "stage=lora")
     assert not (newest(outputs) / "adapter").exists()
     assert not (newest(outputs) / "results.json").exists()
@@ -262,7 +262,7 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs, monkeypatch):
     assert scaled["val"]["errors"] == whole["dial"]["errors"][place]
     for scale in (0.5, 0):
         monkeypatch.setitem(scaled["dial"], "advised", scale)
-        monkeypatch.setattr(lora_mnist.train, "try_scales", lambda *_: dict(scaled["dial"]))
+        monkeypatch.setattr(lora_mnist.train, "measure_dial", lambda *_: dict(scaled["dial"]))
         results = run(outputs, *options, "lora.scale=auto", f"run_name={scale}")
         counts = evaluated(outputs)["test"]["errors_per_class"]
         assert counts == results["test"]["errors_per_class"]

@@ -62,13 +62,13 @@ def _adapter_errors() -> Iterator[None]:
 # --- what an adapter was trained with ------------------------------------------------------------
 
 
-def with_recorded_settings(cfg: DictConfig, run: Run | None) -> DictConfig:
-    """A copy of ``cfg`` with what was recorded when its adapter, or else its base, was trained.
+def with_inherited_settings(cfg: DictConfig, run: Run | None) -> DictConfig:
+    """A copy of ``cfg`` that inherits settings of its adapter's run, or of its base's file.
 
-    ``adapter`` becomes the adapter's own folder. ``net`` and ``data`` are those of the run that
-    trained it, from ``.hydra/`` in that run's folder, but for what was typed; a configuration from
-    Python keeps its own. Keys of ``data`` that are null come from the file of the adapter or, if it
-    has none, of a base of ours: how images are prepared, and the order of the classes.
+    ``adapter`` becomes the adapter's own folder. From a command line, ``net`` and ``data`` become
+    those of the run that trained it (its ``.hydra/``); what was typed stays. A configuration made
+    in Python is left as it is. Keys of ``data`` that are null come from the file of the adapter or,
+    if it has none, of a base of ours: how images are prepared, and the order of the classes.
 
     Raises:
         UserError: if there is no such adapter, or its run or its file names code of somebody's own.
@@ -131,7 +131,7 @@ def _latest(cfg: DictConfig, run: Run | None) -> str:
 
 def _take_over(cfg: DictConfig, run: Run, trained: RunSettings) -> None:
     """Give ``cfg`` the network and the images of a run, but for what was typed."""
-    typed = {text.split("=", 1)[0].lstrip("+~") for text in run.typed}
+    typed = run.typed_keys
     taken: dict[str, dict[str, Any]] = {}
     # net.hidden_sizes=... means another network; data.mean=... still means the same images.
     if not any(key.partition(".")[0] == "net" for key in typed):
@@ -206,7 +206,7 @@ def load_base(cfg: DictConfig, net: nn.Module) -> Base:
     return base
 
 
-def place_adapter(cfg: DictConfig, net: nn.Module) -> list[str]:
+def load_saved_adapter(cfg: DictConfig, net: nn.Module) -> list[str]:
     """Put the adapter that ``cfg.adapter`` names, if any, on ``net``.
 
     Returns:
@@ -248,7 +248,7 @@ def turn_adapter(
 
 
 @rank_zero_only
-def save_summed_adapter(
+def save_run_adapter(
     cfg: DictConfig,
     run: Run,
     net: nn.Module,

@@ -17,20 +17,20 @@ _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
 def require_validation(setting: str, data: ImageDataModule) -> None:
-    """Refuse ``setting``, ``key=value``, which validation images decide, where there are none."""
+    """Refuse a setting such as ``dial=true`` if there are no validation images to decide it."""
     if not len(data.val_set):
         raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")
 
 
 def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule) -> None:
     """Refuse values that are each right on their own, but not together, or not with ``data``."""
-    scheduler, loss, steps = cfg.scheduler or {}, cfg.loss, cfg.trainer.max_steps
+    scheduler, loss, steps = cfg.scheduler or {}, cfg.loss, cfg.trainer.get("max_steps", -1)
     if steps in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
         if steps == -1:
             raise UserError(
                 "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
             )
-        if cfg.trainer.max_epochs != -1:
+        if cfg.trainer.get("max_epochs", -1) != -1:
             raise UserError(
                 f"trainer.max_epochs={cfg.trainer.max_epochs}: expected -1, since scheduler counts "
                 f"trainer.max_steps={steps} to their end"

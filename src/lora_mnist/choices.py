@@ -5,7 +5,7 @@ import logging
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from lora_mnist.checks import require_validation
 from lora_mnist.classifier.dial import TRIES, quick_dial
-from lora_mnist.classifier.metrics import evaluation_of
+from lora_mnist.classifier.metrics import outcome_of
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import on_device
 from lora_mnist.data import ImageDataModule
@@ -53,10 +53,10 @@ def choose_target(cfg: DictConfig, net: nn.Module, data: ImageDataModule, traine
         with on_device(net, trainer.strategy.root_device) as device:
             batches = data.batches(data.val_set, device, name="target=weakest")
             with trainer.precision_plugin.forward_context():
-                errors = evaluation_of(net, batches).compute()["base"]["errors_per_class"]
+                errors = outcome_of(net, batches)["errors_per_class"]
         if not any(errors):
             raise UserError(
-                "target=weakest: the base has every validation image right; expected a class"
+                "target=weakest: every validation image is right already; expected a class"
             )
         target = errors.index(max(errors))  # of equals, the first
         share = f"{errors[target]} of {sum(errors)} errors on validation images"
@@ -68,11 +68,11 @@ def choose_target(cfg: DictConfig, net: nn.Module, data: ImageDataModule, traine
 def oversample_repaired_classes(
     cfg: DictConfig, data: ImageDataModule, repaired: Sequence[int]
 ) -> None:
-    """Replay the classes that were ``repaired`` before more often: this repair would undo those.
+    """Replay the classes that were ``repaired`` before more often; this repair would undo those.
 
-    With ``loss.target_weight`` one image of the target weighs as much as several replayed ones.
-    Each repaired class is then drawn so many times as often as another class that its images weigh
-    about as much as those of the target.
+    Without ``loss.target_weight`` nothing is done. With it, one image of the target weighs as much
+    as several replayed ones. Each repaired class is then drawn so many times as often as another
+    class that its images weigh about as much as those of the target.
     """
     weight = cfg.loss.target_weight
     if weight is None or weight >= 1:
@@ -81,7 +81,7 @@ def oversample_repaired_classes(
     data.replay_turns = dict.fromkeys(repaired, turns)
 
 
-def add_adapter(cfg: DictConfig, net: nn.Module) -> None:
+def add_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
     """Put a new adapter on ``net``, as ``cfg.lora`` says; it is in train mode, the base is not."""
     settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
     del settings["scale"]  # of the finished adapter
@@ -110,7 +110,7 @@ def choose_trainable(net: nn.Module, pattern: str) -> None:
     net.train()
 
 
-def try_scales(
+def measure_dial(
     cfg: DictConfig,
     run: Run,
     trainer: Trainer,
@@ -132,7 +132,7 @@ def try_scales(
         trainer.validate(module, datamodule=data, verbose=False)
     validation: Any = module.evaluations["val"]
     predictions = validation.predictions or None  # none with trainer.limit_val_batches=0
-    # The dial tries scales in no more forward passes than training made, whatever the network.
+    # No more forward passes than training made, whatever the network.
     steps = trainer.global_step * trainer.accumulate_grad_batches
     most = max(_LEAST_FOR_DIAL, steps * (data.batch_size + data.replay) // TRIES)
     with clock.measure("dial"), on_device(module.net, trainer.strategy.root_device) as device:
@@ -142,13 +142,16 @@ def try_scales(
     return trainer.strategy.broadcast(dial)  # of several processes, the first decides
 
 
-def set_saved_scale(cfg: DictConfig, module: ClassifierModule, dial: dict[str, Any] | None) -> None:
+def set_saved_scale(
+    cfg: DictConfig, module: ClassifierModule, dial: Mapping[str, Any] | None
+) -> float:
     """Turn the adapter to the scale at which it is saved: ``lora.scale``, or the dial's advice."""
     scale = cfg.lora.scale
-    if dial is not None:
-        scale = dial["saved"] = dial["advised"] if scale == "auto" else scale
+    if dial is not None and scale == "auto":
+        scale = dial["advised"]
     if scale != 1:
         set_lora_scale(module.net, scale, module.adapter)
         module.validated_at = None  # that was the adapter as trained
     if cfg.lora.scale != 1:
         _info("scale: %g, with which the adapter is saved", scale)
+    return float(scale)

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.adapters import load_base, place_adapter, with_recorded_settings
+from lora_mnist.adapters import load_base, load_saved_adapter, with_inherited_settings
 from lora_mnist.classifier.net import make_net
 from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
@@ -17,7 +17,7 @@ from lora_mnist.errors import UserError, one_line, require_extra
 from lora_mnist.lora.merge import remove_lora
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
-from lora_mnist.project import Run, key_of
+from lora_mnist.project import Run
 from lora_mnist.settings import checked
 
 log = logging.getLogger(__name__)
@@ -43,11 +43,11 @@ class SideBySide:
     def __init__(self, cfg: DictConfig, run: Run | None = None) -> None:
         cfg = checked(cfg)
         outputs = Path(cfg.paths.outputs)
-        typed = {key_of(text).partition(".")[0] for text in run.typed} if run else set()
+        typed = {key.partition(".")[0] for key in run.typed_keys} if run else set()
         may_take_latest = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}
         if may_take_latest and any(outputs.glob("lora/*/adapter")):
             cfg.adapter = "latest"
-        self.cfg = with_recorded_settings(cfg, run)
+        self.cfg = with_inherited_settings(cfg, run)
         self._net = make_net(self.cfg)
         self._placed: str | None = None  # the folder of the adapter that is on the network now
         self.data: ImageDataModule = make_data(self.cfg, "test", self._net)
@@ -72,7 +72,7 @@ class SideBySide:
                 remove_lora(self._net)
                 self._placed = None
             self.cfg.adapter = folder
-            place_adapter(self.cfg, self._net)
+            load_saved_adapter(self.cfg, self._net)
             self._placed = folder
         if folder is not None:
             set_lora_scale(self._net, scale)

@@ -6,17 +6,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.adapters import (
     load_base,
-    place_adapter,
+    load_saved_adapter,
     turn_adapter,
-    with_recorded_settings,
+    with_inherited_settings,
 )
+from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import make_net, on_device
 from lora_mnist.data import make_data
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import new_run_folder
-from lora_mnist.preprocessing import try_other_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.outcome import report_run
@@ -41,14 +41,14 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """
     clock = Clock()
     run = run or Run(new_run_folder(cfg))
-    cfg = with_recorded_settings(checked(cfg, run), run)
+    cfg = with_inherited_settings(checked(cfg, run), run)
     comparisons = parse_require(cfg.require)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     data = make_data(cfg, "test", net)
     base = load_base(cfg, net)
-    better = try_other_preprocessing(cfg, run, trainer, net, data)
-    repaired = place_adapter(cfg, net)
+    better = check_preprocessing(cfg, run, trainer, net, data)
+    repaired = load_saved_adapter(cfg, net)
     data.targets = [c for c, name in enumerate(data.classes) if name in repaired]
     with on_device(net, trainer.strategy.root_device) as device:
         scale = turn_adapter(cfg, net, data, device)

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lora_mnist.classifier.metrics import evaluation_of
+from lora_mnist.classifier.metrics import outcome_of
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import on_device
 from lora_mnist.data import ImageDataModule
@@ -48,7 +48,7 @@ def choose_learning_rate(
         def errors() -> int:
             net.eval()
             with trainer.precision_plugin.forward_context():
-                return sum(evaluation_of(net, batches()).compute()["base"]["errors_per_class"])
+                return int(outcome_of(net, batches())["errors"])
 
         before = errors()
         most = _MOST_HARM * before + 2 * before**0.5

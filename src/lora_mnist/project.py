@@ -41,6 +41,11 @@ class Run:
         typed = (*overrides["task"], *overrides["hydra"])
         return cls(folder, typed, hydra.mode == RunMode.MULTIRUN)
 
+    @property
+    def typed_keys(self) -> set[str]:
+        """The keys of its overrides, such as lora.rank."""
+        return {key_of(text) for text in self.typed}
+
     def typed_without(self, *starts: str) -> list[str]:
         """The overrides but for those that begin with one of ``starts``."""
         return [text for text in self.typed if not text.lstrip("+~").startswith(starts)]

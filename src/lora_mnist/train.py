@@ -1,4 +1,4 @@
-"""Training, from a configuration to results.json: a base, or a repair on one.
+"""Training, from a configuration to results.json: it makes a base, or a repair of one.
 
 :func:`train` works for any configuration of ``configs/train.yaml``, from the command line as from
 ``hydra.compose`` in a notebook. Each stage is one function, to be read from top to bottom.
@@ -19,10 +19,11 @@ from torch import nn
 from lora_mnist.adapters import (
     current_base,
     load_base,
-    place_adapter,
-    save_summed_adapter,
-    with_recorded_settings,
+    load_saved_adapter,
+    save_run_adapter,
+    with_inherited_settings,
 )
+from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.checks import (
     no_better_than_one_class,
     require_better_than_one_class,
@@ -30,15 +31,15 @@ from lora_mnist.checks import (
     warn_of_known_validation,
 )
 from lora_mnist.choices import (
-    add_adapter,
+    add_new_adapter,
     choose_target,
     choose_trainable,
+    measure_dial,
     oversample_repaired_classes,
     seed_of_run,
     set_saved_scale,
-    try_scales,
 )
-from lora_mnist.classifier.metrics import evaluation_of
+from lora_mnist.classifier.metrics import outcome_of
 from lora_mnist.classifier.module import ClassifierModule, make_module
 from lora_mnist.classifier.net import make_net, on_device
 from lora_mnist.data import ImageDataModule, Images, make_data
@@ -57,7 +58,6 @@ from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.learning_rate import choose_learning_rate
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import lora_disabled
-from lora_mnist.preprocessing import try_other_preprocessing
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.outcome import report_run
@@ -68,7 +68,7 @@ _info = rank_zero_only(logging.getLogger(__name__).info)
 
 
 def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
-    """Run one stage: pretrain a base, or fine-tune on it and prove it untouched.
+    """Run one stage: pretrain a base, or repair it with an adapter and prove it untouched.
 
     Args:
         cfg: a configuration of ``configs/train.yaml``; it is not changed.
@@ -83,7 +83,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         TrainingError: if training diverges, or a base has learnt nothing.
         RequirementError: if the results are not what ``cfg.require`` asks for; they are kept.
-        RuntimeError: if fine-tuning changed the base.
+        RuntimeError: if training an adapter changed the base.
     """
     stages = {"pretrain": pretrain, "lora": lora, "finetune": finetune}
     if cfg.get("stage") not in stages:
@@ -95,7 +95,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         _info("seed=%d: drawn, since seed=null", cfg.seed)
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
-    if {"digit", "target"} <= {text.partition("=")[0] for text in run.typed}:
+    if {"digit", "target"} <= run.typed_keys:
         raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
     if cfg.resume is not None and run.is_sweep:
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
@@ -155,38 +155,40 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     is saved, the exact sum of both: it needs the base alone.
     """
     clock = Clock()
-    cfg = with_recorded_settings(cfg, run)
+    cfg = with_inherited_settings(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)
-    repaired_classes = place_adapter(cfg, net)
+    repaired_names = load_saved_adapter(cfg, net)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
-    better_preprocessing = try_other_preprocessing(cfg, run, trainer, net, data)
+    better_preprocessing = check_preprocessing(cfg, run, trainer, net, data)
     choose_target(cfg, net, data, trainer)
-    numbers = [c for c, name in enumerate(data.classes) if name in repaired_classes]
-    repaired_before = [c for c in numbers if c not in data.targets]
+    repaired_before = []
+    for number, name in enumerate(data.classes):
+        if name in repaired_names and number not in data.targets:
+            repaired_before.append(number)
     oversample_repaired_classes(cfg, data, repaired_before)
-    add_adapter(cfg, net)
+    add_new_adapter(cfg, net)
     module = make_module(cfg, net, data, base)
     module.lr = choose_learning_rate(cfg, trainer, module, data)
     with locked_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(cfg, trainer, module, data, ckpt_path, clock)
         best = load_best_weights(trainer, module, data)
         require_unchanged(base, net)
-        dial = try_scales(cfg, run, trainer, module, data, clock)
-        set_saved_scale(cfg, module, dial)
+        dial = measure_dial(cfg, run, trainer, module, data, clock)
+        scale = set_saved_scale(cfg, module, dial)
         outcomes = validate_and_test(trainer, module, data, clock)
         results = collect_results(cfg, data, module, outcomes, clock, best)
         results |= {
             "base_unchanged": True,
             "adapter": ADAPTER_FOLDER,
-            "dial": dial,
+            "dial": dial and {**dial, "saved": scale},
             "lr": module.lr,
             "repaired_before": repaired_before,
             "better_preprocessing": better_preprocessing,
         }
-        save_summed_adapter(cfg, run, net, base, data, results)
+        save_run_adapter(cfg, run, net, base, data, results)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
     require_better_than_one_class(module, data)
@@ -199,7 +201,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     It saves no adapter; its weights are in the checkpoint only.
     """
     clock = Clock()
-    cfg = with_recorded_settings(cfg, run)
+    cfg = with_inherited_settings(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)
@@ -228,7 +230,7 @@ def fit(
     ckpt_path: Path | None,
     clock: Clock,
 ) -> None:
-    """Train, or go on from the checkpoint; ``module.lr`` is then the rate that was used."""
+    """Train, or go on from the checkpoint. Afterwards ``module.lr`` is the rate that was used."""
     if trainer.is_global_zero:
         print_parameters(module.net)
         trained = {"lora": "an adapter", "pretrain": "a base"}.get(cfg.stage, "the base itself")
@@ -277,7 +279,7 @@ def require_unchanged(base: Base, net: nn.Module) -> None:
     """Prove that the base in ``net`` is what it was, bit for bit."""
     changed = changed_tensors(base.tensors, base_state_dict(net))
     if changed:
-        raise RuntimeError(f"fine-tuning changed the base: {', '.join(changed)}")
+        raise RuntimeError(f"training the adapter changed the base: {', '.join(changed)}")
     _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
 
 
@@ -305,6 +307,6 @@ def validate_and_test(
                 name = f"untouched base, {split}"
                 batches = data.batches(sets[split], device, indices, name)
                 with trainer.precision_plugin.forward_context():
-                    outcomes[f"{split}_base"] = evaluation_of(net, batches).compute()["base"]
+                    outcomes[f"{split}_base"] = outcome_of(net, batches)
     warn_of_known_validation(outcomes)
     return outcomes

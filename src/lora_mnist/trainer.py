@@ -30,15 +30,18 @@ from lora_mnist.project import Run
 def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     """Lightning's Trainer as ``cfg.trainer`` has it, with ``cfg.callbacks`` and ``cfg.logger``.
 
-    Callbacks and plugins of ``cfg.trainer`` come beside the configured ones; a logger there takes
-    the place of all others.
+    Callbacks and plugins of ``cfg.trainer`` are added to the configured ones; a logger there
+    replaces all others.
 
     Raises:
         UserError: if a value cannot be used, or the Trainer does not suit a run.
     """
     for key in ("max_steps", "max_epochs"):
-        value = cfg.trainer.get(key)
-        if value is not None and (type(value) is not int or value < -1):
+        value = cfg.trainer.get(key, -1)
+        if value is None and key == "max_epochs":  # Lightning then chooses
+            continue
+        if type(value) is not int or value < -1:
+            value = "null" if value is None else value
             raise UserError(f"trainer.{key}={value}: expected a whole number, or -1 for no end")
     has_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
     if cfg.trainer.get("accelerator") == "gpu" and not has_gpu:
@@ -125,7 +128,7 @@ class PlainSigterm(Callback):
 
 
 class FirstProcessDecides(Callback):
-    """All processes use what the first one chose before training, such as the class.
+    """All processes use what the first one chose before training: rate, class, replay.
 
     Rounding may differ between machines, and with it which of two classes is the weakest.
     """

@@ -119,15 +119,19 @@ class Evaluation(Metric):
         return {split: outcomes["adapted"], f"{split}_{before}": outcomes["base"]}
 
 
-@torch.no_grad()
-def evaluation_of(
-    net: Any, batches: Iterable[tuple[Tensor, Tensor]], has_base: bool = False
-) -> Evaluation:
-    """The evaluation of ``net`` on ``batches``, in this process alone.
+def outcome_of(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """The outcome of ``net`` as it is, without a base beside it, in this process alone.
 
-    With ``has_base`` it stands beside its base: ``net`` without its adapters. ValueError, if there
-    is no batch.
+    ValueError, if there is no batch.
     """
+    return _evaluated(net, batches, has_base=False)["base"]  # a network alone counts as one
+
+
+@torch.no_grad()
+def _evaluated(
+    net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], has_base: bool
+) -> dict[str, dict[str, Any]]:
+    """What :meth:`Evaluation.compute` counts of ``net``; the base is ``net`` without adapters."""
     evaluation: Evaluation | None = None
     base_logits = None
     for images, labels in batches:
@@ -141,7 +145,7 @@ def evaluation_of(
         evaluation.update(logits, labels, base_logits)
     if evaluation is None:
         raise ValueError("batches: expected at least one batch of images and labels")
-    return evaluation
+    return evaluation.compute()
 
 
 def compare_errors(
@@ -162,4 +166,4 @@ def compare_errors(
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or there is no batch.
     """
-    return evaluation_of(model, batches, has_base=True).compute()
+    return _evaluated(model, batches, has_base=True)

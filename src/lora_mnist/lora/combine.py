@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .adapter import load_adapter
+from .layer import scaling_divisor
 from .merge import remove_lora
 from .model import attach, lora_names, named_adapters
 from .peft import plain_lora
@@ -78,7 +79,8 @@ def sum_adapters(model: nn.Module, name: str | None = None) -> nn.Module:
             scale = adapter.scaling * adapter.scale * adapter.enabled
             columns.append(lora_B.cpu().double() * scale)
         lora_A, lora_B = torch.cat(rows), torch.cat(columns, dim=1)
-        sums[layer] = plain_lora(lora_A, lora_B, alpha=len(lora_A))  # a scaling of 1
+        # With this alpha the scaling is 1: the factors hold the sum.
+        sums[layer] = plain_lora(lora_A, lora_B, alpha=scaling_divisor(len(lora_A)))
     attach(model, sums)  # what it refuses is refused before an adapter is taken off
     for layer, weight in lora_weights(model).items():
         sums[layer].name = name or first.name

@@ -21,6 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
+    """The divisor of ``scaling = alpha / rank``; rsLoRA's is ``sqrt(rank)``.
+
+    rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+    """
+    return math.sqrt(rank) if use_rslora else rank
+
+
 class LoRAParametrization(nn.Module):
     """Maps the frozen weight ``W`` to ``W + scale * scaling * lora_B @ lora_A``.
 
@@ -35,7 +43,7 @@ class LoRAParametrization(nn.Module):
         init: ``gaussian``, ``lora_A ~ N(0, init_std^2)``, as in the paper; or ``kaiming``,
             ``lora_A ~ U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))``, as in its authors' code and PEFT.
         init_std: the standard deviation of ``gaussian``.
-        use_rslora: scale by ``alpha / sqrt(rank)`` (Kalajdzievski 2023, arXiv:2312.03732).
+        use_rslora: scale by ``alpha / sqrt(rank)``; see :func:`scaling_divisor`.
         dropout: probability of zeroing each input of the adapter while training.
 
     Attributes:
@@ -67,7 +75,7 @@ class LoRAParametrization(nn.Module):
         if not isinstance(use_rslora, bool):
             raise ValueError(f"use_rslora={use_rslora}: expected true or false")
         self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
-        self.scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
+        self.scaling = alpha / scaling_divisor(rank, use_rslora)
         self.name, self.scale, self.enabled = "default", 1.0, True
         ones = [1] * (weight.ndim - 2)
         self.lora_A = nn.Parameter(weight.new_empty(rank, *weight.shape[1:]))

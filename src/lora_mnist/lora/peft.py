@@ -10,7 +10,6 @@ not know, as long as it is switched on.
 """
 
 import json
-import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from .layer import LoRAParametrization
+from .layer import LoRAParametrization, scaling_divisor
 from .targets import by_pattern, listed
 from .weight import Weight
 
@@ -78,9 +77,9 @@ def config_of(adapters: Adapters) -> dict[str, Any]:
     ranks, alphas = {}, {}
     for name, (_, adapter) in adapters.items():
         rank = len(adapter.factors()[0])  # PiSSA has twice its own rank, at the same scaling
-        growth = rank / adapter.rank
+        divisors = [scaling_divisor(r, adapter.use_rslora) for r in (rank, adapter.rank)]
         ranks[f"^{name}"] = rank
-        alphas[f"^{name}"] = adapter.alpha * (math.sqrt(growth) if adapter.use_rslora else growth)
+        alphas[f"^{name}"] = adapter.alpha * (divisors[0] / divisors[1])
     rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
     _, first = next(iter(adapters.values()))
     return {

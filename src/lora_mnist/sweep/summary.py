@@ -167,6 +167,8 @@ class Ranked:
 def _text(value: float | None, key: str) -> str:
     if value is None:
         return ""
+    if 0 < abs(value) < 0.001:
+        return f"{value:.1e}"
     digits = 1 if key.startswith("seconds.") or ".errors" in key else 4
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
