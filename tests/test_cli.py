@@ -49,7 +49,7 @@ def test_a_sweep_of_a_key_that_nothing_reads(cli, tmp_path):
     done = cli(TOY, "-m", "nope=1,2", f"hydra.sweep.dir={tmp_path}/sweep")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("nope: nothing reads this key; the nearest: note")
-    assert not (tmp_path / "sweep").exists()
+    assert not (tmp_path / "sweep" / "sweep.json").exists()
 
 
 def test_a_file_with_an_equals_sign_needs_no_quotes(cli, tmp_path):

@@ -49,8 +49,10 @@ def test_imports_run_downhill():
         name = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
         room = name.partition(".")[0]
         allowed = BELOW[name if name in BELOW else room] | {room}
-        imports = r"^ *(?:from|import) (?:lora_mnist\.|\.\.)([\w.]+)"
-        for module in re.findall(imports, path.read_text(), re.MULTILINE):
+        text = path.read_text().replace("from lora_mnist import __version__", "")
+        text = text.replace("lora_mnist import ", "lora_mnist.")
+        imports = r"^ *(?:from|import) (?:lora_mnist\.|\.\.)(?: import )?([\w.]+)"
+        for module in re.findall(imports, text, re.MULTILINE):
             if not {module, module.partition(".")[0]} & allowed:
                 uphill.append(f"{name} imports {module}")
     assert uphill == []

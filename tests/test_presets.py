@@ -131,7 +131,7 @@ def test_a_drawn_seed_is_named_and_kept(cli, outputs):
     assert cfg.seed is None
 
 
-ONE_CYCLE = ("scheduler=one_cycle", "trainer.max_steps=4", "trainer.max_epochs=-1")
+ONE_CYCLE = ("scheduler=one_cycle", "trainer.max_steps=4")
 STEP_LR = (
     *("+scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler._partial_=true"),
     *("+scheduler.step_size=1", "+scheduler.gamma=0.25", "+scheduler.interval=epoch"),

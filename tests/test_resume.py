@@ -232,6 +232,12 @@ def test_more_epochs_are_trained(go):
     assert (whole / "base.ckpt").read_bytes() == (folder / "base.ckpt").read_bytes()
 
 
+def test_epochs_that_cut_a_schedule_short_are_refused(go):
+    options = ("stage=pretrain", "data.batch_size=120", "trainer.max_steps=100", *QUIET)
+    with pytest.raises(UserError, match=r"^trainer.max_epochs=1: ends training after 30 of sched"):
+        go("run", *options, "scheduler=one_cycle")
+
+
 def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_not(go, tmp_path):
     """A replaced base is named by the file that keeps it."""
     options, outputs = (*LORA, *QUIET, "scheduler=linear"), tmp_path / "outputs"

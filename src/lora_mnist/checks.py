@@ -24,17 +24,11 @@ def require_validation(setting: str, data: ImageDataModule) -> None:
 
 def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule) -> None:
     """Refuse values that are each right on their own, but not together, or not with ``data``."""
-    scheduler, loss, steps = cfg.scheduler or {}, cfg.loss, cfg.trainer.get("max_steps", -1)
-    if steps in [scheduler.get(key) for key in ("T_max", "total_iters", "total_steps")]:
-        if steps == -1:
-            raise UserError(
-                "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
-            )
-        if cfg.trainer.get("max_epochs", -1) != -1:
-            raise UserError(
-                f"trainer.max_epochs={cfg.trainer.max_epochs}: expected -1, since scheduler counts "
-                f"trainer.max_steps={steps} to their end"
-            )
+    scheduler, loss = cfg.scheduler or {}, cfg.loss
+    if -1 in (scheduler.get("T_max"), scheduler.get("total_iters"), scheduler.get("total_steps")):
+        raise UserError(
+            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+        )
     if trainer.gradient_clip_val and "16" in trainer.precision and cfg.optimizer.get("fused"):
         raise UserError(
             "optimizer.fused=true: expected optimizer.fused=null, since fused steps do not allow "
@@ -72,10 +66,8 @@ def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule)
             raise UserError(f"data.{key}={size}: expected a multiple of the {processes} processes")
     monitors = [str(getattr(each, "monitor", "")) for each in trainer.callbacks]  # type: ignore[attr-defined]
     monitors = [monitor for monitor in monitors if monitor.startswith("val/")]
-    interval, batches = (
-        trainer.val_check_interval,
-        trainer.max_steps * trainer.accumulate_grad_batches,
-    )
+    interval = trainer.val_check_interval
+    batches = trainer.max_steps * trainer.accumulate_grad_batches
     if monitors:
         require_validation(f"callbacks: monitor={monitors[0]}", data)
     if monitors and isinstance(interval, int) and 0 <= batches < interval:
@@ -102,7 +94,7 @@ def warn_of_known_validation(outcomes: Mapping[str, Any]) -> None:
         )
 
 
-def no_better_than_one_class(module: ClassifierModule, data: ImageDataModule) -> str | None:
+def why_useless(module: ClassifierModule, data: ImageDataModule) -> str | None:
     """Why a network is useless: it is right no more often than by always saying the same class.
 
     ``None`` if it is better, or if its base was no better.
@@ -123,5 +115,5 @@ def no_better_than_one_class(module: ClassifierModule, data: ImageDataModule) ->
 
 def require_better_than_one_class(module: ClassifierModule, data: ImageDataModule) -> None:
     """Fail, if training has made a network useless; its results are kept."""
-    if reason := no_better_than_one_class(module, data):
+    if reason := why_useless(module, data):
         raise TrainingError(reason)

@@ -42,6 +42,8 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 #: Signals received so far. Lightning and other code may swallow the interrupt; the first signal
 #: decides the exit code.
 _signals: list[signal.Signals] = []
+#: The folder that this command has made for its run; ``None`` if it was there before.
+_new_folder: Path | None = None
 #: HYDRA_FULL_ERROR as the user has set it.
 _full_error = "0"
 
@@ -122,13 +124,10 @@ def run_command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) 
         traceback = None if isinstance(error, UserError) else error
         reason, code = explain(error)
         log.error("%s", reason, exc_info=traceback)  # to the run's own log
-        files = {path.name for path in run.folder.iterdir()}
-        if (
-            code == UserError.exit_code
-            and hydra.output_subdir is not None
-            and files <= {hydra.output_subdir, f"{hydra.job.name}.log"}
-        ):
-            shutil.rmtree(run.folder, ignore_errors=True)  # a mistake leaves nothing behind
+        if code == UserError.exit_code and traceback is None and run.folder == _new_folder:
+            files = {path.name for path in run.folder.iterdir()}
+            if files <= {".hydra", f"{hydra.job.name}.log"}:
+                shutil.rmtree(run.folder, ignore_errors=True)  # a mistake leaves nothing behind
         raise ended from error  # for run_entry(); Hydra would print any other exception once more
     return None
 
@@ -256,6 +255,7 @@ class Folders(Callback):
         A run that goes on has its folder, and so have the processes that Lightning starts: both
         have ``hydra.output_subdir=null``.
         """
+        global _new_folder
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
         try:
             if OmegaConf.is_missing(config, "stage"):
@@ -265,6 +265,7 @@ class Folders(Callback):
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is not None:
+                _new_folder = None if folder.exists() else folder.absolute()
                 if (folder / subfolder).exists():
                     raise UserError(
                         f"hydra.run.dir={folder}: holds another run; expected a new folder"

@@ -49,7 +49,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     base = load_base(cfg, net)
     better = check_preprocessing(cfg, run, trainer, net, data)
     repaired = load_saved_adapter(cfg, net)
-    data.targets = [c for c, name in enumerate(data.classes) if name in repaired]
+    data.targets = data.numbers_of(repaired)
     with on_device(net, trainer.strategy.root_device) as device:
         scale = turn_adapter(cfg, net, data, device)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)

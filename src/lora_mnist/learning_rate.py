@@ -17,8 +17,10 @@ from lora_mnist.data.sampler import TrainingLoader
 
 _log = logging.getLogger(__name__)
 
-#: The rates to try, and the steps of each trial.
-RATES, _STEPS = (0.003, 0.001, 0.0003, 0.0001), 25
+#: The rates to try, the largest first.
+RATES = (0.003, 0.001, 0.0003, 0.0001)
+#: The steps of each trial.
+_STEPS = 25
 #: Validation images whose errors are counted after a trial, at most.
 _MOST_IMAGES = 1000
 #: A harmless trial leaves at most so many times the errors from before, and two deviations more.

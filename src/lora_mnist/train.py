@@ -25,10 +25,10 @@ from lora_mnist.adapters import (
 )
 from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.checks import (
-    no_better_than_one_class,
     require_better_than_one_class,
     require_consistent,
     warn_of_known_validation,
+    why_useless,
 )
 from lora_mnist.choices import (
     add_new_adapter,
@@ -132,7 +132,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         results = collect_results(cfg, data, module, outcomes, clock, best)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
-        useless = no_better_than_one_class(module, data)
+        useless = why_useless(module, data)
         # Last: a run that fails on the way leaves the current base alone.
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             is_published = cfg.publish and not data.targets and not useless
@@ -164,10 +164,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     require_consistent(cfg, trainer, data)
     better_preprocessing = check_preprocessing(cfg, run, trainer, net, data)
     choose_target(cfg, net, data, trainer)
-    repaired_before = []
-    for number, name in enumerate(data.classes):
-        if name in repaired_names and number not in data.targets:
-            repaired_before.append(number)
+    repaired_before = [c for c in data.numbers_of(repaired_names) if c not in data.targets]
     oversample_repaired_classes(cfg, data, repaired_before)
     add_new_adapter(cfg, net)
     module = make_module(cfg, net, data, base)
@@ -270,7 +267,9 @@ def load_best_weights(
             best = {"monitor": callback.monitor, "value": value, "step": step_of(Path(path))}
             _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
             # Validation loads them, and need not be repeated before the test.
-            trainer.validate(module, None, path, verbose=False, datamodule=data, weights_only=True)
+            trainer.validate(
+                module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True
+            )
             return best
     return None
 

@@ -46,7 +46,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     has_gpu = CUDAAccelerator.is_available() or MPSAccelerator.is_available()
     if cfg.trainer.get("accelerator") == "gpu" and not has_gpu:
         raise UserError("trainer.accelerator=gpu: torch finds no GPU here; expected auto, or cpu")
-    callbacks: list[Any] = [RandomStates()]
+    callbacks: list[Any] = [RandomStates(), RequireWholeSchedule()]
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:
             with config_group(f"callbacks.{name}"):
@@ -141,6 +141,22 @@ class FirstProcessDecides(Callback):
         for name in ("targets", "target_indices", "other_indices", "replay_turns"):
             setattr(data, name, trainer.strategy.broadcast(getattr(data, name)))
         pl_module.targets = data.targets
+
+
+class RequireWholeSchedule(Callback):
+    """Refuses epochs that would end training in the middle of a schedule that counts steps."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        steps = trainer.estimated_stepping_batches
+        for config in trainer.lr_scheduler_configs:
+            for key in ("T_max", "total_iters", "total_steps"):
+                counted = getattr(config.scheduler, key, 0)
+                if config.interval == "step" and counted > steps:
+                    raise UserError(
+                        f"trainer.max_epochs={trainer.max_epochs}: ends training after {steps:g} "
+                        f"of scheduler.{key}={counted} steps; expected trainer.max_epochs=-1, or "
+                        f"trainer.max_steps={steps:g}"
+                    )
 
 
 @contextmanager

@@ -73,6 +73,7 @@ def test_rounding_never_makes_a_difference_significant(p_value, text):
         ((1000, 10_000), (1400, 10_000), False),  # no factor of 1.5
         ((0, 100), (0, 100), False),
         ((0, 0), (12, 100), False),
+        ((100, 100), (100, 100), False),
     ],
 )
 def test_a_network_that_knows_the_validation_images_errs_far_less_on_them(val, test, expected):

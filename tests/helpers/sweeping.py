@@ -13,8 +13,8 @@ from helpers.commands import ROOT
 TOY = "tests/sweep/toy.py"
 #: What the tables of the tests show, as configs/sweep/default.yaml has it.
 COLUMNS = {
-    "val errors on target": "val.errors_of_target",
-    "test.accuracy": "test.accuracy",
+    "val_errors_on_target": "val.errors_of_target",
+    "test_accuracy": "test.accuracy",
     "seconds": "seconds.total",
 }
 

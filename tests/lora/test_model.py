@@ -27,11 +27,15 @@ def test_adapters_have_names(tiny):
     assert [name for name, p in tiny.named_parameters() if p.requires_grad] == [
         f"linear{n}.parametrizations.weight.{3 - n}.lora_{side}" for n in (1, 2) for side in "AB"
     ]
-    randomize(tiny)
+    everything = randomize(tiny)(X)
     set_lora_enabled(tiny, False)
     assert torch.equal(tiny(X), base)
     set_lora_enabled(tiny, True, "default")
     one = tiny(X)
+    set_lora_enabled(tiny, True)
+    assert torch.equal(tiny(X), everything)
+    set_lora_enabled(tiny, False)
+    set_lora_enabled(tiny, True, "default")
     with pytest.raises(KeyError), lora_disabled(tiny, "default"):
         assert torch.equal(tiny(X), base)
         raise KeyError

@@ -15,7 +15,7 @@ def summary(folder, **sweep):
 #: As the README shows it, in width and words.
 TABLE = """
 ┏━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━┓
-┃        ┃ lora.rank ┃ val.accuracy ┃ val errors on target ┃ test.accuracy ┃ seconds ┃
+┃        ┃ lora.rank ┃ val.accuracy ┃ val errors on target ┃ test accuracy ┃ seconds ┃
 ┡━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━┩
 │      1 │         8 │       0.9334 │                    4 │        0.9248 │     1.2 │
 │      2 │         4 │       0.9166 │                    4 │        0.9248 │     1.2 │

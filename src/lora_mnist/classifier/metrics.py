@@ -29,8 +29,8 @@ class Evaluation(Metric):
 
     label: list[Tensor]
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
+    def __init__(self, num_classes: int, **options: Any) -> None:
+        super().__init__(**options)
         self.num_classes = num_classes
         #: What compute() counted last, by column, of shape (N,), in the order of the images.
         self.predictions: dict[str, Tensor] = {}
@@ -140,8 +140,8 @@ def _evaluated(
                 base_logits = net(images)
         logits = net(images)
         if evaluation is None:
-            evaluation = Evaluation(logits.shape[1]).to(logits.device)
-            evaluation.sync_on_compute = False
+            # torchmetrics' option: no sum over processes, each of which has all images here.
+            evaluation = Evaluation(logits.shape[1], sync_on_compute=False).to(logits.device)
         evaluation.update(logits, labels, base_logits)
     if evaluation is None:
         raise ValueError("batches: expected at least one batch of images and labels")

@@ -1,6 +1,6 @@
 """Images of classes as a Lightning DataModule."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,23 @@ class ImageDataModule(LightningDataModule):
     image as uint8, (channels, height, width), before it is normalised. With ``mistakes``, images of
     all classes are replayed. A label is an index into ``classes``. An argument out of range raises
     ``ValueError``.
+
+    Attributes:
+        targets: numbers of the classes to learn; empty where all are learnt, or ``mistakes``.
+        color_order: channels that the network takes, "rgb" or "bgr"; the images themselves are
+            red, green, blue. ``mean`` and ``std`` are in the network's order.
+        train_set: images of all classes to train on; set by :meth:`setup`, as ``val_set`` and
+            ``test_set`` are.
+        target_indices: the images of ``train_set`` to learn from, int64; ``other_indices``: those
+            that may be replayed. Set by :meth:`choose`.
+        replay_turns: turns of a class among the replayed images; classes not listed get one.
+        mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
+        sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal.
     """
 
-    train_set: Images  # of all classes; set by setup(), as the other two are
+    train_set: Images
     val_set: Images
     test_set: Images
-    #: The channels that the network takes, and the order of mean and std: "rgb" or "bgr". The
-    #: images themselves are red, green, blue.
     color_order = "rgb"
 
     def __init__(
@@ -93,12 +103,11 @@ class ImageDataModule(LightningDataModule):
         self.val_from = val_from
         self.mean, self.std = mean, std
         self.seed, self.augment = seed, augment
-        self.targets: list[int] = []  # the classes to learn; empty: all, or the mistakes
-        # The places in train_set of images to learn from, and of those that may be replayed.
+        self.targets: list[int] = []
         self.target_indices = self.other_indices = torch.empty(0, dtype=torch.int64)
-        self.replay_turns: dict[int, int] = {}  # by class; a class that is not listed gets one
-        self.mistake_sets: list[ImageTensors] = []  # those to learn from, and those held out
-        self.sha256: dict[str, str] = {}  # of all images and labels that were read, by part
+        self.replay_turns: dict[int, int] = {}
+        self.mistake_sets: list[ImageTensors] = []
+        self.sha256: dict[str, str] = {}
         self._loader: TrainingLoader | None = None
         self._sampler_state: dict[str, Any] = {}
 
@@ -171,6 +180,10 @@ class ImageDataModule(LightningDataModule):
             )
         self.target_indices = is_target.nonzero()[:, 0]
         self.other_indices = (~is_target).nonzero()[:, 0]
+
+    def numbers_of(self, names: Collection[str]) -> list[int]:
+        """The numbers of the classes that are called so; names of other classes are left out."""
+        return [number for number, name in enumerate(self.classes) if name in names]
 
     def class_of_folder(self, name: str) -> int:
         """The number of the class that a folder is named after; or ValueError."""

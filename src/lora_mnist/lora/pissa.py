@@ -35,7 +35,8 @@ class PiSSAParametrization(LoRAParametrization):
         matrix = weight.detach().flatten(1)
         most = min(matrix.shape)
         if rank > most:
-            raise ValueError(f"rank={rank}: expected at most {most} with init=pissa")
+            shape = tuple(weight.shape)
+            raise ValueError(f"rank={rank}: expected at most {most} with init=pissa for {shape}")
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)

@@ -11,11 +11,11 @@ from .layer import LoRAParametrization, conv2d_forward, linear_forward
 
 
 class Weight(NamedTuple):
-    """One weight of a network, and what is on it."""
+    """One weight of a network, and what is on it now: :meth:`put` makes it another one."""
 
     module: nn.Module
     tensor: str  # the attribute of the module
-    base: Any  # the weight without any adapter: from the layer it would read as the dense sum
+    base: Any  # the frozen weight; the layer's own attribute reads as the dense sum
     adapters: list[LoRAParametrization]  # on the weight, first registered first
     others: list[nn.Module]  # somebody else's parametrizations of it
 
@@ -89,7 +89,8 @@ def adaptable_weights(model: nn.Module) -> dict[str, Weight]:
             )
         if "parametrizations" in layer.split("."):
             continue
-        bases, registered = dict[str, Any](), dict[str, Any]()
+        bases: dict[str, Any] = {}
+        registered: dict[str, Any] = {}
         if parametrize.is_parametrized(module):
             registered = dict(module.parametrizations.items())
         for tensor, stack in registered.items():

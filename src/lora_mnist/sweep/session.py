@@ -205,8 +205,8 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
     command = len(ranked.sweep["commands"])
     if reason and code < 128 and not any(job.command == command for job in ranked.jobs):
         print(reason, file=sys.stderr)  # no job has started: the same command would fail again
-        if {path.name for path in folder.iterdir()} <= {SWEEP_FILE, LOCK_FILE, "multirun.yaml"}:
-            shutil.rmtree(folder)
+        if not ranked.jobs:
+            (folder / SWEEP_FILE).unlink()  # report.py and sweep.resume would find a sweep here
         return code, None
     if ranked.jobs:
         print(summarize(ranked), flush=True)

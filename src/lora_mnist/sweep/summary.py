@@ -137,7 +137,8 @@ class Ranked:
         The columns are those of ``sweep.columns``.
         """
         title_of = {self.metric: self.metric} if self.metric else {}
-        title_of |= {key: title for title, key in self.sweep["columns"].items()}
+        for title, key in self.sweep["columns"].items():
+            title_of[key] = title.replace("_", " ")
         numbers = {key for job in self.jobs for key in job.results}
         title_of = {key: title for key, title in title_of.items() if key in numbers}
         base = []
