@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from safetensors import safe_open
 
 from lora_mnist import MLP
-from lora_mnist.adapters import load_base, load_saved_adapter, with_inherited_settings
+from lora_mnist.adapters import load_base, load_saved_adapter, with_settings_of_adapter_or_base
 from lora_mnist.choices import add_new_adapter
 from lora_mnist.classifier.net import make_net
 from lora_mnist.disk.base import own_file, write_base
@@ -40,7 +40,7 @@ def finished(outputs, run, seconds):
 
 
 def config(outputs, *overrides):
-    return with_inherited_settings(
+    return with_settings_of_adapter_or_base(
         composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides), None
     )
 
@@ -79,7 +79,7 @@ def test_the_latest_is_the_newest_by_time(outputs, tmp_path, monkeypatch):
 
     def latest(run=None):
         cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
-        return Path(with_inherited_settings(cfg, run).adapter).parent.name
+        return Path(with_settings_of_adapter_or_base(cfg, run).adapter).parent.name
 
     monkeypatch.setenv("LORA_MNIST_LATEST", "")  # so that it is afterwards as it was
     assert latest() == "2026-a"

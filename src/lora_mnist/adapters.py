@@ -62,7 +62,7 @@ def _adapter_errors() -> Iterator[None]:
 # --- what an adapter was trained with ------------------------------------------------------------
 
 
-def with_inherited_settings(cfg: DictConfig, run: Run | None) -> DictConfig:
+def with_settings_of_adapter_or_base(cfg: DictConfig, run: Run | None) -> DictConfig:
     """A copy of ``cfg`` that inherits settings of its adapter's run, or of its base's file.
 
     ``adapter`` becomes the adapter's own folder. From a command line, ``net`` and ``data`` become
@@ -185,7 +185,7 @@ def base_file(cfg: DictConfig) -> tuple[Path, str | None]:
 
 
 def load_base(cfg: DictConfig, net: nn.Module) -> Base:
-    """Load the base into ``net``, in eval mode; return it, to compare with later."""
+    """Load the base into ``net``, in eval mode but not frozen; return it, to compare with later."""
     net.eval()  # in train mode, batch normalisation would move its running statistics
     path, sha256 = base_file(cfg)
     try:
@@ -248,7 +248,7 @@ def turn_adapter(
 
 
 @rank_zero_only
-def save_run_adapter(
+def sum_and_save_adapter(
     cfg: DictConfig,
     run: Run,
     net: nn.Module,

@@ -30,7 +30,7 @@ _FEW, _MANY, _BEST = 20, 300, 3
 _LEVEL = 0.01
 
 
-def check_preprocessing(
+def find_better_preprocessing(
     cfg: DictConfig, run: Run, trainer: Trainer, net: nn.Module, data: ImageDataModule
 ) -> list[str]:
     """Try the base on images prepared in other ways than configured, as ``cfg.check`` says.

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.adapters import load_base, load_saved_adapter, with_inherited_settings
+from lora_mnist.adapters import load_base, load_saved_adapter, with_settings_of_adapter_or_base
 from lora_mnist.classifier.net import make_net
 from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
@@ -47,7 +47,7 @@ class SideBySide:
         may_take_latest = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}
         if may_take_latest and any(outputs.glob("lora/*/adapter")):
             cfg.adapter = "latest"
-        self.cfg = with_inherited_settings(cfg, run)
+        self.cfg = with_settings_of_adapter_or_base(cfg, run)
         self._net = make_net(self.cfg)
         self._placed: str | None = None  # the folder of the adapter that is on the network now
         self.data: ImageDataModule = make_data(self.cfg, "test", self._net)

@@ -8,9 +8,9 @@ from lora_mnist.adapters import (
     load_base,
     load_saved_adapter,
     turn_adapter,
-    with_inherited_settings,
+    with_settings_of_adapter_or_base,
 )
-from lora_mnist.check_preprocessing import check_preprocessing
+from lora_mnist.check_preprocessing import find_better_preprocessing
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import make_net, on_device
 from lora_mnist.data import make_data
@@ -41,13 +41,13 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """
     clock = Clock()
     run = run or Run(new_run_folder(cfg))
-    cfg = with_inherited_settings(checked(cfg, run), run)
+    cfg = with_settings_of_adapter_or_base(checked(cfg, run), run)
     comparisons = parse_require(cfg.require)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     data = make_data(cfg, "test", net)
     base = load_base(cfg, net)
-    better = check_preprocessing(cfg, run, trainer, net, data)
+    better = find_better_preprocessing(cfg, run, trainer, net, data)
     repaired = load_saved_adapter(cfg, net)
     data.targets = data.numbers_of(repaired)
     with on_device(net, trainer.strategy.root_device) as device:

@@ -13,7 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from lora_mnist.adapters import load_base, load_saved_adapter, turn_adapter, with_inherited_settings
+from lora_mnist.adapters import (
+    load_base,
+    load_saved_adapter,
+    turn_adapter,
+    with_settings_of_adapter_or_base,
+)
 from lora_mnist.classifier.net import make_net
 from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.disk.files import atomic_write
@@ -59,7 +64,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         raise UserError(f"out={out}: expected another ending, or format={form}")
     if cfg.format == "onnx":
         require_extra("format=onnx", "onnx", "onnxruntime", "onnxscript")
-    cfg = with_inherited_settings(cfg, run)
+    cfg = with_settings_of_adapter_or_base(cfg, run)
     net = make_net(cfg)
     load_base(cfg, net)
     data = make_data(cfg, "test", net)

@@ -12,7 +12,12 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
-from lora_mnist.adapters import load_base, load_saved_adapter, turn_adapter, with_inherited_settings
+from lora_mnist.adapters import (
+    load_base,
+    load_saved_adapter,
+    turn_adapter,
+    with_settings_of_adapter_or_base,
+)
 from lora_mnist.classifier.net import make_net
 from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.data.make import require_compatible
@@ -43,7 +48,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
-    cfg = with_inherited_settings(checked(cfg), run)
+    cfg = with_settings_of_adapter_or_base(checked(cfg), run)
     files = find_pictures(cfg.images, with_subfolders=cfg.mistakes is not None)
     net = make_net(cfg)
     data: ImageDataModule = make_data(cfg, "predict", net)

@@ -20,10 +20,10 @@ from lora_mnist.adapters import (
     current_base,
     load_base,
     load_saved_adapter,
-    save_run_adapter,
-    with_inherited_settings,
+    sum_and_save_adapter,
+    with_settings_of_adapter_or_base,
 )
-from lora_mnist.check_preprocessing import check_preprocessing
+from lora_mnist.check_preprocessing import find_better_preprocessing
 from lora_mnist.checks import (
     require_better_than_one_class,
     require_consistent,
@@ -155,14 +155,14 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     is saved, the exact sum of both: it needs the base alone.
     """
     clock = Clock()
-    cfg = with_inherited_settings(cfg, run)
+    cfg = with_settings_of_adapter_or_base(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)
     repaired_names = load_saved_adapter(cfg, net)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
-    better_preprocessing = check_preprocessing(cfg, run, trainer, net, data)
+    better_preprocessing = find_better_preprocessing(cfg, run, trainer, net, data)
     choose_target(cfg, net, data, trainer)
     repaired_before = [c for c in data.numbers_of(repaired_names) if c not in data.targets]
     oversample_repaired_classes(cfg, data, repaired_before)
@@ -185,7 +185,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
             "repaired_before": repaired_before,
             "better_preprocessing": better_preprocessing,
         }
-        save_run_adapter(cfg, run, net, base, data, results)
+        sum_and_save_adapter(cfg, run, net, base, data, results)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
     require_better_than_one_class(module, data)
@@ -198,7 +198,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     It saves no adapter; its weights are in the checkpoint only.
     """
     clock = Clock()
-    cfg = with_inherited_settings(cfg, run)
+    cfg = with_settings_of_adapter_or_base(cfg, run)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
     base = load_base(cfg, net)

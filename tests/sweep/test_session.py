@@ -127,10 +127,12 @@ def test_a_sweep_has_its_folder_to_itself(cli, tmp_path):
 
 @pytest.mark.slow
 def test_an_allowed_metric_that_no_job_has(cli, tmp_path):
-    done = cli(TOY, "-m", "x=choice(1,2)", "shape=glob(*,exclude=long)", "sweep.metric=val.loss")
+    options = ("x=choice(1,2)", "shape=glob(*,exclude=long)", "+sweep.columns.rate=nope")
+    done = cli(TOY, "-m", *options, "sweep.metric=val.loss")
     assert done.code == 2
-    others = "val.accuracy, val.errors, or null"
-    assert done.err == f"sweep.metric=val.loss: no job has it; expected {others}\n"
+    metric, column = done.err.splitlines()
+    assert metric.endswith("no job has it; expected val.accuracy, val.errors, or null")
+    assert column == "sweep.columns.rate=nope: results.json has no such number"
     rows = read_summary(only_run(tmp_path / "outputs", "multirun"))
     assert len(rows) == 4
     assert {row["shape"] for row in rows} == {"round", "square"}

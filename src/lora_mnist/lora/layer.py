@@ -24,7 +24,7 @@ from torch import Tensor, nn
 def scaling_divisor(rank: int, use_rslora: bool = False) -> float:
     """The divisor of ``scaling = alpha / rank``; rsLoRA's is ``sqrt(rank)``.
 
-    rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+    rsLoRA: Kalajdzievski 2023, arXiv:2312.03732. PEFT, and adapters on disk, know these two alone.
     """
     return math.sqrt(rank) if use_rslora else rank
 

@@ -225,4 +225,9 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
         expected = f"no job has it; expected {', '.join(numbers) or 'data.val_size > 0'}, or null"
         print(f"sweep.metric={ranked.metric}: {expected}", file=sys.stderr)
         code = UserError.exit_code
+    for title, key in ranked.sweep["columns"].items():
+        column = f"sweep.columns.{title}={key}"
+        has_it = any(key in job.results for job in ranked.jobs)
+        if ranked.groups and not has_it and column in ranked.sweep["commands"][-1]:
+            print(f"{column}: results.json has no such number", file=sys.stderr)
     return code, folder if ranked.jobs else None
