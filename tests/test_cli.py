@@ -45,11 +45,16 @@ def test_hydras_refusals_are_one_line(cli, tmp_path, argument, answer):
 
 
 def test_a_sweep_of_a_key_that_nothing_reads(cli, tmp_path):
-    """It leaves nothing that report.py run=latest would take for a sweep."""
-    done = cli(TOY, "-m", "nope=1,2", f"hydra.sweep.dir={tmp_path}/sweep")
+    """It leaves nothing that report.py run=latest would take for a sweep, and no file goes."""
+    sweep = tmp_path / "sweep"
+    done = cli(TOY, "-m", "nope=1,2", f"hydra.sweep.dir={sweep}")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("nope: nothing reads this key; the nearest: note")
-    assert not (tmp_path / "sweep" / "sweep.json").exists()
+    assert not sweep.exists()
+    sweep.mkdir()
+    (sweep / "notes").touch()
+    assert cli(TOY, "-m", "nope=1,2", f"hydra.sweep.dir={sweep}").code == 2
+    assert [path.name for path in sweep.iterdir()] == ["notes"]
 
 
 def test_a_file_with_an_equals_sign_needs_no_quotes(cli, tmp_path):

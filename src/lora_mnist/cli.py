@@ -256,6 +256,7 @@ class Folders(Callback):
         have ``hydra.output_subdir=null``.
         """
         global _new_folder
+        _new_folder = None
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
         try:
             if OmegaConf.is_missing(config, "stage"):
@@ -265,7 +266,8 @@ class Folders(Callback):
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is not None:
-                _new_folder = None if folder.exists() else folder.absolute()
+                if not folder.exists():
+                    _new_folder = folder.absolute()
                 if (folder / subfolder).exists():
                     raise UserError(
                         f"hydra.run.dir={folder}: holds another run; expected a new folder"

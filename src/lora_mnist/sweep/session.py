@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -205,8 +206,11 @@ def close_sweep(reason: str | None, code: int) -> tuple[int, Path | None]:
     command = len(ranked.sweep["commands"])
     if reason and code < 128 and not any(job.command == command for job in ranked.jobs):
         print(reason, file=sys.stderr)  # no job has started: the same command would fail again
-        if not ranked.jobs:
-            (folder / SWEEP_FILE).unlink()  # report.py and sweep.resume would find a sweep here
+        if not ranked.jobs:  # report.py and sweep.resume would find a sweep here
+            for name in (SWEEP_FILE, LOCK_FILE, "multirun.yaml"):
+                (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # a folder with other files stays
+                folder.rmdir()
         return code, None
     if ranked.jobs:
         print(summarize(ranked), flush=True)
