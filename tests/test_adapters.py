@@ -13,9 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from safetensors import safe_open
 
 from lora_mnist import MLP
-from lora_mnist.adapters import load_base, load_saved_adapter, with_settings_of_adapter_or_base
+from lora_mnist.adapters import load_base, load_saved_adapter
 from lora_mnist.choices import add_new_adapter
-from lora_mnist.classifier.net import make_net
 from lora_mnist.disk.base import own_file, write_base
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import lora_names
@@ -40,9 +39,7 @@ def finished(outputs, run, seconds):
 
 
 def config(outputs, *overrides):
-    return with_settings_of_adapter_or_base(
-        composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides), None
-    )
+    return composed("eval", *SMALL, f"paths.outputs={outputs}", *overrides)
 
 
 def test_an_adapter_finds_its_own_base(outputs):
@@ -51,24 +48,24 @@ def test_an_adapter_finds_its_own_base(outputs):
     other = MLP(hidden_sizes=[16]).state_dict()
     write_base(other, outputs / "base" / "mnist.ckpt")
     for adapter, sha256 in (("latest", own), (f"{outputs}/lora/2026-b", own), ("null", "")):
-        cfg = config(outputs, f"adapter={adapter}")
-        net = make_net(cfg)
-        assert load_base(cfg, net).sha256 == (sha256 or fingerprint(other))
+        cfg, net, base = load_base(config(outputs, f"adapter={adapter}"))
+        assert base.sha256 == (sha256 or fingerprint(other))
         assert not any(module.training for module in net.modules())
         load_saved_adapter(cfg, net)
         assert bool(lora_names(net)) == bool(sha256)
-    cfg = config(outputs, "adapter=latest", f"base_ckpt={outputs}/base/mnist.ckpt")
-    net = make_net(cfg)
-    assert load_base(cfg, net).sha256 == fingerprint(other)
+    asked = f"base_ckpt={outputs}/base/mnist.ckpt"
+    cfg, net, base = load_base(config(outputs, "adapter=latest", asked))
+    assert base.sha256 == fingerprint(other)
     reason = refused(load_saved_adapter, cfg, net)
     assert "expected the same base, or allow_other_base=true" in reason
     for path in (outputs / "base").glob("mnist-*"):
         path.unlink()
     cfg = config(outputs, "adapter=latest")
-    assert ": its base, " in refused(load_base, cfg, make_net(cfg))
+    assert f"its base is not here; expected base_ckpt=FILE, the weights with SHA-256 {own}" in (
+        refused(load_base, cfg)
+    )
     cfg.allow_other_base = True
-    net = make_net(cfg)
-    load_base(cfg, net)
+    cfg, net, _ = load_base(cfg)
     load_saved_adapter(cfg, net)
     assert cfg.adapter == str(outputs / "lora" / "2026-a" / "adapter")
     assert lora_names(net)
@@ -79,7 +76,7 @@ def test_the_latest_is_the_newest_by_time(outputs, tmp_path, monkeypatch):
 
     def latest(run=None):
         cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
-        return Path(with_settings_of_adapter_or_base(cfg, run).adapter).parent.name
+        return Path(load_base(cfg, run)[0].adapter).parent.name
 
     monkeypatch.setenv("LORA_MNIST_LATEST", "")  # so that it is afterwards as it was
     assert latest() == "2026-a"
@@ -148,8 +145,10 @@ def test_a_run_brings_its_network_its_data_and_its_base(cli, tmp_path, monkeypat
     command("eval.py", "data.mean=0.25", "adapter=latest", *options, f"hydra.run.dir={run}")
     results = read_results(run)
     assert (results["mean"], results["dataset"]) == (0.25, "photos")
+    assert "typed: data.mean" in (run / "eval.log").read_text()
     done = cli("eval.py", "net.width=6", "adapter=latest", *options, here=here)
-    assert done.code == 2  # net=mlp, which has no width
+    assert done.code == 2
+    assert "size mismatch" in done.err
     done = cli("eval.py", "-m", "adapter=latest", "scale=1,0.5", *options)
     assert done.code != 0
     assert "adapter=latest: expected the folder itself in a sweep" in done.err

@@ -38,7 +38,7 @@ def sides(outputs):
 
 @torch.no_grad()
 def expected(sides, net, number):
-    batch = sides.data.normalise(sides.data.test_set.images[[number]])
+    batch = sides.data.normalise(sides.test_set.images[[number]])
     return net(batch).softmax(1)[0].tolist()
 
 
@@ -47,7 +47,7 @@ def test_asks_the_base_and_the_adapted_network(sides, outputs, run, scale):
     """The scale is a factor, and zero gives the base bit for bit."""
     folders = [outputs / run / "adapter"] if run else []
     chosen = f"{outputs}/{run}/adapter" if run else None
-    base, adapted = sides.ask(sides.data.test_set.images[3], chosen, scale)
+    base, adapted = sides.ask(sides.test_set.images[3], chosen, scale)
     assert list(base) == list(adapted) == [*"0123456789"]
     assert list(base.values()) == expected(sides, small_net(outputs), 3)
     net = small_net(outputs, *folders)
@@ -69,16 +69,16 @@ def test_the_menu(sides, outputs, tmp_path):
 
 
 def test_from_one_mistake_of_the_base_to_the_next(sides, outputs):
-    labels, numbers, number = sides.data.test_set.labels, [], -1
+    labels, numbers, number = sides.test_set.labels, [], -1
     net = small_net(outputs)
     with torch.no_grad():
-        logits = net(sides.data.normalise(sides.data.test_set.images))
+        logits = net(sides.data.normalise(sides.test_set.images))
     wrong = (logits.argmax(1) != labels).nonzero()[:, 0].tolist()
     for _ in range(len(wrong) + 1):  # and round again
         number = sides.next_mistake(sides.chosen, number)
         numbers.append(number)
     assert numbers == [*wrong, wrong[0]]
-    sides.data.test_set.labels = logits.argmax(1)
+    sides.test_set.labels = logits.argmax(1)
     assert sides.next_mistake(None, 5) is None
 
 

@@ -14,7 +14,7 @@ COMMANDS = {"train", "evaluate", "predict", "export", "demo", "report"}
 #: What each room may import of the others.
 BELOW = {
     "errors": set(),
-    "project": set(),
+    "project": {"errors"},
     "progress": set(),
     "disk.files": set(),
     "classifier.significance": set(),
@@ -24,9 +24,10 @@ BELOW = {
     "classifier": {"errors", "progress", "lora", "data", "disk"},
     "sweep": {"errors", "project", "disk", "classifier.significance"},
     "show": {"errors", "project", "lora", "disk", "sweep", "data", "classifier.significance"},
-    "api": {"lora", "classifier"},
+    "api": {"lora", "classifier", "classify"},
     "settings": {"errors", "project"},
     "adapters": {"errors", "project", "checks", "lora", "data", "disk", "classifier", "show"},
+    "classify": {"adapters", "data", "project", "settings"},
     "trainer": {"errors", "progress", "project", "disk"},
     "checks": {"errors", "project", "data", "classifier"},
     "choices": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
@@ -38,7 +39,7 @@ BELOW = {
 
 
 ROOMS = {"lora", "data", "disk", "classifier", "show", "sweep"}
-STEPS = {"errors", "project", "settings", "adapters", "trainer", "check_preprocessing"}
+STEPS = {"errors", "project", "settings", "adapters", "classify", "trainer", "check_preprocessing"}
 BELOW |= {key: {*ROOMS, *STEPS, "checks", "choices", "learning_rate"} for key in COMMANDS}
 
 

@@ -116,7 +116,7 @@ MISTAKES = {
         ("+digit=9 -> digit: nothing reads this key",),
         ("data.eval_batch_size=0",),
         ("data.mean=[0.1,0.2,0.3] -> data.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),
-        FOLDER,
+        ("base_ckpt={tmp}/outputs/base/mnist.ckpt", *FOLDER),
         ("net=custom", "net._target_=nowhere.Net -> net: Error loading 'nowhere.Net'"),
         ("net=custom", "net._target_=builtins.dict"),
     ],

@@ -381,7 +381,7 @@ def test_a_repair_on_top_of_another(outputs):
 def test_a_class_repaired_before_counts_for_as_much_as_the_one_repaired_now(weight, turns):
     """An image has ``weight / 10`` of the loss, a replayed one ``(1 - weight) / 90`` a turn."""
     weights = (f"loss.target_weight={weight}", "data.replay=90")
-    cfg = composed("train", "stage=lora", *QUICK, *weights)
+    cfg = composed("train", "stage=lora", "data=mnist", *QUICK, *weights)
     data = make_data(cfg, "fit")
     data.choose(9)
     oversample_repaired_classes(cfg, data, [4])

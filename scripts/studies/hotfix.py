@@ -25,7 +25,7 @@ from lora_mnist import load_adapter
 from lora_mnist.classifier.net import make_net
 from lora_mnist.data import load_images, make_data
 from lora_mnist.data.mistakes import read_mistakes
-from lora_mnist.disk.base import read_base
+from lora_mnist.disk.base import load_weights, read_base
 
 FOLDER = OUTPUT / "hotfix"
 OWN = FOLDER / "own_classifier"
@@ -53,7 +53,7 @@ def compare(settings: str, base: Path, incoming: Path) -> list[str]:
     sets = (*data.mistake_sets, came_in, data.train_set, data.test_set)
     learnt, held_out, pictures, training, test = (in_memory(data, images) for images in sets)
     net = make_net(cfg).eval()
-    read_base(base, net)
+    load_weights(net, read_base(base))
     hotfix = load_adapter(copy.deepcopy(net), run(common)[0] / "adapter")
     tuned, trained = (half_and_half(net, images, training) for images in (learnt, training))
     was_right = wrong(net, pictures) == 0

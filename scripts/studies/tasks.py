@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lora_mnist.classifier.net import make_net
 from lora_mnist.data import ImageDataModule, Images, load_images, make_data
-from lora_mnist.disk.base import read_base
+from lora_mnist.disk.base import load_weights, read_base
 
 
 class ResNet(nn.Module):
@@ -172,7 +172,7 @@ class Task:
         """Its base and its images in memory."""
         cfg = composed([*self.common(), "stage=lora"])
         net = make_net(cfg)
-        read_base(self.base(), net)
+        load_weights(net, read_base(self.base()))
         net.eval()
         data = make_data(cfg, "fit")
         data.setup("test")

@@ -14,27 +14,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from lora_mnist.checks import require_validation
 from lora_mnist.classifier.dial import quick_dial
+from lora_mnist.classifier.net import make_net
 from lora_mnist.data import ImageDataModule
-from lora_mnist.disk.base import (
-    Base,
-    find_base,
-    own_file,
-    read_base,
-    read_record,
-    write_base,
-)
-from lora_mnist.disk.run_paths import ADAPTER_FOLDER, latest
-from lora_mnist.disk.run_settings import (
-    TRAINING_KEYS,
-    RunSettings,
-    foreign_code,
-    read_run_settings,
-)
+from lora_mnist.data.make import own_preprocessing
+from lora_mnist.disk.base import Base, find_base, load_weights, own_file, read_base, write_base
+from lora_mnist.disk.files import read_json
+from lora_mnist.disk.record import foreign_code, inherited, make_record
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RUN_RECORD, latest
 from lora_mnist.errors import UserError, config_group, one_line
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.combine import sum_adapters
@@ -48,6 +39,9 @@ _info = rank_zero_only(logging.getLogger(__name__).info)
 
 #: Where the first of several processes tells the others what ``adapter=latest`` is.
 _LATEST = "LORA_MNIST_LATEST"
+#: What a command uses where neither its command line nor a file says it.
+_DEFAULT_NET = {"_target_": "lora_mnist.MLP"}
+_DEFAULT_DATA = "lora_mnist.data.MNISTDataModule"
 
 
 @contextmanager
@@ -59,53 +53,138 @@ def _adapter_errors() -> Iterator[None]:
         raise UserError(f"adapter={one_line(error)}") from error
 
 
-# --- what an adapter was trained with ------------------------------------------------------------
+# --- the base --------------------------------------------------------------------------------
 
 
-def with_settings_of_adapter_or_base(cfg: DictConfig, run: Run | None) -> DictConfig:
-    """A copy of ``cfg`` that inherits settings of its adapter's run, or of its base's file.
+def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.Module, Base]:
+    """The base that a command names, on its network.
 
-    ``adapter`` becomes the adapter's own folder. From a command line, ``net`` and ``data`` become
-    those of the run that trained it (its ``.hydra/``); what was typed stays. A configuration made
-    in Python is left as it is. Keys of ``data`` that are null come from the file of the adapter or,
-    if it has none, of a base of ours: how images are prepared, and the order of the classes.
+    A key of ``net`` or ``data`` that ``cfg`` leaves null is taken from the first of these that has
+    it: the adapter's file, the base's file, the network itself (:func:`.own_preprocessing`), the
+    default of its class. A line of the log says what came from where.
+
+    Returns:
+        A copy of ``cfg`` with these values, ``adapter`` being the adapter's own folder; the network
+        with the base's weights, in eval mode but not frozen; and the base, to compare with later.
 
     Raises:
-        UserError: if there is no such adapter, or its run or its file names code of somebody's own.
+        UserError: if there is no such adapter or base, they do not fit, or code that a file names
+            is to be run without ``cfg.trust``.
     """
-    cfg = cfg.copy()
-    adapter = cfg.get("adapter")
-    if adapter == "latest":
-        adapter = _latest(cfg, run)
-    if adapter is not None:
-        folder = Path(adapter)
-        if not folder.is_dir():
-            raise UserError(
-                f"adapter={folder}: there is no such folder; expected an adapter's folder, that of "
-                "the run which left it, or latest"
-            )
-        if not (folder / CONFIG_NAME).exists() and (folder / ADAPTER_FOLDER).is_dir():
-            folder = folder / ADAPTER_FOLDER
-        cfg.adapter = str(folder)
-        trained = read_run_settings(folder.parent)
-        if trained is not None and run is not None and run.typed:
-            _take_over(cfg, run, trained)
-    record = read_record(base_file(cfg)[0]) or {}
-    preprocessing = record.get("preprocessing", {})
-    if adapter is not None:
+    cfg, sources = cfg.copy(), []
+    if cfg.get("adapter") is not None:
+        cfg.adapter = str(_adapter_folder(cfg, run))
         with _adapter_errors():
-            preprocessing |= read_metadata(cfg.adapter).get("preprocessing", {})
-    if foreign := foreign_code(preprocessing):  # either file may be somebody else's
-        named = f"base_ckpt={cfg.base_ckpt}" if adapter is None else f"adapter={cfg.adapter}"
+            record = read_metadata(cfg.adapter)
+        sources.append(_take_from(cfg, record, f"adapter={cfg.adapter}", "the adapter"))
+    path, sha256 = _base_file(cfg)
+    try:
+        file = read_base(path)
+    except FileNotFoundError as error:
+        _take(cfg, {"net": _DEFAULT_NET})
+        make_net(cfg)  # a mistake in the network comes first: the base's file is called after it
+        message = f"base_ckpt={path}: no such file; expected the weights of "
+        message += str(cfg.net._target_)
+        if sha256:
+            message = f"adapter={cfg.adapter}: its base is not here; expected base_ckpt=FILE, "
+            message += f"the weights with SHA-256 {sha256}"
+        elif path == current_base(cfg):
+            make = f"{program('train')} stage=pretrain"
+            message += f": base_ckpt=FILE, or make them with {make} and the same data and net"
+        raise UserError(message) from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
+    sources.append(_take_from(cfg, file.record, f"base_ckpt={path}", "the base"))
+    _take(cfg, {"net": _DEFAULT_NET, "data": {"_target_": _DEFAULT_DATA}})
+    net = make_net(cfg)
+    net.eval()  # in train mode, batch normalisation would move its running statistics
+    try:
+        base = load_weights(net, file)
+    except ValueError as error:
+        raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
+    if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
         raise UserError(
-            f"{named}: its preprocessing has {foreign[0]}, which is code; expected plain values"
+            f"adapter={cfg.adapter}: its base is not here; expected base_ckpt=FILE, the weights "
+            f"with SHA-256 {sha256}"
         )
-    if cfg.data.get("transform"):  # it replaces these keys
-        preprocessing = {}
-    for key, value in preprocessing.items():
-        if key in cfg.data and cfg.data[key] is None:
-            cfg.data[key] = value
-    return cfg
+    sources.append(take_own_preprocessing(cfg, net))
+    typed = run.typed_keys if run else set()
+    keys = sorted(key for key in typed if key.partition(".")[0] in ("net", "data"))
+    lines = [*filter(None, sources), f"typed: {', '.join(keys)}" if keys else ""]
+    if any(sources):
+        _info("%s", "; ".join(filter(None, lines)))
+    return cfg, net, base
+
+
+def take_own_preprocessing(cfg: DictConfig, net: nn.Module) -> str:
+    """Take what ``net`` says of its images, and then the project's folder for MNIST, into ``cfg``.
+
+    Returns:
+        What was taken from the network, for the log.
+    """
+    taken = []
+    if cfg.data._target_ != _DEFAULT_DATA and "image_size" in cfg.data:
+        taken = _take(cfg, {"data": own_preprocessing(cfg, net)})
+    _take(cfg, {"data": {"_target_": _DEFAULT_DATA, "data_dir": str(cfg.paths.data)}})
+    return f"from the network: {', '.join(taken)}" if taken else ""
+
+
+def _take(cfg: DictConfig, record: Mapping[str, Any]) -> list[str]:
+    """Give ``cfg`` the values of a record that it lacks; return their keys."""
+    keys: list[str] = []
+    with open_dict(cfg):
+        for group in ("net", "data"):
+            settings: Any = OmegaConf.to_container(cfg[group])
+            taken = inherited(settings, record.get(group, {}))
+            cfg[group] = settings | taken
+            if group == "data":
+                keys += [key for key in taken if key != "_target_"]
+            elif taken:
+                keys.append(group)
+    return keys
+
+
+def _take_from(cfg: DictConfig, record: Mapping[str, Any], named: str, source: str) -> str:
+    """:func:`_take` from the record of a file, which ``named`` names and which may be a stranger's.
+
+    Returns:
+        What was taken, for the log.
+    """
+    foreign = None
+    for group in ("net", "data"):
+        settings: Any = OmegaConf.to_container(cfg[group])
+        foreign = foreign or foreign_code(inherited(settings, record.get(group, {})), group)
+    if foreign and not cfg.get("trust"):
+        raise UserError(
+            f"{named}: its file names {foreign}, which could run code; expected trust=true to run "
+            "it, or net=... and data=... as in training"
+        )
+    if foreign:
+        cfg.paths.here = record.get("made", {}).get("folder", cfg.paths.here)
+    taken = _take(cfg, record)
+    return f"from {source}: {', '.join(taken)}" if taken else ""
+
+
+def _adapter_folder(cfg: DictConfig, run: Run | None) -> Path:
+    """The folder of the adapter that ``cfg.adapter`` names.
+
+    A run that goes on has the adapter that it began with: there may be a later one, even its own.
+    """
+    folder = cfg.adapter
+    if folder == "latest" and run is not None and cfg.get("resume") is not None:
+        settings = read_json(run.folder / RUN_RECORD).get("settings", {})
+        folder = settings.get("adapter") or folder
+    if folder == "latest":
+        folder = _latest(cfg, run)
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(
+            f"adapter={folder}: there is no such folder; expected an adapter's folder, that of "
+            "the run which left it, or latest"
+        )
+    if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
+        path = path / ADAPTER_FOLDER
+    return path
 
 
 def _latest(cfg: DictConfig, run: Run | None) -> str:
@@ -129,46 +208,12 @@ def _latest(cfg: DictConfig, run: Run | None) -> str:
     return folder
 
 
-def _take_over(cfg: DictConfig, run: Run, trained: RunSettings) -> None:
-    """Give ``cfg`` the network and the images of a run, but for what was typed."""
-    typed = run.typed_keys
-    taken: dict[str, dict[str, Any]] = {}
-    # net.hidden_sizes=... means another network; data.mean=... still means the same images.
-    if not any(key.partition(".")[0] == "net" for key in typed):
-        taken["net"] = trained.net
-    if "data" not in typed:
-        taken["data"] = {k: v for k, v in trained.data.items() if k not in TRAINING_KEYS}
-    foreign = foreign_code(taken)
-    if foreign and not cfg.trust:  # the run may be somebody else's
-        raise UserError(
-            f"adapter={cfg.adapter}: its run names {foreign[0]}, which is code; expected "
-            "trust=true to run it, or net=... and data=... on this command line, as in training"
-        )
-    with open_dict(cfg):
-        if foreign:
-            cfg.paths.here = str(trained.folder)
-        if "net" in taken:
-            cfg.net, cfg.base_name = trained.net, trained.base_name
-        if "data" in taken:
-            data = taken["data"]
-            folder = data.get("data_dir")
-            if folder and not folder.startswith("$"):
-                data["data_dir"] = str(trained.folder / Path(folder).expanduser())
-            for key, value in cfg.data.items():
-                if key in TRAINING_KEYS or f"data.{key}" in typed:
-                    data[key] = value
-            cfg.data = data
-
-
-# --- on the network ------------------------------------------------------------------------------
-
-
 def current_base(cfg: DictConfig) -> Path:
     """The file of the current base of these images and this network: the default of base_ckpt."""
     return Path(cfg.paths.bases, f"{cfg.base_name}.ckpt")
 
 
-def base_file(cfg: DictConfig) -> tuple[Path, str | None]:
+def _base_file(cfg: DictConfig) -> tuple[Path, str | None]:
     """The file of the base, and the SHA-256 that it should have, where the adapter says it.
 
     The base is ``cfg.base_ckpt``; where that is null, or the default of training, the base that the
@@ -184,50 +229,31 @@ def base_file(cfg: DictConfig) -> tuple[Path, str | None]:
     return kept or current_base(cfg), sha256
 
 
-def load_base(cfg: DictConfig, net: nn.Module) -> Base:
-    """Load the base into ``net``, in eval mode but not frozen; return it, to compare with later."""
-    net.eval()  # in train mode, batch normalisation would move its running statistics
-    path, sha256 = base_file(cfg)
-    try:
-        base = read_base(path, net)
-    except FileNotFoundError as error:
-        message = f"base_ckpt={path}: no such file; expected the weights of {cfg.net._target_}"
-        if path == current_base(cfg):
-            make = f"{program('train')} stage=pretrain"
-            message += f": base_ckpt=FILE, or make them with {make} and the same data and net"
-        raise UserError(message) from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
-    if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
-        raise UserError(
-            f"adapter={cfg.adapter}: its base, {sha256[:12]}..., is not in "
-            f"{cfg.paths.bases}; expected base_ckpt=FILE, the weights that it was trained on"
-        )
-    return base
+# --- the adapter -----------------------------------------------------------------------------
 
 
-def load_saved_adapter(cfg: DictConfig, net: nn.Module) -> list[str]:
-    """Put the adapter that ``cfg.adapter`` names, if any, on ``net``.
+def load_saved_adapter(cfg: DictConfig, net: nn.Module) -> None:
+    """Put the adapter that ``cfg.adapter`` names, if any, on ``net``."""
+    if cfg.adapter is not None:
+        with _adapter_errors():
+            load_adapter(net, cfg.adapter, cfg.allow_other_base)
 
-    Returns:
-        The names of the classes that it repairs; empty if there is no adapter, or it names none.
-    """
+
+def repaired_classes(cfg: DictConfig, data: ImageDataModule) -> list[int]:
+    """The classes of ``data`` that the adapter of ``cfg`` repairs; none without an adapter."""
     if cfg.adapter is None:
         return []
     with _adapter_errors():
-        load_adapter(net, cfg.adapter, cfg.allow_other_base)
-        return list(read_metadata(cfg.adapter).get("targets", []))
+        names = read_metadata(cfg.adapter).get("targets", [])
+    return [number for number, name in enumerate(data.classes) if name in names]
 
 
-def turn_adapter(
-    cfg: DictConfig,
-    net: nn.Module,
-    data: ImageDataModule,
-    device: torch.device | str = "cpu",
+def apply_scale(
+    cfg: DictConfig, net: nn.Module, data: ImageDataModule, device: torch.device | str = "cpu"
 ) -> float:
-    """Turn the adapter on ``net`` up or down, as ``cfg.scale`` says; return its scale.
+    """Give the adapter on ``net`` the scale ``cfg.scale``; return it.
 
-    With ``scale=auto`` the validation images of ``data`` decide how far; ``net`` is on ``device``.
+    With ``scale=auto`` the validation images of ``data`` decide; ``net`` is on ``device``.
     """
     scale: Any = cfg.scale
     if scale != "auto" and type(scale) not in (int, float):
@@ -258,20 +284,17 @@ def sum_and_save_adapter(
 ) -> None:
     """Save the exact sum of the adapters on ``net``, which needs the base alone, and its card.
 
-    ``net`` then carries the sum. Its metadata name the classes that are repaired, and how images
-    are prepared. The base gets a file of its own, where it has none, so that it is found later.
+    ``net`` then carries the sum. Its metadata are the :mod:`.record`. The base gets a file of its
+    own, where it has none, so that it is found later.
     """
     bases = Path(cfg.paths.bases)
+    record = make_record(cfg, str(data.name), data.preprocessing(), run.settings_typed)
     if find_base(bases, base.sha256) is None:
-        write_base(base.tensors, own_file(bases, cfg.base_name, base.sha256))
+        write_base(base.tensors, own_file(bases, cfg.base_name, base.sha256), record)
     if len(lora_names(net)) > 1 or any(each.scale != 1 for each in lora_adapters(net)):
         sum_adapters(net)
     targets = sorted({*results["targets"], *results["repaired_before"]})
-    metadata: dict[str, Any] = {
-        "base_sha256": base.sha256,
-        "dataset": str(data.name),
-        "targets": [data.classes[target] for target in targets],
-        "preprocessing": data.preprocessing(),
-    }
+    names = [data.classes[target] for target in targets]
+    metadata = {"base_sha256": base.sha256, "targets": names, **record}
     save_adapter(net, run.folder / ADAPTER_FOLDER, metadata=metadata)
     write_card(run, results)

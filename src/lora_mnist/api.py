@@ -3,6 +3,7 @@
 from lora_mnist.classifier.dial import dial_curve
 from lora_mnist.classifier.metrics import compare_errors
 from lora_mnist.classifier.net import CNN, MLP
+from lora_mnist.classify import Classifier, Prediction, load_classifier
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.combine import combine_adapters, sum_adapters
 from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
@@ -18,11 +19,14 @@ from lora_mnist.lora.model import (
 __all__ = [
     "CNN",
     "MLP",
+    "Classifier",
+    "Prediction",
     "add_lora",
     "combine_adapters",
     "compare_errors",
     "dial_curve",
     "load_adapter",
+    "load_classifier",
     "lora_disabled",
     "lora_names",
     "lora_parameters",

@@ -13,8 +13,7 @@ from torch import nn
 from lora_mnist.classifier.net import on_device
 from lora_mnist.classifier.preprocessing import Trial, conventions, try_conventions, within_chance
 from lora_mnist.classifier.significance import mcnemar, p_text
-from lora_mnist.data import ImageDataModule
-from lora_mnist.data.make import missing_settings
+from lora_mnist.data import FolderDataModule, ImageDataModule
 from lora_mnist.errors import config_group
 from lora_mnist.project import Run, command_line
 from lora_mnist.settings import Check
@@ -47,7 +46,11 @@ def find_better_preprocessing(
     if cfg.check is None or (cfg.check == Check.auto and (is_ours or cfg.adapter or run.is_sweep)):
         return []
     settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    tried = conventions(settings | missing_settings(cfg, net))
+    if isinstance(data, FolderDataModule):
+        settings |= {"channels": data.channels, "color_order": data.color_order}
+    else:
+        settings = {"mean": data.mean, "std": data.std}
+    tried = conventions(settings)
     with on_device(net, trainer.strategy.root_device) as device, config_group("data"):
         if cfg.check == Check.auto:
             few: list[Trial] = []
@@ -95,7 +98,7 @@ def find_better_preprocessing(
         text = f"nothing tried is better than the configured way: {errors} errors {images}"
         if as_good:
             text += f"; no worse by more than chance: {' | '.join(as_good[:5])}"
-        if "image_size" in cfg.data:
+        if isinstance(data, FolderDataModule):
             text += "; other values of data.image_size were not tried"
         log.info("%s", text)
         return []

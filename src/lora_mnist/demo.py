@@ -9,11 +9,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.adapters import load_base, load_saved_adapter, with_settings_of_adapter_or_base
-from lora_mnist.classifier.net import make_net
-from lora_mnist.data import ImageDataModule, MNISTDataModule, make_data
+from lora_mnist.adapters import load_saved_adapter
+from lora_mnist.classify import open_classifier
+from lora_mnist.data import ImageDataModule, Images, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import UserError, one_line, require_extra
+from lora_mnist.lora.base_state import base_state_dict, fingerprint
 from lora_mnist.lora.merge import remove_lora
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
@@ -34,7 +35,8 @@ class SideBySide:
     """A base and an adapter on it, asked about one image at a time.
 
     Attributes:
-        data: the test images; it also brings pictures to the form of these images.
+        data: brings pictures to the form of the network's images.
+        test_set: the test images; ``None`` where they are not here.
         chosen: the folder of the adapter that the page opens with: that of ``cfg.adapter``, or else
             the newest; with a network, images or a base typed, the newest on that base, if any.
         menu: name and folder of each adapter on this base: the chosen one first, then the newest.
@@ -47,14 +49,19 @@ class SideBySide:
         may_take_latest = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}
         if may_take_latest and any(outputs.glob("lora/*/adapter")):
             cfg.adapter = "latest"
-        self.cfg = with_settings_of_adapter_or_base(cfg, run)
-        self._net = make_net(self.cfg)
-        self._placed: str | None = None  # the folder of the adapter that is on the network now
-        self.data: ImageDataModule = make_data(self.cfg, "test", self._net)
-        base = load_base(self.cfg, self._net)
+        classifier = open_classifier(cfg, run)
+        self.cfg, self._net = classifier.settings, classifier.net
+        self._placed: str | None = self.cfg.adapter  # the folder of the adapter on the network now
+        self.data: ImageDataModule = classifier.data
+        self.test_set: Images | None = None
+        try:
+            self.test_set = make_data(self.cfg, "test").test_set
+        except UserError as error:
+            log.info("no test images here (%s)", error)
+        sha256 = fingerprint(base_state_dict(self._net))
         folders = [] if self.cfg.adapter is None else [self.cfg.adapter]
         for file in sorted(outputs.rglob(CONFIG_NAME), key=os.path.getmtime, reverse=True):
-            if read_metadata(file.parent).get("base_sha256") == base.sha256:
+            if read_metadata(file.parent).get("base_sha256") == sha256:
                 folders.append(str(file.parent))
         self.chosen = folders[0] if folders else None
         self.menu: list[tuple[str, str]] = []
@@ -94,10 +101,12 @@ class SideBySide:
     @torch.no_grad()
     def next_mistake(self, folder: str | None, after: int) -> int | None:
         """The number of the next test image behind ``after`` that the base gets wrong, if any."""
-        base, count = self.network(folder, 0.0), len(self.data.test_set)
+        if self.test_set is None:
+            return None
+        base, count = self.network(folder, 0.0), len(self.test_set)
         order = torch.arange(after + 1, after + 1 + count) % count
         for numbers in torch.split(order, self.data.eval_batch_size):
-            images, labels = self.data.test_set.take(numbers.tolist())
+            images, labels = self.test_set.take(numbers.tolist())
             wrong = base(self.data.normalise(images)).argmax(dim=1) != labels
             if wrong.any():
                 return int(numbers[wrong][0])
@@ -123,9 +132,11 @@ def build_page(sides: SideBySide) -> Any:
 
     def mistake(number: int, folder: str | None) -> tuple[int, Tensor | None, str]:
         following = sides.next_mistake(folder, number)
+        if sides.test_set is None:
+            return -1, None, "The test images are not here."
         if following is None:
             return -1, None, "The base gets every test image right."
-        images, labels = sides.data.test_set.take([following])
+        images, labels = sides.test_set.take([following])
         label = sides.data.classes[int(labels[0])]
         return following, images[0], f"Test image {following}, labelled {label}"
 

@@ -4,15 +4,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.adapters import (
-    load_base,
-    load_saved_adapter,
-    turn_adapter,
-    with_settings_of_adapter_or_base,
-)
+from lora_mnist.adapters import apply_scale, load_base, load_saved_adapter, repaired_classes
 from lora_mnist.check_preprocessing import find_better_preprocessing
 from lora_mnist.classifier.module import ClassifierModule
-from lora_mnist.classifier.net import make_net, on_device
+from lora_mnist.classifier.net import on_device
 from lora_mnist.data import make_data
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
@@ -41,17 +36,16 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """
     clock = Clock()
     run = run or Run(new_run_folder(cfg))
-    cfg = with_settings_of_adapter_or_base(checked(cfg, run), run)
+    cfg = checked(cfg, run)
     comparisons = parse_require(cfg.require)
     trainer = make_trainer(cfg, run)
-    net = make_net(cfg)
+    cfg, net, base = load_base(cfg, run)
     data = make_data(cfg, "test", net)
-    base = load_base(cfg, net)
     better = find_better_preprocessing(cfg, run, trainer, net, data)
-    repaired = load_saved_adapter(cfg, net)
-    data.targets = data.numbers_of(repaired)
+    load_saved_adapter(cfg, net)
+    data.targets = repaired_classes(cfg, data)
     with on_device(net, trainer.strategy.root_device) as device:
-        scale = turn_adapter(cfg, net, data, device)
+        scale = apply_scale(cfg, net, data, device)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     settings["base_sha256"] = base.sha256
     module = ClassifierModule(net, data, hyperparameters=settings)

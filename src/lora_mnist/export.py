@@ -4,23 +4,19 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from lora_mnist.adapters import (
-    load_base,
-    load_saved_adapter,
-    turn_adapter,
-    with_settings_of_adapter_or_base,
-)
-from lora_mnist.classifier.net import make_net
-from lora_mnist.data import ImageDataModule, make_data
+from lora_mnist.classify import open_classifier
+from lora_mnist.data import Batch, make_data
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, require_extra
 from lora_mnist.lora.base_state import base_state_dict, fingerprint
@@ -40,8 +36,9 @@ _FORMATS = {".safetensors": "safetensors", ".onnx": "onnx"}
 def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
-    What is written must give the predictions of the live network on the whole test set, and its
-    logits as far as :data:`TOLERANCE`; otherwise nothing is written.
+    What is written must give the predictions of the live network on the whole test set, or on noise
+    where that is not here, and its logits as far as :data:`TOLERANCE`; otherwise nothing is
+    written.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
@@ -64,46 +61,59 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         raise UserError(f"out={out}: expected another ending, or format={form}")
     if cfg.format == "onnx":
         require_extra("format=onnx", "onnx", "onnxruntime", "onnxscript")
-    cfg = with_settings_of_adapter_or_base(cfg, run)
-    net = make_net(cfg)
-    load_base(cfg, net)
-    data = make_data(cfg, "test", net)
-    # torch.export would keep the size of a batch of one constant.
-    examples, _ = data.test_set.take([0, 0])
-    load_saved_adapter(cfg, net)
-    scale = turn_adapter(cfg, net, data)
+    classifier = open_classifier(cfg, run)
+    cfg, net, data = classifier.settings, classifier.net, classifier.data
     plain = merge_lora(copy.deepcopy(net)) if cfg.adapter else net
-    channels, height, width = examples.shape[1:]
-    transform = "(pixel / 255 - mean) / std"
-    if cfg.data.get("transform"):  # one of the user's own, in the place of mean and std
-        transform = json.dumps(OmegaConf.to_container(cfg.data.transform, resolve=True))
+    picture = classifier.prepare(Image.linear_gradient("L"))
+    # torch.export would keep the size of a batch of one constant.
+    example = torch.stack([picture, picture])
     adapter, outputs = cfg.adapter, cfg.paths.outputs
     if adapter and Path(adapter).is_relative_to(outputs):  # the file may be given away
         adapter = str(Path(adapter).relative_to(outputs))
-    metadata = {
+    about: dict[str, Any] = {
+        "net": OmegaConf.to_container(cfg.net, resolve=True),
+        "adapter": adapter,
+        "scale": classifier.scale,
+        "classes": data.classes,
+        "channels": data.channels,
+        "color_order": data.color_order,
+        **data.preprocessing(),
+    }
+    transform = "(pixel / 255 - mean) / std"
+    if cfg.data.get("transform"):  # one of the user's own, in the place of mean and std
+        transform = json.dumps(OmegaConf.to_container(cfg.data.transform, resolve=True))
+    metadata = {key: json.dumps(value) for key, value in about.items()}
+    channels, height, width = picture.shape
+    metadata |= {
         "lora_mnist": version("lora-mnist"),
-        "net": json.dumps(OmegaConf.to_container(cfg.net, resolve=True)),
         "base_sha256": fingerprint(base_state_dict(net)),
-        "adapter": json.dumps(adapter),
-        "scale": json.dumps(scale),
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(data.name),
-        "classes": json.dumps(data.classes),
+        "prepared_by": str(cfg.data._target_),
         "input": f"float32 (batch, {channels}, {height}, {width}): {transform}",
-        "color_order": data.color_order,
-        "mean": json.dumps(data.mean),
-        "std": json.dumps(data.std),
     }
+    batches, images = _images_to_compare(cfg, example)
     try:
         with atomic_write(out) as path:
-            written = _write(cfg.format, plain, data.normalise(examples), metadata, path)
-            largest = _compare(cfg, net, written, data)
+            written = _write(cfg.format, plain, example, metadata, path)
+            largest = _compare(cfg, net, written, batches)
     except OSError as error:
         raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
-    same = f"same predictions as the live network on {len(data.test_set):,} test images"
-    parts = f"base and adapter at scale {scale:g}" if cfg.adapter else "base"
-    log.info("%s: %s; %s, logits to %.1e", cfg.out, parts, same, largest)
+    parts = f"base and adapter at scale {classifier.scale:g}" if cfg.adapter else "base"
+    message = "%s: %s; same predictions as the live network on %s, logits to %.1e"
+    log.info(message, cfg.out, parts, images, largest)
     return metadata
+
+
+def _images_to_compare(cfg: DictConfig, example: Tensor) -> tuple[Iterable[Batch], str]:
+    """Batches of the test images or, where these are not here, of noise; and their description."""
+    try:
+        tested = make_data(cfg, "test")
+    except UserError as error:
+        noise = torch.randn(200, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+        log.info("no test images here (%s)", error)
+        return [(noise, torch.zeros(200))], "200 images of noise"
+    return tested.batches(tested.test_set), f"{len(tested.test_set):,} test images"
 
 
 def _write(
@@ -143,10 +153,10 @@ def _compare(
     cfg: DictConfig,
     live: nn.Module,
     written: Callable[[Tensor], Tensor],
-    data: ImageDataModule,
+    batches: Iterable[Batch],
 ) -> float:
     """The largest difference between the logits of two networks; refuse networks that differ."""
-    outputs = [(live(batch), written(batch)) for batch, _ in data.batches(data.test_set)]
+    outputs = [(live(batch), written(batch)) for batch, _ in batches]
     expected, logits = (torch.cat(side) for side in zip(*outputs, strict=True))
     others = int((logits.argmax(1) != expected.argmax(1)).sum())
     largest = (logits - expected).abs().max().item()

@@ -10,17 +10,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
-from torch import Tensor, nn
+from torch import Tensor
 
-from lora_mnist.adapters import (
-    load_base,
-    load_saved_adapter,
-    turn_adapter,
-    with_settings_of_adapter_or_base,
-)
-from lora_mnist.classifier.net import make_net
-from lora_mnist.data import ImageDataModule, make_data
-from lora_mnist.data.make import require_compatible
+from lora_mnist.classify import Classifier, open_classifier
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
 from lora_mnist.lora.model import lora_disabled
@@ -48,32 +40,28 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
-    cfg = with_settings_of_adapter_or_base(checked(cfg), run)
+    cfg = checked(cfg)
     files = find_pictures(cfg.images, with_subfolders=cfg.mistakes is not None)
-    net = make_net(cfg)
-    data: ImageDataModule = make_data(cfg, "predict", net)
+    classifier = open_classifier(cfg, run)
     labels = {}
     if cfg.mistakes is not None:
         with config_group("images"):
-            labels = {f: data.class_of_folder(f.resolve().parent.name) for f in files}
-    load_base(cfg, net)
-    load_saved_adapter(cfg, net)
-    turn_adapter(cfg, net, data)
+            for file in files:
+                labels[file] = classifier.data.class_of_folder(file.resolve().parent.name)
     images: dict[Path, Tensor] = {}
     predictions: list[dict[str, Any]] = []
     for file in files:
         try:
-            images[file] = data.read_picture(file)
+            images[file] = classifier.prepare(file)
         except ValueError as error:
             log.error("%s: skipped: %s", file, one_line(error))
     if images:
         batch = torch.stack(list(images.values()))
-        require_compatible(net, data, batch[[0, 0]])
         predictions = [{"file": str(file)} for file in images]
-        with lora_disabled(net) if cfg.adapter else nullcontext():
-            _classify("base", net, data, batch, predictions)
+        with lora_disabled(classifier.net) if cfg.adapter else nullcontext():
+            _classify("base", classifier, batch, predictions)
         if cfg.adapter:
-            _classify("adapted", net, data, batch, predictions)
+            _classify("adapted", classifier, batch, predictions)
         if cfg.mistakes is not None:
             wrong = copied = 0
             for file, prediction in zip(images, predictions, strict=True):
@@ -130,22 +118,15 @@ def find_pictures(images: Any, with_subfolders: bool = False) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-@torch.no_grad()
 def _classify(
-    side: str,
-    net: nn.Module,
-    data: ImageDataModule,
-    images: Tensor,
-    predictions: list[dict[str, Any]],
+    side: str, classifier: Classifier, images: Tensor, predictions: list[dict[str, Any]]
 ) -> None:
-    """Add what ``net`` says to each of ``images`` to its prediction, under the name ``side``."""
-    batches = torch.split(images, data.eval_batch_size)
-    probabilities = torch.cat([net(data.normalise(batch)).softmax(dim=1) for batch in batches])
-    for row, prediction in zip(probabilities.tolist(), predictions, strict=True):
-        best = row.index(max(row))
-        prediction[side] = {
-            "digit": best,
-            "class": data.classes[best],
-            "probability": row[best],
-            "probabilities": row,
+    """Add the class of each of ``images`` to its prediction, under the name ``side``."""
+    for row, entry in zip(classifier.probabilities(images), predictions, strict=True):
+        prediction = classifier.prediction(row)
+        entry[side] = {
+            "digit": classifier.classes.index(prediction.label),
+            "class": prediction.label,
+            "probability": prediction.probability,
+            "probabilities": prediction.probabilities,
         }

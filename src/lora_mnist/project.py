@@ -15,6 +15,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.errors import UserError
+
 _PACKAGE = Path(__file__).resolve().parent
 #: The configurations. A wheel has them in the package, a checkout beside ``src``.
 CONFIGS = _PACKAGE / "configs"
@@ -45,6 +47,11 @@ class Run:
     def typed_keys(self) -> set[str]:
         """The keys of its overrides, such as lora.rank."""
         return {key_of(text) for text in self.typed}
+
+    @property
+    def settings_typed(self) -> list[str]:
+        """The overrides that say what is computed, and not where its files go."""
+        return self.typed_without("resume=", "hydra.", "paths.")
 
     def typed_without(self, *starts: str) -> list[str]:
         """The overrides but for those that begin with one of ``starts``."""
@@ -113,10 +120,14 @@ def base_name(data: DictConfig, net: DictConfig) -> str:
     digits of its path's SHA-256, since two folders may have the same name.
     """
     name = data.get("name")
-    if name is None:
+    if name is None and data._target_ is None:
+        name = "mnist"
+    elif name is None:
         path = Path(str(data.get("data_dir") or "folder")).expanduser().resolve()
         name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
-    if net._target_ == "lora_mnist.MLP":
+    elif not re.fullmatch(r"[^/\\\0]+", str(name)):
+        raise UserError(f"data.name={name}: expected a name without /, since files are called so")
+    if net._target_ in (None, "lora_mnist.MLP"):
         return str(name)
     kind = str(net.get("model_name") or net._target_.rpartition(".")[2])
     return f"{name}_{re.sub('[^a-z0-9.]+', '_', kind.lower())}"

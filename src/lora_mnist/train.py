@@ -20,8 +20,9 @@ from lora_mnist.adapters import (
     current_base,
     load_base,
     load_saved_adapter,
+    repaired_classes,
     sum_and_save_adapter,
-    with_settings_of_adapter_or_base,
+    take_own_preprocessing,
 )
 from lora_mnist.check_preprocessing import find_better_preprocessing
 from lora_mnist.checks import (
@@ -52,6 +53,7 @@ from lora_mnist.disk.base import (
 )
 from lora_mnist.disk.checkpoint import locked_run, step_of
 from lora_mnist.disk.numbers import check_require, parse_require
+from lora_mnist.disk.record import make_record
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, new_run_folder
 from lora_mnist.errors import TrainingError, UserError
@@ -121,6 +123,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         require_replaceable(current)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
+    take_own_preprocessing(cfg, net)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
     choose_target(cfg, net, data, trainer)
@@ -138,7 +141,10 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
             is_published = cfg.publish and not data.targets and not useless
             folder = Path(cfg.paths.bases) if is_published else run.folder
             own = own_file(folder, cfg.base_name, results["base_sha256"])
-            write_base(net.state_dict(), own, data.preprocessing())
+            record = make_record(cfg, str(data.name), data.preprocessing(), run.settings_typed)
+            # How many images are held out is each training's own choice.
+            record["data"].pop("val_size", None)
+            write_base(net.state_dict(), own, record)
             if is_published and current is not None:
                 publish_base(own, current)
             else:
@@ -155,16 +161,14 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     is saved, the exact sum of both: it needs the base alone.
     """
     clock = Clock()
-    cfg = with_settings_of_adapter_or_base(cfg, run)
     trainer = make_trainer(cfg, run)
-    net = make_net(cfg)
-    base = load_base(cfg, net)
-    repaired_names = load_saved_adapter(cfg, net)
+    cfg, net, base = load_base(cfg, run)
+    load_saved_adapter(cfg, net)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
     better_preprocessing = find_better_preprocessing(cfg, run, trainer, net, data)
     choose_target(cfg, net, data, trainer)
-    repaired_before = [c for c in data.numbers_of(repaired_names) if c not in data.targets]
+    repaired_before = [c for c in repaired_classes(cfg, data) if c not in data.targets]
     oversample_repaired_classes(cfg, data, repaired_before)
     add_new_adapter(cfg, net)
     module = make_module(cfg, net, data, base)
@@ -198,10 +202,8 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     It saves no adapter; its weights are in the checkpoint only.
     """
     clock = Clock()
-    cfg = with_settings_of_adapter_or_base(cfg, run)
     trainer = make_trainer(cfg, run)
-    net = make_net(cfg)
-    base = load_base(cfg, net)
+    cfg, net, base = load_base(cfg, run)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
     choose_target(cfg, net, data, trainer)

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from lora_mnist import MLP
 from lora_mnist.classifier.preprocessing import Trial, conventions, within_chance
 from lora_mnist.data import FolderDataModule
-from lora_mnist.data.make import missing_settings
+from lora_mnist.data.make import own_preprocessing
 
 
 def train_plain(folder):
@@ -103,10 +103,8 @@ def require_same(keys, transform):
 
 
 def named_by(net, settings, **data):
-    """The keys of data=folder that a network names, where all of them are null."""
-    keys = ("image_size", "resize", "crop_pct", "interpolation", "mean", "std")
-    data = {**dict.fromkeys(keys), "channels": 3, **data}
-    return missing_settings(OmegaConf.create({"net": settings, "data": data}), net)
+    """The keys of data=folder that a network names."""
+    return own_preprocessing(OmegaConf.create({"net": settings, "data": data}), net)
 
 
 def test_a_network_names_its_own_preprocessing():
@@ -123,8 +121,10 @@ def test_a_network_of_timm_names_its_own_preprocessing():
     settings = {"_target_": "timm.create_model"}
     keys = named_by(net, settings)
     small = named_by(net, {**settings, "img_size": 32})
-    assert small == {**keys, "image_size": [32, 32]}  # timm itself still names the larger one
+    assert small.pop("image_size") == [32, 32]  # timm itself still names the larger one
+    assert "crop_pct" in keys  # which is that of the larger one
+    assert small == {key: keys[key] for key in keys if key not in ("image_size", "crop_pct")}
     require_same(keys, timm.data.create_transform(**timm.data.resolve_model_data_config(net)))
-    grey = named_by(net, settings, crop_pct=1.0, channels=1)  # its mean is of three channels
-    assert grey.keys() == {"image_size", "resize", "interpolation"}
-    assert grey["image_size"] == [224, 224]
+    grey = named_by(net, {**settings, "in_chans": 1})  # its mean is of three channels
+    assert grey.keys() == {"image_size", "resize", "crop_pct", "interpolation", "channels"}
+    assert (grey["image_size"], grey["channels"]) == ([224, 224], 1)

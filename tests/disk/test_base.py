@@ -15,10 +15,10 @@ from torch import nn
 
 from lora_mnist.disk.base import (
     find_base,
+    load_weights,
     own_file,
     publish_base,
     read_base,
-    read_record,
     require_replaceable,
     write_base,
 )
@@ -62,7 +62,7 @@ FORMS = {
 def test_reads_what_training_scripts_save(tmp_path, state, form):
     torch.save(FORMS[form](state), tmp_path / "mine.pt")
     net = other_net()
-    base = read_base(tmp_path / "mine.pt", net)
+    base = load_weights(net, read_base(tmp_path / "mine.pt"))
     assert list(base.tensors) == list(state)
     assert changed_tensors(state, net.state_dict()) == []
     assert base.sha256 == fingerprint(state)
@@ -78,7 +78,7 @@ def test_another_precision_is_converted(tmp_path, dtype):
     net(torch.randn(8, 2))
     torch.save({k: t.to(dtype) for k, t in net.state_dict().items()}, tmp_path / "mine.pt")
     fresh = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    base = read_base(tmp_path / "mine.pt", fresh)
+    base = load_weights(fresh, read_base(tmp_path / "mine.pt"))
     for name, tensor in fresh.state_dict().items():
         assert tensor.dtype == base.tensors[name].dtype == net.state_dict()[name].dtype
         assert torch.equal(tensor, net.state_dict()[name].to(dtype).to(tensor.dtype))
@@ -115,7 +115,7 @@ def test_refuses_other_weights(tmp_path, state, form):
     net = other_net()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(ValueError, match="; expected ") as caught:
-        read_base(tmp_path / "mine.pt", net)
+        load_weights(net, read_base(tmp_path / "mine.pt"))
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
     assert changed_tensors(before, net.state_dict()) == []
@@ -141,7 +141,7 @@ def test_damaged_files_are_refused_and_nothing_in_them_runs(tmp_path, monkeypatc
     path.write_bytes(contents.get(kind, whole[: len(whole) // 2]))
     start = "holds " if kind == "trap" else "damaged or "
     with pytest.raises(ValueError, match=rf"^{start}.*; expected .*weights"):
-        read_base(path, other_net())
+        load_weights(other_net(), read_base(path))
     assert not Path("trapped").exists()
 
 
@@ -155,10 +155,12 @@ def test_a_refused_file_is_saved_again_as_advised(tmp_path, monkeypatch, kind):
     content = {"state_dict": net.state_dict(), **hyperparameters}
     torch.save(net if kind == "a network" else content, "it's.ckpt")
     with pytest.raises(ValueError, match=r"^holds \S+, which is not loaded") as caught:
-        read_base(Path("it's.ckpt"), nn.Linear(2, 3))
+        load_weights(nn.Linear(2, 3), read_base(Path("it's.ckpt")))
     command = str(caught.value).partition("save them so: python ")[2]
     subprocess.run(f"{shlex.quote(sys.executable)} {command}", shell=True, check=True)
-    assert read_base(Path("weights.pt"), nn.Linear(2, 3)).sha256 == fingerprint(net.state_dict())
+    assert load_weights(nn.Linear(2, 3), read_base(Path("weights.pt"))).sha256 == fingerprint(
+        net.state_dict()
+    )
 
 
 def test_a_base_is_written_and_found_again(tmp_path, state):
@@ -167,14 +169,14 @@ def test_a_base_is_written_and_found_again(tmp_path, state):
     assert own.name == f"mnist-{sha256[:12]}.ckpt"
     write_base(state, own, {"mean": 0.5})
     assert list(tmp_path.iterdir()) == [own]
-    assert read_base(own, other_net()).sha256 == sha256
+    assert load_weights(other_net(), read_base(own)).sha256 == sha256
     save_file(prefixed("net.")(state), tmp_path / "safetensors.pt", {"format": "pt"})
-    assert read_base(tmp_path / "safetensors.pt", other_net()).sha256 == sha256
-    record = read_record(own)
-    assert changed_tensors(record["state_dict"], state) == []
-    assert (record["sha256"], record["preprocessing"]) == (sha256, {"mean": 0.5})
+    assert load_weights(other_net(), read_base(tmp_path / "safetensors.pt")).sha256 == sha256
+    file = read_base(own)
+    assert changed_tensors(file.tensors, state) == []
+    assert (file.sha256, file.record) == (sha256, {"mean": 0.5})
     torch.save(state, tmp_path / "another.pt")
-    assert read_record(tmp_path / "another.pt") is read_record(tmp_path / "none.pt") is None
+    assert read_base(tmp_path / "another.pt")[1:] == ({}, None)
     assert find_base(tmp_path, sha256) == own
     assert find_base(tmp_path / "none", sha256) is None
 
@@ -213,4 +215,4 @@ def test_the_way_back_is_a_command_that_goes_back(tmp_path):
     assert text.getvalue().count("go back with") == 1
     command = text.getvalue().partition("go back with: ")[2].splitlines()[0]
     subprocess.run(shlex.split(command), check=True)
-    assert read_record(target)["sha256"] == fingerprint(tensors)
+    assert read_base(target).sha256 == fingerprint(tensors)

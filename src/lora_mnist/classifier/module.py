@@ -1,6 +1,8 @@
 """The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
+import hashlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, config_group, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import lora_disabled, lora_names
+from lora_mnist.lora.peft import WEIGHTS_NAME
 
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
 _TESTS = ("test", "mistakes", "mistakes_test")
@@ -194,6 +197,9 @@ def make_module(
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     settings |= {"base_sha256": base and base.sha256, "targets": data.targets}
     settings |= {"classes": data.classes, "data_sha256": dict(data.sha256)}
+    if cfg.get("adapter") is not None:
+        content = Path(cfg.adapter, WEIGHTS_NAME).read_bytes()
+        settings["adapter_sha256"] = hashlib.sha256(content).hexdigest()
     with config_group("loss"):
         loss = instantiate(cfg.loss, _convert_="all")
     optimizer, scheduler = dict(cfg.optimizer), dict(cfg.scheduler or {})

@@ -1,12 +1,13 @@
 """Images of classes as a Lightning DataModule."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
@@ -116,7 +117,7 @@ class ImageDataModule(LightningDataModule):
         """The images of all classes to train on, to validate on, and to test on."""
         raise NotImplementedError
 
-    def read_picture(self, path: Path) -> Tensor:
+    def read_picture(self, picture: Path | Image) -> Tensor:
         """A picture from elsewhere, in the form of these images; or ValueError with the reason."""
         raise NotImplementedError
 
@@ -180,10 +181,6 @@ class ImageDataModule(LightningDataModule):
             )
         self.target_indices = is_target.nonzero()[:, 0]
         self.other_indices = (~is_target).nonzero()[:, 0]
-
-    def numbers_of(self, names: Collection[str]) -> list[int]:
-        """The numbers of the classes that are called so; names of other classes are left out."""
-        return [number for number, name in enumerate(self.classes) if name in names]
 
     def class_of_folder(self, name: str) -> int:
         """The number of the class that a folder is named after; or ValueError."""

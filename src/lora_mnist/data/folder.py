@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from lora_mnist.data.datamodule import ImageDataModule
@@ -54,7 +55,7 @@ class FolderDataModule(ImageDataModule):
 
     def __init__(
         self,
-        data_dir: str | Path | None,
+        data_dir: str | Path | None = None,
         *,
         name: str | None = None,
         classes: Sequence[str | int] | None = None,
@@ -130,8 +131,8 @@ class FolderDataModule(ImageDataModule):
         prepare = replace(self._preparation, **changes)
         return [ImageFiles(files.paths, files.labels, prepare) for files in self._files[:2]]
 
-    def read_picture(self, path: Path) -> Tensor:
-        return self._preparation(open_picture(path, upright=False))
+    def read_picture(self, picture: Path | Image) -> Tensor:
+        return self._preparation(open_picture(picture, upright=False))
 
     def preprocessing(self) -> dict[str, Any]:
         settings = {"classes": self.classes, "channels": self.channels}

@@ -1,28 +1,24 @@
-"""The data module of a configuration, with the preprocessing that the network itself names."""
+"""The data module of a configuration, and the preprocessing that a network itself names."""
 
-import logging
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 import torchvision.models
 from hydra.utils import instantiate
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.errors import UserError, config_group, one_line
 
-_info = rank_zero_only(logging.getLogger(__name__).info)
-
 
 @contextmanager
 def code_of(cfg: DictConfig) -> Iterator[None]:
-    """Inside the ``with`` block Python also looks for modules where the command was started."""
+    """Inside the ``with`` block Python also looks for modules in ``cfg.paths.here``."""
     path = list(sys.path)
     sys.path.append(str(cfg.paths.here))
     try:
@@ -34,19 +30,21 @@ def code_of(cfg: DictConfig) -> Iterator[None]:
 def make_data(cfg: DictConfig, stage: str, net: nn.Module | None = None) -> ImageDataModule:
     """The data of ``cfg.data`` with the images of ``stage``: "fit", "test", or "predict" for none.
 
-    Keys that are null take what ``net`` itself names; see :func:`missing_settings`. ``UserError``,
-    if it cannot take the images.
+    A key that is null has the default of the class. For "predict" no image is needed where
+    ``cfg.data`` says how one is prepared. ``UserError``, if ``net`` cannot take the images.
     """
     target, mistakes = cfg.get("target"), cfg.data.get("mistakes")
     if target is not None and mistakes is not None:
         raise UserError(f"target={target}: expected null, since data.mistakes={mistakes} is learnt")
+    settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    # Only the seed means something else by null: an order that torch draws.
+    settings = {k: value for k, value in settings.items() if value is not None or k == "seed"}
+    is_known = {"image_size", "mean", "std"} <= settings.keys() or "transform" in settings
+    if stage == "predict" and is_known and "classes" in settings:
+        settings["data_dir"] = None
     with config_group("data"):
-        changes = {} if net is None else missing_settings(cfg, net)
-        if changes:
-            text = " ".join(f"data.{key}={value}" for key, value in changes.items())
-            _info("%s: the network's own preprocessing", text.replace(", ", ","))
         with code_of(cfg):
-            data: ImageDataModule = instantiate(cfg.data, _convert_="all", **changes)
+            data: ImageDataModule = instantiate(settings, _convert_="all")
         data.setup(stage)
     if net is not None and stage != "predict":
         images = data.train_set if stage == "fit" else data.test_set
@@ -61,9 +59,13 @@ def require_compatible(net: nn.Module, data: ImageDataModule, images: Tensor) ->
     try:
         output: Any = net.eval()(batch)
     except Exception as error:  # whatever the network's own layers raise
+        reason = f"({one_line(error)})"
+        channels = 1 if data.channels == 3 else 3
+        with suppress(Exception):
+            net(batch[:, :1].expand(-1, channels, -1, -1))
+            reason += f"; expected data.channels={channels}"
         raise UserError(
-            f"net: cannot take images of shape {tuple(batch.shape)} from {data.name} "
-            f"({one_line(error)})"
+            f"net: cannot take images of shape {tuple(batch.shape)} from {data.name} {reason}"
         ) from error
     net.train(mode)
     expected = (len(batch), len(data.classes))
@@ -75,21 +77,21 @@ def require_compatible(net: nn.Module, data: ImageDataModule, images: Tensor) ->
         )
 
 
-def missing_settings(cfg: DictConfig, net: nn.Module) -> dict[str, Any]:
-    """The keys of ``cfg.data`` that are null, as the network itself names them.
+def own_preprocessing(cfg: DictConfig, net: nn.Module) -> dict[str, Any]:
+    """What ``net`` itself says of its images, as arguments of a folder of images.
 
     A network of timm has a ``pretrained_cfg``; the weights of a torchvision network,
-    ``cfg.net.weights``, have ``transforms()``. Mean and deviation of more channels than the images
-    have are left out: images are measured then.
+    ``cfg.net.weights``, have ``transforms()``. The share to crop belongs to the size that these
+    name, and is left out with another. Mean and deviation of more channels than the images have
+    are left out: images are measured then.
     """
-    if "image_size" not in cfg.data or cfg.data.get("transform"):
-        return {}
     timm, weights = getattr(net, "pretrained_cfg", None), cfg.net.get("weights")
     package, _, builder = cfg.net._target_.rpartition(".")
     if isinstance(timm, dict) and "crop_pct" in timm:
-        size = cfg.net.get("img_size") or timm["input_size"][1:]  # an argument comes first
+        channels, *original = timm["input_size"]
+        channels = cfg.net.get("in_chans") or channels  # an argument comes first
+        size = cfg.net.get("img_size") or original
         named = {
-            "image_size": [size, size] if isinstance(size, int) else list(size),
             "resize": "stretch" if timm.get("crop_mode") == "squash" else "crop",
             "crop_pct": timm["crop_pct"],
             "interpolation": timm["interpolation"],
@@ -99,9 +101,9 @@ def missing_settings(cfg: DictConfig, net: nn.Module) -> dict[str, Any]:
     elif isinstance(weights, str) and package.startswith("torchvision.models"):
         members: Any = torchvision.models.get_model_weights(builder)
         transforms = members[weights.rpartition(".")[2]].transforms()
-        size, scaled = transforms.crop_size[0], transforms.resize_size[0]
+        channels, size, scaled = 3, transforms.crop_size[0], transforms.resize_size[0]
+        original = [size, size]
         named = {
-            "image_size": [size, size],
             "resize": "crop",
             # Rounded down, since size / crop_pct is cut to whole pixels.
             "crop_pct": math.floor(1e6 * size / scaled) / 1e6,
@@ -111,9 +113,11 @@ def missing_settings(cfg: DictConfig, net: nn.Module) -> dict[str, Any]:
         }
     else:
         return {}
-    settings = {}
-    for key, value in named.items():
-        fits = key not in ("mean", "std") or len(value) in (1, cfg.data.channels)
-        if fits and key in cfg.data and cfg.data[key] is None:
-            settings[key] = value
-    return settings
+    size = cfg.data.get("image_size") or size
+    named["image_size"] = [size, size] if isinstance(size, int) else list(size)
+    named["channels"] = cfg.data.get("channels") or channels
+    if named["image_size"] != list(original):
+        del named["crop_pct"]
+    if len(named["mean"]) not in (1, named["channels"]):
+        del named["mean"], named["std"]
+    return named

@@ -8,6 +8,7 @@ from typing import Any
 
 import torchvision.datasets
 from filelock import FileLock
+from PIL.Image import Image
 from torch import Tensor
 
 from lora_mnist.data.datamodule import Channelwise, ImageDataModule
@@ -15,8 +16,12 @@ from lora_mnist.data.images import Batch, Images, ImageTensors
 from lora_mnist.data.pictures import open_picture, prepare
 from lora_mnist.errors import one_line
 
-#: Classes of ``torchvision.datasets``.
-DATASETS = ("MNIST", "FashionMNIST", "KMNIST")
+#: Classes of ``torchvision.datasets``; mean and deviation of their training pixels, from 0 to 1.
+DATASETS = {
+    "MNIST": (0.1307, 0.3081),
+    "FashionMNIST": (0.2860, 0.3530),
+    "KMNIST": (0.1918, 0.3483),
+}
 
 
 class MNISTDataModule(ImageDataModule):
@@ -33,15 +38,18 @@ class MNISTDataModule(ImageDataModule):
         *,
         name: str | None = None,
         val_size: int = 5000,
-        mean: Channelwise = 0.1307,
-        std: Channelwise = 0.3081,
+        mean: Channelwise = None,
+        std: Channelwise = None,
         **common: Any,
     ) -> None:
         if dataset not in DATASETS:
             raise ValueError(f"dataset={dataset}: expected one of {', '.join(DATASETS)}")
         names = getattr(torchvision.datasets, dataset).classes
         classes = [name.partition(" - ")[0] for name in names]  # "9 - nine" is called 9
-        super().__init__(name or dataset.lower(), classes, 1, mean=mean, std=std, **common)
+        usual_mean, usual_std = DATASETS[dataset]
+        common |= {"mean": usual_mean if mean is None else mean}
+        common |= {"std": usual_std if std is None else std}
+        super().__init__(name or dataset.lower(), classes, 1, **common)
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
         self.val_size = val_size
@@ -63,9 +71,9 @@ class MNISTDataModule(ImageDataModule):
         parts[self.val_from] = ImageTensors(*images.take(sorted(rest)))
         return parts["train"], ImageTensors(*images.take(held_out)), parts["test"]
 
-    def read_picture(self, path: Path) -> Tensor:
+    def read_picture(self, picture: Path | Image) -> Tensor:
         """Any picture of one digit, in MNIST's form; see :mod:`lora_mnist.data.pictures`."""
-        return prepare(open_picture(path))
+        return prepare(open_picture(picture))
 
 
 def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:

@@ -5,7 +5,9 @@ that anti-aliasing gives, and moved in a field of 28x28 until its centre of mass
 (LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section III.A).
 """
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -25,15 +27,20 @@ _FAINTEST = 0.1
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
-def open_picture(path: Path, upright: bool = True, decode: bool = True) -> Image.Image:
+def open_picture(
+    path: Path | Image.Image, upright: bool = True, decode: bool = True
+) -> Image.Image:
     """A picture, decoded; without ``decode`` only checked, as far as that is quick.
 
     ``upright`` turns it as its EXIF data say, which torchvision's ImageFolder does not do.
     ValueError, with the reason, if the file cannot be read as a picture.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as file:
-            picture = ImageOps.exif_transpose(file) if upright and decode else file
+        opened: Any = nullcontext(path)
+        if not isinstance(path, Image.Image):
+            opened = Image.open(path, formats=_FORMATS)
+        with opened as file:
+            picture: Image.Image = ImageOps.exif_transpose(file) if upright and decode else file
             if decode:
                 picture.load()
             else:

@@ -35,16 +35,20 @@ class Base(NamedTuple):
     sha256: str
 
 
-def read_base(path: Path, net: nn.Module) -> Base:
-    """Load the weights in ``path`` into ``net``.
+class BaseFile(NamedTuple):
+    """The content of a file of weights."""
+
+    tensors: Mapping[str, Tensor]  # as they are named there
+    record: Mapping[str, Any]  # see :mod:`.record`; empty in files that are not ours
+    sha256: str | None  # what the base's SHA-256 should be; ``None`` in files that are not ours
+
+
+def read_base(path: Path) -> BaseFile:
+    """The weights in ``path``, and what else a base of ours has there.
 
     Accepted are a ``state_dict`` saved with ``torch.save``, a dictionary or a Lightning checkpoint
-    that holds one, and safetensors. A prefix of the names, such as ``module.``, is dropped, and so
-    are tensors outside it, which belong to something else, such as a metric or a teacher. Only
-    plain values and tensors are unpickled. Tensors of another precision are converted to that of
-    ``net``, which changes only if all of them fit. The returned tensors share no memory with it.
-    ``ValueError``, if the file holds no weights, or weights that do not fit ``net``; ``OSError``,
-    if it cannot be read.
+    that holds one, and safetensors. Only plain values and tensors are unpickled. ``ValueError``, if
+    the file holds no weights; ``OSError``, if it cannot be read.
     """
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # after the length of the header: JSON
@@ -60,16 +64,30 @@ def read_base(path: Path, net: nn.Module) -> Base:
             "network, as torch.save(net.state_dict(), ...) or safetensors writes them"
         )
         raise ValueError(_why_refused(path) or damaged) from error
+    record, sha256 = {}, None
+    if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
+        record, sha256 = content["record"], content.get("sha256")
     # Keys under which scripts save the state_dict; the last is for one inside "model".
     for key in ("state_dict", "model_state_dict", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     entries = content.items() if isinstance(content, Mapping) else ()
-    stored = {str(name): value for name, value in entries if isinstance(value, Tensor)}
-    if not stored:
+    tensors = {str(name): value for name, value in entries if isinstance(value, Tensor)}
+    if not tensors:
         raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
+    return BaseFile(tensors, record, sha256)
+
+
+def load_weights(net: nn.Module, file: BaseFile) -> Base:
+    """Load the weights of a file into ``net``.
+
+    A prefix of the names, such as ``module.``, is dropped, and so are tensors outside it, which
+    belong to something else, such as a metric or a teacher. Tensors of another precision are
+    converted to that of ``net``, which changes only if all of them fit. The returned tensors share
+    no memory with it. ``ValueError``, if the weights do not fit ``net``.
+    """
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    first = next(iter(before), "")
+    stored, first = file.tensors, next(iter(before), "")
     prefixes = [name.removesuffix(first) for name in stored if f".{name}".endswith(f".{first}")]
     prefix = min(prefixes, key=len, default="")
     chosen = {n.removeprefix(prefix): stored[n] for n in stored if n.startswith(prefix)}
@@ -109,30 +127,25 @@ def _why_refused(path: Path) -> str | None:
 
 
 def write_base(
-    tensors: Mapping[str, Tensor], path: Path, preprocessing: Mapping[str, Any] | None = None
+    tensors: Mapping[str, Tensor], path: Path, record: Mapping[str, Any] | None = None
 ) -> None:
     """Write a base, whole or not at all; equal arguments give equal files."""
     # A clone does not take along other tensors that share the memory.
     state = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    content = {
-        "state_dict": state,
-        "preprocessing": dict(preprocessing or {}),
-        "sha256": fingerprint(state),
-    }
+    content = {"state_dict": state, "record": dict(record or {}), "sha256": fingerprint(state)}
     buffer = BytesIO()  # torch.save would write a file's name into it
     torch.save(content, buffer)
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """What :func:`write_base` wrote into ``path``; ``None`` for any other file."""
+def _sha256_of_ours(path: Path) -> str | None:
+    """The SHA-256 of the base that :func:`write_base` wrote; ``None`` for any other file."""
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        is_ours = content["sha256"] == fingerprint(content["state_dict"])
-    except Exception:  # other files, or none, cause all kinds
+        file = read_base(path)
+    except (OSError, ValueError):
         return None
-    return content if is_ours else None
+    return file.sha256 if file.sha256 == fingerprint(file.tensors) else None
 
 
 def own_file(folder: Path, name: str, sha256: str) -> Path:
@@ -151,8 +164,7 @@ def require_replaceable(path: Path) -> str | None:
     Refused are a folder, a file that :func:`write_base` has not written, and one in which a base
     stays for good.
     """
-    record = read_record(path)
-    sha256 = record["sha256"] if record else None
+    sha256 = _sha256_of_ours(path)
     if path.exists() and (sha256 is None or path.stem.endswith(f"-{sha256[:12]}")):
         raise UserError(
             f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "

@@ -48,7 +48,8 @@ def save_adapter(
         model: network whose layers carry LoRA (see :func:`.model.add_lora`).
         folder: made if need be, and returned; an adapter already in it is replaced.
         name: which adapter, where ``model`` carries several.
-        metadata: JSON values for the file. With ``base_sha256`` the base is not hashed again.
+        metadata: JSON values for the file, beside those of the file that the adapter was loaded
+            from, if any. With ``base_sha256`` the base is not hashed again.
 
     Raises:
         ValueError: if no layer carries LoRA, no adapter has this name, or there are several and
@@ -66,7 +67,7 @@ def save_adapter(
                 chosen[layer] = (weight, adapter)
     if any(adapter.scale != 1 for _, adapter in chosen.values()):
         log.warning("the adapter is saved as trained, without its scale")
-    about = dict(metadata or {})
+    about = {**next(iter(chosen.values()))[1].metadata, **(metadata or {})}
     if "base_sha256" not in about:
         about["base_sha256"] = fingerprint(base_state_dict(model))
     with atomic_write(folder / WEIGHTS_NAME) as path:
@@ -112,7 +113,8 @@ def load_adapter(
                     f"unexpected tensors of {layer} in {WEIGHTS_NAME}: the model has no such layer "
                     "that can be adapted"
                 )
-            adapter.scale = scale
+            adapter.scale, adapter.metadata = scale, dict(metadata)
+            adapter.metadata.pop("base_sha256", None)  # the model may be another base
         made_for = metadata.get("base_sha256")
         if made_for is None:
             log.warning("the adapter does not say which base it was made for: not checked")

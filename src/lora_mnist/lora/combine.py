@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +60,8 @@ def sum_adapters(model: nn.Module, name: str | None = None) -> nn.Module:
 
     So it is exact, whatever the ranks, alphas, signs and layers of the adapters, and its rank on a
     layer is the sum of theirs. The network computes what it did, to rounding. The one adapter has
-    the scale 1 and stands on the base alone. An adapter that is switched off adds nothing.
+    the scale 1 and stands on the base alone. An adapter that is switched off adds nothing. Its
+    metadata are those of the first, with the targets of all.
 
     Args:
         model: network whose layers carry LoRA; changed in place, and returned.
@@ -69,7 +71,15 @@ def sum_adapters(model: nn.Module, name: str | None = None) -> nn.Module:
         ValueError: if no layer of ``model`` carries LoRA, or the sum overflows. ``model`` is then
             as it was.
     """
-    first = named_adapters(model)[0]
+    adapters = named_adapters(model)
+    first = adapters[0]
+    metadata: dict[str, Any] = {}
+    targets: dict[str, None] = {}  # ordered, each once
+    for adapter in adapters:
+        metadata = {**adapter.metadata, **metadata}
+        targets |= dict.fromkeys(adapter.metadata.get("targets", []))
+    if targets:
+        metadata["targets"] = list(targets)
     sums = {}
     for layer, weight in lora_weights(model).items():
         rows, columns = [], []
@@ -83,6 +93,6 @@ def sum_adapters(model: nn.Module, name: str | None = None) -> nn.Module:
         sums[layer] = plain_lora(lora_A, lora_B, alpha=scaling_divisor(len(lora_A)))
     attach(model, sums)  # what it refuses is refused before an adapter is taken off
     for layer, weight in lora_weights(model).items():
-        sums[layer].name = name or first.name
+        sums[layer].name, sums[layer].metadata = name or first.name, metadata
         weight.put(weight.base, [sums[layer]])
     return model

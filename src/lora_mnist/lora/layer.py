@@ -52,6 +52,7 @@ class LoRAParametrization(nn.Module):
         name: the adapter's name; no other adapter on the network has it.
         scale: a factor on the finished adapter: 1 as trained, 0 the base exactly.
         enabled: while it is ``False`` the layer computes the base exactly.
+        metadata: what the file says that the adapter was loaded from.
 
     Raises:
         ValueError: if ``rank``, ``alpha`` or ``use_rslora`` is out of range.
@@ -77,6 +78,7 @@ class LoRAParametrization(nn.Module):
         self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
         self.scaling = alpha / scaling_divisor(rank, use_rslora)
         self.name, self.scale, self.enabled = "default", 1.0, True
+        self.metadata: dict[str, Any] = {}
         ones = [1] * (weight.ndim - 2)
         self.lora_A = nn.Parameter(weight.new_empty(rank, *weight.shape[1:]))
         self.lora_B = nn.Parameter(weight.new_zeros(len(weight), rank, *ones))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from lora_mnist.disk.run_settings import TRAINING_KEYS
+from lora_mnist.disk.record import TRAINING_KEYS
 from lora_mnist.project import command_line, key_of, override, program
 from lora_mnist.show.changes import are_digits, change_of, is_guessing, named, others_of, rest_of
 

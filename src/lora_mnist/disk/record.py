@@ -1,0 +1,115 @@
+"""The record in the file of a base or an adapter: all that a command needs beside the weights.
+
+It is a dictionary of plain, resolved values: the network, ``net``, with its ``_target_`` and
+arguments; the images and how they are prepared, ``data``, likewise; the name of the ``dataset``;
+and how the weights were ``made``. An adapter's also has the ``base_sha256`` and the ``targets``,
+the names of the classes that it repairs. The file may be somebody else's, and a ``_target_`` names
+code: :func:`foreign_code` says what may not be run because a file names it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+#: Keys of ``data`` that belong to one training, and not to the images.
+TRAINING_KEYS = ("augment", "batch_size", "replay", "mistakes", "mistakes_test", "seed")
+#: Keys of ``data`` that say how an image is prepared for the network, and what it then predicts.
+#: With a ``transform``, the network's input is that of the transform alone.
+PREPROCESSING_KEYS = (
+    *("classes", "channels", "color_order", "image_size", "resize", "crop_pct", "interpolation"),
+    *("antialias", "mean", "std", "transform"),
+)
+_REPLACED_BY_TRANSFORM = PREPROCESSING_KEYS[2:-1]
+
+#: Functions that are called without trust=true. No whole package: torchvision.io.os is in one.
+_KNOWN_FUNCTIONS = re.compile(
+    r"lora_mnist\.(MLP|CNN|data\.\w+DataModule)"
+    r"|torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
+    r"|timm\.create_model|timm\.data\.create_transform"
+)
+#: Arguments of ``timm.create_model`` that read no file and fetch none; ``model_name`` may do both.
+_KNOWN_ARGUMENTS = """
+_target_ model_name num_classes in_chans img_size patch_size global_pool drop_rate drop_path_rate
+"""
+
+
+def make_record(
+    cfg: DictConfig, dataset: str, preprocessing: Mapping[str, Any], overrides: Sequence[str]
+) -> dict[str, Any]:
+    """The record of what was trained with ``cfg``, by a command with these ``overrides``.
+
+    ``preprocessing`` are the resolved arguments of the data module, some of them measured.
+    ``data_dir`` is absolute; the project's own ``data/`` is left out, since each machine has one.
+    """
+    settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    for key in TRAINING_KEYS:
+        settings.pop(key, None)
+    settings = {key: value for key, value in settings.items() if value is not None}
+    if "data_dir" in settings:
+        folder = Path(settings["data_dir"]).expanduser().absolute()
+        settings["data_dir"] = str(folder)
+        if folder == Path(cfg.paths.data):
+            del settings["data_dir"]
+    made = {
+        "overrides": list(overrides),
+        "folder": str(cfg.paths.here),
+        "seed": cfg.seed,
+        "versions": {package: version(package) for package in ("lora-mnist", "torch")},
+    }
+    return {
+        "dataset": dataset,
+        "net": OmegaConf.to_container(cfg.net, resolve=True),
+        "data": {**settings, **preprocessing},
+        "made": made,
+    }
+
+
+def inherited(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``stored`` that ``own`` lacks: arguments of one function, nested ones too.
+
+    A value is lacking if it is ``None``. Another ``_target_`` than that of ``stored`` is another
+    function. Of another kind of images only the preprocessing is taken, as far as ``own`` has such
+    keys.
+    """
+    is_same = own.get("_target_") in (None, "???", stored.get("_target_"))
+    taken: dict[str, Any] = {}
+    for key, value in stored.items():
+        mine = own.get(key)
+        if isinstance(mine, Mapping) and isinstance(value, Mapping):
+            if part := inherited(mine, value):
+                taken[key] = {**mine, **part}
+        elif mine in (None, "???") and (is_same or (key in own and key in PREPROCESSING_KEYS)):
+            taken[key] = value
+    if own.get("transform"):
+        for key in _REPLACED_BY_TRANSFORM:
+            taken.pop(key, None)
+    return taken
+
+
+def foreign_code(settings: Any, key: str = "") -> str | None:
+    """The first value in ``settings`` that could run code, or read a file, that a stranger chose.
+
+    Returned is its key, with the value; ``None`` if there is none.
+    """
+    if isinstance(settings, str):
+        return f"{key}={settings}" if "${" in settings else None
+    if isinstance(settings, Mapping):
+        function = settings.get("_target_")
+        if function is not None and not _KNOWN_FUNCTIONS.fullmatch(str(function)):
+            return f"{key}._target_={function}"
+        for name, value in settings.items():
+            is_known = function != "timm.create_model" or name in _KNOWN_ARGUMENTS.split()
+            is_plain = name != "model_name" or re.fullmatch(r"[\w.-]+", str(value))
+            if not (is_known and is_plain) and value:
+                return f"{key}.{name}={value}"
+            if found := foreign_code(value, f"{key}.{name}".lstrip(".")):
+                return found
+    elif isinstance(settings, list):
+        for value in settings:
+            if found := foreign_code(value, key):
+                return found
+    return None

@@ -1,0 +1,94 @@
+"""A record is data: what it names is not run because a file names it."""
+
+import pytest
+from composed import FEW, SMALL, small_net
+
+from lora_mnist import add_lora, save_adapter
+from lora_mnist.disk.record import foreign_code, inherited
+
+EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+TIMM = {"_target_": "timm.create_model", "model_name": "vit"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "foreign"),
+    [
+        ({"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}, None),
+        ({"_target_": "torchvision.models.resnet18", "num_classes": 3}, None),
+        ({**TIMM, "in_chans": 1, "pretrained": False}, None),
+        ({"_target_": "lora_mnist.data.FolderDataModule", "mean": [0.5]}, None),
+        ({"_target_": "my_nets.Net"}, "net._target_=my_nets.Net"),
+        ({"_target_": "lora_mnist.cli.os.system"}, "net._target_=lora_mnist.cli.os.system"),
+        ({**TIMM, "checkpoint_path": "gift.pth"}, "net.checkpoint_path=gift.pth"),
+        ({**TIMM, "pretrained": True}, "net.pretrained=True"),
+        ({**TIMM, "model_name": "local-dir:/tmp/gift"}, "net.model_name=local-dir:/tmp/gift"),
+        (
+            {"_target_": "lora_mnist.MLP", "sizes": [{"_target_": "os.system"}]},
+            "net.sizes._target_=os.system",
+        ),
+        ({"sizes": "${oc.env:HOME}"}, "net.sizes=${oc.env:HOME}"),
+    ],
+)
+def test_what_runs_code_is_found(settings, foreign):
+    assert foreign_code(settings, "net") == foreign
+
+
+@pytest.mark.parametrize(
+    ("own", "stored", "taken"),
+    [
+        ({"_target_": None}, {"_target_": "a", "x": 1}, {"_target_": "a", "x": 1}),
+        ({"_target_": None, "x": 2}, {"_target_": "a", "x": 1}, {"_target_": "a"}),
+        ({"_target_": "a", "x": None}, {"_target_": "a", "x": 1, "y": [2]}, {"x": 1, "y": [2]}),
+        ({"_target_": "b"}, {"_target_": "a", "x": 1, "mean": 0.5}, {}),
+        # Of other images only the preprocessing is taken.
+        ({"_target_": "b", "mean": None}, {"_target_": "a", "x": 1, "mean": 0.5}, {"mean": 0.5}),
+        # Arguments of a transform, one by one; a transform replaces the rest.
+        (
+            {"_target_": None, "transform": {"crop": 5}},
+            {"_target_": "a", "mean": 0.5, "transform": {"_target_": "t", "crop": 4, "size": 8}},
+            {"_target_": "a", "transform": {"_target_": "t", "crop": 5, "size": 8}},
+        ),
+    ],
+)
+def test_what_is_typed_goes_before_the_file(own, stored, taken):
+    assert inherited(own, stored) == taken
+
+
+def evil_adapter(outputs, folder, **record):
+    return save_adapter(add_lora(small_net(outputs)), folder / "evil", metadata=record)
+
+
+def test_code_that_a_file_names_is_run_only_where_it_is_trusted(cli, outputs, tmp_path):
+    (tmp_path / "evil_net.py").write_text(EVIL + "from lora_mnist import MLP as Net\n")
+    record = {"net": {"_target_": "evil_net.Net", "hidden_sizes": [16]}}
+    record["made"] = {"folder": str(tmp_path)}
+    adapter = evil_adapter(outputs, tmp_path, **record)
+    base = f"base_ckpt={outputs}/base/mnist.ckpt"
+    options = ("eval.py", f"adapter={adapter}", base, "check=null", *SMALL[1:], *FEW)
+    done = cli(*options)
+    assert done.code == 2
+    assert (
+        "its file names net._target_=evil_net.Net, which could run code; expected trust=true"
+        in (done.err)
+    )
+    assert not (tmp_path / "ran").exists()
+    assert cli(*options, "net=mlp", SMALL[0]).code == 0  # what is typed is this command's own
+    assert not (tmp_path / "ran").exists()
+    cli(*options, "trust=true").ok()
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_value_of_a_file_runs_no_code(cli, outputs, tmp_path):
+    copy = {"_target_": "shutil.copy", "src": str(outputs / "base" / "mnist.ckpt")}
+    data = {"image_size": {**copy, "dst": str(tmp_path / "ran")}}
+    adapter = evil_adapter(outputs, tmp_path, data=data)
+    done = cli("predict.py", f"adapter={adapter}", SMALL[0], f"images={tmp_path}/x.png")
+    assert done.code == 2
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_name_that_is_a_file_name_is_one_component(cli, outputs, tmp_path):
+    adapter = evil_adapter(outputs, tmp_path, data={"name": "../../elsewhere"})
+    done = cli("eval.py", f"adapter={adapter}", *SMALL, *FEW)
+    assert done.code == 2
+    assert "data.name=../../elsewhere: expected a name without /" in done.err
