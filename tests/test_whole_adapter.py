@@ -1,0 +1,178 @@
+"""An adapter's folder and its base's file are all that a command needs, wherever they are.
+
+Each kind of network and images is pretrained and repaired, three times one upon the other. Every
+command then gives the same numbers in place as from a copy, in another working directory.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from composed import FEW, composed
+from helpers.commands import read_results, refused
+from helpers.stranger import move_in
+from PIL import Image
+from safetensors.torch import load_file
+
+import lora_mnist.train
+from lora_mnist import MLP, load_classifier, save_adapter
+from lora_mnist.classifier.net import make_net
+from lora_mnist.evaluate import evaluate
+from lora_mnist.export import export
+from lora_mnist.lora.combine import combine_adapters
+from lora_mnist.lora.peft import read_metadata
+from lora_mnist.predict import predict
+from lora_mnist.project import Run
+from lora_mnist.train import train
+
+QUICK = ("trainer=cpu", "logger=none", "figures=false")
+PHOTOS = ("data=folder", "data.data_dir=photos", "data.image_size=8")
+CASES = {
+    "MNIST with another mean": (*FEW, "net.hidden_sizes=[16]", "data.mean=0.5", "data.std=0.5"),
+    "a CNN": (*FEW, "net=cnn"),
+    "a folder in grey": (*PHOTOS, "data.channels=1", "net.in_features=64", "net.num_classes=3"),
+    "a network of one's own": (
+        *("data=folder", "data.data_dir=photos", "data.image_size=6", "data.crop_pct=0.9"),
+        *("data.classes=[emu,cat,dog]", "net=custom", "net._target_=nets_of_a_stranger.Net"),
+    ),
+    "timm in grey": (
+        *("data=folder", "data.data_dir=photos", "data.image_size=16", "net=custom"),
+        *("net._target_=timm.create_model", "net.model_name=test_vit3", "net.in_chans=1"),
+        *("net.img_size=16", "net.patch_size=4", "net.num_classes=3"),
+    ),
+}
+
+
+def pretrain(*overrides):
+    """A base that has learnt something, whatever it is."""
+    options = ("stage=pretrain", "trainer.max_steps=40", "data.batch_size=40", "optimizer.lr=0.003")
+    train(composed("train", *QUICK, *options, "paths.outputs=outputs", *overrides))
+
+
+def repair(name, *overrides, resume=False):
+    folder = Path("outputs", "lora", name)
+    more = [f"resume={folder}"] if resume else []
+    options = ("stage=lora", "trainer.max_steps=4", "trust=true", *overrides, *more)
+    train(composed("train", *QUICK, "paths.outputs=outputs", *options), Run(folder.absolute()))
+    return folder
+
+
+def answers(adapter, base, picture, *overrides):
+    """What each command says with the adapter; from the file alone, unless it is overridden."""
+    options = [f"adapter={adapter}", f"base_ckpt={base}", "trust=true"]
+    options += ["paths.outputs=outputs", *overrides]
+    results = evaluate(composed("eval", *QUICK, *options))
+    (prediction,) = predict(composed("predict", *options, f"images={picture}"))
+    out = Path("plain.safetensors")
+    out.unlink(missing_ok=True)
+    about = export(composed("export", *options, f"out={out}"))
+    cfg = composed("eval", "net=custom", "net._target_=x")
+    cfg.net, cfg.paths.here = json.loads(about["net"]), str(Path.cwd())
+    plain = make_net(cfg).eval()
+    plain.load_state_dict(load_file(out))
+    classifier = load_classifier(adapter, base, trust=True)
+    with torch.no_grad():
+        row = plain(classifier.prepare(picture)[None]).softmax(1)[0].tolist()
+    (loaded,) = classifier.predict([picture])
+    assert prediction["adapted"]["probabilities"] == loaded.probabilities
+    assert row == pytest.approx(loaded.probabilities, abs=1e-4)
+    assert json.loads(about["classes"]) == classifier.classes
+    assert json.loads(about["mean"]) == results["mean"]
+    keys = ("test", "test_base", "classes", "mean", "std", "data_sha256", "targets")
+    return {key: results[key] for key in keys}, prediction["base"], loaded
+
+
+@pytest.mark.slow(15)
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, case):
+    if "timm" in case:
+        pytest.importorskip("timm", reason="timm is not installed")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    here = move_in(tmp_path / "here", monkeypatch)
+    monkeypatch.syspath_prepend(str(here))
+    picture = here / "photos" / "dog" / "3.png"
+    Image.linear_gradient("L").save(here / "gradient.png")
+    if "data=folder" not in CASES[case]:
+        picture = here / "gradient.png"
+    pretrain(*CASES[case])
+    # From the base's file alone, then each on top of the one before.
+    (base,) = Path("outputs", "base").glob("*-" + 12 * "?" + ".ckpt")
+    first = (f"base_ckpt={base}", *[text for text in CASES[case] if "val_size" in text])
+    adapters = [repair("a", "target=2", *first), repair("b", "target=1", "adapter=latest")]
+    adapters.append(repair("c", "target=0", "adapter=latest"))
+    before = {}
+    for folder in adapters:
+        results = read_results(folder)
+        in_place = before[folder] = answers(folder, base, picture)
+        assert in_place[0]["test"]["errors_per_class"] == results["test"]["errors_per_class"]
+        for key in ("mean", "std", "classes", "data_sha256"):
+            assert in_place[0][key] == results[key]
+    assert read_metadata(adapters[-1] / "adapter")["targets"] == [
+        name for number, name in enumerate(results["classes"]) if number in (0, 1, 2)
+    ]
+    elsewhere = tmp_path / "elsewhere"
+    for folder in adapters:
+        shutil.copytree(folder / "adapter", elsewhere / folder.name)
+        (elsewhere / folder.name / "model.sig").write_text("{}")  # of model_signing
+    shutil.copy(base, elsewhere / "base.ckpt")
+    shutil.move("outputs", "gone")
+    monkeypatch.chdir(elsewhere)
+    for folder in adapters:
+        assert answers(folder.name, "base.ckpt", picture) == before[folder]
+    # What is missing is said by name.
+    cfg = composed("predict", "adapter=a", "trust=true", f"images={picture}")
+    cfg.paths.bases = "none"
+    said = refused(predict, cfg)
+    assert f"expected base_ckpt=FILE, the weights with SHA-256 {results['base_sha256']}" in said
+    # Only the test needs the images.
+    shutil.move(here / "photos", here / "photographs")
+    if "data=folder" in CASES[case]:
+        moved = str(picture).replace("photos", "photographs")
+        assert load_classifier("a", "base.ckpt", trust=True).predict([moved]) == [
+            before[adapters[0]][2]
+        ]
+        cfg = composed("eval", "adapter=a", "base_ckpt=base.ckpt", "trust=true", *QUICK)
+        assert refused(evaluate, cfg).startswith("data.data_dir=")
+
+
+def test_a_repair_on_top_goes_on_with_the_adapter_that_it_began_with(tmp_path, monkeypatch):
+    """Also if it was killed after its own adapter was saved, which is then the latest."""
+    monkeypatch.chdir(tmp_path)
+    small = (*FEW, "net.hidden_sizes=[16]")
+    pretrain(*small)
+    repair("a", "target=2", *small)
+    whole = repair("whole", "target=1", "adapter=outputs/lora/a", *small)
+    shutil.move(whole, "whole")
+
+    def killed(*_, **__):
+        raise InterruptedError
+
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        patched.setattr(lora_mnist.train, "write_results", killed)
+        repair("b", "target=1", "adapter=latest", *small)
+    assert Path("outputs/lora/b/adapter").exists()
+    again = repair("b", "target=1", "adapter=latest", *small, resume=True)
+    assert read_results(again)["test"] == read_results(Path("whole"))["test"]
+    # Another adapter is refused.
+    with pytest.raises(InterruptedError), monkeypatch.context() as patched:
+        patched.setattr(lora_mnist.train, "write_results", killed)
+        repair("c", "target=1", "adapter=outputs/lora/a", *small)
+    with pytest.raises(lora_mnist.train.UserError, match=r"^adapter=.*b/adapter: expected .*a/ad"):
+        repair("c", "target=1", "adapter=outputs/lora/b", *small, resume=True)
+
+
+def test_a_sum_from_python_knows_what_its_parts_know(outputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("paths.outputs=outputs", *FEW)
+    for name, target in (("a", 2), ("b", 1)):
+        repair(name, f"target={target}", "net.hidden_sizes=[16]", *options)
+    net = MLP(hidden_sizes=[16])
+    net.load_state_dict(torch.load(outputs / "base/mnist.ckpt", weights_only=True)["state_dict"])
+    combine_adapters(net, ["outputs/lora/a/adapter", "outputs/lora/b/adapter"], [0.5, 0.5])
+    save_adapter(net, "both")
+    one, both = read_metadata("outputs/lora/a/adapter"), read_metadata("both")
+    assert both["targets"] == ["2", "1"]
+    assert {**both, "targets": None} == {**one, "targets": None}
+    assert len(load_classifier("both", outputs / "base/mnist.ckpt").classes) == 10
