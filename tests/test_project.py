@@ -36,6 +36,12 @@ def test_a_path_survives_hydras_grammar(name):
     assert OverridesParser.create().parse_override(text).value() == f"/{name}"
 
 
+@pytest.mark.parametrize("name", ["null", "true", "1e5", "1.50", "9", "nan", "a b", "cat"])
+def test_a_class_of_any_name_can_be_named(name):
+    value = OverridesParser.create().parse_override(override("target", name)).value()
+    assert str(value) == name
+
+
 def test_what_needs_no_quotes_has_none():
     assert override("run", "/a/b-c_d.e/2026-01") == "run=/a/b-c_d.e/2026-01"
     assert command_line(["a='linear[12]'", "b=1,2", "c=glob(*)"], "python train.py") == (

@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -85,11 +86,16 @@ def quoted(text: str) -> str:
 
 
 def override(key: str, value: object) -> str:
-    """``key=value`` as Hydra's override grammar has it, quoted only where it must be."""
+    """``key=value`` as Hydra's override grammar has it, quoted only where it must be.
+
+    A class may be called null or 1e5, which would not be read as a text.
+    """
     text = str(value)
-    if not re.fullmatch(r"[\w/.+-]+", text, re.ASCII):
-        text = QuotedString(text, Quote.single).with_quotes()
-    return f"{key}={text}"
+    if re.fullmatch(r"[\w/.+-]+", text, re.ASCII):
+        plain = f"{key}={text}"
+        if str(OverridesParser.create().parse_override(plain).value()) == text:
+            return plain
+    return f"{key}={QuotedString(text, Quote.single).with_quotes()}"
 
 
 def key_of(override: str) -> str:

@@ -158,10 +158,11 @@ class ImageDataModule(LightningDataModule):
         self.targets = []
         for name in names if target is not None else ():
             if str(name) not in numbers:
+                quoted = "; a name such as true needs quotes: 'target=\"true\"'"
                 raise ValueError(
                     f"target={target}: expected a class, by its number from 0 to "
                     f"{len(classes) - 1} or its name ({', '.join(classes[:12])}), a list of "
-                    "classes, weakest, or null for all"
+                    f"classes, weakest, or null for all{quoted if type(name) is bool else ''}"
                 )
             self.targets.append(numbers[str(name)])
         if not names or len(set(self.targets)) < len(self.targets):
