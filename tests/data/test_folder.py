@@ -226,6 +226,7 @@ def test_the_split_is_stable():
         ({"color_order": "bgr", "channels": 1}, "color_order=bgr: expected one of rgb$"),
         ({"interpolation": "cubic"}, "'cubic' is not a valid InterpolationMode"),
         ({"transform": v2.Resize(4), "image_size": 8}, "image_size=8: expected null, since transf"),
+        ({"transform": {"crop_pct": 0.5}}, "transform=.*: expected the _target_ of a transform"),
         ({"image_size": 8.5}, "image_size=8.5: expected null, pixels"),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),
         ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7 test_size=0.4: expected to leave "),

@@ -97,6 +97,8 @@ class FolderDataModule(ImageDataModule):
                 "data_dir=null: expected a folder of images, or classes, image_size, mean and std "
                 "that the network was trained with"
             )
+        if transform is not None and not callable(transform):
+            raise ValueError(f"transform={transform}: expected the _target_ of a transform")
         sizing: dict[str, Any] = {"resize": resize, "crop_pct": crop_pct}
         sizing |= {"interpolation": interpolation, "antialias": antialias}
         replaced = {**sizing, "image_size": image_size}

@@ -46,7 +46,7 @@ def make_record(
     ``data_dir`` is absolute; the project's own ``data/`` is left out, since each machine has one.
     """
     settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    for key in TRAINING_KEYS:
+    for key in (*TRAINING_KEYS, "in_memory", "num_workers"):  # the last two are a machine's own
         settings.pop(key, None)
     settings = {key: value for key, value in settings.items() if value is not None}
     if "data_dir" in settings:
