@@ -6,10 +6,10 @@
 The commands: pretraining, a repair, an adapter with augmentation and accumulated gradients, fine-
 tuning, a PiSSA adapter on top of another, a sweep, and a run with each preset of callbacks and of
 schedulers. Each runs once to its end. Then it is killed and resumed, every third time twice, and
-compared with the run without a kill: bases and adapters by their bytes, results.json by its
-numbers. Then eight commands start together in one outputs folder: all have to end with exit code 0
-and leave no half-written or temporary file. Prints a table; the exit code is 1 if anything was
-lost.
+compared with the run without a kill: bases, adapters and fine-tuned weights by their bytes,
+results.json by its numbers. Then eight commands start together in one outputs folder: all have to
+end with exit code 0 and leave no half-written or temporary file. Prints a table; the exit code is 1
+if anything was lost.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def left_in(outputs: Path) -> dict[str, Any]:
         if path.name == "results.json":
             numbers = json.loads(path.read_text())
             left[name] = {key: value for key, value in numbers.items() if key != "seconds"}
-        elif path.match("base/*.ckpt") or path.match("adapter/*"):
+        elif path.match("base/*.ckpt") or path.match("adapter/*") or path.name == "finetuned.ckpt":
             left[name] = path.read_bytes()
     return left
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from composed import FEW, SMALL, composed, logged, small_base
-from helpers.callbacks import Crashed
+from helpers.callbacks import Crash, Crashed
 from helpers.commands import ROOT, only_run, read_results, refused, run_process
 from helpers.stranger import config, move_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -225,6 +225,29 @@ def test_more_steps_are_trained(go):
     (folder / "checkpoints" / "last.ckpt").unlink()
     expected = f"expected {folder / LAST_CHECKPOINT}, to go on from"
     assert expected in refusal(go, *LORA, "trainer.max_steps=50")
+
+
+@pytest.mark.parametrize(("hook", "step"), [("on_train_batch_end", 13), ("on_validation_end", 25)])
+def test_what_a_callback_ends_goes_on_from_there(go, monkeypatch, hook, step):
+    """In the middle of an epoch, and as if nothing had ended it."""
+    options = (*LORA, *QUIET, "callbacks=averaging", "lora.dropout=0.2")
+
+    def stop(self, trainer, *_):
+        trainer.should_stop |= trainer.global_step == step
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Crash, hook, stop)
+        folder = go("cut", *options, "trainer.max_steps=31")
+    assert read_results(folder)["steps"] == step_of(folder) == step
+    go("cut", *options, resume=True)
+    assert differences(left_by(go("whole", *options)), left_by(folder)) == []
+
+
+def test_more_time_is_a_reason_to_go_on(tmp_path):
+    with locked_run(tmp_path, {"trainer": {"max_time": "00:00:00:01"}}, None):
+        (tmp_path / LAST_CHECKPOINT).touch()
+    with locked_run(tmp_path, {"trainer": {"max_time": "00:00:00:09"}}, "latest") as checkpoint:
+        assert checkpoint == tmp_path / LAST_CHECKPOINT
 
 
 def test_more_epochs_are_trained(go):

@@ -283,16 +283,15 @@ def test_recipes(outputs, recipe):
 
 def test_finetune_trains_the_chosen_parameters(outputs):
     base = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
-    checkpoint = "+callbacks.last._target_=lora_mnist.disk.checkpoint.LastCheckpoint"
-    options = ("trainable=linear2.*", checkpoint)
-    results = run(outputs, "stage=finetune", *options)
+    results = run(outputs, "stage=finetune", "trainable=linear2.*")
     assert results["parameters"]["trainable"] == 170
     assert (results["base_unchanged"], results["adapter"]) == (False, None)
     assert results["base_sha256"] == fingerprint(base)
-    last = newest(outputs, "finetune") / "checkpoints" / "last.ckpt"
-    state = torch.load(last, weights_only=True)["state_dict"]
-    after = {name.removeprefix("net."): state[name] for name in state if name.startswith("net.")}
+    weights = newest(outputs, "finetune") / results["weights"]
+    after = torch.load(weights, weights_only=True)["state_dict"]
     assert changed_tensors(base, after) == ["linear2.bias", "linear2.weight"]
+    again = run(outputs, "stage=lora", f"base_ckpt={weights}")
+    assert again["test_base"] == {key: results["test"][key] for key in again["test_base"]}
 
 
 def test_the_weakest_class_is_trained_as_if_it_were_named(outputs):

@@ -55,7 +55,7 @@ from lora_mnist.disk.checkpoint import locked_run, step_of
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.record import make_record
 from lora_mnist.disk.results import Clock, collect_results, write_results
-from lora_mnist.disk.run_paths import ADAPTER_FOLDER, new_run_folder
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, FINETUNED_FILE, new_run_folder
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.learning_rate import choose_learning_rate
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
@@ -199,7 +199,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
 def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=finetune``: train chosen parameters of the base itself, to compare with.
 
-    It saves no adapter; its weights are in the checkpoint only.
+    It saves no adapter, but its weights, in a file of their own that ``base_ckpt`` takes.
     """
     clock = Clock()
     trainer = make_trainer(cfg, run)
@@ -214,9 +214,13 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
         best = load_best_weights(trainer, module, data)
         outcomes = validate_and_test(trainer, module, data, clock)
         results = collect_results(cfg, data, module, outcomes, clock, best)
-        results["base_unchanged"] = False
+        results |= {"base_unchanged": False, "weights": FINETUNED_FILE}
+        weights = run.folder / FINETUNED_FILE
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_base(net.state_dict(), weights, data.preprocessing())
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
+        _info("weights: %s; other commands take them as base_ckpt", weights)
     require_better_than_one_class(module, data)
     return results
 

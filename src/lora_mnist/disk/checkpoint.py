@@ -31,7 +31,7 @@ from lora_mnist.errors import UserError
 #: These may differ. Where base, adapter and images lie does not matter, only what they hold.
 #: Another device brings a warning.
 _FREE = ("adapter", "base_ckpt", "data.data_dir", "data.mistakes", "trainer.accelerator")
-#: These may grow: a run can be trained farther.
+#: These may grow: a run can be trained farther. So may trainer.max_time.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
@@ -52,8 +52,8 @@ class LastCheckpoint(Checkpoint):
 
     Lightning's ModelCheckpoint saves after any batch. Lightning 2.6 does not go on to the same end
     from an epoch's last batch, nor from within accumulated gradients. So this callback saves after
-    an optimizer step that is not an epoch's last. It saves at an epoch's end only if training ends
-    there or the epoch has no other step.
+    an optimizer step that is not an epoch's last. It saves at an epoch's end only if the epoch has
+    no other step or training ends there, also where time or a callback has cut the epoch short.
 
     ``configs/callbacks/default.yaml`` explains the arguments.
     """
@@ -68,19 +68,22 @@ class LastCheckpoint(Checkpoint):
                 raise ValueError(f"{name}={value}: expected a number > 0, or null")
         self.seconds = seconds
         self.every_n_train_steps = every_n_train_steps
-        self._saved = time.monotonic()
+        self._saved, self._saved_step = time.monotonic(), 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not trainer.is_last_batch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self._save_if_due(trainer, ends=trainer.global_step == trainer.max_steps)
+            # With min_steps Lightning goes on for a while after a callback has said to stop.
+            stops = trainer.should_stop and trainer.global_step >= (trainer.min_steps or 0)
+            self._save_if_due(trainer, ends=stops or trainer.global_step == trainer.max_steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
         ends = last_epoch or trainer.global_step == trainer.max_steps or trainer.should_stop
         has_one_step = trainer.num_training_batches <= trainer.accumulate_grad_batches
-        if trainer.is_last_batch and (ends or has_one_step):
+        is_saved = self._saved_step == trainer.global_step
+        if (ends and not is_saved) or (trainer.is_last_batch and has_one_step):
             self._save_if_due(trainer, ends)
 
     def _save_if_due(self, trainer: Trainer, ends: bool) -> None:
@@ -94,7 +97,7 @@ class LastCheckpoint(Checkpoint):
         if due and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = Path(trainer.default_root_dir) / LAST_CHECKPOINT
             trainer.save_checkpoint(path, weights_only=False)
-            self._saved = time.monotonic()
+            self._saved, self._saved_step = time.monotonic(), trainer.global_step
 
 
 class RandomStates(Callback):
@@ -208,7 +211,7 @@ def _require_same_run(folder: Path, settings: Mapping[str, Any], resume: object)
         old, new = before.get(key), settings.get(key)
         if old == new or key in _FREE or not changes_numbers(key):
             continue
-        if key in _LIMITS and _limit(new) > _limit(old):
+        if key == "trainer.max_time" or (key in _LIMITS and _limit(new) > _limit(old)):
             goes_farther = True
             continue
         if key.startswith("data_sha256"):
@@ -226,8 +229,8 @@ def _require_same_run(folder: Path, settings: Mapping[str, Any], resume: object)
         raise UserError(f"resume={resume}: expected {folder / LAST_CHECKPOINT}, to go on from")
     if record["finished"] and not goes_farther:
         raise UserError(
-            f"resume={resume}: this run has finished; expected a larger trainer.max_steps or "
-            "trainer.max_epochs to train it farther"
+            f"resume={resume}: this run has finished; expected a larger trainer.max_steps, "
+            "trainer.max_epochs or trainer.max_time to train it farther"
         )
 
 

@@ -7,6 +7,8 @@ from omegaconf import DictConfig
 
 RESULTS_FILE = "results.json"
 ADAPTER_FOLDER = "adapter"
+#: The weights that ``stage=finetune`` leaves.
+FINETUNED_FILE = "finetuned.ckpt"
 #: The checkpoint from which a run goes on, and its settings.
 LAST_CHECKPOINT, RUN_RECORD = "checkpoints/last.ckpt", "checkpoints/run.json"
 
