@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from composed import QUICK, composed, evaluated, logged, run, small_net
+from composed import FEW, QUICK, SMALL, composed, evaluated, logged, run, small_net
 from helpers.commands import ROOT, only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -22,6 +22,7 @@ from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import load_images, make_data
 from lora_mnist.disk.predictions import kinds_of, read_predictions
 from lora_mnist.errors import TrainingError, UserError
+from lora_mnist.evaluate import evaluate
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.project import Run
@@ -279,6 +280,19 @@ def test_recipes(outputs, recipe):
     assert results["test"]["repaired_per_class"][9] > 0
     change = results["test"]["errors"] - results["test_base"]["errors"]
     assert change == results["test"]["broken"] - results["test"]["repaired"]
+
+
+def test_a_folder_holds_one_run(outputs, tmp_path):
+    """Also from Python: neither results nor checkpoint nor adapter are replaced."""
+    folder, where = Run(tmp_path / "run"), f"paths.outputs={outputs}"
+    train(composed("train", *QUICK, where, "stage=lora"), folder)
+    before = {path: path.read_bytes() for path in folder.folder.rglob("*") if path.is_file()}
+    refused = rf"^hydra\.run\.dir={folder.folder}: holds another run; expected a new folder"
+    with pytest.raises(UserError, match=refused):
+        train(composed("train", *QUICK, where, "stage=finetune"), folder)
+    with pytest.raises(UserError, match=refused):
+        evaluate(composed("eval", *SMALL, *FEW, where), folder)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_finetune_trains_the_chosen_parameters(outputs):

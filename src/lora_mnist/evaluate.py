@@ -9,6 +9,7 @@ from lora_mnist.check_preprocessing import find_better_preprocessing
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import on_device
 from lora_mnist.data import make_data
+from lora_mnist.disk.checkpoint import require_new
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import new_run_folder
@@ -36,6 +37,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """
     clock = Clock()
     run = run or Run(new_run_folder(cfg))
+    require_new(run.folder)
     cfg = checked(cfg, run)
     comparisons = parse_require(cfg.require)
     trainer = make_trainer(cfg, run)

@@ -51,7 +51,7 @@ from lora_mnist.disk.base import (
     require_replaceable,
     write_base,
 )
-from lora_mnist.disk.checkpoint import locked_run, step_of
+from lora_mnist.disk.checkpoint import locked_run, require_new, step_of
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.record import make_record
 from lora_mnist.disk.results import Clock, collect_results, write_results
@@ -92,6 +92,8 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
     run = run or Run(new_run_folder(cfg))
     cfg = checked(cfg, run)
+    if cfg.resume is None:
+        require_new(run.folder)
     if cfg.seed is None:
         cfg.seed = seed_of_run(cfg, run)
         _info("seed=%d: drawn, since seed=null", cfg.seed)

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lora_mnist.disk.base import find_base
 from lora_mnist.disk.files import atomic_write, write_json
 from lora_mnist.disk.numbers import changes_numbers, flatten
-from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RESULTS_FILE, RUN_RECORD
 from lora_mnist.errors import UserError
 
 #: These may differ. Where base, adapter and images lie does not matter, only what they hold.
@@ -167,6 +167,13 @@ def step_of(path: Path) -> int:
     if not path.exists():
         return 0
     return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
+
+
+@rank_zero_only
+def require_new(folder: Path) -> None:
+    """Refuse a folder that holds another run."""
+    if (folder / RESULTS_FILE).exists() or (folder / RUN_RECORD).exists():
+        raise UserError(f"hydra.run.dir={folder}: holds another run; expected a new folder")
 
 
 @contextmanager
