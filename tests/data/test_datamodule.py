@@ -35,6 +35,14 @@ def test_pixels_are_normalised_by_what_is_measured(channels, order):
         assert channel.std(correction=0).item() == pytest.approx(1, abs=1e-2)
 
 
+def test_a_channel_that_is_the_same_everywhere_is_no_division_by_zero():
+    data = Greys("greys", ["cat", "dog", "owl"], 3)
+    data.sets[0].images[:, 2] = 17
+    data.setup("fit")
+    images, _ = data.train_set.take(list(range(12)))
+    assert data.normalise(images)[:, 2].unique().tolist() == pytest.approx([0], abs=1e-4)
+
+
 def test_batches_are_normalised_where_they_are():
     """The meta device mixes with the CPU as little as a GPU does."""
     data = Greys("greys", ["cat", "dog", "owl"], 3)

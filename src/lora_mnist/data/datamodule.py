@@ -195,7 +195,8 @@ class ImageDataModule(LightningDataModule):
         """Set ``mean`` and ``std``, where they are ``None``, to those of ``images``.
 
         By default these are all the training images. The numbers are rounded to four decimals, so
-        that they give the same images when they are copied from where they were printed.
+        that they give the same images when they are copied from where they were printed. A channel
+        that is the same everywhere has the ``std`` 1, by which it can be divided.
         """
         if images is None:
             images = self.sets[0]
@@ -215,6 +216,7 @@ class ImageDataModule(LightningDataModule):
         if self.mean is None:
             self.mean = means if self.channels > 1 else means[0]
         if self.std is None:
+            stds = [value or 1.0 for value in stds]
             self.std = stds if self.channels > 1 else stds[0]
 
     def preprocessing(self) -> dict[str, Any]:
