@@ -1,10 +1,11 @@
 import os
+import shutil
 import socket
 import sys
 
 import pytest
 import torch
-from composed import FEW, SMALL, composed, small_adapter, small_base, small_net
+from composed import FEW, SMALL, composed, logged, small_adapter, small_base, small_net
 from helpers.stranger import CLASSES, move_in
 from helpers.stranger import config as stranger_config
 from PIL import Image
@@ -66,6 +67,16 @@ def test_the_menu(sides, outputs, tmp_path):
     save_adapter(small_net(outputs, outputs / NEW / "adapter"), elsewhere)
     given = SideBySide(config(outputs, f"adapter={elsewhere}"))
     assert given.menu[0][1] == given.chosen == str(elsewhere)
+
+
+def test_a_damaged_adapter_is_named_and_left_out(outputs, tmp_path):
+    shutil.copytree(outputs, tmp_path / "outputs")
+    damaged = tmp_path / "outputs" / NEW / "adapter"
+    (damaged / "adapter_model.safetensors").write_bytes(b"short")
+    with logged("lora_mnist.demo") as text:
+        sides = SideBySide(config(tmp_path / "outputs"))
+    assert [name for name, _ in sides.menu] == [OLD]
+    assert f"left out of the menu: {damaged}: " in text.getvalue()
 
 
 def test_from_one_mistake_of_the_base_to_the_next(sides, outputs):

@@ -5,6 +5,7 @@ The line names the key and the value that cannot be used; no file is left of wha
 
 import pytest
 from composed import FEW, SMALL, composed, logged, small_base
+from helpers.commands import refused
 
 from lora_mnist.cli import explain
 from lora_mnist.demo import demo
@@ -176,6 +177,14 @@ def test_a_mistake_is_one_line(tmp_path, capfd, case):
     ours = set(left) - set(tmp_path.glob("run/checkpoints/*"))  # the record of a run that failed
     ours -= set(tmp_path.glob("none/.lock"))  # where a dataset would have been downloaded to
     assert {path: left[path] for path in ours} == before
+
+
+def test_a_damaged_file_is_named_by_its_folder(tmp_path):
+    file = tmp_path / "lora" / "one" / "results.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{")
+    said = refused(report, composed("report", f"paths.outputs={tmp_path}"))
+    assert said.startswith(f"run={file.parent}: {file}: expected ")
 
 
 def test_an_error_that_is_no_mistake_passes():

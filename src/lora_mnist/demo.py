@@ -61,8 +61,11 @@ class SideBySide:
         sha256 = fingerprint(base_state_dict(self._net))
         folders = [] if self.cfg.adapter is None else [self.cfg.adapter]
         for file in sorted(outputs.rglob(CONFIG_NAME), key=os.path.getmtime, reverse=True):
-            if read_metadata(file.parent).get("base_sha256") == sha256:
-                folders.append(str(file.parent))
+            try:
+                if read_metadata(file.parent).get("base_sha256") == sha256:
+                    folders.append(str(file.parent))
+            except ValueError as error:
+                log.warning("left out of the menu: %s", one_line(error))
         self.chosen = folders[0] if folders else None
         self.menu: list[tuple[str, str]] = []
         for folder in dict.fromkeys(folders):

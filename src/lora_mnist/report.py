@@ -43,7 +43,7 @@ def report(cfg: DictConfig, run: Run | None = None) -> Path:
         else:
             make_report(folder)
     except (ValueError, OSError) as error:
-        raise UserError(f"run={cfg.run}: {one_line(error)}") from error
+        raise UserError(f"run={folder}: {one_line(error)}") from error
     path = folder / "report.html"
     print(*lines, f"report: {path}", sep="\n")
     return path

@@ -30,9 +30,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty where there is none."""
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return content
+    """The content of a JSON file; empty where there is none. ValueError, if it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: expected a JSON object ({error})") from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
