@@ -4,7 +4,7 @@ import pydoc
 import re
 import sys
 
-from helpers.commands import ROOT
+from helpers.commands import ROOT, run_process
 
 import lora_mnist
 import lora_mnist.api
@@ -26,7 +26,7 @@ BELOW = {
     "show": {"errors", "project", "lora", "disk", "sweep", "data", "classifier.significance"},
     "api": {"lora", "classifier", "classify"},
     "settings": {"errors", "project"},
-    "adapters": {"errors", "project", "checks", "lora", "data", "disk", "classifier", "show"},
+    "adapters": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
     "classify": {"adapters", "data", "project", "settings"},
     "trainer": {"errors", "progress", "project", "disk"},
     "checks": {"errors", "project", "data", "classifier"},
@@ -57,6 +57,14 @@ def test_imports_run_downhill():
             if not {module, module.partition(".")[0]} & allowed:
                 uphill.append(f"{name} imports {module}")
     assert uphill == []
+
+
+def test_commands_that_draw_nothing_do_not_load_what_draws():
+    """Neither figures, which need matplotlib, nor pages, which need jinja2."""
+    code = "import sys, lora_mnist.predict, lora_mnist.export; print(*sys.modules)"
+    loaded = run_process("-c", code, PYTHONPATH=str(ROOT / "src")).stdout.split()
+    assert "lora_mnist.predict" in loaded
+    assert not {"lora_mnist.show.figures", "lora_mnist.show.report"} & set(loaded)
 
 
 def test_lora_imports_torch_safetensors_and_no_other_library():

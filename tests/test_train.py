@@ -282,6 +282,14 @@ def test_recipes(outputs, recipe):
     assert change == results["test"]["broken"] - results["test"]["repaired"]
 
 
+def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
+    for stage, key in (("lora", "adapter"), ("finetune", "weights")):
+        results = run(outputs, f"stage={stage}", "+trainer.fast_dev_run=true")
+        assert (results["steps"], results[key]) == (1, None)
+        left = {path.name for path in newest(outputs, stage).rglob("*") if path.is_file()}
+        assert left <= {"results.json", "predictions.safetensors", "run.json", ".lock"}
+
+
 def test_a_folder_holds_one_run(outputs, tmp_path):
     """Also from Python: neither results nor checkpoint nor adapter are replaced."""
     folder, where = Run(tmp_path / "run"), f"paths.outputs={outputs}"

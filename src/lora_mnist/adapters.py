@@ -33,7 +33,6 @@ from lora_mnist.lora.model import lora_names, set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.project import Run, program
-from lora_mnist.show.report import write_card
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
@@ -282,7 +281,7 @@ def sum_and_save_adapter(
     data: ImageDataModule,
     results: Mapping[str, Any],
 ) -> None:
-    """Save the exact sum of the adapters on ``net``, which needs the base alone, and its card.
+    """Save the exact sum of the adapters on ``net``, which needs the base alone.
 
     ``net`` then carries the sum. Its metadata are the :mod:`.record`. The base gets a file of its
     own, where it has none, so that it is found later.
@@ -297,4 +296,3 @@ def sum_and_save_adapter(
     names = [data.classes[target] for target in targets]
     metadata = {"base_sha256": base.sha256, "targets": names, **record}
     save_adapter(net, run.folder / ADAPTER_FOLDER, metadata=metadata)
-    write_card(run, results)

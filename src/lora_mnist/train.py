@@ -63,8 +63,9 @@ from lora_mnist.lora.model import lora_disabled
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.outcome import report_run
+from lora_mnist.show.report import write_card
 from lora_mnist.show.tables import print_parameters
-from lora_mnist.trainer import make_trainer, quiet_lightning
+from lora_mnist.trainer import is_trial, make_trainer, quiet_lightning
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
@@ -139,7 +140,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         report_run(trainer, results, run, cfg.figures)
         useless = why_useless(module, data)
         # Last: a run that fails on the way leaves the current base alone.
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not is_trial(trainer):
             is_published = cfg.publish and not data.targets and not useless
             folder = Path(cfg.paths.bases) if is_published else run.folder
             own = own_file(folder, cfg.base_name, results["base_sha256"])
@@ -185,13 +186,15 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         results = collect_results(cfg, data, module, outcomes, clock, best)
         results |= {
             "base_unchanged": True,
-            "adapter": ADAPTER_FOLDER,
+            "adapter": None if is_trial(trainer) else ADAPTER_FOLDER,
             "dial": dial and {**dial, "saved": scale},
             "lr": module.lr,
             "repaired_before": repaired_before,
             "better_preprocessing": better_preprocessing,
         }
-        sum_and_save_adapter(cfg, run, net, base, data, results)
+        if trainer.is_global_zero and not is_trial(trainer):
+            sum_and_save_adapter(cfg, run, net, base, data, results)
+            write_card(run, results)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
     require_better_than_one_class(module, data)
@@ -216,13 +219,13 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
         best = load_best_weights(trainer, module, data)
         outcomes = validate_and_test(trainer, module, data, clock)
         results = collect_results(cfg, data, module, outcomes, clock, best)
-        results |= {"base_unchanged": False, "weights": FINETUNED_FILE}
-        weights = run.folder / FINETUNED_FILE
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_base(net.state_dict(), weights, data.preprocessing())
+        weights = None if is_trial(trainer) else FINETUNED_FILE
+        results |= {"base_unchanged": False, "weights": weights}
+        if trainer.is_global_zero and weights is not None:
+            write_base(net.state_dict(), run.folder / weights, data.preprocessing())
+            _info("weights: %s; other commands take them as base_ckpt", run.folder / weights)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
-        _info("weights: %s; other commands take them as base_ckpt", weights)
     require_better_than_one_class(module, data)
     return results
 

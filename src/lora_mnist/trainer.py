@@ -109,6 +109,11 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     return trainer
 
 
+def is_trial(trainer: Trainer) -> bool:
+    """Whether one batch of each kind is all (``fast_dev_run``): nothing is kept that others use."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 class PlainSigterm(Callback):
     """SIGTERM keeps the handler from before training; all processes but the first end at once.
 

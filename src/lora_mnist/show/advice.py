@@ -38,7 +38,7 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         worst = errors.index(max(errors))
         reason = f"To repair {named(results['classes'], [worst])}:"
         return _repair_advice(reason, results, folder, [worst])
-    if stage != "lora":
+    if stage != "lora" or not results["adapter"]:  # of a trial none is kept
         return []
     phrases = []
     # Without replay no scale is advised: the few errors that it saves may be chance.
