@@ -52,6 +52,19 @@ def test_the_hash_covers_the_content_of_inputs(tmp_path):
     assert job_hash(config(inputs)) == seen[-1]
 
 
+def test_the_hash_covers_the_pictures_to_train_on(tmp_path):
+    """But not what torchvision unpacks beside its archives."""
+    photos = config(data={"data_dir": str(tmp_path)})
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(b"1")
+    before = job_hash(photos)
+    (tmp_path / "cat" / "train-images-idx3-ubyte").write_bytes(b"1")
+    os.utime(tmp_path / "cat" / "1.png", ns=(1, 1))
+    assert job_hash(photos) == before
+    (tmp_path / "cat" / "1.png").unlink()
+    assert job_hash(photos) != before
+
+
 def swept(sweep, *overrides):
     hydra = {"sweep": {"dir": str(sweep)}, "overrides": {"task": list(overrides)}}
     return config(hydra=hydra)

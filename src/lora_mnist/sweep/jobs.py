@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,17 @@ def job_hash(config: DictConfig) -> str:
 
 
 def inputs_hash(config: DictConfig) -> str:
-    """Twelve digits that stand for the content of all files and folders in ``sweep.inputs``."""
-    contents = {}
+    """Twelve digits that stand for the content of all files and folders in ``sweep.inputs``.
+
+    Pictures below ``data.data_dir`` count by their paths and sizes: there may be very many.
+    """
+    contents: dict[str, Any] = {}
+    data_dir = OmegaConf.select(config, "data.data_dir")
+    root = Path(str(data_dir)).expanduser()
+    for file in root.rglob("[!.]*") if data_dir else ():
+        kind, _ = guess_type(file.name, strict=False)
+        if kind and kind.startswith("image/"):
+            contents[f"images/{file.relative_to(root)}"] = file.stat().st_size
     inputs = OmegaConf.select(config, "sweep.inputs") or OmegaConf.create([])
     for key, value in flatten(OmegaConf.to_container(inputs, resolve=True)).items():
         path = Path(str(value))
