@@ -272,6 +272,14 @@ def apply_scale(
     return float(scale)
 
 
+def save_base(cfg: DictConfig, run: Run, net: nn.Module, data: ImageDataModule, path: Path) -> None:
+    """Write the weights that ``net`` was trained to, and their :mod:`.record`, as a base."""
+    record = make_record(cfg, str(data.name), data.preprocessing(), run.settings_typed)
+    # How many images are held out is each training's own choice.
+    record["data"].pop("val_size", None)
+    write_base(net.state_dict(), path, record)
+
+
 @rank_zero_only
 def sum_and_save_adapter(
     cfg: DictConfig,

@@ -21,6 +21,7 @@ from lora_mnist.adapters import (
     load_base,
     load_saved_adapter,
     repaired_classes,
+    save_base,
     sum_and_save_adapter,
     take_own_preprocessing,
 )
@@ -49,11 +50,9 @@ from lora_mnist.disk.base import (
     own_file,
     publish_base,
     require_replaceable,
-    write_base,
 )
 from lora_mnist.disk.checkpoint import locked_run, require_new, step_of
 from lora_mnist.disk.numbers import check_require, parse_require
-from lora_mnist.disk.record import make_record
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, FINETUNED_FILE, new_run_folder
 from lora_mnist.errors import TrainingError, UserError
@@ -144,10 +143,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
             is_published = cfg.publish and not data.targets and not useless
             folder = Path(cfg.paths.bases) if is_published else run.folder
             own = own_file(folder, cfg.base_name, results["base_sha256"])
-            record = make_record(cfg, str(data.name), data.preprocessing(), run.settings_typed)
-            # How many images are held out is each training's own choice.
-            record["data"].pop("val_size", None)
-            write_base(net.state_dict(), own, record)
+            save_base(cfg, run, net, data, own)
             if is_published and current is not None:
                 publish_base(own, current)
             else:
@@ -222,7 +218,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
         weights = None if is_trial(trainer) else FINETUNED_FILE
         results |= {"base_unchanged": False, "weights": weights}
         if trainer.is_global_zero and weights is not None:
-            write_base(net.state_dict(), run.folder / weights, data.preprocessing())
+            save_base(cfg, run, net, data, run.folder / weights)
             _info("weights: %s; other commands take them as base_ckpt", run.folder / weights)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
