@@ -44,6 +44,12 @@ def test_hydras_refusals_are_one_line(cli, tmp_path, argument, answer):
     assert not list(tmp_path.iterdir())
 
 
+def test_flags_of_hydra_that_exclude_each_other(cli):
+    done = cli("train.py", "-m", "--cfg", "job", "stage=lora")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith("Only one of --run, --multirun, --cfg, ")
+
+
 def test_a_sweep_of_a_key_that_nothing_reads(cli, tmp_path):
     """It leaves nothing that report.py run=latest would take for a sweep, and no file goes."""
     sweep = tmp_path / "sweep"

@@ -29,7 +29,7 @@ BELOW = {
     "adapters": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
     "classify": {"adapters", "data", "project", "settings"},
     "trainer": {"errors", "progress", "project", "disk"},
-    "checks": {"errors", "project", "data", "classifier"},
+    "checks": {"errors", "project", "data", "disk", "lora", "classifier"},
     "choices": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
     "learning_rate": {"data", "classifier"},
     "check_preprocessing": {"errors", "project", "settings", "data", "classifier", "show"},

@@ -303,6 +303,15 @@ def test_a_folder_holds_one_run(outputs, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_network_that_changes_its_buffers_is_refused_before_training(outputs, tmp_path):
+    base = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
+    torch.save({**base, "calls": torch.zeros(())}, tmp_path / "counting.pt")
+    counting = ("net._target_=helpers.nets.Counting", f"base_ckpt={tmp_path}/counting.pt")
+    with pytest.raises(UserError, match=r"^net\._target_=helpers\.nets\.Counting: .*; calls has"):
+        run(outputs, "stage=lora", *counting)
+    assert not list(newest(outputs).rglob("*.json"))
+
+
 def test_finetune_trains_the_chosen_parameters(outputs):
     base = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
     results = run(outputs, "stage=finetune", "trainable=linear2.*")

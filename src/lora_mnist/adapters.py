@@ -26,7 +26,7 @@ from lora_mnist.disk.base import Base, find_base, load_weights, own_file, read_b
 from lora_mnist.disk.files import read_json
 from lora_mnist.disk.record import foreign_code, inherited, make_record
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RUN_RECORD, latest
-from lora_mnist.errors import UserError, config_group, one_line
+from lora_mnist.errors import UserError, config_group, is_number, one_line
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.combine import sum_adapters
 from lora_mnist.lora.model import lora_names, set_lora_scale
@@ -255,7 +255,7 @@ def apply_scale(
     With ``scale=auto`` the validation images of ``data`` decide; ``net`` is on ``device``.
     """
     scale: Any = cfg.scale
-    if scale != "auto" and type(scale) not in (int, float):
+    if scale != "auto" and not is_number(scale):
         raise UserError(f"scale={scale}: expected a number, 1 as trained, or auto")
     if cfg.adapter is None:
         if scale not in (1, "auto"):

@@ -4,14 +4,19 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.classifier.net import on_device
 from lora_mnist.classifier.significance import knows_validation
 from lora_mnist.data import ImageDataModule
+from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, UserError, is_number
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
@@ -74,6 +79,24 @@ def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule)
         raise UserError(
             f"trainer.val_check_interval={interval}: expected at most {batches}, the batches of "
             f"trainer.max_steps={trainer.max_steps}, since callbacks choose by validation images"
+        )
+
+
+def require_fixed_buffers(
+    cfg: DictConfig, trainer: Trainer, net: nn.Module, data: ImageDataModule, base: Base
+) -> None:
+    """Refuse a network that changes its own tensors in a forward pass, such as a counter of calls.
+
+    Training would end in the proof that the base has changed. No random number is drawn.
+    """
+    device = trainer.strategy.root_device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), on_device(net, device), torch.no_grad():
+        net(data.normalise(data.train_set.take([0])[0].to(device)))
+    if changed := changed_tensors(base.tensors, base_state_dict(net)):
+        raise UserError(
+            f"net._target_={cfg.net._target_}: expected a network that changes no tensor of its "
+            f"own while it predicts, since the base is kept bit for bit; {changed[0]} has changed"
         )
 
 

@@ -166,6 +166,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return one_line(error), UserError.exit_code
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return _explain_group(error), UserError.exit_code
+    if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve")):
+        return one_line(error), UserError.exit_code  # Hydra's, about its own flags
     return f"{type(error).__name__}: {one_line(error)}", 1
 
 

@@ -29,6 +29,7 @@ from lora_mnist.check_preprocessing import find_better_preprocessing
 from lora_mnist.checks import (
     require_better_than_one_class,
     require_consistent,
+    require_fixed_buffers,
     warn_of_known_validation,
     why_useless,
 )
@@ -165,6 +166,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     load_saved_adapter(cfg, net)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
+    require_fixed_buffers(cfg, trainer, net, data, base)
     better_preprocessing = find_better_preprocessing(cfg, run, trainer, net, data)
     choose_target(cfg, net, data, trainer)
     repaired_before = [c for c in repaired_classes(cfg, data) if c not in data.targets]

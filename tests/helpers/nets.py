@@ -19,6 +19,18 @@ class Noisy(MLP):
         return noise * super().forward(x)
 
 
+class Counting(MLP):
+    """Counts its calls in a buffer."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
 class TinyNet(nn.Module):
     """Two linear layers with biases, in the shape of the real one."""
 

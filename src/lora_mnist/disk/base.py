@@ -5,7 +5,6 @@ of its tensors. Each base that is made here keeps a file of its own, ``<name>-<f
 its SHA-256>.ckpt``; ``<name>.ckpt`` is the current one.
 """
 
-import json
 import logging
 import shlex
 import shutil
@@ -106,23 +105,16 @@ def load_weights(net: nn.Module, file: BaseFile) -> Base:
 
 
 def _why_refused(path: Path) -> str | None:
-    """Why a file of ``torch.save`` is refused, and the command that saves its weights alone."""
+    """Why a file of ``torch.save`` is refused, if it holds more than plain values and tensors."""
     try:
         types = sorted(get_unsafe_globals_in_checkpoint(path))
     except Exception:  # another kind of file
         return None
     if not types:
         return None
-    weights = (
-        '{key: held[key] for key in ("state_dict", "model_state_dict", "model") if key in held}'
-    )
-    if any(name.startswith("torch.nn.modules.") for name in types):  # a whole network
-        weights = "held.state_dict()"
-    code = f"import torch; held = torch.load({json.dumps(str(path))}, weights_only=False); "
-    code += f'torch.save({weights}, "weights.pt")'
     return (
-        f"holds {types[0]}, which is not loaded, since it could run code; expected weights alone; "
-        f"if you trust the file, save them so: python -c {shlex.quote(code)}"
+        f"holds {types[0]}, which is not loaded, since it could run code; expected weights alone, "
+        "as torch.save(net.state_dict(), FILE) writes them where the network was trained"
     )
 
 
