@@ -56,7 +56,7 @@ def choose_learning_rate(
         most = _MOST_HARM * before + 2 * before**0.5
         for rate in RATES:
             optimizer = module.optimizer(parameters, lr=rate)
-            loader = TrainingLoader(data, cfg.seed)
+            loader = TrainingLoader(data, cfg.seed if data.seed is None else data.seed)
             net.train()
             # An epoch may be shorter than a trial.
             for batch in islice(chain.from_iterable(repeat(loader)), _STEPS):
