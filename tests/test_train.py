@@ -16,10 +16,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
 
+import lora_mnist.learning_rate
 import lora_mnist.train
 from lora_mnist.choices import oversample_repaired_classes
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import load_images, make_data
+from lora_mnist.data.sampler import TrainingLoader
 from lora_mnist.disk.predictions import kinds_of, read_predictions
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.evaluate import evaluate
@@ -360,6 +362,26 @@ def test_the_untouched_base_is_tested_as_the_rest_of_the_run(outputs):
     second = run(outputs, *options, "digit=4", "adapter=latest")
     assert second["test_base"]["images_per_class"] == first["test"]["images_per_class"]
     assert second["test_base"]["loss"] == first["test_base"]["loss"]
+
+
+def test_the_rate_is_tried_on_the_first_images_of_the_training(outputs, monkeypatch):
+    seeds = []
+
+    def loader(data, seed):
+        seeds.append(seed)
+        return TrainingLoader(data, seed)
+
+    monkeypatch.setattr(lora_mnist.learning_rate, "TrainingLoader", loader)
+    run(outputs, "stage=lora", "optimizer.lr=auto", "data.seed=7")
+    assert set(seeds) == {7}
+
+
+def test_a_repair_without_validation_images_names_the_keys_that_make_it_run(outputs):
+    options = ("experiment=repair", "digit=9", "data.val_size=0")
+    with pytest.raises(UserError, match=r"^optimizer\.lr=auto: ") as caught:
+        run(outputs, *options)
+    named = re.findall(r"[\w.]+=[\d.]+", str(caught.value))
+    assert run(outputs, *options, *named)["dial"] is None
 
 
 def test_a_learning_rate_that_does_no_harm(outputs, caplog):

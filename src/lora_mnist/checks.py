@@ -21,10 +21,15 @@ from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
-def require_validation(setting: str, data: ImageDataModule) -> None:
+#: What a repair needs that has no validation images.
+_WITHOUT = "; without any, say optimizer.lr=0.001 lora.scale=1"
+
+
+def require_validation(setting: str, data: ImageDataModule, otherwise: str = "") -> None:
     """Refuse a setting such as ``dial=true`` if there are no validation images to decide it."""
     if not len(data.val_set):
-        raise UserError(f"{setting}: expected data.val_size > 0, since validation images decide")
+        reason = f"{setting}: {data.no_validation}, since validation images decide"
+        raise UserError(reason + otherwise)
 
 
 def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule) -> None:
@@ -46,7 +51,7 @@ def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule)
                 "optimizer.lr=auto: expected a number; only stage=lora finds one, and none for "
                 "scheduler=one_cycle"
             )
-        require_validation("optimizer.lr=auto", data)
+        require_validation("optimizer.lr=auto", data, _WITHOUT)
     if cfg.stage == "pretrain":
         for key in ("loss.distill", "data.mistakes"):
             if value := OmegaConf.select(cfg, key):
@@ -56,7 +61,7 @@ def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule)
     if cfg.stage == "lora":
         scale = cfg.lora.scale
         if scale == "auto":
-            require_validation("lora.scale=auto", data)
+            require_validation("lora.scale=auto", data, _WITHOUT)
         elif not is_number(scale) or scale <= 0:
             raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
         if cfg.dial:

@@ -5,12 +5,14 @@ import numpy
 import pytest
 import torch
 from composed import logged
+from helpers.commands import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
+from lora_mnist.checks import require_validation
 from lora_mnist.data import FolderDataModule
 from lora_mnist.data.image_files import Entry, ImageFiles, Preparation, split
 from lora_mnist.data.pictures import open_picture
@@ -285,6 +287,18 @@ def test_images_to_test_on_that_are_trained_on_are_left_out(make_photos, caplog)
     shutil.copytree(root / "train", root / "test")
     with pytest.raises(ValueError, match="expected test images that are not trained on"):
         sets(root)
+
+
+def test_a_val_that_repeats_train_is_told_to_whoever_needs_it(make_photos):
+    root = make_photos({"cat": 9, "dog": 9}, "train")
+    make_photos({"cat": 6, "dog": 6}, "test")
+    shutil.copytree(root / "train", root / "val")
+    data, parts = sets(root)
+    assert [len(labels) for _, labels in parts] == [18, 0, 12]
+    data.setup("fit")
+    said = refused(require_validation, "optimizer.lr=auto", data)
+    assert said.startswith(f"optimizer.lr=auto: all images to validate on, such as {root}/val/")
+    assert "data.val_from=test" in said
 
 
 def test_folders_go_by_name_in_any_case(make_photos):

@@ -58,6 +58,8 @@ class ImageDataModule(LightningDataModule):
     val_set: Images
     test_set: Images
     color_order = "rgb"
+    #: What to do where there are no validation images.
+    no_validation = "expected data.val_size > 0"
 
     def __init__(
         self,

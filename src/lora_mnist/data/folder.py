@@ -225,8 +225,14 @@ class FolderDataModule(ImageDataModule):
         if repeats := repeated(root, parts):
             message = "%s: %d images to validate or test on are images to train on, or to validate "
             warn(message + "on, too, and left out: %s, ...", root, len(repeats), repeats[0].path)
+        known = [entry for entry in repeats if parts[entry] == "val"]
         for entry in repeats:
             del parts[entry]
+        if known and "val" not in parts.values():
+            self.no_validation = (
+                f"all images to validate on, such as {root / known[0].path}, are images to train "
+                "on, too; expected other images, or data.val_from=test"
+            )
         sets: list[Images] = []
         for part in ("train", "val", "test"):
             chosen = [entry for entry in images if parts.get(entry) == part]
