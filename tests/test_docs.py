@@ -80,10 +80,10 @@ def one_of_each(overrides):
 
 # The settings that need a plugin of Hydra's, which an extra installs.
 PLUGINS = {
-    "launcher=joblib": "hydra_joblib_launcher",
-    "launcher=ray": "hydra_ray_launcher",
-    "launcher=slurm": "hydra_submitit_launcher",
-    "sweep=optuna": "hydra_optuna_sweeper",
+    "launcher=joblib": ("hydra_joblib_launcher", "the extra sweep is not installed"),
+    "launcher=ray": ("hydra_ray_launcher", "the extra ray is not installed"),
+    "launcher=slurm": ("hydra_submitit_launcher", "the extra slurm is not installed"),
+    "sweep=optuna": ("hydra_optuna_sweeper", "the extra sweep is not installed"),
 }
 
 
@@ -117,7 +117,7 @@ def test_command(command):
 def check_settings(given):
     for setting in given:
         if setting in PLUGINS:
-            pytest.importorskip(f"hydra_plugins.{PLUGINS[setting]}")
+            pytest.importorskip(f"hydra_plugins.{PLUGINS[setting][0]}", reason=PLUGINS[setting][1])
     own = ["train.py", "stage=lora", "data=folder", "net=custom"]
     for command in (["train.py", "stage=lora"], ["train.py"], ["eval.py"], ["predict.py"], own):
         try:

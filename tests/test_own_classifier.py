@@ -176,7 +176,7 @@ def test_an_adapter_of_ones_own_base_needs_that_base(here):
 @pytest.mark.slow
 def test_the_example_from_the_first_command_to_the_last(cli, tmp_path, monkeypatch):
     for package in ("sklearn", "onnxruntime", "onnxscript"):
-        pytest.importorskip(package, reason="a package that the example needs is not installed")
+        pytest.importorskip(package, reason="the extra all is not installed")
     copy = tmp_path / "own_classifier"
     left_out = shutil.ignore_patterns("photos", "*.pt", "*.onnx", "__pycache__")
     shutil.copytree(ROOT / "examples" / "own_classifier", copy, ignore=left_out)

@@ -173,7 +173,7 @@ def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
 
 @pytest.mark.slow
 def test_wandb_offline(outputs):
-    pytest.importorskip("wandb")
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
     run(outputs, "stage=lora", "logger=wandb", "tags=[first]", "notes=why")
     (file,) = only_run(outputs, "lora").glob("wandb/offline-run-*/run-*.wandb")
     content = file.read_bytes()
@@ -183,7 +183,7 @@ def test_wandb_offline(outputs):
 
 @pytest.mark.slow
 def test_mlflow_in_sqlite(cli, outputs):
-    mlflow = pytest.importorskip("mlflow")
+    mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     options = ("stage=lora", *SMALL[:2], *FEW, "logger=mlflow", "tags=[first]", "figures=true")
     cli("train.py", "-m", *options, "trainer.max_steps=3").ok()
     sweep = only_run(outputs, "multirun")

@@ -39,7 +39,7 @@ def test_it_was_run_from_top_to_bottom_without_a_warning():
 
 @pytest.mark.slow(60)
 def test_every_cell_runs_and_gives_what_is_committed():
-    reason = "the extra dev is not installed"
+    reason = "the extra all is not installed"
     nbformat = pytest.importorskip("nbformat", reason=reason)
     nbclient = pytest.importorskip("nbclient", reason=reason)
     pytest.importorskip("ipykernel", reason=reason)

@@ -116,7 +116,7 @@ def test_a_network_names_its_own_preprocessing():
 
 
 def test_a_network_of_timm_names_its_own_preprocessing():
-    timm = pytest.importorskip("timm")
+    timm = pytest.importorskip("timm", reason="the extra all is not installed")
     net = timm.create_model("vit_tiny_patch16_224", num_classes=2)
     settings = {"_target_": "timm.create_model"}
     keys = named_by(net, settings)

@@ -11,7 +11,7 @@ from readme_pictures import CHROMIUM, open_page
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install -y chromium")
 def test_draw_and_move_the_slider(tmp_path):
     pytest.importorskip("gradio", reason="the extra demo is not installed")
-    pytest.importorskip("playwright.sync_api", reason="the extra dev is not installed")
+    pytest.importorskip("playwright.sync_api", reason="the extra all is not installed")
     from playwright.sync_api import expect
 
     small_base(tmp_path)

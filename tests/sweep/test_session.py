@@ -15,6 +15,8 @@ from helpers.sweeping import (
     write_sweep,
 )
 
+SWEEP = "the extra sweep is not installed"
+
 
 @pytest.mark.slow
 def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_left(cli, tmp_path):
@@ -105,7 +107,7 @@ def test_a_job_that_does_not_meet_what_is_required_fails_and_keeps_its_numbers(c
 )
 def test_bad_input(cli, tmp_path, arguments, message):
     if "sweep=optuna" in arguments:
-        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=SWEEP)
     done = cli(TOY, *arguments)
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith(message)
@@ -147,7 +149,7 @@ def test_a_command_that_keeps_no_results_just_runs(cli, tmp_path):
 
 @pytest.mark.slow
 def test_optuna_searches_and_resumes(cli, tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=SWEEP)
     arguments = ("-m", "sweep=optuna", "x=range(0,3)", "y=interval(1,9)")
     cli(TOY, *arguments, "hydra.sweeper.n_trials=2")
     sweep = only_run(tmp_path / "outputs", "multirun")
@@ -167,7 +169,9 @@ def test_optuna_searches_and_resumes(cli, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_run_elsewhere(tmp_path, monkeypatch, launcher):
-    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    extra = {"joblib": "sweep", "submitit_local": "slurm"}[launcher]
+    plugin = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
+    pytest.importorskip(plugin, reason=f"the extra {extra} is not installed")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     workers = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
     process = start(tmp_path, "-m", "x=0,1,2", f"launcher={launcher}", *workers)
@@ -186,7 +190,7 @@ def test_jobs_run_elsewhere(tmp_path, monkeypatch, launcher):
 @pytest.mark.slow
 def test_workers_end_after_a_sweep_that_is_killed(tmp_path):
     """Each finishes its job first; then nobody holds the sweep's pipes any more."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=SWEEP)
     options = ("pause=2", "launcher=joblib", "hydra.launcher.n_jobs=2")
     process = start(tmp_path, "-m", "x=1,2", *options)
     wait_for_jobs(process, tmp_path, 2)
