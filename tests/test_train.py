@@ -19,7 +19,7 @@ from source_notebook import RichBoyNet, fit, load, loader
 import lora_mnist.learning_rate
 import lora_mnist.train
 from lora_mnist.choices import oversample_repaired_classes
-from lora_mnist.classifier.significance import mcnemar
+from lora_mnist.classifier.significance import mcnemar, weakest
 from lora_mnist.data import load_images, make_data
 from lora_mnist.data.sampler import TrainingLoader
 from lora_mnist.disk.predictions import kinds_of, read_predictions
@@ -51,13 +51,12 @@ def test_pretraining_leaves_a_base(made):
     folder = only_run(made, "pretrain")
     results = read_results(folder)
     assert list(results) == [
-        *("stage", "dataset", "tags", "notes", "seed", "digit", "targets", "target"),
-        "replay",
-        *("target_weight", "classes", "data_sha256"),
+        *("stage", "dataset", "tags", "notes", "seed", "targets", "replay", "target_weight"),
+        *("classes", "data_sha256"),
         *("mean", "std", "val_from", "steps", "best", "parameters", "val", "test"),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
-    assert (results["stage"], results["steps"], results["digit"]) == ("pretrain", 30, None)
+    assert (results["stage"], results["steps"], results["targets"]) == ("pretrain", 30, [])
     assert (results["tags"], results["notes"]) == (["wide"], "why")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", folder.name)
     assert sum(results["test"]["images_per_class"]) == 10_000
@@ -70,12 +69,14 @@ def test_a_repair_leaves_an_adapter_and_a_proof(made):
     folder = only_run(made, "lora")
     results, pretrained = read_results(folder), read_results(only_run(made, "pretrain"))
     for split in ("val", "test"):
-        assert without(results[f"{split}_base"], "errors_of_target") == pretrained[split]
-        assert results[split]["errors_of_target"] == results[split]["errors_per_class"][9]
+        for key in ("errors", "false_calls"):
+            assert results[split][f"{key}_of_target"] == results[split][f"{key}_per_class"][9]
+            assert results[f"{split}_base"].pop(f"{key}_of_target") > 0
+        assert results[f"{split}_base"] == pretrained[split]
     assert results["base_sha256"] == pretrained["base_sha256"]
     assert results["base_unchanged"] is True
     test = results["test"]
-    assert test["errors_of_target"] < results["test_base"]["errors_of_target"]
+    assert test["errors_of_target"] < results["test_base"]["errors_per_class"][9]
     repaired, broken = test["repaired_per_class"], test["broken_per_class"]
     assert test["p_value_of_target"] == mcnemar(repaired[9], broken[9])
     elsewhere = sum(repaired) - repaired[9], sum(broken) - broken[9]
@@ -277,7 +278,7 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs, monkeypatch):
 @pytest.mark.parametrize("recipe", ["repair", "repair_private"])
 def test_recipes(outputs, recipe):
     results = run(outputs, f"experiment={recipe}", "trainer.max_steps=40", "digit=9")
-    assert (results["stage"], results["target"]) == ("lora", "9")
+    assert (results["stage"], results["targets"]) == ("lora", [9])
     assert results["base_unchanged"]
     assert results["test"]["repaired_per_class"][9] > 0
     change = results["test"]["errors"] - results["test_base"]["errors"]
@@ -331,16 +332,17 @@ def test_the_weakest_class_is_trained_as_if_it_were_named(outputs):
     """The same seed gives the same numbers, and another one gives others."""
     same = ("stage=lora", "loss.distill=1", "data.replay=9")
     results = run(outputs, *same, "digit=weakest")
-    errors = results["val_base"]["errors_per_class"]
-    assert results["digit"] == errors.index(max(errors))
-    weakest = adapter_of(newest(outputs))
-    named = run(outputs, *same, f"digit={results['digit']}")
+    counts = (results["val_base"][f"{key}_per_class"] for key in ("errors", "images"))
+    (chosen,) = results["targets"]
+    assert chosen == weakest(*counts)
+    adapter = adapter_of(newest(outputs))
+    named = run(outputs, *same, f"digit={chosen}")
     assert without(named, "seconds") == without(results, "seconds")
-    assert not changed_tensors(weakest, adapter_of(newest(outputs)))
-    other = run(outputs, *same, f"digit={results['digit']}", "seed=1")
+    assert not changed_tensors(adapter, adapter_of(newest(outputs)))
+    other = run(outputs, *same, f"digit={chosen}", "seed=1")
     assert other["test"] != results["test"]
     assert other["test_base"] == results["test_base"]
-    assert changed_tensors(weakest, adapter_of(newest(outputs)))
+    assert changed_tensors(adapter, adapter_of(newest(outputs)))
 
 
 def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
@@ -417,8 +419,8 @@ def test_a_repair_on_top_of_another(outputs):
     assert not any(tag.startswith(("val_base", "test_base")) for tag in tags)
     before, after = second["test_before"]["errors"], second["test"]["errors"]
     assert after == before - second["test"]["repaired"] + second["test"]["broken"]
-    worst = max(range(10), key=first["val"]["errors_per_class"].__getitem__)
-    assert (second["digit"], second["repaired_before"]) == (worst, [4])
+    worst = weakest(*(first["val"][f"{key}_per_class"] for key in ("errors", "images")))
+    assert (second["targets"], second["repaired_before"]) == ([worst], [4])
     assert second["parameters"]["lora"] == first["parameters"]["lora"] * 3 // 2  # ranks 2 and 1
     assert (below / "adapter" / WEIGHTS_NAME).read_bytes() == weights
 

@@ -19,6 +19,7 @@ from lora_mnist.classifier.dial import TRIES, quick_dial
 from lora_mnist.classifier.metrics import outcome_of
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import on_device
+from lora_mnist.classifier.significance import weakest
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.results import Clock
 from lora_mnist.disk.run_paths import RUN_RECORD
@@ -53,13 +54,15 @@ def choose_target(cfg: DictConfig, net: nn.Module, data: ImageDataModule, traine
         with on_device(net, trainer.strategy.root_device) as device:
             batches = data.batches(data.val_set, device, name="target=weakest")
             with trainer.precision_plugin.forward_context():
-                errors = outcome_of(net, batches)["errors_per_class"]
+                outcome = outcome_of(net, batches)
+        errors, images = outcome["errors_per_class"], outcome["images_per_class"]
         if not any(errors):
             raise UserError(
                 "target=weakest: every validation image is right already; expected a class"
             )
-        target = errors.index(max(errors))  # of equals, the first
-        share = f"{errors[target]} of {sum(errors)} errors on validation images"
+        target = weakest(errors, images)
+        wrong, count = errors[target], images[target]
+        share = f"{wrong} of its {count} validation images are wrong ({wrong / count:.1%})"
         _info("target=%d (%s): the weakest class, %s", target, data.classes[target], share)
     with config_group("data"):
         data.choose(target)

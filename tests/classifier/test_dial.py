@@ -40,13 +40,16 @@ def test_each_scale_is_counted_as_the_network_errs_there(adapted):
     assert curve["images"] == 90
     for place, scale in enumerate(curve["scales"]):
         set_lora_scale(adapted, scale)
-        errors = [0, 0]
+        errors, false_calls = [0, 0], 0
         for images, labels in given:
-            wrong = adapted(images).argmax(dim=1) != labels
+            predictions = adapted(images).argmax(dim=1)
+            wrong = predictions != labels
+            false_calls += int((wrong & (predictions == 1)).sum())
             errors[0] += int((wrong & (labels == 1)).sum())
             errors[1] += int((wrong & (labels != 1)).sum())
         assert [curve["errors_of_target"][place], curve["errors_elsewhere"][place]] == errors
         assert curve["errors"][place] == sum(errors)
+        assert curve["false_calls_of_target"][place] == false_calls > 0
     assert curve["errors"][0] == 30  # the base's, bit for bit
 
 
@@ -137,7 +140,7 @@ def test_at_the_advised_scale_every_image_is_counted(seed):
         slow = dial_curve(net, images(some), [1])
         place = SCALES.index(quick["advised"])
         assert 0 < place < 5
-        for key in ("errors", "errors_of_target", "errors_elsewhere"):
+        for key in ("errors", "errors_of_target", "errors_elsewhere", "false_calls_of_target"):
             assert quick[key][place] == slow[key][place]
 
 

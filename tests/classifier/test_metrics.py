@@ -21,15 +21,21 @@ def batch(seed, size=20):
 
 
 def plain_counts(logits, labels):
-    errors, images = [0] * CLASSES, [0] * CLASSES
+    errors, images, false_calls, called = ([0] * CLASSES for _ in range(4))
     for row, label in zip(logits, labels.tolist(), strict=True):
+        prediction = int(row.argmax())
         images[label] += 1
-        errors[label] += int(row.argmax()) != label
+        called[prediction] += 1
+        errors[label] += prediction != label
+        false_calls[prediction] += prediction != label
+    precision = [1 - x / n if n else None for x, n in zip(false_calls, called, strict=True)]
     return {
         "loss": pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5),
         "accuracy": pytest.approx(1 - sum(errors) / len(labels)),
         "errors": sum(errors),
         "errors_per_class": errors,
+        "false_calls_per_class": false_calls,
+        "precision_per_class": pytest.approx(precision),
         "images_per_class": images,
     }
 
@@ -72,10 +78,12 @@ def test_classes_that_loggers_get():
     tags = logged_metrics(outcomes, ["a/b", "c", "d"], [1])
     assert "val/accuracy_per_class/a-b" in tags
     assert "val_base/accuracy_per_class/d" not in tags  # there is no image of it
+    assert tags["val/precision_per_class/d"] == outcomes["val"]["precision_per_class"][2]
+    assert tags["val/false_calls_of_target"] == outcomes["val"]["false_calls_per_class"][1]
     many = logged_metrics(outcomes, ["x"] * 17, [1])
+    kinds = ("accuracy", "precision")
     assert [tag for tag in many if "per_class" in tag] == [
-        "val/accuracy_per_class/x",
-        "val_base/accuracy_per_class/x",
+        f"{split}/{kind}_per_class/x" for split in ("val", "val_base") for kind in kinds
     ]
 
 

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_mnist.classifier.significance import chance_text, knows_validation, mcnemar, wilson
+from lora_mnist.classifier.significance import (
+    chance_text,
+    knows_validation,
+    mcnemar,
+    weakest,
+    wilson,
+)
 
 COUNT = st.integers(0, 200)
 
@@ -47,6 +53,21 @@ def test_wilson_holds_the_count_and_is_symmetric(errors, right):
     assert 0 <= low <= errors + 1e-9
     assert errors - 1e-9 <= high <= images
     assert wilson(right, images) == pytest.approx((images - high, images - low), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("errors", "images", "expected"),
+    [
+        ([34, 2], [200, 8], 0),  # 2 of 8 may be chance
+        ([40, 30, 2], [400, 60, 8], 1),  # the commonest class has most errors, and a lower rate
+        ([0, 0, 1], [9, 0, 9], 2),
+        ([5, 5], [9, 9], 0),
+    ],
+)
+def test_the_weakest_class_has_the_highest_rate_that_chance_does_not_explain(
+    errors, images, expected
+):
+    assert weakest(errors, images) == expected
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,18 @@ CLASSES = ["cat", "dog", "<b>cow</b>"]
 
 
 def outcome(errors, images=20, **more):
-    """What is counted on 20 images of each class."""
+    """What is counted on 20 images of each class, whose errors are false calls of the next one."""
     total = images * len(errors)
+    false_calls = [*errors[-1:], *errors[:-1]]
+    called = [images - wrong + false for wrong, false in zip(errors, false_calls, strict=True)]
+    precision = [(images - wrong) / (n or 1) for wrong, n in zip(errors, called, strict=True)]
     return {
         "loss": 0.5,
         "accuracy": 1 - sum(errors) / total,
         "errors": sum(errors),
         "errors_per_class": errors,
+        "false_calls_per_class": false_calls,
+        "precision_per_class": precision,
         "images_per_class": [images] * len(errors),
         **more,
     }

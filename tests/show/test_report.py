@@ -57,8 +57,8 @@ def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path):
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "peft"
     assert "# A repair of dog and cat in farm" in body
-    assert "| dog * | 7 | 0 | 9 | 8 | 2 | -6 | 20 | 1-6 |" in body
-    assert "| cat + | 0 | 4 | 2 | 3 | 6 | +3 | 20 | 3-10 |" in body
+    assert "| dog * | 9 | 8 -> 2 | 7 | 0 | 3 -> 6 | 0.80 -> 0.75 | 20 | 1-6 |" in body
+    assert "| cat + | 2 | 3 -> 6 | 0 | 4 | 1 -> 0 | 0.94 -> 1.00 | 20 | 3-10 |" in body
     assert run["base_sha256"] in body
     assert "turn it to 0.5 of its size" in body
     assert " stage=lora digit=1`" in body

@@ -50,13 +50,13 @@ def test_results_of_a_repair():
     text = printed(print_results, results(), Path())
     assert "test images, * to be repaired" in text
     assert cells(text) == [
-        ["class", "repaired", "broken", "base errors", "errors", "change", "images", "errors, 95%"],
-        ["cat", "21", "1", "30", "10", "-20", "100", "6-17"],
-        ["dog *", "1", "4", "4", "7", "+3", "100", "3-14"],
-        ["all", "22", "5", "34", "17", "-17", "200", "11-26"],
+        ["class", "errors", "repaired", "broken", "false calls", "images", "errors, 95%"],
+        ["cat", "30 -> 10", "21", "1", "4 -> 7", "100", "6-17"],
+        ["dog *", "4 -> 7", "1", "4", "30 -> 10", "100", "3-14"],
+        ["all", "34 -> 17", "22", "5", "", "200", "11-26"],
     ]
     assert "\naccuracy: 0.8300 -> 0.9150\n" in text
-    assert "\ndog: 4 errors -> 7 (broken 4, may be chance, p = 0.38);" in text
+    assert "\ndog: 4 errors -> 7 (broken 4, may be chance, p = 0.38), false calls 30 -> 10;" in text
 
 
 def first_cells(run):

@@ -47,8 +47,28 @@ GUESSING = {
     "test": repaired([10, 20, 20, 20, 45], [35, 27, 27, 26, 0], [0, 0, 0, 0, 45], 50),
 }
 TYPED = ["experiment=repair", "target=shirt", *OWN]
+TWO = {**{"stage": "lora", "classes": ["a", "b"], "targets": [0, 1], "replay": 90}}
+TWO |= {"test_base": outcome([60, 32], 200), "test": repaired([60, 32], [1, 0], [45, 18], 200)}
+BEFORE, AFTER = (
+    outcome([315, 40, 60], 1000),
+    repaired([315, 40, 60], [0, 90, 80], [204, 0, 0], 1000),
+)
+PRICE = {"stage": "lora", "classes": ["pullover", "coat", "shirt"], "targets": [0], "replay": 90}
+PRICE |= {"test_base": {**BEFORE, "false_calls_per_class": [8, 200, 207]}}
+PRICE |= {"test": {**AFTER, "false_calls_per_class": [177, 104, 100]}}
 CASES = {
     "a base": (results("pretrain"), ["stage=pretrain"]),
+    "a base with few errors, and the highest rate in a small class": (
+        {
+            **{"stage": "eval", "classes": ["a", "b", "c"], "targets": []},
+            "test": {**outcome([40, 30, 2], 400), "images_per_class": [400, 60, 8]},
+        },
+        [],
+    ),
+    "a base whose errors no repair could be told from chance by": (
+        {"stage": "eval", "classes": ["a", "b"], "targets": [], "test": outcome([2, 1], 59)},
+        [],
+    ),
     "somebody's base": ({**results("pretrain"), "stage": "eval"}, OWN),
     "a base without errors": (
         {"stage": "eval", "classes": ["a"], "targets": [], "test": outcome([0])},
@@ -71,6 +91,8 @@ CASES = {
     ),
     "nothing but chance": (of_digits(5, 5, replay=90), ["experiment=repair"]),
     "two classes": (of_digits(0, 1, targets=[4, 9]), ["stage=lora", "digit=[4,9]"]),
+    "two classes, and no others": (TWO, ["experiment=repair", "target=[a,b]"]),
+    "the price of a repair": (PRICE, ["experiment=repair", "target=pullover"]),
     "all classes": (of_digits(20, 0, targets=[], dial={**DIAL, "saved": 0.5}), ["stage=lora"]),
     "no better than guessing": (GUESSING, ["experiment=repair", "target=e"]),
     "mistakes": (of_mistakes(), ["stage=lora", "data.mistakes=wrong"]),

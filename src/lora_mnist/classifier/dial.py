@@ -42,15 +42,15 @@ def dial_curve(
 
     Returns:
         ``images``, their number; ``scales``; for each of these the ``errors`` and, with
-        ``targets``, the ``errors_of_target`` and ``errors_elsewhere``; and what
-        :func:`advised_scale` says, ``advised``.
+        ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and ``false_calls_of_target``;
+        and what :func:`advised_scale` says, ``advised``.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, there is no
             batch, or 0 is not among ``scales``.
     """
     predictions, labels = predictions_at(model, batches, scales, name)
-    return _curve(scales, predictions != labels, labels, targets)
+    return _curve(scales, _faults(predictions, labels, targets), labels, targets)
 
 
 @torch.no_grad()
@@ -83,27 +83,27 @@ def quick_dial(
     index, base, adapted, label = (
         predictions[key].cpu() for key in ("index", "base", "adapted", "label")
     )
-    wrong = (base != label).repeat(len(SCALES), 1)
-    wrong[-1] = adapted != label
+    faults = _faults(base, label, targets).repeat(len(SCALES), 1)
+    faults[-1] = _faults(adapted, label, targets)
     changed = (base != adapted).nonzero()[:, 0]
     # By label, then by whether the base is wrong: neighbours are alike, and one of each group of
     # them stands for the others.
-    changed = changed[(2 * label + wrong[0])[changed].argsort(stable=True)]
+    changed = changed[(2 * label + (base != label))[changed].argsort(stable=True)]
     count = min(most_images, len(changed))
     if count:
         groups = torch.arange(len(changed)) * count // len(changed)
         chosen = changed[torch.searchsorted(groups, torch.arange(count))]
         between, _ = predictions_at(model, batches(index[chosen]), SCALES[1:-1], name)
-        wrong[1:-1, changed] = (between.cpu() != label[chosen])[:, groups]
+        faults[1:-1, changed] = _faults(between.cpu(), label[chosen], targets)[:, groups]
     passes += TRIES * count
     exact = {0.0, 1.0}
     while True:
-        curve = _curve(SCALES, wrong, label, targets)
+        curve = _curve(SCALES, faults, label, targets)
         scale = curve["advised"]
         if scale in exact:
             return {**curve, "forward_passes": passes}
         there, _ = predictions_at(model, batches(index), [scale], name)
-        wrong[SCALES.index(scale)] = there[0].cpu() != label
+        faults[SCALES.index(scale)] = _faults(there[0].cpu(), label, targets)
         passes += len(label)
         exact.add(scale)
 
@@ -135,16 +135,25 @@ def predictions_at(
     return torch.cat(predictions, dim=1), torch.cat(labels)
 
 
+def _faults(predictions: Tensor, labels: Tensor, targets: Sequence[int] | None) -> Tensor:
+    """For each prediction 0 if it is right, 1 if wrong, and 2 if it is a false call of a target."""
+    is_wrong = predictions != labels
+    names = torch.tensor(list(targets or ()), dtype=predictions.dtype, device=predictions.device)
+    return is_wrong.to(torch.int8) + (is_wrong & torch.isin(predictions, names))
+
+
 def _curve(
-    scales: Sequence[float], wrong: Tensor, labels: Tensor, targets: Sequence[int] | None
+    scales: Sequence[float], faults: Tensor, labels: Tensor, targets: Sequence[int] | None
 ) -> dict[str, Any]:
-    """The curve as results.json has it; ``wrong`` is bool, shape (scales, N)."""
+    """The curve as results.json has it; ``faults`` are those of :func:`_faults`, (scales, N)."""
+    wrong = faults > 0
     errors = wrong.sum(dim=1).tolist()
     curve: dict[str, Any] = {"images": len(labels), "scales": list(scales), "errors": errors}
     if targets:
         is_target = torch.isin(labels, torch.tensor(list(targets), device=labels.device))
         curve["errors_of_target"] = (wrong & is_target).sum(dim=1).tolist()
         curve["errors_elsewhere"] = (wrong & ~is_target).sum(dim=1).tolist()
+        curve["false_calls_of_target"] = (faults == 2).sum(dim=1).tolist()
     return {**curve, "advised": advised_scale(scales, errors)}
 
 

@@ -29,8 +29,12 @@ def logged_metrics(
             target_errors = sum(errors[c] for c in targets)
             tags[f"{split}/errors_of_target"] = float(target_errors)
             tags[f"{split}/errors_elsewhere"] = float(sum(errors) - target_errors)
+            false_calls = sum(outcome["false_calls_per_class"][c] for c in targets)
+            tags[f"{split}/false_calls_of_target"] = float(false_calls)
         for c in classes:
+            name = names[c].replace("/", "-")  # else it would begin a level of tags
             if images[c]:
-                name = names[c].replace("/", "-")  # else it would begin a level of tags
                 tags[f"{split}/accuracy_per_class/{name}"] = 1 - errors[c] / images[c]
+            if (precision := outcome["precision_per_class"][c]) is not None:
+                tags[f"{split}/precision_per_class/{name}"] = precision
     return tags

@@ -1,7 +1,7 @@
 """How errors of a network and its base are counted."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -64,8 +64,11 @@ class Evaluation(Metric):
 
         Returns:
             Both with ``loss``, the mean cross-entropy in nats, ``None`` where it is not finite;
-            ``accuracy``; ``errors``; ``errors_per_class``; and ``images_per_class``. ``adapted``
-            also with ``repaired``, images that the base gets wrong and the adapted network right;
+            ``accuracy``; ``errors``; ``errors_per_class``; ``false_calls_per_class``, images of
+            other classes that are given this one's name; ``precision_per_class``, the share of
+            right ones among the images that are given a class's name, ``None`` where there are
+            none; and ``images_per_class``. ``adapted`` also with ``repaired``, images that the
+            base gets wrong and the adapted network right;
             ``broken``, the reverse; both per class; ``p_value`` of the two
             (:func:`.significance.mcnemar`); and ``negative_flip_rate``, ``broken`` as a share of
             all images (Yan et al. 2021, "Positive-Congruent Training", arXiv:2011.09161).
@@ -81,14 +84,19 @@ class Evaluation(Metric):
         outcomes: dict[str, dict[str, Any]] = {}
         for side in ("base", "adapted"):
             if side in self.predictions:
-                errors = self._per_class(label[self.predictions[side] != label])
+                prediction = self.predictions[side]
+                is_wrong = prediction != label
+                errors, images = self._per_class(label[is_wrong]), self._per_class(label)
+                false_calls = self._per_class(prediction[is_wrong])
                 loss = (getattr(self, f"{side}_loss").cpu() / len(label)).item()
                 outcomes[side] = {
                     "loss": loss if math.isfinite(loss) else None,
                     "accuracy": (len(label) - sum(errors)) / len(label),
                     "errors": sum(errors),
                     "errors_per_class": errors,
-                    "images_per_class": self._per_class(label),
+                    "false_calls_per_class": false_calls,
+                    "precision_per_class": _precision(images, errors, false_calls),
+                    "images_per_class": images,
                 }
         if "adapted" in outcomes:
             before, after = (self.predictions[side] == label for side in ("base", "adapted"))
@@ -117,6 +125,17 @@ class Evaluation(Metric):
         if "adapted" not in outcomes:
             return {split: outcomes["base"]}
         return {split: outcomes["adapted"], f"{split}_{before}": outcomes["base"]}
+
+
+def _precision(
+    images: Sequence[int], errors: Sequence[int], false_calls: Sequence[int]
+) -> list[float | None]:
+    """The precision of each class."""
+    precision: list[float | None] = []
+    for count, wrong, false in zip(images, errors, false_calls, strict=True):
+        called = count - wrong + false
+        precision.append((count - wrong) / called if called else None)
+    return precision
 
 
 def outcome_of(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Is a difference in errors more than chance? Functions of counts; nothing here imports torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import erfc, sqrt
 from typing import Any
 
@@ -42,6 +42,16 @@ def wilson(errors: int, images: int) -> tuple[float, float]:
     centre = scale * (errors + _Z**2 / 2)
     half = scale * _Z * sqrt(errors * (images - errors) / images + _Z**2 / 4)
     return max(0.0, centre - half), min(float(images), centre + half)
+
+
+def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
+    """The number of the class with the highest error rate that chance does not explain.
+
+    It has the largest lower end of :func:`wilson`'s interval, as a share of its images; of equals
+    it is the first. So 34 errors in 200 images are worse than 2 in 8.
+    """
+    rates = [wilson(e, n)[0] / n if n else 0.0 for e, n in zip(errors, images, strict=True)]
+    return rates.index(max(rates))
 
 
 def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:

@@ -43,8 +43,8 @@ def changes_numbers(key: str) -> bool:
 
 
 def better_end(key: str) -> str:
-    """``max`` for accuracies and repaired images, ``min`` for losses, errors, sizes and times."""
-    return "max" if "accuracy" in key or "repaired" in key else "min"
+    """``max`` for accuracies, precisions and repaired images, ``min`` for all other numbers."""
+    return "max" if re.search("accuracy|precision|repaired", key) else "min"
 
 
 def parse_require(require: Any) -> list[tuple[str, str, str]]:

@@ -62,28 +62,25 @@ def collect_results(
     split. ``best`` has monitor, value and step of the best weights, if they replaced the last ones.
     """
     targets = data.targets
-    digit: Any = targets[0] if len(targets) == 1 else targets or None
     splits = {split: dict(outcome) for split, outcome in outcomes.items()}
     for outcome in splits.values():
         if not targets:
             continue
-        outcome["errors_of_target"] = sum(outcome["errors_per_class"][c] for c in targets)
+        for key in ("errors", "false_calls"):
+            outcome[f"{key}_of_target"] = sum(outcome[f"{key}_per_class"][c] for c in targets)
         if "repaired" in outcome:
             repaired = sum(outcome["repaired_per_class"][c] for c in targets)
             broken = sum(outcome["broken_per_class"][c] for c in targets)
             rest = outcome["repaired"] - repaired, outcome["broken"] - broken
             outcome["p_value_of_target"] = mcnemar(repaired, broken)
             outcome["p_value_elsewhere"] = mcnemar(*rest)
-    names = [data.classes[c] for c in targets]
     return {
         "stage": cfg.stage,
         "dataset": data.name,
         "tags": list(cfg.get("tags") or []),
         "notes": cfg.get("notes"),
         "seed": cfg.get("seed"),
-        "digit": digit,
         "targets": targets,
-        "target": names[0] if len(names) == 1 else names or None,
         "replay": data.replay,
         "target_weight": OmegaConf.select(cfg, "loss.target_weight"),
         "classes": data.classes,

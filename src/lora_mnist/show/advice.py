@@ -9,9 +9,19 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from lora_mnist.classifier.significance import LEVEL, mcnemar
 from lora_mnist.disk.record import TRAINING_KEYS
 from lora_mnist.project import command_line, key_of, override, program
-from lora_mnist.show.changes import are_digits, change_of, is_guessing, named, others_of, rest_of
+from lora_mnist.show.changes import (
+    are_digits,
+    change_of,
+    is_guessing,
+    named,
+    number_of,
+    others_of,
+    rest_of,
+    weakest_of,
+)
 
 #: Groups of overrides that an advised command repeats, but for keys of ``data`` that only this
 #: training needs.
@@ -34,8 +44,9 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     if is_base_bad or not everything.after or results.get("better_preprocessing"):
         return []
     if "test_base" not in results:
-        errors = results["test"]["errors_per_class"]
-        worst = errors.index(max(errors))
+        worst = weakest_of(results, range(len(results["classes"])))
+        if not _can_be_shown(results, worst):
+            return []
         reason = f"To repair {named(results['classes'], [worst])}:"
         return _repair_advice(reason, results, folder, [worst])
     if stage != "lora" or not results["adapter"]:  # of a trial none is kept
@@ -65,13 +76,19 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
             phrases += [Phrase(text, "advice")]
     elif {target.mood, everything.mood} == {"good"} and not is_on_top and rest:
         # A second repair helped wherever it was tried; a third one took back some of the first two.
-        errors = results["test"]["errors_per_class"]
-        worst = max(rest, key=lambda c: errors[c])
-        if errors[worst] > target.after:
+        worst = weakest_of(results, rest)
+        weakest = change_of(results, [worst])
+        if weakest.after > target.after and _can_be_shown(results, worst):
             name = named(results["classes"], [worst])
-            reason = f"Most errors are now on {name} ({errors[worst]:,}). To go on with {name}:"
+            errors = f"{number_of(weakest.after, 'error')} in {weakest.images:,}"
+            reason = f"The weakest class is now {name} ({errors}). To go on with {name}:"
             phrases += _repair_advice(reason, results, folder, [worst], _adapter_in(folder))
     return phrases
+
+
+def _can_be_shown(results: Mapping[str, Any], number: int) -> bool:
+    """Whether a class has so many errors that repairing them all would be more than chance."""
+    return mcnemar(results["test"]["errors_per_class"][number], 0) <= LEVEL
 
 
 def _repair_advice(

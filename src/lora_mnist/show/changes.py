@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lora_mnist.classifier.significance import LEVEL, mcnemar, wilson
+from lora_mnist.classifier.significance import LEVEL, mcnemar, weakest, wilson
 
 #: With more classes, tables and figures begin with what changed and sum up the rest.
 FEW_CLASSES = 16
@@ -16,13 +16,15 @@ _MOST_NAMES = 4
 
 
 class Change(NamedTuple):
-    """The errors in some images before and after a repair."""
+    """The errors in the images of some classes, and the false calls of these, around a repair."""
 
     before: int
     after: int
     repaired: int
     broken: int
     images: int
+    false_calls_before: int
+    false_calls: int
 
     @property
     def p_value(self) -> float:
@@ -82,14 +84,23 @@ def change_of(
         repaired=total(after.get("repaired_per_class")),
         broken=total(after.get("broken_per_class")),
         images=total(after["images_per_class"]),
+        false_calls_before=total(before["false_calls_per_class"]),
+        false_calls=total(after["false_calls_per_class"]),
     )
+
+
+def weakest_of(results: Mapping[str, Any], classes: Sequence[int]) -> int:
+    """The weakest of some classes on the test images, by number."""
+    errors, images = (results["test"][f"{key}_per_class"] for key in ("errors", "images"))
+    return classes[weakest([errors[c] for c in classes], [images[c] for c in classes])]
 
 
 def is_guessing(results: Mapping[str, Any]) -> bool:
     """Whether a repair leaves the other classes no better than a random answer would."""
     elsewhere = change_of(results, rest_of(results))
     right = elsewhere.images - elsewhere.after
-    return bool(results["targets"]) and right <= elsewhere.images / len(results["classes"])
+    chance = elsewhere.images / len(results["classes"])
+    return bool(results["targets"] and elsewhere.images) and right <= chance
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -155,15 +166,22 @@ def class_rows(results: Mapping[str, Any]) -> list[Row]:
     rows = []
     for name, classes in [*groups, ("all", every)]:
         change = change_of(results, classes)
-        cells: dict[str, Any] = {"images": change.images, "errors": change.after}
+        cells: dict[str, Any] = {}
+        if "test_before" in results:
+            cells["base errors"] = sum(results["test_base"]["errors_per_class"][c] for c in classes)
+        cells["errors"] = _around([f"{change.before}", f"{change.after}"], is_repair)
         if is_repair:
-            base = sum(results["test_base"]["errors_per_class"][c] for c in classes)
-            cells = {"repaired": change.repaired, "broken": change.broken, "base errors": base}
-            if "test_before" in results:
-                cells["errors before"] = change.before
-            cells["errors"] = change.after
-            cells["change"] = f"{change.after - change.before:+d}"
-            cells["images"] = change.images
+            cells |= {"repaired": change.repaired, "broken": change.broken}
+        # All images have as many false calls as errors, and a group has no precision of its own.
+        calls = [f"{change.false_calls_before}", f"{change.false_calls}"]
+        cells["false calls"] = "" if classes == every else _around(calls, is_repair)
+        cells["precision"] = ""
+        if len(classes) == 1:
+            sides = outcome_before(results), results["test"]
+            values = [side["precision_per_class"][classes[0]] for side in sides]
+            texts = ["-" if value is None else f"{value:.2f}" for value in values]
+            cells["precision"] = _around(texts, is_repair)
+        cells["images"] = change.images
         low, high = wilson(change.after, change.images)
         cells["errors, 95%"] = f"{low:.0f}-{high:.0f}"
         is_target = is_repair and len(classes) == 1 and classes[0] in results["targets"]
@@ -171,3 +189,8 @@ def class_rows(results: Mapping[str, Any]) -> list[Row]:
             name += " +"  # the table's title explains it
         rows.append(Row(name, cells, change.mood, is_target))
     return rows
+
+
+def _around(texts: Sequence[str], is_repair: bool) -> str:
+    """``8 -> 177``, or ``177`` alone where nothing was repaired."""
+    return " -> ".join(texts) if is_repair else texts[-1]

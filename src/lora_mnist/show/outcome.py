@@ -72,7 +72,8 @@ def _log_to_tensorboard(
         pixels = np.asarray(Image.open(path).convert("RGB"))
         writer.add_image(f"{FIGURES}/{name}", pixels, dataformats="HWC")
     ends = {}
-    for key in ("accuracy", "errors", "errors_of_target", "repaired", "broken"):
+    keys = "accuracy errors errors_of_target false_calls_of_target repaired broken"
+    for key in keys.split():
         if key in results["test"]:
             ends[f"test/{key}"] = results["test"][key]
     logger.log_hyperparams(logger.hparams, ends)
@@ -94,11 +95,14 @@ def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
     if is_repair and "errors_of_target" in val:
         charts["errors on what is to be repaired"] = "val(_base)?/errors_of_target$"
         charts["errors elsewhere"] = "val(_base)?/errors_elsewhere$"
+        charts["false calls of it"] = "val(_base)?/false_calls_of_target$"
     groups = {"training and validation": charts}
     if val and (len(results["classes"]) <= FEW_CLASSES or results["targets"]):
-        groups["accuracy of each class"] = {"trained": "val/accuracy_per_class/"}
-        if is_repair:
-            groups["accuracy of each class"]["base"] = "val_base/accuracy_per_class/"
+        for kind in ("accuracy", "precision"):
+            charts = {"trained": f"val/{kind}_per_class/"}
+            if is_repair:
+                charts["base"] = f"val_base/{kind}_per_class/"
+            groups[f"{kind} of each class"] = charts
     layout = {}
     for group, charts in groups.items():
         layout[group] = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}

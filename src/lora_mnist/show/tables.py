@@ -85,6 +85,8 @@ def _shape(tensor: Any) -> str:
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
     """Print the table of errors and the verdict on the run in ``folder``, and what it advises."""
     test, rows = results["test"], class_rows(results)
+    for row in rows:
+        del row.cells["precision"]  # a line has no room for it; the report shows it
     is_repair = "test_base" in results
     table = _table("class", rows[0].cells)
     table.title = "errors on the test images"
@@ -93,8 +95,8 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         if results.get("repaired_before"):
             table.title += ", + repaired before"
     for row in rows:
-        # Better is green, worse is red, and the sign says the same without colours.
-        styles = {"change": _STYLES[row.mood]}
+        # Better is green, worse is red, and the arrow says the same without colours.
+        styles = {"errors": _STYLES[row.mood]}
         cells = [Text(str(cell), styles.get(title, "")) for title, cell in row.cells.items()]
         name = f"{row.name} *" if row.is_target else row.name
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")

@@ -13,6 +13,7 @@ from lora_mnist.show.changes import (
     number_of,
     others_of,
     rest_of,
+    weakest_of,
 )
 
 
@@ -30,12 +31,12 @@ def verdict_text(results: Mapping[str, Any]) -> str:
 
 
 def _base_phrases(results: Mapping[str, Any]) -> list[Phrase]:
-    """The errors of a base alone, and the class with most of them."""
-    errors, total = results["test"]["errors_per_class"], change_of(results)
-    worst = errors.index(max(errors))
+    """The errors of a base alone, and those of its weakest class."""
+    total = change_of(results)
     text = f"{number_of(total.after, 'error')} in {total.images:,} images"
     if not total.after:
         return [Phrase(f"{text}.", "good")]
+    worst = weakest_of(results, range(len(results["classes"])))
     weakest = change_of(results, [worst])
     name = named(results["classes"], [worst])
     errors = f"{number_of(weakest.after, 'error')} in {weakest.images:,}"
@@ -55,9 +56,14 @@ def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
     earlier = results.get("repaired_before", [])
     groups: dict[str, list[int] | None] = {"test images": None}
     if targets:
-        groups = {named(classes, targets): targets, others_of(classes): rest_of(results)}
+        groups = {named(classes, targets): targets}
+        if rest := rest_of(results):
+            groups[others_of(classes)] = rest
     for name, group in groups.items():
-        parts.append(_part(name, change_of(results, group)))
+        text, change = _part(name, change_of(results, group))
+        if group == targets:
+            text += f", false calls {change.false_calls_before:,} -> {change.false_calls:,}"
+        parts.append((text, change))
     if earlier:
         change = change_of(results, earlier)
         part = _part(f"{named(classes, earlier)} (repaired before)", change)
