@@ -67,7 +67,10 @@ def test_two_processes_train_as_one(tmp_path):
         errors = [outcome[split]["errors_per_class"] for outcome in (together, alone)]
         # An image on the border between two classes may fall to the other side.
         assert sum(abs(a - b) for a, b in zip(*errors, strict=True)) <= 2
-    alone_test, together_test = (read_predictions(tmp_path / name) for name in ("cpu", "ddp_sim"))
+    digits = [str(number) for number in range(10)]
+    alone_test, together_test = (
+        read_predictions(tmp_path / name, digits) for name in ("cpu", "ddp_sim")
+    )
     assert alone_test["label"].tolist() == together_test["label"].tolist()
     assert losses_together == pytest.approx(losses, rel=1e-4)
     assert together["dial"]["saved"] == alone["dial"]["saved"] > 0

@@ -41,7 +41,7 @@ def test_repeats_the_numbers_of_a_run_and_keeps_them_where_they_are_not_enough(
     assert f"accuracy: {before:.4f} -> {after:.4f}" in done.out
     assert f"run: {folder}" in done.err
     assert {path.name for path in folder.iterdir()} == {
-        *(".hydra", "eval.log", "results.json", "predictions.safetensors"),
+        *(".hydra", "eval.log", "results.json", "predictions.csv", "pictures.safetensors"),
         *("figures", "report.html"),
     }
 
@@ -73,7 +73,7 @@ def test_without_an_adapter_tests_the_base_alone(made, trained):
     assert not [*folder.glob("report.html"), *folder.glob("figures")]  # figures=false
     assert torch.is_grad_enabled()
     base = dict(trained["test_base"])
-    del base["errors_of_target"]  # there is none
+    del base["errors_of_target"], base["false_calls_of_target"]  # there is none
     assert found["test"] == base
     assert "test_base" not in found
     assert found["adapter"] is None

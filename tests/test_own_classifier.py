@@ -1,5 +1,6 @@
 """A stranger's network, weights and folder of images, through every command."""
 
+import csv
 import json
 import re
 import runpy
@@ -20,7 +21,6 @@ from safetensors.torch import load_file
 from torchvision.models import ResNet18_Weights
 
 from lora_mnist import add_lora, load_adapter, lora_disabled, save_adapter
-from lora_mnist.data import FolderDataModule
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
@@ -88,12 +88,28 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
     own = f"data.transform={{_target_: {target}, crop_size: 8, resize_size: 10}}"
     folder = repaired(here, own, "augment=flip", "figures=true")
     results = read_results(folder)
-    data = FolderDataModule("photos", transform=transform)
-    paths = data.sets[2].paths
-    images = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
-    labels = data.sets[2].labels
-    with torch.no_grad():
-        assert results["test_base"]["errors"] == (mine()(images).argmax(1) != labels).sum()
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [row["file"] for row in rows]
+    assert names == sorted(names)
+    images = torch.stack([transform(Image.open(f"photos/{n}").convert("RGB")) for n in names])
+    for split, side, net in (
+        ("test_base", "base", mine()),
+        ("test", "adapted", load_adapter(mine(), folder / "adapter")),
+    ):
+        with torch.no_grad():
+            surest, numbers = net(images).softmax(dim=1).max(dim=1)
+        predictions = [CLASSES[number] for number in numbers]
+        assert [row[side] for row in rows] == predictions
+        given = [float(row[f"{side}_probability"]) for row in rows]
+        assert given == pytest.approx(surest.tolist(), abs=2e-6)
+        errors, false_calls = dict.fromkeys(CLASSES, 0), dict.fromkeys(CLASSES, 0)
+        for name, prediction in zip(names, predictions, strict=True):
+            label = name.partition("/")[0]
+            errors[label] += prediction != label
+            false_calls[prediction] += prediction != label
+        assert results[split]["errors_per_class"] == [*errors.values()]
+        assert results[split]["false_calls_per_class"] == [*false_calls.values()]
     assert (results["mean"], results["std"]) == (None, None)
     (both,) = predict(config("predict", "images=photos/dog/3.png", "adapter=latest", own))
     assert both["adapted"]["class"] in CLASSES

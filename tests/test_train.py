@@ -1,5 +1,6 @@
 """Runs of every stage, with a small network, few steps and, in most tests, few images."""
 
+import csv
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ from lora_mnist.choices import oversample_repaired_classes
 from lora_mnist.classifier.significance import mcnemar, weakest
 from lora_mnist.data import load_images, make_data
 from lora_mnist.data.sampler import TrainingLoader
-from lora_mnist.disk.predictions import kinds_of, read_predictions
+from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
@@ -90,13 +91,22 @@ def test_a_repair_leaves_an_adapter_and_a_proof(made):
     net = small_net(made, folder / results["adapter"])
     images, labels = load_images("MNIST", ROOT / "data", train=False)
     with torch.no_grad():
-        wrong = net((images / 255 - 0.1307) / 0.3081).argmax(1) != labels
-    counts = torch.bincount(labels[wrong], minlength=10).tolist()
+        predicted = net((images / 255 - 0.1307) / 0.3081).argmax(1)
+    counts = torch.bincount(labels[predicted != labels], minlength=10).tolist()
     differences = [abs(a - b) for a, b in zip(counts, test["errors_per_class"], strict=True)]
     assert sum(differences) <= 2  # an image between two classes may fall to the other side
-    predictions = read_predictions(folder)
-    for kind, places in kinds_of(predictions).items():
-        assert len(places) == test[kind]
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["index"] for row in rows] == [str(number) for number in range(10_000)]
+    assert [row["label"] for row in rows] == [str(label) for label in labels.tolist()]
+    differences = [
+        row["adapted"] != str(c) for row, c in zip(rows, predicted.tolist(), strict=True)
+    ]
+    assert sum(differences) <= 2
+    for kind in ("repaired", "broken"):
+        assert sum(row["outcome"] == kind for row in rows) == test[kind]
+    false_calls = sum(row["adapted"] == "9" != row["label"] for row in rows)
+    assert false_calls == test["false_calls_of_target"]
     assert (folder / "report.html").is_file()
 
 
@@ -125,7 +135,7 @@ def test_a_notebook_gets_the_results_back(outputs, stage, overrides):
     assert OmegaConf.to_yaml(cfg) == before
     folder = only_run(outputs, stage)
     assert results == read_results(folder)
-    assert read_predictions(folder) is not None
+    assert read_predictions(folder, results["classes"]) is not None
     assert (results["stage"], results["steps"]) == (stage, 3)
     assert torch.is_grad_enabled()
     assert of_the_process() == process

@@ -97,8 +97,8 @@ def test_from_the_disk_is_as_in_memory(make_photos):
     assert not isinstance(sets(root)[0].sets[2], ImageFiles)  # auto: what is small
     large = FolderDataModule(root, image_size=9_999).sets[2]
     assert isinstance(large, ImageFiles)
-    large.paths[1].write_bytes(b"broken meanwhile")
-    with pytest.raises(ValueError, match=f"{large.paths[1]}: no readable picture"):
+    (large.root / large.files[1]).write_bytes(b"broken meanwhile")
+    with pytest.raises(ValueError, match=f"{large.root / large.files[1]}: no readable picture"):
         large.take([1])
 
 

@@ -87,7 +87,7 @@ def write_run(folder, stage="lora", **more):
     run = results(stage, **more)
     (folder / "results.json").write_text(json.dumps(run))
     tensors = predictions(stage != "pretrain")
-    write_predictions(tensors, ImageTensors(images(), tensors["label"]), folder)
+    write_predictions(tensors, ImageTensors(images(), tensors["label"]), folder, CLASSES)
     hydra = folder / ".hydra"
     hydra.mkdir(exist_ok=True)
     (hydra / "overrides.yaml").write_text("- stage=lora\n- note=<script>\n")

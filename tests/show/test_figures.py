@@ -54,7 +54,7 @@ def test_two_predictions_stand_under_an_image(tmp_path):
         ("pretrain", "wrong", ["dog → cat", "cat → dog"]),
     ):
         write_run(tmp_path, stage)
-        predictions = read_predictions(tmp_path)
+        predictions = read_predictions(tmp_path, CLASSES)
         assert predictions is not None
         figure = draw_gallery(kind, predictions, CLASSES)
         assert [axes.get_xlabel() for axes in figure.axes] == captions

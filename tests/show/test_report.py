@@ -17,7 +17,7 @@ from lora_mnist.project import Run
 from lora_mnist.show.report import make_report, make_sweep_report, write_card
 from lora_mnist.sweep.summary import Ranked, summarize
 
-REPAIR = "errors repaired broken confusion"
+REPAIR = "errors repaired broken wrong confusion"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,9 @@ def test_a_report_of_each_stage(tmp_path, stage, figures):
     for text in ("Each class", "Confusion matrix", "cat", "farm", "stage=lora"):
         assert text in page
     assert ("Repaired" in page) == (stage != "pretrain")
+    assert "look whether the label is right" in page
+    second = "5: &lt;b&gt;cow&lt;/b&gt; → dog (0.750)" if stage != "pretrain" else "1: cat → dog"
+    assert f"<li>{second}" in page
     assert ("negative flip rate (broken images of all) 6.67%" in page) == (stage != "pretrain")
     assert ("did not move by one bit" in page) == (stage == "lora")
     assert page.count('<tr class="mark"><td>dog</td>') == (stage != "pretrain")
@@ -78,7 +81,8 @@ def test_a_report_of_many_classes_is_small(tmp_path):
         run = {**results(), **evaluation.conclude("test"), "targets": [0]}
         run["classes"] = [f"class number {n}" for n in range(count)]
         noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
-        write_predictions(evaluation.predictions, ImageTensors(noise, label), tmp_path)
+        tensors = evaluation.predictions
+        write_predictions(tensors, ImageTensors(noise, label), tmp_path, run["classes"])
         (tmp_path / "results.json").write_text(json.dumps(run))
         make_report(tmp_path)
         page = (tmp_path / "report.html").read_text()

@@ -136,7 +136,7 @@ class FolderDataModule(ImageDataModule):
         :attr:`sets` have been read before.
         """
         prepare = replace(self._preparation, **changes)
-        return [ImageFiles(files.paths, files.labels, prepare) for files in self._files[:2]]
+        return [replace(files, prepare=prepare) for files in self._files[:2]]
 
     def read_picture(self, picture: Path | Image) -> Tensor:
         return self._preparation(open_picture(picture, upright=False))
@@ -237,13 +237,13 @@ class FolderDataModule(ImageDataModule):
         for part in ("train", "val", "test"):
             chosen = [entry for entry in images if parts.get(entry) == part]
             labels = torch.tensor([entry.label for entry in chosen], dtype=torch.int64)
-            files = ImageFiles([root / entry.path for entry in chosen], labels, prepare)
+            files = ImageFiles(root, [entry.path for entry in chosen], labels, prepare)
             self._files.append(files)
             if in_memory:
                 tensor = torch.empty(len(chosen), *shape, dtype=torch.uint8)
                 for i, entry in enumerate(chosen):  # one by one: never in memory twice
                     tensor[i] = images.pop(entry)
-                sets.append(ImageTensors(tensor, labels))
+                sets.append(ImageTensors(tensor, labels, files.files))
             else:
                 sets.append(files)
         if not len(sets[2]):

@@ -82,11 +82,15 @@ class Preparation:
 
 @dataclass(eq=False)
 class ImageFiles(Images):
-    """Images on the disk, each read when it is needed."""
+    """Images on the disk, in ``files`` below ``root``, each read when it is needed."""
 
-    paths: Sequence[Path]
+    root: Path
+    files: Sequence[str]
     labels: Tensor
     prepare: Preparation
+
+    def names(self) -> Sequence[str | int]:
+        return self.files
 
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         if not len(indices):
@@ -94,10 +98,11 @@ class ImageFiles(Images):
             return one[:0], label[:0]
         images: list[Tensor] = []
         for i in indices:
+            path = self.root / self.files[i]
             try:
-                images.append(self.prepare(open_picture(self.paths[i], upright=False), augment))
+                images.append(self.prepare(open_picture(path, upright=False), augment))
             except ValueError as error:
-                raise ValueError(f"{self.paths[i]}: {error}") from error
+                raise ValueError(f"{path}: {error}") from error
         return torch.stack(images), self.labels[torch.as_tensor(indices, dtype=torch.int64)]
 
 

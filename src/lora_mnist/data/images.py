@@ -32,6 +32,10 @@ class Images(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def names(self) -> Sequence[str | int]:
+        """The file of each image, below the data's folder, or its number in the data set."""
+        return range(len(self))
+
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         """The images at ``indices``, each changed by ``augment``, and their labels."""
         raise NotImplementedError
@@ -47,6 +51,10 @@ class ImageTensors(Images):
 
     images: Tensor  # uint8, shape (N, channels, height, width)
     labels: Tensor  # int64, shape (N,)
+    own_names: Sequence[str | int] | None = None
+
+    def names(self) -> Sequence[str | int]:
+        return super().names() if self.own_names is None else self.own_names
 
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         index = torch.as_tensor(indices, dtype=torch.int64)
@@ -71,6 +79,10 @@ class Subset(Images):
     def __init__(self, images: Images, indices: Tensor) -> None:
         self.images, self.indices = images, indices
         self.labels = images.labels[indices]
+
+    def names(self) -> Sequence[str | int]:
+        names = self.images.names()
+        return [names[i] for i in self.indices.tolist()]
 
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         index = torch.as_tensor(indices, dtype=torch.int64)

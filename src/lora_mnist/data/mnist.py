@@ -68,8 +68,8 @@ class MNISTDataModule(ImageDataModule):
         if self.val_from == "test":
             order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())
         rest, held_out = order[: count - self.val_size], order[count - self.val_size :]
-        parts[self.val_from] = ImageTensors(*images.take(sorted(rest)))
-        return parts["train"], ImageTensors(*images.take(held_out)), parts["test"]
+        parts[self.val_from] = ImageTensors(*images.take(sorted(rest)), sorted(rest))
+        return parts["train"], ImageTensors(*images.take(held_out), held_out), parts["test"]
 
     def read_picture(self, picture: Path | Image) -> Tensor:
         """Any picture of one digit, in MNIST's form; see :mod:`lora_mnist.data.pictures`."""

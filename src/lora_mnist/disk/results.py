@@ -45,7 +45,8 @@ def write_results(
 ) -> None:
     """Write results.json, and the ``predictions`` of the test ``images``, into a run's folder."""
     write_json(folder / RESULTS_FILE, results)
-    write_predictions(predictions, images, folder)
+    before = "before" if "test_before" in results else "base"
+    write_predictions(predictions, images, folder, results["classes"], before)
 
 
 def collect_results(

@@ -152,7 +152,7 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(counts, (predictions["label"], predictions["base"]), 1)
     if "adapted" in predictions:
-        title, sign = "what changed: images, adapted - base\ngreen: better, red: worse", "+"
+        title, sign = "what changed: images, after - before\ngreen: better, red: worse", "+"
         counts = -counts
         np.add.at(counts, (predictions["label"], predictions["adapted"]), 1)
     # On one scale with thousands of right predictions the few wrong ones would not be seen.
@@ -178,16 +178,22 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
     return figure
 
 
+def sides_of(kind: str, predictions: Predictions) -> tuple[str, str]:
+    """Which two classes of an image are named: wrong ones have their label beside a prediction."""
+    after = "adapted" if "adapted" in predictions else "base"
+    return ("label", after) if kind == "wrong" else ("base", after)
+
+
 @matplotlib.rc_context(_STYLE)
 def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """The first images of one kind in rows, each above two predictions."""
+    """The first images of one kind in rows, each above two classes and its name."""
     images, places = predictions[f"{kind}.images"], kinds_of(predictions)[kind]
-    sides, meaning = ("base", "adapted"), "predictions: base → adapted"
-    if "adapted" not in predictions:
-        sides, meaning = ("label", "base"), "what it is → the prediction"
+    sides, meaning = sides_of(kind, predictions), "predictions: before → after"
+    if kind == "wrong":
+        meaning = "label → prediction"
     columns = min(max(len(images), 4), _COLUMNS)  # the title needs its room
     rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(0.75 * columns, 0.6 + 1.1 * rows), layout="constrained")
+    figure = Figure(figsize=(0.75 * columns, 0.6 + 1.2 * rows), layout="constrained")
     title = f"{kind}: {len(images):,} of {len(places):,} images\n{meaning}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     for number, pixels in enumerate(images):
@@ -198,6 +204,8 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
         names = [_shortened(classes[predictions[side][places[number]]], 9) for side in sides]
         arrow = " → " if len("".join(names)) < 8 else " →\n"
         axes.set_xlabel(arrow.join(names), fontsize=8)
+        name = str(predictions["name"][places[number]]).rpartition("/")[2]
+        axes.set_title(_shortened(name, 15), fontsize=5.5, pad=2)
     return figure
 
 

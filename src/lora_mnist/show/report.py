@@ -4,7 +4,7 @@ A report is one file that needs nothing else, no script and no font.
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader
 
 from lora_mnist.classifier.significance import chance_text
 from lora_mnist.disk.files import atomic_write, read_json
-from lora_mnist.disk.predictions import read_predictions
+from lora_mnist.disk.predictions import Predictions, kinds_of, read_predictions
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE
 from lora_mnist.project import Run, command_line, program
 from lora_mnist.show.advice import advice, dial_text, scaled_command
 from lora_mnist.show.changes import class_rows, named, outcome_before, repaired_classes
-from lora_mnist.show.figures import draw_dial, draw_run, draw_sweep, save_figure
+from lora_mnist.show.figures import draw_dial, draw_run, draw_sweep, save_figure, sides_of
 from lora_mnist.show.verdict import verdict, verdict_text
 from lora_mnist.sweep.summary import Ranked
 
@@ -32,7 +32,8 @@ def make_report(folder: Path) -> dict[str, Path]:
     Predictions and configuration are shown where the folder has them.
     """
     results = read_json(folder / RESULTS_FILE)
-    figures = draw_run(folder, results, read_predictions(folder))
+    predictions = read_predictions(folder, results["classes"])
+    figures = draw_run(folder, results, predictions)
     hydra = folder / ".hydra"
     has_config = (hydra / "config.yaml").is_file()  # a run from Python has none
     _write_page(
@@ -46,10 +47,25 @@ def make_report(folder: Path) -> dict[str, Path]:
         rows=class_rows(results),
         chance_text=chance_text,
         figures={name: _in_page(path) for name, path in figures.items()},
+        pictures=_list_pictures(predictions, results["classes"]) if predictions else {},
         overrides=(hydra / "overrides.yaml").read_text() if has_config else "",
         config=(hydra / "config.yaml").read_text() if has_config else "",
     )
     return figures
+
+
+def _list_pictures(predictions: Predictions, classes: Sequence[str]) -> dict[str, list[str]]:
+    """A line for each picture in the galleries, by kind: its name, two classes, how surely."""
+    lines: dict[str, list[str]] = {}
+    for kind, places in kinds_of(predictions).items():
+        first, second = sides_of(kind, predictions)
+        lines[kind] = []
+        for place in places[: len(predictions[f"{kind}.images"])]:
+            pair = (classes[predictions[side][place]] for side in (first, second))
+            probability = predictions[f"{second}_probability"][place]
+            text = f"{predictions['name'][place]}: {' → '.join(pair)} ({probability:.3f})"
+            lines[kind].append(text)
+    return lines
 
 
 def make_sweep_report(folder: Path) -> list[str]:
