@@ -19,8 +19,9 @@ def test_lines_tell_where_a_run_is(length, monkeypatch):
         trainer.fit(BoringModel())
         trainer.test(BoringModel(), verbose=False)
     lines = [line.partition(", about")[0] for line in text.getvalue().splitlines()]
-    for line in ("step 2 of 4", "step 4 of 4", "validation, batch 2 of 2", "test, batch 2 of 2"):
+    for line in ("step 2 of 4", "step 3 of 4", "validation, batch 1 of 2", "test, batch 1 of 2"):
         assert line in lines
+    assert not [line for line in lines if line.endswith(("4 of 4", "2 of 2"))]  # nothing is to go
 
 
 def test_a_long_loop_is_told_of_and_a_short_one_is_not(monkeypatch):

@@ -138,6 +138,7 @@ def measure_dial(
     # No more forward passes than training made, whatever the network.
     steps = trainer.global_step * trainer.accumulate_grad_batches
     most = max(_LEAST_FOR_DIAL, steps * (data.batch_size + data.replay) // TRIES)
+    _info("dial: the adapter at %d scales on %s validation images", TRIES, f"{len(data.val_set):,}")
     with clock.measure("dial"), on_device(module.net, trainer.strategy.root_device) as device:
         batches = partial(data.batches, data.val_set, device, name="dial")
         with trainer.precision_plugin.forward_context():
@@ -156,5 +157,6 @@ def set_saved_scale(
         set_lora_scale(module.net, scale, module.adapter)
         module.validated_at = None  # that was the adapter as trained
     if cfg.lora.scale != 1:
-        _info("scale: %g, with which the adapter is saved", scale)
+        full = f"; scale={1 / scale:g} is as trained" if scale not in (0, 1) else ""
+        _info("scale: %g, with which the adapter is saved%s", scale, full)
     return float(scale)

@@ -27,7 +27,7 @@ class ProgressLines:
     def say(self, count: float, total: float) -> None:
         """Say that ``count`` of ``total`` are done, and how long the rest takes, if it is time."""
         now = time.monotonic()
-        if now < self._next or count == self.start or total == float("inf"):
+        if now < self._next or count in (self.start, total) or total == float("inf"):
             return
         self._next = now + self.every
         rate = (count - self.start) / (now - self._started)

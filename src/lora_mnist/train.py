@@ -187,6 +187,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
             "adapter": None if is_trial(trainer) else ADAPTER_FOLDER,
             "dial": dial and {**dial, "saved": scale},
             "lr": module.lr,
+            "validations": module.validations,
             "repaired_before": repaired_before,
             "better_preprocessing": better_preprocessing,
         }
@@ -316,5 +317,5 @@ def validate_and_test(
                 batches = data.batches(sets[split], device, indices, name)
                 with trainer.precision_plugin.forward_context():
                     outcomes[f"{split}_base"] = outcome_of(net, batches)
-    warn_of_known_validation(outcomes)
+    warn_of_known_validation(outcomes, data)
     return outcomes

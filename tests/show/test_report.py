@@ -1,5 +1,6 @@
 import base64
 import json
+import re
 import shlex
 
 import pytest
@@ -113,44 +114,82 @@ def test_a_report_of_a_sweep(tmp_path):
     assert "python train.py &#39;&lt;x&gt;&#39;" in page
 
 
-def test_the_front_of_a_sweep_advises_the_fewest_errors_in_all(tmp_path, monkeypatch):
-    """A job without a dial has no curve; the command turns the adapter to the advised scale."""
+CURVES = {
+    "0.1": ([9, 8, 7], [8, 7, 6], 1),
+    "0.5": ([9, 4, 1], [8, 7, 14], 0.5),
+    "0.9": ([9, 1, 0], [8, 12, 20], 0.5),
+}
+
+
+def write_front(sweep, target, curves, seed=None):
+    """Jobs that repair ``target``, with their errors on it and elsewhere at three scales."""
+    classes = ["cat", "dog"]
+    for weight, (of_target, elsewhere, advised) in curves.items():
+        errors = [sum(pair) for pair in zip(of_target, elsewhere, strict=True)]
+        dial = {"images": 50, "scales": [0, 0.5, 1], "saved": 1.0, "advised": advised}
+        dial |= {"errors": errors, "errors_of_target": of_target, "errors_elsewhere": elsewhere}
+        dial |= {"false_calls_of_target": elsewhere}
+        more = {"dial": dial, "targets": [classes.index(target)], "classes": classes}
+        overrides = [f"loss.target_weight={weight}", f"target={target}"]
+        overrides += [f"seed={seed}"] if seed is not None else []
+        name = ",".join(overrides)
+        job = write_job(sweep, name, overrides, accuracy=0.9, more=more)
+        (job / ".hydra").mkdir()
+        (job / ".hydra" / "overrides.yaml").write_text("[target=dog, data.data_dir=pets]")
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    scales = {"images": 50, "scales": [0, 0.5, 1], "saved": 1.0}
-    for weight, of_target, elsewhere, advised in (
-        ("0.1", [9, 8, 7], [8, 7, 6], 1),
-        ("0.5", [9, 4, 1], [8, 7, 14], 0.5),
-        ("0.9", [9, 1, 0], [8, 12, 20], 0.5),
-    ):
-        errors = [sum(pair) for pair in zip(of_target, elsewhere, strict=True)]
-        dial = {**scales, "errors": errors, "advised": advised}
-        dial |= {"errors_of_target": of_target, "errors_elsewhere": elsewhere}
-        more = {"dial": dial, "targets": [1], "classes": ["cat", "dog"]}
-        overrides = [f"loss.target_weight={weight}"]
-        job = write_job(tmp_path / "sweep", f"job{weight}", overrides, accuracy=0.9, more=more)
-        (job / ".hydra").mkdir()
-        (job / ".hydra" / "overrides.yaml").write_text("[digit=dog, data.data_dir=pets]")
-    write_job(tmp_path / "sweep", "none", ["loss.target_weight=1"], accuracy=0.9)
     write_sweep(tmp_path / "sweep")
-    assert make_sweep_report(tmp_path / "sweep") == [
-        "advised: loss.target_weight=0.5 at scale 0.5, dog 9 -> 4, the other classes 8 -> 7 errors "
-        "on 50 validation images:",
-        "python eval.py adapter=sweep/job0.5 scale=0.5 data.data_dir=pets",
+    return tmp_path / "sweep"
+
+
+def test_the_front_of_a_sweep_advises_the_fewest_errors_in_all(sweep):
+    """A job without a dial has no curve; the command turns the adapter to the advised scale."""
+    write_front(sweep, "dog", CURVES)
+    write_job(sweep, "none", ["loss.target_weight=1"], accuracy=0.9)
+    lines = make_sweep_report(sweep)
+    assert lines == [
+        "advised: loss.target_weight=0.5 at scale 0.5, with the fewest errors on 50 validation "
+        "images: dog 9 -> 4, the other classes 8 -> 7:",
+        "python eval.py \"adapter='sweep/loss.target_weight=0.5,target=dog'\" scale=0.5 "
+        "data.data_dir=pets",
     ]
-    picture = base64.b64encode((tmp_path / "sweep" / "front.png").read_bytes()).decode()
-    page = (tmp_path / "sweep" / "report.html").read_text()
+    picture = base64.b64encode((sweep / "front.png").read_bytes()).decode()
+    page = (sweep / "report.html").read_text()
     assert picture in page
     assert "scale=0.5 data.data_dir=pets</pre>" in page
+    # The table has the scales, and nothing else is called the best.
+    assert "<th>scale</th>" in page
+    assert not re.search("best: |The first in the table", summarize(Ranked(sweep)) + page)
+
+
+def test_classes_have_a_front_each_and_one_that_nothing_repairs_is_told(sweep):
+    write_front(sweep, "dog", CURVES)
+    write_front(sweep, "cat", {"0.1": ([9, 9, 8], [8, 7, 10], 0.5)})
+    dog, command, cat = sorted(make_sweep_report(sweep), key=lambda line: line[-8:])[::-1]
+    assert {path.name for path in sweep.glob("front*")} == {"front_0.png", "front_1.png"}
+    assert "no repair of cat saves errors in all" in (sweep / "report.html").read_text()
+    assert {dog[:8], command[:8], cat[:8]} == {"advised:", "python e", "no repai"}
+
+
+def test_the_front_crowns_no_lucky_seed(sweep):
+    for seed in (0, 1):
+        write_front(sweep, "dog", CURVES, seed)
+    assert make_sweep_report(sweep) == []
+    assert (sweep / "front.png").exists()
+    assert "best (mean of 2 seeds" in "".join(Ranked(sweep).findings())
 
 
 @pytest.mark.slow
 def test_the_front_of_a_small_sweep(cli, tmp_path):
     """One command sweeps the weights, tries each adapter at several scales and advises a point."""
     small_base(tmp_path / "outputs")
-    settings = ["trainer.max_steps=3", "lora.rank=1", "logger=none", "callbacks.checkpoint=null"]
+    settings = ["trainer.max_steps=30", "lora.rank=4", "logger=none", "callbacks.checkpoint=null"]
     outcome = cli(
-        *("train.py", "-m", "experiment=repair", "digit=4", "sweep=front"),
+        *("train.py", "-m", "experiment=repair", "digit=weakest", "sweep=front"),
         *("loss.target_weight=0.1,0.5", *SMALL, *FEW, *settings),
     )
     assert outcome.code == 0, outcome.err

@@ -16,6 +16,11 @@ DIAL = {
     **{"images": 500, "scales": [0, 0.4, 1], "errors": [180, 171, 923], "advised": 0.4, "saved": 1},
     **{"errors_of_target": [28, 11, 4], "errors_elsewhere": [152, 160, 919]},
 }
+#: The errors of two validations during the training.
+WAY = [
+    {"step": 24, "errors": 175, "errors_of_target": 9},
+    {"step": 48, "errors": 400, "errors_of_target": 5},
+]
 
 
 def of_digits(broken, fixed, targets=(9,), **more):
@@ -89,6 +94,14 @@ CASES = {
         of_digits(0, 0, replay=90, dial={**DIAL, "advised": 0, "saved": 0}),
         ["experiment=repair", "digit=9", "optimizer.lr=0.1"],
     ),
+    "turned off, and better on the way": (
+        of_digits(0, 0, replay=90, dial={**DIAL, "advised": 0, "saved": 0}, validations=WAY),
+        ["experiment=repair", "digit=9", "optimizer.lr=0.1"],
+    ),
+    "a scale that repairs none": (
+        of_digits(1754, 61, replay=90, dial={**DIAL, "errors_of_target": [28, 28, 4]}),
+        ["experiment=repair", "digit=9"],
+    ),
     "nothing but chance": (of_digits(5, 5, replay=90), ["experiment=repair"]),
     "two classes": (of_digits(0, 1, targets=[4, 9]), ["stage=lora", "digit=[4,9]"]),
     "two classes, and no others": (TWO, ["experiment=repair", "target=[a,b]"]),
@@ -137,6 +150,7 @@ def test_verdicts_and_advice_are_those_that_were_read(tmp_path, monkeypatch):
         text = "".join(f"- {override}\n" for override in typed)
         (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text(text or "[]")
         lines.append(f"# {name}")
+        run = {"seconds": {"total": 661}, **run}
         for phrase in [*verdict(run), *advice(run, tmp_path / "run")]:
             lines.append(f"{phrase.mood:6} {phrase.text}")
         lines.append("")

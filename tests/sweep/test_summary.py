@@ -46,7 +46,12 @@ def test_the_table(tmp_path):
     ("metric", "base", "p_value", "verdict"),
     [
         ("accuracy", 0.5, 0.01, "best"),
-        ("accuracy", 0.5, 0.3, "best, but beside the base it may be chance (p = 0.3)"),
+        (
+            "accuracy",
+            0.5,
+            0.03,
+            "best, but beside the base it may be chance (p = 0.06 for the best of 2)",
+        ),
         ("accuracy", 0.9, 0.01, "no job is better than the base; the nearest"),
         ("errors", 0.5, 0.01, "no job is better than the base; the nearest"),
         ("loss", 0.95, 0.3, "best"),
@@ -83,7 +88,8 @@ def test_a_lucky_seed_is_not_crowned(tmp_path):
     assert "┃ seeds ┃" in text
     assert "│      1 │         2 │     2 │ 0.8900 ± 0.0141 │" in text
     assert "│      2 │         1 │     3 │ 0.8500 ± 0.1000 │" in text
-    assert "best: python train.py stage=lora seed=0 lora.rank=2\n" in text
+    best = "best (mean of 2 seeds 0.8900 ± 0.0141): python train.py stage=lora seed=0 lora.rank=2"
+    assert f"{best}\n" in text
     assert "failed: seed=2 lora.rank=2: no\n" in text
     rows = read_summary(tmp_path)
     assert [(row["lora.rank"], row["seed"]) for row in rows] == [
@@ -91,6 +97,20 @@ def test_a_lucky_seed_is_not_crowned(tmp_path):
     ]
     assert [row["val.accuracy.mean"][:4] for row in rows] == ["0.89"] * 2 + ["0.85"] * 3 + [""]
     assert {row["seeds"] for row in rows[2:5]} == {"3"}
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "errors"])
+def test_several_seeds_have_a_deviation_and_no_p_value(tmp_path, metric):
+    for seed, value in enumerate((30, 20, 25)):
+        val = {"errors": value, "accuracy": 1 - value / 100, "p_value": 1.0}
+        more = {"val": val, "val_base": {"errors": 40, "accuracy": 0.6}}
+        write_job(tmp_path, f"{seed}", [f"seed={seed}"], accuracy=0.0, more=more)
+    numbers = {"errors": "25 ± 5.0, base 40", "accuracy": "0.7500 ± 0.0500, base 0.6000"}
+    text = summary(tmp_path, metric=f"val.{metric}")
+    assert (
+        f"\nbest (mean of 3 seeds {numbers[metric]}): python train.py stage=lora seed=0\n" in text
+    )
+    assert "p = " not in text
 
 
 def test_jobs_on_another_base_are_no_seeds_of_the_same_setting(tmp_path):

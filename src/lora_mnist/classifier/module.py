@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -76,6 +77,7 @@ class ClassifierModule(LightningModule):
         self.predictions: dict[str, Tensor] = {}  # of the last test, as Evaluation has them
         self.outcomes: dict[str, dict[str, Any]] = {}  # the last ones by split, as in results.json
         self.validated_at: int | None = None  # the step of outcomes["val"]
+        self.validations: list[dict[str, int]] = []  # errors on the way, by step
         # By split, the base's logits of each batch, the same in every evaluation.
         self.base_logits: dict[str, list[Tensor | None]] = {}
         # Sum and number of the losses since the last log; no buffers, since DDP would copy those
@@ -167,13 +169,23 @@ class ClassifierModule(LightningModule):
         self.outcomes |= outcomes
         if split == "test":
             self.predictions = evaluation.predictions
+        elif split == "val" and self.trainer.state.fn == TrainerFn.FITTING:
+            self.validations.append(self._summary(outcomes["val"]))
         names = self.class_names if split == "val" else ()
         # The same in each process: the counts are of all.
         self.log_dict(logged_metrics(outcomes, names, self.targets), sync_dist=True)
 
+    def _summary(self, outcome: Mapping[str, Any]) -> dict[str, int]:
+        """The errors of a validation, and its step."""
+        summary = {"step": self.global_step, "errors": outcome["errors"]}
+        if self.targets:
+            summary["errors_of_target"] = sum(outcome["errors_per_class"][c] for c in self.targets)
+        return summary
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter: the base has a file of its own."""
         checkpoint["loss_since_log"] = self.loss_sum, self.loss_count
+        checkpoint["validations"] = self.validations
         if self.has_lora:
             lora = {f"net.{key}" for key in lora_state_dict(self.net)}
             for key in checkpoint.keys() & set(_STATES):
@@ -182,6 +194,7 @@ class ClassifierModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
         self.loss_sum, self.loss_count = checkpoint["loss_since_log"]
+        self.validations = checkpoint["validations"]
         for key in checkpoint.keys() & set(_STATES) if self.has_lora else ():
             checkpoint[key] = {**self.state_dict(), **checkpoint[key]}
 

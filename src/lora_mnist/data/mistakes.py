@@ -43,7 +43,10 @@ def without_mistakes(images: Images, mistakes: ImageTensors | None, purpose: str
                 others.append(int(i))
     if len(others) == len(images):
         return images
-    message = "%d %s images are among the mistakes to learn, and left out of the %s"
+    message = (
+        "%d %s images are among the mistakes to learn, and left out of the %s: the base looks "
+    )
+    message += "better on the others than it is; expected mistakes from elsewhere (docs/hotfix.md)"
     _warn(message, len(images) - len(others), purpose, purpose)
     return Subset(images, torch.tensor(others, dtype=torch.int64))
 

@@ -55,7 +55,9 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     # Without replay no scale is advised: the few errors that it saves may be chance.
     if dial and everything.mood != "good" and (results["replay"] or not targets):
         phrases += _dial_advice(results, folder)
-    if not targets or dial.get("saved") == 0:
+    if dial.get("saved") == 0:
+        return phrases + _on_the_way(results)
+    if not targets:
         return phrases
     rest, others = rest_of(results), others_of(results["classes"])
     target, elsewhere = change_of(results, targets), change_of(results, rest)
@@ -71,7 +73,9 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         left_out = ("loss.target_weight", "dial")
         repeated = [text for text in overrides if key_of(text) not in left_out]
         if repeated and not is_on_top:
-            phrases += [Phrase("To compare several values of loss.target_weight:")]
+            price = _duration(results["seconds"]["total"])
+            text = f"To compare four values of loss.target_weight, a repair of some {price} each:"
+            phrases += [Phrase(text)]
             text = command_line(["-m", *repeated, "sweep=front"], program("train"))
             phrases += [Phrase(text, "advice")]
     elif {target.mood, everything.mood} == {"good"} and not is_on_top and rest:
@@ -103,6 +107,34 @@ def _repair_advice(
     return [Phrase(reason), Phrase(text, "advice")]
 
 
+def _duration(seconds: float) -> str:
+    """``50 s``, ``11 min``."""
+    return f"{max(1, round(seconds))} s" if seconds < 100 else f"{round(seconds / 60)} min"
+
+
+def _on_the_way(results: Mapping[str, Any]) -> list[Phrase]:
+    """Where no scale beats the base: the validation errors on the way, and what is left to try."""
+    dial, targets, lr = results["dial"], results["targets"], results.get("lr")
+    key = "errors_of_target" if targets else "errors"
+    base, end = dial["scales"].index(0), dial["scales"].index(1)
+    validations = [{"errors": dial["errors"][base], key: dial[key][base]}]
+    validations += results.get("validations", [])
+    counts = [f"{dial[key][base]:,} with the base"]
+    best = min(validations, key=lambda validation: validation[key])
+    if "step" in best:
+        counts.append(f"{best[key]:,} at step {best['step']:,}")
+    counts.append(f"{dial[key][end]:,} at the end")
+    name = named(results["classes"], targets) if targets else "all classes"
+    phrases = [Phrase(f"Validation errors on {name}: {', '.join(counts)}.")]
+    best = min(validations, key=lambda validation: validation["errors"])
+    if "step" in best:
+        lever = f"trainer.max_steps={best['step']}, where the adapter had fewer errors in all "
+        lever += f"({best['errors']:,}) than the base ({dial['errors'][base]:,})"
+    else:
+        lever = "a smaller optimizer.lr" + (f" than {lr:g}" if lr else "") + ", or more data.replay"
+    return [*phrases, Phrase(f"Left to try is {lever}.")]
+
+
 def _dial_advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     """The scale that validation images advise, where it is not the adapter's own."""
     dial = results["dial"]
@@ -110,6 +142,12 @@ def _dial_advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         return []
     if dial["advised"] == 0:
         return [Phrase("No scale beats the base on validation images.")]
+    targets = results["targets"]
+    at, base = dial["scales"].index(dial["advised"]), dial["scales"].index(0)
+    if targets and dial["errors_of_target"][at] >= dial["errors_of_target"][base]:
+        name = named(results["classes"], targets)
+        text = f"Scale {dial['advised'] / dial['saved']:g} has fewer validation errors in all, but "
+        return [Phrase(f"{text}mends none on {name}: no scale is advised.")]
     scale = f"{dial['advised'] / dial['saved']:g}"
     errors = f"validation errors, base -> adapted: {dial_text(results)}"
     advised = Phrase(scaled_command(results, folder), "advice")

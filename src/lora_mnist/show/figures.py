@@ -102,46 +102,59 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
 
 @matplotlib.rc_context(_STYLE)
 def draw_dial(
-    dials: Mapping[str, Mapping[str, Any]], advised: str, results: Mapping[str, Any]
+    dials: Mapping[str, Mapping[str, Any]], advised: str | None, results: Mapping[str, Any]
 ) -> Figure:
-    """Validation errors on what is to be repaired against errors elsewhere, or all over the scale.
+    """Validation errors on what is to be repaired against its price, or all over the scale.
 
-    ``dials`` has ``dial`` of results.json by the name of its curve. The advised point of the curve
-    ``advised`` is marked. ``results`` are those of any of the repairs.
+    The price is errors elsewhere and, beside it, false calls. ``dials`` has ``dial`` of
+    results.json by the name of its curve. The advised point of the curve ``advised``, if there is
+    one, is marked. ``results`` are those of any of the repairs.
     """
     classes, targets = results["classes"], results["targets"]
-    across, up, xlabel, ylabel = "scales", "errors", "scale", "errors on all classes"
+    up, ylabel, prices = "errors", "errors on all classes", {"scales": "scale"}
     if targets:
-        across, up = "errors_elsewhere", "errors_of_target"
-        xlabel, ylabel = f"errors on {others_of(classes)}", f"errors on {named(classes, targets)}"
-    figure = Figure(figsize=(_WIDTH, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for label, dial in dials.items():
-        xs, ys, scales = dial[across], dial[up], dial["scales"]
-        axes.plot(xs, ys, marker="o", ms=4, label=label)
-        for scale, x, y in zip(scales, xs, ys, strict=True):
-            if scale == 1 or len(dials) == 1:
-                text = f"{scale:g}"
-                axes.annotate(text, (x, y), (4, 5), textcoords="offset points", fontsize=8)
-    dial = dials[advised]
-    xs, ys, scales = dial[across], dial[up], dial["scales"]
-    base, place = scales.index(0), scales.index(dial["advised"])
-    marker: Any = {"marker": "o", "ms": 11, "ls": "", "zorder": 1}
-    text = f"advised: {advised} at scale {dial['advised']:g}"
-    axes.plot(xs[place], ys[place], color=_GREEN, label=text, **marker)
-    axes.plot(xs[base], ys[base], color="black", label="base", **{**marker, "marker": "s", "ms": 8})
-    if targets:
-        every = xs[base] + ys[base]
-        label = "as many errors in all as the base"
-        limits = axes.get_xlim(), axes.get_ylim()
-        axes.plot([every, 0], [0, every], color=_GRAY, ls="--", lw=1, label=label)
-        axes.set(xlim=limits[0], ylim=limits[1])
-    axes.set_ylim(bottom=0)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    figure.legend(ncols=2, frameon=False, loc="outside lower center")
-    title = f"the adapter turned up from 0 to {scales[-1]:g}\n{dial['images']:,} validation images"
-    axes.set_title(title, loc="left")
+        name = named(classes, targets)
+        up, ylabel = "errors_of_target", f"errors on {_shortened(name, 40)}"
+        prices = {"errors_elsewhere": f"errors on {others_of(classes)}"}
+        prices["false_calls_of_target"] = f"false calls of {_shortened(name, 40)}"
+    size = len(prices) * 4.5 if targets else _WIDTH, 4.5 + 0.1 * min(len(dials), _MOST_LINES)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, len(prices), sharey=True, squeeze=False)[0]
+    for axes, (across, xlabel) in zip(panels, prices.items(), strict=True):
+        axes.margins(0.08, 0.1)  # room for the numbers beside the points
+        for label, dial in dials.items():
+            color = _GRAY if len(dials) > _MOST_LINES else None
+            axes.plot(dial[across], dial[up], marker="o", ms=4, color=color, label=label)
+            for scale, x, y in zip(dial["scales"], dial[across], dial[up], strict=True):
+                if scale == 1 or len(dials) == 1:
+                    offset: Any = {"xytext": (4, 5), "textcoords": "offset points"}
+                    axes.annotate(f"{scale:g}", (x, y), fontsize=8, **offset)
+        dial = dials[advised or next(iter(dials))]
+        base = dial[across][dial["scales"].index(0)], dial[up][dial["scales"].index(0)]
+        marker: Any = {"marker": "o", "ms": 11, "ls": "", "zorder": 1}
+        if advised is not None:
+            place = dial["scales"].index(dial["advised"])
+            text = f"advised: {advised} at scale {dial['advised']:g}"
+            axes.plot(dial[across][place], dial[up][place], color=_GREEN, label=text, **marker)
+        axes.plot(*base, color="black", label="base", **{**marker, "marker": "s", "ms": 8})
+        if across == "errors_elsewhere":
+            limits = axes.get_xlim(), axes.get_ylim()
+            label = "as many errors in all as the base"
+            axes.plot([sum(base), 0], [0, sum(base)], color=_GRAY, ls="--", lw=1, label=label)
+            axes.set(xlim=limits[0], ylim=limits[1])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(xlabel)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(ylabel)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if len(dials) > _MOST_LINES:  # no reader could tell them apart
+        handles, labels = handles[len(dials) :], labels[len(dials) :]
+    most = 110 if targets else 70  # characters of a line
+    columns = 2 if max(map(len, labels)) < most // 2 else 1
+    texts = [_shortened(label, most) for label in labels]
+    figure.legend(handles, texts, ncols=columns, frameon=False, loc="outside lower center")
+    title = f"the adapter turned up from 0 to {dial['scales'][-1]:g}"
+    panels[0].set_title(f"{title}\n{dial['images']:,} validation images", loc="left")
     return figure
 
 

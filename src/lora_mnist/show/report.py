@@ -7,7 +7,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader
 
@@ -68,61 +68,85 @@ def _list_pictures(predictions: Predictions, classes: Sequence[str]) -> dict[str
     return lines
 
 
+class Front(NamedTuple):
+    """Repairs of the same classes in a sweep, each at several scales of its adapter."""
+
+    picture: str  # a PNG file's name
+    sentence: str = ""  # which repair to take, and why
+    command: str = ""  # that tests it
+
+
 def make_sweep_report(folder: Path) -> list[str]:
-    """Write ``summary.png`` and ``report.html`` of a sweep; return the lines of the front."""
+    """Write ``summary.png`` and ``report.html`` of a sweep; return the lines of its fronts."""
     ranked, best = Ranked(folder), ""
     if ranked.best and ranked.jobs[0].swept:
         metric = str(ranked.metric)
         if ranked.has_seeds and ranked.keys:
             metric = f"mean {metric} over seeds"
         save_figure(draw_sweep(ranked.points(), metric), folder / "summary.png")
-    if ranked.best:
+    if ranked.best and not ranked.has_front:
         best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
     titles, rows, base = ranked.table(_MOST_JOBS)
-    front = _draw_front(ranked)
-    figures = {}
-    for name in ("front", "summary"):
-        if (folder / f"{name}.png").exists():
-            figures[name] = _in_page(folder / f"{name}.png")
+    fronts = _draw_fronts(ranked)
+    pictures = [front.picture for front in fronts]
     _write_page(
         folder / "report.html",
         "sweep.html.j2",
         ranked=ranked,
         best=best,
-        front=front,
-        figures=figures,
+        fronts=fronts,
+        figures={
+            name: _in_page(folder / name)
+            for name in [*pictures, "summary.png"]
+            if (folder / name).exists()
+        },
         titles=titles,
         rows=rows,
         base=base,
     )
-    return front
+    return [line for front in fronts for line in (front.sentence, front.command) if line]
 
 
-def _draw_front(ranked: Ranked) -> list[str]:
-    """Draw the dials of all jobs that repair a class into ``front.png``, if there are any.
+def _draw_fronts(ranked: Ranked) -> list[Front]:
+    """Draw the dials of all jobs that repair the same classes into one picture, if there are any.
 
-    The lines to print say where the validation errors are fewest, and which command tests that.
+    ``front.png``, or a picture for each choice of classes. Advised is the job whose validation
+    errors are fewest at the scale that its dial advises, but none where seeds differ, so that no
+    lucky one wins.
     """
-    dials, points = {}, []
+    by_targets: dict[tuple[int, ...], list[tuple[str, Path, Any]]] = {}
     for job in ranked.jobs:
         folder = ranked.folder / job.folder
         results = read_json(folder / RESULTS_FILE)
-        dial = results.get("dial") or {}
-        if job.status != "finished" or "errors_of_target" not in dial:
-            continue
-        label = ", ".join(f"{key}={value}" for key, value in job.swept.items()) or job.folder
-        dials[label] = dial
-        place = dial["scales"].index(dial["advised"])
-        errors = dial["errors"][place], dial["errors_of_target"][place]
-        points.append((errors, label, folder, results))
-    if not points:
-        return []
-    _, label, folder, results = min(points, key=lambda point: point[0])
-    dial = dials[label]
-    save_figure(draw_dial(dials, label, results), ranked.folder / "front.png")
-    text = f"advised: {label} at scale {dial['advised']:g}, {dial_text(results)}"
-    text += f" errors on {dial['images']:,} validation images:"
-    return [text, scaled_command(results, folder)]
+        if job.status == "finished" and "errors_of_target" in (results.get("dial") or {}):
+            settings = [f"{k}={v}" for k, v in job.swept.items() if k not in ("digit", "target")]
+            label = ", ".join(settings) or job.folder
+            by_targets.setdefault(tuple(results["targets"]), []).append((label, folder, results))
+    fronts = []
+    for targets, jobs in by_targets.items():
+        numbers = "_".join(map(str, targets))
+        picture = "front.png" if len(by_targets) == 1 else f"front_{numbers}.png"
+        dials, points = {}, []
+        for place, (label, _, results) in enumerate(jobs):
+            dial = dials[label] = results["dial"]
+            base, at = dial["scales"].index(0), dial["scales"].index(dial["advised"])
+            of_target = dial["errors_of_target"]
+            if of_target[at] < of_target[base]:
+                points.append((dial["errors"][at], of_target[at], place))
+        first, name = jobs[0][2], named(jobs[0][2]["classes"], targets)
+        front, advised = Front(picture), None
+        if not ranked.has_seeds:
+            text = f"no repair of {name} saves errors in all on validation images."
+            front = Front(picture, text)
+            if points:
+                advised, folder, results = jobs[min(points)[-1]]
+                dial = results["dial"]
+                text = f"advised: {advised} at scale {dial['advised']:g}, with the fewest errors "
+                text += f"on {dial['images']:,} validation images: {dial_text(results)}:"
+                front = Front(picture, text, scaled_command(results, folder))
+        save_figure(draw_dial(dials, advised, first), ranked.folder / picture)
+        fronts.append(front)
+    return fronts
 
 
 def write_card(run: Run, results: Mapping[str, Any]) -> None:

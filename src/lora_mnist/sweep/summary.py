@@ -87,6 +87,10 @@ class Ranked:
         self.groups = sorted(groups.values(), key=rank)
         has_best = self.groups and self.groups[0].mean(self.metric) is not None
         self.best = self.groups[0] if has_best else None
+        #: Whether the jobs' dials say which job to take, and how much of its adapter.
+        self.has_front = not self.has_seeds and any(
+            "dial.errors_of_target.0" in job.results for job in finished
+        )
         self.rows = [*self.groups, *(Group([job]) for job in self.unfinished)]
 
     def settings(self, job: Job) -> dict[str, str]:
@@ -94,9 +98,9 @@ class Ranked:
         return {key: job.swept[key] for key in self.keys}
 
     def findings(self) -> list[str]:
-        """The best job, and each one that did not finish, a line each."""
+        """The best job, unless a front advises one, and those that did not finish, a line each."""
         lines = []
-        if self.best:
+        if self.best and not self.has_front:
             # The first of several seeds.
             command = command_line(self.best.jobs[0].overrides, self.sweep["entry"])
             lines.append(f"{self._verdict(self.best)}: {command}")
@@ -107,17 +111,28 @@ class Ranked:
         return lines
 
     def _verdict(self, best: Group) -> str:
-        """How the best group compares with its start on the same images."""
+        """How the best group compares with its start on the same images.
+
+        Several seeds share their images, and their p-values have no mean. Of several groups the
+        best was chosen by these images: its p-value is multiplied by their number (Bonferroni;
+        Dunn 1961, "Multiple Comparisons Among Means", JASA 56).
+        """
         value, start = best.mean(self.metric), best.start(self.metric)
-        if value is None or start is None:
-            return "best"
-        if self.sign * value >= self.sign * start:
-            return f"no job is better than the {self.start}; the nearest"
-        key = re.sub("accuracy|errors", "p_value", str(self.metric))
-        p_value = best.mean(key) if "p_value" in key else None
-        if p_value is None or p_value <= LEVEL:
-            return "best"
-        return f"best, but beside the {self.start} it may be chance ({p_text(p_value)})"
+        text, count = "best", len(self.groups)
+        if value is not None and start is not None and self.sign * (value - start) >= 0:
+            text = f"no job is better than the {self.start}; the nearest"
+        std, metric = best.std(self.metric), str(self.metric)
+        if std is not None:
+            text += (
+                f" (mean of {len(best.jobs)} seeds {_text(value, metric)} ± {_text(std, metric)}"
+            )
+            return text + (f", {self.start} {_text(start, metric)})" if start is not None else ")")
+        key = re.sub("accuracy|errors", "p_value", metric)
+        p_value = best.mean(key) if text == "best" and "p_value" in key else None
+        if p_value is None or count * p_value <= LEVEL:
+            return text
+        chance = p_text(min(1.0, count * p_value)) + (f" for the best of {count}" * (count > 1))
+        return f"best, but beside the {self.start} it may be chance ({chance})"
 
     def points(self) -> list[tuple[dict[str, str], float, float | None]]:
         """Each group's swept values, and the metric's mean and standard deviation over it."""
@@ -170,7 +185,9 @@ def _text(value: float | None, key: str) -> str:
         return ""
     if 0 < abs(value) < 0.001:
         return f"{value:.1e}"
-    digits = 1 if key.startswith("seconds.") or ".errors" in key else 4
+    if key.startswith("dial."):
+        return f"{value:g}"
+    digits = 1 if key.startswith("seconds.") or re.search(r"\.(errors|false_calls)", key) else 4
     return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
 
 
