@@ -152,7 +152,8 @@ def _take_from(cfg: DictConfig, record: Mapping[str, Any], named: str, source: s
     foreign = None
     for group in ("net", "data"):
         settings: Any = OmegaConf.to_container(cfg[group])
-        foreign = foreign or foreign_code(inherited(settings, record.get(group, {})), group)
+        taken = inherited(settings, record.get(group, {}))
+        foreign = foreign or foreign_code(taken, group, settings.get("_target_"))
     if foreign and not cfg.get("trust"):
         raise UserError(
             f"{named}: its file names {foreign}, which could run code; expected trust=true to run "
@@ -160,8 +161,8 @@ def _take_from(cfg: DictConfig, record: Mapping[str, Any], named: str, source: s
         )
     if foreign:
         cfg.paths.here = record.get("made", {}).get("folder", cfg.paths.here)
-    taken = _take(cfg, record)
-    return f"from {source}: {', '.join(taken)}" if taken else ""
+    keys = _take(cfg, record)
+    return f"from {source}: {', '.join(keys)}" if keys else ""
 
 
 def _adapter_folder(cfg: DictConfig, run: Run | None) -> Path:

@@ -33,6 +33,12 @@ def test_what_runs_code_is_found(settings, foreign):
     assert foreign_code(settings, "net") == foreign
 
 
+def test_an_argument_for_a_function_that_is_typed_is_checked_too():
+    own, stored = TIMM, {**TIMM, "checkpoint_path": "gift.pth"}
+    taken = inherited(own, stored)
+    assert foreign_code(taken, "net", own["_target_"]) == "net.checkpoint_path=gift.pth"
+
+
 @pytest.mark.parametrize(
     ("own", "stored", "taken"),
     [

@@ -90,23 +90,25 @@ def inherited(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, An
     return taken
 
 
-def foreign_code(settings: Any, key: str = "") -> str | None:
+def foreign_code(settings: Any, key: str, function: str | None = None) -> str | None:
     """The first value in ``settings`` that could run code, or read a file, that a stranger chose.
 
-    Returned is its key, with the value; ``None`` if there is none.
+    ``settings`` are arguments of their ``_target_`` or, without one, of ``function``. Returned is
+    the value's key, which begins with ``key``, and the value; ``None`` if there is none.
     """
     if isinstance(settings, str):
         return f"{key}={settings}" if "${" in settings else None
     if isinstance(settings, Mapping):
-        function = settings.get("_target_")
-        if function is not None and not _KNOWN_FUNCTIONS.fullmatch(str(function)):
-            return f"{key}._target_={function}"
+        target = settings.get("_target_")
+        if target is not None and not _KNOWN_FUNCTIONS.fullmatch(str(target)):
+            return f"{key}._target_={target}"
+        function = target or function
         for name, value in settings.items():
             is_known = function != "timm.create_model" or name in _KNOWN_ARGUMENTS.split()
             is_plain = name != "model_name" or re.fullmatch(r"[\w.-]+", str(value))
             if not (is_known and is_plain) and value:
                 return f"{key}.{name}={value}"
-            if found := foreign_code(value, f"{key}.{name}".lstrip(".")):
+            if found := foreign_code(value, f"{key}.{name}"):
                 return found
     elif isinstance(settings, list):
         for value in settings:
