@@ -300,7 +300,8 @@ def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
         results = run(outputs, f"stage={stage}", "+trainer.fast_dev_run=true")
         assert (results["steps"], results[key]) == (1, None)
         left = {path.name for path in newest(outputs, stage).rglob("*") if path.is_file()}
-        assert left <= {"results.json", "predictions.safetensors", "run.json", ".lock"}
+        pictures = {"predictions.csv", "pictures.safetensors"}
+        assert left <= {"results.json", *pictures, "run.json", ".lock"}
 
 
 def test_a_folder_holds_one_run(outputs, tmp_path):

@@ -78,11 +78,9 @@ class FolderDataModule(ImageDataModule):
         if self.data_dir is not None:
             self._folders = part_folders(self.data_dir)
             names = sorted({name for folder in self._folders for name in subfolders(folder)})
-            for name in names:
-                if "${" in name:  # OmegaConf would read it as a reference
-                    raise ValueError(
-                        f"data_dir={data_dir}: expected no ${{ in a class, as in {name}"
-                    )
+            for each in names:
+                if "${" in each:  # OmegaConf would read it as a reference
+                    raise ValueError(f"data_dir={data_dir}: expected no ${{ in a class: {each}")
             if len(names) < 2:
                 raise ValueError(f"data_dir={data_dir}: expected a folder for each of two classes")
             classes = names if classes is None else [str(name) for name in classes]
