@@ -377,6 +377,14 @@ def test_the_untouched_base_is_tested_as_the_rest_of_the_run(outputs):
     assert second["test_base"]["loss"] == first["test_base"]["loss"]
 
 
+def test_the_best_of_the_averages_is_tested_and_saved(outputs):
+    options = ("callbacks=[best,averaging]", "optimizer.lr=0.1", "trainer.max_steps=12")
+    results = run(outputs, "stage=lora", *options, "trainer.val_check_interval=2", "dial=false")
+    assert results["best"]["step"] < 12
+    assert results["val"]["errors"] == results["best"]["value"]
+    assert evaluated(outputs)["test"]["errors"] == results["test"]["errors"]
+
+
 def test_the_rate_is_tried_on_the_first_images_of_the_training(outputs, monkeypatch):
     seeds = []
 

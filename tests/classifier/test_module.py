@@ -3,11 +3,11 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import CNN, add_lora, lora_parameters
+from lora_mnist.classifier.averaging import TrainedAverage
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.data import ImageDataModule
@@ -50,17 +50,16 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(tiny, loader, tmp_path, 
     seen = []
     before = copy.deepcopy(tiny.state_dict())
     module = Recorded(add_lora(tiny, init=init), DATA, lr=0.1)
-    fit = trainer(tmp_path, max_steps=3, callbacks=WeightAveraging(use_buffers=False))
+    fit = trainer(tmp_path, max_steps=3, callbacks=TrainedAverage())
     fit.fit(module, loader)
     for parameter, steps in zip(lora_parameters(tiny), zip(*seen, strict=True), strict=True):
         torch.testing.assert_close(parameter, torch.stack(steps).mean(dim=0))
     assert changed_tensors(before, base_state_dict(tiny)) == []
 
     fit.save_checkpoint(tmp_path / "last.ckpt")
-    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    for key in ("state_dict", "current_model_state"):
-        names = {name.rsplit(".", 1)[1] for name in checkpoint[key] if name.startswith("net.")}
-        assert names == {"lora_A", "lora_B"} | more
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    names = {name.rsplit(".", 1)[1] for name in state if name.startswith("net.")}
+    assert names == {"lora_A", "lora_B"} | more
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

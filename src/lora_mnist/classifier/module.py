@@ -26,9 +26,6 @@ from lora_mnist.lora.peft import WEIGHTS_NAME
 
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
 _TESTS = ("test", "mistakes", "mistakes_test")
-#: Keys of the weights in a checkpoint. With WeightAveraging ``state_dict`` is the average, and
-#: training goes on from ``current_model_state``.
-_STATES = ("state_dict", "current_model_state")
 
 
 class ClassifierModule(LightningModule):
@@ -188,15 +185,15 @@ class ClassifierModule(LightningModule):
         checkpoint["validations"] = self.validations
         if self.has_lora:
             lora = {f"net.{key}" for key in lora_state_dict(self.net)}
-            for key in checkpoint.keys() & set(_STATES):
-                checkpoint[key] = {k: v for k, v in checkpoint[key].items() if k in lora}
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {key: state[key] for key in state if key in lora}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
         self.loss_sum, self.loss_count = checkpoint["loss_since_log"]
         self.validations = checkpoint["validations"]
-        for key in checkpoint.keys() & set(_STATES) if self.has_lora else ():
-            checkpoint[key] = {**self.state_dict(), **checkpoint[key]}
+        if self.has_lora:
+            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
 
 def make_module(

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from lora_mnist.disk.base import find_base
@@ -154,12 +154,6 @@ class RandomStates(Callback):
             )
         elif "of_device" in states:
             getattr(torch, device).set_rng_state(states["of_device"])
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put averaged weights in place where no step was left; there Lightning does not."""
-        for callback in trainer.callbacks if self._states else ():  # type: ignore[attr-defined]
-            if isinstance(callback, WeightAveraging):
-                callback.on_train_end(trainer, pl_module)
 
 
 def step_of(path: Path) -> int:
