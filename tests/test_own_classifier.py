@@ -118,6 +118,23 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
         assert target in file.metadata()["input"]
 
 
+def test_images_held_out_just_now_prove_nothing(here):
+    """A copy of somebody's base in outputs/base stays somebody's; with test/ there is no doubt."""
+    folder = repaired(here, "figures=true")
+    says = "if the network was trained on this folder, they prove nothing"
+    for place in ("report.html", "adapter/README.md"):
+        assert says in (folder / place).read_text()
+    again = evaluate(config("eval", "adapter=latest", "base_ckpt=null"))
+    for results in (read_results(folder), again):
+        assert results["test_held_out_now"]
+    own = ("base_ckpt=outputs/base/own.ckpt", "trainer.max_steps=40", "optimizer.lr=0.01")
+    train(config("train", "stage=pretrain", *FIT[1:], *own))
+    assert not evaluate(config("eval", own[0]))["test_held_out_now"]
+    shutil.copytree("photos", "whole/train")
+    darker(here / "photos", here / "whole" / "test")
+    assert not evaluate(config("eval", "data.data_dir=whole"))["test_held_out_now"]
+
+
 def test_predictions_need_no_folder(here):
     expected = predict(config("predict", "images=photos/dog/3.png", *FORM))
     shutil.move("photos", "elsewhere")

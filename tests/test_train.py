@@ -54,7 +54,17 @@ def test_pretraining_leaves_a_base(made):
     assert list(results) == [
         *("stage", "dataset", "tags", "notes", "seed", "targets", "replay", "target_weight"),
         *("classes", "data_sha256"),
-        *("mean", "std", "val_from", "steps", "best", "parameters", "val", "test"),
+        *(
+            "mean",
+            "std",
+            "val_from",
+            "test_held_out_now",
+            "steps",
+            "best",
+            "parameters",
+            "val",
+            "test",
+        ),
         *("base_unchanged", "base_sha256", "adapter", "seconds"),
     ]
     assert (results["stage"], results["steps"], results["targets"]) == ("pretrain", 30, [])

@@ -157,6 +157,6 @@ def set_saved_scale(
         set_lora_scale(module.net, scale, module.adapter)
         module.validated_at = None  # that was the adapter as trained
     if cfg.lora.scale != 1:
-        full = f"; scale={1 / scale:g} is as trained" if scale not in (0, 1) else ""
+        full = f"; scale={1 / scale:.3g} is as trained" if scale not in (0, 1) else ""
         _info("scale: %g, with which the adapter is saved%s", scale, full)
     return float(scale)

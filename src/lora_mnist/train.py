@@ -181,7 +181,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         dial = measure_dial(cfg, run, trainer, module, data, clock)
         scale = set_saved_scale(cfg, module, dial)
         outcomes = validate_and_test(trainer, module, data, clock)
-        results = collect_results(cfg, data, module, outcomes, clock, best)
+        results = collect_results(cfg, data, module, outcomes, clock, best, base)
         results |= {
             "base_unchanged": True,
             "adapter": None if is_trial(trainer) else ADAPTER_FOLDER,
@@ -217,7 +217,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
         fit(cfg, trainer, module, data, ckpt_path, clock)
         best = load_best_weights(trainer, module, data)
         outcomes = validate_and_test(trainer, module, data, clock)
-        results = collect_results(cfg, data, module, outcomes, clock, best)
+        results = collect_results(cfg, data, module, outcomes, clock, best, base)
         weights = None if is_trial(trainer) else FINETUNED_FILE
         results |= {"base_unchanged": False, "weights": weights}
         if trainer.is_global_zero and weights is not None:

@@ -75,6 +75,10 @@ CASES = {
         [],
     ),
     "somebody's base": ({**results("pretrain"), "stage": "eval"}, OWN),
+    "somebody's base, tested on images of its training folder": (
+        {**results("pretrain"), "stage": "eval", "test_held_out_now": True},
+        OWN,
+    ),
     "a base without errors": (
         {"stage": "eval", "classes": ["a"], "targets": [], "test": outcome([0])},
         [],

@@ -57,6 +57,7 @@ class ImageDataModule(LightningDataModule):
     train_set: Images
     val_set: Images
     test_set: Images
+    test_held_out = False  # whether test_set was held out of the images to train on
     color_order = "rgb"
     #: What to do where there are no validation images.
     no_validation = "expected data.val_size > 0"

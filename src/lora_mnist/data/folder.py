@@ -218,6 +218,7 @@ class FolderDataModule(ImageDataModule):
                     digest.update(f" {state.st_size} {state.st_mtime_ns} ".encode())
         self.sha256["all"] = digest.hexdigest()
         # The split depends on the number of images: broken ones do not count.
+        self.test_held_out = all(entry.part != "test" for entry in images)
         shares = self.val_size, self.test_size, self.split_seed, self.val_from
         parts = split(images, self.classes, *shares)
         if repeats := repeated(root, parts):

@@ -32,6 +32,7 @@ class Base(NamedTuple):
 
     tensors: Mapping[str, Tensor]
     sha256: str
+    is_pretrained_here: bool = False  # or somebody else's, of which we may keep a copy
 
 
 class BaseFile(NamedTuple):
@@ -101,7 +102,8 @@ def load_weights(net: nn.Module, file: BaseFile) -> Base:
         if not tensor.isfinite().all():
             net.load_state_dict(before)
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
-    return Base(tensors, fingerprint(tensors))
+    stage = file.record.get("made", {}).get("stage")
+    return Base(tensors, fingerprint(tensors), stage == "pretrain")
 
 
 def _why_refused(path: Path) -> str | None:

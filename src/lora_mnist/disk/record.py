@@ -55,6 +55,7 @@ def make_record(
         if folder == Path(cfg.paths.data):
             del settings["data_dir"]
     made = {
+        "stage": cfg.stage,
         "overrides": list(overrides),
         "folder": str(cfg.paths.here),
         "seed": cfg.seed,

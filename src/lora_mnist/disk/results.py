@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageDataModule, Images
+from lora_mnist.disk.base import Base
 from lora_mnist.disk.files import write_json
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.disk.run_paths import RESULTS_FILE
@@ -56,11 +57,13 @@ def collect_results(
     outcomes: Mapping[str, Mapping[str, Any]],
     clock: Clock,
     best: Mapping[str, Any] | None = None,
+    base: Base | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
     ``module`` is a :class:`.module.ClassifierModule` as it ended, ``outcomes`` are the counts by
     split. ``best`` has monitor, value and step of the best weights, if they replaced the last ones.
+    ``base`` is what the network started from.
     """
     targets = data.targets
     splits = {split: dict(outcome) for split, outcome in outcomes.items()}
@@ -89,6 +92,8 @@ def collect_results(
         "mean": data.mean,
         "std": data.std,
         "val_from": data.val_from,
+        # A network of somebody else's may have been trained on these images.
+        "test_held_out_now": data.test_held_out and not (base is None or base.is_pretrained_here),
         "steps": module.global_step,
         "best": best,
         "parameters": count_parameters(module.net),

@@ -22,7 +22,13 @@ def verdict(results: Mapping[str, Any]) -> list[Phrase]:
 
     A change that may be chance is ``plain``. If errors in all increased, no part is ``good``.
     """
-    return _repair_phrases(results) if "test_base" in results else _base_phrases(results)
+    phrases = _repair_phrases(results) if "test_base" in results else _base_phrases(results)
+    if results.get("test_held_out_now"):
+        text = (
+            "These test images were held out just now: if the network was trained on this folder, "
+        )
+        phrases.append(Phrase(f"{text}they prove nothing."))
+    return phrases
 
 
 def verdict_text(results: Mapping[str, Any]) -> str:
