@@ -19,7 +19,7 @@ from source_notebook import RichBoyNet, fit, load, loader
 
 import lora_mnist.learning_rate
 import lora_mnist.train
-from lora_mnist.choices import oversample_repaired_classes
+from lora_mnist.choices import replay_frequency
 from lora_mnist.classifier.significance import mcnemar, weakest
 from lora_mnist.data import load_images, make_data
 from lora_mnist.data.sampler import TrainingLoader
@@ -398,11 +398,12 @@ def test_the_best_of_the_averages_is_tested_and_saved(outputs):
 def test_the_rate_is_tried_on_the_first_images_of_the_training(outputs, monkeypatch):
     seeds = []
 
-    def loader(data, seed):
-        seeds.append(seed)
-        return TrainingLoader(data, seed)
+    class Loader(TrainingLoader):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            seeds.append(self.seed)
 
-    monkeypatch.setattr(lora_mnist.learning_rate, "TrainingLoader", loader)
+    monkeypatch.setattr(lora_mnist.data.datamodule, "TrainingLoader", Loader)
     run(outputs, "stage=lora", "optimizer.lr=auto", "data.seed=7")
     assert set(seeds) == {7}
 
@@ -466,6 +467,4 @@ def test_a_class_repaired_before_counts_for_as_much_as_the_one_repaired_now(weig
     weights = (f"loss.target_weight={weight}", "data.replay=90")
     cfg = composed("train", "stage=lora", "data=mnist", *QUICK, *weights)
     data = make_data(cfg, "fit")
-    data.choose(9)
-    oversample_repaired_classes(cfg, data, [4])
-    assert data.replay_turns == {4: turns}
+    assert replay_frequency(cfg, data, [4]) == {4: turns}

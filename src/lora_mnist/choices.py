@@ -21,6 +21,7 @@ from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import on_device
 from lora_mnist.classifier.significance import weakest
 from lora_mnist.data import ImageDataModule
+from lora_mnist.data.sampler import Selection
 from lora_mnist.disk.results import Clock
 from lora_mnist.disk.run_paths import RUN_RECORD
 from lora_mnist.errors import UserError, config_group
@@ -46,8 +47,10 @@ def seed_of_run(cfg: DictConfig, run: Run) -> int:
     return random.SystemRandom().randrange(2**32)
 
 
-def choose_target(cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: Trainer) -> None:
-    """Choose the class to train on, as ``cfg.target`` says: perhaps the weakest."""
+def choose_target(
+    cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: Trainer
+) -> Selection:
+    """The images to train on, as ``cfg.target`` says: perhaps those of the weakest class."""
     target = cfg.target
     if target == "weakest":
         require_validation("target=weakest", data)
@@ -65,23 +68,23 @@ def choose_target(cfg: DictConfig, net: nn.Module, data: ImageDataModule, traine
         share = f"{wrong} of its {count} validation images are wrong ({wrong / count:.1%})"
         _info("target=%d (%s): the weakest class, %s", target, data.classes[target], share)
     with config_group("data"):
-        data.choose(target)
+        return data.select(target)
 
 
-def oversample_repaired_classes(
+def replay_frequency(
     cfg: DictConfig, data: ImageDataModule, repaired: Sequence[int]
-) -> None:
-    """Replay the classes that were ``repaired`` before more often; this repair would undo those.
+) -> dict[int, int]:
+    """How often the classes that were ``repaired`` before are replayed, where others come once.
 
-    Without ``loss.target_weight`` nothing is done. With it, one image of the target weighs as much
-    as several replayed ones. Each repaired class is then drawn so many times as often as another
-    class that its images weigh about as much as those of the target.
+    This repair would undo those. Without ``loss.target_weight`` there are none. With it, one image
+    of the target weighs as much as several replayed ones. Each repaired class is then replayed so
+    often that its images weigh about as much as those of the target.
     """
     weight = cfg.loss.target_weight
     if weight is None or weight >= 1:
-        return
+        return {}
     turns = max(1, round(weight / data.batch_size * data.replay / (1 - weight)))
-    data.replay_turns = dict.fromkeys(repaired, turns)
+    return dict.fromkeys(repaired, turns)
 
 
 def add_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
@@ -142,7 +145,9 @@ def measure_dial(
     with clock.measure("dial"), on_device(module.net, trainer.strategy.root_device) as device:
         batches = partial(data.batches, data.val_set, device, name="dial")
         with trainer.precision_plugin.forward_context():
-            dial = quick_dial(module.net, batches, data.targets, most, predictions, module.adapter)
+            dial = quick_dial(
+                module.net, batches, module.targets, most, predictions, module.adapter
+            )
     return trainer.strategy.broadcast(dial)  # of several processes, the first decides
 
 

@@ -45,12 +45,11 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     data = make_data(cfg, "test", net)
     better = find_better_preprocessing(cfg, run, trainer, net, data)
     load_saved_adapter(cfg, net)
-    data.targets = repaired_classes(cfg, data)
     with on_device(net, trainer.strategy.root_device) as device:
         scale = apply_scale(cfg, net, data, device)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     settings["base_sha256"] = base.sha256
-    module = ClassifierModule(net, data, hyperparameters=settings)
+    module = ClassifierModule(net, data, repaired_classes(cfg, data), hyperparameters=settings)
     with quiet_lightning(), clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
     results = collect_results(cfg, data, module, module.outcomes, clock, base=base)

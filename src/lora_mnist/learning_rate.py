@@ -13,7 +13,6 @@ from lora_mnist.classifier.metrics import outcome_of
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import on_device
 from lora_mnist.data import ImageDataModule
-from lora_mnist.data.sampler import TrainingLoader
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def choose_learning_rate(
         most = _MOST_HARM * before + 2 * before**0.5
         for rate in RATES:
             optimizer = module.optimizer(parameters, lr=rate)
-            loader = TrainingLoader(data, cfg.seed if data.seed is None else data.seed)
+            loader = data.training_loader(cfg.seed if data.seed is None else data.seed)
             net.train()
             # An epoch may be shorter than a trial.
             for batch in islice(chain.from_iterable(repeat(loader)), _STEPS):

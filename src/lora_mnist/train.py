@@ -38,7 +38,7 @@ from lora_mnist.choices import (
     choose_target,
     choose_trainable,
     measure_dial,
-    oversample_repaired_classes,
+    replay_frequency,
     seed_of_run,
     set_saved_scale,
 )
@@ -129,7 +129,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     take_own_preprocessing(cfg, net)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
-    choose_target(cfg, net, data, trainer)
+    data = data.training_on(choose_target(cfg, net, data, trainer))
     module = make_module(cfg, net, data)
     with locked_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(cfg, trainer, module, data, ckpt_path, clock)
@@ -141,7 +141,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         useless = why_useless(module, data)
         # Last: a run that fails on the way leaves the current base alone.
         if trainer.is_global_zero and not is_trial(trainer):
-            is_published = cfg.publish and not data.targets and not useless
+            is_published = cfg.publish and not module.targets and not useless
             folder = Path(cfg.paths.bases) if is_published else run.folder
             own = own_file(folder, cfg.base_name, results["base_sha256"])
             save_base(cfg, run, net, data, own)
@@ -149,7 +149,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
                 publish_base(own, current)
             else:
                 _info("base: %s; the current one stays", own)
-    if useless and cfg.publish and not data.targets:
+    if useless and cfg.publish and not module.targets:
         raise TrainingError(f"{useless}; the base stays in {run.folder}")
     return results
 
@@ -168,9 +168,10 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     require_consistent(cfg, trainer, data)
     require_fixed_buffers(cfg, trainer, net, data, base)
     better_preprocessing = find_better_preprocessing(cfg, run, trainer, net, data)
-    choose_target(cfg, net, data, trainer)
-    repaired_before = [c for c in repaired_classes(cfg, data) if c not in data.targets]
-    oversample_repaired_classes(cfg, data, repaired_before)
+    selection = choose_target(cfg, net, data, trainer)
+    repaired_before = [c for c in repaired_classes(cfg, data) if c not in selection.targets]
+    frequency = replay_frequency(cfg, data, repaired_before)
+    data = data.training_on(selection._replace(replay_frequency=frequency))
     add_new_adapter(cfg, net)
     module = make_module(cfg, net, data, base)
     module.lr = choose_learning_rate(cfg, trainer, module, data)
@@ -210,7 +211,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     cfg, net, base = load_base(cfg, run)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
-    choose_target(cfg, net, data, trainer)
+    data = data.training_on(choose_target(cfg, net, data, trainer))
     choose_trainable(net, cfg.trainable)
     module = make_module(cfg, net, data, base)
     with locked_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
@@ -240,10 +241,11 @@ def fit(
     """Train, or go on from the checkpoint. Afterwards ``module.lr`` is the rate that was used."""
     if trainer.is_global_zero:
         print_parameters(module.net)
+        learnt = len((data.selection or data.select(None)).target_indices)
         trained = {"lora": "an adapter", "pretrain": "a base"}.get(cfg.stage, "the base itself")
-        names = ", ".join(data.classes[c] for c in data.targets) or "all classes"
+        names = ", ".join(data.classes[c] for c in module.targets) or "all classes"
         images = "mistakes" if data.mistake_sets else f"images of {names}"
-        _info("training %s on %s %s", trained, f"{len(data.target_indices):,}", images)
+        _info("training %s on %s %s", trained, f"{learnt:,}", images)
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # it was for training

@@ -105,7 +105,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
                 "sweep"
             )
         # Only the Trainer knows how many processes there are.
-        trainer.callbacks[:0] = [PlainSigterm(), FirstProcessDecides()]  # type: ignore[attr-defined]
+        trainer.callbacks.insert(0, PlainSigterm())  # type: ignore[attr-defined]
     return trainer
 
 
@@ -130,22 +130,6 @@ class PlainSigterm(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.handler)
-
-
-class FirstProcessDecides(Callback):
-    """All processes use what the first one chose before training: rate, class, replay.
-
-    Rounding may differ between machines, and with it which of two classes is the weakest.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        pl_module.lr = trainer.strategy.broadcast(pl_module.lr)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        for name in ("targets", "target_indices", "other_indices", "replay_turns"):
-            setattr(data, name, trainer.strategy.broadcast(getattr(data, name)))
-        pl_module.targets = data.targets
 
 
 class RequireWholeSchedule(Callback):

@@ -69,6 +69,6 @@ def test_classes_go_by_number_and_by_name(target, classes, expected):
     data = ImageDataModule("toy", classes, 1)
     numbers = torch.arange(len(classes))
     data.train_set = ImageTensors(numbers, numbers)
-    data.choose(target)
-    assert data.targets == expected
-    assert data.target_indices.tolist() == sorted(expected)
+    selection = data.select(target)
+    assert selection.targets == expected
+    assert selection.target_indices.tolist() == sorted(expected)

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from lora_mnist.data import ImageDataModule, ImageTensors, MNISTDataModule
 from lora_mnist.data.images import Augmented
-from lora_mnist.data.sampler import TrainingLoader
+from lora_mnist.data.sampler import Selection, TrainingLoader
 
 LABELS = torch.arange(203) % 5
 INDICES = ImageTensors(torch.arange(203), LABELS)
@@ -25,16 +25,16 @@ def trainer_of(rank, processes):
     return SimpleNamespace(**place, **length, overfit_batches=0.0)
 
 
-def toy_loader(targets, batch_size=10, replay=6, images=INDICES, **attributes):
+def toy_loader(
+    targets, batch_size=10, replay=6, images=INDICES, frequency=None, num_workers=0, **options
+):
     """A loader of the 203 images, or of ``images``, that learns the classes ``targets``."""
-    data = ImageDataModule("toy", [], 1, batch_size=batch_size, replay=replay)
-    data.train_set = images
+    data = ImageDataModule("toy", [], 1, num_workers=num_workers)
     is_target = torch.isin(images.labels, torch.tensor(targets))
-    data.target_indices = is_target.nonzero()[:, 0]
-    data.other_indices = (~is_target).nonzero()[:, 0]
-    for name, value in attributes.items():
-        setattr(data, name, value)
-    return TrainingLoader(data, 0)
+    indices = is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0]
+    selection = Selection(targets, *indices, frequency or {})
+    sizes = {"batch_size": batch_size, "replay": replay}
+    return TrainingLoader(images, selection, data.loader, **sizes, **options)
 
 
 # (target, replay, seed, rank, processes): SHA-256 of the first thirty batches. Recorded
@@ -53,7 +53,7 @@ def test_images_come_in_the_recorded_order(way):
     target, replay, seed, rank, processes = way
     data = MNISTDataModule(data_dir=ROOT / "data", replay=replay, seed=seed)
     data.setup("fit")
-    data.choose(target)
+    data = data.training_on(data.select(target))
     if processes > 1:
         data.trainer = trainer_of(rank, processes)
     torch.manual_seed(3)
@@ -76,7 +76,7 @@ def test_a_loader_goes_on_from_any_place(target, processes, limit, cut):
     def loader():
         trainer = trainer_of(processes - 1, processes)
         trainer.num_training_batches = limit
-        return toy_loader(target, 10, replay, replay_turns={4: 2}, trainer=trainer)
+        return toy_loader(target, 10, replay, frequency={4: 2}, trainer=trainer)
 
     def draw(loader, count):
         """Batches of epoch after epoch."""
@@ -156,7 +156,7 @@ def test_replay_exhausts_a_class_before_it_repeats(counts, count):
 
 
 def test_a_class_gets_as_many_turns_of_the_replay_as_are_asked_for():
-    loader = toy_loader([0], replay_turns={4: 3})
+    loader = toy_loader([0], frequency={4: 3})
     for batch in next(loader.epochs())[:4]:
         assert LABELS[batch[10:]].tolist() == [1, 2, 3, 4, 4, 4]
 

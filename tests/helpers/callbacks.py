@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback
 
+from lora_mnist.data.sampler import Selection
+
 
 class Crashed(BaseException):
     """Stands for the end of the process: nothing may catch it."""
@@ -47,9 +49,8 @@ class Nudge(Callback):
     def setup(self, trainer, pl_module, stage):
         data = trainer.datamodule
         if trainer.global_rank == 1 and stage == "fit":
-            data.target_indices = data.target_indices.flip(0)
-            data.targets = [0]
-            data.replay_turns = {3: 2}
+            indices = data.selection.target_indices.flip(0)
+            data.selection = Selection([0], indices, data.selection.replay_indices, {3: 2})
 
     def on_validation_end(self, trainer, pl_module):
         """The dial is tried on what validation leaves: here a base without errors."""

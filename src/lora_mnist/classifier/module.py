@@ -1,7 +1,7 @@
 """The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class ClassifierModule(LightningModule):
         self,
         net: nn.Module,
         data: ImageDataModule,
+        targets: Sequence[int] = (),
         *,
         loss: Loss | None = None,
         optimizer: Callable[..., Optimizer] = torch.optim.Adam,
@@ -68,7 +69,7 @@ class ClassifierModule(LightningModule):
         # The adapter to train, if others lie below: these belong to what it is compared with.
         self.adapter = names[-1] if len(names) > 1 else None
         # Not the data itself: weight averaging makes a deep copy of the module.
-        self.class_names, self.targets, self.replay = data.classes, data.targets, data.replay
+        self.class_names, self.targets, self.replay = data.classes, list(targets), data.replay
         splits = ("val", *_TESTS)
         self.evaluations = nn.ModuleDict({s: Evaluation(len(data.classes)) for s in splits})
         self.predictions: dict[str, Tensor] = {}  # of the last test, as Evaluation has them
@@ -96,6 +97,17 @@ class ClassifierModule(LightningModule):
             logits = functional_call(self.net, tensors, images)
         self.net.train(mode)
         return logits
+
+    def setup(self, stage: str) -> None:
+        """Of several processes, all train as the first one has decided.
+
+        Rounding may differ between machines, and with it which of two classes is the weakest.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and getattr(data, "selection", None) is not None:
+            decided = self.lr, data.selection
+            self.lr, data.selection = self.trainer.strategy.broadcast(decided)
+            self.targets = data.selection.targets
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
@@ -205,7 +217,8 @@ def make_module(
     ``None``: it becomes a base itself. For ``optimizer.lr=auto`` :attr:`lr` is still to be chosen.
     """
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    settings |= {"base_sha256": base and base.sha256, "targets": data.targets}
+    targets = data.selection.targets if data.selection else []
+    settings |= {"base_sha256": base and base.sha256, "targets": targets}
     settings |= {"classes": data.classes, "data_sha256": dict(data.sha256)}
     if cfg.get("adapter") is not None:
         content = Path(cfg.adapter, WEIGHTS_NAME).read_bytes()
@@ -225,6 +238,7 @@ def make_module(
     module = ClassifierModule(
         net,
         data,
+        targets,
         loss=loss,
         optimizer=make_optimizer,
         lr=lr,

@@ -1,9 +1,10 @@
 """Images of classes as a Lightning DataModule."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistakes
-from lora_mnist.data.sampler import TrainingLoader
+from lora_mnist.data.sampler import Selection, TrainingLoader
 from lora_mnist.errors import require_number
 from lora_mnist.progress import progress
 
@@ -33,7 +34,8 @@ class ImageDataModule(LightningDataModule):
 
     A subclass says where the images come from: it overrides :attr:`sets` and :meth:`read_picture`.
     Images stay uint8 until they are on the device, where :meth:`on_after_batch_transfer` normalises
-    each batch. After :meth:`setup`, :meth:`choose` says which classes to learn.
+    each batch. After :meth:`setup`, :meth:`select` says which images to learn from, and
+    :meth:`training_on` makes a data module that does so.
 
     ``configs/train.yaml`` and ``configs/data`` explain the arguments. ``batch_size`` and ``replay``
     are those of all processes together, ``eval_batch_size`` is that of each. ``augment`` gets an
@@ -42,14 +44,11 @@ class ImageDataModule(LightningDataModule):
     ``ValueError``.
 
     Attributes:
-        targets: numbers of the classes to learn; empty where all are learnt, or ``mistakes``.
         color_order: channels that the network takes, "rgb" or "bgr"; the images themselves are
             red, green, blue. ``mean`` and ``std`` are in the network's order.
         train_set: images of all classes to train on; set by :meth:`setup`, as ``val_set`` and
             ``test_set`` are.
-        target_indices: the images of ``train_set`` to learn from, int64; ``other_indices``: those
-            that may be replayed. Set by :meth:`choose`.
-        replay_turns: turns of a class among the replayed images; classes not listed get one.
+        selection: which of ``train_set`` to learn from, and to replay; ``None``: all classes.
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
         sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal.
     """
@@ -107,9 +106,7 @@ class ImageDataModule(LightningDataModule):
         self.val_from = val_from
         self.mean, self.std = mean, std
         self.seed, self.augment = seed, augment
-        self.targets: list[int] = []
-        self.target_indices = self.other_indices = torch.empty(0, dtype=torch.int64)
-        self.replay_turns: dict[int, int] = {}
+        self.selection: Selection | None = None
         self.mistake_sets: list[ImageTensors] = []
         self.sha256: dict[str, str] = {}
         self._loader: TrainingLoader | None = None
@@ -146,8 +143,8 @@ class ImageDataModule(LightningDataModule):
             if learnt is not None:
                 self.train_set = WithMistakes(self.train_set, learnt)
 
-    def choose(self, target: int | str | Sequence[int | str] | None) -> None:
-        """Learn this class, or these classes, alone; the others may be replayed.
+    def select(self, target: int | str | Sequence[int | str] | None) -> Selection:
+        """The images of this class, or of these classes, to learn; the others may be replayed.
 
         ``target`` names each class by number or by name. Names come first: with the classes 1, 10
         and 2 the target 10 is the class named 10. ``None``: learn all classes or, where there are
@@ -158,7 +155,7 @@ class ImageDataModule(LightningDataModule):
         numbers = {str(number): number for number in range(len(classes))}
         numbers |= {name: number for number, name in enumerate(classes)}
         names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
-        self.targets = []
+        targets: list[int] = []
         for name in names if target is not None else ():
             if str(name) not in numbers:
                 quoted = "; a name such as true needs quotes: 'target=\"true\"'"
@@ -167,14 +164,14 @@ class ImageDataModule(LightningDataModule):
                     f"{len(classes) - 1} or its name ({', '.join(classes[:12])}), a list of "
                     f"classes, weakest, or null for all{quoted if type(name) is bool else ''}"
                 )
-            self.targets.append(numbers[str(name)])
-        if not names or len(set(self.targets)) < len(self.targets):
+            targets.append(numbers[str(name)])
+        if not names or len(set(targets)) < len(targets):
             raise ValueError(f"target={target}: expected each class once, and at least one")
         is_target = torch.ones(count, dtype=torch.bool)
         if self.mistake_sets:
             is_target = torch.arange(count) >= count - len(self.mistake_sets[0])
-        elif self.targets:
-            is_target = torch.isin(self.train_set.labels, torch.tensor(self.targets))
+        elif targets:
+            is_target = torch.isin(self.train_set.labels, torch.tensor(targets))
         if not is_target.any():
             raise ValueError(f"target={target}: expected a class with training images")
         others = int((~is_target).sum())
@@ -183,8 +180,13 @@ class ImageDataModule(LightningDataModule):
                 f"replay={self.replay}: expected at most {others}, the number of training images "
                 "that are not learnt"
             )
-        self.target_indices = is_target.nonzero()[:, 0]
-        self.other_indices = (~is_target).nonzero()[:, 0]
+        return Selection(targets, is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0])
+
+    def training_on(self, selection: Selection) -> Self:
+        """A copy of this data module that trains on ``selection``."""
+        twin = copy.copy(self)
+        twin.selection = selection
+        return twin
 
     def class_of_folder(self, name: str) -> int:
         """The number of the class that a folder is named after; or ValueError."""
@@ -253,16 +255,27 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """Shuffled batches, replayed images last; each of several processes gets its share."""
-        if not len(self.target_indices):
-            self.choose(None)
         seed = self.seed
         if seed is None:
             # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
-        self._loader = TrainingLoader(self, seed)
+        self._loader = self.training_loader(seed)
         if self._sampler_state:
             self._loader.load_state_dict(self._sampler_state)
         return self._loader
+
+    def training_loader(self, seed: int) -> TrainingLoader:
+        """The batches of a training with this seed for the order of its images."""
+        return TrainingLoader(
+            self.train_set,
+            self.selection or self.select(None),
+            self.loader,
+            batch_size=self.batch_size,
+            replay=self.replay,
+            seed=seed,
+            augment=self.augment,
+            trainer=self.trainer,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Where the sampler is, for Lightning's checkpoints."""

@@ -1,16 +1,25 @@
 """The training images of each step: their order, and the replay of other classes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import count, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
 
-from lora_mnist.data.images import Augmented, Batch
+from lora_mnist.data.images import Augment, Augmented, Batch, Images
 
-if TYPE_CHECKING:
-    from lora_mnist.data.datamodule import ImageDataModule
+
+class Selection(NamedTuple):
+    """Which training images are learnt, and which are replayed beside them."""
+
+    targets: list[int]  # the classes to learn; empty where all are learnt, or mistakes
+    target_indices: Tensor  # of the images to learn from, int64
+    replay_indices: Tensor  # of those that may be replayed, int64
+    #: Turns of a class among the replayed images; classes not listed get one.
+    replay_frequency: Mapping[int, int] = {}
 
 
 class TrainingLoader:
@@ -25,23 +34,39 @@ class TrainingLoader:
     batch: together they see what one process would see. Where the images cannot be shared out
     equally, the first ones of the order come once more.
 
+    ``load`` makes torch's DataLoader of images and a ``batch_sampler``. Batch size and replay are
+    those of all processes together.
+
     This class is no ``DataLoader``, so that Lightning leaves its order as it is. Each iteration is
     the next epoch. It can start in the middle of one, and counts the batches taken from it, since
     workers read ahead.
     """
 
-    def __init__(self, data: "ImageDataModule", seed: int) -> None:
-        self.data, self.trainer = data, data.trainer
-        self.seed = seed
-        self.rank = self.trainer.global_rank if self.trainer else 0
-        self.processes = self.trainer.world_size if self.trainer else 1
-        self.batch_size = data.batch_size // self.processes  # of this process
+    def __init__(
+        self,
+        images: Images,
+        selection: Selection,
+        load: Callable[..., Iterable[Batch]],
+        *,
+        batch_size: int,
+        replay: int = 0,
+        seed: int = 0,
+        augment: Augment | None = None,
+        trainer: Trainer | None = None,
+    ) -> None:
+        self.images, self.selection, self.load = images, selection, load
+        self.replay, self.seed = replay, seed
+        self.augment = augment
+        self.trainer: Trainer | None = trainer
+        self.rank = trainer.global_rank if trainer else 0
+        self.processes = trainer.world_size if trainer else 1
+        self.batch_size = batch_size // self.processes  # of this process
         self.epoch = self.batch = 0  # the current epoch, and the batches taken from it
         self.batches: int | None = None  # all batches of the current epoch, once it has begun
         self._epochs: Iterator[list[list[int]]] | None = None
 
     def __len__(self) -> int:
-        images = math.ceil(len(self.data.target_indices) / self.processes)
+        images = math.ceil(len(self.selection.target_indices) / self.processes)
         batches = math.ceil(images / self.batch_size)
         if self.trainer and self.trainer.max_steps > 0:
             step = self.trainer.accumulate_grad_batches
@@ -53,14 +78,14 @@ class TrainingLoader:
             self._epochs = islice(self.epochs(), self.epoch, None)
         else:
             self.epoch, self.batch = self.epoch + 1, 0
-        images, batches = self.data.train_set, list[Any](next(self._epochs))
+        images, batches = self.images, list[Any](next(self._epochs))
         self.batches, batches = len(batches), batches[self.batch :]
-        if self.data.augment is not None:
-            images = Augmented(images, self.data.augment)
-            # The name of a batch is the seed of its changes.
+        if self.augment is not None:
+            images = Augmented(images, self.augment)
+            # The batch's name seeds its augmentation.
             epoch = f"{self.seed} {self.rank} {self.epoch}"
             batches = [(f"{epoch} {n}", batch) for n, batch in enumerate(batches, self.batch)]
-        for batch in self.data.loader(images, batch_sampler=batches):
+        for batch in self.load(images, batch_sampler=batches):
             self.batch += 1
             yield batch
 
@@ -74,7 +99,7 @@ class TrainingLoader:
             if self.trainer:  # Lightning may take fewer
                 batches_an_epoch = min(batches_an_epoch, int(self.trainer.num_training_batches))
             while len(batches) < batches_an_epoch:
-                learnt = self.data.target_indices
+                learnt = self.selection.target_indices
                 order = learnt[torch.randperm(len(learnt), generator=generator)]
                 # torch's RandomSampler shuffles once more when an epoch's images are used up.
                 torch.randperm(len(learnt), generator=generator)
@@ -82,7 +107,7 @@ class TrainingLoader:
                 share = order.repeat(self.processes)[:total][self.rank :: self.processes]
                 missing = batches_an_epoch - len(batches)
                 for indices in torch.split(share, self.batch_size)[:missing]:
-                    replays = [next(replayed) for _ in range(self.data.replay)]
+                    replays = [next(replayed) for _ in range(self.replay)]
                     batches.append(indices.tolist() + replays[self.rank :: self.processes])
             yield batches
             while self.trainer and self.trainer.overfit_batches:  # type: ignore[attr-defined]
@@ -91,14 +116,14 @@ class TrainingLoader:
     def _replayed(self) -> Iterator[int]:
         """Indices of replayed images, without end: one of each class in turn."""
         generator = torch.Generator().manual_seed(self.seed)
-        others, turns = self.data.other_indices, self.data.replay_turns
-        labels = self.data.train_set.labels[others]
+        others, frequency = self.selection.replay_indices, self.selection.replay_frequency
+        labels = self.images.labels[others]
         members = {int(c): others[labels == c] for c in torch.unique(labels)}
-        most_turns = max([1, *turns.values()])
+        max_turns = max([1, *frequency.values()])
         orders: dict[int, list[int]] = {c: [] for c in members}
         for turn in count():
             for c, order in orders.items():
-                if turn % most_turns >= turns.get(c, 1):
+                if turn % max_turns >= frequency.get(c, 1):
                     continue  # this class has had its turns of this round
                 if not order:
                     shuffled = torch.randperm(len(members[c]), generator=generator)

@@ -65,7 +65,7 @@ def collect_results(
     split. ``best`` has monitor, value and step of the best weights, if they replaced the last ones.
     ``base`` is what the network started from.
     """
-    targets = data.targets
+    targets = module.targets
     splits = {split: dict(outcome) for split, outcome in outcomes.items()}
     for outcome in splits.values():
         if not targets:
