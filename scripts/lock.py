@@ -24,7 +24,7 @@ HEAD = """\
 def main() -> int:
     for name, extras in FILES.items():
         options = ["--universal", "--generate-hashes", "--no-annotate", "--no-header"]
-        options += ["--constraints=constraints.txt"]
+        options += ["--no-strip-extras", "--constraints=constraints.txt"]
         sources = ["pyproject.toml", "-"]
         done = subprocess.run(
             ["uv", "pip", "compile", "--quiet", "--no-config", *options, *extras, *sources],

@@ -202,10 +202,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
 
 
 def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
-    """``stage=finetune``: train chosen parameters of the base itself, to compare with.
-
-    It saves no adapter, but its weights, in a file of their own that ``base_ckpt`` takes.
-    """
+    """``stage=finetune``: train chosen parameters of the base itself; ``base_ckpt`` takes them."""
     clock = Clock()
     trainer = make_trainer(cfg, run)
     cfg, net, base = load_base(cfg, run)
