@@ -1,10 +1,13 @@
 """A hotfix: a folder of mistakes, an adapter that learns them, and how many it mends."""
 
+from types import SimpleNamespace
+
 import pytest
 from composed import FEW, QUICK, SMALL, run
 from helpers.commands import ROOT, only_run, read_results
 from PIL import Image
 
+from lora_mnist.checks import warn_of_known_validation
 from lora_mnist.data import load_images
 from lora_mnist.predict import copy_into
 
@@ -67,6 +70,19 @@ def test_copies_replace_nothing(incoming, tmp_path):
     assert place.read_bytes() == second.read_bytes()
     (copy,) = set(place.parent.iterdir()) - {place}
     assert copy.read_bytes() == first.read_bytes()
+
+
+@pytest.mark.parametrize("left_out", [0, 32])
+def test_mistakes_taken_from_validation_do_not_accuse_the_base(caplog, left_out):
+    """Without these, a base has fewer errors on what is left, whatever it has been trained on."""
+    outcomes = {
+        "val_base": {"errors": 8, "images_per_class": [514]},
+        "test_base": {"errors": 81, "images_per_class": [1082]},
+    }
+    all_sets = (range(9), range(514 + left_out), range(1082))
+    data = SimpleNamespace(val_set=range(514), test_set=range(1082), sets=all_sets)
+    warn_of_known_validation(outcomes, data)
+    assert ("has probably been trained on" in caplog.text) == (left_out == 0)
 
 
 def test_weights_of_the_loss_tell_mistakes_from_replay(incoming, outputs):

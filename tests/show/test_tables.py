@@ -69,6 +69,7 @@ def test_of_many_classes_what_changed_comes_first_or_what_is_worst():
     fixed[60], broken[70], broken[80], fixed[80] = 1, 3, 1, 1
     run = {"stage": "lora", "classes": [f"c{n}" for n in range(count)], "targets": [7, 50]}
     run |= {"test_base": outcome(base), "test": repaired(base, broken, fixed), "replay": 0}
+    run["adapter"] = "adapter"
     assert first_cells({**run, "repaired_before": [5]}) == [
         *("c7 *", "c50 *", "c5 +", "c70", "c60", "c80", f"{count - 6} others"),
         "all",

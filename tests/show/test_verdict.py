@@ -154,7 +154,7 @@ def test_verdicts_and_advice_are_those_that_were_read(tmp_path, monkeypatch):
         text = "".join(f"- {override}\n" for override in typed)
         (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text(text or "[]")
         lines.append(f"# {name}")
-        run = {"seconds": {"total": 661}, **run}
+        run = {"seconds": {"total": 661}, "adapter": "adapter", **run}
         for phrase in [*verdict(run), *advice(run, tmp_path / "run")]:
             lines.append(f"{phrase.mood:6} {phrase.text}")
         lines.append("")
