@@ -39,7 +39,16 @@ BELOW = {
 
 
 ROOMS = {"lora", "data", "disk", "classifier", "show", "sweep"}
-STEPS = {"errors", "project", "settings", "adapters", "classify", "trainer", "check_preprocessing"}
+STEPS = {
+    "errors",
+    "progress",
+    "project",
+    "settings",
+    "adapters",
+    "classify",
+    "trainer",
+    "check_preprocessing",
+}
 BELOW |= {key: {*ROOMS, *STEPS, "checks", "choices", "learning_rate"} for key in COMMANDS}
 
 

@@ -1,13 +1,15 @@
+import csv
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from composed import SMALL, composed
-from helpers.commands import ROOT
+from helpers.commands import ROOT, refused
 from PIL import Image
 
 from lora_mnist.data import load_images
+from lora_mnist.errors import IncompleteError
 from lora_mnist.predict import predict
 
 NET = SMALL[0]
@@ -39,14 +41,13 @@ def test_base_and_adapter_side_by_side(cli, with_nine, pictures, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
     assert names(predictions) == [f"{n}.png" for n in range(10)]
     labels = load_images("MNIST", ROOT / "data", train=False)[1]
-    digits = torch.tensor([prediction["base"]["digit"] for prediction in predictions])
+    digits = torch.tensor([int(prediction["base"]["class"]) for prediction in predictions])
     assert (digits == labels[:10]).sum() >= 8
     for prediction in predictions:
         for side in (prediction["base"], prediction["adapted"]):
             assert sum(side["probabilities"]) == pytest.approx(1, abs=1e-5)
             assert side["probability"] == max(side["probabilities"])
-            assert side["probability"] == side["probabilities"][side["digit"]]
-            assert side["class"].startswith(str(side["digit"]))
+            assert side["probability"] == side["probabilities"][int(side["class"])]
         assert prediction["base"] != prediction["adapted"]
     alone = run(with_nine, f"images={pictures}")
     assert [each["base"] for each in alone] == [each["base"] for each in predictions]
@@ -77,3 +78,30 @@ def test_a_list_of_files_folders_and_patterns(with_nine, pictures):
     chosen = f'["{pictures}/5.png","{pictures}/[4-6]*","{pictures}"]'  # each is seen once
     others = [name for name in folder if name not in ("4.png", "5.png", "6.png")]
     assert names(run(with_nine, f"images={chosen}")) == ["5.png", "4.png", "6.png", *others]
+
+
+def test_any_number_of_pictures_becomes_a_table(with_nine, pictures, tmp_path):
+    """Batches of three, from a folder of folders; what cannot be read is named and left out."""
+    for number in range(5):
+        folder = pictures / f"{number % 2}" / "deep"
+        folder.mkdir(parents=True, exist_ok=True)
+        (pictures / f"{number}.png").rename(folder / f"{number}.png")
+    (pictures / "1" / "broken.png").write_bytes(b"no picture")
+    adapter = f"adapter={with_nine}/lora/nine"
+    options = (f"images={pictures}", adapter, "data=mnist", "data.eval_batch_size=3")
+    with pytest.raises(IncompleteError, match="1 of 11 pictures skipped"):
+        run(with_nine, *options, f"out={tmp_path}/predictions.csv")
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    (pictures / "1" / "broken.png").unlink()
+    alone = run(with_nine, f"images={pictures}", adapter)
+    for row, prediction in zip(rows, alone, strict=True):
+        assert row.pop("file") == prediction["file"]
+        for side in ("base", "adapted"):
+            assert row[side] == prediction[side]["class"]
+            given = float(row[f"{side}_probability"])
+            assert given == pytest.approx(prediction[side]["probability"], abs=1e-5)
+    for images, why in ((pictures, "expected a new file"), ("[]", "expected a picture")):
+        refusal = composed("predict", NET, f"images={images}", f"out={tmp_path}/predictions.csv")
+        assert why in refused(predict, refusal)

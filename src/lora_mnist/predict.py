@@ -1,9 +1,11 @@
 """From pictures to classes: prepare, ask the base and the adapted network, print both."""
 
+import csv
 import glob
 import hashlib
 import json
 import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from lora_mnist.classify import Classifier, open_classifier
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
 from lora_mnist.lora.model import lora_disabled
+from lora_mnist.progress import progress
 from lora_mnist.project import Run
 from lora_mnist.settings import checked
 from lora_mnist.show.tables import print_predictions
@@ -26,57 +29,110 @@ log = logging.getLogger(__name__)
 def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     """Print what the pictures of ``cfg.images`` show, for the base and with ``cfg.adapter``.
 
-    A picture that cannot be read, or shows nothing, is named and skipped.
+    Pictures are read and classified a batch at a time, so that there may be any number. One that
+    cannot be read, or shows nothing, is named and skipped.
 
     Args:
         cfg: a configuration of ``configs/predict.yaml``; it is not changed.
-        run: how the command was typed; predictions leave no files but those in ``cfg.mistakes``.
+        run: how the command was typed; predictions leave no files but ``cfg.out`` and those in
+            ``cfg.mistakes``.
 
     Returns:
-        For each picture its ``file``, and for ``base`` and ``adapted`` the ``class`` by name, as
-        ``digit`` its number, its ``probability``, and the ``probabilities`` of all classes.
+        For each picture its ``file``, and for ``base`` and ``adapted`` the ``class`` by name, its
+        ``probability``, and the ``probabilities`` of all classes; nothing with ``cfg.out``.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
     cfg = checked(cfg)
-    files = find_pictures(cfg.images, with_subfolders=cfg.mistakes is not None)
+    files = find_pictures(cfg.images)
+    if cfg.out is not None and Path(cfg.out).exists():
+        raise UserError(f"out={cfg.out}: expected a new file; this one exists")
     classifier = open_classifier(cfg, run)
-    labels = {}
     if cfg.mistakes is not None:
         with config_group("images"):
             for file in files:
-                labels[file] = classifier.data.class_of_folder(file.resolve().parent.name)
+                classifier.data.class_of_folder(file.resolve().parent.name)
+    predictions = _classify(classifier, files, cfg.adapter is not None)
+    if cfg.mistakes is not None:
+        predictions = _copy_wrong(predictions, Path(cfg.mistakes))
+    shown: list[dict[str, Any]] = []
+    if cfg.out is not None:
+        count = _write_table(predictions, Path(cfg.out))
+        log.info("%s: %d predictions", cfg.out, count)
+    else:
+        shown = list(predictions)
+        count = len(shown)
+    if cfg.out is None and cfg.json:
+        print(json.dumps(shown, indent=2))
+    elif shown:
+        print_predictions(shown)
+    if skipped := len(files) - count:
+        raise IncompleteError(f"{skipped} of {len(files)} pictures skipped")
+    return shown
+
+
+def _classify(
+    classifier: Classifier, files: Sequence[Path], has_adapter: bool
+) -> Iterator[dict[str, Any]]:
+    """The predictions for the files that can be read, as :func:`predict` returns them."""
     images: dict[Path, Tensor] = {}
-    predictions: list[dict[str, Any]] = []
-    for file in files:
+    for number, file in enumerate(progress(files, "predict, picture", len(files)), start=1):
         try:
             images[file] = classifier.prepare(file)
         except ValueError as error:
             log.error("%s: skipped: %s", file, one_line(error))
-    if images:
-        batch = torch.stack(list(images.values()))
-        predictions = [{"file": str(file)} for file in images]
-        with lora_disabled(classifier.net) if cfg.adapter else nullcontext():
-            _classify("base", classifier, batch, predictions)
-        if cfg.adapter:
-            _classify("adapted", classifier, batch, predictions)
-        if cfg.mistakes is not None:
-            wrong = copied = 0
-            for file, prediction in zip(images, predictions, strict=True):
-                if prediction["base"]["digit"] != labels[file]:
-                    wrong += 1
-                    copied += copy_into(Path(cfg.mistakes), file)
-            message = "the base gets %d of %d pictures wrong: %d copied to %s, %d were there"
-            log.info(message, wrong, len(images), copied, cfg.mistakes, wrong - copied)
-    if cfg.json:
-        print(json.dumps(predictions, indent=2))
-    elif predictions:
-        print_predictions(predictions)
-    if skipped := len(files) - len(images):
-        raise IncompleteError(f"{skipped} of {len(files)} pictures skipped")
-    return predictions
+        if not images or (len(images) < classifier.data.eval_batch_size and number < len(files)):
+            continue
+        batch, sides = torch.stack(list(images.values())), {}
+        with lora_disabled(classifier.net) if has_adapter else nullcontext():
+            sides["base"] = classifier.probabilities(batch)
+        if has_adapter:
+            sides["adapted"] = classifier.probabilities(batch)
+        for place, name in enumerate(images):
+            entry: dict[str, Any] = {"file": str(name)}
+            for side, rows in sides.items():
+                prediction = classifier.prediction(rows[place])
+                entry[side] = {
+                    "class": prediction.label,
+                    "probability": prediction.probability,
+                    "probabilities": prediction.probabilities,
+                }
+            yield entry
+        images = {}
+
+
+def _write_table(predictions: Iterable[Mapping[str, Any]], out: Path) -> int:
+    """Write predictions to a CSV file, whole or not at all, as they come; return their number."""
+    count = 0
+    with atomic_write(out) as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for count, prediction in enumerate(predictions, start=1):
+            row = {"file": prediction["file"]}
+            for side in ("base", "adapted"):
+                if side in prediction:
+                    row[side] = prediction[side]["class"]
+                    row[f"{side}_probability"] = f"{prediction[side]['probability']:.6f}"
+            if count == 1:
+                writer.writerow(row)
+            writer.writerow(row.values())
+    return count
+
+
+def _copy_wrong(predictions: Iterable[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield predictions, and copy the pictures that the base gets wrong into ``folder``."""
+    count = wrong = copied = 0
+    for prediction in predictions:
+        file = Path(prediction["file"])
+        count += 1
+        if prediction["base"]["class"] != file.resolve().parent.name:
+            wrong += 1
+            copied += copy_into(folder, file)
+        yield prediction
+    if count:
+        message = "the base gets %d of %d pictures wrong: %d copied to %s, %d were there"
+        log.info(message, wrong, count, copied, folder, wrong - copied)
 
 
 def copy_into(folder: Path, file: Path) -> bool:
@@ -95,38 +151,33 @@ def copy_into(folder: Path, file: Path) -> bool:
     return True
 
 
-def find_pictures(images: Any, with_subfolders: bool = False) -> list[Path]:
-    """The files that ``cfg.images`` names: files, folders, patterns, or a list of such."""
+def find_pictures(images: Any) -> list[Path]:
+    """The files that ``cfg.images`` names: files, folders, patterns, or a list of such.
+
+    A folder stands for all pictures in it and in its subfolders, but hidden ones.
+    """
     from torchvision.datasets.folder import IMG_EXTENSIONS  # here: it takes its time
 
-    if images is None:
-        raise UserError('images=null: expected a picture, a folder, or a pattern like "some/*.png"')
+    endings = (*IMG_EXTENSIONS, ".gif")
+    patterns = images if isinstance(images, ListConfig) else [images]
+    if images is None or not patterns:
+        given = "null" if images is None else images
+        raise UserError(
+            f'images={given}: expected a picture, a folder, or a pattern like "some/*.png"'
+        )
     files: list[Path] = []
-    for pattern in images if isinstance(images, ListConfig) else [images]:
+    for pattern in patterns:
         name = Path(str(pattern))
         matches = [name]  # a name that exists is no pattern, even with brackets
         if name.is_dir():
-            inside = sorted(name.glob("[!.]*"))
-            if with_subfolders:
-                inside += sorted(name.glob("[!.]*/[!.]*"))
-            matches = [each for each in inside if each.suffix.lower() in (*IMG_EXTENSIONS, ".gif")]
+            matches = []
+            for file in sorted(name.rglob("*")):
+                is_hidden = any(part.startswith(".") for part in file.relative_to(name).parts)
+                if file.suffix.lower() in endings and file.is_file() and not is_hidden:
+                    matches.append(file)
         elif not name.exists():  # Path.glob takes no absolute pattern
             matches = [Path(p) for p in sorted(glob.glob(str(name))) if Path(p).is_file()]  # noqa: PTH207
         if not matches:
-            raise UserError(f"images={pattern}: expected pictures; there is no such file")
+            raise UserError(f"images={pattern}: expected pictures; there are none")
         files += matches
     return list(dict.fromkeys(files))
-
-
-def _classify(
-    side: str, classifier: Classifier, images: Tensor, predictions: list[dict[str, Any]]
-) -> None:
-    """Add the class of each of ``images`` to its prediction, under the name ``side``."""
-    for row, entry in zip(classifier.probabilities(images), predictions, strict=True):
-        prediction = classifier.prediction(row)
-        entry[side] = {
-            "digit": classifier.classes.index(prediction.label),
-            "class": prediction.label,
-            "probability": prediction.probability,
-            "probabilities": prediction.probabilities,
-        }

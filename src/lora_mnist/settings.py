@@ -107,6 +107,7 @@ class PredictSettings(TurnedSettings):
     """``predict.py``."""
 
     images: Any
+    out: str | None
     mistakes: str | None
     json: bool
 
