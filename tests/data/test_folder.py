@@ -80,6 +80,31 @@ def test_reads_what_torchvision_reads(make_photos, way, size):
         assert torch.equal(images, torch.stack([theirs[i][0] for i in by_path]))
 
 
+def test_labels_in_a_file_say_what_folders_say(make_photos, tmp_path):
+    """A missing picture is named and left out; another kind of table is refused."""
+    for part in ("train", "test"):
+        root = make_photos({"cat": 6, "dog": 4}, part)
+    expected, folders = sets(root)
+    table = tmp_path / "labels.csv"
+    lines = ["file,label,part", "train/cat/none.png,cat,train"]
+    for path in root.rglob("*.png"):
+        lines.append(f"{path.relative_to(root)},{path.parent.name},{path.parent.parent.name}")
+    table.write_text("\n".join(lines))
+    data, labelled = sets(root, labels=table)
+    assert (data.classes, data.sha256) == (expected.classes, expected.sha256)
+    for one, other in zip(folders, labelled, strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+    assert not data.test_held_out
+    for text, found in (
+        ("name,label\na,cat", "'name': 'a'"),
+        (f"{lines[0]}\na,b,c", "'part': 'c'"),
+    ):
+        table.write_text(text)
+        with pytest.raises(ValueError, match=f"labels=.*expected the columns.*{found}"):
+            sets(root, labels=table)
+
+
 def test_from_the_disk_is_as_in_memory(make_photos):
     """Also with another way to resize than the configured one."""
     root = make_photos(PETS, size=(14, 9))

@@ -21,6 +21,7 @@ from lora_mnist.data.image_files import (
     Preparation,
     list_entries,
     part_folders,
+    read_labels,
     repeated,
     split,
     subfolders,
@@ -57,6 +58,7 @@ class FolderDataModule(ImageDataModule):
         self,
         data_dir: str | Path | None = None,
         *,
+        labels: str | Path | None = None,
         name: str | None = None,
         classes: Sequence[str | int] | None = None,
         image_size: int | Sequence[int] | None = None,
@@ -75,9 +77,14 @@ class FolderDataModule(ImageDataModule):
     ) -> None:
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         self._folders: dict[Path, str] = {}
+        self._labelled: list[tuple[str, str, str]] = []
         if self.data_dir is not None:
-            self._folders = part_folders(self.data_dir)
-            names = sorted({name for folder in self._folders for name in subfolders(folder)})
+            if labels is None:
+                self._folders = part_folders(self.data_dir)
+                names = sorted({name for folder in self._folders for name in subfolders(folder)})
+            else:
+                self._labelled = read_labels(Path(labels).expanduser())
+                names = sorted({name for _, name, _ in self._labelled})
             for each in names:
                 if "${" in each:  # OmegaConf would read it as a reference
                     raise ValueError(f"data_dir={data_dir}: expected no ${{ in a class: {each}")
@@ -165,6 +172,9 @@ class FolderDataModule(ImageDataModule):
         """The image files of the folder, by path."""
         if self.data_dir is None:
             raise ValueError("data_dir=null: expected a folder of images")
+        if self._labelled:
+            numbers = {name: number for number, name in enumerate(self.classes)}
+            return sorted({Entry(path, numbers[name], p) for path, name, p in self._labelled})
         return list_entries(self.data_dir, self._folders, self.classes)
 
     @cached_property

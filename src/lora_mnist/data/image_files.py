@@ -1,5 +1,6 @@
 """Image files in folders of classes: listed, shared out to training and test, and read."""
 
+import csv
 import hashlib
 import logging
 import math
@@ -149,6 +150,28 @@ def list_entries(root: Path, folders: Mapping[Path, str], classes: Sequence[str]
     if others:
         warn("%d files are no images by their names, and left out: %s, ...", len(others), others[0])
     return sorted(entries)
+
+
+def read_labels(file: Path) -> list[tuple[str, str, str]]:
+    """The path, the class and the part of each image in a CSV file, as ``data.labels`` has them.
+
+    ValueError, if it cannot be read, or has other columns.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as table:
+            rows = list(csv.DictReader(table))
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise ValueError(f"labels={file}: expected a CSV file ({error})") from error
+    images = []
+    for row in rows:
+        part = _PART_OF.get((row.get("part") or "train").lower())
+        if not row.get("file") or not row.get("label") or part is None:
+            raise ValueError(
+                f"labels={file}: expected the columns file, label and perhaps part, which is "
+                f"train, val or test; found {dict(row)}"
+            )
+        images.append((Path(row["file"]).as_posix(), row["label"], part))
+    return images
 
 
 def split(

@@ -49,6 +49,8 @@ def make_record(
     for key in (*TRAINING_KEYS, "in_memory", "num_workers"):  # the last two are a machine's own
         settings.pop(key, None)
     settings = {key: value for key, value in settings.items() if value is not None}
+    if "labels" in settings:
+        settings["labels"] = str(Path(settings["labels"]).expanduser().absolute())
     if "data_dir" in settings:
         folder = Path(settings["data_dir"]).expanduser().absolute()
         settings["data_dir"] = str(folder)
