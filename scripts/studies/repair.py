@@ -3,8 +3,10 @@
     python scripts/studies/repair.py            # the tables of docs/repair.md
     python scripts/studies/repair.py --search   # what each part of the recipe is worth, on others
 
-The classifiers are in tasks.py, the plain methods in plain.py. Bases are pretrained where they are
-missing. Every run is kept in outputs/repair_study; called again, the study does what is missing.
+Each classifier is trained with several seeds, and each base is repaired with several seeds. The
+classifiers are in tasks.py, the plain methods in plain.py. Bases are pretrained where they are
+missing. Every run of train.py is kept in outputs/repair_study; called again, the study does what
+is missing.
 """
 
 import argparse
@@ -12,12 +14,13 @@ import copy
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jobs import Results, table
-from plain import Point, Shares, best, point, shifted, twenty_lines
+from plain import Point, Shares, best, mean_of, point, shifted, twenty_lines
 from tasks import SEARCH, TASKS, Case, Task
+from torch import nn
 
 from lora_mnist import load_adapter, set_lora_scale
 
@@ -35,55 +38,86 @@ METHODS = {
     ),
     "repair": "experiment=repair lora.scale=1",
 }
+#: Far behind, or no repair: one run on each base is enough.
+ONCE = ("notebook", "repair_private", "going on")
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
 #: Those whose fronts are compared.
-FRONTS = ("one number", "twenty lines", "repair, scale 1")
+FRONTS = ("one number", "twenty lines", "mean of twenty lines", "repair, scale 1")
 #: Changes of experiment=repair, each alone: what the search compares.
 CHANGES = (
     "",
-    "callbacks.averaging=null scheduler=linear",
+    "lora.init=gaussian lora.init_std=0.3",
     "lora.rank=16",
-    "lora.init_std=0.1",
-    "lora.init_std=1.0",
     "optimizer.lr=0.001",
-    "optimizer.lr=0.01",
+    "optimizer.lr=0.003",
+    "callbacks.averaging=null scheduler=linear",
     "loss.target_weight=0.1",
     "loss.target_weight=0.5",
     "trainer.max_steps=200",
     "trainer.max_steps=800",
 )
 
-#: By method: its shares on the test images.
-Row = dict[str, Shares]
+
+@dataclass
+class Study:
+    """What is known of one classifier: a list for each of its bases, with one entry a run."""
+
+    name: str
+    errors: list[tuple[int, int]] = field(default_factory=list)  # of each base: the class's, all
+    shares: dict[str, list[list[Shares]]] = field(default_factory=dict)  # by method
+    fronts: dict[str, list[list[list[float]]]] = field(default_factory=dict)
+
+    def add(self, method: str, points: Sequence[Point]) -> None:
+        """The runs of a method on one base."""
+        self.shares.setdefault(method, []).append([each.test for each in points])
+        self.fronts.setdefault(method, []).append([each.front for each in points])
+
+    def every(self, method: str, name: str) -> list[list[float]]:
+        """A number of each run, by base."""
+        return [[getattr(run, name) for run in runs] for runs in self.shares[method]]
 
 
-def study(task: Task) -> tuple[Row, dict[str, list[float]], str]:
-    """Every method on one classifier: its shares of test images; some fronts; the base's errors."""
-    case = task.load()
-    points = {"one number": best(shifted(case, list(case.before.values())))}
-    points["twenty lines"] = tuned(case)
-    rows = {method: each.test for method, each in points.items()}
-    for method, settings in METHODS.items():
-        folder, results = task.run(settings)
-        if "dial" not in results:
-            rows[method] = of_results(results, case.target)
-            continue
-        for name, scale in (("1", 1.0), ("auto", results["dial"]["advised"])):
-            each = turned(case, folder / "adapter", scale)
-            points[f"{method}, scale {name}"] = each
-            rows[f"{method}, scale {name}"] = each.test
-    wrong = case.before["test"].argmax(1) != case.labels["test"]
-    errors = f"{int((wrong & (case.labels['test'] == case.target)).sum())} / {int(wrong.sum())}"
-    return rows, {method: points[method].front for method in FRONTS}, errors
+def study(task: Task, bases: int, repairs: int) -> Study:
+    """Every method on ``bases`` networks of one classifier, ``repairs`` times each."""
+    result = Study(task.name)
+    for number in range(bases):
+        own = replace(task, seed=task.seed + 1000 * number)
+        case = own.load()
+        wrong = case.before["test"].argmax(1) != case.labels["test"]
+        of_class = wrong & (case.labels["test"] == case.target)
+        result.errors.append((int(of_class.sum()), int(wrong.sum())))
+        result.add("one number", [best(shifted(case, list(case.before.values())))])
+        tuned_runs = [tuned(case, seed) for seed in range(repairs)]
+        result.add("twenty lines", [each for each, _ in tuned_runs])
+        nets = [net for _, net in tuned_runs]
+        mean = mean_of(nets, [1 / repairs] * repairs)
+        result.add("mean of twenty lines", [point(case, mean)])
+        for method, settings in METHODS.items():
+            seeds = range(1 if method in ONCE else repairs)
+            runs = [own.run(f"{settings} seed={seed}") for seed in seeds]
+            if "dial" not in runs[0][1]:
+                shares = [of_results(results, case.target) for _, results in runs]
+                result.shares.setdefault(method, []).append(shares)
+                continue
+            for name in ("1", "auto"):
+                points = []
+                for folder, results in runs:
+                    scale = 1.0 if name == "1" else results["dial"]["advised"]
+                    points.append(turned(case, folder / "adapter", scale))
+                result.add(f"{method}, scale {name}", points)
+    return result
 
 
-def tuned(case: Case) -> Point:
+def tuned(case: Case, seed: int) -> tuple[Point, nn.Module]:
     """Twenty lines, with the rate, then the weight, that validation images choose."""
     first, *others = CLASS_WEIGHTS
-    by_rate = {rate: twenty_lines(case, rate, first) for rate in RATES}
-    chosen = min(RATES, key=lambda rate: sum(by_rate[rate].val[:2]))
-    return best([by_rate[chosen], *(twenty_lines(case, chosen, weight) for weight in others)])
+    by_rate = {rate: twenty_lines(case, rate, first, seed) for rate in RATES}
+    chosen = min(RATES, key=lambda rate: sum(by_rate[rate][0].val[:2]))
+    runs = [by_rate[chosen]]
+    runs += [twenty_lines(case, chosen, weight, seed) for weight in others]
+    chosen_point = best([each for each, _ in runs])
+    return next(run for run in runs if run[0] is chosen_point)
 
 
 def of_results(results: Results, target: int) -> Shares:
@@ -106,41 +140,72 @@ def turned(case: Case, adapter: Path, scale: float = 1.0) -> Point:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def methods_table(rows: Sequence[Row]) -> str:
-    """The mean and the worst of each method over all classifiers."""
+def mean(by_base: Sequence[Sequence[float]]) -> float:
+    """The mean over bases of the mean over repairs."""
+    return statistics.mean(statistics.mean(runs) for runs in by_base)
+
+
+def deviation(by_base: Sequence[Sequence[float]]) -> float:
+    """The standard deviation over repairs of the same base; bases are pooled. One run has none."""
+    variances = [statistics.variance(runs) for runs in by_base if len(runs) > 1]
+    return statistics.mean(variances) ** 0.5 if variances else float("nan")
+
+
+def spread(by_base: Sequence[Sequence[float]]) -> str:
+    """Mean and standard deviation."""
+    if max(map(len, by_base)) == 1:
+        return f"{mean(by_base):.1f}"
+    return f"{mean(by_base):.1f} ± {deviation(by_base):.1f}"
+
+
+def methods_table(studies: Sequence[Study]) -> str:
+    """Each method over all classifiers: the mean, and the worst classifier or run."""
     lines = []
-    for method in rows[0]:
-        each = [row[method] for row in rows]
+    for method in studies[0].shares:
         cells = [method]
-        for name in ("target", "every", "others"):
-            values = [getattr(one, name) for one in each]
-            cells.append(f"{statistics.mean(values):.0f}%, {max(values):.0f}%")
-        cells.append(f"{statistics.mean(one.flipped for one in each):.2f}%")
-        cells.append(f"{sum(one.every < 100 for one in each)} of {len(each)}")
+        for name in ("target", "every"):
+            means = [mean(each.every(method, name)) for each in studies]
+            cells.append(f"{statistics.mean(means):.0f}%, {max(means):.0f}%")
+        means = [mean(each.every(method, "others")) for each in studies]
+        worst = max(max(runs) for each in studies for runs in each.every(method, "others"))
+        cells.append(f"{statistics.mean(means):.0f}%, {max(means):.0f}%, {worst:.0f}%")
+        if max(map(len, studies[0].shares[method])) > 1:
+            deviations = [deviation(each.every(method, "every")) for each in studies]
+            cells.append(f"{statistics.mean(deviations):.1f}, {max(deviations):.1f}")
+        else:
+            cells.append("")
+        flips = [mean(each.every(method, "flipped")) for each in studies]
+        cells.append(f"{statistics.mean(flips):.2f}%")
         lines.append(cells)
     heads = ["method", "on the class: mean, worst", "in all: mean, worst"]
-    heads += ["others: mean, worst", "negative flips", "fewer in all"]
+    heads += ["others: mean, worst, worst run", "deviation in all: mean, worst", "negative flips"]
     return table(heads, lines)
 
 
-def tasks_table(tasks: Sequence[Task], rows: Sequence[Row], errors: Sequence[str]) -> str:
+def tasks_table(studies: Sequence[Study]) -> str:
     """Errors on the class / in all, in percent of the base's, for each classifier."""
     methods = ("one number", "twenty lines", "full fine-tuning, our loss", "repair, scale auto")
     lines = []
-    for task, row, of_base in zip(tasks, rows, errors, strict=True):
-        cells = [f"{row[each].target:.0f} / {row[each].every:.1f}" for each in methods]
-        lines.append([task.name, of_base, *cells])
-    return table(["classifier", "the base's errors", *methods], lines)
+    for each in studies:
+        few, many = (statistics.mean(column) for column in zip(*each.errors, strict=True))
+        cells = [each.name, f"{few:.0f} / {many:.0f}"]
+        for method in methods:
+            on_class = mean(each.every(method, "target"))
+            cells.append(f"{on_class:.0f} / {spread(each.every(method, 'every'))}")
+        lines.append(cells)
+    return table(["classifier", "the bases' errors", *methods], lines)
 
 
-def fronts_table(tasks: Sequence[Task], fronts: Sequence[dict[str, list[float]]]) -> str:
-    """Errors in all at :data:`plain.TARGETS`: a row a classifier, and the mean."""
-    lines = [[task.name] for task in tasks] + [["mean"]]
+def fronts_table(studies: Sequence[Study], place: int) -> str:
+    """Errors in all at one of :data:`plain.TARGETS`: a row a classifier, and the mean."""
+    lines = [[each.name] for each in studies] + [["mean"]]
     for method in FRONTS:
-        rows = [each[method] for each in fronts]
-        rows.append([statistics.mean(column) for column in zip(*rows, strict=True)])
-        for line, numbers in zip(lines, rows, strict=True):
-            line.append(" / ".join(f"{number:.1f}" for number in numbers))
+        means = []
+        for each, line in zip(studies, lines, strict=False):
+            numbers = [[front[place] for front in runs] for runs in each.fronts[method]]
+            line.append(spread(numbers))
+            means.append(mean(numbers))
+        lines[-1].append(f"{statistics.mean(means):.1f}")
     return table(["classifier", *FRONTS], lines)
 
 
@@ -177,14 +242,19 @@ def search_table(tasks: Sequence[Task], changes: Sequence[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--search", action="store_true", help="what each part is worth")
+    parser.add_argument("--bases", type=int, default=3, help="bases of each classifier")
+    parser.add_argument("--repairs", type=int, default=4, help="runs of each method on a base")
+    names = [task.name for task in TASKS]
+    parser.add_argument("--tasks", nargs="+", default=names, choices=names, metavar="CLASSIFIER")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each run says the same
     if options.search:
         print(search_table(SEARCH, CHANGES))
         return
-    rows, fronts, errors = zip(*(study(task) for task in TASKS), strict=True)
-    print(methods_table(rows), tasks_table(TASKS, rows, errors), sep="\n\n")
-    print(fronts_table(TASKS, fronts), seen_table(TASKS[0]), sep="\n\n")
+    chosen = [task for task in TASKS if task.name in options.tasks]
+    studies = [study(task, options.bases, options.repairs) for task in chosen]
+    print(methods_table(studies), tasks_table(studies), sep="\n\n")
+    print(fronts_table(studies, 0), fronts_table(studies, 2), seen_table(TASKS[0]), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -199,15 +199,15 @@ def in_memory(data: ImageDataModule, images: Images) -> tuple[Tensor, Tensor]:
 _FASHION = "data.channels=1"
 _LETTERS = "data.channels=1 net.num_classes=26"
 _LETTERS_CNN = "net=cnn net.channels=[12,24] net.image_size=16"
-_LETTERS_MLP = "net.in_features=256 net.hidden_sizes=[200]"
+_LETTERS_MLP = "net=mlp net.in_features=256 net.hidden_sizes=[200]"
 _RESNET = "net=custom net._target_=tasks.ResNet"
 _OWN = f"net=custom net._target_=my_nets.Net paths.here={PROJECT}/examples/own_classifier"
 
 #: What the search judges candidates by.
 SEARCH = (
-    Task("MNIST, MLP", 1, "net.hidden_sizes=[300,100]"),
+    Task("MNIST, MLP", 1, "data=mnist net=mlp net.hidden_sizes=[300,100]"),
     Task("Fashion, CNN", 2, f"{_FASHION} net=cnn net.channels=[8,16]", "fashion", 5, "4", 0.3),
-    Task("Fashion, MLP", 3, f"{_FASHION} net.hidden_sizes=[128,64]", "fashion", 5),
+    Task("Fashion, MLP", 3, f"{_FASHION} net=mlp net.hidden_sizes=[128,64]", "fashion", 5),
     Task("Fashion, ResNet", 4, f"{_FASHION} {_RESNET} net.width=6", "fashion", 5, "0", 0.35),
 )
 
@@ -215,7 +215,7 @@ SEARCH = (
 TASKS = (
     Task("letters, CNN", 101, f"{_LETTERS} {_LETTERS_CNN}", "letters", 8, "h", 0.3),
     Task("letters, MLP", 102, f"{_LETTERS} {_LETTERS_MLP}", "letters", 10),
-    Task("Fashion, MLP", 103, f"{_FASHION} net.hidden_sizes=[256]", "fashion", 6, "3", 0.3),
+    Task("Fashion, MLP", 103, f"{_FASHION} net=mlp net.hidden_sizes=[256]", "fashion", 6, "3", 0.3),
     Task("Fashion, ResNet", 105, f"{_FASHION} {_RESNET}", "fashion", 6, "5", 0.35),
     Task("photos, CNN", 107, _OWN, "photos", 8, "eight", 0.3, "optimizer.lr=0.003"),
 )

@@ -85,6 +85,18 @@ def test_advice_is_near_1_where_that_keeps_half_of_the_gain(errors, advised):
     assert advised_scale([0.0, 1.25, 0.75], [9, 5, 5]) == 0.75  # of two as near the smaller
 
 
+@pytest.mark.parametrize(
+    ("elsewhere", "advised"),
+    [
+        ([60, 66, 67], 0.5),
+        ([60, 67, 67], 0.0),
+        ([40, 60, 80], 1.0),  # too few to tell harm from chance
+    ],
+)
+def test_advice_spares_other_classes(elsewhere, advised):
+    assert advised_scale([0.0, 0.5, 1.0], [100, 80, 70], elsewhere) == advised
+
+
 def test_refused(adapted):
     with pytest.raises(ValueError, match="scales=.*expected 0"):
         dial_curve(adapted, batches(adapted), scales=[0.5, 1])
@@ -114,7 +126,8 @@ def test_the_quick_dial_sees_few_images_and_comes_near(adapted, most):
         assert [quick[key][0], quick[key][-1]] == [slow[key][0], slow[key][-1]]
         for count, right in zip(quick[key], slow[key], strict=True):
             assert abs(count - right) <= 600 * 2 / most
-    assert quick["advised"] == advised_scale(SCALES, quick["errors"])
+    counts = quick["errors"], quick["errors_elsewhere"]
+    assert quick["advised"] == advised_scale(SCALES, *counts)
     assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
     predicted, labels = predictions_at(adapted, images(None), [0, 1])
     known = {"base": predicted[0], "adapted": predicted[1], "label": labels}

@@ -19,6 +19,9 @@ from lora_mnist.lora.model import named_adapters
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
 #: So many of them lie between the ends.
 TRIES = len(SCALES) - 2
+#: At the advised scale other classes have at most so many times the base's errors, where it has
+#: enough of them to tell harm from chance.
+_MOST_ELSEWHERE, _ENOUGH_ERRORS = 1.1, 50
 
 
 def dial_curve(
@@ -154,19 +157,27 @@ def _curve(
         curve["errors_of_target"] = (wrong & is_target).sum(dim=1).tolist()
         curve["errors_elsewhere"] = (wrong & ~is_target).sum(dim=1).tolist()
         curve["false_calls_of_target"] = (faults == 2).sum(dim=1).tolist()
-    return {**curve, "advised": advised_scale(scales, errors)}
+    advised = advised_scale(scales, errors, curve.get("errors_elsewhere"))
+    return {**curve, "advised": advised}
 
 
-def advised_scale(scales: Sequence[float], errors: Sequence[int]) -> float:
+def advised_scale(
+    scales: Sequence[float], errors: Sequence[int], elsewhere: Sequence[int] | None = None
+) -> float:
     """The scale to take: among those that save enough, the one nearest to 1.
 
     Enough is half of the errors that the best scale saves. Of two that are equally near, the
     smaller is taken. It has no more errors than the base, whose scale is 0, and no class counts for
-    more than another. docs/repair.md compares it with other rules.
+    more than another. ``elsewhere`` are the errors on other classes than the repaired ones: where
+    the base has 50 or more, only scales count that leave at most 110% of them. docs/repair.md
+    compares this with other rules.
     """
     if 0 not in scales:
         raise ValueError(f"scales={list(scales)}: expected 0 among them, the base")
-    base = errors[scales.index(0)]
-    enough = 0.5 * (base - min(errors))
-    good = [scale for scale, count in zip(scales, errors, strict=True) if base - count >= enough]
+    base = scales.index(0)
+    places = list(range(len(scales)))
+    if elsewhere is not None and elsewhere[base] >= _ENOUGH_ERRORS:
+        places = [i for i in places if elsewhere[i] <= _MOST_ELSEWHERE * elsewhere[base]]
+    enough = 0.5 * (errors[base] - min(errors[i] for i in places))
+    good = [scales[i] for i in places if errors[base] - errors[i] >= enough]
     return float(min(sorted(good), key=lambda scale: abs(scale - 1)))

@@ -21,7 +21,8 @@ class PiSSAParametrization(LoRAParametrization):
 
         W + scaling * (lora_B @ lora_A - start_B @ start_A)
 
-    That is plain LoRA of twice the rank, and is saved as such.
+    That is plain LoRA of twice the rank, or of the full rank where that is smaller, and is saved as
+    such.
 
     Raises:
         ValueError: if ``rank`` exceeds the smaller side of the weight as a matrix.
@@ -50,4 +51,14 @@ class PiSSAParametrization(LoRAParametrization):
     def factors(self) -> tuple[Tensor, Tensor]:
         lora_A = torch.cat([self.lora_A, self.start_A])
         lora_B = torch.cat([self.lora_B, -self.start_B], dim=1)
-        return lora_A, lora_B
+        columns, rows = lora_B.flatten(1), lora_A.flatten(1)
+        full = min(len(columns), rows.shape[1])
+        if len(rows) <= full:
+            return lora_A, lora_B
+        # The product itself, beside an identity matrix, is smaller.
+        identity = torch.eye(full, dtype=rows.dtype, device=rows.device)
+        if len(columns) == full:
+            rows, columns = columns @ rows, identity
+        else:
+            rows, columns = identity, columns @ rows
+        return rows.view(full, *lora_A.shape[1:]), columns.view(-1, full, *lora_B.shape[2:])
