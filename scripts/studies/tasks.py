@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from lora_mnist.classifier.net import make_net
+from lora_mnist.classifier.significance import weakest
 from lora_mnist.data import ImageDataModule, Images, load_images, make_data
 from lora_mnist.disk.base import load_weights, read_base
 
@@ -185,8 +186,9 @@ class Task:
         if self.target in data.classes:
             target = data.classes.index(self.target)
         else:
-            wrong = before["val"].argmax(1) != labels["val"]
-            target = int(labels["val"][wrong].bincount().argmax())
+            wrong = labels["val"][before["val"].argmax(1) != labels["val"]]
+            counts = (each.bincount(minlength=len(data.classes)) for each in (wrong, labels["val"]))
+            target = weakest(*(count.tolist() for count in counts))
         return Case(net, images, labels, before, target)
 
 
