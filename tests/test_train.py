@@ -429,13 +429,13 @@ def test_a_learning_rate_that_does_no_harm(outputs, caplog):
     assert steep["lr"] < auto["lr"]
     with pytest.raises(TrainingError, match="expected another learning rate"):
         run(outputs, *options[:-1], "lora.alpha=1e5", "optimizer.lr=auto")
-    assert "optimizer.lr=auto: each of 0.001, " in caplog.text
+    assert "optimizer.lr=auto: each of 0.003, " in caplog.text
 
 
 def test_a_few_images_are_learnt_at_a_larger_rate(outputs):
-    options = ("experiment=repair", "digit=4", "data.replay=20")
-    assert run(outputs, *options)["lr"] == 0.001  # 350 images of the class
-    assert run(outputs, *options, "data.val_size=3500")["lr"] == 0.003  # 50
+    options = ("experiment=repair", "data.replay=20")
+    assert run(outputs, *options, "digit=4")["lr"] == 0.003  # 350 images
+    assert run(outputs, *options, "digit=[4,5]")["lr"] == 0.001  # 670
 
 
 def test_a_repair_has_no_random_start(outputs):

@@ -18,9 +18,9 @@ _log = logging.getLogger(__name__)
 
 #: The rates to try, the largest first.
 RATES = (0.003, 0.001, 0.0003, 0.0001)
-#: The first rate is for fewer images to learn than these. They are learnt by heart, and a larger
-#: step then generalises better; more images want a smaller one. docs/repair.md has the numbers.
-_FEW_IMAGES = 100
+#: The first rate is for fewer images to learn than these: experiment=repair then sees each of them
+#: ten times or more, and a larger step generalises better. docs/experiments.md has the numbers.
+_FEW_IMAGES = 400
 #: The steps of each trial.
 _STEPS = 25
 #: Validation images whose errors are counted after a trial, at most.
@@ -32,7 +32,7 @@ _MOST_HARM = 1.3
 def choose_learning_rate(
     cfg: DictConfig, trainer: Trainer, module: ClassifierModule, data: ImageDataModule
 ) -> float:
-    """``cfg.optimizer.lr``; for ``auto`` 0.003 for fewer than 100 images to learn, else 0.001.
+    """``cfg.optimizer.lr``; for ``auto`` 0.003 for fewer than 400 images to learn, else 0.001.
 
     A rate that suits three layers ruins a network of twenty. So a smaller one of :data:`RATES` is
     taken where 25 steps do harm on validation images. Each is tried from the same start on the

@@ -88,13 +88,13 @@ def test_advice_is_near_1_where_that_keeps_half_of_the_gain(errors, advised):
 @pytest.mark.parametrize(
     ("elsewhere", "advised"),
     [
-        ([60, 66, 67], 0.5),
-        ([60, 67, 67], 0.0),
-        ([40, 60, 80], 1.0),  # too few to tell harm from chance
+        ([120, 132, 133], 0.5),
+        ([120, 133, 133], 0.0),
+        ([90, 120, 150], 1.0),  # too few to tell harm from chance
     ],
 )
 def test_advice_spares_other_classes(elsewhere, advised):
-    assert advised_scale([0.0, 0.5, 1.0], [100, 80, 70], elsewhere) == advised
+    assert advised_scale([0.0, 0.5, 1.0], [200, 180, 170], elsewhere) == advised
 
 
 def test_refused(adapted):

@@ -21,7 +21,7 @@ SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
 TRIES = len(SCALES) - 2
 #: At the advised scale other classes have at most so many times the base's errors, where it has
 #: enough of them to tell harm from chance.
-_MOST_ELSEWHERE, _ENOUGH_ERRORS = 1.1, 50
+_MOST_ELSEWHERE, _ENOUGH_ERRORS = 1.1, 100
 
 
 def dial_curve(
@@ -169,7 +169,7 @@ def advised_scale(
     Enough is half of the errors that the best scale saves. Of two that are equally near, the
     smaller is taken. It has no more errors than the base, whose scale is 0, and no class counts for
     more than another. ``elsewhere`` are the errors on other classes than the repaired ones: where
-    the base has 50 or more, only scales count that leave at most 110% of them. docs/repair.md
+    the base has 100 or more, only scales count that leave at most 110% of them. docs/repair.md
     compares this with other rules.
     """
     if 0 not in scales:
