@@ -42,7 +42,8 @@ def choose_learning_rate(
     if cfg.optimizer.lr != "auto":
         return float(cfg.optimizer.lr)
     net, count = module.net, len(data.val_set)
-    rates = RATES if len(data.target_indices) < _FEW_IMAGES else RATES[1:]
+    learnt = len((data.selection or data.select(None)).target_indices)
+    rates = RATES if learnt < _FEW_IMAGES else RATES[1:]
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     start = [parameter.detach().clone() for parameter in parameters]
     spread = torch.linspace(0, count - 1, min(count, _MOST_IMAGES)).long()
@@ -82,7 +83,7 @@ def choose_learning_rate(
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return rate
     if after <= most:
-        _log.info("optimizer.lr=%g, for %d images to learn", rate, len(data.target_indices))
+        _log.info("optimizer.lr=%g, for %d images to learn", rate, learnt)
     else:
         message = "optimizer.lr=auto: each of %s does harm on validation images; %g is taken"
         _log.warning(message, ", ".join(map(str, rates)), rate)

@@ -75,7 +75,7 @@ def test_eval_says_unasked_how_the_network_was_trained(cli, tmp_path):
 
 def errors(table):
     (row,) = [line for line in table.splitlines() if line.startswith("│ all")]
-    return int(row.split("│")[3])
+    return int(row.split("│")[2])
 
 
 def test_conventions_to_try():
