@@ -15,7 +15,7 @@ from safetensors import safe_open
 from lora_mnist import MLP
 from lora_mnist.adapters import load_base, load_saved_adapter
 from lora_mnist.choices import add_new_adapter
-from lora_mnist.disk.base import own_file, write_base
+from lora_mnist.disk.base import versioned_base_path, write_base
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import lora_names
 from lora_mnist.lora.weight import lora_weights
@@ -26,7 +26,7 @@ from lora_mnist.project import Run
 def outputs(outputs):
     """The current base, which has a file of its own, and two adapters: 2026-b is the older one."""
     state = small_net(outputs).state_dict()
-    write_base(state, own_file(outputs / "base", "mnist", fingerprint(state)))
+    write_base(state, versioned_base_path(outputs / "base", "mnist", fingerprint(state)))
     for seconds, name in enumerate(("2026-b", "2026-a")):
         finished(outputs, f"lora/{name}", seconds)
     return outputs

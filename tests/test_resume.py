@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 
 import lora_mnist.train
-from lora_mnist.disk.base import own_file, read_base
-from lora_mnist.disk.checkpoint import locked_run
+from lora_mnist.disk.base import read_base, versioned_base_path
+from lora_mnist.disk.checkpoint import run_lock
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.project import Run
@@ -147,13 +147,13 @@ def test_a_run_from_a_gpu_goes_on_without_one(go):
 
 
 def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path):
-    with locked_run(tmp_path, {}, None) as checkpoint:
+    with run_lock(tmp_path, {}, None) as checkpoint:
         assert checkpoint is None
         (tmp_path / LAST_CHECKPOINT).touch()
-        second = locked_run(tmp_path, {}, "latest")
+        second = run_lock(tmp_path, {}, "latest")
         with pytest.raises(UserError, match="a run is still going there"), second:
             pass
-    with locked_run(tmp_path, {}, None) as checkpoint:
+    with run_lock(tmp_path, {}, None) as checkpoint:
         assert checkpoint is None
 
 
@@ -244,9 +244,9 @@ def test_what_a_callback_ends_goes_on_from_there(go, monkeypatch, hook, step):
 
 
 def test_more_time_is_a_reason_to_go_on(tmp_path):
-    with locked_run(tmp_path, {"trainer": {"max_time": "00:00:00:01"}}, None):
+    with run_lock(tmp_path, {"trainer": {"max_time": "00:00:00:01"}}, None):
         (tmp_path / LAST_CHECKPOINT).touch()
-    with locked_run(tmp_path, {"trainer": {"max_time": "00:00:00:09"}}, "latest") as checkpoint:
+    with run_lock(tmp_path, {"trainer": {"max_time": "00:00:00:09"}}, "latest") as checkpoint:
         assert checkpoint == tmp_path / LAST_CHECKPOINT
 
 
@@ -270,7 +270,7 @@ def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_n
     folder = go("run", *options, crash=9)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     base = outputs / "base" / "mnist.ckpt"
-    copy = own_file(base.parent, "mnist", read_base(base).sha256)
+    copy = versioned_base_path(base.parent, "mnist", read_base(base).sha256)
     shutil.copy(base, copy)
     other = small_base(outputs, seed=1).rename(tmp_path / "other.ckpt")
     small_base(outputs)

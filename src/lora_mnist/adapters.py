@@ -18,11 +18,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from lora_mnist.checks import require_validation
-from lora_mnist.classifier.dial import quick_dial
+from lora_mnist.classifier.dial import approximate_dial
 from lora_mnist.classifier.net import make_net
 from lora_mnist.data import ImageDataModule
 from lora_mnist.data.make import own_preprocessing
-from lora_mnist.disk.base import Base, find_base, load_weights, own_file, read_base, write_base
+from lora_mnist.disk.base import (
+    Base,
+    find_base,
+    load_weights,
+    read_base,
+    versioned_base_path,
+    write_base,
+)
 from lora_mnist.disk.files import read_json
 from lora_mnist.disk.record import foreign_code, inherited, make_record
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RUN_RECORD, latest
@@ -87,7 +94,7 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
         if sha256:
             message = f"adapter={cfg.adapter}: its base is not here; expected base_ckpt=FILE, "
             message += f"the weights with SHA-256 {sha256}"
-        elif path == current_base(cfg):
+        elif path == current_base_path(cfg):
             make = f"{program('train')} stage=pretrain"
             message += f": base_ckpt=FILE, or make them with {make} and the same data and net"
         raise UserError(message) from error
@@ -208,7 +215,7 @@ def _latest(cfg: DictConfig, run: Run | None) -> str:
     return folder
 
 
-def current_base(cfg: DictConfig) -> Path:
+def current_base_path(cfg: DictConfig) -> Path:
     """The file of the current base of these images and this network: the default of base_ckpt."""
     return Path(cfg.paths.bases, f"{cfg.base_name}.ckpt")
 
@@ -219,14 +226,14 @@ def _base_file(cfg: DictConfig) -> tuple[Path, str | None]:
     The base is ``cfg.base_ckpt``; where that is null, or the default of training, the base that the
     adapter was made for, found by its SHA-256, or else the current one.
     """
-    path = Path(cfg.base_ckpt or current_base(cfg))
-    is_default = cfg.base_ckpt is None or (cfg.stage == "lora" and path == current_base(cfg))
+    path = Path(cfg.base_ckpt or current_base_path(cfg))
+    is_default = cfg.base_ckpt is None or (cfg.stage == "lora" and path == current_base_path(cfg))
     if not is_default or cfg.get("adapter") is None:
         return path, None
     with _adapter_errors():
         sha256 = read_metadata(cfg.adapter).get("base_sha256")
     kept = find_base(Path(cfg.paths.bases), sha256) if sha256 else None
-    return kept or current_base(cfg), sha256
+    return kept or current_base_path(cfg), sha256
 
 
 # --- the adapter -----------------------------------------------------------------------------
@@ -267,7 +274,7 @@ def apply_scale(
             data.setup("validate")
         require_validation("scale=auto", data)
         batches = partial(data.batches, data.val_set, device, name="scale=auto")
-        scale = quick_dial(net, batches)["advised"]
+        scale = approximate_dial(net, batches)["advised"]
         _info("scale=%g, as validation images advise", scale)
     set_lora_scale(net, scale)
     return float(scale)
@@ -282,7 +289,7 @@ def save_base(cfg: DictConfig, run: Run, net: nn.Module, data: ImageDataModule, 
 
 
 @rank_zero_only
-def sum_and_save_adapter(
+def save_summed_adapter(
     cfg: DictConfig,
     run: Run,
     net: nn.Module,
@@ -298,7 +305,7 @@ def sum_and_save_adapter(
     bases = Path(cfg.paths.bases)
     record = make_record(cfg, str(data.name), data.preprocessing(), run.settings_typed)
     if find_base(bases, base.sha256) is None:
-        write_base(base.tensors, own_file(bases, cfg.base_name, base.sha256), record)
+        write_base(base.tensors, versioned_base_path(bases, cfg.base_name, base.sha256), record)
     if len(lora_names(net)) > 1 or any(each.scale != 1 for each in lora_adapters(net)):
         sum_adapters(net)
     targets = sorted({*results["targets"], *results["repaired_before"]})

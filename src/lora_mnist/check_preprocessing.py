@@ -11,7 +11,12 @@ from rich.table import Table
 from torch import nn
 
 from lora_mnist.classifier.net import on_device
-from lora_mnist.classifier.preprocessing import Trial, conventions, try_conventions, within_chance
+from lora_mnist.classifier.preprocessing import (
+    Trial,
+    conventions,
+    not_significantly_worse,
+    try_conventions,
+)
 from lora_mnist.classifier.significance import mcnemar, p_text
 from lora_mnist.data import FolderDataModule, ImageDataModule
 from lora_mnist.errors import config_group
@@ -22,14 +27,14 @@ from lora_mnist.show.tables import show
 log = logging.getLogger(__name__)
 _LOSS = attrgetter("loss")
 
-#: ``check=auto`` tries so many validation and so many training images in several ways, and then so
-#: many of each in so many of the best ways and in the configured one.
+#: ``check=auto`` first tries a few validation and training images in several ways. Then it tries
+#: more of each in the best ways and in the configured one.
 _FEW, _MANY, _BEST = 20, 300, 3
 #: The level of McNemar's test: strict, since the best of several conventions is tested.
 _LEVEL = 0.01
 
 
-def find_better_preprocessing(
+def check_preprocessing(
     cfg: DictConfig, run: Run, trainer: Trainer, net: nn.Module, data: ImageDataModule
 ) -> list[str]:
     """Try the base on images prepared in other ways than configured, as ``cfg.check`` says.
@@ -94,7 +99,9 @@ def find_better_preprocessing(
         show(table)
     images = f"in {len(best.wrong):,} validation and training images"
     if best is configured:
-        as_good = [" ".join(changes_of[id(each)]) for each in within_chance(best, trials[1:])]
+        as_good = [
+            " ".join(changes_of[id(each)]) for each in not_significantly_worse(best, trials[1:])
+        ]
         text = f"nothing tried is better than the configured way: {errors} errors {images}"
         if as_good:
             text += f"; no worse by more than chance: {' | '.join(as_good[:5])}"

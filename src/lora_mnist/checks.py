@@ -126,7 +126,7 @@ def warn_of_known_validation(outcomes: Mapping[str, Any], data: ImageDataModule)
         )
 
 
-def why_useless(module: ClassifierModule, data: ImageDataModule) -> str | None:
+def majority_baseline_failure(module: ClassifierModule, data: ImageDataModule) -> str | None:
     """Why a network is useless: it is right no more often than by always saying the same class.
 
     ``None`` if it is better, or if its base was no better.
@@ -147,5 +147,5 @@ def why_useless(module: ClassifierModule, data: ImageDataModule) -> str | None:
 
 def require_better_than_one_class(module: ClassifierModule, data: ImageDataModule) -> None:
     """Fail, if training has made a network useless; its results are kept."""
-    if reason := why_useless(module, data):
+    if reason := majority_baseline_failure(module, data):
         raise TrainingError(reason)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lora_mnist.checks import require_validation
-from lora_mnist.classifier.dial import TRIES, quick_dial
+from lora_mnist.classifier.dial import TRIES, approximate_dial
 from lora_mnist.classifier.metrics import outcome_of
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import on_device
@@ -31,8 +31,8 @@ from lora_mnist.project import Run
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
-#: The dial tries so many validation images, or more, at each scale.
-_LEAST_FOR_DIAL = 50
+#: The dial tries at least this number of validation images at each scale.
+_MIN_FOR_DIAL = 50
 #: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
 _AUTO_RANK = 64
 
@@ -140,18 +140,18 @@ def measure_dial(
     predictions = validation.predictions or None  # none with trainer.limit_val_batches=0
     # No more forward passes than training made, whatever the network.
     steps = trainer.global_step * trainer.accumulate_grad_batches
-    most = max(_LEAST_FOR_DIAL, steps * (data.batch_size + data.replay) // TRIES)
+    most = max(_MIN_FOR_DIAL, steps * (data.batch_size + data.replay) // TRIES)
     _info("dial: the adapter at %d scales on %s validation images", TRIES, f"{len(data.val_set):,}")
     with clock.measure("dial"), on_device(module.net, trainer.strategy.root_device) as device:
         batches = partial(data.batches, data.val_set, device, name="dial")
         with trainer.precision_plugin.forward_context():
-            dial = quick_dial(
+            dial = approximate_dial(
                 module.net, batches, module.targets, most, predictions, module.adapter
             )
     return trainer.strategy.broadcast(dial)  # of several processes, the first decides
 
 
-def set_saved_scale(
+def scale_adapter_to_save(
     cfg: DictConfig, module: ClassifierModule, dial: Mapping[str, Any] | None
 ) -> float:
     """Turn the adapter to the scale at which it is saved: ``lora.scale``, or the dial's advice."""

@@ -15,7 +15,7 @@ from lora_mnist.adapters import apply_scale, load_base, load_saved_adapter
 from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.data.make import require_compatible
 from lora_mnist.project import CONFIGS, Run
-from lora_mnist.settings import checked
+from lora_mnist.settings import typed_copy
 
 
 class Prediction(NamedTuple):
@@ -124,4 +124,4 @@ def load_classifier(
     cfg.adapter = None if adapter is None else str(adapter)
     cfg.base_ckpt = None if base is None else str(base)
     cfg.scale, cfg.trust, cfg.allow_other_base = scale, trust, allow_other_base
-    return open_classifier(checked(cfg))
+    return open_classifier(typed_copy(cfg))

@@ -245,7 +245,7 @@ def run_folder(runs: str, resume: str | None, now: str) -> str:
 OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=True, replace=True)
 
 
-class Folders(Callback):
+class ClaimOutputFolder(Callback):
     """Hydra callback: claims the folder of a run, or of a sweep, before anything is written there.
 
     Hydra only warns of a callback's exceptions; ``SystemExit`` ends the command.

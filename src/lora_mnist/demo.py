@@ -19,7 +19,7 @@ from lora_mnist.lora.merge import remove_lora
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
 from lora_mnist.project import Run
-from lora_mnist.settings import checked
+from lora_mnist.settings import typed_copy
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class SideBySide:
     """
 
     def __init__(self, cfg: DictConfig, run: Run | None = None) -> None:
-        cfg = checked(cfg)
+        cfg = typed_copy(cfg)
         outputs = Path(cfg.paths.outputs)
         typed = {key.partition(".")[0] for key in run.typed_keys} if run else set()
         may_take_latest = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}

@@ -5,7 +5,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.adapters import apply_scale, load_base, load_saved_adapter, repaired_classes
-from lora_mnist.check_preprocessing import find_better_preprocessing
+from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import on_device
 from lora_mnist.data import make_data
@@ -14,7 +14,7 @@ from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import new_run_folder
 from lora_mnist.project import Run
-from lora_mnist.settings import checked
+from lora_mnist.settings import typed_copy
 from lora_mnist.show.outcome import report_run
 from lora_mnist.trainer import make_trainer, quiet_lightning
 
@@ -38,12 +38,12 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     clock = Clock()
     run = run or Run(new_run_folder(cfg))
     require_new(run.folder)
-    cfg = checked(cfg, run)
+    cfg = typed_copy(cfg, run)
     comparisons = parse_require(cfg.require)
     trainer = make_trainer(cfg, run)
     cfg, net, base = load_base(cfg, run)
     data = make_data(cfg, "test", net)
-    better = find_better_preprocessing(cfg, run, trainer, net, data)
+    better = check_preprocessing(cfg, run, trainer, net, data)
     load_saved_adapter(cfg, net)
     with on_device(net, trainer.strategy.root_device) as device:
         scale = apply_scale(cfg, net, data, device)

@@ -24,9 +24,9 @@ _FEW_IMAGES = 400
 #: The steps of each trial.
 _STEPS = 25
 #: Validation images whose errors are counted after a trial, at most.
-_MOST_IMAGES = 1000
-#: A harmless trial leaves at most so many times the errors from before, and two deviations more.
-_MOST_HARM = 1.3
+_MAX_IMAGES = 1000
+#: A rate is accepted if it leaves at most 1.3 * before + 2 * sqrt(before) errors.
+_MAX_HARM = 1.3
 
 
 def choose_learning_rate(
@@ -46,7 +46,7 @@ def choose_learning_rate(
     rates = RATES if learnt < _FEW_IMAGES else RATES[1:]
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     start = [parameter.detach().clone() for parameter in parameters]
-    spread = torch.linspace(0, count - 1, min(count, _MOST_IMAGES)).long()
+    spread = torch.linspace(0, count - 1, min(count, _MAX_IMAGES)).long()
     device = trainer.strategy.root_device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), on_device(net, device):
@@ -58,7 +58,7 @@ def choose_learning_rate(
                 return int(outcome_of(net, batches())["errors"])
 
         before = errors()
-        most = _MOST_HARM * before + 2 * before**0.5
+        most = _MAX_HARM * before + 2 * before**0.5
         for rate in rates:
             optimizer = module.optimizer(parameters, lr=rate)
             loader = data.training_loader(cfg.seed if data.seed is None else data.seed)

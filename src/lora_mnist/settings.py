@@ -36,7 +36,7 @@ class AdapterSettings(Settings):
 
 
 @dataclass
-class TurnedSettings(AdapterSettings):
+class ScaledSettings(AdapterSettings):
     """A command that turns the adapter up or down."""
 
     scale: Any  # a number, or auto
@@ -96,14 +96,14 @@ class FinetuneSettings(TrainSettings):
 
 
 @dataclass
-class EvalSettings(RunSettings, TurnedSettings):
+class EvalSettings(RunSettings, ScaledSettings):
     """``eval.py``."""
 
     check: Check | None
 
 
 @dataclass
-class PredictSettings(TurnedSettings):
+class PredictSettings(ScaledSettings):
     """``predict.py``."""
 
     images: Any
@@ -113,7 +113,7 @@ class PredictSettings(TurnedSettings):
 
 
 @dataclass
-class ExportSettings(TurnedSettings):
+class ExportSettings(ScaledSettings):
     """``export.py``."""
 
     format: str
@@ -139,7 +139,7 @@ SETTINGS = {
 }
 
 
-def checked(cfg: DictConfig, run: Run | None = None) -> DictConfig:
+def typed_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     """A copy of ``cfg`` with the types of its stage, and the folder of its ``run``.
 
     Raises:

@@ -17,21 +17,21 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lora_mnist.adapters import (
-    current_base,
+    current_base_path,
     load_base,
     load_saved_adapter,
     repaired_classes,
     save_base,
-    sum_and_save_adapter,
+    save_summed_adapter,
     take_own_preprocessing,
 )
-from lora_mnist.check_preprocessing import find_better_preprocessing
+from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.checks import (
+    majority_baseline_failure,
     require_better_than_one_class,
     require_consistent,
     require_fixed_buffers,
     warn_of_known_validation,
-    why_useless,
 )
 from lora_mnist.choices import (
     add_new_adapter,
@@ -39,8 +39,8 @@ from lora_mnist.choices import (
     choose_trainable,
     measure_dial,
     replay_frequency,
+    scale_adapter_to_save,
     seed_of_run,
-    set_saved_scale,
 )
 from lora_mnist.classifier.metrics import outcome_of
 from lora_mnist.classifier.module import ClassifierModule, make_module
@@ -48,11 +48,11 @@ from lora_mnist.classifier.net import make_net, on_device
 from lora_mnist.data import ImageDataModule, Images, make_data
 from lora_mnist.disk.base import (
     Base,
-    own_file,
-    publish_base,
     require_replaceable,
+    set_current_base,
+    versioned_base_path,
 )
-from lora_mnist.disk.checkpoint import locked_run, require_new, step_of
+from lora_mnist.disk.checkpoint import require_new, run_lock, step_of
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, FINETUNED_FILE, new_run_folder
@@ -61,7 +61,7 @@ from lora_mnist.learning_rate import choose_learning_rate
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import lora_disabled
 from lora_mnist.project import Run
-from lora_mnist.settings import checked
+from lora_mnist.settings import typed_copy
 from lora_mnist.show.outcome import report_run
 from lora_mnist.show.report import write_card
 from lora_mnist.show.tables import print_parameters
@@ -92,7 +92,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
     run = run or Run(new_run_folder(cfg))
-    cfg = checked(cfg, run)
+    cfg = typed_copy(cfg, run)
     if cfg.resume is None:
         require_new(run.folder)
     if cfg.seed is None:
@@ -120,7 +120,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     if cfg.base_ckpt is None:
         raise UserError("base_ckpt=null: expected a file to write the base to")
     # Jobs of a sweep would replace the current base one after another.
-    is_shared = run.is_sweep and Path(cfg.base_ckpt) == current_base(cfg)
+    is_shared = run.is_sweep and Path(cfg.base_ckpt) == current_base_path(cfg)
     current = None if is_shared else Path(cfg.base_ckpt)
     if cfg.publish and current is not None:
         require_replaceable(current)
@@ -131,22 +131,22 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     require_consistent(cfg, trainer, data)
     data = data.training_on(choose_target(cfg, net, data, trainer))
     module = make_module(cfg, net, data)
-    with locked_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
+    with run_lock(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(cfg, trainer, module, data, ckpt_path, clock)
         best = load_best_weights(trainer, module, data)
         outcomes = validate_and_test(trainer, module, data, clock)
         results = collect_results(cfg, data, module, outcomes, clock, best)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
-        useless = why_useless(module, data)
+        useless = majority_baseline_failure(module, data)
         # Last: a run that fails on the way leaves the current base alone.
         if trainer.is_global_zero and not is_trial(trainer):
             is_published = cfg.publish and not module.targets and not useless
             folder = Path(cfg.paths.bases) if is_published else run.folder
-            own = own_file(folder, cfg.base_name, results["base_sha256"])
+            own = versioned_base_path(folder, cfg.base_name, results["base_sha256"])
             save_base(cfg, run, net, data, own)
             if is_published and current is not None:
-                publish_base(own, current)
+                set_current_base(own, current)
             else:
                 _info("base: %s; the current one stays", own)
     if useless and cfg.publish and not module.targets:
@@ -167,7 +167,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
     require_fixed_buffers(cfg, trainer, net, data, base)
-    better_preprocessing = find_better_preprocessing(cfg, run, trainer, net, data)
+    better_preprocessing = check_preprocessing(cfg, run, trainer, net, data)
     selection = choose_target(cfg, net, data, trainer)
     repaired_before = [c for c in repaired_classes(cfg, data) if c not in selection.targets]
     frequency = replay_frequency(cfg, data, repaired_before)
@@ -175,12 +175,12 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     add_new_adapter(cfg, net)
     module = make_module(cfg, net, data, base)
     module.lr = choose_learning_rate(cfg, trainer, module, data)
-    with locked_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
+    with run_lock(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(cfg, trainer, module, data, ckpt_path, clock)
         best = load_best_weights(trainer, module, data)
         require_unchanged(base, net)
         dial = measure_dial(cfg, run, trainer, module, data, clock)
-        scale = set_saved_scale(cfg, module, dial)
+        scale = scale_adapter_to_save(cfg, module, dial)
         outcomes = validate_and_test(trainer, module, data, clock)
         results = collect_results(cfg, data, module, outcomes, clock, best, base)
         results |= {
@@ -193,7 +193,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
             "better_preprocessing": better_preprocessing,
         }
         if trainer.is_global_zero and not is_trial(trainer):
-            sum_and_save_adapter(cfg, run, net, base, data, results)
+            save_summed_adapter(cfg, run, net, base, data, results)
             write_card(run, results)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
@@ -211,7 +211,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     data = data.training_on(choose_target(cfg, net, data, trainer))
     choose_trainable(net, cfg.trainable)
     module = make_module(cfg, net, data, base)
-    with locked_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
+    with run_lock(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(cfg, trainer, module, data, ckpt_path, clock)
         best = load_best_weights(trainer, module, data)
         outcomes = validate_and_test(trainer, module, data, clock)

@@ -5,7 +5,7 @@ import torch
 from helpers.nets import TinyNet, randomize
 
 from lora_mnist import add_lora, dial_curve, lora_disabled, set_lora_scale
-from lora_mnist.classifier.dial import SCALES, advised_scale, predictions_at, quick_dial
+from lora_mnist.classifier.dial import SCALES, advised_scale, approximate_dial, predictions_at
 from lora_mnist.lora.weight import lora_adapters
 
 
@@ -103,7 +103,7 @@ def test_refused(adapted):
     with pytest.raises(ValueError, match="batches: expected at least one"):
         dial_curve(adapted, [])
     with pytest.raises(ValueError, match="batches: expected at least one"):
-        quick_dial(adapted, lambda _: [])
+        approximate_dial(adapted, lambda _: [])
     with pytest.raises(RuntimeError):  # images of another size
         dial_curve(adapted, [*batches(adapted), (torch.zeros(1, 7), torch.zeros(1).long())])
     assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
@@ -114,7 +114,7 @@ def test_the_quick_dial_sees_few_images_and_comes_near(adapted, most):
     images = Images(adapted)
     slow = dial_curve(adapted, images(None), [1])
     images.taken.clear()
-    quick = quick_dial(adapted, images, [1], most)
+    quick = approximate_dial(adapted, images, [1], most)
     all_images, chosen, *checked = images.taken
     assert (all_images, quick["images"]) == (600, 600)
     assert chosen <= most
@@ -132,7 +132,7 @@ def test_the_quick_dial_sees_few_images_and_comes_near(adapted, most):
     predicted, labels = predictions_at(adapted, images(None), [0, 1])
     known = {"base": predicted[0], "adapted": predicted[1], "label": labels}
     known["index"] = torch.arange(600)
-    again = quick_dial(adapted, images, [1], most, known)
+    again = approximate_dial(adapted, images, [1], most, known)
     assert again == {**quick, "forward_passes": 4 * chosen + sum(checked)}
 
 
@@ -149,7 +149,7 @@ def test_at_the_advised_scale_every_image_is_counted(seed):
     for some in (torch.arange(600), torch.arange(1, 600, 3)):
         predicted, labels = predictions_at(net, images(some), [0, 1])
         known = {"index": some, "base": predicted[0], "adapted": predicted[1], "label": labels}
-        quick = quick_dial(net, images, [1], 60, known)
+        quick = approximate_dial(net, images, [1], 60, known)
         slow = dial_curve(net, images(some), [1])
         place = SCALES.index(quick["advised"])
         assert 0 < place < 5

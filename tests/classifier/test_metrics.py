@@ -67,14 +67,14 @@ def test_counts_equal_those_of_a_plain_loop(seed, first, has_base):
         if has_base:
             expected = {"val": plain_repair(base, logits, labels)}
             expected["val_base"] = plain_counts(base, labels)
-        assert evaluation.conclude("val") == expected
+        assert evaluation.compute_and_reset("val") == expected
 
 
 def test_classes_that_loggers_get():
     base, logits, labels = batch(0)
     evaluation = Evaluation(CLASSES)
     evaluation.update(logits, labels, base)
-    outcomes = evaluation.conclude("val")
+    outcomes = evaluation.compute_and_reset("val")
     tags = logged_metrics(outcomes, ["a/b", "c", "d"], [1])
     assert "val/accuracy_per_class/a-b" in tags
     assert "val_base/accuracy_per_class/d" not in tags  # there is no image of it

@@ -11,7 +11,7 @@ from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
 from lora_mnist import MLP
-from lora_mnist.classifier.preprocessing import Trial, conventions, within_chance
+from lora_mnist.classifier.preprocessing import Trial, conventions, not_significantly_worse
 from lora_mnist.data import FolderDataModule
 from lora_mnist.data.make import own_preprocessing
 
@@ -92,7 +92,7 @@ def test_ways_within_chance_of_the_best():
     near[20:24] = True  # four more errors are chance, forty are not
     far[20:60] = True
     close = Trial({}, 0.6, near)
-    assert within_chance(best, [same, close, Trial({}, 0.7, far)]) == [close]
+    assert not_significantly_worse(best, [same, close, Trial({}, 0.7, far)]) == [close]
 
 
 def require_same(keys, transform):

@@ -15,10 +15,10 @@ from torch import nn
 from lora_mnist.disk.base import (
     find_base,
     load_weights,
-    own_file,
-    publish_base,
     read_base,
     require_replaceable,
+    set_current_base,
+    versioned_base_path,
     write_base,
 )
 from lora_mnist.errors import UserError
@@ -147,7 +147,7 @@ def test_damaged_files_are_refused_and_nothing_in_them_runs(tmp_path, monkeypatc
 
 def test_a_base_is_written_and_found_again(tmp_path, state):
     sha256 = fingerprint(state)
-    own = own_file(tmp_path, "mnist", sha256)
+    own = versioned_base_path(tmp_path, "mnist", sha256)
     assert own.name == f"mnist-{sha256[:12]}.ckpt"
     write_base(state, own, {"mean": 0.5})
     assert list(tmp_path.iterdir()) == [own]
@@ -166,14 +166,14 @@ def test_a_base_is_written_and_found_again(tmp_path, state):
 def made(folder, seed, current):
     torch.manual_seed(seed)
     tensors = TinyNet().state_dict()
-    own = own_file(folder, "tiny", fingerprint(tensors))
+    own = versioned_base_path(folder, "tiny", fingerprint(tensors))
     write_base(tensors, own)
-    publish_base(own, current)
+    set_current_base(own, current)
 
 
 def test_what_is_not_a_current_base_is_never_replaced(tmp_path, state):
     """Neither before a training nor after it."""
-    own, weights = own_file(tmp_path, "mine", fingerprint(state)), tmp_path / "mine.pt"
+    own, weights = versioned_base_path(tmp_path, "mine", fingerprint(state)), tmp_path / "mine.pt"
     write_base(state, own)
     torch.save({"state_dict": state, "sha256": "0" * 64}, weights)
     for path in (own, weights):

@@ -17,7 +17,7 @@ from lora_mnist.lora.model import named_adapters
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
-#: So many of them lie between the ends.
+#: Number of scales between 0 and 1.
 TRIES = len(SCALES) - 2
 #: At the advised scale other classes have at most so many times the base's errors, where it has
 #: enough of them to tell harm from chance.
@@ -57,18 +57,18 @@ def dial_curve(
 
 
 @torch.no_grad()
-def quick_dial(
+def approximate_dial(
     model: nn.Module,
     batches: Callable[[Tensor | None], Iterable[tuple[Tensor, Tensor]]],
     targets: Sequence[int] | None = None,
-    most_images: int = 1000,
+    max_images: int = 1000,
     predictions: Mapping[str, Tensor] | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
     """Nearly what :func:`dial_curve` finds, with far fewer forward passes.
 
     The scales between 0 and 1 are tried on images whose prediction the adapter changes, at most
-    ``most_images``; where it changes more, each stands for its neighbours. Every other image is
+    ``max_images``; where it changes more, each stands for its neighbours. Every other image is
     taken to have the same prediction at every scale. The errors at both ends, and at the advised
     scale, are those of all images. docs/speed.md compares both curves.
 
@@ -92,7 +92,7 @@ def quick_dial(
     # By label, then by whether the base is wrong: neighbours are alike, and one of each group of
     # them stands for the others.
     changed = changed[(2 * label + (base != label))[changed].argsort(stable=True)]
-    count = min(most_images, len(changed))
+    count = min(max_images, len(changed))
     if count:
         groups = torch.arange(len(changed)) * count // len(changed)
         chosen = changed[torch.searchsorted(groups, torch.arange(count))]

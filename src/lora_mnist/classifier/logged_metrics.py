@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: With more classes only those to repair have a curve of their own.
-_MOST_CURVES = 16
+_MAX_CURVES = 16
 
 
 def logged_metrics(
@@ -17,8 +17,8 @@ def logged_metrics(
     With ``names`` each class has a curve; among many classes only those to repair have one.
     """
     classes: Sequence[int] = range(len(names))
-    if len(names) > _MOST_CURVES:
-        classes = list(targets or ())[:_MOST_CURVES]
+    if len(names) > _MAX_CURVES:
+        classes = list(targets or ())[:_MAX_CURVES]
     tags: dict[str, float] = {}
     for split, outcome in outcomes.items():
         errors, images = outcome["errors_per_class"], outcome["images_per_class"]

@@ -14,8 +14,8 @@ from torchmetrics.utilities import dim_zero_cat
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.lora.model import lora_disabled
 
-#: For each image its place, its class, the classes that both networks predict, and how surely; a
-#: network without adapters counts as the base.
+#: Per image: index, label, predictions and confidences of base and adapted network. Without an
+#: adapter, the network is the base.
 _COLUMNS = ("index", "label", "base", "adapted", "base_probability", "adapted_probability")
 
 
@@ -118,7 +118,7 @@ class Evaluation(Metric):
         counts: list[int] = torch.bincount(labels.cpu(), minlength=self.num_classes).tolist()
         return counts
 
-    def conclude(self, split: str, before: str = "base") -> dict[str, dict[str, Any]]:
+    def compute_and_reset(self, split: str, before: str = "base") -> dict[str, dict[str, Any]]:
         """The outcome of ``split`` and, with a base, of ``<split>_<before>``; then start afresh."""
         outcomes = self.compute()
         self.reset()
@@ -143,7 +143,9 @@ def outcome_of(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
 
     ValueError, if there is no batch.
     """
-    return _evaluated(net, batches, has_base=False)["base"]  # a network alone counts as one
+    return _evaluated(net, batches, has_base=False)[
+        "base"
+    ]  # without an adapter, counts are reported as `base`
 
 
 @torch.no_grad()

@@ -151,7 +151,7 @@ class ClassifierModule(LightningModule):
         self._evaluate("val", batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        self._conclude("val")
+        self._keep_and_log_outcome("val")
         self.validated_at = self.global_step
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -159,7 +159,7 @@ class ClassifierModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         for split in _TESTS[: len(self.trainer.num_test_batches)]:
-            self._conclude(split)
+            self._keep_and_log_outcome(split)
 
     def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
@@ -169,10 +169,10 @@ class ClassifierModule(LightningModule):
         evaluation: Any = self.evaluations[split]
         evaluation.update(self.net(images), labels, base_logits[batch_idx])
 
-    def _conclude(self, split: str) -> None:
+    def _keep_and_log_outcome(self, split: str) -> None:
         """Keep and log the outcome of a split, over all processes."""
         evaluation: Any = self.evaluations[split]
-        outcomes = evaluation.conclude(split, "base" if self.adapter is None else "before")
+        outcomes = evaluation.compute_and_reset(split, "base" if self.adapter is None else "before")
         if self.trainer.sanity_checking:
             return
         self.outcomes |= outcomes

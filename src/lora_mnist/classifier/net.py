@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from lora_mnist.data.make import code_of
+from lora_mnist.data.make import user_code_importable
 from lora_mnist.errors import UserError, config_group
 
 
@@ -76,7 +76,7 @@ class CNN(nn.Sequential):
 def make_net(cfg: DictConfig) -> nn.Module:
     """The network of ``cfg.net``, with fresh weights."""
     try:
-        with code_of(cfg), config_group("net"):
+        with user_code_importable(cfg), config_group("net"):
             net: Any = instantiate(cfg.net, _convert_="all")
     except UserError as error:
         if "unexpected keyword" not in str(error):

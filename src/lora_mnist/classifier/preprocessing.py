@@ -101,7 +101,7 @@ def try_conventions(
         yield Trial(convention, cross_entropy(outputs, labels).item(), wrong)
 
 
-def within_chance(first: Trial, others: Sequence[Trial]) -> list[Trial]:
+def not_significantly_worse(first: Trial, others: Sequence[Trial]) -> list[Trial]:
     """Trials of ``others`` that are no worse than ``first`` by more than chance, by McNemar's test.
 
     A trial with the same loss and the same errors saw the same images, and is left out.

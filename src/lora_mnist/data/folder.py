@@ -33,7 +33,7 @@ from lora_mnist.errors import is_number, require_number
 from lora_mnist.progress import progress
 
 #: Decoded images up to this many bytes are held in memory by ``in_memory="auto"``.
-MOST_IN_MEMORY = 300_000_000
+MAX_IN_MEMORY = 300_000_000
 
 
 class FolderDataModule(ImageDataModule):
@@ -194,7 +194,7 @@ class FolderDataModule(ImageDataModule):
         shape = (self.channels, *prepare.size)
         in_memory = self.in_memory is True
         if self.in_memory == "auto" and self.transform is None:
-            in_memory = len(entries) * math.prod(shape) <= MOST_IN_MEMORY
+            in_memory = len(entries) * math.prod(shape) <= MAX_IN_MEMORY
 
         def read(entry: Entry) -> Tensor | ValueError | None:
             """The image, if it is held in memory; the error, if it cannot be read."""

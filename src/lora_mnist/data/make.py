@@ -17,7 +17,7 @@ from lora_mnist.errors import UserError, config_group, one_line
 
 
 @contextmanager
-def code_of(cfg: DictConfig) -> Iterator[None]:
+def user_code_importable(cfg: DictConfig) -> Iterator[None]:
     """Inside the ``with`` block Python also looks for modules in ``cfg.paths.here``."""
     path = list(sys.path)
     sys.path.append(str(cfg.paths.here))
@@ -43,7 +43,7 @@ def make_data(cfg: DictConfig, stage: str, net: nn.Module | None = None) -> Imag
     if stage == "predict" and is_known and "classes" in settings:
         settings["data_dir"] = None
     with config_group("data"):
-        with code_of(cfg):
+        with user_code_importable(cfg):
             data: ImageDataModule = instantiate(settings, _convert_="all")
         data.setup(stage)
     if net is not None and stage != "predict":

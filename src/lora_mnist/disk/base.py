@@ -142,7 +142,7 @@ def _sha256_of_ours(path: Path) -> str | None:
     return file.sha256 if file.sha256 == fingerprint(file.tensors) else None
 
 
-def own_file(folder: Path, name: str, sha256: str) -> Path:
+def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:
     """The file in which a base stays for good."""
     return folder / f"{name}-{sha256[:12]}.ckpt"
 
@@ -167,7 +167,7 @@ def require_replaceable(path: Path) -> str | None:
     return sha256
 
 
-def publish_base(own: Path, current: Path) -> None:
+def set_current_base(own: Path, current: Path) -> None:
     """Make the base in ``own``, where it stays for good, the one in ``current``.
 
     The base that is replaced also has a file of its own, and the log names the command to go back.
@@ -176,7 +176,7 @@ def publish_base(own: Path, current: Path) -> None:
     if before is not None and not own.stem.endswith(before[:12]):
         previous = find_base(own.parent, before)
         if previous is None:  # it was made on another machine
-            previous = own_file(own.parent, current.stem, before)
+            previous = versioned_base_path(own.parent, current.stem, before)
             with atomic_write(previous) as temporary:
                 shutil.copyfile(current, temporary)
         paths = shlex.quote(str(previous)), shlex.quote(str(current))

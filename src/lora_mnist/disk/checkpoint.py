@@ -1,4 +1,4 @@
-"""Checkpoints from which training goes on to the very same end, and the record of a run.
+"""Checkpoints for bit-exact resumption, and the record of a run.
 
 Lightning writes them (``trainer.save_checkpoint``) and reads them (``trainer.fit(ckpt_path=...)``).
 This file adds three things: a checkpoint is written whole or not at all (Lightning issue 19970), it
@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lora_mnist.disk.base import find_base
 from lora_mnist.disk.files import atomic_write, write_json
-from lora_mnist.disk.numbers import changes_numbers, flatten
+from lora_mnist.disk.numbers import affects_results, flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RESULTS_FILE, RUN_RECORD
 from lora_mnist.errors import UserError
 
@@ -171,7 +171,7 @@ def require_new(folder: Path) -> None:
 
 
 @contextmanager
-def locked_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
+def run_lock(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
     """Lock a run's folder from the first step to the last file, and record the run's settings.
 
     ``settings`` are everything that the run's numbers depend on. ``resume`` is the run to go on
@@ -210,7 +210,7 @@ def _require_same_run(folder: Path, settings: Mapping[str, Any], resume: object)
     keys = sorted({*before, *settings}, key=lambda key: (key != "stage", key.count("."), key))
     for key in keys:
         old, new = before.get(key), settings.get(key)
-        if old == new or key in _FREE or not changes_numbers(key):
+        if old == new or key in _FREE or not affects_results(key):
             continue
         if key == "trainer.max_time" or (key in _LIMITS and _limit(new) > _limit(old)):
             goes_farther = True

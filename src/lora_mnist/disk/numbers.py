@@ -37,7 +37,7 @@ def flatten(nested: Any, prefix: str = "", into: Any = dict | list) -> dict[str,
     return flat
 
 
-def changes_numbers(key: str) -> bool:
+def affects_results(key: str) -> bool:
     """Whether a key such as ``lora.rank`` may change what a run computes."""
     return not any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS.split())
 

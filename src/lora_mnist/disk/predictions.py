@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # a sweep's report needs no torch
 PREDICTIONS_FILE = "predictions.csv"
 PICTURES_FILE = "pictures.safetensors"
 
-_SHOWN = 16  # images in a gallery
-_LONGEST = 64  # pixels: larger images are kept smaller
+_MAX_SHOWN = 16  # images in a gallery
+_MAX_SIDE = 64  # pixels: larger images are kept smaller
 
 #: Arrays by name, each of shape (N,): the ``name`` of each of N images, its file or its number; its
 #: ``label``; the classes that ``base`` and, where there is an adapter, ``adapted`` predict, and
@@ -89,8 +89,8 @@ def write_predictions(
         writer.writerows(zip(*columns.values(), strict=True))
     pictures = {}
     for kind, places in kinds_of(arrays).items():
-        taken = viewable(images.take([index[place] for place in places[:_SHOWN]])[0]).numpy()
-        step = -(-max(taken.shape[-2:]) // _LONGEST)
+        taken = viewable(images.take([index[place] for place in places[:_MAX_SHOWN]])[0]).numpy()
+        step = -(-max(taken.shape[-2:]) // _MAX_SIDE)
         pictures[f"{kind}.images"] = np.ascontiguousarray(taken[..., ::step, ::step])
     with atomic_write(folder / PICTURES_FILE) as path:
         path.write_bytes(save(pictures))

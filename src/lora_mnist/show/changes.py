@@ -8,11 +8,11 @@ from lora_mnist.classifier.significance import LEVEL, mcnemar, weakest, wilson
 #: With more classes, tables and figures begin with what changed and sum up the rest.
 FEW_CLASSES = 16
 #: A longer table would push the verdict off the screen; results.json has every class.
-_MOST_CLASSES = 20
+_MAX_CLASSES = 20
 _DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
 _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nines"}
 #: More names than these would fill the line.
-_MOST_NAMES = 4
+_MAX_NAMES = 4
 
 
 class Change(NamedTuple):
@@ -114,7 +114,7 @@ def are_digits(classes: Sequence[str]) -> bool:
 def named(classes: Sequence[str], numbers: Sequence[int]) -> str:
     """Classes in a sentence: ``fours and nines``, ``cat and dog``, ``12 classes``."""
     names = [classes[number] for number in numbers]
-    if len(names) > _MOST_NAMES:
+    if len(names) > _MAX_NAMES:
         return f"{len(names)} classes"
     if are_digits(names):
         names = [_DIGITS[name] for name in names]
@@ -152,7 +152,7 @@ def listed_classes(results: Mapping[str, Any]) -> list[int]:
         sizes[c] = size if "test_base" in results else (change.after, 0)
     others = [c for c in every if c not in first and sizes[c] > (0, 0)]
     others.sort(key=lambda c: sizes[c], reverse=True)
-    return [*first, *others][:_MOST_CLASSES]
+    return [*first, *others][:_MAX_CLASSES]
 
 
 def class_rows(results: Mapping[str, Any]) -> list[Row]:

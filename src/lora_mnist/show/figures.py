@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions, kinds_of
 from lora_mnist.show.changes import listed_classes, named, others_of, outcome_before
-from lora_mnist.sweep.jobs import natural
+from lora_mnist.sweep.jobs import numeric_sort_key
 
 #: The figures' folder in a run's folder.
 FIGURES = "figures"
@@ -30,10 +30,10 @@ _STYLE: dict[Any, Any] = {
 
 _WIDTH = 6.0  # inches
 #: With more classes the numbers in a matrix could not be read.
-_MOST_IN_MATRIX = 12
+_MAX_IN_MATRIX = 12
 _COLUMNS = 8
 #: With more lines no reader could tell them apart: then there are only points.
-_MOST_LINES = 10
+_MAX_LINES = 10
 
 
 def draw_run(
@@ -50,7 +50,7 @@ def draw_run(
         for kind, places in kinds_of(predictions).items():
             if len(places):
                 figures[kind] = draw_gallery(kind, predictions, classes)
-        if len(classes) <= _MOST_IN_MATRIX:
+        if len(classes) <= _MAX_IN_MATRIX:
             figures["confusion"] = draw_confusion(predictions, classes)
     for path in (folder / FIGURES).glob("*.png"):
         path.unlink()
@@ -117,13 +117,13 @@ def draw_dial(
         up, ylabel = "errors_of_target", f"errors on {_shortened(name, 40)}"
         prices = {"errors_elsewhere": f"errors on {others_of(classes)}"}
         prices["false_calls_of_target"] = f"false calls of {_shortened(name, 40)}"
-    size = len(prices) * 4.5 if targets else _WIDTH, 4.5 + 0.1 * min(len(dials), _MOST_LINES)
+    size = len(prices) * 4.5 if targets else _WIDTH, 4.5 + 0.1 * min(len(dials), _MAX_LINES)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(prices), sharey=True, squeeze=False)[0]
     for axes, (across, xlabel) in zip(panels, prices.items(), strict=True):
         axes.margins(0.08, 0.1)  # room for the numbers beside the points
         for label, dial in dials.items():
-            color = _GRAY if len(dials) > _MOST_LINES else None
+            color = _GRAY if len(dials) > _MAX_LINES else None
             axes.plot(dial[across], dial[up], marker="o", ms=4, color=color, label=label)
             for scale, x, y in zip(dial["scales"], dial[across], dial[up], strict=True):
                 if scale == 1 or len(dials) == 1:
@@ -147,7 +147,7 @@ def draw_dial(
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(ylabel)
     handles, labels = panels[0].get_legend_handles_labels()
-    if len(dials) > _MOST_LINES:  # no reader could tell them apart
+    if len(dials) > _MAX_LINES:  # no reader could tell them apart
         handles, labels = handles[len(dials) :], labels[len(dials) :]
     most = 110 if targets else 70  # characters of a line
     columns = 2 if max(map(len, labels)) < most // 2 else 1
@@ -230,17 +230,17 @@ def draw_sweep(points: Sequence[tuple[dict[str, str], float, float | None]], met
     """
     values = {}
     for key in points[0][0]:
-        values[key] = sorted({swept[key] for swept, _, _ in points}, key=natural)
+        values[key] = sorted({swept[key] for swept, _, _ in points}, key=numeric_sort_key)
     across = max(values, key=lambda key: len(values[key]))
     lines: dict[str, list[Any]] = {}
-    for point in sorted(points, key=lambda point: natural(point[0][across])):
+    for point in sorted(points, key=lambda point: numeric_sort_key(point[0][across])):
         others = [f"{key}={value}" for key, value in point[0].items() if key != across]
         lines.setdefault(", ".join(others), []).append(point)
     style = "o-"
-    if len(lines) > _MOST_LINES:
+    if len(lines) > _MAX_LINES:
         lines, style = {"": list(points)}, "o"
     texts = values[across]
-    is_numeric = not any(natural(text)[0] for text in texts)  # else side by side
+    is_numeric = not any(numeric_sort_key(text)[0] for text in texts)  # else side by side
     places = {text: float(text) if is_numeric else i for i, text in enumerate(texts)}
     figure = Figure(figsize=(_WIDTH, 4), layout="constrained")
     axes = figure.add_subplot(xlabel=across, ylabel=metric)

@@ -23,7 +23,7 @@ from lora_mnist.show.verdict import verdict, verdict_text
 from lora_mnist.sweep.summary import Ranked
 
 #: Rows of the table of jobs; summary.csv has all.
-_MOST_JOBS = 1000
+_MAX_JOBS = 1000
 
 
 def make_report(folder: Path) -> dict[str, Path]:
@@ -86,7 +86,7 @@ def make_sweep_report(folder: Path) -> list[str]:
         save_figure(draw_sweep(ranked.points(), metric), folder / "summary.png")
     if ranked.best and not ranked.has_front:
         best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
-    titles, rows, base = ranked.table(_MOST_JOBS)
+    titles, rows, base = ranked.table(_MAX_JOBS)
     fronts = _draw_fronts(ranked)
     pictures = [front.picture for front in fronts]
     _write_page(

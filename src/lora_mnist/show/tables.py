@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)  # goes to the log's file
 screen = logging.getLogger("lora_mnist.show.screen")  # goes to standard output
 
 #: Layers in the table of parameters.
-_MOST_LAYERS = 20
+_MAX_LAYERS = 20
 _STYLES = {"good": "green", "bad": "red", "plain": "", "advice": "bold"}
 
 
@@ -65,10 +65,10 @@ def print_parameters(net: nn.Module) -> None:
         if not weight.adapters:
             rows.append(cells)
     table = Table(*columns)
-    for row in rows[:_MOST_LAYERS]:
+    for row in rows[:_MAX_LAYERS]:
         table.add_row(*row)
-    if len(rows) > _MOST_LAYERS:
-        table.add_row(f"{len(rows) - _MOST_LAYERS} more")
+    if len(rows) > _MAX_LAYERS:
+        table.add_row(f"{len(rows) - _MAX_LAYERS} more")
     count = count_parameters(net)
     total = f"parameters: {count['base']:,}"
     if names:

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.disk.files import read_json
-from lora_mnist.disk.numbers import better_end, changes_numbers, flatten
+from lora_mnist.disk.numbers import affects_results, better_end, flatten
 from lora_mnist.disk.run_paths import RESULTS_FILE, latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import key_of
@@ -78,7 +78,7 @@ def job_hash(config: DictConfig) -> str:
     resolved), and :func:`inputs_hash`.
     """
     written = flatten(OmegaConf.to_container(config, resolve=False), into=dict)
-    identity = {key: value for key, value in written.items() if changes_numbers(key)}
+    identity = {key: value for key, value in written.items() if affects_results(key)}
     return _digest([identity, inputs_hash(config)])
 
 
@@ -168,7 +168,7 @@ def read_jobs(folder: Path) -> list[Job]:
     jobs = [job for path in sorted(folder.iterdir()) if (job := read_job(path))]
     done = [job.overrides for job in jobs if job.status == "finished"]
     jobs = [job for job in jobs if job.status == "finished" or job.overrides not in done]
-    keys = {key: None for job in jobs for key in job.settings() if changes_numbers(key)}
+    keys = {key: None for job in jobs for key in job.settings() if affects_results(key)}
     keys = {key: None for key in keys if len({job.settings().get(key) for job in jobs}) > 1}
     for job in jobs:
         settings, config = job.settings(), folder / job.folder / ".hydra" / "config.yaml"
@@ -185,7 +185,7 @@ def read_jobs(folder: Path) -> list[Job]:
     return jobs
 
 
-def natural(text: str) -> tuple[bool, float, str]:
+def numeric_sort_key(text: str) -> tuple[bool, float, str]:
     """Sort key: numbers by value, before everything else."""
     try:
         return False, float(text), ""

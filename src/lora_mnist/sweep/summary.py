@@ -16,10 +16,10 @@ from lora_mnist.classifier.significance import LEVEL, p_text
 from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.disk.numbers import better_end
 from lora_mnist.project import command_line
-from lora_mnist.sweep.jobs import SWEEP_FILE, Job, natural, read_jobs
+from lora_mnist.sweep.jobs import SWEEP_FILE, Job, numeric_sort_key, read_jobs
 
 #: Rows of the table on the screen; summary.csv has all jobs.
-_MOST_ROWS = 20
+_MAX_ROWS = 20
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Group:
         values = self.values(key)
         return mean(values) if values else None
 
-    def start(self, key: object) -> float | None:
+    def baseline(self, key: object) -> float | None:
         """The mean of the same number before: ``val_base.loss`` for ``val.loss``.
 
         On top of an earlier adapter that is ``val_before.loss``.
@@ -57,8 +57,8 @@ class Ranked:
 
     ``groups`` holds the finished jobs, best first by ``sweep.metric``. Equal ones, and all jobs of
     a sweep without a metric, are sorted by what was swept. ``keys`` tell the groups apart. ``rows``
-    are the groups, then the other jobs. ``start`` is what the jobs are compared with, in words, and
-    ``sign`` turns the metric so that less is better.
+    are the groups, then the other jobs. ``baseline_name`` is what the jobs are compared with, in
+    words, and ``sign`` turns the metric so that less is better.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,7 +67,7 @@ class Ranked:
         self.metric: str | None = self.sweep["metric"]
         self.jobs = read_jobs(folder)
         is_on_top = any("val_before.errors" in job.results for job in self.jobs)
-        self.start = "earlier repair" if is_on_top else "base"
+        self.baseline_name = "earlier repair" if is_on_top else "base"
         self.unfinished = [job for job in self.jobs if job.status != "finished"]
         finished = [job for job in self.jobs if job.status == "finished"]
         self.has_seeds = len({job.swept.get("seed") for job in finished}) > 1
@@ -75,7 +75,9 @@ class Ranked:
         if self.has_seeds:
             self.keys.remove("seed")
         groups: dict[object, Group] = {}
-        for job in sorted(finished, key=lambda job: [natural(v) for v in job.swept.values()]):
+        for job in sorted(
+            finished, key=lambda job: [numeric_sort_key(v) for v in job.swept.values()]
+        ):
             group = tuple(self.settings(job).values()) if self.has_seeds else job.folder
             groups.setdefault(group, Group([])).jobs.append(job)
         self.sign = -1 if better_end(str(self.metric)) == "max" else 1
@@ -117,22 +119,24 @@ class Ranked:
         best was chosen by these images: its p-value is multiplied by their number (Bonferroni;
         Dunn 1961, "Multiple Comparisons Among Means", JASA 56).
         """
-        value, start = best.mean(self.metric), best.start(self.metric)
+        value, start = best.mean(self.metric), best.baseline(self.metric)
         text, count = "best", len(self.groups)
         if value is not None and start is not None and self.sign * (value - start) >= 0:
-            text = f"no job is better than the {self.start}; the nearest"
+            text = f"no job is better than the {self.baseline_name}; the nearest"
         std, metric = best.std(self.metric), str(self.metric)
         if std is not None:
             text += (
                 f" (mean of {len(best.jobs)} seeds {_text(value, metric)} ± {_text(std, metric)}"
             )
-            return text + (f", {self.start} {_text(start, metric)})" if start is not None else ")")
+            return text + (
+                f", {self.baseline_name} {_text(start, metric)})" if start is not None else ")"
+            )
         key = re.sub("accuracy|errors", "p_value", metric)
         p_value = best.mean(key) if text == "best" and "p_value" in key else None
         if p_value is None or count * p_value <= LEVEL:
             return text
         chance = p_text(min(1.0, count * p_value)) + (f" for the best of {count}" * (count > 1))
-        return f"best, but beside the {self.start} it may be chance ({chance})"
+        return f"best, but beside the {self.baseline_name} it may be chance ({chance})"
 
     def points(self) -> list[tuple[dict[str, str], float, float | None]]:
         """Each group's swept values, and the metric's mean and standard deviation over it."""
@@ -158,7 +162,7 @@ class Ranked:
         title_of = {key: title for key, title in title_of.items() if key in numbers}
         base = []
         for key in title_of:
-            values = {group.start(key) for group in self.groups}
+            values = {group.baseline(key) for group in self.groups}
             base.append(_text(values.pop(), key) if len(values) == 1 else "")
         seeds = ["seeds"] if self.has_seeds else []
         rows = []
@@ -172,12 +176,12 @@ class Ranked:
                 cell, std = _text(group.mean(key), key), group.std(key)
                 if key == self.metric and std is not None:
                     cell += f" ± {std:.4f}"
-                before = "" if shared else _text(group.start(key), key)
+                before = "" if shared else _text(group.baseline(key), key)
                 cells.append(f"{before} -> {cell}" if before else cell)
             rows.append(cells)
         titles = ["", *self.keys, *seeds, *title_of.values()]
         blank = [""] * (len(self.keys) + len(seeds))
-        return titles, rows, [self.start, *blank, *base] if any(base) else None
+        return titles, rows, [self.baseline_name, *blank, *base] if any(base) else None
 
 
 def _text(value: float | None, key: str) -> str:
@@ -224,7 +228,7 @@ def _draw_table(ranked: Ranked) -> str:
     # Names come from users and files: [/b] and :x: in them are no markup.
     width = None if sys.stdout.isatty() else 200
     console = Console(width=width, markup=False, emoji=False, highlight=False)
-    titles, rows, base = ranked.table(_MOST_ROWS)
+    titles, rows, base = ranked.table(_MAX_ROWS)
     table = Table()
     for title in titles:
         table.add_column(title, justify="right", overflow="fold")
