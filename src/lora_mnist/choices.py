@@ -92,12 +92,13 @@ def add_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
     settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
     del settings["scale"]  # of the finished adapter
     with config_group("lora"):
-        if settings["rank"] == "auto":
-            settings["rank"] = _AUTO_RANK
+        if settings["rank"] == "auto" or settings["init"] == "pissa":
+            if settings["rank"] == "auto":
+                settings["rank"] = _AUTO_RANK
             ranks = settings["rank_pattern"] = dict(settings["rank_pattern"] or {})
             for name, weight in target_weights(net, settings["target_modules"]).items():
                 full = min(weight.base.flatten(1).shape)
-                if full < _AUTO_RANK:
+                if type(settings["rank"]) is int and full < settings["rank"]:
                     ranks[f"^{name}"] = full  # the user's own pattern comes first, and decides
         add_lora(net, **settings)
     net.train()
