@@ -12,7 +12,7 @@ from lora_mnist.data import load_images
 from lora_mnist.predict import copy_into
 
 REPAIR = (
-    *("experiment=repair", "trainer.max_steps=30", "optimizer.lr=0.01", "lora.rank=16"),
+    *("experiment=repair", "trainer.max_steps=100", "optimizer.lr=0.003", "lora.rank=16"),
     "lora.scale=1",
 )
 
