@@ -234,7 +234,7 @@ def test_numbers_that_json_does_not_have_are_null(outputs):
 
 
 def test_the_base_is_proven_unchanged(outputs, monkeypatch):
-    with logged("lora_mnist.train") as text:
+    with logged("lora_mnist") as text:
         assert run(outputs, "stage=lora")["base_unchanged"] is True
     assert "base unchanged: 4 tensors, bit for bit" in text.getvalue()
 

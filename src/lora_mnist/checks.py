@@ -18,6 +18,7 @@ from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, UserError, is_number
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 
+_info = rank_zero_only(logging.getLogger(__name__).info)
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
@@ -103,6 +104,14 @@ def require_fixed_buffers(
             f"net._target_={cfg.net._target_}: expected a network that changes no tensor of its "
             f"own while it predicts, since the base is kept bit for bit; {changed[0]} has changed"
         )
+
+
+def require_unchanged(base: Base, net: nn.Module) -> None:
+    """Prove that the base in ``net`` is what it was, bit for bit."""
+    changed = changed_tensors(base.tensors, base_state_dict(net))
+    if changed:
+        raise RuntimeError(f"training the adapter changed the base: {', '.join(changed)}")
+    _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
 
 
 def warn_of_known_validation(outcomes: Mapping[str, Any], data: ImageDataModule) -> None:

@@ -5,6 +5,7 @@
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
-from torch import nn
 
 from lora_mnist.adapters import (
     current_base_path,
@@ -31,6 +31,7 @@ from lora_mnist.checks import (
     require_better_than_one_class,
     require_consistent,
     require_fixed_buffers,
+    require_unchanged,
     warn_of_known_validation,
 )
 from lora_mnist.choices import (
@@ -58,12 +59,10 @@ from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, FINETUNED_FILE, new_run_folder
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.learning_rate import choose_learning_rate
-from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.model import lora_disabled
 from lora_mnist.project import Run
 from lora_mnist.settings import typed_copy
 from lora_mnist.show.outcome import report_run
-from lora_mnist.show.report import write_card
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.trainer import is_trial, make_trainer, quiet_lightning
 
@@ -132,10 +131,8 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     data = data.training_on(choose_target(cfg, net, data, trainer))
     module = make_module(cfg, net, data)
     with run_lock(run.folder, module.hparams, cfg.resume) as ckpt_path:
-        fit(cfg, trainer, module, data, ckpt_path, clock)
-        best = load_best_weights(trainer, module, data)
-        outcomes = validate_and_test(trainer, module, data, clock)
-        results = collect_results(cfg, data, module, outcomes, clock, best)
+        best = fit(cfg, trainer, module, data, ckpt_path, clock)
+        results = evaluate_and_collect(cfg, trainer, module, data, clock, best)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
         useless = majority_baseline_failure(module, data)
@@ -176,13 +173,11 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     module = make_module(cfg, net, data, base)
     module.lr = choose_learning_rate(cfg, trainer, module, data)
     with run_lock(run.folder, module.hparams, cfg.resume) as ckpt_path:
-        fit(cfg, trainer, module, data, ckpt_path, clock)
-        best = load_best_weights(trainer, module, data)
+        best = fit(cfg, trainer, module, data, ckpt_path, clock)
         require_unchanged(base, net)
         dial = measure_dial(cfg, run, trainer, module, data, clock)
         scale = scale_adapter_to_save(cfg, module, dial)
-        outcomes = validate_and_test(trainer, module, data, clock)
-        results = collect_results(cfg, data, module, outcomes, clock, best, base)
+        results = evaluate_and_collect(cfg, trainer, module, data, clock, best, base)
         results |= {
             "base_unchanged": True,
             "adapter": None if is_trial(trainer) else ADAPTER_FOLDER,
@@ -194,7 +189,6 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         }
         if trainer.is_global_zero and not is_trial(trainer):
             save_summed_adapter(cfg, run, net, base, data, results)
-            write_card(run, results)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
     require_better_than_one_class(module, data)
@@ -212,10 +206,8 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     choose_trainable(net, cfg.trainable)
     module = make_module(cfg, net, data, base)
     with run_lock(run.folder, module.hparams, cfg.resume) as ckpt_path:
-        fit(cfg, trainer, module, data, ckpt_path, clock)
-        best = load_best_weights(trainer, module, data)
-        outcomes = validate_and_test(trainer, module, data, clock)
-        results = collect_results(cfg, data, module, outcomes, clock, best, base)
+        best = fit(cfg, trainer, module, data, ckpt_path, clock)
+        results = evaluate_and_collect(cfg, trainer, module, data, clock, best, base)
         weights = None if is_trial(trainer) else FINETUNED_FILE
         results |= {"base_unchanged": False, "weights": weights}
         if trainer.is_global_zero and weights is not None:
@@ -234,8 +226,12 @@ def fit(
     data: ImageDataModule,
     ckpt_path: Path | None,
     clock: Clock,
-) -> None:
-    """Train, or go on from the checkpoint. Afterwards ``module.lr`` is the rate that was used."""
+) -> dict[str, Any] | None:
+    """Train, or go on from the checkpoint, and keep the best weights or the last ones.
+
+    Afterwards ``module.lr`` is the rate that was used. Returned is what :func:`load_best_weights`
+    says.
+    """
     if trainer.is_global_zero:
         print_parameters(module.net)
         learnt = len((data.selection or data.select(None)).target_indices)
@@ -259,6 +255,7 @@ def fit(
                 f"optimizer.lr={module.lr}: training diverged, {name} is not finite at step "
                 f"{trainer.global_step}; expected a smaller learning rate"
             )
+    return load_best_weights(trainer, module, data)
 
 
 def load_best_weights(
@@ -283,21 +280,19 @@ def load_best_weights(
     return None
 
 
-def require_unchanged(base: Base, net: nn.Module) -> None:
-    """Prove that the base in ``net`` is what it was, bit for bit."""
-    changed = changed_tensors(base.tensors, base_state_dict(net))
-    if changed:
-        raise RuntimeError(f"training the adapter changed the base: {', '.join(changed)}")
-    _info("base unchanged: %d tensors, bit for bit", len(base.tensors))
-
-
-def validate_and_test(
-    trainer: Trainer, module: ClassifierModule, data: ImageDataModule, clock: Clock
+def evaluate_and_collect(
+    cfg: DictConfig,
+    trainer: Trainer,
+    module: ClassifierModule,
+    data: ImageDataModule,
+    clock: Clock,
+    best: Mapping[str, Any] | None,
+    base: Base | None = None,
 ) -> dict[str, Any]:
-    """Validate, unless that was done after the last step, and test; return the outcomes by split.
+    """Validate, unless that was done after the last step, and test; return results.json's content.
 
-    ``<split>_base`` are those of the untouched base. On top of an earlier adapter there are also
-    ``<split>_before``, which the repair is compared with.
+    ``<split>_base`` are the counts of the untouched base. On top of an earlier adapter there are
+    also ``<split>_before``, which the repair is compared with.
     """
     if len(data.val_set) and module.validated_at != trainer.global_step:
         trainer.validate(module, datamodule=data, verbose=False)
@@ -317,4 +312,4 @@ def validate_and_test(
                 with trainer.precision_plugin.forward_context():
                     outcomes[f"{split}_base"] = outcome_of(net, batches)
     warn_of_known_validation(outcomes, data)
-    return outcomes
+    return collect_results(cfg, data, module, outcomes, clock, best, base)

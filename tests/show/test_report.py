@@ -79,7 +79,7 @@ def test_a_report_of_many_classes_is_small(tmp_path):
         evaluation = Evaluation(count)
         logits = [10.0 * torch.nn.functional.one_hot(side, count) for side in (after, base)]
         evaluation.update(logits[0], label, logits[1])
-        run = {**results(), **evaluation.conclude("test"), "targets": [0]}
+        run = {**results(), **evaluation.compute_and_reset("test"), "targets": [0]}
         run["classes"] = [f"class number {n}" for n in range(count)]
         noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
         tensors = evaluation.predictions
