@@ -14,7 +14,7 @@ from lora_mnist import load_adapter
 from lora_mnist.errors import UserError
 from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.project import Run
-from lora_mnist.settings import checked
+from lora_mnist.settings import typed_copy
 from lora_mnist.train import train
 from lora_mnist.trainer import make_trainer
 
@@ -38,7 +38,7 @@ def test_every_preset_composes(stage):
 def trainer_of(folder, *overrides):
     command = Run(folder)
     cfg = composed("train", "trainer=cpu", "stage=lora", *overrides)
-    return make_trainer(checked(cfg, command), command)
+    return make_trainer(typed_copy(cfg, command), command)
 
 
 def test_lists_of_presets_keep_all(tmp_path):
