@@ -22,10 +22,9 @@ from tasks import Task, in_memory
 from torch import Tensor, nn
 
 from lora_mnist import load_adapter
-from lora_mnist.classifier.net import make_net
+from lora_mnist.adapters import load_base
 from lora_mnist.data import load_images, make_data
 from lora_mnist.data.mistakes import read_mistakes
-from lora_mnist.disk.base import load_weights, read_base
 
 FOLDER = OUTPUT / "hotfix"
 OWN = FOLDER / "own_classifier"
@@ -45,15 +44,13 @@ def compare(settings: str, base: Path, incoming: Path) -> list[str]:
     subprocess.run([sys.executable, *command], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
     common += ["experiment=repair", f"seed={SEED}"]
     common += [f"data.mistakes={mistakes}", "data.mistakes_test=0.5"]
-    cfg = composed(common)
+    cfg, net, _ = load_base(composed(common))
     data = make_data(cfg, "fit")
     data.setup("test")
 
     came_in, _ = read_mistakes(incoming, data.class_of_folder, data.read_picture, 0)
     sets = (*data.mistake_sets, came_in, data.train_set, data.test_set)
     learnt, held_out, pictures, training, test = (in_memory(data, images) for images in sets)
-    net = make_net(cfg).eval()
-    load_weights(net, read_base(base))
     hotfix = load_adapter(copy.deepcopy(net), run(common)[0] / "adapter")
     tuned, trained = (half_and_half(net, images, training) for images in (learnt, training))
     was_right = wrong(net, pictures) == 0

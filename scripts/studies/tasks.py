@@ -19,10 +19,9 @@ from jobs import OUTPUT, PROJECT, Results, composed, run
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from lora_mnist.classifier.net import make_net
+from lora_mnist.adapters import load_base
 from lora_mnist.classifier.significance import weakest
 from lora_mnist.data import ImageDataModule, Images, load_images, make_data
-from lora_mnist.disk.base import load_weights, read_base
 
 
 class ResNet(nn.Module):
@@ -171,10 +170,8 @@ class Task:
 
     def load(self) -> Case:
         """Its base and its images in memory."""
-        cfg = composed([*self.common(), "stage=lora"])
-        net = make_net(cfg)
-        load_weights(net, read_base(self.base()))
-        net.eval()
+        base = f"base_ckpt='{self.base()}'"
+        cfg, net, _ = load_base(composed([*self.common(), "stage=lora", base]))
         data = make_data(cfg, "fit")
         data.setup("test")
         images, labels, before = {}, {}, {}
