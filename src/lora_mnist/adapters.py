@@ -282,7 +282,7 @@ def apply_scale(
 
 def save_base(cfg: DictConfig, run: Run, net: nn.Module, data: ImageDataModule, path: Path) -> None:
     """Write the weights that ``net`` was trained to, and their :mod:`.record`, as a base."""
-    record = make_record(cfg, str(data.name), data.preprocessing(), run.settings_typed)
+    record = make_record(cfg, str(data.name), data.preprocessing(), run.typed)
     # How many images are held out is each training's own choice.
     record["data"].pop("val_size", None)
     write_base(net.state_dict(), path, record)
@@ -303,7 +303,7 @@ def save_summed_adapter(
     own, where it has none, so that it is found later.
     """
     bases = Path(cfg.paths.bases)
-    record = make_record(cfg, str(data.name), data.preprocessing(), run.settings_typed)
+    record = make_record(cfg, str(data.name), data.preprocessing(), run.typed)
     if find_base(bases, base.sha256) is None:
         write_base(base.tensors, versioned_base_path(bases, cfg.base_name, base.sha256), record)
     if len(lora_names(net)) > 1 or any(each.scale != 1 for each in lora_adapters(net)):

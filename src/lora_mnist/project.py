@@ -49,11 +49,6 @@ class Run:
         """The keys of its overrides, such as lora.rank."""
         return {key_of(text) for text in self.typed}
 
-    @property
-    def settings_typed(self) -> list[str]:
-        """The overrides that say what is computed, and not where its files go."""
-        return self.typed_without("resume=", "hydra.", "paths.")
-
     def typed_without(self, *starts: str) -> list[str]:
         """The overrides but for those that begin with one of ``starts``."""
         return [text for text in self.typed if not text.lstrip("+~").startswith(starts)]

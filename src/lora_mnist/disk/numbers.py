@@ -38,7 +38,8 @@ def flatten(nested: Any, prefix: str = "", into: Any = dict | list) -> dict[str,
 
 
 def affects_results(key: str) -> bool:
-    """Whether a key such as ``lora.rank`` may change what a run computes."""
+    """Whether a key such as ``lora.rank``, or ``+lora.rank``, may change what a run computes."""
+    key = key.lstrip("+~")
     return not any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS.split())
 
 

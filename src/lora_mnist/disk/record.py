@@ -15,6 +15,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.disk.numbers import affects_results
+
 #: Keys of ``data`` that belong to one training, and not to the images.
 TRAINING_KEYS = ("augment", "batch_size", "replay", "mistakes", "mistakes_test", "seed")
 #: Keys of ``data`` that say how an image is prepared for the network, and what it then predicts.
@@ -58,7 +60,7 @@ def make_record(
             del settings["data_dir"]
     made = {
         "stage": cfg.stage,
-        "overrides": list(overrides),
+        "overrides": [each for each in overrides if affects_results(each.partition("=")[0])],
         "folder": str(cfg.paths.here),
         "seed": cfg.seed,
         "versions": {package: version(package) for package in ("lora-mnist", "torch")},
