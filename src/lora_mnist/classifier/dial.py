@@ -19,9 +19,9 @@ from lora_mnist.lora.model import named_adapters
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
 #: Number of scales between 0 and 1.
 TRIES = len(SCALES) - 2
-#: At the advised scale other classes have at most so many times the base's errors, where it has
-#: enough of them to tell harm from chance.
-_MOST_ELSEWHERE, _ENOUGH_ERRORS = 1.1, 100
+#: A scale is advised only if errors elsewhere are at most 1.1 times the base's, where the base has
+#: 100 of them or more: with fewer, harm cannot be told from chance.
+_MAX_ELSEWHERE, _ENOUGH_ERRORS = 1.1, 100
 
 
 def dial_curve(
@@ -177,7 +177,7 @@ def advised_scale(
     base = scales.index(0)
     places = list(range(len(scales)))
     if elsewhere is not None and elsewhere[base] >= _ENOUGH_ERRORS:
-        places = [i for i in places if elsewhere[i] <= _MOST_ELSEWHERE * elsewhere[base]]
+        places = [i for i in places if elsewhere[i] <= _MAX_ELSEWHERE * elsewhere[base]]
     enough = 0.5 * (errors[base] - min(errors[i] for i in places))
     good = [scales[i] for i in places if errors[base] - errors[i] >= enough]
     return float(min(sorted(good), key=lambda scale: abs(scale - 1)))
