@@ -22,7 +22,7 @@ from plain import Point, Shares, best, mean_of, point, shifted, twenty_lines
 from tasks import SEARCH, TASKS, Case, Task
 from torch import nn
 
-from lora_mnist import load_adapter, set_lora_scale
+from lora_mnist import combine_adapters, load_adapter, set_lora_scale
 
 #: By method: overrides of python train.py. An adapter is counted as trained, and as dialled.
 METHODS = {
@@ -43,7 +43,9 @@ ONCE = ("notebook", "repair_private", "going on")
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
 #: Those whose fronts are compared.
-FRONTS = ("one number", "twenty lines", "mean of twenty lines", "repair, scale 1")
+FRONTS = (
+    *("one number", "twenty lines", "mean of twenty lines", "repair, scale 1", "mean of repairs"),
+)
 #: Changes of experiment=repair, each alone: what the search compares.
 CHANGES = (
     "",
@@ -106,6 +108,10 @@ def study(task: Task, bases: int, repairs: int) -> Study:
                     scale = 1.0 if name == "1" else results["dial"]["advised"]
                     points.append(turned(case, folder / "adapter", scale))
                 result.add(f"{method}, scale {name}", points)
+            if method not in ONCE:
+                folders = [folder / "adapter" for folder, _ in runs]
+                mean = combine_adapters(copy.deepcopy(case.net), folders, [1 / repairs] * repairs)
+                result.add(f"mean of {method}s", [point(case, mean)])
     return result
 
 

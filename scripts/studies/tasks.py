@@ -62,14 +62,26 @@ def fashion(folder: Path) -> None:
 
 
 def letters(folder: Path) -> None:
-    """14,000 small letters of 26 classes, in six fonts, slanted and turned, with noise."""
+    """14,000 small letters of 26 classes, with noise."""
+    images, labels = drawn("abcdefghijklmnopqrstuvwxyz", 14_000)
+    _write(folder, images, labels, 0.15)
+
+
+def capitals(folder: Path) -> None:
+    """1,400 capital letters of ten classes, with noise."""
+    images, labels = drawn("ABCDEFGHIJ", 1400)
+    _write(folder, images, labels, 0.15)
+
+
+def drawn(characters: str, count: int) -> tuple[Any, list[str]]:
+    """Characters of 16 x 16 pixels, (count, 16, 16), in six fonts, slanted and turned; labels."""
     place = Path(matplotlib.get_data_path(), "fonts", "ttf")
     names = ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic", "cmr10", "cmtt10")
     fonts = [ImageFont.truetype(str(place / f"{name}.ttf"), 40) for name in names]
     generator = numpy.random.default_rng(0)
     images, labels = [], []
-    for _ in range(14_000):
-        letter = "abcdefghijklmnopqrstuvwxyz"[generator.integers(26)]
+    for _ in range(count):
+        letter = characters[generator.integers(len(characters))]
         image = Image.new("L", (64, 64))
         font = fonts[generator.integers(len(fonts))]
         ImageDraw.Draw(image).text((32, 32), letter, fill=255, font=font, anchor="mm")
@@ -78,7 +90,7 @@ def letters(folder: Path) -> None:
         image = image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f))
         images.append(numpy.asarray(image.resize((16, 16), Image.Resampling.BOX)) / 255)
         labels.append(letter)
-    _write(folder, numpy.stack(images), labels, 0.15)
+    return numpy.stack(images), labels
 
 
 def photos(folder: Path) -> None:
@@ -101,7 +113,7 @@ def _write(folder: Path, images: Any, labels: list[Any], noise: float = 0.0) -> 
         Image.fromarray(images[number]).save(path)
 
 
-PICTURES = {"fashion": fashion, "letters": letters, "photos": photos}
+PICTURES = {"fashion": fashion, "letters": letters, "capitals": capitals, "photos": photos}
 
 
 # --- tasks ---------------------------------------------------------------------------------------
@@ -197,6 +209,7 @@ def in_memory(data: ImageDataModule, images: Images) -> tuple[Tensor, Tensor]:
 
 _FASHION = "data.channels=1"
 _LETTERS = "data.channels=1 net.num_classes=26"
+_CAPITALS = "data.channels=1 net.num_classes=10"
 _LETTERS_CNN = "net=cnn net.channels=[12,24] net.image_size=16"
 _LETTERS_MLP = "net=mlp net.in_features=256 net.hidden_sizes=[200]"
 _RESNET = "net=custom net._target_=tasks.ResNet"
@@ -217,4 +230,7 @@ TASKS = (
     Task("Fashion, MLP", 103, f"{_FASHION} net=mlp net.hidden_sizes=[256]", "fashion", 6, "3", 0.3),
     Task("Fashion, ResNet", 105, f"{_FASHION} {_RESNET}", "fashion", 6, "5", 0.35),
     Task("photos, CNN", 107, _OWN, "photos", 8, "eight", 0.3, "optimizer.lr=0.003"),
+    Task("letters, ResNet", 108, f"{_LETTERS} {_RESNET}", "letters", 14, "n", 0.5),
+    Task("pullovers, CNN", 109, f"{_FASHION} net=cnn net.channels=[8,16]", "fashion", 5, "2"),
+    Task("capitals, CNN", 110, f"{_CAPITALS} {_LETTERS_CNN}", "capitals", 30, "C", 0.35),
 )

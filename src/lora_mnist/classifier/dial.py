@@ -44,9 +44,9 @@ def dial_curve(
         name: the adapter to turn; ``None``: all of them together. Others stay as they are.
 
     Returns:
-        ``images``, their number; ``scales``; for each of these the ``errors`` and, with
-        ``targets``, the ``errors_of_target``, ``errors_elsewhere`` and ``false_calls_of_target``;
-        and what :func:`advised_scale` says, ``advised``.
+        ``images``, their number; ``scales``; for each of these the ``errors``, the images
+        ``repaired_or_broken`` and, with ``targets``, the ``errors_of_target``, ``errors_elsewhere``
+        and ``false_calls_of_target``; and what :func:`advised_scale` says, ``advised``.
 
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, there is no
@@ -149,35 +149,51 @@ def _curve(
     scales: Sequence[float], faults: Tensor, labels: Tensor, targets: Sequence[int] | None
 ) -> dict[str, Any]:
     """The curve as results.json has it; ``faults`` are those of :func:`_faults`, (scales, N)."""
+    if 0 not in scales:
+        raise ValueError(f"scales={list(scales)}: expected 0 among them, the base")
     wrong = faults > 0
-    errors = wrong.sum(dim=1).tolist()
-    curve: dict[str, Any] = {"images": len(labels), "scales": list(scales), "errors": errors}
+    curve: dict[str, Any] = {
+        "images": len(labels),
+        "scales": list(scales),
+        "errors": wrong.sum(dim=1).tolist(),
+        "repaired_or_broken": (wrong != wrong[list(scales).index(0)]).sum(dim=1).tolist(),
+    }
     if targets:
         is_target = torch.isin(labels, torch.tensor(list(targets), device=labels.device))
         curve["errors_of_target"] = (wrong & is_target).sum(dim=1).tolist()
         curve["errors_elsewhere"] = (wrong & ~is_target).sum(dim=1).tolist()
         curve["false_calls_of_target"] = (faults == 2).sum(dim=1).tolist()
-    advised = advised_scale(scales, errors, curve.get("errors_elsewhere"))
-    return {**curve, "advised": advised}
+    return {**curve, "advised": advised_scale(curve)}
 
 
-def advised_scale(
-    scales: Sequence[float], errors: Sequence[int], elsewhere: Sequence[int] | None = None
-) -> float:
-    """The scale to take: among those that save enough, the one nearest to 1.
+def advised_scale(curve: Mapping[str, Any]) -> float:
+    """The scale to take: among those that save enough errors, the one nearest to 1.
 
-    Enough is half of the errors that the best scale saves. Of two that are equally near, the
-    smaller is taken. It has no more errors than the base, whose scale is 0, and no class counts for
-    more than another. ``elsewhere`` are the errors on other classes than the repaired ones: where
-    the base has 100 or more, only scales count that leave at most 110% of them. docs/repair.md
-    compares this with other rules.
+    A scale saves enough if ``saved >= 0.5 * most - 0.5 * sqrt(repaired + broken)``. ``most`` is
+    what the best scale saves. The root is the standard deviation of ``saved = repaired - broken``
+    where both are equally likely, so a few validation errors by chance turn no repair off.
+
+    A scale that repairs none of the repaired classes does not count. Where the base has 100 errors
+    or more on the other classes, nor does one that leaves more than 110% of these. Of two that are
+    equally near, the smaller is taken. docs/repair.md compares this with other rules.
+
+    Args:
+        curve: what :func:`dial_curve` returns, without ``advised``.
     """
-    if 0 not in scales:
-        raise ValueError(f"scales={list(scales)}: expected 0 among them, the base")
+    scales, errors = curve["scales"], curve["errors"]
+    of_target, elsewhere = curve.get("errors_of_target"), curve.get("errors_elsewhere")
     base = scales.index(0)
-    places = list(range(len(scales)))
+    places = sorted(range(len(scales)), key=lambda i: scales[i])
     if elsewhere is not None and elsewhere[base] >= _ENOUGH_ERRORS:
         places = [i for i in places if elsewhere[i] <= _MAX_ELSEWHERE * elsewhere[base]]
-    enough = 0.5 * (errors[base] - min(errors[i] for i in places))
-    good = [scales[i] for i in places if errors[base] - errors[i] >= enough]
-    return float(min(sorted(good), key=lambda scale: abs(scale - 1)))
+    most = errors[base] - min(errors[i] for i in places)
+    advised = base
+    for i in places:
+        enough = 0.5 * (most - curve["repaired_or_broken"][i] ** 0.5)
+        if errors[base] - errors[i] < enough:
+            continue
+        if of_target is not None and of_target[i] >= of_target[base] > 0:
+            continue
+        if abs(scales[i] - 1) < abs(scales[advised] - 1):
+            advised = i
+    return float(scales[advised])
