@@ -11,13 +11,14 @@ is missing.
 
 import argparse
 import copy
+import json
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from jobs import Results, table
+from jobs import OUTPUT, Results, table
 from plain import Point, Shares, best, mean_of, point, shifted, twenty_lines
 from tasks import SEARCH, TASKS, Case, Task
 from torch import nn
@@ -81,7 +82,13 @@ class Study:
 
 
 def study(task: Task, bases: int, repairs: int) -> Study:
-    """Every method on ``bases`` networks of one classifier, ``repairs`` times each."""
+    """Every method on ``bases`` networks of one classifier, ``repairs`` times each: kept, or now."""
+    file = OUTPUT / "studies" / f"{task.name}, {bases} bases, {repairs} repairs.json"
+    if file.exists():
+        known = json.loads(file.read_text())
+        for runs in known["shares"].values():
+            runs[:] = [[Shares(*run) for run in of_base] for of_base in runs]
+        return Study(**known)
     result = Study(task.name)
     for number in range(bases):
         own = replace(task, seed=task.seed + 1000 * number)
@@ -112,6 +119,10 @@ def study(task: Task, bases: int, repairs: int) -> Study:
                 folders = [folder / "adapter" for folder, _ in runs]
                 mean = combine_adapters(copy.deepcopy(case.net), folders, [1 / repairs] * repairs)
                 result.add(f"mean of {method}s", [point(case, mean)])
+    file.parent.mkdir(exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(asdict(result)))
+    unfinished.replace(file)
     return result
 
 
