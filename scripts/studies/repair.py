@@ -82,7 +82,7 @@ class Study:
 
 
 def study(task: Task, bases: int, repairs: int) -> Study:
-    """Every method on ``bases`` networks of one classifier, ``repairs`` times each: kept, or now."""
+    """Every method on ``bases`` networks, ``repairs`` times each. A file keeps what it returns."""
     file = OUTPUT / "studies" / f"{task.name}, {bases} bases, {repairs} repairs.json"
     if file.exists():
         known = json.loads(file.read_text())
