@@ -14,7 +14,6 @@ from lora_mnist.classifier.net import on_device
 from lora_mnist.classifier.preprocessing import (
     Trial,
     conventions,
-    not_significantly_worse,
     try_conventions,
 )
 from lora_mnist.classifier.significance import mcnemar, p_text
@@ -85,36 +84,31 @@ def check_preprocessing(
     if cfg.check == Check.auto and not is_better:
         return []
     table = Table(*(f"data.{key}" for key in best.convention), "errors", "loss")
-    changes_of: dict[int, list[str]] = {}
     for trial in sorted(trials, key=_LOSS):
-        texts = {}
-        changes_of[id(trial)] = []
-        for key, value in trial.convention.items():
-            texts[key] = "null" if value is None else str(value).replace(" ", "")
-            if value != configured.convention[key]:
-                changes_of[id(trial)].append(f"data.{key}={texts[key]}")
-        table.add_row(*texts.values(), str(int(trial.wrong.sum())), f"{trial.loss:.3f}")
-    changes = changes_of[id(best)]
+        texts = [_text(value) for value in trial.convention.values()]
+        table.add_row(*texts, str(int(trial.wrong.sum())), f"{trial.loss:.3f}")
     if cfg.check == Check.preprocessing:
         show(table)
     images = f"in {len(best.wrong):,} validation and training images"
     if best is configured:
-        as_good = [
-            " ".join(changes_of[id(each)]) for each in not_significantly_worse(best, trials[1:])
-        ]
         text = f"nothing tried is better than the configured way: {errors} errors {images}"
-        if as_good:
-            text += f"; no worse by more than chance: {' | '.join(as_good[:5])}"
         if isinstance(data, FolderDataModule):
             text += "; other values of data.image_size were not tried"
         log.info("%s", text)
         return []
-    left_out = ["check=", "hydra."]
-    for change in changes:
-        left_out.append(f"{change.partition('=')[0]}=")
+    left_out, changes = ["check=", "hydra."], []
+    for key, value in best.convention.items():
+        if value != configured.convention[key]:
+            left_out.append(f"data.{key}=")
+            changes.append(f"data.{key}={_text(value)}")
     log.warning(
         "the network was %s trained otherwise, %d errors instead of %d %s (%s): %s",
         *("most likely" if is_better else "perhaps", fewer, errors, images, p_text(p_value)),
         command_line([*run.typed_without(*left_out), *changes]),
     )
     return changes if is_better else []
+
+
+def _text(value: object) -> str:
+    """A value of a key, as it is typed."""
+    return "null" if value is None else str(value).replace(" ", "")

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora
-from lora_mnist.classifier.logged_metrics import logged_metrics
 from lora_mnist.classifier.metrics import Evaluation
+from lora_mnist.classifier.module import logged_metrics
 from lora_mnist.classifier.significance import mcnemar
 
 CLASSES = 3

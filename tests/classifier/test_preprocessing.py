@@ -11,7 +11,7 @@ from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
 from lora_mnist import MLP
-from lora_mnist.classifier.preprocessing import Trial, conventions, not_significantly_worse
+from lora_mnist.classifier.preprocessing import conventions
 from lora_mnist.data import FolderDataModule
 from lora_mnist.data.make import own_preprocessing
 
@@ -82,17 +82,6 @@ def test_conventions_to_try():
     folder = {"mean": 0.1, "std": 0.3, "resize": "crop", "color_order": "rgb", "crop_pct": None}
     assert len(conventions({**folder, "channels": 3, "image_size": 8})) == 30
     assert conventions({**folder, "transform": {"_target_": "x"}})[1:] == []
-
-
-def test_ways_within_chance_of_the_best():
-    wrong = torch.zeros(200, dtype=torch.bool)
-    wrong[:20] = True
-    best, same = Trial({}, 0.5, wrong), Trial({}, 0.5, wrong.clone())
-    near, far = wrong.clone(), wrong.clone()
-    near[20:24] = True  # four more errors are chance, forty are not
-    far[20:60] = True
-    close = Trial({}, 0.6, near)
-    assert not_significantly_worse(best, [same, close, Trial({}, 0.7, far)]) == [close]
 
 
 def require_same(keys, transform):

@@ -24,10 +24,11 @@ class TrainedAverage(Callback):
     def __init__(self, decay: float | None = None) -> None:
         if decay is not None:
             require_number("decay", decay, 0, 1)
-        self.decay, self._steps = decay, 0
+        self.decay = decay
         self._average: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps = trainer.global_step
         for name, average in self._average.items():  # from a checkpoint
             self._average[name] = average.to(pl_module.device)
 
@@ -66,12 +67,6 @@ class TrainedAverage(Callback):
             value = parameter.clone()
             parameter.copy_(self._average[name])
             self._average[name] = value
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"steps": self._steps}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._steps = state_dict["steps"]
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

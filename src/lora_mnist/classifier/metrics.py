@@ -1,7 +1,7 @@
 """How errors of a network and its base are counted."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -88,6 +88,10 @@ class Evaluation(Metric):
                 is_wrong = prediction != label
                 errors, images = self._per_class(label[is_wrong]), self._per_class(label)
                 false_calls = self._per_class(prediction[is_wrong])
+                precision: list[float | None] = []
+                for count, wrong, false in zip(images, errors, false_calls, strict=True):
+                    called = count - wrong + false
+                    precision.append((count - wrong) / called if called else None)
                 loss = (getattr(self, f"{side}_loss").cpu() / len(label)).item()
                 outcomes[side] = {
                     "loss": loss if math.isfinite(loss) else None,
@@ -95,7 +99,7 @@ class Evaluation(Metric):
                     "errors": sum(errors),
                     "errors_per_class": errors,
                     "false_calls_per_class": false_calls,
-                    "precision_per_class": _precision(images, errors, false_calls),
+                    "precision_per_class": precision,
                     "images_per_class": images,
                 }
         if "adapted" in outcomes:
@@ -127,25 +131,12 @@ class Evaluation(Metric):
         return {split: outcomes["adapted"], f"{split}_{before}": outcomes["base"]}
 
 
-def _precision(
-    images: Sequence[int], errors: Sequence[int], false_calls: Sequence[int]
-) -> list[float | None]:
-    """The precision of each class."""
-    precision: list[float | None] = []
-    for count, wrong, false in zip(images, errors, false_calls, strict=True):
-        called = count - wrong + false
-        precision.append((count - wrong) / called if called else None)
-    return precision
-
-
 def outcome_of(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """The outcome of ``net`` as it is, without a base beside it, in this process alone.
 
     ValueError, if there is no batch.
     """
-    return _evaluated(net, batches, has_base=False)[
-        "base"
-    ]  # without an adapter, counts are reported as `base`
+    return _evaluated(net, batches, has_base=False)["base"]  # a network alone is the base
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from lora_mnist.classifier.logged_metrics import logged_metrics
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.data import Batch, ImageDataModule
@@ -26,14 +25,16 @@ from lora_mnist.lora.peft import WEIGHTS_NAME
 
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
 _TESTS = ("test", "mistakes", "mistakes_test")
+#: With more classes only those to repair have a curve of their own.
+_MAX_CURVES = 16
 
 
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
     Logs ``train/loss``, the mean over the last ``log_every_n_steps`` steps, and for ``val`` and
-    ``test`` what :func:`.logged_metrics.logged_metrics` gives. A loss that is not finite ends
-    training with ``TrainingError``.
+    ``test`` what :func:`logged_metrics` gives. A loss that is not finite ends training with
+    ``TrainingError``.
 
     ``net`` maps images, (N, channels, height, width) float32, to logits, (N, num_classes). With
     LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and kept in checkpoints.
@@ -206,6 +207,39 @@ class ClassifierModule(LightningModule):
         self.validations = checkpoint["validations"]
         if self.has_lora:
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+
+def logged_metrics(
+    outcomes: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str] = (),
+    targets: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """The numbers of ``outcomes``, which have their names of results.json, by tag.
+
+    With ``names`` each class has a curve; among many classes only those to repair have one.
+    """
+    classes: Sequence[int] = range(len(names))
+    if len(names) > _MAX_CURVES:
+        classes = list(targets or ())[:_MAX_CURVES]
+    tags: dict[str, float] = {}
+    for split, outcome in outcomes.items():
+        errors, images = outcome["errors_per_class"], outcome["images_per_class"]
+        for key in ("accuracy", "loss", "errors", "repaired", "broken"):
+            if outcome.get(key) is not None:
+                tags[f"{split}/{key}"] = float(outcome[key])
+        if targets:
+            target_errors = sum(errors[c] for c in targets)
+            tags[f"{split}/errors_of_target"] = float(target_errors)
+            tags[f"{split}/errors_elsewhere"] = float(sum(errors) - target_errors)
+            false_calls = sum(outcome["false_calls_per_class"][c] for c in targets)
+            tags[f"{split}/false_calls_of_target"] = float(false_calls)
+        for c in classes:
+            name = names[c].replace("/", "-")  # else it would begin a level of tags
+            if images[c]:
+                tags[f"{split}/accuracy_per_class/{name}"] = 1 - errors[c] / images[c]
+            if (precision := outcome["precision_per_class"][c]) is not None:
+                tags[f"{split}/precision_per_class/{name}"] = precision
+    return tags
 
 
 def make_module(

@@ -79,10 +79,9 @@ def make_net(cfg: DictConfig) -> nn.Module:
         with user_code_importable(cfg), config_group("net"):
             net: Any = instantiate(cfg.net, _convert_="all")
     except UserError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        reason = f"{error}; expected the arguments of {cfg.net._target_}, and net=custom, which has"
-        raise UserError(f"{reason} no others") from error
+        if "unexpected keyword" in str(error):  # of another net= than custom, which has none
+            raise UserError(f"{error}; expected net=custom with its own arguments") from error
+        raise
     if not isinstance(net, nn.Module):
         raise UserError(f"net._target_={cfg.net._target_}: gives a {type(net).__name__}")
     return net

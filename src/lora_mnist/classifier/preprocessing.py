@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lora_mnist.classifier.significance import LEVEL, mcnemar
 from lora_mnist.data import ImageTensors
 from lora_mnist.progress import progress
 
@@ -36,10 +35,11 @@ def conventions(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     red first or, as in OpenCV, blue. Only keys in ``settings`` vary; with a transform of one's own,
     none do.
     """
-    configured = {"resize": settings.get("resize") or "crop"}
-    configured |= {"crop_pct": settings.get("crop_pct") or 1.0}
-    configured |= {key: settings.get(key) for key in ("mean", "std", "color_order")}
-    configured = {key: value for key, value in configured.items() if key in settings}
+    defaults = {"resize": "crop", "crop_pct": 1.0}
+    configured: dict[str, Any] = {}
+    for key in ("resize", "crop_pct", "mean", "std", "color_order"):
+        if key in settings:
+            configured[key] = settings[key] or defaults.get(key, settings[key])
     if settings.get("transform"):
         return [configured]
     sizes = [(configured.get("resize"), configured.get("crop_pct"))]
@@ -99,18 +99,3 @@ def try_conventions(
         outputs *= _LOGITS_STD / outputs.std()
         wrong = outputs.argmax(dim=1) != labels
         yield Trial(convention, cross_entropy(outputs, labels).item(), wrong)
-
-
-def not_significantly_worse(first: Trial, others: Sequence[Trial]) -> list[Trial]:
-    """Trials of ``others`` that are no worse than ``first`` by more than chance, by McNemar's test.
-
-    A trial with the same loss and the same errors saw the same images, and is left out.
-    """
-    close = []
-    for trial in others:
-        is_same = trial.loss == first.loss and torch.equal(trial.wrong, first.wrong)
-        better = int((first.wrong & ~trial.wrong).sum())
-        worse = int((trial.wrong & ~first.wrong).sum())
-        if not is_same and (worse <= better or mcnemar(better, worse) >= LEVEL):
-            close.append(trial)
-    return close

@@ -1,6 +1,6 @@
 """The end of a run: its table, verdict and report, and what its loggers get of them.
 
-The loggers' numbers are in ``classifier/logged_metrics.py``.
+The loggers' numbers are in ``classifier/module.py``.
 """
 
 import logging

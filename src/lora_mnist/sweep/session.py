@@ -177,7 +177,8 @@ def run_swept(
 def _end_after_the_sweep() -> None:
     """Let this worker end, after its job, when the process that started it is gone.
 
-    joblib's workers would wait for ever for a sweep that was killed.
+    joblib's workers would wait for a killed sweep for ever: one that is idle for five minutes, at
+    which joblib ends it, hangs where it says so to the sweep.
     """
     parent = os.getppid()
 
