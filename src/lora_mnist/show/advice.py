@@ -74,7 +74,7 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         repeated = [text for text in overrides if key_of(text) not in left_out]
         if repeated and not is_on_top:
             price = _duration(results["seconds"]["total"])
-            text = f"To compare four values of loss.target_weight, a repair of some {price} each:"
+            text = f"To compare values of loss.target_weight, a repair of some {price} each:"
             phrases += [Phrase(text)]
             text = command_line(["-m", *repeated, "sweep=front"], program("train"))
             phrases += [Phrase(text, "advice")]

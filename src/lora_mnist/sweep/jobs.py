@@ -32,14 +32,13 @@ def sweep_folder(new: str, resume: str | None) -> str:
     """Resolver for ``hydra.sweep.dir``: ``new``, or the sweep that ``sweep.resume`` names."""
     if resume is None:
         return new
-    folder, where = Path(str(resume)).absolute(), ""
+    folder = Path(str(resume)).absolute()
     if resume == "latest":
         job = latest(Path(new).parent, f"*/*/{JOB_FILE}")  # a sweep without jobs does not count
-        folder, where = job.parents[1] if job else folder, f" in {Path(new).parent}"
+        folder = job.parents[1] if job else folder
     if not (folder / SWEEP_FILE).is_file():
         raise UserError(
-            f"sweep.resume={resume}: expected the folder of a sweep, with {SWEEP_FILE} in it, or "
-            f"latest; found none{where}"
+            f"sweep.resume={resume}: expected the folder of a sweep, with {SWEEP_FILE}, or latest"
         )
     return str(folder)
 
@@ -83,7 +82,7 @@ def job_hash(config: DictConfig) -> str:
 
 
 def inputs_hash(config: DictConfig) -> str:
-    """Twelve digits that stand for the content of all files and folders in ``sweep.inputs``.
+    """Twelve digits that stand for the content of ``sweep.inputs`` and ``data.labels``.
 
     Pictures below ``data.data_dir`` count by their paths and sizes: there may be very many.
     """
@@ -95,8 +94,10 @@ def inputs_hash(config: DictConfig) -> str:
         if kind and kind.startswith("image/"):
             contents[f"images/{file.relative_to(root)}"] = file.stat().st_size
     inputs = OmegaConf.select(config, "sweep.inputs") or OmegaConf.create([])
-    for key, value in flatten(OmegaConf.to_container(inputs, resolve=True)).items():
-        path = Path(str(value))
+    files = flatten(OmegaConf.to_container(inputs, resolve=True))
+    files["labels"] = OmegaConf.select(config, "data.labels")
+    for key, value in files.items():
+        path = Path(str(value)).expanduser()
         for file in [path, *path.rglob("[!.]*")]:  # a hidden file may be half-written
             if value and file.is_file():
                 name = f"{key}/{file.relative_to(path)}"
