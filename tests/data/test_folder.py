@@ -322,7 +322,7 @@ def test_a_val_that_repeats_train_is_told_to_whoever_needs_it(make_photos):
     assert [len(labels) for _, labels in parts] == [18, 0, 12]
     data.setup("fit")
     said = refused(require_validation, "optimizer.lr=auto", data)
-    assert said.startswith(f"optimizer.lr=auto: all images to validate on, such as {root}/val/")
+    assert said.startswith("optimizer.lr=auto: expected data.val_size > 0 and, if there is a val/,")
     assert "data.val_from=test" in said
 
 

@@ -32,7 +32,7 @@ class Evaluation(Metric):
     def __init__(self, num_classes: int, **options: Any) -> None:
         super().__init__(**options)
         self.num_classes = num_classes
-        #: What compute() counted last, by column, of shape (N,), in the order of the images.
+        #: The images that compute() counted last: columns of shape (N,), in their order.
         self.predictions: dict[str, Tensor] = {}
         for name in _COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -143,7 +143,7 @@ def outcome_of(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
 def _evaluated(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], has_base: bool
 ) -> dict[str, dict[str, Any]]:
-    """What :meth:`Evaluation.compute` counts of ``net``; the base is ``net`` without adapters."""
+    """The counts of :meth:`Evaluation.compute`; the base is ``net`` without adapters."""
     evaluation: Evaluation | None = None
     base_logits = None
     for images, labels in batches:

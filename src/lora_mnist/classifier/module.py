@@ -100,7 +100,7 @@ class ClassifierModule(LightningModule):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Of several processes, all train as the first one has decided.
+        """Let all processes train as the first one has decided.
 
         Rounding may differ between machines, and with it which of two classes is the weakest.
         """

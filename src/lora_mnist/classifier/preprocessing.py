@@ -50,14 +50,14 @@ def conventions(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     if settings.get("channels") == 3:
         pixels.append(_IMAGENET)
         orders.append("bgr")
-    tried = [configured]
+    ways = [configured]
     for (resize, crop_pct), (mean, std), order in product(sizes, pixels, orders):
         values = {"resize": resize, "crop_pct": crop_pct, "mean": mean, "std": std}
         values["color_order"] = order
         convention = {key: values[key] for key in configured}
-        if convention not in tried:
-            tried.append(convention)
-    return tried
+        if convention not in ways:
+            ways.append(convention)
+    return ways
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def try_conventions(
     net: nn.Module,
     data: Any,
     device: torch.device,
-    tried: Sequence[dict[str, Any]],
+    ways: Sequence[dict[str, Any]],
     count: int,
 ) -> Iterator[Trial]:
     """Try ``net``, in eval mode, on the same images of ``data``, prepared in one way after another.
@@ -73,14 +73,14 @@ def try_conventions(
     ``count`` of them are validation images, and as many are training images, where a network's own
     preprocessing stands out most. None is a test image. The first way is that of ``data``.
     """
-    configured = tried[0]
+    configured = ways[0]
     parts = data.sets[:2]
     indices = []
     for part in parts:
         spread = torch.linspace(0, len(part) - 1, min(count, len(part)))  # classes stand in a row
         indices.append(spread.long().tolist())
     images: dict[str, Tensor] = {}
-    for convention in progress(tried, "preprocessing, way", len(tried)):
+    for convention in progress(ways, "preprocessing, way", len(ways)):
         sizing = {key: convention[key] for key in ("resize", "crop_pct") if key in convention}
         if str(sizing) not in images:
             sets = parts if convention is configured else data.prepared(**sizing)

@@ -14,7 +14,7 @@ def mcnemar(repaired: int, broken: int) -> float:
     """The exact two-sided p-value of McNemar's test, for two networks on the same images.
 
     ``p = min(1, 2 * sum(comb(n, k) for k in 0..min(repaired, broken)) / 2**n)`` with
-    ``n = repaired + broken``: how likely a fair coin is to share so many images out at least as
+    ``n = repaired + broken``: how likely a fair coin is to share ``n`` images out at least as
     unevenly. McNemar 1947, "Note on the sampling error of the difference between correlated
     proportions or percentages", Psychometrika 12; for classifiers Dietterich 1998, "Approximate
     Statistical Tests for Comparing Supervised Classification Learning Algorithms", section 3.1.

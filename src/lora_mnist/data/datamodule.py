@@ -58,7 +58,7 @@ class ImageDataModule(LightningDataModule):
     test_set: Images
     test_held_out = False  # whether test_set was held out of the images to train on
     color_order = "rgb"
-    #: What to do where there are no validation images.
+    #: The advice where there are no validation images.
     no_validation = "expected data.val_size > 0"
 
     def __init__(
@@ -80,14 +80,14 @@ class ImageDataModule(LightningDataModule):
         augment: Augment | None = None,
     ) -> None:
         super().__init__()
-        for key, number, least in (
+        for key, number, minimum in (
             ("batch_size", batch_size, 1),
             ("replay", replay, 0),
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
         ):
-            if type(number) is not int or number < least:
-                raise ValueError(f"{key}={number}: expected an integer >= {least}")
+            if type(number) is not int or number < minimum:
+                raise ValueError(f"{key}={number}: expected an integer >= {minimum}")
         require_number("mistakes_test", mistakes_test, 0, 1)
         if val_from not in ("train", "test"):
             raise ValueError(f"val_from={val_from}: expected one of train, test")
@@ -151,27 +151,26 @@ class ImageDataModule(LightningDataModule):
         ``mistakes``, these. ``ValueError``, if it names no class with training images, or one
         twice, or ``replay`` asks for more images than there are.
         """
-        count, classes = len(self.train_set), self.classes
+        labels, classes = self.train_set.labels, self.classes
         numbers = {str(number): number for number in range(len(classes))}
         numbers |= {name: number for number, name in enumerate(classes)}
         names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
         targets: list[int] = []
         for name in names if target is not None else ():
             if str(name) not in numbers:
-                quoted = "; a name such as true needs quotes: 'target=\"true\"'"
                 raise ValueError(
                     f"target={target}: expected a class, by its number from 0 to "
                     f"{len(classes) - 1} or its name ({', '.join(classes[:12])}), a list of "
-                    f"classes, weakest, or null for all{quoted if type(name) is bool else ''}"
+                    "classes, weakest, or null for all"
                 )
             targets.append(numbers[str(name)])
         if not names or len(set(targets)) < len(targets):
             raise ValueError(f"target={target}: expected each class once, and at least one")
-        is_target = torch.ones(count, dtype=torch.bool)
-        if self.mistake_sets:
-            is_target = torch.arange(count) >= count - len(self.mistake_sets[0])
+        is_target = torch.ones_like(labels, dtype=torch.bool)
+        if self.mistake_sets:  # they stand at the end
+            is_target[: -len(self.mistake_sets[0])] = False
         elif targets:
-            is_target = torch.isin(self.train_set.labels, torch.tensor(targets))
+            is_target = torch.isin(labels, torch.tensor(targets))
         if not is_target.any():
             raise ValueError(f"target={target}: expected a class with training images")
         others = int((~is_target).sum())
@@ -257,7 +256,7 @@ class ImageDataModule(LightningDataModule):
         """Shuffled batches, replayed images last; each of several processes gets its share."""
         seed = self.seed
         if seed is None:
-            # What a plain DataLoader(shuffle=True) draws: for its workers, then for its sampler.
+            # A plain DataLoader(shuffle=True) draws two: for its workers, then for its sampler.
             _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
         self._loader = self.training_loader(seed)
         if self._sampler_state:
@@ -278,7 +277,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the sampler is, for Lightning's checkpoints."""
+        """Where the sampler is. From an epoch's end, Lightning does not hand it to the loader."""
         return {} if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

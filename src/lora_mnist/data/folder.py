@@ -54,6 +54,11 @@ class FolderDataModule(ImageDataModule):
     images from the disk. ``ValueError``, if an argument is out of range.
     """
 
+    no_validation = (
+        "expected data.val_size > 0 and, if there is a val/, images that are not in train/, or "
+        "data.val_from=test"
+    )
+
     def __init__(
         self,
         data_dir: str | Path | None = None,
@@ -85,9 +90,6 @@ class FolderDataModule(ImageDataModule):
             else:
                 self._labelled = read_labels(Path(labels).expanduser())
                 names = sorted({name for _, name, _ in self._labelled})
-            for each in names:
-                if "${" in each:  # OmegaConf would read it as a reference
-                    raise ValueError(f"data_dir={data_dir}: expected no ${{ in a class: {each}")
             if len(names) < 2:
                 raise ValueError(f"data_dir={data_dir}: expected a folder for each of two classes")
             classes = names if classes is None else [str(name) for name in classes]
@@ -234,14 +236,8 @@ class FolderDataModule(ImageDataModule):
         if repeats := repeated(root, parts):
             message = "%s: %d images to validate or test on are images to train on, or to validate "
             warn(message + "on, too, and left out: %s, ...", root, len(repeats), repeats[0].path)
-        known = [entry for entry in repeats if parts[entry] == "val"]
         for entry in repeats:
             del parts[entry]
-        if known and "val" not in parts.values():
-            self.no_validation = (
-                f"all images to validate on, such as {root / known[0].path}, are images to train "
-                "on, too; expected other images, or data.val_from=test"
-            )
         sets: list[Images] = []
         for part in ("train", "val", "test"):
             chosen = [entry for entry in images if parts.get(entry) == part]

@@ -193,8 +193,8 @@ def split(
     parts = {entry: entry.part for entry in entries}
     if val_from == "test":
         parts = {entry: "test" if part == "test" else "train" for entry, part in parts.items()}
-    given = set(parts.values())
-    if not test_size and "test" not in given:
+    existing = set(parts.values())
+    if not test_size and "test" not in existing:
         raise ValueError("test_size=0: expected more, since there is no folder test/")
     members: dict[tuple[int, str], list[Entry]] = defaultdict(list)
     for entry in sorted(parts, key=lambda e: hashlib.sha256(f"{seed} {e.path}".encode()).digest()):
@@ -202,10 +202,10 @@ def split(
     for label, name in enumerate(classes):
         train, val, test = (members[label, part] for part in ("train", "val", "test"))
         readable = len(train)
-        if "test" not in given:
+        if "test" not in existing:
             count = max(1, round(test_size * readable))
             test, train = train[:count], train[count:]
-        if val_size and "val" not in given:
+        if val_size and "val" not in existing:
             source, total = (test, len(test)) if val_from == "test" else (train, readable)
             count = max(1, round(val_size * total))
             val = source[:count]

@@ -19,9 +19,9 @@ def viewable(images: Tensor) -> Tensor:
     """Images to look at: uint8, also where a transform made floats of them."""
     if not images.is_floating_point():
         return images
-    least = images.amin((-3, -2, -1), keepdim=True)
-    largest = images.amax((-3, -2, -1), keepdim=True)
-    return ((images - least) / (largest - least).clamp(min=1e-9) * 255).to(torch.uint8)
+    low = images.amin((-3, -2, -1), keepdim=True)
+    high = images.amax((-3, -2, -1), keepdim=True)
+    return ((images - low) / (high - low).clamp(min=1e-9) * 255).to(torch.uint8)
 
 
 class Images(Dataset[Batch]):

@@ -78,7 +78,7 @@ def require_compatible(net: nn.Module, data: ImageDataModule, images: Tensor) ->
 
 
 def own_preprocessing(cfg: DictConfig, net: nn.Module) -> dict[str, Any]:
-    """What ``net`` itself says of its images, as arguments of a folder of images.
+    """The preprocessing that ``net`` itself names, as arguments of a folder of images.
 
     A network of timm has a ``pretrained_cfg``; the weights of a torchvision network,
     ``cfg.net.weights``, have ``transforms()``. The share to crop belongs to the size that these

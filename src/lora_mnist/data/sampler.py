@@ -57,7 +57,7 @@ class TrainingLoader:
         self.images, self.selection, self.load = images, selection, load
         self.replay, self.seed = replay, seed
         self.augment = augment
-        self.trainer: Trainer | None = trainer
+        self.trainer = trainer
         self.rank = trainer.global_rank if trainer else 0
         self.processes = trainer.world_size if trainer else 1
         self.batch_size = batch_size // self.processes  # of this process

@@ -20,8 +20,8 @@ def keep_in_eval_mode(model: nn.Module) -> None:
     """
     hooks = []
     for module in model.modules():
-        # What has buffers gets a hook of its own, for whoever calls a part of the network. Not
-        # every layer: a hook in nn.TransformerEncoderLayer keeps it from the base's fast path.
+        # A part with buffers gets a hook of its own, for whoever calls it alone. Not every layer
+        # does: a hook in nn.TransformerEncoderLayer keeps it from the base's fast path.
         has_buffers = next(module.buffers(recurse=False), None) is not None
         if module is model or (has_buffers and not isinstance(module, LoRAParametrization)):
             hooks.append(module.register_forward_pre_hook(_base_to_eval))

@@ -121,12 +121,12 @@ def attach(
     ``ValueError`` if one does not fit or ``name`` is taken; ``model`` is then as it was.
     """
     weights = adaptable_weights(model)
-    taken = lora_names(model)
-    if name in taken:
-        raise ValueError(f"name={name}: expected another name than {', '.join(taken)}")
+    names = lora_names(model)
+    if name in names:
+        raise ValueError(f"name={name}: expected another name than {', '.join(names)}")
     if name is None:
         name, number = "default", 2
-        while name in taken:
+        while name in names:
             name, number = f"default{number}", number + 1
     for layer, adapter in adapters.items():
         weight = weights[layer]

@@ -34,10 +34,9 @@ class PiSSAParametrization(LoRAParametrization):
     def __init__(self, weight: Tensor, rank: int, *options: Any) -> None:
         super().__init__(weight, rank, *options)
         matrix = weight.detach().flatten(1)
-        most = min(matrix.shape)
-        if rank > most:
-            shape = tuple(weight.shape)
-            raise ValueError(f"rank={rank}: expected at most {most} with init=pissa for {shape}")
+        full, shape = min(matrix.shape), tuple(weight.shape)
+        if rank > full:
+            raise ValueError(f"rank={rank}: expected at most {full} with init=pissa for {shape}")
         # Half precision has no singular value decomposition.
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)

@@ -89,7 +89,7 @@ class Ranked:
         self.groups = sorted(groups.values(), key=rank)
         has_best = self.groups and self.groups[0].mean(self.metric) is not None
         self.best = self.groups[0] if has_best else None
-        #: Whether the jobs' dials say which job to take, and how much of its adapter.
+        #: True where the jobs' dials say which job to take, and how much of its adapter.
         self.has_front = not self.has_seeds and any(
             "dial.errors_of_target.0" in job.results for job in finished
         )
@@ -115,9 +115,9 @@ class Ranked:
     def _verdict(self, best: Group) -> str:
         """How the best group compares with its start on the same images.
 
-        Several seeds share their images, and their p-values have no mean. Of several groups the
-        best was chosen by these images: its p-value is multiplied by their number (Bonferroni;
-        Dunn 1961, "Multiple Comparisons Among Means", JASA 56).
+        Several seeds share their images, and their p-values have no mean. These images chose the
+        best of several groups: its p-value is multiplied by their number (Bonferroni; Dunn
+        1961, "Multiple Comparisons Among Means", JASA 56).
         """
         value, start = best.mean(self.metric), best.baseline(self.metric)
         text, count = "best", len(self.groups)
@@ -150,8 +150,8 @@ class Ranked:
                 points.append((swept, value, group.std(self.metric)))
         return points
 
-    def table(self, most: int) -> tuple[list[str], list[list[str]], list[str] | None]:
-        """Titles, at most ``most`` rows, and the row of the start, where all jobs share one.
+    def table(self, max_rows: int) -> tuple[list[str], list[list[str]], list[str] | None]:
+        """Titles, at most ``max_rows`` rows, and the row of the start, where all jobs share one.
 
         The columns are those of ``sweep.columns``.
         """
@@ -166,7 +166,7 @@ class Ranked:
             base.append(_text(values.pop(), key) if len(values) == 1 else "")
         seeds = ["seeds"] if self.has_seeds else []
         rows = []
-        for place, group in enumerate(self.rows[:most], start=1):
+        for place, group in enumerate(self.rows[:max_rows], start=1):
             job = group.jobs[0]
             cells = [str(place) if job.status == "finished" else job.status]
             cells += self.settings(job).values()
