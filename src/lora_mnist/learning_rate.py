@@ -1,7 +1,6 @@
 """The learning rate of a repair: by the number of images to learn, less where that does harm."""
 
 import logging
-from bisect import bisect_right
 from functools import partial
 from itertools import chain, islice, repeat
 
@@ -18,10 +17,10 @@ from lora_mnist.data import ImageDataModule
 _log = logging.getLogger(__name__)
 
 #: The rates to try, the largest first.
-RATES = (0.006, 0.003, 0.001, 0.0003, 0.0001)
-#: The first two rates are for fewer images to learn than these: the oftener experiment=repair sees
-#: each of them, the better a larger step generalises. docs/experiments.md has the numbers.
-_FEW_IMAGES = (60, 400)
+RATES = (0.003, 0.001, 0.0003, 0.0001)
+#: The first rate is for fewer images to learn than these: experiment=repair then sees each of them
+#: ten times or more, and a larger step generalises better. docs/experiments.md has the numbers.
+_FEW_IMAGES = 400
 #: The steps of each trial.
 _STEPS = 25
 #: Validation images whose errors are counted after a trial, at most.
@@ -33,7 +32,7 @@ _MAX_HARM = 1.3
 def choose_learning_rate(
     cfg: DictConfig, trainer: Trainer, module: ClassifierModule, data: ImageDataModule
 ) -> float:
-    """``cfg.optimizer.lr``; for ``auto`` 0.006, 0.003 or 0.001 by the number of images to learn.
+    """``cfg.optimizer.lr``; for ``auto`` 0.003 for fewer than 400 images to learn, else 0.001.
 
     A rate that suits three layers ruins a network of twenty. So a smaller one of :data:`RATES` is
     taken where 25 steps do harm on validation images. Each is tried from the same start on the
@@ -44,7 +43,7 @@ def choose_learning_rate(
         return float(cfg.optimizer.lr)
     net, count = module.net, len(data.val_set)
     learnt = len((data.selection or data.select(None)).target_indices)
-    rates = RATES[bisect_right(_FEW_IMAGES, learnt) :]
+    rates = RATES if learnt < _FEW_IMAGES else RATES[1:]
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     start = [parameter.detach().clone() for parameter in parameters]
     spread = torch.linspace(0, count - 1, min(count, _MAX_IMAGES)).long()
