@@ -58,9 +58,7 @@ def test_batches_are_normalised_where_they_are():
     ("target", "classes", "expected"),
     [
         (3, DIGITS, [3]),
-        ("3", DIGITS, [3]),
         (["2", 0], DIGITS, [2, 0]),
-        ("プルオーバー", ["シャツ", "プルオーバー"], [1]),
         (10, ["1", "10", "2"], [1]),  # a name goes before a number
         (0, ["1", "10", "2"], [0]),
     ],

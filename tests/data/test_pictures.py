@@ -24,11 +24,6 @@ WAYS = {
     "faint": lambda digit: 200 + 0.1 * enlarge(digit),
     "cut close": lambda digit: 255 - enlarge(digit)[12:138, 12:138],
     "off the centre": lambda digit: F.pad(enlarge(digit), (300, 10, 5, 120)),
-    "with noise": lambda digit: (
-        40
-        + 0.8 * enlarge(digit)
-        + torch.randn(150, 150, generator=torch.Generator().manual_seed(0))
-    ),
 }
 
 
@@ -76,7 +71,6 @@ def test_an_empty_page_is_refused(shape, level):
 
 MODES = {
     "16 bits": lambda ink: Image.fromarray(numpy.asarray(ink).astype(numpy.uint16) * 200),
-    "colour": lambda ink: Image.merge("RGB", [ink, ink.point(lambda level: level // 2), ink]),
     "palette": lambda ink: ink.convert("P"),
     "black on nothing": lambda ink: Image.merge("LA", [Image.new("L", ink.size, 0), ink]),
     "white on nothing": lambda ink: Image.merge("LA", [Image.new("L", ink.size, 255), ink]),

@@ -185,7 +185,6 @@ def test_a_merged_network_is_a_plain_one():
 
 def test_a_merged_network_is_pickled_with_its_base_whatever_becomes_of_the_merged_weights():
     net = stacked()
-    set_lora_enabled(net, False)  # nothing is added, and still the weights are others
     state = net.state_dict()
     merge_lora(net)
     twin = pickle.loads(pickle.dumps(net))

@@ -44,12 +44,8 @@ def test_adapters_have_names(tiny):
 
 NAN = float("nan")
 #: Values of a single argument that are out of range.
-BAD_VALUES = [
-    *(("rank", bad) for bad in (0, -3, 2.0, True, "2")),
-    *(("alpha", bad) for bad in (0, -1, NAN, float("-inf"), "1", None)),
-    *(("init", "zeros"), ("init_std", 0), ("init_std", NAN), ("use_rslora", 1)),
-    *(("dropout", 1), ("dropout", -0.1)),
-]
+BAD_VALUES = [("rank", 0), ("rank", 2.0), ("rank", True), ("alpha", 0), ("alpha", NAN)]
+BAD_VALUES += [("init", "zeros"), ("init_std", NAN), ("use_rslora", 1), ("dropout", 1)]
 #: Layers that read their weight, and so never show an adapter its input.
 READ_THEIR_WEIGHT = [
     lambda: nn.LSTM(4, 3),
@@ -66,20 +62,10 @@ READ_THEIR_WEIGHT = [
         *((nn.ReLU, {key: bad}, rf"^{key}={bad}: expected ") for key, bad in BAD_VALUES),
         (nn.ReLU, {"alpha_pattern": [1]}, r"alpha_pattern=\[1\]: expected a mapping"),
         (nn.ReLU, {"rank": 6}, "rank=6: expected at most 5, the smaller side of the largest layer"),
-        (nn.ReLU, {"rank_pattern": {"linear2": 4}}, "rank=4: expected at most 3"),
         (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
         (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
-        *(
-            (
-                nn.ReLU,
-                {"rank_pattern": {"linear2": 3, key: 2}},
-                rf"={{{re.escape(key)}: 2}}: .*name",
-            )
-            for key in ("near1", "linear.", ".*1", "^a", "")
-        ),
-        (nn.ReLU, {"rank_pattern": {3: 2}}, "rank_pattern={3: 2}: expected .* of: 0.linear1, 0.l"),
+        (nn.ReLU, {"rank_pattern": {"near1": 2}}, "{near1: 2}: expected .* of: 0.linear1, 0.l"),
         (nn.ReLU, {"rank_pattern": {"linear2": 0}}, "rank=0: expected an integer >= 1"),
-        (nn.ReLU, {"alpha_pattern": {"linear1": 0}}, "alpha=0: expected a finite number > 0"),
         *(
             (layer, {"dropout": 0.1}, "dropout: 1.* expected dropout=0")
             for layer in READ_THEIR_WEIGHT
@@ -146,17 +132,11 @@ RNN = ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
         ("all-linear", LINEAR),
         ("linear", ["linear"]),
         (r".*linear\d?", ["block.linear1", "block.linear2", "linear"]),
-        (["linear", "linear2"], ["block.linear2", "linear"]),
-        (("0", "embed"), ["embed", "conv.0"]),
-        ({"block.linear1"}, ["block.linear1"]),
-        (["depthwise"], ["depthwise"]),
-        (["in_proj_weight"], [IN_PROJ]),
-        (r"rnn\..*", RNN),
+        (("0", "linear", "in_proj_weight"), ["conv.0", IN_PROJ, "linear"]),
         (
             ".*",  # all but lazy, indices and those of one dimension
             ["embed", "conv.0", "depthwise", IN_PROJ, *LINEAR[:3], *RNN, "linear"],
         ),
-        (["weight_hh_l0"], ["rnn.weight_hh_l0"]),
     ],
 )
 def test_target_modules_choose_weights(target_modules, expected):
@@ -170,7 +150,6 @@ CONVS = nn.Sequential(*(nn.Conv1d(1, 1, 1) for _ in range(100)))
     ("model", "target_modules", "message"),
     [
         (Mixed(), ["linear", "lin"], "a layer with lin, of: embed"),
-        (Mixed(), ["conv.1"], "a layer with conv.1"),
         (Mixed(), None, "all, all-linear, a regular expression or a list"),
         (Mixed(), "(", "a regular expression"),
         (nn.ReLU(), "all", "some of: none"),
