@@ -22,8 +22,7 @@ GROUPS = ("callbacks", "debug", "logger", "optimizer", "scheduler", "trainer")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretrain", "lora"])
-def test_every_preset_composes(stage):
+def test_every_preset_composes():
     """The first of each group, then the second of each, and so on; trials are run below."""
     presets = []
     for group in GROUPS:
@@ -31,7 +30,7 @@ def test_every_preset_composes(stage):
         presets.append([f"{group}={path.stem}" for path in files])
     for number in range(max(map(len, presets))):
         chosen = [names[number % len(names)] for names in presets]
-        cfg = composed("train", f"stage={stage}", "paths.run=here", *chosen)
+        cfg = composed("train", "stage=lora", "paths.run=here", *chosen)
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
@@ -48,7 +47,6 @@ def test_lists_of_presets_keep_all(tmp_path):
     assert {"LastCheckpoint", "ModelCheckpoint", "EarlyStopping"} <= names
     assert {"RichModelSummary", "RichProgressBar", "LearningRateMonitor"} <= names
     assert len(trainer.loggers) == 2
-    assert not trainer_of(tmp_path, "logger=csv", "logger.csv=null").loggers
 
     # What Lightning takes is used, too: beside our own parts, or in their place.
     precision = "_target_: lightning.pytorch.plugins.MixedPrecision, precision: bf16-mixed"
@@ -76,29 +74,14 @@ def test_the_best_weights_are_tested_and_saved(outputs, callbacks):
     steps = (*harmful, "trainer.max_steps=20", "trainer.val_check_interval=2")
     results = run(outputs, f"callbacks={callbacks}", *steps)
     folder = only_run(outputs, "lora")
-    assert results["best"] == {
-        "monitor": "val/errors",
-        "value": results["val"]["errors"],
-        "step": 2,
-    }
+    best = {"monitor": "val/errors", "value": results["val"]["errors"], "step": 2}
+    assert results["best"] == best
     assert results["steps"] == (20 if callbacks == "best" else 8)
-    assert run(outputs, *steps)["best"] is None
     short = run(outputs, *harmful, "trainer.max_steps=2")
     for split in ("val", "test"):
         assert results[split] == short[split]
     loaded = evaluated(outputs, folder)
     assert loaded["test"]["errors_per_class"] == results["test"]["errors_per_class"]
-
-
-def test_the_best_weights_become_the_base(outputs):
-    options = ("stage=pretrain", "callbacks=best", "optimizer.lr=0.1", "trainer.max_steps=20")
-    options = (*options, "trainer.val_check_interval=2")
-    results = run(outputs, *options)
-    assert results["best"]["value"] == results["val"]["errors"]
-    state = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
-    checkpoint = only_run(outputs, "pretrain") / "checkpoints" / "best.ckpt"
-    best = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert all(torch.equal(tensor, best[f"net.{name}"]) for name, tensor in state.items())
 
 
 @pytest.mark.slow

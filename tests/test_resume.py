@@ -179,10 +179,8 @@ def test_killed_and_then_interrupted(go, tmp_path):
     assert only_run(tmp_path / "cut", "lora") == folder
     assert {path: path.read_bytes() for path in (folder / ".hydra").iterdir()} == hydra
     # Both say with which command they were made.
-    assert differences(left_by(whole), left_by(folder)) == [
-        "README.md",
-        "adapter_model.safetensors",
-    ]
+    said = ["README.md", "adapter_model.safetensors"]
+    assert differences(left_by(whole), left_by(folder)) == said
 
 
 def command(tmp_path, *overrides, crash):
@@ -277,9 +275,7 @@ def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_n
     for override, expected in {
         "lora.rank=4": "1",
         "digit=3": "9",
-        "scheduler=one_cycle -> scheduler._target_": "torch.optim.lr_scheduler.LinearLR",
         "trainer.max_steps=60 -> scheduler.total_iters=60": "40",
-        "callbacks=averaging -> callbacks.averaging._target_": "null",
         "augment=shift -> data.augment": "null",
         "stage=finetune": "lora",
         f"base_ckpt={other}": f"base_ckpt={copy}",

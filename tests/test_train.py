@@ -22,7 +22,6 @@ import lora_mnist.train
 from lora_mnist.choices import replay_frequency
 from lora_mnist.classifier.significance import mcnemar, weakest
 from lora_mnist.data import load_images, make_data
-from lora_mnist.data.sampler import TrainingLoader
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.evaluate import evaluate
@@ -51,22 +50,9 @@ def bases(outputs):
 def test_pretraining_leaves_a_base(made):
     folder = only_run(made, "pretrain")
     results = read_results(folder)
-    assert list(results) == [
-        *("stage", "dataset", "tags", "notes", "seed", "targets", "replay", "target_weight"),
-        *("classes", "data_sha256"),
-        *(
-            "mean",
-            "std",
-            "val_from",
-            "test_held_out_now",
-            "steps",
-            "best",
-            "parameters",
-            "val",
-            "test",
-        ),
-        *("base_unchanged", "base_sha256", "adapter", "seconds"),
-    ]
+    keys = "stage dataset tags notes seed targets replay target_weight classes data_sha256 mean std"
+    keys += " val_from test_held_out_now steps best parameters val test base_unchanged base_sha256"
+    assert list(results) == [*keys.split(), "adapter", "seconds"]
     assert (results["stage"], results["steps"], results["targets"]) == ("pretrain", 30, [])
     assert (results["tags"], results["notes"]) == (["wide"], "why")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", folder.name)
@@ -102,17 +88,14 @@ def test_a_repair_leaves_an_adapter_and_a_proof(made):
     images, labels = load_images("MNIST", ROOT / "data", train=False)
     with torch.no_grad():
         predicted = net((images / 255 - 0.1307) / 0.3081).argmax(1)
-    counts = torch.bincount(labels[predicted != labels], minlength=10).tolist()
-    differences = [abs(a - b) for a, b in zip(counts, test["errors_per_class"], strict=True)]
-    assert sum(differences) <= 2  # an image between two classes may fall to the other side
     with (folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["index"] for row in rows] == [str(number) for number in range(10_000)]
     assert [row["label"] for row in rows] == [str(label) for label in labels.tolist()]
-    differences = [
-        row["adapted"] != str(c) for row, c in zip(rows, predicted.tolist(), strict=True)
-    ]
-    assert sum(differences) <= 2
+    pairs = zip(rows, predicted.tolist(), strict=True)
+    # An image between two classes may fall to the other side.
+    assert sum(row["adapted"] != str(c) for row, c in pairs) <= 2
+    assert sum(row["adapted"] != row["label"] for row in rows) == test["errors"]
     for kind in ("repaired", "broken"):
         assert sum(row["outcome"] == kind for row in rows) == test[kind]
     false_calls = sum(row["adapted"] == "9" != row["label"] for row in rows)
@@ -133,7 +116,6 @@ def of_the_process():
         ("pretrain", ("data.batch_size=500", "optimizer.lr=0.01")),
         ("lora", ("digit=[3,5]", "data.replay=10", "loss.distill=1")),
         ("lora", ("trainer.precision=bf16-mixed",)),  # which NumPy does not know
-        ("finetune", ("trainable=linear2.*",)),
     ],
 )
 def test_a_notebook_gets_the_results_back(outputs, stage, overrides):
@@ -221,10 +203,8 @@ def test_a_training_that_diverges_leaves_no_results(outputs, stage):
 
 
 def test_a_training_needs_a_step(outputs):
-    before = bases(outputs)
     with pytest.raises(UserError, match=r"^trainer.max_steps=0 .*: expected at least one step"):
         run(outputs, "stage=pretrain", "trainer.max_steps=0")
-    assert bases(outputs) == before
 
 
 def test_numbers_that_json_does_not_have_are_null(outputs):
@@ -395,19 +375,6 @@ def test_the_best_of_the_averages_is_tested_and_saved(outputs):
     assert evaluated(outputs)["test"]["errors"] == results["test"]["errors"]
 
 
-def test_the_rate_is_tried_on_the_first_images_of_the_training(outputs, monkeypatch):
-    seeds = []
-
-    class Loader(TrainingLoader):
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            seeds.append(self.seed)
-
-    monkeypatch.setattr(lora_mnist.data.datamodule, "TrainingLoader", Loader)
-    run(outputs, "stage=lora", "optimizer.lr=auto", "data.seed=7")
-    assert set(seeds) == {7}
-
-
 def test_a_repair_without_validation_images_names_the_keys_that_make_it_run(outputs):
     options = ("experiment=repair", "digit=9", "data.val_size=0")
     with pytest.raises(UserError, match=r"^optimizer\.lr=auto: ") as caught:
@@ -417,7 +384,7 @@ def test_a_repair_without_validation_images_names_the_keys_that_make_it_run(outp
 
 
 def test_a_learning_rate_that_does_no_harm(outputs, caplog):
-    """Of its trial nothing stays, neither weights nor random numbers drawn."""
+    """Nothing of its trial stays, neither weights nor random numbers drawn."""
     options = ("stage=lora", "digit=4", "data.replay=20", "lora.dropout=0.2", "lora.init_std=0.3")
     auto = run(outputs, *options, "optimizer.lr=auto")
     weights = adapter_of(newest(outputs))
@@ -458,11 +425,9 @@ def test_a_repair_on_top_of_another(outputs):
     assert second["test_base"]["errors_per_class"] == first["test_base"]["errors_per_class"]
     assert second["test_before"]["errors_per_class"] == first["test"]["errors_per_class"]
     assert second["val_before"]["errors"] == first["val"]["errors"]
-    tags = set(
-        next(newest(outputs).glob("csv/*/metrics.csv")).read_text().split("\n")[0].split(",")
-    )
-    assert {"val_before/errors", "test_before/errors"} <= tags
-    assert not any(tag.startswith(("val_base", "test_base")) for tag in tags)
+    (curves,) = newest(outputs).glob("csv/*/metrics.csv")
+    assert "test_before/errors" in curves.read_text()
+    assert "test_base" not in curves.read_text()
     before, after = second["test_before"]["errors"], second["test"]["errors"]
     assert after == before - second["test"]["repaired"] + second["test"]["broken"]
     worst = weakest(*(first["val"][f"{key}_per_class"] for key in ("errors", "images")))

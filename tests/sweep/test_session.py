@@ -191,7 +191,7 @@ def test_jobs_run_elsewhere(tmp_path, monkeypatch, launcher):
 def test_workers_end_after_a_sweep_that_is_killed(tmp_path):
     """Each finishes its job first; then nobody holds the sweep's pipes any more."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=SWEEP)
-    options = ("pause=2", "launcher=joblib", "hydra.launcher.n_jobs=2")
+    options = ("pause=1", "launcher=joblib", "hydra.launcher.n_jobs=2")
     process = start(tmp_path, "-m", "x=1,2", *options)
     wait_for_jobs(process, tmp_path, 2)
     process.kill()

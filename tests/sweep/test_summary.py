@@ -42,17 +42,14 @@ def test_the_table(tmp_path):
     assert [row["lora.rank"] for row in read_summary(tmp_path)] == ["8", "4", "0"]
 
 
+CHANCE = "best, but beside the base it may be chance (p = 0.06 for the best of 2)"
+
+
 @pytest.mark.parametrize(
     ("metric", "base", "p_value", "verdict"),
     [
         ("accuracy", 0.5, 0.01, "best"),
-        (
-            "accuracy",
-            0.5,
-            0.03,
-            "best, but beside the base it may be chance (p = 0.06 for the best of 2)",
-        ),
-        ("accuracy", 0.9, 0.01, "no job is better than the base; the nearest"),
+        ("accuracy", 0.5, 0.03, CHANCE),
         ("errors", 0.5, 0.01, "no job is better than the base; the nearest"),
         ("loss", 0.95, 0.3, "best"),
     ],
@@ -69,9 +66,8 @@ def test_the_best_job_is_better_than_its_start(tmp_path, metric, base, p_value, 
 
 def test_a_repair_on_top_is_compared_with_the_earlier_one(tmp_path):
     more = {"val": {"errors": 9, "p_value": 0.01}, "val_base": {"errors": 20}}
-    write_job(
-        tmp_path, "1", ["lora.rank=1"], accuracy=0.0, more={**more, "val_before": {"errors": 8}}
-    )
+    more["val_before"] = {"errors": 8}
+    write_job(tmp_path, "1", ["lora.rank=1"], accuracy=0.0, more=more)
     text = summary(tmp_path, metric="val.errors")
     assert "no job is better than the earlier repair; the nearest: " in text
     assert "│ earlier repair │" in text
@@ -92,24 +88,17 @@ def test_a_lucky_seed_is_not_crowned(tmp_path):
     assert f"{best}\n" in text
     assert "failed: seed=2 lora.rank=2: no\n" in text
     rows = read_summary(tmp_path)
-    assert [(row["lora.rank"], row["seed"]) for row in rows] == [
-        *[("2", "0"), ("2", "1"), ("1", "0"), ("1", "1"), ("1", "2"), ("2", "2")]
-    ]
+    assert [row["lora.rank"] + row["seed"] for row in rows] == ["20", "21", "10", "11", "12", "22"]
     assert [row["val.accuracy.mean"][:4] for row in rows] == ["0.89"] * 2 + ["0.85"] * 3 + [""]
     assert {row["seeds"] for row in rows[2:5]} == {"3"}
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "errors"])
-def test_several_seeds_have_a_deviation_and_no_p_value(tmp_path, metric):
-    for seed, value in enumerate((30, 20, 25)):
-        val = {"errors": value, "accuracy": 1 - value / 100, "p_value": 1.0}
-        more = {"val": val, "val_base": {"errors": 40, "accuracy": 0.6}}
+def test_several_seeds_have_a_deviation_and_no_p_value(tmp_path):
+    for seed, errors in enumerate((30, 20, 25)):
+        more = {"val": {"errors": errors, "p_value": 1.0}, "val_base": {"errors": 40}}
         write_job(tmp_path, f"{seed}", [f"seed={seed}"], accuracy=0.0, more=more)
-    numbers = {"errors": "25 ± 5.0, base 40", "accuracy": "0.7500 ± 0.0500, base 0.6000"}
-    text = summary(tmp_path, metric=f"val.{metric}")
-    assert (
-        f"\nbest (mean of 3 seeds {numbers[metric]}): python train.py stage=lora seed=0\n" in text
-    )
+    text = summary(tmp_path, metric="val.errors")
+    assert "\nbest (mean of 3 seeds 25 ± 5.0, base 40): python train.py stage=lora seed=0\n" in text
     assert "p = " not in text
 
 
