@@ -1,17 +1,16 @@
 """Test the base, and saved adapters beside it (adapter=FOLDER)."""
 
-import hydra
 from omegaconf import DictConfig
 
-from lora_mnist.cli import run_command, run_entry
+from lora_mnist.cli import run_entry
+from lora_mnist.project import Run
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="eval")
-def main(cfg: DictConfig) -> float | None:
+def main(cfg: DictConfig, run: Run) -> None:
     from lora_mnist.evaluate import evaluate  # here, so that --help does not wait for torch
 
-    return run_command(evaluate, cfg)
+    evaluate(cfg, run)
 
 
 if __name__ == "__main__":
-    run_entry(main)
+    run_entry(main, "eval")

@@ -2,14 +2,14 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from composed import SMALL, composed, small_adapter, small_net
-from helpers.commands import only_run, read_results, refused
+from helpers.commands import ROOT, only_run, read_results, refused
 from helpers.stranger import darker, fresh, move_in
-from lightning.pytorch.utilities import rank_zero_only
 from safetensors import safe_open
 
 from lora_mnist import MLP
@@ -19,7 +19,6 @@ from lora_mnist.disk.base import versioned_base_path, write_base
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import lora_names
 from lora_mnist.lora.weight import lora_weights
-from lora_mnist.project import Run
 
 
 @pytest.fixture
@@ -51,12 +50,12 @@ def test_an_adapter_finds_its_own_base(outputs):
         cfg, net, base = load_base(config(outputs, f"adapter={adapter}"))
         assert base.sha256 == (sha256 or fingerprint(other))
         assert not any(module.training for module in net.modules())
-        load_saved_adapter(cfg, net)
+        load_saved_adapter(cfg, net, base.sha256)
         assert bool(lora_names(net)) == bool(sha256)
     asked = f"base_ckpt={outputs}/base/mnist.ckpt"
     cfg, net, base = load_base(config(outputs, "adapter=latest", asked))
     assert base.sha256 == fingerprint(other)
-    reason = refused(load_saved_adapter, cfg, net)
+    reason = refused(load_saved_adapter, cfg, net, base.sha256)
     assert "expected the same base, or allow_other_base=true" in reason
     for path in (outputs / "base").glob("mnist-*"):
         path.unlink()
@@ -65,28 +64,27 @@ def test_an_adapter_finds_its_own_base(outputs):
         refused(load_base, cfg)
     )
     cfg.allow_other_base = True
-    cfg, net, _ = load_base(cfg)
-    load_saved_adapter(cfg, net)
+    cfg, net, base = load_base(cfg)
+    load_saved_adapter(cfg, net, base.sha256)
     assert cfg.adapter == str(outputs / "lora" / "2026-a" / "adapter")
     assert lora_names(net)
 
 
-def test_the_latest_is_the_newest_by_time(outputs, tmp_path, monkeypatch):
-    """Whatever the folders are called; of several processes, the first looks for all."""
+def test_the_latest_is_the_newest_by_time(outputs, cli):
+    """Whatever the folders are called; further processes of a command get the folder itself."""
 
-    def latest(run=None):
+    def latest():
         cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
-        return Path(load_base(cfg, run)[0].adapter).parent.name
+        return Path(load_base(cfg)[0].adapter).parent.name
 
-    monkeypatch.setenv("LORA_MNIST_LATEST", "")  # so that it is afterwards as it was
     assert latest() == "2026-a"
     finished(outputs, "lora/nines", 5)
     assert latest() == "nines"
     finished(outputs, "lora/2026-b", 7)
-    assert latest(Run(tmp_path)) == "2026-b"
-    finished(outputs, "lora/2026-c", 8)  # before another process looks
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
-    assert latest(Run(tmp_path)) == "2026-b"
+    assert latest() == "2026-b"
+    picture = ROOT / "docs" / "repaired.png"
+    cli("predict.py", *SMALL[:1], "adapter=latest", f"images={picture}").ok()
+    assert sys.argv[-1] == f"adapter={outputs}/lora/2026-b/adapter"
 
 
 def test_rank_auto_is_a_layers_full_rank_where_that_is_smaller():

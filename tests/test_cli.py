@@ -29,10 +29,7 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("lora.rank=1,2", "Ambiguous value for argument 'lora.rank=1,2'"),
         ("trainer.max_steps={a:1", "trainer.max_steps={a:1: no viable alternative at input"),
         ("hydra/launcher=nope", 'others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'),
-        (
-            "experiment=null",
-            "experiment=null: expected one of notebook, repair, repair_private, or",
-        ),
+        ("experiment=null", "Config group override must be a string or a list. Got NoneType"),
         ("resume=nowhere", "resume=nowhere: expected the folder of a run that began to train"),
     ],
 )

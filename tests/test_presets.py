@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lora_mnist import load_adapter
-from lora_mnist.errors import UserError
 from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.project import Run
 from lora_mnist.settings import typed_copy
@@ -58,12 +57,6 @@ def test_lists_of_presets_keep_all(tmp_path):
     assert {"LastCheckpoint", "Timer"} <= {type(each).__name__ for each in trainer.callbacks}
     assert type(trainer.precision_plugin).__name__ == "MixedPrecision"
     assert not trainer.loggers
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"^trainer\.accelerator=gpu: .*; expected auto, or cpu$"):
-        trainer_of(tmp_path, "trainer.accelerator=gpu")
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ left it.
 """
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -43,9 +42,7 @@ from lora_mnist.project import Run, program
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
-#: Where the first of several processes tells the others what ``adapter=latest`` is.
-_LATEST = "LORA_MNIST_LATEST"
-#: What a command uses where neither its command line nor a file says it.
+#: A command uses these where neither its command line nor a file says otherwise.
 _DEFAULT_NET = {"_target_": "lora_mnist.MLP"}
 _DEFAULT_DATA = "lora_mnist.data.MNISTDataModule"
 
@@ -69,6 +66,9 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
     it: the adapter's file, the base's file, the network itself (:func:`.own_preprocessing`), the
     default of its class. A line of the log says what came from where.
 
+    The base is ``cfg.base_ckpt``. Where that is null, or the default of training, it is the base
+    that the adapter was made for, found by its SHA-256, or else the current one.
+
     Returns:
         A copy of ``cfg`` with these values, ``adapter`` being the adapter's own folder; the network
         with the base's weights, in eval mode but not frozen; and the base, to compare with later.
@@ -77,30 +77,36 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
         UserError: if there is no such adapter or base, they do not fit, or code that a file names
             is to be run without ``cfg.trust``.
     """
-    cfg, sources = cfg.copy(), []
+    cfg, taken, record = cfg.copy(), {}, {}
     if cfg.get("adapter") is not None:
-        cfg.adapter = str(_adapter_folder(cfg, run))
+        cfg.adapter = str(adapter_folder(cfg, run))
         with _adapter_errors():
             record = read_metadata(cfg.adapter)
-        sources.append(_take_from(cfg, record, f"adapter={cfg.adapter}", "the adapter"))
-    path, sha256 = _base_file(cfg)
+        taken["the adapter"] = _take(cfg, record, f"adapter={cfg.adapter}")
+    current, sha256 = current_base_path(cfg), None  # its name depends on images and network
+    path = Path(cfg.base_ckpt or current)
+    if cfg.base_ckpt is None or (cfg.stage == "lora" and path == current):
+        sha256 = record.get("base_sha256")
+        path = (sha256 and find_base(Path(cfg.paths.bases), sha256)) or current
+    not_here = (
+        f"adapter={cfg.get('adapter')}: its base is not here; expected base_ckpt=FILE, the weights "
+        f"with SHA-256 {sha256}"
+    )
     try:
         file = read_base(path)
     except FileNotFoundError as error:
+        if sha256:
+            raise UserError(not_here) from error
         _take(cfg, {"net": _DEFAULT_NET})
         make_net(cfg)  # a mistake in the network comes first: the base's file is called after it
-        message = f"base_ckpt={path}: no such file; expected the weights of "
-        message += str(cfg.net._target_)
-        if sha256:
-            message = f"adapter={cfg.adapter}: its base is not here; expected base_ckpt=FILE, "
-            message += f"the weights with SHA-256 {sha256}"
-        elif path == current_base_path(cfg):
+        message = f"base_ckpt={path}: no such file; expected the weights of {cfg.net._target_}"
+        if path == current:
             make = f"{program('train')} stage=pretrain"
             message += f": base_ckpt=FILE, or make them with {make} and the same data and net"
         raise UserError(message) from error
     except (ValueError, OSError) as error:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
-    sources.append(_take_from(cfg, file.record, f"base_ckpt={path}", "the base"))
+    taken["the base"] = _take(cfg, file.record, f"base_ckpt={path}")
     _take(cfg, {"net": _DEFAULT_NET, "data": {"_target_": _DEFAULT_DATA}})
     net = make_net(cfg)
     net.eval()  # in train mode, batch normalisation would move its running statistics
@@ -109,70 +115,59 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
     except ValueError as error:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
     if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
-        raise UserError(
-            f"adapter={cfg.adapter}: its base is not here; expected base_ckpt=FILE, the weights "
-            f"with SHA-256 {sha256}"
-        )
-    sources.append(take_own_preprocessing(cfg, net))
-    typed = run.typed_keys if run else set()
-    keys = sorted(key for key in typed if key.partition(".")[0] in ("net", "data"))
-    lines = [*filter(None, sources), f"typed: {', '.join(keys)}" if keys else ""]
-    if any(sources):
-        _info("%s", "; ".join(filter(None, lines)))
+        raise UserError(not_here)
+    taken["the network"] = take_own_preprocessing(cfg, net)
+    lines = [f"from {source}: {', '.join(keys)}" for source, keys in taken.items() if keys]
+    keys = run.typed_keys if run else set()
+    typed = sorted(key for key in keys if key.partition(".")[0] in ("net", "data"))
+    if lines and typed:
+        lines.append(f"typed: {', '.join(typed)}")
+    if lines:
+        _info("%s", "; ".join(lines))
     return cfg, net, base
 
 
-def take_own_preprocessing(cfg: DictConfig, net: nn.Module) -> str:
+def take_own_preprocessing(cfg: DictConfig, net: nn.Module) -> list[str]:
     """Take what ``net`` says of its images, and then the project's folder for MNIST, into ``cfg``.
 
     Returns:
-        What was taken from the network, for the log.
+        The keys that were taken from the network.
     """
     taken = []
     if cfg.data._target_ != _DEFAULT_DATA and "image_size" in cfg.data:
         taken = _take(cfg, {"data": own_preprocessing(cfg, net)})
     _take(cfg, {"data": {"_target_": _DEFAULT_DATA, "data_dir": str(cfg.paths.data)}})
-    return f"from the network: {', '.join(taken)}" if taken else ""
+    return taken
 
 
-def _take(cfg: DictConfig, record: Mapping[str, Any]) -> list[str]:
-    """Give ``cfg`` the values of a record that it lacks; return their keys."""
-    keys: list[str] = []
-    with open_dict(cfg):
-        for group in ("net", "data"):
-            settings: Any = OmegaConf.to_container(cfg[group])
-            taken = inherited(settings, record.get(group, {}))
-            cfg[group] = settings | taken
-            if group == "data":
-                keys += [key for key in taken if key != "_target_"]
-            elif taken:
-                keys.append(group)
-    return keys
+def _take(cfg: DictConfig, record: Mapping[str, Any], named: str | None = None) -> list[str]:
+    """Give ``cfg`` the values of a record that it lacks; return their keys.
 
-
-def _take_from(cfg: DictConfig, record: Mapping[str, Any], named: str, source: str) -> str:
-    """:func:`_take` from the record of a file, which ``named`` names and which may be a stranger's.
-
-    Returns:
-        What was taken, for the log.
+    ``named`` is the override that names the record's file, which may be a stranger's: code in it is
+    refused without ``cfg.trust``.
     """
-    foreign = None
+    keys: list[str] = []
     for group in ("net", "data"):
         settings: Any = OmegaConf.to_container(cfg[group])
         taken = inherited(settings, record.get(group, {}))
-        foreign = foreign or foreign_code(taken, group, settings.get("_target_"))
-    if foreign and not cfg.get("trust"):
-        raise UserError(
-            f"{named}: its file names {foreign}, which could run code; expected trust=true to run "
-            "it, or net=... and data=... as in training"
-        )
-    if foreign:
-        cfg.paths.here = record.get("made", {}).get("folder", cfg.paths.here)
-    keys = _take(cfg, record)
-    return f"from {source}: {', '.join(keys)}" if keys else ""
+        foreign = foreign_code(taken, group, settings.get("_target_")) if named else None
+        if foreign and not cfg.get("trust"):
+            raise UserError(
+                f"{named}: its file names {foreign}, which could run code; expected trust=true to "
+                "run it, or net=... and data=... as in training"
+            )
+        if foreign:
+            cfg.paths.here = record.get("made", {}).get("folder", cfg.paths.here)
+        with open_dict(cfg):
+            cfg[group] = settings | taken
+        if group == "data":
+            keys += [key for key in taken if key != "_target_"]
+        elif taken:
+            keys.append(group)
+    return keys
 
 
-def _adapter_folder(cfg: DictConfig, run: Run | None) -> Path:
+def adapter_folder(cfg: DictConfig, run: Run | None) -> Path:
     """The folder of the adapter that ``cfg.adapter`` names.
 
     A run that goes on has the adapter that it began with: there may be a later one, even its own.
@@ -182,37 +177,22 @@ def _adapter_folder(cfg: DictConfig, run: Run | None) -> Path:
         settings = read_json(run.folder / RUN_RECORD).get("settings", {})
         folder = settings.get("adapter") or folder
     if folder == "latest":
-        folder = _latest(cfg, run)
+        config = latest(Path(cfg.paths.outputs, "lora"), f"*/{ADAPTER_FOLDER}/{CONFIG_NAME}")
+        if config is None:
+            raise UserError(
+                f"adapter=latest: expected an adapter in {cfg.paths.outputs}/lora, found none; "
+                f"make one with: {program('train')} stage=lora"
+            )
+        folder = config.parent
+        if run is not None and run.is_sweep:
+            raise UserError(
+                "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
+                f"different ones: adapter={folder}"
+            )
     path = Path(folder)
-    if not path.is_dir():
-        raise UserError(
-            f"adapter={folder}: there is no such folder; expected an adapter's folder, that of "
-            "the run which left it, or latest"
-        )
     if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
         path = path / ADAPTER_FOLDER
     return path
-
-
-def _latest(cfg: DictConfig, run: Run | None) -> str:
-    """The folder of the newest run with an adapter."""
-    if rank_zero_only.rank and _LATEST in os.environ:  # type: ignore[attr-defined]
-        return os.environ[_LATEST]
-    config = latest(Path(cfg.paths.outputs, "lora"), f"*/{ADAPTER_FOLDER}/{CONFIG_NAME}")
-    if config is None:
-        raise UserError(
-            f"adapter=latest: expected an adapter in {cfg.paths.outputs}/lora, found none; "
-            f"make one with: {program('train')} stage=lora"
-        )
-    folder = str(config.parent)
-    if run is not None and run.is_sweep:
-        raise UserError(
-            "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
-            f"different ones: adapter={folder}"
-        )
-    if run is not None:  # a notebook starts no other processes, and keeps its environment
-        os.environ[_LATEST] = folder
-    return folder
 
 
 def current_base_path(cfg: DictConfig) -> Path:
@@ -220,30 +200,14 @@ def current_base_path(cfg: DictConfig) -> Path:
     return Path(cfg.paths.bases, f"{cfg.base_name}.ckpt")
 
 
-def _base_file(cfg: DictConfig) -> tuple[Path, str | None]:
-    """The file of the base, and the SHA-256 that it should have, where the adapter says it.
-
-    The base is ``cfg.base_ckpt``; where that is null, or the default of training, the base that the
-    adapter was made for, found by its SHA-256, or else the current one.
-    """
-    path = Path(cfg.base_ckpt or current_base_path(cfg))
-    is_default = cfg.base_ckpt is None or (cfg.stage == "lora" and path == current_base_path(cfg))
-    if not is_default or cfg.get("adapter") is None:
-        return path, None
-    with _adapter_errors():
-        sha256 = read_metadata(cfg.adapter).get("base_sha256")
-    kept = find_base(Path(cfg.paths.bases), sha256) if sha256 else None
-    return kept or current_base_path(cfg), sha256
-
-
 # --- the adapter -----------------------------------------------------------------------------
 
 
-def load_saved_adapter(cfg: DictConfig, net: nn.Module) -> None:
-    """Put the adapter that ``cfg.adapter`` names, if any, on ``net``."""
+def load_saved_adapter(cfg: DictConfig, net: nn.Module, base_sha256: str) -> None:
+    """Put the adapter that ``cfg.adapter`` names, if any, on ``net``, which is this base."""
     if cfg.adapter is not None:
         with _adapter_errors():
-            load_adapter(net, cfg.adapter, cfg.allow_other_base)
+            load_adapter(net, cfg.adapter, cfg.allow_other_base, base_sha256=base_sha256)
 
 
 def repaired_classes(cfg: DictConfig, data: ImageDataModule) -> list[int]:

@@ -4,6 +4,7 @@ import logging
 from operator import attrgetter
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -11,11 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from lora_mnist.classifier.net import on_device
-from lora_mnist.classifier.preprocessing import (
-    Trial,
-    conventions,
-    try_conventions,
-)
+from lora_mnist.classifier.preprocessing import Trial, conventions, try_conventions
 from lora_mnist.classifier.significance import mcnemar, p_text
 from lora_mnist.data import FolderDataModule, ImageDataModule
 from lora_mnist.errors import config_group
@@ -49,33 +46,17 @@ def check_preprocessing(
     is_ours = str(cfg.net._target_).startswith("lora_mnist.")
     if cfg.check is None or (cfg.check == Check.auto and (is_ours or cfg.adapter or run.is_sweep)):
         return []
-    settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    settings: Any = {"mean": data.mean, "std": data.std}
     if isinstance(data, FolderDataModule):
+        settings = OmegaConf.to_container(cfg.data, resolve=True)
         settings |= {"channels": data.channels, "color_order": data.color_order}
-    else:
-        settings = {"mean": data.mean, "std": data.std}
-    tried = conventions(settings)
+    ways = conventions(settings)
     with on_device(net, trainer.strategy.root_device) as device, config_group("data"):
         if cfg.check == Check.auto:
-            few: list[Trial] = []
-            way, pixels = tried[0], ("mean", "std")
-            # One thing after another: all combinations would take twice as long.
-            for keys in (pixels, ("color_order",), ("resize", "crop_pct"), pixels):
-                ways = [tried[0]]
-                for other in tried[1:]:
-                    if all(other[key] == way[key] for key in other if key not in keys):
-                        ways.append(other)
-                few += try_conventions(net, data, device, ways, _FEW)
-                way = min(few, key=_LOSS).convention
-            if way == tried[0]:
-                return []
-            # Few images do not tell the best ways from each other.
-            best_first = [tried[0]]
-            for trial in sorted(few, key=_LOSS):
-                if trial.convention not in best_first:
-                    best_first.append(trial.convention)
-            tried = best_first[: 1 + _BEST]
-        trials = list(try_conventions(net, data, device, tried, _MANY))
+            ways = _promising(net, data, device, ways)
+        if cfg.check == Check.auto and len(ways) == 1:
+            return []
+        trials = list(try_conventions(net, data, device, ways, _MANY))
     configured, best = trials[0], min(trials, key=_LOSS)
     errors, fewer = int(configured.wrong.sum()), int(best.wrong.sum())
     repaired = int((configured.wrong & ~best.wrong).sum())
@@ -83,32 +64,57 @@ def check_preprocessing(
     is_better = fewer < errors and p_value < _LEVEL
     if cfg.check == Check.auto and not is_better:
         return []
-    table = Table(*(f"data.{key}" for key in best.convention), "errors", "loss")
-    for trial in sorted(trials, key=_LOSS):
-        texts = [_text(value) for value in trial.convention.values()]
-        table.add_row(*texts, str(int(trial.wrong.sum())), f"{trial.loss:.3f}")
     if cfg.check == Check.preprocessing:
+        table = Table(*(f"data.{key}" for key in ways[0]), "errors", "loss")
+        for trial in sorted(trials, key=_LOSS):
+            cells = [_text(value) for value in trial.convention.values()]
+            table.add_row(*cells, str(int(trial.wrong.sum())), f"{trial.loss:.3f}")
         show(table)
     images = f"in {len(best.wrong):,} validation and training images"
     if best is configured:
-        text = f"nothing tried is better than the configured way: {errors} errors {images}"
+        text = "nothing tried is better than the configured way: %d errors %s"
         if isinstance(data, FolderDataModule):
-            text += "; other values of data.image_size were not tried"
-        log.info("%s", text)
+            text += "; not tried: other values of data.image_size"
+        log.info(text, errors, images)
         return []
-    left_out, changes = ["check=", "hydra."], []
+    changes, replaced = [], []
     for key, value in best.convention.items():
         if value != configured.convention[key]:
-            left_out.append(f"data.{key}=")
             changes.append(f"data.{key}={_text(value)}")
+            replaced.append(f"data.{key}=")
     log.warning(
         "the network was %s trained otherwise, %d errors instead of %d %s (%s): %s",
         *("most likely" if is_better else "perhaps", fewer, errors, images, p_text(p_value)),
-        command_line([*run.typed_without(*left_out), *changes]),
+        command_line([*run.typed_without("check=", "hydra.", *replaced), *changes]),
     )
     return changes if is_better else []
 
 
+def _promising(
+    net: nn.Module, data: ImageDataModule, device: torch.device, ways: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The configured way, which is the first of ``ways``, and those that are best on a few images.
+
+    Only the configured one is returned where no other is better.
+    """
+    trials: list[Trial] = []
+    way, pixels = ways[0], ("mean", "std")
+    # One thing after another: all combinations would take twice as long.
+    for keys in (pixels, ("color_order",), ("resize", "crop_pct"), pixels):
+        tried = [ways[0]]
+        for other in ways[1:]:
+            if all(other[key] == way[key] for key in other if key not in keys):
+                tried.append(other)
+        trials += try_conventions(net, data, device, tried, _FEW)
+        way = min(trials, key=_LOSS).convention
+    best = [ways[0]]
+    if way != ways[0]:
+        # Few images do not tell the best ways from each other.
+        for trial in sorted(trials, key=_LOSS):
+            if trial.convention not in best:
+                best.append(trial.convention)
+    return best[: 1 + _BEST]
+
+
 def _text(value: object) -> str:
-    """A value of a key, as it is typed."""
     return "null" if value is None else str(value).replace(" ", "")

@@ -17,12 +17,12 @@ from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, UserError, is_number
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
+from lora_mnist.project import Run
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
-
-#: What a repair needs that has no validation images.
+#: These settings make a repair run that has no validation images.
 _WITHOUT = "; without any, say optimizer.lr=0.001 lora.scale=1"
 
 
@@ -33,18 +33,35 @@ def require_validation(setting: str, data: ImageDataModule, otherwise: str = "")
         raise UserError(reason + otherwise)
 
 
+def require_limits(settings: DictConfig) -> None:
+    """Refuse limits in ``cfg.trainer`` that Lightning would compare with numbers as they are."""
+    for key in ("max_steps", "max_epochs"):
+        value = settings.get(key, -1)
+        if not isinstance(value, int) and (key, value) != ("max_epochs", None):
+            raise UserError(f"trainer.{key}={value}: expected a whole number, or -1 for no end")
+
+
+def require_suitable(trainer: Trainer, run: Run) -> None:
+    """Refuse a Trainer that does not suit a run."""
+    if trainer.precision in ("64-true", "16-true", "bf16-true"):
+        raise UserError(
+            f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
+            "since the base is kept in float32, bit for bit"
+        )
+    if not trainer.limit_test_batches:
+        raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
+    if trainer.world_size > 1 and run.is_sweep:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
+        )
+
+
 def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule) -> None:
     """Refuse values that are each right on their own, but not together, or not with ``data``."""
     scheduler, loss = cfg.scheduler or {}, cfg.loss
     if -1 in (scheduler.get("T_max"), scheduler.get("total_iters"), scheduler.get("total_steps")):
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
-        )
-    if trainer.gradient_clip_val and "16" in trainer.precision and cfg.optimizer.get("fused"):
-        raise UserError(
-            "optimizer.fused=true: expected optimizer.fused=null, since fused steps do not allow "
-            f"trainer.gradient_clip_val={trainer.gradient_clip_val} with "
-            f"trainer.precision={trainer.precision}"
         )
     if cfg.optimizer.lr == "auto":
         if cfg.stage != "lora" or "max_lr" in scheduler:
@@ -75,17 +92,18 @@ def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule)
         size, processes = getattr(data, key), trainer.world_size
         if size % processes:
             raise UserError(f"data.{key}={size}: expected a multiple of the {processes} processes")
-    monitors = [str(getattr(each, "monitor", "")) for each in trainer.callbacks]  # type: ignore[attr-defined]
-    monitors = [monitor for monitor in monitors if monitor.startswith("val/")]
     interval = trainer.val_check_interval
     batches = trainer.max_steps * trainer.accumulate_grad_batches
-    if monitors:
-        require_validation(f"callbacks: monitor={monitors[0]}", data)
-    if monitors and isinstance(interval, int) and 0 <= batches < interval:
-        raise UserError(
-            f"trainer.val_check_interval={interval}: expected at most {batches}, the batches of "
-            f"trainer.max_steps={trainer.max_steps}, since callbacks choose by validation images"
-        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = str(getattr(callback, "monitor", ""))
+        if not monitor.startswith("val/"):
+            continue
+        require_validation(f"callbacks: monitor={monitor}", data)
+        if isinstance(interval, int) and 0 <= batches < interval:
+            raise UserError(
+                f"trainer.val_check_interval={interval}: expected at most {batches}, the batches "
+                f"of trainer.max_steps={trainer.max_steps}, since {monitor} is monitored"
+            )
 
 
 def require_fixed_buffers(

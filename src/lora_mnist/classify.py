@@ -19,7 +19,7 @@ from lora_mnist.settings import typed_copy
 
 
 class Prediction(NamedTuple):
-    """What a network predicts for one picture."""
+    """The prediction of a network for one picture."""
 
     label: str  # the name of the class
     probability: float
@@ -34,12 +34,14 @@ class Classifier:
         net: the network, in eval mode, with its adapter on it; with ``lora_disabled(net)`` it is
             the base.
         data: prepares pictures; it holds no images.
+        base_sha256: the fingerprint of the base.
         scale: how much of the adapter is applied, 1 as trained.
         settings: the configuration that it is made of, resolved.
     """
 
     net: nn.Module
     data: ImageDataModule
+    base_sha256: str
     scale: float
     settings: DictConfig
 
@@ -84,13 +86,13 @@ def open_classifier(cfg: DictConfig, run: Run | None = None) -> Classifier:
     Raises:
         UserError: see :func:`.adapters.load_base`.
     """
-    cfg, net, _ = load_base(cfg, run)
-    load_saved_adapter(cfg, net)
+    cfg, net, base = load_base(cfg, run)
+    load_saved_adapter(cfg, net, base.sha256)
     data = make_data(cfg, "predict", net)
     # Only scale=auto needs images, which decide it.
     images = make_data(cfg, "validate") if cfg.get("scale") == "auto" else data
     scale = apply_scale(cfg, net, images) if "scale" in cfg else 1.0
-    classifier = Classifier(net.eval(), data, scale, cfg)
+    classifier = Classifier(net.eval(), data, base.sha256, scale, cfg)
     picture = data.read_picture(Image.linear_gradient("L"))
     require_compatible(net, data, torch.stack([picture, picture]))
     return classifier

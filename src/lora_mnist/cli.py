@@ -1,6 +1,6 @@
-"""What the six entries share: Hydra's ``main`` goes in, an exit code comes out.
+"""The part that the six entries share: a command goes in, Hydra runs it, an exit code comes out.
 
-Whatever goes wrong is told in one line on standard error, and ``HYDRA_FULL_ERROR=1`` brings the
+Whatever goes wrong is said in one line on standard error, and ``HYDRA_FULL_ERROR=1`` brings the
 traceback, as ever in Hydra. Nothing here imports torch, so that ``--help`` answers at once.
 """
 
@@ -12,13 +12,13 @@ import signal
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import env_override
+from hydra.core.utils import JobReturn, JobStatus, env_override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -38,111 +38,136 @@ from lora_mnist.sweep.session import (
 
 log = logging.getLogger(__name__)
 
+Command = Callable[[DictConfig, Run], object]
+
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-#: Signals received so far. Lightning and other code may swallow the interrupt; the first signal
-#: decides the exit code.
-_signals: list[signal.Signals] = []
-#: The folder that this command has made for its run; ``None`` if it was there before.
-_new_folder: Path | None = None
-#: HYDRA_FULL_ERROR as the user has set it.
-_full_error = "0"
+#: How Hydra's own errors about flags and groups begin, which are ValueErrors.
+_COMMAND_LINE_ERRORS = ("Only one of --", "The --resolve", "Config group override must be")
 
 
-def run_entry(main: Callable[[], object]) -> None:
-    """Run an entry's ``main``, and end the process with the exit code that fits."""
-    global _full_error
-    _signals.clear()
-    _full_error = os.environ.get(_FULL_ERROR, "0")
+def run_entry(function: Command, config_name: str) -> None:
+    """Run a command by Hydra's ``main``, and end the process with the exit code that fits.
+
+    Args:
+        function: the command; it is called with a configuration and the run, in a sweep once a job.
+        config_name: its file in ``configs``.
+    """
     for number, text in enumerate(sys.argv):
         key, _, value = text.partition("=")
         if "=" in value and re.fullmatch(r"[\w/.~= -]+", value) and not key.startswith("-"):
             sys.argv[number] = override(key, value)  # a file such as epoch=3-step=10.ckpt
-    handlers = {number: signal.signal(number, _note) for number in (signal.SIGINT, signal.SIGTERM)}
-    raised: BaseException | None = None
+    shows_traceback = os.environ.get(_FULL_ERROR) == "1"
+    # Lightning and other code may swallow an interrupt; the first signal decides the exit code.
+    received: list[signal.Signals] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
+
+    def task(cfg: DictConfig) -> float | None:
+        return run_command(function, cfg, received, shows_traceback)
+
+    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
+    handlers = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    error, reason, code = None, None, 0
     try:
         with env_override({_FULL_ERROR: "1"}):  # so that Hydra raises what it would print
             main()
-    except BaseException as exception:
-        raised = exception
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    error, code, reason = raised, 0, None
-    if isinstance(raised, SystemExit):  # argparse's, Lightning's, or ours, caused by the error
-        error, code = raised.__cause__, raised.code if isinstance(raised.code, int) else 0
-    if _signals:
-        reason, code = f"interrupted by {_signals[0].name}", 128 + _signals[0]
-    elif error is not None:
-        reason, code = explain(error)
-    shows_traceback = _full_error == "1" and not _signals
+    except KeyboardInterrupt:
+        reason, code = _interruption(received)
+    except Exception as exception:
+        error = exception
+        reason, code = _one_line_of(error)
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
     if is_conducting():
         from lora_mnist.show.report import make_sweep_report  # late: jinja2, matplotlib
 
         code, sweep = close_sweep(reason, code)
         if sweep is not None:
             print(*make_sweep_report(sweep), f"report: {sweep / 'report.html'}", sep="\n")
-    elif reason is not None and not shows_traceback:
-        if code == 1 and not isinstance(error, UserError):
-            reason += f" ({_FULL_ERROR}=1 shows where)"
-        print(reason, *getattr(raised, "__notes__", ()), sep="\n", file=sys.stderr)
+    elif reason is not None and not (error and shows_traceback):
+        print(reason, file=sys.stderr)
     if error is not None and shows_traceback:
         raise error
     if code:
         raise SystemExit(code)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
-    _signals.append(signal.Signals(number))
-    raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
+def _interruption(received: list[signal.Signals]) -> tuple[str, int]:
+    """The line to print about an interrupt, and its exit code."""
+    return f"interrupted by {received[0].name}", 128 + received[0]
 
 
-def run_command(function: Callable[[DictConfig, Run], object], cfg: DictConfig) -> float | None:
+def run_command(
+    function: Command, cfg: DictConfig, received: list[signal.Signals], shows_traceback: bool
+) -> float | None:
     """Call a command's function with its configuration and the folder that Hydra has made for it.
 
-    In a sweep the value of ``sweep.metric`` is returned, for sweepers that search.
+    Returns:
+        In a sweep the value of ``sweep.metric``, for sweepers that search; else the exit code, with
+        which :class:`ClaimOutputFolder` ends the process.
     """
-    hydra = HydraConfig.get()
-    run = Run.of_command_line(hydra, Path(hydra.runtime.output_dir))
-    if run.is_sweep and "sweep" in cfg:
-        value = run_swept(partial(_call, function), cfg, run, hydra, explain)
-        if _signals:  # the job has swallowed the interrupt
+    settings = HydraConfig.get()
+    run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
+
+    def call(cfg: DictConfig, run: Run) -> None:
+        try:
+            if cfg.get("adapter") == "latest":
+                from lora_mnist.adapters import adapter_folder  # late: torch
+
+                cfg = cfg.copy()
+                cfg.adapter = str(adapter_folder(cfg, run))
+                # Lightning starts a run's other processes with this command line.
+                sys.argv.append(override("adapter", cfg.adapter))
+            function(cfg, run)
+        except SystemExit as error:
+            if not received:
+                raise RuntimeError(f"sys.exit({error.code!r}) was called before the end") from error
+        except Exception:
+            if not received:
+                raise
+        if received:  # Lightning has made an exit of the interrupt, or Gradio a message
             raise KeyboardInterrupt
-        return value
-    try:
-        with env_override({_FULL_ERROR: _full_error}):
-            _call(function, cfg, run)
-    except BaseException as error:
-        ended = SystemExit() if isinstance(error, Exception) else error
-        can_go_on = (run.folder / LAST_CHECKPOINT).is_file()
-        if can_go_on and not isinstance(error, UserError):
-            again = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
-            again.append(override("resume", run.folder))
-            ended.add_note(f"go on with: {command_line(again)}")
-        elif _signals and "resume" in cfg:
-            ended.add_note("no checkpoint was written yet: there is nothing to go on with")
-        if ended is error:
-            raise
-        traceback = None if isinstance(error, UserError) else error
-        reason, code = explain(error)
-        log.error("%s", reason, exc_info=traceback)  # to the run's own log
-        if code == UserError.exit_code and traceback is None and run.folder == _new_folder:
-            files = {path.name for path in run.folder.iterdir()}
-            if files <= {".hydra", f"{hydra.job.name}.log"}:
-                shutil.rmtree(run.folder, ignore_errors=True)  # a mistake leaves nothing behind
-        raise ended from error  # for run_entry(); Hydra would print any other exception once more
-    return None
 
-
-def _call(function: Callable[[DictConfig, Run], object], cfg: DictConfig, run: Run) -> None:
-    """Call a command's function; what ends the program on the way, such as a library, fails."""
+    if run.is_sweep and "sweep" in cfg:
+        return run_swept(call, cfg, run, settings, explain)
+    if run.is_sweep:
+        call(cfg, run)
+        return None
+    is_mistake = False
     try:
-        function(cfg, run)
-    except SystemExit as error:
-        if _signals:  # Lightning makes it of the interrupt
+        with env_override({_FULL_ERROR: str(int(shows_traceback))}):
+            call(cfg, run)
+        return 0
+    except KeyboardInterrupt:
+        reason, code = _interruption(received)
+    except Exception as error:
+        reason, code = _one_line_of(error)
+        is_mistake = isinstance(error, UserError)
+        log.error("%s", reason, exc_info=None if is_mistake else error)  # to the run's own log
+        if shows_traceback:
             raise
-        raise RuntimeError(f"sys.exit({error.code!r}) was called before the end") from error
+    print(reason, file=sys.stderr)
+    if not is_mistake and (run.folder / LAST_CHECKPOINT).is_file():
+        again = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
+        command = command_line([*again, override("resume", run.folder)])
+        print(f"go on with: {command}", file=sys.stderr)
+    elif received and "resume" in cfg:
+        print("no checkpoint was written yet: there is nothing to go on with", file=sys.stderr)
+    return code
 
 
 # --- what went wrong, in a line ------------------------------------------------------------------
+
+
+def _one_line_of(error: Exception) -> tuple[str, int]:
+    """:func:`explain`; of an error that nobody expected also how to see its traceback."""
+    reason, code = explain(error)
+    if code == 1 and not isinstance(error, UserError):
+        reason += f" ({_FULL_ERROR}=1 shows where)"
+    return reason, code
 
 
 def _no_stage() -> str:
@@ -155,7 +180,7 @@ def _no_stage() -> str:
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """What to say of an exception, and the exit code that belongs to it."""
+    """The line to print about an exception, and the exit code that belongs to it."""
     if isinstance(error, UserError):
         return str(error), error.exit_code
     if isinstance(error, OmegaConfBaseException):
@@ -164,10 +189,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return _explain_hydra(error), UserError.exit_code
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, not imported here
         return one_line(error), UserError.exit_code
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-        return _explain_group(error), UserError.exit_code
-    if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve")):
-        return one_line(error), UserError.exit_code  # Hydra's, about its own flags
+    if isinstance(error, ValueError) and str(error).startswith(_COMMAND_LINE_ERRORS):
+        return one_line(error), UserError.exit_code
     return f"{type(error).__name__}: {one_line(error)}", 1
 
 
@@ -213,16 +236,6 @@ def _explain_hydra(error: HydraException) -> str:
     return message
 
 
-def _explain_group(error: ValueError) -> str:
-    """Hydra's message about a group's value, with that value, which Hydra does not name."""
-    for text in sys.argv[1:]:
-        key, _, value = text.partition("=")
-        names = sorted(file.stem for file in (CONFIGS / key).glob("*.yaml"))
-        if names and (value == "null" or value.isdigit()):
-            return f"{text}: expected one of {', '.join(names)}, or no {key}= for its default"
-    return one_line(error)
-
-
 # --- folders -------------------------------------------------------------------------------------
 
 
@@ -246,10 +259,13 @@ OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=T
 
 
 class ClaimOutputFolder(Callback):
-    """Hydra callback: claims the folder of a run, or of a sweep, before anything is written there.
+    """Hydra callback: claims the folder of a run, or of a sweep, and ends a run that has failed.
 
-    Hydra only warns of a callback's exceptions; ``SystemExit`` ends the command.
+    Hydra goes on after any exception of a callback, with a warning, and leaves exit codes to
+    ``SystemExit``. So that ends the command here, after its reason has been printed.
     """
+
+    _is_new = False  # whether this command has made the run's folder
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``.
@@ -257,8 +273,6 @@ class ClaimOutputFolder(Callback):
         A run that goes on has its folder, and so have the processes that Lightning starts: both
         have ``hydra.output_subdir=null``.
         """
-        global _new_folder
-        _new_folder = None
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
         try:
             if OmegaConf.is_missing(config, "stage"):
@@ -268,15 +282,27 @@ class ClaimOutputFolder(Callback):
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is not None:
-                if not folder.exists():
-                    _new_folder = folder.absolute()
                 if (folder / subfolder).exists():
                     raise UserError(
                         f"hydra.run.dir={folder}: holds another run; expected a new folder"
                     )
+                self._is_new = not folder.exists()
                 (folder / subfolder).mkdir(parents=True)  # of two at once, one ends here
         except Exception as error:
-            raise SystemExit from error
+            _refuse(error)
+
+    def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """End the process with the exit code of :func:`run_command`, if that is not 0."""
+        if job_return.status != JobStatus.COMPLETED or not job_return.return_value:
+            return
+        if job_return.return_value == UserError.exit_code and self._is_new:
+            folder = Path(config.hydra.runtime.output_dir)
+            if {path.name for path in folder.iterdir()} <= {
+                ".hydra",
+                f"{config.hydra.job.name}.log",
+            }:
+                shutil.rmtree(folder, ignore_errors=True)  # a mistake leaves nothing behind
+        raise SystemExit(job_return.return_value)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
@@ -289,4 +315,10 @@ class ClaimOutputFolder(Callback):
             if "sweep" in config:
                 open_sweep(config)
         except Exception as error:
-            raise SystemExit from error
+            _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    reason, code = _one_line_of(error)
+    print(reason, file=sys.stderr)
+    raise SystemExit(code) from error

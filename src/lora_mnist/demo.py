@@ -9,12 +9,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.adapters import load_saved_adapter
 from lora_mnist.classify import open_classifier
-from lora_mnist.data import ImageDataModule, Images, MNISTDataModule, make_data
+from lora_mnist.data import Images, MNISTDataModule, make_data
 from lora_mnist.data.images import viewable
 from lora_mnist.errors import UserError, one_line, require_extra
-from lora_mnist.lora.base_state import base_state_dict, fingerprint
+from lora_mnist.lora.adapter import load_adapter
 from lora_mnist.lora.merge import remove_lora
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
@@ -49,20 +48,18 @@ class SideBySide:
         may_take_latest = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}
         if may_take_latest and any(outputs.glob("lora/*/adapter")):
             cfg.adapter = "latest"
-        classifier = open_classifier(cfg, run)
-        self.cfg, self._net = classifier.settings, classifier.net
-        self._placed: str | None = self.cfg.adapter  # the folder of the adapter on the network now
-        self.data: ImageDataModule = classifier.data
+        self._classifier = open_classifier(cfg, run)
+        cfg, self.data = self._classifier.settings, self._classifier.data
+        self._placed: str | None = cfg.adapter  # the folder of the adapter on the network now
         self.test_set: Images | None = None
         try:
-            self.test_set = make_data(self.cfg, "test").test_set
+            self.test_set = make_data(cfg, "test").test_set
         except UserError as error:
             log.info("no test images here (%s)", error)
-        sha256 = fingerprint(base_state_dict(self._net))
-        folders = [] if self.cfg.adapter is None else [self.cfg.adapter]
+        folders = [] if cfg.adapter is None else [cfg.adapter]
         for file in sorted(outputs.rglob(CONFIG_NAME), key=os.path.getmtime, reverse=True):
             try:
-                if read_metadata(file.parent).get("base_sha256") == sha256:
+                if read_metadata(file.parent).get("base_sha256") == self._classifier.base_sha256:
                     folders.append(str(file.parent))
             except ValueError as error:
                 log.warning("left out of the menu: %s", one_line(error))
@@ -77,16 +74,17 @@ class SideBySide:
 
         The adapter is that in ``folder``; ``None``: the base alone.
         """
-        if folder != self._placed:
-            if self._placed is not None:
-                remove_lora(self._net)
-                self._placed = None
-            self.cfg.adapter = folder
-            load_saved_adapter(self.cfg, self._net)
+        net, cfg = self._classifier.net, self._classifier.settings
+        if self._placed is not None and folder != self._placed:
+            remove_lora(net)
+            self._placed = None
+        if folder is not None and folder != self._placed:
+            sha256 = self._classifier.base_sha256
+            load_adapter(net, folder, cfg.allow_other_base, base_sha256=sha256)
             self._placed = folder
         if folder is not None:
-            set_lora_scale(self._net, scale)
-        return self._net
+            set_lora_scale(net, scale)
+        return net
 
     @torch.no_grad()
     def ask(self, image: Tensor, folder: str | None, scale: float = 1.0) -> list[dict[str, float]]:

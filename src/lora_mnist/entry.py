@@ -8,12 +8,11 @@ import os
 import sys
 from difflib import get_close_matches
 
-import hydra
 from omegaconf import DictConfig
 
 from lora_mnist import __version__
-from lora_mnist.cli import run_command, run_entry
-from lora_mnist.project import CONFIGS
+from lora_mnist.cli import run_entry
+from lora_mnist.project import Run
 
 _COMMANDS = ["train", "eval", "predict", "export", "demo", "report"]
 _USAGE = f"""lora-mnist {__version__}
@@ -30,34 +29,33 @@ lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets.
 eval "$(lora-mnist -sc install=bash)" turns on tab completion."""
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
-def _main(cfg: DictConfig) -> float | None:
+def _run(cfg: DictConfig, run: Run) -> None:
     # Imports stand where they are needed, so that --help does not wait for torch.
     match cfg.stage:
         case "eval":
             from lora_mnist.evaluate import evaluate
 
-            return run_command(evaluate, cfg)
+            evaluate(cfg, run)
         case "predict":
             from lora_mnist.predict import predict
 
-            return run_command(predict, cfg)
+            predict(cfg, run)
         case "export":
             from lora_mnist.export import export
 
-            return run_command(export, cfg)
+            export(cfg, run)
         case "demo":
             from lora_mnist.demo import demo
 
-            return run_command(demo, cfg)
+            demo(cfg, run)
         case "report":
             from lora_mnist.report import report
 
-            return run_command(report, cfg)
+            report(cfg, run)
         case _:
             from lora_mnist.train import train
 
-            return run_command(train, cfg)
+            train(cfg, run)
 
 
 def main() -> None:
@@ -80,4 +78,4 @@ def main() -> None:
     elif name not in ("--config-name", "-sc"):  # of a process that Lightning starts; of completion
         print(_USAGE, file=sys.stdout if name in ("--help", "-h") else sys.stderr)
         raise SystemExit(0 if name in ("--help", "-h") else 2)
-    run_entry(_main)
+    run_entry(_run, "train")

@@ -1,4 +1,4 @@
-"""Mistakes that a user can make, told in one line."""
+"""Mistakes that a user can make, and how their one line is worded."""
 
 import math
 import re
@@ -65,7 +65,7 @@ def config_group(group: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, InstantiationException) else None
         message = one_line(cause or error)
         argument = re.match(r"\w+(?==)", message)
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
+        unknown = re.search(r"keyword argument '(\w+)'", message)
         if unknown:
             message = f"{group}.{unknown[1]}: {message}"
         elif not argument:

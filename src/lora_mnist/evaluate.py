@@ -29,7 +29,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
             ``None`` makes a new folder, named by the time.
 
     Returns:
-        What results.json holds.
+        The content of results.json.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
@@ -44,7 +44,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     cfg, net, base = load_base(cfg, run)
     data = make_data(cfg, "test", net)
     better = check_preprocessing(cfg, run, trainer, net, data)
-    load_saved_adapter(cfg, net)
+    load_saved_adapter(cfg, net, base.sha256)
     with on_device(net, trainer.strategy.root_device) as device:
         scale = apply_scale(cfg, net, data, device)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)

@@ -19,7 +19,7 @@ from lora_mnist.classify import open_classifier
 from lora_mnist.data import Batch, make_data
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, require_extra
-from lora_mnist.lora.base_state import base_state_dict, fingerprint
+from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.merge import merge_lora
 from lora_mnist.project import Run
 from lora_mnist.settings import typed_copy
@@ -36,9 +36,8 @@ _FORMATS = {".safetensors": "safetensors", ".onnx": "onnx"}
 def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
-    What is written must give the predictions of the live network on the whole test set, or on noise
-    where that is not here, and its logits as far as :data:`TOLERANCE`; otherwise nothing is
-    written.
+    The written network must give the predictions of the live one on the whole test set, or on noise
+    where that is not here, and its logits as far as :data:`TOLERANCE`; otherwise there is no file.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
@@ -86,7 +85,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     channels, height, width = picture.shape
     metadata |= {
         "lora_mnist": version("lora-mnist"),
-        "base_sha256": fingerprint(base_state_dict(net)),
+        "base_sha256": classifier.base_sha256,
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(data.name),
         "prepared_by": str(cfg.data._target_),

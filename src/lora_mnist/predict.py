@@ -57,20 +57,20 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     predictions = _classify(classifier, files, cfg.adapter is not None)
     if cfg.mistakes is not None:
         predictions = _copy_wrong(predictions, Path(cfg.mistakes))
-    shown: list[dict[str, Any]] = []
+    printed: list[dict[str, Any]] = []
     if cfg.out is not None:
         count = _write_table(predictions, Path(cfg.out))
         log.info("%s: %d predictions", cfg.out, count)
     else:
-        shown = list(predictions)
-        count = len(shown)
-    if cfg.out is None and cfg.json:
-        print(json.dumps(shown, indent=2))
-    elif shown:
-        print_predictions(shown)
+        printed = list(predictions)
+        count = len(printed)
+        if cfg.json:
+            print(json.dumps(printed, indent=2))
+        elif printed:
+            print_predictions(printed)
     if skipped := len(files) - count:
         raise IncompleteError(f"{skipped} of {len(files)} pictures skipped")
-    return shown
+    return printed
 
 
 def _classify(

@@ -34,7 +34,7 @@ class Run:
     """One call of a command, as the command line made it."""
 
     folder: Path  # where it leaves its files
-    typed: tuple[str, ...] = ()  # its overrides, such as lora.rank=4
+    typed: tuple[str, ...] | None = None  # its overrides, lora.rank=4; None: called from Python
     is_sweep: bool = False  # whether it is a job of a sweep
 
     @classmethod
@@ -47,11 +47,11 @@ class Run:
     @property
     def typed_keys(self) -> set[str]:
         """The keys of its overrides, such as lora.rank."""
-        return {key_of(text) for text in self.typed}
+        return {key_of(text) for text in self.typed or ()}
 
     def typed_without(self, *starts: str) -> list[str]:
         """The overrides but for those that begin with one of ``starts``."""
-        return [text for text in self.typed if not text.lstrip("+~").startswith(starts)]
+        return [text for text in self.typed or () if not text.lstrip("+~").startswith(starts)]
 
 
 def program(name: str | None = None) -> str:
@@ -115,7 +115,7 @@ OmegaConf.register_new_resolver("lora_mnist.sweep_name", sweep_name, replace=Tru
 
 
 def base_name(data: DictConfig, net: DictConfig) -> str:
-    """Resolver: what the files of a base are called, for each network and set of images.
+    """Resolver: the name of the files of a base, for each network and set of images.
 
     ``mnist``, ``mnist_cnn``, ``photos-3fa2c1_resnet18``: a folder without a ``data.name`` gets six
     digits of its path's SHA-256, since two folders may have the same name.
@@ -144,7 +144,7 @@ def _unless(other: object, value: object) -> object:
 
 OmegaConf.register_new_resolver("lora_mnist.unless", _unless, replace=True)
 
-# What a config inherits with "/any_keys@GROUP" takes keys that no file lists, without a +.
+# A config that inherits "/any_keys@GROUP" takes keys there that no file lists, without a +.
 _any_keys = OmegaConf.create({})
 OmegaConf.set_struct(_any_keys, False)
 ConfigStore.instance().store("any_keys", _any_keys, provider="lora_mnist")

@@ -55,7 +55,7 @@ class RunSettings(Settings):
 
 @dataclass
 class TrainSettings(RunSettings):
-    """What all stages of ``train.py`` read."""
+    """Every stage of ``train.py``."""
 
     loss: Any
     optimizer: Any
@@ -73,7 +73,7 @@ class TrainSettings(RunSettings):
 
 
 class Check(Enum):
-    """What ``check`` may be, beside null."""
+    """The values of ``check``, beside null."""
 
     auto = "auto"
     preprocessing = "preprocessing"

@@ -160,7 +160,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     clock = Clock()
     trainer = make_trainer(cfg, run)
     cfg, net, base = load_base(cfg, run)
-    load_saved_adapter(cfg, net)
+    load_saved_adapter(cfg, net, base.sha256)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
     require_fixed_buffers(cfg, trainer, net, data, base)

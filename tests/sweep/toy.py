@@ -7,17 +7,13 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 
-import hydra
 from hydra.core.config_store import ConfigStore
 
-from lora_mnist.cli import run_command, run_entry
+from lora_mnist.cli import run_entry
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
 
 CONFIG = {
     "defaults": [
@@ -46,11 +42,6 @@ PLAIN = {**CONFIG, "defaults": [group for group in CONFIG["defaults"] if "sweep"
 STORE.store("plain", PLAIN)
 for name in ("round", "square", "long"):
     STORE.store(name, {"kind": name}, group="shape")
-
-
-@hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name="toy")
-def main(cfg):
-    return run_command(play, cfg)
 
 
 def play(cfg, run):
@@ -85,4 +76,4 @@ def play(cfg, run):
 
 
 if __name__ == "__main__":
-    run_entry(main)
+    run_entry(play, "toy")

@@ -281,5 +281,6 @@ def make_module(
         base_tensors=base and base.tensors,
         hyperparameters=settings,
     )
-    module.configure_optimizers()  # Lightning would refuse bad values only when training starts
+    # A mistake in optimizer or schedule: Lightning makes them after the run has begun.
+    module.configure_optimizers()
     return module

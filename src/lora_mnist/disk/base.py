@@ -10,6 +10,7 @@ import shlex
 import shutil
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,11 +60,16 @@ def read_base(path: Path) -> BaseFile:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # neither library has one class for what a damaged file causes
-        damaged = (
-            f"damaged or something else ({type(error).__name__}); expected the weights of a "
-            "network, as torch.save(net.state_dict(), ...) or safetensors writes them"
-        )
-        raise ValueError(_why_refused(path) or damaged) from error
+        types = []
+        with suppress(Exception):  # what torch.save has not written
+            types = sorted(get_unsafe_globals_in_checkpoint(path))
+        reason = f"damaged or something else ({type(error).__name__})"
+        if types:
+            reason = f"holds {types[0]}, which is not loaded, since it could run code"
+        raise ValueError(
+            f"{reason}; expected weights alone, as torch.save(net.state_dict(), FILE) or "
+            "safetensors writes them"
+        ) from error
     record, sha256 = {}, None
     if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
         record, sha256 = content["record"], content.get("sha256")
@@ -83,41 +89,24 @@ def load_weights(net: nn.Module, file: BaseFile) -> Base:
 
     A prefix of the names, such as ``module.``, is dropped, and so are tensors outside it, which
     belong to something else, such as a metric or a teacher. Tensors of another precision are
-    converted to that of ``net``, which changes only if all of them fit. The returned tensors share
-    no memory with it. ``ValueError``, if the weights do not fit ``net``.
+    converted to that of ``net``. The returned tensors share no memory with it. ``ValueError``, if
+    the weights do not fit ``net``.
     """
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    stored, first = file.tensors, next(iter(before), "")
+    stored, first = file.tensors, next(iter(net.state_dict()), "")
     prefixes = [name.removesuffix(first) for name in stored if f".{name}".endswith(f".{first}")]
     prefix = min(prefixes, key=len, default="")
     chosen = {n.removeprefix(prefix): stored[n] for n in stored if n.startswith(prefix)}
     try:
         net.load_state_dict(chosen)
     except RuntimeError as error:  # torch names every tensor that does not fit
-        net.load_state_dict(before)
         reason = textwrap.shorten(str(error), 400).rstrip(".")
         raise ValueError(f"{reason}; expected the tensors of the configured net") from error
     tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
-            net.load_state_dict(before)
             raise ValueError(f"{name} holds NaN or infinity; expected finite numbers")
     stage = file.record.get("made", {}).get("stage")
     return Base(tensors, fingerprint(tensors), stage == "pretrain")
-
-
-def _why_refused(path: Path) -> str | None:
-    """Why a file of ``torch.save`` is refused, if it holds more than plain values and tensors."""
-    try:
-        types = sorted(get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # another kind of file
-        return None
-    if not types:
-        return None
-    return (
-        f"holds {types[0]}, which is not loaded, since it could run code; expected weights alone, "
-        "as torch.save(net.state_dict(), FILE) writes them where the network was trained"
-    )
 
 
 def write_base(
@@ -131,15 +120,6 @@ def write_base(
     torch.save(content, buffer)
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-
-
-def _sha256_of_ours(path: Path) -> str | None:
-    """The SHA-256 of the base that :func:`write_base` wrote; ``None`` for any other file."""
-    try:
-        file = read_base(path)
-    except (OSError, ValueError):
-        return None
-    return file.sha256 if file.sha256 == fingerprint(file.tensors) else None
 
 
 def versioned_base_path(folder: Path, name: str, sha256: str) -> Path:
@@ -158,8 +138,14 @@ def require_replaceable(path: Path) -> str | None:
     Refused are a folder, a file that :func:`write_base` has not written, and one in which a base
     stays for good.
     """
-    sha256 = _sha256_of_ours(path)
-    if path.exists() and (sha256 is None or path.stem.endswith(f"-{sha256[:12]}")):
+    if not path.exists():
+        return None
+    sha256 = None
+    with suppress(OSError, ValueError):  # no base at all
+        file = read_base(path)
+        if file.sha256 == fingerprint(file.tensors):
+            sha256 = file.sha256
+    if sha256 is None or path.stem.endswith(f"-{sha256[:12]}"):
         raise UserError(
             f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "
             "leave base_ckpt out, or set publish=false to keep the new base in the run's folder"

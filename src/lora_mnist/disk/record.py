@@ -40,7 +40,7 @@ _target_ model_name num_classes in_chans img_size patch_size global_pool drop_ra
 
 
 def make_record(
-    cfg: DictConfig, dataset: str, preprocessing: Mapping[str, Any], overrides: Sequence[str]
+    cfg: DictConfig, dataset: str, preprocessing: Mapping[str, Any], overrides: Sequence[str] | None
 ) -> dict[str, Any]:
     """The record of what was trained with ``cfg``, by a command with these ``overrides``.
 
@@ -60,7 +60,7 @@ def make_record(
             del settings["data_dir"]
     made = {
         "stage": cfg.stage,
-        "overrides": [each for each in overrides if affects_results(each.partition("=")[0])],
+        "overrides": [each for each in overrides or () if affects_results(each.partition("=")[0])],
         "folder": str(cfg.paths.here),
         "seed": cfg.seed,
         "versions": {package: version(package) for package in ("lora-mnist", "torch")},
@@ -77,8 +77,7 @@ def inherited(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, An
     """The values of ``stored`` that ``own`` lacks: arguments of one function, nested ones too.
 
     A value is lacking if it is ``None``. Another ``_target_`` than that of ``stored`` is another
-    function. Of another kind of images only the preprocessing is taken, as far as ``own`` has such
-    keys.
+    function. From another kind of images only the preprocessing is taken, if ``own`` has such keys.
     """
     is_same = own.get("_target_") in (None, "???", stored.get("_target_"))
     taken: dict[str, Any] = {}
@@ -113,10 +112,10 @@ def foreign_code(settings: Any, key: str, function: str | None = None) -> str | 
             is_plain = name != "model_name" or re.fullmatch(r"[\w.-]+", str(value))
             if not (is_known and is_plain) and value:
                 return f"{key}.{name}={value}"
-            if found := foreign_code(value, f"{key}.{name}"):
-                return found
+            if foreign := foreign_code(value, f"{key}.{name}"):
+                return foreign
     elif isinstance(settings, list):
         for value in settings:
-            if found := foreign_code(value, key):
-                return found
+            if foreign := foreign_code(value, key):
+                return foreign
     return None

@@ -83,6 +83,7 @@ def load_adapter(
     allow_other_base: bool = False,
     name: str | None = None,
     scale: float = 1.0,
+    base_sha256: str | None = None,
 ) -> nn.Module:
     """Put the adapter in ``folder`` on ``model``, which must be the base it was trained on.
 
@@ -95,6 +96,7 @@ def load_adapter(
         allow_other_base: accept a base with another fingerprint, as long as the shapes fit.
         name: tells the adapter from others on ``model``; see :func:`.model.add_lora`.
         scale: how much of the adapter to apply; see :func:`.model.set_lora_scale`.
+        base_sha256: the fingerprint of the base; ``None``: it is computed.
 
     Raises:
         ValueError: if ``scale`` or ``name`` cannot be used, or the files are missing or damaged,
@@ -118,12 +120,14 @@ def load_adapter(
         made_for = metadata.get("base_sha256")
         if made_for is None:
             log.warning("the adapter does not say which base it was made for: not checked")
-        elif not allow_other_base and made_for != (here := fingerprint(base_state_dict(model))):
-            dataset = f" on {metadata['dataset']}" if "dataset" in metadata else ""
-            raise ValueError(
-                f"made for the base {made_for}{dataset}, this one is {here}; "
-                "expected the same base, or allow_other_base=true"
-            )
+        elif not allow_other_base:
+            here = base_sha256 or fingerprint(base_state_dict(model))
+            if made_for != here:
+                dataset = f" on {metadata['dataset']}" if "dataset" in metadata else ""
+                raise ValueError(
+                    f"made for the base {made_for}{dataset}, this one is {here}; "
+                    "expected the same base, or allow_other_base=true"
+                )
         attach(model, adapters, name)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error

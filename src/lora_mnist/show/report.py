@@ -160,7 +160,7 @@ def write_card(run: Run, results: Mapping[str, Any]) -> None:
         what=named(results["classes"], repaired) if repaired else "all classes",
         verdict=verdict_text(results),
         rows=class_rows(results),
-        command=command_line(typed) if typed else "",
+        command="" if run.typed is None else command_line(typed),
         versions={name: version(name) for name in ("lora-mnist", "torch")},
     )
 
