@@ -113,7 +113,9 @@ def left_in(outputs: Path) -> dict[str, Any]:
         name = str(path.relative_to(outputs))
         if path.name == "results.json":
             numbers = json.loads(path.read_text())
-            left[name] = {key: value for key, value in numbers.items() if key != "seconds"}
+            for key in ("overrides", "seconds"):  # the first name the folder of outputs
+                numbers.pop(key, None)
+            left[name] = numbers
         elif path.match("base/*.ckpt") or path.match("adapter/*") or path.name == "finetuned.ckpt":
             left[name] = path.read_bytes()
     return left

@@ -132,7 +132,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     module = make_module(cfg, net, data)
     with run_lock(run.folder, module.hparams, cfg.resume) as ckpt_path:
         best = fit(cfg, trainer, module, data, ckpt_path, clock)
-        results = evaluate_and_collect(cfg, trainer, module, data, clock, best)
+        results = evaluate_and_collect(cfg, run, trainer, module, data, clock, best)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_run(trainer, results, run, cfg.figures)
         useless = majority_baseline_failure(module, data)
@@ -177,7 +177,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         require_unchanged(base, net)
         dial = measure_dial(cfg, run, trainer, module, data, clock)
         scale = scale_adapter_to_save(cfg, module, dial)
-        results = evaluate_and_collect(cfg, trainer, module, data, clock, best, base)
+        results = evaluate_and_collect(cfg, run, trainer, module, data, clock, best, base)
         results |= {
             "base_unchanged": True,
             "adapter": None if is_trial(trainer) else ADAPTER_FOLDER,
@@ -207,7 +207,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     module = make_module(cfg, net, data, base)
     with run_lock(run.folder, module.hparams, cfg.resume) as ckpt_path:
         best = fit(cfg, trainer, module, data, ckpt_path, clock)
-        results = evaluate_and_collect(cfg, trainer, module, data, clock, best, base)
+        results = evaluate_and_collect(cfg, run, trainer, module, data, clock, best, base)
         weights = None if is_trial(trainer) else FINETUNED_FILE
         results |= {"base_unchanged": False, "weights": weights}
         if trainer.is_global_zero and weights is not None:
@@ -282,6 +282,7 @@ def load_best_weights(
 
 def evaluate_and_collect(
     cfg: DictConfig,
+    run: Run,
     trainer: Trainer,
     module: ClassifierModule,
     data: ImageDataModule,
@@ -312,4 +313,4 @@ def evaluate_and_collect(
                 with trainer.precision_plugin.forward_context():
                     outcomes[f"{split}_base"] = outcome_of(net, batches)
     warn_of_known_validation(outcomes, data)
-    return collect_results(cfg, data, module, outcomes, clock, best, base)
+    return collect_results(cfg, run.typed, data, module, outcomes, clock, best, base)

@@ -94,7 +94,7 @@ def test_labels_in_a_file_say_what_folders_say(make_photos, tmp_path):
     for one, other in zip(folders, labelled, strict=True):
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])
-    assert not data.test_held_out
+    assert (data.held_out, data.copies) == ({"val": "train"}, 0)
     for text, found in (
         ("name,label\na,cat", "'name': 'a'"),
         (f"{lines[0]}\na,b,c", "'part': 'c'"),

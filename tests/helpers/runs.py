@@ -47,6 +47,11 @@ def results(stage="lora", **more):
         "stage": stage,
         "dataset": "farm",
         "seed": 3,
+        "overrides": ["stage=lora", "notes=<script>alert(1)</script>"],
+        "targets_chosen": False,
+        "held_out": {"val": "train"},
+        "copies": 0,
+        "base_pretrained_here": True,
         "targets": [] if stage == "pretrain" else [1],
         "classes": CLASSES,
         "replay": 0,
@@ -67,7 +72,7 @@ def predictions(pair=True):
         "index": torch.arange(6),
         "label": torch.tensor([0, 0, 1, 1, 2, 2]),
         "base": torch.tensor([0, 1, 0, 1, 2, 2]),
-        "base_probability": torch.tensor([0.9, 0.5, 0.6, 0.7, 0.8, 1.0]),
+        "base_probability": torch.tensor([0.9, 0.5, 0.6, 0.7, 1.0, 0.8]),
     }
     if pair:
         tensors["adapted"] = torch.tensor([0, 1, 1, 1, 0, 1])
@@ -88,8 +93,4 @@ def write_run(folder, stage="lora", **more):
     (folder / "results.json").write_text(json.dumps(run))
     tensors = predictions(stage != "pretrain")
     write_predictions(tensors, ImageTensors(images(), tensors["label"]), folder, CLASSES)
-    hydra = folder / ".hydra"
-    hydra.mkdir(exist_ok=True)
-    (hydra / "overrides.yaml").write_text("- stage=lora\n- note=<script>\n")
-    (hydra / "config.yaml").write_text("note: <script>alert(1)</script>\n")
     return run

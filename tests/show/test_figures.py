@@ -50,7 +50,7 @@ def test_what_is_good_is_green():
 
 def test_two_predictions_stand_under_an_image(tmp_path):
     for stage, kind, captions in (
-        ("lora", "broken", ["<b>c…</b> →\ndog", "<b>c…</b> →\ncat"]),
+        ("lora", "broken", ["<b>c…</b> →\ncat", "<b>c…</b> →\ndog"]),
         ("pretrain", "wrong", ["dog → cat", "cat → dog"]),
     ):
         write_run(tmp_path, stage)

@@ -50,17 +50,18 @@ def test_results_of_a_repair():
     text = printed(print_results, results(), Path())
     assert "test images, * to be repaired" in text
     assert cells(text) == [
-        ["class", "errors", "repaired", "broken", "false calls", "images", "errors, 95%"],
+        ["class", "errors", "repaired", "broken", "false calls", "images", "95% interval"],
         ["cat", "30 -> 10", "21", "1", "4 -> 7", "100", "6-17"],
         ["dog *", "4 -> 7", "1", "4", "30 -> 10", "100", "3-14"],
         ["all", "34 -> 17", "22", "5", "", "200", "11-26"],
     ]
     assert "\naccuracy: 0.8300 -> 0.9150\n" in text
-    assert "\ndog: 4 errors -> 7 (broken 4, may be chance, p = 0.38), false calls 30 -> 10;" in text
+    assert "\nOn dog: 4 errors -> 7 (1 repaired, 4 broken, may be chance, p = 0.38).\n" in text
 
 
 def first_cells(run):
-    return [row[0] for row in cells(printed(print_results, run, Path()))][1:]
+    text = printed(print_results, {"overrides": [], **run}, Path())
+    return [row[0] for row in cells(text)][1:]
 
 
 def test_of_many_classes_what_changed_comes_first_or_what_is_worst():
@@ -102,12 +103,10 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch):
     assert "\x1b" not in printed(print_results, run, Path())
 
 
-def test_a_command_is_not_broken_into_lines(tmp_path):
-    (tmp_path / ".hydra").mkdir()
+def test_a_command_is_not_broken_into_lines():
     typed = f"data.data_dir={'long/' * 40}"
-    (tmp_path / ".hydra" / "overrides.yaml").write_text(f"[{typed}]")
     run = {"stage": "eval", "classes": ["cat", "dog"], "targets": [], "test": BASE}
-    lines = printed(print_results, run, tmp_path).splitlines()
+    lines = printed(print_results, {**run, "overrides": [typed]}, Path()).splitlines()
     assert lines[-1].endswith(f"experiment=repair target=cat {typed}")
 
 

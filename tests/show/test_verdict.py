@@ -1,21 +1,25 @@
-"""Verdicts and advice of made-up runs, beside verdicts.txt, which is to be read."""
+"""Laws of the verdict and the advice, on made-up runs, and one verdict in full."""
 
+from math import comb
 from pathlib import Path
 
+import pytest
 from helpers.runs import outcome, repaired, results
 
 from lora_mnist.show.advice import advice
-from lora_mnist.show.verdict import verdict
+from lora_mnist.show.verdict import verdict, verdict_text
 
-GOLDEN = Path(__file__).with_name("verdicts.txt")
 DIGITS = [str(number) for number in range(10)]
-BASE = [10] * 9 + [70]
 OWN = ["data=folder", "data.data_dir=my photos", "net=custom", "net._target_=nets.Net"]
-OWN += ["base_ckpt=mine.pt", "trainer.max_steps=400", "data.replay=90"]
+OWN += ["base_ckpt=mine.pt"]
+AS_TYPED = (
+    "data=folder 'data.data_dir=my photos' net=custom net._target_=nets.Net base_ckpt=mine.pt"
+)
 DIAL = {
     **{"images": 500, "scales": [0, 0.4, 1], "errors": [180, 171, 923], "advised": 0.4, "saved": 1},
     **{"errors_of_target": [28, 11, 4], "errors_elsewhere": [152, 160, 919]},
 }
+OFF = {"dial": {**DIAL, "advised": 0, "saved": 0}}
 #: The errors of two validations during the training.
 WAY = [
     {"step": 24, "errors": 175, "errors_of_target": 9},
@@ -23,140 +27,207 @@ WAY = [
 ]
 
 
-def of_digits(broken, fixed, targets=(9,), **more):
+def run_of(base, broken, fixed, images=200, **more):
+    """A repair of the last class, with replayed images."""
+    names = ["coat", "dress", "shirt"] if len(base) == 3 else DIGITS[: len(base)]
+    run = {"stage": "lora", "classes": names, "targets": [len(base) - 1], "replay": 90}
+    run |= {"seconds": {"total": 661}, "adapter": "adapter", "overrides": []}
+    test = repaired(base, broken, fixed, images)
+    return {**run, "test": test, "test_base": outcome(base, images), **more}
+
+
+def nines(broken, fixed, **more):
     """A repair of the nines, which breaks so many fours."""
-    test = repaired(BASE, [0] * 4 + [broken] + [0] * 5, [0] * 9 + [fixed], 1000)
-    run = {"stage": "lora", "classes": DIGITS, "targets": [*targets], "replay": 0, **more}
-    return {**run, "test": test, "test_base": outcome(BASE, 1000)}
+    run = run_of([10] * 9 + [70], [0] * 4 + [broken] + [0] * 5, [0] * 9 + [fixed], 1000)
+    return {**run, **more}
 
 
-def of_clothes(base, broken, fixed, **more):
-    """A repair of the shirts with replayed images."""
-    run = {"stage": "lora", "classes": ["coat", "dress", "shirt"], "targets": [2], "replay": 90}
-    test = repaired(base, broken, fixed, 200)
-    return {**run, "test": test, "test_base": outcome(base, 200), **more}
+GOOD = run_of([30, 8, 60], [2, 4, 0], [5, 1, 40])
+#: Where the class is repaired, and the others lose as much.
+PRICE = run_of([20, 15, 96], [60, 28, 0], [31, 25, 61])
+HARM = nines(900, 61)
+#: Nearly all images of the other classes are wrong.
+GUESSING = run_of([10, 20, 20, 20, 45], [35, 27, 27, 26, 0], [0, 0, 0, 0, 45], 50)
 
 
-def of_mistakes():
-    """A hotfix that mends nine of ten mistakes learnt, and four of five held out."""
-    mended = {"mistakes": repaired([9, 0], [0, 0], [9, 0], 5), "mistakes_base": outcome([9, 0], 5)}
-    held_out = repaired([5, 0], [0, 0], [4, 0], 5)
-    held_out["images_per_class"] = [5, 0]
-    mended |= {"mistakes_test": held_out, "mistakes_test_base": outcome([5, 0], 5)}
-    return {**of_digits(40, 0, targets=[]), **mended}
+def test_a_verdict_in_full():
+    assert [(phrase.outcome, phrase.text) for phrase in verdict(GOOD)] == [
+        ("better", "Keep this repair: there are fewer errors in all."),
+        ("better", "On all test images: 98 errors -> 58 (46 repaired, 6 broken, p < 0.001)."),
+        ("better", "On shirt: 60 errors -> 20 (40 repaired, 0 broken, p < 0.001)."),
+        ("unclear", "Other images called shirt (false calls): 8 -> 11."),
+        (
+            "unclear",
+            "On the other classes: 38 errors -> 38 (6 repaired, 6 broken, may be chance, p = 1).",
+        ),
+        (
+            "unclear",
+            "The greatest loss is on dress: 8 errors -> 11 (1 repaired, 4 broken, may be chance, "
+            "p = 0.38).",
+        ),
+    ]
 
 
-GUESSING = {
-    **{"stage": "lora", "classes": [*"abcde"], "targets": [4], "replay": 90},
-    "test_base": outcome([10, 20, 20, 20, 45], 50),
-    "test": repaired([10, 20, 20, 20, 45], [35, 27, 27, 26, 0], [0, 0, 0, 0, 45], 50),
-}
-TYPED = ["experiment=repair", "target=shirt", *OWN]
-TWO = {**{"stage": "lora", "classes": ["a", "b"], "targets": [0, 1], "replay": 90}}
-TWO |= {"test_base": outcome([60, 32], 200), "test": repaired([60, 32], [1, 0], [45, 18], 200)}
-BEFORE, AFTER = (
-    outcome([315, 40, 60], 1000),
-    repaired([315, 40, 60], [0, 90, 80], [204, 0, 0], 1000),
+@pytest.mark.parametrize("fixed", [0, 1, 5, 12, 40])
+@pytest.mark.parametrize("broken", [0, 1, 5, 12, 40])
+def test_what_may_be_chance_is_called_so_and_is_no_reason_to_keep(fixed, broken):
+    run = run_of([50, 50], [broken, 0], [fixed, 0], targets=[])
+    n = fixed + broken
+    p_value = min(1, 2 * sum(comb(n, k) for k in range(min(fixed, broken) + 1)) / 2**n)
+    expected = "unclear"
+    if p_value <= 0.05:
+        expected = "better" if fixed > broken else "worse"
+    judgement, total = verdict(run)[:2]
+    assert (judgement.outcome, total.outcome) == (expected, expected)
+    assert judgement.text.startswith("Keep this repair") == (expected == "better")
+    assert ("may be chance" in total.text) == (expected == "unclear" and n > 0)
+
+
+@pytest.mark.parametrize("loser", range(9))
+def test_the_class_that_loses_most_is_named(loser):
+    broken = [3] * 10
+    broken[loser], broken[9] = 40, 60  # the target itself is not meant
+    run = run_of([10] * 9 + [100], broken, [1] * 9 + [100], 1000)
+    *_, last = verdict(run)
+    words = "zeros ones twos threes fours fives sixes sevens eights"
+    start = (
+        f"The greatest loss is on {words.split()[loser]}: 10 errors -> 49 (1 repaired, 40 broken"
+    )
+    assert last == (f"{start}, p < 0.001).", "worse", False)
+    run = run_of([10] * 9 + [200], broken, [1] * 9 + [200], 1000)
+    judgement = verdict(run)[0]
+    assert judgement.text.startswith(f"Keep this repair unless the loss on {words.split()[loser]} ")
+
+
+def test_where_no_class_loses_it_says_so():
+    assert verdict(nines(0, 61))[-1].text == "No other class has more errors than before."
+
+
+@pytest.mark.parametrize(
+    ("run", "outcome", "start"),
+    [
+        (HARM, "worse", "Do not keep this repair: there are more errors in all"),
+        (GUESSING, "worse", "Do not keep this repair: 185 of 200 images of the other digits are"),
+        ({**HARM, **OFF}, "unclear", "There is no repair to keep: no scale"),
+        (PRICE, "unclear", "Keep this repair only if shirt matters most: there is no clear gain"),
+        (nines(5, 5), "unclear", "Do not keep this repair: there is no clear gain."),
+        (
+            run_of([60, 40, 20], [0, 0, 3], [40, 30, 4]),
+            "unclear",
+            "Keep this repair, though not for shirt",
+        ),
+        (
+            {**nines(40, 0, targets=[]), "mistakes": repaired([9, 0], [0, 0], [9, 0], 5)}
+            | {"mistakes_base": outcome([9, 0], 5)},
+            "unclear",
+            "Keep this repair only for the mistakes: there are more errors in all. "
+            "Mistakes learnt: 1 -> 10 of 10 right.",
+        ),
+    ],
 )
-PRICE = {"stage": "lora", "classes": ["pullover", "coat", "shirt"], "targets": [0], "replay": 90}
-PRICE |= {"test_base": {**BEFORE, "false_calls_per_class": [8, 200, 207]}}
-PRICE |= {"test": {**AFTER, "false_calls_per_class": [177, 104, 100]}}
-CASES = {
-    "a base": (results("pretrain"), ["stage=pretrain"]),
-    "a base with few errors, and the highest rate in a small class": (
-        {
-            **{"stage": "eval", "classes": ["a", "b", "c"], "targets": []},
-            "test": {**outcome([40, 30, 2], 400), "images_per_class": [400, 60, 8]},
-        },
+def test_whether_to_keep_it(run, outcome, start):
+    assert verdict(run)[0].outcome == outcome
+    assert verdict_text(run).startswith(start)
+
+
+def test_a_loss_of_what_was_repaired_before_is_told():
+    base, more = [80, 9, 20], {"targets": [0], "repaired_before": [1]}
+    run = run_of(base, [0, 20, 0], [60, 0, 0], **more, test_before=outcome(base, 200))
+    text = "On dress (repaired before): 9 errors -> 29 (0 repaired, 20 broken, p < 0.001)."
+    assert (text, "worse", False) in verdict(run)
+    assert "unless the loss on dress matters more" in verdict_text(run)
+    assert "greatest loss" not in verdict_text(run)  # once is enough
+
+
+@pytest.mark.parametrize("run", [results("pretrain"), GOOD])
+def test_test_images_that_were_held_out_just_now_are_doubted(run):
+    assert "they prove nothing" in verdict_text({**run, "test_held_out_now": True})
+    assert "they prove nothing" not in verdict_text(run)
+
+
+def test_a_base_has_a_weakest_class():
+    """It has the highest rate that chance does not explain."""
+    test = {**outcome([40, 30, 2], 400), "images_per_class": [400, 60, 8]}
+    run = {"stage": "eval", "classes": ["a", "b", "c"], "targets": [], "test": test}
+    assert verdict_text(run) == "72 errors in 468 images. The weakest class is b: 30 errors in 60."
+
+
+def base_of(errors, images=20):
+    classes = [*"ab"]
+    run = {"stage": "eval", "classes": classes, "targets": [], "overrides": []}
+    return {**run, "test": outcome(errors, images)}
+
+
+SWEEP = "train.py -m experiment=repair sweep=front"
+#: By what it is about: a run, its overrides, and the command that is advised, if there is one.
+ADVICE = {
+    "a base": (results("pretrain"), ["stage=pretrain"], "train.py experiment=repair target=dog"),
+    "too few errors to show a gain": (base_of([2, 1], 59), [], None),
+    "no errors": (base_of([0, 0]), [], None),
+    "most images wrong": (base_of([19, 15]), [], None),
+    "somebody's base": (
+        {**results("pretrain"), "stage": "eval"},
+        [*OWN, "data.replay=90"],
+        f"train.py experiment=repair target=dog {AS_TYPED}",
+    ),
+    "no replay": ({**HARM, "replay": 0}, [], "train.py experiment=repair digit=9"),
+    "two classes": (
+        nines(0, 1, targets=[4, 9], replay=0),
         [],
+        "train.py experiment=repair 'digit=[4,9]'",
     ),
-    "a base whose errors no repair could be told from chance by": (
-        {"stage": "eval", "classes": ["a", "b"], "targets": [], "test": outcome([2, 1], 59)},
+    "harm": (
+        nines(900, 61, dial={**DIAL, "saved": 0.4}),
+        ["experiment=repair", "loss.target_weight=0.8"],
+        SWEEP,
+    ),
+    "harm on top": (HARM, ["experiment=repair", "adapter=latest"], None),
+    "harm by other weights": ({**HARM, "stage": "finetune"}, ["stage=finetune"], None),
+    "guessing": (GUESSING, ["experiment=repair"], None),
+    "nothing but chance": (nines(5, 5), ["experiment=repair"], SWEEP),
+    "a price": (PRICE, ["experiment=repair"], SWEEP),
+    "a smaller scale": (
+        nines(20, 0, targets=[], dial={**DIAL, "saved": 0.5}),
         [],
+        "eval.py adapter=run scale=0.8",
     ),
-    "somebody's base": ({**results("pretrain"), "stage": "eval"}, OWN),
-    "somebody's base, tested on images of its training folder": (
-        {**results("pretrain"), "stage": "eval", "test_held_out_now": True},
-        OWN,
-    ),
-    "a base without errors": (
-        {"stage": "eval", "classes": ["a"], "targets": [], "test": outcome([0])},
-        [],
-    ),
-    "a base with most images wrong": (
-        {"stage": "eval", "classes": ["a", "b"], "targets": [], "test": outcome([19, 15])},
-        [],
-    ),
-    "only nines: harm, and a smaller scale": (of_digits(1754, 61, dial=DIAL), ["stage=lora"]),
-    "harm, and no smaller scale": (of_digits(1754, 61, dial={**DIAL, "advised": 0}), []),
-    "harm, turned down already": (
-        of_digits(1754, 61, replay=90, dial={**DIAL, "saved": 0.4}),
-        ["experiment=repair", "digit=9", "loss.target_weight=0.8"],
-    ),
-    "harm by other weights": (of_digits(1754, 61, stage="finetune"), ["stage=finetune"]),
-    "turned off": (
-        of_digits(0, 0, replay=90, dial={**DIAL, "advised": 0, "saved": 0}),
-        ["experiment=repair", "digit=9", "optimizer.lr=0.1"],
-    ),
-    "turned off, and better on the way": (
-        of_digits(0, 0, replay=90, dial={**DIAL, "advised": 0, "saved": 0}, validations=WAY),
-        ["experiment=repair", "digit=9", "optimizer.lr=0.1"],
-    ),
-    "a scale that repairs none": (
-        of_digits(1754, 61, replay=90, dial={**DIAL, "errors_of_target": [28, 28, 4]}),
-        ["experiment=repair", "digit=9"],
-    ),
-    "nothing but chance": (of_digits(5, 5, replay=90), ["experiment=repair"]),
-    "two classes": (of_digits(0, 1, targets=[4, 9]), ["stage=lora", "digit=[4,9]"]),
-    "two classes, and no others": (TWO, ["experiment=repair", "target=[a,b]"]),
-    "the price of a repair": (PRICE, ["experiment=repair", "target=pullover"]),
-    "all classes": (of_digits(20, 0, targets=[], dial={**DIAL, "saved": 0.5}), ["stage=lora"]),
-    "no better than guessing": (GUESSING, ["experiment=repair", "target=e"]),
-    "mistakes": (of_mistakes(), ["stage=lora", "data.mistakes=wrong"]),
-    "a good repair": (of_clothes([30, 8, 60], [2, 1, 0], [5, 1, 40]), TYPED),
-    "a good repair, tested again": (
-        of_clothes([30, 8, 60], [2, 1, 0], [5, 1, 40], stage="eval"),
-        ["adapter=latest"],
-    ),
-    "the class repaired, no gain in all": (
-        of_clothes([20, 15, 96], [60, 28, 0], [31, 25, 61]),
-        TYPED,
-    ),
-    "the class repaired on top, others worse": (
-        of_clothes([20, 15, 96], [60, 28, 0], [31, 25, 61]),
-        [*TYPED, "adapter=latest"],
-    ),
-    "others gain, the class does not": (of_clothes([60, 40, 20], [0, 0, 3], [40, 30, 4]), TYPED),
-    "a loss of what was repaired before": (
-        of_clothes(
-            *([80, 9, 20], [0, 20, 0], [60, 0, 0]),
-            **{"targets": [0], "repaired_before": [1], "test_before": outcome([80, 9, 20], 200)},
-        ),
-        [*TYPED, "adapter=latest"],
-    ),
-    "what was repaired before stays": (
-        of_clothes(
-            *([80, 9, 40], [0, 1, 0], [60, 2, 1]),
-            **{"targets": [0], "repaired_before": [1], "test_before": outcome([80, 9, 40], 200)},
-        ),
-        [*TYPED, "adapter=latest"],
-    ),
+    "a good repair": (GOOD, OWN, f"train.py experiment=repair target=coat adapter=run {AS_TYPED}"),
+    "a good repair, tested again": ({**GOOD, "stage": "eval"}, ["adapter=latest"], None),
 }
 
 
-def test_verdicts_and_advice_are_those_that_were_read(tmp_path, monkeypatch):
-    """After a change of words: read the difference, then copy what this test has written."""
+@pytest.mark.parametrize("name", ADVICE)
+def test_advice_is_a_reason_and_a_whole_command(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    (tmp_path / "run" / ".hydra").mkdir(parents=True)
-    lines = []
-    for name, (run, typed) in CASES.items():
-        text = "".join(f"- {override}\n" for override in typed)
-        (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text(text or "[]")
-        lines.append(f"# {name}")
-        run = {"seconds": {"total": 661}, "adapter": "adapter", **run}
-        for phrase in [*verdict(run), *advice(run, tmp_path / "run")]:
-            lines.append(f"{phrase.mood:6} {phrase.text}")
-        lines.append("")
-    (tmp_path / "verdicts.txt").write_text("\n".join(lines))
-    assert lines == GOLDEN.read_text().split("\n"), tmp_path
+    run, typed, command = ADVICE[name]
+    run = {"seconds": {"total": 661}, **run, "overrides": typed}
+    phrases = advice(run, tmp_path / "run")
+    assert [phrase.is_command for phrase in phrases] == ([False, True] if command else [])
+    assert [phrase.text for phrase in phrases if phrase.is_command] == (
+        [f"python {command}"] if command else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "texts"),
+    [
+        (
+            nines(0, 0, **OFF),
+            ["28 with the base, 4 at the end.", "You may try a smaller optimizer.lr, or"],
+        ),
+        (
+            nines(0, 0, **OFF, validations=WAY),
+            ["28 with the base, 5 at step 48, 4 at the end.", "trainer.max_steps=24, where"],
+        ),
+        (
+            nines(900, 61, dial={**DIAL, "errors_of_target": [28, 28, 4]}),
+            ["mends none on nines: no scale is advised"],
+        ),
+    ],
+)
+def test_advice_on_the_scale(run, texts):
+    phrases = advice(run, Path())
+    assert not any(phrase.is_command for phrase in phrases)
+    for text in texts:
+        assert text in " ".join(phrase.text for phrase in phrases)

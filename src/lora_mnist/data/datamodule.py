@@ -50,13 +50,16 @@ class ImageDataModule(LightningDataModule):
             ``test_set`` are.
         selection: which of ``train_set`` to learn from, and to replay; ``None``: all classes.
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
+        held_out: for a part that does not come with the data set, val or test, the part that its
+            images were held out of.
+        copies: how many images were left out of a part, since another has them, too; ``None``: none
+            were searched for.
         sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal.
     """
 
     train_set: Images
     val_set: Images
     test_set: Images
-    test_held_out = False  # whether test_set was held out of the images to train on
     color_order = "rgb"
     #: The advice where there are no validation images.
     no_validation = "expected data.val_size > 0"
@@ -104,6 +107,8 @@ class ImageDataModule(LightningDataModule):
         self.mistakes_test = mistakes_test
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
         self.val_from = val_from
+        self.held_out = {"val": val_from}
+        self.copies: int | None = None
         self.mean, self.std = mean, std
         self.seed, self.augment = seed, augment
         self.selection: Selection | None = None

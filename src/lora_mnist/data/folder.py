@@ -230,10 +230,16 @@ class FolderDataModule(ImageDataModule):
                     digest.update(f" {state.st_size} {state.st_mtime_ns} ".encode())
         self.sha256["all"] = digest.hexdigest()
         # The split depends on the number of images: broken ones do not count.
-        self.test_held_out = all(entry.part != "test" for entry in images)
+        given = {entry.part for entry in images}
+        if "val" in given and self.val_from == "train":
+            del self.held_out["val"]
+        if "test" not in given:
+            self.held_out["test"] = "train"
         shares = self.val_size, self.test_size, self.split_seed, self.val_from
         parts = split(images, self.classes, *shares)
-        if repeats := repeated(root, parts):
+        repeats = repeated(root, parts)
+        self.copies = len(repeats)
+        if repeats:
             message = "%s: %d images to validate or test on are images to train on, or to validate "
             warn(message + "on, too, and left out: %s, ...", root, len(repeats), repeats[0].path)
         for entry in repeats:

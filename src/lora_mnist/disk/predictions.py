@@ -44,12 +44,20 @@ def _outcomes(predictions: Predictions) -> NDArray[Any]:
 
 
 def kinds_of(predictions: Predictions) -> dict[str, NDArray[Any]]:
-    """The places of ``repaired``, ``broken`` and ``wrong`` images, the most probable first."""
-    side = "adapted" if "adapted" in predictions else "base"
+    """The places of ``repaired``, ``broken`` and ``wrong`` images, the most probable first.
+
+    The probability is the adapted network's or, for ``broken`` ones, that of the base, which was
+    right.
+    """
     outcomes = _outcomes(predictions)
-    order = np.argsort(-predictions[f"{side}_probability"], kind="stable")
-    kinds = ("repaired", "broken", "wrong") if side == "adapted" else ("wrong",)
-    return {kind: order[outcomes[order] == kind] for kind in kinds}
+    sides = {"wrong": "base"}
+    if "adapted" in predictions:
+        sides = {"repaired": "adapted", "broken": "base", "wrong": "adapted"}
+    kinds = {}
+    for kind, side in sides.items():
+        order = np.argsort(-predictions[f"{side}_probability"], kind="stable")
+        kinds[kind] = order[outcomes[order] == kind]
+    return kinds
 
 
 def write_predictions(

@@ -1,7 +1,8 @@
 """A run's times, and results.json."""
 
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,7 @@ def write_results(
 
 def collect_results(
     cfg: DictConfig,
+    overrides: Sequence[str],
     data: ImageDataModule,
     module: Any,
     outcomes: Mapping[str, Mapping[str, Any]],
@@ -61,11 +63,13 @@ def collect_results(
 ) -> dict[str, Any]:
     """The content of results.json.
 
-    ``module`` is a :class:`.module.ClassifierModule` as it ended, ``outcomes`` are the counts by
-    split. ``best`` has monitor, value and step of the best weights, if they replaced the last ones.
-    ``base`` is what the network started from.
+    ``overrides`` are those of the command. ``module`` is a :class:`.module.ClassifierModule` as it
+    ended, ``outcomes`` are the counts by split. ``best`` has monitor, value and step of the best
+    weights, if they replaced the last ones. ``base`` is what the network started from.
     """
-    targets = module.targets
+    targets, is_ours = module.targets, base is None or base.is_pretrained_here
+    # A run that was resumed leaves the same results.
+    kept = [text for text in overrides if not re.match(r"[+~]*(hydra|resume|sweep)\b", text)]
     splits = {split: dict(outcome) for split, outcome in outcomes.items()}
     for outcome in splits.values():
         if not targets:
@@ -83,8 +87,10 @@ def collect_results(
         "dataset": data.name,
         "tags": list(cfg.get("tags") or []),
         "notes": cfg.get("notes"),
+        "overrides": kept,
         "seed": cfg.get("seed"),
         "targets": targets,
+        "targets_chosen": cfg.get("target") == "weakest",
         "replay": data.replay,
         "target_weight": OmegaConf.select(cfg, "loss.target_weight"),
         "classes": data.classes,
@@ -92,8 +98,11 @@ def collect_results(
         "mean": data.mean,
         "std": data.std,
         "val_from": data.val_from,
+        "held_out": data.held_out,
+        "copies": data.copies,
         # A network of somebody else's may have been trained on these images.
-        "test_held_out_now": data.test_held_out and not (base is None or base.is_pretrained_here),
+        "base_pretrained_here": is_ours,
+        "test_held_out_now": "test" in data.held_out and not is_ours,
         "steps": module.global_step,
         "best": best,
         "parameters": count_parameters(module.net),

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
 from lora_mnist.classifier.significance import LEVEL, mcnemar
 from lora_mnist.disk.record import TRAINING_KEYS
 from lora_mnist.project import command_line, key_of, override, program
@@ -29,10 +27,11 @@ _REPEATED = ("data", "net", "base_name", "base_ckpt", "paths", "allow_other_base
 
 
 class Phrase(NamedTuple):
-    """A part of a verdict; mood: ``good``, ``bad`` or ``plain``; of a command ``advice``."""
+    """A sentence, and the outcome that it tells: ``better``, ``worse`` or ``unclear``."""
 
     text: str
-    mood: str = "plain"
+    outcome: str = "unclear"
+    is_command: bool = False
 
 
 def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
@@ -48,12 +47,12 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         if not _can_be_shown(results, worst):
             return []
         reason = f"To repair {named(results['classes'], [worst])}:"
-        return _repair_advice(reason, results, folder, [worst])
-    if stage != "lora" or not results["adapter"]:  # of a trial none is kept
+        return _repair_advice(reason, results, [worst])
+    if stage != "lora" or not results["adapter"]:  # a trial keeps none
         return []
     phrases = []
     # Without replay no scale is advised: the few errors that it saves may be chance.
-    if dial and everything.mood != "good" and (results["replay"] or not targets):
+    if dial and everything.outcome != "better" and (results["replay"] or not targets):
         phrases += _dial_advice(results, folder)
     if dial.get("saved") == 0:
         return phrases + _on_the_way(results)
@@ -61,24 +60,26 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         return phrases
     rest, others = rest_of(results), others_of(results["classes"])
     target, elsewhere = change_of(results, targets), change_of(results, rest)
-    overrides = _overrides(folder)
+    overrides = results["overrides"]
     is_on_top = any(key_of(text) == "adapter" for text in overrides)
     if not results["replay"]:
-        if everything.mood != "good":
+        if everything.outcome != "better":
             reason = f"To train with replayed images of {others} as well:"
-            phrases += _repair_advice(reason, results, folder, targets)
+            phrases += _repair_advice(reason, results, targets)
     elif is_guessing(results):  # other weights are no remedy: the training itself has failed
         return phrases
-    elif everything.mood == "plain" or (target.mood == "good" and elsewhere.mood == "bad"):
+    elif everything.outcome == "unclear" or (
+        target.outcome == "better" and elsewhere.outcome == "worse"
+    ):
         left_out = ("loss.target_weight", "dial")
         repeated = [text for text in overrides if key_of(text) not in left_out]
         if repeated and not is_on_top:
             price = _duration(results["seconds"]["total"])
-            text = f"To compare values of loss.target_weight, a repair of some {price} each:"
-            phrases += [Phrase(text)]
+            text = "To compare what several values of loss.target_weight repair and break, in repairs "
+            phrases += [Phrase(f"{text}of about {price} each:")]
             text = command_line(["-m", *repeated, "sweep=front"], program("train"))
-            phrases += [Phrase(text, "advice")]
-    elif {target.mood, everything.mood} == {"good"} and not is_on_top and rest:
+            phrases += [Phrase(text, is_command=True)]
+    elif {target.outcome, everything.outcome} == {"better"} and not is_on_top and rest:
         # A second repair helped wherever it was tried; a third one took back some of the first two.
         worst = weakest_of(results, rest)
         weakest = change_of(results, [worst])
@@ -86,7 +87,7 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
             name = named(results["classes"], [worst])
             errors = f"{number_of(weakest.after, 'error')} in {weakest.images:,}"
             reason = f"The weakest class is now {name} ({errors}). To go on with {name}:"
-            phrases += _repair_advice(reason, results, folder, [worst], _adapter_in(folder))
+            phrases += _repair_advice(reason, results, [worst], _adapter_in(folder))
     return phrases
 
 
@@ -96,15 +97,15 @@ def _can_be_shown(results: Mapping[str, Any], number: int) -> bool:
 
 
 def _repair_advice(
-    reason: str, results: Mapping[str, Any], folder: Path, numbers: Sequence[int], *more: str
+    reason: str, results: Mapping[str, Any], numbers: Sequence[int], *more: str
 ) -> list[Phrase]:
     """``reason``, and the command that repairs some classes, as it names them."""
     names = [results["classes"][number] for number in numbers]
     key = "digit" if are_digits(names) else "target"
     values = ",".join(override(key, name).partition("=")[2] for name in names)
     target = f"{key}={values}" if len(names) == 1 else f"{key}=[{values}]"
-    text = command("train", folder, "experiment=repair", target, *more)
-    return [Phrase(reason), Phrase(text, "advice")]
+    text = command("train", results, "experiment=repair", target, *more)
+    return [Phrase(reason), Phrase(text, is_command=True)]
 
 
 def _duration(seconds: float) -> str:
@@ -132,7 +133,7 @@ def _on_the_way(results: Mapping[str, Any]) -> list[Phrase]:
         lever += f"({best['errors']:,}) than the base ({dial['errors'][base]:,})"
     else:
         lever = "a smaller optimizer.lr" + (f" than {lr:g}" if lr else "") + ", or more data.replay"
-    return [*phrases, Phrase(f"Left to try is {lever}.")]
+    return [*phrases, Phrase(f"You may try {lever}.")]
 
 
 def _dial_advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
@@ -150,7 +151,7 @@ def _dial_advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         return [Phrase(f"{text}mends none on {name}: no scale is advised.")]
     scale = f"{dial['advised'] / dial['saved']:g}"
     errors = f"validation errors, base -> adapted: {dial_text(results)}"
-    advised = Phrase(scaled_command(results, folder), "advice")
+    advised = Phrase(scaled_command(results, folder), is_command=True)
     return [Phrase(f"Scale {scale} is advised ({errors}):"), advised]
 
 
@@ -173,23 +174,17 @@ def scaled_command(results: Mapping[str, Any], folder: Path) -> str:
     dial, overrides = results["dial"], [_adapter_in(folder)]
     if dial["saved"] != dial["advised"]:
         overrides.append(f"scale={dial['advised'] / dial['saved']:g}")
-    return command("eval", folder, *overrides)
+    return command("eval", results, *overrides)
 
 
-def command(entry: str, folder: Path, *overrides: str) -> str:
-    """A whole command on the images, the network and the base of the run in ``folder``."""
+def command(entry: str, results: Mapping[str, Any], *overrides: str) -> str:
+    """A whole command on the images, the network and the base of a run."""
     repeated = []
-    for text in _overrides(folder):
+    for text in results["overrides"]:
         group, _, key = key_of(text).partition(".")
         if group in _REPEATED and not (group == "data" and key in TRAINING_KEYS):
             repeated.append(text)
     return command_line([*overrides, *repeated], program(entry))
-
-
-def _overrides(folder: Path) -> list[str]:
-    """The overrides of the run in ``folder``; empty for a run from Python."""
-    file = folder / ".hydra" / "overrides.yaml"
-    return [str(text) for text in OmegaConf.load(file)] if file.is_file() else []
 
 
 def _adapter_in(folder: Path) -> str:

@@ -32,19 +32,19 @@ class Change(NamedTuple):
         return mcnemar(self.repaired, self.broken)
 
     @property
-    def mood(self) -> str:
-        """``good`` or ``bad``; ``plain`` where the change may be chance."""
+    def outcome(self) -> str:
+        """``better`` or ``worse``; ``unclear`` where the change may be chance."""
         if self.p_value > LEVEL:
-            return "plain"
-        return "good" if self.after < self.before else "bad"
+            return "unclear"
+        return "better" if self.after < self.before else "worse"
 
 
 class Row(NamedTuple):
-    """A line of the table of classes: cells by title, and the mood of the change."""
+    """A line of the table of classes: cells by title, and the outcome of the change."""
 
     name: str
     cells: dict[str, Any]
-    mood: str
+    outcome: str
     is_target: bool
 
 
@@ -172,22 +172,16 @@ def class_rows(results: Mapping[str, Any]) -> list[Row]:
         cells["errors"] = _around([f"{change.before}", f"{change.after}"], is_repair)
         if is_repair:
             cells |= {"repaired": change.repaired, "broken": change.broken}
-        # All images have as many false calls as errors, and a group has no precision of its own.
+        # All images have as many false calls as errors.
         calls = [f"{change.false_calls_before}", f"{change.false_calls}"]
         cells["false calls"] = "" if classes == every else _around(calls, is_repair)
-        cells["precision"] = ""
-        if len(classes) == 1:
-            sides = outcome_before(results), results["test"]
-            values = [side["precision_per_class"][classes[0]] for side in sides]
-            texts = ["-" if value is None else f"{value:.2f}" for value in values]
-            cells["precision"] = _around(texts, is_repair)
         cells["images"] = change.images
         low, high = wilson(change.after, change.images)
-        cells["errors, 95%"] = f"{low:.0f}-{high:.0f}"
+        cells["95% interval"] = f"{low:.0f}-{high:.0f}"
         is_target = is_repair and len(classes) == 1 and classes[0] in results["targets"]
         if len(classes) == 1 and classes[0] in results.get("repaired_before", []):
             name += " +"  # the table's title explains it
-        rows.append(Row(name, cells, change.mood, is_target))
+        rows.append(Row(name, cells, change.outcome, is_target))
     return rows
 
 

@@ -153,7 +153,7 @@ def draw_dial(
     columns = 2 if max(map(len, labels)) < most // 2 else 1
     texts = [_shortened(label, most) for label in labels]
     figure.legend(handles, texts, ncols=columns, frameon=False, loc="outside lower center")
-    title = f"the adapter turned up from 0 to {dial['scales'][-1]:g}"
+    title = f"scales from 0, the base, to {dial['scales'][-1]:g}"
     panels[0].set_title(f"{title}\n{dial['images']:,} validation images", loc="left")
     return figure
 
@@ -186,24 +186,25 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
     axes.set_xticks(places, [_shortened(name, 6) for name in classes])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("prediction")
+    axes.set(xlabel="prediction", ylabel="label")
     axes.set_title(title, loc="left")
     return figure
 
 
-def sides_of(kind: str, predictions: Predictions) -> tuple[str, str]:
-    """Which two classes of an image are named: wrong ones have their label beside a prediction."""
-    after = "adapted" if "adapted" in predictions else "base"
-    return ("label", after) if kind == "wrong" else ("base", after)
+def as_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
+    """An image, (channels, height, width), as (height, width, 3)."""
+    pixels = np.moveaxis(pixels, 0, -1)
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
 
 
 @matplotlib.rc_context(_STYLE)
 def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) -> Figure:
     """The first images of one kind in rows, each above two classes and its name."""
     images, places = predictions[f"{kind}.images"], kinds_of(predictions)[kind]
-    sides, meaning = sides_of(kind, predictions), "predictions: before → after"
+    after = "adapted" if "adapted" in predictions else "base"
+    sides, meaning = ("base", after), "predictions: before → after"
     if kind == "wrong":
-        meaning = "label → prediction"
+        sides, meaning = ("label", after), "label → prediction"
     columns = min(max(len(images), 4), _COLUMNS)  # the title needs its room
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(0.75 * columns, 0.6 + 1.2 * rows), layout="constrained")
@@ -211,14 +212,13 @@ def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) ->
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     for number, pixels in enumerate(images):
         axes = figure.add_subplot(rows, columns, number + 1, frame_on=False, xticks=[], yticks=[])
-        pixels = np.moveaxis(pixels, 0, -1)
-        pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
-        axes.imshow(pixels)
+        axes.imshow(as_rgb(pixels))
         names = [_shortened(classes[predictions[side][places[number]]], 9) for side in sides]
         arrow = " → " if len("".join(names)) < 8 else " →\n"
         axes.set_xlabel(arrow.join(names), fontsize=8)
-        name = str(predictions["name"][places[number]]).rpartition("/")[2]
-        axes.set_title(_shortened(name, 15), fontsize=5.5, pad=2)
+        # A file with its folder: a name may stand in several.
+        name = "/".join(str(predictions["name"][places[number]]).split("/")[-2:])
+        axes.set_title(_shortened(name, 19), fontsize=5.5, pad=2)
     return figure
 
 

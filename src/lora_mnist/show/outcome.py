@@ -34,7 +34,7 @@ def report_run(
     if not trainer.is_global_zero:
         return
     if results["stage"] == "lora" and results["adapter"] is not None:
-        write_card(run, results)
+        write_card(run.folder, results)
     print_results(results, run.folder)
     paths: dict[str, Path] = {}
     if figures or (figures is None and not run.is_sweep):

@@ -6,19 +6,22 @@ A report is one file that needs nothing else, no script and no font.
 import base64
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader
+from PIL import Image
 
-from lora_mnist.classifier.significance import chance_text
+from lora_mnist.classifier.significance import knows_validation
 from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.disk.predictions import Predictions, kinds_of, read_predictions
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE
-from lora_mnist.project import Run, command_line, program
+from lora_mnist.project import command_line, program
 from lora_mnist.show.advice import advice, dial_text, scaled_command
 from lora_mnist.show.changes import class_rows, named, outcome_before, repaired_classes
-from lora_mnist.show.figures import draw_dial, draw_run, draw_sweep, save_figure, sides_of
+from lora_mnist.show.figures import as_rgb, draw_dial, draw_run, draw_sweep, save_figure
 from lora_mnist.show.verdict import verdict, verdict_text
 from lora_mnist.sweep.summary import Ranked
 
@@ -29,13 +32,13 @@ _MAX_JOBS = 1000
 def make_report(folder: Path) -> dict[str, Path]:
     """Draw the figures of a run and write its ``report.html``; return the figures' files.
 
-    Predictions and configuration are shown where the folder has them.
+    Predictions are shown where the folder has them.
     """
     results = read_json(folder / RESULTS_FILE)
     predictions = read_predictions(folder, results["classes"])
     figures = draw_run(folder, results, predictions)
-    hydra = folder / ".hydra"
-    has_config = (hydra / "config.yaml").is_file()  # a run from Python has none
+    typed, entry = results["overrides"], "eval" if results["stage"] == "eval" else "train"
+    val, test = results.get("val_base"), results.get("test_base")
     _write_page(
         folder / "report.html",
         "report.html.j2",
@@ -45,27 +48,37 @@ def make_report(folder: Path) -> dict[str, Path]:
         advice=advice(results, folder),
         before=outcome_before(results),
         rows=class_rows(results),
-        chance_text=chance_text,
-        figures={name: _in_page(path) for name, path in figures.items()},
-        pictures=_list_pictures(predictions, results["classes"]) if predictions else {},
-        overrides=(hydra / "overrides.yaml").read_text() if has_config else "",
-        config=(hydra / "config.yaml").read_text() if has_config else "",
+        figures={name: _in_page(path.read_bytes()) for name, path in figures.items()},
+        pictures=_first_pictures(predictions, results["classes"]) if predictions else [],
+        named=named,
+        knows_validation=bool(val and test and knows_validation(val, test)),
+        command=command_line(typed, program(entry)) if typed else "",
     )
     return figures
 
 
-def _list_pictures(predictions: Predictions, classes: Sequence[str]) -> dict[str, list[str]]:
-    """A line for each picture in the galleries, by kind: its name, two classes, how surely."""
-    lines: dict[str, list[str]] = {}
-    for kind, places in kinds_of(predictions).items():
-        first, second = sides_of(kind, predictions)
-        lines[kind] = []
-        for place in places[: len(predictions[f"{kind}.images"])]:
-            pair = (classes[predictions[side][place]] for side in (first, second))
-            probability = predictions[f"{second}_probability"][place]
-            text = f"{predictions['name'][place]}: {' → '.join(pair)} ({probability:.3f})"
-            lines[kind].append(text)
-    return lines
+def _first_pictures(predictions: Predictions, classes: Sequence[str]) -> list[dict[str, str]]:
+    """Ten pictures to look at, or fewer: cells by title, the image itself first.
+
+    They are broken ones, the base's most probable predictions first, and then as many wrong ones.
+    """
+    kinds = kinds_of(predictions)
+    rows: list[dict[str, str]] = []
+    most_broken = max(5, 10 - len(kinds["wrong"]))
+    for kind, most in (("broken", most_broken), ("wrong", 10)):
+        pairs = zip(kinds.get(kind, []), predictions.get(f"{kind}.images", []), strict=False)
+        for place, pixels in islice(pairs, most - len(rows)):
+            png = BytesIO()
+            Image.fromarray(as_rgb(pixels)).save(png, "PNG")
+            cells = {"image": _in_page(png.getvalue()), "name": str(predictions["name"][place])}
+            cells["label"] = classes[predictions["label"][place]]
+            for side in ("base", "adapted"):
+                if side in predictions:
+                    probability = predictions[f"{side}_probability"][place]
+                    cells[side] = f"{classes[predictions[side][place]]} ({probability:.3f})"
+            cells["repair"] = kind
+            rows.append(cells)
+    return rows
 
 
 class Front(NamedTuple):
@@ -96,7 +109,7 @@ def make_sweep_report(folder: Path) -> list[str]:
         best=best,
         fronts=fronts,
         figures={
-            name: _in_page(folder / name)
+            name: _in_page((folder / name).read_bytes())
             for name in [*pictures, "summary.png"]
             if (folder / name).exists()
         },
@@ -149,12 +162,13 @@ def _draw_fronts(ranked: Ranked) -> list[Front]:
     return fronts
 
 
-def write_card(run: Run, results: Mapping[str, Any]) -> None:
+def write_card(folder: Path, results: Mapping[str, Any]) -> None:
     """Write ``README.md``, the card of a run's adapter, as the Hugging Face Hub shows it."""
-    typed = run.typed_without("base_ckpt=", "paths.", "resume=", "sweep.", "hydra.")
+    left_out = ("base_ckpt=", "paths.")  # somebody else has other files
+    typed = [text for text in results["overrides"] if not text.lstrip("+~").startswith(left_out)]
     repaired = repaired_classes(results)
     _write_page(
-        run.folder / ADAPTER_FOLDER / "README.md",
+        folder / ADAPTER_FOLDER / "README.md",
         "card.md.j2",
         results=results,
         what=named(results["classes"], repaired) if repaired else "all classes",
@@ -183,6 +197,6 @@ def _write_page(path: Path, template: str, **values: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _in_page(picture: Path) -> str:
-    """A PNG file as the address of an image."""
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+def _in_page(png: bytes) -> str:
+    """The content of a PNG file as the address of an image."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -27,7 +27,7 @@ screen = logging.getLogger("lora_mnist.show.screen")  # goes to standard output
 
 #: Layers in the table of parameters.
 _MAX_LAYERS = 20
-_STYLES = {"good": "green", "bad": "red", "plain": "", "advice": "bold"}
+_STYLES = {"better": "green", "worse": "red", "unclear": ""}
 
 
 def show(*parts: RenderableType, width: int = 100) -> None:
@@ -85,8 +85,6 @@ def _shape(tensor: Any) -> str:
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
     """Print the table of errors and the verdict on the run in ``folder``, and what it advises."""
     test, rows = results["test"], class_rows(results)
-    for row in rows:
-        del row.cells["precision"]  # a line has no room for it; the report shows it
     is_repair = "test_base" in results
     table = _table("class", rows[0].cells)
     table.title = "errors on the test images"
@@ -96,22 +94,16 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
             table.title += ", + repaired before"
     for row in rows:
         # Better is green, worse is red, and the arrow says the same without colours.
-        styles = {"errors": _STYLES[row.mood]}
+        styles = {"errors": _STYLES[row.outcome]}
         cells = [Text(str(cell), styles.get(title, "")) for title, cell in row.cells.items()]
         name = f"{row.name} *" if row.is_target else row.name
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
     before = f"{outcome_before(results)['accuracy']:.4f} -> " if is_repair else ""
     parts: list[RenderableType] = [table, f"accuracy: {before}{test['accuracy']:.4f}"]
-    sentence = Text()
     for phrase in [*verdict(results), *advice(results, folder)]:
-        if phrase.mood == "advice":
-            parts += [sentence, Text(phrase.text, _STYLES["advice"], no_wrap=True)]
-            sentence = Text()
-        else:
-            sentence.append(" " if sentence else "").append(phrase.text, _STYLES[phrase.mood])
-    if sentence:
-        parts.append(sentence)
+        style = "bold" if phrase.is_command else _STYLES[phrase.outcome]
+        parts.append(Text(phrase.text, style, no_wrap=phrase.is_command))
     show(*parts)
 
 

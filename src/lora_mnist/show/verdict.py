@@ -18,16 +18,11 @@ from lora_mnist.show.changes import (
 
 
 def verdict(results: Mapping[str, Any]) -> list[Phrase]:
-    """The errors before and after, and whether the repair was worth it.
-
-    A change that may be chance is ``plain``. If errors in all increased, no part is ``good``.
-    """
+    """Whether to keep a repair, then what it changed, and for whom; or the errors of a base."""
     phrases = _repair_phrases(results) if "test_base" in results else _base_phrases(results)
     if results.get("test_held_out_now"):
-        text = (
-            "These test images were held out just now: if the network was trained on this folder, "
-        )
-        phrases.append(Phrase(f"{text}they prove nothing."))
+        text = "The test images were held out of this folder just now: if the base was trained on "
+        phrases.append(Phrase(f"{text}the whole folder, they prove nothing."))
     return phrases
 
 
@@ -41,7 +36,7 @@ def _base_phrases(results: Mapping[str, Any]) -> list[Phrase]:
     total = change_of(results)
     text = f"{number_of(total.after, 'error')} in {total.images:,} images"
     if not total.after:
-        return [Phrase(f"{text}.", "good")]
+        return [Phrase(f"{text}.", "better")]
     worst = weakest_of(results, range(len(results["classes"])))
     weakest = change_of(results, [worst])
     name = named(results["classes"], [worst])
@@ -50,73 +45,84 @@ def _base_phrases(results: Mapping[str, Any]) -> list[Phrase]:
 
 
 def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
-    """The changes, then the judgement; a loss on what was repaired before comes first."""
-    parts: list[tuple[str, Change]] = []
+    """The judgement, then a sentence for each group of images that the repair concerns."""
+    classes, targets, phrases = results["classes"], results["targets"], [_judgement(results)]
     for split, name in (("mistakes", "learnt"), ("mistakes_test", "held out")):
         if split in results:
             change = change_of(results, split=split)
             right, now = change.images - change.before, change.images - change.after
-            text = f"mistakes {name}: {right:,} -> {now:,} of {change.images:,} right"
-            parts.append((text, change))
-    classes, targets = results["classes"], results["targets"]
-    earlier = results.get("repaired_before", [])
-    groups: dict[str, list[int] | None] = {"test images": None}
+            text = f"Mistakes {name}: {right:,} -> {now:,} of {change.images:,} right."
+            phrases.append(Phrase(text, change.outcome))
+    phrases.append(_sentence("On all test images", change_of(results)))
     if targets:
-        groups = {named(classes, targets): targets}
-        if rest := rest_of(results):
-            groups[others_of(classes)] = rest
-    for name, group in groups.items():
-        text, change = _part(name, change_of(results, group))
-        if group == targets:
-            text += f", false calls {change.false_calls_before:,} -> {change.false_calls:,}"
-        parts.append((text, change))
+        name, change = named(classes, targets), change_of(results, targets)
+        phrases.append(_sentence(f"On {name}", change))
+        calls = f"{change.false_calls_before:,} -> {change.false_calls:,}"
+        phrases.append(Phrase(f"Other images called {name} (false calls): {calls}."))
+    earlier, rest = results.get("repaired_before", []), rest_of(results)
     if earlier:
-        change = change_of(results, earlier)
-        part = _part(f"{named(classes, earlier)} (repaired before)", change)
-        parts.insert(0 if change.after > change.before else 1, part)
-    judgement = _judgement(results)
-    phrases = []
-    for place, (text, change) in enumerate(parts, start=1):
-        is_good_of_bad = judgement.mood == "bad" and change.mood == "good"
-        end = ":" if place == len(parts) else ";"
-        phrases.append(Phrase(text + end, "plain" if is_good_of_bad else change.mood))
-    return [*phrases, judgement]
+        name = f"On {named(classes, earlier)} (repaired before)"
+        phrases.append(_sentence(name, change_of(results, earlier)))
+    if targets and rest:
+        phrases.append(_sentence(f"On {others_of(classes)}", change_of(results, rest)))
+    loser = _loser(results)
+    if loser is None:
+        if targets and len(rest) > 1:
+            phrases.append(Phrase("No other class has more errors than before."))
+    elif [loser] not in (rest, earlier):
+        name = f"The greatest loss is on {named(classes, [loser])}"
+        phrases.append(_sentence(name, change_of(results, [loser])))
+    return phrases
 
 
-def _part(name: str, change: Change) -> tuple[str, Change]:
-    """``nines: 70 errors -> 9 (broken 2, p < 0.001)``, beside the change itself."""
-    notes = []
-    if change.broken:
-        notes.append(f"broken {change.broken:,}")
-    if change.before != change.after:
-        notes.append(chance_text(change.p_value))
-    more = f" ({', '.join(notes)})" if notes else ""
-    return f"{name}: {number_of(change.before, 'error')} -> {change.after:,}{more}", change
+def _loser(results: Mapping[str, Any]) -> int | None:
+    """The number of the class, not one to repair, that gets most errors more; perhaps none."""
+    growth = {}
+    for number in range(len(results["classes"])):
+        change = change_of(results, [number])
+        if number not in results["targets"] and change.after > change.before:
+            growth[number] = change.after - change.before
+    return max(growth, key=lambda number: growth[number]) if growth else None
+
+
+def _sentence(name: str, change: Change) -> Phrase:
+    """A sentence such as ``On nines: 70 errors -> 9 (63 repaired, 2 broken, p < 0.001).``."""
+    text = f"{name}: {number_of(change.before, 'error')} -> {change.after:,}"
+    if change.repaired or change.broken:
+        chance = chance_text(change.p_value)
+        text += f" ({change.repaired:,} repaired, {change.broken:,} broken, {chance})"
+    return Phrase(f"{text}.", change.outcome)
 
 
 def _judgement(results: Mapping[str, Any]) -> Phrase:
-    """Whether the repair was worth it."""
-    classes, targets, dial = results["classes"], results["targets"], results.get("dial") or {}
+    """Whether to keep the repair. A change that may be chance counts for nothing."""
+    classes, targets = results["classes"], results["targets"]
     change, elsewhere = change_of(results), change_of(results, rest_of(results))
-    is_repaired = bool(targets) and change_of(results, targets).mood == "good"
+    name = named(classes, targets) if targets else ""
+    is_repaired = bool(targets) and change_of(results, targets).outcome == "better"
+    loser = _loser(results)
     if is_guessing(results):
         text = f"{elsewhere.after:,} of {elsewhere.images:,} images of {others_of(classes)}"
-        return Phrase(f"{text} are wrong, no better than guessing.", "bad")
-    if dial.get("saved") == 0:
-        return Phrase("saved at scale 0: no scale beats the base on validation images.")
-    if change.mood == "good":
-        text = f"in all, {change.before:,} errors became {change.after:,}"
+        text = f"Do not keep this repair: {text} are wrong, no better than guessing."
+        return Phrase(text, "worse")
+    if (results.get("dial") or {}).get("saved") == 0:
+        text = "There is no repair to keep: no scale of the adapter beats the base on validation "
+        return Phrase(f"{text}images, and it is saved at scale 0, which is the base.")
+    if change.outcome == "better":
+        fewer = "there are fewer errors in all"
         if targets and not is_repaired:
-            return Phrase(f"{text}, but no clear gain on {named(classes, targets)}.")
-        is_lost = change_of(results, results.get("repaired_before", [])).mood == "bad"
-        return Phrase(f"{text}.", "plain" if is_lost else "good")
-    if change.mood == "plain":
-        text = "no clear gain in all"
-        if is_repaired:
-            text = f"{named(classes, targets)} repaired, but {text}"
-        counts = f"{number_of(change.repaired, 'image')} repaired, {change.broken:,} broken"
-        return Phrase(f"{text}: {counts} ({chance_text(change.p_value)}).")
-    if "mistakes" in results:
-        errors = number_of(change.after - change.before, "test error")
-        return Phrase(f"mending the mistakes cost {errors}.")
-    return Phrase("the repair did more harm than good.", "bad")
+            text = f"Keep this repair, though not for {name}: {fewer}, but no clear gain on {name}."
+            return Phrase(text)
+        if loser is not None and change_of(results, [loser]).outcome == "worse":
+            loss = named(classes, [loser])
+            text = f"Keep this repair unless the loss on {loss} matters more: {fewer}."
+            return Phrase(text, "better")
+        return Phrase(f"Keep this repair: {fewer}.", "better")
+    if "mistakes" in results and change.outcome == "worse":
+        return Phrase("Keep this repair only for the mistakes: there are more errors in all.")
+    if change.outcome == "worse":
+        return Phrase("Do not keep this repair: there are more errors in all.", "worse")
+    if is_repaired:
+        text = f"Keep this repair only if {name} matters most: there is no clear gain in all."
+        return Phrase(text)
+    return Phrase("Do not keep this repair: there is no clear gain.")
