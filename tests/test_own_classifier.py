@@ -121,7 +121,7 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
 def test_images_held_out_just_now_prove_nothing(here):
     """A copy of somebody's base in outputs/base stays somebody's; with test/ there is no doubt."""
     folder = repaired(here, "figures=true")
-    says = "if the network was trained on this folder, they prove nothing"
+    says = "if the base was trained on the whole folder, they prove nothing"
     for place in ("report.html", "adapter/README.md"):
         assert says in (folder / place).read_text()
     again = evaluate(config("eval", "adapter=latest", "base_ckpt=null"))

@@ -1,7 +1,6 @@
 """Laws of the verdict and the advice, on made-up runs, and one verdict in full."""
 
 from math import comb
-from pathlib import Path
 
 import pytest
 from helpers.runs import outcome, repaired, results
@@ -20,18 +19,13 @@ DIAL = {
     **{"errors_of_target": [28, 11, 4], "errors_elsewhere": [152, 160, 919]},
 }
 OFF = {"dial": {**DIAL, "advised": 0, "saved": 0}}
-#: The errors of two validations during the training.
-WAY = [
-    {"step": 24, "errors": 175, "errors_of_target": 9},
-    {"step": 48, "errors": 400, "errors_of_target": 5},
-]
 
 
 def run_of(base, broken, fixed, images=200, **more):
     """A repair of the last class, with replayed images."""
     names = ["coat", "dress", "shirt"] if len(base) == 3 else DIGITS[: len(base)]
     run = {"stage": "lora", "classes": names, "targets": [len(base) - 1], "replay": 90}
-    run |= {"seconds": {"total": 661}, "adapter": "adapter", "overrides": []}
+    run |= {"adapter": "adapter", "overrides": []}
     test = repaired(base, broken, fixed, images)
     return {**run, "test": test, "test_base": outcome(base, images), **more}
 
@@ -42,6 +36,15 @@ def nines(broken, fixed, **more):
     return {**run, **more}
 
 
+def mending(broken):
+    """A hotfix that mends nine of ten mistakes, and breaks so many fours."""
+    mended = {
+        "mistakes": repaired([10, 0], [0, 0], [9, 0], 5),
+        "mistakes_base": outcome([10, 0], 5),
+    }
+    return {**nines(broken, 0, targets=[]), **mended}
+
+
 GOOD = run_of([30, 8, 60], [2, 4, 0], [5, 1, 40])
 #: Where the class is repaired, and the others lose as much.
 PRICE = run_of([20, 15, 96], [60, 28, 0], [31, 25, 61])
@@ -50,22 +53,19 @@ HARM = nines(900, 61)
 GUESSING = run_of([10, 20, 20, 20, 45], [35, 27, 27, 26, 0], [0, 0, 0, 0, 45], 50)
 
 
+FULL = """
+better Keep this repair: there are fewer errors in all.
+better On all test images: 98 errors -> 58 (46 repaired, 6 broken, p < 0.001).
+better On shirt: 60 errors -> 20 (40 repaired, 0 broken, p < 0.001).
+unclear Other images called shirt (false calls): 8 -> 11.
+unclear On the other classes: 38 errors -> 38 (6 repaired, 6 broken, may be chance, p = 1).
+unclear Most is lost on dress: 8 errors -> 11 (1 repaired, 4 broken, may be chance, p = 0.38).
+"""
+
+
 def test_a_verdict_in_full():
-    assert [(phrase.outcome, phrase.text) for phrase in verdict(GOOD)] == [
-        ("better", "Keep this repair: there are fewer errors in all."),
-        ("better", "On all test images: 98 errors -> 58 (46 repaired, 6 broken, p < 0.001)."),
-        ("better", "On shirt: 60 errors -> 20 (40 repaired, 0 broken, p < 0.001)."),
-        ("unclear", "Other images called shirt (false calls): 8 -> 11."),
-        (
-            "unclear",
-            "On the other classes: 38 errors -> 38 (6 repaired, 6 broken, may be chance, p = 1).",
-        ),
-        (
-            "unclear",
-            "The greatest loss is on dress: 8 errors -> 11 (1 repaired, 4 broken, may be chance, "
-            "p = 0.38).",
-        ),
-    ]
+    lines = [f"{phrase.outcome} {phrase.text}" for phrase in verdict(GOOD)]
+    assert lines == FULL.strip().splitlines()
 
 
 @pytest.mark.parametrize("fixed", [0, 1, 5, 12, 40])
@@ -90,9 +90,7 @@ def test_the_class_that_loses_most_is_named(loser):
     run = run_of([10] * 9 + [100], broken, [1] * 9 + [100], 1000)
     *_, last = verdict(run)
     words = "zeros ones twos threes fours fives sixes sevens eights"
-    start = (
-        f"The greatest loss is on {words.split()[loser]}: 10 errors -> 49 (1 repaired, 40 broken"
-    )
+    start = f"Most is lost on {words.split()[loser]}: 10 errors -> 49 (1 repaired, 40 broken"
     assert last == (f"{start}, p < 0.001).", "worse", False)
     run = run_of([10] * 9 + [200], broken, [1] * 9 + [200], 1000)
     judgement = verdict(run)[0]
@@ -116,18 +114,17 @@ def test_where_no_class_loses_it_says_so():
             "unclear",
             "Keep this repair, though not for shirt",
         ),
-        (
-            {**nines(40, 0, targets=[]), "mistakes": repaired([9, 0], [0, 0], [9, 0], 5)}
-            | {"mistakes_base": outcome([9, 0], 5)},
-            "unclear",
-            "Keep this repair only for the mistakes: there are more errors in all. "
-            "Mistakes learnt: 1 -> 10 of 10 right.",
-        ),
+        (mending(40), "unclear", "Keep this repair for the mistakes alone: there are more errors"),
+        (mending(4), "unclear", "Keep this repair for the mistakes alone: there is no clear loss"),
     ],
 )
 def test_whether_to_keep_it(run, outcome, start):
     assert verdict(run)[0].outcome == outcome
     assert verdict_text(run).startswith(start)
+
+
+def test_mistakes_are_counted_as_right_ones():
+    assert " Mistakes learnt: 0 -> 9 of 10 right. " in verdict_text(mending(4))
 
 
 def test_a_loss_of_what_was_repaired_before_is_told():
@@ -136,7 +133,7 @@ def test_a_loss_of_what_was_repaired_before_is_told():
     text = "On dress (repaired before): 9 errors -> 29 (0 repaired, 20 broken, p < 0.001)."
     assert (text, "worse", False) in verdict(run)
     assert "unless the loss on dress matters more" in verdict_text(run)
-    assert "greatest loss" not in verdict_text(run)  # once is enough
+    assert "is lost on" not in verdict_text(run)  # once is enough
 
 
 @pytest.mark.parametrize("run", [results("pretrain"), GOOD])
@@ -191,6 +188,12 @@ ADVICE = {
         [],
         "eval.py adapter=run scale=0.8",
     ),
+    "turned off": (nines(0, 0, **OFF), ["experiment=repair"], None),
+    "a scale that repairs none": (
+        nines(20, 0, dial={**DIAL, "errors_of_target": [28, 28, 4]}),
+        ["experiment=repair"],
+        None,
+    ),
     "a good repair": (GOOD, OWN, f"train.py experiment=repair target=coat adapter=run {AS_TYPED}"),
     "a good repair, tested again": ({**GOOD, "stage": "eval"}, ["adapter=latest"], None),
 }
@@ -201,33 +204,7 @@ def test_advice_is_a_reason_and_a_whole_command(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     run, typed, command = ADVICE[name]
-    run = {"seconds": {"total": 661}, **run, "overrides": typed}
-    phrases = advice(run, tmp_path / "run")
-    assert [phrase.is_command for phrase in phrases] == ([False, True] if command else [])
-    assert [phrase.text for phrase in phrases if phrase.is_command] == (
-        [f"python {command}"] if command else []
-    )
-
-
-@pytest.mark.parametrize(
-    ("run", "texts"),
-    [
-        (
-            nines(0, 0, **OFF),
-            ["28 with the base, 4 at the end.", "You may try a smaller optimizer.lr, or"],
-        ),
-        (
-            nines(0, 0, **OFF, validations=WAY),
-            ["28 with the base, 5 at step 48, 4 at the end.", "trainer.max_steps=24, where"],
-        ),
-        (
-            nines(900, 61, dial={**DIAL, "errors_of_target": [28, 28, 4]}),
-            ["mends none on nines: no scale is advised"],
-        ),
-    ],
-)
-def test_advice_on_the_scale(run, texts):
-    phrases = advice(run, Path())
-    assert not any(phrase.is_command for phrase in phrases)
-    for text in texts:
-        assert text in " ".join(phrase.text for phrase in phrases)
+    phrases = advice({**run, "overrides": typed}, tmp_path / "run")
+    commands = [phrase.text for phrase in phrases if phrase.is_command]
+    assert commands == ([f"python {command}"] if command else [])
+    assert not phrases or not phrases[0].is_command

@@ -75,8 +75,8 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         repeated = [text for text in overrides if key_of(text) not in left_out]
         if repeated and not is_on_top:
             price = _duration(results["seconds"]["total"])
-            text = "To compare what several values of loss.target_weight repair and break, in repairs "
-            phrases += [Phrase(f"{text}of about {price} each:")]
+            text = "To compare several values of loss.target_weight, in repairs of some "
+            phrases += [Phrase(f"{text}{price} each:")]
             text = command_line(["-m", *repeated, "sweep=front"], program("train"))
             phrases += [Phrase(text, is_command=True)]
     elif {target.outcome, everything.outcome} == {"better"} and not is_on_top and rest:
@@ -143,12 +143,6 @@ def _dial_advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         return []
     if dial["advised"] == 0:
         return [Phrase("No scale beats the base on validation images.")]
-    targets = results["targets"]
-    at, base = dial["scales"].index(dial["advised"]), dial["scales"].index(0)
-    if targets and dial["errors_of_target"][at] >= dial["errors_of_target"][base]:
-        name = named(results["classes"], targets)
-        text = f"Scale {dial['advised'] / dial['saved']:g} has fewer validation errors in all, but "
-        return [Phrase(f"{text}mends none on {name}: no scale is advised.")]
     scale = f"{dial['advised'] / dial['saved']:g}"
     errors = f"validation errors, base -> adapted: {dial_text(results)}"
     advised = Phrase(scaled_command(results, folder), is_command=True)

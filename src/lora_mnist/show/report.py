@@ -4,7 +4,7 @@ A report is one file that needs nothing else, no script and no font.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from io import BytesIO
 from itertools import islice
@@ -49,7 +49,8 @@ def make_report(folder: Path) -> dict[str, Path]:
         before=outcome_before(results),
         rows=class_rows(results),
         figures={name: _in_page(path.read_bytes()) for name, path in figures.items()},
-        pictures=_first_pictures(predictions, results["classes"]) if predictions else [],
+        predictions=predictions,
+        pictures=_first_pictures(predictions) if predictions else [],
         named=named,
         knows_validation=bool(val and test and knows_validation(val, test)),
         command=command_line(typed, program(entry)) if typed else "",
@@ -57,28 +58,21 @@ def make_report(folder: Path) -> dict[str, Path]:
     return figures
 
 
-def _first_pictures(predictions: Predictions, classes: Sequence[str]) -> list[dict[str, str]]:
-    """Ten pictures to look at, or fewer: cells by title, the image itself first.
+def _first_pictures(predictions: Predictions) -> list[tuple[str, int, str]]:
+    """Ten pictures to look at, or fewer: broken ones, then wrong ones, the most probable first.
 
-    They are broken ones, the base's most probable predictions first, and then as many wrong ones.
+    Each has its kind, its place in ``predictions`` and the address of its image.
     """
     kinds = kinds_of(predictions)
-    rows: list[dict[str, str]] = []
+    pictures: list[tuple[str, int, str]] = []
     most_broken = max(5, 10 - len(kinds["wrong"]))
     for kind, most in (("broken", most_broken), ("wrong", 10)):
         pairs = zip(kinds.get(kind, []), predictions.get(f"{kind}.images", []), strict=False)
-        for place, pixels in islice(pairs, most - len(rows)):
+        for place, pixels in islice(pairs, most - len(pictures)):
             png = BytesIO()
             Image.fromarray(as_rgb(pixels)).save(png, "PNG")
-            cells = {"image": _in_page(png.getvalue()), "name": str(predictions["name"][place])}
-            cells["label"] = classes[predictions["label"][place]]
-            for side in ("base", "adapted"):
-                if side in predictions:
-                    probability = predictions[f"{side}_probability"][place]
-                    cells[side] = f"{classes[predictions[side][place]]} ({probability:.3f})"
-            cells["repair"] = kind
-            rows.append(cells)
-    return rows
+            pictures.append((kind, place, _in_page(png.getvalue())))
+    return pictures
 
 
 class Front(NamedTuple):

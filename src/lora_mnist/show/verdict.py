@@ -70,7 +70,7 @@ def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
         if targets and len(rest) > 1:
             phrases.append(Phrase("No other class has more errors than before."))
     elif [loser] not in (rest, earlier):
-        name = f"The greatest loss is on {named(classes, [loser])}"
+        name = f"Most is lost on {named(classes, [loser])}"
         phrases.append(_sentence(name, change_of(results, [loser])))
     return phrases
 
@@ -118,8 +118,9 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
             text = f"Keep this repair unless the loss on {loss} matters more: {fewer}."
             return Phrase(text, "better")
         return Phrase(f"Keep this repair: {fewer}.", "better")
-    if "mistakes" in results and change.outcome == "worse":
-        return Phrase("Keep this repair only for the mistakes: there are more errors in all.")
+    if "mistakes" in results and change_of(results, split="mistakes").repaired:
+        price = "are more errors" if change.outcome == "worse" else "is no clear loss"
+        return Phrase(f"Keep this repair for the mistakes alone: there {price} in all.")
     if change.outcome == "worse":
         return Phrase("Do not keep this repair: there are more errors in all.", "worse")
     if is_repaired:
