@@ -52,7 +52,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     module = ClassifierModule(net, data, repaired_classes(cfg, data), hyperparameters=settings)
     with quiet_lightning(), clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
-    results = collect_results(cfg, run.typed, data, module, module.outcomes, clock, base=base)
+    results = collect_results(cfg, run.typed or (), data, module, module.outcomes, clock, base=base)
     results |= {"adapter": settings["adapter"], "scale": scale, "better_preprocessing": better}
     write_results(run.folder, results, module.predictions, data.test_set)
     report_run(trainer, results, run, cfg.figures)

@@ -313,4 +313,4 @@ def evaluate_and_collect(
                 with trainer.precision_plugin.forward_context():
                     outcomes[f"{split}_base"] = outcome_of(net, batches)
     warn_of_known_validation(outcomes, data)
-    return collect_results(cfg, run.typed, data, module, outcomes, clock, best, base)
+    return collect_results(cfg, run.typed or (), data, module, outcomes, clock, best, base)

@@ -168,7 +168,7 @@ def write_card(folder: Path, results: Mapping[str, Any]) -> None:
         what=named(results["classes"], repaired) if repaired else "all classes",
         verdict=verdict_text(results),
         rows=class_rows(results),
-        command="" if run.typed is None else command_line(typed),
+        command=command_line(typed) if typed else "",
         versions={name: version(name) for name in ("lora-mnist", "torch")},
     )
 
