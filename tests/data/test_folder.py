@@ -272,17 +272,6 @@ def test_refuses_other_layouts(make_photos, folders, message):
         _ = FolderDataModule(root).sets
 
 
-def test_another_data_module_prepares_pictures_as_this_one(make_photos):
-    root = make_photos({"cat": 9, "dog": 9}, size=(16, 12))
-    data, _ = sets(root, image_size=8, crop_pct=0.875, color_order="bgr")
-    data.measure()
-    twin = FolderDataModule(None, **data.preprocessing())
-    path = root / "cat" / "1.png"
-    images = [each.normalise(each.read_picture(path)[None]) for each in (data, twin)]
-    assert torch.equal(*images)
-    assert twin.classes == data.classes
-
-
 def test_images_to_test_on_that_are_trained_on_are_left_out(make_photos, caplog):
     root = make_photos({"cat": 9, "dog": 9}, "train")
     make_photos({"cat": 5, "dog": 5}, "val")

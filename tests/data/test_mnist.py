@@ -46,17 +46,12 @@ def test_half_written_files_are_extracted_anew_by_one_process(tmp_path):
     assert {path.name for path in raw.iterdir()} == {*NAMES, *(f"{name}.gz" for name in NAMES)}
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut short"])
-def test_damaged_files_are_named_where_no_download_is_possible(tmp_path, damage):
+def test_damaged_files_are_named_where_no_download_is_possible(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for images, labels in (NAMES[:2], NAMES[2:]):
-        (raw / images).write_bytes(idx(20, 28, 28, content=bytes(20 * 784)))
+        (raw / images).write_bytes(idx(20, 28, 28, content=bytes(20 * 784))[:-1])
         (raw / labels).write_bytes(idx(20, content=bytes(20)))
-    if damage == "missing":
-        (raw / NAMES[0]).unlink()
-    else:
-        (raw / NAMES[0]).write_bytes((raw / NAMES[0]).read_bytes()[:-1])
     message = f"^data_dir={tmp_path}: expected the official .gz files in .*$"
     with pytest.raises(ValueError, match=message):
         load_images("MNIST", tmp_path, True)

@@ -49,7 +49,6 @@ BAD_VALUES += [("init", "zeros"), ("init_std", NAN), ("use_rslora", 1), ("dropou
 #: Layers that read their weight, and so never show an adapter its input.
 READ_THEIR_WEIGHT = [
     lambda: nn.LSTM(4, 3),
-    lambda: nn.Embedding(4, 3),
     lambda: nn.Conv2d(2, 4, 3, groups=2),
     lambda: nn.Conv2d(2, 4, 3, padding_mode="reflect"),
     lambda: nn.MultiheadAttention(8, 2).out_proj,
@@ -83,21 +82,13 @@ def test_refusals_leave_the_model_alone(layer, arguments, message):
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in net[0].modules())
 
 
-@pytest.mark.parametrize(
-    ("first", "share", "advice"),
-    [
-        (nn.MultiheadAttention(8, 2), "60%", "[all,in_proj_weight]"),
-        (nn.Embedding(99, 8), "93%", "[all,0]"),
-    ],
-)
-def test_all_names_the_large_weights_that_it_leaves_out(first, share, advice, caplog):
-    net = nn.Sequential(first, nn.Linear(8, 8))
+def test_all_names_the_large_weights_that_it_leaves_out(caplog):
+    net = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     remove_lora(add_lora(net))
     (record,) = caplog.records
-    assert f"{share} of the weights; " in record.message
-    assert record.message.endswith(f"with the large ones: target_modules={advice}")
+    assert "60% of the weights; with the large ones: target_modules=[all,in_pr" in record.message
     caplog.clear()
-    add_lora(net, target_modules=advice.strip("[]").split(","))
+    add_lora(net, target_modules=["all", "in_proj_weight"])
     assert len(lora_adapters(net)) == sum(w.base.ndim > 1 for w in adaptable_weights(net).values())
     add_lora(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(60, 60)))  # too few to speak of
     add_lora(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))

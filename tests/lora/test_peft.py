@@ -77,10 +77,7 @@ BOTH = ["linear1", "linear2"]
         ("linear", {"target_modules": r"linear\d", "exclude_modules": ["linear1"]}),
         ("linear", {"target_modules": BOTH, "rank_pattern": {"linear[23]": 3}, "use_rslora": True}),
         ("linear", {"target_modules": BOTH, "alpha_pattern": {"^linear2": 1, "linear1": 20}}),
-        (
-            "convolutions",
-            {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3, "conv": 2}},
-        ),
+        ("convolutions", {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3}}),
         ("embedding", {"target_modules": ["0", "1"], "alpha_pattern": {"0": 7}}),
         ("conv1d", {"target_modules": "0", "r": 2}),
     ],
