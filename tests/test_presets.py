@@ -47,7 +47,7 @@ def test_lists_of_presets_keep_all(tmp_path):
     assert {"RichModelSummary", "RichProgressBar", "LearningRateMonitor"} <= names
     assert len(trainer.loggers) == 2
 
-    # What Lightning takes is used, too: beside our own parts, or in their place.
+    # Lightning's own arguments are used, too: beside our parts, or in their place.
     precision = "_target_: lightning.pytorch.plugins.MixedPrecision, precision: bf16-mixed"
     trainer = trainer_of(
         *(tmp_path, "logger=tensorboard", "+trainer.logger=false"),

@@ -72,7 +72,7 @@ class Encoder(nn.Module):
 
 
 class First(nn.Module):
-    """What a recurrent layer gives without its state, or attention to something of other sizes."""
+    """The output of a recurrent layer without its state, or of attention to another sequence."""
 
     def __init__(self, layer):
         super().__init__()

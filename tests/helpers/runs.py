@@ -1,4 +1,4 @@
-"""What a run leaves, made up: results.json, predictions and a folder of both."""
+"""The files of a run, made up: results.json, predictions, and a folder of both."""
 
 import json
 
@@ -12,7 +12,7 @@ CLASSES = ["cat", "dog", "<b>cow</b>"]
 
 
 def outcome(errors, images=20, **more):
-    """What is counted on 20 images of each class, whose errors are false calls of the next one."""
+    """Counts on 20 images of each class, whose errors are false calls of the next one."""
     total = images * len(errors)
     false_calls = [*errors[-1:], *errors[:-1]]
     called = [images - wrong + false for wrong, false in zip(errors, false_calls, strict=True)]
@@ -30,7 +30,7 @@ def outcome(errors, images=20, **more):
 
 
 def repaired(base, broken, fixed, images=20):
-    """The outcome of a repair of a base with so many errors."""
+    """The outcome of a repair of a base with these errors, by class."""
     after = [b + x - y for b, x, y in zip(base, broken, fixed, strict=True)]
     counts = {"repaired": sum(fixed), "broken": sum(broken)}
     counts["p_value"] = mcnemar(sum(fixed), sum(broken))

@@ -1,4 +1,4 @@
-"""What the tests of sweeps share."""
+"""Helpers of the tests of sweeps."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from helpers.commands import ROOT
 
 #: A command that sweeps and trains nothing.
 TOY = "tests/sweep/toy.py"
-#: What the tables of the tests show, as configs/sweep/default.yaml has it.
+#: The columns of the tests' tables, by the form of configs/sweep/columns/default.yaml.
 COLUMNS = {
     "val_errors_on_target": "val.errors_of_target",
     "test_accuracy": "test.accuracy",
@@ -80,7 +80,7 @@ def start(tmp_path, *overrides):
 
 
 def wait_for_jobs(process, tmp_path, count):
-    """Until so many of the toy's jobs are at work, or done."""
+    """Wait until ``count`` of the toy's jobs are at work, or done."""
     while len(list((tmp_path / "outputs").glob("multirun/*/*/half-done"))) < count:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
