@@ -81,7 +81,7 @@ def left_by(folder):
 
     TensorBoard's curve is a list, so that a step that is logged twice shows.
     """
-    left = {k: v for k, v in read_results(folder).items() if k != "seconds"}
+    left = {k: v for k, v in read_results(folder).items() if k not in ("overrides", "seconds")}
     for file in sorted(folder.glob("adapter/*.*")):
         left[file.name] = file.read_bytes()
     for file in sorted(folder.rglob("events.out.tfevents.*"))[:1]:
