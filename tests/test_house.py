@@ -33,7 +33,7 @@ BELOW = {
     "choices": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
     "learning_rate": {"data", "classifier"},
     "check_preprocessing": {"errors", "project", "settings", "data", "classifier", "show"},
-    "cli": {"errors", "project", "disk", "sweep", "show"},
+    "cli": {"errors", "project", "adapters", "disk", "sweep", "show"},
     "entry": {"cli", "project", *COMMANDS},
 }
 

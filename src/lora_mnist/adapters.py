@@ -77,17 +77,20 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
         UserError: if there is no such adapter or base, they do not fit, or code that a file names
             is to be run without ``cfg.trust``.
     """
-    cfg, taken, record = cfg.copy(), {}, {}
+    cfg = cfg.copy()
+    taken: dict[str, list[str]] = {}  # keys by where they came from
+    record: Mapping[str, Any] = {}
     if cfg.get("adapter") is not None:
         cfg.adapter = str(adapter_folder(cfg, run))
         with _adapter_errors():
             record = read_metadata(cfg.adapter)
         taken["the adapter"] = _take(cfg, record, f"adapter={cfg.adapter}")
-    current, sha256 = current_base_path(cfg), None  # its name depends on images and network
-    path = Path(cfg.base_ckpt or current)
+    current = current_base_path(cfg)  # its name depends on images and network
+    path, sha256 = Path(cfg.base_ckpt or current), ""
     if cfg.base_ckpt is None or (cfg.stage == "lora" and path == current):
-        sha256 = record.get("base_sha256")
-        path = (sha256 and find_base(Path(cfg.paths.bases), sha256)) or current
+        sha256 = record.get("base_sha256", "")
+        own = find_base(Path(cfg.paths.bases), sha256) if sha256 else None
+        path = own or current
     not_here = (
         f"adapter={cfg.get('adapter')}: its base is not here; expected base_ckpt=FILE, the weights "
         f"with SHA-256 {sha256}"

@@ -1,7 +1,7 @@
 """The part that the six entries share: a command goes in, Hydra runs it, an exit code comes out.
 
 Whatever goes wrong is said in one line on standard error, and ``HYDRA_FULL_ERROR=1`` brings the
-traceback, as ever in Hydra. Nothing here imports torch, so that ``--help`` answers at once.
+traceback, as ever in Hydra. Nothing here imports torch at once, so that ``--help`` need not wait.
 """
 
 import logging
@@ -69,7 +69,9 @@ def run_entry(function: Command, config_name: str) -> None:
 
     main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
     handlers = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
-    error, reason, code = None, None, 0
+    error: Exception | None = None
+    reason: str | None = None
+    code = 0
     try:
         with env_override({_FULL_ERROR: "1"}):  # so that Hydra raises what it would print
             main()
@@ -77,7 +79,7 @@ def run_entry(function: Command, config_name: str) -> None:
         reason, code = _interruption(received)
     except Exception as exception:
         error = exception
-        reason, code = _one_line_of(error)
+        reason, code = explain(error)
     finally:
         for each, handler in handlers.items():
             signal.signal(each, handler)
@@ -144,11 +146,13 @@ def run_command(
     except KeyboardInterrupt:
         reason, code = _interruption(received)
     except Exception as error:
-        reason, code = _one_line_of(error)
+        reason, code = explain(error)
         is_mistake = isinstance(error, UserError)
         log.error("%s", reason, exc_info=None if is_mistake else error)  # to the run's own log
         if shows_traceback:
             raise
+        if code == 1 and not is_mistake:
+            reason += f" ({_FULL_ERROR}=1 shows where)"
     print(reason, file=sys.stderr)
     if not is_mistake and (run.folder / LAST_CHECKPOINT).is_file():
         again = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
@@ -160,14 +164,6 @@ def run_command(
 
 
 # --- what went wrong, in a line ------------------------------------------------------------------
-
-
-def _one_line_of(error: Exception) -> tuple[str, int]:
-    """:func:`explain`; of an error that nobody expected also how to see its traceback."""
-    reason, code = explain(error)
-    if code == 1 and not isinstance(error, UserError):
-        reason += f" ({_FULL_ERROR}=1 shows where)"
-    return reason, code
 
 
 def _no_stage() -> str:
@@ -291,16 +287,15 @@ class ClaimOutputFolder(Callback):
         except Exception as error:
             _refuse(error)
 
-    def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End the process with the exit code of :func:`run_command`, if that is not 0."""
+        job_return: JobReturn = kwargs["job_return"]
         if job_return.status != JobStatus.COMPLETED or not job_return.return_value:
             return
         if job_return.return_value == UserError.exit_code and self._is_new:
             folder = Path(config.hydra.runtime.output_dir)
-            if {path.name for path in folder.iterdir()} <= {
-                ".hydra",
-                f"{config.hydra.job.name}.log",
-            }:
+            files = {path.name for path in folder.iterdir()}
+            if files <= {".hydra", f"{config.hydra.job.name}.log"}:
                 shutil.rmtree(folder, ignore_errors=True)  # a mistake leaves nothing behind
         raise SystemExit(job_return.return_value)
 
@@ -319,6 +314,6 @@ class ClaimOutputFolder(Callback):
 
 
 def _refuse(error: Exception) -> NoReturn:
-    reason, code = _one_line_of(error)
+    reason, code = explain(error)
     print(reason, file=sys.stderr)
-    raise SystemExit(code) from error
+    raise SystemExit(code)
