@@ -16,6 +16,7 @@ import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import isnan
 from pathlib import Path
 
 from jobs import OUTPUT, Results, table
@@ -199,6 +200,28 @@ def methods_table(studies: Sequence[Study]) -> str:
     return table(heads, lines)
 
 
+def summary_table(studies: Sequence[Study]) -> str:
+    """The table of README: means over all classifiers, and the worst one or the worst run."""
+    lines = []
+    for method in ("one number", "twenty lines", "mean of twenty lines", "repair, scale auto"):
+        cells = [method]
+        for name in ("target", "every"):
+            means = [mean(each.every(method, name)) for each in studies]
+            cells.append(f"{statistics.mean(means):.0f}%, {max(means):.0f}%")
+        runs = [max(max(runs) for runs in each.every(method, "others")) for each in studies]
+        cells.append(f"{max(runs):.0f}%")
+        deviations = [deviation(each.every(method, "every")) for each in studies]
+        cells.append("" if isnan(deviations[0]) else f"{statistics.mean(deviations):.1f}")
+        fronts = []
+        for each in studies:
+            fronts.append(mean([[front[0] for front in runs] for runs in each.fronts[method]]))
+        cells.append(f"{statistics.mean(fronts):.0f}%")
+        lines.append(cells)
+    heads = ["method", "on the class: mean, worst", "in all: mean, worst", "others: worst run"]
+    heads += ["deviation in all", "in all, with half of the class's left"]
+    return table(heads, lines)
+
+
 def tasks_table(studies: Sequence[Study]) -> str:
     """Errors on the class / in all, in percent of the base's, for each classifier."""
     methods = ("one number", "twenty lines", "full fine-tuning, our loss", "repair, scale auto")
@@ -270,7 +293,7 @@ def main() -> None:
         return
     chosen = [task for task in TASKS if task.name in options.tasks]
     studies = [study(task, options.bases, options.repairs) for task in chosen]
-    print(methods_table(studies), tasks_table(studies), sep="\n\n")
+    print(summary_table(studies), methods_table(studies), tasks_table(studies), sep="\n\n")
     print(fronts_table(studies, 0), fronts_table(studies, 2), seen_table(TASKS[0]), sep="\n\n")
 
 
