@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-#: What pip install of the project alone, and with the extra dev, needs.
+#: The requirements of the project alone, and with the extra dev.
 FILES: dict[str, list[str]] = {"requirements.txt": [], "requirements-dev.txt": ["--extra=dev"]}
 HEAD = """\
 # Made by scripts/lock.py. To install exactly this, and nothing that has changed since:

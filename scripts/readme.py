@@ -98,7 +98,7 @@ class Runs:
         return self.outputs / COMMANDS[name][0]
 
     def printed(self, name: str) -> str:
-        """What a command prints."""
+        """The output of a command."""
         place, command = COMMANDS[name]
         outputs = f" paths.outputs={self.outputs}"
         printed = self.folder / f"{name}.txt"

@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site (hooks in mkdocs.yml)."""
+"""Hooks of mkdocs.yml, which mkdocs calls while it builds the site."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-#: What pages link to: other pages, pictures, sources.
+#: Links of pages: to other pages, pictures, sources.
 SHOWN = ["*.md", "docs/*", "data/*.md", "examples/*/*.*", "notebooks/*"]
 SHOWN += ["configs/**/*.yaml", "src/**/*.py", "scripts/**/*.py", "scripts/**/*.yaml"]
 

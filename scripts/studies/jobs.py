@@ -19,7 +19,7 @@ from lora_mnist.train import train
 PROJECT = Path(__file__).resolve().parents[2]
 OUTPUT = PROJECT / "outputs" / "repair_study"
 
-#: What results.json holds.
+#: The content of results.json.
 Results = dict[str, Any]
 
 #: No files that nobody would read.

@@ -1,4 +1,4 @@
-"""What a sceptic does in place of a repair, in plain PyTorch, and how methods are compared."""
+"""The sceptic's methods in plain PyTorch, and how methods are compared."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def logits_of(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Shares:
-    """What a network with these ``logits`` gets wrong, against the base, which gave ``before``."""
+    """Errors of a network with these ``logits`` as shares of those of the base, which gave ``before``."""
     wrong, was_wrong = logits.argmax(1) != labels, before.argmax(1) != labels
     on_target = labels == target
     errors = []
@@ -69,7 +69,7 @@ def shifted(case: Case, after: Sequence[Tensor]) -> list[Point]:
 
 
 def front(points: Sequence[Shares], target: float) -> float:
-    """Errors in all where so many of the class are left, interpolated; NaN where none comes near.
+    """Errors in all where ``target`` percent of the class's are left, interpolated; else NaN.
 
     A point that leaves fewer of both counts, too.
     """
@@ -97,7 +97,7 @@ def best(points: Sequence[Point]) -> Point:
 def fine_tune(
     net: nn.Module, loss_of_a_step: Callable[[], Tensor], rate: float = 1e-3, steps: int = 400
 ) -> None:
-    """What anybody would write: Adam on all weights, the rate falls to 0."""
+    """Plain fine-tuning: Adam on all weights, the rate falls to 0."""
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""What a repair is worth beside what anybody would do, on classifiers that no search has seen.
+"""A repair beside a sceptic's twenty lines, on classifiers that no search has seen.
 
     python scripts/studies/repair.py            # the tables of docs/repair.md
     python scripts/studies/repair.py --search   # what each part of the recipe is worth, on others
@@ -65,7 +65,7 @@ CHANGES = (
 
 @dataclass
 class Study:
-    """What is known of one classifier: a list for each of its bases, with one entry a run."""
+    """The results of one classifier: a list for each of its bases, with one entry a run."""
 
     name: str
     errors: list[tuple[int, int]] = field(default_factory=list)  # of each base: the class's, all
