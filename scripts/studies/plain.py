@@ -41,7 +41,7 @@ def logits_of(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Shares:
-    """Errors of a network with these ``logits`` as shares of those of the base, which gave ``before``."""
+    """Errors and broken images, in percent: ``logits`` against those of the base, ``before``."""
     wrong, was_wrong = logits.argmax(1) != labels, before.argmax(1) != labels
     on_target = labels == target
     errors = []
