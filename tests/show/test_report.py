@@ -35,10 +35,10 @@ def test_a_report_of_each_stage(tmp_path, stage, figures):
     assert list(paths) == figures.split()
     assert {*(tmp_path / "figures").iterdir()} == {*paths.values()}
     page = (tmp_path / "report.html").read_text()
-    for text in ("Each class", "Confusion matrix", "Can the test be believed?", "farm"):
+    for text in ("Each class", "onfusion matrix", "Can the test be believed?", "farm"):
         assert text in page
     assert ("Repaired" in page) == (stage != "pretrain")
-    assert ("each of its bits is what it was before" in page) == (stage == "lora")
+    assert ("unchanged by the training, checked bit for bit" in page) == (stage == "lora")
     assert page.count('<tr class="mark"><td>dog</td>') == (stage != "pretrain")
     assert ("train.py experiment=repair target=dog</pre>" in page) == (stage != "finetune")
     assert "<script" not in page
@@ -91,15 +91,18 @@ def test_a_report_says_whether_its_test_can_be_believed(tmp_path):
     for said, other in (
         ("60 test images\nare the test part of the data set farm", "were held out of the training"),
         ("60 validation images\nwere held out of the training", "are the validation part of the"),
-        ("The class to repair was named in", "was chosen by them: dog, the weakest one"),
-        ("No file is in two of these parts", "7 files were in two of these parts"),
-        ("The base was trained by this project", "If that training used any of the test images"),
+        ("The class to repair was named in", "dog, was chosen on them, as the weakest"),
+        ("No identical file is in two of the", "7 identical files were in two of the"),
+        (
+            "The base was trained by this project",
+            "Test images that were used in that training prove",
+        ),
     ):
         assert (said in plain, other in doubted) == (True, True)
         assert other not in plain or "held out" in other
     for warning in ("so few errors on the validation images, 0,", "preprocessing: data.mean=0.5"):
         assert (warning in plain, warning in doubted) == (False, True)
-    assert "in two of these parts were not searched for" in belief(tmp_path, copies=None)
+    assert "parts were not searched for" in belief(tmp_path, copies=None)
 
 
 def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path):

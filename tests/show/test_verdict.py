@@ -57,7 +57,7 @@ FULL = """
 better Keep this repair: there are fewer errors in all.
 better On all test images: 98 errors -> 58 (46 repaired, 6 broken, p < 0.001).
 better On shirt: 60 errors -> 20 (40 repaired, 0 broken, p < 0.001).
-unclear Other images called shirt (false calls): 8 -> 11.
+unclear Other images called shirt (false calls): 8 -> 11; precision 95% -> 94%.
 unclear On the other classes: 38 errors -> 38 (6 repaired, 6 broken, may be chance, p = 1).
 unclear Most is lost on dress: 8 errors -> 11 (1 repaired, 4 broken, may be chance, p = 0.38).
 """
@@ -95,6 +95,24 @@ def test_the_class_that_loses_most_is_named(loser):
     run = run_of([10] * 9 + [200], broken, [1] * 9 + [200], 1000)
     judgement = verdict(run)[0]
     assert judgement.text.startswith(f"Keep this repair unless the loss on {words.split()[loser]} ")
+
+
+def test_classes_that_lose_as_much_are_named_together():
+    *_, last = verdict(run_of([5, 5, 60], [3, 3, 0], [0, 0, 40]))
+    assert last.text.startswith("On the other classes: 10 errors -> 16")
+    *_, last = verdict(run_of([5, 5, 5, 60], [3, 3, 0, 0], [0, 0, 0, 40]))
+    assert last.text.startswith("Most is lost on zeros and ones: 10 errors -> 16 (0 repaired")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "outcome"), [(0, 21, "worse"), (21, 0, "better"), (8, 11, "unclear")]
+)
+def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
+    run = run_of([5, 60], [0, 0], [0, 40])
+    for split, calls in (("test_base", before), ("test", after)):
+        run[split]["false_calls_per_class"][1] = calls
+    calls = [phrase for phrase in verdict(run) if "false calls" in phrase.text]
+    assert [phrase.outcome for phrase in calls] == [outcome]
 
 
 def test_where_no_class_loses_it_says_so():
@@ -190,6 +208,11 @@ ADVICE = {
     ),
     "turned off": (nines(0, 0, **OFF), ["experiment=repair"], None),
     "a good repair": (GOOD, OWN, f"train.py experiment=repair target=coat adapter=run {AS_TYPED}"),
+    "a good repair, by validation images": (
+        {**GOOD, "val": repaired([30, 40, 60], [0, 0, 0], [0, 0, 40], 100)},
+        OWN,
+        f"train.py experiment=repair target=dress adapter=run {AS_TYPED}",
+    ),
     "a good repair, tested again": ({**GOOD, "stage": "eval"}, ["adapter=latest"], None),
 }
 

@@ -42,9 +42,10 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     is_base_bad = 2 * everything.before >= everything.images
     if is_base_bad or not everything.after or results.get("better_preprocessing"):
         return []
+    split = "val" if "val" in results else "test"  # what is to be done, no test image decides
     if "test_base" not in results:
-        worst = weakest_of(results, range(len(results["classes"])))
-        if not _can_be_shown(results, worst):
+        worst = weakest_of(results, range(len(results["classes"])), split)
+        if not _can_be_shown(results, worst, split):
             return []
         reason = f"To repair {named(results['classes'], [worst])}:"
         return _repair_advice(reason, results, [worst])
@@ -81,19 +82,20 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
             phrases += [Phrase(text, is_command=True)]
     elif {target.outcome, everything.outcome} == {"better"} and not is_on_top and rest:
         # A second repair helped wherever it was tried; a third one took back some of the first two.
-        worst = weakest_of(results, rest)
-        weakest = change_of(results, [worst])
-        if weakest.after > target.after and _can_be_shown(results, worst):
+        worst = weakest_of(results, rest, split)
+        weakest, mended = (change_of(results, numbers, split) for numbers in ([worst], targets))
+        if weakest.after > mended.after and _can_be_shown(results, worst, split):
             name = named(results["classes"], [worst])
-            errors = f"{number_of(weakest.after, 'error')} in {weakest.images:,}"
+            images = f"{weakest.images:,} {'validation' if split == 'val' else 'test'} images"
+            errors = f"{number_of(weakest.after, 'error')} in {images}"
             reason = f"The weakest class is now {name} ({errors}). To go on with {name}:"
             phrases += _repair_advice(reason, results, [worst], _adapter_in(folder))
     return phrases
 
 
-def _can_be_shown(results: Mapping[str, Any], number: int) -> bool:
-    """Whether a class has so many errors that repairing them all would be more than chance."""
-    return mcnemar(results["test"]["errors_per_class"][number], 0) <= LEVEL
+def _can_be_shown(results: Mapping[str, Any], number: int, split: str) -> bool:
+    """Whether a class has enough errors for a repair of them all to be more than chance."""
+    return mcnemar(results[split]["errors_per_class"][number], 0) <= LEVEL
 
 
 def _repair_advice(

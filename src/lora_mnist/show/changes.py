@@ -89,9 +89,9 @@ def change_of(
     )
 
 
-def weakest_of(results: Mapping[str, Any], classes: Sequence[int]) -> int:
-    """The weakest of some classes on the test images, by number."""
-    errors, images = (results["test"][f"{key}_per_class"] for key in ("errors", "images"))
+def weakest_of(results: Mapping[str, Any], classes: Sequence[int], split: str = "test") -> int:
+    """The weakest of some classes on the images of a split, by number."""
+    errors, images = (results[split][f"{key}_per_class"] for key in ("errors", "images"))
     return classes[weakest([errors[c] for c in classes], [images[c] for c in classes])]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lora_mnist.classifier.significance import chance_text
+from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar
 from lora_mnist.show.advice import Phrase
 from lora_mnist.show.changes import (
     Change,
@@ -57,32 +57,49 @@ def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
     if targets:
         name, change = named(classes, targets), change_of(results, targets)
         phrases.append(_sentence(f"On {name}", change))
-        calls = f"{change.false_calls_before:,} -> {change.false_calls:,}"
-        phrases.append(Phrase(f"Other images called {name} (false calls): {calls}."))
+        phrases.append(_false_calls(name, change))
     earlier, rest = results.get("repaired_before", []), rest_of(results)
     if earlier:
         name = f"On {named(classes, earlier)} (repaired before)"
         phrases.append(_sentence(name, change_of(results, earlier)))
     if targets and rest:
         phrases.append(_sentence(f"On {others_of(classes)}", change_of(results, rest)))
-    loser = _loser(results)
-    if loser is None:
+    losers = _losers(results)
+    if not losers:
         if targets and len(rest) > 1:
             phrases.append(Phrase("No other class has more errors than before."))
-    elif [loser] not in (rest, earlier):
-        name = f"Most is lost on {named(classes, [loser])}"
-        phrases.append(_sentence(name, change_of(results, [loser])))
+    elif losers not in (rest, earlier):
+        name = f"Most is lost on {named(classes, losers)}"
+        phrases.append(_sentence(name, change_of(results, losers)))
     return phrases
 
 
-def _loser(results: Mapping[str, Any]) -> int | None:
-    """The number of the class, not one to repair, that gets most errors more; perhaps none."""
+def _false_calls(name: str, change: Change) -> Phrase:
+    """How often other images are called ``name``; the share of right ones among all called so."""
+    text = f"Other images called {name} (false calls): "
+    text += f"{change.false_calls_before:,} -> {change.false_calls:,}"
+    shares = []
+    for errors, calls in (
+        (change.before, change.false_calls_before),
+        (change.after, change.false_calls),
+    ):
+        right = change.images - errors
+        shares.append(f"{right / (right + calls):.0%}" if right + calls else "none")
+    text += f"; precision {shares[0]} -> {shares[1]}."
+    # As if no image were among both counts, which is the cautious way to compare them.
+    if mcnemar(change.false_calls_before, change.false_calls) > LEVEL:
+        return Phrase(text)
+    return Phrase(text, "worse" if change.false_calls > change.false_calls_before else "better")
+
+
+def _losers(results: Mapping[str, Any]) -> list[int]:
+    """The class, not one to repair, that gets most errors more, by number; several if they tie."""
     growth = {}
     for number in range(len(results["classes"])):
         change = change_of(results, [number])
         if number not in results["targets"] and change.after > change.before:
             growth[number] = change.after - change.before
-    return max(growth, key=lambda number: growth[number]) if growth else None
+    return [number for number in growth if growth[number] == max(growth.values())]
 
 
 def _sentence(name: str, change: Change) -> Phrase:
@@ -100,7 +117,7 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
     change, elsewhere = change_of(results), change_of(results, rest_of(results))
     name = named(classes, targets) if targets else ""
     is_repaired = bool(targets) and change_of(results, targets).outcome == "better"
-    loser = _loser(results)
+    losers = _losers(results)
     if is_guessing(results):
         text = f"{elsewhere.after:,} of {elsewhere.images:,} images of {others_of(classes)}"
         text = f"Do not keep this repair: {text} are wrong, no better than guessing."
@@ -113,8 +130,8 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
         if targets and not is_repaired:
             text = f"Keep this repair, though not for {name}: {fewer}, but no clear gain on {name}."
             return Phrase(text)
-        if loser is not None and change_of(results, [loser]).outcome == "worse":
-            loss = named(classes, [loser])
+        if losers and change_of(results, losers).outcome == "worse":
+            loss = named(classes, losers)
             text = f"Keep this repair unless the loss on {loss} matters more: {fewer}."
             return Phrase(text, "better")
         return Phrase(f"Keep this repair: {fewer}.", "better")
