@@ -12,7 +12,14 @@ from helpers.commands import ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "walkthrough.ipynb"
 COMMITTED = json.loads(NOTEBOOK.read_text())
-EXERCISES = 5
+#: A wrong answer to each exercise; its check says in one line what is missing.
+WRONG = [
+    "def rank_two(weight, alpha):\n    return alpha / 2",
+    "def merge(net):\n    return net",
+    "def turn(net, scale):\n    net.turn(scale)",
+    "good_starts = [['both zero']]",
+    "def tamper(net):\n    net.linear2.weight[0, 0] = 0",
+]
 #: So that it takes half a minute and no more: fewer steps, on fewer images.
 SHORTER = {
     "PRETRAIN_STEPS, REPAIR_STEPS = 300, 100": "PRETRAIN_STEPS, REPAIR_STEPS = 40, 5",
@@ -59,18 +66,21 @@ def test_every_cell_runs_alone_and_each_solution_is_right(tmp_path):
         for cell in code_cells(notebook):
             cell["source"] = cell["source"].replace(before, after)
     solutions = re.findall(r"```python\n(.*?)```", notebook["cells"][-1]["source"], re.DOTALL)
-    assert len(solutions) == EXERCISES
     checks = [cell for cell in code_cells(notebook) if cell["id"].startswith("check-")]
-    for solution, check in zip(solutions, checks, strict=True):
-        source = f"{solution}\n{check['source']}"
+    for answer, check in zip(WRONG + solutions, checks * 2, strict=True):
+        source = f"{answer}\n{check['source']}"
         notebook["cells"].append(nbformat.v4.new_code_cell(source))
     where = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
     cells = code_cells(notebook)
-    for before, after in zip(code_cells(COMMITTED), cells[:-EXERCISES], strict=True):
+    answered = [cells.pop() for _ in WRONG + solutions][::-1]
+    for before, after in zip(code_cells(COMMITTED), cells, strict=True):
         if "exact" in before["metadata"].get("tags", []):
             assert text(after) == text(before)
         assert kinds(after) == kinds(before), "".join(before["source"])
-    for number, (check, solved) in enumerate(zip(checks, cells[-EXERCISES:], strict=True), start=1):
-        assert text(check).startswith(f"exercise {number}: not yet")
+    for number, (check, wrong, solved) in enumerate(
+        zip(checks, answered[: len(WRONG)], answered[len(WRONG) :], strict=True), start=1
+    ):
+        for cell in (check, wrong):
+            assert re.fullmatch(f"exercise {number}: not yet: .+\n", text(cell))
         assert text(solved).startswith(f"exercise {number}: right")
