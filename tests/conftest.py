@@ -109,6 +109,10 @@ def cli(monkeypatch, capfd, tmp_path):
             code = exit_.code or 0
         finally:
             logging.shutdown()
+            for name in (None, "lora_mnist.cli", "lora_mnist.show", "lightning.pytorch"):
+                for handler in [*logging.getLogger(name).handlers]:
+                    if isinstance(handler, logging.FileHandler):  # it would open its file anew
+                        logging.getLogger(name).removeHandler(handler)
             talkative = "lightning.pytorch.utilities.rank_zero"  # after a trial
             logging.getLogger(talkative).setLevel(logging.WARNING)
         out, err = capfd.readouterr()
