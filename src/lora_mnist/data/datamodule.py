@@ -50,10 +50,8 @@ class ImageDataModule(LightningDataModule):
             ``test_set`` are.
         selection: which of ``train_set`` to learn from, and to replay; ``None``: all classes.
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
-        held_out: for a part that does not come with the data set, val or test, the part that its
-            images were held out of.
-        copies: how many images were left out of a part, since another has them, too; ``None``: none
-            were searched for.
+        held_out: by part, val or test, the part that its images were held out of.
+        copies: number of images left out, since two parts had them; ``None``: not searched for.
         sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal.
     """
 
