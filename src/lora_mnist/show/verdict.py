@@ -69,8 +69,12 @@ def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
         if targets and len(rest) > 1:
             phrases.append(Phrase("No other class has more errors than before."))
     elif losers not in (rest, earlier):
-        name = f"Most is lost on {named(classes, losers)}"
-        phrases.append(_sentence(name, change_of(results, losers)))
+        name = f"Most is lost on {named(classes, losers[:1])}"
+        worst = _sentence(name, change_of(results, losers[:1]))
+        if losers[1:]:  # each for itself: their sum would be chosen for being large
+            text = f"{worst.text[:-1]}; as many on {named(classes, losers[1:])}."
+            worst = Phrase(text, worst.outcome)
+        phrases.append(worst)
     return phrases
 
 
@@ -130,8 +134,8 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
         if targets and not is_repaired:
             text = f"Keep this repair, though not for {name}: {fewer}, but no clear gain on {name}."
             return Phrase(text)
-        if losers and change_of(results, losers).outcome == "worse":
-            loss = named(classes, losers)
+        if losers and change_of(results, losers[:1]).outcome == "worse":
+            loss = named(classes, losers[:1])
             text = f"Keep this repair unless the loss on {loss} matters more: {fewer}."
             return Phrase(text, "better")
         return Phrase(f"Keep this repair: {fewer}.", "better")
