@@ -66,7 +66,7 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
     it: the adapter's file, the base's file, the network itself (:func:`.own_preprocessing`), the
     default of its class. A line of the log says what came from where.
 
-    The base is ``cfg.base_ckpt``. Where that is null, or the default of training, it is the base
+    The base is ``cfg.base_ckpt``. Where that is null, or the default of stage=lora, it is the base
     that the adapter was made for, found by its SHA-256, or else the current one.
 
     Returns:
@@ -101,7 +101,7 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
         if sha256:
             raise UserError(not_here) from error
         _take(cfg, {"net": _DEFAULT_NET})
-        make_net(cfg)  # a mistake in the network comes first: the base's file is called after it
+        make_net(cfg)  # first a wrong network, after which the base's file is called
         message = f"base_ckpt={path}: no such file; expected the weights of {cfg.net._target_}"
         if path == current:
             make = f"{program('train')} stage=pretrain"

@@ -130,7 +130,7 @@ def run_command(
         except Exception:
             if not received:
                 raise
-        if received:  # Lightning has made an exit of the interrupt, or Gradio a message
+        if received:  # Lightning turned the interrupt into SystemExit, or Gradio went on
             raise KeyboardInterrupt
 
     if run.is_sweep and "sweep" in cfg:
@@ -257,8 +257,8 @@ OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=T
 class ClaimOutputFolder(Callback):
     """Hydra callback: claims the folder of a run, or of a sweep, and ends a run that has failed.
 
-    Hydra goes on after any exception of a callback, with a warning, and leaves exit codes to
-    ``SystemExit``. So that ends the command here, after its reason has been printed.
+    Hydra turns every other exception of a callback into a warning. So ``SystemExit`` ends the
+    command here, after its reason has been printed.
     """
 
     _is_new = False  # whether this command has made the run's folder
@@ -283,7 +283,9 @@ class ClaimOutputFolder(Callback):
                         f"hydra.run.dir={folder}: holds another run; expected a new folder"
                     )
                 self._is_new = not folder.exists()
-                (folder / subfolder).mkdir(parents=True)  # of two at once, one ends here
+                (folder / subfolder).mkdir(
+                    parents=True
+                )  # if two runs start at once, the second fails here
         except Exception as error:
             _refuse(error)
 
@@ -304,7 +306,7 @@ class ClaimOutputFolder(Callback):
         HydraConfig.instance().set_config(config)
         try:
             keys = swept_keys(config)
-            is_set = keys.get("stage") or keys.get("experiment")  # by what is swept
+            is_set = keys.get("stage") or keys.get("experiment")  # it may be swept
             if OmegaConf.is_missing(config, "stage") and not is_set:
                 raise UserError(_no_stage())
             if "sweep" in config:

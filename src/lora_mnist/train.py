@@ -154,17 +154,17 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off.
 
-    With ``cfg.adapter`` the base carries an adapter already. A new one is trained on top, and one
-    is saved, the exact sum of both: it needs the base alone.
+    With ``cfg.adapter`` the base carries an adapter already, and a second one is trained on top.
+    Saved is a single adapter, the exact sum of both, which needs the base alone.
     """
     clock = Clock()
     trainer = make_trainer(cfg, run)
     cfg, net, base = load_base(cfg, run)
-    load_saved_adapter(cfg, net, base.sha256)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
     require_fixed_buffers(cfg, trainer, net, data, base)
     better_preprocessing = check_preprocessing(cfg, run, trainer, net, data)
+    load_saved_adapter(cfg, net, base.sha256)
     selection = choose_target(cfg, net, data, trainer)
     repaired_before = [c for c in repaired_classes(cfg, data) if c not in selection.targets]
     frequency = replay_frequency(cfg, data, repaired_before)
