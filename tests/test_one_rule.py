@@ -48,6 +48,7 @@ MISTAKES = {
         (*PRETRAIN, "+scheduler.nope=1 -> scheduler"),
         (*PRETRAIN, "trainer.devices=0 -> `Trainer(devices=0)` value is not a valid input"),
         (*PRETRAIN, "+trainer.nope=1 -> trainer.nope: Trainer.__init__() got an unexpected"),
+        (*PRETRAIN, "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateFinder -> c"),
         (*PRETRAIN, "+callbacks.mine._target_=nowhere.Mine -> callbacks.mine: "),
         (*PRETRAIN, "trainer.precision=64-true"),
         (*PRETRAIN, "+trainer.default_root_dir={tmp}/x -> trainer.default_root_dir: "),

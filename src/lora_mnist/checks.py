@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -43,6 +44,12 @@ def require_limits(settings: DictConfig) -> None:
 
 def require_suitable(trainer: Trainer, run: Run) -> None:
     """Refuse a Trainer that does not suit a run."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+            raise UserError(
+                f"callbacks: {type(callback).__name__} would change what results.json names; "
+                "expected data.batch_size=NUMBER, and optimizer.lr=NUMBER or auto"
+            )
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
