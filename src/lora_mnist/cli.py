@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, env_override
+from hydra.core.utils import env_override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -45,6 +45,26 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _COMMAND_LINE_ERRORS = ("Only one of --", "The --resolve", "Config group override must be")
 
 
+class Interrupt:
+    """SIGINT and SIGTERM while a command runs: the first one ends it and decides its exit code.
+
+    Lightning and Gradio may swallow the ``KeyboardInterrupt`` that is raised.
+    """
+
+    def __init__(self) -> None:
+        self.first: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The handler of both signals."""
+        self.first = self.first or signal.Signals(number)
+        raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
+
+    def explain(self) -> tuple[str, int]:
+        """The line to print about the signal, and the exit code that belongs to it."""
+        number = self.first or signal.SIGINT
+        return f"interrupted by {number.name}", 128 + number
+
+
 def run_entry(function: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``, and end the process with the exit code that fits.
 
@@ -57,15 +77,10 @@ def run_entry(function: Command, config_name: str) -> None:
         if "=" in value and re.fullmatch(r"[\w/.~= -]+", value) and not key.startswith("-"):
             sys.argv[number] = override(key, value)  # a file such as epoch=3-step=10.ckpt
     shows_traceback = os.environ.get(_FULL_ERROR) == "1"
-    # Lightning and other code may swallow an interrupt; the first signal decides the exit code.
-    received: list[signal.Signals] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number))
-        raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
+    interrupt = Interrupt()
 
     def task(cfg: DictConfig) -> float | None:
-        return run_command(function, cfg, received, shows_traceback)
+        return run_command(function, cfg, interrupt, shows_traceback)
 
     main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
     handlers = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -73,10 +88,11 @@ def run_entry(function: Command, config_name: str) -> None:
     reason: str | None = None
     code = 0
     try:
-        with env_override({_FULL_ERROR: "1"}):  # so that Hydra raises what it would print
+        # Hydra then raises what it would print, and exit with 1.
+        with env_override({_FULL_ERROR: "1"}):
             main()
     except KeyboardInterrupt:
-        reason, code = _interruption(received)
+        reason, code = interrupt.explain()
     except Exception as exception:
         error = exception
         reason, code = explain(error)
@@ -97,40 +113,30 @@ def run_entry(function: Command, config_name: str) -> None:
         raise SystemExit(code)
 
 
-def _interruption(received: list[signal.Signals]) -> tuple[str, int]:
-    """The line to print about an interrupt, and its exit code."""
-    return f"interrupted by {received[0].name}", 128 + received[0]
-
-
 def run_command(
-    function: Command, cfg: DictConfig, received: list[signal.Signals], shows_traceback: bool
+    function: Command, cfg: DictConfig, interrupt: Interrupt, shows_traceback: bool
 ) -> float | None:
     """Call a command's function with its configuration and the folder that Hydra has made for it.
 
     Returns:
-        In a sweep the value of ``sweep.metric``, for sweepers that search; else the exit code, with
-        which :class:`ClaimOutputFolder` ends the process.
+        In a sweep the value of ``sweep.metric``, for sweepers that search.
+
+    Raises:
+        SystemExit: with the exit code, where a single run has failed, after its reason was printed.
     """
     settings = HydraConfig.get()
     run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
 
     def call(cfg: DictConfig, run: Run) -> None:
         try:
-            if cfg.get("adapter") == "latest":
-                from lora_mnist.adapters import adapter_folder  # late: torch
-
-                cfg = cfg.copy()
-                cfg.adapter = str(adapter_folder(cfg, run))
-                # Lightning starts a run's other processes with this command line.
-                sys.argv.append(override("adapter", cfg.adapter))
             function(cfg, run)
-        except SystemExit as error:
-            if not received:
+        except SystemExit as error:  # Lightning makes it of an interrupt
+            if not interrupt.first:
                 raise RuntimeError(f"sys.exit({error.code!r}) was called before the end") from error
         except Exception:
-            if not received:
+            if not interrupt.first:
                 raise
-        if received:  # Lightning turned the interrupt into SystemExit, or Gradio went on
+        if interrupt.first:
             raise KeyboardInterrupt
 
     if run.is_sweep and "sweep" in cfg:
@@ -140,11 +146,18 @@ def run_command(
         return None
     is_mistake = False
     try:
+        if cfg.get("adapter") == "latest":
+            from lora_mnist.adapters import adapter_folder  # late: torch
+
+            cfg = cfg.copy()
+            cfg.adapter = str(adapter_folder(cfg, run))
+            # Lightning starts a run's other processes with this command line, and no other way.
+            sys.argv.append(override("adapter", cfg.adapter))
         with env_override({_FULL_ERROR: str(int(shows_traceback))}):
             call(cfg, run)
-        return 0
+        return None
     except KeyboardInterrupt:
-        reason, code = _interruption(received)
+        reason, code = interrupt.explain()
     except Exception as error:
         reason, code = explain(error)
         is_mistake = isinstance(error, UserError)
@@ -158,9 +171,13 @@ def run_command(
         again = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
         command = command_line([*again, override("resume", run.folder)])
         print(f"go on with: {command}", file=sys.stderr)
-    elif received and "resume" in cfg:
+    elif interrupt.first and "resume" in cfg:
         print("no checkpoint was written yet: there is nothing to go on with", file=sys.stderr)
-    return code
+    is_new = settings.output_subdir is not None  # else another command has made the folder
+    files = {path.name for path in run.folder.iterdir()}
+    if code == UserError.exit_code and is_new and files <= {".hydra", f"{settings.job.name}.log"}:
+        shutil.rmtree(run.folder, ignore_errors=True)  # a mistake leaves nothing behind
+    raise SystemExit(code)
 
 
 # --- what went wrong, in a line ------------------------------------------------------------------
@@ -255,13 +272,11 @@ OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=T
 
 
 class ClaimOutputFolder(Callback):
-    """Hydra callback: claims the folder of a run, or of a sweep, and ends a run that has failed.
+    """Hydra callback: claims the folder of a run, or of a sweep.
 
     Hydra turns every other exception of a callback into a warning. So ``SystemExit`` ends the
     command here, after its reason has been printed.
     """
-
-    _is_new = False  # whether this command has made the run's folder
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim ``hydra.run.dir``.
@@ -278,28 +293,15 @@ class ClaimOutputFolder(Callback):
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
             if subfolder is not None:
-                if (folder / subfolder).exists():
+                log_file = folder / f"{config.hydra.job.name}.log"
+                if (folder / subfolder).exists() or log_file.exists():
                     raise UserError(
                         f"hydra.run.dir={folder}: holds another run; expected a new folder"
                     )
-                self._is_new = not folder.exists()
-                (folder / subfolder).mkdir(
-                    parents=True
-                )  # if two runs start at once, the second fails here
+                # If two runs start at once, the second fails here.
+                (folder / subfolder).mkdir(parents=True)
         except Exception as error:
             _refuse(error)
-
-    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """End the process with the exit code of :func:`run_command`, if that is not 0."""
-        job_return: JobReturn = kwargs["job_return"]
-        if job_return.status != JobStatus.COMPLETED or not job_return.return_value:
-            return
-        if job_return.return_value == UserError.exit_code and self._is_new:
-            folder = Path(config.hydra.runtime.output_dir)
-            files = {path.name for path in folder.iterdir()}
-            if files <= {".hydra", f"{config.hydra.job.name}.log"}:
-                shutil.rmtree(folder, ignore_errors=True)  # a mistake leaves nothing behind
-        raise SystemExit(job_return.return_value)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
