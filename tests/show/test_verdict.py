@@ -5,7 +5,7 @@ from math import comb
 import pytest
 from helpers.runs import outcome, repaired, results
 
-from lora_mnist.show.advice import advice
+from lora_mnist.show.next_steps import next_steps
 from lora_mnist.show.verdict import verdict, verdict_text
 
 DIGITS = [str(number) for number in range(10)]
@@ -221,7 +221,7 @@ def test_advice_is_a_reason_and_a_whole_command(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     run, typed, command = ADVICE[name]
-    phrases = advice({**run, "overrides": typed}, tmp_path / "run")
+    phrases = next_steps({**run, "overrides": typed}, tmp_path / "run")
     commands = [phrase.text for phrase in phrases if phrase.is_command]
     assert commands == ([f"python {command}"] if command else [])
     assert not phrases or not phrases[0].is_command

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogg
 from PIL import Image
 
 from lora_mnist.project import Run
-from lora_mnist.show.changes import FEW_CLASSES
+from lora_mnist.show.class_table import FEW_CLASSES
 from lora_mnist.show.figures import FIGURES
 from lora_mnist.show.report import make_report, write_card
 from lora_mnist.show.tables import print_results
@@ -23,7 +23,7 @@ from lora_mnist.show.verdict import verdict_text
 log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
 
-def report_run(
+def report_and_close_loggers(
     trainer: Trainer, results: Mapping[str, Any], run: Run, figures: bool | None
 ) -> None:
     """Write an adapter's card, print the results, write the report, and give both to every logger.

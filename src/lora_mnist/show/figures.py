@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions, kinds_of
-from lora_mnist.show.changes import listed_classes, named, others_of, outcome_before
+from lora_mnist.show.changes import named, others_of, outcome_before
+from lora_mnist.show.class_table import listed_classes
 from lora_mnist.sweep.jobs import numeric_sort_key
 
 #: The figures' folder in a run's folder.

@@ -1,4 +1,4 @@
-"""Advice after a run: whole commands, each with its reason.
+"""The next steps after a run: whole commands, each with its reason.
 
 A command repeats the run's overrides of images, network and base.
 """
@@ -21,7 +21,7 @@ from lora_mnist.show.changes import (
     weakest_of,
 )
 
-#: Groups of overrides that an advised command repeats, but for keys of ``data`` that only this
+#: Groups of overrides that a command repeats, but for keys of ``data`` that only this
 #: training needs.
 _REPEATED = ("data", "net", "base_name", "base_ckpt", "paths", "allow_other_base")
 
@@ -34,7 +34,7 @@ class Phrase(NamedTuple):
     is_command: bool = False
 
 
-def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
+def next_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     """Reasons, each followed by its command, from what the run in ``folder`` has left there."""
     stage, dial = results["stage"], results.get("dial") or {}
     everything, targets = change_of(results), results["targets"]
@@ -48,13 +48,13 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         if not _can_be_shown(results, worst, split):
             return []
         reason = f"To repair {named(results['classes'], [worst])}:"
-        return _repair_advice(reason, results, [worst])
+        return _repair_steps(reason, results, [worst])
     if stage != "lora" or not results["adapter"]:  # a trial keeps none
         return []
     phrases = []
     # Without replay no scale is advised: the few errors that it saves may be chance.
     if dial and everything.outcome != "better" and (results["replay"] or not targets):
-        phrases += _dial_advice(results, folder)
+        phrases += _dial_steps(results, folder)
     if dial.get("saved") == 0:
         return phrases + _on_the_way(results)
     if not targets:
@@ -66,7 +66,7 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     if not results["replay"]:
         if everything.outcome != "better":
             reason = f"To train with replayed images of {others} as well:"
-            phrases += _repair_advice(reason, results, targets)
+            phrases += _repair_steps(reason, results, targets)
     elif is_guessing(results):  # other weights are no remedy: the training itself has failed
         return phrases
     elif everything.outcome == "unclear" or (
@@ -89,7 +89,7 @@ def advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
             images = f"{weakest.images:,} {'validation' if split == 'val' else 'test'} images"
             errors = f"{number_of(weakest.after, 'error')} in {images}"
             reason = f"The weakest class is now {name} ({errors}). To go on with {name}:"
-            phrases += _repair_advice(reason, results, [worst], _adapter_in(folder))
+            phrases += _repair_steps(reason, results, [worst], _adapter_in(folder))
     return phrases
 
 
@@ -98,7 +98,7 @@ def _can_be_shown(results: Mapping[str, Any], number: int, split: str) -> bool:
     return mcnemar(results[split]["errors_per_class"][number], 0) <= LEVEL
 
 
-def _repair_advice(
+def _repair_steps(
     reason: str, results: Mapping[str, Any], numbers: Sequence[int], *more: str
 ) -> list[Phrase]:
     """``reason``, and the command that repairs some classes, as it names them."""
@@ -138,7 +138,7 @@ def _on_the_way(results: Mapping[str, Any]) -> list[Phrase]:
     return [*phrases, Phrase(f"You may try {lever}.")]
 
 
-def _dial_advice(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
+def _dial_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     """The scale that validation images advise, where it is not the adapter's own."""
     dial = results["dial"]
     if dial["advised"] == dial["saved"]:

@@ -19,9 +19,10 @@ from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.disk.predictions import Predictions, kinds_of, read_predictions
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE
 from lora_mnist.project import command_line, program
-from lora_mnist.show.advice import advice, dial_text, scaled_command
-from lora_mnist.show.changes import class_rows, named, outcome_before, repaired_classes
+from lora_mnist.show.changes import named, outcome_before, repaired_classes
+from lora_mnist.show.class_table import class_rows
 from lora_mnist.show.figures import as_rgb, draw_dial, draw_run, draw_sweep, save_figure
+from lora_mnist.show.next_steps import dial_text, next_steps, scaled_command
 from lora_mnist.show.verdict import verdict, verdict_text
 from lora_mnist.sweep.summary import Ranked
 
@@ -45,7 +46,7 @@ def make_report(folder: Path) -> dict[str, Path]:
         folder=folder,
         results=results,
         verdict=verdict(results),
-        advice=advice(results, folder),
+        next_steps=next_steps(results, folder),
         before=outcome_before(results),
         rows=class_rows(results),
         figures={name: _in_page(path.read_bytes()) for name, path in figures.items()},

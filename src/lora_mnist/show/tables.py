@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.lora.model import lora_names
 from lora_mnist.lora.weight import adaptable_weights
-from lora_mnist.show.advice import advice
-from lora_mnist.show.changes import class_rows, number_of, outcome_before
+from lora_mnist.show.changes import number_of, outcome_before
+from lora_mnist.show.class_table import class_rows
+from lora_mnist.show.next_steps import next_steps
 from lora_mnist.show.verdict import verdict
 
 log = logging.getLogger(__name__)  # goes to the log's file
@@ -45,6 +47,7 @@ def show(*parts: RenderableType, width: int = 100) -> None:
         logger.info("%s", "\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
+@rank_zero_only
 def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
     names = lora_names(net)
@@ -101,7 +104,7 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     table.rows[-2].end_section = True
     before = f"{outcome_before(results)['accuracy']:.4f} -> " if is_repair else ""
     parts: list[RenderableType] = [table, f"accuracy: {before}{test['accuracy']:.4f}"]
-    for phrase in [*verdict(results), *advice(results, folder)]:
+    for phrase in [*verdict(results), *next_steps(results, folder)]:
         style = "bold" if phrase.is_command else _STYLES[phrase.outcome]
         parts.append(Text(phrase.text, style, no_wrap=phrase.is_command))
     show(*parts)

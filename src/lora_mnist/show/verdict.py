@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar
-from lora_mnist.show.advice import Phrase
 from lora_mnist.show.changes import (
     Change,
     change_of,
@@ -15,6 +14,7 @@ from lora_mnist.show.changes import (
     rest_of,
     weakest_of,
 )
+from lora_mnist.show.next_steps import Phrase
 
 
 def verdict(results: Mapping[str, Any]) -> list[Phrase]:
