@@ -11,9 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from torch import nn
 
-from lora_mnist.classifier.net import on_device
+from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.classifier.preprocessing import Trial, conventions, try_conventions
-from lora_mnist.classifier.significance import mcnemar, p_text
+from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import FolderDataModule, ImageDataModule
 from lora_mnist.errors import config_group
 from lora_mnist.project import Run, command_line
@@ -35,56 +35,76 @@ def check_preprocessing(
 ) -> list[str]:
     """Try the base on images prepared in other ways than configured, as ``cfg.check`` says.
 
-    ``check=preprocessing`` prints all that was tried. If another way is better, its command is
-    printed.
-
     Returns:
         The overrides of a better way; empty if there is none, and in processes after the first.
     """
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return []
-    is_ours = str(cfg.net._target_).startswith("lora_mnist.")
-    if cfg.check is None or (cfg.check == Check.auto and (is_ours or cfg.adapter or run.is_sweep)):
+    if rank_zero_only.rank or cfg.check is None:  # type: ignore[attr-defined]
         return []
     settings: Any = {"mean": data.mean, "std": data.std}
     if isinstance(data, FolderDataModule):
         settings = OmegaConf.to_container(cfg.data, resolve=True)
         settings |= {"channels": data.channels, "color_order": data.color_order}
     ways = conventions(settings)
-    with on_device(net, trainer.strategy.root_device) as device, config_group("data"):
-        if cfg.check == Check.auto:
-            ways = _promising(net, data, device, ways)
-        if cfg.check == Check.auto and len(ways) == 1:
-            return []
-        trials = list(try_conventions(net, data, device, ways, _MANY))
+    with eval_on_device(net, trainer.strategy.root_device) as device, config_group("data"):
+        if cfg.check == Check.preprocessing:
+            return _compare(run, net, data, device, ways)
+        if str(cfg.net._target_).startswith("lora_mnist.") or cfg.adapter or run.is_sweep:
+            return []  # its preprocessing is known
+        return _warn_of_better(run, net, data, device, ways)
+
+
+def _compare(
+    run: Run, net: nn.Module, data: ImageDataModule, device: torch.device, ways: list[Any]
+) -> list[str]:
+    """``check=preprocessing``: print what each way gives, and what to make of it."""
+    trials = list(try_conventions(net, data, device, ways, _MANY))
+    table = Table(*(f"data.{key}" for key in ways[0]), "errors", "loss")
+    for trial in sorted(trials, key=_LOSS):
+        cells = [_text(value) for value in trial.convention.values()]
+        table.add_row(*cells, str(int(trial.wrong.sum())), f"{trial.loss:.3f}")
+    show(table)
     configured, best = trials[0], min(trials, key=_LOSS)
-    errors, fewer = int(configured.wrong.sum()), int(best.wrong.sum())
-    repaired = int((configured.wrong & ~best.wrong).sum())
-    p_value = mcnemar(repaired, fewer - errors + repaired)
-    is_better = fewer < errors and p_value < _LEVEL
-    if cfg.check == Check.auto and not is_better:
+    if best is not configured:
+        return _advise(run, configured, best)
+    text = "nothing tried is better than the configured way: %d errors in %d images"
+    if isinstance(data, FolderDataModule):
+        text += "; not tried: other values of data.image_size"
+    log.info(text, configured.wrong.sum(), len(configured.wrong))
+    return []
+
+
+def _warn_of_better(
+    run: Run, net: nn.Module, data: ImageDataModule, device: torch.device, ways: list[Any]
+) -> list[str]:
+    """``check=auto``: warn if another way is better than the configured one, and not by chance."""
+    ways = _promising(net, data, device, ways)
+    if len(ways) == 1:
         return []
-    if cfg.check == Check.preprocessing:
-        table = Table(*(f"data.{key}" for key in ways[0]), "errors", "loss")
-        for trial in sorted(trials, key=_LOSS):
-            cells = [_text(value) for value in trial.convention.values()]
-            table.add_row(*cells, str(int(trial.wrong.sum())), f"{trial.loss:.3f}")
-        show(table)
-    images = f"in {len(best.wrong):,} validation and training images"
-    if best is configured:
-        text = "nothing tried is better than the configured way: %d errors %s"
-        if isinstance(data, FolderDataModule):
-            text += "; not tried: other values of data.image_size"
-        log.info(text, errors, images)
-        return []
+    trials = list(try_conventions(net, data, device, ways, _MANY))
+    configured, best = trials[0], min(trials, key=_LOSS)
+    return _advise(run, configured, best) if _is_better(best, configured) else []
+
+
+def _is_better(trial: Trial, configured: Trial) -> bool:
+    """Whether a way has fewer errors than the configured one, by McNemar's test."""
+    repaired = int((configured.wrong & ~trial.wrong).sum())
+    broken = int((trial.wrong & ~configured.wrong).sum())
+    return broken < repaired and mcnemar(repaired, broken) < _LEVEL
+
+
+def _advise(run: Run, configured: Trial, best: Trial) -> list[str]:
+    """Log the command that prepares images in the best way; return its overrides, if certain."""
     changes, replaced = [], []
     for key, value in best.convention.items():
         if value != configured.convention[key]:
             changes.append(f"data.{key}={_text(value)}")
             replaced.append(f"data.{key}=")
+    is_better = _is_better(best, configured)
     log.warning(
-        "the network was %s trained otherwise, %d errors instead of %d %s (%s): %s",
-        *("most likely" if is_better else "perhaps", fewer, errors, images, p_text(p_value)),
+        "the network was %s trained otherwise, %d errors instead of %d in %d validation and "
+        "training images: %s",
+        "most likely" if is_better else "perhaps",
+        *(best.wrong.sum(), configured.wrong.sum(), len(best.wrong)),
         command_line([*run.typed_without("check=", "hydra.", *replaced), *changes]),
     )
     return changes if is_better else []
