@@ -15,7 +15,7 @@ from tensorboard.summary.writer import event_file_writer
 
 import lora_mnist.train
 from lora_mnist.disk.base import read_base, versioned_base_path
-from lora_mnist.disk.checkpoint import run_lock
+from lora_mnist.disk.checkpoint import begin_run
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.project import Run
@@ -147,13 +147,13 @@ def test_a_run_from_a_gpu_goes_on_without_one(go):
 
 
 def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path):
-    with run_lock(tmp_path, {}, None) as checkpoint:
+    with begin_run(tmp_path, {}, None) as checkpoint:
         assert checkpoint is None
         (tmp_path / LAST_CHECKPOINT).touch()
-        second = run_lock(tmp_path, {}, "latest")
+        second = begin_run(tmp_path, {}, "latest")
         with pytest.raises(UserError, match="a run is still going there"), second:
             pass
-    with run_lock(tmp_path, {}, None) as checkpoint:
+    with begin_run(tmp_path, {}, None) as checkpoint:
         assert checkpoint is None
 
 
@@ -242,9 +242,9 @@ def test_what_a_callback_ends_goes_on_from_there(go, monkeypatch, hook, step):
 
 
 def test_more_time_is_a_reason_to_go_on(tmp_path):
-    with run_lock(tmp_path, {"trainer": {"max_time": "00:00:00:01"}}, None):
+    with begin_run(tmp_path, {"trainer": {"max_time": "00:00:00:01"}}, None):
         (tmp_path / LAST_CHECKPOINT).touch()
-    with run_lock(tmp_path, {"trainer": {"max_time": "00:00:00:09"}}, "latest") as checkpoint:
+    with begin_run(tmp_path, {"trainer": {"max_time": "00:00:00:09"}}, "latest") as checkpoint:
         assert checkpoint == tmp_path / LAST_CHECKPOINT
 
 

@@ -151,7 +151,7 @@ def test_a_command_line_that_train_refuses(tmp_path):
 
 def test_the_base_is_published_last(outputs, monkeypatch):
     before = bases(outputs)
-    monkeypatch.setattr(lora_mnist.train, "report_run", None)
+    monkeypatch.setattr(lora_mnist.train, "report_and_close_loggers", None)
     with pytest.raises(TypeError):
         run(outputs, "stage=pretrain")
     assert bases(outputs) == before

@@ -32,12 +32,10 @@ from lora_mnist.disk.base import (
 from lora_mnist.disk.files import read_json
 from lora_mnist.disk.record import foreign_code, inherited, make_record
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RUN_RECORD, latest
-from lora_mnist.errors import UserError, config_group, is_number, one_line
+from lora_mnist.errors import UserError, is_number, one_line
 from lora_mnist.lora.adapter import load_adapter, save_adapter
-from lora_mnist.lora.combine import sum_adapters
-from lora_mnist.lora.model import lora_names, set_lora_scale
+from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
-from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.project import Run, program
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
@@ -78,17 +76,17 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
             is to be run without ``cfg.trust``.
     """
     cfg = cfg.copy()
-    taken: dict[str, list[str]] = {}  # keys by where they came from
+    keys_from: dict[str, list[str]] = {}
     record: Mapping[str, Any] = {}
     if cfg.get("adapter") is not None:
         cfg.adapter = str(adapter_folder(cfg, run))
         with _adapter_errors():
             record = read_metadata(cfg.adapter)
-        taken["the adapter"] = _take(cfg, record, f"adapter={cfg.adapter}")
+        cfg, keys_from["the adapter"] = _with_record(cfg, record, f"adapter={cfg.adapter}")
     current = current_base_path(cfg)  # its name depends on images and network
-    path, sha256 = Path(cfg.base_ckpt or current), ""
+    path, sha256 = Path(cfg.base_ckpt or current), None
     if cfg.base_ckpt is None or (cfg.stage == "lora" and path == current):
-        sha256 = record.get("base_sha256", "")
+        sha256 = record.get("base_sha256")
         own = find_base(Path(cfg.paths.bases), sha256) if sha256 else None
         path = own or current
     not_here = (
@@ -100,7 +98,7 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
     except FileNotFoundError as error:
         if sha256:
             raise UserError(not_here) from error
-        _take(cfg, {"net": _DEFAULT_NET})
+        cfg, _ = _with_record(cfg, {"net": _DEFAULT_NET})
         make_net(cfg)  # first a wrong network, after which the base's file is called
         message = f"base_ckpt={path}: no such file; expected the weights of {cfg.net._target_}"
         if path == current:
@@ -109,8 +107,8 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
         raise UserError(message) from error
     except (ValueError, OSError) as error:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
-    taken["the base"] = _take(cfg, file.record, f"base_ckpt={path}")
-    _take(cfg, {"net": _DEFAULT_NET, "data": {"_target_": _DEFAULT_DATA}})
+    cfg, keys_from["the base"] = _with_record(cfg, file.record, f"base_ckpt={path}")
+    cfg, _ = _with_record(cfg, {"net": _DEFAULT_NET, "data": {"_target_": _DEFAULT_DATA}})
     net = make_net(cfg)
     net.eval()  # in train mode, batch normalisation would move its running statistics
     try:
@@ -119,8 +117,8 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
     if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
         raise UserError(not_here)
-    taken["the network"] = take_own_preprocessing(cfg, net)
-    lines = [f"from {source}: {', '.join(keys)}" for source, keys in taken.items() if keys]
+    cfg, keys_from["the network"] = with_own_preprocessing(cfg, net)
+    lines = [f"from {source}: {', '.join(keys)}" for source, keys in keys_from.items() if keys]
     keys = run.typed_keys if run else set()
     typed = sorted(key for key in keys if key.partition(".")[0] in ("net", "data"))
     if lines and typed:
@@ -130,30 +128,33 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
     return cfg, net, base
 
 
-def take_own_preprocessing(cfg: DictConfig, net: nn.Module) -> list[str]:
-    """Take what ``net`` says of its images, and then the project's folder for MNIST, into ``cfg``.
+def with_own_preprocessing(cfg: DictConfig, net: nn.Module) -> tuple[DictConfig, list[str]]:
+    """A copy of ``cfg`` with what it lacks: what ``net`` says of its images, and MNIST's folder.
 
     Returns:
-        The keys that were taken from the network.
+        The copy, and the keys whose values are the network's.
     """
-    taken = []
+    keys: list[str] = []
     if cfg.data._target_ != _DEFAULT_DATA and "image_size" in cfg.data:
-        taken = _take(cfg, {"data": own_preprocessing(cfg, net)})
-    _take(cfg, {"data": {"_target_": _DEFAULT_DATA, "data_dir": str(cfg.paths.data)}})
-    return taken
+        cfg, keys = _with_record(cfg, {"data": own_preprocessing(cfg, net)})
+    mnist = {"_target_": _DEFAULT_DATA, "data_dir": str(cfg.paths.data)}
+    return _with_record(cfg, {"data": mnist})[0], keys
 
 
-def _take(cfg: DictConfig, record: Mapping[str, Any], named: str | None = None) -> list[str]:
-    """Give ``cfg`` the values of a record that it lacks; return their keys.
+def _with_record(
+    cfg: DictConfig, record: Mapping[str, Any], named: str | None = None
+) -> tuple[DictConfig, list[str]]:
+    """A copy of ``cfg`` with the values of a record that it lacks, and the keys of these values.
 
     ``named`` is the override that names the record's file, which may be a stranger's: code in it is
-    refused without ``cfg.trust``.
+    refused without ``cfg.trust``. Trusted code is looked for in the folder of its training.
     """
+    cfg = cfg.copy()
     keys: list[str] = []
     for group in ("net", "data"):
         settings: Any = OmegaConf.to_container(cfg[group])
-        taken = inherited(settings, record.get(group, {}))
-        foreign = foreign_code(taken, group, settings.get("_target_")) if named else None
+        values = inherited(settings, record.get(group, {}))
+        foreign = foreign_code(values, group, settings.get("_target_")) if named else None
         if foreign and not cfg.get("trust"):
             raise UserError(
                 f"{named}: its file names {foreign}, which could run code; expected trust=true to "
@@ -162,12 +163,12 @@ def _take(cfg: DictConfig, record: Mapping[str, Any], named: str | None = None) 
         if foreign:
             cfg.paths.here = record.get("made", {}).get("folder", cfg.paths.here)
         with open_dict(cfg):
-            cfg[group] = settings | taken
+            cfg[group] = settings | values
         if group == "data":
-            keys += [key for key in taken if key != "_target_"]
-        elif taken:
+            keys += [key for key in values if key != "_target_"]
+        elif values:
             keys.append(group)
-    return keys
+    return cfg, keys
 
 
 def adapter_folder(cfg: DictConfig, run: Run | None) -> Path:
@@ -227,7 +228,7 @@ def apply_scale(
 ) -> float:
     """Give the adapter on ``net`` the scale ``cfg.scale``; return it.
 
-    With ``scale=auto`` the validation images of ``data`` decide; ``net`` is on ``device``.
+    For ``scale=auto`` the validation images of ``data`` decide; ``net`` is on ``device``.
     """
     scale: Any = cfg.scale
     if scale != "auto" and not is_number(scale):
@@ -237,8 +238,6 @@ def apply_scale(
             raise UserError(f"scale={scale}: expected 1, since there is no adapter")
         return 1.0
     if scale == "auto":
-        with config_group("data"):
-            data.setup("validate")
         require_validation("scale=auto", data)
         batches = partial(data.batches, data.val_set, device, name="scale=auto")
         scale = approximate_dial(net, batches)["advised"]
@@ -255,8 +254,7 @@ def save_base(cfg: DictConfig, run: Run, net: nn.Module, data: ImageDataModule, 
     write_base(net.state_dict(), path, record)
 
 
-@rank_zero_only
-def save_summed_adapter(
+def save_adapter_and_base(
     cfg: DictConfig,
     run: Run,
     net: nn.Module,
@@ -264,17 +262,14 @@ def save_summed_adapter(
     data: ImageDataModule,
     results: Mapping[str, Any],
 ) -> None:
-    """Save the exact sum of the adapters on ``net``, which needs the base alone.
+    """Save the one adapter on ``net``, with its :mod:`.record`, in the run's folder.
 
-    ``net`` then carries the sum. Its metadata are the :mod:`.record`. The base gets a file of its
-    own, where it has none, so that it is found later.
+    The base gets a file of its own, where it has none, so that it is found later.
     """
     bases = Path(cfg.paths.bases)
     record = make_record(cfg, str(data.name), data.preprocessing(), run.typed)
     if find_base(bases, base.sha256) is None:
         write_base(base.tensors, versioned_base_path(bases, cfg.base_name, base.sha256), record)
-    if len(lora_names(net)) > 1 or any(each.scale != 1 for each in lora_adapters(net)):
-        sum_adapters(net)
     targets = sorted({*results["targets"], *results["repaired_before"]})
     names = [data.classes[target] for target in targets]
     metadata = {"base_sha256": base.sha256, "targets": names, **record}

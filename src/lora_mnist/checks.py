@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lora_mnist.classifier.module import ClassifierModule
-from lora_mnist.classifier.net import on_device
+from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.classifier.significance import knows_validation
 from lora_mnist.data import ImageDataModule
 from lora_mnist.disk.base import Base
@@ -122,7 +122,7 @@ def require_fixed_buffers(
     """
     device = trainer.strategy.root_device
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), on_device(net, device), torch.no_grad():
+    with torch.random.fork_rng(devices), eval_on_device(net, device), torch.no_grad():
         net(data.normalise(data.train_set.take([0])[0].to(device)))
     if changed := changed_tensors(base.tensors, base_state_dict(net)):
         raise UserError(
@@ -169,8 +169,8 @@ def majority_baseline_failure(module: ClassifierModule, data: ImageDataModule) -
     outcome = module.outcomes[split]
     images, accuracy = outcome["images_per_class"], outcome["accuracy"]
     share = max(images) / sum(images)
-    before = module.outcomes.get(f"{split}_base", {"accuracy": 1.0})["accuracy"]
-    if accuracy > share or before <= share:
+    before = module.outcomes.get(f"{split}_base" if module.adapter is None else f"{split}_before")
+    if accuracy > share or (before is not None and before["accuracy"] <= share):
         return None
     commonest = data.classes[images.index(max(images))]
     return (

@@ -18,14 +18,14 @@ from lora_mnist.checks import require_validation
 from lora_mnist.classifier.dial import TRIES, approximate_dial
 from lora_mnist.classifier.metrics import outcome_of
 from lora_mnist.classifier.module import ClassifierModule
-from lora_mnist.classifier.net import on_device
+from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.classifier.significance import weakest
 from lora_mnist.data import ImageDataModule
 from lora_mnist.data.sampler import Selection
 from lora_mnist.disk.results import Clock
 from lora_mnist.disk.run_paths import RUN_RECORD
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.lora.model import add_lora, set_lora_scale
+from lora_mnist.lora.model import add_lora
 from lora_mnist.lora.targets import target_weights
 from lora_mnist.project import Run
 
@@ -47,14 +47,14 @@ def seed_of_run(cfg: DictConfig, run: Run) -> int:
     return random.SystemRandom().randrange(2**32)
 
 
-def choose_target(
+def select_training_images(
     cfg: DictConfig, net: nn.Module, data: ImageDataModule, trainer: Trainer
 ) -> Selection:
     """The images to train on, as ``cfg.target`` says: perhaps those of the weakest class."""
     target = cfg.target
     if target == "weakest":
         require_validation("target=weakest", data)
-        with on_device(net, trainer.strategy.root_device) as device:
+        with eval_on_device(net, trainer.strategy.root_device) as device:
             batches = data.batches(data.val_set, device, name="target=weakest")
             with trainer.precision_plugin.forward_context():
                 outcome = outcome_of(net, batches)
@@ -119,7 +119,7 @@ def choose_trainable(net: nn.Module, pattern: str) -> None:
 
 def measure_dial(
     cfg: DictConfig,
-    run: Run,
+    is_sweep: bool,
     trainer: Trainer,
     module: ClassifierModule,
     data: ImageDataModule,
@@ -132,7 +132,7 @@ def measure_dial(
     """
     wants_dial = cfg.dial
     if wants_dial is None:
-        wants_dial = len(data.val_set) > 0 and not run.is_sweep
+        wants_dial = len(data.val_set) > 0 and not is_sweep
     if not wants_dial and cfg.lora.scale != "auto":
         return None
     if module.validated_at != trainer.global_step:
@@ -143,7 +143,7 @@ def measure_dial(
     steps = trainer.global_step * trainer.accumulate_grad_batches
     most = max(_MIN_FOR_DIAL, steps * (data.batch_size + data.replay) // TRIES)
     _info("dial: the adapter at %d scales on %s validation images", TRIES, f"{len(data.val_set):,}")
-    with clock.measure("dial"), on_device(module.net, trainer.strategy.root_device) as device:
+    with clock.measure("dial"), eval_on_device(module.net, trainer.strategy.root_device) as device:
         batches = partial(data.batches, data.val_set, device, name="dial")
         with trainer.precision_plugin.forward_context():
             dial = approximate_dial(
@@ -152,16 +152,11 @@ def measure_dial(
     return trainer.strategy.broadcast(dial)  # of several processes, the first decides
 
 
-def scale_adapter_to_save(
-    cfg: DictConfig, module: ClassifierModule, dial: Mapping[str, Any] | None
-) -> float:
-    """Turn the adapter to the scale at which it is saved: ``lora.scale``, or the dial's advice."""
+def scale_to_save(cfg: DictConfig, dial: Mapping[str, Any] | None) -> float:
+    """The scale at which the adapter is saved: ``lora.scale``, or the dial's advice."""
     scale = cfg.lora.scale
     if dial is not None and scale == "auto":
         scale = dial["advised"]
-    if scale != 1:
-        set_lora_scale(module.net, scale, module.adapter)
-        module.validated_at = None  # that was the adapter as trained
     if cfg.lora.scale != 1:
         full = f"; scale={1 / scale:.3g} is as trained" if scale not in (0, 1) else ""
         _info("scale: %g, with which the adapter is saved%s", scale, full)

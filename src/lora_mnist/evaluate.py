@@ -7,15 +7,16 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.adapters import apply_scale, load_base, load_saved_adapter, repaired_classes
 from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.classifier.module import ClassifierModule
-from lora_mnist.classifier.net import on_device
+from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.data import make_data
 from lora_mnist.disk.checkpoint import require_new
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import new_run_folder
+from lora_mnist.errors import config_group
 from lora_mnist.project import Run
 from lora_mnist.settings import typed_copy
-from lora_mnist.show.outcome import report_run
+from lora_mnist.show.end_of_run import report_and_close_loggers
 from lora_mnist.trainer import make_trainer, quiet_lightning
 
 
@@ -45,7 +46,10 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     data = make_data(cfg, "test", net)
     better = check_preprocessing(cfg, run, trainer, net, data)
     load_saved_adapter(cfg, net, base.sha256)
-    with on_device(net, trainer.strategy.root_device) as device:
+    if cfg.scale == "auto":  # validation images decide it
+        with config_group("data"):
+            data.setup("validate")
+    with eval_on_device(net, trainer.strategy.root_device) as device:
         scale = apply_scale(cfg, net, data, device)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     settings["base_sha256"] = base.sha256
@@ -55,6 +59,6 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     results = collect_results(cfg, run.typed or (), data, module, module.outcomes, clock, base=base)
     results |= {"adapter": settings["adapter"], "scale": scale, "better_preprocessing": better}
     write_results(run.folder, results, module.predictions, data.test_set)
-    report_run(trainer, results, run, cfg.figures)
+    report_and_close_loggers(trainer, results, run, cfg.figures)
     check_require(comparisons, results)
     return results

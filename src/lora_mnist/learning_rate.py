@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from lora_mnist.classifier.metrics import outcome_of
 from lora_mnist.classifier.module import ClassifierModule
-from lora_mnist.classifier.net import on_device
+from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.data import ImageDataModule
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def choose_learning_rate(
     spread = torch.linspace(0, count - 1, min(count, _MAX_IMAGES)).long()
     device = trainer.strategy.root_device
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), on_device(net, device):
+    with torch.random.fork_rng(devices), eval_on_device(net, device):
         batches = partial(data.batches, data.val_set, device, spread, name="optimizer.lr=auto")
 
         def errors() -> int:

@@ -21,9 +21,9 @@ from lora_mnist.adapters import (
     load_base,
     load_saved_adapter,
     repaired_classes,
+    save_adapter_and_base,
     save_base,
-    save_summed_adapter,
-    take_own_preprocessing,
+    with_own_preprocessing,
 )
 from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.checks import (
@@ -36,16 +36,16 @@ from lora_mnist.checks import (
 )
 from lora_mnist.choices import (
     add_new_adapter,
-    choose_target,
     choose_trainable,
     measure_dial,
     replay_frequency,
-    scale_adapter_to_save,
+    scale_to_save,
     seed_of_run,
+    select_training_images,
 )
 from lora_mnist.classifier.metrics import outcome_of
 from lora_mnist.classifier.module import ClassifierModule, make_module
-from lora_mnist.classifier.net import make_net, on_device
+from lora_mnist.classifier.net import eval_on_device, make_net
 from lora_mnist.data import ImageDataModule, Images, make_data
 from lora_mnist.disk.base import (
     Base,
@@ -53,18 +53,19 @@ from lora_mnist.disk.base import (
     set_current_base,
     versioned_base_path,
 )
-from lora_mnist.disk.checkpoint import require_new, run_lock, step_of
+from lora_mnist.disk.checkpoint import begin_run, require_new, step_of
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, FINETUNED_FILE, new_run_folder
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.learning_rate import choose_learning_rate
+from lora_mnist.lora.combine import sum_adapters
 from lora_mnist.lora.model import lora_disabled
 from lora_mnist.project import Run
 from lora_mnist.settings import typed_copy
-from lora_mnist.show.outcome import report_run
+from lora_mnist.show.end_of_run import report_and_close_loggers
 from lora_mnist.show.tables import print_parameters
-from lora_mnist.trainer import is_trial, make_trainer, quiet_lightning
+from lora_mnist.trainer import is_fast_dev_run, make_trainer, quiet_lightning
 
 _info = rank_zero_only(logging.getLogger(__name__).info)
 
@@ -125,19 +126,21 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         require_replaceable(current)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
-    take_own_preprocessing(cfg, net)
+    cfg, _ = with_own_preprocessing(cfg, net)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
-    data = data.training_on(choose_target(cfg, net, data, trainer))
+    data = data.training_on(select_training_images(cfg, net, data, trainer))
     module = make_module(cfg, net, data)
-    with run_lock(run.folder, module.hparams, cfg.resume) as ckpt_path:
-        best = fit(cfg, trainer, module, data, ckpt_path, clock)
+    print_parameters(net)
+    with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
+        fit(cfg, trainer, module, data, ckpt_path, clock)
+        best = load_best_weights(trainer, module, data)
         results = evaluate_and_collect(cfg, run, trainer, module, data, clock, best)
         write_results(run.folder, results, module.predictions, data.test_set)
-        report_run(trainer, results, run, cfg.figures)
+        report_and_close_loggers(trainer, results, run, cfg.figures)
         useless = majority_baseline_failure(module, data)
         # Last: a run that fails on the way leaves the current base alone.
-        if trainer.is_global_zero and not is_trial(trainer):
+        if trainer.is_global_zero and not is_fast_dev_run(trainer):
             is_published = cfg.publish and not module.targets and not useless
             folder = Path(cfg.paths.bases) if is_published else run.folder
             own = versioned_base_path(folder, cfg.base_name, results["base_sha256"])
@@ -165,32 +168,37 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     require_fixed_buffers(cfg, trainer, net, data, base)
     better_preprocessing = check_preprocessing(cfg, run, trainer, net, data)
     load_saved_adapter(cfg, net, base.sha256)
-    selection = choose_target(cfg, net, data, trainer)
+    selection = select_training_images(cfg, net, data, trainer)
     repaired_before = [c for c in repaired_classes(cfg, data) if c not in selection.targets]
     frequency = replay_frequency(cfg, data, repaired_before)
     data = data.training_on(selection._replace(replay_frequency=frequency))
     add_new_adapter(cfg, net)
     module = make_module(cfg, net, data, base)
     module.lr = choose_learning_rate(cfg, trainer, module, data)
-    with run_lock(run.folder, module.hparams, cfg.resume) as ckpt_path:
-        best = fit(cfg, trainer, module, data, ckpt_path, clock)
+    print_parameters(net)
+    with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
+        fit(cfg, trainer, module, data, ckpt_path, clock)
+        best = load_best_weights(trainer, module, data)
         require_unchanged(base, net)
-        dial = measure_dial(cfg, run, trainer, module, data, clock)
-        scale = scale_adapter_to_save(cfg, module, dial)
+        dial = measure_dial(cfg, run.is_sweep, trainer, module, data, clock)
+        scale = scale_to_save(cfg, dial)
+        module.scale_adapter(scale)
         results = evaluate_and_collect(cfg, run, trainer, module, data, clock, best, base)
         results |= {
             "base_unchanged": True,
-            "adapter": None if is_trial(trainer) else ADAPTER_FOLDER,
+            "adapter": None if is_fast_dev_run(trainer) else ADAPTER_FOLDER,
             "dial": dial and {**dial, "saved": scale},
             "lr": module.lr,
             "validations": module.validations,
             "repaired_before": repaired_before,
             "better_preprocessing": better_preprocessing,
         }
-        if trainer.is_global_zero and not is_trial(trainer):
-            save_summed_adapter(cfg, run, net, base, data, results)
+        if trainer.is_global_zero and not is_fast_dev_run(trainer):
+            if cfg.adapter is not None or scale != 1:
+                sum_adapters(net)
+            save_adapter_and_base(cfg, run, net, base, data, results)
         write_results(run.folder, results, module.predictions, data.test_set)
-        report_run(trainer, results, run, cfg.figures)
+        report_and_close_loggers(trainer, results, run, cfg.figures)
     require_better_than_one_class(module, data)
     return results
 
@@ -202,19 +210,21 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     cfg, net, base = load_base(cfg, run)
     data = make_data(cfg, "fit", net)
     require_consistent(cfg, trainer, data)
-    data = data.training_on(choose_target(cfg, net, data, trainer))
+    data = data.training_on(select_training_images(cfg, net, data, trainer))
     choose_trainable(net, cfg.trainable)
     module = make_module(cfg, net, data, base)
-    with run_lock(run.folder, module.hparams, cfg.resume) as ckpt_path:
-        best = fit(cfg, trainer, module, data, ckpt_path, clock)
+    print_parameters(net)
+    with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
+        fit(cfg, trainer, module, data, ckpt_path, clock)
+        best = load_best_weights(trainer, module, data)
         results = evaluate_and_collect(cfg, run, trainer, module, data, clock, best, base)
-        weights = None if is_trial(trainer) else FINETUNED_FILE
+        weights = None if is_fast_dev_run(trainer) else FINETUNED_FILE
         results |= {"base_unchanged": False, "weights": weights}
         if trainer.is_global_zero and weights is not None:
             save_base(cfg, run, net, data, run.folder / weights)
             _info("weights: %s; other commands take them as base_ckpt", run.folder / weights)
         write_results(run.folder, results, module.predictions, data.test_set)
-        report_run(trainer, results, run, cfg.figures)
+        report_and_close_loggers(trainer, results, run, cfg.figures)
     require_better_than_one_class(module, data)
     return results
 
@@ -226,14 +236,9 @@ def fit(
     data: ImageDataModule,
     ckpt_path: Path | None,
     clock: Clock,
-) -> dict[str, Any] | None:
-    """Train, or go on from the checkpoint, and keep the best weights or the last ones.
-
-    Afterwards ``module.lr`` is the rate that was used. Returned is what :func:`load_best_weights`
-    says.
-    """
+) -> None:
+    """Train from the first step, or go on from the checkpoint, and refuse weights that diverged."""
     if trainer.is_global_zero:
-        print_parameters(module.net)
         learnt = len((data.selection or data.select(None)).target_indices)
         trained = {"lora": "an adapter", "pretrain": "a base"}.get(cfg.stage, "the base itself")
         names = ", ".join(data.classes[c] for c in module.targets) or "all classes"
@@ -247,15 +252,12 @@ def fit(
             f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
             "expected at least one step of training"
         )
-    group = trainer.optimizers[0].param_groups[0]
-    module.lr = group.get("initial_lr", group["lr"])
     for name, parameter in module.net.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise TrainingError(
                 f"optimizer.lr={module.lr}: training diverged, {name} is not finite at step "
                 f"{trainer.global_step}; expected a smaller learning rate"
             )
-    return load_best_weights(trainer, module, data)
 
 
 def load_best_weights(
@@ -307,7 +309,7 @@ def evaluate_and_collect(
         for split in [split for split in sets if split in outcomes]:
             # Lightning may have been told to take fewer batches.
             indices = torch.arange(sum(outcomes[split]["images_per_class"]))
-            with on_device(net, trainer.strategy.root_device) as device, lora_disabled(net):
+            with eval_on_device(net, trainer.strategy.root_device) as device, lora_disabled(net):
                 name = f"untouched base, {split}"
                 batches = data.batches(sets[split], device, indices, name)
                 with trainer.precision_plugin.forward_context():

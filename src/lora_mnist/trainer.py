@@ -71,7 +71,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     return trainer
 
 
-def is_trial(trainer: Trainer) -> bool:
+def is_fast_dev_run(trainer: Trainer) -> bool:
     """Whether one batch of each kind is all (``fast_dev_run``): nothing is kept that others use."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 

@@ -20,7 +20,7 @@ from lora_mnist.data import Batch, ImageDataModule
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, config_group, require_number
 from lora_mnist.lora.base_state import lora_state_dict
-from lora_mnist.lora.model import lora_disabled, lora_names
+from lora_mnist.lora.model import lora_disabled, lora_names, set_lora_scale
 from lora_mnist.lora.peft import WEIGHTS_NAME
 
 #: The splits of a test, one loader each; the mistakes are those learnt and those held out.
@@ -192,8 +192,15 @@ class ClassifierModule(LightningModule):
             summary["errors_of_target"] = sum(outcome["errors_per_class"][c] for c in self.targets)
         return summary
 
+    def scale_adapter(self, scale: float) -> None:
+        """Turn the trained adapter up or down; it is then to be validated again."""
+        if scale != 1:
+            set_lora_scale(self.net, scale, self.adapter)
+            self.validated_at = None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter: the base has a file of its own."""
+        checkpoint["lr"] = self.lr
         checkpoint["loss_since_log"] = self.loss_sum, self.loss_count
         checkpoint["validations"] = self.validations
         if self.has_lora:
@@ -203,6 +210,7 @@ class ClassifierModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
+        self.lr = checkpoint["lr"]  # the run goes on at the rate that it began with
         self.loss_sum, self.loss_count = checkpoint["loss_since_log"]
         self.validations = checkpoint["validations"]
         if self.has_lora:

@@ -88,7 +88,7 @@ def make_net(cfg: DictConfig) -> nn.Module:
 
 
 @contextmanager
-def on_device(net: nn.Module, device: torch.device) -> Iterator[torch.device]:
+def eval_on_device(net: nn.Module, device: torch.device) -> Iterator[torch.device]:
     """Inside the ``with`` block ``net`` is on ``device`` and in eval mode.
 
     Afterwards it is on the CPU, still in eval mode: a new adapter draws its first values there, the

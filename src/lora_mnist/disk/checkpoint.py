@@ -171,7 +171,7 @@ def require_new(folder: Path) -> None:
 
 
 @contextmanager
-def run_lock(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
+def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
     """Lock a run's folder from the first step to the last file, and record the run's settings.
 
     ``settings`` are everything that the run's numbers depend on. ``resume`` is the run to go on
