@@ -13,7 +13,7 @@ from helpers.stranger import darker, fresh, move_in
 from safetensors import safe_open
 
 from lora_mnist import MLP
-from lora_mnist.adapters import load_base, load_saved_adapter
+from lora_mnist.adapters import load_saved_adapter, resolve_and_load_base
 from lora_mnist.choices import add_new_adapter
 from lora_mnist.disk.base import versioned_base_path, write_base
 from lora_mnist.lora.base_state import fingerprint
@@ -47,13 +47,13 @@ def test_an_adapter_finds_its_own_base(outputs):
     other = MLP(hidden_sizes=[16]).state_dict()
     write_base(other, outputs / "base" / "mnist.ckpt")
     for adapter, sha256 in (("latest", own), (f"{outputs}/lora/2026-b", own), ("null", "")):
-        cfg, net, base = load_base(config(outputs, f"adapter={adapter}"))
+        cfg, net, base = resolve_and_load_base(config(outputs, f"adapter={adapter}"))
         assert base.sha256 == (sha256 or fingerprint(other))
         assert not any(module.training for module in net.modules())
         load_saved_adapter(cfg, net, base.sha256)
         assert bool(lora_names(net)) == bool(sha256)
     asked = f"base_ckpt={outputs}/base/mnist.ckpt"
-    cfg, net, base = load_base(config(outputs, "adapter=latest", asked))
+    cfg, net, base = resolve_and_load_base(config(outputs, "adapter=latest", asked))
     assert base.sha256 == fingerprint(other)
     reason = refused(load_saved_adapter, cfg, net, base.sha256)
     assert "expected the same base, or allow_other_base=true" in reason
@@ -61,10 +61,10 @@ def test_an_adapter_finds_its_own_base(outputs):
         path.unlink()
     cfg = config(outputs, "adapter=latest")
     assert f"its base is not here; expected base_ckpt=FILE, the weights with SHA-256 {own}" in (
-        refused(load_base, cfg)
+        refused(resolve_and_load_base, cfg)
     )
     cfg.allow_other_base = True
-    cfg, net, base = load_base(cfg)
+    cfg, net, base = resolve_and_load_base(cfg)
     load_saved_adapter(cfg, net, base.sha256)
     assert cfg.adapter == str(outputs / "lora" / "2026-a" / "adapter")
     assert lora_names(net)
@@ -75,7 +75,7 @@ def test_the_latest_is_the_newest_by_time(outputs, cli):
 
     def latest():
         cfg = composed("eval", *SMALL, f"paths.outputs={outputs}", "adapter=latest")
-        return Path(load_base(cfg)[0].adapter).parent.name
+        return Path(resolve_and_load_base(cfg)[0].adapter).parent.name
 
     assert latest() == "2026-a"
     finished(outputs, "lora/nines", 5)

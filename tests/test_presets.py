@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from lora_mnist import load_adapter
 from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.project import Run
-from lora_mnist.settings import typed_copy
+from lora_mnist.settings import checked_copy
 from lora_mnist.train import train
 from lora_mnist.trainer import make_trainer
 
@@ -36,7 +36,9 @@ def test_every_preset_composes():
 def trainer_of(folder, *overrides):
     command = Run(folder)
     cfg = composed("train", "trainer=cpu", "stage=lora", *overrides)
-    return make_trainer(typed_copy(cfg, command), command)
+    cfg = checked_copy(cfg)
+    cfg.paths.run = str(command.folder)
+    return make_trainer(cfg, command)
 
 
 def test_lists_of_presets_keep_all(tmp_path):

@@ -191,7 +191,7 @@ def command(tmp_path, *overrides, crash):
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("fails", ["evaluate_and_collect", "write_results"])
+@pytest.mark.parametrize("fails", ["validate_test_and_collect", "write_results"])
 def test_what_fails_after_training_is_made_up_for(go, monkeypatch, fails):
     """By then averaged weights stand in the place of the trained ones."""
     options = (*LORA, "callbacks=averaging", "lora.dropout=0.2")

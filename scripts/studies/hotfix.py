@@ -22,7 +22,7 @@ from tasks import Task, in_memory
 from torch import Tensor, nn
 
 from lora_mnist import load_adapter
-from lora_mnist.adapters import load_base
+from lora_mnist.adapters import resolve_and_load_base
 from lora_mnist.data import load_images, make_data
 from lora_mnist.data.mistakes import read_mistakes
 
@@ -44,7 +44,7 @@ def compare(settings: str, base: Path, incoming: Path) -> list[str]:
     subprocess.run([sys.executable, *command], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
     common += ["experiment=repair", f"seed={SEED}"]
     common += [f"data.mistakes={mistakes}", "data.mistakes_test=0.5"]
-    cfg, net, _ = load_base(composed(common))
+    cfg, net, _ = resolve_and_load_base(composed(common))
     data = make_data(cfg, "fit")
     data.setup("test")
 

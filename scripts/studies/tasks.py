@@ -19,7 +19,7 @@ from jobs import OUTPUT, PROJECT, Results, composed, run
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from lora_mnist.adapters import load_base
+from lora_mnist.adapters import resolve_and_load_base
 from lora_mnist.classifier.significance import weakest
 from lora_mnist.data import ImageDataModule, Images, load_images, make_data
 
@@ -183,7 +183,7 @@ class Task:
     def load(self) -> Case:
         """Its base and its images in memory."""
         base = f"base_ckpt='{self.base()}'"
-        cfg, net, _ = load_base(composed([*self.common(), "stage=lora", base]))
+        cfg, net, _ = resolve_and_load_base(composed([*self.common(), "stage=lora", base]))
         data = make_data(cfg, "fit")
         data.setup("test")
         images, labels, before = {}, {}, {}

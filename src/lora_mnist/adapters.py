@@ -57,18 +57,20 @@ def _adapter_errors() -> Iterator[None]:
 # --- the base --------------------------------------------------------------------------------
 
 
-def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.Module, Base]:
+def resolve_and_load_base(
+    cfg: DictConfig, run: Run | None = None
+) -> tuple[DictConfig, nn.Module, Base]:
     """The base that a command names, on its network.
 
     A key of ``net`` or ``data`` that ``cfg`` leaves null is taken from the first of these that has
     it: the adapter's file, the base's file, the network itself (:func:`.own_preprocessing`), the
     default of its class. A line of the log says what came from where.
 
-    The base is ``cfg.base_ckpt``. Where that is null, or the default of stage=lora, it is the base
-    that the adapter was made for, found by its SHA-256, or else the current one.
+    The base is ``cfg.base_ckpt``. If that is null, or the default of stage=lora, it is the base
+    that the adapter names by SHA-256; without an adapter, the current one.
 
     Returns:
-        A copy of ``cfg`` with these values, ``adapter`` being the adapter's own folder; the network
+        A copy of ``cfg`` with these values and the paths of adapter and base; the network
         with the base's weights, in eval mode but not frozen; and the base, to compare with later.
 
     Raises:
@@ -98,7 +100,7 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
     except FileNotFoundError as error:
         if sha256:
             raise UserError(not_here) from error
-        cfg, _ = _with_record(cfg, {"net": _DEFAULT_NET})
+        cfg, _ = _with_record(cfg, {"net": _DEFAULT_NET}, None)
         make_net(cfg)  # first a wrong network, after which the base's file is called
         message = f"base_ckpt={path}: no such file; expected the weights of {cfg.net._target_}"
         if path == current:
@@ -107,8 +109,9 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
         raise UserError(message) from error
     except (ValueError, OSError) as error:
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
+    cfg.base_ckpt = str(path)
     cfg, keys_from["the base"] = _with_record(cfg, file.record, f"base_ckpt={path}")
-    cfg, _ = _with_record(cfg, {"net": _DEFAULT_NET, "data": {"_target_": _DEFAULT_DATA}})
+    cfg, _ = _with_record(cfg, {"net": _DEFAULT_NET, "data": {"_target_": _DEFAULT_DATA}}, None)
     net = make_net(cfg)
     net.eval()  # in train mode, batch normalisation would move its running statistics
     try:
@@ -117,7 +120,7 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
         raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
     if sha256 and base.sha256 != sha256 and not cfg.allow_other_base:
         raise UserError(not_here)
-    cfg, keys_from["the network"] = with_own_preprocessing(cfg, net)
+    cfg, keys_from["the network"] = with_data_defaults(cfg, net)
     lines = [f"from {source}: {', '.join(keys)}" for source, keys in keys_from.items() if keys]
     keys = run.typed_keys if run else set()
     typed = sorted(key for key in keys if key.partition(".")[0] in ("net", "data"))
@@ -128,26 +131,27 @@ def load_base(cfg: DictConfig, run: Run | None = None) -> tuple[DictConfig, nn.M
     return cfg, net, base
 
 
-def with_own_preprocessing(cfg: DictConfig, net: nn.Module) -> tuple[DictConfig, list[str]]:
-    """A copy of ``cfg`` with what it lacks: what ``net`` says of its images, and MNIST's folder.
+def with_data_defaults(cfg: DictConfig, net: nn.Module) -> tuple[DictConfig, list[str]]:
+    """A copy of ``cfg`` with what its images lack: what ``net`` says of them, then MNIST's folder.
 
     Returns:
         The copy, and the keys whose values are the network's.
     """
     keys: list[str] = []
     if cfg.data._target_ != _DEFAULT_DATA and "image_size" in cfg.data:
-        cfg, keys = _with_record(cfg, {"data": own_preprocessing(cfg, net)})
+        cfg, keys = _with_record(cfg, {"data": own_preprocessing(cfg, net)}, None)
     mnist = {"_target_": _DEFAULT_DATA, "data_dir": str(cfg.paths.data)}
-    return _with_record(cfg, {"data": mnist})[0], keys
+    return _with_record(cfg, {"data": mnist}, None)[0], keys
 
 
 def _with_record(
-    cfg: DictConfig, record: Mapping[str, Any], named: str | None = None
+    cfg: DictConfig, record: Mapping[str, Any], named: str | None
 ) -> tuple[DictConfig, list[str]]:
     """A copy of ``cfg`` with the values of a record that it lacks, and the keys of these values.
 
     ``named`` is the override that names the record's file, which may be a stranger's: code in it is
     refused without ``cfg.trust``. Trusted code is looked for in the folder of its training.
+    ``None``: the record is of our own making.
     """
     cfg = cfg.copy()
     keys: list[str] = []
@@ -208,7 +212,10 @@ def current_base_path(cfg: DictConfig) -> Path:
 
 
 def load_saved_adapter(cfg: DictConfig, net: nn.Module, base_sha256: str) -> None:
-    """Put the adapter that ``cfg.adapter`` names, if any, on ``net``, which is this base."""
+    """Put the adapter that ``cfg.adapter`` names, if any, on ``net``, which is this base.
+
+    ``cfg`` is what :func:`resolve_and_load_base` returns.
+    """
     if cfg.adapter is not None:
         with _adapter_errors():
             load_adapter(net, cfg.adapter, cfg.allow_other_base, base_sha256=base_sha256)

@@ -118,7 +118,7 @@ def require_fixed_buffers(
 ) -> None:
     """Refuse a network that changes its own tensors in a forward pass, such as a counter of calls.
 
-    Training would end in the proof that the base has changed. No random number is drawn.
+    The proof after training would fail. The random generators stay as they were.
     """
     device = trainer.strategy.root_device
     devices = [device] if device.type == "cuda" else []
@@ -169,7 +169,7 @@ def majority_baseline_failure(module: ClassifierModule, data: ImageDataModule) -
     outcome = module.outcomes[split]
     images, accuracy = outcome["images_per_class"], outcome["accuracy"]
     share = max(images) / sum(images)
-    before = module.outcomes.get(f"{split}_base" if module.adapter is None else f"{split}_before")
+    before = module.outcomes.get(f"{split}_{module.compared_with}")
     if accuracy > share or (before is not None and before["accuracy"] <= share):
         return None
     commonest = data.classes[images.index(max(images))]

@@ -17,7 +17,7 @@ from torch import nn
 from lora_mnist.checks import require_validation
 from lora_mnist.classifier.dial import TRIES, approximate_dial
 from lora_mnist.classifier.metrics import outcome_of
-from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.classifier.module import ClassifierModule, validate_once
 from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.classifier.significance import weakest
 from lora_mnist.data import ImageDataModule
@@ -40,7 +40,7 @@ _AUTO_RANK = 64
 def seed_of_run(cfg: DictConfig, run: Run) -> int:
     """The seed that ``seed=null`` stands for: a new one, unless this run has one already."""
     if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return int(os.environ["PL_GLOBAL_SEED"])  # of the first process, which started this one
+        return int(os.environ["PL_GLOBAL_SEED"])  # seed_everything wrote it in the first process
     if cfg.resume is not None:
         record = json.loads((run.folder / RUN_RECORD).read_text())
         return int(record["settings"]["seed"])
@@ -74,11 +74,11 @@ def select_training_images(
 def replay_frequency(
     cfg: DictConfig, data: ImageDataModule, repaired: Sequence[int]
 ) -> dict[int, int]:
-    """How often the classes that were ``repaired`` before are replayed, where others come once.
+    """The turns of each class ``repaired`` before in a round of replay; any other class has one.
 
-    This repair would undo those. Without ``loss.target_weight`` there are none. With it, one image
-    of the target weighs as much as several replayed ones. Each repaired class is then replayed so
-    often that its images weigh about as much as those of the target.
+    This repair could undo those. With ``loss.target_weight`` one image of the target weighs as much
+    as several replayed ones. Each repaired class is then replayed so often that its images weigh
+    about as much as those of the target. Without it, all have one turn.
     """
     weight = cfg.loss.target_weight
     if weight is None or weight >= 1:
@@ -88,7 +88,7 @@ def replay_frequency(
 
 
 def add_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
-    """Put a new adapter on ``net``, as ``cfg.lora`` says; it is in train mode, the base is not."""
+    """Put a new adapter on ``net``, as ``cfg.lora`` says."""
     settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
     del settings["scale"]  # of the finished adapter
     with config_group("lora"):
@@ -99,9 +99,8 @@ def add_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
             for name, weight in target_weights(net, settings["target_modules"]).items():
                 full = min(weight.base.flatten(1).shape)
                 if type(settings["rank"]) is int and full < settings["rank"]:
-                    ranks[f"^{name}"] = full  # the user's own pattern comes first, and decides
+                    ranks[f"^{name}"] = full  # the user's own pattern comes first
         add_lora(net, **settings)
-    net.train()
 
 
 def choose_trainable(net: nn.Module, pattern: str) -> None:
@@ -114,12 +113,11 @@ def choose_trainable(net: nn.Module, pattern: str) -> None:
     if not any(parameter.requires_grad for parameter in net.parameters()):
         names = ", ".join(name for name, _ in net.named_parameters())
         raise UserError(f"trainable={pattern}: expected to match a parameter, of: {names}")
-    net.train()
 
 
 def measure_dial(
     cfg: DictConfig,
-    is_sweep: bool,
+    run: Run,
     trainer: Trainer,
     module: ClassifierModule,
     data: ImageDataModule,
@@ -132,11 +130,10 @@ def measure_dial(
     """
     wants_dial = cfg.dial
     if wants_dial is None:
-        wants_dial = len(data.val_set) > 0 and not is_sweep
+        wants_dial = len(data.val_set) > 0 and not run.is_sweep
     if not wants_dial and cfg.lora.scale != "auto":
         return None
-    if module.validated_at != trainer.global_step:
-        trainer.validate(module, datamodule=data, verbose=False)
+    validate_once(trainer, module, data)
     validation: Any = module.evaluations["val"]
     predictions = validation.predictions or None  # none with trainer.limit_val_batches=0
     # No more forward passes than training made, whatever the network.
@@ -155,7 +152,8 @@ def measure_dial(
 def scale_to_save(cfg: DictConfig, dial: Mapping[str, Any] | None) -> float:
     """The scale at which the adapter is saved: ``lora.scale``, or the dial's advice."""
     scale = cfg.lora.scale
-    if dial is not None and scale == "auto":
+    if scale == "auto":
+        assert dial is not None  # measure_dial always has one then
         scale = dial["advised"]
     if cfg.lora.scale != 1:
         full = f"; scale={1 / scale:.3g} is as trained" if scale not in (0, 1) else ""

@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_mnist.adapters import apply_scale, load_base, load_saved_adapter
-from lora_mnist.data import ImageDataModule, make_data
+from lora_mnist.adapters import apply_scale, load_saved_adapter, resolve_and_load_base
+from lora_mnist.data import ImageDataModule, ImageTensors, make_data
 from lora_mnist.data.make import require_compatible
 from lora_mnist.project import CONFIGS, Run
-from lora_mnist.settings import typed_copy
+from lora_mnist.settings import checked_copy
 
 
 class Prediction(NamedTuple):
@@ -84,17 +84,17 @@ def open_classifier(cfg: DictConfig, run: Run | None = None) -> Classifier:
     """The classifier of a command: its base, and its adapter at ``cfg.scale``.
 
     Raises:
-        UserError: see :func:`.adapters.load_base`.
+        UserError: see :func:`.adapters.resolve_and_load_base`.
     """
-    cfg, net, base = load_base(cfg, run)
+    cfg, net, base = resolve_and_load_base(cfg, run)
     load_saved_adapter(cfg, net, base.sha256)
-    data = make_data(cfg, "predict", net)
+    data = make_data(cfg, "predict")
     # Only scale=auto needs images, which decide it.
     images = make_data(cfg, "validate") if cfg.get("scale") == "auto" else data
     scale = apply_scale(cfg, net, images) if "scale" in cfg else 1.0
     classifier = Classifier(net.eval(), data, base.sha256, scale, cfg)
     picture = data.read_picture(Image.linear_gradient("L"))
-    require_compatible(net, data, torch.stack([picture, picture]))
+    require_compatible(net, data, ImageTensors(picture[None], torch.zeros(1, dtype=torch.int64)))
     return classifier
 
 
@@ -126,4 +126,4 @@ def load_classifier(
     cfg.adapter = None if adapter is None else str(adapter)
     cfg.base_ckpt = None if base is None else str(base)
     cfg.scale, cfg.trust, cfg.allow_other_base = scale, trust, allow_other_base
-    return open_classifier(typed_copy(cfg))
+    return open_classifier(checked_copy(cfg))

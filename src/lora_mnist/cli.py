@@ -68,6 +68,8 @@ class Interrupt:
 def run_entry(function: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``, and end the process with the exit code that fits.
 
+    Names of files with ``=`` in ``sys.argv`` are quoted for Hydra, there for other processes, too.
+
     Args:
         function: the command; it is called with a configuration and the run, in a sweep once a job.
         config_name: its file in ``configs``.
@@ -144,7 +146,7 @@ def run_command(
     if run.is_sweep:
         call(cfg, run)
         return None
-    is_mistake = False
+    is_user_error = False
     try:
         if cfg.get("adapter") == "latest":
             from lora_mnist.adapters import adapter_folder  # late: torch
@@ -153,6 +155,7 @@ def run_command(
             cfg.adapter = str(adapter_folder(cfg, run))
             # Lightning starts a run's other processes with this command line, and no other way.
             sys.argv.append(override("adapter", cfg.adapter))
+        # As the user has set it, for the processes that Lightning starts.
         with env_override({_FULL_ERROR: str(int(shows_traceback))}):
             call(cfg, run)
         return None
@@ -160,14 +163,14 @@ def run_command(
         reason, code = interrupt.explain()
     except Exception as error:
         reason, code = explain(error)
-        is_mistake = isinstance(error, UserError)
-        log.error("%s", reason, exc_info=None if is_mistake else error)  # to the run's own log
+        is_user_error = isinstance(error, UserError)
+        log.error("%s", reason, exc_info=None if is_user_error else error)  # to the run's own log
         if shows_traceback:
             raise
-        if code == 1 and not is_mistake:
+        if code == 1 and not is_user_error:
             reason += f" ({_FULL_ERROR}=1 shows where)"
     print(reason, file=sys.stderr)
-    if not is_mistake and (run.folder / LAST_CHECKPOINT).is_file():
+    if not is_user_error and (run.folder / LAST_CHECKPOINT).is_file():
         again = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
         command = command_line([*again, override("resume", run.folder)])
         print(f"go on with: {command}", file=sys.stderr)

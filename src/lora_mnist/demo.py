@@ -18,7 +18,7 @@ from lora_mnist.lora.merge import remove_lora
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
 from lora_mnist.project import Run
-from lora_mnist.settings import typed_copy
+from lora_mnist.settings import checked_copy
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class SideBySide:
     """
 
     def __init__(self, cfg: DictConfig, run: Run | None = None) -> None:
-        cfg = typed_copy(cfg)
+        cfg = checked_copy(cfg)
         outputs = Path(cfg.paths.outputs)
         typed = {key.partition(".")[0] for key in run.typed_keys} if run else set()
         may_take_latest = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}
@@ -70,9 +70,10 @@ class SideBySide:
             self.menu.append((name, folder))
 
     def network(self, folder: str | None, scale: float) -> nn.Module:
-        """The network with the weights ``W + scale * scaling * B @ A``; 0 gives the base.
+        """Turn the one network to the weights ``W + scale * scaling * B @ A``; return it.
 
-        The adapter is that in ``folder``; ``None``: the base alone.
+        At scale 0 it is the base, until the next call. The adapter is that in ``folder``; ``None``:
+        the base alone.
         """
         net, cfg = self._classifier.net, self._classifier.settings
         if self._placed is not None and folder != self._placed:
@@ -195,7 +196,7 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own page
     log.info("loading the network and its test images")
     sides = SideBySide(cfg, run)
-    sides.network(sides.chosen, 1.0)
+    sides.network(sides.chosen, 1.0)  # an adapter that does not fit is told before the page opens
     page, server = build_page(sides), cfg.server
     try:
         page.launch(server_name=server.host, server_port=server.port, share=False, show_error=True)

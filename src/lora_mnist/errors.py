@@ -15,7 +15,7 @@ _ROOT_KEYS = ("target",)
 
 
 class UserError(Exception):
-    """Something only the user can mend. The message names key, value and what is accepted."""
+    """An error that is told in one line: key, value and what is accepted, without a traceback."""
 
     exit_code = 2
 

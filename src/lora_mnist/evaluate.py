@@ -4,18 +4,24 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.adapters import apply_scale, load_base, load_saved_adapter, repaired_classes
+from lora_mnist.adapters import (
+    apply_scale,
+    load_saved_adapter,
+    repaired_classes,
+    resolve_and_load_base,
+)
 from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.data import make_data
+from lora_mnist.data.make import require_compatible
 from lora_mnist.disk.checkpoint import require_new
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.run_paths import new_run_folder
 from lora_mnist.errors import config_group
 from lora_mnist.project import Run
-from lora_mnist.settings import typed_copy
+from lora_mnist.settings import checked_copy
 from lora_mnist.show.end_of_run import report_and_close_loggers
 from lora_mnist.trainer import make_trainer, quiet_lightning
 
@@ -39,11 +45,13 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     clock = Clock()
     run = run or Run(new_run_folder(cfg))
     require_new(run.folder)
-    cfg = typed_copy(cfg, run)
+    cfg = checked_copy(cfg)
+    cfg.paths.run = str(run.folder)
     comparisons = parse_require(cfg.require)
     trainer = make_trainer(cfg, run)
-    cfg, net, base = load_base(cfg, run)
-    data = make_data(cfg, "test", net)
+    cfg, net, base = resolve_and_load_base(cfg, run)
+    data = make_data(cfg, "test")
+    require_compatible(net, data, data.test_set)
     better = check_preprocessing(cfg, run, trainer, net, data)
     load_saved_adapter(cfg, net, base.sha256)
     if cfg.scale == "auto":  # validation images decide it
@@ -52,12 +60,11 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     with eval_on_device(net, trainer.strategy.root_device) as device:
         scale = apply_scale(cfg, net, data, device)
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
-    settings["base_sha256"] = base.sha256
     module = ClassifierModule(net, data, repaired_classes(cfg, data), hyperparameters=settings)
     with quiet_lightning(), clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
     results = collect_results(cfg, run.typed or (), data, module, module.outcomes, clock, base=base)
-    results |= {"adapter": settings["adapter"], "scale": scale, "better_preprocessing": better}
+    results |= {"adapter": cfg.adapter, "scale": scale, "better_preprocessing": better}
     write_results(run.folder, results, module.predictions, data.test_set)
     report_and_close_loggers(trainer, results, run, cfg.figures)
     check_require(comparisons, results)

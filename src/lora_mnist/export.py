@@ -22,7 +22,7 @@ from lora_mnist.errors import IncompleteError, UserError, require_extra
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.merge import merge_lora
 from lora_mnist.project import Run
-from lora_mnist.settings import typed_copy
+from lora_mnist.settings import checked_copy
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: if the written network computes something else than the live one.
     """
-    cfg = typed_copy(cfg)
+    cfg = checked_copy(cfg)
     if cfg.format not in _FORMATS.values():
         raise UserError(f"format={cfg.format}: expected one of {', '.join(_FORMATS.values())}")
     out = Path(str(cfg.out or "."))

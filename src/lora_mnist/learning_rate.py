@@ -67,6 +67,7 @@ def choose_learning_rate(
             for batch in islice(chain.from_iterable(repeat(loader)), _STEPS):
                 images, labels = batch[0].to(device), batch[1].to(device)
                 with trainer.precision_plugin.forward_context():
+                    # Before training each process has whole batches.
                     loss = module.loss_of((data.normalise(images), labels), data.replay)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -79,7 +80,6 @@ def choose_learning_rate(
                 break
     for parameter in parameters:
         parameter.grad = None
-    net.train()
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return rate
     if after <= most:

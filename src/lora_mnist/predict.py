@@ -20,7 +20,7 @@ from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
 from lora_mnist.lora.model import lora_disabled
 from lora_mnist.progress import progress
 from lora_mnist.project import Run
-from lora_mnist.settings import typed_copy
+from lora_mnist.settings import checked_copy
 from lora_mnist.show.tables import print_predictions
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
-    cfg = typed_copy(cfg)
+    cfg = checked_copy(cfg)
     files = find_pictures(cfg.images)
     if cfg.out is not None and Path(cfg.out).exists():
         raise UserError(f"out={cfg.out}: expected a new file; this one exists")

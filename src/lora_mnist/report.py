@@ -4,6 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from lora_mnist.disk.files import read_json
 from lora_mnist.disk.run_paths import RESULTS_FILE, latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import Run
@@ -41,7 +42,11 @@ def report(cfg: DictConfig, run: Run | None = None) -> Path:
         if is_sweep:
             lines = make_sweep_report(folder)
         else:
-            make_report(folder)
+            make_report(folder, read_json(folder / RESULTS_FILE))
+    except KeyError as error:
+        raise UserError(
+            f"run={folder}: {RESULTS_FILE} has no {error}; expected a run of this version"
+        ) from error
     except (ValueError, OSError) as error:
         raise UserError(f"run={folder}: {one_line(error)}") from error
     path = folder / "report.html"

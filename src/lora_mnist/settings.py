@@ -11,8 +11,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lora_mnist.project import Run
-
 
 @dataclass
 class Settings:
@@ -139,14 +137,12 @@ SETTINGS = {
 }
 
 
-def typed_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
-    """A copy of ``cfg`` with the types of its stage, and the folder of its ``run``.
+def checked_copy(cfg: DictConfig) -> DictConfig:
+    """A copy of ``cfg`` that has only the keys of its stage, and values of their types.
 
     Raises:
         OmegaConfBaseException: if it has a key that the stage does not read, or a value of another
             type.
     """
     merged: Any = OmegaConf.merge(OmegaConf.structured(SETTINGS[cfg.stage]), cfg)
-    if run is not None:
-        merged.paths.run = str(run.folder)
     return merged  # type: ignore[no-any-return]

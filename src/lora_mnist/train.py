@@ -18,12 +18,12 @@ from omegaconf import DictConfig
 
 from lora_mnist.adapters import (
     current_base_path,
-    load_base,
     load_saved_adapter,
     repaired_classes,
+    resolve_and_load_base,
     save_adapter_and_base,
     save_base,
-    with_own_preprocessing,
+    with_data_defaults,
 )
 from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.checks import (
@@ -44,9 +44,10 @@ from lora_mnist.choices import (
     select_training_images,
 )
 from lora_mnist.classifier.metrics import outcome_of
-from lora_mnist.classifier.module import ClassifierModule, make_module
+from lora_mnist.classifier.module import ClassifierModule, make_module, validate_once
 from lora_mnist.classifier.net import eval_on_device, make_net
-from lora_mnist.data import ImageDataModule, Images, make_data
+from lora_mnist.data import TEST_SETS, ImageDataModule, Images, make_data
+from lora_mnist.data.make import require_compatible
 from lora_mnist.disk.base import (
     Base,
     require_replaceable,
@@ -62,7 +63,7 @@ from lora_mnist.learning_rate import choose_learning_rate
 from lora_mnist.lora.combine import sum_adapters
 from lora_mnist.lora.model import lora_disabled
 from lora_mnist.project import Run
-from lora_mnist.settings import typed_copy
+from lora_mnist.settings import checked_copy
 from lora_mnist.show.end_of_run import report_and_close_loggers
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.trainer import is_fast_dev_run, make_trainer, quiet_lightning
@@ -92,7 +93,8 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
     run = run or Run(new_run_folder(cfg))
-    cfg = typed_copy(cfg, run)
+    cfg = checked_copy(cfg)
+    cfg.paths.run = str(run.folder)
     if cfg.resume is None:
         require_new(run.folder)
     if cfg.seed is None:
@@ -126,8 +128,9 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         require_replaceable(current)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
-    cfg, _ = with_own_preprocessing(cfg, net)
-    data = make_data(cfg, "fit", net)
+    cfg, _ = with_data_defaults(cfg, net)
+    data = make_data(cfg, "fit")
+    require_compatible(net, data, data.train_set)
     require_consistent(cfg, trainer, data)
     data = data.training_on(select_training_images(cfg, net, data, trainer))
     module = make_module(cfg, net, data)
@@ -135,7 +138,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(cfg, trainer, module, data, ckpt_path, clock)
         best = load_best_weights(trainer, module, data)
-        results = evaluate_and_collect(cfg, run, trainer, module, data, clock, best)
+        results = validate_test_and_collect(cfg, run, trainer, module, data, clock, best)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_and_close_loggers(trainer, results, run, cfg.figures)
         useless = majority_baseline_failure(module, data)
@@ -162,9 +165,11 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """
     clock = Clock()
     trainer = make_trainer(cfg, run)
-    cfg, net, base = load_base(cfg, run)
-    data = make_data(cfg, "fit", net)
+    cfg, net, base = resolve_and_load_base(cfg, run)
+    data = make_data(cfg, "fit")
+    require_compatible(net, data, data.train_set)
     require_consistent(cfg, trainer, data)
+    # Both are about the base alone, so they come before an adapter is on it.
     require_fixed_buffers(cfg, trainer, net, data, base)
     better_preprocessing = check_preprocessing(cfg, run, trainer, net, data)
     load_saved_adapter(cfg, net, base.sha256)
@@ -180,22 +185,21 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         fit(cfg, trainer, module, data, ckpt_path, clock)
         best = load_best_weights(trainer, module, data)
         require_unchanged(base, net)
-        dial = measure_dial(cfg, run.is_sweep, trainer, module, data, clock)
+        dial = measure_dial(cfg, run, trainer, module, data, clock)
         scale = scale_to_save(cfg, dial)
         module.scale_adapter(scale)
-        results = evaluate_and_collect(cfg, run, trainer, module, data, clock, best, base)
+        results = validate_test_and_collect(cfg, run, trainer, module, data, clock, best, base)
         results |= {
             "base_unchanged": True,
             "adapter": None if is_fast_dev_run(trainer) else ADAPTER_FOLDER,
             "dial": dial and {**dial, "saved": scale},
             "lr": module.lr,
-            "validations": module.validations,
             "repaired_before": repaired_before,
             "better_preprocessing": better_preprocessing,
         }
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
             if cfg.adapter is not None or scale != 1:
-                sum_adapters(net)
+                sum_adapters(net)  # also of one: a file holds no scale, lora_B then has it
             save_adapter_and_base(cfg, run, net, base, data, results)
         write_results(run.folder, results, module.predictions, data.test_set)
         report_and_close_loggers(trainer, results, run, cfg.figures)
@@ -207,8 +211,9 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=finetune``: train chosen parameters of the base itself; ``base_ckpt`` takes them."""
     clock = Clock()
     trainer = make_trainer(cfg, run)
-    cfg, net, base = load_base(cfg, run)
-    data = make_data(cfg, "fit", net)
+    cfg, net, base = resolve_and_load_base(cfg, run)
+    data = make_data(cfg, "fit")
+    require_compatible(net, data, data.train_set)
     require_consistent(cfg, trainer, data)
     data = data.training_on(select_training_images(cfg, net, data, trainer))
     choose_trainable(net, cfg.trainable)
@@ -217,7 +222,7 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(cfg, trainer, module, data, ckpt_path, clock)
         best = load_best_weights(trainer, module, data)
-        results = evaluate_and_collect(cfg, run, trainer, module, data, clock, best, base)
+        results = validate_test_and_collect(cfg, run, trainer, module, data, clock, best, base)
         weights = None if is_fast_dev_run(trainer) else FINETUNED_FILE
         results |= {"base_unchanged": False, "weights": weights}
         if trainer.is_global_zero and weights is not None:
@@ -237,7 +242,11 @@ def fit(
     ckpt_path: Path | None,
     clock: Clock,
 ) -> None:
-    """Train from the first step, or go on from the checkpoint, and refuse weights that diverged."""
+    """Train from the first step, or go on from the checkpoint, and refuse weights that diverged.
+
+    The network is in train mode, but for a base that carries an adapter (:mod:`.lora.frozen`).
+    """
+    module.net.train()
     if trainer.is_global_zero:
         learnt = len((data.selection or data.select(None)).target_indices)
         trained = {"lora": "an adapter", "pretrain": "a base"}.get(cfg.stage, "the base itself")
@@ -282,7 +291,7 @@ def load_best_weights(
     return None
 
 
-def evaluate_and_collect(
+def validate_test_and_collect(
     cfg: DictConfig,
     run: Run,
     trainer: Trainer,
@@ -297,14 +306,13 @@ def evaluate_and_collect(
     ``<split>_base`` are the counts of the untouched base. On top of an earlier adapter there are
     also ``<split>_before``, which the repair is compared with.
     """
-    if len(data.val_set) and module.validated_at != trainer.global_step:
-        trainer.validate(module, datamodule=data, verbose=False)
+    validate_once(trainer, module, data)
     with clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
     outcomes, net = dict(module.outcomes), module.net
-    if module.adapter is not None:  # the module has compared with the earlier adapter
+    if module.compared_with == "before":  # with the earlier adapter
         sets: dict[str, Images] = {"val": data.val_set, "test": data.test_set}
-        for split, mistakes in zip(("mistakes", "mistakes_test"), data.mistake_sets, strict=False):
+        for split, mistakes in zip(TEST_SETS[1:], data.mistake_sets, strict=False):
             sets[split] = mistakes
         for split in [split for split in sets if split in outcomes]:
             # Lightning may have been told to take fewer batches.

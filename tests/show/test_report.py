@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from composed import FEW, SMALL, small_base
-from helpers.commands import only_run
+from helpers.commands import only_run, read_results
 from helpers.runs import CLASSES, outcome, results, write_run
 from helpers.sweeping import write_job, write_sweep
 from PIL import Image
@@ -31,7 +31,7 @@ def test_a_report_of_each_stage(tmp_path, stage, figures):
     write_run(tmp_path, stage)
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "layer.png").touch()  # of an earlier report
-    paths = make_report(tmp_path)
+    paths = make_report(tmp_path, read_results(tmp_path))
     assert list(paths) == figures.split()
     assert {*(tmp_path / "figures").iterdir()} == {*paths.values()}
     page = (tmp_path / "report.html").read_text()
@@ -62,7 +62,7 @@ def test_ten_pictures_come_first_five_of_them_broken(tmp_path):
     greys = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 1, 4, 4)
     images = ImageTensors(greys, label, [f"test/{n}.png" for n in range(count)])
     write_predictions(tensors, images, tmp_path, CLASSES)
-    make_report(tmp_path)
+    make_report(tmp_path, read_results(tmp_path))
     page = (tmp_path / "report.html").read_text()
     assert "<h2>10 pictures to look at first</h2>" in page
     names = re.findall(r"<td>test/(\d+)\.png</td>", page)
@@ -78,7 +78,7 @@ def test_ten_pictures_come_first_five_of_them_broken(tmp_path):
 def belief(folder, **more):
     """What a report says of its test."""
     write_run(folder, val=outcome([1, 1, 1]), **more)
-    make_report(folder)
+    make_report(folder, read_results(folder))
     _, _, section = (folder / "report.html").read_text().partition("Can the test be believed?")
     return section.partition("<h2>")[0]
 
@@ -139,7 +139,7 @@ def test_a_report_of_many_classes_is_small(tmp_path):
         tensors = evaluation.predictions
         write_predictions(tensors, ImageTensors(noise, label), tmp_path, run["classes"])
         (tmp_path / "results.json").write_text(json.dumps(run))
-        make_report(tmp_path)
+        make_report(tmp_path, read_results(tmp_path))
         page = (tmp_path / "report.html").read_text()
         assert len(page) < 5e6
         assert page.count("<tr") <= 44

@@ -67,9 +67,9 @@ def approximate_dial(
 ) -> dict[str, Any]:
     """Nearly what :func:`dial_curve` finds, with far fewer forward passes.
 
-    The scales between 0 and 1 are tried on images whose prediction the adapter changes, at most
-    ``max_images``; where it changes more, each stands for its neighbours. Every other image is
-    taken to have the same prediction at every scale. The errors at both ends, and at the advised
+    The scales between 0 and 1 are tried on images whose prediction the adapter changes; of more
+    than ``max_images`` some are tried, each for its neighbours. Every other image is taken to have
+    the same prediction at every scale. The errors at both ends, and at the advised
     scale, are those of all images. docs/speed.md compares both curves.
 
     ``batches`` gives the images at these indices, int64, and their labels; with ``None``, all.

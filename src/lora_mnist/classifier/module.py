@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -16,15 +15,13 @@ from torch.optim import Optimizer
 
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation
-from lora_mnist.data import Batch, ImageDataModule
+from lora_mnist.data import TEST_SETS, Batch, ImageDataModule
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, config_group, require_number
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import lora_disabled, lora_names, set_lora_scale
 from lora_mnist.lora.peft import WEIGHTS_NAME
 
-#: The splits of a test, one loader each; the mistakes are those learnt and those held out.
-_TESTS = ("test", "mistakes", "mistakes_test")
 #: With more classes only those to repair have a curve of their own.
 _MAX_CURVES = 16
 
@@ -65,27 +62,26 @@ class ClassifierModule(LightningModule):
         self.optimizer, self.lr = optimizer, lr
         self.scheduler, self.interval = scheduler, interval
         names = lora_names(net)
-        self.has_lora = bool(names)
+        self.adapter = names[-1] if names else None  # the one to train, by name
+        # Where other adapters lie below, they belong to what it is compared with.
+        self.compared_with = "before" if len(names) > 1 else "base"
         self.base_tensors = None if names else base_tensors
-        # The adapter to train, if others lie below: these belong to what it is compared with.
-        self.adapter = names[-1] if len(names) > 1 else None
         # Not the data itself: weight averaging makes a deep copy of the module.
         self.class_names, self.targets, self.replay = data.classes, list(targets), data.replay
-        splits = ("val", *_TESTS)
+        splits = ("val", *TEST_SETS)
         self.evaluations = nn.ModuleDict({s: Evaluation(len(data.classes)) for s in splits})
         self.predictions: dict[str, Tensor] = {}  # of the last test, as Evaluation has them
         self.outcomes: dict[str, dict[str, Any]] = {}  # the last ones by split, as in results.json
         self.validated_at: int | None = None  # the step of outcomes["val"]
-        self.validations: list[dict[str, int]] = []  # errors on the way, by step
-        # By split, the base's logits of each batch, the same in every evaluation.
+        # By split, the logits before of each batch, the same in every evaluation.
         self.base_logits: dict[str, list[Tensor | None]] = {}
         # Sum and number of the losses since the last log; no buffers, since DDP would copy those
         # of the first process.
         self.loss_sum, self.loss_count = torch.zeros(()), 0
 
-    def base(self, images: Tensor) -> Tensor | None:
-        """The base's logits, (N, num_classes), of normalised images; no gradient."""
-        if self.has_lora:
+    def logits_before(self, images: Tensor) -> Tensor | None:
+        """Logits, (N, num_classes), of what training started from, for normalised images."""
+        if self.adapter is not None:
             with torch.no_grad(), lora_disabled(self.net, self.adapter):
                 logits: Tensor = self.net(images)
             return logits
@@ -124,7 +120,7 @@ class ClassifierModule(LightningModule):
     def loss_of(self, batch: Batch, replayed: int) -> Tensor:
         """The loss of normalised images, of which the last ``replayed`` are replayed ones."""
         images, labels = batch
-        base_logits = self.base(images) if self.loss.distill else None
+        base_logits = self.logits_before(images) if self.loss.distill else None
         loss: Tensor = self.loss(self.net(images), labels, base_logits, replayed)
         return loss
 
@@ -156,41 +152,32 @@ class ClassifierModule(LightningModule):
         self.validated_at = self.global_step
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(_TESTS[dataloader_idx], batch, batch_idx)
+        self._evaluate(TEST_SETS[dataloader_idx], batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
-        for split in _TESTS[: len(self.trainer.num_test_batches)]:
+        for split in TEST_SETS[: len(self.trainer.num_test_batches)]:
             self._keep_and_log_outcome(split)
 
     def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
         base_logits = self.base_logits.setdefault(split, [])
         if batch_idx == len(base_logits):
-            base_logits.append(self.base(images))
+            base_logits.append(self.logits_before(images))
         evaluation: Any = self.evaluations[split]
         evaluation.update(self.net(images), labels, base_logits[batch_idx])
 
     def _keep_and_log_outcome(self, split: str) -> None:
         """Keep and log the outcome of a split, over all processes."""
         evaluation: Any = self.evaluations[split]
-        outcomes = evaluation.compute_and_reset(split, "base" if self.adapter is None else "before")
+        outcomes = evaluation.compute_and_reset(split, self.compared_with)
         if self.trainer.sanity_checking:
             return
         self.outcomes |= outcomes
         if split == "test":
             self.predictions = evaluation.predictions
-        elif split == "val" and self.trainer.state.fn == TrainerFn.FITTING:
-            self.validations.append(self._summary(outcomes["val"]))
         names = self.class_names if split == "val" else ()
         # The same in each process: the counts are of all.
         self.log_dict(logged_metrics(outcomes, names, self.targets), sync_dist=True)
-
-    def _summary(self, outcome: Mapping[str, Any]) -> dict[str, int]:
-        """The errors of a validation, and its step."""
-        summary = {"step": self.global_step, "errors": outcome["errors"]}
-        if self.targets:
-            summary["errors_of_target"] = sum(outcome["errors_per_class"][c] for c in self.targets)
-        return summary
 
     def scale_adapter(self, scale: float) -> None:
         """Turn the trained adapter up or down; it is then to be validated again."""
@@ -202,8 +189,7 @@ class ClassifierModule(LightningModule):
         """Keep only the adapter: the base has a file of its own."""
         checkpoint["lr"] = self.lr
         checkpoint["loss_since_log"] = self.loss_sum, self.loss_count
-        checkpoint["validations"] = self.validations
-        if self.has_lora:
+        if self.adapter is not None:
             lora = {f"net.{key}" for key in lora_state_dict(self.net)}
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {key: state[key] for key in state if key in lora}
@@ -212,9 +198,14 @@ class ClassifierModule(LightningModule):
         """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
         self.lr = checkpoint["lr"]  # the run goes on at the rate that it began with
         self.loss_sum, self.loss_count = checkpoint["loss_since_log"]
-        self.validations = checkpoint["validations"]
-        if self.has_lora:
+        if self.adapter is not None:
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+
+def validate_once(trainer: Trainer, module: ClassifierModule, data: ImageDataModule) -> None:
+    """Validate, unless that was done after the last step or there are no validation images."""
+    if len(data.val_set) and module.validated_at != trainer.global_step:
+        trainer.validate(module, datamodule=data, verbose=False)
 
 
 def logged_metrics(
@@ -255,9 +246,11 @@ def make_module(
 ) -> ClassifierModule:
     """The module that trains ``net`` with loss, optimizer and schedule as ``cfg`` has them.
 
-    The last adapter on ``net`` is the one to train. ``base`` is what the network started from;
-    ``None``: it becomes a base itself. For ``optimizer.lr=auto`` :attr:`lr` is still to be chosen.
+    The last adapter on ``net`` is the one to train, on the classes of ``data.selection``. ``base``
+    is what the network started from; ``None``: it becomes a base itself. For ``optimizer.lr=auto``
+    :attr:`lr` is still to be chosen. With ``cfg.compile`` the network is compiled in place.
     """
+    # A run that goes on must have the same settings, and the same content of files.
     settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     targets = data.selection.targets if data.selection else []
     settings |= {"base_sha256": base and base.sha256, "targets": targets}

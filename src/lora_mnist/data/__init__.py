@@ -1,5 +1,6 @@
 """Images, in memory or on the disk: where they come from, and which are sampled next."""
 
+from lora_mnist.data.datamodule import TEST_SETS as TEST_SETS
 from lora_mnist.data.datamodule import ImageDataModule as ImageDataModule
 from lora_mnist.data.folder import FolderDataModule as FolderDataModule
 from lora_mnist.data.images import Batch as Batch

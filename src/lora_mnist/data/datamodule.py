@@ -18,6 +18,9 @@ from lora_mnist.data.sampler import Selection, TrainingLoader
 from lora_mnist.errors import require_number
 from lora_mnist.progress import progress
 
+#: The sets of a test, by the order of their loaders; the mistakes are those learnt and held out.
+TEST_SETS = ("test", "mistakes", "mistakes_test")
+
 #: A number, or one for each channel; ``None`` stands for the training images' own.
 Channelwise = float | Sequence[float] | None
 
@@ -52,7 +55,8 @@ class ImageDataModule(LightningDataModule):
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
         held_out: by part, val or test, the part that its images were held out of.
         copies: number of images left out, since two parts had them; ``None``: not searched for.
-        sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal.
+        sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal. It is
+            known, as the two before are, once :attr:`sets` has been read.
     """
 
     train_set: Images
@@ -127,7 +131,8 @@ class ImageDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the images that ``stage`` needs: "fit", "validate", "test", or "predict" for none.
 
-        ``ValueError``, if an argument does not fit the images.
+        Lightning calls it again for each stage; what has been read stays. ``ValueError``, if an
+        argument does not fit the images.
         """
         if self.mean is None or self.std is None:
             self.measure()
@@ -135,16 +140,18 @@ class ImageDataModule(LightningDataModule):
             self.mistake_sets = read_mistakes(
                 self.mistakes, self.class_of_folder, self.read_picture, self.mistakes_test
             )
-            for part, images in zip(("mistakes", "mistakes_test"), self.mistake_sets, strict=True):
+            for part, images in zip(TEST_SETS[1:], self.mistake_sets, strict=True):
                 self.sha256[part] = images.sha256()
         learnt = self.mistake_sets[0] if self.mistake_sets else None
         if stage == "test" and not hasattr(self, "test_set"):
-            self.test_set = without_mistakes(self.sets[2], learnt, "test")
+            self.test_set = self.sets[2]
+            if learnt is not None:
+                self.test_set = without_mistakes(self.test_set, learnt, "test")
         if stage in ("fit", "validate") and not hasattr(self, "train_set"):
-            self.train_set, val_set, _ = self.sets
-            self.val_set = without_mistakes(val_set, learnt, "validation")
+            self.train_set, self.val_set, _ = self.sets
             if learnt is not None:
                 self.train_set = WithMistakes(self.train_set, learnt)
+                self.val_set = without_mistakes(self.val_set, learnt, "validation")
 
     def select(self, target: int | str | Sequence[int | str] | None) -> Selection:
         """The images of this class, or of these classes, to learn; the others may be replayed.
@@ -280,7 +287,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the sampler is. From an epoch's end, Lightning does not hand it to the loader."""
+        """Where the sampler is. Lightning does not restore a loader at an epoch's end."""
         return {} if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -240,8 +240,8 @@ class FolderDataModule(ImageDataModule):
         repeats = repeated(root, parts)
         self.copies = len(repeats)
         if repeats:
-            message = "%s: %d images to validate or test on are images to train on, or to validate "
-            warn(message + "on, too, and left out: %s, ...", root, len(repeats), repeats[0].path)
+            message = "%s: %d validation or test images are left out, since they are also used "
+            warn(message + "before that: %s, ...", root, len(repeats), repeats[0].path)
         for entry in repeats:
             del parts[entry]
         sets: list[Images] = []

@@ -221,9 +221,9 @@ def split(
 
 
 def repeated(root: Path, parts: Mapping[Entry, str]) -> list[Entry]:
-    """The images to validate or test on whose file, byte for byte, is one to train on, too.
+    """Validation and test images whose file is, byte for byte, also that of a training image.
 
-    So are test images that are validation images. Only files of equal size are read.
+    So are test images that are also validation images. Only files of equal size are read.
     """
     sizes = {entry: (root / entry.path).stat().st_size for entry in parts}
     counts = Counter(sizes.values())

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.data.images import Images
 from lora_mnist.errors import UserError, config_group, one_line
 
 
@@ -27,11 +28,11 @@ def user_code_importable(cfg: DictConfig) -> Iterator[None]:
         sys.path[:] = path
 
 
-def make_data(cfg: DictConfig, stage: str, net: nn.Module | None = None) -> ImageDataModule:
+def make_data(cfg: DictConfig, stage: str) -> ImageDataModule:
     """The data of ``cfg.data`` with the images of ``stage``: "fit", "test", or "predict" for none.
 
     A key that is null has the default of the class. For "predict" no image is needed where
-    ``cfg.data`` says how one is prepared. ``UserError``, if ``net`` cannot take the images.
+    ``cfg.data`` says how one is prepared.
     """
     target, mistakes = cfg.get("target"), cfg.data.get("mistakes")
     if target is not None and mistakes is not None:
@@ -46,16 +47,13 @@ def make_data(cfg: DictConfig, stage: str, net: nn.Module | None = None) -> Imag
         with user_code_importable(cfg):
             data: ImageDataModule = instantiate(settings, _convert_="all")
         data.setup(stage)
-    if net is not None and stage != "predict":
-        images = data.train_set if stage == "fit" else data.test_set
-        require_compatible(net, data, images.take([0, 0])[0])
     return data
 
 
 @torch.no_grad()
-def require_compatible(net: nn.Module, data: ImageDataModule, images: Tensor) -> None:
+def require_compatible(net: nn.Module, data: ImageDataModule, images: Images) -> None:
     """Refuse a network that cannot take ``images`` of ``data``, or has no output for each class."""
-    batch, mode = data.normalise(images), net.training
+    batch, mode = data.normalise(images.take([0, 0])[0]), net.training
     try:
         output: Any = net.eval()(batch)
     except Exception as error:  # whatever the network's own layers raise

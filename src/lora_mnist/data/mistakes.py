@@ -31,10 +31,8 @@ class WithMistakes(Images):
         return images, self.labels[index]
 
 
-def without_mistakes(images: Images, mistakes: ImageTensors | None, purpose: str) -> Images:
+def without_mistakes(images: Images, mistakes: ImageTensors, purpose: str) -> Images:
     """``images``, for ``purpose``, without those that are pixel by pixel among the ``mistakes``."""
-    if mistakes is None:
-        return images
     learnt = {image.numpy().tobytes() for image in mistakes.images}
     others = []
     for indices in torch.split(torch.arange(len(images)), 250):

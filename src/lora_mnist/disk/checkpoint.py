@@ -50,10 +50,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(Checkpoint):
     """Writes ``checkpoints/last.ckpt``: every so often, and when training ends.
 
-    Lightning's ModelCheckpoint saves after any batch. Lightning 2.6 does not go on to the same end
-    from an epoch's last batch, nor from within accumulated gradients. So this callback saves after
-    an optimizer step that is not an epoch's last. It saves at an epoch's end only if the epoch has
-    no other step or training ends there, also where time or a callback has cut the epoch short.
+    Lightning's ModelCheckpoint saves after any batch. Resumed at an epoch's last batch, or within
+    accumulated gradients, Lightning 2.6 ends in other bits. So this callback saves after any
+    optimizer step but an epoch's last. It saves at an epoch's end only if that epoch has one step
+    or training ends there, even early.
 
     ``configs/callbacks/default.yaml`` explains the arguments.
     """
@@ -175,7 +175,8 @@ def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iter
     """Lock a run's folder from the first step to the last file, and record the run's settings.
 
     ``settings`` are everything that the run's numbers depend on. ``resume`` is the run to go on
-    with, as the user named it; ``None``: this is a new run. Yielded is the checkpoint to go on
+    with, as the user named it; ``None``: this is a new run, which begins without the checkpoint of
+    an attempt before. Yielded is the checkpoint to go on
     from; ``None``: begin at the first step. ``UserError``, if the run has finished, is still going,
     or had other settings.
     """

@@ -76,8 +76,8 @@ def make_record(
 def inherited(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     """The values of ``stored`` that ``own`` lacks: arguments of one function, nested ones too.
 
-    A value is lacking if it is ``None``. Another ``_target_`` than that of ``stored`` is another
-    function. From another kind of images only the preprocessing is taken, if ``own`` has such keys.
+    A value is lacking if it is ``None``. Where the two name different ``_target_``, only the
+    preprocessing is taken, and only keys that ``own`` has.
     """
     is_same = own.get("_target_") in (None, "???", stored.get("_target_"))
     taken: dict[str, Any] = {}

@@ -109,7 +109,7 @@ def collect_results(
         **splits,
         "base_unchanged": None,
         # Without a base to start from, the network itself is a new one.
-        "base_sha256": module.hparams["base_sha256"] or fingerprint(module.net.state_dict()),
+        "base_sha256": base.sha256 if base else fingerprint(module.net.state_dict()),
         "adapter": None,
         "seconds": clock.seconds(),
     }

@@ -38,7 +38,7 @@ def report_and_close_loggers(
     print_results(results, run.folder)
     paths: dict[str, Path] = {}
     if figures or (figures is None and not run.is_sweep):
-        paths = make_report(run.folder)
+        paths = make_report(run.folder, results)
         log.info("report: %s", run.folder / "report.html")
     verdict = verdict_text(results)
     for logger in trainer.loggers:

@@ -38,11 +38,11 @@ def next_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     """Reasons, each followed by its command, from what the run in ``folder`` has left there."""
     stage, dial = results["stage"], results.get("dial") or {}
     everything, targets = change_of(results), results["targets"]
-    # A base with most images wrong has to be trained first; another preprocessing was advised.
+    # The base is too bad, or has no errors, or other preprocessing was advised first.
     is_base_bad = 2 * everything.before >= everything.images
     if is_base_bad or not everything.after or results.get("better_preprocessing"):
         return []
-    split = "val" if "val" in results else "test"  # what is to be done, no test image decides
+    split = "val" if "val" in results else "test"  # validation images decide, if there are any
     if "test_base" not in results:
         worst = weakest_of(results, range(len(results["classes"])), split)
         if not _can_be_shown(results, worst, split):
@@ -56,7 +56,7 @@ def next_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     if dial and everything.outcome != "better" and (results["replay"] or not targets):
         phrases += _dial_steps(results, folder)
     if dial.get("saved") == 0:
-        return phrases + _on_the_way(results)
+        return phrases
     if not targets:
         return phrases
     rest, others = rest_of(results), others_of(results["classes"])
@@ -113,29 +113,6 @@ def _repair_steps(
 def _duration(seconds: float) -> str:
     """``50 s``, ``11 min``."""
     return f"{max(1, round(seconds))} s" if seconds < 100 else f"{round(seconds / 60)} min"
-
-
-def _on_the_way(results: Mapping[str, Any]) -> list[Phrase]:
-    """Where no scale beats the base: the validation errors on the way, and what is left to try."""
-    dial, targets, lr = results["dial"], results["targets"], results.get("lr")
-    key = "errors_of_target" if targets else "errors"
-    base, end = dial["scales"].index(0), dial["scales"].index(1)
-    validations = [{"errors": dial["errors"][base], key: dial[key][base]}]
-    validations += results.get("validations", [])
-    counts = [f"{dial[key][base]:,} with the base"]
-    best = min(validations, key=lambda validation: validation[key])
-    if "step" in best:
-        counts.append(f"{best[key]:,} at step {best['step']:,}")
-    counts.append(f"{dial[key][end]:,} at the end")
-    name = named(results["classes"], targets) if targets else "all classes"
-    phrases = [Phrase(f"Validation errors on {name}: {', '.join(counts)}.")]
-    best = min(validations, key=lambda validation: validation["errors"])
-    if "step" in best:
-        lever = f"trainer.max_steps={best['step']}, where the adapter had fewer errors in all "
-        lever += f"({best['errors']:,}) than the base ({dial['errors'][base]:,})"
-    else:
-        lever = "a smaller optimizer.lr" + (f" than {lr:g}" if lr else "") + ", or more data.replay"
-    return [*phrases, Phrase(f"You may try {lever}.")]
 
 
 def _dial_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:

@@ -30,12 +30,11 @@ from lora_mnist.sweep.summary import Ranked
 _MAX_JOBS = 1000
 
 
-def make_report(folder: Path) -> dict[str, Path]:
+def make_report(folder: Path, results: Mapping[str, Any]) -> dict[str, Path]:
     """Draw the figures of a run and write its ``report.html``; return the figures' files.
 
     Predictions are shown where the folder has them.
     """
-    results = read_json(folder / RESULTS_FILE)
     predictions = read_predictions(folder, results["classes"])
     figures = draw_run(folder, results, predictions)
     typed, entry = results["overrides"], "eval" if results["stage"] == "eval" else "train"

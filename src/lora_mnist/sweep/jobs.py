@@ -111,7 +111,10 @@ def _digest(content: Any) -> str:
 
 
 def varied_overrides(hydra: HydraConf) -> list[str]:
-    """The overrides of a sweep's job without those that all jobs of the command share."""
+    """The overrides of a sweep's job without those that all jobs of the command share.
+
+    :func:`.session.open_sweep` has written these into sweep.json.
+    """
     fixed = read_json(Path(hydra.sweep.dir) / SWEEP_FILE).get("fixed", [])
     return [text for text in hydra.overrides.task if key_of(text) not in fixed]
 

@@ -144,7 +144,7 @@ def run_swept(
                     path.unlink()
             how = ("sweep", "launcher")  # these say how jobs run, and not what they compute
             typed = hydra.overrides.task
-            record |= {
+            record |= {  # fields of Job
                 "command": len(read_json(Path(hydra.sweep.dir) / SWEEP_FILE)["commands"]),
                 "overrides": [o for o in typed if key_of(o).partition(".")[0] not in how],
                 "inputs": inputs_hash(cfg),
@@ -177,8 +177,8 @@ def run_swept(
 def _end_after_the_sweep() -> None:
     """Let this worker end, after its job, when the process that started it is gone.
 
-    joblib's workers would wait for a killed sweep for ever: one that is idle for five minutes, at
-    which joblib ends it, hangs where it says so to the sweep.
+    joblib's workers would outlive a killed sweep: after five idle minutes one tells the sweep that
+    it ends, and waits for ever for the answer.
     """
     parent = os.getppid()
 
