@@ -15,7 +15,7 @@ from tensorboard.summary.writer import event_file_writer
 
 import lora_mnist.train
 from lora_mnist.disk.base import read_base, versioned_base_path
-from lora_mnist.disk.checkpoint import begin_run
+from lora_mnist.disk.resume import begin_run
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.project import Run

@@ -15,9 +15,9 @@ from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.data import make_data
 from lora_mnist.data.make import require_compatible
-from lora_mnist.disk.checkpoint import require_new
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
+from lora_mnist.disk.resume import require_new
 from lora_mnist.disk.run_paths import new_run_folder
 from lora_mnist.errors import config_group
 from lora_mnist.project import Run

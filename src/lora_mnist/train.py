@@ -54,9 +54,10 @@ from lora_mnist.disk.base import (
     set_current_base,
     versioned_base_path,
 )
-from lora_mnist.disk.checkpoint import begin_run, require_new, step_of
+from lora_mnist.disk.checkpoint import step_of
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
+from lora_mnist.disk.resume import begin_run, require_new
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, FINETUNED_FILE, new_run_folder
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.learning_rate import choose_learning_rate

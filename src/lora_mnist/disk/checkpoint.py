@@ -1,38 +1,26 @@
-"""Checkpoints for bit-exact resumption, and the record of a run.
+"""Checkpoints for bit-exact resumption: when they are written, and what they hold.
 
 Lightning writes them (``trainer.save_checkpoint``) and reads them (``trainer.fit(ckpt_path=...)``).
-This file adds three things: a checkpoint is written whole or not at all (Lightning issue 19970), it
-holds the states of all random generators, and other settings or images are refused.
+This file adds three things: a checkpoint is written whole or not at all (Lightning issue 19970), at
+steps from which Lightning goes on to the same bits, and with the states of all random generators.
 """
 
-import json
 import logging
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from lora_mnist.disk.base import find_base
-from lora_mnist.disk.files import atomic_write, write_json
-from lora_mnist.disk.numbers import affects_results, flatten
-from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RESULTS_FILE, RUN_RECORD
-from lora_mnist.errors import UserError
-
-#: These may differ. Where base, adapter and images lie does not matter, only what they hold.
-#: Another device brings a warning.
-_FREE = ("adapter", "base_ckpt", "data.data_dir", "data.mistakes", "trainer.accelerator")
-#: These may grow: a run can be trained farther. So may trainer.max_time.
-_LIMITS = ("trainer.max_steps", "trainer.max_epochs")
+from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
@@ -161,81 +149,3 @@ def step_of(path: Path) -> int:
     if not path.exists():
         return 0
     return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
-
-
-@rank_zero_only
-def require_new(folder: Path) -> None:
-    """Refuse a folder that holds another run."""
-    if (folder / RESULTS_FILE).exists() or (folder / RUN_RECORD).exists():
-        raise UserError(f"hydra.run.dir={folder}: holds another run; expected a new folder")
-
-
-@contextmanager
-def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
-    """Lock a run's folder from the first step to the last file, and record the run's settings.
-
-    ``settings`` are everything that the run's numbers depend on. ``resume`` is the run to go on
-    with, as the user named it; ``None``: this is a new run, which begins without the checkpoint of
-    an attempt before. Yielded is the checkpoint to go on
-    from; ``None``: begin at the first step. ``UserError``, if the run has finished, is still going,
-    or had other settings.
-    """
-    record, last = folder / RUN_RECORD, folder / LAST_CHECKPOINT
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        # The first process, which started this one, has checked the settings.
-        yield last if resume is not None and last.exists() else None
-        return
-    record.parent.mkdir(parents=True, exist_ok=True)
-    flat = flatten(json.loads(json.dumps(settings, default=str)), into=dict)
-    try:
-        with FileLock(record.with_name(".lock"), timeout=0):
-            if resume is not None:
-                _require_same_run(folder, flat, resume)
-            else:
-                last.unlink(missing_ok=True)
-            write_json(record, {"settings": flat, "finished": False})
-            yield last if last.exists() else None
-            write_json(record, {"settings": flat, "finished": True})
-    except Timeout as error:
-        key = "hydra.run.dir" if resume is None else "resume"
-        raise UserError(
-            f"{key}={folder}: a run is still going there; expected one at a time"
-        ) from error
-
-
-def _require_same_run(folder: Path, settings: Mapping[str, Any], resume: object) -> None:
-    """Refuse settings other than those of the run, and a run with nothing left to do."""
-    record = json.loads((folder / RUN_RECORD).read_text())
-    before, goes_farther = record["settings"], False
-    # stage first, then outer keys before inner ones, which follow from them.
-    keys = sorted({*before, *settings}, key=lambda key: (key != "stage", key.count("."), key))
-    for key in keys:
-        old, new = before.get(key), settings.get(key)
-        if old == new or key in _FREE or not affects_results(key):
-            continue
-        if key == "trainer.max_time" or (key in _LIMITS and _limit(new) > _limit(old)):
-            goes_farther = True
-            continue
-        if key.startswith("data_sha256"):
-            key = "data.mistakes" if "mistakes" in key else "data.data_dir"
-            old, new = "the same images", settings.get(key)
-        elif key == "adapter_sha256":
-            key, old, new = "adapter", before.get("adapter"), settings.get("adapter")
-        elif key == "base_sha256" and old and new:
-            own = find_base(Path(str(settings["paths.bases"])), old)
-            key, new = "base_ckpt", settings["base_ckpt"]
-            old = f"base_ckpt={own}" if own else f"the base {old[:12]}"
-        old, new = ("null" if value is None else value for value in (old, new))
-        raise UserError(f"{key}={new}: expected {old}, as in resume={resume}")
-    if record["finished"] and not (folder / LAST_CHECKPOINT).exists():
-        raise UserError(f"resume={resume}: expected {folder / LAST_CHECKPOINT}, to go on from")
-    if record["finished"] and not goes_farther:
-        raise UserError(
-            f"resume={resume}: this run has finished; expected a larger trainer.max_steps, "
-            "trainer.max_epochs or trainer.max_time to train it farther"
-        )
-
-
-def _limit(value: object) -> float:
-    """A number of steps or epochs, where -1 and null mean no end."""
-    return value if isinstance(value, int | float) and value >= 0 else float("inf")
