@@ -50,7 +50,10 @@ def check_preprocessing(
             return _compare(run, net, data, device, ways)
         if str(cfg.net._target_).startswith("lora_mnist.") or cfg.adapter or run.is_sweep:
             return []  # its preprocessing is known
-        return _warn_of_better(run, net, data, device, ways)
+        ways = _promising(net, data, device, ways)
+        if len(ways) == 1:
+            return []
+        return _warn_of_better(run, list(try_conventions(net, data, device, ways, _MANY)))
 
 
 def _compare(
@@ -63,51 +66,38 @@ def _compare(
         cells = [_text(value) for value in trial.convention.values()]
         table.add_row(*cells, str(int(trial.wrong.sum())), f"{trial.loss:.3f}")
     show(table)
+    changes = _warn_of_better(run, trials)
+    if not changes:
+        text = "nothing tried is clearly better than the configured way: %d errors in %d images"
+        if isinstance(data, FolderDataModule):
+            text += "; not tried: other values of data.image_size"
+        log.info(text, trials[0].wrong.sum(), len(trials[0].wrong))
+    return changes
+
+
+def _warn_of_better(run: Run, trials: list[Trial]) -> list[str]:
+    """Log the command for another way than the first, if it has fewer errors, and not by chance.
+
+    Returns:
+        The overrides of this way; empty if there is none.
+    """
     configured, best = trials[0], min(trials, key=_LOSS)
-    if best is not configured:
-        return _advise(run, configured, best)
-    text = "nothing tried is better than the configured way: %d errors in %d images"
-    if isinstance(data, FolderDataModule):
-        text += "; not tried: other values of data.image_size"
-    log.info(text, configured.wrong.sum(), len(configured.wrong))
-    return []
-
-
-def _warn_of_better(
-    run: Run, net: nn.Module, data: ImageDataModule, device: torch.device, ways: list[Any]
-) -> list[str]:
-    """``check=auto``: warn if another way is better than the configured one, and not by chance."""
-    ways = _promising(net, data, device, ways)
-    if len(ways) == 1:
+    repaired = int((configured.wrong & ~best.wrong).sum())
+    broken = int((best.wrong & ~configured.wrong).sum())
+    if broken >= repaired or mcnemar(repaired, broken) >= _LEVEL:
         return []
-    trials = list(try_conventions(net, data, device, ways, _MANY))
-    configured, best = trials[0], min(trials, key=_LOSS)
-    return _advise(run, configured, best) if _is_better(best, configured) else []
-
-
-def _is_better(trial: Trial, configured: Trial) -> bool:
-    """Whether a way has fewer errors than the configured one, by McNemar's test."""
-    repaired = int((configured.wrong & ~trial.wrong).sum())
-    broken = int((trial.wrong & ~configured.wrong).sum())
-    return broken < repaired and mcnemar(repaired, broken) < _LEVEL
-
-
-def _advise(run: Run, configured: Trial, best: Trial) -> list[str]:
-    """Log the command that prepares images in the best way; return its overrides, if certain."""
     changes, replaced = [], []
     for key, value in best.convention.items():
         if value != configured.convention[key]:
             changes.append(f"data.{key}={_text(value)}")
             replaced.append(f"data.{key}=")
-    is_better = _is_better(best, configured)
     log.warning(
-        "the network was %s trained otherwise, %d errors instead of %d in %d validation and "
-        "training images: %s",
-        "most likely" if is_better else "perhaps",
+        "the network was most likely trained otherwise, %d errors instead of %d in %d validation "
+        "and training images: %s",
         *(best.wrong.sum(), configured.wrong.sum(), len(best.wrong)),
         command_line([*run.typed_without("check=", "hydra.", *replaced), *changes]),
     )
-    return changes if is_better else []
+    return changes
 
 
 def _promising(
