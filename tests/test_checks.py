@@ -20,7 +20,7 @@ def test_a_repair_is_useless_if_what_it_started_from_was_not(adapter):
             f"val_{start}": {"accuracy": before, **images},
         }
         module = SimpleNamespace(outcomes=outcomes, compared_with=start, lr=0.1)
-        return majority_baseline_failure(module, data)
+        return majority_baseline_failure(SimpleNamespace(fast_dev_run=0), module, data)
 
     assert failure(0.9, 0.8) is None
     assert "always saying cat" in failure(0.9, 0.6)

@@ -224,7 +224,7 @@ def test_the_base_is_proven_unchanged(outputs, monkeypatch):
     def spoil(trainer, module, data):
         module.net.get_parameter("linear1.bias").data[0] += 1e-6
 
-    monkeypatch.setattr(lora_mnist.train, "load_best_weights", spoil)
+    monkeypatch.setattr(lora_mnist.train, "load_and_validate_best", spoil)
     with pytest.raises(RuntimeError, match="training the adapter changed the base: linear1.bias"):
         run(outputs, "stage=lora")
     assert not (newest(outputs) / "adapter").exists()

@@ -17,7 +17,7 @@ from torch import nn
 from lora_mnist.checks import require_validation
 from lora_mnist.classifier.dial import TRIES, approximate_dial
 from lora_mnist.classifier.metrics import outcome_of
-from lora_mnist.classifier.module import ClassifierModule, validate_once
+from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.classifier.significance import weakest
 from lora_mnist.data import ImageDataModule
@@ -44,7 +44,9 @@ def seed_of_run(cfg: DictConfig, run: Run) -> int:
     if cfg.resume is not None:
         record = json.loads((run.folder / RUN_RECORD).read_text())
         return int(record["settings"]["seed"])
-    return random.SystemRandom().randrange(2**32)
+    seed = random.SystemRandom().randrange(2**32)
+    _info("seed=%d: drawn, since seed=null", seed)
+    return seed
 
 
 def select_training_images(
@@ -74,7 +76,7 @@ def select_training_images(
 def replay_frequency(
     cfg: DictConfig, data: ImageDataModule, repaired: Sequence[int]
 ) -> dict[int, int]:
-    """The turns of each class ``repaired`` before in a round of replay; any other class has one.
+    """How many turns a class ``repaired`` before has in a round of replay; others have one.
 
     This repair could undo those. With ``loss.target_weight`` one image of the target weighs as much
     as several replayed ones. Each repaired class is then replayed so often that its images weigh
@@ -126,16 +128,14 @@ def measure_dial(
     """The dial: errors of the finished adapter at several scales, on the validation images.
 
     ``dial=null`` tries them in a single run with validation images, but not in a job of a sweep.
-    ``None``: they are not tried.
+    ``None``: they are not tried. The module has been validated.
     """
     wants_dial = cfg.dial
     if wants_dial is None:
         wants_dial = len(data.val_set) > 0 and not run.is_sweep
     if not wants_dial and cfg.lora.scale != "auto":
         return None
-    validate_once(trainer, module, data)
-    validation: Any = module.evaluations["val"]
-    predictions = validation.predictions or None  # none with trainer.limit_val_batches=0
+    predictions = module.predictions.get("val") or None  # none with trainer.limit_val_batches=0
     # No more forward passes than training made, whatever the network.
     steps = trainer.global_step * trainer.accumulate_grad_batches
     most = max(_MIN_FOR_DIAL, steps * (data.batch_size + data.replay) // TRIES)
@@ -156,6 +156,7 @@ def scale_to_save(cfg: DictConfig, dial: Mapping[str, Any] | None) -> float:
         assert dial is not None  # measure_dial always has one then
         scale = dial["advised"]
     if cfg.lora.scale != 1:
-        full = f"; scale={1 / scale:.3g} is as trained" if scale not in (0, 1) else ""
+        can_undo = scale not in (0, 1) and cfg.adapter is None  # else the scale is of a sum
+        full = f"; scale={1 / scale:.3g} is as trained" if can_undo else ""
         _info("scale: %g, with which the adapter is saved%s", scale, full)
     return float(scale)

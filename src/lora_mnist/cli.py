@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lora_mnist.disk.numbers import flatten
-from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD, latest
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT, find_run
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import CONFIGS, Run, command_line, override, program
 from lora_mnist.sweep.session import (
@@ -257,18 +257,7 @@ def _explain_hydra(error: HydraException) -> str:
 
 def run_folder(runs: str, resume: str | None, now: str) -> str:
     """Resolver of ``hydra.run.dir``: a new folder in ``runs``, or that of the run to go on with."""
-    if resume is None:
-        return str(Path(runs, now))
-    if resume == "latest":
-        record = latest(Path(runs), f"*/{RUN_RECORD}")
-    else:
-        record = Path(resume) / RUN_RECORD
-    if record is None or not record.is_file():
-        raise UserError(
-            f"resume={resume}: expected the folder of a run that began to train, with {RUN_RECORD} "
-            "in it, or latest"
-        )
-    return str(record.parents[1].absolute())
+    return str(Path(runs, now) if resume is None else find_run(Path(runs), resume))
 
 
 OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=True, replace=True)

@@ -63,9 +63,9 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     module = ClassifierModule(net, data, repaired_classes(cfg, data), hyperparameters=settings)
     with quiet_lightning(), clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
-    results = collect_results(cfg, run.typed or (), data, module, module.outcomes, clock, base=base)
+    results = collect_results(cfg, run.typed, data, module, module.outcomes, clock, base=base)
     results |= {"adapter": cfg.adapter, "scale": scale, "better_preprocessing": better}
-    write_results(run.folder, results, module.predictions, data.test_set)
+    write_results(run.folder, results, module.predictions["test"], data.test_set)
     report_and_close_loggers(trainer, results, run, cfg.figures)
     check_require(comparisons, results)
     return results

@@ -58,7 +58,12 @@ from lora_mnist.disk.checkpoint import step_of
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.resume import begin_run, require_new
-from lora_mnist.disk.run_paths import ADAPTER_FOLDER, FINETUNED_FILE, new_run_folder
+from lora_mnist.disk.run_paths import (
+    ADAPTER_FOLDER,
+    FINETUNED_FILE,
+    new_run_folder,
+    resumed_folder,
+)
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.learning_rate import choose_learning_rate
 from lora_mnist.lora.combine import sum_adapters
@@ -66,6 +71,7 @@ from lora_mnist.lora.model import lora_disabled
 from lora_mnist.project import Run
 from lora_mnist.settings import checked_copy
 from lora_mnist.show.end_of_run import report_and_close_loggers
+from lora_mnist.show.report import write_card
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.trainer import is_fast_dev_run, make_trainer, quiet_lightning
 
@@ -78,8 +84,8 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     Args:
         cfg: a configuration of ``configs/train.yaml``; it is not changed.
         run: the folder for results.json, checkpoints, the adapter and the loggers' files, and how
-            the command was typed; ``None``: a new folder, named by the time. With ``cfg.resume``
-            the folder of that run.
+            the command was typed; ``None``: a new folder, named by the time, or with ``cfg.resume``
+            that run's.
 
     Returns:
         What results.json holds.
@@ -93,14 +99,13 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     stages = {"pretrain": pretrain, "lora": lora, "finetune": finetune}
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
-    run = run or Run(new_run_folder(cfg))
+    run = run or Run(new_run_folder(cfg) if cfg.resume is None else resumed_folder(cfg))
     cfg = checked_copy(cfg)
     cfg.paths.run = str(run.folder)
     if cfg.resume is None:
         require_new(run.folder)
     if cfg.seed is None:
         cfg.seed = seed_of_run(cfg, run)
-        _info("seed=%d: drawn, since seed=null", cfg.seed)
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
     if {"digit", "target"} <= run.typed_keys:
@@ -123,7 +128,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     if cfg.base_ckpt is None:
         raise UserError("base_ckpt=null: expected a file to write the base to")
     # Jobs of a sweep would replace the current base one after another.
-    is_shared = run.is_sweep and Path(cfg.base_ckpt) == current_base_path(cfg)
+    is_shared = run.is_sweep and Path(cfg.base_ckpt).absolute() == current_base_path(cfg)
     current = None if is_shared else Path(cfg.base_ckpt)
     if cfg.publish and current is not None:
         require_replaceable(current)
@@ -138,16 +143,18 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     print_parameters(net)
     with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(cfg, trainer, module, data, ckpt_path, clock)
-        best = load_best_weights(trainer, module, data)
+        best = load_and_validate_best(trainer, module, data)
         results = validate_test_and_collect(cfg, run, trainer, module, data, clock, best)
-        write_results(run.folder, results, module.predictions, data.test_set)
+        useless = majority_baseline_failure(trainer, module, data)
+        is_published = cfg.publish and not module.targets and not useless
+        folder = Path(cfg.paths.bases) if is_published else run.folder
+        own = versioned_base_path(folder, cfg.base_name, results["base_sha256"])
+        if not is_published or current is None:  # other commands have to be told
+            results["weights"] = str(own) if is_published else own.name
+        write_results(run.folder, results, module.predictions["test"], data.test_set)
         report_and_close_loggers(trainer, results, run, cfg.figures)
-        useless = majority_baseline_failure(module, data)
         # Last: a run that fails on the way leaves the current base alone.
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
-            is_published = cfg.publish and not module.targets and not useless
-            folder = Path(cfg.paths.bases) if is_published else run.folder
-            own = versioned_base_path(folder, cfg.base_name, results["base_sha256"])
             save_base(cfg, run, net, data, own)
             if is_published and current is not None:
                 set_current_base(own, current)
@@ -180,15 +187,18 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     data = data.training_on(selection._replace(replay_frequency=frequency))
     add_new_adapter(cfg, net)
     module = make_module(cfg, net, data, base)
+    # A run that goes on keeps the rate that it began with.
     module.lr = choose_learning_rate(cfg, trainer, module, data)
     print_parameters(net)
     with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(cfg, trainer, module, data, ckpt_path, clock)
-        best = load_best_weights(trainer, module, data)
+        best = load_and_validate_best(trainer, module, data)
         require_unchanged(base, net)
+        validate_once(trainer, module, data)
         dial = measure_dial(cfg, run, trainer, module, data, clock)
         scale = scale_to_save(cfg, dial)
-        module.scale_adapter(scale)
+        if scale != 1:
+            module.scale_adapter(scale)
         results = validate_test_and_collect(cfg, run, trainer, module, data, clock, best, base)
         results |= {
             "base_unchanged": True,
@@ -200,11 +210,12 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         }
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
             if cfg.adapter is not None or scale != 1:
-                sum_adapters(net)  # also of one: a file holds no scale, lora_B then has it
+                sum_adapters(net)  # one alone, too: only lora_B can hold its scale
             save_adapter_and_base(cfg, run, net, base, data, results)
-        write_results(run.folder, results, module.predictions, data.test_set)
+            write_card(run.folder, results)
+        write_results(run.folder, results, module.predictions["test"], data.test_set)
         report_and_close_loggers(trainer, results, run, cfg.figures)
-    require_better_than_one_class(module, data)
+    require_better_than_one_class(trainer, module, data)
     return results
 
 
@@ -222,16 +233,16 @@ def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
     print_parameters(net)
     with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(cfg, trainer, module, data, ckpt_path, clock)
-        best = load_best_weights(trainer, module, data)
+        best = load_and_validate_best(trainer, module, data)
         results = validate_test_and_collect(cfg, run, trainer, module, data, clock, best, base)
         weights = None if is_fast_dev_run(trainer) else FINETUNED_FILE
         results |= {"base_unchanged": False, "weights": weights}
         if trainer.is_global_zero and weights is not None:
             save_base(cfg, run, net, data, run.folder / weights)
             _info("weights: %s; other commands take them as base_ckpt", run.folder / weights)
-        write_results(run.folder, results, module.predictions, data.test_set)
+        write_results(run.folder, results, module.predictions["test"], data.test_set)
         report_and_close_loggers(trainer, results, run, cfg.figures)
-    require_better_than_one_class(module, data)
+    require_better_than_one_class(trainer, module, data)
     return results
 
 
@@ -243,7 +254,7 @@ def fit(
     ckpt_path: Path | None,
     clock: Clock,
 ) -> None:
-    """Train from the first step, or go on from the checkpoint, and refuse weights that diverged.
+    """Train from the first step, or go on from the checkpoint; refuse weights that diverged.
 
     The network is in train mode, but for a base that carries an adapter (:mod:`.lora.frozen`).
     """
@@ -270,7 +281,7 @@ def fit(
             )
 
 
-def load_best_weights(
+def load_and_validate_best(
     trainer: Trainer, module: ClassifierModule, data: ImageDataModule
 ) -> dict[str, Any] | None:
     """Load the best weights by a monitored value, if a callback has kept them.
@@ -324,4 +335,4 @@ def validate_test_and_collect(
                 with trainer.precision_plugin.forward_context():
                     outcomes[f"{split}_base"] = outcome_of(net, batches)
     warn_of_known_validation(outcomes, data)
-    return collect_results(cfg, run.typed or (), data, module, outcomes, clock, best, base)
+    return collect_results(cfg, run.typed, data, module, outcomes, clock, best, base)

@@ -173,7 +173,7 @@ def advised_scale(curve: Mapping[str, Any]) -> float:
     what the best scale saves. The root is the standard deviation of ``saved = repaired - broken``
     where both are equally likely, so a few validation errors by chance turn no repair off.
 
-    A scale that repairs none of the repaired classes does not count. Where the base has 100 errors
+    A scale that saves no error on the classes to repair is left out. Where the base has 100 errors
     or more on the other classes, nor does one that leaves more than 110% of these. Of two that are
     equally near, the smaller is taken. docs/repair.md compares this with other rules.
 

@@ -30,8 +30,8 @@ class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
     Logs ``train/loss``, the mean over the last ``log_every_n_steps`` steps, and for ``val`` and
-    ``test`` what :func:`logged_metrics` gives. A loss that is not finite ends training with
-    ``TrainingError``.
+    ``test`` what :func:`logged_metrics` gives. A loss that is not finite when it is logged ends
+    training with ``TrainingError``.
 
     ``net`` maps images, (N, channels, height, width) float32, to logits, (N, num_classes). With
     LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and kept in checkpoints.
@@ -70,10 +70,11 @@ class ClassifierModule(LightningModule):
         self.class_names, self.targets, self.replay = data.classes, list(targets), data.replay
         splits = ("val", *TEST_SETS)
         self.evaluations = nn.ModuleDict({s: Evaluation(len(data.classes)) for s in splits})
-        self.predictions: dict[str, Tensor] = {}  # of the last test, as Evaluation has them
+        # The last ones by split, as Evaluation has them.
+        self.predictions: dict[str, dict[str, Tensor]] = {}
         self.outcomes: dict[str, dict[str, Any]] = {}  # the last ones by split, as in results.json
         self.validated_at: int | None = None  # the step of outcomes["val"]
-        # By split, the logits before of each batch, the same in every evaluation.
+        # By split: each batch's logits before training, which never change.
         self.base_logits: dict[str, list[Tensor | None]] = {}
         # Sum and number of the losses since the last log; no buffers, since DDP would copy those
         # of the first process.
@@ -173,17 +174,15 @@ class ClassifierModule(LightningModule):
         if self.trainer.sanity_checking:
             return
         self.outcomes |= outcomes
-        if split == "test":
-            self.predictions = evaluation.predictions
+        self.predictions[split] = evaluation.predictions
         names = self.class_names if split == "val" else ()
         # The same in each process: the counts are of all.
         self.log_dict(logged_metrics(outcomes, names, self.targets), sync_dist=True)
 
     def scale_adapter(self, scale: float) -> None:
         """Turn the trained adapter up or down; it is then to be validated again."""
-        if scale != 1:
-            set_lora_scale(self.net, scale, self.adapter)
-            self.validated_at = None
+        set_lora_scale(self.net, scale, self.adapter)
+        self.validated_at = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter: the base has a file of its own."""

@@ -49,8 +49,8 @@ class ImageDataModule(LightningDataModule):
     Attributes:
         color_order: channels that the network takes, "rgb" or "bgr"; the images themselves are
             red, green, blue. ``mean`` and ``std`` are in the network's order.
-        train_set: images of all classes to train on; set by :meth:`setup`, as ``val_set`` and
-            ``test_set`` are.
+        train_set: images of all classes to train on. :meth:`setup` for "fit" or "validate" sets it
+            and ``val_set``; for "test", ``test_set``.
         selection: which of ``train_set`` to learn from, and to replay; ``None``: all classes.
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
         held_out: by part, val or test, the part that its images were held out of.

@@ -41,9 +41,8 @@ class FolderDataModule(ImageDataModule):
 
     Where ``val/`` or ``test/`` is missing, images of each class are held out of the others; see
     :func:`~lora_mnist.data.image_files.split`. The files are listed and read as torchvision's
-    ImageFolder does it, except that the upper eight of 16 bits a channel are taken. Files that
-    cannot be read are named and left out, and images to validate or test on that are images to
-    train on, too.
+    ImageFolder does it, except that the upper eight of 16 bits a channel are taken. Unreadable
+    files are named and left out; so are validation and test images that are also training images.
 
     ``sha256["all"]`` is of paths and pixels or, from the disk, of paths, sizes and times of change,
     since reading every byte would take as long as an epoch.
@@ -240,8 +239,10 @@ class FolderDataModule(ImageDataModule):
         repeats = repeated(root, parts)
         self.copies = len(repeats)
         if repeats:
-            message = "%s: %d validation or test images are left out, since they are also used "
-            warn(message + "before that: %s, ...", root, len(repeats), repeats[0].path)
+            message = (
+                "%s: %d validation or test images are left out: an earlier part has them: %s, ..."
+            )
+            warn(message, root, len(repeats), repeats[0].path)
         for entry in repeats:
             del parts[entry]
         sets: list[Images] = []

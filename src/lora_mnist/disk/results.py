@@ -53,7 +53,7 @@ def write_results(
 
 def collect_results(
     cfg: DictConfig,
-    overrides: Sequence[str],
+    overrides: Sequence[str] | None,
     data: ImageDataModule,
     module: Any,
     outcomes: Mapping[str, Mapping[str, Any]],
@@ -63,13 +63,16 @@ def collect_results(
 ) -> dict[str, Any]:
     """The content of results.json.
 
-    ``overrides`` are those of the command. ``module`` is a :class:`.module.ClassifierModule` as it
-    ended, ``outcomes`` are the counts by split. ``best`` has monitor, value and step of the best
-    weights, if they replaced the last ones. ``base`` is what the network started from.
+    ``overrides`` are those of the command; ``None``: it was called from Python. ``module`` is a
+    :class:`.module.ClassifierModule` as it ended, ``outcomes`` are the counts by split. ``best``
+    has monitor, value and step of the best weights, if they replaced the last ones. ``base`` is
+    what the network started from.
     """
     targets, is_ours = module.targets, base is None or base.is_pretrained_here
     # A run that was resumed leaves the same results.
-    kept = [text for text in overrides if not re.match(r"[+~]*(hydra|resume|sweep)\b", text)]
+    kept = None
+    if overrides is not None:
+        kept = [text for text in overrides if not re.match(r"[+~]*(hydra|resume|sweep)\b", text)]
     splits = {split: dict(outcome) for split, outcome in outcomes.items()}
     for outcome in splits.values():
         if not targets:

@@ -15,10 +15,10 @@ from lora_mnist.disk.numbers import affects_results, flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RESULTS_FILE, RUN_RECORD
 from lora_mnist.errors import UserError
 
-#: These may differ. Where base, adapter and images lie does not matter, only what they hold.
-#: Another device brings a warning.
+#: These may differ, beside what :func:`.numbers.affects_results` leaves out: base, adapter and
+#: images are compared by content, not by path. Another device brings a warning.
 _FREE = ("adapter", "base_ckpt", "data.data_dir", "data.mistakes", "trainer.accelerator")
-#: These may grow: a run can be trained farther. So may trainer.max_time.
+#: These may grow: a run can be trained farther. trainer.max_time may change.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
 
@@ -31,11 +31,11 @@ def require_new(folder: Path) -> None:
 
 @contextmanager
 def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
-    """Lock a run's folder from the first step to the last file, and record the run's settings.
+    """Lock a run's folder from the first step to the last file; record its settings, and its end.
 
-    ``settings`` are everything that the run's numbers depend on. ``resume`` is the run to go on
-    with, as the user named it; ``None``: this is a new run, which begins without the checkpoint of
-    an attempt before. Yielded is the checkpoint to go on
+    ``settings`` are everything that the run's numbers depend on, as :func:`.module.make_module`
+    collects them. ``resume`` is the run to go on with, as the user named it; ``None``: a new run; a
+    last.ckpt left in its folder is deleted. Yielded is the checkpoint to go on
     from; ``None``: begin at the first step. ``UserError``, if the run has finished, is still going,
     or had other settings.
     """
@@ -47,19 +47,20 @@ def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iter
     record.parent.mkdir(parents=True, exist_ok=True)
     flat = flatten(json.loads(json.dumps(settings, default=str)), into=dict)
     try:
-        with FileLock(record.with_name(".lock"), timeout=0):
-            if resume is not None:
-                _require_same_run(folder, flat, resume)
-            else:
-                last.unlink(missing_ok=True)
-            write_json(record, {"settings": flat, "finished": False})
-            yield last if last.exists() else None
-            write_json(record, {"settings": flat, "finished": True})
+        lock = FileLock(record.with_name(".lock"), timeout=0).acquire()
     except Timeout as error:
         key = "hydra.run.dir" if resume is None else "resume"
         raise UserError(
             f"{key}={folder}: a run is still going there; expected one at a time"
         ) from error
+    with lock:
+        if resume is not None:
+            _require_same_run(folder, flat, resume)
+        else:
+            last.unlink(missing_ok=True)
+        write_json(record, {"settings": flat, "finished": False})
+        yield last if last.exists() else None
+        write_json(record, {"settings": flat, "finished": True})
 
 
 def _require_same_run(folder: Path, settings: Mapping[str, Any], resume: object) -> None:
@@ -72,7 +73,7 @@ def _require_same_run(folder: Path, settings: Mapping[str, Any], resume: object)
         old, new = before.get(key), settings.get(key)
         if old == new or key in _FREE or not affects_results(key):
             continue
-        if key == "trainer.max_time" or (key in _LIMITS and _limit(new) > _limit(old)):
+        if key.startswith("trainer.max_time") or (key in _LIMITS and _limit(new) > _limit(old)):
             goes_farther = True
             continue
         if key.startswith("data_sha256"):

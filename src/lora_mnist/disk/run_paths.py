@@ -5,6 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from lora_mnist.errors import UserError
+
 RESULTS_FILE = "results.json"
 ADAPTER_FOLDER = "adapter"
 #: The weights that ``stage=finetune`` leaves.
@@ -18,6 +20,27 @@ def new_run_folder(cfg: DictConfig) -> Path:
     folder = Path(cfg.paths.outputs, cfg.stage, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     folder.mkdir(parents=True)
     return folder
+
+
+def resumed_folder(cfg: DictConfig) -> Path:
+    """The folder of the run that ``cfg.resume`` names, a folder or latest."""
+    return find_run(Path(cfg.paths.outputs, cfg.stage), cfg.resume)
+
+
+def find_run(runs: Path, resume: str) -> Path:
+    """The folder of a run to go on with: ``resume``, or the latest in ``runs``.
+
+    ``UserError``, if no run has begun to train there.
+    """
+    record: Path | None = Path(resume) / RUN_RECORD
+    if resume == "latest":
+        record = latest(runs, f"*/{RUN_RECORD}")
+    if record is None or not record.is_file():
+        raise UserError(
+            f"resume={resume}: expected the folder of a run that began to train, with {RUN_RECORD} "
+            "in it, or latest"
+        )
+    return record.parents[1].absolute()
 
 
 def latest(folder: Path, pattern: str) -> Path | None:

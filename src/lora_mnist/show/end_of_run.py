@@ -16,7 +16,7 @@ from PIL import Image
 from lora_mnist.project import Run
 from lora_mnist.show.class_table import FEW_CLASSES
 from lora_mnist.show.figures import FIGURES
-from lora_mnist.show.report import make_report, write_card
+from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_results
 from lora_mnist.show.verdict import verdict_text
 
@@ -26,15 +26,13 @@ log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on s
 def report_and_close_loggers(
     trainer: Trainer, results: Mapping[str, Any], run: Run, figures: bool | None
 ) -> None:
-    """Write an adapter's card, print the results, write the report, and give both to every logger.
+    """Print the results, write the report, and give both to every logger.
 
     With ``figures=None`` a single run has a report, and a job of a sweep has none. The loggers of
     W&B and TensorBoard are then closed: in a sweep the next job has its own.
     """
     if not trainer.is_global_zero:
         return
-    if results["stage"] == "lora" and results["adapter"] is not None:
-        write_card(run.folder, results)
     print_results(results, run.folder)
     paths: dict[str, Path] = {}
     if figures or (figures is None and not run.is_sweep):

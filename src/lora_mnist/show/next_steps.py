@@ -23,7 +23,7 @@ from lora_mnist.show.changes import (
 
 #: Groups of overrides that a command repeats, but for keys of ``data`` that only this
 #: training needs.
-_REPEATED = ("data", "net", "base_name", "base_ckpt", "paths", "allow_other_base")
+_REPEATED = ("data", "net", "base_name", "base_ckpt", "paths", "allow_other_base", "trust")
 
 
 class Phrase(NamedTuple):
@@ -35,12 +35,17 @@ class Phrase(NamedTuple):
 
 
 def next_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
-    """Reasons, each followed by its command, from what the run in ``folder`` has left there."""
+    """Reasons, each followed by its command, from what the run in ``folder`` has left there.
+
+    There are none for a run that was called from Python: no command line says what it ran on.
+    """
     stage, dial = results["stage"], results.get("dial") or {}
     everything, targets = change_of(results), results["targets"]
     # The base is too bad, or has no errors, or other preprocessing was advised first.
     is_base_bad = 2 * everything.before >= everything.images
     if is_base_bad or not everything.after or results.get("better_preprocessing"):
+        return []
+    if results.get("overrides") is None:
         return []
     split = "val" if "val" in results else "test"  # validation images decide, if there are any
     if "test_base" not in results:
@@ -48,7 +53,9 @@ def next_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         if not _can_be_shown(results, worst, split):
             return []
         reason = f"To repair {named(results['classes'], [worst])}:"
-        return _repair_steps(reason, results, [worst])
+        weights = results.get("weights")  # of a base that is not the current one
+        more = [override("base_ckpt", _typed_path(folder / weights))] if weights else []
+        return _repair_steps(reason, results, [worst], *more)
     if stage != "lora" or not results["adapter"]:  # a trial keeps none
         return []
     phrases = []
@@ -122,10 +129,13 @@ def _dial_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         return []
     if dial["advised"] == 0:
         return [Phrase("No scale beats the base on validation images.")]
+    text = scaled_command(results, folder)
+    if not text:
+        return []
     scale = f"{dial['advised'] / dial['saved']:g}"
     errors = f"validation errors, base -> adapted: {dial_text(results)}"
-    advised = Phrase(scaled_command(results, folder), is_command=True)
-    return [Phrase(f"Scale {scale} is advised ({errors}):"), advised]
+    reason = Phrase(f"Scale {scale} is advised ({errors}):")
+    return [reason, Phrase(text, is_command=True)]
 
 
 def dial_text(results: Mapping[str, Any]) -> str:
@@ -143,25 +153,35 @@ def dial_text(results: Mapping[str, Any]) -> str:
 
 
 def scaled_command(results: Mapping[str, Any], folder: Path) -> str:
-    """The command that tests the adapter of the run in ``folder`` at the advised scale."""
+    """The command that tests the adapter of the run in ``folder`` at the advised scale.
+
+    Empty on top of an earlier adapter: the file holds the sum of both, and one scale turns both.
+    """
     dial, overrides = results["dial"], [_adapter_in(folder)]
     if dial["saved"] != dial["advised"]:
+        if "test_before" in results:
+            return ""
         overrides.append(f"scale={dial['advised'] / dial['saved']:g}")
     return command("eval", results, *overrides)
 
 
 def command(entry: str, results: Mapping[str, Any], *overrides: str) -> str:
     """A whole command on the images, the network and the base of a run."""
-    repeated = []
+    repeated, given = [], [key_of(text) for text in overrides]
     for text in results["overrides"]:
         group, _, key = key_of(text).partition(".")
-        if group in _REPEATED and not (group == "data" and key in TRAINING_KEYS):
+        is_training_key = group == "data" and key in TRAINING_KEYS
+        if group in _REPEATED and not is_training_key and key_of(text) not in given:
             repeated.append(text)
     return command_line([*overrides, *repeated], program(entry))
 
 
 def _adapter_in(folder: Path) -> str:
-    """``adapter=FOLDER`` as somebody types it here."""
+    """``adapter=FOLDER`` of the run in ``folder``."""
+    return override("adapter", _typed_path(folder))
+
+
+def _typed_path(path: Path) -> Path:
+    """``path`` as somebody types it here."""
     here = Path.cwd()
-    path = folder.relative_to(here) if folder.is_relative_to(here) else folder
-    return override("adapter", path)
+    return path.relative_to(here) if path.is_relative_to(here) else path

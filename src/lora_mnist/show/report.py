@@ -159,7 +159,9 @@ def _draw_fronts(ranked: Ranked) -> list[Front]:
 def write_card(folder: Path, results: Mapping[str, Any]) -> None:
     """Write ``README.md``, the card of a run's adapter, as the Hugging Face Hub shows it."""
     left_out = ("base_ckpt=", "paths.")  # somebody else has other files
-    typed = [text for text in results["overrides"] if not text.lstrip("+~").startswith(left_out)]
+    typed = [
+        text for text in results["overrides"] or () if not text.lstrip("+~").startswith(left_out)
+    ]
     repaired = repaired_classes(results)
     _write_page(
         folder / ADAPTER_FOLDER / "README.md",

@@ -175,7 +175,7 @@ def run_swept(
 
 @cache
 def _end_after_the_sweep() -> None:
-    """Let this worker end, after its job, when the process that started it is gone.
+    """Once a process: let this worker end, after its job, when the sweep's process is gone.
 
     joblib's workers would outlive a killed sweep: after five idle minutes one tells the sweep that
     it ends, and waits for ever for the answer.
