@@ -42,6 +42,20 @@ def require_limits(settings: DictConfig) -> None:
             raise UserError(f"trainer.{key}={value}: expected a whole number, or -1 for no end")
 
 
+def require_trainable(cfg: DictConfig, run: Run) -> None:
+    """Refuse values of ``cfg`` that no training can have, before anything is made."""
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
+    if {"digit", "target"} <= run.typed_keys:
+        raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
+    if cfg.resume is not None and run.is_sweep:
+        raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
+    if cfg.stage == "pretrain" and cfg.target == "weakest":
+        raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
+    if cfg.stage == "pretrain" and cfg.base_ckpt is None:
+        raise UserError("base_ckpt=null: expected a file to write the base to")
+
+
 def require_suitable(trainer: Trainer, run: Run) -> None:
     """Refuse a Trainer that does not suit a run."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

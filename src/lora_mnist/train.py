@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -31,6 +30,7 @@ from lora_mnist.checks import (
     require_better_than_one_class,
     require_consistent,
     require_fixed_buffers,
+    require_trainable,
     require_unchanged,
     warn_of_known_validation,
 )
@@ -54,7 +54,7 @@ from lora_mnist.disk.base import (
     set_current_base,
     versioned_base_path,
 )
-from lora_mnist.disk.checkpoint import step_of
+from lora_mnist.disk.checkpoint import load_and_validate_best
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.resume import begin_run, require_new
@@ -106,12 +106,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         require_new(run.folder)
     if cfg.seed is None:
         cfg.seed = seed_of_run(cfg, run)
-    if not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
-    if {"digit", "target"} <= run.typed_keys:
-        raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
-    if cfg.resume is not None and run.is_sweep:
-        raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
+    require_trainable(cfg, run)
     comparisons = parse_require(cfg.require)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():
@@ -123,10 +118,6 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
 def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=pretrain``: train all weights, test, and publish the result as the base."""
     clock = Clock()
-    if cfg.target == "weakest":
-        raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
-    if cfg.base_ckpt is None:
-        raise UserError("base_ckpt=null: expected a file to write the base to")
     # Jobs of a sweep would replace the current base one after another.
     is_shared = run.is_sweep and Path(cfg.base_ckpt).absolute() == current_base_path(cfg)
     current = None if is_shared else Path(cfg.base_ckpt)
@@ -279,28 +270,6 @@ def fit(
                 f"optimizer.lr={module.lr}: training diverged, {name} is not finite at step "
                 f"{trainer.global_step}; expected a smaller learning rate"
             )
-
-
-def load_and_validate_best(
-    trainer: Trainer, module: ClassifierModule, data: ImageDataModule
-) -> dict[str, Any] | None:
-    """Load the best weights by a monitored value, if a callback has kept them.
-
-    Returns:
-        The monitor's name, its value and the step of these weights.
-    """
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
-            path = callback.best_model_path
-            value = float(callback.best_model_score)  # type: ignore[arg-type]
-            best = {"monitor": callback.monitor, "value": value, "step": step_of(Path(path))}
-            _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
-            # Validation loads them, and need not be repeated before the test.
-            trainer.validate(
-                module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True
-            )
-            return best
-    return None
 
 
 def validate_test_and_collect(

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from lora_mnist.data.images import Augment, Batch, Images, ImageTensors
+from lora_mnist.data.images import Augment, Batch, Images, ImageTensors, per_channel
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistakes
 from lora_mnist.data.sampler import Selection, TrainingLoader
 from lora_mnist.errors import require_number
@@ -23,13 +23,6 @@ TEST_SETS = ("test", "mistakes", "mistakes_test")
 
 #: A number, or one for each channel; ``None`` stands for the training images' own.
 Channelwise = float | Sequence[float] | None
-
-
-@lru_cache(maxsize=32)
-def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """One number for each channel, or for all of them, (C, 1, 1), copied to ``device`` once."""
-    with torch.inference_mode(False):  # validation may ask first, and training needs it too
-        return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 class ImageDataModule(LightningDataModule):

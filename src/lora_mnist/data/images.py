@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ def viewable(images: Tensor) -> Tensor:
     low = images.amin((-3, -2, -1), keepdim=True)
     high = images.amax((-3, -2, -1), keepdim=True)
     return ((images - low) / (high - low).clamp(min=1e-9) * 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=32)
+def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One number for each channel, or for all of them, (C, 1, 1), copied to ``device`` once."""
+    with torch.inference_mode(False):  # validation may ask first, and training needs it too
+        return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 class Images(Dataset[Batch]):

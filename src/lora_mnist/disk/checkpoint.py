@@ -1,4 +1,4 @@
-"""Checkpoints for bit-exact resumption: when they are written, and what they hold.
+"""Checkpoints: when they are written for bit-exact resumption, and the best one, which is kept.
 
 Lightning writes them (``trainer.save_checkpoint``) and reads them (``trainer.fit(ckpt_path=...)``).
 This file adds three things: a checkpoint is written whole or not at all (Lightning issue 19970), at
@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 
+_info = rank_zero_only(logging.getLogger(__name__).info)
 _warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 
@@ -149,3 +150,25 @@ def step_of(path: Path) -> int:
     if not path.exists():
         return 0
     return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
+
+
+def load_and_validate_best(
+    trainer: Trainer, module: LightningModule, data: LightningDataModule
+) -> dict[str, Any] | None:
+    """Load the best weights by a monitored value, if a callback has kept them.
+
+    Returns:
+        The monitor's name, its value and the step of these weights.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            path = callback.best_model_path
+            value = float(callback.best_model_score)  # type: ignore[arg-type]
+            best = {"monitor": callback.monitor, "value": value, "step": step_of(Path(path))}
+            _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
+            # Validation loads them, and need not be repeated before the test.
+            trainer.validate(
+                module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True
+            )
+            return best
+    return None
