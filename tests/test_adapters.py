@@ -1,6 +1,5 @@
 """The base and the adapters that a command finds, and the settings that a run brings."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 from composed import SMALL, composed, small_adapter, small_net
 from helpers.commands import ROOT, only_run, read_results, refused
 from helpers.stranger import darker, fresh, move_in
-from safetensors import safe_open
 
 from lora_mnist import MLP
 from lora_mnist.adapters import load_base, load_saved_adapter
@@ -122,9 +120,6 @@ def test_a_run_brings_its_network_its_data_and_its_base(cli, tmp_path, monkeypat
     for key in ("classes", "data_sha256", "mean", "std", "base_sha256"):
         assert results[key] == trained[key]
     assert results["test"]["errors_per_class"] == trained["test"]["errors_per_class"]
-    picture = f"images={here}/photos/dog/3.png"
-    more = ("trust=true", picture, "json=true")
-    assert '"class": "' in command("predict.py", "adapter=latest", *more)
     # Images of another folder are prepared as those of the training, whose classes go by name.
     other = darker(here / "photos", tmp_path / "other")
     run, options = tmp_path / "other_images", ("trust=true", *options)
@@ -133,20 +128,12 @@ def test_a_run_brings_its_network_its_data_and_its_base(cli, tmp_path, monkeypat
     assert results["dataset"] == "other"
     assert results["data_sha256"] != trained["data_sha256"]
     assert [results[key] for key in ("mean", "std")] == [trained[key] for key in ("mean", "std")]
-    out = "out=repaired.safetensors"
-    command("export.py", "adapter=latest", "trust=true", out, f"data.data_dir={other}")
-    with safe_open(elsewhere / "repaired.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["mean"]) == trained["mean"]
-        assert file.get_tensor("head.weight").shape == (3, 5)
     # What the command line says goes before that.
     run = tmp_path / "changed"
     command("eval.py", "data.mean=0.25", "adapter=latest", *options, f"hydra.run.dir={run}")
     results = read_results(run)
     assert (results["mean"], results["dataset"]) == (0.25, "photos")
     assert "typed: data.mean" in (run / "eval.log").read_text()
-    done = cli("eval.py", "net.width=6", "adapter=latest", *options, here=here)
-    assert done.code == 2
-    assert "size mismatch" in done.err
     done = cli("eval.py", "-m", "adapter=latest", "scale=1,0.5", *options)
     assert done.code != 0
     assert "adapter=latest: expected the folder itself in a sweep" in done.err

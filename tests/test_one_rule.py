@@ -28,6 +28,7 @@ FOLDER = ("data=folder", "data.data_dir={tmp}/none")
 MISTAKES = {
     "train": [
         (*PRETRAIN, "seed=-1"),
+        (*PRETRAIN, "trainer.max_steps=0"),
         (*PRETRAIN, "digit=weakest -> target=weakest: "),
         (*PRETRAIN, "require=[test.broken] -> require=test.broken: "),
         (*PRETRAIN, "base_ckpt={tmp}/text.txt"),

@@ -140,7 +140,7 @@ def test_predictions_need_no_folder(here):
     shutil.move("photos", "elsewhere")
     images = "images=elsewhere/dog/3.png"
     assert predict(config("predict", images, *FORM, *KNOWN))[0]["base"] == expected[0]["base"]
-    for known in ((*FORM, *KNOWN[:2]), KNOWN, (*KNOWN, FORM[0]), (*FORM, KNOWN[0])):
+    for known in ((*FORM, *KNOWN[:2]), (*KNOWN, FORM[0])):
         with pytest.raises(UserError, match=r"^data.data_dir=null.*: expected a folder of images"):
             predict(config("predict", images, *known))
 
@@ -170,7 +170,6 @@ def test_a_base_knows_how_its_images_were_prepared(here):
     ("override", "message"),
     [
         ("net.num_classes=10", "net: gives (2, 10) for images of shape (2, 3, 8, 8); expected (2,"),
-        ("data.channels=1", "net: cannot take images of shape (2, 1, 8, 8) from photos (Given gr"),
         ("net.width=5", "base_ckpt=mine.pt: Error(s) in loading state_dict for Net: size mismatch"),
     ],
 )
@@ -223,7 +222,9 @@ def test_the_example_from_the_first_command_to_the_last(cli, tmp_path, monkeypat
             monkeypatch.chdir(copy)
             runpy.run_path(str(copy / script), run_name="__main__")
             continue
-        done = cli(script.removeprefix("../../"), *given, here=copy)
+        entry = script.removeprefix("../../")
+        plain = ["figures=false"] if entry in ("train.py", "eval.py") else []
+        done = cli(entry, *given, *plain, here=copy)
         assert done.code == 0, f"{command}\n{done.err}"
     results = read_results(only_run(tmp_path / "outputs", "lora"))
     assert (results["targets"], results["base_unchanged"]) == ([0], True)

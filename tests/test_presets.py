@@ -10,7 +10,7 @@ from helpers.commands import ROOT, only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from lora_mnist import load_adapter
+from lora_mnist import add_lora, load_adapter
 from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.project import Run
 from lora_mnist.settings import typed_copy
@@ -144,7 +144,9 @@ def test_a_compiled_network_keeps_its_names(outputs, monkeypatch):
         torch.testing.assert_close(tensor, tensors[1][name])
     assert compiled["test"]["errors"] == pytest.approx(plain["test"]["errors"], abs=2)
     assert compiled["base_unchanged"]
-    load_adapter(small_net(outputs), adapters[0])
+    net = load_adapter(small_net(outputs), adapters[0])
+    with pytest.raises(ValueError, match="OptimizedModule: expected the network inside this wr"):
+        add_lora(torch.compile(net))
 
 
 @pytest.mark.slow

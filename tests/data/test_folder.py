@@ -46,9 +46,6 @@ def sets(root, **changes):
     return data, [part.take(list(range(len(part)))) for part in data.sets]
 
 
-in_memory = pytest.mark.parametrize("in_memory", [True, False])
-
-
 CROP, TENSOR = v2.CenterCrop(16), v2.PILToTensor()
 #: How images are prepared: keys beside image_size=16, and what torchvision has for them.
 WAYS = {
@@ -66,7 +63,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("size", [(40, 30), (16, 99), (7, 5)])
+@pytest.mark.parametrize("size", [(40, 30), (7, 5)])
 def test_reads_what_torchvision_reads(make_photos, way, size):
     for part in ("train", "validation", "test"):
         root = make_photos({"cat": 2, "cat-a": 1, "cat2": 1}, part, size=size)
@@ -149,7 +146,7 @@ def test_other_files_are_left_out_and_named(make_photos, caplog):
     assert "film.heic" in record.getMessage()
 
 
-@in_memory
+@pytest.mark.parametrize("in_memory", [True, False])
 def test_broken_images_are_named_and_left_out(make_photos, caplog, in_memory):
     root = make_photos({"cat": 20, "dog": 20})
     for i in range(12):
@@ -165,14 +162,13 @@ def test_broken_images_are_named_and_left_out(make_photos, caplog, in_memory):
         sets(root, in_memory=in_memory)
 
 
-@in_memory
-def test_the_sha256_changes_with_the_images(make_photos, in_memory):
+def test_the_sha256_changes_with_the_images(make_photos):
     root = make_photos({"cat": 5, "dog": 5})
-    hashes = {sets(root, in_memory=in_memory, split_seed=seed)[0].sha256["all"] for seed in (0, 1)}
+    hashes = {sets(root, split_seed=seed)[0].sha256["all"] for seed in (0, 1)}
     make_photos({"cat": 1})  # replaced by other noise
-    hashes.add(sets(root, in_memory=in_memory)[0].sha256["all"])
+    hashes.add(sets(root)[0].sha256["all"])
     (root / "cat" / "0.png").rename(root / "dog" / "9.png")
-    hashes.add(sets(root, in_memory=in_memory)[0].sha256["all"])
+    hashes.add(sets(root)[0].sha256["all"])
     assert len(hashes) == 3
 
 
@@ -245,7 +241,6 @@ def test_the_split_is_stable():
         ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder of .* once: \['cat', "),
         ({"color_order": "bgr", "channels": 1}, "color_order=bgr: expected one of rgb$"),
         ({"transform": v2.Resize(4), "image_size": 8}, "image_size=8: expected null, since transf"),
-        ({"image_size": 8.5}, "image_size=8.5: expected null, pixels"),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),
         ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7 test_size=0.4: expected to leave "),
     ],
@@ -260,7 +255,6 @@ def test_refuses_bad_arguments(make_photos, changes, message):
     ("folders", "message"),
     [
         (["cat"], "a folder for each of two classes"),
-        (["test/cat", "test/dog"], "some images of cat to train on, and to test on; 0 of"),
         (["train/cat", "train/dog", "val/emu"], "some images of emu to train on, and to test on"),
     ],
 )

@@ -74,12 +74,6 @@ def test_afterwards_the_network_trains_as_any_other(net, function):
     assert "body.1.running_mean" in changed_tensors(before, base_state_dict(net))
 
 
-def test_a_lazy_layer_of_the_base_is_frozen_before_it_has_numbers():
-    net = add_lora(nn.Sequential(nn.Linear(6, 4), nn.LazyLinear(3)))
-    net(X)
-    assert not net[1].weight.requires_grad
-
-
 def test_fingerprint_sees_every_difference():
     state = {"a": torch.tensor([0.0, 1.0]), "b": torch.ones(2, 3)}
     variants = [

@@ -98,7 +98,6 @@ def test_theirs_load_here(kind, options, tmp_path):
     "layer",
     [
         nn.Conv2d(4, 4, 1, dilation=2),
-        nn.Conv2d(4, 4, 1, padding_mode="circular"),
         nn.GRU(6, 5),
         nn.MultiheadAttention(5, 1),
         nn.Sequential(*[nn.Linear(6, 6)] * 2),  # one layer under two names

@@ -101,7 +101,6 @@ def test_a_job_that_does_not_meet_what_is_required_fails_and_keeps_its_numbers(c
         (("-m", "sweep.resume=latest"), "sweep.resume=latest: expected the folder of a sweep"),
         (("sweep.resume=latest",), "sweep.resume=latest: expected a sweep; start it with -m"),
         (("-m", "sweep.metric=test.loss"), "sweep.metric=test.loss: expected one of val.accuracy"),
-        (("-m", "require=[val.errors]"), "require=val.errors: expected two numbers or keys"),
         (("-m", "sweep=optuna", "sweep.metric=null"), "sweep.metric=null: a search needs one"),
     ],
 )

@@ -48,7 +48,6 @@ CHANCE = "best, but beside the base it may be chance (p = 0.06 for the best of 2
 @pytest.mark.parametrize(
     ("metric", "base", "p_value", "verdict"),
     [
-        ("accuracy", 0.5, 0.01, "best"),
         ("accuracy", 0.5, 0.03, CHANCE),
         ("errors", 0.5, 0.01, "no job is better than the base; the nearest"),
         ("loss", 0.95, 0.3, "best"),
