@@ -185,19 +185,3 @@ def test_a_merged_network_is_pickled_with_its_base_whatever_becomes_of_the_merge
     assert changed_tensors(state, unmerge_lora(twin).state_dict()) == []
     del net.lora_merged
     assert b"lora_mnist" not in pickle.dumps(net)
-
-
-def test_the_base_is_kept_in_eval_mode_again():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5)).eval()
-    randomize(add_lora(net, target_modules=["0"], dropout=0.5))
-    adapted = net(X)
-    merge_lora(net.train())
-    net.requires_grad_(True)
-    unmerge_lora(net.eval())
-    assert torch.equal(net(X), adapted)  # no dropout
-    net.train()
-    assert not torch.equal(net(X), net(X))  # the adapter's
-    assert torch.equal(net[1].running_mean, torch.zeros(5))
-    assert not net[1].weight.requires_grad
-    assert net[0].parametrizations.weight[0].lora_A.requires_grad

@@ -31,12 +31,9 @@ def randomized(net):
     [
         ("linear", {"rank": 4, "alpha": 3.0, "use_rslora": True, "dropout": 0.5}),
         ("linear", {"rank_pattern": {"linear2": 3}, "alpha_pattern": {"linear1": 0.5}}),
-        ("linear", {"init": "pissa", "rank": 3, "use_rslora": True}),
         ("convolutions", {"target_modules": "conv"}),  # and not block.conv
-        ("convolutions", {"target_modules": ".*conv", "rank_pattern": {"^conv": 3}}),
         ("convolutions", {"target_modules": ".*conv", "init": "pissa", "rank": 3, "alpha": 2.0}),
         ("embedding", {"target_modules": ["0"], "rank": 2, "init": "pissa"}),
-        ("embedding", {"rank_pattern": {"1": 3}}),
         ("conv1d", {"rank": 2}),
     ],
 )
@@ -75,7 +72,6 @@ BOTH = ["linear1", "linear2"]
     [
         ("linear", {"target_modules": BOTH, "r": 4, "lora_alpha": 5, "use_rslora": True}),
         ("linear", {"target_modules": r"linear\d", "exclude_modules": ["linear1"]}),
-        ("linear", {"target_modules": BOTH, "rank_pattern": {"linear[23]": 3}, "use_rslora": True}),
         ("linear", {"target_modules": BOTH, "alpha_pattern": {"^linear2": 1, "linear1": 20}}),
         ("convolutions", {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3}}),
         ("embedding", {"target_modules": ["0", "1"], "alpha_pattern": {"0": 7}}),

@@ -95,12 +95,6 @@ def test_the_class_that_loses_most_is_named(loser, word):
     assert verdict(run)[0].text.startswith(f"Keep this repair unless the loss on {word} ")
 
 
-def test_classes_that_lose_as_much_are_named_together():
-    *_, last = verdict(run_of([5, 5, 5, 60], [3, 3, 0, 0], [0, 0, 0, 40]))
-    assert last.text.startswith("Most is lost on zeros: 5 errors -> 8 (0 repaired")
-    assert last.text.endswith("; as many on ones.")
-
-
 @pytest.mark.parametrize(
     ("before", "after", "outcome"), [(0, 21, "worse"), (21, 0, "better"), (8, 11, "unclear")]
 )
