@@ -30,15 +30,20 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("hydra/launcher=nope", 'others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'),
         ("experiment=null", "Config group override must be a string or a list. Got NoneType"),
         ("resume=nowhere", "resume=nowhere: expected the folder of a run that began to train"),
-        ("-m --cfg job", "Only one of --run, --multirun, --cfg, "),
     ],
 )
 def test_hydras_refusals_are_one_line(cli, tmp_path, argument, answer):
-    done = cli("train.py", *argument.split(), "stage=lora")
+    done = cli("train.py", "stage=lora", argument)
     assert (done.code, done.out) == (2, "")
     assert answer in done.err
     assert len(done.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_flags_of_hydra_that_exclude_each_other(cli):
+    done = cli("train.py", "-m", "--cfg", "job", "stage=lora")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith("Only one of --run, --multirun, --cfg, ")
 
 
 def test_a_sweep_of_a_key_that_nothing_reads(cli, tmp_path):
