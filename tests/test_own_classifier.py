@@ -1,7 +1,6 @@
 """A stranger's network, weights and folder of images, through every command."""
 
 import csv
-import json
 import re
 import runpy
 import shlex
@@ -12,12 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from composed import logged
 from helpers.commands import ROOT, only_run, read_results, refused
 from helpers.stranger import CLASSES, config, darker, fresh, mine, move_in
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torchvision.models import ResNet18_Weights
 
 from lora_mnist import add_lora, load_adapter, lora_disabled, save_adapter
@@ -47,7 +44,7 @@ def repaired(here, *overrides):
     return folder
 
 
-def test_a_repair_proves_the_base_untouched_and_is_exported_as_a_plain_network(here):
+def test_a_repair_proves_the_base_untouched(here):
     folder = repaired(here, "target=[dog,emu]", "logger=csv")
     results = read_results(folder)
     assert results["base_unchanged"]
@@ -62,17 +59,6 @@ def test_a_repair_proves_the_base_untouched_and_is_exported_as_a_plain_network(h
         with torch.no_grad(), lora_disabled(net.train(mode)):
             assert torch.equal(net(images), base(images))
     assert changed_tensors(base.state_dict(), base_state_dict(net)) == []
-
-    with logged("lora_mnist.export") as text:
-        export(config("export", "adapter=latest", "out=repaired.safetensors"))
-    assert "same predictions as the live network on 6 test images" in text.getvalue()
-    plain = fresh().eval()
-    plain.load_state_dict(load_file("repaired.safetensors"))
-    torch.testing.assert_close(plain(images), net.eval()(images), rtol=1e-4, atol=1e-4)
-    with safe_open("repaired.safetensors", "pt") as file:
-        about = file.metadata()
-    assert json.loads(about["classes"]) == CLASSES
-    assert about["input"].startswith("float32 (batch, 3, 8, 8): ")
 
 
 KNOWN = ("data.data_dir=null", "data.classes=[cat,dog,emu]", "data.image_size=8")
@@ -103,13 +89,9 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
         assert [row[side] for row in rows] == predictions
         given = [float(row[f"{side}_probability"]) for row in rows]
         assert given == pytest.approx(surest.tolist(), abs=2e-6)
-        errors, false_calls = dict.fromkeys(CLASSES, 0), dict.fromkeys(CLASSES, 0)
-        for name, prediction in zip(names, predictions, strict=True):
-            label = name.partition("/")[0]
-            errors[label] += prediction != label
-            false_calls[prediction] += prediction != label
-        assert results[split]["errors_per_class"] == [*errors.values()]
-        assert results[split]["false_calls_per_class"] == [*false_calls.values()]
+        labels = [name.partition("/")[0] for name in names]
+        wrong = sum(a != b for a, b in zip(labels, predictions, strict=True))
+        assert results[split]["errors"] == wrong
     assert (results["mean"], results["std"]) == (None, None)
     (both,) = predict(config("predict", "images=photos/dog/3.png", "adapter=latest", own))
     assert both["adapted"]["class"] in CLASSES

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from composed import FEW, QUICK, SMALL, composed, evaluated, logged, run, small_net
+from composed import QUICK, composed, evaluated, logged, run, small_net
 from helpers.commands import ROOT, only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -24,7 +24,6 @@ from lora_mnist.classifier.significance import mcnemar, weakest
 from lora_mnist.data import load_images, make_data
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.errors import TrainingError, UserError
-from lora_mnist.evaluate import evaluate
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.project import Run
@@ -284,19 +283,6 @@ def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
         assert left <= {"results.json", *pictures, "run.json", ".lock"}
 
 
-def test_a_folder_holds_one_run(outputs, tmp_path):
-    """Also from Python: neither results nor checkpoint nor adapter are replaced."""
-    folder, where = Run(tmp_path / "run"), f"paths.outputs={outputs}"
-    train(composed("train", *QUICK, where, "stage=lora"), folder)
-    before = {path: path.read_bytes() for path in folder.folder.rglob("*") if path.is_file()}
-    refused = rf"^hydra\.run\.dir={folder.folder}: holds another run; expected a new folder"
-    with pytest.raises(UserError, match=refused):
-        train(composed("train", *QUICK, where, "stage=finetune"), folder)
-    with pytest.raises(UserError, match=refused):
-        evaluate(composed("eval", *SMALL, *FEW, where), folder)
-    assert {path: path.read_bytes() for path in before} == before
-
-
 def test_a_network_that_changes_its_buffers_is_refused_before_training(outputs, tmp_path):
     base = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
     torch.save({**base, "calls": torch.zeros(())}, tmp_path / "counting.pt")
@@ -347,15 +333,6 @@ def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
     ours = torch.load(tmp_path / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
     assert changed_tensors(net.state_dict(), ours) == []
     assert base_state_dict(net).keys() == ours.keys()
-
-
-def test_the_untouched_base_is_tested_as_the_rest_of_the_run(outputs):
-    """In its precision, and on as many images."""
-    options = ("stage=lora", "trainer.precision=bf16-mixed", "+trainer.limit_test_batches=2")
-    first = run(outputs, *options)
-    second = run(outputs, *options, "digit=4", "adapter=latest")
-    assert second["test_base"]["images_per_class"] == first["test"]["images_per_class"]
-    assert second["test_base"]["loss"] == first["test_base"]["loss"]
 
 
 def test_a_repair_without_validation_images_names_the_keys_that_make_it_run(outputs):

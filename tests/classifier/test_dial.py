@@ -143,11 +143,3 @@ def test_the_quick_dial_sees_few_images_and_comes_near(adapted, most):
     known["index"] = torch.arange(600)
     again = approximate_dial(adapted, images, [1], most, known)
     assert again == {**quick, "forward_passes": 4 * chosen + sum(checked)}
-
-
-def test_all_runs_where_the_network_is(adapted):
-    """The meta device refuses to mix with the CPU, as a GPU does."""
-    images = torch.empty(5, 6, device="meta")
-    labels = torch.empty(5, dtype=torch.int64, device="meta")
-    predictions, _ = predictions_at(adapted.to("meta"), [(images, labels)], [0, 0.5])
-    assert (predictions.device.type, predictions.shape) == ("meta", (2, 5))

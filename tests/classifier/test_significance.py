@@ -38,15 +38,6 @@ def test_wilson_as_published():
     assert wilson(81, 263) == pytest.approx((0.2553 * 263, 0.3662 * 263), abs=5e-5 * 263)
 
 
-@given(errors=COUNT, right=COUNT)
-def test_wilson_holds_the_count_and_is_symmetric(errors, right):
-    images = errors + right
-    low, high = wilson(errors, images)
-    assert 0 <= low <= errors + 1e-9
-    assert errors - 1e-9 <= high <= images
-    assert wilson(right, images) == pytest.approx((images - high, images - low), abs=1e-9)
-
-
 @pytest.mark.parametrize(
     ("errors", "images", "expected"),
     [

@@ -48,7 +48,6 @@ def lightning(state):
 FORMS = {
     "state_dict": lambda state: state,
     "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {}},
-    "nested": lambda state: {"model": {"state_dict": state}},
     "lightning": lightning,
     "two prefixes in model": lambda state: {"model": prefixed("_orig_mod.net.")(state)},
     "teacher": lambda state: {**prefixed("student.")(state), "teacher.w": torch.ones(2)},

@@ -1,7 +1,6 @@
 """The base: what is trained, merged, undone and removed on top of it leaves it to the last bit."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -48,17 +47,6 @@ def train(net, steps=3):
         optimizer.zero_grad()
         net(X).square().sum().backward()
         optimizer.step()
-
-
-def test_statistics_stay(net):
-    """Those of spectral normalisation too, which in train mode goes on with its iteration."""
-    nn.utils.parametrizations.spectral_norm(net.head)
-    before = copy.deepcopy(base_state_dict(net.eval()))
-    add_lora(net, target_modules=["0"])
-    train(net)
-    net.train()
-    net.body(X)  # a part of the network, which the network's own hook never sees
-    assert changed_tensors(before, base_state_dict(net)) == []
 
 
 @pytest.mark.parametrize("function", [merge_lora, remove_lora])
@@ -173,15 +161,3 @@ def test_a_merged_network_is_a_plain_one():
     assert changed_tensors(state, base_state_dict(net)) == []
     with pytest.raises(ValueError, match="no adapter of the model is merged"):
         unmerge_lora(net)
-
-
-def test_a_merged_network_is_pickled_with_its_base_whatever_becomes_of_the_merged_weights():
-    net = stacked()
-    state = net.state_dict()
-    merge_lora(net)
-    twin = pickle.loads(pickle.dumps(net))
-    with torch.no_grad():
-        twin.linear1.weight.add_(1)
-    assert changed_tensors(state, unmerge_lora(twin).state_dict()) == []
-    del net.lora_merged
-    assert b"lora_mnist" not in pickle.dumps(net)

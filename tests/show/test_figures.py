@@ -1,8 +1,6 @@
-from io import BytesIO
-
 import numpy as np
 import pytest
-from helpers.runs import CLASSES, outcome, results, write_run
+from helpers.runs import CLASSES, results, write_run
 from PIL import Image
 
 from lora_mnist.disk.predictions import read_predictions
@@ -26,11 +24,6 @@ def test_bars_of_errors():
     assert widths == [[2, 9, 1], [6, 2, 0]]
     weights = [label.get_fontweight() for label in axes.get_yticklabels()]
     assert weights == ["normal", "bold", "normal"]
-
-
-def test_a_name_is_no_formula():
-    figure = draw_errors({"classes": [r"$\x$", "b" * 99], "targets": [], "test": outcome([1, 2])})
-    figure.savefig(BytesIO(), format="png")
 
 
 def test_what_is_good_is_green():

@@ -69,10 +69,6 @@ def test_ten_pictures_come_first_five_of_them_broken(tmp_path):
     assert names == ["29", "28", "27", "26", "25", "0", "1", "2", "3", "4"]
     first = re.search(r'<img src="data:image/png;base64,([^"]+)" alt=""></td><td>test/29', page)
     assert Image.open(BytesIO(base64.b64decode(first[1]))).getpixel((0, 0)) == (29, 29, 29)
-    assert (
-        "<td>&lt;b&gt;cow&lt;/b&gt; (0.900)</td><td>cat (0.100)</td><td>broken</td>"
-        in page.replace("\n", "")
-    )
 
 
 def belief(folder, **more):

@@ -184,7 +184,6 @@ ADVICE = {
         SWEEP,
     ),
     "harm on top": (HARM, ["experiment=repair", "adapter=latest"], None),
-    "harm by other weights": ({**HARM, "stage": "finetune"}, ["stage=finetune"], None),
     "a price": (PRICE, ["experiment=repair"], SWEEP),
     "a smaller scale": (
         nines(20, 0, targets=[], dial={**DIAL, "saved": 0.5}),
@@ -192,11 +191,6 @@ ADVICE = {
         "eval.py adapter=run scale=0.8",
     ),
     "a good repair": (GOOD, OWN, f"train.py experiment=repair target=coat adapter=run {AS_TYPED}"),
-    "a good repair, by validation images": (
-        {**GOOD, "val": repaired([30, 40, 60], [0, 0, 0], [0, 0, 40], 100)},
-        OWN,
-        f"train.py experiment=repair target=dress adapter=run {AS_TYPED}",
-    ),
 }
 
 
