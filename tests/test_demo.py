@@ -80,20 +80,6 @@ def test_a_damaged_adapter_is_named_and_left_out(outputs, tmp_path):
     assert f"left out of the menu: {damaged}: " in text.getvalue()
 
 
-def test_from_one_mistake_of_the_base_to_the_next(sides, outputs):
-    labels, numbers, number = sides.test_set.labels, [], -1
-    net = small_net(outputs)
-    with torch.no_grad():
-        logits = net(sides.data.normalise(sides.test_set.images))
-    wrong = (logits.argmax(1) != labels).nonzero()[:, 0].tolist()
-    for _ in range(len(wrong) + 1):  # and round again
-        number = sides.next_mistake(sides.chosen, number)
-        numbers.append(number)
-    assert numbers == [*wrong, wrong[0]]
-    sides.test_set.labels = logits.argmax(1)
-    assert sides.next_mistake(None, 5) is None
-
-
 @pytest.mark.slow
 def test_an_empty_drawing_and_a_port_that_is_taken(sides, outputs, tmp_path):
     pytest.importorskip("gradio", reason="the extra demo is not installed")

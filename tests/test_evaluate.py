@@ -74,4 +74,3 @@ def test_without_an_adapter_tests_the_base_alone(made, trained):
     assert found["adapter"] is None
     assert found["parameters"]["lora"] == 0
     assert "errors on the test images" in text.getvalue()
-    assert "repaired" not in text.getvalue()

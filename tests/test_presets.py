@@ -78,18 +78,16 @@ def test_the_best_weights_are_tested_and_saved(outputs, callbacks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("debug", "steps"), [("fdr", 1), ("profiler", 2)])
-def test_trials(cli, tmp_path, debug, steps):
-    """Nothing is published, and no logger or checkpoint is written."""
-    options = ("stage=pretrain", *SMALL[:1], *FEW, f"debug={debug}", "trainer.max_steps=2")
+def test_a_trial_leaves_no_checkpoint_and_publishes_nothing(cli, tmp_path):
+    options = ("stage=pretrain", *SMALL[:1], *FEW, "debug=profiler", "trainer.max_steps=2")
     done = cli("train.py", *options).ok()
     outputs = tmp_path / "outputs"
     assert [path.name for path in outputs.iterdir()] == ["debug"]
     folder = only_run(outputs, "debug")
-    assert read_results(folder)["steps"] == steps
+    assert read_results(folder)["steps"] == 2
     assert not list(folder.rglob("events.*"))
     assert not [*folder.rglob("checkpoints/*.ckpt"), *folder.rglob("report.html")]
-    assert done.err.count("Profiler Report") == (debug == "profiler")
+    assert "Profiler Report" in done.err
 
 
 @pytest.mark.slow

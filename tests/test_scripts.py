@@ -6,7 +6,6 @@ No measured number in the documents is typed: each stands in a block that a scri
 import re
 
 import jobs
-import kills
 import pytest
 import readme
 import repair
@@ -64,14 +63,6 @@ def test_links_lead_somewhere(document):
     here = (ROOT / document).parent
     links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / document).read_text())
     assert [link for link in links if not (here / link).exists()] == []
-
-
-@pytest.mark.parametrize("name", ["half.json", "half.safetensors", ".x-1.tmp.json"])
-def test_half_a_file_is_found(tmp_path, name):
-    (tmp_path / "whole.json").write_text("{}")
-    assert kills.broken_file(tmp_path) is None
-    (tmp_path / name).write_text("half")
-    assert name in str(kills.broken_file(tmp_path))
 
 
 @pytest.mark.slow

@@ -188,11 +188,12 @@ def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_pa
     assert after == before
 
 
-def test_a_training_that_diverges_leaves_no_results(outputs):
+@pytest.mark.parametrize("stage", ["pretrain", "lora"])
+def test_a_training_that_diverges_leaves_no_results(outputs, stage):
     before = bases(outputs)
     with pytest.raises(TrainingError, match=r"^optimizer\.lr=1e\+25: .* expected a smaller"):
-        run(outputs, "stage=pretrain", "optimizer.lr=1e25", "trainer.max_steps=30")
-    assert not (newest(outputs, "pretrain") / "results.json").exists()
+        run(outputs, f"stage={stage}", "optimizer.lr=1e25", "trainer.max_steps=30")
+    assert not (newest(outputs, stage) / "results.json").exists()
     assert bases(outputs) == before
 
 
@@ -281,6 +282,16 @@ def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
         left = {path.name for path in newest(outputs, stage).rglob("*") if path.is_file()}
         pictures = {"predictions.csv", "pictures.safetensors"}
         assert left <= {"results.json", *pictures, "run.json", ".lock"}
+
+
+def test_a_folder_holds_one_run(outputs, tmp_path):
+    """Also from Python."""
+    command, options = Run(tmp_path / "run"), (*QUICK, f"paths.outputs={outputs}")
+    train(composed("train", "stage=lora", *options), command)
+    before = {path: path.read_bytes() for path in command.folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"^hydra\.run\.dir=.*: holds another run; expected a new"):
+        train(composed("train", "stage=finetune", *options), command)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_network_that_changes_its_buffers_is_refused_before_training(outputs, tmp_path):

@@ -59,10 +59,3 @@ def test_a_gallery_is_small(tmp_path):
     content = written(tmp_path, tensors, torch.zeros(41, 3, 200, 100, dtype=torch.uint8), many)
     assert kinds_of(content)["wrong"].tolist() == [*range(41)]
     assert content["wrong.images"].shape == (16, 3, 50, 25)
-
-
-def test_images_come_from_where_they_are(tmp_path):
-    """A test on part of the images, as with limit_test_batches and several processes."""
-    content = written(tmp_path, {key: of[::2] for key, of in predictions().items()}, images())
-    assert [int(image.max()) for image in content["broken.images"]] == [40]
-    assert content["name"].tolist() == ["0", "2", "4"]

@@ -42,7 +42,6 @@ def test_an_argument_for_a_function_that_is_typed_is_checked_too():
     [
         ({"_target_": None, "x": 2}, {"_target_": "a", "x": 1}, {"_target_": "a"}),
         ({"_target_": "a", "x": None}, {"_target_": "a", "x": 1, "y": [2]}, {"x": 1, "y": [2]}),
-        ({"_target_": "b"}, {"_target_": "a", "x": 1, "mean": 0.5}, {}),
         # Of other images only the preprocessing is taken.
         ({"_target_": "b", "mean": None}, {"_target_": "a", "x": 1, "mean": 0.5}, {"mean": 0.5}),
         # Arguments of a transform, one by one; a transform replaces the rest.

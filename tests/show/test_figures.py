@@ -1,13 +1,9 @@
 import numpy as np
 import pytest
-from helpers.runs import CLASSES, results, write_run
 from PIL import Image
 
-from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.show.figures import (
     draw_confusion,
-    draw_errors,
-    draw_gallery,
     draw_sweep,
     save_figure,
 )
@@ -16,14 +12,6 @@ from lora_mnist.show.figures import (
 def texts(figure):
     """What is written in the first axes of a figure, beside its ticks."""
     return [text.get_text() for text in figure.axes[0].texts]
-
-
-def test_bars_of_errors():
-    axes = draw_errors(results()).axes[0]
-    widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
-    assert widths == [[2, 9, 1], [6, 2, 0]]
-    weights = [label.get_fontweight() for label in axes.get_yticklabels()]
-    assert weights == ["normal", "bold", "normal"]
 
 
 def test_what_is_good_is_green():
@@ -39,19 +27,6 @@ def test_what_is_good_is_green():
         figure = draw_confusion(predictions, ["cat", "dog"])
         assert np.sign(figure.axes[0].images[0].get_array()).tolist() == signs
         assert sorted(texts(figure)) == numbers
-
-
-def test_two_predictions_stand_under_an_image(tmp_path):
-    for stage, kind, captions in (
-        ("lora", "broken", ["<b>c…</b> →\ncat", "<b>c…</b> →\ndog"]),
-        ("pretrain", "wrong", ["dog → cat", "cat → dog"]),
-    ):
-        write_run(tmp_path, stage)
-        predictions = read_predictions(tmp_path, CLASSES)
-        assert predictions is not None
-        figure = draw_gallery(kind, predictions, CLASSES)
-        assert [axes.get_xlabel() for axes in figure.axes] == captions
-        assert figure.axes[0].images[0].get_array().shape == (4, 4, 3)
 
 
 VALUES = ("1", "2", "16")

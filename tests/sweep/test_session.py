@@ -1,21 +1,31 @@
 """Whole sweeps: failing, resumed, killed, refused, searched, side by side."""
 
 import signal
+import time
 
 import pytest
 from filelock import FileLock
 from helpers.commands import ROOT, only_run, read_results
-from helpers.sweeping import (
-    TOY,
-    read_summary,
-    snapshot,
-    start,
-    statuses,
-    wait_for_jobs,
-    write_sweep,
-)
+from helpers.sweeping import TOY, read_summary, start, write_sweep
 
 SWEEP = "the extra sweep is not installed"
+
+
+def statuses(sweep):
+    return [row["status"] for row in read_summary(sweep)]
+
+
+def snapshot(folder):
+    """Every file's bytes and time of change, but for locks, which older releases touch."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def wait_for_jobs(process, tmp_path, count):
+    """Wait until ``count`` of the toy's jobs are at work, or done."""
+    while len(list((tmp_path / "outputs").glob("multirun/*/*/half-done"))) < count:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
