@@ -46,7 +46,6 @@ MISTAKES = {
         (*LORA, "target=cow"),
         (*LORA, "digit=[9,9] -> target=[9, 9]: "),
         (*LORA, "data.val_size=0", "target=weakest"),
-        (*LORA, "adapter=latest"),
         (*LORA, "+trainer.limit_test_batches=0"),
         (*LORA, "lora.scale=0"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),
@@ -63,7 +62,6 @@ MISTAKES = {
     ],
     "eval": [
         ("adapter={tmp}/none",),
-        ("adapter=[{tmp}/none,latest] -> adapter: Cannot convert",),
         ("require=20",),
         ("scale=0.5",),
         ("data.mean=[0.1,0.2,0.3] -> data.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),

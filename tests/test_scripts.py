@@ -1,4 +1,4 @@
-"""The scripts: what kills compares, that the studies compose, that documents show what was made.
+"""The scripts: the studies compose, and documents show what was made.
 
 No measured number in the documents is typed: each stands in a block that a script has made.
 """

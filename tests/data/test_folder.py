@@ -244,7 +244,7 @@ def test_refuses_bad_arguments(make_photos, changes, message):
 def test_every_class_has_images_to_train_on(make_photos):
     make_photos({"cat": 2, "dog": 2}, "train")
     root = make_photos({"emu": 2}, "val")
-    with pytest.raises(ValueError, match="expected some images of emu to train on, and to test on"):
+    with pytest.raises(ValueError, match="to leave some images of emu to train on, and to test on"):
         _ = FolderDataModule(root).sets
 
 

@@ -111,7 +111,6 @@ NETWORKS = {
         (2, 3, 8),
     ),
     "lstm": (lambda: recurrent(nn.LSTM, bidirectional=True), None),
-    "gru_cell": (lambda: nn.GRUCell(4, 6), (5, 4)),
     "embedding": (lambda: nn.Sequential(nn.Embedding(20, 6), nn.Linear(6, 3)), None),
     "conv1d": (lambda: nn.Sequential(nn.Conv1d(3, 5, 3, padding=1)), (2, 3, 9)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
