@@ -28,6 +28,7 @@ MISTAKES = {
     "train": [
         (*PRETRAIN, "seed=-1"),
         (*PRETRAIN, "digit=weakest -> target=weakest: "),
+        (*PRETRAIN, "base_ckpt={tmp}/text.txt"),
         (*PRETRAIN, "optimizer.lr=auto"),
         (*PRETRAIN, "base_ckpt=null"),
         (*PRETRAIN, "+lora.rank=4 -> lora: nothing reads this key"),
@@ -45,7 +46,6 @@ MISTAKES = {
         (*PRETRAIN, "callbacks.checkpoint.seconds=0"),
         (*LORA, "target=cow"),
         (*LORA, "digit=[9,9] -> target=[9, 9]: "),
-        (*LORA, "data.val_size=0", "target=weakest"),
         (*LORA, "+trainer.limit_test_batches=0"),
         (*LORA, "lora.scale=0"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),
@@ -62,14 +62,13 @@ MISTAKES = {
     ],
     "eval": [
         ("adapter={tmp}/none",),
-        ("require=20",),
         ("scale=0.5",),
         ("data.mean=[0.1,0.2,0.3] -> data.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),
         ("net=custom", "net._target_=builtins.dict"),
     ],
     "predict": [("images={tmp}/none*.png",)],
     "export": [
-        ("out=null",),
+        ("out={tmp}/outputs/base/mnist.ckpt",),
         ("out={tmp}/none/none/x.safetensors", "format=nope"),
         ("out={tmp}/x.onnx",),
     ],
@@ -87,6 +86,7 @@ def test_a_mistake_is_one_line(tmp_path, capfd, case):
     entry, *arguments = [text.replace("{tmp}", str(tmp_path)) for text in case]
     if entry == "demo" and find_spec("gradio") is None:
         pytest.skip("the extra demo is not installed")
+    (tmp_path / "text.txt").write_text("no weights")
     if entry == "report":
         (tmp_path / "damaged").mkdir()
         (tmp_path / "damaged" / "results.json").write_text("{")

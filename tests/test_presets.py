@@ -105,15 +105,22 @@ def test_a_drawn_seed_is_named_and_kept(cli, outputs):
     assert cfg.seed is None
 
 
-def test_a_schedule_follows_the_steps(outputs):
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (("scheduler=one_cycle",), [0.04, 0.8117, 0.2831, 0]),
+        (("scheduler=cosine", "scheduler.interval=epoch", "scheduler.T_max=2"), [1, 1, 0.5, 0.5]),
+    ],
+)
+def test_schedules(outputs, scheduler, expected):
     """The learning rate of each step, over optimizer.lr; an epoch has two steps."""
     options = ("logger=csv", "callbacks=lr_monitor", "callbacks.checkpoint=null")
     options += ("data.batch_size=2000", "trainer.log_every_n_steps=1", "trainer.max_steps=4")
-    options += ("trainer.max_epochs=2", "publish=false")
-    run(outputs, "stage=pretrain", *options, "scheduler=one_cycle")
+    options += ("trainer.max_epochs=2", "publish=false", *scheduler)
+    run(outputs, "stage=pretrain", *options)
     with next(only_run(outputs, "pretrain").rglob("metrics.csv")).open(newline="") as lines:
         rates = [float(row["lr-Adam"]) for row in csv.DictReader(lines) if row["lr-Adam"]]
-    assert [rate / 0.001 for rate in rates] == pytest.approx([0.04, 0.8117, 0.2831, 0], abs=1e-3)
+    assert [rate / 0.001 for rate in rates] == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -46,6 +46,3 @@ def test_all_that_does_not_hold_is_named_with_both_values():
         "require=test.broken <= 20: 85 <= 20 does not hold; "
         "test.errors_per_class.0 < test_base.errors_per_class.0: 7 < 7 does not hold"
     )
-    nearest = r"^require=test.brokn < 1: .* no number test.brokn; expected one like test.broken"
-    with pytest.raises(UserError, match=nearest):
-        check_require(parse_require("test.brokn < 1"), RESULTS)

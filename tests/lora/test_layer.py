@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from lora_mnist.lora.layer import LoRAParametrization
 from lora_mnist.lora.model import add_lora, lora_parameters, set_lora_scale
+from lora_mnist.lora.pissa import PiSSAParametrization
 from lora_mnist.lora.weight import lora_weights
 
 
@@ -36,6 +37,16 @@ def test_pissa_starts_at_the_principal_part(make):
         # Eckart and Young: no matrix of rank 2 is nearer.
         residual = torch.linalg.svdvals(matrix - principal)
         torch.testing.assert_close(residual[:-2], torch.linalg.svdvals(matrix)[2:])
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+def test_pissa_is_saved_with_twice_its_rank_or_the_full_one(rank):
+    adapter = PiSSAParametrization(torch.randn(6, 4), rank)
+    nn.init.normal_(adapter.lora_A)
+    lora_A, lora_B = adapter.factors()
+    assert len(lora_A) == lora_B.shape[1] == min(4, 2 * rank)
+    change = adapter.lora_B @ adapter.lora_A - adapter.start_B @ adapter.start_A
+    torch.testing.assert_close(lora_B @ lora_A, change)
 
 
 TOLERANCES = {

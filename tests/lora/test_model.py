@@ -155,19 +155,6 @@ def test_beside_somebody_elses_parametrization(name, tiny, tmp_path):
     assert changed_tensors(before, remove_lora(tiny).state_dict()) == []
 
 
-def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone():
-    """torch makes one class for a layer and its copies, and keeps the weights' names there."""
-    net = add_lora(nn.LSTM(4, 3), target_modules=["weight_ih_l0"])
-    twin = copy.deepcopy(net)
-    x = torch.randn(5, 2, 4)
-    base, _ = net(x)
-    randomize(add_lora(twin, target_modules=["weight_hh_l0"]))
-    assert not torch.equal(twin(x)[0], base)
-    assert torch.equal(remove_lora(twin)(x)[0], base)
-    assert torch.equal(net(x)[0], base)
-    assert net.weight_ih_l0.shape == (12, 4)  # what forward would not read again
-
-
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()

@@ -224,6 +224,13 @@ def test_classes_have_a_front_each_and_one_that_nothing_repairs_is_told(sweep):
     assert {dog[:8], command[:8], cat[:8]} == {"advised:", "python e", "no repai"}
 
 
+def test_the_front_crowns_no_lucky_seed(sweep):
+    for seed in (0, 1):
+        write_front(sweep, "dog", CURVES, seed)
+    assert make_sweep_report(sweep) == []
+    assert "best (mean of 2 seeds" in "".join(Ranked(sweep).findings())
+
+
 @pytest.mark.slow
 def test_the_front_of_a_small_sweep(cli, tmp_path):
     """One command sweeps the weights, tries each adapter at several scales and advises a point."""
