@@ -50,7 +50,7 @@ MISTAKES = {
         (*LORA, "lora.scale=0"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),
         (*LORA, "net._target_=torch.nn.Linear -> net.hidden_sizes: Linear"),
-        (*LORA, "optimizer.lr=${nope} -> optimizer.lr: Interpolation key 'nope' not found"),
+        (*LORA, "net.hidden_sizes=[15] -> base_ckpt="),
         (*LORA, "net=custom -> net._target_: missing; expected net._target_=VALUE"),
         (*LORA, "loss.target_weight=0.5"),
         (*LORA, "loss=margin", "loss.margin=nan"),

@@ -14,7 +14,6 @@ ARGUMENTS = [
     "images='my pictures/*.png'",
     "",
     "note='say \"$HOME\" `id` \\ it!'",
-    "loss=glob(*)",
     "a={b:[1,2]}",
 ]
 

@@ -18,12 +18,12 @@ class Crash(Callback):
     """Ends the run before a step, counted from 0 over all epochs.
 
     Which one, and how, stands in the environment, so that the run that goes on has the same
-    settings: ``CRASH=30`` raises, ``CRASH=30:SIGKILL`` sends a signal, to the first process alone.
+    settings: ``CRASH=30`` raises, ``CRASH=30:SIGKILL`` sends the process a signal.
     """
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         step, _, name = os.environ.get("CRASH", "-1").partition(":")
-        if trainer.global_step == int(step) and trainer.is_global_zero:
+        if trainer.global_step == int(step):
             if not name:
                 raise Crashed
             os.kill(os.getpid(), getattr(signal, name))

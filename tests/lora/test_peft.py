@@ -33,7 +33,6 @@ def randomized(net):
         ("convolutions", {"target_modules": "conv"}),  # and not block.conv
         ("convolutions", {"target_modules": ".*conv", "init": "pissa", "rank": 3, "alpha": 2.0}),
         ("embedding", {"target_modules": ["0"], "rank": 2, "init": "pissa"}),
-        ("conv1d", {"rank": 2}),
     ],
 )
 def test_ours_load_here_and_in_peft(kind, options, tmp_path):
