@@ -60,7 +60,6 @@ def test_help_is_in_its_own_words(typed):
 @pytest.mark.parametrize(
     ("line", "choices"),
     [
-        ("lora-mnist ", NAMES),
         ("lora-mnist ev", NAMES),
         ("lora-mnist train stage=lora lora.ra", "lora.rank= lora.rank_pattern=\n"),
         ("lora-mnist export form", "format=\n"),
@@ -98,7 +97,7 @@ def test_the_wheel_is_all_that_is_needed(tmp_path, monkeypatch):
     commands = [
         f"train stage=pretrain trainer.max_steps=100 optimizer.lr=0.01 {small}",
         f"train stage=lora digit=9 trainer.max_steps=3 {small}",
-        "eval adapter=latest",
+        "eval adapter=latest figures=false",
         "report run=latest",
     ]
     done = subprocess.run(

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from composed import FEW, QUICK, SMALL, run
+from composed import FEW, QUICK, SMALL
 from helpers.commands import ROOT, only_run, read_results
 from PIL import Image
 
@@ -83,17 +83,3 @@ def test_mistakes_taken_from_validation_do_not_accuse_the_base(caplog, left_out)
     data = SimpleNamespace(val_set=range(514), test_set=range(1082), sets=all_sets)
     warn_of_known_validation(outcomes, data)
     assert ("has probably been trained on" in caplog.text) == (left_out == 0)
-
-
-def test_weights_of_the_loss_tell_mistakes_from_replay(incoming, outputs):
-    """Without any weight the mistakes are hardly learnt. Finetuning learns them, too."""
-    mended = []
-    for weight in (0, 1):
-        options = (*REPAIR, "loss.distill=0", f"loss.target_weight={weight}")
-        results = run(outputs, *options, f"data.mistakes={incoming}")
-        mended.append(results["mistakes_base"]["errors"] - results["mistakes"]["errors"])
-    assert mended[0] + 10 < mended[1]
-    options = ("stage=finetune", "data.mistakes_test=0", f"data.mistakes={incoming}")
-    results = run(outputs, *options)
-    assert sum(results["mistakes_base"]["images_per_class"]) == 100
-    assert "mistakes_test" not in results

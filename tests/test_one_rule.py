@@ -7,7 +7,6 @@ from importlib.util import find_spec
 
 import pytest
 from composed import FEW, SMALL, composed, logged, small_base
-from helpers.commands import refused
 
 from lora_mnist.cli import explain
 from lora_mnist.demo import demo
@@ -29,78 +28,52 @@ MISTAKES = {
     "train": [
         (*PRETRAIN, "seed=-1"),
         (*PRETRAIN, "digit=weakest -> target=weakest: "),
-        (*PRETRAIN, "require=[test.broken] -> require=test.broken: "),
         (*PRETRAIN, "base_ckpt={tmp}/text.txt"),
         (*PRETRAIN, "optimizer.lr=auto"),
         (*PRETRAIN, "base_ckpt=null"),
         (*PRETRAIN, "+lora.rank=4 -> lora: nothing reads this key"),
         (*PRETRAIN, "scheduler=linear", "trainer.max_steps=-1"),
-        (*PRETRAIN, "data.val_size=0", "callbacks=best -> callbacks: monitor=val/errors"),
         (*LORA, "callbacks=best -> trainer.val_check_interval=25"),
-        (*PRETRAIN, "net.hidden_sizes=wide -> net: empty(): argument 'size'"),
         (*PRETRAIN, "data.batch_size=0"),
-        (*PRETRAIN, "data.std=0"),
         (*PRETRAIN, "data.val_size=99999999"),
         (*PRETRAIN, "data.dataset=CIFAR10"),
-        (*PRETRAIN, "data.replay=3"),
-        (*PRETRAIN, "+optimizer.betas=[2,2] -> optimizer: Invalid beta"),
         (*PRETRAIN, "loss.distill=1"),
-        (*PRETRAIN, "+scheduler.nope=1 -> scheduler"),
         (*PRETRAIN, "trainer.devices=0 -> `Trainer(devices=0)` value is not a valid input"),
         (*PRETRAIN, "+trainer.nope=1 -> trainer.nope: Trainer.__init__() got an unexpected"),
         (*PRETRAIN, "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateFinder -> c"),
         (*PRETRAIN, "+callbacks.mine._target_=nowhere.Mine -> callbacks.mine: "),
         (*PRETRAIN, "trainer.precision=64-true"),
-        (*PRETRAIN, "+trainer.default_root_dir={tmp}/x -> trainer.default_root_dir: "),
         (*PRETRAIN, "callbacks.checkpoint.seconds=0"),
         (*LORA, "target=cow"),
         (*LORA, "digit=[9,9] -> target=[9, 9]: "),
-        (*LORA, "data.val_size=0", "target=weakest"),
-        (*LORA, "data.val_size=0", "lora.scale=auto"),
-        (*LORA, "adapter=latest"),
-        (*LORA, "base_ckpt={tmp}/outputs/base/mnist.ckpt", "adapter={tmp}/none"),
         (*LORA, "+trainer.limit_test_batches=0"),
         (*LORA, "lora.scale=0"),
-        (*LORA, "lora.rank=0"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),
         (*LORA, "net._target_=torch.nn.Linear -> net.hidden_sizes: Linear"),
-        (*LORA, "optimizer.lr=${nope} -> optimizer.lr: Interpolation key 'nope' not found"),
+        (*LORA, "net.hidden_sizes=[15] -> base_ckpt="),
         (*LORA, "net=custom -> net._target_: missing; expected net._target_=VALUE"),
-        (*LORA, "loss=margin", "loss.margin=nan"),
         (*LORA, "loss.target_weight=0.5"),
+        (*LORA, "loss=margin", "loss.margin=nan"),
         (*LORA, "data.replay=99999999"),
-        (*LORA, "data.mistakes={tmp}/none"),
         (*LORA, "data.mistakes={tmp}", "target=3"),
         (*LORA, "base_ckpt={tmp}/none.ckpt"),
-        (*LORA, "net.hidden_sizes=[15] -> base_ckpt="),
         (*LORA, *FOLDER[:1], "base_ckpt={tmp}/outputs/base/mnist.ckpt", FOLDER[1]),
         ("stage=finetune", *TRAIN, "trainable=nope"),
     ],
     "eval": [
         ("adapter={tmp}/none",),
-        ("adapter=latest",),
-        ("adapter=[{tmp}/none,latest] -> adapter: Cannot convert",),
-        ("require=20",),
         ("scale=0.5",),
         ("data.mean=[0.1,0.2,0.3] -> data.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),
-        ("base_ckpt={tmp}/outputs/base/mnist.ckpt", *FOLDER),
-        ("net=custom", "net._target_=nowhere.Net -> net: Error loading 'nowhere.Net'"),
         ("net=custom", "net._target_=builtins.dict"),
     ],
-    "predict": [
-        ("images=null",),
-        ("images={tmp}/none*.png",),
-        ("mistakes={tmp}/new", "images={tmp}/text.txt -> images: expected folders named after"),
-    ],
+    "predict": [("images={tmp}/none*.png",)],
     "export": [
-        ("out=null",),
         ("out={tmp}/outputs/base/mnist.ckpt",),
         ("out={tmp}/none/none/x.safetensors", "format=nope"),
         ("out={tmp}/x.onnx",),
-        ("out={tmp}/x.safetensors", "adapter={tmp}/none"),
     ],
-    "demo": [("adapter={tmp}/none",), ("base_ckpt={tmp}/none",)],
-    "report": [("run=latest",), ("run={tmp}/none",), ("run={tmp}",), ("run={tmp}/damaged",)],
+    "demo": [("adapter={tmp}/none",)],
+    "report": [("run=latest",), ("run={tmp}",), ("run={tmp}/damaged",)],
 }
 CASES = [(entry, *arguments) for entry, lists in MISTAKES.items() for arguments in lists]
 COMMANDS = {"eval": evaluate}
@@ -113,7 +86,7 @@ def test_a_mistake_is_one_line(tmp_path, capfd, case):
     entry, *arguments = [text.replace("{tmp}", str(tmp_path)) for text in case]
     if entry == "demo" and find_spec("gradio") is None:
         pytest.skip("the extra demo is not installed")
-    (tmp_path / "text.txt").write_text("no picture, no weights")
+    (tmp_path / "text.txt").write_text("no weights")
     if entry == "report":
         (tmp_path / "damaged").mkdir()
         (tmp_path / "damaged" / "results.json").write_text("{")
@@ -137,14 +110,6 @@ def test_a_mistake_is_one_line(tmp_path, capfd, case):
     ours = set(left) - set(tmp_path.glob("run/checkpoints/*"))  # the record of a run that failed
     ours -= set(tmp_path.glob("none/.lock"))  # where a dataset would have been downloaded to
     assert {path: left[path] for path in ours} == before
-
-
-def test_a_damaged_file_is_named_by_its_folder(tmp_path):
-    file = tmp_path / "lora" / "one" / "results.json"
-    file.parent.mkdir(parents=True)
-    file.write_text("{")
-    said = refused(report, composed("report", f"paths.outputs={tmp_path}"))
-    assert said.startswith(f"run={file.parent}: {file}: expected ")
 
 
 def test_an_error_that_is_no_mistake_passes():

@@ -1,7 +1,6 @@
 """A stranger's network, weights and folder of images, through every command."""
 
 import csv
-import json
 import re
 import runpy
 import shlex
@@ -12,12 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from composed import logged
 from helpers.commands import ROOT, only_run, read_results, refused
 from helpers.stranger import CLASSES, config, darker, fresh, mine, move_in
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torchvision.models import ResNet18_Weights
 
 from lora_mnist import add_lora, load_adapter, lora_disabled, save_adapter
@@ -47,7 +44,7 @@ def repaired(here, *overrides):
     return folder
 
 
-def test_a_repair_proves_the_base_untouched_and_is_exported_as_a_plain_network(here):
+def test_a_repair_proves_the_base_untouched(here):
     folder = repaired(here, "target=[dog,emu]", "logger=csv")
     results = read_results(folder)
     assert results["base_unchanged"]
@@ -62,17 +59,6 @@ def test_a_repair_proves_the_base_untouched_and_is_exported_as_a_plain_network(h
         with torch.no_grad(), lora_disabled(net.train(mode)):
             assert torch.equal(net(images), base(images))
     assert changed_tensors(base.state_dict(), base_state_dict(net)) == []
-
-    with logged("lora_mnist.export") as text:
-        export(config("export", "adapter=latest", "out=repaired.safetensors"))
-    assert "same predictions as the live network on 6 test images" in text.getvalue()
-    plain = fresh().eval()
-    plain.load_state_dict(load_file("repaired.safetensors"))
-    torch.testing.assert_close(plain(images), net.eval()(images), rtol=1e-4, atol=1e-4)
-    with safe_open("repaired.safetensors", "pt") as file:
-        about = file.metadata()
-    assert json.loads(about["classes"]) == CLASSES
-    assert about["input"].startswith("float32 (batch, 3, 8, 8): ")
 
 
 KNOWN = ("data.data_dir=null", "data.classes=[cat,dog,emu]", "data.image_size=8")
@@ -103,13 +89,9 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
         assert [row[side] for row in rows] == predictions
         given = [float(row[f"{side}_probability"]) for row in rows]
         assert given == pytest.approx(surest.tolist(), abs=2e-6)
-        errors, false_calls = dict.fromkeys(CLASSES, 0), dict.fromkeys(CLASSES, 0)
-        for name, prediction in zip(names, predictions, strict=True):
-            label = name.partition("/")[0]
-            errors[label] += prediction != label
-            false_calls[prediction] += prediction != label
-        assert results[split]["errors_per_class"] == [*errors.values()]
-        assert results[split]["false_calls_per_class"] == [*false_calls.values()]
+        labels = [name.partition("/")[0] for name in names]
+        wrong = sum(a != b for a, b in zip(labels, predictions, strict=True))
+        assert results[split]["errors"] == wrong
     assert (results["mean"], results["std"]) == (None, None)
     (both,) = predict(config("predict", "images=photos/dog/3.png", "adapter=latest", own))
     assert both["adapted"]["class"] in CLASSES
@@ -140,7 +122,7 @@ def test_predictions_need_no_folder(here):
     shutil.move("photos", "elsewhere")
     images = "images=elsewhere/dog/3.png"
     assert predict(config("predict", images, *FORM, *KNOWN))[0]["base"] == expected[0]["base"]
-    for known in ((*FORM, *KNOWN[:2]), KNOWN, (*KNOWN, FORM[0]), (*FORM, KNOWN[0])):
+    for known in ((*FORM, *KNOWN[:2]), (*KNOWN, FORM[0])):
         with pytest.raises(UserError, match=r"^data.data_dir=null.*: expected a folder of images"):
             predict(config("predict", images, *known))
 
@@ -171,7 +153,6 @@ def test_a_base_knows_how_its_images_were_prepared(here):
     [
         ("net.num_classes=10", "net: gives (2, 10) for images of shape (2, 3, 8, 8); expected (2,"),
         ("data.channels=1", "net: cannot take images of shape (2, 1, 8, 8) from photos (Given gr"),
-        ("net.width=5", "base_ckpt=mine.pt: Error(s) in loading state_dict for Net: size mismatch"),
     ],
 )
 def test_what_does_not_fit_together(here, override, message):
@@ -181,8 +162,6 @@ def test_what_does_not_fit_together(here, override, message):
     for function, cfg in ((evaluate, config("eval", override)), (train, repair)):
         assert refused(function, cfg).startswith(message)
     assert not list(here.glob("outputs/lora/*/results.json"))
-    pictures = config("predict", "images=photos/dog/1.png", override)
-    assert refused(predict, pictures).startswith(message.partition(": ")[0])
 
 
 def test_an_adapter_of_ones_own_base_needs_that_base(here):
@@ -195,11 +174,9 @@ def test_an_adapter_of_ones_own_base_needs_that_base(here):
         "adapter=outputs/lora/2026-01-01/adapter: its base is not here; expected"
     )
     assert re.fullmatch(r"photos-[0-9a-f]{6}_net", cfg.base_name)
-    here.joinpath("more").mkdir()
-    shutil.copytree("photos", "more/photos")  # other images, and other networks, have other bases
+    # Other images, and other networks, have other bases.
     changes = ("data.data_dir=more/photos", "net._target_=torchvision.models.resnet18")
-    names = {cfg.base_name, *(config("eval", change).base_name for change in changes)}
-    assert len(names) == 3
+    assert len({cfg.base_name, *(config("eval", change).base_name for change in changes)}) == 3
     other.parent.mkdir()
     torch.save(fresh().state_dict(), other)
     assert refused(evaluate, cfg) == said
@@ -223,7 +200,9 @@ def test_the_example_from_the_first_command_to_the_last(cli, tmp_path, monkeypat
             monkeypatch.chdir(copy)
             runpy.run_path(str(copy / script), run_name="__main__")
             continue
-        done = cli(script.removeprefix("../../"), *given, here=copy)
+        entry = script.removeprefix("../../")
+        plain = ["figures=false"] if entry in ("train.py", "eval.py") else []
+        done = cli(entry, *given, *plain, here=copy)
         assert done.code == 0, f"{command}\n{done.err}"
     results = read_results(only_run(tmp_path / "outputs", "lora"))
     assert (results["targets"], results["base_unchanged"]) == ([0], True)

@@ -1,4 +1,3 @@
-import pytest
 from composed import logged
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
@@ -6,15 +5,12 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lora_mnist.progress import ProgressLines, TrainerProgress, progress
 
 
-@pytest.mark.parametrize(
-    "length", [{"max_steps": 4}, {"max_epochs": 1, "limit_train_batches": 4}], ids=str
-)
-def test_lines_tell_where_a_run_is(length, monkeypatch):
+def test_lines_tell_where_a_run_is(monkeypatch):
     monkeypatch.setattr(ProgressLines, "first", 0)
     monkeypatch.setattr(ProgressLines, "every", 0)
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    few = {"limit_val_batches": 2, "limit_test_batches": 2}
-    trainer = Trainer(accelerator="cpu", callbacks=[TrainerProgress()], **quiet, **few, **length)
+    few = {"limit_val_batches": 2, "limit_test_batches": 2, "max_steps": 4}
+    trainer = Trainer(accelerator="cpu", callbacks=[TrainerProgress()], **quiet, **few)
     with logged("lora_mnist.progress") as text:
         trainer.fit(BoringModel())
         trainer.test(BoringModel(), verbose=False)

@@ -13,10 +13,7 @@ ARGUMENTS = [
     "lora.target_modules='linear[12]'",
     "images='my pictures/*.png'",
     "",
-    'x="a,b"',
     "note='say \"$HOME\" `id` \\ it!'",
-    "loss=glob(*)",
-    "~scheduler",
     "a={b:[1,2]}",
 ]
 

@@ -1,4 +1,4 @@
-"""The scripts: what kills compares, that the studies compose, that documents show what was made.
+"""The scripts: the studies compose, and documents show what was made.
 
 No measured number in the documents is typed: each stands in a block that a script has made.
 """
@@ -6,7 +6,6 @@ No measured number in the documents is typed: each stands in a block that a scri
 import re
 
 import jobs
-import kills
 import pytest
 import readme
 import repair
@@ -64,27 +63,6 @@ def test_links_lead_somewhere(document):
     here = (ROOT / document).parent
     links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / document).read_text())
     assert [link for link in links if not (here / link).exists()] == []
-
-
-def test_times_are_not_compared_and_everything_else_is(tmp_path):
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "mnist.ckpt").write_bytes(b"base")
-    (tmp_path / "run" / "adapter").mkdir(parents=True)
-    (tmp_path / "run" / "results.json").write_text('{"steps": 3, "seconds": {"fit": 0.5}}')
-    (tmp_path / "run" / "adapter" / "adapter_config.json").write_text("{}")
-    assert kills.left_in(tmp_path) == {
-        "base/mnist.ckpt": b"base",
-        "run/results.json": {"steps": 3},
-        "run/adapter/adapter_config.json": b"{}",
-    }
-
-
-@pytest.mark.parametrize("name", ["half.json", "half.ckpt", "half.safetensors", ".x-1.tmp.json"])
-def test_half_a_file_is_found(tmp_path, name):
-    (tmp_path / "whole.json").write_text("{}")
-    assert kills.broken_file(tmp_path) is None
-    (tmp_path / name).write_text("half")
-    assert name in str(kills.broken_file(tmp_path))
 
 
 @pytest.mark.slow

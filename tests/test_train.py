@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from composed import FEW, QUICK, SMALL, composed, evaluated, logged, run, small_net
+from composed import QUICK, composed, evaluated, logged, run, small_net
 from helpers.commands import ROOT, only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -24,7 +24,6 @@ from lora_mnist.classifier.significance import mcnemar, weakest
 from lora_mnist.data import load_images, make_data
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.errors import TrainingError, UserError
-from lora_mnist.evaluate import evaluate
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.project import Run
@@ -113,25 +112,18 @@ def of_the_process():
     return [handlers, list(sys.path), environment, list(warnings.filters), sys.excepthook]
 
 
-@pytest.mark.parametrize(
-    ("stage", "overrides"),
-    [
-        ("pretrain", ("data.batch_size=500", "optimizer.lr=0.01")),
-        ("lora", ("digit=[3,5]", "data.replay=10", "loss.distill=1")),
-        ("lora", ("trainer.precision=bf16-mixed",)),  # which NumPy does not know
-    ],
-)
-def test_a_notebook_gets_the_results_back(outputs, stage, overrides):
-    options = (*QUICK, f"paths.outputs={outputs}", *overrides)
-    cfg = composed("train", f"stage={stage}", *options)
+def test_a_notebook_gets_the_results_back(outputs):
+    """In a precision that NumPy does not know."""
+    options = ("digit=[3,5]", "data.replay=10", "loss.distill=1", "trainer.precision=bf16-mixed")
+    cfg = composed("train", "stage=lora", *QUICK, f"paths.outputs={outputs}", *options)
     before = OmegaConf.to_yaml(cfg)
     process = of_the_process()
     results = train(cfg)
     assert OmegaConf.to_yaml(cfg) == before
-    folder = only_run(outputs, stage)
+    folder = only_run(outputs, "lora")
     assert results == read_results(folder)
     assert read_predictions(folder, results["classes"]) is not None
-    assert (results["stage"], results["steps"]) == (stage, 3)
+    assert (results["stage"], results["steps"]) == ("lora", 3)
     assert torch.is_grad_enabled()
     assert of_the_process() == process
 
@@ -178,7 +170,7 @@ def test_a_base_that_is_not_published_stays_in_its_folder(outputs, tmp_path, ove
     if overrides == ["digit=9"]:
         assert results["test"]["accuracy"] < 0.12
     (base,) = folder.glob("*-*.ckpt")
-    assert base.name == f"mnist-{results['base_sha256'][:12]}.ckpt"
+    assert base.name == results["weights"] == f"mnist-{results['base_sha256'][:12]}.ckpt"
     state = torch.load(base, weights_only=True)["state_dict"]
     assert fingerprint(state) == results["base_sha256"]
 
@@ -231,12 +223,10 @@ def test_the_base_is_proven_unchanged(outputs, monkeypatch):
     assert not (newest(outputs) / "results.json").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", [("lora=rslora",), ("lora=kaiming", "lora.scale=0.5")])
-def test_variants_train_and_load_on_the_original_base(outputs, variant):
+def test_variants_train_and_load_on_the_original_base(outputs):
     options = ("stage=lora", "lora.rank=2", "lora.dropout=0.1", "lora.rank_pattern={linear2: 1}")
     size = 2 * (784 + 16) + (16 + 10)
-    trained = run(outputs, *options, *variant)
+    trained = run(outputs, *options, "lora=rslora", "lora.scale=0.5")
     assert trained["parameters"]["lora"] == trained["parameters"]["trainable"] == size
     assert trained["base_unchanged"]
     assert trained["test"] != trained["test_base"]
@@ -268,11 +258,9 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs, monkeypatch):
     place = whole["dial"]["scales"].index(whole["dial"]["advised"])
     assert scaled["val"]["errors"] == whole["dial"]["errors"][place]
     monkeypatch.setattr(lora_mnist.train, "measure_dial", lambda *_: dict(scaled["dial"]))
-    for scale in (0.5, 0):
-        scaled["dial"]["advised"] = scale
-        results = run(outputs, *options, "lora.scale=auto")
-        counts = evaluated(outputs)["test"]["errors_per_class"]
-        assert counts == results["test"]["errors_per_class"]
+    scaled["dial"]["advised"] = 0
+    results = run(outputs, *options, "lora.scale=auto")
+    assert evaluated(outputs)["test"]["errors"] == results["test"]["errors"]
     assert results["test"]["errors"] == results["test_base"]["errors"]
     assert results["test"]["broken"] == 0
 
@@ -297,15 +285,14 @@ def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
 
 
 def test_a_folder_holds_one_run(outputs, tmp_path):
-    """Also from Python: neither results nor checkpoint nor adapter are replaced."""
-    folder, where = Run(tmp_path / "run"), f"paths.outputs={outputs}"
-    train(composed("train", *QUICK, where, "stage=lora"), folder)
-    before = {path: path.read_bytes() for path in folder.folder.rglob("*") if path.is_file()}
-    refused = rf"^hydra\.run\.dir={folder.folder}: holds another run; expected a new folder"
-    with pytest.raises(UserError, match=refused):
-        train(composed("train", *QUICK, where, "stage=finetune"), folder)
-    with pytest.raises(UserError, match=refused):
-        evaluate(composed("eval", *SMALL, *FEW, where), folder)
+    """Also from Python."""
+    command, options = Run(tmp_path / "run"), (*QUICK, f"paths.outputs={outputs}")
+    train(composed("train", "stage=lora", *options), command)
+    before = {path: path.read_bytes() for path in command.folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"^hydra\.run\.dir=.*: holds another run; expected a new"):
+        train(composed("train", "stage=finetune", *options), command)
+    with pytest.raises(UserError, match=r"^resume=.*: expected .*last.ckpt, to go on"):
+        train(composed("train", "stage=lora", *options, f"resume={command.folder}"))
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -359,23 +346,6 @@ def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
     ours = torch.load(tmp_path / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
     assert changed_tensors(net.state_dict(), ours) == []
     assert base_state_dict(net).keys() == ours.keys()
-
-
-def test_the_untouched_base_is_tested_as_the_rest_of_the_run(outputs):
-    """In its precision, and on as many images."""
-    options = ("stage=lora", "trainer.precision=bf16-mixed", "+trainer.limit_test_batches=2")
-    first = run(outputs, *options)
-    second = run(outputs, *options, "digit=4", "adapter=latest")
-    assert second["test_base"]["images_per_class"] == first["test"]["images_per_class"]
-    assert second["test_base"]["loss"] == first["test_base"]["loss"]
-
-
-def test_the_best_of_the_averages_is_tested_and_saved(outputs):
-    options = ("callbacks=[best,averaging]", "optimizer.lr=0.1", "trainer.max_steps=12")
-    results = run(outputs, "stage=lora", *options, "trainer.val_check_interval=2", "dial=false")
-    assert results["best"]["step"] < 12
-    assert results["val"]["errors"] == results["best"]["value"]
-    assert evaluated(outputs)["test"]["errors"] == results["test"]["errors"]
 
 
 def test_a_repair_without_validation_images_names_the_keys_that_make_it_run(outputs):
@@ -445,7 +415,7 @@ def test_a_repair_on_top_of_another(outputs):
     assert without(evaluated(outputs), "seconds") == without(both, "seconds")
 
 
-@pytest.mark.parametrize(("weight", "turns"), [(0.25, 3), (0.5, 9), (0.01, 1)])
+@pytest.mark.parametrize(("weight", "turns"), [(0.25, 3), (0.01, 1)])
 def test_a_class_repaired_before_counts_for_as_much_as_the_one_repaired_now(weight, turns):
     """An image has ``weight / 10`` of the loss, a replayed one ``(1 - weight) / 90`` a turn."""
     weights = (f"loss.target_weight={weight}", "data.replay=90")

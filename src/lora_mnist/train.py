@@ -140,7 +140,8 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         is_published = cfg.publish and not module.targets and not useless
         folder = Path(cfg.paths.bases) if is_published else run.folder
         own = versioned_base_path(folder, cfg.base_name, results["base_sha256"])
-        if not is_published or current is None:  # other commands have to be told
+        is_current = is_published and current is not None
+        if not is_current and not is_fast_dev_run(trainer):  # other commands have to be told
             results["weights"] = str(own) if is_published else own.name
         write_results(run.folder, results, module.predictions["test"], data.test_set)
         report_and_close_loggers(trainer, results, run, cfg.figures)

@@ -3,10 +3,9 @@ import copy
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lora_mnist import CNN, add_lora, lora_parameters
+from lora_mnist import add_lora, lora_parameters
 from lora_mnist.classifier.averaging import TrainedAverage
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.module import ClassifierModule
@@ -14,17 +13,6 @@ from lora_mnist.data import ImageDataModule
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 
 DATA = ImageDataModule("toy", ["cat", "dog", "owl"], 1, replay=3)
-
-
-def test_sizes_and_forward_of_the_cnn():
-    net = CNN(in_channels=2, channels=[3, 5], image_size=9, num_classes=4)
-    shapes = [tuple(m.weight.shape) for m in net.children() if hasattr(m, "weight")]
-    assert shapes == [(3, 2, 3, 3), (5, 3, 3, 3), (4, 5 * 2 * 2)]
-    images = torch.randn(2, 2, 9, 9)
-    hidden = nn.functional.max_pool2d(torch.relu(net.conv1(images)), 2)
-    hidden = nn.functional.max_pool2d(torch.relu(net.conv2(hidden)), 2)
-    assert torch.equal(net(images), net.linear1(hidden.flatten(1)))
-    assert sum(p.numel() for p in CNN().parameters()) == 20_490
 
 
 def trainer(tmp_path, **settings):

@@ -11,7 +11,6 @@ from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
 from lora_mnist import MLP
-from lora_mnist.classifier.preprocessing import conventions
 from lora_mnist.data import FolderDataModule
 from lora_mnist.data.make import own_preprocessing
 
@@ -76,12 +75,6 @@ def test_eval_says_unasked_how_the_network_was_trained(cli, tmp_path):
 def errors(table):
     (row,) = [line for line in table.splitlines() if line.startswith("│ all")]
     return int(row.split("│")[2])
-
-
-def test_conventions_to_try():
-    folder = {"mean": 0.1, "std": 0.3, "resize": "crop", "color_order": "rgb", "crop_pct": None}
-    assert len(conventions({**folder, "channels": 3, "image_size": 8})) == 30
-    assert conventions({**folder, "transform": {"_target_": "x"}})[1:] == []
 
 
 def require_same(keys, transform):

@@ -5,14 +5,12 @@ import numpy
 import pytest
 import torch
 from composed import logged
-from helpers.commands import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from lora_mnist.checks import require_validation
 from lora_mnist.data import FolderDataModule
 from lora_mnist.data.image_files import Entry, ImageFiles, Preparation, split
 from lora_mnist.data.pictures import open_picture
@@ -46,9 +44,6 @@ def sets(root, **changes):
     return data, [part.take(list(range(len(part)))) for part in data.sets]
 
 
-in_memory = pytest.mark.parametrize("in_memory", [True, False])
-
-
 CROP, TENSOR = v2.CenterCrop(16), v2.PILToTensor()
 #: How images are prepared: keys beside image_size=16, and what torchvision has for them.
 WAYS = {
@@ -66,7 +61,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("size", [(40, 30), (16, 99), (7, 5)])
+@pytest.mark.parametrize("size", [(40, 30), (7, 5)])
 def test_reads_what_torchvision_reads(make_photos, way, size):
     for part in ("train", "validation", "test"):
         root = make_photos({"cat": 2, "cat-a": 1, "cat2": 1}, part, size=size)
@@ -126,14 +121,6 @@ def test_from_the_disk_is_as_in_memory(make_photos):
         large.take([1])
 
 
-def test_labels_follow_the_order_of_the_network(make_photos):
-    root = make_photos({"1": 9, "2": 9, "10": 9})
-    (data, plain), (_, turned) = sets(root), sets(root, classes=[2, 10, 1])
-    assert data.classes == ["1", "10", "2"]
-    for (_, labels), (_, others) in zip(plain, turned, strict=True):
-        assert torch.equal(2 - labels, others)
-
-
 def test_other_files_are_left_out_and_named(make_photos, caplog):
     root = make_photos({"cat": 3}, "cat", "2024")
     make_photos({"dog": 4})
@@ -149,7 +136,7 @@ def test_other_files_are_left_out_and_named(make_photos, caplog):
     assert "film.heic" in record.getMessage()
 
 
-@in_memory
+@pytest.mark.parametrize("in_memory", [True, False])
 def test_broken_images_are_named_and_left_out(make_photos, caplog, in_memory):
     root = make_photos({"cat": 20, "dog": 20})
     for i in range(12):
@@ -165,14 +152,13 @@ def test_broken_images_are_named_and_left_out(make_photos, caplog, in_memory):
         sets(root, in_memory=in_memory)
 
 
-@in_memory
-def test_the_sha256_changes_with_the_images(make_photos, in_memory):
+def test_the_sha256_changes_with_the_images(make_photos):
     root = make_photos({"cat": 5, "dog": 5})
-    hashes = {sets(root, in_memory=in_memory, split_seed=seed)[0].sha256["all"] for seed in (0, 1)}
+    hashes = {sets(root, split_seed=seed)[0].sha256["all"] for seed in (0, 1)}
     make_photos({"cat": 1})  # replaced by other noise
-    hashes.add(sets(root, in_memory=in_memory)[0].sha256["all"])
+    hashes.add(sets(root)[0].sha256["all"])
     (root / "cat" / "0.png").rename(root / "dog" / "9.png")
-    hashes.add(sets(root, in_memory=in_memory)[0].sha256["all"])
+    hashes.add(sets(root)[0].sha256["all"])
     assert len(hashes) == 3
 
 
@@ -245,7 +231,6 @@ def test_the_split_is_stable():
         ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder of .* once: \['cat', "),
         ({"color_order": "bgr", "channels": 1}, "color_order=bgr: expected one of rgb$"),
         ({"transform": v2.Resize(4), "image_size": 8}, "image_size=8: expected null, since transf"),
-        ({"image_size": 8.5}, "image_size=8.5: expected null, pixels"),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),
         ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7 test_size=0.4: expected to leave "),
     ],
@@ -256,19 +241,10 @@ def test_refuses_bad_arguments(make_photos, changes, message):
         _ = FolderDataModule(**arguments).sets
 
 
-@pytest.mark.parametrize(
-    ("folders", "message"),
-    [
-        (["cat"], "a folder for each of two classes"),
-        (["test/cat", "test/dog"], "some images of cat to train on, and to test on; 0 of"),
-        (["train/cat", "train/dog", "val/emu"], "some images of emu to train on, and to test on"),
-    ],
-)
-def test_refuses_other_layouts(make_photos, folders, message):
-    for path in folders:
-        *above, name = path.split("/")
-        root = make_photos({name: 2}, *above)
-    with pytest.raises(ValueError, match=f"expected .*{message}"):
+def test_every_class_has_images_to_train_on(make_photos):
+    make_photos({"cat": 2, "dog": 2}, "train")
+    root = make_photos({"emu": 2}, "val")
+    with pytest.raises(ValueError, match="to leave some images of emu to train on, and to test on"):
         _ = FolderDataModule(root).sets
 
 
@@ -292,18 +268,6 @@ def test_images_to_test_on_that_are_trained_on_are_left_out(make_photos, caplog)
     shutil.copytree(root / "train", root / "test")
     with pytest.raises(ValueError, match="expected test images that are not trained on"):
         sets(root)
-
-
-def test_a_val_that_repeats_train_is_told_to_whoever_needs_it(make_photos):
-    root = make_photos({"cat": 9, "dog": 9}, "train")
-    make_photos({"cat": 6, "dog": 6}, "test")
-    shutil.copytree(root / "train", root / "val")
-    data, parts = sets(root)
-    assert [len(labels) for _, labels in parts] == [18, 0, 12]
-    data.setup("fit")
-    said = refused(require_validation, "optimizer.lr=auto", data)
-    assert said.startswith("optimizer.lr=auto: expected data.val_size > 0 and, if there is a val/,")
-    assert "data.val_from=test" in said
 
 
 def test_folders_go_by_name_in_any_case(make_photos):

@@ -42,7 +42,6 @@ def toy_loader(
 RECORDED = {
     (None, 0, 0, 0, 1): "1180ff0c08e71c17",
     (None, 0, None, 0, 1): "1af03cfeab3d9690",
-    (9, 0, 0, 0, 1): "abec7450034ef3c9",
     (9, 90, 0, 0, 1): "b5f11fce6e2c6fb8",
     ((3, 5), 90, 0, 1, 2): "d6bfb3157c9f6064",
 }

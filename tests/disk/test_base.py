@@ -47,11 +47,8 @@ def lightning(state):
 
 FORMS = {
     "state_dict": lambda state: state,
-    "model": lambda state: {"model": state, "epoch": 3, "loss": torch.tensor(0.1)},
     "model_state_dict": lambda state: {"model_state_dict": state, "optimizer_state_dict": {}},
-    "nested": lambda state: {"model": {"state_dict": state}},
     "lightning": lightning,
-    "prefix": prefixed("module."),
     "two prefixes in model": lambda state: {"model": prefixed("_orig_mod.net.")(state)},
     "teacher": lambda state: {**prefixed("student.")(state), "teacher.w": torch.ones(2)},
 }
@@ -70,17 +67,16 @@ def test_reads_what_training_scripts_save(tmp_path, state, form):
     assert changed_tensors(state, base.tensors) == []  # the base does not follow the network
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_another_precision_is_converted(tmp_path, dtype):
+def test_another_precision_is_converted(tmp_path):
     """Buffers too: a counter may have become half precision with the rest."""
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     net(torch.randn(8, 2))
-    torch.save({k: t.to(dtype) for k, t in net.state_dict().items()}, tmp_path / "mine.pt")
+    torch.save({k: t.half() for k, t in net.state_dict().items()}, tmp_path / "mine.pt")
     fresh = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     base = load_weights(fresh, read_base(tmp_path / "mine.pt"))
     for name, tensor in fresh.state_dict().items():
         assert tensor.dtype == base.tensors[name].dtype == net.state_dict()[name].dtype
-        assert torch.equal(tensor, net.state_dict()[name].to(dtype).to(tensor.dtype))
+        assert torch.equal(tensor, net.state_dict()[name].half().to(tensor.dtype))
     assert base.tensors["1.num_batches_tracked"] == 1
 
 
@@ -88,10 +84,6 @@ REFUSED = {
     "missing": (
         lambda state: dict(list(state.items())[:-1]),
         'key(s) in state_dict: "linear2.bias"; ',
-    ),
-    "unexpected": (
-        lambda state: {**state, **{f"head.{n}": torch.ones(1) for n in range(7)}},
-        'Unexpected key(s) in state_dict: "head.0", "head.1"',
     ),
     "shape": (
         lambda state: {**state, "linear1.weight": torch.ones(5, 7)},
@@ -101,7 +93,6 @@ REFUSED = {
         lambda state: {**state, "linear2.bias": torch.full((3,), 1e300, dtype=torch.float64)},
         "linear2.bias holds NaN or infinity",
     ),
-    "a list": (lambda state: list(state.values()), "holds a list"),
     "no tensors": (lambda state: {"epoch": 3, "loss": 0.1}, "holds a dict without tensors"),
     "a network": (lambda state: other_net(), "holds helpers.nets.TinyNet, which is not loaded"),
 }

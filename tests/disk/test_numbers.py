@@ -46,8 +46,3 @@ def test_all_that_does_not_hold_is_named_with_both_values():
         "require=test.broken <= 20: 85 <= 20 does not hold; "
         "test.errors_per_class.0 < test_base.errors_per_class.0: 7 < 7 does not hold"
     )
-    with pytest.raises(RequirementError, match=r"1234567 < 1234566 does not hold"):
-        check_require(parse_require("a < b"), {"a": 1234567, "b": 1234566})
-    nearest = r"^require=test.brokn < 1: .* no number test.brokn; expected one like test.broken"
-    with pytest.raises(UserError, match=nearest):
-        check_require(parse_require("test.brokn < 1"), RESULTS)

@@ -45,24 +45,3 @@ def test_a_row_an_image_for_anybody(tmp_path):
     assert rows[2] == {"file": "3,.png", **pair}
     assert [row["outcome"] for row in rows] == ["right", "wrong", "repaired"]
     assert read_predictions(tmp_path, CLASSES)["base"].tolist() == [0, 1, 0]
-
-
-def test_a_gallery_is_small(tmp_path):
-    label = torch.tensor([0] * 40 + [999])
-    tensors = {
-        "index": torch.arange(41),
-        "label": label,
-        "base": 999 - label,
-        "base_probability": torch.linspace(0.99, 0.5, 41),
-    }
-    many = [f"{number}" for number in range(1000)]
-    content = written(tmp_path, tensors, torch.zeros(41, 3, 200, 100, dtype=torch.uint8), many)
-    assert kinds_of(content)["wrong"].tolist() == [*range(41)]
-    assert content["wrong.images"].shape == (16, 3, 50, 25)
-
-
-def test_images_come_from_where_they_are(tmp_path):
-    """A test on part of the images, as with limit_test_batches and several processes."""
-    content = written(tmp_path, {key: of[::2] for key, of in predictions().items()}, images())
-    assert [int(image.max()) for image in content["broken.images"]] == [40]
-    assert content["name"].tolist() == ["0", "2", "4"]

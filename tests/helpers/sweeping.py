@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 from helpers.commands import ROOT
 
@@ -23,10 +22,6 @@ COLUMNS = {
 def read_summary(sweep):
     with (sweep / "summary.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def statuses(sweep):
-    return [row["status"] for row in read_summary(sweep)]
 
 
 def write_sweep(sweep, **changes):
@@ -61,12 +56,6 @@ def write_job(sweep, name, overrides, **outcome):
     return folder
 
 
-def snapshot(folder):
-    """Every file's bytes and time of change, but for locks, which older releases touch."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
-    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-
 def start(tmp_path, *overrides):
     """A command in a process of its own."""
     return subprocess.Popen(
@@ -77,10 +66,3 @@ def start(tmp_path, *overrides):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_for_jobs(process, tmp_path, count):
-    """Wait until ``count`` of the toy's jobs are at work, or done."""
-    while len(list((tmp_path / "outputs").glob("multirun/*/*/half-done"))) < count:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)

@@ -111,13 +111,11 @@ DAMAGES = [
     (cut(WEIGHTS_NAME, -8), f"expected a readable {WEIGHTS_NAME}"),
     (lambda f: save_file({}, f / WEIGHTS_NAME), "holds no tensor"),
     (lambda f: (f / CONFIG_NAME).unlink(), f"expected a readable {CONFIG_NAME}"),
-    (config(peft_type="IA3"), "expected peft_type LORA"),
     (config(use_dora=True), "use_dora=True is not supported; expected False"),
+    (config(peft_type="IA3"), "expected peft_type LORA"),
     (config(init_lora_weights="olora"), "init_lora_weights=olora is not supported"),
     (config(lora_alpha=-1), "alpha=-1: expected a finite number > 0"),
-    (config(alpha_pattern={".*1": 1}), r"alpha_pattern={.*1: 1}: expected a layer's name"),
     (tensor("linear1.lora_B", None), "lora_B of linear1: expected a matrix"),
-    (tensor("linear1.lora_C", A), r"unexpected tensor base_model\.model\.linear1\.lora_C"),
     (tensor("linear1.lora_A", A.T.contiguous()), r"lora_A of linear1: expected the shape \(6, 6\)"),
     (tensor("linear1.lora_A", A / 0), "lora_A of linear1: expected finite numbers"),
 ]
@@ -185,9 +183,7 @@ def test_refused_sums_leave_the_model_and_its_adapters_alone(tmp_path):
     save_adapter(add_lora(TinyNet()), tmp_path / "stranger")
     net = base()
     for folders, arguments, message in (
-        ([one, other], {"scales": [1]}, "argument 2 is shorter than argument 1"),
         ([other], {"scales": [3e38]}, "lora_B of linear1: expected finite numbers"),
-        ([one, tmp_path / "none"], {"scales": [1, 1]}, "none: expected a readable"),
         ([one, tmp_path / "stranger"], {"scales": [1, 1]}, "stranger: made for the base .*"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -196,10 +192,5 @@ def test_refused_sums_leave_the_model_and_its_adapters_alone(tmp_path):
         assert all(parameter.requires_grad for parameter in net.parameters())
     combine_adapters(net, [one, tmp_path / "stranger"], [1, -1], allow_other_base=True)
     assert lora_names(net) == ["default"]
-    net = add_lora(add_lora(base(), alpha=64, name="a"), name="b")
-    set_lora_scale(randomize(net), 3e38)
-    with pytest.raises(ValueError, match="lora_B of linear1: expected finite numbers"):
-        sum_adapters(net)
     with pytest.raises(ValueError, match="scale=nan: expected a finite number"):
         set_lora_scale(net, float("nan"))
-    assert lora_names(net) == ["a", "b"]

@@ -44,15 +44,8 @@ def test_adapters_have_names(tiny):
 
 NAN = float("nan")
 #: Values of a single argument that are out of range.
-BAD_VALUES = [("rank", 0), ("rank", 2.0), ("rank", True), ("alpha", 0), ("alpha", NAN)]
-BAD_VALUES += [("init", "zeros"), ("init_std", NAN), ("use_rslora", 1), ("dropout", 1)]
-#: Layers that read their weight, and so never show an adapter its input.
-READ_THEIR_WEIGHT = [
-    lambda: nn.LSTM(4, 3),
-    lambda: nn.Conv2d(2, 4, 3, groups=2),
-    lambda: nn.Conv2d(2, 4, 3, padding_mode="reflect"),
-    lambda: nn.MultiheadAttention(8, 2).out_proj,
-]
+BAD_VALUES = [("rank", 0), ("rank", True), ("alpha", NAN), ("init", "zeros"), ("init_std", NAN)]
+BAD_VALUES += [("use_rslora", 1), ("dropout", 1)]
 
 
 @pytest.mark.parametrize(
@@ -64,11 +57,8 @@ READ_THEIR_WEIGHT = [
         (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
         (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
         (nn.ReLU, {"rank_pattern": {"near1": 2}}, "{near1: 2}: expected .* of: 0.linear1, 0.l"),
-        (nn.ReLU, {"rank_pattern": {"linear2": 0}}, "rank=0: expected an integer >= 1"),
-        *(
-            (layer, {"dropout": 0.1}, "dropout: 1.* expected dropout=0")
-            for layer in READ_THEIR_WEIGHT
-        ),
+        # A layer that reads its weight never shows an adapter its input.
+        (lambda: nn.LSTM(4, 3), {"dropout": 0.1}, "dropout: 1.* expected dropout=0"),
     ],
 )
 def test_refusals_leave_the_model_alone(layer, arguments, message):
@@ -122,7 +112,6 @@ RNN = ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
         ("all", ["conv.0", *LINEAR]),
         ("all-linear", LINEAR),
         ("linear", ["linear"]),
-        (r".*linear\d?", ["block.linear1", "block.linear2", "linear"]),
         (("0", "linear", "in_proj_weight"), ["conv.0", IN_PROJ, "linear"]),
         (
             ".*",  # all but lazy, indices and those of one dimension
@@ -134,9 +123,6 @@ def test_target_modules_choose_weights(target_modules, expected):
     assert list(target_weights(Mixed(), target_modules)) == expected
 
 
-CONVS = nn.Sequential(*(nn.Conv1d(1, 1, 1) for _ in range(100)))
-
-
 @pytest.mark.parametrize(
     ("model", "target_modules", "message"),
     [
@@ -144,7 +130,6 @@ CONVS = nn.Sequential(*(nn.Conv1d(1, 1, 1) for _ in range(100)))
         (Mixed(), None, "all, all-linear, a regular expression or a list"),
         (Mixed(), "(", "a regular expression"),
         (nn.ReLU(), "all", "some of: none"),
-        (CONVS, "all", "some of: 0, 1, .*, 19 and 80 more"),
     ],
 )
 def test_what_names_nothing_is_an_error(model, target_modules, message):
@@ -153,7 +138,7 @@ def test_what_names_nothing_is_an_error(model, target_modules, message):
         target_weights(model, target_modules)
 
 
-@pytest.mark.parametrize("name", ["spectral_norm", "weight_norm", "orthogonal"])
+@pytest.mark.parametrize("name", ["spectral_norm", "weight_norm"])
 def test_beside_somebody_elses_parametrization(name, tiny, tmp_path):
     getattr(nn.utils.parametrizations, name)(tiny.linear2)
     plain = copy.deepcopy(tiny.eval())
@@ -161,25 +146,13 @@ def test_beside_somebody_elses_parametrization(name, tiny, tmp_path):
     with pytest.raises(ValueError, match="linear2: has .* on its weight; exp.*remove_p"):
         add_lora(tiny)
     assert changed_tensors(before, tiny.state_dict()) == []
-    adapted = randomize(add_lora(tiny, target_modules=["linear1"]))(X)
+    add_lora(tiny, target_modules=["linear1"]).train()(X)
+    adapted = randomize(tiny.eval())(X)
     assert changed_tensors(before, base_state_dict(tiny)) == []
     assert torch.equal(load_adapter(plain, save_adapter(tiny, tmp_path))(X), adapted)
     torch.testing.assert_close(merge_lora(tiny)(X), adapted)
     assert torch.equal(unmerge_lora(tiny)(X), adapted)
     assert changed_tensors(before, remove_lora(tiny).state_dict()) == []
-
-
-def test_an_adapter_on_one_weight_of_a_copied_layer_leaves_the_other_copy_alone():
-    """torch makes one class for a layer and its copies, and keeps the weights' names there."""
-    net = add_lora(nn.LSTM(4, 3), target_modules=["weight_ih_l0"])
-    twin = copy.deepcopy(net)
-    x = torch.randn(5, 2, 4)
-    base, _ = net(x)
-    randomize(add_lora(twin, target_modules=["weight_hh_l0"]))
-    assert not torch.equal(twin(x)[0], base)
-    assert torch.equal(remove_lora(twin)(x)[0], base)
-    assert torch.equal(net(x)[0], base)
-    assert net.weight_ih_l0.shape == (12, 4)  # what forward would not read again
 
 
 class Tied(nn.Module):
@@ -191,24 +164,21 @@ class Tied(nn.Module):
         self.out.weight = self.embed.weight
 
 
-@pytest.mark.parametrize("target_modules", ["all", ["embed"]])
-def test_a_weight_that_two_layers_share_is_refused(target_modules):
+def test_a_weight_that_two_layers_share_is_refused():
     net = Tied()
     with pytest.raises(ValueError, match="target_modules: embed and out share one weight"):
-        add_lora(net, target_modules=target_modules)
+        add_lora(net)
     assert all(parameter.requires_grad for parameter in net.parameters())
     add_lora(net, target_modules=["mid"])
 
 
-@pytest.mark.parametrize("wrapper", [torch.compile, nn.DataParallel])
-def test_a_wrapped_network_is_refused_before_training(wrapper, tiny, tmp_path):
+def test_a_wrapped_network_is_refused_before_training(tiny, tmp_path):
     """The names of its layers would stand in the adapter, which then fits no other network."""
-    wrapped = wrapper(tiny)
-    refusal = f"{type(wrapped).__name__}: expected the network inside this wrapper"
+    refusal = "DataParallel: expected the network inside this wrapper"
     with pytest.raises(ValueError, match=refusal):
-        add_lora(wrapped)
-    adapted = wrapper(add_lora(tiny))
+        add_lora(nn.DataParallel(tiny))
+    adapted = nn.DataParallel(add_lora(tiny))
     with pytest.raises(ValueError, match=refusal):
         save_adapter(adapted, tmp_path)
     with pytest.raises(ValueError, match=refusal):
-        load_adapter(wrapper(nn.Linear(2, 2)), save_adapter(tiny, tmp_path))
+        load_adapter(nn.DataParallel(nn.Linear(2, 2)), save_adapter(tiny, tmp_path))

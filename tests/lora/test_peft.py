@@ -1,4 +1,3 @@
-import copy
 import warnings
 
 import pytest
@@ -31,13 +30,9 @@ def randomized(net):
     [
         ("linear", {"rank": 4, "alpha": 3.0, "use_rslora": True, "dropout": 0.5}),
         ("linear", {"rank_pattern": {"linear2": 3}, "alpha_pattern": {"linear1": 0.5}}),
-        ("linear", {"init": "pissa", "rank": 3, "use_rslora": True}),
         ("convolutions", {"target_modules": "conv"}),  # and not block.conv
-        ("convolutions", {"target_modules": ".*conv", "rank_pattern": {"^conv": 3}}),
         ("convolutions", {"target_modules": ".*conv", "init": "pissa", "rank": 3, "alpha": 2.0}),
         ("embedding", {"target_modules": ["0"], "rank": 2, "init": "pissa"}),
-        ("embedding", {"rank_pattern": {"1": 3}}),
-        ("conv1d", {"rank": 2}),
     ],
 )
 def test_ours_load_here_and_in_peft(kind, options, tmp_path):
@@ -75,7 +70,6 @@ BOTH = ["linear1", "linear2"]
     [
         ("linear", {"target_modules": BOTH, "r": 4, "lora_alpha": 5, "use_rslora": True}),
         ("linear", {"target_modules": r"linear\d", "exclude_modules": ["linear1"]}),
-        ("linear", {"target_modules": BOTH, "rank_pattern": {"linear[23]": 3}, "use_rslora": True}),
         ("linear", {"target_modules": BOTH, "alpha_pattern": {"^linear2": 1, "linear1": 20}}),
         ("convolutions", {"target_modules": ["conv"], "alpha_pattern": {"block.conv": 3}}),
         ("embedding", {"target_modules": ["0", "1"], "alpha_pattern": {"0": 7}}),
@@ -98,7 +92,6 @@ def test_theirs_load_here(kind, options, tmp_path):
     "layer",
     [
         nn.Conv2d(4, 4, 1, dilation=2),
-        nn.Conv2d(4, 4, 1, padding_mode="circular"),
         nn.GRU(6, 5),
         nn.MultiheadAttention(5, 1),
         nn.Sequential(*[nn.Linear(6, 6)] * 2),  # one layer under two names
@@ -118,20 +111,3 @@ def test_pefts_attention_is_refused(tmp_path):
     get_peft_model(net, LoraConfig(target_modules=["0"])).save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match=r"unexpected tensors of 0\..* no such layer that can be"):
         load_adapter(nn.Sequential(nn.MultiheadAttention(8, 2)), tmp_path)
-
-
-def test_pissa_trains_as_in_peft(tiny):
-    """The same steps from the same start, though the base here is never replaced by a residual."""
-    x = torch.randn(6, 6)
-    base = tiny(x)
-    ours = add_lora(copy.deepcopy(tiny), rank=2, alpha=3.0, init="pissa")
-    options = {"target_modules": "all-linear", "init_lora_weights": "pissa"}
-    theirs = get_peft_model(copy.deepcopy(tiny), LoraConfig(r=2, lora_alpha=3, **options))
-    for net in (ours, theirs):
-        optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01)
-        for _ in range(9):
-            optimizer.zero_grad()
-            net(x).square().sum().backward()
-            optimizer.step()
-    assert not torch.allclose(ours(x), base, atol=1e-2)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)

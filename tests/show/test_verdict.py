@@ -68,8 +68,8 @@ def test_a_verdict_in_full():
     assert lines == FULL.strip().splitlines()
 
 
-@pytest.mark.parametrize("fixed", [0, 1, 5, 12, 40])
-@pytest.mark.parametrize("broken", [0, 1, 5, 12, 40])
+@pytest.mark.parametrize("fixed", [0, 5, 12])
+@pytest.mark.parametrize("broken", [0, 5, 12])
 def test_what_may_be_chance_is_called_so_and_is_no_reason_to_keep(fixed, broken):
     run = run_of([50, 50], [broken, 0], [fixed, 0], targets=[])
     n = fixed + broken
@@ -83,24 +83,16 @@ def test_what_may_be_chance_is_called_so_and_is_no_reason_to_keep(fixed, broken)
     assert ("may be chance" in total.text) == (expected == "unclear" and n > 0)
 
 
-@pytest.mark.parametrize("loser", range(9))
-def test_the_class_that_loses_most_is_named(loser):
+@pytest.mark.parametrize(("loser", "word"), [(0, "zeros"), (6, "sixes"), (8, "eights")])
+def test_the_class_that_loses_most_is_named(loser, word):
     broken = [3] * 10
     broken[loser], broken[9] = 40, 60  # the target itself is not meant
     run = run_of([10] * 9 + [100], broken, [1] * 9 + [100], 1000)
     *_, last = verdict(run)
-    words = "zeros ones twos threes fours fives sixes sevens eights"
-    start = f"Most is lost on {words.split()[loser]}: 10 errors -> 49 (1 repaired, 40 broken"
+    start = f"Most is lost on {word}: 10 errors -> 49 (1 repaired, 40 broken"
     assert last == (f"{start}, p < 0.001).", "worse", False)
     run = run_of([10] * 9 + [200], broken, [1] * 9 + [200], 1000)
-    judgement = verdict(run)[0]
-    assert judgement.text.startswith(f"Keep this repair unless the loss on {words.split()[loser]} ")
-
-
-def test_classes_that_lose_as_much_are_named_together():
-    *_, last = verdict(run_of([5, 5, 5, 60], [3, 3, 0, 0], [0, 0, 0, 40]))
-    assert last.text.startswith("Most is lost on zeros: 5 errors -> 8 (0 repaired")
-    assert last.text.endswith("; as many on ones.")
+    assert verdict(run)[0].text.startswith(f"Keep this repair unless the loss on {word} ")
 
 
 @pytest.mark.parametrize(
@@ -114,10 +106,6 @@ def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
     assert [phrase.outcome for phrase in calls] == [outcome]
 
 
-def test_where_no_class_loses_it_says_so():
-    assert verdict(nines(0, 61))[-1].text == "No other class has more errors than before."
-
-
 @pytest.mark.parametrize(
     ("run", "outcome", "start"),
     [
@@ -125,13 +113,11 @@ def test_where_no_class_loses_it_says_so():
         (GUESSING, "worse", "Do not keep this repair: 185 of 200 images of the other digits are"),
         ({**HARM, **OFF}, "unclear", "There is no repair to keep: no scale"),
         (PRICE, "unclear", "Keep this repair only if shirt matters most: there is no clear gain"),
-        (nines(5, 5), "unclear", "Do not keep this repair: there is no clear gain."),
         (
             run_of([60, 40, 20], [0, 0, 3], [40, 30, 4]),
             "unclear",
             "Keep this repair, though not for shirt",
         ),
-        (mending(40), "unclear", "Keep this repair for the mistakes alone: there are more errors"),
         (mending(4), "unclear", "Keep this repair for the mistakes alone: there is no clear loss"),
     ],
 )
@@ -176,16 +162,19 @@ SWEEP = "train.py -m experiment=repair sweep=front"
 #: By what it is about: a run, its overrides, and the command that is advised, if there is one.
 ADVICE = {
     "a base": (results("pretrain"), ["stage=pretrain"], "train.py experiment=repair target=dog"),
+    "a base that is not the current one": (
+        results("pretrain", weights="farm.ckpt"),
+        ["base_ckpt=mine.pt", "publish=false"],
+        "train.py experiment=repair target=dog base_ckpt=run/farm.ckpt",
+    ),
+    "a base, from Python": (results("pretrain"), None, None),
     "too few errors to show a gain": (base_of([2, 1], 59), [], None),
-    "no errors": (base_of([0, 0]), [], None),
-    "most images wrong": (base_of([19, 15]), [], None),
     "somebody's base": (
         {**results("pretrain"), "stage": "eval"},
-        [*OWN, "data.replay=90"],
-        f"train.py experiment=repair target=dog {AS_TYPED}",
+        [*OWN, "data.replay=90", "trust=true"],
+        f"train.py experiment=repair target=dog {AS_TYPED} trust=true",
     ),
-    "no replay": ({**HARM, "replay": 0}, [], "train.py experiment=repair digit=9"),
-    "two classes": (
+    "two classes without replay": (
         nines(0, 1, targets=[4, 9], replay=0),
         [],
         "train.py experiment=repair 'digit=[4,9]'",
@@ -196,23 +185,18 @@ ADVICE = {
         SWEEP,
     ),
     "harm on top": (HARM, ["experiment=repair", "adapter=latest"], None),
-    "harm by other weights": ({**HARM, "stage": "finetune"}, ["stage=finetune"], None),
-    "guessing": (GUESSING, ["experiment=repair"], None),
-    "nothing but chance": (nines(5, 5), ["experiment=repair"], SWEEP),
     "a price": (PRICE, ["experiment=repair"], SWEEP),
     "a smaller scale": (
         nines(20, 0, targets=[], dial={**DIAL, "saved": 0.5}),
         [],
         "eval.py adapter=run scale=0.8",
     ),
-    "turned off": (nines(0, 0, **OFF), ["experiment=repair"], None),
-    "a good repair": (GOOD, OWN, f"train.py experiment=repair target=coat adapter=run {AS_TYPED}"),
-    "a good repair, by validation images": (
-        {**GOOD, "val": repaired([30, 40, 60], [0, 0, 0], [0, 0, 40], 100)},
-        OWN,
-        f"train.py experiment=repair target=dress adapter=run {AS_TYPED}",
+    "a smaller scale on top, which would turn both": (
+        nines(20, 0, targets=[], dial={**DIAL, "saved": 0.5}, test_before=HARM["test_base"]),
+        ["adapter=latest"],
+        None,
     ),
-    "a good repair, tested again": ({**GOOD, "stage": "eval"}, ["adapter=latest"], None),
+    "a good repair": (GOOD, OWN, f"train.py experiment=repair target=coat adapter=run {AS_TYPED}"),
 }
 
 

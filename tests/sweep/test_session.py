@@ -1,21 +1,31 @@
 """Whole sweeps: failing, resumed, killed, refused, searched, side by side."""
 
 import signal
+import time
 
 import pytest
 from filelock import FileLock
 from helpers.commands import ROOT, only_run, read_results
-from helpers.sweeping import (
-    TOY,
-    read_summary,
-    snapshot,
-    start,
-    statuses,
-    wait_for_jobs,
-    write_sweep,
-)
+from helpers.sweeping import TOY, read_summary, start, write_sweep
 
 SWEEP = "the extra sweep is not installed"
+
+
+def statuses(sweep):
+    return [row["status"] for row in read_summary(sweep)]
+
+
+def snapshot(folder):
+    """Every file's bytes and time of change, but for locks, which older releases touch."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def wait_for_jobs(process, tmp_path, count):
+    """Wait until ``count`` of the toy's jobs are at work, or done."""
+    while len(list((tmp_path / "outputs").glob("multirun/*/*/half-done"))) < count:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -48,30 +58,27 @@ def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_lef
     assert done.out.count("finished before") == 1
     assert snapshot(whole) == before
     assert statuses(sweep) == ["finished"] * 3 + ["failed"] * 3
-    # Another grid over the same jobs finds them, though their names say something else.
-    done = cli(TOY, "-m", "y=1,2", "x=2", "note='a b'", f"sweep.resume={sweep}").ok()
-    assert done.out.count("finished before") == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_ended_and_resumed_equals_undisturbed(cli, tmp_path, number, code):
-    arguments = ("-m", "x=1,2", "y=1,4", "pause=0.4")
+    arguments = ("-m", "x=1,2,3", "pause=0.4")
     process = start(tmp_path, *arguments)
-    wait_for_jobs(process, tmp_path, 3)
+    wait_for_jobs(process, tmp_path, 2)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     sweep = only_run(tmp_path / "outputs", "multirun")
     if code > 0:
         assert err.splitlines()[-1].startswith(f"interrupted by {number.name}; go on with: python")
-        assert sorted(statuses(sweep)) == ["finished", "finished", "interrupted"]
-    finished = [path.parent for path in sweep.glob("*/results.json")]
-    before = [snapshot(folder) for folder in finished]
+        assert sorted(statuses(sweep)) == ["finished", "interrupted"]
+    (finished,) = [path.parent for path in sweep.glob("*/results.json")]
+    before = snapshot(finished)
     done = cli(TOY, *arguments, "sweep.resume=latest").ok()
-    assert done.out.count("finished before") == len(finished) == 2
-    assert [snapshot(folder) for folder in finished] == before
-    assert len(read_summary(sweep)) == len({row["folder"] for row in read_summary(sweep)}) == 4
+    assert done.out.count("finished before") == 1
+    assert snapshot(finished) == before
+    assert len(read_summary(sweep)) == len({row["folder"] for row in read_summary(sweep)}) == 3
     assert not list(sweep.rglob(".*.tmp*"))
 
 
@@ -89,10 +96,7 @@ def test_a_job_that_does_not_meet_what_is_required_fails_and_keeps_its_numbers(c
     rows = read_summary(sweep)
     assert [row["status"] for row in rows] == ["finished", "failed"]
     assert (rows[1]["x"], rows[1]["val.accuracy"]) == ("3", "1.0")
-    cli(TOY, "-m", "x=4", "y=5", "tags=[a]", 'require=["val.errors >= 0"]', "sweep.resume=latest")
-    assert not {"tags", "require"} & read_summary(sweep)[0].keys()
-    done = cli(TOY, *arguments, "sweep.resume=latest")
-    assert (done.code, done.out.count("finished before")) == (0, 2)
+    assert not {"tags", "require"} & rows[0].keys()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,6 @@ def test_a_job_that_does_not_meet_what_is_required_fails_and_keeps_its_numbers(c
         (("-m", "sweep.resume=latest"), "sweep.resume=latest: expected the folder of a sweep"),
         (("sweep.resume=latest",), "sweep.resume=latest: expected a sweep; start it with -m"),
         (("-m", "sweep.metric=test.loss"), "sweep.metric=test.loss: expected one of val.accuracy"),
-        (("-m", "require=[val.errors]"), "require=val.errors: expected two numbers or keys"),
         (("-m", "sweep=optuna", "sweep.metric=null"), "sweep.metric=null: a search needs one"),
     ],
 )
@@ -151,17 +154,17 @@ def test_a_command_that_keeps_no_results_just_runs(cli, tmp_path):
 def test_optuna_searches_and_resumes(cli, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=SWEEP)
     arguments = ("-m", "sweep=optuna", "x=range(0,3)", "y=interval(1,9)")
-    cli(TOY, *arguments, "hydra.sweeper.n_trials=2")
+    cli(TOY, *arguments, "hydra.sweeper.n_trials=1")
     sweep = only_run(tmp_path / "outputs", "multirun")
     before = {row["folder"] for row in read_summary(sweep)}
-    done = cli(TOY, *arguments, "hydra.sweeper.n_trials=4", "sweep.resume=latest")
+    done = cli(TOY, *arguments, "hydra.sweeper.n_trials=3", "sweep.resume=latest")
     assert "best: python" in done.out
     rows = read_summary(sweep)
     assert before < {row["folder"] for row in rows}
     import optuna
 
     study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{sweep}/optuna.db")
-    assert len(study.trials) == 4
+    assert len(study.trials) == 3
     best = max(float(row["val.accuracy"]) for row in rows if row["status"] == "finished")
     assert study.best_value == best
 
