@@ -46,6 +46,7 @@ MISTAKES = {
         (*PRETRAIN, "callbacks.checkpoint.seconds=0"),
         (*LORA, "target=cow"),
         (*LORA, "digit=[9,9] -> target=[9, 9]: "),
+        (*LORA, "adapter=latest"),
         (*LORA, "+trainer.limit_test_batches=0"),
         (*LORA, "lora.scale=0"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),

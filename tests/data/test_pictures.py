@@ -70,7 +70,6 @@ def test_an_empty_page_is_refused():
 MODES = {
     "16 bits": lambda ink: Image.fromarray(numpy.asarray(ink).astype(numpy.uint16) * 200),
     "black on nothing": lambda ink: Image.merge("LA", [Image.new("L", ink.size, 0), ink]),
-    "white on nothing": lambda ink: Image.merge("LA", [Image.new("L", ink.size, 255), ink]),
 }
 
 
