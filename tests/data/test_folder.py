@@ -241,9 +241,12 @@ def test_refuses_bad_arguments(make_photos, changes, message):
         _ = FolderDataModule(**arguments).sets
 
 
-def test_every_class_has_images_to_train_on(make_photos):
-    make_photos({"cat": 2, "dog": 2}, "train")
-    root = make_photos({"emu": 2}, "val")
+def test_there_are_two_classes_and_each_has_images_to_train_on(make_photos):
+    root = make_photos({"cat": 2}, "train")
+    with pytest.raises(ValueError, match="expected a folder for each of two classes"):
+        FolderDataModule(root)
+    make_photos({"dog": 2}, "train")
+    make_photos({"emu": 2}, "val")
     with pytest.raises(ValueError, match="to leave some images of emu to train on, and to test on"):
         _ = FolderDataModule(root).sets
 

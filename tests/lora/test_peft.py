@@ -1,3 +1,4 @@
+import copy
 import warnings
 
 import pytest
@@ -111,3 +112,22 @@ def test_pefts_attention_is_refused(tmp_path):
     get_peft_model(net, LoraConfig(target_modules=["0"])).save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match=r"unexpected tensors of 0\..* no such layer that can be"):
         load_adapter(nn.Sequential(nn.MultiheadAttention(8, 2)), tmp_path)
+
+
+
+
+def test_pissa_trains_as_in_peft(tiny):
+    """The same steps from the same start, though the base here is never replaced by a residual."""
+    x = torch.randn(6, 6)
+    base = tiny(x)
+    ours = add_lora(copy.deepcopy(tiny), rank=2, alpha=3.0, init="pissa")
+    options = {"target_modules": "all-linear", "init_lora_weights": "pissa"}
+    theirs = get_peft_model(copy.deepcopy(tiny), LoraConfig(r=2, lora_alpha=3, **options))
+    for net in (ours, theirs):
+        optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01)
+        for _ in range(9):
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+    assert not torch.allclose(ours(x), base, atol=1e-2)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
