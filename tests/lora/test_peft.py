@@ -114,8 +114,6 @@ def test_pefts_attention_is_refused(tmp_path):
         load_adapter(nn.Sequential(nn.MultiheadAttention(8, 2)), tmp_path)
 
 
-
-
 def test_pissa_trains_as_in_peft(tiny):
     """The same steps from the same start, though the base here is never replaced by a residual."""
     x = torch.randn(6, 6)
