@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lora_mnist.disk.numbers import flatten
-from lora_mnist.disk.run_paths import LAST_CHECKPOINT, find_run
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT, run_folder
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import CONFIGS, Run, command_line, override, program
 from lora_mnist.sweep.session import (
@@ -254,12 +254,7 @@ def _explain_hydra(error: HydraException) -> str:
 
 # --- folders -------------------------------------------------------------------------------------
 
-
-def run_folder(runs: str, resume: str | None, now: str) -> str:
-    """Resolver of ``hydra.run.dir``: a new folder in ``runs``, or that of the run to go on with."""
-    return str(Path(runs, now) if resume is None else find_run(Path(runs), resume))
-
-
+# hydra.run.dir; cached, so that latest is the same run whenever it is asked for.
 OmegaConf.register_new_resolver("lora_mnist.run_folder", run_folder, use_cache=True, replace=True)
 
 

@@ -18,7 +18,7 @@ from lora_mnist.data.make import require_compatible
 from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.resume import require_new
-from lora_mnist.disk.run_paths import new_run_folder
+from lora_mnist.disk.run_paths import folder_without_command_line
 from lora_mnist.errors import config_group
 from lora_mnist.project import Run
 from lora_mnist.settings import checked_copy
@@ -43,7 +43,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         RequirementError: if the results are not what ``cfg.require`` asks for; they are kept.
     """
     clock = Clock()
-    run = run or Run(new_run_folder(cfg))
+    run = run or Run(folder_without_command_line(cfg))
     require_new(run.folder)
     cfg = checked_copy(cfg)
     cfg.paths.run = str(run.folder)

@@ -144,5 +144,4 @@ def checked_copy(cfg: DictConfig) -> DictConfig:
         OmegaConfBaseException: if it has a key that the stage does not read, or a value of another
             type.
     """
-    merged: Any = OmegaConf.merge(OmegaConf.structured(SETTINGS[cfg.stage]), cfg)
-    return merged  # type: ignore[no-any-return]
+    return OmegaConf.merge(OmegaConf.structured(SETTINGS[cfg.stage]), cfg)  # type: ignore[return-value]

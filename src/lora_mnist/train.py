@@ -61,8 +61,7 @@ from lora_mnist.disk.resume import begin_run, require_new
 from lora_mnist.disk.run_paths import (
     ADAPTER_FOLDER,
     FINETUNED_FILE,
-    new_run_folder,
-    resumed_folder,
+    folder_without_command_line,
 )
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.learning_rate import choose_learning_rate
@@ -99,7 +98,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     stages = {"pretrain": pretrain, "lora": lora, "finetune": finetune}
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
-    run = run or Run(new_run_folder(cfg) if cfg.resume is None else resumed_folder(cfg))
+    run = run or Run(folder_without_command_line(cfg))
     cfg = checked_copy(cfg)
     cfg.paths.run = str(run.folder)
     if cfg.resume is None:

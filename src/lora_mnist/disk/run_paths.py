@@ -15,32 +15,30 @@ FINETUNED_FILE = "finetuned.ckpt"
 LAST_CHECKPOINT, RUN_RECORD = "checkpoints/last.ckpt", "checkpoints/run.json"
 
 
-def new_run_folder(cfg: DictConfig) -> Path:
-    """A new folder, named by the time, for a run without a command line."""
-    folder = Path(cfg.paths.outputs, cfg.stage, f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
-    folder.mkdir(parents=True)
-    return folder
-
-
-def resumed_folder(cfg: DictConfig) -> Path:
-    """The folder of the run that ``cfg.resume`` names, a folder or latest."""
-    return find_run(Path(cfg.paths.outputs, cfg.stage), cfg.resume)
-
-
-def find_run(runs: Path, resume: str) -> Path:
-    """The folder of a run to go on with: ``resume``, or the latest in ``runs``.
+def run_folder(runs: str | Path, resume: str | None, now: str) -> str:
+    """A new folder in ``runs``, or that of the run to go on with: ``resume``, or the latest.
 
     ``UserError``, if no run has begun to train there.
     """
+    if resume is None:
+        return str(Path(runs, now))
     record: Path | None = Path(resume) / RUN_RECORD
     if resume == "latest":
-        record = latest(runs, f"*/{RUN_RECORD}")
+        record = latest(Path(runs), f"*/{RUN_RECORD}")
     if record is None or not record.is_file():
         raise UserError(
             f"resume={resume}: expected the folder of a run that began to train, with {RUN_RECORD} "
             "in it, or latest"
         )
-    return record.parents[1].absolute()
+    return str(record.parents[1].absolute())
+
+
+def folder_without_command_line(cfg: DictConfig) -> Path:
+    """The folder of a run that is called from Python: a new one, named by the time, or resume's."""
+    now = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    folder = Path(run_folder(Path(cfg.paths.outputs, cfg.stage), cfg.get("resume"), now))
+    folder.mkdir(parents=True, exist_ok=cfg.get("resume") is not None)
+    return folder
 
 
 def latest(folder: Path, pattern: str) -> Path | None:
