@@ -12,8 +12,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from lora_mnist.data import FolderDataModule
-from lora_mnist.data.image_files import Entry, ImageFiles, Preparation, split
+from lora_mnist.data.image_files import Entry, ImageFiles, Preparation
 from lora_mnist.data.pictures import open_picture
+from lora_mnist.data.split import split
 
 PETS = {"cat": 20, "dog": 30, "owl": 50}
 

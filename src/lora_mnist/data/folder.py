@@ -22,13 +22,12 @@ from lora_mnist.data.image_files import (
     list_entries,
     part_folders,
     read_labels,
-    repeated,
-    split,
     subfolders,
     warn,
 )
 from lora_mnist.data.images import Images, ImageTensors
 from lora_mnist.data.pictures import open_picture
+from lora_mnist.data.split import repeated, split
 from lora_mnist.errors import is_number, require_number
 from lora_mnist.progress import progress
 
@@ -40,7 +39,7 @@ class FolderDataModule(ImageDataModule):
     """Images in folders, one folder a class, as ``configs/data/folder.yaml`` explains.
 
     Where ``val/`` or ``test/`` is missing, images of each class are held out of the others; see
-    :func:`~lora_mnist.data.image_files.split`. The files are listed and read as torchvision's
+    :func:`~lora_mnist.data.split.split`. The files are listed and read as torchvision's
     ImageFolder does it, except that the upper eight of 16 bits a channel are taken. Unreadable
     files are named and left out; so are validation and test images that are also training images.
 
