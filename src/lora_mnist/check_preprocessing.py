@@ -40,6 +40,9 @@ def check_preprocessing(
     """
     if rank_zero_only.rank or cfg.check is None:  # type: ignore[attr-defined]
         return []
+    is_known = str(cfg.net._target_).startswith("lora_mnist.") or cfg.adapter or run.is_sweep
+    if cfg.check == Check.auto and is_known:
+        return []
     settings: Any = {"mean": data.mean, "std": data.std}
     if isinstance(data, FolderDataModule):
         settings = OmegaConf.to_container(cfg.data, resolve=True)
@@ -48,8 +51,6 @@ def check_preprocessing(
     with eval_on_device(net, trainer.strategy.root_device) as device, config_group("data"):
         if cfg.check == Check.preprocessing:
             return _compare(run, net, data, device, ways)
-        if str(cfg.net._target_).startswith("lora_mnist.") or cfg.adapter or run.is_sweep:
-            return []  # its preprocessing is known
         ways = _promising(net, data, device, ways)
         if len(ways) == 1:
             return []

@@ -34,14 +34,6 @@ def require_validation(setting: str, data: ImageDataModule, otherwise: str = "")
         raise UserError(reason + otherwise)
 
 
-def require_limits(settings: DictConfig) -> None:
-    """Refuse limits in ``cfg.trainer`` that Lightning would compare with numbers as they are."""
-    for key in ("max_steps", "max_epochs"):
-        value = settings.get(key, -1)
-        if not isinstance(value, int) and (key, value) != ("max_epochs", None):
-            raise UserError(f"trainer.{key}={value}: expected a whole number, or -1 for no end")
-
-
 def require_trainable(cfg: DictConfig, run: Run) -> None:
     """Refuse values of ``cfg`` that no training can have, before anything is made."""
     if not 0 <= cfg.seed < 2**32:
@@ -54,6 +46,10 @@ def require_trainable(cfg: DictConfig, run: Run) -> None:
         raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
     if cfg.stage == "pretrain" and cfg.base_ckpt is None:
         raise UserError("base_ckpt=null: expected a file to write the base to")
+    for key in ("max_steps", "max_epochs"):  # Lightning would compare them with numbers as they are
+        value = cfg.trainer.get(key, -1)
+        if not isinstance(value, int) and (key, value) != ("max_epochs", None):
+            raise UserError(f"trainer.{key}={value}: expected a whole number, or -1 for no end")
 
 
 def require_suitable(trainer: Trainer, run: Run) -> None:

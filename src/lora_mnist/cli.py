@@ -51,8 +51,7 @@ class Interrupt:
     Lightning and Gradio may swallow the ``KeyboardInterrupt`` that is raised.
     """
 
-    def __init__(self) -> None:
-        self.first: signal.Signals | None = None
+    first: signal.Signals | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """The handler of both signals."""

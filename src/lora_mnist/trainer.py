@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig
 
-from lora_mnist.checks import require_limits, require_suitable
+from lora_mnist.checks import require_suitable
 from lora_mnist.disk.checkpoint import AtomicCheckpointIO, RandomStates, step_of
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError, config_group
@@ -29,7 +29,6 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     Raises:
         UserError: if a value cannot be used, or the Trainer does not suit a run.
     """
-    require_limits(cfg.trainer)
     callbacks: list[Any] = [RandomStates(), RequireWholeSchedule()]
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:
