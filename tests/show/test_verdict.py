@@ -111,7 +111,11 @@ def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
     [
         (HARM, "worse", "Do not keep this repair: there are more errors in all"),
         (GUESSING, "worse", "Do not keep this repair: 185 of 200 images of the other digits are"),
-        ({**HARM, **OFF}, "unclear", "There is no repair to keep: no scale"),
+        (
+            {**HARM, **OFF, "test_before": HARM["test_base"]},
+            "unclear",
+            "There is no repair to keep: no scale of the adapter beats the earlier repair on",
+        ),
         (PRICE, "unclear", "Keep this repair only if shirt matters most: there is no clear gain"),
         (
             run_of([60, 40, 20], [0, 0, 3], [40, 30, 4]),

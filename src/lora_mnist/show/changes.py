@@ -55,6 +55,11 @@ def outcome_before(results: Mapping[str, Any], split: str = "test") -> Any:
     return results.get(f"{split}_before", base)
 
 
+def start_of(results: Mapping[str, Any]) -> str:
+    """What a repair is compared with, in words: ``base`` or ``earlier repair``."""
+    return "earlier repair" if "test_before" in results else "base"
+
+
 def change_of(
     results: Mapping[str, Any], classes: Sequence[int] | None = None, split: str = "test"
 ) -> Change:

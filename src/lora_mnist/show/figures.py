@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.predictions import Predictions, kinds_of
-from lora_mnist.show.changes import named, others_of, outcome_before
+from lora_mnist.show.changes import named, others_of, outcome_before, start_of
 from lora_mnist.show.class_table import listed_classes
 from lora_mnist.sweep.jobs import numeric_sort_key
 
@@ -112,6 +112,7 @@ def draw_dial(
     one, is marked. ``results`` are those of any of the repairs.
     """
     classes, targets = results["classes"], results["targets"]
+    start = start_of(results)
     up, ylabel, prices = "errors", "errors on all classes", {"scales": "scale"}
     if targets:
         name = named(classes, targets)
@@ -137,7 +138,7 @@ def draw_dial(
             place = dial["scales"].index(dial["advised"])
             text = f"advised: {advised} at scale {dial['advised']:g}"
             axes.plot(dial[across][place], dial[up][place], color=_GREEN, label=text, **marker)
-        axes.plot(*base, color="black", label="base", **{**marker, "marker": "s", "ms": 8})
+        axes.plot(*base, color="black", label=start, **{**marker, "marker": "s", "ms": 8})
         if across == "errors_elsewhere":
             limits = axes.get_xlim(), axes.get_ylim()
             label = "as many errors in all as the base"
@@ -154,7 +155,7 @@ def draw_dial(
     columns = 2 if max(map(len, labels)) < most // 2 else 1
     texts = [_shortened(label, most) for label in labels]
     figure.legend(handles, texts, ncols=columns, frameon=False, loc="outside lower center")
-    title = f"scales from 0, the base, to {dial['scales'][-1]:g}"
+    title = f"scales from 0, the {start}, to {dial['scales'][-1]:g}"
     panels[0].set_title(f"{title}\n{dial['images']:,} validation images", loc="left")
     return figure
 

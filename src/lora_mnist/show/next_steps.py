@@ -18,6 +18,7 @@ from lora_mnist.show.changes import (
     number_of,
     others_of,
     rest_of,
+    start_of,
     weakest_of,
 )
 
@@ -128,7 +129,7 @@ def _dial_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     if dial["advised"] == dial["saved"]:
         return []
     if dial["advised"] == 0:
-        return [Phrase("No scale beats the base on validation images.")]
+        return [Phrase(f"No scale beats the {start_of(results)} on validation images.")]
     text = scaled_command(results, folder)
     if not text:
         return []

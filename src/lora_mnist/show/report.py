@@ -19,7 +19,7 @@ from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.disk.predictions import Predictions, kinds_of, read_predictions
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE
 from lora_mnist.project import command_line, program
-from lora_mnist.show.changes import named, outcome_before, repaired_classes
+from lora_mnist.show.changes import named, outcome_before, repaired_classes, start_of
 from lora_mnist.show.class_table import class_rows
 from lora_mnist.show.figures import as_rgb, draw_dial, draw_run, draw_sweep, save_figure
 from lora_mnist.show.next_steps import dial_text, next_steps, scaled_command
@@ -52,6 +52,7 @@ def make_report(folder: Path, results: Mapping[str, Any]) -> dict[str, Path]:
         predictions=predictions,
         pictures=_first_pictures(predictions) if predictions else [],
         named=named,
+        start=start_of(results),
         knows_validation=bool(val and test and knows_validation(val, test)),
         command=command_line(typed, program(entry)) if typed else "",
     )

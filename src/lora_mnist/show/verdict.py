@@ -12,6 +12,7 @@ from lora_mnist.show.changes import (
     number_of,
     others_of,
     rest_of,
+    start_of,
     weakest_of,
 )
 from lora_mnist.show.next_steps import Phrase
@@ -127,8 +128,11 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
         text = f"Do not keep this repair: {text} are wrong, no better than guessing."
         return Phrase(text, "worse")
     if (results.get("dial") or {}).get("saved") == 0:
-        text = "There is no repair to keep: no scale of the adapter beats the base on validation "
-        return Phrase(f"{text}images, and it is saved at scale 0, which is the base.")
+        start = start_of(results)
+        return Phrase(
+            f"There is no repair to keep: no scale of the adapter beats the {start} on validation "
+            f"images, and it is saved at scale 0, which is the {start}."
+        )
     if change.outcome == "better":
         fewer = "there are fewer errors in all"
         if targets and not is_repaired:
