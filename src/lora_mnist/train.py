@@ -247,7 +247,8 @@ def fit(
 ) -> None:
     """Train from the first step, or go on from the checkpoint; refuse weights that diverged.
 
-    The network is in train mode, but for a base that carries an adapter (:mod:`.lora.frozen`).
+    The network is in train mode, but for a base that carries an adapter (:mod:`.lora.frozen`). The
+    Trainer's profiler is for the training alone, and taken off afterwards.
     """
     module.net.train()
     if trainer.is_global_zero:
@@ -258,7 +259,7 @@ def fit(
         _info("training %s on %s %s", trained, f"{learnt:,}", images)
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # it was for training
+    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
     if not trainer.global_step:
         raise UserError(
             f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "

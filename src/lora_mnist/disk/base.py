@@ -132,14 +132,14 @@ def find_base(folder: Path, sha256: str) -> Path | None:
     return next(iter(sorted(folder.glob(f"*-{sha256[:12]}.ckpt"))), None)
 
 
-def require_replaceable(path: Path) -> str | None:
-    """Refuse a file that a new base must not replace; return the SHA-256 of the base in it.
+def require_replaceable(path: Path) -> None:
+    """Refuse a file that a new base must not replace.
 
     Refused are a folder, a file that :func:`write_base` has not written, and one in which a base
     stays for good.
     """
     if not path.exists():
-        return None
+        return
     sha256 = None
     with suppress(OSError, ValueError):  # no base at all
         file = read_base(path)
@@ -150,7 +150,6 @@ def require_replaceable(path: Path) -> str | None:
             f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "
             "leave base_ckpt out, or set publish=false to keep the new base in the run's folder"
         )
-    return sha256
 
 
 def set_current_base(own: Path, current: Path) -> None:
@@ -158,7 +157,8 @@ def set_current_base(own: Path, current: Path) -> None:
 
     The base that is replaced also has a file of its own, and the log names the command to go back.
     """
-    before = require_replaceable(current)
+    require_replaceable(current)
+    before = read_base(current).sha256 if current.exists() else None
     if before is not None and not own.stem.endswith(before[:12]):
         previous = find_base(own.parent, before)
         if previous is None:  # it was made on another machine
