@@ -198,7 +198,7 @@ def test_a_training_that_diverges_leaves_no_results(outputs, stage):
 
 
 def test_a_training_needs_a_step(outputs):
-    with pytest.raises(UserError, match=r"^trainer.max_steps=0 .*: expected at least one step"):
+    with pytest.raises(UserError, match=r"^trainer.max_steps=0: expected a number of at least 1"):
         run(outputs, "stage=pretrain", "trainer.max_steps=0")
 
 
@@ -302,7 +302,7 @@ def test_a_network_that_changes_its_buffers_is_refused_before_training(outputs, 
     counting = ("net._target_=helpers.nets.Counting", f"base_ckpt={tmp_path}/counting.pt")
     with pytest.raises(UserError, match=r"^net\._target_=helpers\.nets\.Counting: .*; calls has"):
         run(outputs, "stage=lora", *counting)
-    assert not list(newest(outputs).rglob("*.json"))
+    assert not (outputs / "lora").exists()
 
 
 def test_finetune_trains_the_chosen_parameters(outputs):

@@ -200,6 +200,11 @@ def adapter_folder(cfg: DictConfig, run: Run | None) -> Path:
     path = Path(folder)
     if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
         path = path / ADAPTER_FOLDER
+    if not (path / CONFIG_NAME).is_file():
+        raise UserError(
+            f"adapter={folder}: expected the folder of an adapter, with {CONFIG_NAME} in it, or of "
+            "the run that left it, or latest"
+        )
     return path
 
 

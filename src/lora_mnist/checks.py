@@ -48,8 +48,10 @@ def require_trainable(cfg: DictConfig, run: Run) -> None:
         raise UserError("base_ckpt=null: expected a file to write the base to")
     for key in ("max_steps", "max_epochs"):  # Lightning would compare them with numbers as they are
         value = cfg.trainer.get(key, -1)
-        if not isinstance(value, int) and (key, value) != ("max_epochs", None):
-            raise UserError(f"trainer.{key}={value}: expected a whole number, or -1 for no end")
+        if (key, value) != ("max_epochs", None) and (not isinstance(value, int) or value == 0):
+            raise UserError(
+                f"trainer.{key}={value}: expected a number of at least 1, or -1 for no end"
+            )
 
 
 def require_suitable(trainer: Trainer, run: Run) -> None:

@@ -116,7 +116,11 @@ def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
             "unclear",
             "There is no repair to keep: no scale of the adapter beats the earlier repair on",
         ),
-        (PRICE, "unclear", "Keep this repair only if shirt matters most: there is no clear gain"),
+        (
+            PRICE,
+            "unclear",
+            "Keep this repair only if errors on shirt matter most: there is no clear gain",
+        ),
         (
             run_of([60, 40, 20], [0, 0, 3], [40, 30, 4]),
             "unclear",

@@ -36,9 +36,7 @@ def run_folder(runs: str | Path, resume: str | None, now: str) -> str:
 def folder_without_command_line(cfg: DictConfig) -> Path:
     """The folder of a run that is called from Python: a new one, named by the time, or resume's."""
     now = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    folder = Path(run_folder(Path(cfg.paths.outputs, cfg.stage), cfg.get("resume"), now))
-    folder.mkdir(parents=True, exist_ok=cfg.get("resume") is not None)
-    return folder
+    return Path(run_folder(Path(cfg.paths.outputs, cfg.stage), cfg.get("resume"), now))
 
 
 def latest(folder: Path, pattern: str) -> Path | None:

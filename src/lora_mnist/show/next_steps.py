@@ -53,7 +53,8 @@ def next_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         worst = weakest_of(results, range(len(results["classes"])), split)
         if not _can_be_shown(results, worst, split):
             return []
-        reason = f"To repair {named(results['classes'], [worst])}:"
+        kind = "validation" if split == "val" else "test"
+        reason = f"To repair {named(results['classes'], [worst])}, weakest on {kind} images:"
         weights = results.get("weights")  # of a base that is not the current one
         more = [override("base_ckpt", _typed_path(folder / weights))] if weights else []
         return _repair_steps(reason, results, [worst], *more)

@@ -149,6 +149,8 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
     if change.outcome == "worse":
         return Phrase("Do not keep this repair: there are more errors in all.", "worse")
     if is_repaired:
-        text = f"Keep this repair only if {name} matters most: there is no clear gain in all."
+        text = (
+            f"Keep this repair only if errors on {name} matter most: there is no clear gain in all."
+        )
         return Phrase(text)
     return Phrase("Do not keep this repair: there is no clear gain.")
