@@ -74,7 +74,7 @@ MISTAKES = {
         ("out={tmp}/x.onnx",),
     ],
     "demo": [("adapter={tmp}/none",)],
-    "report": [("run=latest",), ("run={tmp}",), ("run={tmp}/damaged",)],
+    "report": [("run=latest",), ("run={tmp}",), ("run={tmp}/damaged",), ("run={tmp}/old",)],
 }
 CASES = [(entry, *arguments) for entry, lists in MISTAKES.items() for arguments in lists]
 COMMANDS = {"eval": evaluate}
@@ -89,8 +89,9 @@ def test_a_mistake_is_one_line(tmp_path, capfd, case):
         pytest.skip("the extra demo is not installed")
     (tmp_path / "text.txt").write_text("no weights")
     if entry == "report":
-        (tmp_path / "damaged").mkdir()
-        (tmp_path / "damaged" / "results.json").write_text("{")
+        for name, text in (("damaged", "{"), ("old", "{}")):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "results.json").write_text(text)
     else:
         small_base(tmp_path / "outputs")
         small = () if "net=custom" in " ".join(arguments) else (SMALL[0],)
