@@ -17,7 +17,7 @@ from torch import nn
 from lora_mnist.checks import require_validation
 from lora_mnist.classifier.dial import TRIES, approximate_dial
 from lora_mnist.classifier.metrics import outcome_of
-from lora_mnist.classifier.module import ClassifierModule
+from lora_mnist.classifier.module import ClassifierModule, validate_once
 from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.classifier.significance import weakest
 from lora_mnist.data import ImageDataModule
@@ -128,13 +128,15 @@ def measure_dial(
     """The dial: errors of the finished adapter at several scales, on the validation images.
 
     ``dial=null`` tries them in a single run with validation images, but not in a job of a sweep.
-    ``None``: they are not tried. The module has been validated.
+    ``None``: they are not tried. Else the module is validated first, if it was not after the last
+    step.
     """
     wants_dial = cfg.dial
     if wants_dial is None:
         wants_dial = len(data.val_set) > 0 and not run.is_sweep
     if not wants_dial and cfg.lora.scale != "auto":
         return None
+    validate_once(trainer, module, data)
     predictions = module.predictions.get("val") or None  # none with trainer.limit_val_batches=0
     # No more forward passes than training made, whatever the network.
     steps = trainer.global_step * trainer.accumulate_grad_batches

@@ -175,10 +175,11 @@ def run_command(
         print(f"go on with: {command}", file=sys.stderr)
     elif interrupt.first and "resume" in cfg:
         print("no checkpoint was written yet: there is nothing to go on with", file=sys.stderr)
-    is_new = settings.output_subdir is not None  # else another command has made the folder
-    files = {path.name for path in run.folder.iterdir()}
-    if code == UserError.exit_code and is_new and files <= {".hydra", f"{settings.job.name}.log"}:
-        shutil.rmtree(run.folder, ignore_errors=True)  # a mistake leaves nothing behind
+    # Without a subfolder of Hydra's the folder is the user's, or another command has made it.
+    if code == UserError.exit_code and settings.output_subdir is not None:
+        files = {path.name for path in run.folder.iterdir()}
+        if files <= {settings.output_subdir, f"{settings.job.name}.log"}:
+            shutil.rmtree(run.folder, ignore_errors=True)  # a mistake leaves nothing behind
     raise SystemExit(code)
 
 

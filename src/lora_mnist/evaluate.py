@@ -54,7 +54,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     require_compatible(net, data, data.test_set)
     better = check_preprocessing(cfg, run, trainer, net, data)
     load_saved_adapter(cfg, net, base.sha256)
-    if cfg.scale == "auto":  # validation images decide it
+    if cfg.scale == "auto" and cfg.adapter is not None:  # validation images decide it
         with config_group("data"):
             data.setup("validate")
     with eval_on_device(net, trainer.strategy.root_device) as device:

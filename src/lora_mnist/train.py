@@ -185,7 +185,6 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         fit(cfg, trainer, module, data, ckpt_path, clock)
         best = load_and_validate_best(trainer, module, data)
         require_unchanged(base, net)
-        validate_once(trainer, module, data)
         dial = measure_dial(cfg, run, trainer, module, data, clock)
         scale = scale_to_save(cfg, dial)
         if scale != 1:
