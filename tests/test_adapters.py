@@ -15,8 +15,7 @@ from lora_mnist.adapters import load_saved_adapter, resolve_and_load_base
 from lora_mnist.choices import add_new_adapter
 from lora_mnist.disk.base import versioned_base_path, write_base
 from lora_mnist.lora.base_state import fingerprint
-from lora_mnist.lora.model import lora_names
-from lora_mnist.lora.weight import lora_weights
+from lora_mnist.lora.weight import lora_adapters, lora_weights
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def test_an_adapter_finds_its_own_base(outputs):
         assert base.sha256 == (sha256 or fingerprint(other))
         assert not any(module.training for module in net.modules())
         load_saved_adapter(cfg, net, base.sha256)
-        assert bool(lora_names(net)) == bool(sha256)
+        assert bool(lora_adapters(net)) == bool(sha256)
     asked = f"base_ckpt={outputs}/base/mnist.ckpt"
     cfg, net, base = resolve_and_load_base(config(outputs, "adapter=latest", asked))
     assert base.sha256 == fingerprint(other)
@@ -65,7 +64,7 @@ def test_an_adapter_finds_its_own_base(outputs):
     cfg, net, base = resolve_and_load_base(cfg)
     load_saved_adapter(cfg, net, base.sha256)
     assert cfg.adapter == str(outputs / "lora" / "2026-a" / "adapter")
-    assert lora_names(net)
+    assert lora_adapters(net)
 
 
 def test_the_latest_is_the_newest_by_time(outputs, cli):

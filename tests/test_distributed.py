@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from composed import FEW, SMALL, composed, small_adapter, small_base
+from composed import FEW, SMALL, composed, small_base
 from helpers.commands import ROOT, read_results, run_process
 
 from lora_mnist.disk.predictions import read_predictions
@@ -33,12 +33,11 @@ def test_two_processes_train_as_one(tmp_path):
     Two epochs of 342 nines; of 501 validation images none is counted twice.
     """
     small_base(tmp_path / "outputs")
-    below = small_adapter(tmp_path / "outputs", "lora/below").parent
     replay = 40
     options = ("stage=lora", *SMALL, *FEW, "data.val_size=501", "trainer.max_steps=8", "logger=csv")
     options = (*options, "data.batch_size=100", f"data.replay={replay}", "lora.scale=auto")
     options = (*options, "trainer.log_every_n_steps=2", f"paths.outputs={tmp_path}/outputs")
-    options = (*options, "digit=9", f"adapter={below}")
+    options = (*options, "digit=9")
     options = (*options, "+callbacks.recorder._target_=helpers.callbacks.Recorder")
     for trainer in ("cpu", "ddp_sim"):
         (tmp_path / trainer / "seen").mkdir(parents=True)
@@ -61,7 +60,7 @@ def test_two_processes_train_as_one(tmp_path):
         parts = [part.split([len(part) - replay // 2, replay // 2]) for part in parts]
         dealt = [torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(*parts, strict=True)]
         assert torch.equal(torch.cat(dealt), images)
-    for split in ("val", "test", "val_base", "test_base", "test_before"):
+    for split in ("val", "test", "val_base", "test_base"):
         assert together[split]["loss"] == pytest.approx(alone[split]["loss"], rel=1e-4)
         assert together[split]["images_per_class"] == alone[split]["images_per_class"]
         errors = [outcome[split]["errors_per_class"] for outcome in (together, alone)]

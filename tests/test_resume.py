@@ -26,7 +26,7 @@ CRASH = "+callbacks.crash._target_=helpers.callbacks.Crash"
 OFTEN = ("callbacks.checkpoint.every_n_train_steps=7", "callbacks.checkpoint.seconds=null")
 LORA = ("stage=lora", "digit=9", "trainer.max_steps=40", *OFTEN)
 EVERYTHING = (
-    *("data.replay=9", "loss.distill=0.5", "loss.target_weight=0.5", "lora.dropout=0.2"),
+    *("data.replay=9", "loss.target_weight=0.5", "lora.dropout=0.2"),
     *("augment=shift", "trainer.accumulate_grad_batches=3", "scheduler=linear"),
     *("callbacks=averaging", "trainer.log_every_n_steps=4"),
 )
@@ -112,9 +112,8 @@ def step_of(folder):
         ((*LORA, "data.seed=null", "lora.dropout=0.5", "data.replay=9"), (3, 34)),
         ((*TWO_EPOCHS, NOISE), (16, 52)),
         ((*SHORT, *EACH_STEP, NOISE, "trainer.log_every_n_steps=1"), (4, 10)),
-        (("stage=finetune", *LORA[1:], "trainable=linear2.*"), (10, 34)),
     ],
-    ids=["null", "epochs", "short", "finetune"],
+    ids=["null", "epochs", "short"],
 )
 def test_twice_cut_short_it_ends_as_it_would_have(go, overrides, crashes):
     """The run "null" has no checkpoint when it is cut first, and begins again."""
@@ -265,7 +264,6 @@ def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_n
         "lora.rank=4": "1",
         "trainer.max_steps=60 -> scheduler.total_iters=60": "40",
         "augment=shift -> data.augment": "null",
-        "stage=finetune": "lora",
         f"base_ckpt={other}": f"base_ckpt={copy}",
     }.items():
         wrong, _, start = override.partition(" -> ")

@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-import shutil
 import signal
 import sys
 import warnings
@@ -19,9 +18,8 @@ from source_notebook import RichBoyNet, fit, load, loader
 
 import lora_mnist.learning_rate
 import lora_mnist.train
-from lora_mnist.choices import replay_frequency
 from lora_mnist.classifier.significance import mcnemar, weakest
-from lora_mnist.data import load_images, make_data
+from lora_mnist.data import load_images
 from lora_mnist.disk.predictions import read_predictions
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
@@ -114,7 +112,7 @@ def of_the_process():
 
 def test_a_notebook_gets_the_results_back(outputs):
     """In a precision that NumPy does not know."""
-    options = ("digit=[3,5]", "data.replay=10", "loss.distill=1", "trainer.precision=bf16-mixed")
+    options = ("digit=[3,5]", "data.replay=10", "trainer.precision=bf16-mixed")
     cfg = composed("train", "stage=lora", *QUICK, f"paths.outputs={outputs}", *options)
     before = OmegaConf.to_yaml(cfg)
     process = of_the_process()
@@ -131,7 +129,7 @@ def test_a_notebook_gets_the_results_back(outputs):
 def test_a_command_line_that_train_refuses(tmp_path):
     cfg = composed("train", "stage=lora", *QUICK, f"resume={tmp_path}", "digit=9")
     for stage, command, message in (
-        ("eval", Run(tmp_path), "^stage=eval: expected one of pretrain, lora, finetune"),
+        ("eval", Run(tmp_path), "^stage=eval: expected one of pretrain, lora"),
         ("lora", Run(tmp_path, ("digit=9", "target=3")), "^digit=9: expected target alone"),
         ("lora", Run(tmp_path, is_sweep=True), r"^resume=.*: expected a single run; .* sweep\."),
     ):
@@ -265,9 +263,8 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs, monkeypatch):
     assert results["test"]["broken"] == 0
 
 
-@pytest.mark.parametrize("recipe", ["repair", "repair_private"])
-def test_recipes(outputs, recipe):
-    results = run(outputs, f"experiment={recipe}", "trainer.max_steps=40", "digit=9")
+def test_recipe(outputs):
+    results = run(outputs, "experiment=repair", "trainer.max_steps=40", "digit=9")
     assert (results["stage"], results["targets"]) == ("lora", [9])
     assert results["base_unchanged"]
     assert results["test"]["repaired_per_class"][9] > 0
@@ -277,7 +274,7 @@ def test_recipes(outputs, recipe):
 
 def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
     """Nor does one batch have to be right about more than one class."""
-    for stage, key in (("lora", "adapter"), ("finetune", "weights"), ("pretrain", "weights")):
+    for stage, key in (("lora", "adapter"), ("pretrain", "weights")):
         results = run(outputs, f"stage={stage}", "+trainer.fast_dev_run=true", "optimizer.lr=1e3")
         assert (results["steps"], results.get(key)) == (1, None)
         left = {path.name for path in newest(outputs, stage).rglob("*") if path.is_file()}
@@ -291,7 +288,7 @@ def test_a_folder_holds_one_run(outputs, tmp_path):
     train(composed("train", "stage=lora", *options), command)
     before = {path: path.read_bytes() for path in command.folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"^hydra\.run\.dir=.*: holds another run; expected a new"):
-        train(composed("train", "stage=finetune", *options), command)
+        train(composed("train", "stage=lora", "digit=3", *options), command)
     with pytest.raises(UserError, match=r"^resume=.*: expected .*last.ckpt, to go on"):
         train(composed("train", "stage=lora", *options, f"resume={command.folder}"))
     assert {path: path.read_bytes() for path in before} == before
@@ -306,22 +303,9 @@ def test_a_network_that_changes_its_buffers_is_refused_before_training(outputs, 
     assert not (outputs / "lora").exists()
 
 
-def test_finetune_trains_the_chosen_parameters(outputs):
-    base = torch.load(outputs / "base" / "mnist.ckpt", weights_only=True)["state_dict"]
-    results = run(outputs, "stage=finetune", "trainable=linear2.*")
-    assert results["parameters"]["trainable"] == 170
-    assert (results["base_unchanged"], results["adapter"]) == (False, None)
-    assert results["base_sha256"] == fingerprint(base)
-    weights = newest(outputs, "finetune") / results["weights"]
-    after = torch.load(weights, weights_only=True)["state_dict"]
-    assert changed_tensors(base, after) == ["linear2.bias", "linear2.weight"]
-    again = run(outputs, "stage=lora", f"base_ckpt={weights}")
-    assert again["test_base"] == {key: results["test"][key] for key in again["test_base"]}
-
-
 def test_the_weakest_class_is_trained_as_if_it_were_named(outputs):
     """The same seed gives the same numbers, and another one gives others."""
-    same = ("stage=lora", "loss.distill=1", "data.replay=9")
+    same = ("stage=lora", "data.replay=9")
     results = run(outputs, *same, "digit=weakest")
     counts = (results["val_base"][f"{key}_per_class"] for key in ("errors", "images"))
     (chosen,) = results["targets"]
@@ -387,39 +371,3 @@ def test_a_repair_has_no_random_start(outputs):
     run(outputs, *options, "seed=2")
     for name, tensor in adapter_of(newest(outputs)).items():
         assert torch.equal(tensor, weights[name])
-
-
-def test_a_repair_on_top_of_another(outputs):
-    """It starts from the first repair, whose files stay as they are; its adapter holds both."""
-    first = run(outputs, "stage=lora", "digit=4", "lora.rank=2", "data.replay=10")
-    below = newest(outputs)
-    weights = (below / "adapter" / WEIGHTS_NAME).read_bytes()
-    options = ("digit=weakest", "adapter=latest", "data.replay=10", "logger=csv")
-    second = run(outputs, "stage=lora", *options)
-    assert second["test_base"]["errors_per_class"] == first["test_base"]["errors_per_class"]
-    assert second["test_before"]["errors_per_class"] == first["test"]["errors_per_class"]
-    assert second["val_before"]["errors"] == first["val"]["errors"]
-    (curves,) = newest(outputs).glob("csv/*/metrics.csv")
-    assert "test_before/errors" in curves.read_text()
-    assert "test_base" not in curves.read_text()
-    before, after = second["test_before"]["errors"], second["test"]["errors"]
-    assert after == before - second["test"]["repaired"] + second["test"]["broken"]
-    worst = weakest(*(first["val"][f"{key}_per_class"] for key in ("errors", "images")))
-    assert (second["targets"], second["repaired_before"]) == ([worst], [4])
-    assert second["parameters"]["lora"] == first["parameters"]["lora"] * 3 // 2  # ranks 2 and 1
-    assert (below / "adapter" / WEIGHTS_NAME).read_bytes() == weights
-
-    both = evaluated(outputs)
-    assert both["test"]["errors_per_class"] == second["test"]["errors_per_class"]
-    assert both["test_base"]["errors_per_class"] == first["test_base"]["errors_per_class"]
-    shutil.rmtree(below)  # the second is the exact sum of both, on the base alone
-    assert without(evaluated(outputs), "seconds") == without(both, "seconds")
-
-
-@pytest.mark.parametrize(("weight", "turns"), [(0.25, 3), (0.01, 1)])
-def test_a_class_repaired_before_counts_for_as_much_as_the_one_repaired_now(weight, turns):
-    """An image has ``weight / 10`` of the loss, a replayed one ``(1 - weight) / 90`` a turn."""
-    weights = (f"loss.target_weight={weight}", "data.replay=90")
-    cfg = composed("train", "stage=lora", "data=mnist", *QUICK, *weights)
-    data = make_data(cfg, "fit")
-    assert replay_frequency(cfg, data, [4]) == {4: turns}

@@ -1,7 +1,7 @@
 """An adapter's folder and its base's file are all that a command needs, wherever they are.
 
-Each kind of network and images is pretrained and repaired, twice one upon the other. Every
-command then gives the same numbers in place as from a copy, in another working directory.
+Each kind of network and images is pretrained and repaired. Every command then gives the same
+numbers in place as from a copy, in another working directory.
 """
 
 import json
@@ -18,13 +18,10 @@ from helpers.stranger import move_in
 from PIL import Image
 from safetensors.torch import load_file
 
-import lora_mnist.train
-from lora_mnist import MLP, load_classifier, save_adapter
+from lora_mnist import load_classifier
 from lora_mnist.classifier.net import make_net
-from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
-from lora_mnist.lora.combine import combine_adapters
 from lora_mnist.lora.peft import read_metadata
 from lora_mnist.predict import predict
 from lora_mnist.project import Run
@@ -54,10 +51,9 @@ def pretrain(*overrides):
     train(composed("train", *QUICK, *options, "paths.outputs=outputs", *overrides))
 
 
-def repair(name, *overrides, resume=False):
+def repair(name, *overrides):
     folder = Path("outputs", "lora", name)
-    more = [f"resume={folder}"] if resume else []
-    options = ("stage=lora", "trainer.max_steps=4", "trust=true", *overrides, *more)
+    options = ("stage=lora", "trainer.max_steps=4", "trust=true", *overrides)
     train(composed("train", *QUICK, "paths.outputs=outputs", *options), Run(folder.absolute()))
     return folder
 
@@ -106,10 +102,10 @@ def test_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, case):
     picture = here / "gradient.png"
     Image.linear_gradient("L").resize((53, 37)).save(picture)
     pretrain(*CASES[case])
-    # From the base's file alone, then each on top of the one before.
+    # From the base's file alone.
     (base,) = Path("outputs", "base").glob("*-" + 12 * "?" + ".ckpt")
     first = (f"base_ckpt={base}", *[text for text in CASES[case] if "val_size" in text])
-    adapters = [repair("a", "target=2", *first), repair("b", "target=1", "adapter=latest")]
+    adapters = [repair("a", "target=2", *first), repair("b", "target=[1,2]", *first)]
     before = {}
     for folder in adapters:
         results = read_results(folder)
@@ -141,40 +137,3 @@ def test_the_same_numbers_wherever_it_is(tmp_path, monkeypatch, case):
         assert predictions == [before[adapters[0]][2]]
         cfg = composed("eval", "adapter=a", "base_ckpt=base.ckpt", "trust=true", *QUICK)
         assert refused(evaluate, cfg).startswith("data.data_dir=")
-
-
-def test_a_repair_on_top_goes_on_with_the_adapter_that_it_began_with(tmp_path, monkeypatch):
-    """Also if it was killed after its own adapter was saved, which is then the latest."""
-    monkeypatch.chdir(tmp_path)
-    small = (*FEW, "net.hidden_sizes=[16]")
-    pretrain(*small)
-    repair("a", "target=2", *small)
-    whole = repair("whole", "target=1", "adapter=outputs/lora/a", *small)
-    shutil.move(whole, "whole")
-
-    def killed(*_, **__):
-        raise InterruptedError
-
-    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-        patched.setattr(lora_mnist.train, "write_results", killed)
-        repair("b", "target=1", "adapter=latest", *small)
-    assert Path("outputs/lora/b/adapter").exists()
-    again = repair("b", "target=1", "adapter=latest", *small, resume=True)
-    assert read_results(again)["test"] == read_results(Path("whole"))["test"]
-    with pytest.raises(UserError, match=r"^adapter=.*whole/adapter: expected .*a/adapter"):
-        repair("b", "target=1", "adapter=whole", *small, resume=True)
-
-
-def test_a_sum_from_python_knows_what_its_parts_know(outputs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    options = ("paths.outputs=outputs", *FEW)
-    for name, target in (("a", 2), ("b", 1)):
-        repair(name, f"target={target}", "net.hidden_sizes=[16]", *options)
-    net = MLP(hidden_sizes=[16])
-    net.load_state_dict(torch.load(outputs / "base/mnist.ckpt", weights_only=True)["state_dict"])
-    combine_adapters(net, ["outputs/lora/a/adapter", "outputs/lora/b/adapter"], [0.5, 0.5])
-    save_adapter(net, "both")
-    one, both = read_metadata("outputs/lora/a/adapter"), read_metadata("both")
-    assert both["targets"] == ["2", "1"]
-    assert {**both, "targets": None} == {**one, "targets": None}
-    assert len(load_classifier("both", outputs / "base/mnist.ckpt").classes) == 10

@@ -29,9 +29,8 @@ from lora_mnist.disk.base import (
     versioned_base_path,
     write_base,
 )
-from lora_mnist.disk.files import read_json
 from lora_mnist.disk.record import foreign_code, inherited, make_record
-from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RUN_RECORD, latest
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, latest
 from lora_mnist.errors import UserError, is_number, one_line
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.model import set_lora_scale
@@ -66,8 +65,8 @@ def resolve_and_load_base(
     it: the adapter's file, the base's file, the network itself (:func:`.own_preprocessing`), the
     default of its class. A line of the log says what came from where.
 
-    The base is ``cfg.base_ckpt``. If that is null, or the default of stage=lora, it is the base
-    that the adapter names by SHA-256; without an adapter, the current one.
+    The base is ``cfg.base_ckpt``. If that is null, it is the base that the adapter names by
+    SHA-256; without an adapter, the current one.
 
     Returns:
         A copy of ``cfg`` with these values and the paths of adapter and base; the network
@@ -87,7 +86,7 @@ def resolve_and_load_base(
         cfg, keys_from["the adapter"] = _with_record(cfg, record, f"adapter={cfg.adapter}")
     current = current_base_path(cfg)  # its name depends on images and network
     path, sha256 = Path(cfg.base_ckpt or current), None
-    if cfg.base_ckpt is None or (cfg.stage == "lora" and path == current):
+    if cfg.base_ckpt is None:
         sha256 = record.get("base_sha256")
         own = find_base(Path(cfg.paths.bases), sha256) if sha256 else None
         path = own or current
@@ -176,14 +175,8 @@ def _with_record(
 
 
 def adapter_folder(cfg: DictConfig, run: Run | None) -> Path:
-    """The folder of the adapter that ``cfg.adapter`` names.
-
-    A run that goes on has the adapter that it began with: there may be a later one, even its own.
-    """
+    """The folder of the adapter that ``cfg.adapter`` names."""
     folder = cfg.adapter
-    if folder == "latest" and run is not None and cfg.get("resume") is not None:
-        settings = read_json(run.folder / RUN_RECORD).get("settings", {})
-        folder = settings.get("adapter") or folder
     if folder == "latest":
         config = latest(Path(cfg.paths.outputs, "lora"), f"*/{ADAPTER_FOLDER}/{CONFIG_NAME}")
         if config is None:
@@ -282,7 +275,6 @@ def save_adapter_and_base(
     record = make_record(cfg, str(data.name), data.preprocessing(), run.typed)
     if find_base(bases, base.sha256) is None:
         write_base(base.tensors, versioned_base_path(bases, cfg.base_name, base.sha256), record)
-    targets = sorted({*results["targets"], *results["repaired_before"]})
-    names = [data.classes[target] for target in targets]
+    names = [data.classes[target] for target in results["targets"]]
     metadata = {"base_sha256": base.sha256, "targets": names, **record}
     save_adapter(net, run.folder / ADAPTER_FOLDER, metadata=metadata)

@@ -5,12 +5,10 @@ from lora_mnist.classifier.metrics import compare_errors
 from lora_mnist.classifier.net import CNN, MLP
 from lora_mnist.classify import Classifier, Prediction, load_classifier
 from lora_mnist.lora.adapter import load_adapter, save_adapter
-from lora_mnist.lora.combine import combine_adapters, sum_adapters
 from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
 from lora_mnist.lora.model import (
     add_lora,
     lora_disabled,
-    lora_names,
     lora_parameters,
     set_lora_enabled,
     set_lora_scale,
@@ -22,19 +20,16 @@ __all__ = [
     "Classifier",
     "Prediction",
     "add_lora",
-    "combine_adapters",
     "compare_errors",
     "dial_curve",
     "load_adapter",
     "load_classifier",
     "lora_disabled",
-    "lora_names",
     "lora_parameters",
     "merge_lora",
     "remove_lora",
     "save_adapter",
     "set_lora_enabled",
     "set_lora_scale",
-    "sum_adapters",
     "unmerge_lora",
 ]

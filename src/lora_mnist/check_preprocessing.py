@@ -40,7 +40,8 @@ def check_preprocessing(
     """
     if rank_zero_only.rank or cfg.check is None:  # type: ignore[attr-defined]
         return []
-    is_known = str(cfg.net._target_).startswith("lora_mnist.") or cfg.adapter or run.is_sweep
+    is_known = str(cfg.net._target_).startswith("lora_mnist.") or run.is_sweep
+    is_known = is_known or cfg.get("adapter") is not None
     if cfg.check == Check.auto and is_known:
         return []
     settings: Any = {"mean": data.mean, "std": data.std}

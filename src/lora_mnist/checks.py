@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from lora_mnist.classifier.module import ClassifierModule
@@ -89,12 +89,10 @@ def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule)
                 "scheduler=one_cycle"
             )
         require_validation("optimizer.lr=auto", data, _WITHOUT)
-    if cfg.stage == "pretrain":
-        for key in ("loss.distill", "data.mistakes"):
-            if value := OmegaConf.select(cfg, key):
-                raise UserError(
-                    f"{key}={value}: expected 0, or null, since stage=pretrain has no base"
-                )
+    if cfg.stage == "pretrain" and cfg.data.mistakes is not None:
+        raise UserError(
+            f"data.mistakes={cfg.data.mistakes}: expected null: only stage=lora learns mistakes"
+        )
     if cfg.stage == "lora":
         scale = cfg.lora.scale
         if scale == "auto":
@@ -185,7 +183,7 @@ def majority_baseline_failure(
     outcome = module.outcomes[split]
     images, accuracy = outcome["images_per_class"], outcome["accuracy"]
     share = max(images) / sum(images)
-    before = module.outcomes.get(f"{split}_{module.compared_with}")
+    before = module.outcomes.get(f"{split}_base")
     if accuracy > share or (before is not None and before["accuracy"] <= share):
         return None
     commonest = data.classes[images.index(max(images))]

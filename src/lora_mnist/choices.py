@@ -4,8 +4,7 @@ import json
 import logging
 import os
 import random
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -73,22 +72,6 @@ def select_training_images(
         return data.select(target)
 
 
-def replay_frequency(
-    cfg: DictConfig, data: ImageDataModule, repaired: Sequence[int]
-) -> dict[int, int]:
-    """How many turns a class ``repaired`` before has in a round of replay; others have one.
-
-    This repair could undo those. With ``loss.target_weight`` one image of the target weighs as much
-    as several replayed ones. Each repaired class is then replayed so often that its images weigh
-    about as much as those of the target. Without it, all have one turn.
-    """
-    weight = cfg.loss.target_weight
-    if weight is None or weight >= 1:
-        return {}
-    turns = max(1, round(weight / data.batch_size * data.replay / (1 - weight)))
-    return dict.fromkeys(repaired, turns)
-
-
 def add_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
     """Put a new adapter on ``net``, as ``cfg.lora`` says."""
     settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
@@ -103,18 +86,6 @@ def add_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
                 if type(settings["rank"]) is int and full < settings["rank"]:
                     ranks[f"^{name}"] = full  # the user's own pattern comes first
         add_lora(net, **settings)
-
-
-def choose_trainable(net: nn.Module, pattern: str) -> None:
-    """Train the parameters of ``net`` whose full name matches ``pattern``, and no others."""
-    try:
-        for name, parameter in net.named_parameters():
-            parameter.requires_grad_(re.fullmatch(pattern, name) is not None)
-    except re.error as error:
-        raise UserError(f"trainable={pattern}: expected a regular expression ({error})") from error
-    if not any(parameter.requires_grad for parameter in net.parameters()):
-        names = ", ".join(name for name, _ in net.named_parameters())
-        raise UserError(f"trainable={pattern}: expected to match a parameter, of: {names}")
 
 
 def measure_dial(
@@ -145,9 +116,7 @@ def measure_dial(
     with clock.measure("dial"), eval_on_device(module.net, trainer.strategy.root_device) as device:
         batches = partial(data.batches, data.val_set, device, name="dial")
         with trainer.precision_plugin.forward_context():
-            dial = approximate_dial(
-                module.net, batches, module.targets, most, predictions, module.adapter
-            )
+            dial = approximate_dial(module.net, batches, module.targets, most, predictions)
     return trainer.strategy.broadcast(dial)  # of several processes, the first decides
 
 
@@ -158,7 +127,6 @@ def scale_to_save(cfg: DictConfig, dial: Mapping[str, Any] | None) -> float:
         assert dial is not None  # measure_dial always has one then
         scale = dial["advised"]
     if cfg.lora.scale != 1:
-        can_undo = scale not in (0, 1) and cfg.adapter is None  # else the scale is of a sum
-        full = f"; scale={1 / scale:.3g} is as trained" if can_undo else ""
+        full = f"; scale={1 / scale:.3g} is as trained" if scale not in (0, 1) else ""
         _info("scale: %g, with which the adapter is saved%s", scale, full)
     return float(scale)

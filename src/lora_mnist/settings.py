@@ -78,19 +78,13 @@ class Check(Enum):
 
 
 @dataclass
-class LoraSettings(TrainSettings, AdapterSettings):
+class LoraSettings(TrainSettings):
     """``train.py stage=lora``."""
 
     lora: Any
+    trust: bool
     check: Check | None
     dial: bool | None
-
-
-@dataclass
-class FinetuneSettings(TrainSettings):
-    """``train.py stage=finetune``."""
-
-    trainable: str
 
 
 @dataclass
@@ -129,7 +123,6 @@ class DemoSettings(AdapterSettings):
 SETTINGS = {
     "pretrain": TrainSettings,
     "lora": LoraSettings,
-    "finetune": FinetuneSettings,
     "eval": EvalSettings,
     "predict": PredictSettings,
     "export": ExportSettings,

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
@@ -17,8 +16,6 @@ from omegaconf import DictConfig
 
 from lora_mnist.adapters import (
     current_base_path,
-    load_saved_adapter,
-    repaired_classes,
     resolve_and_load_base,
     save_adapter_and_base,
     save_base,
@@ -36,17 +33,14 @@ from lora_mnist.checks import (
 )
 from lora_mnist.choices import (
     add_new_adapter,
-    choose_trainable,
     measure_dial,
-    replay_frequency,
     scale_to_save,
     seed_of_run,
     select_training_images,
 )
-from lora_mnist.classifier.metrics import outcome_of
 from lora_mnist.classifier.module import ClassifierModule, make_module, validate_once
-from lora_mnist.classifier.net import eval_on_device, make_net
-from lora_mnist.data import TEST_SETS, ImageDataModule, Images, make_data
+from lora_mnist.classifier.net import make_net
+from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.data.make import require_compatible
 from lora_mnist.disk.base import (
     Base,
@@ -60,13 +54,10 @@ from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.resume import begin_run, require_new
 from lora_mnist.disk.run_paths import (
     ADAPTER_FOLDER,
-    FINETUNED_FILE,
     folder_without_command_line,
 )
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.learning_rate import choose_learning_rate
-from lora_mnist.lora.combine import sum_adapters
-from lora_mnist.lora.model import lora_disabled
 from lora_mnist.project import Run
 from lora_mnist.settings import checked_copy
 from lora_mnist.show.end_of_run import report_and_close_loggers
@@ -95,7 +86,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         RequirementError: if the results are not what ``cfg.require`` asks for; they are kept.
         RuntimeError: if training an adapter changed the base.
     """
-    stages = {"pretrain": pretrain, "lora": lora, "finetune": finetune}
+    stages = {"pretrain": pretrain, "lora": lora}
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
     run = run or Run(folder_without_command_line(cfg))
@@ -157,11 +148,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
 
 
 def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
-    """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off.
-
-    With ``cfg.adapter`` the base carries an adapter already, and a second one is trained on top.
-    Saved is a single adapter, the exact sum of both, which needs the base alone.
-    """
+    """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off."""
     clock = Clock()
     trainer = make_trainer(cfg, run)
     cfg, net, base = resolve_and_load_base(cfg, run)
@@ -171,11 +158,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     # Both are about the base alone, so they come before an adapter is on it.
     require_fixed_buffers(cfg, trainer, net, data, base)
     better_preprocessing = check_preprocessing(cfg, run, trainer, net, data)
-    load_saved_adapter(cfg, net, base.sha256)
-    selection = select_training_images(cfg, net, data, trainer)
-    repaired_before = [c for c in repaired_classes(cfg, data) if c not in selection.targets]
-    frequency = replay_frequency(cfg, data, repaired_before)
-    data = data.training_on(selection._replace(replay_frequency=frequency))
+    data = data.training_on(select_training_images(cfg, net, data, trainer))
     add_new_adapter(cfg, net)
     module = make_module(cfg, net, data, base)
     # A run that goes on keeps the rate that it began with.
@@ -195,41 +178,11 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
             "adapter": None if is_fast_dev_run(trainer) else ADAPTER_FOLDER,
             "dial": dial and {**dial, "saved": scale},
             "lr": module.lr,
-            "repaired_before": repaired_before,
             "better_preprocessing": better_preprocessing,
         }
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
-            if cfg.adapter is not None or scale != 1:
-                sum_adapters(net)  # one alone, too: only lora_B can hold its scale
             save_adapter_and_base(cfg, run, net, base, data, results)
             write_card(run.folder, results)
-        write_results(run.folder, results, module.predictions["test"], data.test_set)
-        report_and_close_loggers(trainer, results, run, cfg.figures)
-    require_better_than_one_class(trainer, module, data)
-    return results
-
-
-def finetune(cfg: DictConfig, run: Run) -> dict[str, Any]:
-    """``stage=finetune``: train chosen parameters of the base itself; ``base_ckpt`` takes them."""
-    clock = Clock()
-    trainer = make_trainer(cfg, run)
-    cfg, net, base = resolve_and_load_base(cfg, run)
-    data = make_data(cfg, "fit")
-    require_compatible(net, data, data.train_set)
-    require_consistent(cfg, trainer, data)
-    data = data.training_on(select_training_images(cfg, net, data, trainer))
-    choose_trainable(net, cfg.trainable)
-    module = make_module(cfg, net, data, base)
-    print_parameters(net)
-    with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
-        fit(cfg, trainer, module, data, ckpt_path, clock)
-        best = load_and_validate_best(trainer, module, data)
-        results = validate_test_and_collect(cfg, run, trainer, module, data, clock, best, base)
-        weights = None if is_fast_dev_run(trainer) else FINETUNED_FILE
-        results |= {"base_unchanged": False, "weights": weights}
-        if trainer.is_global_zero and weights is not None:
-            save_base(cfg, run, net, data, run.folder / weights)
-            _info("weights: %s; other commands take them as base_ckpt", run.folder / weights)
         write_results(run.folder, results, module.predictions["test"], data.test_set)
         report_and_close_loggers(trainer, results, run, cfg.figures)
     require_better_than_one_class(trainer, module, data)
@@ -252,7 +205,7 @@ def fit(
     module.net.train()
     if trainer.is_global_zero:
         learnt = len((data.selection or data.select(None)).target_indices)
-        trained = {"lora": "an adapter", "pretrain": "a base"}.get(cfg.stage, "the base itself")
+        trained = "an adapter" if cfg.stage == "lora" else "a base"
         names = ", ".join(data.classes[c] for c in module.targets) or "all classes"
         images = "mistakes" if data.mistake_sets else f"images of {names}"
         _info("training %s on %s %s", trained, f"{learnt:,}", images)
@@ -284,24 +237,10 @@ def validate_test_and_collect(
 ) -> dict[str, Any]:
     """Validate, unless that was done after the last step, and test; return results.json's content.
 
-    ``<split>_base`` are the counts of the untouched base. On top of an earlier adapter there are
-    also ``<split>_before``, which the repair is compared with.
+    ``<split>_base`` are the counts of the untouched base.
     """
     validate_once(trainer, module, data)
     with clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)
-    outcomes, net = dict(module.outcomes), module.net
-    if module.compared_with == "before":  # with the earlier adapter
-        sets: dict[str, Images] = {"val": data.val_set, "test": data.test_set}
-        for split, mistakes in zip(TEST_SETS[1:], data.mistake_sets, strict=False):
-            sets[split] = mistakes
-        for split in [split for split in sets if split in outcomes]:
-            # Lightning may have been told to take fewer batches.
-            indices = torch.arange(sum(outcomes[split]["images_per_class"]))
-            with eval_on_device(net, trainer.strategy.root_device) as device, lora_disabled(net):
-                name = f"untouched base, {split}"
-                batches = data.batches(sets[split], device, indices, name)
-                with trainer.precision_plugin.forward_context():
-                    outcomes[f"{split}_base"] = outcome_of(net, batches)
-    warn_of_known_validation(outcomes, data)
-    return collect_results(cfg, run.typed, data, module, outcomes, clock, best, base)
+    warn_of_known_validation(module.outcomes, data)
+    return collect_results(cfg, run.typed, data, module, module.outcomes, clock, best, base)

@@ -1,18 +1,15 @@
-"""Adapters on disk, and the scaled sum of several as one."""
+"""Adapters on disk."""
 
 import json
 
 import pytest
 import torch
 from helpers.nets import TinyNet, randomize
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.base_state import fingerprint
-from lora_mnist.lora.combine import combine_adapters, sum_adapters
-from lora_mnist.lora.model import add_lora, lora_names, set_lora_enabled, set_lora_scale
+from lora_mnist.lora.model import add_lora, set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, WEIGHTS_NAME, read_metadata
 from lora_mnist.lora.weight import lora_adapters
 
@@ -41,12 +38,10 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_round_trip_as_trained(adapted, folder, tmp_path, caplog):
+def test_round_trip(adapted, folder, tmp_path):
     loaded = load_adapter(base(), folder)
     assert torch.equal(loaded(X), adapted(X))
-    set_lora_scale(loaded, 0)
     assert content(save_adapter(loaded, tmp_path / "again")) == content(folder)
-    assert "saved as trained, without its scale" in caplog.text
     assert content(folder).keys() == {WEIGHTS_NAME, CONFIG_NAME}
     metadata = {
         "base_sha256": fingerprint(base().state_dict()),
@@ -60,14 +55,19 @@ def test_round_trip_as_trained(adapted, folder, tmp_path, caplog):
     assert read_metadata(folder) == {"base_sha256": metadata["base_sha256"]}
 
 
-def test_one_of_several_is_saved_and_loaded_by_name(adapted, tmp_path):
-    add_lora(adapted, rank=1, name="b")
-    for name, message in ((None, "one of .*: default, b"), ("c", "one of default, b")):
-        with pytest.raises(ValueError, match=f"name={name}: expected {message}"):
-            save_adapter(adapted, tmp_path / "c", name)
-    with pytest.raises(ValueError, match="name=default: expected another name than"):
-        load_adapter(adapted, save_adapter(adapted, tmp_path / "b", "b"), name="default")
-    assert not (tmp_path / "c").exists()
+@pytest.mark.parametrize("scale", [-0.5, 0, 0.7])
+@pytest.mark.parametrize("init", ["gaussian", "pissa"])
+def test_an_adapter_is_saved_at_its_scale(init, scale, tmp_path):
+    net = randomize(add_lora(base(), rank=2, alpha=3, init=init))
+    set_lora_scale(net, scale)
+    loaded = load_adapter(base(), save_adapter(net, tmp_path))
+    torch.testing.assert_close(loaded(X), net(X))
+
+
+def test_of_stacked_adapters_none_is_saved(adapted, tmp_path):
+    with pytest.raises(ValueError, match="linear1 carries 2 adapters; expected one"):
+        save_adapter(add_lora(adapted), tmp_path / "two")
+    assert not (tmp_path / "two").exists()
 
 
 def test_another_base_is_refused_by_fingerprint(adapted, tmp_path, caplog):
@@ -133,64 +133,6 @@ def test_refuses_a_damaged_or_foreign_adapter(folder, damage, message):
     assert all(p.requires_grad for p in net.parameters())
 
 
-def double():
-    return base().double()
-
-
-LAYERS = ["linear1", "linear2"]
-ADAPTERS = st.fixed_dictionaries(
-    {
-        "rank": st.integers(1, 2),
-        "alpha": st.floats(0.1, 16),
-        "use_rslora": st.booleans(),
-        "target_modules": st.lists(st.sampled_from(LAYERS), min_size=1, unique=True),
-    }
-)
-
-
-@settings(max_examples=12)
-@given(
-    options=st.lists(ADAPTERS, min_size=1, max_size=4),
-    scales=st.lists(st.floats(-2, 2), min_size=4, max_size=4),
-    first_rank=st.integers(1, 2),
-)
-def test_the_sum_is_that_of_the_stack(options, scales, first_rank, tmp_path_factory):
-    tmp_path, x = tmp_path_factory.mktemp("sum"), X.double()
-    stack, folders = double(), []
-    for number, arguments in enumerate(options):
-        first = arguments["target_modules"][0]
-        net = randomize(add_lora(double(), **arguments, rank_pattern={first: first_rank}))
-        folders.append(save_adapter(net, tmp_path / str(number)))
-        load_adapter(stack, folders[-1], scale=scales[number])
-    net = double()
-    assert combine_adapters(net, folders, scales[: len(folders)], name="sum") is net
-    assert lora_names(net) == ["sum"]
-    save_adapter(net, tmp_path / "sum")
-    torch.testing.assert_close(net(x), stack(x), rtol=1e-12, atol=1e-12)
-    assert torch.equal(load_adapter(double(), tmp_path / "sum")(x), net(x))
-    set_lora_enabled(stack, False, "default")
-    expected = stack(x)
-    torch.testing.assert_close(sum_adapters(stack)(x), expected, rtol=1e-12, atol=1e-12)
-    assert len(lora_names(stack)) == 1
-
-
-def on_tiny(folder, **options):
-    return save_adapter(randomize(add_lora(base(), **options)), folder)
-
-
-def test_refused_sums_leave_the_model_and_its_adapters_alone(tmp_path):
-    one, other = on_tiny(tmp_path / "a"), on_tiny(tmp_path / "bb", rank=2, alpha=64.0)
-    save_adapter(add_lora(TinyNet()), tmp_path / "stranger")
-    net = base()
-    for folders, arguments, message in (
-        ([other], {"scales": [3e38]}, "lora_B of linear1: expected finite numbers"),
-        ([one, tmp_path / "stranger"], {"scales": [1, 1]}, "stranger: made for the base .*"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            combine_adapters(net, folders, **arguments)
-        assert not lora_adapters(net)
-        assert all(parameter.requires_grad for parameter in net.parameters())
-    combine_adapters(net, [one, tmp_path / "stranger"], [1, -1], allow_other_base=True)
-    assert lora_names(net) == ["default"]
+def test_a_scale_that_is_not_finite_is_refused(adapted):
     with pytest.raises(ValueError, match="scale=nan: expected a finite number"):
-        set_lora_scale(net, float("nan"))
+        set_lora_scale(adapted, float("nan"))

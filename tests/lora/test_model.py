@@ -1,4 +1,4 @@
-"""Adapters over a whole network: their names, the weights they go on, and what is refused."""
+"""Adapters over a whole network: the weights they go on, and what is refused."""
 
 import copy
 import re
@@ -11,35 +11,32 @@ from torch import nn
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
-from lora_mnist.lora.model import add_lora, lora_disabled, lora_names, set_lora_enabled
+from lora_mnist.lora.model import add_lora, lora_disabled
 from lora_mnist.lora.targets import target_weights
 from lora_mnist.lora.weight import adaptable_weights, lora_adapters
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
 
-def test_adapters_have_names(tiny):
+def test_adapters_stack_and_an_exception_leaves_them_as_they_were(tiny):
     base = tiny(X)
     randomize(add_lora(tiny, target_modules="linear1"))
-    add_lora(tiny, name="nines")
-    add_lora(tiny)
-    assert lora_names(tiny) == ["default", "nines", "default2"]
-    assert [name for name, p in tiny.named_parameters() if p.requires_grad] == [
-        f"linear{n}.parametrizations.weight.{3 - n}.lora_{side}" for n in (1, 2) for side in "AB"
-    ]
-    everything = randomize(tiny)(X)
-    set_lora_enabled(tiny, False)
-    assert torch.equal(tiny(X), base)
-    set_lora_enabled(tiny, True, "default")
     one = tiny(X)
-    set_lora_enabled(tiny, True)
-    assert torch.equal(tiny(X), everything)
-    set_lora_enabled(tiny, False)
-    set_lora_enabled(tiny, True, "default")
-    with pytest.raises(KeyError), lora_disabled(tiny, "default"):
+    add_lora(tiny)
+    assert [name for name, p in tiny.named_parameters() if p.requires_grad] == [
+        f"linear{n}.parametrizations.weight.{2 - n}.lora_{side}" for n in (1, 2) for side in "AB"
+    ]
+    assert torch.equal(tiny(X), one)  # lora_B of the second starts at 0
+    randomize(tiny)
+    everything = tiny(X)
+    tiny.linear1.parametrizations.weight[0].enabled = False
+    without_the_first = tiny(X)
+    with pytest.raises(KeyError), lora_disabled(tiny):
         assert torch.equal(tiny(X), base)
         raise KeyError
-    assert torch.equal(tiny(X), one)
+    assert torch.equal(tiny(X), without_the_first)
+    tiny.linear1.parametrizations.weight[0].enabled = True
+    assert torch.equal(tiny(X), everything)
 
 
 NAN = float("nan")

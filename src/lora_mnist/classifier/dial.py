@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_mnist.lora.model import named_adapters
+from lora_mnist.lora.model import usable_adapters
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -29,7 +29,6 @@ def dial_curve(
     batches: Iterable[tuple[Tensor, Tensor]],
     targets: Sequence[int] | None = None,
     scales: Sequence[float] = SCALES,
-    name: str | None = None,
 ) -> dict[str, Any]:
     """Errors of an adapted network at several scales of its adapter, and the scale to take.
 
@@ -41,7 +40,6 @@ def dial_curve(
         batches: images and their labels, int64 of shape (N,).
         targets: the classes to repair; ``None`` where all count alike.
         scales: scales to try, 0 among them; each multiplies the scale that the adapter has now.
-        name: the adapter to turn; ``None``: all of them together. Others stay as they are.
 
     Returns:
         ``images``, their number; ``scales``; for each of these the ``errors``, the images
@@ -49,10 +47,10 @@ def dial_curve(
         and ``false_calls_of_target``; and what :func:`advised_scale` says, ``advised``.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, there is no
-            batch, or 0 is not among ``scales``.
+        ValueError: if no layer of ``model`` carries LoRA, there is no batch, or 0 is not among
+            ``scales``.
     """
-    predictions, labels = predictions_at(model, batches, scales, name)
+    predictions, labels = predictions_at(model, batches, scales)
     return _curve(scales, _faults(predictions, labels, targets), labels, targets)
 
 
@@ -63,7 +61,6 @@ def approximate_dial(
     targets: Sequence[int] | None = None,
     max_images: int = 1000,
     predictions: Mapping[str, Tensor] | None = None,
-    name: str | None = None,
 ) -> dict[str, Any]:
     """Nearly what :func:`dial_curve` finds, with far fewer forward passes.
 
@@ -79,7 +76,7 @@ def approximate_dial(
     """
     passes = 0
     if predictions is None:
-        ends, label = predictions_at(model, batches(None), (0, 1), name)
+        ends, label = predictions_at(model, batches(None), (0, 1))
         passes = 2 * len(label)
         index = torch.arange(len(label))
         predictions = {"index": index, "base": ends[0], "adapted": ends[1], "label": label}
@@ -96,7 +93,7 @@ def approximate_dial(
     if count:
         groups = torch.arange(len(changed)) * count // len(changed)
         chosen = changed[torch.searchsorted(groups, torch.arange(count))]
-        between, _ = predictions_at(model, batches(index[chosen]), SCALES[1:-1], name)
+        between, _ = predictions_at(model, batches(index[chosen]), SCALES[1:-1])
         faults[1:-1, changed] = _faults(between.cpu(), label[chosen], targets)[:, groups]
     passes += TRIES * count
     exact = {0.0, 1.0}
@@ -105,7 +102,7 @@ def approximate_dial(
         scale = curve["advised"]
         if scale in exact:
             return {**curve, "forward_passes": passes}
-        there, _ = predictions_at(model, batches(index), [scale], name)
+        there, _ = predictions_at(model, batches(index), [scale])
         faults[SCALES.index(scale)] = _faults(there[0].cpu(), label, targets)
         passes += len(label)
         exact.add(scale)
@@ -116,10 +113,9 @@ def predictions_at(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     scales: Sequence[float],
-    name: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The class that a network predicts at each of ``scales``, int64, (scales, N); the labels."""
-    before = [(adapter, adapter.scale) for adapter in named_adapters(model, name)]
+    before = [(adapter, adapter.scale) for adapter in usable_adapters(model)]
     predictions, labels = [], []
     try:
         for images, batch_labels in batches:

@@ -122,13 +122,13 @@ class Evaluation(Metric):
         counts: list[int] = torch.bincount(labels.cpu(), minlength=self.num_classes).tolist()
         return counts
 
-    def compute_and_reset(self, split: str, before: str = "base") -> dict[str, dict[str, Any]]:
-        """The outcome of ``split`` and, with a base, of ``<split>_<before>``; then start afresh."""
+    def compute_and_reset(self, split: str) -> dict[str, dict[str, Any]]:
+        """The outcome of ``split`` and, with a base, of ``<split>_base``; then start afresh."""
         outcomes = self.compute()
         self.reset()
         if "adapted" not in outcomes:
             return {split: outcomes["base"]}
-        return {split: outcomes["adapted"], f"{split}_{before}": outcomes["base"]}
+        return {split: outcomes["adapted"], f"{split}_base": outcomes["base"]}
 
 
 def outcome_of(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:

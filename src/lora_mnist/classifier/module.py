@@ -1,8 +1,6 @@
 """The one LightningModule of all stages: a network, with LoRA or without, and its metrics."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +8,6 @@ from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import Optimizer
 
 from lora_mnist.classifier.loss import Loss
@@ -19,8 +16,8 @@ from lora_mnist.data import TEST_SETS, Batch, ImageDataModule
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, config_group, require_number
 from lora_mnist.lora.base_state import lora_state_dict
-from lora_mnist.lora.model import lora_disabled, lora_names, set_lora_scale
-from lora_mnist.lora.peft import WEIGHTS_NAME
+from lora_mnist.lora.model import lora_disabled, set_lora_scale
+from lora_mnist.lora.weight import lora_adapters
 
 #: With more classes only those to repair have a curve of their own.
 _MAX_CURVES = 16
@@ -35,8 +32,7 @@ class ClassifierModule(LightningModule):
 
     ``net`` maps images, (N, channels, height, width) float32, to logits, (N, num_classes). With
     LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and kept in checkpoints.
-    ``base_tensors`` are the base's by name, for where ``net`` itself is fine-tuned and changes
-    them. ``hyperparameters`` are plain values for checkpoints and loggers.
+    ``hyperparameters`` are plain values for checkpoints and loggers.
     """
 
     def __init__(
@@ -50,7 +46,6 @@ class ClassifierModule(LightningModule):
         lr: float = 1e-3,
         scheduler: Callable[[Optimizer], Any] | None = None,
         interval: str = "step",
-        base_tensors: Mapping[str, Tensor] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -61,11 +56,7 @@ class ClassifierModule(LightningModule):
         self.loss = loss or Loss()
         self.optimizer, self.lr = optimizer, lr
         self.scheduler, self.interval = scheduler, interval
-        names = lora_names(net)
-        self.adapter = names[-1] if names else None  # the one to train, by name
-        # Where other adapters lie below, they belong to what it is compared with.
-        self.compared_with = "before" if len(names) > 1 else "base"
-        self.base_tensors = None if names else base_tensors
+        self.has_adapter = bool(lora_adapters(net))
         # Not the data itself: weight averaging makes a deep copy of the module.
         self.class_names, self.targets, self.replay = data.classes, list(targets), data.replay
         splits = ("val", *TEST_SETS)
@@ -80,20 +71,12 @@ class ClassifierModule(LightningModule):
         # of the first process.
         self.loss_sum, self.loss_count = torch.zeros(()), 0
 
-    def logits_before(self, images: Tensor) -> Tensor | None:
-        """Logits, (N, num_classes), of what training started from, for normalised images."""
-        if self.adapter is not None:
-            with torch.no_grad(), lora_disabled(self.net, self.adapter):
-                logits: Tensor = self.net(images)
-            return logits
-        if self.base_tensors is None:
+    def logits_of_base(self, images: Tensor) -> Tensor | None:
+        """Logits, (N, num_classes), of the base below an adapter, for normalised images."""
+        if not self.has_adapter:
             return None
-        tensors = {key: tensor.to(images.device) for key, tensor in self.base_tensors.items()}
-        mode = self.net.training
-        self.net.eval()  # in train mode batch normalisation would move the base's statistics
-        with torch.no_grad():
-            logits = functional_call(self.net, tensors, images)
-        self.net.train(mode)
+        with torch.no_grad(), lora_disabled(self.net):
+            logits: Tensor = self.net(images)
         return logits
 
     def setup(self, stage: str) -> None:
@@ -121,8 +104,7 @@ class ClassifierModule(LightningModule):
     def loss_of(self, batch: Batch, replayed: int) -> Tensor:
         """The loss of normalised images, of which the last ``replayed`` are replayed ones."""
         images, labels = batch
-        base_logits = self.logits_before(images) if self.loss.distill else None
-        loss: Tensor = self.loss(self.net(images), labels, base_logits, replayed)
+        loss: Tensor = self.loss(self.net(images), labels, replayed)
         return loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -163,14 +145,14 @@ class ClassifierModule(LightningModule):
         images, labels = batch
         base_logits = self.base_logits.setdefault(split, [])
         if batch_idx == len(base_logits):
-            base_logits.append(self.logits_before(images))
+            base_logits.append(self.logits_of_base(images))
         evaluation: Any = self.evaluations[split]
         evaluation.update(self.net(images), labels, base_logits[batch_idx])
 
     def _keep_and_log_outcome(self, split: str) -> None:
         """Keep and log the outcome of a split, over all processes."""
         evaluation: Any = self.evaluations[split]
-        outcomes = evaluation.compute_and_reset(split, self.compared_with)
+        outcomes = evaluation.compute_and_reset(split)
         if self.trainer.sanity_checking:
             return
         self.outcomes |= outcomes
@@ -181,14 +163,14 @@ class ClassifierModule(LightningModule):
 
     def scale_adapter(self, scale: float) -> None:
         """Turn the trained adapter up or down; it is then to be validated again."""
-        set_lora_scale(self.net, scale, self.adapter)
+        set_lora_scale(self.net, scale)
         self.validated_at = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter: the base has a file of its own."""
         checkpoint["lr"] = self.lr
         checkpoint["loss_since_log"] = self.loss_sum, self.loss_count
-        if self.adapter is not None:
+        if self.has_adapter:
             lora = {f"net.{key}" for key in lora_state_dict(self.net)}
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {key: state[key] for key in state if key in lora}
@@ -197,7 +179,7 @@ class ClassifierModule(LightningModule):
         """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
         self.lr = checkpoint["lr"]  # the run goes on at the rate that it began with
         self.loss_sum, self.loss_count = checkpoint["loss_since_log"]
-        if self.adapter is not None:
+        if self.has_adapter:
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
 
@@ -245,8 +227,8 @@ def make_module(
 ) -> ClassifierModule:
     """The module that trains ``net`` with loss, optimizer and schedule as ``cfg`` has them.
 
-    The last adapter on ``net`` is the one to train, on the classes of ``data.selection``. ``base``
-    is what the network started from; ``None``: it becomes a base itself. For ``optimizer.lr=auto``
+    What is trainable in ``net`` is trained, on the classes of ``data.selection``. ``base`` is what
+    the network started from; ``None``: it becomes a base itself. For ``optimizer.lr=auto``
     :attr:`lr` is still to be chosen. With ``cfg.compile`` the network is compiled in place.
     """
     # A run that goes on must have the same settings, and the same content of files.
@@ -254,9 +236,6 @@ def make_module(
     targets = data.selection.targets if data.selection else []
     settings |= {"base_sha256": base and base.sha256, "targets": targets}
     settings |= {"classes": data.classes, "data_sha256": dict(data.sha256)}
-    if cfg.get("adapter") is not None:
-        content = Path(cfg.adapter, WEIGHTS_NAME).read_bytes()
-        settings["adapter_sha256"] = hashlib.sha256(content).hexdigest()
     with config_group("loss"):
         loss = instantiate(cfg.loss, _convert_="all")
     optimizer, scheduler = dict(cfg.optimizer), dict(cfg.scheduler or {})
@@ -278,7 +257,6 @@ def make_module(
         lr=lr,
         scheduler=make_scheduler,
         interval=interval,
-        base_tensors=base and base.tensors,
         hyperparameters=settings,
     )
     # A mistake in optimizer or schedule: Lightning makes them after the run has begun.

@@ -1,8 +1,8 @@
 """The training images of each step: their order, and the replay of other classes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import count, islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +18,6 @@ class Selection(NamedTuple):
     targets: list[int]  # the classes to learn; empty where all are learnt, or mistakes
     target_indices: Tensor  # of the images to learn from, int64
     replay_indices: Tensor  # of those that may be replayed, int64
-    #: Turns of a class among the replayed images; classes not listed get one.
-    replay_frequency: Mapping[int, int] = {}
 
 
 class TrainingLoader:
@@ -116,15 +114,12 @@ class TrainingLoader:
     def _replayed(self) -> Iterator[int]:
         """Indices of replayed images, without end: one of each class in turn."""
         generator = torch.Generator().manual_seed(self.seed)
-        others, frequency = self.selection.replay_indices, self.selection.replay_frequency
+        others = self.selection.replay_indices
         labels = self.images.labels[others]
         members = {int(c): others[labels == c] for c in torch.unique(labels)}
-        max_turns = max([1, *frequency.values()])
         orders: dict[int, list[int]] = {c: [] for c in members}
-        for turn in count():
+        while True:
             for c, order in orders.items():
-                if turn % max_turns >= frequency.get(c, 1):
-                    continue  # this class has had its turns of this round
                 if not order:
                     shuffled = torch.randperm(len(members[c]), generator=generator)
                     order += members[c][shuffled].tolist()

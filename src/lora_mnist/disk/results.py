@@ -47,8 +47,7 @@ def write_results(
 ) -> None:
     """Write results.json, and the ``predictions`` of the test ``images``, into a run's folder."""
     write_json(folder / RESULTS_FILE, results)
-    before = "before" if "test_before" in results else "base"
-    write_predictions(predictions, images, folder, results["classes"], before)
+    write_predictions(predictions, images, folder, results["classes"])
 
 
 def collect_results(

@@ -15,9 +15,9 @@ from lora_mnist.disk.numbers import affects_results, flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RESULTS_FILE, RUN_RECORD
 from lora_mnist.errors import UserError
 
-#: These may differ, beside what :func:`.numbers.affects_results` leaves out: base, adapter and
-#: images are compared by content, not by path. Another device brings a warning.
-_FREE = ("adapter", "base_ckpt", "data.data_dir", "data.mistakes", "trainer.accelerator")
+#: These may differ, beside what :func:`.numbers.affects_results` leaves out: base and images are
+#: compared by content, not by path. Another device brings a warning.
+_FREE = ("base_ckpt", "data.data_dir", "data.mistakes", "trainer.accelerator")
 #: These may grow: a run can be trained farther. trainer.max_time may change.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
@@ -79,8 +79,6 @@ def _require_same_run(folder: Path, settings: Mapping[str, Any], resume: object)
         if key.startswith("data_sha256"):
             key = "data.mistakes" if "mistakes" in key else "data.data_dir"
             old, new = "the same images", settings.get(key)
-        elif key == "adapter_sha256":
-            key, old, new = "adapter", before.get("adapter"), settings.get("adapter")
         elif key == "base_sha256" and old and new:
             own = find_base(Path(str(settings["paths.bases"])), old)
             key, new = "base_ckpt", settings["base_ckpt"]

@@ -9,8 +9,6 @@ from lora_mnist.errors import UserError
 
 RESULTS_FILE = "results.json"
 ADAPTER_FOLDER = "adapter"
-#: The weights that ``stage=finetune`` leaves.
-FINETUNED_FILE = "finetuned.ckpt"
 #: The checkpoint from which a run goes on, and its settings.
 LAST_CHECKPOINT, RUN_RECORD = "checkpoints/last.ckpt", "checkpoints/run.json"
 

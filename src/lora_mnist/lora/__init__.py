@@ -2,8 +2,8 @@
 
 Start with :mod:`.layer`: one adapter on one weight. The life of an adapter, in order: ``add_lora``,
 training, ``lora_disabled``, ``set_lora_enabled`` and ``set_lora_scale`` (:mod:`.model`);
-``save_adapter`` and ``load_adapter`` (:mod:`.adapter`), ``combine_adapters`` and ``sum_adapters``
-(:mod:`.combine`); ``merge_lora``, ``unmerge_lora`` and ``remove_lora`` (:mod:`.merge`).
+``save_adapter`` and ``load_adapter`` (:mod:`.adapter`); ``merge_lora``, ``unmerge_lora`` and
+``remove_lora`` (:mod:`.merge`).
 ``lora_mnist`` has all of these names. The package needs torch, safetensors and ``disk/files.py``,
 nothing else.
 """

@@ -7,7 +7,6 @@ trained on, and whatever the caller adds.
 
 import json
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 
 from ..disk.files import atomic_write, write_json
 from .base_state import base_state_dict, fingerprint
-from .model import attach, named_adapters
+from .model import attach, usable_adapters
 from .peft import (
     CONFIG_NAME,
     METADATA_KEY,
@@ -34,39 +33,30 @@ log = logging.getLogger(__name__)
 
 
 def save_adapter(
-    model: nn.Module,
-    folder: str | Path,
-    name: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    model: nn.Module, folder: str | Path, metadata: Mapping[str, Any] | None = None
 ) -> Path:
     """Write the LoRA weights of ``model`` to ``folder``; a few kilobytes, without the base.
 
-    The adapter is written as trained; enabled and scale are not saved.
-    :func:`.combine.sum_adapters` makes the scale a part of it.
+    The adapter is written at its scale: ``scale * lora_B`` takes the place of ``lora_B``, so it
+    computes the same when it is loaded with a scale of 1, here or in PEFT.
 
     Args:
         model: network whose layers carry LoRA (see :func:`.model.add_lora`).
         folder: made if need be, and returned; an adapter already in it is replaced.
-        name: which adapter, where ``model`` carries several.
         metadata: JSON values for the file, beside those of the file that the adapter was loaded
             from, if any. With ``base_sha256`` the base is not hashed again.
 
     Raises:
-        ValueError: if no layer carries LoRA, no adapter has this name, or there are several and
-            none was named.
+        ValueError: if no layer carries LoRA, or a layer carries several adapters.
         OSError: if the folder cannot be written.
     """
     folder = Path(folder)
-    names = dict.fromkeys(adapter.name for adapter in named_adapters(model, name))
-    if len(names) > 1:
-        raise ValueError(f"name=None: expected one of the model's adapters: {', '.join(names)}")
+    usable_adapters(model)
     chosen = {}
     for layer, weight in lora_weights(model).items():
-        for adapter in weight.adapters:
-            if adapter.name in names:
-                chosen[layer] = (weight, adapter)
-    if any(adapter.scale != 1 for _, adapter in chosen.values()):
-        log.warning("the adapter is saved as trained, without its scale")
+        if len(weight.adapters) > 1:
+            raise ValueError(f"{layer} carries {len(weight.adapters)} adapters; expected one")
+        chosen[layer] = (weight, weight.adapters[0])
     about = {**next(iter(chosen.values()))[1].metadata, **(metadata or {})}
     if "base_sha256" not in about:
         about["base_sha256"] = fingerprint(base_state_dict(model))
@@ -81,8 +71,6 @@ def load_adapter(
     model: nn.Module,
     folder: str | Path,
     allow_other_base: bool = False,
-    name: str | None = None,
-    scale: float = 1.0,
     base_sha256: str | None = None,
 ) -> nn.Module:
     """Put the adapter in ``folder`` on ``model``, which must be the base it was trained on.
@@ -94,17 +82,13 @@ def load_adapter(
             carries LoRA already the adapter is stacked.
         folder: what :func:`save_adapter` or ``peft`` wrote.
         allow_other_base: accept a base with another fingerprint, as long as the shapes fit.
-        name: tells the adapter from others on ``model``; see :func:`.model.add_lora`.
-        scale: how much of the adapter to apply; see :func:`.model.set_lora_scale`.
         base_sha256: the fingerprint of the base; ``None``: it is computed.
 
     Raises:
-        ValueError: if ``scale`` or ``name`` cannot be used, or the files are missing or damaged,
-            ask for something that LoRA here lacks, do not fit the layers of ``model``, or were made
-            for another base. ``model`` is then as it was.
+        ValueError: if the files are missing or damaged, ask for something that LoRA here lacks, do
+            not fit the layers of ``model``, or were made for another base. ``model`` is then as it
+            was.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f"scale={scale}: expected a finite number")
     metadata = read_metadata(folder)
     weights = adaptable_weights(model)
     try:
@@ -115,7 +99,7 @@ def load_adapter(
                     f"unexpected tensors of {layer} in {WEIGHTS_NAME}: the model has no such layer "
                     "that can be adapted"
                 )
-            adapter.scale, adapter.metadata = scale, dict(metadata)
+            adapter.metadata = dict(metadata)
             adapter.metadata.pop("base_sha256", None)  # the model may be another base
         made_for = metadata.get("base_sha256")
         if made_for is None:
@@ -128,7 +112,7 @@ def load_adapter(
                     f"made for the base {made_for}{dataset}, this one is {here}; "
                     "expected the same base, or allow_other_base=true"
                 )
-        attach(model, adapters, name)
+        attach(model, adapters)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return model

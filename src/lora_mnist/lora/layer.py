@@ -49,7 +49,6 @@ class LoRAParametrization(nn.Module):
     Attributes:
         lora_A: shape (rank, *weight.shape[1:]).
         lora_B: shape (weight.shape[0], rank, 1, ...), of as many dimensions as ``weight``.
-        name: the adapter's name; no other adapter on the network has it.
         scale: a factor on the finished adapter: 1 as trained, 0 the base exactly.
         enabled: while it is ``False`` the layer computes the base exactly.
         metadata: what the file says that the adapter was loaded from.
@@ -77,7 +76,7 @@ class LoRAParametrization(nn.Module):
             raise ValueError(f"use_rslora={use_rslora}: expected true or false")
         self.rank, self.alpha, self.use_rslora, self.dropout = rank, alpha, use_rslora, dropout
         self.scaling = alpha / scaling_divisor(rank, use_rslora)
-        self.name, self.scale, self.enabled = "default", 1.0, True
+        self.scale, self.enabled = 1.0, True
         self.metadata: dict[str, Any] = {}
         ones = [1] * (weight.ndim - 2)
         self.lora_A = nn.Parameter(weight.new_empty(rank, *weight.shape[1:]))
@@ -100,7 +99,7 @@ class LoRAParametrization(nn.Module):
         return weight + product * (self.scaling * self.scale)
 
     def extra_repr(self) -> str:
-        return f"rank={self.rank}, alpha={self.alpha}, name={self.name}, scale={self.scale}"
+        return f"rank={self.rank}, alpha={self.alpha}, scale={self.scale}"
 
 
 def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .frozen import keep_in_eval_mode, release_base
-from .model import named_adapters
+from .model import usable_adapters
 from .weight import adaptable_weights, lora_adapters, lora_weights
 
 
@@ -25,7 +25,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: if no layer of ``model`` carries LoRA, or it is merged already.
     """
-    named_adapters(model)
+    usable_adapters(model)
     registered = {}
     for layer, weight in lora_weights(model).items():
         registered[layer] = weight.module.parametrizations[weight.tensor]  # type: ignore[index]
@@ -64,24 +64,21 @@ def unmerge_lora(model: nn.Module) -> nn.Module:
     return model
 
 
-def remove_lora(model: nn.Module, name: str | None = None) -> nn.Module:
-    """Throw adapters away; without any, ``model`` is the plain base again, bit for bit.
+def remove_lora(model: nn.Module) -> nn.Module:
+    """Throw all adapters away, merged ones too: ``model`` is the plain base again, bit for bit.
 
     Its parameters are still frozen.
 
     Args:
         model: network whose layers carry LoRA; changed in place, and returned.
-        name: which adapter to throw away; ``None``: all, merged ones too.
 
     Raises:
-        ValueError: if no layer of ``model`` carries LoRA, no adapter has that name, or a single one
-            is named of a merged network. ``model`` is then as it was.
+        ValueError: if no layer of ``model`` carries LoRA.
     """
-    if name is None and hasattr(model, "lora_merged"):
+    if hasattr(model, "lora_merged"):
         unmerge_lora(model)
-    removed = named_adapters(model, name)
+    usable_adapters(model)
     for weight in lora_weights(model).values():
-        weight.put(weight.base, [each for each in weight.adapters if each not in removed])
-    if not lora_adapters(model):
-        release_base(model)
+        weight.put(weight.base, [])
+    release_base(model)
     return model

@@ -4,9 +4,6 @@ An adapter is registered with :mod:`torch.nn.utils.parametrize`: ``layer.weight`
 effective weight ``W + scaling * lora_B @ lora_A``, ``layer.parametrizations.weight.original`` is
 the frozen ``W``, and ``layer.parametrizations.weight[0]`` the :class:`.layer.LoRAParametrization`;
 a second adapter stacks as ``[1]``.
-
-Functions with a ``name`` act on the adapter of that name, or on every one with ``None``. They raise
-``ValueError`` if no layer carries LoRA, no adapter has that name, or the adapters are merged.
 """
 
 import logging
@@ -38,7 +35,6 @@ def add_lora(
     dropout: float = 0.0,
     rank_pattern: Mapping[str, int] | None = None,
     alpha_pattern: Mapping[str, float] | None = None,
-    name: str | None = None,
 ) -> nn.Module:
     """Put a trainable LoRA adapter on chosen layers and freeze everything else.
 
@@ -63,12 +59,10 @@ def add_lora(
         dropout: probability of zeroing each input of the adapter while training, in [0, 1).
         rank_pattern: ranks of single layers, by name or by the end of a name from a dot on.
         alpha_pattern: alphas of single layers, in the same way.
-        name: tells the adapter from others on ``model``; by default ``default``, then
-            ``default2`` and so on.
 
     Raises:
-        ValueError: if an argument is out of range or names no layer, if a layer cannot be adapted,
-            or if ``name`` is taken. ``model`` is then as it was.
+        ValueError: if an argument is out of range or names no layer, or if a layer cannot be
+            adapted. ``model`` is then as it was.
     """
     if init not in ("gaussian", "kaiming", "pissa"):
         raise ValueError(f"init={init}: expected one of gaussian, kaiming, pissa")
@@ -94,7 +88,7 @@ def add_lora(
         adapters[layer] = kind(
             weight.base, ranks[layer], alphas[layer], init, init_std, use_rslora, dropout
         )
-    attach(model, adapters, name)
+    attach(model, adapters)
     if target_modules != "all":
         return model
     total, left_out = 0, Counter[str]()  # numbers of weights by the end of their name
@@ -113,21 +107,12 @@ def add_lora(
     return model
 
 
-def attach(
-    model: nn.Module, adapters: Mapping[str, LoRAParametrization], name: str | None = None
-) -> None:
+def attach(model: nn.Module, adapters: Mapping[str, LoRAParametrization]) -> None:
     """Put ``adapters`` on the weights of these names and freeze everything else of ``model``.
 
-    ``ValueError`` if one does not fit or ``name`` is taken; ``model`` is then as it was.
+    ``ValueError`` if one does not fit; ``model`` is then as it was.
     """
     weights = adaptable_weights(model)
-    names = lora_names(model)
-    if name in names:
-        raise ValueError(f"name={name}: expected another name than {', '.join(names)}")
-    if name is None:
-        name, number = "default", 2
-        while name in names:
-            name, number = f"default{number}", number + 1
     for layer, adapter in adapters.items():
         weight = weights[layer]
         sharing = [other for other, w in weights.items() if w.base is weight.base]
@@ -157,13 +142,7 @@ def attach(
         parameter.requires_grad = False  # requires_grad_() refuses a lazy layer
     for layer, adapter in adapters.items():
         weight = weights[layer]
-        adapter.name = name
         weight.put(weight.base, [*weight.adapters, adapter.train(model.training)])
-
-
-def lora_names(model: nn.Module) -> list[str]:
-    """The names of the adapters on ``model``; empty without LoRA, and once it is merged."""
-    return list(dict.fromkeys(adapter.name for adapter in lora_adapters(model)))
 
 
 def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
@@ -172,47 +151,50 @@ def lora_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         yield from adapter.parameters()
 
 
-def named_adapters(model: nn.Module, name: str | None = None) -> list[LoRAParametrization]:
-    """The adapter ``name``, or all adapters, layer by layer; at least one."""
-    names = lora_names(model)
+def usable_adapters(model: nn.Module) -> list[LoRAParametrization]:
+    """All adapters on ``model``, layer by layer; ``ValueError`` if there is none to be used."""
     if hasattr(model, "lora_merged"):
         raise ValueError("the adapters are merged; expected unmerge_lora(model) first")
-    if not names:
+    adapters = lora_adapters(model)
+    if not adapters:
         raise ValueError("no layer of the model carries LoRA")
-    if name not in (None, *names):
-        raise ValueError(f"name={name}: expected one of {', '.join(names)}")
-    return [adapter for adapter in lora_adapters(model) if name in (None, adapter.name)]
+    return adapters
 
 
-def set_lora_enabled(model: nn.Module, enabled: bool, name: str | None = None) -> None:
-    """Switch adapters of ``model`` on or off; with all off, it computes the base exactly."""
-    for adapter in named_adapters(model, name):
+def set_lora_enabled(model: nn.Module, enabled: bool) -> None:
+    """Switch the adapters of ``model`` on or off; with all off, it computes the base exactly.
+
+    ``ValueError`` if no layer carries LoRA, or the adapters are merged.
+    """
+    for adapter in usable_adapters(model):
         adapter.enabled = enabled
 
 
-def set_lora_scale(model: nn.Module, scale: float, name: str | None = None) -> None:
-    """Turn adapters of ``model`` up or down: ``weight = W + scale * scaling * lora_B @ lora_A``.
+def set_lora_scale(model: nn.Module, scale: float) -> None:
+    """Turn the adapters of ``model`` up or down.
 
-    With a scale of 1 an adapter is as trained, with 0 the layers compute the base exactly. It is
-    any finite number. :func:`.merge.merge_lora` and :func:`.combine.sum_adapters` use adapters at
-    their scales, while :func:`.adapter.save_adapter` writes them as trained.
+    ``weight = W + scale * scaling * lora_B @ lora_A``: with a scale of 1 an adapter is as trained,
+    with 0 the layers compute the base exactly. It is any finite number. Merging and saving use
+    adapters at their scales. ``ValueError`` if no layer carries LoRA, the adapters are merged, or
+    the scale is not finite.
     """
     if not math.isfinite(scale):
         raise ValueError(f"scale={scale}: expected a finite number")
-    for adapter in named_adapters(model, name):
+    for adapter in usable_adapters(model):
         adapter.scale = scale
 
 
 @contextmanager
-def lora_disabled(model: nn.Module, name: str | None = None) -> Iterator[None]:
+def lora_disabled(model: nn.Module) -> Iterator[None]:
     """Inside the ``with`` block ``model`` is its base; afterwards each adapter is as it was.
 
     The base is in eval mode. To compare it bit for bit with the network before :func:`add_lora`,
     compute both under ``torch.no_grad()``: in grad mode, torch's attention takes another path, with
-    other rounding, once its weights are frozen.
+    other rounding, once its weights are frozen. ``ValueError`` if no layer carries LoRA, or the
+    adapters are merged.
     """
-    before = [(adapter, adapter.enabled) for adapter in named_adapters(model, name)]
-    set_lora_enabled(model, False, name)
+    before = [(adapter, adapter.enabled) for adapter in usable_adapters(model)]
+    set_lora_enabled(model, False)
     try:
         yield
     finally:

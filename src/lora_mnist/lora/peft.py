@@ -54,11 +54,12 @@ Adapters = Mapping[str, tuple[Weight, LoRAParametrization]]  # one on each weigh
 
 
 def tensors_of(adapters: Adapters) -> dict[str, Tensor]:
-    """The tensors of an adapter, as PEFT names and shapes them."""
+    """The tensors of an adapter at its scale, as PEFT names and shapes them."""
     tensors: dict[str, Tensor] = {}
     for name, (weight, adapter) in adapters.items():
         start = f"base_model.model.{name}"
         lora_A, lora_B = adapter.factors()
+        lora_B = lora_B * adapter.scale
         if isinstance(weight.module, nn.Embedding):
             tensors[f"{start}.lora_embedding_A"] = lora_B.t()
             tensors[f"{start}.lora_embedding_B"] = lora_A.t()

@@ -17,8 +17,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lora_mnist.lora.base_state import count_parameters
-from lora_mnist.lora.model import lora_names
-from lora_mnist.lora.weight import adaptable_weights
+from lora_mnist.lora.weight import adaptable_weights, lora_adapters
 from lora_mnist.show.changes import number_of, outcome_before
 from lora_mnist.show.class_table import class_rows
 from lora_mnist.show.next_steps import next_steps
@@ -50,11 +49,9 @@ def show(*parts: RenderableType, width: int = 100) -> None:
 @rank_zero_only
 def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
-    names = lora_names(net)
+    has_adapter = bool(lora_adapters(net))
     columns = ["layer", "W", "b"]
-    if len(names) > 1:
-        columns.append("adapter")
-    if names:
+    if has_adapter:
         columns += ["lora_A", "lora_B"]
     rows = []
     for layer, weight in adaptable_weights(net).items():
@@ -63,8 +60,7 @@ def print_parameters(net: nn.Module) -> None:
         bias = getattr(weight.module, "bias", None) if weight.tensor == "weight" else None
         cells = [layer, _shape(weight.base), _shape(bias)]
         for adapter in weight.adapters:
-            adapted = [adapter.name] if len(names) > 1 else []
-            rows.append([*cells, *adapted, _shape(adapter.lora_A), _shape(adapter.lora_B)])
+            rows.append([*cells, _shape(adapter.lora_A), _shape(adapter.lora_B)])
         if not weight.adapters:
             rows.append(cells)
     table = Table(*columns)
@@ -74,7 +70,7 @@ def print_parameters(net: nn.Module) -> None:
         table.add_row(f"{len(rows) - _MAX_LAYERS} more")
     count = count_parameters(net)
     total = f"parameters: {count['base']:,}"
-    if names:
+    if has_adapter:
         total += f" + {count['lora']:,} of LoRA = {count['base'] + count['lora']:,}"
         total += f", increase {count['increase_percent']:.3f}%"
     show(table, f"{total}; trainable: {count['trainable']:,}")
