@@ -24,30 +24,19 @@ from plain import Point, Shares, best, mean_of, point, shifted, twenty_lines
 from tasks import SEARCH, TASKS, Case, Task
 from torch import nn
 
-from lora_mnist import combine_adapters, load_adapter, set_lora_scale
+from lora_mnist import load_adapter, set_lora_scale
 
 #: By method: overrides of python train.py. An adapter is counted as trained, and as dialled.
 METHODS = {
     "notebook": "stage=lora",
-    "repair_private": "experiment=repair_private lora.scale=1",
-    "going on": (
-        "stage=finetune digit=null target=null data.batch_size=100 trainer.max_steps=400 "
-        "scheduler=linear"
-    ),
-    "full fine-tuning, our loss": (
-        "stage=finetune data.replay=90 loss.target_weight=0.25 trainer.max_steps=400 "
-        "scheduler=linear"
-    ),
     "repair": "experiment=repair lora.scale=1",
 }
-#: Far behind, or no repair: one run on each base is enough.
-ONCE = ("notebook", "repair_private", "going on")
+#: Far behind: one run on each base is enough.
+ONCE = ("notebook",)
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
 #: Those whose fronts are compared.
-FRONTS = (
-    *("one number", "twenty lines", "mean of twenty lines", "repair, scale 1", "mean of repairs"),
-)
+FRONTS = ("one number", "twenty lines", "mean of twenty lines", "repair, scale 1")
 #: Changes of experiment=repair, each alone: what the search compares.
 CHANGES = (
     "",
@@ -106,20 +95,12 @@ def study(task: Task, bases: int, repairs: int) -> Study:
         for method, settings in METHODS.items():
             seeds = range(1 if method in ONCE else repairs)
             runs = [own.run(f"{settings} seed={seed}") for seed in seeds]
-            if "dial" not in runs[0][1]:
-                shares = [of_results(results, case.target) for _, results in runs]
-                result.shares.setdefault(method, []).append(shares)
-                continue
             for name in ("1", "auto"):
                 points = []
                 for folder, results in runs:
                     scale = 1.0 if name == "1" else results["dial"]["advised"]
                     points.append(turned(case, folder / "adapter", scale))
                 result.add(f"{method}, scale {name}", points)
-            if method not in ONCE:
-                folders = [folder / "adapter" for folder, _ in runs]
-                mean = combine_adapters(copy.deepcopy(case.net), folders, [1 / repairs] * repairs)
-                result.add(f"mean of {method}s", [point(case, mean)])
     file.parent.mkdir(exist_ok=True)
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(asdict(result)))
@@ -224,7 +205,7 @@ def summary_table(studies: Sequence[Study]) -> str:
 
 def tasks_table(studies: Sequence[Study]) -> str:
     """Errors on the class / in all, in percent of the base's, for each classifier."""
-    methods = ("one number", "twenty lines", "full fine-tuning, our loss", "repair, scale auto")
+    methods = ("one number", "twenty lines", "repair, scale auto")
     lines = []
     for each in studies:
         few, many = (statistics.mean(column) for column in zip(*each.errors, strict=True))
