@@ -87,7 +87,7 @@ def made(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("made")
     options = (*SMALL, f"paths.outputs={outputs}", "trainer.max_steps=30", "data.batch_size=50")
     options += ("trainer.log_every_n_steps=10", "trainer.val_check_interval=10")
-    train(composed("train", "stage=pretrain", *options, "tags=[wide]", "notes=why"))
+    train(composed("train", "stage=pretrain", *options))
     loggers = ("logger=[tensorboard,csv]", "figures=null")
     train(composed("train", "stage=lora", *options, *loggers))
     return outputs

@@ -112,9 +112,7 @@ def test_command(command):
         elif program == "python":
             check_python(given)
         elif program == "lora-mnist":
-            check_python(
-                [f"{given[0]}.py", *given[1:]] if given[0] != "-sc" else ["train.py", *given]
-            )
+            check_python([f"{given[0]}.py", *given[1:]])
         elif program == "settings":
             check_settings(given)
 

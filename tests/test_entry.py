@@ -18,10 +18,8 @@ NAMES = "train eval predict export demo report\n"
 def typed(monkeypatch, capfd):
     """``typed("train", ...)``: what ``lora-mnist train ...`` answers: exit code, output, errors."""
 
-    def run(*arguments, line=""):
+    def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/lora-mnist", *arguments])
-        if line:
-            monkeypatch.setenv("COMP_LINE", line)
         code = 0
         try:
             main()
@@ -55,18 +53,6 @@ def test_help_is_in_its_own_words(typed):
     assert code == 0
     assert out.startswith("lora-mnist train stage=pretrain ")
     assert "python train.py" not in out
-
-
-@pytest.mark.parametrize(
-    ("line", "choices"),
-    [
-        ("lora-mnist ev", NAMES),
-        ("lora-mnist train stage=lora lora.ra", "lora.rank= lora.rank_pattern=\n"),
-        ("lora-mnist export form", "format=\n"),
-    ],
-)
-def test_tab_completes_commands_and_keys(typed, line, choices):
-    assert typed("-sc", "query=bash", line=line) == (0, choices, "")
 
 
 _SCRIPT = """

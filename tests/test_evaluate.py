@@ -20,18 +20,10 @@ def trained(made):
     return read_results(only_run(made, "lora"))
 
 
-def test_repeats_the_numbers_of_a_run_and_keeps_them_where_they_are_not_enough(
-    cli, made, trained, tmp_path
-):
+def test_repeats_the_numbers_of_a_run(cli, made, trained, tmp_path):
     """The folder is given as the run printed it. The class it repairs is known from its run."""
     run, base = only_run(made, "lora"), f"base_ckpt={made}/base/mnist.ckpt"
-    both = "test.errors_of_target < test_base.errors_of_target"
-    require = f'require=["test.broken <= 2", "{both}", "test.p_value <= 1"]'
-    done = cli("eval.py", *SMALL, f"adapter={run}", base, "figures=null", require)
-    broken = trained["test"]["broken"]
-    assert broken > 2
-    line = f"require=test.broken <= 2: {broken} <= 2 does not hold"
-    assert (done.code, done.err.splitlines()[-1]) == (1, line)
+    done = cli("eval.py", *SMALL, f"adapter={run}", base, "figures=null").ok()
     folder = only_run(tmp_path / "outputs", "eval")
     found = read_results(folder)
     for key in ("test", "test_base"):

@@ -77,7 +77,7 @@ class Benchmark:
         self.train = f"train.py paths.outputs={folder}/outputs trainer=cpu figures=false"
         #: A training without validation, that prints its steps a second.
         self.watched = (
-            f"{self.train} +trainer.limit_val_batches=0 publish=false "
+            f"{self.train} +trainer.limit_val_batches=0 "
             "+callbacks.stopwatch._target_=stopwatch.Stopwatch"
         )
 

@@ -1,9 +1,6 @@
-"""A training's choices: seed, class, replay, parameters, and at its end the adapter's scale."""
+"""A training's choices: class, replay, parameters, and at its end the adapter's scale."""
 
-import json
 import logging
-import os
-import random
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -22,7 +19,6 @@ from lora_mnist.classifier.significance import weakest
 from lora_mnist.data import ImageDataModule
 from lora_mnist.data.sampler import Selection
 from lora_mnist.disk.results import Clock
-from lora_mnist.disk.run_paths import RUN_RECORD
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.lora.model import add_lora
 from lora_mnist.lora.targets import target_weights
@@ -34,18 +30,6 @@ _info = rank_zero_only(logging.getLogger(__name__).info)
 _MIN_FOR_DIAL = 50
 #: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
 _AUTO_RANK = 64
-
-
-def seed_of_run(cfg: DictConfig, run: Run) -> int:
-    """The seed that ``seed=null`` stands for: a new one, unless this run has one already."""
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return int(os.environ["PL_GLOBAL_SEED"])  # seed_everything wrote it in the first process
-    if cfg.resume is not None:
-        record = json.loads((run.folder / RUN_RECORD).read_text())
-        return int(record["settings"]["seed"])
-    seed = random.SystemRandom().randrange(2**32)
-    _info("seed=%d: drawn, since seed=null", seed)
-    return seed
 
 
 def select_training_images(

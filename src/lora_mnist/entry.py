@@ -4,7 +4,6 @@
 ``data/`` and ``outputs/`` are in the folder where it is started.
 """
 
-import os
 import sys
 from difflib import get_close_matches
 
@@ -25,8 +24,7 @@ _USAGE = f"""lora-mnist {__version__}
   lora-mnist demo                        a page to draw on
   lora-mnist report                      draw a run or a sweep again
 
-lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets.
-eval "$(lora-mnist -sc install=bash)" turns on tab completion."""
+lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets."""
 
 
 def _run(cfg: DictConfig, run: Run) -> None:
@@ -63,19 +61,11 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in _COMMANDS:
         sys.argv.insert(1, "--config-name")
-    elif name == "-sc" and "COMP_LINE" in os.environ:  # what Tab asks for
-        program, _, line = os.environ["COMP_LINE"].partition(" ")
-        name, _, line = line.lstrip().partition(" ")
-        if name not in _COMMANDS:
-            print(*_COMMANDS)
-            return
-        os.environ["COMP_LINE"] = f"{program} {line}"
-        sys.argv[1:1] = ["--config-name", name]
     elif name and not name.startswith("-"):
         nearest = get_close_matches(name, _COMMANDS, n=1) or _COMMANDS
         print(f"{name}: no such command; expected {', '.join(nearest)}", file=sys.stderr)
         raise SystemExit(2)
-    elif name not in ("--config-name", "-sc"):  # of a process that Lightning starts; of completion
+    elif name != "--config-name":  # which a process that Lightning starts has
         print(_USAGE, file=sys.stdout if name in ("--help", "-h") else sys.stderr)
         raise SystemExit(0 if name in ("--help", "-h") else 2)
     run_entry(_run, "train")

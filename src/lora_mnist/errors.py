@@ -26,12 +26,6 @@ class IncompleteError(UserError):
     exit_code = 1
 
 
-class RequirementError(UserError):
-    """The results are there, and are not what ``require`` asks for."""
-
-    exit_code = 1
-
-
 class TrainingError(UserError):
     """Training led nowhere: it diverged, or nothing was learnt."""
 

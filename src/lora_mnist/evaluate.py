@@ -15,7 +15,6 @@ from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.data import make_data
 from lora_mnist.data.make import require_compatible
-from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.resume import require_new
 from lora_mnist.disk.run_paths import folder_without_command_line
@@ -40,14 +39,12 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
-        RequirementError: if the results are not what ``cfg.require`` asks for; they are kept.
     """
     clock = Clock()
     run = run or Run(folder_without_command_line(cfg))
     require_new(run.folder)
     cfg = checked_copy(cfg)
     cfg.paths.run = str(run.folder)
-    comparisons = parse_require(cfg.require)
     trainer = make_trainer(cfg, run)
     cfg, net, base = resolve_and_load_base(cfg, run)
     data = make_data(cfg, "test")
@@ -67,5 +64,4 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     results |= {"adapter": cfg.adapter, "scale": scale, "better_preprocessing": better}
     write_results(run.folder, results, module.predictions["test"], data.test_set)
     report_and_close_loggers(trainer, results, run, cfg.figures)
-    check_require(comparisons, results)
     return results

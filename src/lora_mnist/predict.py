@@ -78,7 +78,7 @@ def _classify(
 ) -> Iterator[dict[str, Any]]:
     """The predictions for the files that can be read, as :func:`predict` returns them."""
     images: dict[Path, Tensor] = {}
-    for number, file in enumerate(progress(files, "predict, picture", len(files)), start=1):
+    for number, file in enumerate(progress(files, "predict", len(files)), start=1):
         try:
             images[file] = classifier.prepare(file)
         except ValueError as error:

@@ -48,7 +48,6 @@ class RunSettings(Settings):
     logger: Any
     sweep: Any
     figures: bool | None
-    require: Any  # a comparison, or a list of them
 
 
 @dataclass
@@ -62,10 +61,8 @@ class TrainSettings(RunSettings):
     run_name: str
     digit: Any
     target: Any  # a class by number or by name, a list of them, weakest, or null for all
-    seed: int | None
-    tags: list[str]
-    notes: str | None
-    publish: bool
+    seed: int
+    debug: str | None
     compile: bool
     resume: str | None
 

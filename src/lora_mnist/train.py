@@ -35,7 +35,6 @@ from lora_mnist.choices import (
     add_new_adapter,
     measure_dial,
     scale_to_save,
-    seed_of_run,
     select_training_images,
 )
 from lora_mnist.classifier.module import ClassifierModule, make_module, validate_once
@@ -49,7 +48,6 @@ from lora_mnist.disk.base import (
     versioned_base_path,
 )
 from lora_mnist.disk.checkpoint import load_and_validate_best
-from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.resume import begin_run, require_new
 from lora_mnist.disk.run_paths import (
@@ -83,7 +81,6 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         TrainingError: if training diverges, or a base has learnt nothing.
-        RequirementError: if the results are not what ``cfg.require`` asks for; they are kept.
         RuntimeError: if training an adapter changed the base.
     """
     stages = {"pretrain": pretrain, "lora": lora}
@@ -94,24 +91,20 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     cfg.paths.run = str(run.folder)
     if cfg.resume is None:
         require_new(run.folder)
-    if cfg.seed is None:
-        cfg.seed = seed_of_run(cfg, run)
     require_trainable(cfg, run)
-    comparisons = parse_require(cfg.require)
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():
-        results = stages[cfg.stage](cfg, run)
-    check_require(comparisons, results)
-    return results
+        return stages[cfg.stage](cfg, run)
 
 
 def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=pretrain``: train all weights, test, and publish the result as the base."""
     clock = Clock()
-    # Jobs of a sweep would replace the current base one after another.
+    # Jobs of a sweep would replace the current base one after another; a trial is not to do so.
     is_shared = run.is_sweep and Path(cfg.base_ckpt).absolute() == current_base_path(cfg)
-    current = None if is_shared else Path(cfg.base_ckpt)
-    if cfg.publish and current is not None:
+    is_trial = cfg.debug is not None
+    current = None if is_shared or is_trial else Path(cfg.base_ckpt)
+    if current is not None:
         require_replaceable(current)
     trainer = make_trainer(cfg, run)
     net = make_net(cfg)
@@ -127,7 +120,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         best = load_and_validate_best(trainer, module, data)
         results = validate_test_and_collect(cfg, run, trainer, module, data, clock, best)
         useless = majority_baseline_failure(trainer, module, data)
-        is_published = cfg.publish and not module.targets and not useless
+        is_published = not is_trial and not module.targets and not useless
         folder = Path(cfg.paths.bases) if is_published else run.folder
         own = versioned_base_path(folder, cfg.base_name, results["base_sha256"])
         is_current = is_published and current is not None
@@ -142,7 +135,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
                 set_current_base(own, current)
             else:
                 _info("base: %s; the current one stays", own)
-    if useless and cfg.publish and not module.targets:
+    if useless and not is_trial and not module.targets:
         raise TrainingError(f"{useless}; the base stays in {run.folder}")
     return results
 

@@ -16,7 +16,6 @@ from lora_mnist.checks import require_suitable
 from lora_mnist.disk.checkpoint import AtomicCheckpointIO, RandomStates, step_of
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.progress import TrainerProgress
 from lora_mnist.project import Run
 
 
@@ -48,8 +47,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         # The arguments alone: the Trainer is made below.
         arguments = dict(instantiate(cfg.trainer, _convert_="all", _partial_=True).keywords)
         callbacks += arguments.pop("callbacks", None) or []
-        if not sys.stdout.isatty():
-            callbacks.append(TrainerProgress())
+        # A file would keep each state of the bar.
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
         defaults: dict[str, Any] = {
             "logger": loggers or False,

@@ -166,7 +166,7 @@ def test_what_is_not_a_current_base_is_never_replaced(tmp_path, state):
     torch.save({"state_dict": state, "sha256": "0" * 64}, weights)
     for path in (own, weights):
         before = path.read_bytes()
-        with pytest.raises(UserError, match=r"base_ckpt=.* would replace it, .* publish=false"):
+        with pytest.raises(UserError, match=r"base_ckpt=.* would replace it, .* another file"):
             require_replaceable(path)
         with pytest.raises(UserError, match="would replace it"):
             made(tmp_path / "base", 1, path)

@@ -172,7 +172,7 @@ ADVICE = {
     "a base": (results("pretrain"), ["stage=pretrain"], "train.py experiment=repair target=dog"),
     "a base that is not the current one": (
         results("pretrain", weights="farm.ckpt"),
-        ["base_ckpt=mine.pt", "publish=false"],
+        ["base_ckpt=mine.pt", "debug=limit"],
         "train.py experiment=repair target=dog base_ckpt=run/farm.ckpt",
     ),
     "a base, from Python": (results("pretrain"), None, None),

@@ -82,23 +82,6 @@ def test_ended_and_resumed_equals_undisturbed(cli, tmp_path, number, code):
     assert not list(sweep.rglob(".*.tmp*"))
 
 
-@pytest.mark.slow
-def test_a_job_that_does_not_meet_what_is_required_fails_and_keeps_its_numbers(cli, tmp_path):
-    """A key that changes no number runs no job again."""
-    arguments = ("-m", "x=2,3", "y=5")
-    cli(TOY, *arguments)
-    done = cli(TOY, *arguments, "tags=[a]", 'require=["val.errors >= 1"]', "sweep.resume=latest")
-    reason = "require=val.errors >= 1: 0 >= 1 does not hold"
-    assert done.code == 1
-    assert done.err == f"#1 x=3 failed: {reason}\n1 failed\n"  # going on would not help
-    assert done.out.count("finished before") == 1
-    sweep = only_run(tmp_path / "outputs", "multirun")
-    rows = read_summary(sweep)
-    assert [row["status"] for row in rows] == ["finished", "failed"]
-    assert (rows[1]["x"], rows[1]["val.accuracy"]) == ("3", "1.0")
-    assert not {"tags", "require"} & rows[0].keys()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,7 +12,6 @@ from hydra.core.config_store import ConfigStore
 
 from lora_mnist.cli import run_entry
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.errors import UserError
 
 CONFIG = {
@@ -30,8 +29,6 @@ CONFIG = {
     "y": 1,
     "note": None,
     "pause": 0,
-    "require": [],
-    "tags": [],
     "checkpoint": False,
     "resume": None,
 }
@@ -59,12 +56,13 @@ def play(cfg, run):
     (folder / "half-done").touch()
     time.sleep(cfg.pause)
     missed = abs(cfg.x - 3) + abs(cfg.y - 5) + cfg.seed
+    count = round(missed)
     results = {
         "classes": ["far", "near"],
         "targets": [],
         "test": {
-            **{"errors_per_class": [missed, 0], "images_per_class": [20, 20]},
-            **{"false_calls_per_class": [0, missed], "precision_per_class": [1, 0.5]},
+            **{"errors_per_class": [count, 0], "images_per_class": [20, 20]},
+            **{"false_calls_per_class": [0, count], "precision_per_class": [1, 0.5]},
         },
         "val": {"accuracy": 1 / (1 + missed), "errors": missed, "errors_per_class": [missed, 0]},
         "seconds": {"total": 0.5},
@@ -72,7 +70,6 @@ def play(cfg, run):
     }
     with atomic_write(folder / "results.json") as path:
         path.write_text(json.dumps(results))
-    check_require(parse_require(cfg.require), results)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def try_conventions(
         spread = torch.linspace(0, len(part) - 1, min(count, len(part)))  # classes stand in a row
         indices.append(spread.long().tolist())
     images: dict[str, Tensor] = {}
-    for convention in progress(ways, "preprocessing, way", len(ways)):
+    for convention in progress(ways, "preprocessing", len(ways)):
         sizing = {key: convention[key] for key in ("resize", "crop_pct") if key in convention}
         if str(sizing) not in images:
             sets = parts if convention is configured else data.prepared(**sizing)

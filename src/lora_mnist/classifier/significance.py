@@ -1,47 +1,43 @@
-"""Is a difference in errors more than chance? Functions of counts; nothing here imports torch."""
+"""Is a difference in errors more than chance? Functions of counts; nothing here imports torch.
+
+scipy is imported where it is needed, so that ``--help`` does not wait for it.
+"""
 
 from collections.abc import Mapping, Sequence
-from math import erfc, sqrt
 from typing import Any
 
 #: A difference with a larger p-value is called neither good nor bad.
 LEVEL = 0.05
-#: 95% of the standard normal distribution lie between -z and z.
-_Z = 1.959963984540054
 
 
 def mcnemar(repaired: int, broken: int) -> float:
     """The exact two-sided p-value of McNemar's test, for two networks on the same images.
 
-    ``p = min(1, 2 * sum(comb(n, k) for k in 0..min(repaired, broken)) / 2**n)`` with
-    ``n = repaired + broken``: how likely a fair coin is to share ``n`` images out at least as
-    unevenly. McNemar 1947, "Note on the sampling error of the difference between correlated
-    proportions or percentages", Psychometrika 12; for classifiers Dietterich 1998, "Approximate
-    Statistical Tests for Comparing Supervised Classification Learning Algorithms", section 3.1.
+    How likely a fair coin is to share ``repaired + broken`` images out at least as unevenly.
+    McNemar 1947, "Note on the sampling error of the difference between correlated proportions or
+    percentages", Psychometrika 12; for classifiers Dietterich 1998, "Approximate Statistical Tests
+    for Comparing Supervised Classification Learning Algorithms", section 3.1.
     """
-    n = repaired + broken
-    term = tail = 1
-    # Each term from the one before: thousands of calls of math.comb would take seconds.
-    for k in range(min(repaired, broken)):
-        term = term * (n - k) // (k + 1)
-        tail += term
-    return min(1.0, 2 * tail / (1 << n))
+    from scipy.stats import binomtest
+
+    if not repaired + broken:
+        return 1.0
+    return float(binomtest(repaired, repaired + broken).pvalue)
 
 
 def wilson(errors: int, images: int) -> tuple[float, float]:
     """The 95% Wilson interval of a count of errors among ``images``.
 
-    ``images * (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)`` with
-    ``p = errors / images``, ``n = images`` and ``z = 1.96``. Wilson 1927, "Probable Inference, the
-    Law of Succession, and Statistical Inference", JASA 22; Newcombe 1998, "Two-sided confidence
-    intervals for the single proportion", Statistics in Medicine 17, method 3.
+    Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22;
+    Newcombe 1998, "Two-sided confidence intervals for the single proportion", Statistics in
+    Medicine 17, method 3.
     """
+    from scipy.stats import binomtest
+
     if not images:
         return 0.0, 0.0
-    scale = images / (images + _Z**2)
-    centre = scale * (errors + _Z**2 / 2)
-    half = scale * _Z * sqrt(errors * (images - errors) / images + _Z**2 / 4)
-    return max(0.0, centre - half), min(float(images), centre + half)
+    share = binomtest(errors, images).proportion_ci(method="wilson")
+    return images * float(share.low), images * float(share.high)
 
 
 def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
@@ -57,21 +53,25 @@ def weakest(errors: Sequence[int], images: Sequence[int]) -> int:
 def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
     """Whether a network seems to have been trained on the validation images.
 
-    It then errs on a smaller share of them than of the test images: by a factor of 1.5 at least and
-    with ``p < 0.001`` in the two-sided z-test of two proportions,
-    ``z = (b / n - a / m) / sqrt(q (1 - q) (1 / m + 1 / n))`` with ``q = (a + b) / (m + n)`` for
-    ``a`` errors in ``m`` validation images and ``b`` in ``n`` test images.
+    It then errs on a smaller share of them than of the test images: by a factor of 1.5 at least,
+    and with ``p < 0.001`` in the two-sided z-test of two proportions, whose z squared is the
+    chi-squared of their table.
 
     ``val`` and ``test`` have ``errors`` and ``images_per_class``, as in results.json.
     """
+    from scipy.stats import chi2_contingency
+
     images, tested = sum(val["images_per_class"]), sum(test["images_per_class"])
     errors = val["errors"] + test["errors"]
     if not images or not tested or not 0 < errors < images + tested:
         return False
-    val_rate, test_rate = val["errors"] / images, test["errors"] / tested
-    share = errors / (images + tested)
-    z = (test_rate - val_rate) / sqrt(share * (1 - share) * (1 / images + 1 / tested))
-    return test_rate >= 1.5 * val_rate and erfc(z / sqrt(2)) < 0.001
+    if test["errors"] / tested < 1.5 * val["errors"] / images:
+        return False
+    table = [
+        [val["errors"], images - val["errors"]],
+        [test["errors"], tested - test["errors"]],
+    ]
+    return bool(chi2_contingency(table, correction=False).pvalue < 0.001)
 
 
 def p_text(p_value: float) -> str:

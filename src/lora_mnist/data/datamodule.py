@@ -252,7 +252,7 @@ class ImageDataModule(LightningDataModule):
         """
         order = range(len(images)) if indices is None else indices.tolist()
         loader = self._eval_loader(images, order)
-        for batch, labels in progress(loader, f"{name}, batch", len(loader)):
+        for batch, labels in progress(loader, name, len(loader)):
             yield self.normalise(batch.to(device)), labels.to(device)
 
     def train_dataloader(self) -> TrainingLoader:

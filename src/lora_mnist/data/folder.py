@@ -215,7 +215,7 @@ class FolderDataModule(ImageDataModule):
         images: dict[Entry, Any] = {}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
             pairs = zip(entries, pool.map(read, entries), strict=True)
-            for entry, image in progress(pairs, "reading, picture", len(entries)):
+            for entry, image in progress(pairs, "reading", len(entries)):
                 if isinstance(image, ValueError):
                     warn("%s: skipped: %s", root / entry.path, image)
                     continue

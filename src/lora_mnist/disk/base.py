@@ -148,7 +148,7 @@ def require_replaceable(path: Path) -> None:
     if sha256 is None or path.stem.endswith(f"-{sha256[:12]}"):
         raise UserError(
             f"base_ckpt={path}: stage=pretrain would replace it, and it is not a current base; "
-            "leave base_ckpt out, or set publish=false to keep the new base in the run's folder"
+            "expected another file, or none, to replace the current base"
         )
 
 

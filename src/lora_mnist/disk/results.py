@@ -87,8 +87,6 @@ def collect_results(
     return {
         "stage": cfg.stage,
         "dataset": data.name,
-        "tags": list(cfg.get("tags") or []),
-        "notes": cfg.get("notes"),
         "overrides": kept,
         "seed": cfg.get("seed"),
         "targets": targets,

@@ -21,9 +21,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.disk.files import read_json, write_json
-from lora_mnist.disk.numbers import check_require, flatten, parse_require
+from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import RESULTS_FILE
-from lora_mnist.errors import RequirementError, UserError, one_line
+from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import Run, command_line, key_of, override, program, quoted
 from lora_mnist.sweep.jobs import (
     JOB_FILE,
@@ -58,7 +58,6 @@ def open_sweep(config: DictConfig) -> None:
         raise UserError(f"sweep.metric=null: a search needs one; expected one of {accepted}")
     if sweep.metric and not any(fnmatchcase(str(sweep.metric), each) for each in sweep.metrics):
         raise UserError(f"sweep.metric={sweep.metric}: expected one of {accepted}, or null")
-    parse_require(OmegaConf.select(config, "require"))
     fixed = [key for key, is_swept in swept_keys(config).items() if not is_swept]
     folder = Path(config.hydra.sweep.dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,13 +150,11 @@ def run_swept(
             }
             write_json(folder / JOB_FILE, record)
         try:
-            if was_finished:  # by a command that may have required something else
-                check_require(parse_require(cfg.get("require")), read_json(folder / RESULTS_FILE))
-            else:
+            if not was_finished:
                 function(cfg, run)
         except Exception as error:
             reason, is_ours = one_line(explain(error)[0]), isinstance(error, UserError)
-            record |= {"error": reason, "has_results": isinstance(error, RequirementError)}
+            record |= {"error": reason}
             log.error("%s", reason, exc_info=None if is_ours else error)
             where = "" if is_ours else f" (traceback in {folder / log_file})"
             print(f"{label} failed: {reason}{where}", file=sys.stderr, flush=True)
