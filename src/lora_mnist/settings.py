@@ -6,7 +6,6 @@ are arguments of the classes that their ``_target_`` names, which refuse what th
 """
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -70,19 +69,11 @@ class TrainSettings(RunSettings):
     resume: str | None
 
 
-class Check(Enum):
-    """The values of ``check``, beside null."""
-
-    auto = "auto"
-    preprocessing = "preprocessing"
-
-
 @dataclass
 class LoraSettings(TrainSettings, AdapterSettings):
     """``train.py stage=lora``."""
 
     lora: Any
-    check: Check | None
     dial: bool | None
 
 
@@ -96,8 +87,6 @@ class FinetuneSettings(TrainSettings):
 @dataclass
 class EvalSettings(RunSettings, ScaledSettings):
     """``eval.py``."""
-
-    check: Check | None
 
 
 @dataclass

@@ -170,7 +170,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     require_consistent(cfg, trainer, data)
     # Both are about the base alone, so they come before an adapter is on it.
     require_fixed_buffers(cfg, trainer, net, data, base)
-    better_preprocessing = check_preprocessing(cfg, run, trainer, net, data)
+    better_preprocessing = check_preprocessing(cfg, run, trainer, net, data, base)
     load_saved_adapter(cfg, net, base.sha256)
     selection = select_training_images(cfg, net, data, trainer)
     repaired_before = [c for c in repaired_classes(cfg, data) if c not in selection.targets]

@@ -76,7 +76,7 @@ def test_code_that_a_file_names_is_run_only_where_it_is_trusted(cli, outputs, tm
     record["made"] = {"folder": str(tmp_path)}
     adapter = evil_adapter(outputs, tmp_path, **record)
     base = f"base_ckpt={outputs}/base/mnist.ckpt"
-    options = ("eval.py", f"adapter={adapter}", base, "check=null", *SMALL[1:], *FEW)
+    options = ("eval.py", f"adapter={adapter}", base, *SMALL[1:], *FEW)
     done = cli(*options)
     assert done.code == 2
     assert (
