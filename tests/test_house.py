@@ -32,7 +32,7 @@ BELOW = {
     "checks": {"errors", "project", "data", "disk", "lora", "classifier"},
     "choices": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
     "learning_rate": {"data", "classifier"},
-    "check_preprocessing": {"errors", "project", "settings", "data", "classifier", "show"},
+    "check_preprocessing": {"project", "data", "disk", "classifier"},
     "cli": {"errors", "project", "adapters", "disk", "sweep", "show"},
     "entry": {"cli", "project", *COMMANDS},
 }

@@ -19,8 +19,8 @@ RESAMPLING = {
 
 def prepare(file, about):
     """The network's input for one picture, as the file's metadata have it."""
-    if "transform" in about or not about["antialias"]:
-        raise SystemExit("repaired.onnx: its images are prepared by torchvision")
+    if "image_size" not in about:
+        raise SystemExit("repaired.onnx: its images are prepared by a transform")
     picture = Image.open(file).convert("RGB" if about["channels"] == 3 else "L")
     height, width = about["image_size"]
     # The picture is scaled to image_size / crop_pct, and its middle is taken.
@@ -33,8 +33,6 @@ def prepare(file, about):
     top, left = round((tall - height) / 2), round((wide - width) / 2)
     picture = picture.crop((left, top, left + width, top + height))
     pixels = numpy.asarray(picture, dtype="float32").reshape(height, width, -1)
-    if about["color_order"] == "bgr":
-        pixels = pixels[:, :, ::-1]
     image = (pixels / 255 - numpy.float32(about["mean"])) / numpy.float32(about["std"])
     return image.transpose(2, 0, 1)
 

@@ -11,11 +11,12 @@ python scripts/benchmark/loops.py repair PHOTOS --steps 4       # a vision trans
 import argparse
 import atexit
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import source_notebook
 import torch
 import torch.nn.functional as F
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -62,13 +63,19 @@ def adapter(package: str, batch: int, steps: int) -> float:
     return train(net, batches)
 
 
-def folder(path: str, batch: int, workers: int, steps: int) -> float:
-    """Images a second of torchvision's ImageFolder and torch's DataLoader."""
-    from torchvision import datasets, transforms
+def as_tensor() -> Callable[[Image], Tensor]:
+    """What the rows for pictures do with each of them."""
+    from torchvision import transforms
 
     normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
-    transform = transforms.Compose([transforms.ToTensor(), normalize])
-    dataset = datasets.ImageFolder(path, transform)
+    return transforms.Compose([transforms.ToTensor(), normalize])
+
+
+def folder(path: str, batch: int, workers: int, steps: int) -> float:
+    """Images a second of torchvision's ImageFolder and torch's DataLoader."""
+    from torchvision import datasets
+
+    dataset = datasets.ImageFolder(path, as_tensor())
     subset = Subset(dataset, torch.randperm(len(dataset))[: steps * batch].tolist())
     batches = DataLoader(subset, batch, shuffle=True, num_workers=workers)
     return batch * train(MLP(dataset[0][0].numel(), (64,), len(dataset.classes)), batches)

@@ -29,7 +29,12 @@ from lora_mnist.disk.base import (
     versioned_base_path,
     write_base,
 )
-from lora_mnist.disk.record import foreign_code, inherited, make_record
+from lora_mnist.disk.record import (
+    foreign_code,
+    inherited,
+    make_record,
+    without_former_keys,
+)
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, latest
 from lora_mnist.errors import UserError, is_number, one_line
 from lora_mnist.lora.adapter import load_adapter, save_adapter
@@ -156,7 +161,13 @@ def _with_record(
     keys: list[str] = []
     for group in ("net", "data"):
         settings: Any = OmegaConf.to_container(cfg[group])
-        values = inherited(settings, record.get(group, {}))
+        stored = record.get(group, {})
+        if group == "data":
+            try:
+                stored = without_former_keys(stored, settings.get("transform"))
+            except ValueError as error:
+                raise UserError(f"{named}: {error}") from error
+        values = inherited(settings, stored)
         foreign = foreign_code(values, group, settings.get("_target_")) if named else None
         if foreign and not cfg.get("trust"):
             raise UserError(

@@ -1,132 +1,118 @@
-"""Whether a base was trained on images that were prepared otherwise than configured."""
+"""Whether a network of one's own was trained on images that were prepared otherwise."""
 
+import copy
 import logging
-from operator import attrgetter
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
-from rich.table import Table
-from torch import nn
+from omegaconf import DictConfig
+from torch import Tensor, nn
 
 from lora_mnist.classifier.net import eval_on_device
-from lora_mnist.classifier.preprocessing import Trial, conventions, try_conventions
 from lora_mnist.classifier.significance import mcnemar
-from lora_mnist.data import FolderDataModule, ImageDataModule
-from lora_mnist.errors import config_group
+from lora_mnist.data import FolderDataModule, ImageDataModule, ImageTensors
+from lora_mnist.disk.base import Base
 from lora_mnist.project import Run, command_line
-from lora_mnist.settings import Check
-from lora_mnist.show.tables import show
 
 log = logging.getLogger(__name__)
-_LOSS = attrgetter("loss")
 
-#: ``check=auto`` first tries a few validation and training images in several ways. Then it tries
-#: more of each in the best ways and in the configured one.
-_FEW, _MANY, _BEST = 20, 300, 3
-#: The level of McNemar's test: strict, since the best of several conventions is tested.
+#: The usual means and deviations of pixels from 0 to 1, beside those that are measured.
+_PIXELS: tuple[dict[str, Any], ...] = ({"mean": 0.5, "std": 0.5}, {"mean": 0.0, "std": 1.0})
+_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+#: The usual ways to bring an image to its size: Resize(224) or Resize(256) before CenterCrop(224),
+#: or Resize((224, 224)).
+_SIZINGS: tuple[dict[str, Any], ...] = (
+    {"resize": "crop", "crop_pct": 1.0},
+    {"resize": "crop", "crop_pct": 0.875},
+    {"resize": "stretch", "crop_pct": 1.0},
+)
+#: As many validation images are tried, and as many training images, where a network's own
+#: preprocessing stands out most.
+_IMAGES = 200
+#: The level of McNemar's test: strict, since the best of several ways is tested.
 _LEVEL = 0.01
 
 
+@torch.no_grad()
 def check_preprocessing(
-    cfg: DictConfig, run: Run, trainer: Trainer, net: nn.Module, data: ImageDataModule
+    cfg: DictConfig, run: Run, trainer: Trainer, net: nn.Module, data: ImageDataModule, base: Base
 ) -> list[str]:
-    """Try the base on images prepared in other ways than configured, as ``cfg.check`` says.
+    """Warn if a network of one's own does clearly better on images prepared in another usual way.
+
+    Nothing is tried where the preprocessing is known, because network or base are ours or the file
+    of an adapter names it; nor with a ``data.transform``, nor in a sweep's jobs.
 
     Returns:
-        The overrides of a better way; empty if there is none, and in processes after the first.
+        The overrides of the better way; empty if there is none, and in processes after the first.
     """
-    if rank_zero_only.rank or cfg.check is None:  # type: ignore[attr-defined]
-        return []
-    is_known = str(cfg.net._target_).startswith("lora_mnist.") or run.is_sweep
+    is_known = str(cfg.net._target_).startswith("lora_mnist.") or base.is_pretrained_here
     is_known = is_known or cfg.get("adapter") is not None
-    if cfg.check == Check.auto and is_known:
+    configured = data.preprocessing()
+    if is_known or run.is_sweep or "mean" not in configured or rank_zero_only.rank:  # type: ignore[attr-defined]
         return []
-    settings: Any = {"mean": data.mean, "std": data.std}
-    if isinstance(data, FolderDataModule):
-        settings = OmegaConf.to_container(cfg.data, resolve=True)
-        settings |= {"channels": data.channels, "color_order": data.color_order}
-    ways = conventions(settings)
-    with eval_on_device(net, trainer.strategy.root_device) as device, config_group("data"):
-        if cfg.check == Check.preprocessing:
-            return _compare(run, net, data, device, ways)
-        ways = _promising(net, data, device, ways)
-        if len(ways) == 1:
-            return []
-        return _warn_of_better(run, list(try_conventions(net, data, device, ways, _MANY)))
-
-
-def _compare(
-    run: Run, net: nn.Module, data: ImageDataModule, device: torch.device, ways: list[Any]
-) -> list[str]:
-    """``check=preprocessing``: print what each way gives, and what to make of it."""
-    trials = list(try_conventions(net, data, device, ways, _MANY))
-    table = Table(*(f"data.{key}" for key in ways[0]), "errors", "loss")
-    for trial in sorted(trials, key=_LOSS):
-        cells = [_text(value) for value in trial.convention.values()]
-        table.add_row(*cells, str(int(trial.wrong.sum())), f"{trial.loss:.3f}")
-    show(table)
-    changes = _warn_of_better(run, trials)
-    if not changes:
-        text = "nothing tried is clearly better than the configured way: %d errors in %d images"
-        if isinstance(data, FolderDataModule):
-            text += "; not tried: other values of data.image_size"
-        log.info(text, trials[0].wrong.sum(), len(trials[0].wrong))
-    return changes
-
-
-def _warn_of_better(run: Run, trials: list[Trial]) -> list[str]:
-    """Log the command for another way than the first, if it has fewer errors, and not by chance.
-
-    Returns:
-        The overrides of this way; empty if there is none.
-    """
-    configured, best = trials[0], min(trials, key=_LOSS)
-    repaired = int((configured.wrong & ~best.wrong).sum())
-    broken = int((best.wrong & ~configured.wrong).sum())
-    if broken >= repaired or mcnemar(repaired, broken) >= _LEVEL:
+    sizing = configured.get("resize"), configured.get("crop_pct")
+    images = {sizing: _some_images(data.sets[:2])}
+    changes = [*_PIXELS]
+    if data.channels == 3:
+        changes.append(_IMAGENET)
+    if cfg.data.get("mean") is not None:
+        measured = copy.copy(data)
+        measured.mean = measured.std = None
+        measured.measure(images[sizing])
+        changes.append({"mean": measured.mean, "std": measured.std})
+    if cfg.data.get("image_size") is not None:
+        changes = [*changes, *_SIZINGS, *changes]  # resized otherwise, another mean may be better
+    best, tried = configured, [configured]
+    with eval_on_device(net, trainer.strategy.root_device) as device:
+        wrong_as_configured = fewest_wrong = _is_wrong(net, data, images[sizing], device)
+        for change in changes:
+            way = {**best, **change}
+            if way in tried:
+                continue
+            tried.append(way)
+            other = copy.copy(data)
+            other.mean, other.std = way["mean"], way["std"]
+            sizing = way.get("resize"), way.get("crop_pct")
+            if sizing not in images and isinstance(data, FolderDataModule):
+                parts = data.prepared(resize=sizing[0], crop_pct=sizing[1])
+                images[sizing] = _some_images(parts)
+            is_wrong = _is_wrong(net, other, images[sizing], device)
+            if is_wrong.sum() < fewest_wrong.sum():
+                best, fewest_wrong = way, is_wrong
+    repaired = int((wrong_as_configured & ~fewest_wrong).sum())
+    broken = int((fewest_wrong & ~wrong_as_configured).sum())
+    if mcnemar(repaired, broken) >= _LEVEL:
         return []
-    changes, replaced = [], []
-    for key, value in best.convention.items():
-        if value != configured.convention[key]:
-            changes.append(f"data.{key}={_text(value)}")
-            replaced.append(f"data.{key}=")
+    keys = [key for key in best if best[key] != configured[key]]
+    overrides = [f"data.{key}={best[key]}".replace(" ", "") for key in keys]
     log.warning(
         "the network was most likely trained otherwise, %d errors instead of %d in %d validation "
         "and training images: %s",
-        *(best.wrong.sum(), configured.wrong.sum(), len(best.wrong)),
-        command_line([*run.typed_without("check=", "hydra.", *replaced), *changes]),
+        *(fewest_wrong.sum(), wrong_as_configured.sum(), len(fewest_wrong)),
+        command_line([*run.typed_without("hydra.", *(f"data.{key}=" for key in keys)), *overrides]),
     )
-    return changes
+    return overrides
 
 
-def _promising(
-    net: nn.Module, data: ImageDataModule, device: torch.device, ways: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """The configured way, which is the first of ``ways``, and those that are best on a few images.
-
-    Only the configured one is returned where no other is better.
-    """
-    trials: list[Trial] = []
-    way, pixels = ways[0], ("mean", "std")
-    # One thing after another: all combinations would take twice as long.
-    for keys in (pixels, ("color_order",), ("resize", "crop_pct"), pixels):
-        tried = [ways[0]]
-        for other in ways[1:]:
-            if all(other[key] == way[key] for key in other if key not in keys):
-                tried.append(other)
-        trials += try_conventions(net, data, device, tried, _FEW)
-        way = min(trials, key=_LOSS).convention
-    best = [ways[0]]
-    if way != ways[0]:
-        # Few images do not tell the best ways from each other.
-        for trial in sorted(trials, key=_LOSS):
-            if trial.convention not in best:
-                best.append(trial.convention)
-    return best[: 1 + _BEST]
+def _some_images(parts: Any) -> ImageTensors:
+    """Images from everywhere in the sets ``parts``, whose classes stand in a row."""
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    for part in parts:
+        spread = torch.linspace(0, len(part) - 1, min(_IMAGES, len(part)))
+        some, some_labels = part.take(spread.long().tolist())
+        images.append(some)
+        labels.append(some_labels)
+    return ImageTensors(torch.cat(images), torch.cat(labels))
 
 
-def _text(value: object) -> str:
-    return "null" if value is None else str(value).replace(" ", "")
+def _is_wrong(
+    net: nn.Module, data: ImageDataModule, images: ImageTensors, device: torch.device
+) -> Tensor:
+    """Which images ``net`` gets wrong when ``data`` normalises them: bool, shape (N,)."""
+    wrong = []
+    for batch, labels in data.batches(images, device, name="preprocessing"):
+        wrong.append((net(batch).argmax(dim=1) != labels).cpu())
+    return torch.cat(wrong)

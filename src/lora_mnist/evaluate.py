@@ -49,14 +49,14 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     cfg, net, base = resolve_and_load_base(cfg, run)
     data = make_data(cfg, "test")
     require_compatible(net, data, data.test_set)
-    better = check_preprocessing(cfg, run, trainer, net, data)
+    better = check_preprocessing(cfg, run, trainer, net, data, base)
     load_saved_adapter(cfg, net, base.sha256)
     if cfg.scale == "auto" and cfg.adapter is not None:  # validation images decide it
         with config_group("data"):
             data.setup("validate")
     with eval_on_device(net, trainer.strategy.root_device) as device:
         scale = apply_scale(cfg, net, data, device)
-    settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     module = ClassifierModule(net, data, repaired_classes(cfg, data), hyperparameters=settings)
     with quiet_lightning(), clock.measure("test"):
         trainer.test(module, datamodule=data, verbose=False)

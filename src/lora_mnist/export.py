@@ -75,7 +75,6 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         "scale": classifier.scale,
         "classes": data.classes,
         "channels": data.channels,
-        "color_order": data.color_order,
         **data.preprocessing(),
     }
     transform = "(pixel / 255 - mean) / std"

@@ -6,7 +6,6 @@ are arguments of the classes that their ``_target_`` names, which refuse what th
 """
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -67,28 +66,18 @@ class TrainSettings(RunSettings):
     resume: str | None
 
 
-class Check(Enum):
-    """The values of ``check``, beside null."""
-
-    auto = "auto"
-    preprocessing = "preprocessing"
-
-
 @dataclass
 class LoraSettings(TrainSettings):
     """``train.py stage=lora``."""
 
     lora: Any
     trust: bool
-    check: Check | None
     dial: bool | None
 
 
 @dataclass
 class EvalSettings(RunSettings, ScaledSettings):
     """``eval.py``."""
-
-    check: Check | None
 
 
 @dataclass

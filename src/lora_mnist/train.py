@@ -150,7 +150,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     require_consistent(cfg, trainer, data)
     # Both are about the base alone, so they come before an adapter is on it.
     require_fixed_buffers(cfg, trainer, net, data, base)
-    better_preprocessing = check_preprocessing(cfg, run, trainer, net, data)
+    better_preprocessing = check_preprocessing(cfg, run, trainer, net, data, base)
     data = data.training_on(select_training_images(cfg, net, data, trainer))
     add_new_adapter(cfg, net)
     module = make_module(cfg, net, data, base)

@@ -19,15 +19,13 @@ class Greys(ImageDataModule):
         return train, ImageTensors(train.images[:0], torch.arange(0)), train
 
 
-@pytest.mark.parametrize(("channels", "order"), [(1, "rgb"), (3, "rgb"), (3, "bgr")])
-def test_pixels_are_normalised_by_what_is_measured(channels, order):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_normalised_by_what_is_measured(channels):
     data = Greys("greys", ["cat", "dog", "owl"], channels)
-    data.color_order = order
     data.setup("fit")
     images, _ = data.train_set.take(list(range(12)))
     by_channel = (images.double() / 255).mean((0, 2, 3)).tolist()
-    expected = by_channel[::-1] if order == "bgr" else by_channel
-    assert data.mean == pytest.approx(expected if channels > 1 else expected[0], abs=1e-4)
+    assert data.mean == pytest.approx(by_channel if channels > 1 else by_channel[0], abs=1e-4)
     normalised = data.normalise(images)
     assert normalised.dtype == torch.float32
     for channel in normalised.unbind(1):

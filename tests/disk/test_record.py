@@ -4,7 +4,7 @@ import pytest
 from composed import FEW, SMALL, small_net
 
 from lora_mnist import add_lora, save_adapter
-from lora_mnist.disk.record import foreign_code, inherited
+from lora_mnist.disk.record import foreign_code, inherited, without_former_keys
 
 EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
 TIMM = {"_target_": "timm.create_model", "model_name": "vit"}
@@ -56,6 +56,16 @@ def test_what_is_typed_goes_before_the_file(own, stored, taken):
     assert inherited(own, stored) == taken
 
 
+def test_keys_that_older_records_have_are_left_out_or_refused():
+    usual = {"color_order": "rgb", "antialias": True, "in_memory": False, "labels": "/a.csv"}
+    assert without_former_keys({"mean": 0.5, **usual}) == {"mean": 0.5}
+    for key, value in (("color_order", "bgr"), ("antialias", False)):
+        changed = {"mean": 0.5, **usual, key: value}
+        with pytest.raises(ValueError, match=f"data.{key}={value}, .* expected data.transform"):
+            without_former_keys(changed)
+        assert without_former_keys(changed, {"_target_": "t"}) == {"mean": 0.5}
+
+
 def evil_adapter(outputs, folder, **record):
     return save_adapter(add_lora(small_net(outputs)), folder / "evil", metadata=record)
 
@@ -66,7 +76,7 @@ def test_code_that_a_file_names_is_run_only_where_it_is_trusted(cli, outputs, tm
     record["made"] = {"folder": str(tmp_path)}
     adapter = evil_adapter(outputs, tmp_path, **record)
     base = f"base_ckpt={outputs}/base/mnist.ckpt"
-    options = ("eval.py", f"adapter={adapter}", base, "check=null", *SMALL[1:], *FEW)
+    options = ("eval.py", f"adapter={adapter}", base, *SMALL[1:], *FEW)
     done = cli(*options)
     assert done.code == 2
     assert (

@@ -232,7 +232,7 @@ def make_module(
     :attr:`lr` is still to be chosen. With ``cfg.compile`` the network is compiled in place.
     """
     # A run that goes on must have the same settings, and the same content of files.
-    settings: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     targets = data.selection.targets if data.selection else []
     settings |= {"base_sha256": base and base.sha256, "targets": targets}
     settings |= {"classes": data.classes, "data_sha256": dict(data.sha256)}

@@ -40,8 +40,6 @@ class ImageDataModule(LightningDataModule):
     ``ValueError``.
 
     Attributes:
-        color_order: channels that the network takes, "rgb" or "bgr"; the images themselves are
-            red, green, blue. ``mean`` and ``std`` are in the network's order.
         train_set: images of all classes to train on. :meth:`setup` for "fit" or "validate" sets it
             and ``val_set``; for "test", ``test_set``.
         selection: which of ``train_set`` to learn from, and to replay; ``None``: all classes.
@@ -55,7 +53,6 @@ class ImageDataModule(LightningDataModule):
     train_set: Images
     val_set: Images
     test_set: Images
-    color_order = "rgb"
     #: The advice where there are no validation images.
     no_validation = "expected data.val_size > 0"
 
@@ -217,8 +214,6 @@ class ImageDataModule(LightningDataModule):
             count += pixels.shape[1]
         mean = total.double() / count
         std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
-        if self.color_order == "bgr":
-            mean, std = mean.flip(0), std.flip(0)
         means, stds = ([round(value / 255, 4) for value in x.tolist()] for x in (mean, std))
         if self.mean is None:
             self.mean = means if self.channels > 1 else means[0]
@@ -232,8 +227,6 @@ class ImageDataModule(LightningDataModule):
 
     def normalise(self, images: Tensor) -> Tensor:
         """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
-        if self.color_order == "bgr":
-            images = images.flip(1)
         mean: Any = self.mean if isinstance(self.mean, Sequence) else [self.mean]
         std: Any = self.std if isinstance(self.std, Sequence) else [self.std]
         pixels = images.float().div_(255).sub_(per_channel(tuple(mean), images.device))

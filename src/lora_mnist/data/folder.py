@@ -21,7 +21,6 @@ from lora_mnist.data.image_files import (
     Preparation,
     list_entries,
     part_folders,
-    read_labels,
     subfolders,
     warn,
 )
@@ -31,7 +30,7 @@ from lora_mnist.data.split import repeated, split
 from lora_mnist.errors import is_number, require_number
 from lora_mnist.progress import progress
 
-#: Decoded images up to this many bytes are held in memory by ``in_memory="auto"``.
+#: Decoded images up to this many bytes are held in memory; others are read when they are needed.
 MAX_IN_MEMORY = 300_000_000
 
 
@@ -61,18 +60,14 @@ class FolderDataModule(ImageDataModule):
         self,
         data_dir: str | Path | None = None,
         *,
-        labels: str | Path | None = None,
         name: str | None = None,
         classes: Sequence[str | int] | None = None,
         image_size: int | Sequence[int] | None = None,
         resize: str | None = None,
         crop_pct: float | None = None,
         interpolation: str | None = None,
-        antialias: bool | None = None,
         channels: int = 3,
-        color_order: str = "rgb",
         transform: Callable[[Any], Any] | None = None,
-        in_memory: bool | str = "auto",
         val_size: float = 0.1,
         test_size: float = 0.1,
         split_seed: int = 0,
@@ -80,14 +75,9 @@ class FolderDataModule(ImageDataModule):
     ) -> None:
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         self._folders: dict[Path, str] = {}
-        self._labelled: list[tuple[str, str, str]] = []
         if self.data_dir is not None:
-            if labels is None:
-                self._folders = part_folders(self.data_dir)
-                names = sorted({name for folder in self._folders for name in subfolders(folder)})
-            else:
-                self._labelled = read_labels(Path(labels).expanduser())
-                names = sorted({name for _, name, _ in self._labelled})
+            self._folders = part_folders(self.data_dir)
+            names = sorted({name for folder in self._folders for name in subfolders(folder)})
             if len(names) < 2:
                 raise ValueError(f"data_dir={data_dir}: expected a folder for each of two classes")
             classes = names if classes is None else [str(name) for name in classes]
@@ -102,10 +92,11 @@ class FolderDataModule(ImageDataModule):
                 "data_dir=null: expected a folder of images, or classes, image_size, mean and std "
                 "that the network was trained with"
             )
-        if transform is not None and not callable(transform):
-            raise ValueError(f"transform={transform}: expected the _target_ of a transform")
-        sizing: dict[str, Any] = {"resize": resize, "crop_pct": crop_pct}
-        sizing |= {"interpolation": interpolation, "antialias": antialias}
+        sizing: dict[str, Any] = {
+            "resize": resize,
+            "crop_pct": crop_pct,
+            "interpolation": interpolation,
+        }
         replaced = {**sizing, "image_size": image_size}
         replaced |= {"mean": common.get("mean"), "std": common.get("std")}
         for key, value in replaced.items() if transform else ():
@@ -114,8 +105,6 @@ class FolderDataModule(ImageDataModule):
         for key, value, accepted in (
             ("channels", channels, (1, 3)),
             ("resize", resize, (None, "crop", "stretch")),
-            ("color_order", color_order, ("rgb", "bgr") if channels == 3 else ("rgb",)),
-            ("in_memory", in_memory, ("auto", False) if transform else ("auto", True, False)),
         ):
             if value not in accepted:
                 raise ValueError(f"{key}={value}: expected one of {', '.join(map(str, accepted))}")
@@ -130,7 +119,7 @@ class FolderDataModule(ImageDataModule):
         # The command line reads the name 7 as a number.
         super().__init__(name, [str(name) for name in classes], channels, **common)
         self.image_size = None if size is None else (size[0], size[1])
-        self.color_order, self.in_memory, self.transform = color_order, in_memory, transform
+        self.transform = transform
         self._sizing = {key: value for key, value in sizing.items() if value is not None}
         self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
         self._files: list[ImageFiles] = []
@@ -150,8 +139,8 @@ class FolderDataModule(ImageDataModule):
         settings = {"classes": self.classes, "channels": self.channels}
         if self.transform is not None:
             return settings
-        settings |= {"image_size": list(self._size), "color_order": self.color_order}
-        for key in ("resize", "crop_pct", "interpolation", "antialias"):
+        settings |= {"image_size": list(self._size)}
+        for key in ("resize", "crop_pct", "interpolation"):
             settings[key] = getattr(self._preparation, key)
         return {**settings, **super().preprocessing()}
 
@@ -172,9 +161,6 @@ class FolderDataModule(ImageDataModule):
         """The image files of the folder, by path."""
         if self.data_dir is None:
             raise ValueError("data_dir=null: expected a folder of images")
-        if self._labelled:
-            numbers = {name: number for number, name in enumerate(self.classes)}
-            return sorted({Entry(path, numbers[name], p) for path, name, p in self._labelled})
         return list_entries(self.data_dir, self._folders, self.classes)
 
     @cached_property
@@ -192,9 +178,8 @@ class FolderDataModule(ImageDataModule):
     def sets(self) -> tuple[Images, Images, Images]:
         entries, root, prepare = self._entries, Path(self.data_dir or ""), self._preparation
         shape = (self.channels, *prepare.size)
-        in_memory = self.in_memory is True
-        if self.in_memory == "auto" and self.transform is None:
-            in_memory = len(entries) * math.prod(shape) <= MAX_IN_MEMORY
+        size = len(entries) * math.prod(shape)
+        in_memory = self.transform is None and size <= MAX_IN_MEMORY
 
         def read(entry: Entry) -> Tensor | ValueError | None:
             """The image, if it is held in memory; the error, if it cannot be read."""

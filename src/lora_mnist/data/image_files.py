@@ -1,6 +1,5 @@
 """Image files in folders of classes: listed, and read when they are needed."""
 
-import csv
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +49,6 @@ class Preparation:
     resize: str = "crop"
     crop_pct: float = 1.0
     interpolation: str = "bilinear"
-    antialias: bool = True
     transform: Callable[[Any], Any] | None = None
 
     def __call__(self, picture: Image.Image, augment: Augment | None = None) -> Tensor:
@@ -70,12 +68,9 @@ class Preparation:
             longer = width * picture.height // picture.width
             width = max(width, height * picture.width // picture.height)
             height = max(height, longer)
-        # Pillow always smooths where it makes a picture smaller; torch can do without.
-        tensor = picture if self.antialias else pil_to_tensor(picture)
-        mode = InterpolationMode(self.interpolation)
-        resized: Any = resize(tensor, [height, width], mode, antialias=self.antialias)
+        resized: Any = resize(picture, [height, width], InterpolationMode(self.interpolation))
         cropped: Any = center_crop(resized, list(self.size))
-        pixels: Tensor = pil_to_tensor(cropped) if self.antialias else cropped
+        pixels: Tensor = pil_to_tensor(cropped)
         return augment(pixels) if augment else pixels.contiguous()
 
 
@@ -148,25 +143,3 @@ def list_entries(root: Path, folders: Mapping[Path, str], classes: Sequence[str]
     if others:
         warn("%d files are no images by their names, and left out: %s, ...", len(others), others[0])
     return sorted(entries)
-
-
-def read_labels(file: Path) -> list[tuple[str, str, str]]:
-    """The path, the class and the part of each image in a CSV file, as ``data.labels`` has them.
-
-    ValueError, if it cannot be read, or has other columns.
-    """
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as table:
-            rows = list(csv.DictReader(table))
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise ValueError(f"labels={file}: expected a CSV file ({error})") from error
-    images = []
-    for row in rows:
-        part = _PART_OF.get((row.get("part") or "train").lower())
-        if not row.get("file") or not row.get("label") or part is None:
-            raise ValueError(
-                f"labels={file}: expected the columns file, label and perhaps part, which is "
-                f"train, val or test; found {dict(row)}"
-            )
-        images.append((Path(row["file"]).as_posix(), row["label"], part))
-    return images

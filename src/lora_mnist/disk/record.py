@@ -22,10 +22,14 @@ TRAINING_KEYS = ("augment", "batch_size", "replay", "mistakes", "mistakes_test",
 #: Keys of ``data`` that say how an image is prepared for the network, and what it then predicts.
 #: With a ``transform``, the network's input is that of the transform alone.
 PREPROCESSING_KEYS = (
-    *("classes", "channels", "color_order", "image_size", "resize", "crop_pct", "interpolation"),
-    *("antialias", "mean", "std", "transform"),
+    *("classes", "channels", "image_size", "resize", "crop_pct", "interpolation"),
+    *("mean", "std", "transform"),
 )
 _REPLACED_BY_TRANSFORM = PREPROCESSING_KEYS[2:-1]
+#: Keys of ``data`` in older records that say nothing about a prediction.
+_UNUSED_KEYS = ("labels", "in_memory")
+#: Those that a ``data.transform`` stands for today, with the only value that is left.
+_ONLY_VALUES = {"color_order": "rgb", "antialias": True}
 
 #: Functions that are called without trust=true. No whole package: torchvision.io.os is in one.
 _KNOWN_FUNCTIONS = re.compile(
@@ -48,11 +52,9 @@ def make_record(
     ``data_dir`` is absolute; the project's own ``data/`` is left out, since each machine has one.
     """
     settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    for key in (*TRAINING_KEYS, "in_memory", "num_workers"):  # the last two are a machine's own
+    for key in (*TRAINING_KEYS, "num_workers"):  # the last is a machine's own
         settings.pop(key, None)
     settings = {key: value for key, value in settings.items() if value is not None}
-    if "labels" in settings:
-        settings["labels"] = str(Path(settings["labels"]).expanduser().absolute())
     if "data_dir" in settings:
         folder = Path(settings["data_dir"]).expanduser().absolute()
         settings["data_dir"] = str(folder)
@@ -71,6 +73,23 @@ def make_record(
         "data": {**settings, **preprocessing},
         "made": made,
     }
+
+
+def without_former_keys(data: Mapping[str, Any], transform: object = None) -> dict[str, Any]:
+    """``data`` of a record without keys that older versions had, and this one has not.
+
+    ``ValueError``, if one had a value with which images were prepared in a way that is left to a
+    transform of one's own today, and neither the record nor ``transform`` is one.
+    """
+    has_transform = transform or data.get("transform")
+    for key, only in _ONLY_VALUES.items():
+        if data.get(key, only) != only and not has_transform:
+            raise ValueError(
+                f"its file names data.{key}={data[key]}, which is no key any more; expected "
+                "data.transform, a transform of your own that prepares images so"
+            )
+    former = (*_UNUSED_KEYS, *_ONLY_VALUES)
+    return {key: value for key, value in data.items() if key not in former}
 
 
 def inherited(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:

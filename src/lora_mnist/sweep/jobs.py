@@ -82,7 +82,7 @@ def job_hash(config: DictConfig) -> str:
 
 
 def inputs_hash(config: DictConfig) -> str:
-    """Twelve digits that stand for the content of ``sweep.inputs`` and ``data.labels``.
+    """Twelve digits that stand for the content of ``sweep.inputs``.
 
     Pictures below ``data.data_dir`` count by their paths and sizes: there may be very many.
     """
@@ -95,7 +95,6 @@ def inputs_hash(config: DictConfig) -> str:
             contents[f"images/{file.relative_to(root)}"] = file.stat().st_size
     inputs = OmegaConf.select(config, "sweep.inputs") or OmegaConf.create([])
     files = flatten(OmegaConf.to_container(inputs, resolve=True))
-    files["labels"] = OmegaConf.select(config, "data.labels")
     for key, value in files.items():
         path = Path(str(value)).expanduser()
         for file in [path, *path.rglob("[!.]*")]:  # a hidden file may be half-written
