@@ -95,8 +95,6 @@ class PredictSettings(ScaledSettings):
 
     images: Any
     out: str | None
-    mistakes: str | None
-    json: bool
 
 
 @dataclass

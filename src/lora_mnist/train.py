@@ -48,6 +48,7 @@ from lora_mnist.classifier.module import ClassifierModule, make_module, validate
 from lora_mnist.classifier.net import eval_on_device, make_net
 from lora_mnist.data import TEST_SETS, ImageDataModule, Images, make_data
 from lora_mnist.data.make import require_compatible
+from lora_mnist.data.mistakes import wrong_pictures
 from lora_mnist.disk.base import (
     Base,
     require_replaceable,
@@ -171,6 +172,9 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     # Both are about the base alone, so they come before an adapter is on it.
     require_fixed_buffers(cfg, trainer, net, data, base)
     better_preprocessing = check_preprocessing(cfg, run, trainer, net, data, base)
+    if data.mistakes is not None:
+        with eval_on_device(net, trainer.strategy.root_device) as device:
+            data = data.with_mistakes(*wrong_pictures(net, data, device))
     load_saved_adapter(cfg, net, base.sha256)
     selection = select_training_images(cfg, net, data, trainer)
     repaired_before = [c for c in repaired_classes(cfg, data) if c not in selection.targets]
