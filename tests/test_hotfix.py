@@ -3,13 +3,13 @@
 from types import SimpleNamespace
 
 import pytest
-from composed import FEW, QUICK, SMALL
-from helpers.commands import ROOT, only_run, read_results
+from composed import FEW, QUICK, SMALL, composed
+from helpers.commands import ROOT, only_run, read_results, refused
 from PIL import Image
 
 from lora_mnist.checks import warn_of_known_validation
 from lora_mnist.data import load_images
-from lora_mnist.predict import copy_into
+from lora_mnist.train import train
 
 REPAIR = (
     *("experiment=repair", "trainer.max_steps=100", "optimizer.lr=0.003", "lora.rank=16"),
@@ -32,44 +32,35 @@ def incoming(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_from_pictures_to_an_adapter(cli, incoming, outputs, tmp_path):
-    wrong = tmp_path / "wrong"
-    done = cli("predict.py", SMALL[0], f"images={incoming}", f"mistakes={wrong}").ok()
-    copies = {path.relative_to(wrong): path.read_bytes() for path in wrong.glob("*/*")}
-    assert f"the base gets {len(copies)} of 100 pictures wrong: {len(copies)} copied" in done.err
-    assert all((incoming / name).read_bytes() == content for name, content in copies.items())
-    assert 20 < len(copies) < 80
-
-    done = cli("train.py", *QUICK, *REPAIR, f"data.mistakes={wrong}").ok()
+def test_from_pictures_to_an_adapter(cli, incoming, outputs):
+    done = cli("train.py", *QUICK, *REPAIR, f"data.mistakes={incoming}").ok()
     results = read_results(only_run(outputs, "lora"))
     assert (results["targets"], results["base_unchanged"]) == ([], True)
-    held_out = round(0.2 * len(copies))
-    for split, count in (("mistakes", len(copies) - held_out), ("mistakes_test", held_out)):
-        # The base gets all of them wrong, as it did in predict.py.
+    counts = [sum(results[split]["images_per_class"]) for split in ("mistakes", "mistakes_test")]
+    assert 20 < sum(counts) < 80
+    assert 0.05 < counts[1] / sum(counts) < 0.4
+    line = f"the base has {100 - sum(counts)} of 100 pictures right already, which are left out"
+    assert line in done.err
+    for split, count in zip(("mistakes", "mistakes_test"), counts, strict=True):
         assert results[f"{split}_base"]["errors"] == count
-        assert sum(results[split]["images_per_class"]) == count
         assert results[split]["repaired"] == count - results[split]["errors"] > count / 4
         right = f"{count - results[split]['errors']:,} of {count:,} right"
         assert right in done.out.replace("\n", " ")
 
-    tested = ("adapter=latest", *FEW[:1], *SMALL[1:], f"data.mistakes={wrong}")
+    tested = ("adapter=latest", *FEW[:1], *SMALL[1:], f"data.mistakes={incoming}")
     done = cli("eval.py", *tested).ok()
     again = read_results(only_run(outputs, "eval"))
     for split in ("test", "mistakes", "mistakes_test"):
         assert again[split]["errors_per_class"] == results[split]["errors_per_class"]
 
 
-def test_copies_replace_nothing(incoming, tmp_path):
-    first, second = sorted((incoming / "7").glob("*.png"))[:2]
-    place = tmp_path / "7" / first.name
-    assert copy_into(tmp_path, first)
-    assert not copy_into(tmp_path, first)
-    place.write_bytes(second.read_bytes())
-    assert copy_into(tmp_path, first)
-    assert not copy_into(tmp_path, first)
-    assert place.read_bytes() == second.read_bytes()
-    (copy,) = set(place.parent.iterdir()) - {place}
-    assert copy.read_bytes() == first.read_bytes()
+def test_a_base_that_gets_no_picture_wrong_is_told_in_a_line(outputs, tmp_path):
+    (tmp_path / "right" / "7").mkdir(parents=True)
+    image = load_images("MNIST", ROOT / "data", train=False)[0][0, 0]
+    Image.fromarray(image.numpy()).save(tmp_path / "right" / "7" / "0.png")
+    mistakes = f"data.mistakes={tmp_path}/right"
+    line = refused(train, composed("train", *QUICK, *REPAIR, f"paths.outputs={outputs}", mistakes))
+    assert line == f"{mistakes}: expected pictures that the base gets wrong; it has all 1 right"
 
 
 @pytest.mark.parametrize("left_out", [0, 32])

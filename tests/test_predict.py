@@ -1,5 +1,4 @@
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -33,10 +32,10 @@ def names(predictions):
     return [Path(prediction["file"]).name for prediction in predictions]
 
 
-def test_base_and_adapter_side_by_side(cli, with_nine, pictures, tmp_path):
+def test_base_and_adapter_side_by_side(with_nine, pictures, tmp_path):
     adapter, base = with_nine / "lora" / "nine", with_nine / "base" / "mnist.ckpt"
-    options = (NET, f"adapter={adapter}", f"base_ckpt={base}", "json=true")
-    predictions = json.loads(cli("predict.py", *options, f"images={pictures}/*.png").ok().out)
+    options = (f"adapter={adapter}", f"base_ckpt={base}", f'images="{pictures}/*.png"')
+    predictions = run(with_nine, *options)
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
     assert names(predictions) == [f"{n}.png" for n in range(10)]
     labels = load_images("MNIST", ROOT / "data", train=False)[1]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from lora_mnist import load_adapter
 from lora_mnist.adapters import resolve_and_load_base
-from lora_mnist.data import load_images, make_data
-from lora_mnist.data.mistakes import read_mistakes
+from lora_mnist.data import ImageDataModule, load_images, make_data
+from lora_mnist.data.mistakes import wrong_pictures
 
 FOLDER = OUTPUT / "hotfix"
 OWN = FOLDER / "own_classifier"
@@ -38,19 +38,16 @@ OWN_NET = (
 
 def compare(settings: str, base: Path, incoming: Path) -> list[str]:
     """Learn a base's mistakes among the pictures in ``incoming``: cells of the table."""
-    mistakes = FOLDER / f"{incoming.name} {SEED}"
-    common = [*settings.split(), f"base_ckpt='{base}'"]
-    command = ["predict.py", f"images={incoming}", f"mistakes={mistakes}", *common]
-    subprocess.run([sys.executable, *command], cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
-    common += ["experiment=repair", f"seed={SEED}"]
-    common += [f"data.mistakes={mistakes}", "data.mistakes_test=0.5"]
+    common = [*settings.split(), f"base_ckpt='{base}'", "experiment=repair", f"seed={SEED}"]
+    common += [f"data.mistakes='{incoming}'", "data.mistakes_test=0.5"]
     cfg, net, _ = resolve_and_load_base(composed(common))
     data = make_data(cfg, "fit")
+    data = data.with_mistakes(*wrong_pictures(net, data, torch.device("cpu")))
     data.setup("test")
 
-    came_in, _ = read_mistakes(incoming, data.class_of_folder, data.read_picture, 0)
-    sets = (*data.mistake_sets, came_in, data.train_set, data.test_set)
-    learnt, held_out, pictures, training, test = (in_memory(data, images) for images in sets)
+    pictures = all_pictures(incoming, data)
+    sets = (*data.mistake_sets, data.train_set, data.test_set)
+    learnt, held_out, training, test = (in_memory(data, images) for images in sets)
     hotfix = load_adapter(copy.deepcopy(net), run(common)[0] / "adapter")
     tuned, trained = (half_and_half(net, images, training) for images in (learnt, training))
     was_right = wrong(net, pictures) == 0
@@ -60,6 +57,15 @@ def compare(settings: str, base: Path, incoming: Path) -> list[str]:
         broken, errors = wrong(each, pictures)[was_right].mean(), wrong(each, test).sum()
         cells.append(f"{mended:.0%}, {generalised:.0%}, {broken:.0%}, {errors:.0f}")
     return cells
+
+
+def all_pictures(folder: Path, data: ImageDataModule) -> tuple[Tensor, Tensor]:
+    """The pictures in ``folder``, right or wrong, normalised, and their labels."""
+    images, labels = [], []
+    for path in sorted(folder.glob("*/*")):
+        images.append(data.read_picture(path))
+        labels.append(data.classes.index(path.parent.name))
+    return data.normalise(torch.stack(images)), torch.tensor(labels)
 
 
 @torch.no_grad()

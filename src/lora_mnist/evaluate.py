@@ -15,6 +15,7 @@ from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.data import make_data
 from lora_mnist.data.make import require_compatible
+from lora_mnist.data.mistakes import wrong_pictures
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.resume import require_new
 from lora_mnist.disk.run_paths import folder_without_command_line
@@ -50,6 +51,9 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     data = make_data(cfg, "test")
     require_compatible(net, data, data.test_set)
     better = check_preprocessing(cfg, run, trainer, net, data, base)
+    if data.mistakes is not None:
+        with eval_on_device(net, trainer.strategy.root_device) as device:
+            data = data.with_mistakes(*wrong_pictures(net, data, device))
     load_saved_adapter(cfg, net, base.sha256)
     if cfg.scale == "auto" and cfg.adapter is not None:  # validation images decide it
         with config_group("data"):

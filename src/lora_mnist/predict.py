@@ -2,8 +2,6 @@
 
 import csv
 import glob
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from lora_mnist.classify import Classifier, open_classifier
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import IncompleteError, UserError, config_group, one_line
+from lora_mnist.errors import IncompleteError, UserError, one_line
 from lora_mnist.lora.model import lora_disabled
 from lora_mnist.progress import progress
 from lora_mnist.project import Run
@@ -34,8 +32,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
 
     Args:
         cfg: a configuration of ``configs/predict.yaml``; it is not changed.
-        run: how the command was typed; predictions leave no files but ``cfg.out`` and those in
-            ``cfg.mistakes``.
+        run: how the command was typed; predictions leave no file but ``cfg.out``.
 
     Returns:
         For each picture its ``file``, and for ``base`` and ``adapted`` the ``class`` by name, its
@@ -50,13 +47,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     if cfg.out is not None and Path(cfg.out).exists():
         raise UserError(f"out={cfg.out}: expected a new file; this one exists")
     classifier = open_classifier(cfg, run)
-    if cfg.mistakes is not None:
-        with config_group("images"):
-            for file in files:
-                classifier.data.class_of_folder(file.resolve().parent.name)
     predictions = _classify(classifier, files, cfg.adapter is not None)
-    if cfg.mistakes is not None:
-        predictions = _copy_wrong(predictions, Path(cfg.mistakes))
     printed: list[dict[str, Any]] = []
     if cfg.out is not None:
         count = _write_table(predictions, Path(cfg.out))
@@ -64,9 +55,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     else:
         printed = list(predictions)
         count = len(printed)
-        if cfg.json:
-            print(json.dumps(printed, indent=2))
-        elif printed:
+        if printed:
             print_predictions(printed)
     if skipped := len(files) - count:
         raise IncompleteError(f"{skipped} of {len(files)} pictures skipped")
@@ -118,37 +107,6 @@ def _write_table(predictions: Iterable[Mapping[str, Any]], out: Path) -> int:
                 writer.writerow(row)
             writer.writerow(row.values())
     return count
-
-
-def _copy_wrong(predictions: Iterable[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield predictions, and copy the pictures that the base gets wrong into ``folder``."""
-    count = wrong = copied = 0
-    for prediction in predictions:
-        file = Path(prediction["file"])
-        count += 1
-        if prediction["base"]["class"] != file.resolve().parent.name:
-            wrong += 1
-            copied += copy_into(folder, file)
-        yield prediction
-    if count:
-        message = "the base gets %d of %d pictures wrong: %d copied to %s, %d were there"
-        log.info(message, wrong, count, copied, folder, wrong - copied)
-
-
-def copy_into(folder: Path, file: Path) -> bool:
-    """Copy a picture into a folder of its class below ``folder``, unless it is there already.
-
-    Where another picture has its name there, a part of its SHA-256 makes the name another.
-    """
-    content = file.read_bytes()
-    place = folder / file.resolve().parent.name / file.name
-    if place.exists() and place.read_bytes() != content:
-        place = place.with_stem(f"{place.stem}-{hashlib.sha256(content).hexdigest()[:16]}")
-    if place.exists():
-        return False
-    with atomic_write(place) as path:
-        path.write_bytes(content)
-    return True
 
 
 def find_pictures(images: Any) -> list[Path]:

@@ -86,8 +86,6 @@ class PredictSettings(ScaledSettings):
 
     images: Any
     out: str | None
-    mistakes: str | None
-    json: bool
 
 
 @dataclass

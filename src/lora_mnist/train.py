@@ -38,9 +38,10 @@ from lora_mnist.choices import (
     select_training_images,
 )
 from lora_mnist.classifier.module import ClassifierModule, make_module, validate_once
-from lora_mnist.classifier.net import make_net
+from lora_mnist.classifier.net import eval_on_device, make_net
 from lora_mnist.data import ImageDataModule, make_data
 from lora_mnist.data.make import require_compatible
+from lora_mnist.data.mistakes import wrong_pictures
 from lora_mnist.disk.base import (
     Base,
     require_replaceable,
@@ -151,6 +152,9 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     # Both are about the base alone, so they come before an adapter is on it.
     require_fixed_buffers(cfg, trainer, net, data, base)
     better_preprocessing = check_preprocessing(cfg, run, trainer, net, data, base)
+    if data.mistakes is not None:
+        with eval_on_device(net, trainer.strategy.root_device) as device:
+            data = data.with_mistakes(*wrong_pictures(net, data, device))
     data = data.training_on(select_training_images(cfg, net, data, trainer))
     add_new_adapter(cfg, net)
     module = make_module(cfg, net, data, base)

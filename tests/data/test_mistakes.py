@@ -1,11 +1,22 @@
 import numpy
 import pytest
+import torch
+from composed import logged
 from PIL import Image
 
 from lora_mnist.data import FolderDataModule
-from lora_mnist.data.mistakes import read_mistakes
+from lora_mnist.data.mistakes import wrong_pictures
+from lora_mnist.errors import UserError
 
-PETS = FolderDataModule(None, classes=["cat", "dog"], image_size=4, channels=1, mean=0.5, std=0.5)
+DARK, CPU = 100, torch.device("cpu")
+
+
+class Darkness(torch.nn.Module):
+    """A picture below DARK is a cat, any other a dog, whatever its folder says."""
+
+    def forward(self, images):
+        is_dog = images.mean((1, 2, 3)) >= DARK / 255
+        return torch.nn.functional.one_hot(is_dog.long(), 2).float()
 
 
 def write(folder, names):
@@ -16,40 +27,81 @@ def write(folder, names):
     return folder
 
 
-def read(folder, share=0.2):
+def read(folder, share=0.2, net=None):
     """Labels by grey: of the mistakes to learn from, and of those held out."""
-    sets = read_mistakes(folder, PETS.class_of_folder, PETS.read_picture, share)
-    return [
-        dict(zip(of.images[:, 0, 0, 0].tolist(), of.labels.tolist(), strict=True)) for of in sets
-    ]
+    common = {"classes": ["cat", "dog"], "image_size": 4, "channels": 1, "mean": 0, "std": 1}
+    data = FolderDataModule(None, mistakes=folder, mistakes_test=share, **common)
+    parts = []
+    for images in wrong_pictures(net or Darkness(), data, CPU):
+        greys = images.images[:, 0, 0, 0].tolist()
+        parts.append(dict(zip(greys, images.labels.tolist(), strict=True)))
+    return parts
 
 
-def test_a_share_is_held_out_by_content_and_names_do_not_matter(tmp_path):
-    greys = {f"{'cat' if n < 20 else 'dog'}/{n}.png": n for n in range(40)}
+def test_what_the_base_has_right_is_left_out_and_counted(tmp_path):
+    with logged("lora_mnist.data.mistakes") as text:
+        learnt, held_out = read(write(tmp_path, {f"cat/{n}.png": n for n in range(60, 140)}))
+    assert learnt | held_out == dict.fromkeys(range(DARK, 140), 0)
+    assert 4 <= len(held_out) <= 14
+    assert "the base has 40 of 80 pictures right already, which are left out; of the others " in (
+        text.getvalue()
+    )
+    assert f"{len(learnt)} are learnt and {len(held_out)} held out" in text.getvalue()
+
+
+def test_a_picture_is_held_out_by_its_content_alone(tmp_path):
+    """Neither its name, nor other pictures, nor the network has a say."""
+    greys = {f"cat/{n}.png": n for n in range(DARK, 180)}
     learnt, held_out = read(write(tmp_path / "one", greys))
-    assert (len(learnt), len(held_out)) == (32, 8)
-    assert learnt | held_out == {n: int(n >= 20) for n in range(40)}
-    others = {name.replace("/", "/other_"): n for name, n in greys.items()}
-    twice = write(write(tmp_path / "two", others), greys)
-    assert read(twice) == [learnt, held_out]
-    counts = [len(read(twice, share)[1]) for share in (0, 0.01, 0.5)]
-    assert counts == [0, 1, 20]
-    # Two more pictures move at most one of the others.
-    more, _ = read(write(twice, {"cat/a.png": 100, "dog/b.png": 101}))
-    assert len(more.keys() & learnt.keys()) >= len(learnt) - 1
+    twice = write(tmp_path / "two", {name.replace("/", "/other_"): n for name, n in greys.items()})
+    assert read(write(twice, greys)) == [learnt, held_out]
+    more = read(write(twice, {f"dog/{n}.png": n for n in range(50)}))
+    for before, after in zip((learnt, held_out), more, strict=True):
+        assert before.items() < after.items()
+    everything = read(twice, net=Wrong())
+    for some, all_of_them in zip(more, everything, strict=True):
+        assert some.items() <= all_of_them.items()
+    assert read(twice, 0)[1] == {}
+    assert len(read(twice, 0.5)[1]) > len(held_out) + 20
+
+
+class Wrong(torch.nn.Module):
+    """Whatever it sees is neither."""
+
+    def forward(self, images):
+        return torch.eye(3)[2].expand(len(images), 3)
+
+
+def test_a_linked_picture_counts_under_the_folder_in_which_it_is_listed(tmp_path):
+    write(tmp_path, {"archive/cat/1.png": 200})
+    folder = write(tmp_path / "incoming", {"dog/2.png": 10})
+    (folder / "dog" / "1.png").symlink_to(tmp_path / "archive" / "cat" / "1.png")
+    assert read(folder, 0)[0] == {10: 1}  # 200 is right as a dog
+    (folder / "cat").symlink_to(tmp_path / "archive" / "cat", target_is_directory=True)
+    assert read(folder, 0)[0] == {10: 1, 200: 0}
 
 
 def test_unreadable_pictures_are_named(tmp_path, caplog):
-    write(tmp_path, {"cat/1.png": 1, "dog/2.png": 2})
+    write(tmp_path, {"cat/1.png": 201, "dog/2.png": 2})
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
     (tmp_path / "cat" / ".hidden").write_text("no picture")
-    assert read(tmp_path, 0)[0] == {1: 0, 2: 1}
-    (message,) = caplog.messages
+    assert read(tmp_path, 0)[0] == {201: 0, 2: 1}
+    message, _ = caplog.messages
     assert message.startswith(f"{tmp_path}/cat/notes.txt: skipped: no readable picture")
 
 
-@pytest.mark.parametrize("names", [[], ["cow/1.png"], ["1.png"], ["cat/1.png"]])
-def test_refuses_a_folder_without_mistakes_to_learn(tmp_path, names):
+@pytest.mark.parametrize(
+    ("names", "share", "message"),
+    [
+        ([], 0.2, "data.mistakes={}: expected pictures, in a folder for each class; found none"),
+        (["1.png"], 0.2, "data.mistakes={}: expected pictures, in a folder for each class; found"),
+        (["cow/1.png"], 0.2, "data.mistakes={}: expected folders named after classes, such as cat"),
+        (["cat/1.png"], 0.2, "data.mistakes={}: expected pictures that the base gets wrong; it "),
+        (["dog/1.png"], 1, "data.mistakes_test=1: expected a smaller share, since the base gets 1"),
+    ],
+)
+def test_refuses_a_folder_without_mistakes_to_learn(tmp_path, names, share, message):
     write(tmp_path, dict.fromkeys(names, 1))
-    with pytest.raises(ValueError, match=f"mistakes={tmp_path}: "):
-        read(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, share)
+    assert str(caught.value).startswith(message.format(tmp_path))

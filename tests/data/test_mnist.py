@@ -5,10 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from helpers.commands import ROOT
-from PIL import Image
 from torchvision.datasets import MNIST
 
-from lora_mnist.data import MNISTDataModule, load_images
+from lora_mnist.data import ImageTensors, MNISTDataModule, load_images
 
 RAW = ROOT / "data" / "MNIST" / "raw"
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
@@ -68,17 +67,17 @@ def test_validation_images_may_be_held_out_of_the_test_images():
     assert both.bincount().tolist() == everything.bincount().tolist()
 
 
-def test_test_images_that_are_learnt_as_mistakes_are_left_out(tmp_path, caplog):
+def test_test_images_that_are_learnt_as_mistakes_are_left_out(caplog):
     images, labels = load_images("MNIST", ROOT / "data", train=False)
-    for i in range(20):
-        folder = tmp_path / str(int(labels[i]))
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(images[i, 0].numpy()).save(folder / f"{i}.png")
-    data = MNISTDataModule(data_dir=ROOT / "data", mistakes=tmp_path, mistakes_test=0.25)
-    for stage in ("fit", "test", "fit", "test"):
+    data = MNISTDataModule(data_dir=ROOT / "data")
+    data.setup("fit")
+    mistakes = ImageTensors(images[:15], labels[:15]), ImageTensors(images[15:20], labels[15:20])
+    data = data.with_mistakes(*mistakes)
+    for stage in ("test", "fit", "test"):
         data.setup(stage)
-    learnt = {image.numpy().tobytes() for image in data.mistake_sets[0].images}
-    assert len(learnt) == 15
+    assert len(data.train_set) == 55_000 + 15
+    assert data.select(None).target_indices.tolist() == list(range(55_000, 55_015))
+    learnt = {image.numpy().tobytes() for image in images[:15]}
     tested = data.test_set.take(range(len(data.test_set)))[0]
     assert len(tested) == 10_000 - 15
     assert not any(image.numpy().tobytes() in learnt for image in tested)

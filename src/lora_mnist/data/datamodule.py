@@ -12,8 +12,15 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from lora_mnist.data.images import Augment, Batch, Images, ImageTensors, per_channel
-from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistakes
+from lora_mnist.data.images import (
+    Augment,
+    Batch,
+    Images,
+    ImageTensors,
+    WithMistakes,
+    per_channel,
+    without_mistakes,
+)
 from lora_mnist.data.sampler import Selection, TrainingLoader
 from lora_mnist.errors import require_number
 from lora_mnist.progress import progress
@@ -35,14 +42,14 @@ class ImageDataModule(LightningDataModule):
 
     ``configs/train.yaml`` and ``configs/data`` explain the arguments. ``batch_size`` and ``replay``
     are those of all processes together, ``eval_batch_size`` is that of each. ``augment`` gets an
-    image as uint8, (channels, height, width), before it is normalised. With ``mistakes``, images of
-    all classes are replayed. A label is an index into ``classes``. An argument out of range raises
-    ``ValueError``.
+    image as uint8, (channels, height, width), before it is normalised. A label is an index into
+    ``classes``. An argument out of range raises ``ValueError``.
 
     Attributes:
         train_set: images of all classes to train on. :meth:`setup` for "fit" or "validate" sets it
             and ``val_set``; for "test", ``test_set``.
         selection: which of ``train_set`` to learn from, and to replay; ``None``: all classes.
+        mistakes: the folder from which :meth:`with_mistakes` gets them, or ``None``.
         mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
         held_out: by part, val or test, the part that its images were held out of.
         copies: number of images left out, since two parts had them; ``None``: not searched for.
@@ -126,12 +133,6 @@ class ImageDataModule(LightningDataModule):
         """
         if self.mean is None or self.std is None:
             self.measure()
-        if self.mistakes is not None and not self.mistake_sets:
-            self.mistake_sets = read_mistakes(
-                self.mistakes, self.class_of_folder, self.read_picture, self.mistakes_test
-            )
-            for part, images in zip(TEST_SETS[1:], self.mistake_sets, strict=True):
-                self.sha256[part] = images.sha256()
         learnt = self.mistake_sets[0] if self.mistake_sets else None
         if stage == "test" and not hasattr(self, "test_set"):
             self.test_set = self.sets[2]
@@ -187,13 +188,20 @@ class ImageDataModule(LightningDataModule):
         twin.selection = selection
         return twin
 
-    def class_of_folder(self, name: str) -> int:
-        """The number of the class that a folder is named after; or ValueError."""
-        if name not in self.classes:
-            raise ValueError(
-                f"expected folders named after classes, such as {self.classes[0]}, not {name}"
-            )
-        return self.classes.index(name)
+    def with_mistakes(self, learnt: ImageTensors, held_out: ImageTensors) -> Self:
+        """A copy of this data module that learns mistakes in the place of a class.
+
+        They are evaluated beside the test images, and left out of validation and test.
+        """
+        twin = copy.copy(self)
+        twin.mistake_sets = [learnt, held_out]
+        hashes = learnt.sha256(), held_out.sha256()
+        twin.sha256 = self.sha256 | dict(zip(TEST_SETS[1:], hashes, strict=True))
+        for stage, part in (("fit", "train_set"), ("test", "test_set")):
+            if hasattr(self, part):
+                delattr(twin, part)
+                twin.setup(stage)
+        return twin
 
     def measure(self, images: Images | None = None) -> None:
         """Set ``mean`` and ``std``, where they are ``None``, to those of ``images``.

@@ -1,14 +1,18 @@
 """Sets of images: in memory, parts of another set, or with each image changed at random."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
+
+_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 #: Images, uint8, (B, channels, height, width), and labels, int64, (B,).
 Batch = tuple[Tensor, Tensor]
@@ -95,6 +99,41 @@ class Subset(Images):
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         index = torch.as_tensor(indices, dtype=torch.int64)
         return self.images.take(self.indices[index].tolist(), augment)
+
+
+class WithMistakes(Images):
+    """Training images, in memory or on the disk, and after them mistakes to learn from."""
+
+    def __init__(self, images: Images, mistakes: ImageTensors) -> None:
+        self.images, self.mistakes = images, mistakes
+        self.labels = torch.cat([images.labels, mistakes.labels])
+
+    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
+        index, count = torch.as_tensor(indices, dtype=torch.int64), len(self.images)
+        is_mistake = index >= count
+        images = self.mistakes.images.new_empty(len(index), *self.mistakes.images.shape[1:])
+        mistakes = (index[is_mistake] - count).tolist()
+        images[is_mistake] = self.mistakes.take(mistakes, augment)[0]
+        images[~is_mistake] = self.images.take(index[~is_mistake].tolist(), augment)[0]
+        return images, self.labels[index]
+
+
+def without_mistakes(images: Images, mistakes: ImageTensors, purpose: str) -> Images:
+    """``images``, for ``purpose``, without those that are pixel by pixel among the ``mistakes``."""
+    learnt = {image.numpy().tobytes() for image in mistakes.images}
+    others = []
+    for indices in torch.split(torch.arange(len(images)), 250):
+        for i, image in zip(indices, images.take(indices.tolist())[0], strict=True):
+            if image.numpy().tobytes() not in learnt:
+                others.append(int(i))
+    if len(others) == len(images):
+        return images
+    message = (
+        "%d %s images are among the mistakes to learn, and left out of the %s: the base looks "
+    )
+    message += "better on the others than it is; expected mistakes from elsewhere (docs/hotfix.md)"
+    _warn(message, len(images) - len(others), purpose, purpose)
+    return Subset(images, torch.tensor(others, dtype=torch.int64))
 
 
 class Augmented(Images):
