@@ -47,7 +47,7 @@ def test_flags_of_hydra_that_exclude_each_other(cli):
 
 
 def test_a_sweep_of_a_key_that_nothing_reads(cli, tmp_path):
-    """It leaves nothing that report.py run=latest would take for a sweep."""
+    """It leaves nothing that sweep.resume=latest would take for a sweep."""
     sweep = tmp_path / "sweep"
     done = cli(TOY, "-m", "nope=1,2", f"hydra.sweep.dir={sweep}")
     assert (done.code, done.out) == (2, "")

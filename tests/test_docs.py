@@ -160,7 +160,6 @@ def test_the_readme_from_the_first_command_to_the_last(cli, tmp_path):
     A small network and few images stand in for the real ones.
     """
     small = (SMALL[0], *FEW)
-    # report.py draws the figures of the last one.
     more = {"train.py": (*small, "figures=false"), "eval.py": (*small, "figures=false")}
     more["predict.py"] = small
     base = ("stage=pretrain", "trainer.max_steps=300", "data.batch_size=50")

@@ -11,7 +11,7 @@ from helpers.commands import ROOT, only_run
 
 from lora_mnist.entry import main
 
-NAMES = "train eval predict export demo report\n"
+NAMES = "train eval predict export demo\n"
 
 
 @pytest.fixture
@@ -83,8 +83,7 @@ def test_the_wheel_is_all_that_is_needed(tmp_path, monkeypatch):
     commands = [
         f"train stage=pretrain trainer.max_steps=100 optimizer.lr=0.01 {small}",
         f"train stage=lora digit=9 trainer.max_steps=3 {small}",
-        "eval adapter=latest figures=false",
-        "report run=latest",
+        "eval adapter=latest figures=true",
     ]
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT],
@@ -98,4 +97,4 @@ def test_the_wheel_is_all_that_is_needed(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert {path.name for path in empty.iterdir()} == {"outputs"}
     report = only_run(empty / "outputs", "eval") / "report.html"
-    assert f"<code>lora-mnist report run={report.parent}</code>" in report.read_text()
+    assert "lora-mnist eval adapter=latest" in report.read_text()

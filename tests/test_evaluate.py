@@ -33,7 +33,7 @@ def test_repeats_the_numbers_of_a_run(cli, made, trained, tmp_path):
     assert f"accuracy: {before:.4f} -> {after:.4f}" in done.out
     assert f"run: {folder}" in done.err
     assert {path.name for path in folder.iterdir()} == {
-        *(".hydra", "eval.log", "results.json", "predictions.csv", "pictures.safetensors"),
+        *(".hydra", "eval.log", "results.json", "predictions.csv"),
         *("figures", "report.html"),
     }
 

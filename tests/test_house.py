@@ -10,7 +10,7 @@ import lora_mnist
 import lora_mnist.api
 
 SOURCE = ROOT / "src" / "lora_mnist"
-COMMANDS = {"train", "evaluate", "predict", "export", "demo", "report"}
+COMMANDS = {"train", "evaluate", "predict", "export", "demo"}
 #: What each room may import of the others.
 BELOW = {
     "errors": set(),

@@ -15,7 +15,6 @@ from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.predict import predict
 from lora_mnist.project import Run
-from lora_mnist.report import report
 from lora_mnist.train import train
 
 TRAIN = ("trainer.max_steps=3", "logger=none", "trainer=cpu")
@@ -71,11 +70,10 @@ MISTAKES = {
         ("out={tmp}/x.onnx",),
     ],
     "demo": [("adapter={tmp}/none",)],
-    "report": [("run=latest",), ("run={tmp}",), ("run={tmp}/damaged",), ("run={tmp}/old",)],
 }
 CASES = [(entry, *arguments) for entry, lists in MISTAKES.items() for arguments in lists]
 COMMANDS = {"eval": evaluate}
-for function in (train, predict, export, demo, report):
+for function in (train, predict, export, demo):
     COMMANDS[function.__name__] = function
 
 
@@ -85,15 +83,10 @@ def test_a_mistake_is_one_line(tmp_path, capfd, case):
     if entry == "demo" and find_spec("gradio") is None:
         pytest.skip("the extra demo is not installed")
     (tmp_path / "text.txt").write_text("no weights")
-    if entry == "report":
-        for name, text in (("damaged", "{"), ("old", "{}")):
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "results.json").write_text(text)
-    else:
-        small_base(tmp_path / "outputs")
-        small = () if "net=custom" in " ".join(arguments) else (SMALL[0],)
-        few = FEW if entry == "train" and "data=folder" not in arguments else ()
-        arguments = [*small, *few, *arguments]
+    small_base(tmp_path / "outputs")
+    small = () if "net=custom" in " ".join(arguments) else (SMALL[0],)
+    few = FEW if entry == "train" and "data=folder" not in arguments else ()
+    arguments = [*small, *few, *arguments]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     wrong, _, start = arguments[-1].partition(" -> ")
     with logged("lora_mnist") as log, pytest.raises(Exception) as caught:  # noqa: PT011

@@ -93,9 +93,9 @@ def test_any_number_of_pictures_becomes_a_table(with_nine, pictures, tmp_path):
     alone = run(with_nine, f"images={pictures}", adapter)
     for row, prediction in zip(rows, alone, strict=True):
         assert row.pop("file") == prediction["file"]
-        for side in ("base", "adapted"):
-            assert row[side] == prediction[side]["class"]
-            given = float(row[f"{side}_probability"])
+        for side, title in (("base", "before"), ("adapted", "after")):
+            assert row[title] == prediction[side]["class"]
+            given = float(row[f"{title}_probability"])
             assert given == pytest.approx(prediction[side]["probability"], abs=1e-5)
     for images, why in ((pictures, "expected a new file"), ("[]", "expected a picture")):
         refusal = composed("predict", NET, f"images={images}", f"out={tmp_path}/predictions.csv")

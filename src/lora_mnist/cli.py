@@ -1,4 +1,4 @@
-"""The part that the six entries share: a command goes in, Hydra runs it, an exit code comes out.
+"""The part that the five entries share: a command goes in, Hydra runs it, an exit code comes out.
 
 Whatever goes wrong is said in one line on standard error, and ``HYDRA_FULL_ERROR=1`` brings the
 traceback, as ever in Hydra. Nothing here imports torch at once, so that ``--help`` need not wait.

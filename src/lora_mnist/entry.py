@@ -13,7 +13,7 @@ from lora_mnist import __version__
 from lora_mnist.cli import run_entry
 from lora_mnist.project import Run
 
-_COMMANDS = ["train", "eval", "predict", "export", "demo", "report"]
+_COMMANDS = ["train", "eval", "predict", "export", "demo"]
 _USAGE = f"""lora-mnist {__version__}
 
   lora-mnist train stage=pretrain        pretrain a base
@@ -22,7 +22,6 @@ _USAGE = f"""lora-mnist {__version__}
   lora-mnist predict images=FOLDER       which class pictures show
   lora-mnist export out=FILE             base and adapter as one plain network
   lora-mnist demo                        a page to draw on
-  lora-mnist report                      draw a run or a sweep again
 
 lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets."""
 
@@ -46,10 +45,6 @@ def _run(cfg: DictConfig, run: Run) -> None:
             from lora_mnist.demo import demo
 
             demo(cfg, run)
-        case "report":
-            from lora_mnist.report import report
-
-            report(cfg, run)
         case _:
             from lora_mnist.train import train
 

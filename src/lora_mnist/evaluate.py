@@ -16,6 +16,7 @@ from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.data import make_data
 from lora_mnist.data.make import require_compatible
 from lora_mnist.data.mistakes import wrong_pictures
+from lora_mnist.disk.predictions import predictions_table
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.resume import require_new
 from lora_mnist.disk.run_paths import folder_without_command_line
@@ -66,6 +67,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         trainer.test(module, datamodule=data, verbose=False)
     results = collect_results(cfg, run.typed, data, module, module.outcomes, clock, base=base)
     results |= {"adapter": cfg.adapter, "scale": scale, "better_preprocessing": better}
-    write_results(run.folder, results, module.predictions["test"], data.test_set)
-    report_and_close_loggers(trainer, results, run, cfg.figures)
+    table = predictions_table(module.predictions["test"])
+    write_results(run.folder, results, table, data.test_set)
+    report_and_close_loggers(trainer, results, run, cfg.figures, table, data.test_set)
     return results

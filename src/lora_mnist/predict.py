@@ -99,10 +99,13 @@ def _write_table(predictions: Iterable[Mapping[str, Any]], out: Path) -> int:
         writer = csv.writer(file)
         for count, prediction in enumerate(predictions, start=1):
             row = {"file": prediction["file"]}
-            for side in ("base", "adapted"):
-                if side in prediction:
-                    row[side] = prediction[side]["class"]
-                    row[f"{side}_probability"] = f"{prediction[side]['probability']:.6f}"
+            titles = {"base": ("prediction", "probability")}
+            if "adapted" in prediction:
+                titles["base"] = ("before", "before_probability")
+                titles["adapted"] = ("after", "after_probability")
+            for side, (class_title, probability_title) in titles.items():
+                row[class_title] = prediction[side]["class"]
+                row[probability_title] = f"{prediction[side]['probability']:.6f}"
             if count == 1:
                 writer.writerow(row)
             writer.writerow(row.values())

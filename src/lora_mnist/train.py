@@ -49,6 +49,7 @@ from lora_mnist.disk.base import (
     versioned_base_path,
 )
 from lora_mnist.disk.checkpoint import load_and_validate_best
+from lora_mnist.disk.predictions import predictions_table
 from lora_mnist.disk.results import Clock, collect_results, write_results
 from lora_mnist.disk.resume import begin_run, require_new
 from lora_mnist.disk.run_paths import (
@@ -127,8 +128,9 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         is_current = is_published and current is not None
         if not is_current and not is_fast_dev_run(trainer):  # other commands have to be told
             results["weights"] = str(own) if is_published else own.name
-        write_results(run.folder, results, module.predictions["test"], data.test_set)
-        report_and_close_loggers(trainer, results, run, cfg.figures)
+        table = predictions_table(module.predictions["test"])
+        write_results(run.folder, results, table, data.test_set)
+        report_and_close_loggers(trainer, results, run, cfg.figures, table, data.test_set)
         # Last: a run that fails on the way leaves the current base alone.
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
             save_base(cfg, run, net, data, own)
@@ -180,8 +182,9 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
             save_adapter_and_base(cfg, run, net, base, data, results)
             write_card(run.folder, results)
-        write_results(run.folder, results, module.predictions["test"], data.test_set)
-        report_and_close_loggers(trainer, results, run, cfg.figures)
+        table = predictions_table(module.predictions["test"])
+        write_results(run.folder, results, table, data.test_set)
+        report_and_close_loggers(trainer, results, run, cfg.figures, table, data.test_set)
     require_better_than_one_class(trainer, module, data)
     return results
 

@@ -1,12 +1,12 @@
-"""The files of a run, made up: results.json, predictions, and a folder of both."""
-
-import json
+"""A run, made up: results.json, predictions, and its report."""
 
 import torch
 
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageTensors
-from lora_mnist.disk.predictions import write_predictions
+from lora_mnist.disk.predictions import predictions_table
+from lora_mnist.show.pictures import first_pictures
+from lora_mnist.show.report import make_report
 
 CLASSES = ["cat", "dog", "<b>cow</b>"]
 
@@ -86,11 +86,10 @@ def images():
     return greys[:, None, None, None].expand(6, 1, 4, 4)
 
 
-def write_run(folder, stage="lora", **more):
-    """A run's folder with everything that is drawn; returns its results."""
-    folder.mkdir(parents=True, exist_ok=True)
-    run = results(stage, **more)
-    (folder / "results.json").write_text(json.dumps(run))
-    tensors = predictions(stage != "pretrain")
-    write_predictions(tensors, ImageTensors(images(), tensors["label"]), folder, CLASSES)
-    return run
+def report_of(folder, run, tensors=None, of=None):
+    """Write the report of a run, of these predictions for a set of images; returns its figures."""
+    if tensors is None:
+        tensors = predictions("test_base" in run)
+        of = ImageTensors(images(), tensors["label"])
+    table = predictions_table(tensors)
+    return make_report(folder, run, table, first_pictures(table, of, run["classes"]))

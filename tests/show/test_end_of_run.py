@@ -37,7 +37,7 @@ def test_every_pattern_of_the_custom_page_finds_curves(made):
     assert charts["loss"] == losses
     curves = {f"{name}: {split}/errors_of_target" for split in ("val", "val_base")}
     assert charts["errors on what is to be repaired"] == curves
-    assert {curve.rpartition("/")[2] for curve in charts["base"]} == {*"0123456789"}
+    assert {curve.rpartition("/")[2] for curve in charts["before"]} == {*"0123456789"}
 
 
 def test_every_logger_gets_curves_verdict_table_figures_and_the_run_in_hparams(made):

@@ -15,16 +15,16 @@ def texts(figure):
 
 
 def test_what_is_good_is_green():
-    label, base, adapted = np.array([[0, 0, 0, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 1, 0]])
-    for predictions, signs, numbers in (
-        ({"label": label, "base": base}, [[1, -1], [0, 1]], ["1", "2", "2"]),
+    label, before, after = np.array([[0, 0, 0, 1, 1], [0, 1, 1, 1, 1], [0, 0, 0, 1, 0]])
+    for table, signs, numbers in (
+        ({"label": label, "before": before}, [[1, -1], [0, 1]], ["1", "2", "2"]),
         (
-            {"label": label, "base": base, "adapted": adapted},
+            {"label": label, "before": before, "after": after},
             [[1, 1], [-1, -1]],
             ["+1", "+2", "-1", "-2"],
         ),
     ):
-        figure = draw_confusion(predictions, ["cat", "dog"])
+        figure = draw_confusion(table, ["cat", "dog"])
         assert np.sign(figure.axes[0].images[0].get_array()).tolist() == signs
         assert sorted(texts(figure)) == numbers
 

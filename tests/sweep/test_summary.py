@@ -62,15 +62,6 @@ def test_the_best_job_is_better_than_its_start(tmp_path, metric, base, p_value, 
     assert f"\n{verdict}: python train.py stage=lora lora.rank={best}\n" in text
 
 
-def test_a_repair_on_top_is_compared_with_the_earlier_one(tmp_path):
-    more = {"val": {"errors": 9, "p_value": 0.01}, "val_base": {"errors": 20}}
-    more["val_before"] = {"errors": 8}
-    write_job(tmp_path, "1", ["lora.rank=1"], accuracy=0.0, more=more)
-    text = summary(tmp_path, metric="val.errors")
-    assert "no job is better than the earlier repair; the nearest: " in text
-    assert "│ earlier repair │" in text
-
-
 def test_a_lucky_seed_is_not_crowned(tmp_path):
     """Jobs that differ in their seed alone are one: the mean decides."""
     accuracies = {(1, 0): 0.95, (1, 1): 0.75, (1, 2): 0.85, (2, 0): 0.9, (2, 1): 0.88}

@@ -10,13 +10,12 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from lora_mnist.classifier.significance import mcnemar
 from lora_mnist.data import ImageDataModule, Images
 from lora_mnist.disk.base import Base
 from lora_mnist.disk.files import write_json
-from lora_mnist.disk.predictions import write_predictions
+from lora_mnist.disk.predictions import Predictions, write_predictions
 from lora_mnist.disk.run_paths import RESULTS_FILE
 from lora_mnist.lora.base_state import count_parameters, fingerprint
 
@@ -43,11 +42,11 @@ class Clock:
 
 @rank_zero_only
 def write_results(
-    folder: Path, results: Mapping[str, Any], predictions: Mapping[str, Tensor], images: Images
+    folder: Path, results: Mapping[str, Any], table: Predictions, images: Images
 ) -> None:
-    """Write results.json, and the ``predictions`` of the test ``images``, into a run's folder."""
+    """Write results.json, and the predictions for the test ``images``, into a run's folder."""
     write_json(folder / RESULTS_FILE, results)
-    write_predictions(predictions, images, folder, results["classes"])
+    write_predictions(table, images.names(), folder, results["classes"])
 
 
 def collect_results(

@@ -35,36 +35,20 @@ class Change(NamedTuple):
         return "better" if self.after < self.before else "worse"
 
 
-def repaired_classes(results: Mapping[str, Any]) -> list[int]:
-    """The classes of this repair, then those of earlier ones, by number."""
-    return [*results["targets"], *results.get("repaired_before", [])]
-
-
 def rest_of(results: Mapping[str, Any]) -> list[int]:
     """The classes that were not repaired, by number."""
-    repaired = repaired_classes(results)
-    return [c for c in range(len(results["classes"])) if c not in repaired]
-
-
-def outcome_before(results: Mapping[str, Any], split: str = "test") -> Any:
-    """The outcome that a repair is compared with: the base's, or that of earlier repairs on it.
-
-    A base alone is compared with itself.
-    """
-    base = results.get(f"{split}_base", results[split])
-    return results.get(f"{split}_before", base)
-
-
-def start_of(results: Mapping[str, Any]) -> str:
-    """What a repair is compared with, in words: ``base`` or ``earlier repair``."""
-    return "earlier repair" if "test_before" in results else "base"
+    return [c for c in range(len(results["classes"])) if c not in results["targets"]]
 
 
 def change_of(
     results: Mapping[str, Any], classes: Sequence[int] | None = None, split: str = "test"
 ) -> Change:
-    """The change in the images of some classes, by number, or of all."""
-    before, after = outcome_before(results, split), results[split]
+    """The change in the images of some classes, by number, or of all.
+
+    A base alone is compared with itself.
+    """
+    after = results[split]
+    before = results.get(f"{split}_base", after)
     numbers = range(len(after["errors_per_class"])) if classes is None else classes
 
     def total(counts: Sequence[int] | None) -> int:

@@ -1,10 +1,10 @@
 """The table of classes: which of them get a row, and its columns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lora_mnist.classifier.significance import wilson
-from lora_mnist.show.changes import change_of, repaired_classes
+from lora_mnist.show.changes import change_of
 
 #: With more classes, tables and figures begin with what changed and sum up the rest.
 FEW_CLASSES = 16
@@ -24,21 +24,20 @@ class Row(NamedTuple):
 def listed_classes(results: Mapping[str, Any]) -> list[int]:
     """The classes that get a row or a bar of their own, by number.
 
-    Up to ``FEW_CLASSES`` are all listed. From more, first those to repair, then those of earlier
-    repairs, then those that changed most. A base alone lists the classes with most errors.
+    Up to ``FEW_CLASSES`` are all listed. Of more, first those to repair, then those that changed
+    most. Of a base alone those with most errors are listed.
     """
     every = range(len(results["classes"]))
     if len(every) <= FEW_CLASSES:
         return list(every)
-    first = repaired_classes(results)
     sizes = {}
     for c in every:
         change = change_of(results, [c])
         size = abs(change.after - change.before), change.repaired + change.broken
         sizes[c] = size if "test_base" in results else (change.after, 0)
-    others = [c for c in every if c not in first and sizes[c] > (0, 0)]
+    others = [c for c in every if c not in results["targets"] and sizes[c] > (0, 0)]
     others.sort(key=lambda c: sizes[c], reverse=True)
-    return [*first, *others][:_MAX_CLASSES]
+    return [*results["targets"], *others][:_MAX_CLASSES]
 
 
 def class_rows(results: Mapping[str, Any]) -> list[Row]:
@@ -52,25 +51,19 @@ def class_rows(results: Mapping[str, Any]) -> list[Row]:
     rows = []
     for name, classes in [*groups, ("all", every)]:
         change = change_of(results, classes)
-        cells: dict[str, Any] = {}
-        if "test_before" in results:
-            cells["base errors"] = sum(results["test_base"]["errors_per_class"][c] for c in classes)
-        cells["errors"] = _around([f"{change.before}", f"{change.after}"], is_repair)
+        cells: dict[str, Any] = {"errors": change.after, "false calls": change.false_calls}
         if is_repair:
-            cells |= {"repaired": change.repaired, "broken": change.broken}
-        # All images have as many false calls as errors.
-        calls = [f"{change.false_calls_before}", f"{change.false_calls}"]
-        cells["false calls"] = "" if classes == every else _around(calls, is_repair)
+            cells = {
+                "errors": f"{change.before} -> {change.after}",
+                "repaired": change.repaired,
+                "broken": change.broken,
+                "false calls": f"{change.false_calls_before} -> {change.false_calls}",
+            }
+        if classes == every:
+            cells["false calls"] = ""  # as many as errors
         cells["images"] = change.images
         low, high = wilson(change.after, change.images)
         cells["95% interval"] = f"{low:.0f}-{high:.0f}"
         is_target = is_repair and len(classes) == 1 and classes[0] in results["targets"]
-        if len(classes) == 1 and classes[0] in results.get("repaired_before", []):
-            name += " +"  # the table's title explains it
         rows.append(Row(name, cells, change.outcome, is_target))
     return rows
-
-
-def _around(texts: Sequence[str], is_repair: bool) -> str:
-    """``8 -> 177``, or ``177`` alone where nothing was repaired."""
-    return " -> ".join(texts) if is_repair else texts[-1]

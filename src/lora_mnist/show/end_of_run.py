@@ -5,17 +5,18 @@ The loggers' numbers are in ``classifier/module.py``.
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
-from PIL import Image
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from matplotlib.figure import Figure
 
+from lora_mnist.data.images import Images
+from lora_mnist.disk.predictions import Predictions
 from lora_mnist.project import Run
 from lora_mnist.show.class_table import FEW_CLASSES
 from lora_mnist.show.figures import FIGURES
+from lora_mnist.show.pictures import first_pictures
 from lora_mnist.show.report import make_report
 from lora_mnist.show.tables import print_results
 from lora_mnist.show.verdict import verdict_text
@@ -24,53 +25,50 @@ log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on s
 
 
 def report_and_close_loggers(
-    trainer: Trainer, results: Mapping[str, Any], run: Run, figures: bool | None
+    trainer: Trainer,
+    results: Mapping[str, Any],
+    run: Run,
+    figures: bool | None,
+    table: Predictions,
+    images: Images,
 ) -> None:
-    """Print the results, write the report, and give both to every logger.
+    """Print the results, write the report, and give the verdict to every logger.
 
-    With ``figures=None`` a single run has a report, and a job of a sweep has none. The loggers of
-    W&B and TensorBoard are then closed: in a sweep the next job has its own.
+    ``table`` has the predictions for the test ``images``. With ``figures=None`` a single run has a
+    report, and a job of a sweep has none. TensorBoard also gets the figures.
     """
     if not trainer.is_global_zero:
         return
     print_results(results, run.folder)
-    paths: dict[str, Path] = {}
+    drawn: dict[str, Figure] = {}
     if figures or (figures is None and not run.is_sweep):
-        paths = make_report(run.folder, results)
+        pictures = first_pictures(table, images, results["classes"])
+        drawn = make_report(run.folder, results, table, pictures)
         log.info("report: %s", run.folder / "report.html")
     verdict = verdict_text(results)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            _log_to_tensorboard(logger, results, paths, verdict)
-        elif isinstance(logger, WandbLogger):
-            for name, path in paths.items():
-                logger.log_image(f"{FIGURES}/{name}", [str(path)])
-            logger.experiment.summary["verdict"] = verdict
-            logger.experiment.finish()
-        elif isinstance(logger, MLFlowLogger):
-            for path in paths.values():
-                logger.experiment.log_artifact(logger.run_id, str(path), FIGURES)
-            # Its page shows this tag as the run's description.
-            logger.experiment.set_tag(logger.run_id, "mlflow.note.content", verdict)
-        else:
-            logger.log_hyperparams({"verdict": verdict})
-            logger.save()
+            _log_to_tensorboard(logger, results, drawn, verdict)
+            continue
+        logger.log_hyperparams({"verdict": verdict})
+        logger.save()
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # in a sweep the next job has its own
     log.info("run: %s", run.folder)
 
 
 def _log_to_tensorboard(
     logger: TensorBoardLogger,
     results: Mapping[str, Any],
-    figures: Mapping[str, Path],
+    figures: Mapping[str, Figure],
     verdict: str,
 ) -> None:
     """Log a page of charts (Custom Scalars), verdict, figures, and the run's row in HParams."""
     writer = logger.experiment
     writer.add_custom_scalars(charts_of(results))
     writer.add_text("verdict", verdict)
-    for name, path in figures.items():
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-        writer.add_image(f"{FIGURES}/{name}", pixels, dataformats="HWC")
+    for name, figure in figures.items():
+        writer.add_figure(f"{FIGURES}/{name}", figure, close=False)
     ends = {}
     keys = "accuracy errors errors_of_target false_calls_of_target repaired broken"
     for key in keys.split():
@@ -88,8 +86,8 @@ def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
     val, is_repair = results.get("val", {}), "val_base" in results
     charts = {"loss": "(train|val)/loss$"}
     if val:
-        charts["accuracy"] = "val(_base|_before)?/accuracy$"
-        charts["errors"] = "val(_base|_before)?/errors$"
+        charts["accuracy"] = "val(_base)?/accuracy$"
+        charts["errors"] = "val(_base)?/errors$"
     if is_repair:
         charts["repaired and broken"] = "val/(repaired|broken)$"
     if is_repair and "errors_of_target" in val:
@@ -101,7 +99,10 @@ def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
         for kind in ("accuracy", "precision"):
             charts = {"trained": f"val/{kind}_per_class/"}
             if is_repair:
-                charts["base"] = f"val_base/{kind}_per_class/"
+                charts = {
+                    "before": f"val_base/{kind}_per_class/",
+                    "after": f"val/{kind}_per_class/",
+                }
             groups[f"{kind} of each class"] = charts
     layout = {}
     for group, charts in groups.items():

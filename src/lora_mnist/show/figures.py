@@ -1,21 +1,24 @@
-"""Figures of a run, from its results.json and its saved predictions, and of a sweep."""
+"""Figures of a run, from its results, its predictions and some test images; and of a sweep."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import AsinhNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.predictions import Predictions, kinds_of
-from lora_mnist.show.changes import named, others_of, outcome_before, start_of
+from lora_mnist.disk.predictions import Predictions
+from lora_mnist.show.changes import named, others_of
 from lora_mnist.show.class_table import listed_classes
 from lora_mnist.sweep.jobs import numeric_sort_key
+
+if TYPE_CHECKING:  # a sweep's report needs no torch
+    from lora_mnist.show.pictures import Picture
 
 #: The figures' folder in a run's folder.
 FIGURES = "figures"
@@ -33,32 +36,34 @@ _WIDTH = 6.0  # inches
 #: With more classes the numbers in a matrix could not be read.
 _MAX_IN_MATRIX = 12
 _COLUMNS = 8
-#: With more lines no reader could tell them apart: then there are only points.
+#: With more lines no reader could tell them apart: then they have no colours, or are points.
 _MAX_LINES = 10
 
 
 def draw_run(
-    folder: Path, results: Mapping[str, Any], predictions: Predictions | None
-) -> dict[str, Path]:
-    """Draw all figures of the run in ``folder`` in place of earlier ones; return their files."""
+    folder: Path,
+    results: Mapping[str, Any],
+    table: Predictions,
+    pictures: "Mapping[str, Sequence[Picture]]",
+) -> dict[str, Figure]:
+    """Draw all figures of a run, and write them into its ``folder`` in place of earlier ones."""
     classes = results["classes"]
     figures = {}
     if listed_classes(results):
         figures["errors"] = draw_errors(results)
     if results.get("dial"):
         figures["dial"] = draw_dial({"adapter": results["dial"]}, "adapter", results)
-    if predictions is not None:
-        for kind, places in kinds_of(predictions).items():
-            if len(places):
-                figures[kind] = draw_gallery(kind, predictions, classes)
-        if len(classes) <= _MAX_IN_MATRIX:
-            figures["confusion"] = draw_confusion(predictions, classes)
+    for kind, shown in pictures.items():
+        if shown:
+            count = int(np.count_nonzero(table["outcome"] == kind))
+            figures[kind] = draw_gallery(kind, shown, count)
+    if len(classes) <= _MAX_IN_MATRIX:
+        figures["confusion"] = draw_confusion(table, classes)
     for path in (folder / FIGURES).glob("*.png"):
         path.unlink()
-    paths = {name: folder / FIGURES / f"{name}.png" for name in figures}
-    for name, path in paths.items():
-        save_figure(figures[name], path)
-    return paths
+    for name, figure in figures.items():
+        save_figure(figure, folder / FIGURES / f"{name}.png")
+    return figures
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -70,21 +75,22 @@ def save_figure(figure: Figure, path: Path) -> None:
 @matplotlib.rc_context(_STYLE)
 def draw_errors(results: Mapping[str, Any]) -> Figure:
     """Bars of each class's errors before and after; of many classes those that changed most."""
-    first = "before" if "test_before" in results else "base"
-    errors = {first: outcome_before(results)["errors_per_class"]}
+    bars_of = {"errors": (results["test"]["errors_per_class"], _GRAY)}
     if "test_base" in results:
-        errors["adapted"] = results["test"]["errors_per_class"]
+        bars_of = {
+            "before": (results["test_base"]["errors_per_class"], _GRAY),
+            "after": (results["test"]["errors_per_class"], _BLUE),
+        }
     numbers = listed_classes(results)
     figure = Figure(figsize=(_WIDTH, 1 + 0.36 * len(numbers)), layout="constrained")
     axes = figure.subplots()
     places: NDArray[Any] = np.arange(len(numbers))
-    height = 0.8 / len(errors)
+    height = 0.8 / len(bars_of)
     names = [_shortened(results["classes"][c], 31) for c in numbers]
     axes.set_yticks(places + (0.8 - height) / 2, names)
     for label, c in zip(axes.get_yticklabels(), numbers, strict=True):
         label.set_fontweight("bold" if c in results["targets"] else "normal")
-    for side, counts in errors.items():
-        color = _BLUE if side == "adapted" else _GRAY
+    for side, (counts, color) in bars_of.items():
         bars = axes.barh(places, [counts[c] for c in numbers], height, color=color, label=side)
         axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=8)
         places = places + height
@@ -96,7 +102,7 @@ def draw_errors(results: Mapping[str, Any]) -> Figure:
     if others := len(results["classes"]) - len(numbers):
         title += f"\n{others} others are not shown"
     axes.set_title(title, loc="left")
-    if len(errors) > 1:
+    if len(bars_of) > 1:
         figure.legend(ncols=2, frameon=False, loc="outside lower right")
     return figure
 
@@ -111,75 +117,66 @@ def draw_dial(
     results.json by the name of its curve. The advised point of the curve ``advised``, if there is
     one, is marked. ``results`` are those of any of the repairs.
     """
-    classes, targets = results["classes"], results["targets"]
-    start = start_of(results)
-    up, ylabel, prices = "errors", "errors on all classes", {"scales": "scale"}
-    if targets:
-        name = named(classes, targets)
-        up, ylabel = "errors_of_target", f"errors on {_shortened(name, 40)}"
-        prices = {"errors_elsewhere": f"errors on {others_of(classes)}"}
-        prices["false_calls_of_target"] = f"false calls of {_shortened(name, 40)}"
-    size = len(prices) * 4.5 if targets else _WIDTH, 4.5 + 0.1 * min(len(dials), _MAX_LINES)
-    figure = Figure(figsize=size, layout="constrained")
+    up, ylabel, prices, width = "errors", "errors on all classes", {"scales": "scale"}, _WIDTH
+    if results["targets"]:
+        name = _shortened(named(results["classes"], results["targets"]), 40)
+        up, ylabel, width = "errors_of_target", f"errors on {name}", 9.0
+        prices = {
+            "errors_elsewhere": f"errors on {others_of(results['classes'])}",
+            "false_calls_of_target": f"false calls of {name}",
+        }
+    can_tell_apart = len(dials) <= _MAX_LINES
+    marked = dials[advised or next(iter(dials))]
+    figure = Figure(figsize=(width, 4.5 + 0.1 * min(len(dials), _MAX_LINES)), layout="constrained")
     panels = figure.subplots(1, len(prices), sharey=True, squeeze=False)[0]
     for axes, (across, xlabel) in zip(panels, prices.items(), strict=True):
         axes.margins(0.08, 0.1)  # room for the numbers beside the points
         for label, dial in dials.items():
-            color = _GRAY if len(dials) > _MAX_LINES else None
-            axes.plot(dial[across], dial[up], marker="o", ms=4, color=color, label=label)
-            for scale, x, y in zip(dial["scales"], dial[across], dial[up], strict=True):
-                if scale == 1 or len(dials) == 1:
-                    offset: Any = {"xytext": (4, 5), "textcoords": "offset points"}
-                    axes.annotate(f"{scale:g}", (x, y), fontsize=8, **offset)
-        dial = dials[advised or next(iter(dials))]
-        base = dial[across][dial["scales"].index(0)], dial[up][dial["scales"].index(0)]
-        marker: Any = {"marker": "o", "ms": 11, "ls": "", "zorder": 1}
+            line = {"label": _shortened(label, 50)} if can_tell_apart else {"color": _GRAY}
+            axes.plot(dial[across], dial[up], marker="o", ms=4, **line)
+        if len(dials) == 1:
+            for scale, x, y in zip(marked["scales"], marked[across], marked[up], strict=True):
+                axes.annotate(f"{scale:g}", (x, y), (4, 5), textcoords="offset points", fontsize=8)
         if advised is not None:
-            place = dial["scales"].index(dial["advised"])
-            text = f"advised: {advised} at scale {dial['advised']:g}"
-            axes.plot(dial[across][place], dial[up][place], color=_GREEN, label=text, **marker)
-        axes.plot(*base, color="black", label=start, **{**marker, "marker": "s", "ms": 8})
+            place = marked["scales"].index(marked["advised"])
+            label = f"advised: {_shortened(advised, 30)} at scale {marked['advised']:g}"
+            x, y = marked[across][place], marked[up][place]
+            axes.plot(x, y, "o", ms=11, color=_GREEN, zorder=1, label=label)
+        place = marked["scales"].index(0)
+        x, y = marked[across][place], marked[up][place]
+        axes.plot(x, y, "s", ms=8, color="black", zorder=1, label="base")
         if across == "errors_elsewhere":
-            limits = axes.get_xlim(), axes.get_ylim()
             label = "as many errors in all as the base"
-            axes.plot([sum(base), 0], [0, sum(base)], color=_GRAY, ls="--", lw=1, label=label)
-            axes.set(xlim=limits[0], ylim=limits[1])
+            axes.axline((x, y), slope=-1, color=_GRAY, ls="--", lw=1, label=label)
         axes.set_ylim(bottom=0)
         axes.set_xlabel(xlabel)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(ylabel)
     handles, labels = panels[0].get_legend_handles_labels()
-    if len(dials) > _MAX_LINES:  # no reader could tell them apart
-        handles, labels = handles[len(dials) :], labels[len(dials) :]
-    most = 110 if targets else 70  # characters of a line
-    columns = 2 if max(map(len, labels)) < most // 2 else 1
-    texts = [_shortened(label, most) for label in labels]
-    figure.legend(handles, texts, ncols=columns, frameon=False, loc="outside lower center")
-    title = f"scales from 0, the {start}, to {dial['scales'][-1]:g}"
-    panels[0].set_title(f"{title}\n{dial['images']:,} validation images", loc="left")
+    figure.legend(handles, labels, ncols=2, frameon=False, loc="outside lower center")
+    title = f"scales from 0, the base, to {marked['scales'][-1]:g}"
+    panels[0].set_title(f"{title}\n{marked['images']:,} validation images", loc="left")
     return figure
 
 
 @matplotlib.rc_context(_STYLE)
-def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
+def draw_confusion(table: Predictions, classes: Sequence[str]) -> Figure:
     """How many images of each class get each prediction, or how an adapter changes that."""
     title, sign = "images of each class by their prediction\ngreen: right, red: wrong", ""
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(counts, (predictions["label"], predictions["base"]), 1)
-    if "adapted" in predictions:
+    np.add.at(counts, (table["label"], table["before"]), 1)
+    if "after" in table:
         title, sign = "what changed: images, after - before\ngreen: better, red: worse", "+"
         counts = -counts
-        np.add.at(counts, (predictions["label"], predictions["adapted"]), 1)
-    # On one scale with thousands of right predictions the few wrong ones would not be seen.
-    right = np.eye(len(counts), dtype=bool)
-    size = np.abs(counts)
-    most = np.where(right, size[right].max(initial=1), size[~right].max(initial=1))
-    good = np.where(right, counts, -counts)
+        np.add.at(counts, (table["label"], table["after"]), 1)
     side = max(0.42 * len(counts), 3)
     figure = Figure(figsize=(side + 1.6, side + 1.2), layout="constrained")
     axes = figure.subplots()
+    good = np.where(np.eye(len(counts), dtype=bool), counts, -counts)
+    # On a linear scale with thousands of right predictions the few wrong ones would not be seen.
+    limit = 2 * max(int(np.abs(counts).max()), 1)  # pale colours, on which numbers can be read
     colors = LinearSegmentedColormap.from_list("errors", [_RED, "white", _GREEN])
-    axes.imshow(np.sign(good) * np.sqrt(np.abs(good) / most), cmap=colors, vmin=-1.4, vmax=1.4)
+    axes.imshow(good, cmap=colors, norm=AsinhNorm(10, vmin=-limit, vmax=limit))
     for row, column in np.argwhere(counts).tolist():
         text = f"{counts[row, column]:{sign},}"
         axes.text(column, row, text, ha="center", va="center", fontsize=7)
@@ -193,33 +190,24 @@ def draw_confusion(predictions: Predictions, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def as_rgb(pixels: NDArray[Any]) -> NDArray[Any]:
-    """An image, (channels, height, width), as (height, width, 3)."""
-    pixels = np.moveaxis(pixels, 0, -1)
-    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
-
-
 @matplotlib.rc_context(_STYLE)
-def draw_gallery(kind: str, predictions: Predictions, classes: Sequence[str]) -> Figure:
-    """The first images of one kind in rows, each above two classes and its name."""
-    images, places = predictions[f"{kind}.images"], kinds_of(predictions)[kind]
-    after = "adapted" if "adapted" in predictions else "base"
-    sides, meaning = ("base", after), "predictions: before → after"
-    if kind == "wrong":
-        sides, meaning = ("label", after), "label → prediction"
-    columns = min(max(len(images), 4), _COLUMNS)  # the title needs its room
-    rows = math.ceil(len(images) / columns)
+def draw_gallery(kind: str, pictures: "Sequence[Picture]", count: int) -> Figure:
+    """The first of ``count`` images of one kind in rows, each above two classes and its name."""
+    columns = min(max(len(pictures), 4), _COLUMNS)  # the title needs its room
+    rows = math.ceil(len(pictures) / columns)
     figure = Figure(figsize=(0.75 * columns, 0.6 + 1.2 * rows), layout="constrained")
-    title = f"{kind}: {len(images):,} of {len(places):,} images\n{meaning}"
+    meaning = "label → prediction" if kind == "wrong" else "predictions: before → after"
+    title = f"{kind}: {len(pictures):,} of {count:,} images\n{meaning}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    for number, pixels in enumerate(images):
-        axes = figure.add_subplot(rows, columns, number + 1, frame_on=False, xticks=[], yticks=[])
-        axes.imshow(as_rgb(pixels))
-        names = [_shortened(classes[predictions[side][places[number]]], 9) for side in sides]
+    for number, picture in enumerate(pictures, start=1):
+        axes = figure.add_subplot(rows, columns, number, frame_on=False, xticks=[], yticks=[])
+        axes.imshow(picture.pixels)
+        first = picture.label if kind == "wrong" else picture.predictions[0][0]
+        names = [_shortened(first, 9), _shortened(picture.predictions[-1][0], 9)]
         arrow = " → " if len("".join(names)) < 8 else " →\n"
         axes.set_xlabel(arrow.join(names), fontsize=8)
         # A file with its folder: a name may stand in several.
-        name = "/".join(str(predictions["name"][places[number]]).split("/")[-2:])
+        name = "/".join(picture.name.split("/")[-2:])
         axes.set_title(_shortened(name, 19), fontsize=5.5, pad=2)
     return figure
 

@@ -4,39 +4,49 @@ A report is one file that needs nothing else, no script and no font.
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lora_mnist.classifier.significance import knows_validation
 from lora_mnist.disk.files import atomic_write, read_json
-from lora_mnist.disk.predictions import Predictions, kinds_of, read_predictions
+from lora_mnist.disk.predictions import Predictions
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE
 from lora_mnist.project import command_line, program
-from lora_mnist.show.changes import named, outcome_before, repaired_classes, start_of
+from lora_mnist.show.changes import named
 from lora_mnist.show.class_table import class_rows
-from lora_mnist.show.figures import as_rgb, draw_dial, draw_run, draw_sweep, save_figure
+from lora_mnist.show.figures import FIGURES, draw_dial, draw_run, draw_sweep, save_figure
 from lora_mnist.show.next_steps import dial_text, next_steps, scaled_command
 from lora_mnist.show.verdict import verdict, verdict_text
 from lora_mnist.sweep.summary import Ranked
+
+if TYPE_CHECKING:  # a sweep's report needs no torch
+    from lora_mnist.show.pictures import Picture
 
 #: Rows of the table of jobs; summary.csv has all.
 _MAX_JOBS = 1000
 
 
-def make_report(folder: Path, results: Mapping[str, Any]) -> dict[str, Path]:
-    """Draw the figures of a run and write its ``report.html``; return the figures' files.
+def make_report(
+    folder: Path,
+    results: Mapping[str, Any],
+    table: Predictions,
+    pictures: "Mapping[str, Sequence[Picture]]",
+) -> dict[str, Figure]:
+    """Draw the figures of a run and write its ``report.html``; return the figures.
 
-    Predictions are shown where the folder has them.
+    ``pictures`` are some test images of each kind: ``repaired``, ``broken``, ``wrong``.
     """
-    predictions = read_predictions(folder, results["classes"])
-    figures = draw_run(folder, results, predictions)
+    figures = draw_run(folder, results, table, pictures)
+    in_page = {}
+    for name in figures:
+        in_page[name] = _in_page((folder / FIGURES / f"{name}.png").read_bytes())
     typed, entry = results["overrides"], "eval" if results["stage"] == "eval" else "train"
     val, test = results.get("val_base"), results.get("test_base")
     _write_page(
@@ -46,34 +56,33 @@ def make_report(folder: Path, results: Mapping[str, Any]) -> dict[str, Path]:
         results=results,
         verdict=verdict(results),
         next_steps=next_steps(results, folder),
-        before=outcome_before(results),
         rows=class_rows(results),
-        figures={name: _in_page(path.read_bytes()) for name, path in figures.items()},
-        predictions=predictions,
-        pictures=_first_pictures(predictions) if predictions else [],
+        figures=in_page,
+        pictures=_first_of_all(pictures),
         named=named,
-        start=start_of(results),
         knows_validation=bool(val and test and knows_validation(val, test)),
         command=command_line(typed, program(entry)) if typed else "",
     )
     return figures
 
 
-def _first_pictures(predictions: Predictions) -> list[tuple[str, int, str]]:
-    """Ten pictures to look at, or fewer: broken ones, then wrong ones, the most probable first.
+def _first_of_all(
+    pictures: "Mapping[str, Sequence[Picture]]",
+) -> "list[tuple[str, Picture, str]]":
+    """Ten pictures to look at first, or fewer: five broken ones, then wrong ones.
 
-    Each has its kind, its place in ``predictions`` and the address of its image.
+    There are more broken ones where wrong ones are few. Each has its kind and its image's address.
     """
-    kinds = kinds_of(predictions)
-    pictures: list[tuple[str, int, str]] = []
-    most_broken = max(5, 10 - len(kinds["wrong"]))
-    for kind, most in (("broken", most_broken), ("wrong", 10)):
-        pairs = zip(kinds.get(kind, []), predictions.get(f"{kind}.images", []), strict=False)
-        for place, pixels in islice(pairs, most - len(pictures)):
-            png = BytesIO()
-            Image.fromarray(as_rgb(pixels)).save(png, "PNG")
-            pictures.append((kind, place, _in_page(png.getvalue())))
-    return pictures
+    broken, wrong = pictures.get("broken", []), pictures["wrong"]
+    broken = broken[: max(5, 10 - len(wrong))]
+    chosen = [("broken", picture) for picture in broken]
+    chosen += [("wrong", picture) for picture in wrong[: 10 - len(broken)]]
+    first = []
+    for kind, picture in chosen:
+        png = BytesIO()
+        Image.fromarray(picture.pixels).save(png, "PNG")
+        first.append((kind, picture, _in_page(png.getvalue())))
+    return first
 
 
 class Front(NamedTuple):
@@ -96,18 +105,17 @@ def make_sweep_report(folder: Path) -> list[str]:
         best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
     titles, rows, base = ranked.table(_MAX_JOBS)
     fronts = _draw_fronts(ranked)
-    pictures = [front.picture for front in fronts]
+    figures = {}
+    for name in [*(front.picture for front in fronts), "summary.png"]:
+        if (folder / name).exists():
+            figures[name] = _in_page((folder / name).read_bytes())
     _write_page(
         folder / "report.html",
         "sweep.html.j2",
         ranked=ranked,
         best=best,
         fronts=fronts,
-        figures={
-            name: _in_page((folder / name).read_bytes())
-            for name in [*pictures, "summary.png"]
-            if (folder / name).exists()
-        },
+        figures=figures,
         titles=titles,
         rows=rows,
         base=base,
@@ -122,37 +130,40 @@ def _draw_fronts(ranked: Ranked) -> list[Front]:
     errors are fewest at the scale that its dial advises, but none where seeds differ, so that no
     lucky one wins.
     """
-    by_targets: dict[tuple[int, ...], list[tuple[str, Path, Any]]] = {}
+    by_targets: dict[tuple[int, ...], dict[str, tuple[Path, Any]]] = {}
     for job in ranked.jobs:
         folder = ranked.folder / job.folder
         results = read_json(folder / RESULTS_FILE)
         if job.status == "finished" and "errors_of_target" in (results.get("dial") or {}):
             settings = [f"{k}={v}" for k, v in job.swept.items() if k not in ("digit", "target")]
             label = ", ".join(settings) or job.folder
-            by_targets.setdefault(tuple(results["targets"]), []).append((label, folder, results))
+            by_targets.setdefault(tuple(results["targets"]), {})[label] = folder, results
     fronts = []
     for targets, jobs in by_targets.items():
-        numbers = "_".join(map(str, targets))
-        picture = "front.png" if len(by_targets) == 1 else f"front_{numbers}.png"
-        dials, points = {}, []
-        for place, (label, _, results) in enumerate(jobs):
+        picture = "front.png"
+        if len(by_targets) > 1:
+            picture = f"front_{'_'.join(map(str, targets))}.png"
+        dials, advised, fewest = {}, None, None
+        for label, (_, results) in jobs.items():
             dial = dials[label] = results["dial"]
             base, at = dial["scales"].index(0), dial["scales"].index(dial["advised"])
             of_target = dial["errors_of_target"]
-            if of_target[at] < of_target[base]:
-                points.append((dial["errors"][at], of_target[at], place))
-        first, name = jobs[0][2], named(jobs[0][2]["classes"], targets)
-        front, advised = Front(picture), None
-        if not ranked.has_seeds:
+            errors = dial["errors"][at], of_target[at]
+            if of_target[at] < of_target[base] and (fewest is None or errors < fewest):
+                advised, fewest = label, errors
+        if ranked.has_seeds:
+            advised, front = None, Front(picture)
+        elif advised is None:
+            name = named(results["classes"], targets)
             text = f"no repair of {name} saves errors in all on validation images."
             front = Front(picture, text)
-            if points:
-                advised, folder, results = jobs[min(points)[-1]]
-                dial = results["dial"]
-                text = f"advised: {advised} at scale {dial['advised']:g}, with the fewest errors "
-                text += f"on {dial['images']:,} validation images: {dial_text(results)}:"
-                front = Front(picture, text, scaled_command(results, folder))
-        save_figure(draw_dial(dials, advised, first), ranked.folder / picture)
+        else:
+            folder, results = jobs[advised]
+            dial = results["dial"]
+            text = f"advised: {advised} at scale {dial['advised']:g}, with the fewest errors "
+            text += f"on {dial['images']:,} validation images: {dial_text(results)}:"
+            front = Front(picture, text, scaled_command(results, folder))
+        save_figure(draw_dial(dials, advised, results), ranked.folder / picture)
         fronts.append(front)
     return fronts
 
@@ -163,12 +174,12 @@ def write_card(folder: Path, results: Mapping[str, Any]) -> None:
     typed = [
         text for text in results["overrides"] or () if not text.lstrip("+~").startswith(left_out)
     ]
-    repaired = repaired_classes(results)
+    targets = results["targets"]
     _write_page(
         folder / ADAPTER_FOLDER / "README.md",
         "card.md.j2",
         results=results,
-        what=named(results["classes"], repaired) if repaired else "all classes",
+        what=named(results["classes"], targets) if targets else "all classes",
         verdict=verdict_text(results),
         rows=class_rows(results),
         command=command_line(typed) if typed else "",
@@ -188,7 +199,6 @@ def _write_page(path: Path, template: str, **values: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters["commas"] = "{:,}".format
-    environment.globals["program"] = program
     text = environment.get_template(template).render(values)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -17,8 +17,8 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lora_mnist.lora.base_state import count_parameters
-from lora_mnist.lora.weight import adaptable_weights, lora_adapters
-from lora_mnist.show.changes import number_of, outcome_before
+from lora_mnist.lora.weight import adaptable_weights
+from lora_mnist.show.changes import number_of
 from lora_mnist.show.class_table import class_rows
 from lora_mnist.show.next_steps import next_steps
 from lora_mnist.show.verdict import verdict
@@ -49,9 +49,9 @@ def show(*parts: RenderableType, width: int = 100) -> None:
 @rank_zero_only
 def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
-    has_adapter = bool(lora_adapters(net))
+    count = count_parameters(net)
     columns = ["layer", "W", "b"]
-    if has_adapter:
+    if count["lora"]:
         columns += ["lora_A", "lora_B"]
     rows = []
     for layer, weight in adaptable_weights(net).items():
@@ -68,9 +68,8 @@ def print_parameters(net: nn.Module) -> None:
         table.add_row(*row)
     if len(rows) > _MAX_LAYERS:
         table.add_row(f"{len(rows) - _MAX_LAYERS} more")
-    count = count_parameters(net)
     total = f"parameters: {count['base']:,}"
-    if has_adapter:
+    if count["lora"]:
         total += f" + {count['lora']:,} of LoRA = {count['base'] + count['lora']:,}"
         total += f", increase {count['increase_percent']:.3f}%"
     show(table, f"{total}; trainable: {count['trainable']:,}")
@@ -83,14 +82,16 @@ def _shape(tensor: Any) -> str:
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
     """Print the table of errors and the verdict on the run in ``folder``, and what it advises."""
-    test, rows = results["test"], class_rows(results)
-    is_repair = "test_base" in results
+    rows = class_rows(results)
+    accuracy = f"accuracy: {results['test']['accuracy']:.4f}"
     table = _table("class", rows[0].cells)
     table.title = "errors on the test images"
-    if is_repair:
-        table.title = "test images, * to be repaired" if results["targets"] else "test images"
-        if results.get("repaired_before"):
-            table.title += ", + repaired before"
+    if "test_base" in results:
+        before, after = results["test_base"]["accuracy"], results["test"]["accuracy"]
+        accuracy = f"accuracy: {before:.4f} -> {after:.4f}"
+        table.title = "test images, before -> after"
+        if results["targets"]:
+            table.title += ", * to be repaired"
     for row in rows:
         # Better is green, worse is red, and the arrow says the same without colours.
         styles = {"errors": _STYLES[row.outcome]}
@@ -98,8 +99,7 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         name = f"{row.name} *" if row.is_target else row.name
         table.add_row(Text(name), *cells, style="bold" if row.is_target else "")
     table.rows[-2].end_section = True
-    before = f"{outcome_before(results)['accuracy']:.4f} -> " if is_repair else ""
-    parts: list[RenderableType] = [table, f"accuracy: {before}{test['accuracy']:.4f}"]
+    parts: list[RenderableType] = [table, accuracy]
     for phrase in [*verdict(results), *next_steps(results, folder)]:
         style = "bold" if phrase.is_command else _STYLES[phrase.outcome]
         parts.append(Text(phrase.text, style, no_wrap=phrase.is_command))
@@ -113,21 +113,25 @@ def _table(first: str, others: Iterable[str], justify: JustifyMethod = "right") 
 
 
 def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
-    """Print class and probability of each picture; with an adapter, the base beside it."""
-    sides = [side for side in ("base", "adapted") if predictions and side in predictions[0]]
-    table = _table("picture", sides, "left")
+    """Print class and probability of each picture; with an adapter, before and after."""
+    sides: dict[str, str] = {}  # the key of a prediction, and its title
+    if predictions:
+        sides = {"base": "prediction"}
+        if "adapted" in predictions[0]:
+            sides = {"base": "before", "adapted": "after"}
+    table = _table("picture", sides.values(), "left")
     differing = 0
     for prediction in predictions:
         cells = []
         for side in sides:
             probability = prediction[side]["probability"]
             cells.append(Text(f"{prediction[side]['class']} ({probability:.3f})"))
-        if len({prediction[side]["class"] for side in sides}) > 1:
+        if "adapted" in sides and prediction["base"]["class"] != prediction["adapted"]["class"]:
             differing += 1
             cells[-1] = Text(f"{cells[-1]} *", "bold yellow")
         table.add_row(Text(str(prediction["file"])), *cells)
     parts: list[RenderableType] = [table]
     if differing:
         count = number_of(len(predictions), "picture")
-        parts.append(f"* base and adapted differ: {differing:,} of {count}")
+        parts.append(f"* before and after differ: {differing:,} of {count}")
     show(*parts, width=1000)

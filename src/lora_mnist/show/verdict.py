@@ -12,7 +12,6 @@ from lora_mnist.show.changes import (
     number_of,
     others_of,
     rest_of,
-    start_of,
     weakest_of,
 )
 from lora_mnist.show.next_steps import Phrase
@@ -59,23 +58,16 @@ def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
         name, change = named(classes, targets), change_of(results, targets)
         phrases.append(_sentence(f"On {name}", change))
         phrases.append(_false_calls(name, change))
-    earlier, rest = results.get("repaired_before", []), rest_of(results)
-    if earlier:
-        name = f"On {named(classes, earlier)} (repaired before)"
-        phrases.append(_sentence(name, change_of(results, earlier)))
+    rest = rest_of(results)
     if targets and rest:
         phrases.append(_sentence(f"On {others_of(classes)}", change_of(results, rest)))
-    losers = _losers(results)
-    if not losers:
+    loser = _loser(results)
+    if loser is None:
         if targets and len(rest) > 1:
             phrases.append(Phrase("No other class has more errors than before."))
-    elif losers not in (rest, earlier):
-        name = f"Most is lost on {named(classes, losers[:1])}"
-        worst = _sentence(name, change_of(results, losers[:1]))
-        if losers[1:]:  # each for itself: their sum would be chosen for being large
-            text = f"{worst.text[:-1]}; as many on {named(classes, losers[1:])}."
-            worst = Phrase(text, worst.outcome)
-        phrases.append(worst)
+    elif rest != [loser]:
+        name = named(classes, [loser])
+        phrases.append(_sentence(f"Most is lost on {name}", change_of(results, [loser])))
     return phrases
 
 
@@ -97,14 +89,14 @@ def _false_calls(name: str, change: Change) -> Phrase:
     return Phrase(text, "worse" if change.false_calls > change.false_calls_before else "better")
 
 
-def _losers(results: Mapping[str, Any]) -> list[int]:
-    """The class, not one to repair, that gets most errors more, by number; several if they tie."""
-    growth = {}
-    for number in range(len(results["classes"])):
+def _loser(results: Mapping[str, Any]) -> int | None:
+    """The class, not one to repair, that gets most errors more, if any does."""
+    loser, most = None, 0
+    for number in rest_of(results):
         change = change_of(results, [number])
-        if number not in results["targets"] and change.after > change.before:
-            growth[number] = change.after - change.before
-    return [number for number in growth if growth[number] == max(growth.values())]
+        if change.after - change.before > most:
+            loser, most = number, change.after - change.before
+    return loser
 
 
 def _sentence(name: str, change: Change) -> Phrase:
@@ -122,24 +114,23 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
     change, elsewhere = change_of(results), change_of(results, rest_of(results))
     name = named(classes, targets) if targets else ""
     is_repaired = bool(targets) and change_of(results, targets).outcome == "better"
-    losers = _losers(results)
+    loser = _loser(results)
     if is_guessing(results):
         text = f"{elsewhere.after:,} of {elsewhere.images:,} images of {others_of(classes)}"
         text = f"Do not keep this repair: {text} are wrong, no better than guessing."
         return Phrase(text, "worse")
     if (results.get("dial") or {}).get("saved") == 0:
-        start = start_of(results)
         return Phrase(
-            f"There is no repair to keep: no scale of the adapter beats the {start} on validation "
-            f"images, and it is saved at scale 0, which is the {start}."
+            "There is no repair to keep: no scale of the adapter beats the base on validation "
+            "images, and it is saved at scale 0, which is the base."
         )
     if change.outcome == "better":
         fewer = "there are fewer errors in all"
         if targets and not is_repaired:
             text = f"Keep this repair, though not for {name}: {fewer}, but no clear gain on {name}."
             return Phrase(text)
-        if losers and change_of(results, losers[:1]).outcome == "worse":
-            loss = named(classes, losers[:1])
+        if loser is not None and change_of(results, [loser]).outcome == "worse":
+            loss = named(classes, [loser])
             text = f"Keep this repair unless the loss on {loss} matters more: {fewer}."
             return Phrase(text, "better")
         return Phrase(f"Keep this repair: {fewer}.", "better")

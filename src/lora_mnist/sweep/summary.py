@@ -37,14 +37,10 @@ class Group:
         values = self.values(key)
         return mean(values) if values else None
 
-    def baseline(self, key: object) -> float | None:
-        """The mean of the same number before: ``val_base.loss`` for ``val.loss``.
-
-        On top of an earlier adapter that is ``val_before.loss``.
-        """
+    def base_mean(self, key: object) -> float | None:
+        """The mean of the base's number: of ``val_base.loss`` for ``val.loss``."""
         split, _, name = str(key).partition(".")
-        before = self.mean(f"{split}_before.{name}")
-        return self.mean(f"{split}_base.{name}") if before is None else before
+        return self.mean(f"{split}_base.{name}")
 
     def std(self, key: object) -> float | None:
         """The sample standard deviation of two numbers or more."""
@@ -57,8 +53,7 @@ class Ranked:
 
     ``groups`` holds the finished jobs, best first by ``sweep.metric``. Equal ones, and all jobs of
     a sweep without a metric, are sorted by what was swept. ``keys`` tell the groups apart. ``rows``
-    are the groups, then the other jobs. ``baseline_name`` is what the jobs are compared with, in
-    words, and ``sign`` turns the metric so that less is better.
+    are the groups, then the other jobs. ``sign`` turns the metric so that less is better.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -66,8 +61,6 @@ class Ranked:
         self.sweep: dict[str, Any] = read_json(folder / SWEEP_FILE)
         self.metric: str | None = self.sweep["metric"]
         self.jobs = read_jobs(folder)
-        is_on_top = any("val_before.errors" in job.results for job in self.jobs)
-        self.baseline_name = "earlier repair" if is_on_top else "base"
         self.unfinished = [job for job in self.jobs if job.status != "finished"]
         finished = [job for job in self.jobs if job.status == "finished"]
         self.has_seeds = len({job.swept.get("seed") for job in finished}) > 1
@@ -113,30 +106,28 @@ class Ranked:
         return lines
 
     def _verdict(self, best: Group) -> str:
-        """How the best group compares with its start on the same images.
+        """How the best group compares with the base on the same images.
 
         Several seeds share their images, and their p-values have no mean. These images chose the
         best of several groups: its p-value is multiplied by their number (Bonferroni; Dunn
         1961, "Multiple Comparisons Among Means", JASA 56).
         """
-        value, start = best.mean(self.metric), best.baseline(self.metric)
+        value, base = best.mean(self.metric), best.base_mean(self.metric)
         text, count = "best", len(self.groups)
-        if value is not None and start is not None and self.sign * (value - start) >= 0:
-            text = f"no job is better than the {self.baseline_name}; the nearest"
+        if value is not None and base is not None and self.sign * (value - base) >= 0:
+            text = "no job is better than the base; the nearest"
         std, metric = best.std(self.metric), str(self.metric)
         if std is not None:
-            text += (
-                f" (mean of {len(best.jobs)} seeds {_text(value, metric)} ± {_text(std, metric)}"
-            )
-            return text + (
-                f", {self.baseline_name} {_text(start, metric)})" if start is not None else ")"
-            )
+            numbers = f"{_text(value, metric)} ± {_text(std, metric)}"
+            if base is not None:
+                numbers += f", base {_text(base, metric)}"
+            return f"{text} (mean of {len(best.jobs)} seeds {numbers})"
         key = re.sub("accuracy|errors", "p_value", metric)
         p_value = best.mean(key) if text == "best" and "p_value" in key else None
         if p_value is None or count * p_value <= LEVEL:
             return text
         chance = p_text(min(1.0, count * p_value)) + (f" for the best of {count}" * (count > 1))
-        return f"best, but beside the {self.baseline_name} it may be chance ({chance})"
+        return f"best, but beside the base it may be chance ({chance})"
 
     def points(self) -> list[tuple[dict[str, str], float, float | None]]:
         """Each group's swept values, and the metric's mean and standard deviation over it."""
@@ -151,7 +142,7 @@ class Ranked:
         return points
 
     def table(self, max_rows: int) -> tuple[list[str], list[list[str]], list[str] | None]:
-        """Titles, at most ``max_rows`` rows, and the row of the start, where all jobs share one.
+        """Titles, at most ``max_rows`` rows, and the row of the base, where all jobs share one.
 
         The columns are those of ``sweep.columns``.
         """
@@ -162,7 +153,7 @@ class Ranked:
         title_of = {key: title for key, title in title_of.items() if key in numbers}
         base = []
         for key in title_of:
-            values = {group.baseline(key) for group in self.groups}
+            values = {group.base_mean(key) for group in self.groups}
             base.append(_text(values.pop(), key) if len(values) == 1 else "")
         seeds = ["seeds"] if self.has_seeds else []
         rows = []
@@ -176,12 +167,12 @@ class Ranked:
                 cell, std = _text(group.mean(key), key), group.std(key)
                 if key == self.metric and std is not None:
                     cell += f" ± {std:.4f}"
-                before = "" if shared else _text(group.baseline(key), key)
+                before = "" if shared else _text(group.base_mean(key), key)
                 cells.append(f"{before} -> {cell}" if before else cell)
             rows.append(cells)
         titles = ["", *self.keys, *seeds, *title_of.values()]
         blank = [""] * (len(self.keys) + len(seeds))
-        return titles, rows, [self.baseline_name, *blank, *base] if any(base) else None
+        return titles, rows, ["base", *blank, *base] if any(base) else None
 
 
 def _text(value: float | None, key: str) -> str:
