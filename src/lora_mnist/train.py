@@ -71,7 +71,6 @@ from lora_mnist.lora.model import lora_disabled
 from lora_mnist.project import Run
 from lora_mnist.settings import checked_copy
 from lora_mnist.show.end_of_run import report_and_close_loggers
-from lora_mnist.show.report import write_card
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.trainer import is_fast_dev_run, make_trainer, quiet_lightning
 
@@ -204,7 +203,6 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
             if cfg.adapter is not None or scale != 1:
                 sum_adapters(net)  # one alone, too: only lora_B can hold its scale
             save_adapter_and_base(cfg, run, net, base, data, results)
-            write_card(run.folder, results)
         table = predictions_table(module.predictions["test"])
         write_results(run.folder, results, table, data.test_set)
         report_and_close_loggers(trainer, results, run, cfg.figures, table, data.test_set)
