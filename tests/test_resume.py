@@ -180,8 +180,8 @@ def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     cli(*words).ok()
     assert only_run(outputs, "lora") == folder
     assert {path: path.read_bytes() for path in (folder / ".hydra").iterdir()} == hydra
-    # Both say with which command they were made.
-    said = ["README.md", "adapter_model.safetensors"]
+    # It says with which command it was made.
+    said = ["adapter_model.safetensors"]
     assert differences(left_by(whole), left_by(folder)) == said
 
 

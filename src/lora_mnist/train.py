@@ -61,7 +61,6 @@ from lora_mnist.learning_rate import choose_learning_rate
 from lora_mnist.project import Run
 from lora_mnist.settings import checked_copy
 from lora_mnist.show.end_of_run import report_and_close_loggers
-from lora_mnist.show.report import write_card
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.trainer import is_fast_dev_run, make_trainer, quiet_lightning
 
@@ -181,7 +180,6 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         }
         if trainer.is_global_zero and not is_fast_dev_run(trainer):
             save_adapter_and_base(cfg, run, net, base, data, results)
-            write_card(run.folder, results)
         table = predictions_table(module.predictions["test"])
         write_results(run.folder, results, table, data.test_set)
         report_and_close_loggers(trainer, results, run, cfg.figures, table, data.test_set)

@@ -5,7 +5,6 @@ from io import BytesIO
 
 import pytest
 import torch
-import yaml
 from composed import FEW, SMALL, small_base
 from helpers.commands import only_run
 from helpers.runs import outcome, report_of, results
@@ -14,7 +13,7 @@ from PIL import Image
 
 from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.data import ImageTensors
-from lora_mnist.show.report import make_sweep_report, write_card
+from lora_mnist.show.report import make_sweep_report
 from lora_mnist.sweep.summary import Ranked, summarize
 
 REPAIR = "errors repaired broken wrong confusion"
@@ -94,22 +93,6 @@ def test_a_report_says_whether_its_test_can_be_believed(tmp_path):
     for warning in ("so few errors on the validation images, 0,", "preprocessing: data.mean=0.5"):
         assert (warning in plain, warning in doubted) == (False, True)
     assert "It was not checked whether an image is in two of the" in belief(tmp_path, copies=None)
-
-
-def test_the_card_says_what_was_repaired_and_what_it_cost(tmp_path):
-    dial = {"advised": 0.5, "saved": 1, "scales": [0, 0.5, 1], "errors": [3, 2, 1]}
-    run = results(dial=dial)
-    run["overrides"] = ["stage=lora", "digit=1", "base_ckpt=mine.pt"]
-    write_card(tmp_path, run)
-    text = (tmp_path / "adapter" / "README.md").read_text()
-    _, front, body = text.split("---\n", 2)
-    assert yaml.safe_load(front)["library_name"] == "peft"
-    assert "# A repair of dog in farm" in body
-    assert "| dog * | 9 -> 2 | 7 | 0 | 2 -> 6 | 20 | 1-6 |" in body
-    assert "| cat | 2 -> 6 | 0 | 4 | 1 -> 0 | 20 | 3-10 |" in body
-    assert run["base_sha256"] in body
-    assert "turn it to 0.5 of its size" in body
-    assert " stage=lora digit=1`" in body
 
 
 @pytest.mark.filterwarnings("error")

@@ -1,11 +1,10 @@
-"""Pages made from templates: ``report.html`` of a run or a sweep, and the card of an adapter.
+"""Pages made from templates: ``report.html`` of a run or a sweep.
 
 A report is one file that needs nothing else, no script and no font.
 """
 
 import base64
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +16,7 @@ from PIL import Image
 from lora_mnist.classifier.significance import knows_validation
 from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.disk.predictions import Predictions
-from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE
+from lora_mnist.disk.run_paths import RESULTS_FILE
 from lora_mnist.project import command_line, program
 from lora_mnist.show.changes import named
 from lora_mnist.show.class_table import class_rows
@@ -168,33 +167,14 @@ def _draw_fronts(ranked: Ranked) -> list[Front]:
     return fronts
 
 
-def write_card(folder: Path, results: Mapping[str, Any]) -> None:
-    """Write ``README.md``, the card of a run's adapter, as the Hugging Face Hub shows it."""
-    left_out = ("base_ckpt=", "paths.")  # somebody else has other files
-    typed = [
-        text for text in results["overrides"] or () if not text.lstrip("+~").startswith(left_out)
-    ]
-    targets = results["targets"]
-    _write_page(
-        folder / ADAPTER_FOLDER / "README.md",
-        "card.md.j2",
-        results=results,
-        what=named(results["classes"], targets) if targets else "all classes",
-        verdict=verdict_text(results),
-        rows=class_rows(results),
-        command=command_line(typed) if typed else "",
-        versions={name: version(name) for name in ("lora-mnist", "torch")},
-    )
-
-
 def _write_page(path: Path, template: str, **values: Any) -> None:
     """Fill in a template and write it, whole or not at all.
 
-    In HTML the names of classes, and all else that comes from a file, are escaped.
+    The names of classes, and all else that comes from a file, are escaped.
     """
     environment = Environment(
         loader=PackageLoader("lora_mnist.show", "templates"),
-        autoescape=template.endswith(".html.j2"),
+        autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
