@@ -79,13 +79,13 @@ def test_a_list_of_files_folders_and_patterns(with_nine, pictures):
 
 
 def test_any_number_of_pictures_becomes_a_table(with_nine, pictures, tmp_path):
-    """Batches of three, from a folder of folders."""
+    """From a folder of folders."""
     for number in range(5):
         folder = pictures / f"{number % 2}" / "deep"
         folder.mkdir(parents=True, exist_ok=True)
         (pictures / f"{number}.png").rename(folder / f"{number}.png")
     adapter = f"adapter={with_nine}/lora/nine"
-    options = (f"images={pictures}", adapter, "data=mnist", "data.eval_batch_size=3")
+    options = (f"images={pictures}", adapter)
     run(with_nine, *options, f"out={tmp_path}/predictions.csv")
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

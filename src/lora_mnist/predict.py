@@ -8,9 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, ListConfig
-from torch import Tensor
 
 from lora_mnist.classify import Classifier, open_classifier
 from lora_mnist.disk.files import atomic_write
@@ -27,8 +25,8 @@ log = logging.getLogger(__name__)
 def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     """Print what the pictures of ``cfg.images`` show, for the base and with ``cfg.adapter``.
 
-    Pictures are read and classified a batch at a time, so that there may be any number. One that
-    cannot be read, or shows nothing, is named and skipped.
+    There may be any number of pictures. One that cannot be read, or shows nothing, is named and
+    skipped.
 
     Args:
         cfg: a configuration of ``configs/predict.yaml``; it is not changed.
@@ -66,30 +64,25 @@ def _classify(
     classifier: Classifier, files: Sequence[Path], has_adapter: bool
 ) -> Iterator[dict[str, Any]]:
     """The predictions for the files that can be read, as :func:`predict` returns them."""
-    images: dict[Path, Tensor] = {}
-    for number, file in enumerate(progress(files, "predict", len(files)), start=1):
+    for file in progress(files, "predict", len(files)):
         try:
-            images[file] = classifier.prepare(file)
+            image = classifier.prepare(file)[None]
         except ValueError as error:
             log.error("%s: skipped: %s", file, one_line(error))
-        if not images or (len(images) < classifier.data.eval_batch_size and number < len(files)):
             continue
-        batch, sides = torch.stack(list(images.values())), {}
         with lora_disabled(classifier.net) if has_adapter else nullcontext():
-            sides["base"] = classifier.probabilities(batch)
+            rows = {"base": classifier.probabilities(image)[0]}
         if has_adapter:
-            sides["adapted"] = classifier.probabilities(batch)
-        for place, name in enumerate(images):
-            entry: dict[str, Any] = {"file": str(name)}
-            for side, rows in sides.items():
-                prediction = classifier.prediction(rows[place])
-                entry[side] = {
-                    "class": prediction.label,
-                    "probability": prediction.probability,
-                    "probabilities": prediction.probabilities,
-                }
-            yield entry
-        images = {}
+            rows["adapted"] = classifier.probabilities(image)[0]
+        entry: dict[str, Any] = {"file": str(file)}
+        for side, row in rows.items():
+            prediction = classifier.prediction(row)
+            entry[side] = {
+                "class": prediction.label,
+                "probability": prediction.probability,
+                "probabilities": prediction.probabilities,
+            }
+        yield entry
 
 
 def _write_table(predictions: Iterable[Mapping[str, Any]], out: Path) -> int:

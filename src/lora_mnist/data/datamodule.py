@@ -82,12 +82,7 @@ class ImageDataModule(LightningDataModule):
         augment: Augment | None = None,
     ) -> None:
         super().__init__()
-        for key, number, minimum in (
-            ("batch_size", batch_size, 1),
-            ("replay", replay, 0),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
+        for key, number, minimum in (("batch_size", batch_size, 1), ("replay", replay, 0)):
             if type(number) is not int or number < minimum:
                 raise ValueError(f"{key}={number}: expected an integer >= {minimum}")
         require_number("mistakes_test", mistakes_test, 0, 1)

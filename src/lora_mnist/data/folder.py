@@ -108,8 +108,6 @@ class FolderDataModule(ImageDataModule):
         ):
             if value not in accepted:
                 raise ValueError(f"{key}={value}: expected one of {', '.join(map(str, accepted))}")
-        require_number("val_size", val_size, 0, 1)
-        require_number("test_size", test_size, 0, 1)
         if crop_pct is not None:
             require_number("crop_pct", crop_pct, 0.1, 1)
         size: Any = [image_size, image_size] if is_number(image_size) else image_size

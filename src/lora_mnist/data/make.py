@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,13 +57,9 @@ def require_compatible(net: nn.Module, data: ImageDataModule, images: Images) ->
     try:
         output: Any = net.eval()(batch)
     except Exception as error:  # whatever the network's own layers raise
-        reason = f"({one_line(error)})"
-        channels = 1 if data.channels == 3 else 3
-        with suppress(Exception):
-            net(batch[:, :1].expand(-1, channels, -1, -1))
-            reason += f"; expected data.channels={channels}"
         raise UserError(
-            f"net: cannot take images of shape {tuple(batch.shape)} from {data.name} {reason}"
+            f"net: cannot take images of shape {tuple(batch.shape)} from {data.name} "
+            f"({one_line(error)}); expected other data.image_size or data.channels"
         ) from error
     net.train(mode)
     expected = (len(batch), len(data.classes))
@@ -78,24 +74,22 @@ def require_compatible(net: nn.Module, data: ImageDataModule, images: Images) ->
 def own_preprocessing(cfg: DictConfig, net: nn.Module) -> dict[str, Any]:
     """The preprocessing that ``net`` itself names, as arguments of a folder of images.
 
-    A network of timm has a ``pretrained_cfg``; the weights of a torchvision network,
-    ``cfg.net.weights``, have ``transforms()``. The share to crop belongs to the size that these
-    name, and is left out with another. Mean and deviation of more channels than the images have
-    are left out: images are measured then.
+    It is that of a network of timm, or of the weights of a torchvision network,
+    ``cfg.net.weights``. The share to crop belongs to the size that these name, and is left out with
+    another. Mean and deviation of more channels than the images have are left out: images are
+    measured then.
     """
-    timm, weights = getattr(net, "pretrained_cfg", None), cfg.net.get("weights")
+    weights = cfg.net.get("weights")
     package, _, builder = cfg.net._target_.rpartition(".")
-    if isinstance(timm, dict) and "crop_pct" in timm:
-        channels, *original = timm["input_size"]
+    if "crop_pct" in getattr(net, "pretrained_cfg", {}):
+        from timm.data import resolve_model_data_config  # here: an extra, and net has it
+
+        named = resolve_model_data_config(net)
+        channels, *original = named.pop("input_size")
         channels = cfg.net.get("in_chans") or channels  # an argument comes first
         size = cfg.net.get("img_size") or original
-        named = {
-            "resize": "stretch" if timm.get("crop_mode") == "squash" else "crop",
-            "crop_pct": timm["crop_pct"],
-            "interpolation": timm["interpolation"],
-            "mean": list(timm["mean"]),
-            "std": list(timm["std"]),
-        }
+        is_squashed = named.pop("crop_mode") == "squash"
+        named["resize"] = "stretch" if is_squashed else "crop"
     elif isinstance(weights, str) and package.startswith("torchvision.models"):
         members: Any = torchvision.models.get_model_weights(builder)
         transforms = members[weights.rpartition(".")[2]].transforms()
@@ -106,11 +100,12 @@ def own_preprocessing(cfg: DictConfig, net: nn.Module) -> dict[str, Any]:
             # Rounded down, since size / crop_pct is cut to whole pixels.
             "crop_pct": math.floor(1e6 * size / scaled) / 1e6,
             "interpolation": transforms.interpolation.value,
-            "mean": list(transforms.mean),
-            "std": list(transforms.std),
+            "mean": transforms.mean,
+            "std": transforms.std,
         }
     else:
         return {}
+    named |= {"mean": list(named["mean"]), "std": list(named["std"])}
     size = cfg.data.get("image_size") or size
     named["image_size"] = [size, size] if isinstance(size, int) else list(size)
     named["channels"] = cfg.data.get("channels") or channels
