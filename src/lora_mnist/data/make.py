@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.images import Images
-from lora_mnist.errors import UserError, config_group, one_line
+from lora_mnist.errors import UserError, config_group, error_in_user_code, one_line
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def require_compatible(net: nn.Module, data: ImageDataModule, images: Images) ->
     try:
         output: Any = net.eval()(batch)
     except Exception as error:  # whatever the network's own layers raise
-        reason = f"({one_line(error)})"
+        reason = f"({error_in_user_code(error) or one_line(error)})"
         channels = 1 if data.channels == 3 else 3
         with suppress(Exception):
             net(batch[:, :1].expand(-1, channels, -1, -1))
