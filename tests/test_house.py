@@ -28,7 +28,7 @@ BELOW = {
     "settings": {"errors", "project"},
     "adapters": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
     "classify": {"adapters", "data", "project", "settings"},
-    "trainer": {"errors", "project", "checks", "disk"},
+    "trainer": {"errors", "project", "checks", "data", "disk"},
     "checks": {"errors", "project", "data", "disk", "lora", "classifier"},
     "choices": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
     "learning_rate": {"data", "classifier"},

@@ -3,11 +3,15 @@
 The line names the key and the value that cannot be used; no file is left of what could not be done.
 """
 
+import re
 from importlib.util import find_spec
 
 import pytest
 from composed import FEW, SMALL, composed, logged, small_base
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 
+from lora_mnist.classifier.net import make_net
 from lora_mnist.cli import explain
 from lora_mnist.demo import demo
 from lora_mnist.errors import config_group
@@ -37,7 +41,7 @@ MISTAKES = {
         (*PRETRAIN, "data.val_size=99999999"),
         (*PRETRAIN, "data.dataset=CIFAR10"),
         (*PRETRAIN, "trainer.devices=0 -> `Trainer(devices=0)` value is not a valid input"),
-        (*PRETRAIN, "+trainer.nope=1 -> trainer.nope: Trainer.__init__() got an unexpected"),
+        (*PRETRAIN, "+trainer.nope=1 -> TypeError: Trainer.__init__() got an unexpected"),
         (*PRETRAIN, "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateFinder -> c"),
         (*PRETRAIN, "+callbacks.mine._target_=nowhere.Mine -> callbacks.mine: "),
         (*PRETRAIN, "trainer.precision=64-true"),
@@ -48,9 +52,9 @@ MISTAKES = {
         (*LORA, "+trainer.limit_test_batches=0"),
         (*LORA, "lora.scale=0"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),
-        (*LORA, "net._target_=torch.nn.Linear -> net.hidden_sizes: Linear"),
+        (*LORA, "net._target_=torch.nn.Linear -> net: Linear"),
         (*LORA, "net.hidden_sizes=[15] -> base_ckpt="),
-        (*LORA, "net=custom -> net._target_: missing; expected net._target_=VALUE"),
+        (*LORA, "net=custom -> Missing mandatory value: net._target_"),
         (*LORA, "loss.target_weight=0.5"),
         (*LORA, "data.replay=99999999"),
         (*LORA, "data.mistakes={tmp}", "target=3"),
@@ -104,9 +108,22 @@ def test_a_mistake_is_one_line(tmp_path, capfd, case):
     assert {path: left[path] for path in ours} == before
 
 
-def test_an_error_that_is_no_mistake_passes():
-    with pytest.raises(RuntimeError), config_group("lora"):
-        raise RuntimeError
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError])
+def test_an_error_that_is_no_mistake_passes(error):
+    """Only our own words about a value, and Hydra's, are about a key."""
+    with pytest.raises(error), config_group("lora"):
+        raise error
+
+
+def test_an_error_in_a_users_own_code_names_its_line():
+    """Also behind Hydra's words about it."""
+    net = {"_target_": "helpers.nets.Counting", "nope": 1}
+    cfg = OmegaConf.create({"net": net, "paths": {"here": "."}})
+    with pytest.raises(InstantiationException) as caught:
+        make_net(cfg)
+    line, code = explain(caught.value)
+    assert code == 1
+    assert re.match(r"nets\.py:\d+ in __init__: TypeError: .*'nope'", line)
 
 
 @pytest.mark.parametrize(

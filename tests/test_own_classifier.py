@@ -150,7 +150,7 @@ def test_a_base_knows_how_its_images_were_prepared(here):
     ("override", "message"),
     [
         ("net.num_classes=10", "net: gives (2, 10) for images of shape (2, 3, 8, 8); expected (2,"),
-        ("data.channels=1", "net: cannot take images of shape (2, 1, 8, 8) from photos (Given gr"),
+        ("data.channels=1", "net: cannot take images of shape (2, 1, 8, 8) from photos (nets_of_a"),
     ],
 )
 def test_what_does_not_fit_together(here, override, message):

@@ -22,11 +22,15 @@ from hydra.core.utils import env_override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+)
 
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, run_folder
-from lora_mnist.errors import UserError, one_line
+from lora_mnist.errors import UserError, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, Run, command_line, override, program
 from lora_mnist.sweep.session import (
     close_sweep,
@@ -41,8 +45,6 @@ log = logging.getLogger(__name__)
 Command = Callable[[DictConfig, Run], object]
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-#: How Hydra's own errors about flags and groups begin, which are ValueErrors.
-_COMMAND_LINE_ERRORS = ("Only one of --", "The --resolve", "Config group override must be")
 
 
 class Interrupt:
@@ -196,30 +198,38 @@ def _no_stage() -> str:
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """The line to print about an exception, and the exit code that belongs to it."""
+    """The line to print about an exception, and the exit code that belongs to it.
+
+    Whoever has raised it is quoted: Hydra, OmegaConf, Lightning, torch, Python.
+    """
     if isinstance(error, UserError):
         return str(error), error.exit_code
-    if isinstance(error, OmegaConfBaseException):
-        return _explain_omegaconf(error), UserError.exit_code
+    if line := error_in_user_code(error):
+        return line, 1
+    # Hydra says which override was wrong, and OmegaConf, its cause, why.
+    cause = error.__cause__ if isinstance(error, HydraException) else error
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
+        if OmegaConf.is_missing(cause.parent_node, "stage"):
+            return _no_stage(), UserError.exit_code  # which keys there are depends on it
+        nearest = _nearest(str(cause.full_key), cause.parent_node)
+        return f"{cause.full_key}: nothing reads this key; {nearest}", UserError.exit_code
+    if isinstance(cause, OmegaConfBaseException):
+        reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers
+        _, _, resolvers = reason.partition(" raised while resolving interpolation: ")
+        return one_line(resolvers or f"{cause.full_key}: {reason}"), UserError.exit_code
+    if isinstance(error, OverrideParseException):
+        quotes = "expected quotes, 'key=\"value\"', around unusual signs"
+        return f"{error.override}: {one_line(error)}; {quotes}", UserError.exit_code
     if isinstance(error, HydraException):
-        return _explain_hydra(error), UserError.exit_code
-    if type(error).__name__ == "MisconfigurationException":  # Lightning's, not imported here
+        reason = one_line(str(error).partition("Config search path:")[0])
+        if "hydra/launcher" in reason or "hydra/sweeper" in reason:
+            reason += '; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
+        return reason, UserError.exit_code
+    # Lightning's own name for a wrong value; Lightning is not imported here.
+    if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
         return one_line(error), UserError.exit_code
-    if isinstance(error, ValueError) and str(error).startswith(_COMMAND_LINE_ERRORS):
-        return one_line(error), UserError.exit_code
-    return f"{type(error).__name__}: {one_line(error)}", 1
-
-
-def _explain_omegaconf(error: OmegaConfBaseException) -> str:
-    """OmegaConf's own message; for an unknown key, those that are nearest to it."""
-    key, parent = error.full_key or "configuration", error.parent_node
-    if isinstance(error, ConfigKeyError | ConfigAttributeError) and parent is not None:
-        return f"{key}: nothing reads this key{_nearest(key, parent)}"
-    if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
-        return f"{missing[1]}: missing; expected {missing[1]}=VALUE"
-    reason = one_line(str(error).partition("\n    full_key:")[0])  # the rest is for programmers
-    _, _, ours = reason.partition("UserError raised while resolving interpolation: ")
-    return ours or f"{key}: {reason}"
+    code = UserError.exit_code if isinstance(error, TypeError) else 1  # for an unknown argument
+    return f"{type(error).__name__}: {one_line(error)}", code
 
 
 def _nearest(key: str, parent: Any) -> str:
@@ -227,29 +237,10 @@ def _nearest(key: str, parent: Any) -> str:
     group, _, name = key.rpartition(".")
     keys = list(flatten(OmegaConf.to_container(parent), into=dict))
     nearest = [each for each in keys if each.rpartition(".")[2] == name]
-    nearest = nearest or get_close_matches(name, dict.fromkeys([*map(str, parent), *keys]), n=3)
+    nearest = nearest or get_close_matches(name, [*map(str, parent), *keys], n=3)
     if not nearest:
-        return f"; expected one of {', '.join(sorted(map(str, parent)))}"
-    return f"; the nearest: {', '.join(f'{group}.{each}'.lstrip('.') for each in nearest)}"
-
-
-def _explain_hydra(error: HydraException) -> str:
-    """Hydra's own message, with what it leaves out."""
-    message = one_line(re.split(r"Config search path:|See https://hydra", str(error))[0])
-    refused = error.__cause__
-    if isinstance(refused, ConfigKeyError | ConfigAttributeError) and refused.parent_node:
-        if OmegaConf.is_missing(refused.parent_node, "stage"):
-            return _no_stage()  # without one Hydra would advise to add whatever key belongs to it
-        return _explain_omegaconf(refused)
-    if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override}: {message}; expected quotes, 'key=\"value\"', around unusual signs"
-        )
-    if "hydra/launcher" in message or "hydra/sweeper" in message:
-        return f'{message}; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
-    if isinstance(refused, OmegaConfBaseException):  # Hydra says where, OmegaConf says what
-        return f"{message}: {explain(refused)[0]}"
-    return message
+        return f"expected one of {', '.join(sorted(map(str, parent)))}"
+    return f"the nearest: {', '.join(f'{group}.{each}'.lstrip('.') for each in nearest)}"
 
 
 # --- folders -------------------------------------------------------------------------------------

@@ -1,17 +1,19 @@
 """Mistakes that a user can make, and how their one line is worded."""
 
 import math
-import re
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
-from omegaconf.errors import OmegaConfBaseException
 
 #: Arguments whose key is in no group.
 _ROOT_KEYS = ("target",)
+_PACKAGE = Path(__file__).resolve().parent
 
 
 class UserError(Exception):
@@ -46,27 +48,58 @@ def require_number(key: str, value: Any, least: float, most: float) -> None:
 
 @contextmanager
 def config_group(group: str) -> Iterator[None]:
-    """Turn an error about an argument into a :class:`UserError` about its config key.
+    """Inside the ``with`` block, errors about an argument name its config key.
 
-    The package's functions word theirs ``argument=value: expected ...``; with the group in front
-    that reads ``group.argument=value: expected ...``. Hydra wraps what a constructor raises.
+    The package's functions raise ``ValueError("argument=value: expected ...")``; with the group in
+    front that is a :class:`UserError`. So is what Hydra could not make. All other errors pass.
     """
     try:
         yield
-    except OmegaConfBaseException:  # names its key itself
-        raise
-    except (ValueError, TypeError, InstantiationException) as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else None
-        message = one_line(cause or error)
-        argument = re.match(r"\w+(?==)", message)
-        unknown = re.search(r"keyword argument '(\w+)'", message)
-        if unknown:
-            message = f"{group}.{unknown[1]}: {message}"
-        elif not argument:
+    except (ValueError, InstantiationException) as error:
+        cause = error
+        if isinstance(error, InstantiationException):
+            cause = error.__cause__ or error  # type: ignore[assignment]
+        elif not _is_raised_by_us(error):
+            raise
+        if error_in_user_code(error):
+            raise
+        message = one_line(cause)
+        argument, sign, _ = message.partition("=")
+        if not (sign and argument.isidentifier()):
             message = f"{group}: {message}"
-        elif argument[0] not in _ROOT_KEYS:
+        elif argument not in _ROOT_KEYS:
             message = f"{group}.{message}"
         raise UserError(message) from error
+
+
+def _is_raised_by_us(error: Exception) -> bool:
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    return _PACKAGE in Path(innermost.filename).parents
+
+
+def error_in_user_code(error: BaseException) -> str | None:
+    """``my_nets.py:14 in forward: TypeError: ...``, if an error comes from a user's own code.
+
+    That is code which ours has called, and which is neither ours nor in a library.
+    """
+    line, is_called_by_us = None, False
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame in traceback.extract_tb(cause.__traceback__):
+            file = Path(frame.filename)
+            if _PACKAGE in file.parents:
+                is_called_by_us = True
+            elif is_called_by_us and not _is_in_library(file):
+                place = f"{file.name}:{frame.lineno} in {frame.name}"
+                line = f"{place}: {type(cause).__name__}: {one_line(cause)}"
+        cause = cause.__cause__
+    return line
+
+
+def _is_in_library(file: Path) -> bool:
+    is_installed = "site-packages" in file.parts or "dist-packages" in file.parts
+    is_generated = file.name.startswith("<")  # as torch.compile does
+    return is_installed or is_generated or Path(sysconfig.get_path("stdlib")) in file.parents
 
 
 def one_line(text: object) -> str:

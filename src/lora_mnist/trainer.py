@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig
 
 from lora_mnist.checks import require_suitable
+from lora_mnist.data.make import user_code_importable
 from lora_mnist.disk.checkpoint import AtomicCheckpointIO, RandomStates, step_of
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError, config_group
@@ -31,7 +32,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     callbacks: list[Any] = [RandomStates(), RequireWholeSchedule()]
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:
-            with config_group(f"callbacks.{name}"):
+            with user_code_importable(cfg), config_group(f"callbacks.{name}"):
                 callbacks.append(instantiate(config))
     loggers: list[Any] = []
     for name, config in (cfg.logger or {}).items():

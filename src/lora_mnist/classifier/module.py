@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.data import TEST_SETS, Batch, ImageDataModule
+from lora_mnist.data.make import user_code_importable
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, config_group, require_number
 from lora_mnist.lora.base_state import lora_state_dict
@@ -240,7 +241,7 @@ def make_module(
         loss = instantiate(cfg.loss, _convert_="all")
     optimizer, scheduler = dict(cfg.optimizer), dict(cfg.scheduler or {})
     lr, interval = optimizer.pop("lr"), scheduler.pop("interval", "step")
-    with config_group("optimizer"):
+    with user_code_importable(cfg), config_group("optimizer"):
         lr = 1.0 if lr == "auto" else lr
         require_number("lr", lr, 0, 1e30)
         make_optimizer = instantiate(optimizer, _convert_="all")  # plain lists, for checkpoints

@@ -75,13 +75,8 @@ class CNN(nn.Sequential):
 
 def make_net(cfg: DictConfig) -> nn.Module:
     """The network of ``cfg.net``, with fresh weights."""
-    try:
-        with user_code_importable(cfg), config_group("net"):
-            net: Any = instantiate(cfg.net, _convert_="all")
-    except UserError as error:
-        if "unexpected keyword" in str(error):  # of another net= than custom, which has none
-            raise UserError(f"{error}; expected net=custom with its own arguments") from error
-        raise
+    with user_code_importable(cfg), config_group("net"):
+        net: Any = instantiate(cfg.net, _convert_="all")
     if not isinstance(net, nn.Module):
         raise UserError(f"net._target_={cfg.net._target_}: gives a {type(net).__name__}")
     return net

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.images import Images
-from lora_mnist.errors import UserError, config_group, one_line
+from lora_mnist.errors import UserError, config_group, error_in_user_code, one_line
 
 
 @contextmanager
@@ -59,7 +59,8 @@ def require_compatible(net: nn.Module, data: ImageDataModule, images: Images) ->
     except Exception as error:  # whatever the network's own layers raise
         raise UserError(
             f"net: cannot take images of shape {tuple(batch.shape)} from {data.name} "
-            f"({one_line(error)}); expected other data.image_size or data.channels"
+            f"({error_in_user_code(error) or one_line(error)}); "
+            "expected other data.image_size or data.channels"
         ) from error
     net.train(mode)
     expected = (len(batch), len(data.classes))
