@@ -13,7 +13,7 @@ from PIL import Image
 from lora_mnist import save_adapter
 from lora_mnist.demo import SideBySide, build_page, demo
 from lora_mnist.errors import UserError
-from lora_mnist.project import Run
+from lora_mnist.run import Run
 
 OLD, NEW = "lora/2026-01-01", "multirun/sweep/0"
 

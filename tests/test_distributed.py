@@ -13,7 +13,7 @@ import torch
 from composed import FEW, SMALL, composed, small_base
 from helpers.commands import ROOT, read_results, run_process
 
-from lora_mnist.project import Run
+from lora_mnist.run import Run
 from lora_mnist.train import train
 
 

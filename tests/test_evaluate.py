@@ -7,7 +7,7 @@ from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 
 from lora_mnist.evaluate import evaluate
-from lora_mnist.project import Run
+from lora_mnist.run import Run
 
 
 def config(outputs, *overrides):

@@ -23,7 +23,7 @@ from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.predict import predict
-from lora_mnist.project import Run
+from lora_mnist.run import Run
 from lora_mnist.train import train
 
 FIT = (

@@ -18,7 +18,7 @@ from lora_mnist.disk.base import read_base, versioned_base_path
 from lora_mnist.disk.resume import begin_run
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
-from lora_mnist.project import Run
+from lora_mnist.run import Run
 from lora_mnist.train import train
 
 CRASH = "+callbacks.crash._target_=helpers.callbacks.Crash"

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.errors import TrainingError
-from lora_mnist.project import Run
+from lora_mnist.run import Run
 from lora_mnist.train import train
 
 PROJECT = Path(__file__).resolve().parents[2]

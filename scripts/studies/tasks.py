@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from lora_mnist.adapters import resolve_and_load_base
-from lora_mnist.classifier.significance import weakest
+from lora_mnist.repair.significance import weakest
 from lora_mnist.data import ImageDataModule, Images, load_images, make_data
 
 

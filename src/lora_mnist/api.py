@@ -1,9 +1,6 @@
 """The names that ``from lora_mnist import ...`` gives."""
 
-from lora_mnist.classifier.dial import dial_curve
-from lora_mnist.classifier.metrics import compare_errors
-from lora_mnist.classifier.net import CNN, MLP
-from lora_mnist.classify import Classifier, Prediction, load_classifier
+from lora_mnist.classifier import Classifier, Prediction, load_classifier
 from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
 from lora_mnist.lora.model import (
@@ -13,6 +10,9 @@ from lora_mnist.lora.model import (
     set_lora_enabled,
     set_lora_scale,
 )
+from lora_mnist.repair.dial import dial_curve
+from lora_mnist.repair.networks import CNN, MLP
+from lora_mnist.repair.predictions import compare_errors
 
 __all__ = [
     "CNN",

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.classifier.net import eval_on_device
-from lora_mnist.classifier.significance import mcnemar
-from lora_mnist.data import FolderDataModule, ImageDataModule, ImageTensors
-from lora_mnist.disk.base import Base
-from lora_mnist.project import Run, command_line
+from lora_mnist.classifier import Classifier
+from lora_mnist.data import Folder, ImageDataset, ImageTensors
+from lora_mnist.data.dataset import measured_pixels
+from lora_mnist.project import command_line
+from lora_mnist.repair.networks import evaluating
+from lora_mnist.repair.significance import mcnemar
+from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,7 @@ _LEVEL = 0.01
 
 
 @torch.no_grad()
-def check_preprocessing(
-    cfg: DictConfig, run: Run, trainer: Trainer, net: nn.Module, data: ImageDataModule, base: Base
-) -> list[str]:
+def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> list[str]:
     """Warn if a network of one's own does clearly better on images prepared in another usual way.
 
     Nothing is tried where the preprocessing is known, because network or base are ours or the file
@@ -47,36 +45,35 @@ def check_preprocessing(
     Returns:
         The overrides of the better way; empty if there is none, and in processes after the first.
     """
-    is_known = str(cfg.net._target_).startswith("lora_mnist.") or base.is_pretrained_here
-    is_known = is_known or cfg.get("adapter") is not None
-    configured = data.preprocessing()
-    if is_known or run.is_sweep or "mean" not in configured or rank_zero_only.rank:  # type: ignore[attr-defined]
+    net, dataset, base = classifier.net, classifier.dataset, classifier.base
+    assert base is not None
+    is_ours = str(classifier.settings["net"]["_target_"]).startswith("lora_mnist.")
+    is_known = is_ours or base.is_pretrained_here or classifier.adapter is not None
+    configured = dataset.preprocessing()
+    if is_known or run.is_sweep or "mean" not in configured or not trainer.is_global_zero:
         return []
     sizing = configured.get("resize"), configured.get("crop_pct")
-    images = {sizing: _some_images(data.sets[:2])}
+    images = {sizing: _some_images([dataset.sets.train, dataset.sets.val])}
     changes = [*_PIXELS]
-    if data.channels == 3:
+    if dataset.channels == 3:
         changes.append(_IMAGENET)
-    if cfg.data.get("mean") is not None:
-        measured = copy.copy(data)
-        measured.mean = measured.std = None
-        measured.measure(images[sizing])
-        changes.append({"mean": measured.mean, "std": measured.std})
-    if cfg.data.get("image_size") is not None:
+    mean, std = measured_pixels(images[sizing])
+    changes.append({"mean": mean, "std": std})
+    if classifier.settings["data"].get("image_size") is not None:
         changes = [*changes, *_SIZINGS, *changes]  # resized otherwise, another mean may be better
     best, tried = configured, [configured]
-    with eval_on_device(net, trainer.strategy.root_device) as device:
-        wrong_as_configured = fewest_wrong = _is_wrong(net, data, images[sizing], device)
+    with evaluating(net, trainer.strategy.root_device) as device:
+        wrong_as_configured = fewest_wrong = _is_wrong(net, dataset, images[sizing], device)
         for change in changes:
             way = {**best, **change}
             if way in tried:
                 continue
             tried.append(way)
-            other = copy.copy(data)
+            other = copy.copy(dataset)
             other.mean, other.std = way["mean"], way["std"]
             sizing = way.get("resize"), way.get("crop_pct")
-            if sizing not in images and isinstance(data, FolderDataModule):
-                parts = data.prepared(resize=sizing[0], crop_pct=sizing[1])
+            if sizing not in images and isinstance(dataset, Folder):
+                parts = dataset.prepared(resize=sizing[0], crop_pct=sizing[1])
                 images[sizing] = _some_images(parts)
             is_wrong = _is_wrong(net, other, images[sizing], device)
             if is_wrong.sum() < fewest_wrong.sum():
@@ -109,10 +106,10 @@ def _some_images(parts: Any) -> ImageTensors:
 
 
 def _is_wrong(
-    net: nn.Module, data: ImageDataModule, images: ImageTensors, device: torch.device
+    net: nn.Module, dataset: ImageDataset, images: ImageTensors, device: torch.device
 ) -> Tensor:
-    """Which images ``net`` gets wrong when ``data`` normalises them: bool, shape (N,)."""
+    """Which images ``net`` gets wrong when ``dataset`` normalises them: bool, shape (N,)."""
     wrong = []
-    for batch, labels in data.batches(images, device, name="preprocessing"):
+    for batch, labels in dataset.batches(images, device, name="preprocessing"):
         wrong.append((net(batch).argmax(dim=1) != labels).cpu())
     return torch.cat(wrong)

@@ -31,7 +31,8 @@ from omegaconf.errors import (
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
-from lora_mnist.project import CONFIGS, Run, command_line, override, program
+from lora_mnist.project import CONFIGS, command_line, program
+from lora_mnist.run import Run, override
 from lora_mnist.sweep.session import (
     close_sweep,
     is_conducting,
@@ -149,13 +150,6 @@ def run_command(
         return None
     is_user_error = False
     try:
-        if cfg.get("adapter") == "latest":
-            from lora_mnist.adapters import adapter_folder  # late: torch
-
-            cfg = cfg.copy()
-            cfg.adapter = str(adapter_folder(cfg, run))
-            # Lightning starts a run's other processes with this command line, and no other way.
-            sys.argv.append(override("adapter", cfg.adapter))
         # As the user has set it, for the processes that Lightning starts.
         with env_override({_FULL_ERROR: str(int(shows_traceback))}):
             call(cfg, run)

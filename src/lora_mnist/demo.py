@@ -9,16 +9,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lora_mnist.classify import open_classifier
-from lora_mnist.data import Images, MNISTDataModule, make_data
+from lora_mnist.configuration import checked_copy, classifier_of
+from lora_mnist.data import MNIST, Images
 from lora_mnist.data.images import viewable
-from lora_mnist.errors import UserError, one_line, require_extra
+from lora_mnist.errors import UserError, config_group, one_line, require_extra
 from lora_mnist.lora.adapter import load_adapter
 from lora_mnist.lora.merge import remove_lora
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
-from lora_mnist.project import Run
-from lora_mnist.settings import checked_copy
+from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class SideBySide:
     """A base and an adapter on it, asked about one image at a time.
 
     Attributes:
-        data: brings pictures to the form of the network's images.
+        dataset: brings pictures to the form of the network's images.
         test_set: the test images; ``None`` where they are not here.
         chosen: the folder of the adapter that the page opens with: that of ``cfg.adapter``, or else
             the newest; with a network, images or a base typed, the newest on that base, if any.
@@ -48,18 +47,23 @@ class SideBySide:
         may_take_latest = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}
         if may_take_latest and any(outputs.glob("lora/*/adapter")):
             cfg.adapter = "latest"
-        self._classifier = open_classifier(cfg, run)
-        cfg, self.data = self._classifier.settings, self._classifier.data
-        self._placed: str | None = cfg.adapter  # the folder of the adapter on the network now
+        self._classifier = classifier_of(cfg)
+        self._classifier.check()
+        self._allow_other_base = cfg.allow_other_base
+        self.dataset, self._base = self._classifier.dataset, self._classifier.base
+        assert self._base is not None
+        adapter = self._classifier.adapter
+        self._placed = adapter and str(adapter)  # the folder of the adapter on the network now
         self.test_set: Images | None = None
         try:
-            self.test_set = make_data(cfg, "test").test_set
+            with config_group("data"):
+                self.test_set = self.dataset.sets.test
         except UserError as error:
             log.info("no test images here (%s)", error)
-        folders = [] if cfg.adapter is None else [cfg.adapter]
+        folders = [] if self._placed is None else [self._placed]
         for file in sorted(outputs.rglob(CONFIG_NAME), key=os.path.getmtime, reverse=True):
             try:
-                if read_metadata(file.parent).get("base_sha256") == self._classifier.base_sha256:
+                if read_metadata(file.parent).get("base_sha256") == self._base.sha256:
                     folders.append(str(file.parent))
             except ValueError as error:
                 log.warning("left out of the menu: %s", one_line(error))
@@ -75,13 +79,13 @@ class SideBySide:
         At scale 0 it is the base, until the next call. The adapter is that in ``folder``; ``None``:
         the base alone.
         """
-        net, cfg = self._classifier.net, self._classifier.settings
+        net = self._classifier.net
         if self._placed is not None and folder != self._placed:
             remove_lora(net)
             self._placed = None
         if folder is not None and folder != self._placed:
-            sha256 = self._classifier.base_sha256
-            load_adapter(net, folder, cfg.allow_other_base, base_sha256=sha256)
+            assert self._base is not None
+            load_adapter(net, folder, self._allow_other_base, base_sha256=self._base.sha256)
             self._placed = folder
         if folder is not None:
             set_lora_scale(net, scale)
@@ -93,11 +97,11 @@ class SideBySide:
 
         ``image`` is uint8, of the shape (channels, height, width) of the data's.
         """
-        batch = self.data.normalise(image[None])
+        batch = self.dataset.normalise(image[None])
         answers = []
         for factor in (0.0, scale):
             probabilities = self.network(folder, factor)(batch).softmax(dim=1)[0].tolist()
-            answers.append(dict(zip(self.data.classes, probabilities, strict=True)))
+            answers.append(dict(zip(self.dataset.classes, probabilities, strict=True)))
         return answers
 
     @torch.no_grad()
@@ -107,9 +111,9 @@ class SideBySide:
             return None
         base, count = self.network(folder, 0.0), len(self.test_set)
         order = torch.arange(after + 1, after + 1 + count) % count
-        for numbers in torch.split(order, self.data.eval_batch_size):
+        for numbers in torch.split(order, self.dataset.eval_batch_size):
             images, labels = self.test_set.take(numbers.tolist())
-            wrong = base(self.data.normalise(images)).argmax(dim=1) != labels
+            wrong = base(self.dataset.normalise(images)).argmax(dim=1) != labels
             if wrong.any():
                 return int(numbers[wrong][0])
         return None
@@ -128,7 +132,7 @@ def build_page(sides: SideBySide) -> Any:
         if path is None:
             return None, ""
         try:
-            return sides.data.read_picture(Path(path)), ""
+            return sides.dataset.read_picture(Path(path)), ""
         except ValueError as error:
             return None, f"This picture cannot be used: {one_line(error)}."
 
@@ -139,7 +143,7 @@ def build_page(sides: SideBySide) -> Any:
         if following is None:
             return -1, None, "The base gets every test image right."
         images, labels = sides.test_set.take([following])
-        label = sides.data.classes[int(labels[0])]
+        label = sides.dataset.classes[int(labels[0])]
         return following, images[0], f"Test image {following}, labelled {label}"
 
     def ask(image: Tensor | None, folder: str | None, scale: float) -> tuple[Any, Any, Any]:
@@ -153,7 +157,7 @@ def build_page(sides: SideBySide) -> Any:
         image, number = gr.State(), gr.State(-1)
         with gr.Row():
             with gr.Column():
-                if isinstance(sides.data, MNISTDataModule) and sides.data.dataset != "FashionMNIST":
+                if isinstance(sides.dataset, MNIST) and sides.dataset.dataset != "FashionMNIST":
                     picture: Any = gr.Sketchpad(
                         type="filepath",
                         format="png",

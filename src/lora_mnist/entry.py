@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from lora_mnist import __version__
 from lora_mnist.cli import run_entry
-from lora_mnist.project import Run
+from lora_mnist.run import Run
 
 _COMMANDS = ["train", "eval", "predict", "export", "demo"]
 _USAGE = f"""lora-mnist {__version__}

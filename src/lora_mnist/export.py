@@ -10,34 +10,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from lora_mnist.classify import open_classifier
-from lora_mnist.data import Batch, make_data
+from lora_mnist.classifier import Classifier
+from lora_mnist.configuration import checked_copy, classifier_of
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.errors import IncompleteError, UserError, require_extra
+from lora_mnist.errors import IncompleteError, UserError, config_group, require_extra
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.merge import merge_lora
-from lora_mnist.project import Run
-from lora_mnist.settings import checked_copy
+from lora_mnist.progress import progress
+from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
 
 #: How far a logit of the written network may be from the live one's, as a share of the standard
 #: deviation of all logits: float32 rounds a deep network's by a ten-thousandth of that.
 TOLERANCE = 1e-3
-#: The format that the ending of a file stands for.
-_FORMATS = {".safetensors": "safetensors", ".onnx": "onnx"}
+#: Images of noise to compare on, where there are no test images.
+_NOISE = 200
+
+
+class FromPixels(nn.Module):
+    """A network with the normalisation before it: it takes pixels, uint8, (N, channels, h, w)."""
+
+    def __init__(self, net: nn.Module, normalise: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.normalise = net, normalise
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The logits, (N, num_classes)."""
+        logits: Tensor = self.net(self.normalise(pixels))
+        return logits
 
 
 def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
-    The written network must give the predictions of the live one on the whole test set, or on noise
-    where that is not here, and its logits as far as :data:`TOLERANCE`; otherwise there is no file.
+    A file that ends in ``.onnx`` is a graph that takes pixels, uint8, and normalises them itself;
+    with a ``data.transform`` it takes what that makes of a picture. One that ends in
+    ``.safetensors`` holds the weights. The written network must give the predictions of the live
+    one on the whole test set, or on noise where that is not here, and its logits as far as
+    :data:`TOLERANCE`; otherwise there is no file.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
@@ -51,80 +67,108 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         IncompleteError: if the written network computes something else than the live one.
     """
     cfg = checked_copy(cfg)
-    if cfg.format not in _FORMATS.values():
-        raise UserError(f"format={cfg.format}: expected one of {', '.join(_FORMATS.values())}")
     out = Path(str(cfg.out or "."))
     if out.exists():  # it may be somebody's weights, or a base
         raise UserError(f"out={cfg.out or 'null'}: expected a new file, which does not exist yet")
-    if (form := _FORMATS.get(out.suffix.lower(), cfg.format)) != cfg.format:
-        raise UserError(f"out={out}: expected another ending, or format={form}")
-    if cfg.format == "onnx":
-        require_extra("format=onnx", "onnx", "onnxruntime", "onnxscript")
-    classifier = open_classifier(cfg, run)
-    cfg, net, data = classifier.settings, classifier.net, classifier.data
-    plain = merge_lora(copy.deepcopy(net)) if cfg.adapter else net
-    picture = classifier.prepare(Image.linear_gradient("L"))
-    # torch.export would keep the size of a batch of one constant.
-    example = torch.stack([picture, picture])
-    adapter, outputs = cfg.adapter, cfg.paths.outputs
-    if adapter and Path(adapter).is_relative_to(outputs):  # the file may be given away
-        adapter = str(Path(adapter).relative_to(outputs))
-    about: dict[str, Any] = {
-        "net": OmegaConf.to_container(cfg.net, resolve=True),
-        "adapter": adapter,
-        "scale": classifier.scale,
-        "classes": data.classes,
-        "channels": data.channels,
-        **data.preprocessing(),
-    }
-    transform = "(pixel / 255 - mean) / std"
-    if cfg.data.get("transform"):  # one of the user's own, in the place of mean and std
-        transform = json.dumps(OmegaConf.to_container(cfg.data.transform, resolve=True))
-    metadata = {key: json.dumps(value) for key, value in about.items()}
-    channels, height, width = picture.shape
-    metadata |= {
-        "lora_mnist": version("lora-mnist"),
-        "base_sha256": classifier.base_sha256,
-        "sha256": fingerprint(plain.state_dict()),
-        "dataset": str(data.name),
-        "prepared_by": str(cfg.data._target_),
-        "input": f"float32 (batch, {channels}, {height}, {width}): {transform}",
-    }
-    batches, images = _images_to_compare(cfg, example)
+    if out.suffix.lower() not in (".onnx", ".safetensors"):
+        raise UserError(f"out={out}: expected a file that ends in .onnx or .safetensors")
+    is_onnx = out.suffix.lower() == ".onnx"
+    if is_onnx:
+        require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
+    classifier = classifier_of(cfg)
+    classifier.check()
+    scale = classifier.set_scale(cfg.scale)
+    net, dataset = classifier.net, classifier.dataset
+    has_adapter = classifier.adapter is not None
+    plain = merge_lora(copy.deepcopy(net)) if has_adapter else net
+    picture = dataset.read_picture(Image.linear_gradient("L"))
+    metadata = _metadata(classifier, plain, picture, scale, Path(cfg.paths.outputs))
+    batches, images = _images_to_compare(classifier, picture)
+    if is_onnx:
+        plain = FromPixels(plain, dataset.normalise)
     try:
         with atomic_write(out) as path:
-            written = _write(cfg.format, plain, example, metadata, path)
-            largest = _compare(cfg, net, written, batches)
+            if is_onnx:
+                # torch.export would keep the size of a batch of one constant.
+                written = _write_onnx(plain, torch.stack([picture, picture]), metadata, path)
+            else:
+                network = _write_weights(plain, metadata, path)
+                written = FromPixels(network, dataset.normalise)
+            largest = _compare(out, FromPixels(net, dataset.normalise), written, batches)
     except OSError as error:
         raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
-    parts = f"base and adapter at scale {classifier.scale:g}" if cfg.adapter else "base"
+    parts = f"base and adapter at scale {scale:g}" if has_adapter else "base"
     message = "%s: %s; same predictions as the live network on %s, logits to %.1e"
     log.info(message, cfg.out, parts, images, largest)
     return metadata
 
 
-def _images_to_compare(cfg: DictConfig, example: Tensor) -> tuple[Iterable[Batch], str]:
+def _metadata(
+    classifier: Classifier, plain: nn.Module, picture: Tensor, scale: float, outputs: Path
+) -> dict[str, str]:
+    """What a file says of the network in it: texts, some of them JSON."""
+    dataset, base, adapter = classifier.dataset, classifier.base, classifier.adapter
+    assert base is not None
+    if adapter is not None and adapter.is_relative_to(outputs):  # the file may be given away
+        adapter = adapter.relative_to(outputs)
+    about: dict[str, Any] = {
+        "net": classifier.settings["net"],
+        "adapter": adapter and str(adapter),
+        "scale": scale,
+        "classes": classifier.classes,
+        "channels": dataset.channels,
+        **dataset.preprocessing(),
+    }
+    metadata = {key: json.dumps(value) for key, value in about.items()}
+    shape = ", ".join(map(str, picture.shape))
+    pixels = f"uint8 (batch, {shape}): pixels"
+    if picture.is_floating_point():  # a transform of the user's own
+        transform = json.dumps(classifier.settings["data"]["transform"])
+        pixels = f"{picture.dtype} (batch, {shape}): {transform}"
+    return metadata | {
+        "lora_mnist": version("lora-mnist"),
+        "base_sha256": base.sha256,
+        "sha256": fingerprint(plain.state_dict()),
+        "dataset": str(dataset.name),
+        "prepared_by": str(classifier.settings["data"]["_target_"]),
+        "input": pixels,
+    }
+
+
+def _images_to_compare(classifier: Classifier, picture: Tensor) -> tuple[Iterable[Tensor], str]:
     """Batches of the test images or, where these are not here, of noise; and their description."""
+    dataset = classifier.dataset
     try:
-        tested = make_data(cfg, "test")
+        with config_group("data"):
+            images = dataset.sets.test
     except UserError as error:
-        noise = torch.randn(200, *example.shape[1:], generator=torch.Generator().manual_seed(0))
         log.info("no test images here (%s)", error)
-        return [(noise, torch.zeros(200))], "200 images of noise"
-    return tested.batches(tested.test_set), f"{len(tested.test_set):,} test images"
+        generator = torch.Generator().manual_seed(0)
+        shape = (_NOISE, *picture.shape)
+        if picture.is_floating_point():
+            noise = torch.randn(shape, generator=generator)
+        else:
+            noise = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        return [noise], f"{_NOISE} images of noise"
+    loader = dataset.loader(images, batch_size=dataset.eval_batch_size, sampler=range(len(images)))
+    batches = (batch for batch, _ in progress(loader, "export", len(loader)))
+    return batches, f"{len(images):,} test images"
 
 
-def _write(
-    form: str, net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path
+def _write_weights(net: nn.Module, metadata: dict[str, str], path: Path) -> nn.Module:
+    """Write the weights of ``net``; return a copy of it with them, read back."""
+    # safetensors cannot store shared memory, so tied weights are copied.
+    tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    path.write_bytes(save(tensors, {"format": "pt", **metadata}))
+    loaded = copy.deepcopy(net)
+    loaded.load_state_dict(load_file(path))
+    return loaded
+
+
+def _write_onnx(
+    net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path
 ) -> Callable[[Tensor], Tensor]:
-    """Write ``net``, for batches like ``example`` of any size; return it, read back."""
-    if form == "safetensors":
-        # safetensors cannot store shared memory, so tied weights are copied.
-        tensors = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-        path.write_bytes(save(tensors, {"format": "pt", **metadata}))
-        loaded = copy.deepcopy(net)
-        loaded.load_state_dict(load_file(path))
-        return loaded
+    """Write ``net`` as a graph, for batches like ``example`` of any size; return it, read back."""
     with warnings.catch_warnings():
         # Deprecated inside torch; a user cannot change it.
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
@@ -148,20 +192,23 @@ def _write(
 
 @torch.no_grad()
 def _compare(
-    cfg: DictConfig,
-    live: nn.Module,
+    out: Path,
+    live: Callable[[Tensor], Tensor],
     written: Callable[[Tensor], Tensor],
-    batches: Iterable[Batch],
+    batches: Iterable[Tensor],
 ) -> float:
     """The largest difference between the logits of two networks; refuse networks that differ."""
-    outputs = [(live(batch), written(batch)) for batch, _ in batches]
-    expected, logits = (torch.cat(side) for side in zip(*outputs, strict=True))
+    expected_batches, written_batches = [], []
+    for batch in batches:
+        expected_batches.append(live(batch))
+        written_batches.append(written(batch))
+    expected, logits = torch.cat(expected_batches), torch.cat(written_batches)
     others = int((logits.argmax(1) != expected.argmax(1)).sum())
     largest = (logits - expected).abs().max().item()
     most = TOLERANCE * expected.std().item()
     if others or not largest <= most:
         raise IncompleteError(
-            f"out={cfg.out}: not written; the network in it differs from the live one: {others} "
-            f"other predictions, logits by up to {largest:.1e}; expected at most {most:.1e}"
+            f"out={out}: not written; the network in it differs from the live one: {others} other "
+            f"predictions, logits by up to {largest:.1e}; expected at most {most:.1e}"
         )
     return largest

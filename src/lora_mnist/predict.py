@@ -1,4 +1,4 @@
-"""From pictures to classes: prepare, ask the base and the adapted network, print both."""
+"""From pictures to classes: prepare, predict before and after the repair, print both."""
 
 import csv
 import glob
@@ -10,13 +10,13 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from lora_mnist.classify import Classifier, open_classifier
+from lora_mnist.classifier import Classifier
+from lora_mnist.configuration import checked_copy, classifier_of
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, one_line
 from lora_mnist.lora.model import lora_disabled
 from lora_mnist.progress import progress
-from lora_mnist.project import Run
-from lora_mnist.settings import checked_copy
+from lora_mnist.run import Run
 from lora_mnist.show.tables import print_predictions
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,9 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         run: how the command was typed; predictions leave no file but ``cfg.out``.
 
     Returns:
-        For each picture its ``file``, and for ``base`` and ``adapted`` the ``class`` by name, its
-        ``probability``, and the ``probabilities`` of all classes; nothing with ``cfg.out``.
+        For each picture its ``file``, and for ``before``, the base, and with an adapter ``after``
+        the ``class`` by name, its ``probability``, and the ``probabilities`` of all classes;
+        nothing with ``cfg.out``.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
@@ -44,8 +45,10 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     files = find_pictures(cfg.images)
     if cfg.out is not None and Path(cfg.out).exists():
         raise UserError(f"out={cfg.out}: expected a new file; this one exists")
-    classifier = open_classifier(cfg, run)
-    predictions = _classify(classifier, files, cfg.adapter is not None)
+    classifier = classifier_of(cfg)
+    classifier.check()
+    classifier.set_scale(cfg.scale)
+    predictions = _classify(classifier, files)
     printed: list[dict[str, Any]] = []
     if cfg.out is not None:
         count = _write_table(predictions, Path(cfg.out))
@@ -60,10 +63,9 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     return printed
 
 
-def _classify(
-    classifier: Classifier, files: Sequence[Path], has_adapter: bool
-) -> Iterator[dict[str, Any]]:
+def _classify(classifier: Classifier, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """The predictions for the files that can be read, as :func:`predict` returns them."""
+    has_adapter = classifier.adapter is not None
     for file in progress(files, "predict", len(files)):
         try:
             image = classifier.prepare(file)[None]
@@ -71,9 +73,9 @@ def _classify(
             log.error("%s: skipped: %s", file, one_line(error))
             continue
         with lora_disabled(classifier.net) if has_adapter else nullcontext():
-            rows = {"base": classifier.probabilities(image)[0]}
+            rows = {"before": classifier.probabilities(image)[0]}
         if has_adapter:
-            rows["adapted"] = classifier.probabilities(image)[0]
+            rows["after"] = classifier.probabilities(image)[0]
         entry: dict[str, Any] = {"file": str(file)}
         for side, row in rows.items():
             prediction = classifier.prediction(row)
@@ -92,10 +94,10 @@ def _write_table(predictions: Iterable[Mapping[str, Any]], out: Path) -> int:
         writer = csv.writer(file)
         for count, prediction in enumerate(predictions, start=1):
             row = {"file": prediction["file"]}
-            titles = {"base": ("prediction", "probability")}
-            if "adapted" in prediction:
-                titles["base"] = ("before", "before_probability")
-                titles["adapted"] = ("after", "after_probability")
+            titles = {"before": ("prediction", "probability")}
+            if "after" in prediction:
+                titles["before"] = ("before", "before_probability")
+                titles["after"] = ("after", "after_probability")
             for side, (class_title, probability_title) in titles.items():
                 row[class_title] = prediction[side]["class"]
                 row[probability_title] = f"{prediction[side]['probability']:.6f}"

@@ -5,66 +5,62 @@
 """
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lora_mnist.adapters import (
-    current_base_path,
-    resolve_and_load_base,
-    save_adapter_and_base,
-    save_base,
-    with_data_defaults,
-)
 from lora_mnist.check_preprocessing import check_preprocessing
-from lora_mnist.checks import (
-    majority_baseline_failure,
-    require_better_than_one_class,
-    require_consistent,
-    require_fixed_buffers,
-    require_trainable,
-    require_unchanged,
-    warn_of_known_validation,
-)
-from lora_mnist.choices import (
-    add_new_adapter,
-    measure_dial,
-    scale_to_save,
-    select_training_images,
-)
-from lora_mnist.classifier.module import ClassifierModule, make_module, validate_once
-from lora_mnist.classifier.net import eval_on_device, make_net
-from lora_mnist.data import ImageDataModule, make_data
-from lora_mnist.data.make import require_compatible
-from lora_mnist.data.mistakes import wrong_pictures
+from lora_mnist.classifier import Classifier
+from lora_mnist.configuration import checked_copy, classifier_of, typed_settings
+from lora_mnist.data import mistakes
+from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.data.images import WithMistakes
 from lora_mnist.disk.base import (
-    Base,
-    require_replaceable,
+    refuse_to_replace,
     set_current_base,
     versioned_base_path,
+    write_base,
 )
 from lora_mnist.disk.checkpoint import load_and_validate_best
-from lora_mnist.disk.predictions import predictions_table
-from lora_mnist.disk.results import Clock, collect_results, write_results
-from lora_mnist.disk.resume import begin_run, require_new
-from lora_mnist.disk.run_paths import (
-    ADAPTER_FOLDER,
-    folder_without_command_line,
+from lora_mnist.disk.results import Clock, write_results
+from lora_mnist.disk.resume import begin_run, chosen_rate, refuse_used_folder
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name, new_run_folder
+from lora_mnist.errors import TrainingError, UserError, config_group
+from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.model import set_lora_scale
+from lora_mnist.proof import (
+    prove_unchanged,
+    refuse_moving_base,
+    warn_of_known_validation,
+    why_useless,
 )
-from lora_mnist.errors import TrainingError, UserError
-from lora_mnist.learning_rate import choose_learning_rate
-from lora_mnist.project import Run
-from lora_mnist.settings import checked_copy
+from lora_mnist.recipe import (
+    choose_images,
+    loss_and_optimizer,
+    mistakes_of,
+    module_of,
+    planned,
+    put_new_adapter,
+    refuse_inconsistent,
+)
+from lora_mnist.repair.dial import TRIES, approximate_dial
+from lora_mnist.repair.module import ClassifierModule
+from lora_mnist.repair.networks import evaluating
+from lora_mnist.repair.predictions import Predictions, outcomes_by_split
+from lora_mnist.repair.rate import choose_rate
+from lora_mnist.run import Run
+from lora_mnist.saving import describe, record_of, save_whole_adapter
 from lora_mnist.show.end_of_run import report_and_close_loggers
 from lora_mnist.show.tables import print_parameters
-from lora_mnist.trainer import is_fast_dev_run, make_trainer, quiet_lightning
+from lora_mnist.trainer import evaluate_on, is_fast_dev_run, make_trainer, quiet_lightning
 
-_info = rank_zero_only(logging.getLogger(__name__).info)
+log = logging.getLogger(__name__)
+
+#: The dial tries at least this number of validation images at each scale.
+_MIN_FOR_DIAL = 50
 
 
 def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
@@ -87,57 +83,78 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     stages = {"pretrain": pretrain, "lora": lora}
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
-    run = run or Run(folder_without_command_line(cfg))
-    cfg = checked_copy(cfg)
-    cfg.paths.run = str(run.folder)
+    run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage, cfg.get("resume")))
+    cfg = checked_copy(cfg, run.folder)
     if cfg.resume is None:
-        require_new(run.folder)
-    require_trainable(cfg, run)
+        refuse_used_folder(run.folder)
+    elif run.is_sweep:
+        raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
+    if {"digit", "target"} <= run.typed_keys:
+        raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
     seed_everything(cfg.seed, verbose=False)
     with quiet_lightning():
         return stages[cfg.stage](cfg, run)
 
 
 def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
-    """``stage=pretrain``: train all weights, test, and publish the result as the base."""
+    """``stage=pretrain``: train all weights, test, and make the result the current base."""
     clock = Clock()
-    # Jobs of a sweep would replace the current base one after another; a trial is not to do so.
-    is_shared = run.is_sweep and Path(cfg.base_ckpt).absolute() == current_base_path(cfg)
-    is_trial = cfg.debug is not None
-    current = None if is_shared or is_trial else Path(cfg.base_ckpt)
-    if current is not None:
-        require_replaceable(current)
+    current = file_to_replace(cfg, run)
     trainer = make_trainer(cfg, run)
-    net = make_net(cfg)
-    cfg, _ = with_data_defaults(cfg, net)
-    data = make_data(cfg, "fit")
-    require_compatible(net, data, data.train_set)
-    require_consistent(cfg, trainer, data)
-    data = data.training_on(select_training_images(cfg, net, data, trainer))
-    module = make_module(cfg, net, data)
+    classifier = Classifier.new(**typed_settings(cfg))
+    net, dataset = classifier.net, classifier.dataset
+    with config_group("data"):
+        images = dataset.sets
+    classifier.check(images.train)
+    refuse_inconsistent(cfg, trainer, images.val, dataset.no_validation)
+
+    selection = choose_images(cfg, dataset.classes, images, None)
+    data = planned(cfg, trainer, classifier, images, selection)
+    loss, make_optimizer = loss_and_optimizer(cfg)
+    rate = cfg.optimizer.lr
+    module = module_of(cfg, classifier, data, loss, make_optimizer, rate, None)
     print_parameters(net)
     with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
-        fit(cfg, trainer, module, data, ckpt_path, clock)
+        fit(trainer, module, data, ckpt_path, clock)
         best = load_and_validate_best(trainer, module, data)
-        results = validate_test_and_collect(cfg, run, trainer, module, data, clock, best)
-        useless = majority_baseline_failure(trainer, module, data)
-        is_published = not is_trial and not module.targets and not useless
-        folder = Path(cfg.paths.bases) if is_published else run.folder
-        own = versioned_base_path(folder, cfg.base_name, results["base_sha256"])
-        is_current = is_published and current is not None
-        if not is_current and not is_fast_dev_run(trainer):  # other commands have to be told
-            results["weights"] = str(own) if is_published else own.name
-        table = predictions_table(module.predictions["test"])
-        write_results(run.folder, results, table, data.test_set)
-        report_and_close_loggers(trainer, results, run, cfg.figures, table, data.test_set)
+        if not trainer.is_global_zero:
+            return {}
+
+        tables: dict[str, Predictions] = {}
+        if len(images.val):
+            tables["val"] = evaluate_on(trainer, net, dataset, images.val, "val")
+        with clock.measure("test"):
+            tables["test"] = evaluate_on(trainer, net, dataset, images.test, "test")
+        outcomes = outcomes_by_split(tables, selection.targets)
+        useless = None
+        if not is_fast_dev_run(trainer):
+            useless = why_useless(outcomes, dataset.classes, rate)
+        sha256 = fingerprint(net.state_dict())
+        # What knows some classes alone, or nothing, is no base for other commands.
+        is_base = not (selection.targets or useless or cfg.debug or is_fast_dev_run(trainer))
+        folder = Path(cfg.paths.bases) if is_base else run.folder
+        own = versioned_base_path(folder, base_name(cfg.data, cfg.net), sha256)
+        results = describe(
+            cfg, run.typed, classifier, images, outcomes, data.plan, selection.targets
+        )
+        results |= {"steps": trainer.global_step, "best": best, "lr": rate, "base_sha256": sha256}
+        if is_fast_dev_run(trainer):
+            results["weights"] = None
+        elif not is_base or current is None:  # other commands have to be told
+            results["weights"] = str(own) if is_base else own.name
+        results["seconds"] = clock.seconds()
+        write_results(run.folder, results, tables["test"], images.test)
+        report_and_close_loggers(trainer, results, run, cfg.figures, tables["test"], images.test)
         # Last: a run that fails on the way leaves the current base alone.
-        if trainer.is_global_zero and not is_fast_dev_run(trainer):
-            save_base(cfg, run, net, data, own)
-            if is_published and current is not None:
+        if not is_fast_dev_run(trainer):
+            record = record_of(cfg, run, classifier)
+            record["data"].pop("val_size", None)  # how many are held out is each training's choice
+            write_base(net.state_dict(), own, record)
+            if is_base and current is not None:
                 set_current_base(own, current)
             else:
-                _info("base: %s; the current one stays", own)
-    if useless and not is_trial and not module.targets:
+                log.info("base: %s; the current one stays", own)
+    if useless and not selection.targets:
         raise TrainingError(f"{useless}; the base stays in {run.folder}")
     return results
 
@@ -146,49 +163,78 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     """``stage=lora``: train an adapter on the base, prove the base untouched, test on and off."""
     clock = Clock()
     trainer = make_trainer(cfg, run)
-    cfg, net, base = resolve_and_load_base(cfg, run)
-    data = make_data(cfg, "fit")
-    require_compatible(net, data, data.train_set)
-    require_consistent(cfg, trainer, data)
-    # Both are about the base alone, so they come before an adapter is on it.
-    require_fixed_buffers(cfg, trainer, net, data, base)
-    better_preprocessing = check_preprocessing(cfg, run, trainer, net, data, base)
-    if data.mistakes is not None:
-        with eval_on_device(net, trainer.strategy.root_device) as device:
-            data = data.with_mistakes(*wrong_pictures(net, data, device))
-    data = data.training_on(select_training_images(cfg, net, data, trainer))
-    add_new_adapter(cfg, net)
-    module = make_module(cfg, net, data, base)
-    # A run that goes on keeps the rate that it began with.
-    module.lr = choose_learning_rate(cfg, trainer, module, data)
+    classifier = classifier_of(cfg)
+    net, dataset, base = classifier.net, classifier.dataset, classifier.base
+    assert base is not None
+    with config_group("data"):
+        images = dataset.sets
+    classifier.check(images.train)
+    refuse_inconsistent(cfg, trainer, images.val, dataset.no_validation)
+    refuse_moving_base(trainer, classifier, images.train)
+    better_preprocessing = check_preprocessing(classifier, run, trainer)
+    wrong = mistakes_of(cfg, trainer, classifier)
+    if wrong is not None:
+        images = mistakes.with_mistakes(images, wrong)
+
+    base_val = None
+    if len(images.val):
+        base_val = evaluate_on(trainer, net, dataset, images.val, "val")
+    selection = choose_images(cfg, dataset.classes, images, base_val, wrong)
+    put_new_adapter(cfg, net)
+    data = planned(cfg, trainer, classifier, images, selection)
+    loss, make_optimizer = loss_and_optimizer(cfg)
+    rate = cfg.optimizer.lr
+    if rate == "auto":
+        assert base_val is not None  # refuse_inconsistent
+        # A run that goes on keeps the rate that it began with.
+        rate = chosen_rate(run.folder) if cfg.resume is not None else None
+        rate = rate or choose_rate(net, loss, make_optimizer, data, base_val, trainer)
+    module = module_of(cfg, classifier, data, loss, make_optimizer, rate, base_val)
     print_parameters(net)
     with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
-        fit(cfg, trainer, module, data, ckpt_path, clock)
+        fit(trainer, module, data, ckpt_path, clock)
         best = load_and_validate_best(trainer, module, data)
-        require_unchanged(base, net)
-        dial = measure_dial(cfg, run, trainer, module, data, clock)
-        scale = scale_to_save(cfg, dial)
-        if scale != 1:
-            module.scale_adapter(scale)
-        results = validate_test_and_collect(cfg, run, trainer, module, data, clock, best, base)
+        prove_unchanged(base, net)
+        if not trainer.is_global_zero:
+            return {}
+
+        tables: dict[str, Predictions] = {}
+        if base_val is not None:
+            tables["val"] = evaluate_on(trainer, net, dataset, images.val, "val", base_val)
+        dial, scale = turn_adapter(cfg, run, trainer, classifier, data, tables.get("val"), clock)
+        if scale != 1 and base_val is not None:
+            tables["val"] = evaluate_on(trainer, net, dataset, images.val, "val", base_val)
+        with clock.measure("test"):
+            tables["test"] = evaluate_on(trainer, net, dataset, images.test, "test")
+            for split, pictures in mistakes.by_split(wrong).items():
+                tables[split] = evaluate_on(trainer, net, dataset, pictures, split)
+        outcomes = outcomes_by_split(tables, selection.targets)
+        if wrong is None:
+            warn_of_known_validation(outcomes)
+        results = describe(
+            cfg, run.typed, classifier, images, outcomes, data.plan, selection.targets
+        )
         results |= {
+            "steps": trainer.global_step,
+            "best": best,
+            "lr": rate,
+            "dial": dial and {**dial, "saved": scale},
             "base_unchanged": True,
             "adapter": None if is_fast_dev_run(trainer) else ADAPTER_FOLDER,
-            "dial": dial and {**dial, "saved": scale},
-            "lr": module.lr,
             "better_preprocessing": better_preprocessing,
+            "seconds": clock.seconds(),
         }
-        if trainer.is_global_zero and not is_fast_dev_run(trainer):
-            save_adapter_and_base(cfg, run, net, base, data, results)
-        table = predictions_table(module.predictions["test"])
-        write_results(run.folder, results, table, data.test_set)
-        report_and_close_loggers(trainer, results, run, cfg.figures, table, data.test_set)
-    require_better_than_one_class(trainer, module, data)
+        if not is_fast_dev_run(trainer):
+            save_whole_adapter(cfg, run, classifier, selection.targets)
+        write_results(run.folder, results, tables["test"], images.test)
+        report_and_close_loggers(trainer, results, run, cfg.figures, tables["test"], images.test)
+    useless = why_useless(outcomes, dataset.classes, rate)
+    if useless and not is_fast_dev_run(trainer):
+        raise TrainingError(useless)
     return results
 
 
 def fit(
-    cfg: DictConfig,
     trainer: Trainer,
     module: ClassifierModule,
     data: ImageDataModule,
@@ -201,12 +247,17 @@ def fit(
     Trainer's profiler is for the training alone, and taken off afterwards.
     """
     module.net.train()
-    if trainer.is_global_zero:
-        learnt = len((data.selection or data.select(None)).target_indices)
-        trained = "an adapter" if cfg.stage == "lora" else "a base"
-        names = ", ".join(data.classes[c] for c in module.targets) or "all classes"
-        images = "mistakes" if data.mistake_sets else f"images of {names}"
-        _info("training %s on %s %s", trained, f"{learnt:,}", images)
+    selection = data.plan.selection
+    learnt, replayed = len(selection.target_indices), data.plan.replay
+    trained = "an adapter" if module.has_adapter else "a base"
+    names = ", ".join(module.classes[c] for c in selection.targets) or "all classes"
+    if isinstance(data.images.train, WithMistakes):
+        names = "all classes that the base gets wrong"
+    others = f", {replayed} images of the others beside each {data.plan.batch_size}"
+    log.info(
+        "training %s on %s images of %s%s",
+        *(trained, f"{learnt:,}", names, others if replayed else ""),
+    )
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
@@ -218,27 +269,76 @@ def fit(
     for name, parameter in module.net.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise TrainingError(
-                f"optimizer.lr={module.lr}: training diverged, {name} is not finite at step "
-                f"{trainer.global_step}; expected a smaller learning rate"
+                f"optimizer.lr={module.optimizer.defaults['lr']}: training diverged, {name} is not "
+                f"finite at step {trainer.global_step}; expected a smaller learning rate"
             )
 
 
-def validate_test_and_collect(
+def turn_adapter(
     cfg: DictConfig,
     run: Run,
     trainer: Trainer,
-    module: ClassifierModule,
+    classifier: Classifier,
     data: ImageDataModule,
+    val: Predictions | None,
     clock: Clock,
-    best: Mapping[str, Any] | None,
-    base: Base | None = None,
-) -> dict[str, Any]:
-    """Validate, unless that was done after the last step, and test; return results.json's content.
+) -> tuple[dict[str, Any] | None, float]:
+    """Measure the dial, and give the adapter the scale at which it is saved.
 
-    ``<split>_base`` are the counts of the untouched base.
+    The dial has the errors of the finished adapter at several scales, on the validation images.
+    ``dial=null`` measures it in a single run with validation images, but not in a job of a sweep.
+    ``val`` are the predictions for these images.
+
+    Returns:
+        The dial, ``None`` if it was not measured; and the scale: ``lora.scale``, or what the dial
+        advises.
     """
-    validate_once(trainer, module, data)
-    with clock.measure("test"):
-        trainer.test(module, datamodule=data, verbose=False)
-    warn_of_known_validation(module.outcomes, data)
-    return collect_results(cfg, run.typed, data, module, module.outcomes, clock, best, base)
+    dial = None
+    wants_dial = not run.is_sweep if cfg.dial is None else cfg.dial
+    if val is not None and (wants_dial or cfg.lora.scale == "auto"):
+        net, dataset, images = classifier.net, classifier.dataset, data.images.val
+        # No more forward passes than training made, whatever the network.
+        plan, steps = data.plan, trainer.global_step * trainer.accumulate_grad_batches
+        most = max(_MIN_FOR_DIAL, steps * (plan.batch_size + plan.replay) // TRIES)
+        log.info("dial: the adapter at %d scales on %s validation images", TRIES, f"{len(val):,}")
+        device: Any = trainer.strategy.root_device
+        precision: Any = trainer.precision_plugin
+        with clock.measure("dial"), evaluating(net, device), precision.forward_context():
+            dial = approximate_dial(
+                net,
+                lambda indices: dataset.batches(images, device, indices, name="dial"),
+                val,
+                plan.selection.targets,
+                most,
+            )
+    scale = cfg.lora.scale
+    if scale == "auto":
+        assert dial is not None  # refuse_inconsistent
+        scale = dial["advised"]
+    if cfg.lora.scale != 1:
+        full = f"; scale={1 / scale:.3g} is as trained" if scale not in (0, 1) else ""
+        log.info("scale: %g, with which the adapter is saved%s", scale, full)
+    set_lora_scale(classifier.net, scale)
+    return dial, float(scale)
+
+
+def file_to_replace(cfg: DictConfig, run: Run) -> Path | None:
+    """The file of the current base, which a pretraining replaces; ``None`` in a job of a sweep.
+
+    Jobs of a sweep would replace it one after another; a file that is named is another matter.
+    """
+    if cfg.target == "weakest":
+        raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
+    if cfg.data.mistakes is not None:
+        raise UserError(
+            f"data.mistakes={cfg.data.mistakes}: expected null: only stage=lora learns mistakes"
+        )
+    if cfg.base_ckpt is None:
+        raise UserError("base_ckpt=null: expected a file to write the base to")
+    current = Path(cfg.base_ckpt)
+    usual = Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
+    if run.is_sweep and current.absolute() == usual.absolute():
+        return None
+    if not cfg.debug:
+        refuse_to_replace(current)
+    return current

@@ -1,23 +1,33 @@
 """Lightning's Trainer, with the callbacks and loggers that the configuration names."""
 
-import signal
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    LearningRateFinder,
+    ProgressBar,
+)
 from omegaconf import DictConfig
+from torch import nn
 
-from lora_mnist.checks import require_suitable
-from lora_mnist.data.make import user_code_importable
-from lora_mnist.disk.checkpoint import AtomicCheckpointIO, RandomStates, step_of
+from lora_mnist.data.dataset import ImageDataset
+from lora_mnist.data.images import Images
+from lora_mnist.disk.checkpoint import AtomicCheckpointIO, LastCheckpoint, step_of
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError, config_group
-from lora_mnist.project import Run
+from lora_mnist.repair.networks import evaluating, importable
+from lora_mnist.repair.predictions import Predictions, evaluate
+from lora_mnist.run import Run
 
 
 def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
@@ -29,10 +39,10 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     Raises:
         UserError: if a value cannot be used, or the Trainer does not suit a run.
     """
-    callbacks: list[Any] = [RandomStates(), RequireWholeSchedule()]
+    callbacks: list[Any] = []
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:
-            with user_code_importable(cfg), config_group(f"callbacks.{name}"):
+            with importable([Path.cwd()]), config_group(f"callbacks.{name}"):
                 callbacks.append(instantiate(config))
     loggers: list[Any] = []
     for name, config in (cfg.logger or {}).items():
@@ -48,6 +58,8 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         # The arguments alone: the Trainer is made below.
         arguments = dict(instantiate(cfg.trainer, _convert_="all", _partial_=True).keywords)
         callbacks += arguments.pop("callbacks", None) or []
+        # After the others, whose states it saves.
+        callbacks.sort(key=lambda each: isinstance(each, LastCheckpoint))
         # A file would keep each state of the bar.
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
         defaults: dict[str, Any] = {
@@ -63,10 +75,31 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             use_distributed_sampler=False,  # the data module shards, and counts no image twice
             **defaults | arguments,
         )
-    require_suitable(trainer, run)
-    if trainer.world_size > 1:  # only the Trainer knows how many processes there are
-        trainer.callbacks.insert(0, PlainSigterm())  # type: ignore[attr-defined]
+    refuse_unsuitable(trainer, run)
+    if not trainer.is_global_zero:  # the first process says it for all
+        logging.getLogger("lora_mnist").setLevel(logging.ERROR)
     return trainer
+
+
+def refuse_unsuitable(trainer: Trainer, run: Run) -> None:
+    """Refuse a Trainer that would do something else than what results.json says."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+            raise UserError(
+                f"callbacks: {type(callback).__name__} would change what results.json names; "
+                "expected data.batch_size=NUMBER, and optimizer.lr=NUMBER or auto"
+            )
+    if trainer.precision in ("64-true", "16-true", "bf16-true"):
+        raise UserError(
+            f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
+            "since the base is kept in float32, bit for bit"
+        )
+    if not trainer.limit_test_batches:
+        raise UserError("trainer.limit_test_batches=0: expected > 0, since a run ends in a test")
+    if trainer.world_size > 1 and run.is_sweep:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
+        )
 
 
 def is_fast_dev_run(trainer: Trainer) -> bool:
@@ -74,37 +107,29 @@ def is_fast_dev_run(trainer: Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
-class PlainSigterm(Callback):
-    """SIGTERM keeps the handler from before training; all processes but the first end at once.
+def evaluate_on(
+    trainer: Trainer,
+    net: nn.Module,
+    dataset: ImageDataset,
+    images: Images,
+    name: str,
+    base: Predictions | None = None,
+) -> Predictions:
+    """The predictions of ``net`` for ``images``, on the Trainer's device and in its precision.
 
-    Lightning 2.6 tells the other processes from within its signal handler, by a broadcast that
-    waits for ever where the signal comes during another one.
+    In a split called ``val`` or ``test`` the Trainer may limit the number of batches. ``base``: see
+    :func:`.predictions.evaluate`.
     """
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Remember the handler, before Lightning sets its own."""
-        self.handler = signal.getsignal(signal.SIGTERM)
-        if not trainer.is_global_zero:
-            self.handler = signal.SIG_DFL
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        signal.signal(signal.SIGTERM, self.handler)
-
-
-class RequireWholeSchedule(Callback):
-    """Refuses epochs that would end training in the middle of a schedule that counts steps."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        steps = trainer.estimated_stepping_batches
-        for config in trainer.lr_scheduler_configs:
-            for key in ("T_max", "total_iters", "total_steps"):
-                counted = getattr(config.scheduler, key, 0)
-                if config.interval == "step" and counted > steps:
-                    raise UserError(
-                        f"trainer.max_epochs={trainer.max_epochs}: ends training after {steps:g} "
-                        f"of scheduler.{key}={counted} steps; expected trainer.max_epochs=-1, or "
-                        f"trainer.max_steps={steps:g}"
-                    )
+    batches = -(-len(images) // dataset.eval_batch_size)
+    limit = trainer.limit_val_batches if name == "val" else trainer.limit_test_batches
+    if limit is not None:
+        share = int(limit * batches) if isinstance(limit, float) else limit
+        batches = min(batches, share * trainer.world_size)
+    indices = torch.arange(min(len(images), batches * dataset.eval_batch_size))
+    device: Any = trainer.strategy.root_device
+    precision: Any = trainer.precision_plugin
+    with evaluating(net, device), precision.forward_context():
+        return evaluate(net, dataset.batches(images, device, indices, name), base)
 
 
 @contextmanager
@@ -113,6 +138,7 @@ def quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk
+            ".*your dataloader is not resumable.*",  # its place follows from the step
             ".*in eval mode at the start of training.*",  # the base is, on purpose
             ".*smaller than the logging interval.*",  # the loss is logged by steps, not batches
             ".*LeafSpec.* is deprecated",  # between Lightning and torch

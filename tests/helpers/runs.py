@@ -2,7 +2,7 @@
 
 import torch
 
-from lora_mnist.classifier.significance import mcnemar
+from lora_mnist.repair.significance import mcnemar
 from lora_mnist.data import ImageTensors
 from lora_mnist.disk.predictions import predictions_table
 from lora_mnist.show.pictures import first_pictures

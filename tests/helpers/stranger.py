@@ -7,7 +7,7 @@ import torch
 from composed import composed
 from PIL import Image
 
-from lora_mnist.classifier.net import make_net
+from lora_mnist.repair.networks import make_net
 
 CLASSES = ["cat", "dog", "emu"]
 _MODULE = """

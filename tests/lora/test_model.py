@@ -12,7 +12,7 @@ from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.lora.merge import merge_lora, remove_lora, unmerge_lora
 from lora_mnist.lora.model import add_lora, lora_disabled
-from lora_mnist.lora.targets import target_weights
+from lora_mnist.lora.targets import layers_to_adapt
 from lora_mnist.lora.weight import adaptable_weights, lora_adapters
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
@@ -117,7 +117,7 @@ RNN = ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
     ],
 )
 def test_target_modules_choose_weights(target_modules, expected):
-    assert list(target_weights(Mixed(), target_modules)) == expected
+    assert list(layers_to_adapt(Mixed(), target_modules)) == expected
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_target_modules_choose_weights(target_modules, expected):
 def test_what_names_nothing_is_an_error(model, target_modules, message):
     start = re.escape(f"target_modules={target_modules}: expected ")
     with pytest.raises(ValueError, match=rf"^{start}{message}[^\n]*$"):
-        target_weights(model, target_modules)
+        layers_to_adapt(model, target_modules)
 
 
 @pytest.mark.parametrize("name", ["spectral_norm", "weight_norm"])

@@ -11,7 +11,7 @@ from helpers.runs import outcome, report_of, results
 from helpers.sweeping import write_job, write_sweep
 from PIL import Image
 
-from lora_mnist.classifier.metrics import Evaluation
+from lora_mnist.repair.predictions import Evaluation
 from lora_mnist.data import ImageTensors
 from lora_mnist.show.report import make_sweep_report
 from lora_mnist.sweep.summary import Ranked, summarize

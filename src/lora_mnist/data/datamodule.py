@@ -1,315 +1,109 @@
-"""Images of classes as a Lightning DataModule."""
+"""Images as Lightning takes them: the batches of a plan, and all images for validation."""
 
-import copy
-from collections.abc import Iterator, Sequence
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Self
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
-import torch
-from lightning.pytorch import LightningDataModule
-from PIL.Image import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, default_convert
+from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import DataLoader
 
-from lora_mnist.data.images import (
-    Augment,
-    Batch,
-    Images,
-    ImageTensors,
-    WithMistakes,
-    per_channel,
-    without_mistakes,
-)
-from lora_mnist.data.sampler import Selection, TrainingLoader
-from lora_mnist.errors import require_number
-from lora_mnist.progress import progress
-
-#: The sets of a test, by the order of their loaders; the mistakes are those learnt and held out.
-TEST_SETS = ("test", "mistakes", "mistakes_test")
-
-#: A number, or one for each channel; ``None`` stands for the training images' own.
-Channelwise = float | Sequence[float] | None
+from lora_mnist.data.dataset import ImageDataset, ImageSets
+from lora_mnist.data.images import Augment, Batch
+from lora_mnist.data.plan import Augmented, Plan
 
 
 class ImageDataModule(LightningDataModule):
-    """Images of classes: a choice of classes for training, all of them for evaluation.
+    """Feeds a training by its plan, and its validation.
 
-    A subclass says where the images come from: it overrides :attr:`sets` and :meth:`read_picture`.
-    Images stay uint8 until they are on the device, where :meth:`on_after_batch_transfer` normalises
-    each batch. After :meth:`setup`, :meth:`select` says which images to learn from, and
-    :meth:`training_on` makes a data module that does so.
+    Images are uint8 until they are on the device, where each batch is normalised.
 
-    ``configs/train.yaml`` and ``configs/data`` explain the arguments. ``batch_size`` and ``replay``
-    are those of all processes together, ``eval_batch_size`` is that of each. ``augment`` gets an
-    image as uint8, (channels, height, width), before it is normalised. A label is an index into
-    ``classes``. An argument out of range raises ``ValueError``.
-
-    Attributes:
-        train_set: images of all classes to train on. :meth:`setup` for "fit" or "validate" sets it
-            and ``val_set``; for "test", ``test_set``.
-        selection: which of ``train_set`` to learn from, and to replay; ``None``: all classes.
-        mistakes: the folder from which :meth:`with_mistakes` gets them, or ``None``.
-        mistake_sets: the mistakes to learn from, and those held out; empty where there are none.
-        held_out: by part, val or test, the part that its images were held out of.
-        copies: number of images left out, since two parts had them; ``None``: not searched for.
-        sha256: SHA-256 of all the images and labels that were read, by part, in hexadecimal. It is
-            known, as the two before are, once :attr:`sets` has been read.
+    Args:
+        dataset: normalises the images, and says how they are loaded.
+        images: those to train on, which the plan counts, and those to validate on, if any.
+        plan: which images each step has.
+        augment: gets a training image as uint8, (channels, height, width), before it is normalised.
     """
-
-    train_set: Images
-    val_set: Images
-    test_set: Images
-    #: The advice where there are no validation images.
-    no_validation = "expected data.val_size > 0"
 
     def __init__(
         self,
-        name: str,
-        classes: Sequence[str],
-        channels: int,
-        *,
-        batch_size: int = 10,
-        replay: int = 0,
-        mistakes: str | Path | None = None,
-        mistakes_test: float = 0.2,
-        eval_batch_size: int = 1000,
-        num_workers: int = 0,
-        val_from: str = "train",
-        mean: Channelwise = None,
-        std: Channelwise = None,
-        seed: int | None = 0,
+        dataset: ImageDataset,
+        images: ImageSets,
+        plan: Plan,
         augment: Augment | None = None,
     ) -> None:
         super().__init__()
-        for key, number, minimum in (("batch_size", batch_size, 1), ("replay", replay, 0)):
-            if type(number) is not int or number < minimum:
-                raise ValueError(f"{key}={number}: expected an integer >= {minimum}")
-        require_number("mistakes_test", mistakes_test, 0, 1)
-        if val_from not in ("train", "test"):
-            raise ValueError(f"val_from={val_from}: expected one of train, test")
-        for key, value, low, high in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
-            is_one = isinstance(value, str) or not isinstance(value, Sequence)
-            values: Any = [value] if is_one else value
-            if len(values) not in (1, channels):
-                raise ValueError(f"{key}={value}: expected one number, or {channels}")
-            for each in values if value is not None else ():
-                require_number(key, each, low, high)
-        self.name, self.classes, self.channels = name, list(classes), channels
-        self.batch_size, self.replay = batch_size, replay
-        self.mistakes = None if mistakes is None else Path(str(mistakes)).expanduser()
-        self.mistakes_test = mistakes_test
-        self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
-        self.val_from = val_from
-        self.held_out = {"val": val_from}
-        self.copies: int | None = None
-        self.mean, self.std = mean, std
-        self.seed, self.augment = seed, augment
-        self.selection: Selection | None = None
-        self.mistake_sets: list[ImageTensors] = []
-        self.sha256: dict[str, str] = {}
-        self._loader: TrainingLoader | None = None
-        self._sampler_state: dict[str, Any] = {}
+        self.dataset, self.images = dataset, images
+        self.plan, self.augment = plan, augment
 
-    @cached_property
-    def sets(self) -> tuple[Images, Images, Images]:
-        """The images of all classes to train on, to validate on, and to test on."""
-        raise NotImplementedError
+    def read(self, batches: Iterable[list[int]], first: int = 0) -> DataLoader[Batch]:
+        """The images of ``batches`` of the plan, of which the first has the number ``first``.
 
-    def read_picture(self, picture: Path | Image) -> Tensor:
-        """A picture from elsewhere, in the form of these images; or ValueError with the reason."""
-        raise NotImplementedError
-
-    def setup(self, stage: str) -> None:
-        """Read the images that ``stage`` needs: "fit", "validate", "test", or "predict" for none.
-
-        Lightning calls it again for each stage; what has been read stays. ``ValueError``, if an
-        argument does not fit the images.
+        Each of several processes reads its share. Images are augmented here, not yet normalised.
         """
-        if self.mean is None or self.std is None:
-            self.measure()
-        learnt = self.mistake_sets[0] if self.mistake_sets else None
-        if stage == "test" and not hasattr(self, "test_set"):
-            self.test_set = self.sets[2]
-            if learnt is not None:
-                self.test_set = without_mistakes(self.test_set, learnt, "test")
-        if stage in ("fit", "validate") and not hasattr(self, "train_set"):
-            self.train_set, self.val_set, _ = self.sets
-            if learnt is not None:
-                self.train_set = WithMistakes(self.train_set, learnt)
-                self.val_set = without_mistakes(self.val_set, learnt, "validation")
+        rank = self.trainer.global_rank if self.trainer else 0
+        shares = (batch[rank :: self.plan.processes] for batch in batches)
+        if self.augment is None:
+            return self.dataset.loader(self.images.train, batch_sampler=shares)
+        images = Augmented(self.images.train, self.augment, self.plan.seed, rank)
+        return self.dataset.loader(images, batch_sampler=enumerate(shares, first))
 
-    def select(self, target: int | str | Sequence[int | str] | None) -> Selection:
-        """The images of this class, or of these classes, to learn; the others may be replayed.
-
-        ``target`` names each class by number or by name. Names come first: with the classes 1, 10
-        and 2 the target 10 is the class named 10. ``None``: learn all classes or, where there are
-        ``mistakes``, these. ``ValueError``, if it names no class with training images, or one
-        twice, or ``replay`` asks for more images than there are.
-        """
-        labels, classes = self.train_set.labels, self.classes
-        numbers = {str(number): number for number in range(len(classes))}
-        numbers |= {name: number for number, name in enumerate(classes)}
-        names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
-        targets: list[int] = []
-        for name in names if target is not None else ():
-            if str(name) not in numbers:
-                raise ValueError(
-                    f"target={target}: expected a class, by its number from 0 to "
-                    f"{len(classes) - 1} or its name ({', '.join(classes[:12])}), a list of "
-                    "classes, weakest, or null for all"
-                )
-            targets.append(numbers[str(name)])
-        if not names or len(set(targets)) < len(targets):
-            raise ValueError(f"target={target}: expected each class once, and at least one")
-        is_target = torch.ones_like(labels, dtype=torch.bool)
-        if self.mistake_sets:  # they stand at the end
-            is_target[: -len(self.mistake_sets[0])] = False
-        elif targets:
-            is_target = torch.isin(labels, torch.tensor(targets))
-        if not is_target.any():
-            raise ValueError(f"target={target}: expected a class with training images")
-        others = int((~is_target).sum())
-        if self.replay > others:
-            raise ValueError(
-                f"replay={self.replay}: expected at most {others}, the number of training images "
-                "that are not learnt"
-            )
-        return Selection(targets, is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0])
-
-    def training_on(self, selection: Selection) -> Self:
-        """A copy of this data module that trains on ``selection``."""
-        twin = copy.copy(self)
-        twin.selection = selection
-        return twin
-
-    def with_mistakes(self, learnt: ImageTensors, held_out: ImageTensors) -> Self:
-        """A copy of this data module that learns mistakes in the place of a class.
-
-        They are evaluated beside the test images, and left out of validation and test.
-        """
-        twin = copy.copy(self)
-        twin.mistake_sets = [learnt, held_out]
-        hashes = learnt.sha256(), held_out.sha256()
-        twin.sha256 = self.sha256 | dict(zip(TEST_SETS[1:], hashes, strict=True))
-        for stage, part in (("fit", "train_set"), ("test", "test_set")):
-            if hasattr(self, part):
-                delattr(twin, part)
-                twin.setup(stage)
-        return twin
-
-    def measure(self, images: Images | None = None) -> None:
-        """Set ``mean`` and ``std``, where they are ``None``, to those of ``images``.
-
-        By default these are all the training images. The numbers are rounded to four decimals, so
-        that they give the same images when they are copied from where they were printed. A channel
-        that is the same everywhere has the ``std`` 1, by which it can be divided.
-        """
-        if images is None:
-            images = self.sets[0]
-        total = squares = torch.zeros(1, dtype=torch.int64)
-        count = 0
-        for indices in torch.split(torch.arange(len(images)), 64):
-            pixels = images.take(indices.tolist())[0].transpose(0, 1).flatten(1).long()
-            # Whole numbers: exact, whatever the order of summation.
-            total = total + pixels.sum(1)
-            squares = squares + pixels.square().sum(1)
-            count += pixels.shape[1]
-        mean = total.double() / count
-        std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
-        means, stds = ([round(value / 255, 4) for value in x.tolist()] for x in (mean, std))
-        if self.mean is None:
-            self.mean = means if self.channels > 1 else means[0]
-        if self.std is None:
-            stds = [value or 1.0 for value in stds]
-            self.std = stds if self.channels > 1 else stds[0]
-
-    def preprocessing(self) -> dict[str, Any]:
-        """The arguments with which another data module prepares pictures as this one does."""
-        return {"mean": self.mean, "std": self.std}
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
-        mean: Any = self.mean if isinstance(self.mean, Sequence) else [self.mean]
-        std: Any = self.std if isinstance(self.std, Sequence) else [self.std]
-        pixels = images.float().div_(255).sub_(per_channel(tuple(mean), images.device))
-        return pixels.div_(per_channel(tuple(std), images.device))
-
-    def batches(
-        self,
-        images: Images,
-        device: torch.device | str = "cpu",
-        indices: Tensor | None = None,
-        name: str = "images",
-    ) -> Iterator[Batch]:
-        """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``.
-
-        If it takes long, progress is shown under ``name``.
-        """
-        order = range(len(images)) if indices is None else indices.tolist()
-        loader = self._eval_loader(images, order)
-        for batch, labels in progress(loader, name, len(loader)):
-            yield self.normalise(batch.to(device)), labels.to(device)
-
-    def train_dataloader(self) -> TrainingLoader:
-        """Shuffled batches, replayed images last; each of several processes gets its share."""
-        seed = self.seed
-        if seed is None:
-            # A plain DataLoader(shuffle=True) draws two: for its workers, then for its sampler.
-            _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
-        self._loader = self.training_loader(seed)
-        if self._sampler_state:
-            self._loader.load_state_dict(self._sampler_state)
-        return self._loader
-
-    def training_loader(self, seed: int) -> TrainingLoader:
-        """The batches of a training with this seed for the order of its images."""
-        return TrainingLoader(
-            self.train_set,
-            self.selection or self.select(None),
-            self.loader,
-            batch_size=self.batch_size,
-            replay=self.replay,
-            seed=seed,
-            augment=self.augment,
-            trainer=self.trainer,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the sampler is. Lightning does not restore a loader at an epoch's end."""
-        return {} if self._loader is None else self._loader.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._sampler_state = state_dict
+    def train_dataloader(self) -> "PlannedBatches":
+        """The batches of the plan from the Trainer's step on."""
+        assert self.trainer is not None
+        return PlannedBatches(self, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """The held-out images in order; nothing where there are none."""
-        return self._eval_loader(self.val_set) if len(self.val_set) else []
-
-    def test_dataloader(self) -> list[DataLoader[Batch]]:
-        """The whole test set in order; after it the mistakes, those learnt and those held out."""
-        sets = [self.test_set, *(images for images in self.mistake_sets if len(images))]
-        return [self._eval_loader(images) for images in sets]
-
-    def _eval_loader(self, images: Images, order: Any = None) -> DataLoader[Batch]:
-        """Batches of the images in ``order``; ``None``: this process's share of all."""
-        if order is None and self.trainer:
-            order = range(self.trainer.global_rank, len(images), self.trainer.world_size)
-        return self.loader(images, batch_size=self.eval_batch_size, sampler=order)
-
-    def loader(self, images: Images, **order: Any) -> DataLoader[Batch]:
-        """torch's DataLoader in an order; it draws nothing from torch's global generator."""
-        is_cuda = self.trainer and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
-            images,
-            collate_fn=default_convert,  # Images give whole batches
-            num_workers=self.num_workers,
-            pin_memory=bool(is_cuda),
-            generator=torch.Generator(),  # torch's own is for dropout alone
-            **order,
-        )
+        """This process's share of the validation images, in order; nothing where there are none."""
+        if not len(self.images.val):
+            return []
+        assert self.trainer is not None
+        share = range(self.trainer.global_rank, len(self.images.val), self.trainer.world_size)
+        size = self.dataset.eval_batch_size
+        return self.dataset.loader(self.images.val, batch_size=size, sampler=share)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise a batch where it is."""
         images, labels = batch
-        return self.normalise(images), labels
+        return self.dataset.normalise(images), labels
+
+
+def is_one_epoch(trainer: Trainer) -> bool:
+    """Whether Lightning runs the whole training as one epoch: if only ``max_steps`` ends it.
+
+    Else an epoch of Lightning's is one pass over the images to learn.
+    """
+    return trainer.max_steps != -1 and trainer.max_epochs == -1
+
+
+class PlannedBatches:
+    """The batches of the plan from the Trainer's step on, epoch by epoch of Lightning's.
+
+    Which batch comes first follows from ``trainer.global_step`` and nothing else, so that a resumed
+    run goes on at its place. This class is no ``DataLoader``, so that Lightning leaves the order as
+    it is.
+    """
+
+    def __init__(self, data: ImageDataModule, trainer: Trainer) -> None:
+        self.data, self.trainer = data, trainer
+        self._batches: Iterator[list[int]] = iter(())
+        self._next: int | None = None  # the number of the next of these
+
+    def __len__(self) -> int:
+        """All batches of an epoch, also of one that is resumed."""
+        if is_one_epoch(self.trainer):
+            return self.trainer.max_steps * self.trainer.accumulate_grad_batches
+        return self.data.plan.batches_a_pass
+
+    def __iter__(self) -> Iterator[Batch]:
+        trainer = self.trainer
+        batches = int(trainer.num_training_batches)  # Lightning may have been told to take fewer
+        steps = math.ceil(batches / trainer.accumulate_grad_batches)
+        epoch, step = divmod(trainer.global_step, steps)
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
+            epoch = 0  # each epoch has the first one's batches
+        first = epoch * batches + step * trainer.accumulate_grad_batches
+        end = (epoch + 1) * batches
+        if first != self._next:
+            self._batches = islice(self.data.plan.batches(), first, None)
+        self._next = end
+        yield from self.data.read(islice(self._batches, end - first), first)

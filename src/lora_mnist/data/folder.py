@@ -1,6 +1,7 @@
-"""A folder of images as a Lightning DataModule."""
+"""A folder of images, one folder a class."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.data.dataset import (
+    Channelwise,
+    ImageDataset,
+    ImageSets,
+    check_channelwise,
+    measured_pixels,
+)
 from lora_mnist.data.image_files import (
     Entry,
     ImageFiles,
@@ -22,7 +29,6 @@ from lora_mnist.data.image_files import (
     list_entries,
     part_folders,
     subfolders,
-    warn,
 )
 from lora_mnist.data.images import Images, ImageTensors
 from lora_mnist.data.pictures import open_picture
@@ -30,11 +36,13 @@ from lora_mnist.data.split import repeated, split
 from lora_mnist.errors import is_number, require_number
 from lora_mnist.progress import progress
 
+log = logging.getLogger(__name__)
+
 #: Decoded images up to this many bytes are held in memory; others are read when they are needed.
 MAX_IN_MEMORY = 300_000_000
 
 
-class FolderDataModule(ImageDataModule):
+class Folder(ImageDataset):
     """Images in folders, one folder a class, as ``configs/data/folder.yaml`` explains.
 
     Where ``val/`` or ``test/`` is missing, images of each class are held out of the others; see
@@ -45,10 +53,10 @@ class FolderDataModule(ImageDataModule):
     ``sha256["all"]`` is of paths and pixels or, from the disk, of paths, sizes and times of change,
     since reading every byte would take as long as an epoch.
 
-    ``common`` are the arguments of :class:`ImageDataModule`. Without a ``data_dir`` there are no
-    images, and ``classes``, ``image_size``, ``mean`` and ``std`` have to say what
-    :meth:`read_picture` needs. Training applies ``transform`` after ``augment``, and reads the
-    images from the disk. ``ValueError``, if an argument is out of range.
+    ``common`` are the arguments of :class:`.ImageDataset`. The folder is only looked at where
+    ``classes``, ``image_size``, ``mean`` or ``std`` have to be found there, or its images are asked
+    for. With a ``transform``, images are read from the disk, and it takes the place of these but
+    ``classes``. ``ValueError``, if an argument is out of range.
     """
 
     no_validation = (
@@ -63,10 +71,12 @@ class FolderDataModule(ImageDataModule):
         name: str | None = None,
         classes: Sequence[str | int] | None = None,
         image_size: int | Sequence[int] | None = None,
-        resize: str | None = None,
-        crop_pct: float | None = None,
-        interpolation: str | None = None,
+        resize: str = "crop",
+        crop_pct: float = 1.0,
+        interpolation: str = "bilinear",
         channels: int = 3,
+        mean: Channelwise | None = None,
+        std: Channelwise | None = None,
         transform: Callable[[Any], Any] | None = None,
         val_size: float = 0.1,
         test_size: float = 0.1,
@@ -74,98 +84,86 @@ class FolderDataModule(ImageDataModule):
         **common: Any,
     ) -> None:
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
-        self._folders: dict[Path, str] = {}
-        if self.data_dir is not None:
-            self._folders = part_folders(self.data_dir)
-            names = sorted({name for folder in self._folders for name in subfolders(folder)})
-            if len(names) < 2:
-                raise ValueError(f"data_dir={data_dir}: expected a folder for each of two classes")
-            classes = names if classes is None else [str(name) for name in classes]
-            if sorted(classes) != names:
-                raise ValueError(
-                    f"classes={classes}: expected every folder of {data_dir} once: {names}"
-                )
-        elif not classes or (
-            transform is None and None in (image_size, common.get("mean"), common.get("std"))
-        ):
+        if channels not in (1, 3):
+            raise ValueError(f"channels={channels}: expected one of 1, 3")
+        if resize not in ("crop", "stretch"):
+            raise ValueError(f"resize={resize}: expected one of crop, stretch")
+        require_number("crop_pct", crop_pct, 0.1, 1)
+        size: Any = [image_size, image_size] if is_number(image_size) else image_size
+        if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
+            raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
+        if classes is None:
+            classes = self._names_of_folders()
+        name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
+        # The command line reads the name 7 as a number.
+        super().__init__(name, [str(each) for each in classes], channels, **common)
+        self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
+        self.has_own_size = size is None and transform is None
+        if transform is not None:
+            self.prepare = Preparation(channels, transform=transform)
+            self.mean, self.std = 0.0, 1.0
+            return
+        height, width = size if size is not None else self._size_of_the_first()
+        self.prepare = Preparation(channels, (height, width), resize, crop_pct, interpolation)
+        if mean is None or std is None:
+            measured_mean, measured_std = measured_pixels(self.sets.train)
+            if channels == 1:
+                measured_mean, measured_std = measured_mean[0], measured_std[0]  # type: ignore[assignment]
+            mean = measured_mean if mean is None else mean
+            std = measured_std if std is None else std
+        check_channelwise("mean", mean, channels, 0, 1)
+        check_channelwise("std", std, channels, 1e-6, 1e6)
+        self.mean, self.std = mean, std
+
+    def prepared(self, **changes: Any) -> list[ImageFiles]:
+        """The images to train and to validate on, from the disk, with ``changes`` of preparation."""
+        prepare, sets = replace(self.prepare, **changes), []
+        for images in (self.sets.train, self.sets.val):
+            files = [str(name) for name in images.names()]
+            sets.append(ImageFiles(Path(self.data_dir or ""), files, images.labels, prepare))
+        return sets
+
+    def read_picture(self, picture: Path | Image) -> Tensor:
+        return self.prepare(open_picture(picture, upright=False))
+
+    def preprocessing(self) -> dict[str, Any]:
+        settings = {"classes": self.classes, "channels": self.channels}
+        if self.prepare.transform is not None:
+            return settings
+        settings |= {"image_size": list(self.prepare.size)}
+        for key in ("resize", "crop_pct", "interpolation"):
+            settings[key] = getattr(self.prepare, key)
+        return {**settings, **super().preprocessing()}
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return super().normalise(images) if self.prepare.transform is None else images
+
+    def _names_of_folders(self) -> list[str]:
+        """The names of the folders of classes, sorted."""
+        if self.data_dir is None:
             raise ValueError(
                 "data_dir=null: expected a folder of images, or classes, image_size, mean and std "
                 "that the network was trained with"
             )
-        sizing: dict[str, Any] = {
-            "resize": resize,
-            "crop_pct": crop_pct,
-            "interpolation": interpolation,
-        }
-        replaced = {**sizing, "image_size": image_size}
-        replaced |= {"mean": common.get("mean"), "std": common.get("std")}
-        for key, value in replaced.items() if transform else ():
-            if value is not None:
-                raise ValueError(f"{key}={value}: expected null, since transform is given")
-        for key, value, accepted in (
-            ("channels", channels, (1, 3)),
-            ("resize", resize, (None, "crop", "stretch")),
-        ):
-            if value not in accepted:
-                raise ValueError(f"{key}={value}: expected one of {', '.join(map(str, accepted))}")
-        if crop_pct is not None:
-            require_number("crop_pct", crop_pct, 0.1, 1)
-        size: Any = [image_size, image_size] if is_number(image_size) else image_size
-        if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
-            raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
-        name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
-        # The command line reads the name 7 as a number.
-        super().__init__(name, [str(name) for name in classes], channels, **common)
-        self.image_size = None if size is None else (size[0], size[1])
-        self.transform = transform
-        self._sizing = {key: value for key, value in sizing.items() if value is not None}
-        self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
-        self._files: list[ImageFiles] = []
-
-    def prepared(self, **changes: Any) -> list[ImageFiles]:
-        """The images to train and to validate on, from the disk, with ``changes`` of preparation.
-
-        :attr:`sets` have been read before.
-        """
-        prepare = replace(self._preparation, **changes)
-        return [replace(files, prepare=prepare) for files in self._files[:2]]
-
-    def read_picture(self, picture: Path | Image) -> Tensor:
-        return self._preparation(open_picture(picture, upright=False))
-
-    def preprocessing(self) -> dict[str, Any]:
-        settings = {"classes": self.classes, "channels": self.channels}
-        if self.transform is not None:
-            return settings
-        settings |= {"image_size": list(self._size)}
-        for key in ("resize", "crop_pct", "interpolation"):
-            settings[key] = getattr(self._preparation, key)
-        return {**settings, **super().preprocessing()}
-
-    def measure(self, images: Images | None = None) -> None:
-        if self.transform is None:
-            super().measure(images)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        return super().normalise(images) if self.transform is None else images
-
-    @cached_property
-    def _preparation(self) -> Preparation:
-        size = (0, 0) if self.transform is not None else self._size
-        return Preparation(self.channels, size, transform=self.transform, **self._sizing)
+        parts = part_folders(self.data_dir)
+        names = sorted({name for folder in parts for name in subfolders(folder)})
+        if len(names) < 2:
+            raise ValueError(f"data_dir={self.data_dir}: expected a folder for each of two classes")
+        return names
 
     @cached_property
     def _entries(self) -> list[Entry]:
         """The image files of the folder, by path."""
-        if self.data_dir is None:
-            raise ValueError("data_dir=null: expected a folder of images")
-        return list_entries(self.data_dir, self._folders, self.classes)
+        names = self._names_of_folders()
+        if sorted(self.classes) != names:
+            raise ValueError(
+                f"classes={self.classes}: expected every folder of {self.data_dir} once: {names}"
+            )
+        root = Path(self.data_dir or "")
+        return list_entries(root, part_folders(root), self.classes)
 
-    @cached_property
-    def _size(self) -> tuple[int, int]:
-        """Height and width of all images; by default those of the first."""
-        if self.image_size is not None:
-            return self.image_size
+    def _size_of_the_first(self) -> tuple[int, int]:
+        """Height and width of the first image, which all others have to have."""
         for entry in self._entries:
             with suppress(ValueError):  # broken images are named later, when all are read
                 picture = open_picture(Path(self.data_dir or "", entry.path), decode=False)
@@ -173,11 +171,11 @@ class FolderDataModule(ImageDataModule):
         raise ValueError(f"data_dir={self.data_dir}: expected images; none can be read")
 
     @cached_property
-    def sets(self) -> tuple[Images, Images, Images]:
-        entries, root, prepare = self._entries, Path(self.data_dir or ""), self._preparation
+    def sets(self) -> ImageSets:
+        entries, root, prepare = self._entries, Path(self.data_dir or ""), self.prepare
         shape = (self.channels, *prepare.size)
         size = len(entries) * math.prod(shape)
-        in_memory = self.transform is None and size <= MAX_IN_MEMORY
+        in_memory = prepare.transform is None and size <= MAX_IN_MEMORY
 
         def read(entry: Entry) -> Tensor | ValueError | None:
             """The image, if it is held in memory; the error, if it cannot be read."""
@@ -186,8 +184,7 @@ class FolderDataModule(ImageDataModule):
             except ValueError as error:
                 return error
             height, width = prepare.size
-            has_own_size = self.image_size is None and self.transform is None
-            if has_own_size and picture.size != (width, height):
+            if self.has_own_size and picture.size != (width, height):
                 raise ValueError(
                     f"image_size=null: expected images of one size, but {root / entry.path} is "
                     f"{picture.height}x{picture.width} and another {height}x{width}"
@@ -200,7 +197,7 @@ class FolderDataModule(ImageDataModule):
             pairs = zip(entries, pool.map(read, entries), strict=True)
             for entry, image in progress(pairs, "reading", len(entries)):
                 if isinstance(image, ValueError):
-                    warn("%s: skipped: %s", root / entry.path, image)
+                    log.warning("%s: skipped: %s", root / entry.path, image)
                     continue
                 images[entry] = image
                 digest.update(entry.path.encode())
@@ -209,37 +206,36 @@ class FolderDataModule(ImageDataModule):
                 else:
                     state = (root / entry.path).stat()
                     digest.update(f" {state.st_size} {state.st_mtime_ns} ".encode())
-        self.sha256["all"] = digest.hexdigest()
         # The split depends on the number of images: broken ones do not count.
         given = {entry.part for entry in images}
-        if "val" in given and self.val_from == "train":
-            del self.held_out["val"]
+        held_out = {}
+        if "val" not in given or self.val_from == "test":
+            held_out["val"] = self.val_from
         if "test" not in given:
-            self.held_out["test"] = "train"
+            held_out["test"] = "train"
         shares = self.val_size, self.test_size, self.split_seed, self.val_from
         parts = split(images, self.classes, *shares)
         repeats = repeated(root, parts)
-        self.copies = len(repeats)
         if repeats:
-            message = (
-                "%s: %d validation or test images are left out: an earlier part has them: %s, ..."
+            log.warning(
+                "%s: %d validation or test images are left out: an earlier part has them: %s, ...",
+                *(root, len(repeats), repeats[0].path),
             )
-            warn(message, root, len(repeats), repeats[0].path)
         for entry in repeats:
             del parts[entry]
-        sets: list[Images] = []
+        sets: dict[str, Images] = {}
         for part in ("train", "val", "test"):
             chosen = [entry for entry in images if parts.get(entry) == part]
+            names = [entry.path for entry in chosen]
             labels = torch.tensor([entry.label for entry in chosen], dtype=torch.int64)
-            files = ImageFiles(root, [entry.path for entry in chosen], labels, prepare)
-            self._files.append(files)
-            if in_memory:
-                tensor = torch.empty(len(chosen), *shape, dtype=torch.uint8)
-                for i, entry in enumerate(chosen):  # one by one: never in memory twice
-                    tensor[i] = images.pop(entry)
-                sets.append(ImageTensors(tensor, labels, files.files))
-            else:
-                sets.append(files)
-        if not len(sets[2]):
+            if not in_memory:
+                sets[part] = ImageFiles(root, names, labels, prepare)
+                continue
+            tensor = torch.empty(len(chosen), *shape, dtype=torch.uint8)
+            for i, entry in enumerate(chosen):  # one by one: never in memory twice
+                tensor[i] = images.pop(entry)
+            sets[part] = ImageTensors(tensor, labels, names)
+        if not len(sets["test"]):
             raise ValueError(f"data_dir={root}: expected test images that are not trained on")
-        return sets[0], sets[1], sets[2]
+        sha256 = {"all": digest.hexdigest()}
+        return ImageSets(**sets, sha256=sha256, held_out=held_out, copies=len(repeats))

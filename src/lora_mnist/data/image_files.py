@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
@@ -20,7 +19,7 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, res
 from lora_mnist.data.images import Augment, Batch, Images
 from lora_mnist.data.pictures import open_picture
 
-warn = rank_zero_only(logging.getLogger(__name__).warning)
+log = logging.getLogger(__name__)
 
 #: The purpose of the images in a folder, by its name in lower case.
 _PART_OF = dict.fromkeys(("train", "training"), "train")
@@ -40,7 +39,7 @@ class Entry(NamedTuple):
 class Preparation:
     """How a picture becomes an image, as torchvision's transforms bring it there.
 
-    The fields are arguments of :class:`~lora_mnist.data.FolderDataModule`. With ``transform``, only
+    The fields are arguments of :class:`~lora_mnist.data.Folder`. With ``transform``, only
     ``channels`` of the other fields is used.
     """
 
@@ -115,7 +114,7 @@ def part_folders(root: Path) -> dict[Path, str]:
         else:  # without subfolders it is a class, such as pictures of trains
             others.append(name)
     if parts and others:
-        warn("%s: %s is ignored, as it is no train/, val/ or test/", root, others[0])
+        log.warning("%s: %s is ignored, as it is no train/, val/ or test/", root, others[0])
     return parts or {root: "train"}
 
 
@@ -141,5 +140,5 @@ def list_entries(root: Path, folders: Mapping[Path, str], classes: Sequence[str]
             else:
                 others.append(path)
     if others:
-        warn("%d files are no images by their names, and left out: %s, ...", len(others), others[0])
+        log.warning("%d files are no images by their names, and left out: %s, ...", len(others), others[0])
     return sorted(entries)

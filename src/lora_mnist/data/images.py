@@ -1,18 +1,14 @@
 """Sets of images: in memory, parts of another set, or with each image changed at random."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
-
-_warn = rank_zero_only(logging.getLogger(__name__).warning)
 
 #: Images, uint8, (B, channels, height, width), and labels, int64, (B,).
 Batch = tuple[Tensor, Tensor]
@@ -116,40 +112,3 @@ class WithMistakes(Images):
         images[is_mistake] = self.mistakes.take(mistakes, augment)[0]
         images[~is_mistake] = self.images.take(index[~is_mistake].tolist(), augment)[0]
         return images, self.labels[index]
-
-
-def without_mistakes(images: Images, mistakes: ImageTensors, purpose: str) -> Images:
-    """``images``, for ``purpose``, without those that are pixel by pixel among the ``mistakes``."""
-    learnt = {image.numpy().tobytes() for image in mistakes.images}
-    others = []
-    for indices in torch.split(torch.arange(len(images)), 250):
-        for i, image in zip(indices, images.take(indices.tolist())[0], strict=True):
-            if image.numpy().tobytes() not in learnt:
-                others.append(int(i))
-    if len(others) == len(images):
-        return images
-    message = (
-        "%d %s images are among the mistakes to learn, and left out of the %s: the base looks "
-    )
-    message += "better on the others than it is; expected mistakes from elsewhere (docs/hotfix.md)"
-    _warn(message, len(images) - len(others), purpose, purpose)
-    return Subset(images, torch.tensor(others, dtype=torch.int64))
-
-
-class Augmented(Images):
-    """Training images for a DataLoader, with ``augment`` applied to each.
-
-    A batch is ``(name, indices)``. Its random numbers depend on the name alone: a resumed run, and
-    workers, make the same changes. The process's other random numbers stay as they were.
-    """
-
-    def __init__(self, images: Images, augment: Augment) -> None:
-        self.images, self.augment = images, augment
-        self.labels = images.labels
-
-    def __getitems__(self, batch: Any) -> Batch:
-        name, indices = batch
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return self.images.take(indices, self.augment)

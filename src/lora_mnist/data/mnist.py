@@ -1,4 +1,4 @@
-"""MNIST and its relatives as a Lightning DataModule."""
+"""MNIST and its relatives."""
 
 import hashlib
 from contextlib import suppress
@@ -11,8 +11,8 @@ from filelock import FileLock
 from PIL.Image import Image
 from torch import Tensor
 
-from lora_mnist.data.datamodule import Channelwise, ImageDataModule
-from lora_mnist.data.images import Batch, Images, ImageTensors
+from lora_mnist.data.dataset import Channelwise, ImageDataset, ImageSets, check_channelwise
+from lora_mnist.data.images import Batch, ImageTensors
 from lora_mnist.data.pictures import open_picture, prepare
 from lora_mnist.errors import one_line
 
@@ -24,11 +24,11 @@ DATASETS = {
 }
 
 
-class MNISTDataModule(ImageDataModule):
+class MNIST(ImageDataset):
     """A dataset of the MNIST family, with the training and test images that it comes with.
 
     ``configs/data/mnist.yaml`` explains the arguments; ``common`` are those of
-    :class:`ImageDataModule`. ``ValueError``, if one is out of range.
+    :class:`.ImageDataset`. ``ValueError``, if one is out of range.
     """
 
     def __init__(
@@ -38,28 +38,30 @@ class MNISTDataModule(ImageDataModule):
         *,
         name: str | None = None,
         val_size: int = 5000,
-        mean: Channelwise = None,
-        std: Channelwise = None,
+        mean: Channelwise | None = None,
+        std: Channelwise | None = None,
         **common: Any,
     ) -> None:
         if dataset not in DATASETS:
             raise ValueError(f"dataset={dataset}: expected one of {', '.join(DATASETS)}")
         names = getattr(torchvision.datasets, dataset).classes
         classes = [name.partition(" - ")[0] for name in names]  # "9 - nine" is called 9
-        usual_mean, usual_std = DATASETS[dataset]
-        common |= {"mean": usual_mean if mean is None else mean}
-        common |= {"std": usual_std if std is None else std}
         super().__init__(name or dataset.lower(), classes, 1, **common)
+        usual_mean, usual_std = DATASETS[dataset]
+        self.mean = usual_mean if mean is None else mean
+        self.std = usual_std if std is None else std
+        check_channelwise("mean", self.mean, 1, 0, 1)
+        check_channelwise("std", self.std, 1, 1e-6, 1e6)
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
         self.val_size = val_size
 
     @cached_property
-    def sets(self) -> tuple[Images, Images, Images]:
-        parts = {}
+    def sets(self) -> ImageSets:
+        parts, sha256 = {}, {}
         for part in ("train", "test"):
             parts[part] = ImageTensors(*load_images(self.dataset, self.data_dir, part == "train"))
-            self.sha256[part] = parts[part].sha256()
+            sha256[part] = parts[part].sha256()
         images = parts[self.val_from]
         count = len(images)
         if type(self.val_size) is not int or not 0 <= self.val_size < count:
@@ -69,7 +71,9 @@ class MNISTDataModule(ImageDataModule):
             order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())
         rest, held_out = order[: count - self.val_size], order[count - self.val_size :]
         parts[self.val_from] = ImageTensors(*images.take(sorted(rest)), sorted(rest))
-        return parts["train"], ImageTensors(*images.take(held_out), held_out), parts["test"]
+        val = ImageTensors(*images.take(held_out), held_out)
+        origin = {"val": self.val_from}
+        return ImageSets(parts["train"], val, parts["test"], sha256, origin, copies=None)
 
     def read_picture(self, picture: Path | Image) -> Tensor:
         """Any picture of one digit, in MNIST's form; see :mod:`lora_mnist.data.pictures`."""
@@ -79,7 +83,7 @@ class MNISTDataModule(ImageDataModule):
 def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     """All training or all test images of a dataset, (N, 1, 28, 28) uint8, and labels, (N,) int64.
 
-    ``dataset`` and ``data_dir`` are as for :class:`MNISTDataModule`. torchvision verifies, extracts
+    ``dataset`` and ``data_dir`` are as for :class:`MNIST`. torchvision verifies, extracts
     and reads the files, and downloads those that are missing, in one process at a time. A file that
     was cut short by a kill is extracted anew. ``ValueError``, if files are missing or damaged, and
     cannot be downloaded.

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
@@ -25,7 +24,7 @@ from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import UserError
 from lora_mnist.lora.base_state import fingerprint
 
-_info = rank_zero_only(logging.getLogger(__name__).info)
+log = logging.getLogger(__name__)
 
 
 class Base(NamedTuple):
@@ -132,7 +131,7 @@ def find_base(folder: Path, sha256: str) -> Path | None:
     return next(iter(sorted(folder.glob(f"*-{sha256[:12]}.ckpt"))), None)
 
 
-def require_replaceable(path: Path) -> None:
+def refuse_to_replace(path: Path) -> None:
     """Refuse a file that a new base must not replace.
 
     Refused are a folder, a file that :func:`write_base` has not written, and one in which a base
@@ -157,7 +156,7 @@ def set_current_base(own: Path, current: Path) -> None:
 
     The base that is replaced also has a file of its own, and the log names the command to go back.
     """
-    require_replaceable(current)
+    refuse_to_replace(current)
     before = read_base(current).sha256 if current.exists() else None
     if before is not None and not own.stem.endswith(before[:12]):
         previous = find_base(own.parent, before)
@@ -166,7 +165,7 @@ def set_current_base(own: Path, current: Path) -> None:
             with atomic_write(previous) as temporary:
                 shutil.copyfile(current, temporary)
         paths = shlex.quote(str(previous)), shlex.quote(str(current))
-        _info("base: the one before is kept; go back with: cp %s %s", *paths)
+        log.info("base: the one before is kept; go back with: cp %s %s", *paths)
     with atomic_write(current) as temporary:
         shutil.copyfile(own, temporary)
-    _info("base: %s, kept as %s", current, own)
+    log.info("base: %s, kept as %s", current, own)

@@ -1,50 +1,22 @@
-"""The predictions for each test image: one table, and ``predictions.csv`` for anybody to read."""
+"""``predictions.csv``: the prediction for each test image, for anybody to read."""
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
 
-if TYPE_CHECKING:  # a sweep's report needs no torch
-    from torch import Tensor
-
 PREDICTIONS_FILE = "predictions.csv"
 
-#: A table: columns by name, each an array of shape (N,) for N images. ``index`` is the place in the
-#: set of images, ``label`` a class by number. So is ``before``, the base's prediction, with its
-#: ``before_probability``; where there is an adapter, ``after`` and ``after_probability`` are those
-#: of the base with it. ``outcome`` is ``right`` or ``wrong``; with an adapter also ``repaired``,
-#: wrong before and right after, or ``broken``, the reverse.
-Predictions = Mapping[str, NDArray[Any]]
-
-
-def predictions_table(tensors: "Mapping[str, Tensor]") -> Predictions:
-    """The table of the predictions of a network, with columns as ``Evaluation`` has them."""
-    table = {"index": tensors["index"].cpu().numpy(), "label": tensors["label"].cpu().numpy()}
-    for key, side in (("base", "before"), ("adapted", "after")):
-        if key in tensors:
-            table[side] = tensors[key].cpu().numpy()
-            probability = tensors[f"{key}_probability"].cpu().numpy().astype(float)
-            table[f"{side}_probability"] = probability.round(6)  # as written, to sort by
-    before = table["before"] == table["label"]
-    table["outcome"] = np.where(before, "right", "wrong")
-    if "after" in table:
-        after = table["after"] == table["label"]
-        table["outcome"] = np.select(
-            [before & after, ~before & after, before & ~after],
-            ["right", "repaired", "broken"],
-            "wrong",
-        )
-    return table
+#: The columns of a table by name: see :meth:`.repair.predictions.Predictions.columns`.
+Columns = Mapping[str, NDArray[Any]]
 
 
 def write_predictions(
-    table: Predictions, names: Sequence[str | int], folder: Path, classes: Sequence[str]
+    table: Columns, names: Sequence[str | int], folder: Path, classes: Sequence[str]
 ) -> None:
     """Write ``predictions.csv`` into a run's folder, whole or not at all.
 

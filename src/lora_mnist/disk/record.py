@@ -13,9 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from lora_mnist.disk.numbers import affects_results
+from lora_mnist.errors import UserError
+from lora_mnist.project import DATA
 
 #: Keys of ``data`` that belong to one training, and not to the images.
 TRAINING_KEYS = ("augment", "batch_size", "replay", "mistakes", "mistakes_test", "seed")
@@ -33,7 +32,7 @@ _ONLY_VALUES = {"color_order": "rgb", "antialias": True}
 
 #: Functions that are called without trust=true. No whole package: torchvision.io.os is in one.
 _KNOWN_FUNCTIONS = re.compile(
-    r"lora_mnist\.(MLP|CNN|data\.\w+DataModule)"
+    r"lora_mnist\.(MLP|CNN|data\.(MNIST|Folder))"
     r"|torchvision\.models\.\w+(\.\w+\.transforms)?|torchvision\.transforms\.(v2\.)?\w+"
     r"|timm\.create_model|timm\.data\.create_transform"
 )
@@ -43,40 +42,43 @@ _target_ model_name num_classes in_chans img_size patch_size global_pool drop_ra
 """
 
 
-def make_record(
-    cfg: DictConfig, dataset: str, preprocessing: Mapping[str, Any], overrides: Sequence[str] | None
-) -> dict[str, Any]:
-    """The record of what was trained with ``cfg``, by a command with these ``overrides``.
+#: Names of classes in older records.
+_FORMER_NAMES = {
+    "lora_mnist.data.MNISTDataModule": "lora_mnist.data.MNIST",
+    "lora_mnist.data.FolderDataModule": "lora_mnist.data.Folder",
+}
 
-    ``preprocessing`` are the resolved arguments of the data module, some of them measured.
-    ``data_dir`` is absolute; the project's own ``data/`` is left out, since each machine has one.
+
+def make_record(
+    settings: Mapping[str, Mapping[str, Any]],
+    dataset: str,
+    preprocessing: Mapping[str, Any],
+    made: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of what was trained on ``settings``, the resolved arguments of net and data.
+
+    ``preprocessing`` are those of the data set, some of them measured. ``data_dir`` is absolute;
+    the project's own ``data/`` is left out, since each machine has one. ``made`` says how.
     """
-    settings: Any = OmegaConf.to_container(cfg.data, resolve=True)
-    for key in (*TRAINING_KEYS, "num_workers"):  # the last is a machine's own
-        settings.pop(key, None)
-    settings = {key: value for key, value in settings.items() if value is not None}
-    if "data_dir" in settings:
-        folder = Path(settings["data_dir"]).expanduser().absolute()
-        settings["data_dir"] = str(folder)
-        if folder == Path(cfg.paths.data):
-            del settings["data_dir"]
-    made = {
-        "stage": cfg.stage,
-        "overrides": [each for each in overrides or () if affects_results(each.partition("=")[0])],
-        "folder": str(cfg.paths.here),
-        "seed": cfg.seed,
-        "versions": {package: version(package) for package in ("lora-mnist", "torch")},
-    }
+    data = {key: value for key, value in settings["data"].items() if value is not None}
+    for key in ("num_workers", "eval_batch_size"):  # a machine's own
+        data.pop(key, None)
+    if "data_dir" in data:
+        folder = Path(data["data_dir"]).expanduser().absolute()
+        data["data_dir"] = str(folder)
+        if folder == DATA:
+            del data["data_dir"]
+    versions = {package: version(package) for package in ("lora-mnist", "torch")}
     return {
         "dataset": dataset,
-        "net": OmegaConf.to_container(cfg.net, resolve=True),
-        "data": {**settings, **preprocessing},
-        "made": made,
+        "net": dict(settings["net"]),
+        "data": {**data, **preprocessing},
+        "made": {**made, "versions": versions},
     }
 
 
-def without_former_keys(data: Mapping[str, Any], transform: object = None) -> dict[str, Any]:
-    """``data`` of a record without keys that older versions had, and this one has not.
+def upgraded(data: Mapping[str, Any], transform: object = None) -> dict[str, Any]:
+    """``data`` of a record without keys and names that older versions had, and this one has not.
 
     ``ValueError``, if one had a value with which images were prepared in a way that is left to a
     transform of one's own today, and neither the record nor ``transform`` is one.
@@ -89,7 +91,46 @@ def without_former_keys(data: Mapping[str, Any], transform: object = None) -> di
                 "data.transform, a transform of your own that prepares images so"
             )
     former = (*_UNUSED_KEYS, *_ONLY_VALUES)
-    return {key: value for key, value in data.items() if key not in former}
+    current = {key: value for key, value in data.items() if key not in former}
+    if current.get("_target_") in _FORMER_NAMES:
+        current["_target_"] = _FORMER_NAMES[current["_target_"]]
+    return current
+
+
+def fill(
+    settings: Mapping[str, Mapping[str, Any]],
+    record: Mapping[str, Any],
+    named: str | None = None,
+    trust: bool = False,
+    folders: list[Path] | None = None,
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The settings with the values of a record that they lack, and the keys of these values.
+
+    ``named`` is the override that names the record's file, which may be a stranger's: code in it is
+    refused without ``trust``, and else looked for in the folder of its training, too, which is
+    added to ``folders``. ``None``: the record is of our own making.
+    """
+    filled, keys = {}, []
+    for group, own in settings.items():
+        try:
+            stored = upgraded(record.get(group, {}), own.get("transform"))
+        except ValueError as error:
+            raise UserError(f"{named}: {error}") from error
+        values = inherited(own, stored)
+        foreign = foreign_code(values, group, own.get("_target_")) if named else None
+        if foreign and not trust:
+            raise UserError(
+                f"{named}: its file names {foreign}, which could run code; expected trust=true to "
+                "run it, or net=... and data=... as in training"
+            )
+        if foreign and folders is not None and "folder" in record.get("made", {}):
+            folders.append(Path(record["made"]["folder"]))
+        filled[group] = {**own, **values}
+        if group == "data":
+            keys += [key for key in values if key != "_target_"]
+        elif values:
+            keys.append(group)
+    return filled, keys
 
 
 def inherited(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 from lora_mnist.disk.base import find_base
-from lora_mnist.disk.files import write_json
+from lora_mnist.disk.files import read_json, write_json
 from lora_mnist.disk.numbers import affects_results, flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RESULTS_FILE, RUN_RECORD
 from lora_mnist.errors import UserError
@@ -23,7 +23,7 @@ _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
 
 @rank_zero_only
-def require_new(folder: Path) -> None:
+def refuse_used_folder(folder: Path) -> None:
     """Refuse a folder that holds another run."""
     if (folder / RESULTS_FILE).exists() or (folder / RUN_RECORD).exists():
         raise UserError(f"hydra.run.dir={folder}: holds another run; expected a new folder")
@@ -33,7 +33,7 @@ def require_new(folder: Path) -> None:
 def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
     """Lock a run's folder from the first step to the last file; record its settings, and its end.
 
-    ``settings`` are everything that the run's numbers depend on, as :func:`.module.make_module`
+    ``settings`` are everything that the run's numbers depend on, as :func:`.recipe.module_of`
     collects them. ``resume`` is the run to go on with, as the user named it; ``None``: a new run; a
     last.ckpt left in its folder is deleted. Yielded is the checkpoint to go on
     from; ``None``: begin at the first step. ``UserError``, if the run has finished, is still going,
@@ -55,7 +55,7 @@ def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iter
         ) from error
     with lock:
         if resume is not None:
-            _require_same_run(folder, flat, resume)
+            _refuse_another_run(folder, flat, resume)
         else:
             last.unlink(missing_ok=True)
         write_json(record, {"settings": flat, "finished": False})
@@ -63,7 +63,13 @@ def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iter
         write_json(record, {"settings": flat, "finished": True})
 
 
-def _require_same_run(folder: Path, settings: Mapping[str, Any], resume: object) -> None:
+def chosen_rate(folder: Path) -> float | None:
+    """The learning rate with which the run in ``folder`` began; ``None``: it has not."""
+    rate: float | None = read_json(folder / RUN_RECORD).get("settings", {}).get("rate")
+    return rate
+
+
+def _refuse_another_run(folder: Path, settings: Mapping[str, Any], resume: object) -> None:
     """Refuse settings other than those of the run, and a run with nothing left to do."""
     record = json.loads((folder / RUN_RECORD).read_text())
     before, goes_farther = record["settings"], False

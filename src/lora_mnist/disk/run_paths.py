@@ -1,9 +1,11 @@
-"""Where a run's folder is, and where its results, its checkpoint and its adapter are in it."""
+"""Where a run's folder is, where its files are in it, and what a base's file is called."""
 
+import hashlib
+import re
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-
-from omegaconf import DictConfig
+from typing import Any
 
 from lora_mnist.errors import UserError
 
@@ -31,10 +33,10 @@ def run_folder(runs: str | Path, resume: str | None, now: str) -> str:
     return str(record.parents[1].absolute())
 
 
-def folder_without_command_line(cfg: DictConfig) -> Path:
+def new_run_folder(outputs: str | Path, stage: str, resume: str | None = None) -> Path:
     """The folder of a run that is called from Python: a new one, named by the time, or resume's."""
     now = f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    return Path(run_folder(Path(cfg.paths.outputs, cfg.stage), cfg.get("resume"), now))
+    return Path(run_folder(Path(outputs, stage), resume, now))
 
 
 def latest(folder: Path, pattern: str) -> Path | None:
@@ -44,3 +46,24 @@ def latest(folder: Path, pattern: str) -> Path | None:
     """
     paths = folder.glob(pattern)
     return max(paths, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
+
+
+def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
+    """The name of the files of a base, for each network and set of images.
+
+    ``mnist``, ``mnist_cnn``, ``photos-3fa2c1_resnet18``: a folder without a ``data.name`` gets six
+    digits of its path's SHA-256, since two folders may have the same name.
+    """
+    name = data.get("name")
+    if name is None and data.get("data_dir") is None:
+        name = str(data.get("dataset") or "mnist").lower()
+    elif name is None:
+        path = Path(str(data["data_dir"])).expanduser().resolve()
+        name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+    elif not re.fullmatch(r"[^/\\\0]+", str(name)):
+        raise UserError(f"data.name={name}: expected a name without /, since files are called so")
+    target = net.get("_target_")
+    if target in (None, "lora_mnist.MLP"):
+        return str(name)
+    kind = str(net.get("model_name") or target.rpartition(".")[2])
+    return f"{name}_{re.sub('[^a-z0-9.]+', '_', kind.lower())}"

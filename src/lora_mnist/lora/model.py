@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from .frozen import keep_in_eval_mode
 from .layer import LoRAParametrization
 from .pissa import PiSSAParametrization
-from .targets import by_pattern, target_weights
+from .targets import by_pattern, layers_to_adapt
 from .weight import adaptable_weights, lora_adapters
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def add_lora(
         raise ValueError(f"init_std={init_std}: expected a finite number > 0")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: expected a number from 0 to below 1")
-    targets = target_weights(model, target_modules)
+    targets = layers_to_adapt(model, target_modules)
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
     for each in set(ranks.values()):
@@ -92,7 +92,7 @@ def add_lora(
     if target_modules != "all":
         return model
     total, left_out = 0, Counter[str]()  # numbers of weights by the end of their name
-    for layer, weight in target_weights(model, ".*").items():
+    for layer, weight in layers_to_adapt(model, ".*").items():
         total += weight.base.numel()
         if layer not in targets:
             left_out[layer if weight.tensor == "weight" else weight.tensor] += weight.base.numel()

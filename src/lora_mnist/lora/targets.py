@@ -9,7 +9,7 @@ from torch import nn
 from .weight import Weight, adaptable_weights
 
 
-def target_weights(
+def layers_to_adapt(
     model: nn.Module, target_modules: str | Collection[str] = "all"
 ) -> dict[str, Weight]:
     """The weights of ``model`` that ``target_modules`` chooses, by name, in the model's order.

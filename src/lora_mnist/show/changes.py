@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lora_mnist.classifier.significance import LEVEL, mcnemar, weakest
+from lora_mnist.repair.significance import LEVEL, mcnemar, weakest
 
 _DIGITS = {"0": "zeros", "1": "ones", "2": "twos", "3": "threes", "4": "fours"}
 _DIGITS |= {"5": "fives", "6": "sixes", "7": "sevens", "8": "eights", "9": "nines"}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lora_mnist.classifier.significance import wilson
+from lora_mnist.repair.significance import wilson
 from lora_mnist.show.changes import change_of
 
 #: With more classes, tables and figures begin with what changed and sum up the rest.

@@ -1,9 +1,10 @@
 """The end of a run: its table, verdict and report, and what its loggers get of them.
 
-The loggers' numbers are in ``classifier/module.py``.
+The loggers' numbers are in ``repair/module.py``.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,9 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 
 from lora_mnist.data.images import Images
-from lora_mnist.disk.predictions import Predictions
-from lora_mnist.project import Run
+from lora_mnist.repair.module import logged_metrics
+from lora_mnist.repair.predictions import Predictions
+from lora_mnist.run import Run
 from lora_mnist.show.class_table import FEW_CLASSES
 from lora_mnist.show.figures import FIGURES
 from lora_mnist.show.pictures import first_pictures
@@ -29,19 +31,22 @@ def report_and_close_loggers(
     results: Mapping[str, Any],
     run: Run,
     figures: bool | None,
-    table: Predictions,
+    predictions: Predictions,
     images: Images,
 ) -> None:
     """Print the results, write the report, and give the verdict to every logger.
 
-    ``table`` has the predictions for the test ``images``. With ``figures=None`` a single run has a
+    ``predictions`` are those for the test ``images``. With ``figures=None`` a single run has a
     report, and a job of a sweep has none. TensorBoard also gets the figures.
     """
-    if not trainer.is_global_zero:
-        return
+    tested = {split: results[split] for split in results if re.match("(test|mistakes)", split)}
+    tested.pop("test_held_out_now", None)
+    for logger in trainer.loggers:
+        logger.log_metrics(logged_metrics(tested, targets=results["targets"]), results["steps"])
     print_results(results, run.folder)
     drawn: dict[str, Figure] = {}
     if figures or (figures is None and not run.is_sweep):
+        table = predictions.columns()
         pictures = first_pictures(table, images, results["classes"])
         drawn = make_report(run.folder, results, table, pictures)
         log.info("report: %s", run.folder / "report.html")

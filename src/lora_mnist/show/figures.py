@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.predictions import Predictions
+from lora_mnist.disk.predictions import Columns
 from lora_mnist.show.changes import named, others_of
 from lora_mnist.show.class_table import listed_classes
 from lora_mnist.sweep.jobs import numeric_sort_key
@@ -43,7 +43,7 @@ _MAX_LINES = 10
 def draw_run(
     folder: Path,
     results: Mapping[str, Any],
-    table: Predictions,
+    table: Columns,
     pictures: "Mapping[str, Sequence[Picture]]",
 ) -> dict[str, Figure]:
     """Draw all figures of a run, and write them into its ``folder`` in place of earlier ones."""
@@ -160,7 +160,7 @@ def draw_dial(
 
 
 @matplotlib.rc_context(_STYLE)
-def draw_confusion(table: Predictions, classes: Sequence[str]) -> Figure:
+def draw_confusion(table: Columns, classes: Sequence[str]) -> Figure:
     """How many images of each class get each prediction, or how an adapter changes that."""
     title, sign = "images of each class by their prediction\ngreen: right, red: wrong", ""
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)

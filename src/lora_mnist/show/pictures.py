@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_mnist.data.images import Images, viewable
-from lora_mnist.disk.predictions import Predictions
+from lora_mnist.disk.predictions import Columns
 
 _MAX_SHOWN = 16  # images of a kind
 _MAX_SIDE = 64  # pixels: of larger images some rows and columns are left out
@@ -25,7 +25,7 @@ class Picture(NamedTuple):
 
 
 def first_pictures(
-    table: Predictions, images: Images, classes: Sequence[str]
+    table: Columns, images: Images, classes: Sequence[str]
 ) -> dict[str, list[Picture]]:
     """The first ``repaired``, ``broken`` and ``wrong`` images, the most probable first.
 

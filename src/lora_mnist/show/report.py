@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lora_mnist.classifier.significance import knows_validation
+from lora_mnist.repair.significance import knows_validation
 from lora_mnist.disk.files import atomic_write, read_json
-from lora_mnist.disk.predictions import Predictions
+from lora_mnist.disk.predictions import Columns
 from lora_mnist.disk.run_paths import RESULTS_FILE
 from lora_mnist.project import command_line, program
 from lora_mnist.show.changes import named
@@ -35,7 +35,7 @@ _MAX_JOBS = 1000
 def make_report(
     folder: Path,
     results: Mapping[str, Any],
-    table: Predictions,
+    table: Columns,
     pictures: "Mapping[str, Sequence[Picture]]",
 ) -> dict[str, Figure]:
     """Draw the figures of a run and write its ``report.html``; return the figures.

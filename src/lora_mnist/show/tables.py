@@ -10,7 +10,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
@@ -46,7 +45,6 @@ def show(*parts: RenderableType, width: int = 100) -> None:
         logger.info("%s", "\n".join(line.rstrip() for line in text.getvalue().splitlines()))
 
 
-@rank_zero_only
 def print_parameters(net: nn.Module) -> None:
     """Print the shapes of every layer's tensors, and how many numbers these are."""
     count = count_parameters(net)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lora_mnist.classifier.significance import LEVEL, chance_text, mcnemar
+from lora_mnist.repair.significance import LEVEL, chance_text, mcnemar
 from lora_mnist.show.changes import (
     Change,
     change_of,

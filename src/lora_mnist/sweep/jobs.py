@@ -19,7 +19,7 @@ from lora_mnist.disk.files import read_json
 from lora_mnist.disk.numbers import affects_results, better_end, flatten
 from lora_mnist.disk.run_paths import RESULTS_FILE, latest
 from lora_mnist.errors import UserError, one_line
-from lora_mnist.project import key_of
+from lora_mnist.run import key_of
 
 JOB_FILE = "job.json"
 #: The commands so far (``commands``), the keys that all jobs of the last command share (``fixed``),

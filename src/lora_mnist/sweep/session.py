@@ -24,7 +24,8 @@ from lora_mnist.disk.files import read_json, write_json
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import RESULTS_FILE
 from lora_mnist.errors import UserError, one_line
-from lora_mnist.project import Run, command_line, key_of, override, program, quoted
+from lora_mnist.project import command_line, program, quoted
+from lora_mnist.run import Run, key_of, override
 from lora_mnist.sweep.jobs import (
     JOB_FILE,
     LOCK_FILE,

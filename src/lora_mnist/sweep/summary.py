@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from lora_mnist.classifier.significance import LEVEL, p_text
+from lora_mnist.repair.significance import LEVEL, p_text
 from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.disk.numbers import better_end
 from lora_mnist.project import command_line

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_mnist.classifier.significance import (
+from lora_mnist.repair.significance import (
     chance_text,
     knows_validation,
     mcnemar,

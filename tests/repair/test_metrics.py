@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora
-from lora_mnist.classifier.metrics import Evaluation
-from lora_mnist.classifier.module import logged_metrics
-from lora_mnist.classifier.significance import mcnemar
+from lora_mnist.repair.predictions import Evaluation
+from lora_mnist.repair.module import logged_metrics
+from lora_mnist.repair.significance import mcnemar
 
 CLASSES = 3
 

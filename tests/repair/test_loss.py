@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from lora_mnist.classifier.loss import Loss
+from lora_mnist.repair.loss import Loss
 
 LABELS = torch.tensor([2, 2, 2, 0, 1, 1, 0])
 #: The last ones of the batch are replayed.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_mnist.lora.model import usable_adapters
+from lora_mnist.repair.predictions import Predictions
 
 #: More scales near 0, where an adapter that breaks much is best; towards 1 the curve is flat.
 SCALES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -57,52 +58,45 @@ def dial_curve(
 @torch.no_grad()
 def approximate_dial(
     model: nn.Module,
-    batches: Callable[[Tensor | None], Iterable[tuple[Tensor, Tensor]]],
+    batches: Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]],
+    predictions: Predictions,
     targets: Sequence[int] | None = None,
     max_images: int = 1000,
-    predictions: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Nearly what :func:`dial_curve` finds, with far fewer forward passes.
 
-    The scales between 0 and 1 are tried on images whose prediction the adapter changes; of more
-    than ``max_images`` some are tried, each for its neighbours. Every other image is taken to have
-    the same prediction at every scale. The errors at both ends, and at the advised
-    scale, are those of all images. docs/speed.md compares both curves.
+    The scales between 0 and 1 are tried on images whose prediction the adapter changes. If there
+    are more than ``max_images`` of these, a sample is evaluated; each image stands for similar
+    ones. Every other image is taken to have the same prediction at every scale. The errors at both
+    ends, and at the advised scale, are those of all images. docs/speed.md compares both curves.
 
-    ``batches`` gives the images at these indices, int64, and their labels; with ``None``, all.
-    ``predictions`` are those of a validation (see :class:`.metrics.Evaluation`), perhaps of some
-    images only; ``None``: they are computed. The curve also has ``forward_passes``, how many
-    images the network has seen.
+    ``predictions`` are those of the adapter as it is; ``batches`` gives the images at some of their
+    indices, int64, and the labels. The curve also has ``forward_passes``, how many images the
+    network has seen.
     """
-    passes = 0
-    if predictions is None:
-        ends, label = predictions_at(model, batches(None), (0, 1))
-        passes = 2 * len(label)
-        index = torch.arange(len(label))
-        predictions = {"index": index, "base": ends[0], "adapted": ends[1], "label": label}
-    index, base, adapted, label = (
-        predictions[key].cpu() for key in ("index", "base", "adapted", "label")
-    )
-    faults = _faults(base, label, targets).repeat(len(SCALES), 1)
-    faults[-1] = _faults(adapted, label, targets)
-    changed = (base != adapted).nonzero()[:, 0]
+    label, before, after = predictions.label, predictions.before, predictions.after
+    assert after is not None
+    faults = _faults(before, label, targets).repeat(len(SCALES), 1)
+    faults[-1] = _faults(after, label, targets)
+    changed = (before != after).nonzero()[:, 0]
     # By label, then by whether the base is wrong: neighbours are alike, and one of each group of
     # them stands for the others.
-    changed = changed[(2 * label + (base != label))[changed].argsort(stable=True)]
+    changed = changed[(2 * label + (before != label))[changed].argsort(stable=True)]
     count = min(max_images, len(changed))
     if count:
         groups = torch.arange(len(changed)) * count // len(changed)
         chosen = changed[torch.searchsorted(groups, torch.arange(count))]
-        between, _ = predictions_at(model, batches(index[chosen]), SCALES[1:-1])
+        some = batches(predictions.index[chosen])
+        between, _ = predictions_at(model, some, SCALES[1:-1])
         faults[1:-1, changed] = _faults(between.cpu(), label[chosen], targets)[:, groups]
-    passes += TRIES * count
+    passes = TRIES * count
     exact = {0.0, 1.0}
     while True:
         curve = _curve(SCALES, faults, label, targets)
         scale = curve["advised"]
         if scale in exact:
             return {**curve, "forward_passes": passes}
-        there, _ = predictions_at(model, batches(index), [scale])
+        there, _ = predictions_at(model, batches(predictions.index), [scale])
         faults[SCALES.index(scale)] = _faults(there[0].cpu(), label, targets)
         passes += len(label)
         exact.add(scale)
@@ -135,10 +129,14 @@ def predictions_at(
 
 
 def _faults(predictions: Tensor, labels: Tensor, targets: Sequence[int] | None) -> Tensor:
-    """For each prediction 0 if it is right, 1 if wrong, and 2 if it is a false call of a target."""
+    """For each prediction 0 if it is right, 1 if wrong, and 2 if it is a false call of a target.
+
+    A false call gives the name of a target to an image of another class.
+    """
     is_wrong = predictions != labels
-    names = torch.tensor(list(targets or ()), dtype=predictions.dtype, device=predictions.device)
-    return is_wrong.to(torch.int8) + (is_wrong & torch.isin(predictions, names))
+    group = torch.tensor(list(targets or ()), dtype=labels.dtype, device=labels.device)
+    is_false_call = torch.isin(predictions, group) & ~torch.isin(labels, group)
+    return is_wrong.to(torch.int8) + is_false_call.to(torch.int8)
 
 
 def _curve(

@@ -1,4 +1,4 @@
-"""The keys that each command reads, and the types of their values.
+"""What a command's configuration says: the keys that it may have, and the classifier it names.
 
 A configuration is merged into one of these dataclasses, and OmegaConf refuses a key that the
 command does not read and a value of another type. The groups (``data``, ``net``, ``trainer``, ...)
@@ -6,9 +6,20 @@ are arguments of the classes that their ``_target_`` names, which refuse what th
 """
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, latest
+from lora_mnist.errors import UserError
+from lora_mnist.project import program
+
+if TYPE_CHECKING:
+    from lora_mnist.classifier import Classifier
+
+#: Keys of ``data`` that belong to one training, and not to the images.
+TRAINING_KEYS = ("augment", "batch_size", "replay", "mistakes", "mistakes_test", "seed")
 
 
 @dataclass
@@ -114,11 +125,55 @@ SETTINGS = {
 }
 
 
-def checked_copy(cfg: DictConfig) -> DictConfig:
+def checked_copy(cfg: DictConfig, folder: Path | None = None) -> DictConfig:
     """A copy of ``cfg`` that has only the keys of its stage, and values of their types.
+
+    ``folder`` is that of the run, for callbacks and loggers: ``cfg.paths.run``.
 
     Raises:
         OmegaConfBaseException: if it has a key that the stage does not read, or a value of another
             type.
     """
-    return OmegaConf.merge(OmegaConf.structured(SETTINGS[cfg.stage]), cfg)  # type: ignore[return-value]
+    checked = OmegaConf.merge(OmegaConf.structured(SETTINGS[cfg.stage]), cfg)
+    if folder is not None:
+        checked.paths.run = str(folder)
+    return checked  # type: ignore[return-value]
+
+
+def typed_settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """The arguments of network and images that a configuration has, resolved."""
+    net: Any = OmegaConf.to_container(cfg.net, resolve=True)
+    data: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    return {"net": net, "data": {k: v for k, v in data.items() if k not in TRAINING_KEYS}}
+
+
+def classifier_of(cfg: DictConfig) -> "Classifier":
+    """The classifier that a configuration names: its base, and its adapter as it was saved.
+
+    Raises:
+        UserError: see :meth:`.Classifier.load`.
+    """
+    from lora_mnist.classifier import Classifier  # here: torch
+
+    adapter = cfg.get("adapter")
+    if adapter == "latest":
+        adapter = latest_adapter(Path(cfg.paths.outputs))
+    return Classifier.load(
+        adapter,
+        cfg.base_ckpt,
+        **typed_settings(cfg),
+        trust=cfg.trust,
+        allow_other_base=cfg.get("allow_other_base", False),
+        bases=cfg.paths.bases,
+    )
+
+
+def latest_adapter(outputs: Path) -> Path:
+    """The folder of the newest adapter, by time; ``UserError``, if there is none."""
+    config = latest(outputs / "lora", f"*/{ADAPTER_FOLDER}/adapter_config.json")
+    if config is None:
+        raise UserError(
+            f"adapter=latest: expected an adapter in {outputs}/lora, found none; make one with: "
+            f"{program('train')} stage=lora"
+        )
+    return config.parent

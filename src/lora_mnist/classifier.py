@@ -1,0 +1,349 @@
+"""A classifier: a network, its classes and its preprocessing, all that a prediction needs.
+
+It is made of the files of base and adapter, of what somebody types, and of nothing else. Plain
+Python: no Hydra, no Lightning.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lora_mnist.data.dataset import ImageDataset
+from lora_mnist.data.images import Images, ImageTensors
+from lora_mnist.disk.base import Base, find_base, load_weights, read_base
+from lora_mnist.disk.record import fill
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
+from lora_mnist.errors import UserError, config_group, error_in_user_code, is_number, one_line
+from lora_mnist.lora.adapter import load_adapter
+from lora_mnist.lora.model import set_lora_scale
+from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
+from lora_mnist.project import DATA, OUTPUTS, program
+from lora_mnist.repair.dial import approximate_dial
+from lora_mnist.repair.networks import (
+    build,
+    build_network,
+    evaluating,
+    importable,
+    own_preprocessing,
+)
+from lora_mnist.repair.predictions import evaluate
+
+log = logging.getLogger(__name__)
+
+#: A key has these values where nothing else says otherwise.
+_DEFAULTS = {
+    "net": {"_target_": "lora_mnist.MLP"},
+    "data": {"_target_": "lora_mnist.data.MNIST"},
+}
+
+
+class Prediction(NamedTuple):
+    """The prediction of a network for one picture."""
+
+    label: str  # the name of the class
+    probability: float
+    probabilities: list[float]  # of all classes, in the order of the network's outputs
+
+
+@dataclass
+class Classifier:
+    """A network with the classes and the preprocessing of its training.
+
+    Attributes:
+        net: the network, in eval mode, with its adapter on it; with ``lora_disabled(net)`` it is
+            the base.
+        dataset: prepares pictures; it reads no images of its own until they are asked for.
+        base: what the network was before an adapter; ``None``: it is still to be trained.
+        settings: ``net`` and ``data``, the resolved arguments of the two.
+        base_path: the base's file.
+        adapter: the adapter's folder, if it has one.
+        targets: the names of the classes that the adapter repairs.
+    """
+
+    net: nn.Module
+    dataset: ImageDataset
+    settings: dict[str, dict[str, Any]]
+    base: Base | None = None
+    base_path: Path | None = None
+    adapter: Path | None = None
+    targets: Sequence[str] = ()
+
+    @classmethod
+    def load(
+        cls,
+        adapter: str | Path | None = None,
+        base: str | Path | None = None,
+        *,
+        net: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | None = None,
+        trust: bool = False,
+        allow_other_base: bool = False,
+        bases: str | Path = OUTPUTS / "base",
+    ) -> "Classifier":
+        """The classifier that the files of an adapter and its base describe.
+
+        Each key of ``net`` and ``data`` comes from the first of these that has it: what is typed,
+        the adapter's file, the base's file, the network itself (timm, torchvision), the default; at
+        last mean, deviation and size are measured on the training images. The log says what came
+        from where.
+
+        Args:
+            adapter: the folder of an adapter, or of the run that left it; ``None``: the base alone.
+            base: the base's file; ``None``: the one in ``bases`` for which the adapter was made or,
+                without an adapter, the current one.
+            net: the typed arguments of the network, ``_target_`` among them; ``None`` in it stands
+                for a value that is not typed.
+            data: those of its images, likewise.
+            trust: run code that a file names, such as a network of one's own.
+            allow_other_base: accept a base that the adapter was not made for.
+            bases: the folder of all bases.
+
+        Raises:
+            UserError: if a file is missing, does not fit, or names code that is not trusted.
+        """
+        settings = {"net": dict(net or {}), "data": dict(data or {})}
+        folders = [Path.cwd()]  # where code of one's own is looked for
+        keys_from: dict[str, list[str]] = {}
+        record: Mapping[str, Any] = {}
+        if adapter is not None:
+            adapter = folder_of_adapter(adapter)
+            with adapter_errors():
+                record = read_metadata(adapter)
+            named = f"adapter={adapter}"
+            settings, keys_from["the adapter"] = fill(settings, record, named, trust, folders)
+
+        expected = record.get("base_sha256") if base is None else None
+        current = Path(bases, f"{base_name(settings['data'], settings['net'])}.ckpt")
+        path = current
+        if base is not None:
+            path = Path(base)
+        elif expected is not None:
+            path = find_base(Path(bases), expected) or current
+        not_here = (
+            f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights with "
+            f"SHA-256 {expected}"
+        )
+        try:
+            file = read_base(path)
+        except FileNotFoundError as error:
+            if expected:
+                raise UserError(not_here) from error
+            settings, _ = fill(settings, {"net": _DEFAULTS["net"]})
+            build_network(settings["net"], folders)  # a wrong one is told first
+            target = settings["net"]["_target_"]
+            message = f"base_ckpt={path}: no such file; expected the weights of {target}"
+            if path == current:
+                make = f"{program('train')} stage=pretrain"
+                message += f": base_ckpt=FILE, or make them with {make} and the same data and net"
+            raise UserError(message) from error
+        except (ValueError, OSError) as error:
+            raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
+        named = f"base_ckpt={path}"
+        settings, keys_from["the base"] = fill(settings, file.record, named, trust, folders)
+        settings, _ = fill(settings, _DEFAULTS)
+        network = build_network(settings["net"], folders)
+        try:
+            loaded = load_weights(network, file)
+        except ValueError as error:
+            raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
+        if expected and loaded.sha256 != expected and not allow_other_base:
+            raise UserError(not_here)
+
+        own = own_settings(network, settings)
+        settings, keys_from["the network"] = fill(settings, own)
+        dataset = build_dataset(settings["data"], folders)  # measures what is still missing
+        lines = [f"from {source}: {', '.join(keys)}" for source, keys in keys_from.items() if keys]
+        typed = [f"net.{key}" for key, value in (net or {}).items() if value is not None]
+        typed += [f"data.{key}" for key, value in (data or {}).items() if value is not None]
+        if lines and typed:
+            lines.append(f"typed: {', '.join(sorted(typed))}")
+        if lines:
+            log.info("%s", "; ".join(lines))
+        classifier = cls(network, dataset, settings, loaded, path)
+        if adapter is not None:
+            with adapter_errors():
+                load_adapter(network, adapter, allow_other_base, base_sha256=loaded.sha256)
+            classifier.adapter, classifier.targets = Path(adapter), record.get("targets", [])
+        return classifier
+
+    @classmethod
+    def new(cls, net: Mapping[str, Any], data: Mapping[str, Any]) -> "Classifier":
+        """A classifier that is still to be trained, of the typed arguments and the defaults."""
+        settings, _ = fill({"net": dict(net), "data": dict(data)}, _DEFAULTS)
+        folders = [Path.cwd()]
+        network = build_network(settings["net"], folders)
+        settings, _ = fill(settings, own_settings(network, settings))
+        return cls(network, build_dataset(settings["data"], folders), settings)
+
+    def set_scale(self, scale: float | str, device: torch.device | str = "cpu") -> float:
+        """Turn the adapter up or down, on ``device``; return its scale.
+
+        With ``auto`` the validation images decide, as :func:`.dial.advised_scale` says.
+        """
+        if scale != "auto" and not is_number(scale):
+            raise UserError(f"scale={scale}: expected a number, 1 as trained, or auto")
+        if self.adapter is None:
+            if scale not in (1, "auto"):
+                raise UserError(f"scale={scale}: expected 1, since there is no adapter")
+            return 1.0
+        if scale == "auto":
+            with config_group("data"):
+                images = self.dataset.sets.val
+            if not len(images):
+                reason = f"{self.dataset.no_validation}, since validation images decide"
+                raise UserError(f"scale=auto: {reason}")
+            batches = partial(self.dataset.batches, images, name="scale=auto")
+            with evaluating(self.net, device):
+                predictions = evaluate(self.net, batches(device))
+                curve = approximate_dial(self.net, partial(batches, device), predictions)
+            scale = curve["advised"]
+            log.info("scale=%g, as validation images advise", scale)
+        set_lora_scale(self.net, float(scale))
+        return float(scale)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the network's outputs."""
+        return self.dataset.classes
+
+    def prepare(self, picture: str | Path | Image.Image) -> Tensor:
+        """The network's input for a file or an image of Pillow, (channels, height, width) float32.
+
+        ``ValueError``, with the reason, if it is no picture that can be read, or shows nothing.
+        """
+        if isinstance(picture, str):
+            picture = Path(picture)
+        return self.dataset.normalise(self.dataset.read_picture(picture)[None])[0]
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """The softmax of the logits, (N, classes), for prepared images, (N, channels, h, w)."""
+        device = next(self.net.parameters()).device
+        batches = torch.split(images, self.dataset.eval_batch_size)
+        return torch.cat([self.net(batch.to(device)).softmax(dim=1).cpu() for batch in batches])
+
+    def predict(self, pictures: Sequence[str | Path | Image.Image]) -> list[Prediction]:
+        """The prediction for each of the pictures, with the adapter as it is on the network."""
+        if not pictures:
+            return []
+        rows = self.probabilities(torch.stack([self.prepare(picture) for picture in pictures]))
+        return [self.prediction(row) for row in rows]
+
+    def prediction(self, probabilities: Tensor) -> Prediction:
+        """The prediction that these probabilities, shape (classes,), stand for."""
+        row = probabilities.tolist()
+        best = row.index(max(row))
+        return Prediction(self.classes[best], row[best], row)
+
+    @torch.no_grad()
+    def check(self, images: Images | None = None) -> None:
+        """Refuse a network that cannot take the images, or has no output for each class.
+
+        Args:
+            images: of the data set; ``None``: a gradient stands for them.
+        """
+        if images is None:
+            picture = self.dataset.read_picture(Image.linear_gradient("L"))
+            images = ImageTensors(picture[None], torch.zeros(1, dtype=torch.int64))
+        batch = self.dataset.normalise(images.take([0, 0])[0])
+        try:
+            output: Any = self.net(batch)
+        except Exception as error:  # whatever the network's own layers raise
+            raise UserError(
+                f"net: cannot take images of shape {tuple(batch.shape)} from {self.dataset.name} "
+                f"({error_in_user_code(error) or one_line(error)}); expected other "
+                "data.image_size or data.channels"
+            ) from error
+        expected = (len(batch), len(self.classes))
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if shape != expected:
+            raise UserError(
+                f"net: gives {shape} for images of shape {tuple(batch.shape)}; expected "
+                f"{expected}, since {self.dataset.name} has {len(self.classes)} classes"
+            )
+
+
+def load_classifier(
+    adapter: str | Path | None = None,
+    base: str | Path | None = None,
+    *,
+    scale: float = 1.0,
+    trust: bool = False,
+    allow_other_base: bool = False,
+) -> Classifier:
+    """A repaired classifier, ready to say what pictures show.
+
+    Network, classes and preprocessing are those of the files; no image of the training is needed.
+
+    Args:
+        adapter: the folder of an adapter, or of the run that left it; ``None``: the base alone.
+        base: the file of the base; ``None``: the one in ``outputs/base`` for which the adapter was
+            made, found by its SHA-256, or the current one.
+        scale: how much of the adapter to apply: 1 as trained, 0 the base.
+        trust: run code that a file names, such as a network of your own; Python has to find it.
+        allow_other_base: accept a base that the adapter was not made for.
+
+    Raises:
+        UserError: if a file is missing, does not fit, or names code that is not trusted.
+        ValueError: if the scale is not finite, or there is no adapter to scale.
+    """
+    classifier = Classifier.load(adapter, base, trust=trust, allow_other_base=allow_other_base)
+    classifier.check()
+    if scale != 1:
+        set_lora_scale(classifier.net, scale)
+    return classifier
+
+
+@contextmanager
+def adapter_errors() -> Iterator[None]:
+    """Turn what is wrong with an adapter's files into a :class:`UserError`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(f"adapter={one_line(error)}") from error
+
+
+def folder_of_adapter(folder: str | Path) -> Path:
+    """The folder of an adapter itself, where that of the run that left it may be named."""
+    path = Path(folder)
+    if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
+        path = path / ADAPTER_FOLDER
+    if not (path / CONFIG_NAME).is_file():
+        raise UserError(
+            f"adapter={folder}: expected the folder of an adapter, with {CONFIG_NAME} in it, or of "
+            "the run that left it, or latest"
+        )
+    return path
+
+
+def own_settings(
+    network: nn.Module, settings: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What the network itself says of a folder's images; nothing of MNIST's."""
+    data = settings["data"]
+    if data["_target_"] == _DEFAULTS["data"]["_target_"]:
+        return {}
+    return {"data": own_preprocessing(network, settings["net"], data)}
+
+
+def build_dataset(settings: Mapping[str, Any], folders: Sequence[Path]) -> ImageDataset:
+    """The data set of these arguments; what is missing, or ``None``, has the default of its class.
+
+    Python also looks for the code of a transform in ``folders``.
+    """
+    given = {key: value for key, value in settings.items() if value is not None}
+    if given["_target_"] == _DEFAULTS["data"]["_target_"]:
+        given.setdefault("data_dir", str(DATA))
+    with importable(folders), config_group("data"):
+        dataset = build(given)
+    if not isinstance(dataset, ImageDataset):
+        raise UserError(f"data._target_={given['_target_']}: gives a {type(dataset).__name__}")
+    return dataset

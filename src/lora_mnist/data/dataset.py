@@ -1,0 +1,153 @@
+"""What a classifier's images are: their classes, how a picture is prepared, and where they lie."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, default_convert
+
+from lora_mnist.data.images import Batch, Images, per_channel
+from lora_mnist.errors import require_number
+from lora_mnist.progress import progress
+
+#: A number, or one for each channel.
+Channelwise = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class ImageSets:
+    """All images of a data set, by what they are for."""
+
+    train: Images
+    val: Images
+    test: Images
+    sha256: Mapping[str, str]  # of images and labels, by part, in hexadecimal
+    #: By part, val or test, the part that its images were held out of.
+    held_out: Mapping[str, str]
+    #: Number of images left out, since two parts had them; ``None``: not searched for.
+    copies: int | None
+
+
+class ImageDataset:
+    """Images of classes: a subclass says where they come from and how a picture is prepared.
+
+    Images stay uint8 until :meth:`normalise` makes them the input of a network. A label is an index
+    into ``classes``. No image is read before :attr:`sets` is asked for.
+
+    Args:
+        name: of the data set, in file names and results.
+        classes: their names, in the order of the network's outputs.
+        channels: of the images, 1 or 3.
+        mean: of the pixels, on the scale 0 to 1; a number, or one for each channel.
+        std: their standard deviation, likewise.
+        val_from: where validation images come from, ``train`` or ``test``.
+        eval_batch_size: images a step in validation and test.
+        num_workers: processes that read from the disk.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    #: The advice where there are no validation images.
+    no_validation = "expected data.val_size > 0"
+    mean: Channelwise
+    std: Channelwise
+
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        channels: int,
+        *,
+        val_from: str = "train",
+        eval_batch_size: int = 1000,
+        num_workers: int = 0,
+    ) -> None:
+        if val_from not in ("train", "test"):
+            raise ValueError(f"val_from={val_from}: expected one of train, test")
+        self.name, self.classes, self.channels = name, list(classes), channels
+        self.val_from = val_from
+        self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
+
+    @cached_property
+    def sets(self) -> ImageSets:
+        """All images, read once."""
+        raise NotImplementedError
+
+    def read_picture(self, picture: Path | Image) -> Tensor:
+        """A picture from elsewhere, in the form of these images; or ValueError with the reason."""
+        raise NotImplementedError
+
+    def preprocessing(self) -> dict[str, Any]:
+        """The arguments with which another data set prepares pictures as this one does."""
+        return {"mean": self.mean, "std": self.std}
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
+        mean: Any = self.mean if isinstance(self.mean, Sequence) else [self.mean]
+        std: Any = self.std if isinstance(self.std, Sequence) else [self.std]
+        pixels = images.float().div_(255).sub_(per_channel(tuple(mean), images.device))
+        return pixels.div_(per_channel(tuple(std), images.device))
+
+    def loader(self, images: Images, **order: Any) -> DataLoader[Batch]:
+        """torch's DataLoader in an order; it draws nothing from torch's global generator."""
+        return DataLoader(
+            images,
+            collate_fn=default_convert,  # Images give whole batches
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # torch's own is for dropout alone
+            **order,
+        )
+
+    def batches(
+        self,
+        images: Images,
+        device: torch.device | str = "cpu",
+        indices: Tensor | None = None,
+        name: str = "images",
+    ) -> Iterator[Batch]:
+        """``images``, or those at ``indices``, in order, normalised, with labels, on ``device``.
+
+        If it takes long, progress is shown under ``name``.
+        """
+        order = range(len(images)) if indices is None else indices.tolist()
+        loader = self.loader(images, batch_size=self.eval_batch_size, sampler=order)
+        for batch, labels in progress(loader, name, len(loader)):
+            yield self.normalise(batch.to(device)), labels.to(device)
+
+
+def measured_pixels(images: Images) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, on the scale 0 to 1.
+
+    The numbers are rounded to four decimals, so that they give the same images when they are copied
+    from where they were printed. A channel that is the same everywhere has the deviation 1, by
+    which it can be divided.
+    """
+    total = squares = torch.zeros(1, dtype=torch.int64)
+    count = 0
+    for indices in torch.split(torch.arange(len(images)), 64):
+        pixels = images.take(indices.tolist())[0].transpose(0, 1).flatten(1).long()
+        # Whole numbers: exact, whatever the order of summation.
+        total = total + pixels.sum(1)
+        squares = squares + pixels.square().sum(1)
+        count += pixels.shape[1]
+    mean = total.double() / count
+    std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
+    means = [round(value / 255, 4) for value in mean.tolist()]
+    stds = [round(value / 255, 4) or 1.0 for value in std.tolist()]
+    return means, stds
+
+
+def check_channelwise(key: str, value: Any, channels: int, least: float, most: float) -> None:
+    """Raise ValueError unless ``value`` is a number in a range, or one for each channel."""
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if len(values) not in (1, channels):
+        raise ValueError(f"{key}={value}: expected one number, or {channels}")
+    for each in values:
+        require_number(key, each, least, most)

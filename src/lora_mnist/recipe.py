@@ -1,0 +1,241 @@
+"""The recipe of a training: which images, which adapter, loss, optimizer and schedule it has."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+
+from lora_mnist.classifier import Classifier
+from lora_mnist.data import Images, ImageSets
+from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.data.mistakes import Mistakes, wrong_pictures
+from lora_mnist.data.plan import Plan, Selection, select
+from lora_mnist.errors import UserError, config_group, is_number
+from lora_mnist.lora.model import add_lora, lora_disabled
+from lora_mnist.lora.targets import layers_to_adapt
+from lora_mnist.repair.loss import Loss
+from lora_mnist.repair.module import ClassifierModule
+from lora_mnist.repair.networks import evaluating, importable
+from lora_mnist.repair.predictions import Predictions, counts_of
+from lora_mnist.repair.significance import weakest
+
+log = logging.getLogger(__name__)
+
+#: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
+_AUTO_RANK = 64
+#: These settings make a repair run that has no validation images.
+_WITHOUT = "; without any, say optimizer.lr=0.001 lora.scale=1"
+
+
+def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_validation: str) -> None:
+    """Refuse values that are each right on their own, but not together, or not with the images.
+
+    ``no_validation`` is the advice where there are no validation images.
+    """
+    needs_val: dict[str, str] = {}
+    scheduler = cfg.scheduler or {}
+    if -1 in (scheduler.get("T_max"), scheduler.get("total_iters"), scheduler.get("total_steps")):
+        raise UserError(
+            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+        )
+    if cfg.optimizer.lr == "auto":
+        if cfg.stage != "lora" or "max_lr" in scheduler:
+            raise UserError(
+                "optimizer.lr=auto: expected a number; only stage=lora finds one, and none for "
+                "scheduler=one_cycle"
+            )
+        needs_val["optimizer.lr=auto"] = _WITHOUT
+    if cfg.stage == "lora":
+        scale = cfg.lora.scale
+        if scale == "auto":
+            needs_val["lora.scale=auto"] = _WITHOUT
+        elif not is_number(scale) or scale <= 0:
+            raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
+        if cfg.dial:
+            needs_val["dial=true"] = ""
+        if cfg.target is not None and cfg.data.mistakes is not None:
+            raise UserError(
+                f"target={cfg.target}: expected null, since data.mistakes={cfg.data.mistakes} is "
+                "learnt"
+            )
+    if cfg.target == "weakest":
+        needs_val["target=weakest"] = ""
+    weight = cfg.loss.get("target_weight")
+    if cfg.data.replay == 0 and weight is not None:
+        raise UserError(f"loss.target_weight={weight}: expected null, or data.replay > 0")
+    interval = trainer.val_check_interval
+    batches = trainer.max_steps * trainer.accumulate_grad_batches
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = str(getattr(callback, "monitor", ""))
+        if not monitor.startswith("val/"):
+            continue
+        needs_val[f"callbacks: monitor={monitor}"] = ""
+        if isinstance(interval, int) and 0 <= batches < interval:
+            raise UserError(
+                f"trainer.val_check_interval={interval}: expected at most {batches}, the batches "
+                f"of trainer.max_steps={trainer.max_steps}, since {monitor} is monitored"
+            )
+    for setting, otherwise in needs_val.items():
+        if not len(val):
+            raise UserError(
+                f"{setting}: {no_validation}, since validation images decide{otherwise}"
+            )
+
+
+def mistakes_of(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> Mistakes | None:
+    """The pictures in ``data.mistakes`` that the base gets wrong; ``None``: no folder is named."""
+    if cfg.data.mistakes is None:
+        return None
+    folder, share = Path(str(cfg.data.mistakes)), cfg.data.mistakes_test
+    net, has_adapter = classifier.net, classifier.adapter is not None
+    with (
+        lora_disabled(net) if has_adapter else nullcontext(),
+        evaluating(net, trainer.strategy.root_device) as device,
+    ):
+        return wrong_pictures(net, classifier.dataset, folder, share, device)
+
+
+def choose_images(
+    cfg: DictConfig,
+    classes: Sequence[str],
+    images: ImageSets,
+    base_val: Predictions | None,
+    mistakes: Mistakes | None = None,
+) -> Selection:
+    """The images to train on, as ``cfg.target`` says: perhaps those of the weakest class.
+
+    ``base_val`` are the base's predictions for the validation images. Mistakes to learn stand at
+    the end of the training images.
+    """
+    labels, target = images.train.labels, cfg.target
+    if mistakes is not None:
+        indices = torch.arange(len(labels))
+        first = len(labels) - len(mistakes.learnt)
+        return Selection([], indices[first:], indices[:first])
+    if target == "weakest":
+        assert base_val is not None  # refuse_inconsistent
+        counts = counts_of(base_val)["before"]
+        errors, numbers = counts["errors_per_class"], counts["images_per_class"]
+        if not any(errors):
+            raise UserError(
+                "target=weakest: every validation image is right already; expected a class"
+            )
+        target = weakest(errors, numbers)
+        wrong, count = errors[target], numbers[target]
+        share = f"{wrong} of its {count} validation images are wrong ({wrong / count:.1%})"
+        log.info("target=%d (%s): the weakest class, %s", target, classes[target], share)
+    with config_group("data"):
+        return select(labels, classes, target)
+
+
+def planned(
+    cfg: DictConfig,
+    trainer: Trainer,
+    classifier: Classifier,
+    images: ImageSets,
+    selection: Selection,
+) -> ImageDataModule:
+    """The images of the training, in the order of its plan.
+
+    ``data.seed=null`` is the order of a plain ``DataLoader(shuffle=True)``, which draws two numbers
+    from torch: for its workers, then for its sampler.
+    """
+    seed = cfg.data.seed
+    if seed is None:
+        _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
+    with config_group("data"):
+        plan = Plan(
+            selection,
+            images.train.labels,
+            cfg.data.batch_size,
+            cfg.data.replay,
+            int(seed),
+            trainer.world_size,
+        )
+    with importable([Path.cwd()]), config_group("data.augment"):
+        augment = instantiate(cfg.data.augment) if cfg.data.get("augment") else None
+    return ImageDataModule(classifier.dataset, images, plan, augment)
+
+
+def put_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
+    """Put a new adapter on ``net``, as ``cfg.lora`` says."""
+    settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
+    del settings["scale"]  # of the finished adapter
+    with config_group("lora"):
+        if settings["rank"] == "auto" or settings["init"] == "pissa":
+            if settings["rank"] == "auto":
+                settings["rank"] = _AUTO_RANK
+            ranks = settings["rank_pattern"] = dict(settings["rank_pattern"] or {})
+            for name, weight in layers_to_adapt(net, settings["target_modules"]).items():
+                full = min(weight.base.flatten(1).shape)
+                if type(settings["rank"]) is int and full < settings["rank"]:
+                    ranks[f"^{name}"] = full  # the user's own pattern comes first
+        add_lora(net, **settings)
+
+
+def loss_and_optimizer(cfg: DictConfig) -> tuple[Loss, Callable[..., Optimizer]]:
+    """The loss, and what makes an optimizer of parameters and ``lr``."""
+    with config_group("loss"):
+        loss = instantiate(cfg.loss, _convert_="all")
+    settings = dict(cfg.optimizer)
+    settings.pop("lr")
+    with importable([Path.cwd()]), config_group("optimizer"):
+        make_optimizer = instantiate(settings, _convert_="all")  # plain lists, for checkpoints
+    return loss, make_optimizer
+
+
+def module_of(
+    cfg: DictConfig,
+    classifier: Classifier,
+    data: ImageDataModule,
+    loss: Loss,
+    make_optimizer: Callable[..., Optimizer],
+    rate: float,
+    base_val: Predictions | None,
+) -> ClassifierModule:
+    """The module that trains the network at this rate. With ``cfg.compile`` it is compiled.
+
+    Its hyperparameters are everything that the run's numbers depend on: a run that goes on must
+    have the same settings, and the same content of files.
+    """
+    plan, base = data.plan, classifier.base
+    trained = [parameter for parameter in classifier.net.parameters() if parameter.requires_grad]
+    with config_group("optimizer"):
+        if not is_number(rate) or rate < 0:
+            raise ValueError(f"lr={rate}: expected a number >= 0, or auto")
+        optimizer = make_optimizer(trained, lr=rate)
+    schedule = dict(cfg.scheduler or {})
+    interval = schedule.pop("interval", "step")
+    scheduler = None
+    if schedule:
+        with config_group("scheduler"):
+            scheduler = instantiate(schedule, _convert_="all")(optimizer)
+    if cfg.compile:
+        classifier.net.compile()  # in place: its tensors keep their names
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings["net"] = classifier.settings["net"]
+    settings["data"] |= classifier.settings["data"]
+    settings |= {"base_ckpt": str(classifier.base_path), "base_sha256": base and base.sha256}
+    settings |= {"classes": classifier.classes, "data_sha256": dict(data.images.sha256)}
+    settings |= {"targets": plan.selection.targets, "rate": rate}
+    return ClassifierModule(
+        classifier.net,
+        optimizer,
+        scheduler,
+        interval=interval,
+        loss=loss,
+        replay=plan.replay,
+        seed=cfg.seed,
+        classes=classifier.classes,
+        targets=plan.selection.targets,
+        base_val=base_val,
+        hyperparameters=settings,
+    )

@@ -1,0 +1,192 @@
+"""The one LightningModule of all stages: a network, with LoRA or without, that trains and validates."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from lora_mnist.data.images import Batch
+from lora_mnist.data.plan import seed_generators
+from lora_mnist.errors import TrainingError
+from lora_mnist.lora.base_state import lora_state_dict
+from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.repair.loss import Loss
+from lora_mnist.repair.predictions import Predictions, columns_of, outcomes_by_split
+
+#: With more classes only those to repair have a curve of their own.
+_MAX_CURVES = 16
+
+
+class ClassifierModule(LightningModule):
+    """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
+
+    Logs ``train/loss``, the loss of every ``log_every_n_steps``-th step's last batch, and for
+    ``val`` what :func:`logged_metrics` gives. A loss that is not finite when it is logged ends
+    training with ``TrainingError``. What is drawn in a step, as for dropout, follows from ``seed``
+    and the number of the step.
+
+    Args:
+        net: maps images, (N, channels, height, width) float32, to logits, (N, num_classes). With
+            LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is kept in checkpoints.
+        optimizer: of the trainable parameters of ``net``.
+        scheduler: of its learning rate, if any, which takes a step each ``interval``.
+        loss: of a batch.
+        replay: how many images of a batch, the last ones, are replayed; of all processes together.
+        seed: of what is drawn in a step.
+        classes: their names, for the curves.
+        targets: the classes to repair.
+        base_val: the base's predictions for the validation images, to compare with.
+        hyperparameters: plain values for checkpoints and loggers.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Optimizer,
+        scheduler: Any = None,
+        *,
+        interval: str = "step",
+        loss: Loss | None = None,
+        replay: int = 0,
+        seed: int = 0,
+        classes: Sequence[str] = (),
+        targets: Sequence[int] = (),
+        base_val: Predictions | None = None,
+        hyperparameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(dict(hyperparameters or {}))
+        self.net, self.loss = net, loss or Loss()
+        self.optimizer, self.scheduler, self.interval = optimizer, scheduler, interval
+        self.replay, self.seed = replay, seed
+        self.classes, self.targets, self.base_val = list(classes), list(targets), base_val
+        self.has_adapter = bool(lora_adapters(net))
+        self.validated = _Rows()
+
+    def configure_optimizers(self) -> Any:
+        if self.scheduler is None:
+            return self.optimizer
+        schedule = {"scheduler": self.scheduler, "interval": self.interval}
+        return {"optimizer": self.optimizer, "lr_scheduler": schedule}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed what is drawn in this step, in each process, for each of its batches."""
+        trainer = self.trainer
+        batch_of_step = batch_idx % trainer.accumulate_grad_batches
+        seed_generators(self.seed, trainer.global_rank, trainer.global_step, batch_of_step)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss: Tensor = self.loss(self.net(images), labels, self.replay // self.trainer.world_size)
+        step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if window and step % window == 0:  # a call of log takes as long as a step of an adapter
+            if not loss.isfinite():
+                raise TrainingError(
+                    f"optimizer.lr={self.optimizer.defaults['lr']}: the loss is {loss.item()} at "
+                    f"step {step}; expected a smaller learning rate"
+                )
+            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, labels = batch
+        self.validated.update(self.net(images), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the counts of all processes."""
+        table = self.validated.compute()
+        self.validated.reset()
+        if self.trainer.sanity_checking:
+            return
+        if self.base_val is not None:
+            of_base = self.base_val.at(table.index)
+            table = of_base.with_after(table.before, table.before_probability, table.before_loss)
+        outcomes = outcomes_by_split({"val": table}, self.targets)
+        self.log_dict(logged_metrics(outcomes, self.classes, self.targets), sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only the adapter: the base has a file of its own."""
+        if self.has_adapter:
+            lora = {f"net.{key}" for key in lora_state_dict(self.net)}
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {key: state[key] for key in state if key in lora}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
+        if self.has_adapter:
+            checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+
+class _Rows(Metric):
+    """The predictions of a network alone, put together over the processes of a distributed run.
+
+    Image ``j`` of process ``r`` is image ``j * processes + r`` of all, as
+    :class:`lora_mnist.data.datamodule.ImageDataModule` shares them out.
+    """
+
+    label: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_classes = 0
+        for name in ("index", "label", "prediction", "probability", "loss"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits of shape (N, num_classes), ``labels`` int64 of shape (N,)."""
+        rank, processes = 0, 1
+        if dist.is_available() and dist.is_initialized():
+            rank, processes = dist.get_rank(), dist.get_world_size()
+        self.num_classes = logits.shape[1]
+        first = sum(map(len, self.label))
+        place = torch.arange(first, first + len(labels), device=labels.device)
+        columns = (place * processes + rank, labels, *columns_of(logits, labels))
+        names = ("index", "label", "prediction", "probability", "loss")
+        for name, column in zip(names, columns, strict=True):
+            getattr(self, name).append(column)
+
+    def compute(self) -> Predictions:
+        """The table of all images, in their order."""
+        columns = []
+        for name in ("index", "label", "prediction", "probability", "loss"):
+            columns.append(dim_zero_cat(getattr(self, name)).cpu())
+        order = columns[0].argsort()
+        return Predictions(self.num_classes, *(column[order] for column in columns))
+
+
+def logged_metrics(
+    outcomes: Mapping[str, Mapping[str, Any]],
+    names: Sequence[str] = (),
+    targets: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """The numbers of ``outcomes``, which have their names of results.json, by tag.
+
+    With ``names`` each class has a curve; among many classes only those to repair have one.
+    """
+    classes: Sequence[int] = range(len(names))
+    if len(names) > _MAX_CURVES:
+        classes = list(targets or ())[:_MAX_CURVES]
+    tags: dict[str, float] = {}
+    for split, outcome in outcomes.items():
+        errors, images = outcome["errors_per_class"], outcome["images_per_class"]
+        for key in ("accuracy", "loss", "errors", "repaired", "broken"):
+            if outcome.get(key) is not None:
+                tags[f"{split}/{key}"] = float(outcome[key])
+        if targets:
+            of_target = outcome["errors_of_target"]
+            tags[f"{split}/errors_of_target"] = float(of_target)
+            tags[f"{split}/errors_elsewhere"] = float(sum(errors) - of_target)
+            tags[f"{split}/false_calls_of_target"] = float(outcome["false_calls_of_target"])
+        for c in classes:
+            name = names[c].replace("/", "-")  # else it would begin a level of tags
+            if images[c]:
+                tags[f"{split}/accuracy_per_class/{name}"] = 1 - errors[c] / images[c]
+            if (precision := outcome["precision_per_class"][c]) is not None:
+                tags[f"{split}/precision_per_class/{name}"] = precision
+    return tags

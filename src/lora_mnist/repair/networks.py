@@ -1,0 +1,184 @@
+"""The networks that are pretrained and then repaired: two of ours, or anybody's."""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+import torchvision.models
+from torch import nn
+
+from lora_mnist.errors import UserError, error_in_user_code, one_line
+
+
+class MLP(nn.Sequential):
+    """Fully connected classifier with ReLU between its layers, ``linear1`` to ``linearN``.
+
+    Images, (N, ...) with ``in_features`` values each, give logits, (N, num_classes). With the
+    default sizes it is the notebook's ``RichBoyNet``: 784-1000-2000-10, 2,807,010 parameters, far
+    larger than the task needs so that LoRA has something to be small beside.
+
+    Args:
+        in_features: number of input values per image, all dimensions but the first.
+        hidden_sizes: width of each hidden layer.
+        num_classes: number of logits.
+    """
+
+    def __init__(
+        self,
+        in_features: int = 28 * 28,
+        hidden_sizes: Sequence[int] = (1000, 2000),
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
+        sizes = [in_features, *hidden_sizes, num_classes]
+        for number, (fan_in, fan_out) in enumerate(pairwise(sizes), start=1):
+            if number > 1:
+                self.add_module(f"relu{number - 1}", nn.ReLU())
+            self.add_module(f"linear{number}", nn.Linear(fan_in, fan_out))
+
+
+class CNN(nn.Sequential):
+    """Convolutional classifier: ``conv1`` to ``convN`` with ReLU and pooling, then ``linear1``.
+
+    Images, (N, in_channels, image_size, image_size), give logits, (N, num_classes). Each
+    convolution is 3x3 with padding, each max-pooling 2x2. With the default sizes it has 20,490
+    parameters, and is the better classifier; it shows that nothing here is tied to the MLP.
+
+    Args:
+        in_channels: channels of the images.
+        channels: output channels of each convolution.
+        image_size: height and width of the images, at least ``2 ** len(channels)``.
+        num_classes: number of logits.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (16, 32),
+        image_size: int = 28,
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        for number, (fan_in, fan_out) in enumerate(pairwise([in_channels, *channels]), start=1):
+            self.add_module(f"conv{number}", nn.Conv2d(fan_in, fan_out, 3, padding=1))
+            self.add_module(f"relu{number}", nn.ReLU())
+            self.add_module(f"pool{number}", nn.MaxPool2d(2))
+        side = image_size >> len(channels)  # pooling rounds down
+        self.flatten = nn.Flatten()
+        self.linear1 = nn.Linear(channels[-1] * side * side, num_classes)
+
+
+def build(settings: Any) -> Any:
+    """Call what each ``_target_`` in ``settings`` names, with the values beside it as arguments.
+
+    Inner ones come first. With ``_partial_`` the call is left to others. That is what Hydra's
+    ``instantiate`` does; the files of bases and adapters are read without Hydra.
+    """
+    if isinstance(settings, Mapping):
+        values = {key: build(value) for key, value in settings.items() if key != "_convert_"}
+        if "_target_" not in values:
+            return values
+        function = resolve_name(values.pop("_target_"))
+        if values.pop("_partial_", False):
+            return partial(function, **values)
+        return function(**values)
+    if isinstance(settings, Sequence) and not isinstance(settings, str):
+        return [build(value) for value in settings]
+    return settings
+
+
+@contextmanager
+def importable(folders: Sequence[Path]) -> Iterator[None]:
+    """Inside the ``with`` block Python also looks for modules in these folders."""
+    path = list(sys.path)
+    sys.path += [str(folder) for folder in folders]
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+
+
+def build_network(settings: Mapping[str, Any], folders: Sequence[Path] = ()) -> nn.Module:
+    """The network of these arguments, with fresh weights, in eval mode.
+
+    Python also looks for its code in ``folders``. ``UserError``, if it cannot be made.
+    """
+    target = settings.get("_target_")
+    try:
+        with importable(folders):
+            net = build(settings)
+    except Exception as error:  # whatever the network's own code raises
+        reason = error_in_user_code(error) or f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"net._target_={target}: {reason}") from error
+    if not isinstance(net, nn.Module):
+        raise UserError(f"net._target_={target}: gives a {type(net).__name__}")
+    # In train mode, batch normalisation would move its running statistics.
+    return net.eval()
+
+
+def own_preprocessing(
+    net: nn.Module, net_settings: Mapping[str, Any], data_settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The preprocessing that ``net`` itself names, as arguments of a folder of images.
+
+    It is that of a network of timm, or of the weights of a torchvision network, ``net.weights``.
+    The share to crop belongs to the size that these name, and is left out with another. Mean and
+    deviation of more channels than the images have are left out: images are measured then.
+    """
+    weights = net_settings.get("weights")
+    package, _, builder = str(net_settings["_target_"]).rpartition(".")
+    if "crop_pct" in getattr(net, "pretrained_cfg", {}):
+        from timm.data import resolve_model_data_config  # here: an extra, and net has it
+
+        named = resolve_model_data_config(net)
+        channels, *original = named.pop("input_size")
+        channels = net_settings.get("in_chans") or channels  # an argument comes first
+        size = net_settings.get("img_size") or original
+        is_squashed = named.pop("crop_mode") == "squash"
+        named["resize"] = "stretch" if is_squashed else "crop"
+    elif isinstance(weights, str) and package.startswith("torchvision.models"):
+        members: Any = torchvision.models.get_model_weights(builder)
+        transforms = members[weights.rpartition(".")[2]].transforms()
+        channels, size, scaled = 3, transforms.crop_size[0], transforms.resize_size[0]
+        original = [size, size]
+        named = {
+            "resize": "crop",
+            # Rounded down, since size / crop_pct is cut to whole pixels.
+            "crop_pct": math.floor(1e6 * size / scaled) / 1e6,
+            "interpolation": transforms.interpolation.value,
+            "mean": transforms.mean,
+            "std": transforms.std,
+        }
+    else:
+        return {}
+    named |= {"mean": list(named["mean"]), "std": list(named["std"])}
+    size = data_settings.get("image_size") or size
+    named["image_size"] = [size, size] if isinstance(size, int) else list(size)
+    named["channels"] = data_settings.get("channels") or channels
+    if named["image_size"] != list(original):
+        del named["crop_pct"]
+    if len(named["mean"]) not in (1, named["channels"]):
+        del named["mean"], named["std"]
+    return named
+
+
+@contextmanager
+def evaluating(net: nn.Module, device: torch.device | str) -> Iterator[torch.device]:
+    """Inside the ``with`` block ``net`` is on ``device`` and in eval mode.
+
+    Afterwards it is on the CPU, still in eval mode: a new adapter draws its first values there, the
+    same on every machine.
+    """
+    net.eval().to(device)
+    try:
+        yield torch.device(device)
+    finally:
+        net.to("cpu")

@@ -1,0 +1,253 @@
+"""One table of predictions, before and after a repair, and every count that is made of it.
+
+Before is the base; after is base and adapter. A network without an adapter has no after.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lora_mnist.lora.model import lora_disabled, usable_adapters
+from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.repair.significance import mcnemar
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A row an image; each column is a tensor of shape (N,), on the CPU.
+
+    Attributes:
+        num_classes: how many classes there are.
+        index: the place of the image in its set.
+        label: the right class.
+        before: the class that the base predicts.
+        before_probability: the probability that it gives to this class.
+        before_loss: its cross-entropy, in nats.
+        after: the same of base and adapter, as all three columns are; ``None`` without an adapter.
+    """
+
+    num_classes: int
+    index: Tensor
+    label: Tensor
+    before: Tensor
+    before_probability: Tensor
+    before_loss: Tensor
+    after: Tensor | None = None
+    after_probability: Tensor | None = None
+    after_loss: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def at(self, rows: Tensor) -> "Predictions":
+        """Some rows of the table, as a table."""
+        columns = {name: c[rows] for name, c in vars(self).items() if isinstance(c, Tensor)}
+        return replace(self, **columns)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The columns to write and to show, by name, as arrays of shape (N,).
+
+        They are ``index``, ``label``, ``before``, ``before_probability``, with an adapter ``after``
+        and ``after_probability``, and ``outcome``: ``right`` or ``wrong``; with an adapter also
+        ``repaired``, wrong before and right after, or ``broken``, the reverse. Probabilities have
+        six decimals, as they are written.
+        """
+        columns: dict[str, NDArray[Any]] = {}
+        for name in ("index", "label", "before", "before_probability", "after", "after_probability"):
+            column = getattr(self, name)
+            if column is not None:
+                columns[name] = column.numpy()
+                if name.endswith("probability"):
+                    columns[name] = columns[name].astype(float).round(6)
+        was_right = columns["before"] == columns["label"]
+        columns["outcome"] = np.where(was_right, "right", "wrong")
+        if "after" in columns:
+            is_right = columns["after"] == columns["label"]
+            columns["outcome"] = np.select(
+                [was_right & is_right, is_right, was_right], ["right", "repaired", "broken"], "wrong"
+            )
+        return columns
+
+    def with_after(self, prediction: Tensor, probability: Tensor, loss: Tensor) -> "Predictions":
+        """The table with the columns of base and adapter."""
+        return replace(self, after=prediction, after_probability=probability, after_loss=loss)
+
+
+def columns_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The predicted class, its probability and the loss of each image, where the logits are."""
+    logits = logits.float()  # half precision would round the probabilities
+    prediction = logits.argmax(dim=1)
+    probability = logits.softmax(dim=1).gather(1, prediction[:, None])[:, 0]
+    return prediction, probability, F.cross_entropy(logits, labels, reduction="none")
+
+
+@torch.no_grad()
+def evaluate(
+    net: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    base: Predictions | None = None,
+) -> Predictions:
+    """What ``net`` predicts for each image, and its base beside it if it carries an adapter.
+
+    The network stays in its mode and on its device; call ``net.eval()`` first.
+
+    Args:
+        net: from images to logits of shape (N, num_classes).
+        batches: images and their labels, int64 of shape (N,).
+        base: the predictions of the base for the same images, which are then not computed again.
+
+    Raises:
+        ValueError: if there is no batch.
+    """
+    has_adapter = bool(lora_adapters(net))
+    before, after, labels, num_classes = [], [], [], 0
+    for images, batch_labels in batches:
+        labels.append(batch_labels.cpu())
+        if has_adapter:
+            after.append(columns_of(net(images), batch_labels))
+        if base is None:
+            with lora_disabled(net) if has_adapter else nullcontext():
+                logits = net(images)
+            before.append(columns_of(logits, batch_labels))
+            num_classes = logits.shape[1]
+    if not labels:
+        raise ValueError("batches: expected at least one batch of images and labels")
+    if base is None:
+        label = torch.cat(labels)
+        base = Predictions(num_classes, torch.arange(len(label)), label, *_joined(before))
+    return base.with_after(*_joined(after)) if has_adapter else base
+
+
+def _joined(batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """The columns of all batches."""
+    return [torch.cat(column).cpu() for column in zip(*batches, strict=True)]
+
+
+def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
+    """Every count of a table, as results.json has it.
+
+    Returns:
+        ``before`` and, with an adapter, ``after``. Both have ``loss``, the mean cross-entropy in
+        nats, ``None`` where it is not finite; ``accuracy``; ``errors``; ``errors_per_class``;
+        ``false_calls_per_class``, images of other classes that are given this one's name;
+        ``precision_per_class``, the share of right ones among the images that are given a class's
+        name, ``None`` where there are none; and ``images_per_class``.
+
+        ``after`` also has ``repaired``, images that the base gets wrong and the adapted network
+        right; ``broken``, the reverse; both per class; ``p_value`` of the two
+        (:func:`.significance.mcnemar`); and ``negative_flip_rate``, ``broken`` as a share of all
+        images (Yan et al. 2021, "Positive-Congruent Training", arXiv:2011.09161).
+
+        With ``targets`` there are ``errors_of_target``, ``false_calls_of_target``, images of other
+        classes that are given the name of any of these, and after a repair ``p_value_of_target``
+        and ``p_value_elsewhere``.
+    """
+    label, num_classes = predictions.label, predictions.num_classes
+    was_right = predictions.before == label
+    before = _count(predictions.before, predictions.before_loss, label, num_classes, targets)
+    if predictions.after is None or predictions.after_loss is None:
+        return {"before": before}
+    is_right = predictions.after == label
+    repaired = _per_class(label[is_right & ~was_right], num_classes)
+    broken = _per_class(label[was_right & ~is_right], num_classes)
+    after: dict[str, Any] = {
+        "repaired": sum(repaired),
+        "broken": sum(broken),
+        "negative_flip_rate": sum(broken) / len(label),
+        "p_value": mcnemar(sum(repaired), sum(broken)),
+        "repaired_per_class": repaired,
+        "broken_per_class": broken,
+    }
+    if targets:
+        repaired_targets = sum(repaired[c] for c in targets)
+        broken_targets = sum(broken[c] for c in targets)
+        after["p_value_of_target"] = mcnemar(repaired_targets, broken_targets)
+        after["p_value_elsewhere"] = mcnemar(
+            sum(repaired) - repaired_targets, sum(broken) - broken_targets
+        )
+    after |= _count(predictions.after, predictions.after_loss, label, num_classes, targets)
+    return {"before": before, "after": after}
+
+
+def _count(
+    prediction: Tensor, loss: Tensor, label: Tensor, num_classes: int, targets: Sequence[int]
+) -> dict[str, Any]:
+    """The counts of one side of a table."""
+    is_wrong = prediction != label
+    errors, images = _per_class(label[is_wrong], num_classes), _per_class(label, num_classes)
+    false_calls = _per_class(prediction[is_wrong], num_classes)
+    precision: list[float | None] = []
+    for c in range(num_classes):
+        right = images[c] - errors[c]
+        called = right + false_calls[c]
+        precision.append(right / called if called else None)
+    mean_loss = loss.double().mean().item()
+    counts: dict[str, Any] = {
+        "loss": mean_loss if math.isfinite(mean_loss) else None,
+        "accuracy": (len(label) - sum(errors)) / len(label),
+        "errors": sum(errors),
+        "errors_per_class": errors,
+        "false_calls_per_class": false_calls,
+        "precision_per_class": precision,
+        "images_per_class": images,
+    }
+    if targets:
+        counts["errors_of_target"] = sum(errors[c] for c in targets)
+        group = torch.tensor(list(targets))
+        is_called = torch.isin(prediction, group) & ~torch.isin(label, group)
+        counts["false_calls_of_target"] = int(is_called.sum())
+    return counts
+
+
+def _per_class(labels: Tensor, num_classes: int) -> list[int]:
+    """How many of ``labels`` are of each class."""
+    counts: list[int] = torch.bincount(labels, minlength=num_classes).tolist()
+    return counts
+
+
+def compare_errors(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, Any]]:
+    """Errors of an adapted network beside those of its base, for a loop of one's own.
+
+    The network stays in its mode and on its device; call ``model.eval()`` first.
+
+    Args:
+        model: a network with LoRA (see :func:`lora_mnist.add_lora`): from images to logits of
+            shape (N, num_classes).
+        batches: images and their labels, int64 of shape (N,), such as a ``DataLoader``.
+
+    Returns:
+        ``before`` and ``after``, as :func:`counts_of` describes them.
+
+    Raises:
+        ValueError: if no layer of ``model`` carries LoRA, or there is no batch.
+    """
+    usable_adapters(model)
+    return counts_of(evaluate(model, batches))
+
+
+def outcomes_by_split(
+    tables: Mapping[str, Predictions], targets: Sequence[int] = ()
+) -> dict[str, dict[str, Any]]:
+    """The counts of several sets as results.json names them.
+
+    ``test`` is the network as it ended, and ``test_base`` the base where that is another one.
+    """
+    outcomes = {}
+    for split, predictions in tables.items():
+        counts = counts_of(predictions, targets)
+        if "after" in counts:
+            outcomes[split] = counts["after"]
+            outcomes[f"{split}_base"] = counts["before"]
+        else:
+            outcomes[split] = counts["before"]
+    return outcomes
