@@ -1,4 +1,4 @@
-"""Drawing a run or a sweep again, from the files in its folder."""
+"""Drawing a run again, from the files in its folder."""
 
 from pathlib import Path
 
@@ -8,12 +8,11 @@ from lora_mnist.disk.files import read_json
 from lora_mnist.disk.run_paths import RESULTS_FILE, latest
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import Run
-from lora_mnist.show.report import make_report, make_sweep_report
-from lora_mnist.sweep.jobs import SWEEP_FILE
+from lora_mnist.show.report import make_report
 
 
 def report(cfg: DictConfig, run: Run | None = None) -> Path:
-    """Draw the figures and the report of the run, or the sweep, that ``cfg.run`` names.
+    """Draw the figures and the report of the run that ``cfg.run`` names.
 
     Args:
         cfg: a configuration of ``configs/report.yaml``; it is not changed.
@@ -31,18 +30,12 @@ def report(cfg: DictConfig, run: Run | None = None) -> Path:
         if newest is None:
             raise UserError(f"run=latest: expected a run in {cfg.paths.outputs}, found none")
         folder = newest.parent
-    is_sweep = (folder / SWEEP_FILE).is_file()
-    if not is_sweep and not (folder / RESULTS_FILE).is_file():
+    if not (folder / RESULTS_FILE).is_file():
         raise UserError(
-            f"run={cfg.run}: expected the folder of a run, with {RESULTS_FILE} in it, or of a "
-            "sweep, or latest"
+            f"run={cfg.run}: expected the folder of a run, with {RESULTS_FILE} in it, or latest"
         )
-    lines: list[str] = []
     try:
-        if is_sweep:
-            lines = make_sweep_report(folder)
-        else:
-            make_report(folder, read_json(folder / RESULTS_FILE))
+        make_report(folder, read_json(folder / RESULTS_FILE))
     except KeyError as error:
         raise UserError(
             f"run={folder}: {RESULTS_FILE} has no {error}; expected a run of this version"
@@ -50,5 +43,5 @@ def report(cfg: DictConfig, run: Run | None = None) -> Path:
     except (ValueError, OSError) as error:
         raise UserError(f"run={folder}: {one_line(error)}") from error
     path = folder / "report.html"
-    print(*lines, f"report: {path}", sep="\n")
+    print(f"report: {path}")
     return path

@@ -12,7 +12,6 @@ from hydra.core.config_store import ConfigStore
 
 from lora_mnist.cli import run_entry
 from lora_mnist.disk.files import atomic_write
-from lora_mnist.disk.numbers import check_require, parse_require
 from lora_mnist.errors import UserError
 
 CONFIG = {
@@ -30,8 +29,6 @@ CONFIG = {
     "y": 1,
     "note": None,
     "pause": 0,
-    "require": [],
-    "tags": [],
     "checkpoint": False,
     "resume": None,
 }
@@ -72,7 +69,6 @@ def play(cfg, run):
     }
     with atomic_write(folder / "results.json") as path:
         path.write_text(json.dumps(results))
-    check_require(parse_require(cfg.require), results)
 
 
 if __name__ == "__main__":

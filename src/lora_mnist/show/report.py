@@ -24,7 +24,7 @@ from lora_mnist.show.class_table import class_rows
 from lora_mnist.show.figures import as_rgb, draw_dial, draw_run, draw_sweep, save_figure
 from lora_mnist.show.next_steps import dial_text, next_steps, scaled_command
 from lora_mnist.show.verdict import verdict, verdict_text
-from lora_mnist.sweep.summary import Ranked
+from lora_mnist.sweep.summary import Summary, findings, points, table
 
 #: Rows of the table of jobs; summary.csv has all.
 _MAX_JOBS = 1000
@@ -84,23 +84,28 @@ class Front(NamedTuple):
     command: str = ""  # that tests it
 
 
-def make_sweep_report(folder: Path) -> list[str]:
-    """Write ``summary.png`` and ``report.html`` of a sweep; return the lines of its fronts."""
-    ranked, best = Ranked(folder), ""
-    if ranked.best and ranked.jobs[0].swept:
-        metric = str(ranked.metric)
-        if ranked.has_seeds and ranked.keys:
+def make_sweep_report(summary: Summary, command: str) -> list[str]:
+    """Write ``summary.png`` and ``report.html`` of a sweep; return the lines of its fronts.
+
+    ``command`` is the one that goes on with the sweep.
+    """
+    folder, best = summary.folder, ""
+    if summary.best and summary.jobs[0].swept:
+        metric = str(summary.metric)
+        if summary.has_seeds and summary.keys:
             metric = f"mean {metric} over seeds"
-        save_figure(draw_sweep(ranked.points(), metric), folder / "summary.png")
-    if ranked.best and not ranked.has_front:
-        best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
-    titles, rows, base = ranked.table(_MAX_JOBS)
-    fronts = _draw_fronts(ranked)
+        save_figure(draw_sweep(points(summary), metric), folder / "summary.png")
+    if summary.best and not summary.has_front:
+        best = verdict_text(read_json(folder / summary.best.jobs[0].folder / RESULTS_FILE))
+    titles, rows, base = table(summary, _MAX_JOBS)
+    fronts = _draw_fronts(summary)
     pictures = [front.picture for front in fronts]
     _write_page(
         folder / "report.html",
         "sweep.html.j2",
-        ranked=ranked,
+        summary=summary,
+        findings=findings(summary),
+        command=command,
         best=best,
         fronts=fronts,
         figures={
@@ -115,7 +120,7 @@ def make_sweep_report(folder: Path) -> list[str]:
     return [line for front in fronts for line in (front.sentence, front.command) if line]
 
 
-def _draw_fronts(ranked: Ranked) -> list[Front]:
+def _draw_fronts(summary: Summary) -> list[Front]:
     """Draw the dials of all jobs that repair the same classes into one picture, if there are any.
 
     ``front.png``, or a picture for each choice of classes. Advised is the job whose validation
@@ -123,8 +128,8 @@ def _draw_fronts(ranked: Ranked) -> list[Front]:
     lucky one wins.
     """
     by_targets: dict[tuple[int, ...], list[tuple[str, Path, Any]]] = {}
-    for job in ranked.jobs:
-        folder = ranked.folder / job.folder
+    for job in summary.jobs:
+        folder = summary.folder / job.folder
         results = read_json(folder / RESULTS_FILE)
         if job.status == "finished" and "errors_of_target" in (results.get("dial") or {}):
             settings = [f"{k}={v}" for k, v in job.swept.items() if k not in ("digit", "target")]
@@ -143,7 +148,7 @@ def _draw_fronts(ranked: Ranked) -> list[Front]:
                 points.append((dial["errors"][at], of_target[at], place))
         first, name = jobs[0][2], named(jobs[0][2]["classes"], targets)
         front, advised = Front(picture), None
-        if not ranked.has_seeds:
+        if not summary.has_seeds:
             text = f"no repair of {name} saves errors in all on validation images."
             front = Front(picture, text)
             if points:
@@ -152,7 +157,7 @@ def _draw_fronts(ranked: Ranked) -> list[Front]:
                 text = f"advised: {advised} at scale {dial['advised']:g}, with the fewest errors "
                 text += f"on {dial['images']:,} validation images: {dial_text(results)}:"
                 front = Front(picture, text, scaled_command(results, folder))
-        save_figure(draw_dial(dials, advised, first), ranked.folder / picture)
+        save_figure(draw_dial(dials, advised, first), summary.folder / picture)
         fronts.append(front)
     return fronts
 
