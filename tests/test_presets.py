@@ -32,6 +32,16 @@ def test_every_preset_composes():
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
+@pytest.mark.parametrize("launcher", ["ray", "slurm"])
+def test_every_launcher_composes(cli, launcher):
+    """That of joblib is run in sweep/test_session.py."""
+    plugin = {"ray": "hydra_ray_launcher", "slurm": "hydra_submitit_launcher"}[launcher]
+    pytest.importorskip(f"hydra_plugins.{plugin}", reason=f"the extra {launcher} is not installed")
+    shown = ("--cfg", "hydra", "--package", "hydra.launcher")
+    done = cli("train.py", *shown, "stage=lora", f"launcher={launcher}").ok()
+    assert f"_target_: hydra_plugins.{plugin}" in done.out
+
+
 def trainer_of(folder, *overrides):
     command = Run(folder)
     cfg = composed("train", "trainer=cpu", "stage=lora", *overrides)

@@ -34,9 +34,9 @@ from lora_mnist.errors import UserError, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, program
 from lora_mnist.run import Run, override
 from lora_mnist.sweep.session import (
-    close_sweep,
-    is_conducting,
+    end_early,
     open_sweep,
+    resume_command,
     run_swept,
     swept_keys,
 )
@@ -103,14 +103,12 @@ def run_entry(function: Command, config_name: str) -> None:
     finally:
         for each, handler in handlers.items():
             signal.signal(each, handler)
-    if is_conducting():
-        from lora_mnist.show.report import make_sweep_report  # late: jinja2, matplotlib
-
-        code, sweep = close_sweep(reason, code)
-        if sweep is not None:
-            print(*make_sweep_report(sweep), f"report: {sweep / 'report.html'}", sep="\n")
-    elif reason is not None and not (error and shows_traceback):
+    if reason is not None and not (error and shows_traceback):
         print(reason, file=sys.stderr)
+    if reason is not None and HydraConfig.initialized():
+        command = end_early(HydraConfig.get())
+        if command is not None:
+            print(f"go on with: {command}", file=sys.stderr)
     if error is not None and shows_traceback:
         raise error
     if code:
@@ -285,6 +283,33 @@ class ClaimOutputFolder(Callback):
                 raise UserError(_no_stage())
             if "sweep" in config:
                 open_sweep(config)
+        except Exception as error:
+            _refuse(error)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write and print the summary of the sweep. If a job has failed, the exit code is 1."""
+        if "sweep" not in config:
+            return
+        from lora_mnist.show.report import make_sweep_report  # late: jinja2, matplotlib
+        from lora_mnist.sweep.summary import findings, summarize, table_text
+
+        try:
+            folder, metric = Path(config.hydra.sweep.dir).absolute(), config.sweep.metric
+            summary = summarize(folder, metric, config.sweep.columns)
+            lines = [table_text(summary), *findings(summary), f"sweep: {folder}"]
+            lines += make_sweep_report(summary, resume_command(config.hydra))
+            print(*lines, f"report: {folder / 'report.html'}", sep="\n", flush=True)
+            if summary.failed:
+                print(f"{len(summary.failed)} failed", file=sys.stderr)
+                print(f"go on with: {resume_command(config.hydra)}", file=sys.stderr)
+                raise SystemExit(1)
+            if metric and not summary.best:
+                results = summary.finished[0].jobs[0].results
+                names = [key for key in results if key.startswith("val.") and not key[-1].isdigit()]
+                expected = ", ".join(names) or "data.val_size > 0"
+                raise UserError(
+                    f"sweep.metric={metric}: no job has it; expected {expected}, or null"
+                )
         except Exception as error:
             _refuse(error)
 

@@ -24,26 +24,17 @@ def read_summary(sweep):
         return list(csv.DictReader(file))
 
 
-def write_sweep(sweep, **changes):
-    """``sweep.json`` of a sweep that train.py has conducted."""
-    content = {
-        **{"commands": ["python train.py -m lora.rank=1"], "fixed": ["stage"]},
-        "entry": "python train.py",
-        **{"metric": "val.accuracy", "columns": COLUMNS},
-    }
-    sweep.mkdir(parents=True, exist_ok=True)
-    (sweep / "sweep.json").write_text(json.dumps(content | changes))
-
-
 def write_job(sweep, name, overrides, **outcome):
     """A job's folder; ``accuracy`` makes it finished, ``error`` failed, neither interrupted."""
     folder = sweep / name
     folder.mkdir(parents=True)
+    status = "finished" if "accuracy" in outcome else "failed" if "error" in outcome else "started"
     record = {
-        "command": outcome.get("command", 1),
         "overrides": ["stage=lora", *overrides],
+        "settings": outcome.get("settings", {}),
+        "base_sha256": outcome.get("base"),
+        "status": status,
         "error": outcome.get("error"),
-        "inputs": outcome.get("inputs", ""),
     }
     (folder / "job.json").write_text(json.dumps(record))
     if "accuracy" in outcome:

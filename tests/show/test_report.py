@@ -6,15 +6,15 @@ from io import BytesIO
 import pytest
 import torch
 from composed import FEW, SMALL, small_base
-from helpers.commands import only_run
+from helpers.commands import only_run, read_results
 from helpers.runs import outcome, report_of, results
-from helpers.sweeping import write_job, write_sweep
+from helpers.sweeping import COLUMNS, write_job
 from PIL import Image
 
 from lora_mnist.repair.predictions import Evaluation
 from lora_mnist.data import ImageTensors
 from lora_mnist.show.report import make_sweep_report
-from lora_mnist.sweep.summary import Ranked, summarize
+from lora_mnist.sweep.summary import findings, summarize
 
 REPAIR = "errors repaired broken wrong confusion"
 
@@ -117,16 +117,19 @@ def test_a_report_of_many_classes_is_small(tmp_path):
         assert '<tr class="mark"><td>class number 0</td>' in page
 
 
-def test_a_report_of_a_sweep(tmp_path):
+def summary_of(folder):
+    return summarize(folder, "val.accuracy", COLUMNS)
+
+
+def test_a_report_of_a_sweep(tmp_path, monkeypatch):
     """Jobs best first, their base, and what failed; names are escaped."""
+    monkeypatch.setattr("sys.argv", ["train.py"])
     start = {"val_base": {"accuracy": 0.9, "errors_of_target": 8}}
     for rank, accuracy in enumerate((0.91, 0.95, 0.8), start=1):
         overrides = [f"lora.rank={rank}", f"lora.alpha={rank % 2}"]
         write_job(tmp_path, f"job{rank}", overrides, accuracy=accuracy, more=start)
     write_job(tmp_path, "bad", ["lora.rank=<b>", "lora.alpha=1"], error="no & space")
-    write_sweep(tmp_path, commands=["python train.py '<x>'"])
-    summarize(Ranked(tmp_path))
-    make_sweep_report(tmp_path)
+    make_sweep_report(summary_of(tmp_path), "python train.py '<x>'")
     page = (tmp_path / "report.html").read_text()
     assert "<p>best: python train.py stage=lora lora.rank=2 lora.alpha=0</p>" in page
     places = [page.index(f"<td>{accuracy}</td>") for accuracy in ("0.9500", "0.9100", "0.8000")]
@@ -166,7 +169,6 @@ def write_front(sweep, target, curves, seed=None):
 def sweep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    write_sweep(tmp_path / "sweep")
     return tmp_path / "sweep"
 
 
@@ -174,7 +176,8 @@ def test_the_front_of_a_sweep_advises_the_fewest_errors_in_all(sweep):
     """A job without a dial has no curve; the command turns the adapter to the advised scale."""
     write_front(sweep, "dog", CURVES)
     write_job(sweep, "none", ["loss.target_weight=1"], accuracy=0.9)
-    lines = make_sweep_report(sweep)
+    summary = summary_of(sweep)
+    lines = make_sweep_report(summary, "python train.py")
     assert lines == [
         "advised: loss.target_weight=0.5 at scale 0.5, with the fewest errors on 50 validation "
         "images: dog 9 errors -> 4, the other classes 8 errors -> 7:",
@@ -187,13 +190,14 @@ def test_the_front_of_a_sweep_advises_the_fewest_errors_in_all(sweep):
     assert "scale=0.5 data.data_dir=pets</pre>" in page
     # The table has the scales, and nothing else is called the best.
     assert "<th>scale</th>" in page
-    assert not re.search("best: |The first in the table", summarize(Ranked(sweep)) + page)
+    assert not re.search("best: |The first in the table", "".join(findings(summary)) + page)
 
 
 def test_classes_have_a_front_each_and_one_that_nothing_repairs_is_told(sweep):
     write_front(sweep, "dog", CURVES)
     write_front(sweep, "cat", {"0.1": ([9, 9, 8], [8, 7, 10], 0.5)})
-    dog, command, cat = sorted(make_sweep_report(sweep), key=lambda line: line[-8:])[::-1]
+    lines = make_sweep_report(summary_of(sweep), "")
+    dog, command, cat = sorted(lines, key=lambda line: line[-8:])[::-1]
     assert {path.name for path in sweep.glob("front*")} == {"front_0.png", "front_1.png"}
     assert "no repair of cat saves errors in all" in (sweep / "report.html").read_text()
     assert {dog[:8], command[:8], cat[:8]} == {"advised:", "python e", "no repai"}
@@ -202,8 +206,9 @@ def test_classes_have_a_front_each_and_one_that_nothing_repairs_is_told(sweep):
 def test_the_front_crowns_no_lucky_seed(sweep):
     for seed in (0, 1):
         write_front(sweep, "dog", CURVES, seed)
-    assert make_sweep_report(sweep) == []
-    assert "best (mean of 2 seeds" in "".join(Ranked(sweep).findings())
+    summary = summary_of(sweep)
+    assert make_sweep_report(summary, "") == []
+    assert "best (mean of 2 seeds" in "".join(findings(summary))
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """What a classifier's images are: their classes, how a picture is prepared, and where they lie."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any

@@ -140,5 +140,7 @@ def list_entries(root: Path, folders: Mapping[Path, str], classes: Sequence[str]
             else:
                 others.append(path)
     if others:
-        log.warning("%d files are no images by their names, and left out: %s, ...", len(others), others[0])
+        log.warning(
+            "%d files are no images by their names, and left out: %s, ...", len(others), others[0]
+        )
     return sorted(entries)

@@ -8,7 +8,7 @@ code: :func:`foreign_code` says what may not be run because a file names it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any

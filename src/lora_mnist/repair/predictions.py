@@ -61,7 +61,14 @@ class Predictions:
         six decimals, as they are written.
         """
         columns: dict[str, NDArray[Any]] = {}
-        for name in ("index", "label", "before", "before_probability", "after", "after_probability"):
+        for name in (
+            "index",
+            "label",
+            "before",
+            "before_probability",
+            "after",
+            "after_probability",
+        ):
             column = getattr(self, name)
             if column is not None:
                 columns[name] = column.numpy()
@@ -72,7 +79,9 @@ class Predictions:
         if "after" in columns:
             is_right = columns["after"] == columns["label"]
             columns["outcome"] = np.select(
-                [was_right & is_right, is_right, was_right], ["right", "repaired", "broken"], "wrong"
+                [was_right & is_right, is_right, was_right],
+                ["right", "repaired", "broken"],
+                "wrong",
             )
         return columns
 

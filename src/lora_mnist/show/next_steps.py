@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_mnist.repair.significance import LEVEL, mcnemar
 from lora_mnist.disk.record import TRAINING_KEYS
 from lora_mnist.project import command_line, program
+from lora_mnist.repair.significance import LEVEL, mcnemar
 from lora_mnist.run import key_of, override
 from lora_mnist.show.changes import (
     are_digits,

@@ -13,17 +13,17 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lora_mnist.repair.significance import knows_validation
 from lora_mnist.disk.files import atomic_write, read_json
 from lora_mnist.disk.predictions import Columns
 from lora_mnist.disk.run_paths import RESULTS_FILE
 from lora_mnist.project import command_line, program
+from lora_mnist.repair.significance import knows_validation
 from lora_mnist.show.changes import named
 from lora_mnist.show.class_table import class_rows
 from lora_mnist.show.figures import FIGURES, draw_dial, draw_run, draw_sweep, save_figure
 from lora_mnist.show.next_steps import dial_text, next_steps, scaled_command
 from lora_mnist.show.verdict import verdict, verdict_text
-from lora_mnist.sweep.summary import Ranked
+from lora_mnist.sweep.summary import Summary, findings, points, table
 
 if TYPE_CHECKING:  # a sweep's report needs no torch
     from lora_mnist.show.pictures import Picture
@@ -92,18 +92,21 @@ class Front(NamedTuple):
     command: str = ""  # that tests it
 
 
-def make_sweep_report(folder: Path) -> list[str]:
-    """Write ``summary.png`` and ``report.html`` of a sweep; return the lines of its fronts."""
-    ranked, best = Ranked(folder), ""
-    if ranked.best and ranked.jobs[0].swept:
-        metric = str(ranked.metric)
-        if ranked.has_seeds and ranked.keys:
+def make_sweep_report(summary: Summary, command: str) -> list[str]:
+    """Write ``summary.png`` and ``report.html`` of a sweep; return the lines of its fronts.
+
+    ``command`` is the one that goes on with the sweep.
+    """
+    folder, best = summary.folder, ""
+    if summary.best and summary.jobs[0].swept:
+        metric = str(summary.metric)
+        if summary.has_seeds and summary.keys:
             metric = f"mean {metric} over seeds"
-        save_figure(draw_sweep(ranked.points(), metric), folder / "summary.png")
-    if ranked.best and not ranked.has_front:
-        best = verdict_text(read_json(folder / ranked.best.jobs[0].folder / RESULTS_FILE))
-    titles, rows, base = ranked.table(_MAX_JOBS)
-    fronts = _draw_fronts(ranked)
+        save_figure(draw_sweep(points(summary), metric), folder / "summary.png")
+    if summary.best and not summary.has_front:
+        best = verdict_text(read_json(folder / summary.best.jobs[0].folder / RESULTS_FILE))
+    titles, rows, base = table(summary, _MAX_JOBS)
+    fronts = _draw_fronts(summary)
     figures = {}
     for name in [*(front.picture for front in fronts), "summary.png"]:
         if (folder / name).exists():
@@ -111,7 +114,9 @@ def make_sweep_report(folder: Path) -> list[str]:
     _write_page(
         folder / "report.html",
         "sweep.html.j2",
-        ranked=ranked,
+        summary=summary,
+        findings=findings(summary),
+        command=command,
         best=best,
         fronts=fronts,
         figures=figures,
@@ -122,7 +127,7 @@ def make_sweep_report(folder: Path) -> list[str]:
     return [line for front in fronts for line in (front.sentence, front.command) if line]
 
 
-def _draw_fronts(ranked: Ranked) -> list[Front]:
+def _draw_fronts(summary: Summary) -> list[Front]:
     """Draw the dials of all jobs that repair the same classes into one picture, if there are any.
 
     ``front.png``, or a picture for each choice of classes. Advised is the job whose validation
@@ -130,8 +135,8 @@ def _draw_fronts(ranked: Ranked) -> list[Front]:
     lucky one wins.
     """
     by_targets: dict[tuple[int, ...], dict[str, tuple[Path, Any]]] = {}
-    for job in ranked.jobs:
-        folder = ranked.folder / job.folder
+    for job in summary.jobs:
+        folder = summary.folder / job.folder
         results = read_json(folder / RESULTS_FILE)
         if job.status == "finished" and "errors_of_target" in (results.get("dial") or {}):
             settings = [f"{k}={v}" for k, v in job.swept.items() if k not in ("digit", "target")]
@@ -150,7 +155,7 @@ def _draw_fronts(ranked: Ranked) -> list[Front]:
             errors = dial["errors"][at], of_target[at]
             if of_target[at] < of_target[base] and (fewest is None or errors < fewest):
                 advised, fewest = label, errors
-        if ranked.has_seeds:
+        if summary.has_seeds:
             advised, front = None, Front(picture)
         elif advised is None:
             name = named(results["classes"], targets)
@@ -162,7 +167,7 @@ def _draw_fronts(ranked: Ranked) -> list[Front]:
             text = f"advised: {advised} at scale {dial['advised']:g}, with the fewest errors "
             text += f"on {dial['images']:,} validation images: {dial_text(results)}:"
             front = Front(picture, text, scaled_command(results, folder))
-        save_figure(draw_dial(dials, advised, results), ranked.folder / picture)
+        save_figure(draw_dial(dials, advised, results), summary.folder / picture)
         fronts.append(front)
     return fronts
 

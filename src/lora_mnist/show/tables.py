@@ -112,11 +112,9 @@ def _table(first: str, others: Iterable[str], justify: JustifyMethod = "right") 
 
 def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
     """Print class and probability of each picture; with an adapter, before and after."""
-    sides: dict[str, str] = {}  # the key of a prediction, and its title
-    if predictions:
-        sides = {"base": "prediction"}
-        if "adapted" in predictions[0]:
-            sides = {"base": "before", "adapted": "after"}
+    sides = {"before": "prediction"}  # the key of a prediction, and its title
+    if "after" in predictions[0]:
+        sides = {"before": "before", "after": "after"}
     table = _table("picture", sides.values(), "left")
     differing = 0
     for prediction in predictions:
@@ -124,7 +122,7 @@ def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
         for side in sides:
             probability = prediction[side]["probability"]
             cells.append(Text(f"{prediction[side]['class']} ({probability:.3f})"))
-        if "adapted" in sides and prediction["base"]["class"] != prediction["adapted"]["class"]:
+        if "after" in sides and prediction["before"]["class"] != prediction["after"]["class"]:
             differing += 1
             cells[-1] = Text(f"{cells[-1]} *", "bold yellow")
         table.add_row(Text(str(prediction["file"])), *cells)
