@@ -9,11 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import InstantiationException
+from lora_mnist.project import CONFIGS, PROJECT
 
 #: Arguments whose key is in no group.
 _ROOT_KEYS = ("target",)
 _PACKAGE = Path(__file__).resolve().parent
+#: The configurations of the commands, whose entries have their names.
+_ENTRIES = {path.name for path in CONFIGS.glob("*.yaml")}
 
 
 class UserError(Exception):
@@ -55,11 +57,11 @@ def config_group(group: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, InstantiationException) as error:
-        cause = error
-        if isinstance(error, InstantiationException):
-            cause = error.__cause__ or error  # type: ignore[assignment]
-        elif not _is_raised_by_us(error):
+    except Exception as error:
+        cause: BaseException = error
+        if type(error).__name__ == "InstantiationException":  # Hydra's, which is not imported here
+            cause = error.__cause__ or error
+        elif not (isinstance(error, ValueError) and _is_raised_by_us(error)):
             raise
         if error_in_user_code(error):
             raise
@@ -99,7 +101,9 @@ def error_in_user_code(error: BaseException) -> str | None:
 def _is_in_library(file: Path) -> bool:
     is_installed = "site-packages" in file.parts or "dist-packages" in file.parts
     is_generated = file.name.startswith("<")  # as torch.compile does
-    return is_installed or is_generated or Path(sysconfig.get_path("stdlib")) in file.parents
+    is_pythons = Path(sysconfig.get_path("stdlib")) in file.parents
+    is_entry = file.parent == PROJECT and file.with_suffix(".yaml").name in _ENTRIES
+    return is_installed or is_generated or is_pythons or is_entry
 
 
 def one_line(text: object) -> str:

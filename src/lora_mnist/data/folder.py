@@ -116,7 +116,7 @@ class Folder(ImageDataset):
         self.mean, self.std = mean, std
 
     def prepared(self, **changes: Any) -> list[ImageFiles]:
-        """The images to train and to validate on, from the disk, with ``changes`` of preparation."""
+        """The images to train and to validate on, read from the disk with another preparation."""
         prepare, sets = replace(self.prepare, **changes), []
         for images in (self.sets.train, self.sets.val):
             files = [str(name) for name in images.names()]

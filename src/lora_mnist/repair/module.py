@@ -1,4 +1,4 @@
-"""The one LightningModule of all stages: a network, with LoRA or without, that trains and validates."""
+"""The one LightningModule of all stages: it trains and validates a network, with or without LoRA."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -100,10 +100,11 @@ class ClassifierModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the counts of all processes."""
-        table = self.validated.compute()
+        columns = self.validated.compute()
         self.validated.reset()
         if self.trainer.sanity_checking:
             return
+        table = Predictions(self.validated.num_classes, *columns)
         if self.base_val is not None:
             of_base = self.base_val.at(table.index)
             table = of_base.with_after(table.before, table.before_probability, table.before_loss)
@@ -151,13 +152,13 @@ class _Rows(Metric):
         for name, column in zip(names, columns, strict=True):
             getattr(self, name).append(column)
 
-    def compute(self) -> Predictions:
-        """The table of all images, in their order."""
+    def compute(self) -> list[Tensor]:
+        """The columns of all images, in the order of the images: those of a table, on the CPU."""
         columns = []
         for name in ("index", "label", "prediction", "probability", "loss"):
             columns.append(dim_zero_cat(getattr(self, name)).cpu())
         order = columns[0].argsort()
-        return Predictions(self.num_classes, *(column[order] for column in columns))
+        return [column[order] for column in columns]
 
 
 def logged_metrics(

@@ -61,14 +61,8 @@ class Predictions:
         six decimals, as they are written.
         """
         columns: dict[str, NDArray[Any]] = {}
-        for name in (
-            "index",
-            "label",
-            "before",
-            "before_probability",
-            "after",
-            "after_probability",
-        ):
+        sides = ("before", "before_probability", "after", "after_probability")
+        for name in ("index", "label", *sides):
             column = getattr(self, name)
             if column is not None:
                 columns[name] = column.numpy()
@@ -78,11 +72,8 @@ class Predictions:
         columns["outcome"] = np.where(was_right, "right", "wrong")
         if "after" in columns:
             is_right = columns["after"] == columns["label"]
-            columns["outcome"] = np.select(
-                [was_right & is_right, is_right, was_right],
-                ["right", "repaired", "broken"],
-                "wrong",
-            )
+            cases = [was_right & is_right, is_right, was_right]
+            columns["outcome"] = np.select(cases, ["right", "repaired", "broken"], "wrong")
         return columns
 
     def with_after(self, prediction: Tensor, probability: Tensor, loss: Tensor) -> "Predictions":
