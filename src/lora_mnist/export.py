@@ -85,7 +85,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     metadata = _metadata(classifier, plain, picture, scale, Path(cfg.paths.outputs))
     batches, images = _images_to_compare(classifier, picture)
     if is_onnx:
-        plain = FromPixels(plain, dataset.normalise)
+        plain = FromPixels(plain, dataset.normalise).eval()
     try:
         with atomic_write(out) as path:
             if is_onnx:

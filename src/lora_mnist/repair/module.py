@@ -1,4 +1,4 @@
-"""The one LightningModule of all stages: it trains and validates a network, with or without LoRA."""
+"""The one LightningModule of all stages: trains and validates a network, with or without LoRA."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
