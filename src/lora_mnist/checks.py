@@ -36,8 +36,6 @@ def require_validation(setting: str, data: ImageDataModule, otherwise: str = "")
 
 def require_trainable(cfg: DictConfig, run: Run) -> None:
     """Refuse values of ``cfg`` that no training can have, before anything is made."""
-    if not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed}: expected an integer from 0 to {2**32 - 1}, or null")
     if {"digit", "target"} <= run.typed_keys:
         raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
     if cfg.resume is not None and run.is_sweep:
@@ -46,12 +44,6 @@ def require_trainable(cfg: DictConfig, run: Run) -> None:
         raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
     if cfg.stage == "pretrain" and cfg.base_ckpt is None:
         raise UserError("base_ckpt=null: expected a file to write the base to")
-    for key in ("max_steps", "max_epochs"):  # Lightning would compare them with numbers as they are
-        value = cfg.trainer.get(key, -1)
-        if (key, value) != ("max_epochs", None) and (not isinstance(value, int) or value == 0):
-            raise UserError(
-                f"trainer.{key}={value}: expected a number of at least 1, or -1 for no end"
-            )
 
 
 def require_suitable(trainer: Trainer, run: Run) -> None:

@@ -18,7 +18,7 @@ from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.data import TEST_SETS, Batch, ImageDataModule
 from lora_mnist.data.make import user_code_importable
 from lora_mnist.disk.base import Base
-from lora_mnist.errors import TrainingError, config_group, require_number
+from lora_mnist.errors import TrainingError, config_group
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.model import lora_disabled, lora_names, set_lora_scale
 from lora_mnist.lora.peft import WEIGHTS_NAME
@@ -264,7 +264,6 @@ def make_module(
     lr, interval = optimizer.pop("lr"), scheduler.pop("interval", "step")
     with user_code_importable(cfg), config_group("optimizer"):
         lr = 1.0 if lr == "auto" else lr
-        require_number("lr", lr, 0, 1e30)
         make_optimizer = instantiate(optimizer, _convert_="all")  # plain lists, for checkpoints
     with config_group("scheduler"):
         make_scheduler = instantiate(scheduler, _convert_="all") if scheduler else None
