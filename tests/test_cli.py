@@ -1,6 +1,5 @@
 """What the commands share: how they refuse, what they leave, and where they may be started."""
 
-import re
 import signal
 import time
 
@@ -65,10 +64,7 @@ def test_a_file_with_an_equals_sign_needs_no_quotes(cli, tmp_path):
 def test_what_nobody_expected_is_one_line_or_a_traceback(cli, tmp_path, monkeypatch):
     done = cli(TOY, "x=-1")
     assert done.code == 1
-    assert re.fullmatch(
-        r"toy\.py:\d+ in play: RuntimeError: no such thing \(HYDRA_FULL_ERROR=1 shows where\)\n",
-        done.err,
-    )
+    assert done.err == "RuntimeError: no such thing (HYDRA_FULL_ERROR=1 shows where)\n"
     assert "Traceback" in (only_run(tmp_path / "outputs", "toy") / "toy.log").read_text()
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     for argument, message in (("x=-1", "no such thing"), ("xx=1", "Could not override 'xx'")):

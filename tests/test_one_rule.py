@@ -29,7 +29,8 @@ FOLDER = ("data=folder", "data.data_dir={tmp}/none")
 #: The last argument is wrong; the line begins with it, or with what stands behind the arrow.
 MISTAKES = {
     "train": [
-        (*PRETRAIN, "seed=-1"),
+        (*PRETRAIN, "seed=-1 -> -1 is not in bounds, numpy accepts from 0 to 4294967295"),
+        (*PRETRAIN, "optimizer.lr=-1 -> Invalid learning rate: -1"),
         (*PRETRAIN, "digit=weakest -> target=weakest: "),
         (*PRETRAIN, "base_ckpt={tmp}/text.txt"),
         (*PRETRAIN, "optimizer.lr=auto"),

@@ -190,7 +190,7 @@ def test_a_training_that_diverges_leaves_no_results(outputs, stage):
 
 
 def test_a_training_needs_a_step(outputs):
-    with pytest.raises(UserError, match=r"^trainer.max_steps=0: expected a number of at least 1"):
+    with pytest.raises(UserError, match=r"^trainer.max_steps=0 .*expected at least one step"):
         run(outputs, "stage=pretrain", "trainer.max_steps=0")
 
 

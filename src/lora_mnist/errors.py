@@ -82,18 +82,22 @@ def _is_raised_by_us(error: Exception) -> bool:
 def error_in_user_code(error: BaseException) -> str | None:
     """``my_nets.py:14 in forward: TypeError: ...``, if an error comes from a user's own code.
 
-    That is code which ours has called, and which is neither ours nor in a library.
+    That is code which ours has called, and which is neither ours, an entry such as train.py among
+    it, nor in a library.
     """
     line, is_called_by_us = None, False
     cause: BaseException | None = error
     while cause is not None:
+        caller = None
         for frame in traceback.extract_tb(cause.__traceback__):
             file = Path(frame.filename)
+            is_entry = caller == _PACKAGE / "cli.py"
             if _PACKAGE in file.parents:
                 is_called_by_us = True
-            elif is_called_by_us and not _is_in_library(file):
+            elif is_called_by_us and not is_entry and not _is_in_library(file):
                 place = f"{file.name}:{frame.lineno} in {frame.name}"
                 line = f"{place}: {type(cause).__name__}: {one_line(cause)}"
+            caller = file
         cause = cause.__cause__
     return line
 

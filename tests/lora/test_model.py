@@ -49,8 +49,6 @@ BAD_VALUES += [("use_rslora", 1), ("dropout", 1)]
     ("layer", "arguments", "message"),
     [
         *((nn.ReLU, {key: bad}, rf"^{key}={bad}: expected ") for key, bad in BAD_VALUES),
-        (nn.ReLU, {"alpha_pattern": [1]}, r"alpha_pattern=\[1\]: expected a mapping"),
-        (nn.ReLU, {"rank": 6}, "rank=6: expected at most 5, the smaller side of the largest layer"),
         (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
         (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
         (nn.ReLU, {"rank_pattern": {"near1": 2}}, "{near1: 2}: expected .* of: 0.linear1, 0.l"),
@@ -124,7 +122,6 @@ def test_target_modules_choose_weights(target_modules, expected):
     ("model", "target_modules", "message"),
     [
         (Mixed(), ["linear", "lin"], "a layer with lin, of: embed"),
-        (Mixed(), None, "all, all-linear, a regular expression or a list"),
         (Mixed(), "(", "a regular expression"),
         (nn.ReLU(), "all", "some of: none"),
     ],

@@ -73,12 +73,6 @@ def add_lora(
     targets = layers_to_adapt(model, target_modules)
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
     alphas = by_pattern("alpha_pattern", alpha_pattern, targets, alpha)
-    for each in set(ranks.values()):
-        sides = [min(w.base.flatten(1).shape) for name, w in targets.items() if ranks[name] == each]
-        if isinstance(each, int) and each > max(sides):
-            raise ValueError(
-                f"rank={each}: expected at most {max(sides)}, the smaller side of the largest layer"
-            )
     kind = PiSSAParametrization if init == "pissa" else LoRAParametrization
     adapters = {}
     for layer, weight in targets.items():

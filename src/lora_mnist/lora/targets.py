@@ -20,8 +20,6 @@ def layers_to_adapt(
     weights = {name: w for name, w in adaptable_weights(model).items() if w.base.ndim > 1}
     start = f"target_modules={target_modules}: expected"
     entries = [target_modules] if isinstance(target_modules, str) else target_modules
-    if not isinstance(entries, Collection):
-        raise ValueError(f"{start} all, all-linear, a regular expression or a list of names")
     chosen: list[str] = []
     for entry in entries:
         if entry in ("all", "all-linear"):
@@ -60,8 +58,6 @@ def by_pattern(
     PEFT reads a key as a regular expression for the end of a name. Here a key is a name, or its end
     from a dot on; with PEFT's leading ``^`` it is the whole name. The first that fits decides.
     """
-    if not isinstance(pattern, Mapping | None):
-        raise ValueError(f"{argument}={pattern}: expected a mapping from layers to values, or null")
     values = dict.fromkeys(names, default)
     for key, value in reversed(list((pattern or {}).items())):
         named = [name for name in names if is_end(key, name) or key == f"^{name}"]
