@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from torch import nn
 
-import lora_mnist.project  # noqa: F401 the resolver that the configuration needs
+import lora_mnist.run  # noqa: F401 the resolvers that the configurations need
 from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
 from lora_mnist.data import load_images
 from lora_mnist.disk.base import write_base

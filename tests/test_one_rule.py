@@ -11,13 +11,13 @@ from composed import FEW, SMALL, composed, logged, small_base
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from lora_mnist.repair.networks import make_net
 from lora_mnist.cli import explain
 from lora_mnist.demo import demo
 from lora_mnist.errors import config_group
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.predict import predict
+from lora_mnist.repair.networks import make_net
 from lora_mnist.run import Run
 from lora_mnist.train import train
 

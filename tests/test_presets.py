@@ -11,9 +11,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lora_mnist import add_lora, load_adapter
+from lora_mnist.configuration import checked_copy
 from lora_mnist.lora.peft import WEIGHTS_NAME
 from lora_mnist.run import Run
-from lora_mnist.configuration import checked_copy
 from lora_mnist.trainer import make_trainer
 
 GROUPS = ("callbacks", "debug", "logger", "optimizer", "scheduler", "trainer")

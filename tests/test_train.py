@@ -18,11 +18,11 @@ from source_notebook import RichBoyNet, fit, load, loader
 
 import lora_mnist.repair.rate
 import lora_mnist.train
-from lora_mnist.repair.significance import mcnemar, weakest
 from lora_mnist.data import load_images
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.lora.peft import WEIGHTS_NAME
+from lora_mnist.repair.significance import mcnemar, weakest
 from lora_mnist.run import Run
 from lora_mnist.train import train
 

@@ -19,11 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lora_mnist import load_classifier
-from lora_mnist.repair.networks import make_net
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.lora.peft import read_metadata
 from lora_mnist.predict import predict
+from lora_mnist.repair.networks import make_net
 from lora_mnist.run import Run
 from lora_mnist.train import train
 

@@ -53,7 +53,8 @@ class SideBySide:
         self.dataset, self._base = self._classifier.dataset, self._classifier.base
         assert self._base is not None
         adapter = self._classifier.adapter
-        self._placed = adapter and str(adapter)  # the folder of the adapter on the network now
+        # The folder of the adapter that is on the network now.
+        self._placed: str | None = None if adapter is None else str(adapter)
         self.test_set: Images | None = None
         try:
             with config_group("data"):

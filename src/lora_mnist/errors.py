@@ -9,13 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lora_mnist.project import CONFIGS, PROJECT
-
 #: Arguments whose key is in no group.
 _ROOT_KEYS = ("target",)
 _PACKAGE = Path(__file__).resolve().parent
-#: The configurations of the commands, whose entries have their names.
-_ENTRIES = {path.name for path in CONFIGS.glob("*.yaml")}
 
 
 class UserError(Exception):
@@ -106,8 +102,7 @@ def _is_in_library(file: Path) -> bool:
     is_installed = "site-packages" in file.parts or "dist-packages" in file.parts
     is_generated = file.name.startswith("<")  # as torch.compile does
     is_pythons = Path(sysconfig.get_path("stdlib")) in file.parents
-    is_entry = file.parent == PROJECT and file.with_suffix(".yaml").name in _ENTRIES
-    return is_installed or is_generated or is_pythons or is_entry
+    return is_installed or is_generated or is_pythons
 
 
 def one_line(text: object) -> str:

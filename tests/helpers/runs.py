@@ -2,9 +2,9 @@
 
 import torch
 
-from lora_mnist.repair.significance import mcnemar
 from lora_mnist.data import ImageTensors
-from lora_mnist.disk.predictions import predictions_table
+from lora_mnist.repair.predictions import Predictions
+from lora_mnist.repair.significance import mcnemar
 from lora_mnist.show.pictures import first_pictures
 from lora_mnist.show.report import make_report
 
@@ -67,17 +67,19 @@ def results(stage="lora", **more):
 
 
 def predictions(pair=True):
-    """Predictions for six images, in the shape in which a module keeps them."""
-    tensors = {
-        "index": torch.arange(6),
-        "label": torch.tensor([0, 0, 1, 1, 2, 2]),
-        "base": torch.tensor([0, 1, 0, 1, 2, 2]),
-        "base_probability": torch.tensor([0.9, 0.5, 0.6, 0.7, 1.0, 0.8]),
-    }
-    if pair:
-        tensors["adapted"] = torch.tensor([0, 1, 1, 1, 0, 1])
-        tensors["adapted_probability"] = torch.tensor([0.9, 0.5, 0.6, 0.7, 0.25, 0.75])
-    return tensors
+    """Predictions for six images."""
+    table = Predictions(
+        num_classes=3,
+        index=torch.arange(6),
+        label=torch.tensor([0, 0, 1, 1, 2, 2]),
+        before=torch.tensor([0, 1, 0, 1, 2, 2]),
+        before_probability=torch.tensor([0.9, 0.5, 0.6, 0.7, 1.0, 0.8]),
+        before_loss=torch.zeros(6),
+    )
+    if not pair:
+        return table
+    after = torch.tensor([0, 1, 1, 1, 0, 1])
+    return table.with_after(after, torch.tensor([0.9, 0.5, 0.6, 0.7, 0.25, 0.75]), torch.zeros(6))
 
 
 def images():
@@ -86,10 +88,10 @@ def images():
     return greys[:, None, None, None].expand(6, 1, 4, 4)
 
 
-def report_of(folder, run, tensors=None, of=None):
+def report_of(folder, run, table=None, of=None):
     """Write the report of a run, of these predictions for a set of images; returns its figures."""
-    if tensors is None:
-        tensors = predictions("test_base" in run)
-        of = ImageTensors(images(), tensors["label"])
-    table = predictions_table(tensors)
+    if table is None:
+        table = predictions("test_base" in run)
+        of = ImageTensors(images(), table.label)
+    table = table.columns()
     return make_report(folder, run, table, first_pictures(table, of, run["classes"]))

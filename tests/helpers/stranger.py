@@ -1,13 +1,15 @@
 """A network, weights and a folder of images that know nothing of this project."""
 
 import sys
+from pathlib import Path
 
 import numpy
 import torch
 from composed import composed
 from PIL import Image
 
-from lora_mnist.repair.networks import make_net
+from lora_mnist.configuration import typed_settings
+from lora_mnist.repair.networks import build_network
 
 CLASSES = ["cat", "dog", "emu"]
 _MODULE = """
@@ -61,7 +63,8 @@ def darker(photos, folder):
 
 def fresh(**arguments):
     """The stranger's network with random weights."""
-    return make_net(config("eval", *(f"net.{key}={value}" for key, value in arguments.items())))
+    typed = [f"net.{key}={value}" for key, value in arguments.items()]
+    return build_network(typed_settings(config("eval", *typed))["net"], [Path.cwd()])
 
 
 def mine():

@@ -5,8 +5,8 @@ import torch
 from helpers.nets import randomize
 
 from lora_mnist import add_lora, dial_curve, lora_disabled, set_lora_scale
-from lora_mnist.repair.dial import SCALES, advised_scale, approximate_dial, predictions_at
 from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.repair.dial import SCALES, advised_scale, approximate_dial, predictions_at
 
 
 class Images:

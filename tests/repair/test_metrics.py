@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora
-from lora_mnist.repair.predictions import Evaluation
 from lora_mnist.repair.module import logged_metrics
+from lora_mnist.repair.predictions import Evaluation
 from lora_mnist.repair.significance import mcnemar
 
 CLASSES = 3

@@ -6,11 +6,11 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora, lora_parameters
+from lora_mnist.data import ImageDataModule
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.repair.averaging import TrainedAverage
 from lora_mnist.repair.loss import Loss
 from lora_mnist.repair.module import ClassifierModule
-from lora_mnist.data import ImageDataModule
-from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 
 DATA = ImageDataModule("toy", ["cat", "dog", "owl"], 1, replay=3)
 

@@ -6,13 +6,13 @@ from io import BytesIO
 import pytest
 import torch
 from composed import FEW, SMALL, small_base
-from helpers.commands import only_run, read_results
+from helpers.commands import only_run
 from helpers.runs import outcome, report_of, results
 from helpers.sweeping import COLUMNS, write_job
 from PIL import Image
 
-from lora_mnist.repair.predictions import Evaluation
 from lora_mnist.data import ImageTensors
+from lora_mnist.repair.predictions import Evaluation
 from lora_mnist.show.report import make_sweep_report
 from lora_mnist.sweep.summary import findings, summarize
 

@@ -128,7 +128,8 @@ class Plan:
         """
         generator = torch.Generator().manual_seed(self.seed)
         others = self.selection.replay_indices
-        members = {int(c): others[self.labels[others] == c] for c in self.labels[others].unique()}
+        labels = self.labels[others]
+        members = {int(c): others[labels == c] for c in torch.unique(labels)}
         orders: dict[int, list[int]] = {c: [] for c in members}
         while True:
             for c, order in orders.items():

@@ -136,9 +136,9 @@ def own_preprocessing(
     weights = net_settings.get("weights")
     package, _, builder = str(net_settings["_target_"]).rpartition(".")
     if "crop_pct" in getattr(net, "pretrained_cfg", {}):
-        from timm.data import resolve_model_data_config  # here: an extra, and net has it
+        import timm.data  # here: an extra, and net has it
 
-        named = resolve_model_data_config(net)
+        named: dict[str, Any] = timm.data.resolve_model_data_config(net)  # type: ignore
         channels, *original = named.pop("input_size")
         channels = net_settings.get("in_chans") or channels  # an argument comes first
         size = net_settings.get("img_size") or original

@@ -49,7 +49,10 @@ class Predictions:
 
     def at(self, rows: Tensor) -> "Predictions":
         """Some rows of the table, as a table."""
-        columns = {name: c[rows] for name, c in vars(self).items() if isinstance(c, Tensor)}
+        columns: dict[str, Any] = {}
+        for name, column in vars(self).items():
+            if isinstance(column, Tensor):
+                columns[name] = column[rows]
         return replace(self, **columns)
 
     def columns(self) -> dict[str, NDArray[Any]]:
