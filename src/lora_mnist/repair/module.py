@@ -13,7 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lora_mnist.data.images import Batch
 from lora_mnist.data.plan import seed_generators
-from lora_mnist.errors import TrainingError
+from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import lora_state_dict
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.repair.loss import Loss
@@ -68,6 +68,22 @@ class ClassifierModule(LightningModule):
         self.classes, self.targets, self.base_val = list(classes), list(targets), base_val
         self.has_adapter = bool(lora_adapters(net))
         self.validated = _Rows()
+
+    def setup(self, stage: str) -> None:
+        """Refuse to train where several processes have chosen another class, or another rate.
+
+        Rounding may differ between machines, and with it which of two classes is the weakest.
+        """
+        if stage != "fit":
+            return
+        chosen = {"target": self.targets, "optimizer.lr": self.optimizer.defaults["lr"]}
+        first = self.trainer.strategy.broadcast(chosen)
+        for key, value in chosen.items():
+            if value != first[key]:
+                raise UserError(
+                    f"{key}: process {self.trainer.global_rank} has chosen {value}, and the first "
+                    f"{first[key]}; expected a value on the command line"
+                )
 
     def configure_optimizers(self) -> Any:
         if self.scheduler is None:
