@@ -21,7 +21,7 @@ from lora_mnist.data.images import Images, ImageTensors
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base
 from lora_mnist.disk.record import fill
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
-from lora_mnist.errors import UserError, config_group, error_in_user_code, is_number, one_line
+from lora_mnist.errors import UserError, config_group, is_number, one_line
 from lora_mnist.lora.adapter import load_adapter
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
@@ -30,6 +30,7 @@ from lora_mnist.repair.dial import approximate_dial
 from lora_mnist.repair.networks import (
     build,
     build_network,
+    check_outputs,
     evaluating,
     importable,
     own_preprocessing,
@@ -243,7 +244,6 @@ class Classifier:
         best = row.index(max(row))
         return Prediction(self.classes[best], row[best], row)
 
-    @torch.no_grad()
     def check(self, images: Images | None = None) -> None:
         """Refuse a network that cannot take the images, or has no output for each class.
 
@@ -254,21 +254,7 @@ class Classifier:
             picture = self.dataset.read_picture(Image.linear_gradient("L"))
             images = ImageTensors(picture[None], torch.zeros(1, dtype=torch.int64))
         batch = self.dataset.normalise(images.take([0, 0])[0])
-        try:
-            output: Any = self.net(batch)
-        except Exception as error:  # whatever the network's own layers raise
-            raise UserError(
-                f"net: cannot take images of shape {tuple(batch.shape)} from {self.dataset.name} "
-                f"({error_in_user_code(error) or one_line(error)}); expected other "
-                "data.image_size or data.channels"
-            ) from error
-        expected = (len(batch), len(self.classes))
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        if shape != expected:
-            raise UserError(
-                f"net: gives {shape} for images of shape {tuple(batch.shape)}; expected "
-                f"{expected}, since {self.dataset.name} has {len(self.classes)} classes"
-            )
+        check_outputs(self.net, batch, len(self.classes), self.dataset.name)
 
 
 def load_classifier(

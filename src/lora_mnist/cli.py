@@ -290,7 +290,7 @@ class ClaimOutputFolder(Callback):
         """Write and print the summary of the sweep. If a job has failed, the exit code is 1."""
         if "sweep" not in config:
             return
-        from lora_mnist.show.report import make_sweep_report  # late: jinja2, matplotlib
+        from lora_mnist.show.sweep_report import make_sweep_report  # late: jinja2, matplotlib
         from lora_mnist.sweep.summary import findings, summarize, table_text
 
         try:

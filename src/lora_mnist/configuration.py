@@ -1,11 +1,5 @@
-"""What a command's configuration says: the keys that it may have, and the classifier it names.
+"""What a command's configuration says: the keys that it may have, and the classifier it names."""
 
-A configuration is merged into one of these dataclasses, and OmegaConf refuses a key that the
-command does not read and a value of another type. The groups (``data``, ``net``, ``trainer``, ...)
-are arguments of the classes that their ``_target_`` names, which refuse what they do not take.
-"""
-
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,126 +12,44 @@ from lora_mnist.project import program
 if TYPE_CHECKING:
     from lora_mnist.classifier import Classifier
 
+_ALL = "stage paths data net base_name base_ckpt"
+_ADAPTER = "adapter allow_other_base trust"
+_RUN = "trainer logger sweep figures"
+_TRAIN = "loss optimizer scheduler callbacks run_name digit target seed debug compile resume"
+#: The keys that each stage reads. Those in a group, such as ``data``, are arguments of what its
+#: ``_target_`` names, which refuses what it does not take.
+_KEYS = {
+    "pretrain": f"{_ALL} {_RUN} {_TRAIN}",
+    "lora": f"{_ALL} {_RUN} {_TRAIN} lora dial trust",
+    "eval": f"{_ALL} {_ADAPTER} {_RUN} scale",
+    "predict": f"{_ALL} {_ADAPTER} scale images out",
+    "export": f"{_ALL} {_ADAPTER} scale out",
+    "demo": f"{_ALL} {_ADAPTER} server",
+}
+#: Keys that are true or false; some of them may be null.
+_SWITCHES = ("figures", "compile", "dial", "trust", "allow_other_base")
 #: Keys of ``data`` that belong to one training, and not to the images.
 TRAINING_KEYS = ("augment", "batch_size", "replay", "mistakes", "mistakes_test", "seed")
 
 
-@dataclass
-class Settings:
-    """Every command on a network: which images, which network, which base."""
-
-    stage: str
-    paths: Any
-    data: Any
-    net: Any
-    base_name: str
-    base_ckpt: str | None
-
-
-@dataclass
-class AdapterSettings(Settings):
-    """A command that puts a finished adapter on the base."""
-
-    adapter: str | None  # a folder, or latest
-    allow_other_base: bool
-    trust: bool
-
-
-@dataclass
-class ScaledSettings(AdapterSettings):
-    """A command that turns the adapter up or down."""
-
-    scale: Any  # a number, or auto
-
-
-@dataclass
-class RunSettings(Settings):
-    """A command that leaves a run's folder."""
-
-    trainer: Any
-    logger: Any
-    sweep: Any
-    figures: bool | None
-
-
-@dataclass
-class TrainSettings(RunSettings):
-    """Every stage of ``train.py``."""
-
-    loss: Any
-    optimizer: Any
-    scheduler: Any
-    callbacks: Any
-    run_name: str
-    digit: Any
-    target: Any  # a class by number or by name, a list of them, weakest, or null for all
-    seed: int
-    debug: str | None
-    compile: bool
-    resume: str | None
-
-
-@dataclass
-class LoraSettings(TrainSettings):
-    """``train.py stage=lora``."""
-
-    lora: Any
-    trust: bool
-    dial: bool | None
-
-
-@dataclass
-class EvalSettings(RunSettings, ScaledSettings):
-    """``eval.py``."""
-
-
-@dataclass
-class PredictSettings(ScaledSettings):
-    """``predict.py``."""
-
-    images: Any
-    out: str | None
-
-
-@dataclass
-class ExportSettings(ScaledSettings):
-    """``export.py``."""
-
-    format: str
-    out: str | None
-
-
-@dataclass
-class DemoSettings(AdapterSettings):
-    """``demo.py``."""
-
-    server: Any
-
-
-#: The settings of each stage.
-SETTINGS = {
-    "pretrain": TrainSettings,
-    "lora": LoraSettings,
-    "eval": EvalSettings,
-    "predict": PredictSettings,
-    "export": ExportSettings,
-    "demo": DemoSettings,
-}
-
-
 def checked_copy(cfg: DictConfig, folder: Path | None = None) -> DictConfig:
-    """A copy of ``cfg`` that has only the keys of its stage, and values of their types.
+    """A copy of ``cfg``, which has only keys that its stage reads.
 
     ``folder`` is that of the run, for callbacks and loggers: ``cfg.paths.run``.
 
     Raises:
-        OmegaConfBaseException: if it has a key that the stage does not read, or a value of another
-            type.
+        UserError: if it has another key, or a switch that is neither on nor off.
     """
-    checked = OmegaConf.merge(OmegaConf.structured(SETTINGS[cfg.stage]), cfg)
+    for key in map(str, cfg):
+        if key not in _KEYS[cfg.stage].split():
+            raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
+    for key in _SWITCHES:
+        if cfg.get(key) not in (True, False, None):
+            raise UserError(f"{key}={cfg[key]}: expected true or false")
+    checked = cfg.copy()
     if folder is not None:
         checked.paths.run = str(folder)
-    return checked  # type: ignore[return-value]
+    return checked
 
 
 def typed_settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lora_mnist.data import ImageTensors
 from lora_mnist.repair.predictions import Evaluation
-from lora_mnist.show.report import make_sweep_report
+from lora_mnist.show.sweep_report import make_sweep_report
 from lora_mnist.sweep.summary import findings, summarize
 
 REPAIR = "errors repaired broken wrong confusion"

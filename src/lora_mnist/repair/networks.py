@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torchvision.models
-from torch import nn
+from torch import Tensor, nn
 
 from lora_mnist.errors import UserError, error_in_user_code, one_line
 
@@ -122,6 +122,30 @@ def build_network(settings: Mapping[str, Any], folders: Sequence[Path] = ()) -> 
         raise UserError(f"net._target_={target}: gives a {type(net).__name__}")
     # In train mode, batch normalisation would move its running statistics.
     return net.eval()
+
+
+@torch.no_grad()
+def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str) -> None:
+    """Refuse a network that cannot take these images, or has no output for each class.
+
+    ``images`` are as the network takes them, of the data set of that name.
+    """
+    shape = tuple(images.shape)
+    try:
+        output: Any = net(images)
+    except Exception as error:  # whatever the network's own layers raise
+        raise UserError(
+            f"net: cannot take images of shape {shape} from {dataset} "
+            f"({error_in_user_code(error) or one_line(error)}); expected other data.image_size or "
+            "data.channels"
+        ) from error
+    expected = (len(images), num_classes)
+    given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if given != expected:
+        raise UserError(
+            f"net: gives {given} for images of shape {shape}; expected {expected}, since "
+            f"{dataset} has {num_classes} classes"
+        )
 
 
 def own_preprocessing(
