@@ -1,70 +1,110 @@
-from functools import cached_property
+"""Images as Lightning takes them, without its processes and its training."""
+
+from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torchvision.transforms import v2
 
-from lora_mnist.data import ImageDataModule, ImageTensors
-
-DIGITS = ["0", "1", "2", "3"]
-
-
-class Greys(ImageDataModule):
-    """Twelve images of 3 x 2 pixels, four a class; each channel is darker than the one before."""
-
-    @cached_property
-    def sets(self):
-        greys = torch.arange(0, 120, 10, dtype=torch.uint8)[:, None, None, None]
-        images = (greys // torch.arange(1, self.channels + 1)[:, None, None]).expand(-1, -1, 3, 2)
-        train = ImageTensors(images.to(torch.uint8), torch.arange(12) % 3)
-        return train, ImageTensors(train.images[:0], torch.arange(0)), train
+from lora_mnist.data import ImageDataset, ImageSets, ImageTensors
+from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.data.plan import Plan, select
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_are_normalised_by_what_is_measured(channels):
-    data = Greys("greys", ["cat", "dog", "owl"], channels)
-    data.setup("fit")
-    images, _ = data.train_set.take(list(range(12)))
-    by_channel = (images.double() / 255).mean((0, 2, 3)).tolist()
-    assert data.mean == pytest.approx(by_channel if channels > 1 else by_channel[0], abs=1e-4)
-    normalised = data.normalise(images)
-    assert normalised.dtype == torch.float32
-    for channel in normalised.unbind(1):
-        assert channel.mean().item() == pytest.approx(0, abs=1e-2)
-        assert channel.std(correction=0).item() == pytest.approx(1, abs=1e-2)
+def numbered(count):
+    """Images of one pixel that are their own numbers."""
+    numbers = torch.arange(count, dtype=torch.uint8)
+    return ImageTensors(numbers.view(-1, 1, 1, 1), torch.zeros(count, dtype=torch.int64))
 
 
-def test_a_channel_that_is_the_same_everywhere_is_no_division_by_zero():
-    data = Greys("greys", ["cat", "dog", "owl"], 3)
-    data.sets[0].images[:, 2] = 17
-    data.setup("fit")
-    images, _ = data.train_set.take(list(range(12)))
-    assert data.normalise(images)[:, 2].unique().tolist() == pytest.approx([0], abs=1e-4)
+def data_of(trainer=None, count=93, val=0, augment=None, num_workers=0):
+    """Images to learn in batches of ten."""
+    dataset = ImageDataset("toy", ["cat"], 1, eval_batch_size=2, num_workers=num_workers)
+    dataset.mean, dataset.std = 0.5, 0.25
+    train = numbered(count)
+    images = ImageSets(train, numbered(val), numbered(1), {}, {}, None)
+    processes = trainer.world_size if trainer else 1
+    selection = select(train.labels, dataset.classes, None)
+    plan = Plan(selection, train.labels, batch_size=10, seed=1, processes=processes)
+    data = ImageDataModule(dataset, images, plan, augment)
+    data.trainer = trainer
+    return data
+
+
+def trainer_of(rank=0, processes=1, **settings):
+    """A Trainer's place among several processes and in a training, without either."""
+    place = {"global_rank": rank, "world_size": processes}
+    limits = {"max_steps": -1, "max_epochs": 1, "accumulate_grad_batches": 1}
+    limits |= {"overfit_batches": 0.0, "global_step": 0, "num_training_batches": 10**9}
+    return SimpleNamespace(**place | limits | settings)
+
+
+def seen(batches):
+    """The numbers of the images in each batch."""
+    return [images.flatten().tolist() for images, _ in batches]
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("limits", [{"max_steps": 30, "max_epochs": -1}, {"max_epochs": 9}])
+def test_the_step_alone_says_which_batch_comes_next(limits, accumulate):
+    """Of 93 images, which are ten batches a pass, in one epoch of Lightning's or in several."""
+    trainer = trainer_of(accumulate_grad_batches=accumulate, **limits)
+    data = data_of(trainer)
+    loader = data.train_dataloader()
+    trainer.num_training_batches = len(loader)
+    batches, places = [], []
+    for _ in range(3 if "max_steps" not in limits else 1):
+        trainer.global_step = len(places)
+        for number, batch in enumerate(seen(loader)):
+            if number % accumulate == 0:
+                places.append(len(batches))
+            batches.append(batch)
+    assert batches == list(islice(data.plan.batches(), len(batches)))
+    assert len(batches) == (30 * accumulate if "max_steps" in limits else 30)
+    for step, place in enumerate(places):
+        trainer.global_step = step
+        rest = seen(data_of(trainer).train_dataloader())
+        assert rest == batches[place:][: len(rest)]
+        assert (place + len(rest)) % len(loader) == 0
+
+
+def test_overfitting_sees_the_same_batches_in_every_epoch():
+    trainer = trainer_of(overfit_batches=3, num_training_batches=3)
+    loader = data_of(trainer).train_dataloader()
+    first = seen(loader)
+    trainer.global_step = 3
+    assert seen(loader) == first
+    trainer.global_step = 4
+    assert seen(loader) == first[1:]
+
+
+def test_several_processes_share_training_and_validation():
+    """Each image of a batch is in one of them, and no validation image is counted twice."""
+    shares, validated = [], []
+    for rank in (0, 1):
+        trainer = trainer_of(rank, 2, num_training_batches=10)
+        data = data_of(trainer, val=5)
+        shares.append(seen(data.train_dataloader()))
+        validated.append(seen(data.val_dataloader()))
+    assert validated == [[[0, 2], [4]], [[1, 3]]]
+    for whole, first, second in zip(islice(data.plan.batches(), 10), *shares, strict=True):
+        assert (first, second) == (whole[::2], whole[1::2])
+    assert data_of(trainer).val_dataloader() == []  # Lightning's word for no validation
+
+
+def test_workers_that_read_ahead_change_nothing():
+    drawn = []
+    for workers in (0, 2):
+        data = data_of(augment=v2.RandomInvert(), num_workers=workers)
+        drawn.append(seen(data.read(islice(data.plan.batches(), 2, 4), 2)))
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != list(islice(data.plan.batches(), 2, 4))  # some are inverted
 
 
 def test_batches_are_normalised_where_they_are():
     """The meta device mixes with the CPU as little as a GPU does."""
-    data = Greys("greys", ["cat", "dog", "owl"], 3)
-    data.setup("fit")
-    batch = torch.empty(5, 3, 3, 2, dtype=torch.uint8, device="meta")
-    images, _ = data.on_after_batch_transfer((batch, torch.zeros(5, device="meta")), 0)
-    assert images.device.type == "meta"
-    (images, labels), *_ = data.batches(data.train_set, "meta")
+    batch = torch.empty(5, 1, 3, 2, dtype=torch.uint8, device="meta")
+    images, labels = data_of().on_after_batch_transfer((batch, torch.zeros(5, device="meta")), 0)
     assert images.device.type == labels.device.type == "meta"
-
-
-@pytest.mark.parametrize(
-    ("target", "classes", "expected"),
-    [
-        (3, DIGITS, [3]),
-        (["2", 0], DIGITS, [2, 0]),
-        (10, ["1", "10", "2"], [1]),  # a name goes before a number
-        (0, ["1", "10", "2"], [0]),
-    ],
-)
-def test_classes_go_by_number_and_by_name(target, classes, expected):
-    data = ImageDataModule("toy", classes, 1)
-    numbers = torch.arange(len(classes))
-    data.train_set = ImageTensors(numbers, numbers)
-    selection = data.select(target)
-    assert selection.targets == expected
-    assert selection.target_indices.tolist() == sorted(expected)
+    assert images.dtype == torch.float32

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from lora_mnist.data import FolderDataModule, folder
+from lora_mnist.data import Folder, folder
 from lora_mnist.data.image_files import Entry, ImageFiles, Preparation
 from lora_mnist.data.pictures import open_picture
 from lora_mnist.data.split import split
@@ -41,8 +41,13 @@ def make_photos(tmp_path):
 
 
 def sets(root, **changes):
-    data = FolderDataModule(root, **changes)
-    return data, [part.take(list(range(len(part)))) for part in data.sets]
+    """The data set, and images and labels of training, validation and test."""
+    data = Folder(root, **changes)
+    return data, [part.take(list(range(len(part)))) for part in parts_of(data)]
+
+
+def parts_of(data):
+    return data.sets.train, data.sets.val, data.sets.test
 
 
 CROP, TENSOR = v2.CenterCrop(16), v2.PILToTensor()
@@ -82,14 +87,14 @@ def test_from_the_disk_is_as_in_memory(make_photos, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(folder, "MAX_IN_MEMORY", 0)
         data, _ = sets(root, resize="stretch", **changes)
-    on_disk = [*data.sets, *cropped.prepared(resize="stretch")]
+    on_disk = [*parts_of(data), *cropped.prepared(resize="stretch")]
     for expected, files in zip([*held, *held[:2]], on_disk, strict=True):
         images, labels = files.take(list(range(len(files))))
         assert torch.equal(images, expected[0])
         assert torch.equal(labels, expected[1])
         assert files.take([])[0].shape == (0, 1, 6, 8)
-    assert not isinstance(sets(root)[0].sets[2], ImageFiles)
-    large = FolderDataModule(root, image_size=9_999).sets[2]
+    assert not isinstance(sets(root)[0].sets.test, ImageFiles)
+    large = Folder(root, image_size=9_999, mean=0.5, std=0.5).sets.test
     assert isinstance(large, ImageFiles)
     (large.root / large.files[1]).write_bytes(b"broken meanwhile")
     with pytest.raises(ValueError, match=f"{large.root / large.files[1]}: no readable picture"):
@@ -130,11 +135,11 @@ def test_broken_images_are_named_and_left_out(make_photos, caplog, monkeypatch, 
 
 def test_the_sha256_changes_with_the_images(make_photos):
     root = make_photos({"cat": 5, "dog": 5})
-    hashes = {sets(root, split_seed=seed)[0].sha256["all"] for seed in (0, 1)}
+    hashes = {sets(root, split_seed=seed)[0].sets.sha256["all"] for seed in (0, 1)}
     make_photos({"cat": 1})  # replaced by other noise
-    hashes.add(sets(root)[0].sha256["all"])
+    hashes.add(sets(root)[0].sets.sha256["all"])
     (root / "cat" / "0.png").rename(root / "dog" / "9.png")
-    hashes.add(sets(root)[0].sha256["all"])
+    hashes.add(sets(root)[0].sets.sha256["all"])
     assert len(hashes) == 3
 
 
@@ -163,11 +168,11 @@ def test_pictures_can_be_read_without_a_folder(tmp_path):
     picture = Image.new("RGB", (80, 40))
     picture.paste("red", (0, 0, 40, 40))
     picture.save(tmp_path / "x.png", exif=exif)
-    data = FolderDataModule(None, classes=["cat", "dog"], image_size=[4, 8], mean=0.5, std=0.25)
+    data = Folder(classes=["cat", "dog"], image_size=[4, 8], mean=0.5, std=0.25)
     image = data.read_picture(tmp_path / "x.png")
     assert image[0, :, :3].min() == 255
     assert image[0, :, 5:].max() == 0
-    assert data.on_after_batch_transfer((image[None], torch.zeros(1)), 0)[0].max() == 2
+    assert data.normalise(image[None]).max() == 2
 
 
 def entries(*of_classes, part="train"):
@@ -206,6 +211,7 @@ def test_the_split_is_stable():
     [
         ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder of .* once: \['cat', "),
         ({"transform": v2.Resize(4), "image_size": 8}, "image_size=8: expected null, since transf"),
+        ({"transform": v2.Resize(4), "resize": "stretch"}, "resize=stretch: expected null, since "),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),
         ({"val_size": 0.7, "test_size": 0.4}, "val_size=0.7 test_size=0.4: expected to leave "),
     ],
@@ -213,17 +219,17 @@ def test_the_split_is_stable():
 def test_refuses_bad_arguments(make_photos, changes, message):
     arguments = {"data_dir": make_photos(dict.fromkeys(PETS, 4)), **changes}
     with pytest.raises(ValueError, match=message):
-        _ = FolderDataModule(**arguments).sets
+        _ = Folder(**arguments).sets
 
 
 def test_there_are_two_classes_and_each_has_images_to_train_on(make_photos):
     root = make_photos({"cat": 2}, "train")
     with pytest.raises(ValueError, match="expected a folder for each of two classes"):
-        FolderDataModule(root)
+        Folder(root)
     make_photos({"dog": 2}, "train")
     make_photos({"emu": 2}, "val")
     with pytest.raises(ValueError, match="to leave some images of emu to train on, and to test on"):
-        _ = FolderDataModule(root).sets
+        _ = Folder(root).sets
 
 
 def test_images_to_test_on_that_are_trained_on_are_left_out(make_photos, caplog):
@@ -268,3 +274,27 @@ def test_validation_images_may_come_from_the_test_images(make_photos):
     _, parts = sets(root, val_from="test", val_size=0.3)
     counts = [labels.bincount().tolist() for _, labels in parts]
     assert counts == [[24, 24], [3, 9], [7, 21]]
+
+
+def test_a_folder_is_read_only_where_it_has_to_be(make_photos, tmp_path):
+    """Somebody else's adapter names classes, size, mean and deviation; its folder is not here."""
+    known = {"classes": ["cat", "dog"], "image_size": 8, "mean": 0.5, "std": 0.25}
+    data = Folder(tmp_path / "none", **known)
+    assert data.read_picture(Image.new("RGB", (9, 9))).shape == (3, 8, 8)
+    with pytest.raises(ValueError, match="none: expected a folder of images; there is none"):
+        _ = data.sets
+    for key in known:
+        with pytest.raises(ValueError, match="none: expected a folder of images; there is none"):
+            Folder(tmp_path / "none", **{name: known[name] for name in known if name != key})
+    with pytest.raises(ValueError, match="data_dir=null: expected a folder of images, or classes"):
+        Folder(classes=["cat", "dog"])
+
+
+def test_a_transform_of_ones_own_makes_the_networks_input(make_photos):
+    steps = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+    data, ((images, _), *_) = sets(make_photos({"cat": 5, "dog": 5}), transform=steps)
+    assert isinstance(data.sets.train, ImageFiles)
+    assert images.dtype == torch.float32
+    assert images.max() <= 1
+    assert torch.equal(data.normalise(images), images)
+    assert data.preprocessing() == {"classes": ["cat", "dog"], "channels": 3}

@@ -4,8 +4,8 @@ import torch
 from composed import logged
 from PIL import Image
 
-from lora_mnist.data import FolderDataModule
-from lora_mnist.data.mistakes import wrong_pictures
+from lora_mnist.data import Folder, ImageSets, ImageTensors
+from lora_mnist.data.mistakes import Mistakes, by_split, with_mistakes, wrong_pictures
 from lora_mnist.errors import UserError
 
 DARK, CPU = 100, torch.device("cpu")
@@ -30,9 +30,8 @@ def write(folder, names):
 def read(folder, share=0.2, net=None):
     """Labels by grey: of the mistakes to learn from, and of those held out."""
     common = {"classes": ["cat", "dog"], "image_size": 4, "channels": 1, "mean": 0, "std": 1}
-    data = FolderDataModule(None, mistakes=folder, mistakes_test=share, **common)
     parts = []
-    for images in wrong_pictures(net or Darkness(), data, CPU):
+    for images in wrong_pictures(net or Darkness(), Folder(**common), folder, share, CPU):
         greys = images.images[:, 0, 0, 0].tolist()
         parts.append(dict(zip(greys, images.labels.tolist(), strict=True)))
     return parts
@@ -86,7 +85,8 @@ def test_unreadable_pictures_are_named(tmp_path, caplog):
     (tmp_path / "cat" / "notes.txt").write_text("no picture")
     (tmp_path / "cat" / ".hidden").write_text("no picture")
     assert read(tmp_path, 0)[0] == {201: 0, 2: 1}
-    message, _ = caplog.messages
+    message = caplog.messages[0]  # the summary may follow
+    assert "hidden" not in caplog.text
     assert message.startswith(f"{tmp_path}/cat/notes.txt: skipped: no readable picture")
 
 
@@ -105,3 +105,33 @@ def test_refuses_a_folder_without_mistakes_to_learn(tmp_path, names, share, mess
     with pytest.raises(UserError) as caught:
         read(tmp_path, share)
     assert str(caught.value).startswith(message.format(tmp_path))
+
+
+def greys(*levels):
+    """Images of one grey each, in memory."""
+    images = torch.tensor(levels, dtype=torch.uint8)[:, None, None, None]
+    return ImageTensors(images.repeat(1, 1, 4, 4), torch.tensor([level % 2 for level in levels]))
+
+
+def test_mistakes_stand_behind_the_training_images_and_are_tested_on_no_more(caplog):
+    mistakes = Mistakes(greys(7, 9), greys(11))
+    images = ImageSets(greys(1, 2), greys(7, 4), greys(9, 11, 6), {"all": "a"}, {}, 0)
+    changed = with_mistakes(images, mistakes)
+    levels = {}
+    for part in ("train", "val", "test"):
+        some = getattr(changed, part)
+        pixels, labels = some.take(range(len(some)))
+        levels[part] = pixels[:, 0, 0, 0].tolist()
+        assert torch.equal(labels, some.labels)
+        assert torch.equal(labels, torch.tensor(levels[part]) % 2)
+    assert levels == {"train": [1, 2, 7, 9], "val": [4], "test": [11, 6]}
+    assert list(changed.test.names()) == [1, 2]
+    # From the middle: training images and mistakes in any order.
+    assert changed.train.take([3, 0, 2])[0][:, 0, 0, 0].tolist() == [9, 1, 7]
+    assert "1 validation images are among the mistakes to learn, and left out" in caplog.text
+    assert "1 test images are among the mistakes to learn, and left out" in caplog.text
+    assert changed.sha256.keys() == {"all", "mistakes", "mistakes_test"}
+    assert len(set(changed.sha256.values())) == 3
+    assert by_split(mistakes) == {"mistakes": mistakes.learnt, "mistakes_test": mistakes.held_out}
+    assert by_split(Mistakes(greys(7), greys())).keys() == {"mistakes"}
+    assert by_split(None) == {}

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from helpers.commands import ROOT
-from torchvision.datasets import MNIST
+from torchvision import datasets
 
-from lora_mnist.data import ImageTensors, MNISTDataModule, load_images
+from lora_mnist.data import MNIST, load_images
 
 RAW = ROOT / "data" / "MNIST" / "raw"
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
@@ -19,13 +19,12 @@ def idx(*shape, content):
 
 
 def test_images_are_those_of_torchvision():
-    data = MNISTDataModule(data_dir=ROOT / "data")
-    data.setup("fit")
-    data.setup("test")
-    official = MNIST(ROOT / "data", train=True)
-    assert torch.equal(data.train_set.images[:, 0], official.data[:55_000])
-    assert torch.equal(data.val_set.labels, official.targets[55_000:])
-    assert data.sha256["test"].startswith("c3f9adf9c66efb57")
+    images = MNIST(data_dir=ROOT / "data").sets
+    official = datasets.MNIST(ROOT / "data", train=True)
+    assert torch.equal(images.train.images[:, 0], official.data[:55_000])
+    assert torch.equal(images.val.labels, official.targets[55_000:])
+    assert list(images.val.names())[:2] == [55_000, 55_001]
+    assert images.sha256["test"].startswith("c3f9adf9c66efb57")
 
 
 def test_half_written_files_are_extracted_anew_by_one_process(tmp_path):
@@ -57,28 +56,17 @@ def test_damaged_files_are_named_where_no_download_is_possible(tmp_path):
 
 
 def test_validation_images_may_be_held_out_of_the_test_images():
-    data = MNISTDataModule(data_dir=ROOT / "data", val_from="test", val_size=4000)
-    data.setup("fit")
-    data.setup("test")
-    sizes = [len(part) for part in (data.train_set, data.val_set, data.test_set)]
-    assert sizes == [60_000, 4_000, 6_000]
-    both = torch.cat([data.val_set.labels, data.test_set.labels])
+    images = MNIST(data_dir=ROOT / "data", val_from="test", val_size=4000).sets
+    assert [len(images.train), len(images.val), len(images.test)] == [60_000, 4_000, 6_000]
+    assert images.held_out == {"val": "test"}
+    both = torch.cat([images.val.labels, images.test.labels])
     everything = load_images("MNIST", ROOT / "data", train=False)[1]
     assert both.bincount().tolist() == everything.bincount().tolist()
+    names = [*images.val.names(), *images.test.names()]
+    assert sorted(names) == list(range(10_000))
 
 
-def test_test_images_that_are_learnt_as_mistakes_are_left_out(caplog):
-    images, labels = load_images("MNIST", ROOT / "data", train=False)
-    data = MNISTDataModule(data_dir=ROOT / "data")
-    data.setup("fit")
-    mistakes = ImageTensors(images[:15], labels[:15]), ImageTensors(images[15:20], labels[15:20])
-    data = data.with_mistakes(*mistakes)
-    for stage in ("test", "fit", "test"):
-        data.setup(stage)
-    assert len(data.train_set) == 55_000 + 15
-    assert data.select(None).target_indices.tolist() == list(range(55_000, 55_015))
-    learnt = {image.numpy().tobytes() for image in images[:15]}
-    tested = data.test_set.take(range(len(data.test_set)))[0]
-    assert len(tested) == 10_000 - 15
-    assert not any(image.numpy().tobytes() in learnt for image in tested)
-    assert "15 test images are among the mistakes to learn, and left out" in caplog.text
+def test_no_image_is_read_to_prepare_a_picture(tmp_path):
+    dataset = MNIST(data_dir=tmp_path / "none")
+    assert dataset.read_picture(ROOT / "docs" / "repaired.png").shape == (1, 28, 28)
+    assert not (tmp_path / "none").exists()

@@ -16,7 +16,7 @@ from lora_mnist.disk.base import (
     find_base,
     load_weights,
     read_base,
-    require_replaceable,
+    refuse_to_replace,
     set_current_base,
     versioned_base_path,
     write_base,
@@ -167,11 +167,11 @@ def test_what_is_not_a_current_base_is_never_replaced(tmp_path, state):
     for path in (own, weights):
         before = path.read_bytes()
         with pytest.raises(UserError, match=r"base_ckpt=.* would replace it, .* another file"):
-            require_replaceable(path)
+            refuse_to_replace(path)
         with pytest.raises(UserError, match="would replace it"):
             made(tmp_path / "base", 1, path)
         assert path.read_bytes() == before
-    require_replaceable(tmp_path / "new.pt")
+    refuse_to_replace(tmp_path / "new.pt")
 
 
 def test_the_way_back_is_a_command_that_goes_back(tmp_path):

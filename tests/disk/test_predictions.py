@@ -5,23 +5,23 @@ from helpers.runs import CLASSES, images, predictions
 
 from lora_mnist.data import ImageTensors
 from lora_mnist.data.images import Subset
-from lora_mnist.disk.predictions import predictions_table, write_predictions
+from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.show.pictures import first_pictures
 
 LABEL = torch.zeros(6, dtype=torch.int64)
 
 
-def rows_of(folder, tensors, names):
-    write_predictions(predictions_table(tensors), names, folder, CLASSES)
+def rows_of(folder, table, names):
+    write_predictions(table.columns(), names, folder, CLASSES)
     with (folder / "predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def test_a_row_an_image_for_anybody(tmp_path):
     """An image keeps its name in a part of the test set."""
-    tensors = {key: values[:3] for key, values in predictions().items()}
+    table = predictions().at(torch.arange(3))
     test_set = Subset(ImageTensors(images(), LABEL, [f"{n},.png" for n in range(6)]), LABEL[:3] + 3)
-    rows = rows_of(tmp_path, tensors, test_set.names())
+    rows = rows_of(tmp_path, table, test_set.names())
     pair = {"label": "dog", "before": "cat", "before_probability": "0.600000"}
     pair |= {"after": "dog", "after_probability": "0.600000", "outcome": "repaired"}
     assert rows[2] == {"file": "3,.png", **pair}
@@ -38,8 +38,7 @@ def test_a_base_alone_has_a_prediction(tmp_path):
 
 def test_the_surest_pictures_of_each_kind_come_first():
     """Of broken ones those of which the base was surest, here 1.0 and 0.8."""
-    table = predictions_table(predictions())
-    shown = first_pictures(table, ImageTensors(images(), LABEL), CLASSES)
+    shown = first_pictures(predictions().columns(), ImageTensors(images(), LABEL), CLASSES)
     names = {kind: [picture.name for picture in pictures] for kind, pictures in shown.items()}
     assert names == {"repaired": ["2"], "broken": ["4", "5"], "wrong": ["1"]}
     first = shown["broken"][0]

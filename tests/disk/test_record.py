@@ -4,7 +4,7 @@ import pytest
 from composed import FEW, SMALL, small_net
 
 from lora_mnist import add_lora, save_adapter
-from lora_mnist.disk.record import foreign_code, inherited, without_former_keys
+from lora_mnist.disk.record import fill, foreign_code, inherited, upgraded
 
 EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
 TIMM = {"_target_": "timm.create_model", "model_name": "vit"}
@@ -58,12 +58,30 @@ def test_what_is_typed_goes_before_the_file(own, stored, taken):
 
 def test_keys_that_older_records_have_are_left_out_or_refused():
     usual = {"color_order": "rgb", "antialias": True, "in_memory": False, "labels": "/a.csv"}
-    assert without_former_keys({"mean": 0.5, **usual}) == {"mean": 0.5}
+    assert upgraded({"mean": 0.5, **usual}) == {"mean": 0.5}
     for key, value in (("color_order", "bgr"), ("antialias", False)):
         changed = {"mean": 0.5, **usual, key: value}
         with pytest.raises(ValueError, match=f"data.{key}={value}, .* expected data.transform"):
-            without_former_keys(changed)
-        assert without_former_keys(changed, {"_target_": "t"}) == {"mean": 0.5}
+            upgraded(changed)
+        assert upgraded(changed, {"_target_": "t"}) == {"mean": 0.5}
+
+
+def test_a_record_fills_what_is_not_typed():
+    """Former names of classes are read as today's; the keys say what came from the file."""
+    typed = {"net": {"hidden_sizes": None}, "data": {"_target_": None, "mean": 0.5, "std": None}}
+    record = {
+        "net": {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]},
+        "data": {"_target_": "lora_mnist.data.MNISTDataModule", "mean": 0.1, "std": 0.3},
+    }
+    filled, keys = fill(typed, record, "adapter=nine")
+    assert filled == {
+        "net": record["net"],
+        "data": {"_target_": "lora_mnist.data.MNIST", "mean": 0.5, "std": 0.3},
+    }
+    assert keys == ["net", "std"]
+    assert fill(filled, {}) == (filled, [])
+    record["data"]["_target_"] = "lora_mnist.data.FolderDataModule"
+    assert fill(typed, record)[0]["data"]["_target_"] == "lora_mnist.data.Folder"
 
 
 def evil_adapter(outputs, folder, **record):

@@ -2,17 +2,25 @@ import copy
 
 import pytest
 import torch
+from helpers.nets import randomize
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_mnist import add_lora, lora_parameters
-from lora_mnist.data import ImageDataModule
+from lora_mnist.errors import TrainingError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
 from lora_mnist.repair.averaging import TrainedAverage
 from lora_mnist.repair.loss import Loss
-from lora_mnist.repair.module import ClassifierModule
+from lora_mnist.repair.module import ClassifierModule, logged_metrics
+from lora_mnist.repair.predictions import evaluate, outcomes_by_split
 
-DATA = ImageDataModule("toy", ["cat", "dog", "owl"], 1, replay=3)
+CLASSES = ["cat", "dog", "owl"]
+
+
+def module_of(net, kind=ClassifierModule, lr=0.1, **settings):
+    """A module that trains with Adam what is trainable in ``net``."""
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    return kind(net, torch.optim.Adam(trained, lr=lr), classes=CLASSES, **settings)
 
 
 def trainer(tmp_path, **settings):
@@ -37,7 +45,7 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(tiny, loader, tmp_path, 
 
     seen = []
     before = copy.deepcopy(tiny.state_dict())
-    module = Recorded(add_lora(tiny, init=init), DATA, lr=0.1)
+    module = module_of(add_lora(tiny, init=init), Recorded)
     fit = trainer(tmp_path, max_steps=3, callbacks=TrainedAverage())
     fit.fit(module, loader)
     for parameter, steps in zip(lora_parameters(tiny), zip(*seen, strict=True), strict=True):
@@ -51,28 +59,82 @@ def test_weight_averaging_keeps_the_mean_of_the_adapter(tiny, loader, tmp_path, 
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_train_loss_is_the_mean_over_all_batches_of_the_steps(tiny, loader, tmp_path, accumulate):
+def test_train_loss_is_that_of_every_second_steps_last_batch(tiny, loader, tmp_path, accumulate):
     class Recorded(ClassifierModule):
         def training_step(self, batch, batch_idx):
             losses.append(loss := super().training_step(batch, batch_idx))
             return loss
 
-    losses = []
+        def on_train_batch_end(self, *_):
+            logged.append(self.trainer.callback_metrics.get("train/loss"))
+
+    losses, logged = [], []
     settings = {"max_steps": 4, "log_every_n_steps": 2, "accumulate_grad_batches": accumulate}
-    fit = trainer(tmp_path, **settings)
-    fit.fit(Recorded(tiny, DATA, lr=0.1), loader)
-    window = torch.stack(losses[-2 * accumulate :])
-    assert fit.callback_metrics["train/loss"].item() == pytest.approx(window.mean().item())
+    trainer(tmp_path, **settings).fit(module_of(tiny, Recorded), loader)
+    assert logged[2 * accumulate - 1].item() == pytest.approx(losses[2 * accumulate - 1].item())
+    assert logged[-1].item() == pytest.approx(losses[-1].item())
+    assert len(logged) == 4 * accumulate
+
+
+def test_a_loss_that_is_not_finite_ends_training(tiny, loader, tmp_path):
+    with torch.no_grad():
+        tiny.linear2.bias[0] = float("nan")
+    fit = trainer(tmp_path, max_steps=4, log_every_n_steps=2)
+    with pytest.raises(TrainingError, match="optimizer.lr=0.1: the loss is nan at step 2; exp"):
+        fit.fit(module_of(tiny), loader)
+
+
+def test_what_is_drawn_in_a_step_follows_from_seed_and_step(tiny, loader, tmp_path):
+    """Whatever was drawn before, and also where a run goes on."""
+
+    class Drawing(ClassifierModule):
+        def training_step(self, batch, batch_idx):
+            drawn.append(torch.rand(1).item())
+            return super().training_step(batch, batch_idx)
+
+    def fit(seed, ckpt_path=None):
+        drawn.clear()
+        each = trainer(tmp_path, max_steps=4, accumulate_grad_batches=2)
+        module = module_of(copy.deepcopy(tiny), Drawing, seed=seed)
+        each.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
+        return each, [*drawn]
+
+    drawn = []
+    _, first = fit(0)
+    assert len(set(first)) == len(first) == 8
+    torch.rand(5)
+    assert fit(0)[1] == first
+    assert not {*fit(1)[1]} & {*first}
+    half = trainer(tmp_path, max_steps=1, accumulate_grad_batches=2)
+    half.fit(module_of(copy.deepcopy(tiny), seed=0), loader)
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    assert fit(0, tmp_path / "half.ckpt")[1] == first[2:]
+
+
+@pytest.mark.parametrize("has_adapter", [False, True])
+def test_validation_logs_the_counts_of_the_table(tiny, loader, tmp_path, has_adapter):
+    """Those that an evaluation of the same network gives, and once more when it is repeated."""
+    base_val = None
+    if has_adapter:
+        base_val = evaluate(tiny, loader)
+        randomize(add_lora(tiny))
+    module = module_of(tiny, targets=[1], base_val=base_val)
+    expected = outcomes_by_split({"val": evaluate(tiny, loader, base_val)}, [1])
+    tags = logged_metrics(expected, CLASSES, [1])
+    assert ("val/repaired" in tags) == has_adapter
+    for _ in range(2):
+        (logged,) = trainer(tmp_path).validate(module, loader, verbose=False)
+        assert logged == pytest.approx(tags)
 
 
 def test_all_is_computed_where_the_batch_is(tiny, tmp_path):
     """Training with replay, and validation, on a device that refuses to mix with the CPU."""
-    module = ClassifierModule(add_lora(tiny), DATA, loss=Loss(target_weight=0.5)).to("meta")
+    module = module_of(add_lora(tiny), replay=3, loss=Loss(target_weight=0.5)).to("meta")
     module.trainer = trainer(tmp_path)
     batch = torch.empty(8, 6, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
     module.training_step(batch, 0).backward()
     gradients = [p.grad for p in tiny.parameters() if p.requires_grad]
     assert {gradient.device.type for gradient in gradients} == {"meta"}
     module.validation_step(batch, 0)
-    assert module.base_logits["val"][0].device.type == "meta"
-    assert module.evaluations["val"].adapted[0].device.type == "meta"
+    assert module.validated.label[0].device.type == "meta"
+    assert module.validated.prediction[0].device.type == "meta"

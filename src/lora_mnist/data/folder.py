@@ -55,8 +55,8 @@ class Folder(ImageDataset):
 
     ``common`` are the arguments of :class:`.ImageDataset`. The folder is only looked at where
     ``classes``, ``image_size``, ``mean`` or ``std`` have to be found there, or its images are asked
-    for. With a ``transform``, images are read from the disk, and it takes the place of these but
-    ``classes``. ``ValueError``, if an argument is out of range.
+    for. With a ``transform``, images are read from the disk, and the arguments from ``image_size``
+    to ``std``, but ``channels``, cannot be given. ``ValueError``, if an argument is out of range.
     """
 
     no_validation = (
@@ -92,6 +92,16 @@ class Folder(ImageDataset):
         size: Any = [image_size, image_size] if is_number(image_size) else image_size
         if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
             raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
+        for key, value, default in (
+            ("image_size", image_size, None),
+            ("resize", resize, "crop"),
+            ("crop_pct", crop_pct, 1.0),
+            ("interpolation", interpolation, "bilinear"),
+            ("mean", mean, None),
+            ("std", std, None),
+        ):
+            if transform is not None and value != default:
+                raise ValueError(f"{key}={value}: expected null, since transform is given")
         if classes is None:
             classes = self._names_of_folders()
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
@@ -138,15 +148,19 @@ class Folder(ImageDataset):
     def normalise(self, images: Tensor) -> Tensor:
         return super().normalise(images) if self.prepare.transform is None else images
 
-    def _names_of_folders(self) -> list[str]:
-        """The names of the folders of classes, sorted."""
+    @cached_property
+    def _parts(self) -> dict[Path, str]:
+        """The folders that hold classes, and what their images are for."""
         if self.data_dir is None:
             raise ValueError(
                 "data_dir=null: expected a folder of images, or classes, image_size, mean and std "
                 "that the network was trained with"
             )
-        parts = part_folders(self.data_dir)
-        names = sorted({name for folder in parts for name in subfolders(folder)})
+        return part_folders(self.data_dir)
+
+    def _names_of_folders(self) -> list[str]:
+        """The names of the folders of classes, sorted."""
+        names = sorted({name for folder in self._parts for name in subfolders(folder)})
         if len(names) < 2:
             raise ValueError(f"data_dir={self.data_dir}: expected a folder for each of two classes")
         return names
@@ -159,8 +173,7 @@ class Folder(ImageDataset):
             raise ValueError(
                 f"classes={self.classes}: expected every folder of {self.data_dir} once: {names}"
             )
-        root = Path(self.data_dir or "")
-        return list_entries(root, part_folders(root), self.classes)
+        return list_entries(Path(self.data_dir or ""), self._parts, self.classes)
 
     def _size_of_the_first(self) -> tuple[int, int]:
         """Height and width of the first image, which all others have to have."""

@@ -1,0 +1,162 @@
+import hashlib
+import random
+from itertools import islice
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+from composed import composed
+from helpers.commands import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from lora_mnist.data import MNIST, ImageTensors
+from lora_mnist.data.plan import Augmented, Plan, seed_generators, select
+from lora_mnist.recipe import choose_images, planned
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def plan_of(target, labels, **sizes):
+    return Plan(select(labels, DIGITS, target), labels, **sizes)
+
+
+# (target, replay, seed, rank, processes): SHA-256 of the first thirty batches. Recorded
+# once: whoever trains with a seed may rely on its batches.
+RECORDED = {
+    ("null", 0, 0, 0, 1): "1180ff0c08e71c17",
+    ("null", 0, "null", 0, 1): "1af03cfeab3d9690",
+    ("9", 90, 0, 0, 1): "b5f11fce6e2c6fb8",
+    ("[3,5]", 90, 0, 1, 2): "d6bfb3157c9f6064",
+}
+
+
+@pytest.mark.parametrize("way", RECORDED, ids=str)
+def test_images_come_in_the_recorded_order(way):
+    target, replay, seed, rank, processes = way
+    options = (f"target={target}", f"data.replay={replay}", f"data.seed={seed}")
+    cfg = composed("train", "stage=lora", *options)
+    dataset = MNIST(data_dir=ROOT / "data")
+    trainer = SimpleNamespace(global_rank=rank, world_size=processes)
+    selection = choose_images(cfg, dataset.classes, dataset.sets, None)
+    torch.manual_seed(3)
+    data = planned(cfg, trainer, SimpleNamespace(dataset=dataset), dataset.sets, selection)
+    data.trainer = trainer
+    digest = hashlib.sha256()
+    for images, labels in data.read(islice(data.plan.batches(), 30)):
+        digest.update(images.numpy().tobytes())
+        digest.update(labels.numpy().tobytes())
+    assert digest.hexdigest()[:16] == RECORDED[way]
+
+
+def test_each_pass_has_the_order_of_a_plain_loader():
+    """Over several passes, whose last batch is smaller; the images to learn are some of all."""
+    labels = torch.arange(203) % 5
+    learnt = (labels == 2).nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(7)
+    # torch's loader draws a seed for its workers before each pass, from the same generator.
+    sampler = torch.utils.data.RandomSampler(learnt, generator=generator)
+    loader = DataLoader(learnt, 10, sampler=sampler)
+    theirs = [batch.tolist() for _ in range(3) for batch in loader]
+    plan = plan_of(2, labels, batch_size=10, seed=7)
+    assert len(theirs) == 3 * plan.batches_a_pass
+    assert list(islice(plan.batches(), len(theirs))) == theirs
+
+
+def test_an_odd_number_of_images_is_shared_out():
+    """One is drawn twice, so that both processes take equally many steps."""
+    plan = plan_of(None, torch.zeros(7), batch_size=4, processes=2)
+    whole = list(islice(plan.batches(), plan.batches_a_pass))
+    assert [len(batch[rank::2]) for rank in (0, 1) for batch in whole] == [2, 2, 2, 2]
+    assert {i for batch in whole for i in batch} == set(range(7))
+
+
+@given(counts=st.lists(st.integers(1, 7), min_size=1, max_size=4), count=st.integers(1, 9))
+def test_replay_exhausts_a_class_before_it_repeats(counts, count):
+    count = min(count, sum(counts) // 2)
+    others = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    labels = torch.cat([torch.full((60,), 9), others])
+    sizes = {"batch_size": 2, "replay": 2 * count}
+    drawn = []
+    both = (plan_of(9, labels, processes=processes, **sizes).batches() for processes in (1, 2))
+    for alone, together in islice(zip(*both, strict=True), 30):
+        assert alone == together  # each process takes every second of these
+        assert set(labels[alone[:2]].tolist()) == {9}
+        drawn += alone[2:]
+    assert labels[drawn].tolist() == [i % len(counts) for i in range(len(drawn))]
+    for c, size in enumerate(counts):
+        of_class = [i for i in drawn if labels[i] == c]
+        for k in range(0, len(of_class), size):
+            once = of_class[k : k + size]
+            assert len(set(once)) == len(once)
+
+
+@pytest.mark.parametrize(
+    ("target", "classes", "expected"),
+    [
+        (3, DIGITS, [3]),
+        (["2", 0], DIGITS, [2, 0]),
+        (10, ["1", "10", "2"], [1]),  # a name goes before a number
+        (0, ["1", "10", "2"], [0]),
+    ],
+)
+def test_classes_go_by_number_and_by_name(target, classes, expected):
+    selection = select(torch.arange(len(classes)), classes, target)
+    assert selection.targets == expected
+    assert selection.target_indices.tolist() == sorted(expected)
+    others = set(range(len(classes))) - set(expected)
+    assert selection.replay_indices.tolist() == sorted(others)
+
+
+@pytest.mark.parametrize(
+    ("target", "sizes", "message"),
+    [
+        (["9", 9], {}, r"target=\['9', 9\]: expected each class once"),
+        (5, {}, "target=5: expected a class with training images"),
+        (9, {"replay": 4}, "replay=4: expected at most 3, the number of training images"),
+        (9, {"batch_size": 3, "processes": 2}, "batch_size=3: expected a multiple of 2 processes"),
+        (9, {"replay": 3, "processes": 2}, "replay=3: expected a multiple of 2 processes"),
+    ],
+)
+def test_refuses_what_cannot_be_planned(target, sizes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        plan_of(target, torch.tensor([9, 9, 1, 2, 3]), **sizes)
+
+
+IMAGES = torch.arange(50 * 3 * 9 * 7).view(50, 3, 9, 7).to(torch.uint8)
+WHOLE = ImageTensors(IMAGES, torch.arange(50))
+FLIP, SHIFT = v2.RandomHorizontalFlip(), v2.RandomAffine(0, (0.2, 0.2))
+
+
+def test_each_image_is_augmented_by_itself():
+    images, labels = Augmented(WHOLE, FLIP, seed=0).__getitems__((0, list(range(50))))
+    same = (images == IMAGES).flatten(1).all(1)
+    mirrored = (images == IMAGES.flip(-1)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 10 < mirrored.sum() < 40
+    assert labels.tolist() == list(range(50))
+
+
+def test_an_augmentation_depends_on_seed_rank_and_place_alone():
+    def drawn(seed, rank, number):
+        return Augmented(WHOLE, SHIFT, seed, rank).__getitems__((number, list(range(50))))[0]
+
+    places = [(0, 0, 7), (1, 0, 7), (0, 1, 7), (0, 0, 8)]
+    first = [drawn(*place) for place in places]
+    torch.rand(3)
+    assert torch.equal(drawn(*places[0]), first[0])
+    assert not any(torch.equal(first[0], other) for other in first[1:])
+
+
+def test_all_generators_are_seeded_by_the_place_alone():
+    def draw(*place):
+        seed_generators(*place)
+        return random.random(), numpy.random.rand(), torch.rand(1).item()
+
+    places = [(0, 0, 7), (0, 0, 7, 0), (0, 7, 0), (1, 0, 7)]
+    drawn = [draw(*place) for place in places]
+    assert [draw(*place) for place in places] == drawn
+    assert all(len(set(numbers)) == len(places) for numbers in zip(*drawn, strict=True))
