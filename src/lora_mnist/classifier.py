@@ -39,6 +39,8 @@ from lora_mnist.repair.predictions import evaluate
 
 log = logging.getLogger(__name__)
 
+#: So many images are tried to see what a network's outputs are.
+_CHECKED = 4
 #: A key has these values where nothing else says otherwise.
 _DEFAULTS = {
     "net": {"_target_": "lora_mnist.MLP"},
@@ -88,6 +90,7 @@ class Classifier:
         trust: bool = False,
         allow_other_base: bool = False,
         bases: str | Path = OUTPUTS / "base",
+        base_prefix: str | None = None,
     ) -> "Classifier":
         """The classifier that the files of an adapter and its base describe.
 
@@ -106,6 +109,8 @@ class Classifier:
             trust: run code that a file names, such as a network of one's own.
             allow_other_base: accept a base that the adapter was not made for.
             bases: the folder of all bases.
+            base_prefix: how the names of the weights begin in a base's file that has several
+                networks, such as ``ema.``.
 
         Raises:
             UserError: if a file is missing, does not fit, or names code that is not trusted.
@@ -152,7 +157,7 @@ class Classifier:
         settings, _ = fill(settings, _DEFAULTS)
         network = build_network(settings["net"], folders)
         try:
-            loaded = load_weights(network, file)
+            loaded = load_weights(network, file, base_prefix)
         except ValueError as error:
             raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
         if expected and loaded.sha256 != expected and not allow_other_base:
@@ -253,7 +258,8 @@ class Classifier:
         if images is None:
             picture = self.dataset.read_picture(Image.linear_gradient("L"))
             images = ImageTensors(picture[None], torch.zeros(1, dtype=torch.int64))
-        batch = self.dataset.normalise(images.take([0, 0])[0])
+        some = torch.linspace(0, len(images) - 1, _CHECKED).long()
+        batch = self.dataset.normalise(images.take(some.tolist())[0])
         check_outputs(self.net, batch, len(self.classes), self.dataset.name)
 
 

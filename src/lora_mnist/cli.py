@@ -29,7 +29,7 @@ from omegaconf.errors import (
 )
 
 from lora_mnist.disk.numbers import flatten
-from lora_mnist.disk.run_paths import LAST_CHECKPOINT, run_folder
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, program
 from lora_mnist.run import Run, override
@@ -258,6 +258,10 @@ class ClaimOutputFolder(Callback):
         try:
             if OmegaConf.is_missing(config, "stage"):
                 raise UserError(_no_stage())
+            if config.hydra.job.chdir:
+                raise UserError(
+                    "hydra.job.chdir=true: expected false; paths are relative to where you stand"
+                )
             resume = OmegaConf.select(config, "sweep.resume")
             if resume is not None:
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
@@ -268,6 +272,7 @@ class ClaimOutputFolder(Callback):
                     raise UserError(
                         f"hydra.run.dir={folder}: holds another run; expected a new folder"
                     )
+                refuse_used_folder("hydra.run.dir", folder)
                 # If two runs start at once, the second fails here.
                 (folder / subfolder).mkdir(parents=True)
         except Exception as error:

@@ -3,24 +3,25 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, latest
 from lora_mnist.errors import UserError
 from lora_mnist.project import program
+from lora_mnist.run import Run
 
 if TYPE_CHECKING:
     from lora_mnist.classifier import Classifier
 
 _ALL = "stage paths data net base_name base_ckpt"
-_ADAPTER = "adapter allow_other_base trust"
+_ADAPTER = "adapter allow_other_base trust base_prefix"
 _RUN = "trainer logger sweep figures"
 _TRAIN = "loss optimizer scheduler callbacks run_name digit target seed debug compile resume"
 #: The keys that each stage reads. Those in a group, such as ``data``, are arguments of what its
 #: ``_target_`` names, which refuses what it does not take.
 _KEYS = {
     "pretrain": f"{_ALL} {_RUN} {_TRAIN}",
-    "lora": f"{_ALL} {_RUN} {_TRAIN} lora dial trust",
+    "lora": f"{_ALL} {_RUN} {_TRAIN} lora dial trust base_prefix",
     "eval": f"{_ALL} {_ADAPTER} {_RUN} scale",
     "predict": f"{_ALL} {_ADAPTER} scale images out",
     "export": f"{_ALL} {_ADAPTER} scale out",
@@ -32,23 +33,30 @@ _SWITCHES = ("figures", "compile", "dial", "trust", "allow_other_base")
 TRAINING_KEYS = ("augment", "batch_size", "replay", "mistakes", "mistakes_test", "seed")
 
 
-def checked_copy(cfg: DictConfig, folder: Path | None = None) -> DictConfig:
-    """A copy of ``cfg``, which has only keys that its stage reads.
+def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
+    """A copy of ``cfg`` with the keys that its stage reads.
 
-    ``folder`` is that of the run, for callbacks and loggers: ``cfg.paths.run``.
+    Other keys that nobody has typed come from ``configs/local/default.yaml``, of which each command
+    takes what it has. ``cfg.paths.run`` becomes the run's folder, for callbacks and loggers.
 
     Raises:
-        UserError: if it has another key, or a switch that is neither on nor off.
+        UserError: if another key was typed, or a switch is neither on nor off.
     """
+    checked = cfg.copy()
+    typed = None
+    if run is not None and run.typed is not None:
+        typed = {key.partition(".")[0] for key in run.typed_keys}
     for key in map(str, cfg):
         if key not in _KEYS[cfg.stage].split():
-            raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
+            if typed is None or key in typed:
+                raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
+            with open_dict(checked):
+                del checked[key]
     for key in _SWITCHES:
-        if cfg.get(key) not in (True, False, None):
-            raise UserError(f"{key}={cfg[key]}: expected true or false")
-    checked = cfg.copy()
-    if folder is not None:
-        checked.paths.run = str(folder)
+        if checked.get(key) not in (True, False, None):
+            raise UserError(f"{key}={checked[key]}: expected true or false")
+    if run is not None:
+        checked.paths.run = str(run.folder)
     return checked
 
 
@@ -77,6 +85,7 @@ def classifier_of(cfg: DictConfig) -> "Classifier":
         trust=cfg.trust,
         allow_other_base=cfg.get("allow_other_base", False),
         bases=cfg.paths.bases,
+        base_prefix=cfg.base_prefix,
     )
 
 

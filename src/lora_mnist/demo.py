@@ -41,7 +41,7 @@ class SideBySide:
     """
 
     def __init__(self, cfg: DictConfig, run: Run | None = None) -> None:
-        cfg = checked_copy(cfg)
+        cfg = checked_copy(cfg, run)
         outputs = Path(cfg.paths.outputs)
         typed = {key.partition(".")[0] for key in run.typed_keys} if run else set()
         may_take_latest = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}

@@ -8,8 +8,7 @@ from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.configuration import checked_copy, classifier_of
 from lora_mnist.data import mistakes
 from lora_mnist.disk.results import Clock, write_results
-from lora_mnist.disk.resume import refuse_used_folder
-from lora_mnist.disk.run_paths import new_run_folder
+from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
 from lora_mnist.errors import UserError, config_group
 from lora_mnist.recipe import mistakes_of
 from lora_mnist.repair.predictions import outcomes_by_split
@@ -35,8 +34,8 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """
     clock = Clock()
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
-    refuse_used_folder(run.folder)
-    cfg = checked_copy(cfg, run.folder)
+    refuse_used_folder("hydra.run.dir", run.folder)
+    cfg = checked_copy(cfg, run)
     trainer = make_trainer(cfg, run)
     if trainer.world_size > 1:
         raise UserError(f"trainer.devices={trainer.num_devices}: expected 1; one process evaluates")

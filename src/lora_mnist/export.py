@@ -66,7 +66,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: if the written network computes something else than the live one.
     """
-    cfg = checked_copy(cfg)
+    cfg = checked_copy(cfg, run)
     out = Path(str(cfg.out or "."))
     if out.exists():  # it may be somebody's weights, or a base
         raise UserError(f"out={cfg.out or 'null'}: expected a new file, which does not exist yet")

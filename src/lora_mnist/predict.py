@@ -41,7 +41,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
         IncompleteError: at the end, if a picture was skipped.
     """
-    cfg = checked_copy(cfg)
+    cfg = checked_copy(cfg, run)
     files = find_pictures(cfg.images)
     if cfg.out is not None and Path(cfg.out).exists():
         raise UserError(f"out={cfg.out}: expected a new file; this one exists")
@@ -76,6 +76,9 @@ def _classify(classifier: Classifier, files: Sequence[Path]) -> Iterator[dict[st
             rows = {"before": classifier.probabilities(image)[0]}
         if has_adapter:
             rows["after"] = classifier.probabilities(image)[0]
+        if not all(row.isfinite().all() for row in rows.values()):
+            log.error("%s: skipped: the network's output is not finite", file)
+            continue
         entry: dict[str, Any] = {"file": str(file)}
         for side, row in rows.items():
             prediction = classifier.prediction(row)

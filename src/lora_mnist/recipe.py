@@ -54,7 +54,15 @@ def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_valid
             )
         needs_val["optimizer.lr=auto"] = _WITHOUT
     if cfg.stage == "lora":
-        scale = cfg.lora.scale
+        scale, init, decay = cfg.lora.scale, cfg.lora.init, cfg.optimizer.get("weight_decay")
+        if init != "gaussian" and cfg.lora.init_std != 1:
+            raise UserError(f"lora.init_std={cfg.lora.init_std}: expected lora.init=gaussian")
+        if init == "pissa" and decay:
+            raise UserError(
+                f"optimizer.weight_decay={decay}: expected 0 with lora.init=pissa, whose factors "
+                "start at the weight's principal part: decay would move the network away from the "
+                "base, not towards it"
+            )
         if scale == "auto":
             needs_val["lora.scale=auto"] = _WITHOUT
         elif not is_number(scale) or scale <= 0:

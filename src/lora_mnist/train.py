@@ -26,8 +26,13 @@ from lora_mnist.disk.base import (
 )
 from lora_mnist.disk.checkpoint import load_and_validate_best
 from lora_mnist.disk.results import Clock, write_results
-from lora_mnist.disk.resume import begin_run, chosen_rate, refuse_used_folder
-from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name, new_run_folder
+from lora_mnist.disk.resume import begin_run, chosen_rate
+from lora_mnist.disk.run_paths import (
+    ADAPTER_FOLDER,
+    base_name,
+    new_run_folder,
+    refuse_used_folder,
+)
 from lora_mnist.errors import TrainingError, UserError, config_group
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import set_lora_scale
@@ -84,9 +89,9 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     if cfg.get("stage") not in stages:
         raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage, cfg.get("resume")))
-    cfg = checked_copy(cfg, run.folder)
+    cfg = checked_copy(cfg, run)
     if cfg.resume is None:
-        refuse_used_folder(run.folder)
+        refuse_used_folder("hydra.run.dir", run.folder)
     elif run.is_sweep:
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     if {"digit", "target"} <= run.typed_keys:

@@ -45,7 +45,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             with importable([Path.cwd()]), config_group(f"callbacks.{name}"):
                 callbacks.append(instantiate(config))
     loggers: list[Any] = []
-    for name, config in (cfg.logger or {}).items():
+    for name, config in (cfg.get("logger") or {}).items():  # ~logger leaves none
         if config is None:
             continue
         changes = {}
@@ -54,9 +54,10 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             changes["purge_step"] = step_of(run.folder / LAST_CHECKPOINT)
         with config_group(f"logger.{name}"):
             loggers.append(instantiate(config, **changes))
-    with config_group("trainer"):
+    with importable([Path.cwd()]), config_group("trainer"):
         # The arguments alone: the Trainer is made below.
-        arguments = dict(instantiate(cfg.trainer, _convert_="all", _partial_=True).keywords)
+        made = instantiate(cfg.trainer, _convert_="all", _partial_=True)
+        arguments = dict(made.keywords)
         callbacks += arguments.pop("callbacks", None) or []
         # After the others, whose states it saves.
         callbacks.sort(key=lambda each: isinstance(each, LastCheckpoint))
@@ -68,7 +69,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             "enable_checkpointing": any(isinstance(each, Checkpoint) for each in callbacks),
             "enable_progress_bar": has_bar,
         }
-        trainer = Trainer(
+        trainer: Trainer = made.func(
             default_root_dir=str(run.folder),
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO(), *(arguments.pop("plugins", None) or [])],

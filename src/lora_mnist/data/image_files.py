@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 from lora_mnist.data.images import Augment, Batch, Images
-from lora_mnist.data.pictures import open_picture
+from lora_mnist.data.pictures import open_picture, with_eight_bits
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +54,7 @@ class Preparation:
 
         ``augment`` comes after resizing, but before ``transform``.
         """
-        if picture.mode == "I;16":  # Pillow would clip it at 255
-            picture = Image.fromarray((numpy.asarray(picture) >> 8).astype("uint8"))
-        picture = picture.convert("RGB" if self.channels == 3 else "L")
+        picture = with_eight_bits(picture).convert("RGB" if self.channels == 3 else "L")
         if self.transform is not None:
             image: Tensor = self.transform(augment(picture) if augment else picture)
             return image
@@ -135,6 +132,9 @@ def list_entries(root: Path, folders: Mapping[Path, str], classes: Sequence[str]
             path = Path(file).relative_to(root)
             if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
                 continue
+            if not _is_utf8(path):
+                log.warning("%s is left out: its name is not UTF-8", ascii(str(path)))
+                continue
             if path.name.lower().endswith(IMG_EXTENSIONS):
                 entries.append(Entry(path.as_posix(), label, part))
             else:
@@ -144,3 +144,12 @@ def list_entries(root: Path, folders: Mapping[Path, str], classes: Sequence[str]
             "%d files are no images by their names, and left out: %s, ...", len(others), others[0]
         )
     return sorted(entries)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a path can be written into a table; the system allows other bytes in it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

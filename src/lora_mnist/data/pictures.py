@@ -52,6 +52,19 @@ def open_picture(
     return picture
 
 
+def with_eight_bits(picture: Image.Image) -> Image.Image:
+    """The picture with eight bits a channel: of 16, the upper eight. Pillow would clip them at 255.
+
+    ValueError, if it has more than 16 bits.
+    """
+    if picture.mode != "I" and not picture.mode.startswith("I;16"):
+        return picture
+    values = numpy.asarray(picture).astype(numpy.int64)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise ValueError("no readable picture (more than 16 bits a pixel)")
+    return Image.fromarray((values >> 8).astype(numpy.uint8))
+
+
 def prepare(picture: Image.Image) -> Tensor:
     """A digit in MNIST's form, (1, 28, 28) uint8, 0 for paper and up to 255 for ink.
 

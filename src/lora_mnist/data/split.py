@@ -39,12 +39,13 @@ def split(
         if "test" not in existing:
             count = max(1, round(test_size * readable))
             test, train = train[:count], train[count:]
-        if val_size and "val" not in existing:
+        if val_size and "val" not in existing and (train or val_from == "test"):
             source, total = (test, len(test)) if val_from == "test" else (train, readable)
             count = max(1, round(val_size * total))
             val = source[:count]
             del source[:count]
-        if not train or (val and val_from == "test" and not test):
+        has_training = "train" in existing or "val" in existing  # a test/ alone is enough to test
+        if (has_training and not train) or (val and val_from == "test" and not test):
             raise ValueError(
                 f"val_size={val_size} test_size={test_size}: expected to leave some images of "
                 f"{name} to train on, and to test on; {readable} of those to train on are readable"

@@ -83,18 +83,30 @@ def read_base(path: Path) -> BaseFile:
     return BaseFile(tensors, record, sha256)
 
 
-def load_weights(net: nn.Module, file: BaseFile) -> Base:
+def load_weights(net: nn.Module, file: BaseFile, prefix: str | None = None) -> Base:
     """Load the weights of a file into ``net``.
 
     A prefix of the names, such as ``module.``, is dropped, and so are tensors outside it, which
-    belong to something else, such as a metric or a teacher. Tensors of another precision are
+    belong to something else, such as a metric. Floating-point tensors of another precision are
     converted to that of ``net``. The returned tensors share no memory with it. ``ValueError``, if
-    the weights do not fit ``net``.
+    the weights do not fit ``net``, or the file has several networks of which ``prefix`` names none.
     """
-    stored, first = file.tensors, next(iter(net.state_dict()), "")
+    stored, own = file.tensors, net.state_dict()
+    first = next(iter(own), "")
     prefixes = [name.removesuffix(first) for name in stored if f".{name}".endswith(f".{first}")]
-    prefix = min(prefixes, key=len, default="")
+    if prefix is None:
+        whole = [each for each in prefixes if all(f"{each}{name}" in stored for name in own)]
+        if len(whole) > 1:
+            raise ValueError(
+                f"holds {len(whole)} networks; expected base_prefix= one of {', '.join(whole)}"
+            )
+        prefix = min(whole or prefixes, key=len, default="")
+    elif prefix not in prefixes:
+        raise ValueError(f"base_prefix={prefix}: expected one of {', '.join(prefixes) or 'none'}")
     chosen = {n.removeprefix(prefix): stored[n] for n in stored if n.startswith(prefix)}
+    for name, tensor in chosen.items():
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}; expected floating-point numbers")
     try:
         net.load_state_dict(chosen)
     except RuntimeError as error:  # torch names every tensor that does not fit

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lora_mnist.disk.base import find_base
 from lora_mnist.disk.files import read_json, write_json
 from lora_mnist.disk.numbers import affects_results, flatten
-from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RESULTS_FILE, RUN_RECORD
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD
 from lora_mnist.errors import UserError
 
 #: These may differ, beside what :func:`.numbers.affects_results` leaves out: base and images are
@@ -20,13 +20,6 @@ from lora_mnist.errors import UserError
 _FREE = ("base_ckpt", "data.data_dir", "data.mistakes", "trainer.accelerator")
 #: These may grow: a run can be trained farther. trainer.max_time may change.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
-
-
-@rank_zero_only
-def refuse_used_folder(folder: Path) -> None:
-    """Refuse a folder that holds another run."""
-    if (folder / RESULTS_FILE).exists() or (folder / RUN_RECORD).exists():
-        raise UserError(f"hydra.run.dir={folder}: holds another run; expected a new folder")
 
 
 @contextmanager

@@ -15,6 +15,23 @@ ADAPTER_FOLDER = "adapter"
 LAST_CHECKPOINT, RUN_RECORD = "checkpoints/last.ckpt", "checkpoints/run.json"
 
 
+#: Files and folders that a run or a sweep writes into its folder.
+_WRITTEN = (
+    *("results.json", "predictions.csv", "report.html", "adapter", "checkpoints", "figures"),
+    *("summary.csv", "summary.png", "front.png", "sweep.json"),
+)
+
+
+def refuse_used_folder(key: str, folder: Path) -> None:
+    """Refuse a folder in which a run would replace what it has not written itself.
+
+    ``key`` is the override that names it.
+    """
+    for name in _WRITTEN:
+        if (folder / name).exists():
+            raise UserError(f"{key}={folder}: has a {name} already; expected a new folder")
+
+
 def run_folder(runs: str | Path, resume: str | None, now: str) -> str:
     """A new folder in ``runs``, or that of the run to go on with: ``resume``, or the latest.
 

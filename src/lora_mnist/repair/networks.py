@@ -126,9 +126,11 @@ def build_network(settings: Mapping[str, Any], folders: Sequence[Path] = ()) -> 
 
 @torch.no_grad()
 def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str) -> None:
-    """Refuse a network that cannot take these images, or has no output for each class.
+    """Refuse a network that cannot take these images, or does not give a logit for each class.
 
-    ``images`` are as the network takes them, of the data set of that name.
+    Its outputs have to be finite, the same each time, the same for an image alone as in a batch,
+    and no probabilities. ``images`` are some of the data set of that name, as the network takes
+    them.
     """
     shape = tuple(images.shape)
     try:
@@ -146,6 +148,18 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
             f"net: gives {given} for images of shape {shape}; expected {expected}, since "
             f"{dataset} has {num_classes} classes"
         )
+    if not output.isfinite().all():
+        raise UserError("net: gives NaN or infinity; expected finite logits")
+    # Rounding is far smaller, in half precision too.
+    most = 0.02 * max(output.std().item(), 1e-6)
+    if (net(images) - output).abs().max() > most:
+        raise UserError("net: gives other outputs for the same images; expected the same each time")
+    alone = torch.cat([net(image[None]) for image in images])
+    if (alone - output).abs().max() > most:
+        raise UserError("net: its output for an image depends on the others of a batch")
+    sums = output.sum(dim=1)
+    if output.min() >= 0 and output.max() <= 1 and (sums - 1).abs().max() < 1e-3:
+        raise UserError("net: its outputs sum to 1, as after a softmax; expected logits")
 
 
 def own_preprocessing(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lora_mnist.errors import TrainingError
 from lora_mnist.lora.model import lora_disabled, usable_adapters
 from lora_mnist.lora.weight import lora_adapters
 from lora_mnist.repair.significance import mcnemar
@@ -87,6 +88,8 @@ class Predictions:
 def columns_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The predicted class, its probability and the loss of each image, where the logits are."""
     logits = logits.float()  # half precision would round the probabilities
+    if logits.isnan().any():
+        raise TrainingError("the network's outputs are no numbers (NaN); expected finite logits")
     prediction = logits.argmax(dim=1)
     probability = logits.softmax(dim=1).gather(1, prediction[:, None])[:, 0]
     return prediction, probability, F.cross_entropy(logits, labels, reduction="none")

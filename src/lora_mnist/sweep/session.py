@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_mnist.disk.files import read_json, write_json
 from lora_mnist.disk.numbers import flatten
-from lora_mnist.disk.run_paths import RESULTS_FILE
+from lora_mnist.disk.run_paths import RESULTS_FILE, refuse_used_folder
 from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import command_line
 from lora_mnist.run import Run, key_of, override
@@ -54,6 +54,8 @@ def open_sweep(config: DictConfig) -> None:
     if metric and not any(fnmatchcase(str(metric), each) for each in config.sweep.metrics):
         raise UserError(f"sweep.metric={metric}: expected one of {accepted}, or null")
     folder = Path(config.hydra.sweep.dir)
+    if config.sweep.resume is None:
+        refuse_used_folder("hydra.sweep.dir", folder)
     for path in folder.glob(f"*/{JOB_FILE}"):
         if not is_finished(path.parent):  # it runs again, or this command does not have it
             path.unlink()
