@@ -6,11 +6,12 @@ from helpers.nets import randomize
 
 from lora_mnist import add_lora, dial_curve, lora_disabled, set_lora_scale
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.repair.dial import SCALES, advised_scale, approximate_dial, predictions_at
+from lora_mnist.repair.dial import SCALES, advised_scale, approximate_dial
+from lora_mnist.repair.predictions import evaluate
 
 
 class Images:
-    """Batches of images by their indices; the base gets two thirds of them right."""
+    """Batches of images, or of those at some indices; the base gets two thirds of them right."""
 
     def __init__(self, net, count=600):
         self.images = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
@@ -19,14 +20,14 @@ class Images:
         self.labels[::3] = (self.labels[::3] + 1) % 3
         self.taken = []
 
-    def __call__(self, indices):
+    def __call__(self, indices=None):
         chosen = torch.arange(len(self.images)) if indices is None else indices
         self.taken.append(len(chosen))
         return list(zip(self.images[chosen].split(70), self.labels[chosen].split(70), strict=True))
 
 
 def batches(net):
-    return Images(net, 90)(None)
+    return Images(net, 90)()
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_refused(adapted):
     with pytest.raises(ValueError, match="scales=.*expected 0"):
         dial_curve(adapted, batches(adapted), scales=[0.5, 1])
     with pytest.raises(ValueError, match="batches: expected at least one"):
-        approximate_dial(adapted, lambda _: [])
+        dial_curve(adapted, [])
     with pytest.raises(RuntimeError):  # images of another size
         dial_curve(adapted, [*batches(adapted), (torch.zeros(1, 7), torch.zeros(1).long())])
     assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
@@ -114,24 +115,42 @@ def test_refused(adapted):
 @pytest.mark.parametrize("most", [60, 600])
 def test_the_quick_dial_sees_few_images_and_comes_near(adapted, most):
     images = Images(adapted)
-    slow = dial_curve(adapted, images(None), [1])
+    slow = dial_curve(adapted, images(), [1])
+    predictions = evaluate(adapted, images())
     images.taken.clear()
-    quick = approximate_dial(adapted, images, [1], most)
-    all_images, chosen, *checked = images.taken
-    assert (all_images, quick["images"]) == (600, 600)
-    assert chosen <= most
+    quick = approximate_dial(adapted, images, predictions, [1], most)
+    chosen, *checked = images.taken
+    assert quick["images"] == 600
+    assert chosen == min(most, int((predictions.before != predictions.after).sum()))
     assert checked == [600] * len(checked)  # at the scales that were advised on the way
-    assert quick["forward_passes"] == 2 * 600 + 4 * chosen + sum(checked)
+    assert quick["forward_passes"] == 4 * chosen + sum(checked)
     place = SCALES.index(quick["advised"])
-    assert quick["errors"][place] == slow["errors"][place]
+    ends = [0, place, -1]
+    calls = [curve["false_calls_of_target"] for curve in (quick, slow)]
+    assert [calls[0][end] for end in ends] == [calls[1][end] for end in ends]
     for key in ("errors", "errors_of_target", "errors_elsewhere"):
-        assert [quick[key][0], quick[key][-1]] == [slow[key][0], slow[key][-1]]
+        assert [quick[key][end] for end in ends] == [slow[key][end] for end in ends]
         for count, right in zip(quick[key], slow[key], strict=True):
             assert abs(count - right) <= 600 * 2 / most
     assert quick["advised"] == advised_scale(quick)
     assert {adapter.scale for adapter in lora_adapters(adapted)} == {1.0}
-    predicted, labels = predictions_at(adapted, images(None), [0, 1])
-    known = {"base": predicted[0], "adapted": predicted[1], "label": labels}
-    known["index"] = torch.arange(600)
-    again = approximate_dial(adapted, images, [1], most, known)
-    assert again == {**quick, "forward_passes": 4 * chosen + sum(checked)}
+
+
+def test_an_adapter_that_changes_nothing_has_a_flat_dial(tiny):
+    net = add_lora(tiny.eval())
+    images = Images(net, 90)
+    predictions = evaluate(net, images())
+    images.taken.clear()
+    curve = approximate_dial(net, images, predictions)
+    assert (curve["errors"], curve["advised"]) == ([30] * len(SCALES), 1.0)
+    assert (curve["forward_passes"], images.taken) == (0, [])
+
+
+def test_the_images_of_a_table_may_be_some_of_all(adapted):
+    """Those at its indices are evaluated, whatever their rows are."""
+    images = Images(adapted)
+    some = evaluate(adapted, images()).at(torch.arange(0, 600, 7))
+    curve = approximate_dial(adapted, images, some, [1])
+    exact = dial_curve(adapted, images(some.index), [1])
+    del curve["forward_passes"]
+    assert curve == exact

@@ -1,45 +1,127 @@
-"""The preprocessing that a network itself names."""
+"""Networks from their settings, and the preprocessing that a network itself names."""
+
+import random
+import sys
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from helpers.nets import TinyNet
+from torch import nn
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
-from lora_mnist.data import FolderDataModule
-from lora_mnist.data.make import own_preprocessing
+from lora_mnist import CNN, MLP
+from lora_mnist.data import Folder
+from lora_mnist.errors import UserError
+from lora_mnist.repair.networks import (
+    build,
+    build_network,
+    evaluating,
+    importable,
+    own_preprocessing,
+)
+
+
+def test_networks_have_the_documented_sizes():
+    """The MLP is the notebook's, by name and by number."""
+    mlp, cnn = MLP(), CNN()
+    shapes = {name: tuple(tensor.shape) for name, tensor in mlp.state_dict().items()}
+    assert shapes["linear1.weight"] == (1000, 784)
+    assert shapes["linear2.weight"] == (2000, 1000)
+    assert shapes["linear3.weight"] == (10, 2000)
+    for net, count in ((mlp, 2_807_010), (cnn, 20_490)):
+        assert sum(parameter.numel() for parameter in net.parameters()) == count
+        assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_each_target_is_called_with_the_values_beside_it():
+    """Inner ones first; lists and plain values are left as they are."""
+    settings = {
+        "_target_": "torchvision.transforms.v2.Compose",
+        "_convert_": "all",
+        "transforms": [
+            {"_target_": "torchvision.transforms.v2.Resize", "size": [4, 5]},
+            {"_target_": "torchvision.transforms.v2.PILToTensor"},
+        ],
+    }
+    transform = build(settings)
+    assert [type(each) for each in transform.transforms] == [v2.Resize, v2.PILToTensor]
+    assert transform.transforms[0].size == [4, 5]
+    assert settings["_convert_"] == "all"  # nothing is taken out of it
+    later = build({"_target_": "random.Random", "_partial_": True, "x": 3})
+    assert later().random() == random.Random(3).random()
+    assert build({"a": [1, {"b": None}], "c": "text"}) == {"a": [1, {"b": None}], "c": "text"}
+    assert build({"_target_": "helpers.nets.TinyNet"}).linear1.in_features == 6
+
+
+def test_a_network_is_made_in_eval_mode_of_code_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "nets_in_a_folder", raising=False)
+    code = "from torch import nn\ndef small(width): return nn.Linear(width, 2)\n"
+    (tmp_path / "nets_in_a_folder.py").write_text(code)
+    settings, path = {"_target_": "nets_in_a_folder.small", "width": 3}, [*sys.path]
+    net = build_network(settings, [tmp_path])
+    assert (net.in_features, net.training) == (3, False)
+    assert sys.path == path
+    with pytest.raises(ZeroDivisionError), importable([tmp_path]):
+        _ = 1 / 0
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"_target_": "builtins.dict"}, "gives a dict"),
+        ({"_target_": "nowhere.Net"}, "ModuleNotFoundError: No module named 'nowhere'"),
+        ({"_target_": "lora_mnist.MLP", "depth": 3}, "TypeError: MLP.__init__() got an unexpected"),
+        # An error in a user's own code names its line.
+        ({"_target_": "helpers.nets.Counting", "nope": 1}, "nets.py:"),
+    ],
+)
+def test_what_is_no_network_is_refused_by_name(settings, reason):
+    with pytest.raises(UserError) as caught:
+        build_network(settings)
+    assert str(caught.value).startswith(f"net._target_={settings['_target_']}: {reason}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_comes_back_to_the_cpu_in_eval_mode():
+    net = nn.Sequential(TinyNet(), nn.Dropout(0.5)).train()
+    with pytest.raises(ZeroDivisionError), evaluating(net, "cpu") as device:
+        assert device == torch.device("cpu")
+        assert not net[1].training
+        _ = 1 / 0
+    assert not any(module.training for module in net.modules())
 
 
 def require_same(keys, transform):
     noise = torch.rand(3, 300, 260, generator=torch.Generator().manual_seed(0))
     picture = v2.functional.to_pil_image(noise)
-    data = FolderDataModule(None, classes=["cat", "dog"], **keys)
-    assert torch.equal(data.normalise(data._preparation(picture)[None])[0], transform(picture))
-
-
-def named_by(net, settings, **data):
-    """The keys of data=folder that a network names."""
-    return own_preprocessing(OmegaConf.create({"net": settings, "data": data}), net)
+    data = Folder(classes=["cat", "dog"], **keys)
+    assert torch.equal(data.normalise(data.prepare(picture)[None])[0], transform(picture))
 
 
 def test_a_network_names_its_own_preprocessing():
     net, settings = torch.nn.Identity(), {"_target_": "torchvision.models.resnet50"}
-    keys = named_by(net, {**settings, "weights": "IMAGENET1K_V2"})
+    keys = own_preprocessing(net, {**settings, "weights": "IMAGENET1K_V2"}, {})
     require_same(keys, ResNet50_Weights.IMAGENET1K_V2.transforms())
     for other in (settings, {"_target_": "lora_mnist.MLP"}):
-        assert named_by(net, other) == {}
+        assert own_preprocessing(net, other, {}) == {}
 
 
 def test_a_network_of_timm_names_its_own_preprocessing():
     timm = pytest.importorskip("timm", reason="the extra all is not installed")
     net = timm.create_model("vit_tiny_patch16_224", num_classes=2)
     settings = {"_target_": "timm.create_model"}
-    keys = named_by(net, settings)
-    small = named_by(net, {**settings, "img_size": 32})
+    keys = own_preprocessing(net, settings, {})
+    small = own_preprocessing(net, {**settings, "img_size": 32}, {})
     assert small.pop("image_size") == [32, 32]  # timm itself still names the larger one
     assert "crop_pct" in keys  # which is that of the larger one
     assert small == {key: keys[key] for key in keys if key not in ("image_size", "crop_pct")}
     require_same(keys, timm.data.create_transform(**timm.data.resolve_model_data_config(net)))
-    grey = named_by(net, {**settings, "in_chans": 1})  # its mean is of three channels
+    grey = own_preprocessing(net, {**settings, "in_chans": 1}, {})  # its mean is of three channels
     assert grey.keys() == {"image_size", "resize", "crop_pct", "interpolation", "channels"}
     assert (grey["image_size"], grey["channels"]) == ([224, 224], 1)
+    # Values that are typed go before the network's own.
+    typed = own_preprocessing(net, settings, {"image_size": 64, "channels": 1})
+    assert (typed["image_size"], typed["channels"]) == ([64, 64], 1)
+    assert typed.keys() == {"image_size", "resize", "interpolation", "channels"}
