@@ -39,7 +39,7 @@ def sides(outputs):
 
 @torch.no_grad()
 def expected(sides, net, number):
-    batch = sides.data.normalise(sides.test_set.images[[number]])
+    batch = sides.dataset.normalise(sides.test_set.images[[number]])
     return net(batch).softmax(1)[0].tolist()
 
 

@@ -31,15 +31,17 @@ def read_safetensors(path):
     net = MLP(hidden_sizes=[16])
     net.load_state_dict(load_file(path))
     with safe_open(path, framework="pt") as file:
-        return net, file.metadata()
+        return lambda images: net((images / 255 - 0.1307) / 0.3081), file.metadata()
 
 
 def read_onnx(path):
+    """Another program's way: it gives pixels to the file, which normalises them itself."""
     import onnx
     import onnxruntime
 
     onnx.checker.check_model(onnx.load(path))
     session = onnxruntime.InferenceSession(path)
+    assert session.get_inputs()[0].type == "tensor(uint8)"
 
     def predict(images):
         return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
@@ -48,22 +50,26 @@ def read_onnx(path):
 
 
 @pytest.mark.parametrize(
-    ("form", "read"),
-    [("safetensors", read_safetensors), pytest.param("onnx", read_onnx, marks=pytest.mark.slow)],
+    ("ending", "read", "takes"),
+    [
+        ("safetensors", read_safetensors, "float32 (batch, 1, 28, 28): (pixel / 255 - mean) / std"),
+        pytest.param("onnx", read_onnx, "uint8 (batch, 1, 28, 28): pixels", marks=pytest.mark.slow),
+    ],
 )
 @torch.no_grad()
-def test_each_format(with_nine, tmp_path, form, read):
-    if form == "onnx":
+def test_each_format(with_nine, tmp_path, ending, read, takes):
+    if ending == "onnx":
         for package in ("onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(package, reason="the extra onnx is not installed")
-    out, images = tmp_path / "new" / "nine", FEW[0].partition("=")[2]
-    images = (load_images("MNIST", Path(images), train=False)[0] / 255 - 0.1307) / 0.3081
+    out, data_dir = tmp_path / "new" / f"nine.{ending}", FEW[0].partition("=")[2]
+    images = load_images("MNIST", Path(data_dir), train=False)[0]
     with logged("lora_mnist.export") as text:
-        returned = run(with_nine, "adapter=latest", f"format={form}", f"out={out}")
+        returned = run(with_nine, "adapter=latest", f"out={out}")
     line = "base and adapter at scale 1; same predictions as the live network on 500 test images"
     assert line in text.getvalue()
     network, metadata = read(out)
-    expected = small_net(with_nine, with_nine / "lora" / "nine" / "adapter")(images)
+    net = small_net(with_nine, with_nine / "lora" / "nine" / "adapter")
+    expected = net((images / 255 - 0.1307) / 0.3081)
     torch.testing.assert_close(network(images), expected, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(network(images[:1]), expected[:1], rtol=1e-5, atol=1e-4)
     assert metadata.items() >= returned.items()
@@ -72,7 +78,8 @@ def test_each_format(with_nine, tmp_path, form, read):
     assert json.loads(metadata["net"])["hidden_sizes"] == [16]
     assert json.loads(metadata["classes"])[9].startswith("9")
     assert (metadata["dataset"], metadata["mean"], metadata["std"]) == ("mnist", "0.1307", "0.3081")
-    assert [path.name for path in out.parent.iterdir()] == ["nine"]
+    assert metadata["input"] == takes
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
 def test_a_base_alone_with_tied_weights(tmp_path):
@@ -99,5 +106,5 @@ def test_a_network_that_differs_is_not_written(with_nine, tmp_path, monkeypatch)
 
 def test_a_missing_extra_is_named(with_nine, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r'format=onnx: .* pip install "lora-mnist\[onnx\]"$'):
-        run(with_nine, "format=onnx", f"out={tmp_path}/x")
+    with pytest.raises(UserError, match=r'\.onnx: .* pip install "lora-mnist\[onnx\]"$'):
+        run(with_nine, f"out={tmp_path}/x.onnx")

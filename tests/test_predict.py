@@ -39,17 +39,17 @@ def test_base_and_adapter_side_by_side(with_nine, pictures, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
     assert names(predictions) == [f"{n}.png" for n in range(10)]
     labels = load_images("MNIST", ROOT / "data", train=False)[1]
-    digits = torch.tensor([int(prediction["base"]["class"]) for prediction in predictions])
+    digits = torch.tensor([int(prediction["before"]["class"]) for prediction in predictions])
     assert (digits == labels[:10]).sum() >= 8
     for prediction in predictions:
-        for side in (prediction["base"], prediction["adapted"]):
+        for side in (prediction["before"], prediction["after"]):
             assert sum(side["probabilities"]) == pytest.approx(1, abs=1e-5)
             assert side["probability"] == max(side["probabilities"])
             assert side["probability"] == side["probabilities"][int(side["class"])]
-        assert prediction["base"] != prediction["adapted"]
+        assert prediction["before"] != prediction["after"]
     alone = run(with_nine, f"images={pictures}")
-    assert [each["base"] for each in alone] == [each["base"] for each in predictions]
-    assert "adapted" not in alone[0]
+    assert [each["before"] for each in alone] == [each["before"] for each in predictions]
+    assert "after" not in alone[0]
 
 
 def test_pictures_that_cannot_be_read_are_named(cli, with_nine, pictures):
@@ -93,9 +93,9 @@ def test_any_number_of_pictures_becomes_a_table(with_nine, pictures, tmp_path):
     alone = run(with_nine, f"images={pictures}", adapter)
     for row, prediction in zip(rows, alone, strict=True):
         assert row.pop("file") == prediction["file"]
-        for side, title in (("base", "before"), ("adapted", "after")):
-            assert row[title] == prediction[side]["class"]
-            given = float(row[f"{title}_probability"])
+        for side in ("before", "after"):
+            assert row[side] == prediction[side]["class"]
+            given = float(row[f"{side}_probability"])
             assert given == pytest.approx(prediction[side]["probability"], abs=1e-5)
     for images, why in ((pictures, "expected a new file"), ("[]", "expected a picture")):
         refusal = composed("predict", NET, f"images={images}", f"out={tmp_path}/predictions.csv")

@@ -23,7 +23,7 @@ from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.lora.peft import read_metadata
 from lora_mnist.predict import predict
-from lora_mnist.repair.networks import make_net
+from lora_mnist.repair.networks import build_network
 from lora_mnist.run import Run
 from lora_mnist.train import train
 
@@ -67,15 +67,13 @@ def answers(adapter, base, picture, *overrides):
     out = Path("plain.safetensors")
     out.unlink(missing_ok=True)
     about = export(composed("export", *options, f"out={out}"))
-    cfg = composed("eval", "net=custom", "net._target_=x")
-    cfg.net, cfg.paths.here = json.loads(about["net"]), str(Path.cwd())
-    plain = make_net(cfg).eval()
+    plain = build_network(json.loads(about["net"]), [Path.cwd()])
     plain.load_state_dict(load_file(out))
     classifier = load_classifier(adapter, base, trust=True)
     with torch.no_grad():
         row = plain(classifier.prepare(picture)[None]).softmax(1)[0].tolist()
     (loaded,) = classifier.predict([picture])
-    assert prediction["adapted"]["probabilities"] == loaded.probabilities
+    assert prediction["after"]["probabilities"] == loaded.probabilities
     assert row == pytest.approx(loaded.probabilities, abs=1e-4)
     known = {}
     for key in ("classes", "channels", "mean", "std", "image_size", *SIZING):
@@ -85,10 +83,10 @@ def answers(adapter, base, picture, *overrides):
     assert known["mean"] == results["mean"]
     if "image_size" in known and find_spec("onnxruntime"):  # without PyTorch, from the file alone
         example = runpy.run_path(str(ROOT / "examples" / "own_classifier" / "use_repaired.py"))
-        image = torch.from_numpy(example["prepare"](picture, known))
-        torch.testing.assert_close(image, classifier.prepare(picture))
+        pixels = torch.from_numpy(example["prepare"](picture, known))
+        torch.testing.assert_close(pixels, classifier.dataset.read_picture(Path(picture)))
     keys = ("test", "test_base", "classes", "mean", "std", "data_sha256", "targets")
-    return {key: results[key] for key in keys}, prediction["base"], loaded
+    return {key: results[key] for key in keys}, prediction["before"], loaded
 
 
 @pytest.mark.slow(15)

@@ -18,9 +18,7 @@ RESAMPLING = {
 
 
 def prepare(file, about):
-    """The network's input for one picture, as the file's metadata have it."""
-    if "image_size" not in about:
-        raise SystemExit("repaired.onnx: its images are prepared by a transform")
+    """The pixels of one picture, uint8, (channels, height, width), sized as the metadata say."""
     picture = Image.open(file).convert("RGB" if about["channels"] == 3 else "L")
     height, width = about["image_size"]
     # The picture is scaled to image_size / crop_pct, and its middle is taken.
@@ -32,24 +30,27 @@ def prepare(file, about):
     picture = picture.resize((wide, tall), RESAMPLING[about["interpolation"]])
     top, left = round((tall - height) / 2), round((wide - width) / 2)
     picture = picture.crop((left, top, left + width, top + height))
-    pixels = numpy.asarray(picture, dtype="float32").reshape(height, width, -1)
-    image = (pixels / 255 - numpy.float32(about["mean"])) / numpy.float32(about["std"])
-    return image.transpose(2, 0, 1)
+    return numpy.asarray(picture).reshape(height, width, -1).transpose(2, 0, 1)
 
 
 def main(files):
-    """Count the predictions for the pictures in ``files``."""
+    """Print the class and its probability for each of the pictures; then count the classes."""
     session = onnxruntime.InferenceSession("repaired.onnx")
-    about = {}
-    for key, text in session.get_modelmeta().custom_metadata_map.items():
-        try:
-            about[key] = json.loads(text)
-        except ValueError:  # a plain text
-            about[key] = text
+    texts = session.get_modelmeta().custom_metadata_map
+    if "image_size" not in texts:
+        raise SystemExit(f"repaired.onnx: takes another input, {texts['input']}")
+    keys = ("classes", "channels", "image_size", "resize", "crop_pct", "interpolation")
+    about = {key: json.loads(texts[key]) for key in keys}
     images = numpy.stack([prepare(file, about) for file in files])
-    (logits,) = session.run(["logits"], {"images": images})
-    predictions = Counter(about["classes"][label] for label in logits.argmax(axis=1))
-    print(", ".join(f"{name} {count}" for name, count in predictions.most_common()))
+    (logits,) = session.run(["logits"], {"images": images})  # it normalises the pixels itself
+    powers = numpy.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities = powers / powers.sum(axis=1, keepdims=True)
+    counts = Counter()
+    for file, row in zip(files, probabilities, strict=True):
+        name = about["classes"][row.argmax()]
+        print(f"{file}: {name} ({row.max():.3f})")
+        counts[name] += 1
+    print(", ".join(f"{name} {count}" for name, count in counts.most_common()))
 
 
 if __name__ == "__main__":

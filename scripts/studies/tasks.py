@@ -16,12 +16,12 @@ import matplotlib
 import numpy
 import torch
 from jobs import OUTPUT, PROJECT, Results, composed, run
+from lora_mnist.adapters import resolve_and_load_base
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from lora_mnist.adapters import resolve_and_load_base
-from lora_mnist.repair.significance import weakest
 from lora_mnist.data import ImageDataModule, Images, load_images, make_data
+from lora_mnist.repair.significance import weakest
 
 
 class ResNet(nn.Module):

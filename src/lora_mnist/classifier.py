@@ -176,7 +176,7 @@ class Classifier:
         classifier = cls(network, dataset, settings, loaded, path)
         if adapter is not None:
             with adapter_errors():
-                load_adapter(network, adapter, allow_other_base, base_sha256=loaded.sha256)
+                load_adapter(network, adapter, allow_other_base, base_sha256=loaded.sha256).eval()
             classifier.adapter, classifier.targets = Path(adapter), record.get("targets", [])
         return classifier
 

@@ -75,14 +75,14 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     is_onnx = out.suffix.lower() == ".onnx"
     if is_onnx:
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
-    classifier = classifier_of(cfg)
+    classifier = classifier_of(cfg, run)
     classifier.check()
     scale = classifier.set_scale(cfg.scale)
     net, dataset = classifier.net, classifier.dataset
     has_adapter = classifier.adapter is not None
     plain = merge_lora(copy.deepcopy(net)) if has_adapter else net
     picture = dataset.read_picture(Image.linear_gradient("L"))
-    metadata = _metadata(classifier, plain, picture, scale, Path(cfg.paths.outputs))
+    metadata = _metadata(classifier, plain, picture, scale, is_onnx, Path(cfg.paths.outputs))
     batches, images = _images_to_compare(classifier, picture)
     if is_onnx:
         plain = FromPixels(plain, dataset.normalise).eval()
@@ -104,7 +104,12 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
 
 
 def _metadata(
-    classifier: Classifier, plain: nn.Module, picture: Tensor, scale: float, outputs: Path
+    classifier: Classifier,
+    plain: nn.Module,
+    picture: Tensor,
+    scale: float,
+    is_onnx: bool,
+    outputs: Path,
 ) -> dict[str, str]:
     """What a file says of the network in it: texts, some of them JSON."""
     dataset, base, adapter = classifier.dataset, classifier.base, classifier.adapter
@@ -121,17 +126,21 @@ def _metadata(
     }
     metadata = {key: json.dumps(value) for key, value in about.items()}
     shape = ", ".join(map(str, picture.shape))
-    pixels = f"uint8 (batch, {shape}): pixels"
     if picture.is_floating_point():  # a transform of the user's own
         transform = json.dumps(classifier.settings["data"]["transform"])
-        pixels = f"{picture.dtype} (batch, {shape}): {transform}"
+        dtype = str(picture.dtype).removeprefix("torch.")
+        network_input = f"{dtype} (batch, {shape}): {transform}"
+    elif is_onnx:
+        network_input = f"uint8 (batch, {shape}): pixels"
+    else:
+        network_input = f"float32 (batch, {shape}): (pixel / 255 - mean) / std"
     return metadata | {
         "lora_mnist": version("lora-mnist"),
         "base_sha256": base.sha256,
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(dataset.name),
         "prepared_by": str(classifier.settings["data"]["_target_"]),
-        "input": pixels,
+        "input": network_input,
     }
 
 

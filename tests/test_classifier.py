@@ -1,0 +1,102 @@
+"""What the files of bases and adapters say, as a classifier."""
+
+import shutil
+
+import pytest
+import torch
+from composed import small_adapter, small_net
+from helpers.commands import ROOT, only_run, read_results, refused, run_process
+from helpers.stranger import fresh, move_in
+from PIL import Image
+
+from lora_mnist import MLP, add_lora, load_classifier, save_adapter
+from lora_mnist.classifier import Classifier
+from lora_mnist.data import load_images
+from lora_mnist.disk.base import versioned_base_path, write_base
+from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.weight import lora_adapters
+
+
+@pytest.fixture
+def adapter(outputs):
+    """An adapter; its base is the current one, and has a file of its own."""
+    state = small_net(outputs).state_dict()
+    write_base(state, versioned_base_path(outputs / "base", "mnist", fingerprint(state)))
+    return small_adapter(outputs, "lora/nine")
+
+
+def test_an_adapter_finds_its_own_base(outputs, adapter):
+    """Also after another has become the current one; what is asked for wins, where it fits."""
+    bases, net = outputs / "base", {"hidden_sizes": [16]}
+    own, other = fingerprint(small_net(outputs).state_dict()), MLP(hidden_sizes=[16]).state_dict()
+    write_base(other, bases / "mnist.ckpt")
+    for folder, sha256 in ((adapter, own), (adapter.parent, own), (None, fingerprint(other))):
+        classifier = Classifier.load(folder, net=net, bases=bases)
+        assert classifier.base.sha256 == sha256
+        assert not any(module.training for module in classifier.net.modules())
+        assert bool(lora_adapters(classifier.net)) == bool(folder)
+
+    def load(base, **options):
+        return Classifier.load(adapter, base, net=net, bases=bases, **options)
+
+    said = refused(load, bases / "mnist.ckpt")
+    assert "expected the same base, or allow_other_base=true" in said
+    assert load(bases / "mnist.ckpt", allow_other_base=True).adapter == adapter
+    for path in bases.glob("mnist-*"):
+        path.unlink()
+    said = refused(load, None)
+    assert f"its base is not here; expected base_ckpt=FILE, the weights with SHA-256 {own}" in said
+
+
+_SCRIPT = """
+import sys
+from lora_mnist import load_classifier
+(prediction,) = load_classifier(sys.argv[1], sys.argv[2]).predict([sys.argv[3]])
+print(prediction.label, "hydra" in sys.modules, "lightning" in sys.modules)
+"""
+
+
+def test_a_classifier_is_loaded_without_a_configuration(tmp_path):
+    """Whatever the user's own has. Neither Hydra nor Lightning is imported."""
+    project, picture = tmp_path / "project", tmp_path / "four.png"
+    for folder in ("src", "configs"):
+        shutil.copytree(ROOT / folder, project / folder)
+    (project / "configs" / "local").mkdir(exist_ok=True)
+    (project / "configs" / "local" / "default.yaml").write_text("nope: {a: 1}\nseed: none\n")
+    Image.fromarray(load_images("MNIST", ROOT / "data", train=False)[0][0, 0].numpy()).save(picture)
+    torch.manual_seed(0)
+    net = MLP(hidden_sizes=[16])
+    base, adapter = tmp_path / "base.ckpt", tmp_path / "adapter"
+    write_base(
+        net.state_dict(), base, {"net": {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}}
+    )
+    save_adapter(add_lora(net), adapter)
+    done = run_process("-c", _SCRIPT, adapter, base, picture, PYTHONPATH=str(project / "src"))
+    (expected,) = load_classifier(adapter, base).predict([picture])
+    assert done.stdout == f"{expected.label} False False\n", done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_typed_goes_before_what_a_run_brings(cli, tmp_path, monkeypatch):
+    """Its network, its images and its base are found from anywhere."""
+    here, elsewhere = move_in(tmp_path / "here", monkeypatch), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setenv("HOME", str(here))
+    torch.save(fresh(width=5).state_dict(), "mine.pt")
+    cli(
+        *("train.py", "experiment=repair", "data=folder", 'data.data_dir="~/photos"', "net=custom"),
+        *("net._target_=nets_of_a_stranger.Net", "net.width=5", "base_ckpt=mine.pt", "digit=dog"),
+        *("data.replay=10", "data.batch_size=5", "trainer.max_steps=6", "trainer=cpu"),
+        *("callbacks.checkpoint=null", "logger=none", "figures=false", "data.image_size=8"),
+        here=here,
+    ).ok()
+    options = ("adapter=latest", "trust=true", "trainer=cpu", "figures=false")
+    run = tmp_path / "changed"
+    cli("eval.py", "data.mean=0.25", *options, f"hydra.run.dir={run}", here=elsewhere).ok()
+    results = read_results(run)
+    assert (results["mean"], results["dataset"]) == (0.25, "photos")
+    assert "typed: data.mean" in (run / "eval.log").read_text()
+    done = cli("eval.py", "-m", "scale=1,0.5", *options)
+    assert done.code != 0
+    assert "adapter=latest: expected the folder itself in a sweep" in done.err
+    assert f"adapter={only_run(tmp_path / 'outputs', 'lora')}" in done.err
