@@ -58,7 +58,7 @@ TOGETHER = (
     "train.py stage=lora digit=9 trainer.max_steps=20",
     "eval.py adapter=latest",
     "eval.py adapter=latest",
-    "export.py adapter=latest format=safetensors out=nine.safetensors",
+    "export.py adapter=latest out=nine.safetensors",
 )
 LIMIT = 600  # seconds, after which a command hangs
 

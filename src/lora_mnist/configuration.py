@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lora_mnist.disk.record import TRAINING_KEYS
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, latest
 from lora_mnist.errors import UserError
 from lora_mnist.project import program
 
 if TYPE_CHECKING:
     from lora_mnist.classifier import Classifier
-
-#: Keys of ``data`` that belong to one training, and not to the images.
-TRAINING_KEYS = ("augment", "batch_size", "replay", "mistakes", "mistakes_test", "seed")
+    from lora_mnist.run import Run
 
 
 @dataclass
@@ -103,7 +102,6 @@ class PredictSettings(ScaledSettings):
 class ExportSettings(ScaledSettings):
     """``export.py``."""
 
-    format: str
     out: str | None
 
 
@@ -147,17 +145,23 @@ def typed_settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return {"net": net, "data": {k: v for k, v in data.items() if k not in TRAINING_KEYS}}
 
 
-def classifier_of(cfg: DictConfig) -> "Classifier":
+def classifier_of(cfg: DictConfig, run: "Run | None" = None) -> "Classifier":
     """The classifier that a configuration names: its base, and its adapter as it was saved.
 
     Raises:
-        UserError: see :meth:`.Classifier.load`.
+        UserError: see :meth:`.Classifier.load`; and for ``adapter=latest`` in a sweep, whose jobs
+            could find different adapters.
     """
     from lora_mnist.classifier import Classifier  # here: torch
 
     adapter = cfg.get("adapter")
     if adapter == "latest":
         adapter = latest_adapter(Path(cfg.paths.outputs))
+        if run is not None and run.is_sweep:
+            raise UserError(
+                "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
+                f"different ones: adapter={adapter}"
+            )
     return Classifier.load(
         adapter,
         cfg.base_ckpt,

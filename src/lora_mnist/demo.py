@@ -47,7 +47,7 @@ class SideBySide:
         may_take_latest = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}
         if may_take_latest and any(outputs.glob("lora/*/adapter")):
             cfg.adapter = "latest"
-        self._classifier = classifier_of(cfg)
+        self._classifier = classifier_of(cfg, run)
         self._classifier.check()
         self._allow_other_base = cfg.allow_other_base
         self.dataset, self._base = self._classifier.dataset, self._classifier.base

@@ -40,7 +40,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     trainer = make_trainer(cfg, run)
     if trainer.world_size > 1:
         raise UserError(f"trainer.devices={trainer.num_devices}: expected 1; one process evaluates")
-    classifier = classifier_of(cfg)
+    classifier = classifier_of(cfg, run)
     net, dataset = classifier.net, classifier.dataset
     with config_group("data"):
         images = dataset.sets

@@ -75,7 +75,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     is_onnx = out.suffix.lower() == ".onnx"
     if is_onnx:
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
-    classifier = classifier_of(cfg)
+    classifier = classifier_of(cfg, run)
     classifier.check()
     scale = classifier.set_scale(cfg.scale)
     net, dataset = classifier.net, classifier.dataset

@@ -45,7 +45,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     files = find_pictures(cfg.images)
     if cfg.out is not None and Path(cfg.out).exists():
         raise UserError(f"out={cfg.out}: expected a new file; this one exists")
-    classifier = classifier_of(cfg)
+    classifier = classifier_of(cfg, run)
     classifier.check()
     classifier.set_scale(cfg.scale)
     predictions = _classify(classifier, files)

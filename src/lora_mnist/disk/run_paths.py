@@ -55,10 +55,10 @@ def base_name(data: Mapping[str, Any], net: Mapping[str, Any]) -> str:
     digits of its path's SHA-256, since two folders may have the same name.
     """
     name = data.get("name")
-    if name is None and data.get("data_dir") is None:
+    if name is None and data.get("_target_") in (None, "lora_mnist.data.MNIST"):
         name = str(data.get("dataset") or "mnist").lower()
     elif name is None:
-        path = Path(str(data["data_dir"])).expanduser().resolve()
+        path = Path(str(data.get("data_dir") or "folder")).expanduser().resolve()
         name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
     elif not re.fullmatch(r"[^/\\\0]+", str(name)):
         raise UserError(f"data.name={name}: expected a name without /, since files are called so")
