@@ -12,7 +12,7 @@ from helpers.sweeping import COLUMNS, write_job
 from PIL import Image
 
 from lora_mnist.data import ImageTensors
-from lora_mnist.repair.predictions import Evaluation
+from lora_mnist.repair.predictions import Predictions, outcomes_by_split
 from lora_mnist.show.sweep_report import make_sweep_report
 from lora_mnist.sweep.summary import findings, summarize
 
@@ -52,12 +52,12 @@ def test_ten_pictures_come_first_five_of_them_broken(tmp_path):
     label = torch.arange(count) % 3
     wrong = torch.arange(count) < 15
     probability = torch.linspace(0.4, 0.9, count)
-    tensors = {"index": torch.arange(count), "label": label, "base": (label + wrong) % 3}
-    tensors |= {"base_probability": probability, "adapted": (label + 1) % 3}
-    tensors |= {"adapted_probability": 1 - probability}
+    loss = torch.zeros(count)
+    before = Predictions(3, torch.arange(count), label, (label + wrong) % 3, probability, loss)
+    table = before.with_after((label + 1) % 3, 1 - probability, loss)
     greys = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 1, 4, 4)
     images = ImageTensors(greys, label, [f"test/{n}.png" for n in range(count)])
-    report_of(tmp_path, results(), tensors, images)
+    report_of(tmp_path, results(), table, images)
     page = (tmp_path / "report.html").read_text()
     assert "<h2>10 pictures to look at first</h2>" in page
     names = re.findall(r"<td>test/(\d+)\.png</td>", page)
@@ -102,15 +102,14 @@ def test_a_report_of_many_classes_is_small(tmp_path):
     label = torch.arange(count)
     base, adapted = label.clone(), label.clone()
     base[:60], adapted[30:90] = 99, 98
+    sure, loss = torch.ones(count), torch.zeros(count)
+    before = Predictions(count, torch.arange(count), label, base, sure, loss)
+    noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
     for after in (adapted, base):
-        evaluation = Evaluation(count)
-        logits = [10.0 * torch.nn.functional.one_hot(side, count) for side in (after, base)]
-        evaluation.update(logits[0], label, logits[1])
-        run = {**results(), **evaluation.compute_and_reset("test"), "targets": [0]}
+        table = before.with_after(after, sure, loss)
+        run = {**results(), **outcomes_by_split({"test": table}, [0]), "targets": [0]}
         run["classes"] = [f"class number {n}" for n in range(count)]
-        noise = torch.randint(0, 255, (100, 3, 64, 64), dtype=torch.uint8)[label % 100]
-        tensors = evaluation.predictions
-        report_of(tmp_path, run, tensors, ImageTensors(noise, label))
+        report_of(tmp_path, run, table, ImageTensors(noise, label))
         page = (tmp_path / "report.html").read_text()
         assert len(page) < 5e6
         assert page.count("<tr") <= 44

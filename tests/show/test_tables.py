@@ -103,8 +103,8 @@ def test_a_command_is_not_broken_into_lines():
 
 def test_predictions_that_differ_are_marked():
     four = {"class": "4", "probability": 0.75}
-    other = {"file": "b[1].png", "base": {"class": "9", "probability": 0.98765}, "adapted": four}
-    same = {"file": "c.png", "base": four, "adapted": {"class": "4", "probability": 0.5}}
+    other = {"file": "b[1].png", "before": {"class": "9", "probability": 0.98765}, "after": four}
+    same = {"file": "c.png", "before": four, "after": {"class": "4", "probability": 0.5}}
     text = printed(print_predictions, [other, same])
     assert cells(text) == [
         ["picture", "before", "after"],
@@ -112,8 +112,7 @@ def test_predictions_that_differ_are_marked():
         ["c.png", "4 (0.750)", "4 (0.500)"],
     ]
     assert text.splitlines()[-1] == "* before and after differ: 1 of 2 pictures"
-    assert cells(printed(print_predictions, [{"file": "c.png", "base": four}])) == [
+    assert cells(printed(print_predictions, [{"file": "c.png", "before": four}])) == [
         ["picture", "prediction"],
         ["c.png", "4 (0.750)"],
     ]
-    assert cells(printed(print_predictions, [])) == [["picture"]]
