@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,6 +167,7 @@ class Classifier:
         own = own_settings(network, settings)
         settings, keys_from["the network"] = fill(settings, own)
         dataset = build_dataset(settings["data"], folders)  # measures what is still missing
+        warn_of_other_split(dataset, settings["data"], file.record.get("data", {}))
         lines = [f"from {source}: {', '.join(keys)}" for source, keys in keys_from.items() if keys]
         typed = [f"net.{key}" for key, value in (net or {}).items() if value is not None]
         typed += [f"data.{key}" for key, value in (data or {}).items() if value is not None]
@@ -314,6 +316,25 @@ def folder_of_adapter(folder: str | Path) -> Path:
             "the run that left it, or latest"
         )
     return path
+
+
+def warn_of_other_split(
+    dataset: ImageDataset, settings: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """Say so where the base was trained on images that are held out now; ``record`` is its data."""
+    if record.get("data_dir") != settings.get("data_dir"):
+        return
+    arguments = signature(type(dataset)).parameters
+    for key in ("val_size", "val_from", "test_size", "split_seed"):
+        default = arguments[key].default if key in arguments else None
+        now, then = settings.get(key), record.get(key)
+        now, then = default if now is None else now, default if then is None else then
+        if now != then:
+            log.warning(
+                "data.%s=%s: the base was trained with %s on these images, and may have been "
+                "trained on some that are now held out",
+                *(key, now, then),
+            )
 
 
 def own_settings(

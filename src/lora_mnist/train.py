@@ -6,6 +6,7 @@
 
 import logging
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
@@ -64,6 +65,8 @@ from lora_mnist.trainer import evaluate_on, is_fast_dev_run, make_trainer, quiet
 
 log = logging.getLogger(__name__)
 
+#: Random numbers and warnings are the whole process's: one training at a time.
+_training = Lock()
 #: The dial tries at least this number of validation images at each scale.
 _MIN_FOR_DIAL = 50
 
@@ -96,9 +99,14 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     if {"digit", "target"} <= run.typed_keys:
         raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
-    seed_everything(cfg.seed, verbose=False)
-    with quiet_lightning():
-        return stages[cfg.stage](cfg, run)
+    if not _training.acquire(blocking=False):
+        raise UserError("train() runs in another thread: expected one training at a time")
+    try:
+        seed_everything(cfg.seed, verbose=False)
+        with quiet_lightning():
+            return stages[cfg.stage](cfg, run)
+    finally:
+        _training.release()
 
 
 def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:

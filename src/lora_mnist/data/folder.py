@@ -213,7 +213,7 @@ class Folder(ImageDataset):
                     log.warning("%s: skipped: %s", root / entry.path, image)
                     continue
                 images[entry] = image
-                digest.update(entry.path.encode())
+                digest.update(f"{entry.path} {entry.label} ".encode())
                 if image is not None:
                     digest.update(image.numpy().data)
                 else:

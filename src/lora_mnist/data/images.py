@@ -72,12 +72,9 @@ class ImageTensors(Images):
         return images, self.labels[index]
 
     def sha256(self) -> str:
-        """The SHA-256 of images and labels, in hexadecimal.
-
-        For MNIST's files, ``(tail -c +17 IMAGES; tail -c +9 LABELS) | sha256sum`` gives the same.
-        """
+        """The SHA-256 of images and labels (int64), in hexadecimal."""
         digest = hashlib.sha256(self.images.numpy().data)
-        digest.update(self.labels.to(torch.uint8).numpy().data)
+        digest.update(self.labels.numpy().data)
         return digest.hexdigest()
 
 

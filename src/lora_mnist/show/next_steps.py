@@ -23,7 +23,8 @@ from lora_mnist.show.changes import (
 )
 
 #: The images, the network and the base of a run: groups of overrides that other commands repeat.
-_REPEATED = ("data", "net", "base_name", "base_ckpt", "paths", "allow_other_base", "trust")
+_REPEATED = ("data", "net", "paths", "trust", "allow_other_base")
+_REPEATED += ("base_name", "base_ckpt", "base_prefix")
 
 
 class Phrase(NamedTuple):

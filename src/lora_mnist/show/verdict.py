@@ -54,7 +54,10 @@ def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
             text = f"Mistakes {name}: {right:,} -> {now:,} of {change.images:,} right."
             phrases.append(Phrase(text, change.outcome))
     phrases.append(_sentence("On all test images", change_of(results)))
-    if targets:
+    untested = _untested(results)
+    if untested and untested != targets:
+        phrases.append(Phrase(f"No test image is of {named(classes, untested)}."))
+    if targets and untested != targets:
         name, change = named(classes, targets), change_of(results, targets)
         phrases.append(_sentence(f"On {name}", change))
         phrases.append(_false_calls(name, change))
@@ -69,6 +72,11 @@ def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
         name = named(classes, [loser])
         phrases.append(_sentence(f"Most is lost on {name}", change_of(results, [loser])))
     return phrases
+
+
+def _untested(results: Mapping[str, Any]) -> list[int]:
+    """The classes to repair that no test image is of."""
+    return [target for target in results["targets"] if not change_of(results, [target]).images]
 
 
 def _false_calls(name: str, change: Change) -> Phrase:
@@ -115,6 +123,9 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
     name = named(classes, targets) if targets else ""
     is_repaired = bool(targets) and change_of(results, targets).outcome == "better"
     loser = _loser(results)
+    if targets and _untested(results) == targets:
+        text = f"No test image is of {name}: nothing here says whether the repair helps."
+        return Phrase(text)
     if is_guessing(results):
         text = f"{elsewhere.after:,} of {elsewhere.images:,} images of {others_of(classes)}"
         text = f"Do not keep this repair: {text} are wrong, no better than guessing."
