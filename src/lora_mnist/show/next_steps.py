@@ -23,8 +23,10 @@ from lora_mnist.show.changes import (
 )
 
 #: The images, the network and the base of a run: groups of overrides that other commands repeat.
-_REPEATED = ("data", "net", "paths", "trust", "allow_other_base")
-_REPEATED += ("base_name", "base_ckpt", "base_prefix")
+_REPEATED = (
+    *("data", "net", "paths", "trust", "allow_other_base"),
+    *("base_name", "base_ckpt", "base_prefix"),
+)
 
 
 class Phrase(NamedTuple):
