@@ -1,93 +1,133 @@
 """Which module imports which: downhill only, and heavy packages only where they are needed."""
 
+import ast
 import pydoc
-import re
 import sys
 
-from helpers.commands import ROOT
+import pytest
+from composed import small_net
+from helpers.commands import ROOT, run_process
 
 import lora_mnist
 import lora_mnist.api
+from lora_mnist import add_lora, save_adapter
 
 SOURCE = ROOT / "src" / "lora_mnist"
-COMMANDS = {"train", "evaluate", "predict", "export", "demo"}
-#: What each room may import of the others.
-BELOW = {
-    "errors": set(),
-    "project": {"errors"},
-    "progress": set(),
-    "disk.files": set(),
-    "classifier.significance": set(),
-    "lora": {"disk.files"},
-    "data": {"errors", "progress", "lora", "disk.files"},
-    "disk": {"errors", "lora", "data", "classifier.significance"},
-    "classifier": {"errors", "progress", "lora", "data", "disk"},
-    "sweep": {"errors", "project", "disk", "classifier.significance"},
-    "show": {"errors", "project", "lora", "disk", "sweep", "data", "classifier.significance"},
-    "api": {"lora", "classifier", "classify"},
-    "settings": {"errors", "project"},
-    "adapters": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
-    "classify": {"adapters", "data", "project", "settings"},
-    "trainer": {"errors", "project", "checks", "data", "disk"},
-    "checks": {"errors", "project", "data", "disk", "lora", "classifier"},
-    "choices": {"errors", "project", "checks", "lora", "data", "disk", "classifier"},
-    "learning_rate": {"data", "classifier"},
-    "check_preprocessing": {"project", "data", "disk", "classifier"},
-    "cli": {"errors", "project", "adapters", "disk", "sweep", "show"},
-    "entry": {"cli", "project", *COMMANDS},
-}
+#: Rooms and files of the package. Each imports those of the lines below it, and none beside it.
+HOUSE = [
+    "entry",
+    "train evaluate predict export demo",
+    "cli recipe proof saving check_preprocessing",
+    "api trainer configuration",
+    "classifier show",
+    "sweep",
+    "run",
+    "disk",
+    "repair",
+    "data",
+    "lora",
+    "disk.files",
+    "errors project progress",
+]
 
 
-ROOMS = {"lora", "data", "disk", "classifier", "show", "sweep"}
-STEPS = {
-    "errors",
-    "progress",
-    "project",
-    "settings",
-    "adapters",
-    "classify",
-    "trainer",
-    "check_preprocessing",
-}
-BELOW |= {key: {*ROOMS, *STEPS, "checks", "choices", "learning_rate"} for key in COMMANDS}
+def place_of(module):
+    """The room or the file of HOUSE to which a module such as ``disk.base`` belongs."""
+    return module if module == "disk.files" else module.partition(".")[0]
+
+
+def imports_of(path):
+    """The modules that a file imports, also within functions; ours as ``lora_mnist.disk.base``."""
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                package = path.relative_to(SOURCE.parent).parts[: -node.level]
+                module = ".".join([*package, *filter(None, [module])])
+            if module == "lora_mnist":
+                modules += [f"lora_mnist.{alias.name}" for alias in node.names]
+            else:
+                modules.append(module)
+    return modules
 
 
 def test_imports_run_downhill():
-    """Also within functions."""
-    uphill = []
+    rows = {}
+    for row, places in enumerate(HOUSE):
+        rows |= dict.fromkeys(places.split(), row)
+    uphill, seen = [], set()
     for path in set(SOURCE.rglob("*.py")) - {SOURCE / "__init__.py"}:
         name = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
-        room = name.partition(".")[0]
-        allowed = BELOW[name if name in BELOW else room] | {room}
-        text = path.read_text().replace("from lora_mnist import __version__", "")
-        text = text.replace("lora_mnist import ", "lora_mnist.")
-        imports = r"^ *(?:from|import) (?:lora_mnist\.|\.\.)(?: import )?([\w.]+)"
-        for module in re.findall(imports, text, re.MULTILINE):
-            if not {module, module.partition(".")[0]} & allowed:
-                uphill.append(f"{name} imports {module}")
+        place = place_of(name)
+        seen.add(place)
+        for module in imports_of(path):
+            package, _, below = module.partition(".")
+            if package != "lora_mnist" or below == "__version__":
+                continue
+            there = place_of(below)
+            if there != place and rows[there] <= rows[place]:
+                uphill.append(f"{name} imports {below}")
     assert uphill == []
-
-
-def test_commands_that_draw_nothing_do_not_load_what_draws():
-    """Neither figures, which need matplotlib, nor pages, which need jinja2."""
-    loaded, to_read = set[str](), ["predict", "export"]
-    while to_read:
-        name = to_read.pop()
-        loaded.add(name)
-        path = SOURCE.joinpath(*name.split("."))
-        text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
-        assert not re.search(r"^(?:from|import) (?:matplotlib|jinja2)", text, re.MULTILINE), name
-        imports = re.findall(r"^(?:from|import) lora_mnist\.([\w.]+)", text, re.MULTILINE)
-        to_read += {*imports} - loaded
-    assert "show.tables" in loaded
+    assert seen == set(rows)
 
 
 def test_lora_imports_torch_safetensors_and_no_other_library():
     """So it can be copied into another project, with disk/files.py beside it."""
-    imported = set[str]()
+    imported = set()
     for path in (SOURCE / "lora").glob("*.py"):
-        imported |= set(re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.MULTILINE))
-    assert imported - sys.stdlib_module_names == {"torch", "safetensors"}
+        imported |= set(imports_of(path))
+    ours = {name for name in imported if name.startswith("lora_mnist.")}
+    outside = {name for name in ours if not name.startswith("lora_mnist.lora.")}
+    assert outside == {"lora_mnist.disk.files"}
+    packages = {name.partition(".")[0] for name in imported - ours}
+    assert packages - sys.stdlib_module_names == {"torch", "safetensors"}
+
+
+def loaded(code, *arguments):
+    """The packages that a process has loaded after ``code``."""
+    code = f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = run_process("-c", code, *arguments)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+TRAINING = {"lightning", "pytorch_lightning", "torchmetrics"}
+DRAWING = {"matplotlib", "jinja2", "gradio"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        (["cli", "sweep.session", "sweep.summary"], {"torch", *TRAINING, *DRAWING}),
+        (["predict", "export", "demo"], TRAINING | DRAWING),
+    ],
+)
+def test_what_needs_no_heavy_package_does_not_wait_for_it(modules, absent):
+    packages = loaded("\n".join(f"import lora_mnist.{module}" for module in modules))
+    assert "hydra" in packages
+    assert packages & absent == set()
+
+
+def test_a_classifier_knows_neither_hydra_nor_lightning(outputs, tmp_path):
+    """Not even while it is made of its files, and predicts."""
+    record = {
+        "net": {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]},
+        "data": {"_target_": "lora_mnist.data.MNIST"},
+    }
+    adapter = save_adapter(add_lora(small_net(outputs)), tmp_path / "adapter", metadata=record)
+    code = (
+        "from lora_mnist import load_classifier\n"
+        "classifier = load_classifier(*sys.argv[1:3])\n"
+        "assert len(classifier.predict(sys.argv[3:])[0].probabilities) == 10"
+    )
+    picture = ROOT / "docs" / "repaired.png"
+    files = (adapter, outputs / "base" / "mnist.ckpt", picture)
+    packages = loaded(code, *map(str, files))
+    assert "torchvision" in packages
+    assert packages & {"hydra", "omegaconf", "scipy", *TRAINING, *DRAWING} == set()
 
 
 def test_the_package_shows_its_functions():

@@ -10,7 +10,7 @@ from composed import composed
 from helpers.commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision.transforms import v2
 
 from lora_mnist.data import MNIST, ImageTensors
@@ -57,8 +57,7 @@ def test_each_pass_has_the_order_of_a_plain_loader():
     labels = torch.arange(203) % 5
     learnt = (labels == 2).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(7)
-    # torch's loader draws a seed for its workers before each pass, from the same generator.
-    sampler = torch.utils.data.RandomSampler(learnt, generator=generator)
+    sampler = RandomSampler(learnt, generator=generator)
     loader = DataLoader(learnt, 10, sampler=sampler)
     theirs = [batch.tolist() for _ in range(3) for batch in loader]
     plan = plan_of(2, labels, batch_size=10, seed=7)
