@@ -67,7 +67,9 @@ def test_a_classifier_is_loaded_without_a_configuration(tmp_path):
     torch.manual_seed(0)
     net = MLP(hidden_sizes=[16])
     base, adapter = tmp_path / "base.ckpt", tmp_path / "adapter"
-    write_base(net.state_dict(), base, {"net": {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}})
+    write_base(
+        net.state_dict(), base, {"net": {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}}
+    )
     save_adapter(add_lora(net), adapter)
     done = run_process("-c", _SCRIPT, adapter, base, picture, PYTHONPATH=str(project / "src"))
     (expected,) = load_classifier(adapter, base).predict([picture])

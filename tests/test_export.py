@@ -53,9 +53,7 @@ def read_onnx(path):
     ("ending", "read", "takes"),
     [
         ("safetensors", read_safetensors, "float32 (batch, 1, 28, 28): (pixel / 255 - mean) / std"),
-        pytest.param(
-            "onnx", read_onnx, "uint8 (batch, 1, 28, 28): pixels", marks=pytest.mark.slow
-        ),
+        pytest.param("onnx", read_onnx, "uint8 (batch, 1, 28, 28): pixels", marks=pytest.mark.slow),
     ],
 )
 @torch.no_grad()
