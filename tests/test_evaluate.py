@@ -1,4 +1,4 @@
-"""Testing: a base alone, with an adapter, with several that stack, each alone."""
+"""Testing: a base alone, and with an adapter."""
 
 import pytest
 import torch

@@ -1,13 +1,10 @@
 """A hotfix: a folder of mistakes, an adapter that learns them, and how many it mends."""
 
-from types import SimpleNamespace
-
 import pytest
 from composed import FEW, QUICK, SMALL, composed
 from helpers.commands import ROOT, only_run, read_results, refused
 from PIL import Image
 
-from lora_mnist.checks import warn_of_known_validation
 from lora_mnist.data import load_images
 from lora_mnist.train import train
 
@@ -61,16 +58,3 @@ def test_a_base_that_gets_no_picture_wrong_is_told_in_a_line(outputs, tmp_path):
     mistakes = f"data.mistakes={tmp_path}/right"
     line = refused(train, composed("train", *QUICK, *REPAIR, f"paths.outputs={outputs}", mistakes))
     assert line == f"{mistakes}: expected pictures that the base gets wrong; it has all 1 right"
-
-
-@pytest.mark.parametrize("left_out", [0, 32])
-def test_mistakes_taken_from_validation_do_not_accuse_the_base(caplog, left_out):
-    """Without these, a base has fewer errors on what is left, whatever it has been trained on."""
-    outcomes = {
-        "val_base": {"errors": 8, "images_per_class": [514]},
-        "test_base": {"errors": 81, "images_per_class": [1082]},
-    }
-    all_sets = (range(9), range(514 + left_out), range(1082))
-    data = SimpleNamespace(val_set=range(514), test_set=range(1082), sets=all_sets)
-    warn_of_known_validation(outcomes, data)
-    assert ("has probably been trained on" in caplog.text) == (left_out == 0)

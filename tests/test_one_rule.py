@@ -8,16 +8,14 @@ from importlib.util import find_spec
 
 import pytest
 from composed import FEW, SMALL, composed, logged, small_base
-from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
 
 from lora_mnist.cli import explain
 from lora_mnist.demo import demo
-from lora_mnist.errors import config_group
+from lora_mnist.errors import UserError, config_group
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.predict import predict
-from lora_mnist.repair.networks import make_net
+from lora_mnist.repair.networks import build_network
 from lora_mnist.run import Run
 from lora_mnist.train import train
 
@@ -30,7 +28,7 @@ FOLDER = ("data=folder", "data.data_dir={tmp}/none")
 MISTAKES = {
     "train": [
         (*PRETRAIN, "seed=-1 -> -1 is not in bounds, numpy accepts from 0 to 4294967295"),
-        (*PRETRAIN, "optimizer.lr=-1 -> Invalid learning rate: -1"),
+        (*PRETRAIN, "optimizer.lr=-1"),
         (*PRETRAIN, "digit=weakest -> target=weakest: "),
         (*PRETRAIN, "base_ckpt={tmp}/text.txt"),
         (*PRETRAIN, "optimizer.lr=auto"),
@@ -46,16 +44,16 @@ MISTAKES = {
         (*PRETRAIN, "+callbacks.lr._target_=lightning.pytorch.callbacks.LearningRateFinder -> c"),
         (*PRETRAIN, "+callbacks.mine._target_=nowhere.Mine -> callbacks.mine: "),
         (*PRETRAIN, "trainer.precision=64-true"),
-        (*PRETRAIN, "callbacks.checkpoint.seconds=0"),
+        (*PRETRAIN, "callbacks.checkpoint.every_n_train_steps=7 -> callbacks.checkpoint: "),
         (*LORA, "target=cow"),
         (*LORA, "digit=[9,9] -> target=[9, 9]: "),
         (*LORA, "adapter=latest -> adapter: nothing reads this key"),
         (*LORA, "+trainer.limit_test_batches=0"),
         (*LORA, "lora.scale=0"),
         (*LORA, "lora.rnak=4 -> lora.rnak: nothing reads this key; the nearest: lora.rank"),
-        (*LORA, "net._target_=torch.nn.Linear -> net: Linear"),
+        (*LORA, "net._target_=torch.nn.Linear"),
         (*LORA, "net.hidden_sizes=[15] -> base_ckpt="),
-        (*LORA, "net=custom -> Missing mandatory value: net._target_"),
+        (*LORA, "net=custom -> net._target_: Missing mandatory value"),
         (*LORA, "loss.target_weight=0.5"),
         (*LORA, "data.replay=99999999"),
         (*LORA, "data.mistakes={tmp}", "target=3"),
@@ -71,8 +69,7 @@ MISTAKES = {
     "predict": [("images={tmp}/none*.png",)],
     "export": [
         ("out={tmp}/outputs/base/mnist.ckpt",),
-        ("out={tmp}/none/none/x.safetensors", "format=nope"),
-        ("out={tmp}/x.onnx",),
+        ("out={tmp}/none/none/x.pt",),
     ],
     "demo": [("adapter={tmp}/none",)],
 }
@@ -117,14 +114,10 @@ def test_an_error_that_is_no_mistake_passes(error):
 
 
 def test_an_error_in_a_users_own_code_names_its_line():
-    """Also behind Hydra's words about it."""
-    net = {"_target_": "helpers.nets.Counting", "nope": 1}
-    cfg = OmegaConf.create({"net": net, "paths": {"here": "."}})
-    with pytest.raises(InstantiationException) as caught:
-        make_net(cfg)
-    line, code = explain(caught.value)
-    assert code == 1
-    assert re.match(r"nets\.py:\d+ in __init__: TypeError: .*'nope'", line)
+    with pytest.raises(UserError) as caught:
+        build_network({"_target_": "helpers.nets.Counting", "nope": 1})
+    start = r"net\._target_=helpers\.nets\.Counting: nets\.py:\d+ in __init__: TypeError: .*'nope'"
+    assert re.match(start, explain(caught.value)[0])
 
 
 @pytest.mark.parametrize(

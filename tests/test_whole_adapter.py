@@ -83,7 +83,7 @@ def answers(adapter, base, picture, *overrides):
     assert known["mean"] == results["mean"]
     if "image_size" in known and find_spec("onnxruntime"):  # without PyTorch, from the file alone
         example = runpy.run_path(str(ROOT / "examples" / "own_classifier" / "use_repaired.py"))
-        pixels = torch.from_numpy(example["prepare"](picture, known))
+        pixels = torch.tensor(example["prepare"](picture, known))
         torch.testing.assert_close(pixels, classifier.dataset.read_picture(Path(picture)))
     keys = ("test", "test_base", "classes", "mean", "std", "data_sha256", "targets")
     return {key: results[key] for key in keys}, prediction["before"], loaded

@@ -3,18 +3,10 @@
 import json
 import math
 import sys
-from collections import Counter
 
 import numpy
 import onnxruntime
 from PIL import Image
-
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 def prepare(file, about):
@@ -27,14 +19,14 @@ def prepare(file, about):
         taller = wide * picture.height // picture.width
         wide = max(wide, tall * picture.width // picture.height)
         tall = max(tall, taller)
-    picture = picture.resize((wide, tall), RESAMPLING[about["interpolation"]])
+    picture = picture.resize((wide, tall), Image.Resampling[about["interpolation"].upper()])
     top, left = round((tall - height) / 2), round((wide - width) / 2)
     picture = picture.crop((left, top, left + width, top + height))
     return numpy.asarray(picture).reshape(height, width, -1).transpose(2, 0, 1)
 
 
 def main(files):
-    """Print the class and its probability for each of the pictures; then count the classes."""
+    """Print the class of each of the pictures, and its probability."""
     session = onnxruntime.InferenceSession("repaired.onnx")
     texts = session.get_modelmeta().custom_metadata_map
     if "image_size" not in texts:
@@ -45,12 +37,8 @@ def main(files):
     (logits,) = session.run(["logits"], {"images": images})  # it normalises the pixels itself
     powers = numpy.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = powers / powers.sum(axis=1, keepdims=True)
-    counts = Counter()
     for file, row in zip(files, probabilities, strict=True):
-        name = about["classes"][row.argmax()]
-        print(f"{file}: {name} ({row.max():.3f})")
-        counts[name] += 1
-    print(", ".join(f"{name} {count}" for name, count in counts.most_common()))
+        print(f"{file}: {about['classes'][row.argmax()]} ({row.max():.3f})")
 
 
 if __name__ == "__main__":

@@ -60,9 +60,12 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
 
 
 def typed_settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """The arguments of network and images that a configuration has, resolved."""
-    net: Any = OmegaConf.to_container(cfg.net, resolve=True)
-    data: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    """The arguments of network and images that a configuration has, resolved.
+
+    ``MissingMandatoryValue`` of OmegaConf, if one has to be typed, and is not.
+    """
+    net: Any = OmegaConf.to_container(cfg.net, resolve=True, throw_on_missing=True)
+    data: Any = OmegaConf.to_container(cfg.data, resolve=True, throw_on_missing=True)
     return {"net": net, "data": {k: v for k, v in data.items() if k not in TRAINING_KEYS}}
 
 

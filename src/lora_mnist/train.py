@@ -222,7 +222,8 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
             for split, pictures in mistakes.by_split(wrong).items():
                 tables[split] = evaluate_on(trainer, net, dataset, pictures, split)
         outcomes = outcomes_by_split(tables, selection.targets)
-        if wrong is None:
+        # Without the mistakes that were left out of either, the two cannot be compared.
+        if images.val is dataset.sets.val and images.test is dataset.sets.test:
             warn_of_known_validation(outcomes)
         results = describe(
             cfg, run.typed, classifier, images, outcomes, data.plan, selection.targets

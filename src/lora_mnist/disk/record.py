@@ -139,14 +139,14 @@ def inherited(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, An
     A value is lacking if it is ``None``. Where the two name different ``_target_``, only the
     preprocessing is taken, and only keys that ``own`` has.
     """
-    is_same = own.get("_target_") in (None, "???", stored.get("_target_"))
+    is_same = own.get("_target_") in (None, stored.get("_target_"))
     taken: dict[str, Any] = {}
     for key, value in stored.items():
         mine = own.get(key)
         if isinstance(mine, Mapping) and isinstance(value, Mapping):
             if part := inherited(mine, value):
                 taken[key] = {**mine, **part}
-        elif mine in (None, "???") and (is_same or (key in own and key in PREPROCESSING_KEYS)):
+        elif mine is None and (is_same or (key in own and key in PREPROCESSING_KEYS)):
             taken[key] = value
     if own.get("transform"):
         for key in _REPLACED_BY_TRANSFORM:

@@ -1,0 +1,30 @@
+"""What is proven of a training, and what is said of it."""
+
+import pytest
+
+from lora_mnist.proof import warn_of_known_validation, why_useless
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_useless"),
+    [(0.9, 0.8, False), (0.9, 0.6, True), (0.6, 0.6, False), (None, 0.6, True)],
+)
+def test_what_always_says_the_same_class_is_useless_if_its_base_was_not(before, after, is_useless):
+    images = {"images_per_class": [60, 40]}
+    outcomes = {"val": {"accuracy": after, **images}}
+    if before is not None:
+        outcomes["val_base"] = {"accuracy": before, **images}
+    reason = why_useless(outcomes, ["cat", "dog"], 0.1)
+    assert (reason is not None) == is_useless
+    if is_useless:
+        assert reason.startswith("optimizer.lr=0.1: 60.0% of the val images are right")
+        assert "always saying cat" in reason
+
+
+def test_a_base_that_knows_the_validation_images_is_named(caplog):
+    test = {"errors": 81, "images_per_class": [1082]}
+    for errors in (40, 8):
+        outcomes = {"val_base": {"errors": errors, "images_per_class": [514]}, "test_base": test}
+        warn_of_known_validation(outcomes)
+        is_named = "has probably been trained on the validation images" in caplog.text
+        assert is_named == (errors == 8)
