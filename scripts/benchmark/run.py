@@ -103,10 +103,25 @@ class Benchmark:
     def start(self) -> list[Row]:
         """The start of a command, beside bare imports."""
         first_step = f"{self.train} stage=lora +callbacks.stop._target_=stopwatch.ExitAtFirstStep"
-        imports, hydra = "-c 'import torch, lightning.pytorch'", "-c 'import hydra'"
+        lightning, torch = "-c 'import torch, lightning.pytorch'", "-c 'import torch, torchvision'"
+        adapter, picture = self.folder / "outputs/lora/nine", self.folder / "picture"
+        if not adapter.exists():
+            run(f"{self.train} stage=lora trainer.max_steps=1 hydra.run.dir={adapter}")
+            draw_pictures(picture, 1)
+        outputs = f"adapter={adapter} paths.outputs={self.folder}/outputs"
+        base = self.folder / "outputs/base/mnist.ckpt"
+        load = f"from lora_mnist import load_classifier; load_classifier('{adapter}', '{base}')"
         return [
-            Row("a command's start, to its first step", "s", "bare imports", imports, first_step),
-            Row("`train.py --help`", "s", "import hydra", hydra, "train.py --help"),
+            Row("a command's start, to its first step", "s", "bare imports", lightning, first_step),
+            Row("`train.py --help`", "s", "import hydra", "-c 'import hydra'", "train.py --help"),
+            Row(
+                *("`predict.py`, one picture", "s", "import torch, torchvision", torch),
+                f"predict.py {outputs} images={picture}",
+            ),
+            Row(
+                *("`load_classifier`", "s", "import torch, torchvision", torch),
+                f"-c {shlex.quote(load)}",
+            ),
         ]
 
     def photos(self) -> list[Row]:

@@ -18,36 +18,34 @@ import torch.nn.functional as F
 from jobs import OUTPUT, PROJECT, composed, run, table
 from PIL import Image, ImageFilter
 from plain import fine_tune
-from tasks import Task, in_memory
+from tasks import EXAMPLE, Task, in_memory
 from torch import Tensor, nn
 
 from lora_mnist import load_adapter
-from lora_mnist.adapters import resolve_and_load_base
-from lora_mnist.data import ImageDataModule, load_images, make_data
-from lora_mnist.data.mistakes import wrong_pictures
+from lora_mnist.configuration import classifier_of
+from lora_mnist.data import ImageDataset, load_images
+from lora_mnist.data.mistakes import with_mistakes, wrong_pictures
 
 FOLDER = OUTPUT / "hotfix"
 OWN = FOLDER / "own_classifier"
 SEED = 31
 NET = "net.hidden_sizes=[300,100]"
 PRETRAIN = "data.batch_size=100 trainer.max_epochs=5"
-OWN_NET = (
-    f"data=folder data.data_dir={OWN}/photos net=custom net._target_=my_nets.Net paths.here={OWN}"
-)
+OWN_NET = f"data=folder data.data_dir={OWN}/photos net=custom net._target_=my_nets.Net"
 
 
 def compare(settings: str, base: Path, incoming: Path) -> list[str]:
     """Learn a base's mistakes among the pictures in ``incoming``: cells of the table."""
     common = [*settings.split(), f"base_ckpt='{base}'", "experiment=repair", f"seed={SEED}"]
     common += [f"data.mistakes='{incoming}'", "data.mistakes_test=0.5"]
-    cfg, net, _ = resolve_and_load_base(composed(common))
-    data = make_data(cfg, "fit")
-    data = data.with_mistakes(*wrong_pictures(net, data, torch.device("cpu")))
-    data.setup("test")
+    classifier = classifier_of(composed(common))
+    net, dataset = classifier.net, classifier.dataset
+    mistakes = wrong_pictures(net, dataset, incoming, 0.5, torch.device("cpu"))
+    learnt, held_out = (in_memory(dataset, images) for images in mistakes)
+    training = in_memory(dataset, dataset.sets.train)
+    test = in_memory(dataset, with_mistakes(dataset.sets, mistakes).test)
+    pictures = all_pictures(incoming, dataset)
 
-    pictures = all_pictures(incoming, data)
-    sets = (*data.mistake_sets, data.train_set, data.test_set)
-    learnt, held_out, training, test = (in_memory(data, images) for images in sets)
     hotfix = load_adapter(copy.deepcopy(net), run(common)[0] / "adapter")
     tuned, trained = (half_and_half(net, images, training) for images in (learnt, training))
     was_right = wrong(net, pictures) == 0
@@ -59,13 +57,13 @@ def compare(settings: str, base: Path, incoming: Path) -> list[str]:
     return cells
 
 
-def all_pictures(folder: Path, data: ImageDataModule) -> tuple[Tensor, Tensor]:
+def all_pictures(folder: Path, dataset: ImageDataset) -> tuple[Tensor, Tensor]:
     """The pictures in ``folder``, right or wrong, normalised, and their labels."""
     images, labels = [], []
     for path in sorted(folder.glob("*/*")):
-        images.append(data.read_picture(path))
-        labels.append(data.classes.index(path.parent.name))
-    return data.normalise(torch.stack(images)), torch.tensor(labels)
+        images.append(dataset.read_picture(path))
+        labels.append(dataset.classes.index(path.parent.name))
+    return dataset.normalise(torch.stack(images)), torch.tensor(labels)
 
 
 @torch.no_grad()
@@ -116,7 +114,7 @@ def make_own_classifier(folder: Path, incoming: Path) -> None:
     """A copy of the example with its network trained; two thirds of its photos/val come in."""
     if folder.exists():
         return
-    shutil.copytree(PROJECT / "examples" / "own_classifier", folder)
+    shutil.copytree(EXAMPLE, folder)
     for script in ("make_images.py", "train_plain.py"):
         subprocess.run([sys.executable, script], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     for path in folder.glob("photos/val/*/1[12]*.png"):

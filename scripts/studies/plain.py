@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from tasks import Case
+from tasks import Case, logits_of
 from torch import Tensor, nn
 
 #: How much of a change of the weights is taken.
@@ -31,13 +31,6 @@ class Point(NamedTuple):
     test: Shares
     #: Errors in all of the test images at :data:`TARGETS`: see :func:`front`.
     front: list[float]
-
-
-@torch.no_grad()
-def logits_of(net: nn.Module, images: Tensor) -> Tensor:
-    """Logits, (N, num_classes), in eval mode."""
-    net.eval()
-    return torch.cat([net(batch) for batch in torch.split(images, 500)])
 
 
 def shares(logits: Tensor, before: Tensor, labels: Tensor, target: int) -> Shares:

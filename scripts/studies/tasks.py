@@ -1,6 +1,6 @@
 """Classifiers with a weak class: pictures made from what is there, small networks, their bases.
 
-``net=custom net._target_=tasks.ResNet`` finds a network here. Fashion-MNIST is downloaded, or its
+``net=custom net._target_=tasks.ResNet`` finds a network here, ``my_nets.Net`` in the example. Fashion-MNIST is downloaded, or its
 files are unpacked into data/FashionMNIST/raw from Debian's package dataset-fashion-mnist;
 scikit-learn has the digits and photographs, matplotlib the letters.
 """
@@ -20,8 +20,13 @@ from lora_mnist.adapters import resolve_and_load_base
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from lora_mnist.data import ImageDataModule, Images, load_images, make_data
+from lora_mnist.configuration import classifier_of
+from lora_mnist.data import ImageDataset, Images, load_images
+from lora_mnist.repair.predictions import counts_of, evaluate
 from lora_mnist.repair.significance import weakest
+
+EXAMPLE = PROJECT / "examples" / "own_classifier"
+sys.path.append(str(EXAMPLE))
 
 
 class ResNet(nn.Module):
@@ -95,9 +100,8 @@ def drawn(characters: str, count: int) -> tuple[Any, list[str]]:
 
 def photos(folder: Path) -> None:
     """The 1,797 digits over photographs of examples/own_classifier."""
-    script = PROJECT / "examples" / "own_classifier" / "make_images.py"
     folder.mkdir(parents=True)
-    subprocess.run([sys.executable, script], cwd=folder, check=True)
+    subprocess.run([sys.executable, EXAMPLE / "make_images.py"], cwd=folder, check=True)
     for part in (folder / "photos").iterdir():
         part.rename(folder / part.name)
 
@@ -183,28 +187,32 @@ class Task:
     def load(self) -> Case:
         """Its base and its images in memory."""
         base = f"base_ckpt='{self.base()}'"
-        cfg, net, _ = resolve_and_load_base(composed([*self.common(), "stage=lora", base]))
-        data = make_data(cfg, "fit")
-        data.setup("test")
-        images, labels, before = {}, {}, {}
-        for part in ("train", "val", "test"):
-            images[part], labels[part] = in_memory(data, getattr(data, f"{part}_set"))
-        for part in ("val", "test"):
-            with torch.no_grad():
-                before[part] = torch.cat([net(batch) for batch in torch.split(images[part], 500)])
-        if self.target in data.classes:
-            target = data.classes.index(self.target)
+        classifier = classifier_of(composed([*self.common(), "stage=lora", base]))
+        net, dataset = classifier.net, classifier.dataset
+        sets = {"train": dataset.sets.train, "val": dataset.sets.val, "test": dataset.sets.test}
+        images, labels = {}, {}
+        for part, of_part in sets.items():
+            images[part], labels[part] = in_memory(dataset, of_part)
+        before = {part: logits_of(net, images[part]) for part in ("val", "test")}
+        if self.target in dataset.classes:
+            target = dataset.classes.index(self.target)
         else:
-            wrong = labels["val"][before["val"].argmax(1) != labels["val"]]
-            counts = (each.bincount(minlength=len(data.classes)) for each in (wrong, labels["val"]))
-            target = weakest(*(count.tolist() for count in counts))
+            counts = counts_of(evaluate(net, dataset.batches(sets["val"])))["before"]
+            target = weakest(counts["errors_per_class"], counts["images_per_class"])
         return Case(net, images, labels, before, target)
 
 
-def in_memory(data: ImageDataModule, images: Images) -> tuple[Tensor, Tensor]:
+def in_memory(dataset: ImageDataset, images: Images) -> tuple[Tensor, Tensor]:
     """All of ``images`` at once, normalised, and their labels."""
     pixels, labels = images.take(range(len(images)))
-    return data.normalise(pixels), labels
+    return dataset.normalise(pixels), labels
+
+
+@torch.no_grad()
+def logits_of(net: nn.Module, images: Tensor) -> Tensor:
+    """Logits, (N, num_classes), in eval mode."""
+    net.eval()
+    return torch.cat([net(batch) for batch in torch.split(images, 500)])
 
 
 _FASHION = "data.channels=1"
@@ -213,7 +221,7 @@ _CAPITALS = "data.channels=1 net.num_classes=10"
 _LETTERS_CNN = "net=cnn net.channels=[12,24] net.image_size=16"
 _LETTERS_MLP = "net=mlp net.in_features=256 net.hidden_sizes=[200]"
 _RESNET = "net=custom net._target_=tasks.ResNet"
-_OWN = f"net=custom net._target_=my_nets.Net paths.here={PROJECT}/examples/own_classifier"
+_OWN = "net=custom net._target_=my_nets.Net"
 
 #: What the search judges candidates by.
 SEARCH = (

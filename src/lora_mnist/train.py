@@ -167,7 +167,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
                 set_current_base(own, current)
             else:
                 log.info("base: %s; the current one stays", own)
-    if useless and not selection.targets:
+    if useless and not (selection.targets or cfg.debug):
         raise TrainingError(f"{useless}; the base stays in {run.folder}")
     return results
 

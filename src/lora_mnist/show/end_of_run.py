@@ -4,7 +4,6 @@ The loggers' numbers are in ``repair/module.py``.
 """
 
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,10 +38,12 @@ def report_and_close_loggers(
     ``predictions`` are those for the test ``images``. With ``figures=None`` a single run has a
     report, and a job of a sweep has none. TensorBoard also gets the figures.
     """
-    tested = {split: results[split] for split in results if re.match("(test|mistakes)", split)}
-    tested.pop("test_held_out_now", None)
+    counts = {}
+    for split, value in results.items():
+        if isinstance(value, Mapping) and "errors_per_class" in value:
+            counts[split] = value
     for logger in trainer.loggers:
-        logger.log_metrics(logged_metrics(tested, targets=results["targets"]), results["steps"])
+        logger.log_metrics(logged_metrics(counts, targets=results["targets"]), results["steps"])
     print_results(results, run.folder)
     drawn: dict[str, Figure] = {}
     if figures or (figures is None and not run.is_sweep):
