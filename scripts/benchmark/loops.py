@@ -68,7 +68,8 @@ def as_tensor() -> Callable[[Image], Tensor]:
     from torchvision import transforms
 
     normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
-    return transforms.Compose([transforms.ToTensor(), normalize])
+    prepare: Callable[[Image], Tensor] = transforms.Compose([transforms.ToTensor(), normalize])
+    return prepare
 
 
 def folder(path: str, batch: int, workers: int, steps: int) -> float:

@@ -1,8 +1,8 @@
 """Classifiers with a weak class: pictures made from what is there, small networks, their bases.
 
-``net=custom net._target_=tasks.ResNet`` finds a network here, ``my_nets.Net`` in the example. Fashion-MNIST is downloaded, or its
-files are unpacked into data/FashionMNIST/raw from Debian's package dataset-fashion-mnist;
-scikit-learn has the digits and photographs, matplotlib the letters.
+``net=custom net._target_=tasks.ResNet`` finds a network here, ``my_nets.Net`` in the example.
+Fashion-MNIST is downloaded, or its files are unpacked into data/FashionMNIST/raw from Debian's
+package dataset-fashion-mnist; scikit-learn has the digits and photographs, matplotlib the letters.
 """
 
 import shutil
@@ -16,7 +16,6 @@ import matplotlib
 import numpy
 import torch
 from jobs import OUTPUT, PROJECT, Results, composed, run
-from lora_mnist.adapters import resolve_and_load_base
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
