@@ -6,7 +6,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+)
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -15,6 +19,7 @@ from lora_mnist.classifier.module import ClassifierModule
 from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.classifier.significance import knows_validation
 from lora_mnist.data import ImageDataModule
+from lora_mnist.data.plan import is_one_epoch
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, UserError, is_number
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
@@ -62,6 +67,11 @@ def require_suitable(trainer: Trainer, run: Run) -> None:
                 f"callbacks: {type(callback).__name__} would change what results.json names; "
                 "expected data.batch_size=NUMBER, and optimizer.lr=NUMBER or auto"
             )
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise UserError(
+                "callbacks: GradientAccumulationScheduler: expected "
+                "trainer.accumulate_grad_batches=NUMBER, the same for all steps"
+            )
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
             f"trainer.precision={trainer.precision}: expected 32-true or a mixed precision, "
@@ -82,6 +92,16 @@ def require_consistent(cfg: DictConfig, trainer: Trainer, data: ImageDataModule)
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
+    if is_one_epoch(trainer):
+        reason = (
+            "expected trainer.max_epochs=NUMBER, since a training of "
+            f"trainer.max_steps={trainer.max_steps} alone is one epoch"
+        )
+        every = trainer.check_val_every_n_epoch
+        if scheduler.get("interval") == "epoch":
+            raise UserError(f"scheduler.interval=epoch: {reason}")
+        if every is not None and every > 1:
+            raise UserError(f"trainer.check_val_every_n_epoch={every}: {reason}")
     if cfg.optimizer.lr == "auto":
         if cfg.stage != "lora" or "max_lr" in scheduler:
             raise UserError(

@@ -21,7 +21,7 @@ from lora_mnist.classifier.module import ClassifierModule, validate_once
 from lora_mnist.classifier.net import eval_on_device
 from lora_mnist.classifier.significance import weakest
 from lora_mnist.data import ImageDataModule
-from lora_mnist.data.sampler import Selection
+from lora_mnist.data.plan import Selection
 from lora_mnist.disk.results import Clock
 from lora_mnist.disk.run_paths import RUN_RECORD
 from lora_mnist.errors import UserError, config_group

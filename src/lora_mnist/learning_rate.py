@@ -2,7 +2,7 @@
 
 import logging
 from functools import partial
-from itertools import chain, islice, repeat
+from itertools import islice
 
 import torch
 from lightning.pytorch import Trainer
@@ -61,10 +61,8 @@ def choose_learning_rate(
         most = _MAX_HARM * before + 2 * before**0.5
         for rate in rates:
             optimizer = module.optimizer(parameters, lr=rate)
-            loader = data.training_loader(cfg.seed if data.seed is None else data.seed)
             net.train()
-            # An epoch may be shorter than a trial.
-            for batch in islice(chain.from_iterable(repeat(loader)), _STEPS):
+            for batch in data.read(islice(data.plan(), _STEPS), 0):
                 images, labels = batch[0].to(device), batch[1].to(device)
                 with trainer.precision_plugin.forward_context():
                     # Before training each process has whole batches.

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from omegaconf import DictConfig
 
 from lora_mnist.checks import require_suitable
-from lora_mnist.disk.checkpoint import AtomicCheckpointIO, RandomStates, step_of
+from lora_mnist.disk.checkpoint import AtomicCheckpointIO, LastCheckpoint, step_of
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import config_group
 from lora_mnist.progress import TrainerProgress
 from lora_mnist.project import Run
 
@@ -29,7 +29,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
     Raises:
         UserError: if a value cannot be used, or the Trainer does not suit a run.
     """
-    callbacks: list[Any] = [RandomStates(), RequireWholeSchedule()]
+    callbacks: list[Any] = []
     for name, config in (cfg.get("callbacks") or {}).items():
         if config is not None:
             with config_group(f"callbacks.{name}"):
@@ -50,6 +50,8 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         callbacks += arguments.pop("callbacks", None) or []
         if not sys.stdout.isatty():
             callbacks.append(TrainerProgress())
+        # After the others, whose states it saves.
+        callbacks.sort(key=lambda each: isinstance(each, LastCheckpoint))
         has_bar = sys.stdout.isatty() or any(isinstance(each, ProgressBar) for each in callbacks)
         defaults: dict[str, Any] = {
             "logger": loggers or False,
@@ -66,7 +68,7 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
         )
     require_suitable(trainer, run)
     if trainer.world_size > 1:  # only the Trainer knows how many processes there are
-        trainer.callbacks.insert(0, PlainSigterm())  # type: ignore[attr-defined]
+        trainer.callbacks.append(PlainSigterm())  # type: ignore[attr-defined]
     return trainer
 
 
@@ -76,36 +78,17 @@ def is_fast_dev_run(trainer: Trainer) -> bool:
 
 
 class PlainSigterm(Callback):
-    """SIGTERM keeps the handler from before training; all processes but the first end at once.
+    """SIGTERM does what it did before training; all processes but the first end at once.
 
-    Lightning 2.6 tells the other processes from within its signal handler, by a broadcast that
-    waits for ever where the signal comes during another one.
+    Lightning 2.6 answers it by a broadcast, which hangs if the signal comes during another one.
     """
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Remember the handler, before Lightning sets its own."""
-        self.handler = signal.getsignal(signal.SIGTERM)
-        if not trainer.is_global_zero:
-            self.handler = signal.SIG_DFL
+        self.handler = signal.getsignal(signal.SIGTERM)  # Lightning sets its own after this
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        signal.signal(signal.SIGTERM, self.handler)
-
-
-class RequireWholeSchedule(Callback):
-    """Refuses epochs that would end training in the middle of a schedule that counts steps."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        steps = trainer.estimated_stepping_batches
-        for config in trainer.lr_scheduler_configs:
-            for key in ("T_max", "total_iters", "total_steps"):
-                counted = getattr(config.scheduler, key, 0)
-                if config.interval == "step" and counted > steps:
-                    raise UserError(
-                        f"trainer.max_epochs={trainer.max_epochs}: ends training after {steps:g} "
-                        f"of scheduler.{key}={counted} steps; expected trainer.max_epochs=-1, or "
-                        f"trainer.max_steps={steps:g}"
-                    )
+        handler = self.handler if trainer.is_global_zero else signal.SIG_DFL
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager
@@ -114,6 +97,7 @@ def quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers.*",  # data.num_workers is for sets on the disk
+            ".*your dataloader is not resumable.*",  # its place follows from the step
             ".*in eval mode at the start of training.*",  # the base is, on purpose
             ".*smaller than the logging interval.*",  # the loss is logged by steps, not batches
             ".*LeafSpec.* is deprecated",  # between Lightning and torch

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback
 
-from lora_mnist.data.sampler import Selection
+from lora_mnist.data.plan import Selection
 
 
 class Crashed(BaseException):

@@ -17,8 +17,6 @@ class TrainedAverage(Callback):
     After step n it is ``average + (parameter - average) / n``, the mean of all steps, or with
     ``decay`` the moving average ``decay * average + (1 - decay) * parameter``. Lightning's
     WeightAveraging copies and averages the frozen base as well, at every step.
-
-    In a checkpoint ``state_dict`` has the average, and ``trained`` the parameters to go on from.
     """
 
     def __init__(self, decay: float | None = None) -> None:
@@ -51,6 +49,8 @@ class TrainedAverage(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap(pl_module)
+        if trainer.state.fn != "fit":  # of a checkpoint: its average is what is wanted
+            self._average = {}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap(pl_module)
@@ -62,27 +62,18 @@ class TrainedAverage(Callback):
 
     @torch.no_grad()
     def _swap(self, pl_module: LightningModule) -> None:
-        """Exchange parameters and average; before the first step there is none."""
+        """Exchange parameters and average, if there is one."""
         for name, parameter in _trained(pl_module) if self._average else ():
             value = parameter.clone()
             parameter.copy_(self._average[name])
             self._average[name] = value
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        if self._average:
-            checkpoint["trained"] = {name: p.detach() for name, p in _trained(pl_module)}
-            checkpoint["state_dict"] = {**checkpoint["state_dict"], **self._average}
+    def state_dict(self) -> dict[str, Any]:
+        """The average by the parameters' names."""
+        return self._average
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Go on from the parameters as they were; the network has the average by now."""
-        if trainer.state.fn == "fit" and "trained" in checkpoint:
-            trained = checkpoint["trained"]
-            self._average = {name: checkpoint["state_dict"][name].clone() for name in trained}
-            pl_module.load_state_dict(trained, strict=False)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._average = dict(state_dict)
 
 
 def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

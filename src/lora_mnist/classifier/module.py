@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lora_mnist.classifier.loss import Loss
 from lora_mnist.classifier.metrics import Evaluation
 from lora_mnist.data import TEST_SETS, Batch, ImageDataModule
+from lora_mnist.data.plan import seed_generators
 from lora_mnist.disk.base import Base
 from lora_mnist.errors import TrainingError, config_group, require_number
 from lora_mnist.lora.base_state import lora_state_dict
@@ -29,9 +30,10 @@ _MAX_CURVES = 16
 class ClassifierModule(LightningModule):
     """Trains what is trainable in ``net`` and counts what it gets wrong, class by class.
 
-    Logs ``train/loss``, the mean over the last ``log_every_n_steps`` steps, and for ``val`` and
-    ``test`` what :func:`logged_metrics` gives. A loss that is not finite when it is logged ends
-    training with ``TrainingError``.
+    Logs ``train/loss``, that of the last batch of every ``log_every_n_steps``-th step, and for
+    ``val`` and ``test`` what :func:`logged_metrics` gives. A loss that is not finite when it is
+    logged ends training with ``TrainingError``. What is drawn in a step, as for dropout, follows
+    from ``seed`` and the number of the step.
 
     ``net`` maps images, (N, channels, height, width) float32, to logits, (N, num_classes). With
     LoRA on it (:func:`lora_mnist.add_lora`) only LoRA is trained and kept in checkpoints.
@@ -50,6 +52,7 @@ class ClassifierModule(LightningModule):
         lr: float = 1e-3,
         scheduler: Callable[[Optimizer], Any] | None = None,
         interval: str = "step",
+        seed: int = 0,
         base_tensors: Mapping[str, Tensor] | None = None,
         hyperparameters: Mapping[str, Any] | None = None,
     ) -> None:
@@ -61,6 +64,7 @@ class ClassifierModule(LightningModule):
         self.loss = loss or Loss()
         self.optimizer, self.lr = optimizer, lr
         self.scheduler, self.interval = scheduler, interval
+        self.seed = seed
         names = lora_names(net)
         self.adapter = names[-1] if names else None  # the one to train, by name
         # Where other adapters lie below, they belong to what it is compared with.
@@ -76,9 +80,6 @@ class ClassifierModule(LightningModule):
         self.validated_at: int | None = None  # the step of outcomes["val"]
         # By split: each batch's logits before training, which never change.
         self.base_logits: dict[str, list[Tensor | None]] = {}
-        # Sum and number of the losses since the last log; no buffers, since DDP would copy those
-        # of the first process.
-        self.loss_sum, self.loss_count = torch.zeros(()), 0
 
     def logits_before(self, images: Tensor) -> Tensor | None:
         """Logits, (N, num_classes), of what training started from, for normalised images."""
@@ -125,25 +126,24 @@ class ClassifierModule(LightningModule):
         loss: Tensor = self.loss(self.net(images), labels, base_logits, replayed)
         return loss
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed what is drawn in this step, in each process, for each of its batches."""
+        trainer = self.trainer
+        batch_of_step = batch_idx % trainer.accumulate_grad_batches
+        place = trainer.global_rank, trainer.global_step, batch_of_step
+        seed_generators(self.seed, *place, device=self.device.type)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.loss_of(batch, self.replay // self.trainer.world_size)
-        self.loss_sum = self.loss_sum + loss.detach().float()
-        self.loss_count += 1
-        return loss
-
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the mean loss once a window: a call of log takes as long as a step of an adapter."""
         step, window = self.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not window or step % window:
-            return
-        mean = self.loss_sum / self.loss_count
-        if not mean.isfinite():
-            raise TrainingError(
-                f"optimizer.lr={self.lr}: the loss is {mean.item()} at step {step}; "
-                "expected a smaller learning rate"
-            )
-        self.log("train/loss", mean, prog_bar=True, sync_dist=True)
-        self.loss_sum, self.loss_count = torch.zeros(()), 0
+        if window and step % window == 0:  # a call of log takes as long as a step of an adapter
+            if not loss.isfinite():
+                raise TrainingError(
+                    f"optimizer.lr={self.lr}: the loss is {loss.item()} at step {step}; "
+                    "expected a smaller learning rate"
+                )
+            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch, batch_idx)
@@ -187,7 +187,6 @@ class ClassifierModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the adapter: the base has a file of its own."""
         checkpoint["lr"] = self.lr
-        checkpoint["loss_since_log"] = self.loss_sum, self.loss_count
         if self.adapter is not None:
             lora = {f"net.{key}" for key in lora_state_dict(self.net)}
             state = checkpoint["state_dict"]
@@ -196,7 +195,6 @@ class ClassifierModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Fill in the base, which :meth:`on_save_checkpoint` left out, from the network."""
         self.lr = checkpoint["lr"]  # the run goes on at the rate that it began with
-        self.loss_sum, self.loss_count = checkpoint["loss_since_log"]
         if self.adapter is not None:
             checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
 
@@ -278,6 +276,7 @@ def make_module(
         lr=lr,
         scheduler=make_scheduler,
         interval=interval,
+        seed=cfg.seed,
         base_tensors=base and base.tensors,
         hyperparameters=settings,
     )

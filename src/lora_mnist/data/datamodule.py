@@ -1,7 +1,7 @@
 """Images of classes as a Lightning DataModule."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_convert
 
 from lora_mnist.data.images import Augment, Batch, Images, ImageTensors, per_channel
 from lora_mnist.data.mistakes import WithMistakes, read_mistakes, without_mistakes
-from lora_mnist.data.sampler import Selection, TrainingLoader
+from lora_mnist.data.plan import Augmented, Selection, TrainingLoader, batches_a_pass, plan
 from lora_mnist.errors import require_number
 from lora_mnist.progress import progress
 
@@ -109,8 +109,6 @@ class ImageDataModule(LightningDataModule):
         self.selection: Selection | None = None
         self.mistake_sets: list[ImageTensors] = []
         self.sha256: dict[str, str] = {}
-        self._loader: TrainingLoader | None = None
-        self._sampler_state: dict[str, Any] = {}
 
     @cached_property
     def sets(self) -> tuple[Images, Images, Images]:
@@ -255,36 +253,47 @@ class ImageDataModule(LightningDataModule):
         for batch, labels in progress(loader, f"{name}, batch", len(loader)):
             yield self.normalise(batch.to(device)), labels.to(device)
 
-    def train_dataloader(self) -> TrainingLoader:
-        """Shuffled batches, replayed images last; each of several processes gets its share."""
-        seed = self.seed
-        if seed is None:
-            # A plain DataLoader(shuffle=True) draws two: for its workers, then for its sampler.
-            _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
-        self._loader = self.training_loader(seed)
-        if self._sampler_state:
-            self._loader.load_state_dict(self._sampler_state)
-        return self._loader
+    @cached_property
+    def plan_seed(self) -> int:
+        """The seed of the plan; where ``seed`` is ``None``, torch draws it at the first use.
 
-    def training_loader(self, seed: int) -> TrainingLoader:
-        """The batches of a training with this seed for the order of its images."""
-        return TrainingLoader(
-            self.train_set,
+        A plain ``DataLoader(shuffle=True)`` draws two: for its workers, then for its sampler.
+        """
+        if self.seed is not None:
+            return self.seed
+        _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
+        return int(seed)
+
+    def plan(self) -> Iterator[list[int]]:
+        """The batches of a training on these images, as indices, without end: see :func:`.plan`."""
+        return plan(
             self.selection or self.select(None),
-            self.loader,
+            self.train_set.labels,
             batch_size=self.batch_size,
             replay=self.replay,
-            seed=seed,
-            augment=self.augment,
-            trainer=self.trainer,
+            seed=self.plan_seed,
+            processes=self.trainer.world_size if self.trainer else 1,
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the sampler is. Lightning does not restore a loader at an epoch's end."""
-        return {} if self._loader is None else self._loader.state_dict()
+    def read(self, batches: Iterable[list[int]], first: int) -> DataLoader[Batch]:
+        """The images of ``batches`` of the plan, of which the first has the number ``first``.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._sampler_state = state_dict
+        Each of several processes reads its share. Images are augmented here, not yet normalised.
+        """
+        rank = self.trainer.global_rank if self.trainer else 0
+        processes = self.trainer.world_size if self.trainer else 1
+        shares = (batch[rank::processes] for batch in batches)
+        if self.augment is None:
+            return self.loader(self.train_set, batch_sampler=shares)
+        images = Augmented(self.train_set, self.augment, self.plan_seed, rank)
+        return self.loader(images, batch_sampler=enumerate(shares, first))
+
+    def train_dataloader(self) -> TrainingLoader:
+        """The batches of the plan from the Trainer's step on."""
+        assert self.trainer is not None
+        selection = self.selection or self.select(None)
+        batches = batches_a_pass(selection, self.batch_size, self.trainer.world_size)
+        return TrainingLoader(self.plan, self.read, batches, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """The held-out images in order; nothing where there are none."""

@@ -1,4 +1,4 @@
-"""Sets of images: in memory, parts of another set, or with each image changed at random."""
+"""Sets of images: in memory, or parts of another set."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -95,22 +95,3 @@ class Subset(Images):
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         index = torch.as_tensor(indices, dtype=torch.int64)
         return self.images.take(self.indices[index].tolist(), augment)
-
-
-class Augmented(Images):
-    """Training images for a DataLoader, with ``augment`` applied to each.
-
-    A batch is ``(name, indices)``. Its random numbers depend on the name alone: a resumed run, and
-    workers, make the same changes. The process's other random numbers stay as they were.
-    """
-
-    def __init__(self, images: Images, augment: Augment) -> None:
-        self.images, self.augment = images, augment
-        self.labels = images.labels
-
-    def __getitems__(self, batch: Any) -> Batch:
-        name, indices = batch
-        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return self.images.take(indices, self.augment)
