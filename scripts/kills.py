@@ -3,10 +3,10 @@
     python scripts/kills.py            # ten kills a command: an hour
     python scripts/kills.py --quick    # one kill a command, and eight commands together once
 
-The commands: pretraining, a repair, an adapter with augmentation and accumulated gradients, fine-
-tuning, a PiSSA adapter on top of another, a sweep, and a run with each preset of callbacks and of
-schedulers. Each runs once to its end. Then it is killed and resumed, every third time twice, and
-compared with the run without a kill: bases, adapters and fine-tuned weights by their bytes,
+The commands: pretraining, in one epoch and in three, a repair, an adapter with augmentation and
+accumulated gradients, a PiSSA adapter with dropout, a sweep, two processes, and a run with each
+preset of callbacks and of schedulers. Each runs once to its end. Then it is killed and resumed,
+every third time twice, and compared with the run without a kill: bases and adapters by their bytes,
 results.json by its numbers. Then eight commands start together in one outputs folder: all have to
 end with exit code 0 and leave no half-written or temporary file. Prints a table; the exit code is 1
 if anything was lost.
@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,16 +30,19 @@ from safetensors.torch import load_file
 
 PROJECT = Path(__file__).resolve().parents[1]
 SMALL = ("net.hidden_sizes=[16]", "trainer=cpu", "logger=csv", "figures=false")
-EVERY = "callbacks.checkpoint.every_n_train_steps"  # steps from one checkpoint to the next
+EVERY = "callbacks.checkpoint.train_time_interval=null callbacks.checkpoint.every_n_train_steps"
 COMMANDS = {
     "pretrain": f"stage=pretrain data.batch_size=50 trainer.max_steps=600 {EVERY}=20",
+    "epochs": "stage=pretrain data.batch_size=500 trainer.max_epochs=3 "
+    f"trainer.accumulate_grad_batches=3 {EVERY}=3",
     "repair": f"experiment=repair digit=9 trainer.max_steps=300 {EVERY}=10",
     "lora": "stage=lora digit=9 augment=shift trainer.accumulate_grad_batches=3 "
     f"trainer.max_steps=200 {EVERY}=7",
-    "finetune": f"stage=finetune digit=9 data.replay=9 trainer.max_steps=150 {EVERY}=10",
-    "variants": "stage=lora digit=4 adapter=latest lora=pissa loss=margin "
-    f"augment=flip data.replay=9 trainer.max_steps=150 {EVERY}=10",
+    "pissa": "stage=lora digit=4 lora=pissa lora.dropout=0.2 augment=flip data.replay=9 "
+    f"trainer.max_steps=150 {EVERY}=10",
     "sweep": f"-m stage=lora digit=9 data.replay=9 lora.rank=1,2,4 trainer.max_steps=60 {EVERY}=10",
+    "ddp_sim": "stage=lora digit=9 trainer=ddp_sim lora.dropout=0.2 augment=shift data.replay=10 "
+    f"trainer.max_steps=150 {EVERY}=10",
 }
 for group in ("callbacks", "scheduler"):
     for file in sorted((PROJECT / "configs" / group).glob("*.yaml")):
@@ -73,6 +77,8 @@ def start(command: str, outputs: Path) -> subprocess.Popen[str]:
     """Start a command in a process of its own."""
     entry, *overrides = command.split()
     usual = {"train.py": SMALL, "eval.py": SMALL[:2], "export.py": SMALL[:1]}[entry]
+    if "trainer=" in command:
+        usual = tuple(each for each in usual if each != "trainer=cpu")
     return subprocess.Popen(
         [sys.executable, str(PROJECT / entry), *overrides, *usual, f"paths.outputs={outputs}"],
         cwd=outputs.parent,
@@ -80,6 +86,7 @@ def start(command: str, outputs: Path) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a group of its own, with the processes that Lightning starts
     )
 
 
@@ -96,11 +103,11 @@ def begin_or_resume(command: str, outputs: Path) -> subprocess.Popen[str]:
 
 
 def killed(process: subprocess.Popen[str], seconds: float) -> bool:
-    """Kill a process after some ``seconds``; return whether it was still running."""
+    """Kill a process and those it started after some ``seconds``; say if it was still running."""
     try:
         process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         return True
     return False
@@ -116,7 +123,7 @@ def left_in(outputs: Path) -> dict[str, Any]:
             for key in ("overrides", "seconds"):  # the first name the folder of outputs
                 numbers.pop(key, None)
             left[name] = numbers
-        elif path.match("base/*.ckpt") or path.match("adapter/*") or path.name == "finetuned.ckpt":
+        elif path.match("base/*.ckpt") or path.match("adapter/*"):
             left[name] = path.read_bytes()
     return left
 

@@ -98,7 +98,12 @@ def wait_for(condition, seconds):
 def test_no_process_stays(tmp_path):
     """After SIGTERM to the whole group, as Ctrl+C and most cluster managers send their signal."""
     options = ["stage=pretrain", "trainer=ddp_sim", "trainer.max_epochs=1000", "logger=none"]
-    options += [*FEW, SMALL[0], "figures=false", "callbacks.checkpoint.every_n_train_steps=5"]
+    options += [
+        *FEW,
+        SMALL[0],
+        "figures=false",
+        "callbacks.checkpoint.train_time_interval.seconds=0",
+    ]
     options += [f"paths.outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run"]
     last, stderr = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "stderr"
     group = subprocess.Popen(

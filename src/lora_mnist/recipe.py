@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lora_mnist.classifier import Classifier
 from lora_mnist.data import Images, ImageSets
-from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.data.datamodule import ImageDataModule, is_one_epoch
 from lora_mnist.data.mistakes import Mistakes, wrong_pictures
 from lora_mnist.data.plan import Plan, Selection, select
 from lora_mnist.errors import UserError, config_group, is_number
@@ -46,6 +46,16 @@ def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_valid
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
+    if is_one_epoch(trainer):
+        every = trainer.check_val_every_n_epoch
+        reason = (
+            "expected trainer.max_epochs=NUMBER, since a training of "
+            f"trainer.max_steps={trainer.max_steps} alone is one epoch"
+        )
+        if scheduler.get("interval") == "epoch":
+            raise UserError(f"scheduler.interval=epoch: {reason}")
+        if every is not None and every > 1:
+            raise UserError(f"trainer.check_val_every_n_epoch={every}: {reason}")
     if cfg.optimizer.lr == "auto":
         if cfg.stage != "lora" or "max_lr" in scheduler:
             raise UserError(

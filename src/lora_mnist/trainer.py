@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Checkpoint,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     ProgressBar,
 )
@@ -89,6 +90,11 @@ def refuse_unsuitable(trainer: Trainer, run: Run) -> None:
             raise UserError(
                 f"callbacks: {type(callback).__name__} would change what results.json names; "
                 "expected data.batch_size=NUMBER, and optimizer.lr=NUMBER or auto"
+            )
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise UserError(
+                "callbacks: GradientAccumulationScheduler: expected "
+                "trainer.accumulate_grad_batches=NUMBER, the same for all steps"
             )
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(

@@ -14,10 +14,12 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 
+from lora_mnist.data.datamodule import is_one_epoch
 from lora_mnist.disk.files import atomic_write
 
-log = logging.getLogger(__name__)
+_info = rank_zero_only(logging.getLogger(__name__).info)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -36,8 +38,8 @@ class LastCheckpoint(ModelCheckpoint):
     Lightning 2.6 saves after any batch. A run that is resumed there loses the gradients that were
     accumulated for a step, and the validation that was to follow; at an epoch's last batch it
     miscounts the epochs. So this callback saves after a whole step; where a validation follows,
-    after that; and at an epoch's end only if no ``max_steps`` is set. A training that was too short
-    for any checkpoint has one of its last step.
+    after that; and at an epoch's end only if either ``max_steps`` or ``max_epochs`` is not set. A
+    training that was too short for any checkpoint has one of its last step.
 
     The arguments are those of ModelCheckpoint. The file is ``dirpath/last.ckpt``.
     """
@@ -60,7 +62,8 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_last_batch and not _validation_follows(trainer):
+        ends_epoch = trainer.is_last_batch and not is_one_epoch(trainer)
+        if not ends_epoch and not _validation_follows(trainer):
             self._save_if_due(trainer, pl_module, ends=trainer.global_step == trainer.max_steps)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,7 +125,7 @@ def load_and_validate_best(
             path = callback.best_model_path
             value = float(callback.best_model_score)  # type: ignore[arg-type]
             best = {"monitor": callback.monitor, "value": value, "step": step_of(Path(path))}
-            log.info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
+            _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
             # Validation loads them, and need not be repeated before the test.
             trainer.validate(
                 module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True
