@@ -85,6 +85,35 @@ def test_an_interrupt_before_the_first_checkpoint(tmp_path):
     assert err.splitlines() == ["interrupted by SIGINT", note]
 
 
+@pytest.mark.parametrize("sweep", [(), ("-m",)])
+def test_paths_are_relative_to_where_one_stands(cli, tmp_path, sweep):
+    done = cli(TOY, *sweep, "hydra.job.chdir=true")
+    assert (done.code, done.err.partition(":")[0]) == (2, "hydra.job.chdir=true")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "sweep"),
+    [
+        ("hydra.run.dir", "predictions.csv", ()),
+        ("hydra.run.dir", "report.html", ()),
+        ("hydra.run.dir", "adapter", ()),
+        ("hydra.run.dir", "checkpoints/last.ckpt", ()),
+        ("hydra.sweep.dir", "summary.csv", ("-m",)),
+        ("hydra.sweep.dir", "report.html", ("-m",)),
+    ],
+)
+def test_files_of_ones_own_are_never_replaced(cli, tmp_path, key, name, sweep):
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    done = cli(TOY, *sweep, f"{key}={tmp_path}/mine")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"{key}={tmp_path}/mine: has a {name.partition('/')[0]} already")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == "mine"
+
+
 def test_a_run_goes_on_in_its_folder_and_no_other_run_comes_there(cli, tmp_path):
     runs = tmp_path / "outputs" / "toy"
     for name in ("b", "a"):  # the last is the latest, whatever it is called

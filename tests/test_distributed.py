@@ -28,7 +28,6 @@ def recorded(folder):
 def test_two_processes_train_as_one(tmp_path):
     """The same images step by step, and the same outcome up to the order of summation.
 
-    The second process finds another class, other weights and another scale: the first decides.
     Two epochs of 342 nines; of 501 validation images none is counted twice.
     """
     small_base(tmp_path / "outputs")
@@ -43,7 +42,6 @@ def test_two_processes_train_as_one(tmp_path):
     more = ("trainer=cpu", f"+callbacks.recorder.folder={tmp_path}/cpu/seen")
     train(composed("train", *options, *more), Run(tmp_path / "cpu"))
     more = ("trainer=ddp_sim", f"+callbacks.recorder.folder={tmp_path}/ddp_sim/seen")
-    more = (*more, "+callbacks.nudge._target_=helpers.callbacks.Nudge")
     done = run_process(
         "train.py",
         *(*options, *more, f"hydra.run.dir={tmp_path}/ddp_sim"),

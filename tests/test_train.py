@@ -7,10 +7,12 @@ import signal
 import sys
 import warnings
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from composed import QUICK, composed, evaluated, logged, run, small_net
+from helpers.callbacks import Meanwhile, PlainTrainer
 from helpers.commands import ROOT, only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
@@ -284,6 +286,53 @@ def test_a_folder_holds_one_run(outputs, tmp_path):
     with pytest.raises(UserError, match=r"^resume=.*: expected .*last.ckpt, to go on"):
         train(composed("train", "stage=lora", *options, f"resume={command.folder}"))
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_base_in_the_folder_of_the_run_stays(outputs, tmp_path):
+    weights = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes((outputs / "base" / "mnist.ckpt").read_bytes())
+    before = weights.read_bytes()
+    cfg = composed("train", "stage=lora", *QUICK, f"base_ckpt={weights}")
+    with pytest.raises(
+        UserError, match=r"^hydra\.run\.dir=.*: has a checkpoints already; expected"
+    ):
+        train(cfg, Run(tmp_path / "run"))
+    assert weights.read_bytes() == before
+    assert [path for path in tmp_path.joinpath("run").rglob("*") if path.is_file()] == [weights]
+
+
+def test_a_base_that_was_trained_on_another_split_is_told(tmp_path):
+    run(tmp_path, "stage=pretrain", "trainer.max_steps=60", "data.batch_size=50")
+    with logged("lora_mnist.classifier") as log:
+        run(tmp_path, "stage=lora")
+    assert "the base was trained" not in log.getvalue()
+    with logged("lora_mnist.classifier") as log:
+        run(tmp_path, "stage=lora", "data.val_size=400")
+    assert "data.val_size=400: the base was trained with 500 on these images" in log.getvalue()
+
+
+def test_a_loader_made_anew_each_epoch_goes_on_with_the_plan(tmp_path):
+    epochs = ("stage=pretrain", "data.batch_size=500", "trainer.max_epochs=3")
+    epochs += ("trainer.max_steps=-1", "trainer.val_check_interval=1.0")
+    once = run(tmp_path / "once", *epochs)
+    anew = run(tmp_path / "anew", *epochs, "+trainer.reload_dataloaders_every_n_epochs=1")
+    assert once["steps"] == anew["steps"] == 21
+    assert once["base_sha256"] == anew["base_sha256"]
+
+
+def test_a_trainer_of_ones_own_trains(outputs):
+    PlainTrainer.made = 0
+    run(outputs, "stage=lora", "trainer._target_=helpers.callbacks.PlainTrainer")
+    assert PlainTrainer.made == 1
+
+
+def test_one_training_at_a_time(outputs):
+    """A second one, from another thread, is refused, and the first goes on."""
+    Meanwhile.task = partial(run, outputs, "stage=lora")
+    run(outputs, "stage=lora", "+callbacks.mine._target_=helpers.callbacks.Meanwhile")
+    assert str(Meanwhile.error).startswith("train() runs in another thread: expected one ")
+    run(outputs, "stage=lora")
 
 
 def test_a_network_that_changes_its_buffers_is_refused_before_training(outputs, tmp_path):

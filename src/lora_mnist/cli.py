@@ -258,10 +258,7 @@ class ClaimOutputFolder(Callback):
         try:
             if OmegaConf.is_missing(config, "stage"):
                 raise UserError(_no_stage())
-            if config.hydra.job.chdir:
-                raise UserError(
-                    "hydra.job.chdir=true: expected false; paths are relative to where you stand"
-                )
+            _refuse_other_directory(config)
             resume = OmegaConf.select(config, "sweep.resume")
             if resume is not None:
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
@@ -286,6 +283,7 @@ class ClaimOutputFolder(Callback):
             is_set = keys.get("stage") or keys.get("experiment")  # it may be swept
             if OmegaConf.is_missing(config, "stage") and not is_set:
                 raise UserError(_no_stage())
+            _refuse_other_directory(config)
             if "sweep" in config:
                 open_sweep(config)
         except Exception as error:
@@ -317,6 +315,13 @@ class ClaimOutputFolder(Callback):
                 )
         except Exception as error:
             _refuse(error)
+
+
+def _refuse_other_directory(config: DictConfig) -> None:
+    if config.hydra.job.chdir:
+        raise UserError(
+            "hydra.job.chdir=true: expected false; paths are relative to where you stand"
+        )
 
 
 def _refuse(error: Exception) -> NoReturn:

@@ -1,6 +1,7 @@
 """Lightning's Trainer, with the callbacks and loggers that the configuration names."""
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
+    Callback,
     Checkpoint,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -78,6 +80,8 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             **defaults | arguments,
         )
     refuse_unsuitable(trainer, run)
+    if trainer.world_size > 1:  # only the Trainer knows how many processes there are
+        trainer.callbacks.append(PlainSigterm())  # type: ignore[attr-defined]
     if not trainer.is_global_zero:  # the first process says it for all
         logging.getLogger("lora_mnist").setLevel(logging.ERROR)
     return trainer
@@ -107,6 +111,20 @@ def refuse_unsuitable(trainer: Trainer, run: Run) -> None:
         raise UserError(
             f"trainer.devices={trainer.num_devices}: expected one process for each job of a sweep"
         )
+
+
+class PlainSigterm(Callback):
+    """SIGTERM does what it did before training; all processes but the first end at once.
+
+    Lightning 2.6 answers it by a broadcast, which hangs if the signal comes during another one.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)  # Lightning sets its own after this
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        handler = self.handler if trainer.is_global_zero else signal.SIG_DFL
+        signal.signal(signal.SIGTERM, handler)
 
 
 def is_fast_dev_run(trainer: Trainer) -> bool:

@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections import Counter
 
@@ -155,11 +156,42 @@ def test_images_keep_their_own_size_if_it_is_one_for_all(make_photos):
         sets(root)
 
 
-def test_sixteen_bits_are_not_clipped(tmp_path):
-    levels = torch.linspace(0, 65535, 81).view(9, 9).to(torch.uint16)
-    Image.fromarray(levels.numpy()).save(tmp_path / "x.png")
-    image = Preparation(1, (9, 9))(open_picture(tmp_path / "x.png"))
-    assert torch.equal(image[0], (levels.int() >> 8).to(torch.uint8))
+@pytest.mark.parametrize(
+    ("mode", "file"),
+    [("I;16", "x.png"), ("I;16", "x.tif"), ("I;16B", "x.tif"), ("I;16", "x.pgm"), ("I", "x.tif")],
+)
+def test_sixteen_bits_are_not_clipped(tmp_path, mode, file):
+    levels = torch.linspace(0, 65535, 81).view(9, 9).int().numpy()
+    kind = {"I": "<i4", "I;16": "<u2", "I;16B": ">u2"}[mode]
+    if file.endswith("pgm"):
+        (tmp_path / file).write_bytes(b"P5 9 9 65535\n" + levels.astype(">u2").tobytes())
+    else:
+        Image.frombytes(mode, (9, 9), levels.astype(kind).tobytes()).save(tmp_path / file)
+    image = Preparation(1, (9, 9))(open_picture(tmp_path / file))
+    assert numpy.array_equal(image[0].numpy(), levels >> 8)
+
+
+def test_a_test_folder_alone_is_enough_to_test(make_photos):
+    root = make_photos({"cat": 5, "dog": 5}, "test")
+    data = Folder(root, mean=0.5, std=0.5, image_size=8)
+    assert [len(part) for part in parts_of(data)] == [0, 0, 10]
+    images, labels = data.sets.test.take([])
+    assert (images.shape, labels.shape) == ((0, 3, 8, 8), (0,))
+
+
+def test_a_name_that_is_no_unicode_is_named_and_left_out(make_photos):
+    root = make_photos({"cat": 5, "dog": 5})
+    source = os.fsencode(root / "cat" / "0.png")
+    shutil.copy(source, os.fsencode(root) + b"/cat/\xff.png")
+    with logged("lora_mnist") as log:
+        assert sum(len(part) for part in parts_of(Folder(root))) == 10
+    assert "is left out: its name is not UTF-8" in log.getvalue()
+
+
+def test_the_sha256_changes_with_the_classes_of_the_images(make_photos):
+    root = make_photos({"cat": 5, "dog": 5})
+    orders = (["cat", "dog"], ["dog", "cat"])
+    assert len({Folder(root, classes=names).sets.sha256["all"] for names in orders}) == 2
 
 
 def test_pictures_can_be_read_without_a_folder(tmp_path):

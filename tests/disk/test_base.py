@@ -67,6 +67,20 @@ def test_reads_what_training_scripts_save(tmp_path, state, form):
     assert changed_tensors(state, base.tensors) == []  # the base does not follow the network
 
 
+@pytest.mark.parametrize("prefixes", [("model.", "ema."), ("", "teacher.")])
+def test_of_several_networks_in_a_file_one_is_chosen_by_name(tmp_path, state, prefixes):
+    first, second = prefixes
+    moved = {name: tensor + 1 for name, tensor in state.items()}
+    torch.save({**prefixed(first)(state), **prefixed(second)(moved)}, tmp_path / "mine.pt")
+    file, net = read_base(tmp_path / "mine.pt"), other_net()
+    with pytest.raises(ValueError, match=f"holds 2 networks; .* of {first}, {second}"):
+        load_weights(net, file)
+    with pytest.raises(ValueError, match=r"^base_prefix=nope\.: expected one of "):
+        load_weights(net, file, "nope.")
+    load_weights(net, file, second)
+    assert changed_tensors(moved, net.state_dict()) == []
+
+
 def test_another_precision_is_converted(tmp_path):
     """Buffers too: a counter may have become half precision with the rest."""
     net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
@@ -92,6 +106,14 @@ REFUSED = {
     "too large for float32": (
         lambda state: {**state, "linear2.bias": torch.full((3,), 1e300, dtype=torch.float64)},
         "linear2.bias holds NaN or infinity",
+    ),
+    "whole numbers": (
+        lambda state: {**state, "linear1.weight": torch.ones(5, 6, dtype=torch.int8)},
+        "linear1.weight is torch.int8",
+    ),
+    "truth values": (
+        lambda state: {**state, "linear2.bias": torch.ones(3, dtype=torch.bool)},
+        "linear2.bias is torch.bool",
     ),
     "no tensors": (lambda state: {"epoch": 3, "loss": 0.1}, "holds a dict without tensors"),
     "a network": (lambda state: other_net(), "holds helpers.nets.TinyNet, which is not loaded"),

@@ -2,12 +2,11 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback
-
-from lora_mnist.data.plan import Selection
+from lightning.pytorch import Callback, Trainer
 
 
 class Crashed(BaseException):
@@ -29,6 +28,26 @@ class Crash(Callback):
             os.kill(os.getpid(), getattr(signal, name))
 
 
+class PlainTrainer(Trainer):
+    """A Trainer of one's own, which counts how often it is made."""
+
+    made = 0
+
+    def __init__(self, **arguments):
+        type(self).made += 1
+        super().__init__(**arguments)
+
+
+class Meanwhile(Callback):
+    """Runs a task in another thread before training, and keeps its error."""
+
+    task = error = None
+
+    def on_train_start(self, trainer, pl_module):
+        with ThreadPoolExecutor(1) as pool:
+            type(self).error = pool.submit(self.task).exception()
+
+
 class Recorder(Callback):
     """Saves the training images of each step that this process has seen, flattened."""
 
@@ -41,19 +60,3 @@ class Recorder(Callback):
 
     def on_train_end(self, trainer, pl_module):
         torch.save(self.seen, self.folder / f"{trainer.global_rank}.pt")
-
-
-class Nudge(Callback):
-    """Gives the second process another class, replay, order and outcome than the first."""
-
-    def setup(self, trainer, pl_module, stage):
-        data = trainer.datamodule
-        if trainer.global_rank == 1 and stage == "fit":
-            indices = data.selection.target_indices.flip(0)
-            data.selection = Selection([0], indices, data.selection.replay_indices, {3: 2})
-
-    def on_validation_end(self, trainer, pl_module):
-        """The dial is tried on what validation leaves: here a base without errors."""
-        predictions = pl_module.evaluations["val"].predictions
-        if trainer.global_rank == 1:
-            predictions["base"] = predictions["label"]

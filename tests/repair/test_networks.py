@@ -1,6 +1,7 @@
 """Networks from their settings, and the preprocessing that a network itself names."""
 
 import random
+import re
 import sys
 
 import pytest
@@ -16,6 +17,7 @@ from lora_mnist.errors import UserError
 from lora_mnist.repair.networks import (
     build,
     build_network,
+    check_outputs,
     evaluating,
     importable,
     own_preprocessing,
@@ -125,3 +127,37 @@ def test_a_network_of_timm_names_its_own_preprocessing():
     typed = own_preprocessing(net, settings, {"image_size": 64, "channels": 1})
     assert (typed["image_size"], typed["channels"]) == ([64, 64], 1)
     assert typed.keys() == {"image_size", "resize", "interpolation", "channels"}
+
+
+class Through(nn.Module):
+    """Logits of three classes, changed by a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.linear, self.function = nn.Linear(4, 3), function
+
+    def forward(self, images):
+        return self.function(self.linear(images.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x, None),
+        (lambda x: x.log_softmax(1), None),  # a constant more, which softmax takes away
+        (lambda x: x.half().float(), None),
+        (lambda x: x.softmax(1), "its outputs sum to 1, as after a softmax; expected logits"),
+        (lambda x: x / 0, "gives NaN or infinity"),
+        (lambda x: x + torch.randn_like(x), "gives other outputs for the same images"),
+        (lambda x: x - x.mean(0), "its output for an image depends on the others"),
+        (lambda x: x[:, :2], "gives (4, 2) for images of shape (4, 1, 2, 2)"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_refused(function, reason):
+    torch.manual_seed(0)
+    net, images = Through(function).eval(), torch.randn(4, 1, 2, 2)
+    if reason is None:
+        check_outputs(net, images, 3, "photos")
+    else:
+        with pytest.raises(UserError, match=f"^net: {re.escape(reason)}"):
+            check_outputs(net, images, 3, "photos")

@@ -134,6 +134,16 @@ def test_whether_to_keep_it(run, outcome, start):
     assert verdict_text(run).startswith(start)
 
 
+def test_without_test_images_of_the_class_nothing_is_judged_of_it():
+    run = run_of([10, 10, 0], [0, 0, 0], [8, 8, 0])
+    for split in ("test", "test_base"):
+        run[split]["images_per_class"] = [200, 200, 0]
+    assert verdict_text(run).startswith("No test image is of shirt: nothing here says whether ")
+    assert "On shirt" not in verdict_text(run)
+    both = verdict_text({**run, "targets": [1, 2]})
+    assert "No test image is of shirt. On dress and shirt: 10 errors -> 2" in both
+
+
 def test_mistakes_are_counted_as_right_ones():
     assert " Mistakes learnt: 0 -> 9 of 10 right. " in verdict_text(mending(4))
 
