@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from composed import FEW, SMALL, composed, evaluated, run, small_net
-from helpers.commands import ROOT, only_run, read_results
+from helpers.commands import ROOT, only_run, read_results, refused
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -104,6 +104,13 @@ def test_a_trial_leaves_no_checkpoint_and_publishes_nothing(cli, tmp_path):
     assert not list(folder.rglob("events.*"))
     assert not [*folder.rglob("checkpoints/*.ckpt"), *folder.rglob("report.html")]
     assert "Profiler Report" in done.err
+
+
+def test_no_validation_where_lightning_is_told_so(outputs):
+    none = ("stage=lora", "+trainer.limit_val_batches=0")
+    assert "val" not in run(outputs, *none)
+    reason = "dial=true: expected trainer.limit_val_batches > 0, since validation images decide"
+    assert refused(run, outputs, *none, "dial=true") == reason
 
 
 @pytest.mark.parametrize(

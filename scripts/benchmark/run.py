@@ -157,8 +157,8 @@ class Benchmark:
     def precision(self) -> list[Row]:
         """Training of that transformer in mixed precision, beside float32."""
         ours = (
-            f"{self.watched} +callbacks.stopwatch.images=20 target=class-0 lora.scale=1 "
-            f"trainer.max_steps=10 data.batch_size=4 data.replay=16 {self.large()}"
+            f"{self.watched} +callbacks.stopwatch.images=20 target=class-0 {self.large()} "
+            "lora.scale=1 optimizer.lr=0.001 trainer.max_steps=10 data.batch_size=4 data.replay=16"
         )
         half = f"{ours} trainer.precision=bf16-mixed"
         return [Row("the same, bf16-mixed", "images/s", "32-true", ours, half)]

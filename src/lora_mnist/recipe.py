@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lora_mnist.classifier import Classifier
-from lora_mnist.data import Images, ImageSets
+from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.data.datamodule import ImageDataModule, is_one_epoch
+from lora_mnist.data.images import Subset
 from lora_mnist.data.mistakes import Mistakes, wrong_pictures
 from lora_mnist.data.plan import Plan, Selection, select
 from lora_mnist.errors import UserError, config_group, is_number
@@ -35,11 +37,22 @@ _AUTO_RANK = 64
 _WITHOUT = "; without any, say optimizer.lr=0.001 lora.scale=1"
 
 
+def read_images(trainer: Trainer, dataset: ImageDataset) -> ImageSets:
+    """All images; with ``trainer.limit_val_batches=0`` there are none for validation."""
+    with config_group("data"):
+        images = dataset.sets
+    if not trainer.limit_val_batches:
+        images = replace(images, val=Subset(images.val, torch.arange(0)))
+    return images
+
+
 def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_validation: str) -> None:
     """Refuse values that are each right on their own, but not together, or not with the images.
 
     ``no_validation`` is the advice where there are no validation images.
     """
+    if not trainer.limit_val_batches:
+        no_validation = "expected trainer.limit_val_batches > 0"
     needs_val: dict[str, str] = {}
     scheduler = cfg.scheduler or {}
     if -1 in (scheduler.get("T_max"), scheduler.get("total_iters"), scheduler.get("total_steps")):

@@ -34,7 +34,7 @@ from lora_mnist.disk.run_paths import (
     new_run_folder,
     refuse_used_folder,
 )
-from lora_mnist.errors import TrainingError, UserError, config_group
+from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.proof import (
@@ -50,6 +50,7 @@ from lora_mnist.recipe import (
     module_of,
     planned,
     put_new_adapter,
+    read_images,
     refuse_inconsistent,
 )
 from lora_mnist.repair.dial import TRIES, approximate_dial
@@ -116,8 +117,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     trainer = make_trainer(cfg, run)
     classifier = Classifier.new(**typed_settings(cfg))
     net, dataset = classifier.net, classifier.dataset
-    with config_group("data"):
-        images = dataset.sets
+    images = read_images(trainer, dataset)
     classifier.check(images.train)
     refuse_inconsistent(cfg, trainer, images.val, dataset.no_validation)
 
@@ -179,8 +179,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     classifier = classifier_of(cfg)
     net, dataset, base = classifier.net, classifier.dataset, classifier.base
     assert base is not None
-    with config_group("data"):
-        images = dataset.sets
+    images = read_images(trainer, dataset)
     classifier.check(images.train)
     refuse_inconsistent(cfg, trainer, images.val, dataset.no_validation)
     refuse_moving_base(trainer, classifier, images.train)
