@@ -369,7 +369,7 @@ def test_a_learning_rate_that_does_no_harm(outputs, caplog):
     steep = run(outputs, *options[:-1], "lora.alpha=1000", "optimizer.lr=auto")
     assert steep["lr"] < auto["lr"]
     with pytest.raises(TrainingError, match="expected another learning rate"):
-        run(outputs, *options[:-1], "lora.alpha=1e5", "optimizer.lr=auto")
+        run(outputs, *options[:-2], "lora.alpha=1e5", "optimizer.lr=auto")
     assert "optimizer.lr=auto: each of 0.003, " in caplog.text
 
 
