@@ -33,9 +33,15 @@ def test_two_processes_train_as_one(tmp_path):
     small_base(tmp_path / "outputs")
     replay = 40
     options = ("stage=lora", *SMALL, *FEW, "data.val_size=501", "trainer.max_steps=8", "logger=csv")
-    options = (*options, "data.batch_size=100", f"data.replay={replay}", "lora.scale=auto")
+    options = (
+        *options,
+        "data.batch_size=100",
+        f"data.replay={replay}",
+        "lora.scale=auto",
+        "optimizer.lr=0.01",
+    )
     options = (*options, "trainer.log_every_n_steps=2", f"paths.outputs={tmp_path}/outputs")
-    options = (*options, "digit=9")
+    options = (*options, "digit=9", "optimizer.lr=0.01")
     options = (*options, "+callbacks.recorder._target_=helpers.callbacks.Recorder")
     for trainer in ("cpu", "ddp_sim"):
         (tmp_path / trainer / "seen").mkdir(parents=True)

@@ -150,8 +150,8 @@ def test_a_base_knows_how_its_images_were_prepared(here):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("net.num_classes=10", "net: gives (2, 10) for images of shape (2, 3, 8, 8); expected (2,"),
-        ("data.channels=1", "net: cannot take images of shape (2, 1, 8, 8) from photos (nets_of_a"),
+        ("net.num_classes=10", "net: gives (4, 10) for images of shape (4, 3, 8, 8); expected (4,"),
+        ("data.channels=1", "net: cannot take images of shape (4, 1, 8, 8) from photos (nets_of_a"),
     ],
 )
 def test_what_does_not_fit_together(here, override, message):

@@ -167,7 +167,7 @@ class Classifier:
         own = own_settings(network, settings)
         settings, keys_from["the network"] = fill(settings, own)
         dataset = build_dataset(settings["data"], folders)  # measures what is still missing
-        warn_of_other_split(dataset, settings["data"], file.record.get("data", {}))
+        warn_of_other_split(dataset, settings["data"], file.record)
         lines = [f"from {source}: {', '.join(keys)}" for source, keys in keys_from.items() if keys]
         typed = [f"net.{key}" for key, value in (net or {}).items() if value is not None]
         typed += [f"data.{key}" for key, value in (data or {}).items() if value is not None]
@@ -321,15 +321,18 @@ def folder_of_adapter(folder: str | Path) -> Path:
 def warn_of_other_split(
     dataset: ImageDataset, settings: Mapping[str, Any], record: Mapping[str, Any]
 ) -> None:
-    """Say so where the base was trained on images that are held out now; ``record`` is its data."""
-    if record.get("data_dir") != settings.get("data_dir"):
-        return
+    """Say so where a base with this record may have been trained on images that are held out."""
+    made, data = record.get("made", {}), record.get("data", {})
+    if "val_size" not in made or data.get("data_dir") != settings.get("data_dir"):
+        return  # a base that was not trained here, or on other images
+    trained = {**data, "val_size": made["val_size"]}
     arguments = signature(type(dataset)).parameters
     for key in ("val_size", "val_from", "test_size", "split_seed"):
         default = arguments[key].default if key in arguments else None
-        now, then = settings.get(key), record.get(key)
+        now: Any = settings.get(key)
+        then: Any = trained.get(key)
         now, then = default if now is None else now, default if then is None else then
-        if now != then:
+        if now > then if key == "val_size" else now != then:
             log.warning(
                 "data.%s=%s: the base was trained with %s on these images, and may have been "
                 "trained on some that are now held out",

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lora_mnist.check_preprocessing import check_preprocessing
@@ -95,7 +96,7 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage, cfg.get("resume")))
     cfg = checked_copy(cfg, run)
     if cfg.resume is None:
-        refuse_used_folder("hydra.run.dir", run.folder)
+        rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
     elif run.is_sweep:
         raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     if {"digit", "target"} <= run.typed_keys:
@@ -161,7 +162,8 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         # Last: a run that fails on the way leaves the current base alone.
         if not is_fast_dev_run(trainer):
             record = record_of(cfg, run, classifier)
-            record["data"].pop("val_size", None)  # how many are held out is each training's choice
+            # How many are held out is each training's choice, and a larger number is told.
+            record["made"]["val_size"] = record["data"].pop("val_size", None)
             write_base(net.state_dict(), own, record)
             if is_base and current is not None:
                 set_current_base(own, current)

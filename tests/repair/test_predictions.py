@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_mnist import add_lora, compare_errors, lora_disabled, remove_lora
+from lora_mnist.errors import TrainingError
 from lora_mnist.repair.module import logged_metrics
 from lora_mnist.repair.predictions import (
     Predictions,
@@ -101,8 +102,12 @@ def test_counts_equal_those_of_a_plain_loop(seed, targets, has_adapter):
 
 def test_a_loss_that_is_not_finite_is_no_number():
     base, _, labels = logits_and_labels(0)
-    base[0, 1 - labels[0]] = float("inf")
+    base[0] = -3e38
+    base[0, 1 - labels[0]] = 3e38  # their difference is no float32
     assert counts_of(table_of(base, None, labels))["before"]["loss"] is None
+    base[0, 0] = float("nan")
+    with pytest.raises(TrainingError, match="outputs are not finite"):
+        table_of(base, None, labels)
 
 
 def test_some_rows_are_a_table_of_their_own():

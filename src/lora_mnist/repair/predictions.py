@@ -80,6 +80,14 @@ class Predictions:
             columns["outcome"] = np.select(cases, ["right", "repaired", "broken"], "wrong")
         return columns
 
+    def __post_init__(self) -> None:
+        for probability in (self.before_probability, self.after_probability):
+            if probability is not None and probability.isnan().any():
+                raise TrainingError(
+                    "the network's outputs are not finite (NaN or infinity); expected logits, or "
+                    "in training a smaller optimizer.lr"
+                )
+
     def with_after(self, prediction: Tensor, probability: Tensor, loss: Tensor) -> "Predictions":
         """The table with the columns of base and adapter."""
         return replace(self, after=prediction, after_probability=probability, after_loss=loss)
@@ -88,8 +96,6 @@ class Predictions:
 def columns_of(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The predicted class, its probability and the loss of each image, where the logits are."""
     logits = logits.float()  # half precision would round the probabilities
-    if logits.isnan().any():
-        raise TrainingError("the network's outputs are no numbers (NaN); expected finite logits")
     prediction = logits.argmax(dim=1)
     probability = logits.softmax(dim=1).gather(1, prediction[:, None])[:, 0]
     return prediction, probability, F.cross_entropy(logits, labels, reduction="none")
