@@ -1,12 +1,14 @@
 """What the files of bases and adapters say, as a classifier."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from composed import small_adapter, small_net
 from helpers.commands import ROOT, only_run, read_results, refused, run_process
 from helpers.stranger import fresh, move_in
+from hydra import initialize_config_dir
 from PIL import Image
 
 from lora_mnist import MLP, add_lora, load_classifier, save_adapter
@@ -74,6 +76,22 @@ def test_a_classifier_is_loaded_without_a_configuration(tmp_path):
     done = run_process("-c", _SCRIPT, adapter, base, picture, PYTHONPATH=str(project / "src"))
     (expected,) = load_classifier(adapter, base).predict([picture])
     assert done.stdout == f"{expected.label} False False\n", done.stderr
+
+
+def test_a_classifier_is_loaded_in_threads_of_a_program_with_hydra(with_nine):
+    adapter, base = with_nine / "lora" / "nine", with_nine / "base" / "mnist.ckpt"
+    picture = Image.fromarray(load_images("MNIST", ROOT / "data", train=False)[0][0, 0].numpy())
+    net = {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}
+
+    def answer(_):
+        return Classifier.load(adapter, base, net=net).predict([picture])
+
+    with (
+        initialize_config_dir(str(ROOT / "configs"), version_base="1.3"),
+        ThreadPoolExecutor() as p,
+    ):
+        first, *others = p.map(answer, range(4))
+    assert others == [first] * 3
 
 
 @pytest.mark.slow

@@ -2,12 +2,16 @@
 
 import os
 
-from composed import SMALL, composed, small_adapter
+import pytest
+from composed import QUICK, SMALL, composed, small_adapter
 
 from lora_mnist import MLP
-from lora_mnist.configuration import classifier_of
+from lora_mnist.configuration import checked_copy, classifier_of
+from lora_mnist.errors import UserError
 from lora_mnist.lora.weight import lora_weights
 from lora_mnist.recipe import put_new_adapter
+from lora_mnist.run import Run
+from lora_mnist.train import train
 
 
 def finished(outputs, run, seconds):
@@ -38,3 +42,18 @@ def test_rank_auto_is_a_layers_full_rank_where_that_is_smaller():
     put_new_adapter(cfg, net)
     ranks = {name: len(weight.adapters[0].lora_A) for name, weight in lora_weights(net).items()}
     assert ranks == {"linear1": 64, "linear2": 20, "linear3": 2}
+
+
+def test_each_command_takes_the_keys_that_it_has(tmp_path):
+    """Of ``configs/local/default.yaml``, where nobody has typed them."""
+    cfg = composed("predict", "+seed=3", "images=x.png")
+    assert "seed" not in checked_copy(cfg, Run(tmp_path, typed=("images=x.png",)))
+    with pytest.raises(UserError, match="^seed: nothing reads this key with stage=predict"):
+        checked_copy(cfg, Run(tmp_path, typed=("+seed=3",)))
+
+
+def test_without_the_key_logger_nothing_is_logged(outputs):
+    cfg = composed("train", "stage=lora", *QUICK, "logger=csv", f"paths.outputs={outputs}")
+    del cfg.logger
+    train(cfg)
+    assert not list(outputs.rglob("metrics.csv"))
