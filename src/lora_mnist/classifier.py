@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Images, ImageTensors
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base
-from lora_mnist.disk.record import fill
+from lora_mnist.disk.record import fill, warn_of_other_split
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
 from lora_mnist.errors import UserError, config_group, is_number, one_line
 from lora_mnist.lora.adapter import load_adapter
@@ -316,28 +315,6 @@ def folder_of_adapter(folder: str | Path) -> Path:
             "the run that left it, or latest"
         )
     return path
-
-
-def warn_of_other_split(
-    dataset: ImageDataset, settings: Mapping[str, Any], record: Mapping[str, Any]
-) -> None:
-    """Say so where a base with this record may have been trained on images that are held out."""
-    made, data = record.get("made", {}), record.get("data", {})
-    if "val_size" not in made or data.get("data_dir") != settings.get("data_dir"):
-        return  # a base that was not trained here, or on other images
-    trained = {**data, "val_size": made["val_size"]}
-    arguments = signature(type(dataset)).parameters
-    for key in ("val_size", "val_from", "test_size", "split_seed"):
-        default = arguments[key].default if key in arguments else None
-        now: Any = settings.get(key)
-        then: Any = trained.get(key)
-        now, then = default if now is None else now, default if then is None else then
-        if now > then if key == "val_size" else now != then:
-            log.warning(
-                "data.%s=%s: the base was trained with %s on these images, and may have been "
-                "trained on some that are now held out",
-                *(key, now, then),
-            )
 
 
 def own_settings(

@@ -1,4 +1,4 @@
-"""The recipe of a training: which images, which adapter, loss, optimizer and schedule it has."""
+"""The recipe of a training: its images, adapter, loss, optimizer, and the scale it ends with."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -20,19 +20,24 @@ from lora_mnist.data.datamodule import ImageDataModule, is_one_epoch
 from lora_mnist.data.images import Subset
 from lora_mnist.data.mistakes import Mistakes, wrong_pictures
 from lora_mnist.data.plan import Plan, Selection, select
+from lora_mnist.disk.results import Clock
 from lora_mnist.errors import UserError, config_group, is_number
-from lora_mnist.lora.model import add_lora, lora_disabled
+from lora_mnist.lora.model import add_lora, lora_disabled, set_lora_scale
 from lora_mnist.lora.targets import layers_to_adapt
+from lora_mnist.repair.dial import TRIES, approximate_dial
 from lora_mnist.repair.loss import Loss
 from lora_mnist.repair.module import ClassifierModule
 from lora_mnist.repair.networks import evaluating, importable
 from lora_mnist.repair.predictions import Predictions, counts_of
 from lora_mnist.repair.significance import weakest
+from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
 
 #: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
 _AUTO_RANK = 64
+#: The dial tries at least this number of validation images at each scale.
+_MIN_FOR_DIAL = 50
 #: These settings make a repair run that has no validation images.
 _WITHOUT = "; without any, say optimizer.lr=0.001 lora.scale=1"
 
@@ -270,3 +275,51 @@ def module_of(
         base_val=base_val,
         hyperparameters=settings,
     )
+
+
+def turn_adapter(
+    cfg: DictConfig,
+    run: Run,
+    trainer: Trainer,
+    classifier: Classifier,
+    data: ImageDataModule,
+    val: Predictions | None,
+    clock: Clock,
+) -> tuple[dict[str, Any] | None, float]:
+    """Measure the dial, and give the adapter the scale at which it is saved.
+
+    The dial has the errors of the finished adapter at several scales, on the validation images.
+    ``dial=null`` measures it in a single run with validation images, but not in a job of a sweep.
+    ``val`` are the predictions for these images.
+
+    Returns:
+        The dial, ``None`` if it was not measured; and the scale: ``lora.scale``, or what the dial
+        advises.
+    """
+    dial = None
+    wants_dial = not run.is_sweep if cfg.dial is None else cfg.dial
+    if val is not None and (wants_dial or cfg.lora.scale == "auto"):
+        net, dataset, images = classifier.net, classifier.dataset, data.images.val
+        # No more forward passes than training made, whatever the network.
+        plan, steps = data.plan, trainer.global_step * trainer.accumulate_grad_batches
+        most = max(_MIN_FOR_DIAL, steps * (plan.batch_size + plan.replay) // TRIES)
+        log.info("dial: the adapter at %d scales on %s validation images", TRIES, f"{len(val):,}")
+        device: Any = trainer.strategy.root_device
+        precision: Any = trainer.precision_plugin
+        with clock.measure("dial"), evaluating(net, device), precision.forward_context():
+            dial = approximate_dial(
+                net,
+                lambda indices: dataset.batches(images, device, indices, name="dial"),
+                val,
+                plan.selection.targets,
+                most,
+            )
+    scale = cfg.lora.scale
+    if scale == "auto":
+        assert dial is not None  # refuse_inconsistent
+        scale = dial["advised"]
+    if cfg.lora.scale != 1:
+        full = f"; scale={1 / scale:.3g} is as trained" if scale not in (0, 1) else ""
+        log.info("scale: %g, with which the adapter is saved%s", scale, full)
+    set_lora_scale(classifier.net, scale)
+    return dial, float(scale)

@@ -37,7 +37,6 @@ from lora_mnist.disk.run_paths import (
 )
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import fingerprint
-from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.proof import (
     prove_unchanged,
     refuse_moving_base,
@@ -53,10 +52,9 @@ from lora_mnist.recipe import (
     put_new_adapter,
     read_images,
     refuse_inconsistent,
+    turn_adapter,
 )
-from lora_mnist.repair.dial import TRIES, approximate_dial
 from lora_mnist.repair.module import ClassifierModule
-from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, outcomes_by_split
 from lora_mnist.repair.rate import choose_rate
 from lora_mnist.run import Run
@@ -69,8 +67,6 @@ log = logging.getLogger(__name__)
 
 #: Random numbers and warnings are the whole process's: one training at a time.
 _training = Lock()
-#: The dial tries at least this number of validation images at each scale.
-_MIN_FOR_DIAL = 50
 
 
 def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
@@ -287,54 +283,6 @@ def fit(
                 f"optimizer.lr={module.optimizer.defaults['lr']}: training diverged, {name} is not "
                 f"finite at step {trainer.global_step}; expected a smaller learning rate"
             )
-
-
-def turn_adapter(
-    cfg: DictConfig,
-    run: Run,
-    trainer: Trainer,
-    classifier: Classifier,
-    data: ImageDataModule,
-    val: Predictions | None,
-    clock: Clock,
-) -> tuple[dict[str, Any] | None, float]:
-    """Measure the dial, and give the adapter the scale at which it is saved.
-
-    The dial has the errors of the finished adapter at several scales, on the validation images.
-    ``dial=null`` measures it in a single run with validation images, but not in a job of a sweep.
-    ``val`` are the predictions for these images.
-
-    Returns:
-        The dial, ``None`` if it was not measured; and the scale: ``lora.scale``, or what the dial
-        advises.
-    """
-    dial = None
-    wants_dial = not run.is_sweep if cfg.dial is None else cfg.dial
-    if val is not None and (wants_dial or cfg.lora.scale == "auto"):
-        net, dataset, images = classifier.net, classifier.dataset, data.images.val
-        # No more forward passes than training made, whatever the network.
-        plan, steps = data.plan, trainer.global_step * trainer.accumulate_grad_batches
-        most = max(_MIN_FOR_DIAL, steps * (plan.batch_size + plan.replay) // TRIES)
-        log.info("dial: the adapter at %d scales on %s validation images", TRIES, f"{len(val):,}")
-        device: Any = trainer.strategy.root_device
-        precision: Any = trainer.precision_plugin
-        with clock.measure("dial"), evaluating(net, device), precision.forward_context():
-            dial = approximate_dial(
-                net,
-                lambda indices: dataset.batches(images, device, indices, name="dial"),
-                val,
-                plan.selection.targets,
-                most,
-            )
-    scale = cfg.lora.scale
-    if scale == "auto":
-        assert dial is not None  # refuse_inconsistent
-        scale = dial["advised"]
-    if cfg.lora.scale != 1:
-        full = f"; scale={1 / scale:.3g} is as trained" if scale not in (0, 1) else ""
-        log.info("scale: %g, with which the adapter is saved%s", scale, full)
-    set_lora_scale(classifier.net, scale)
-    return dial, float(scale)
 
 
 def file_to_replace(cfg: DictConfig, run: Run) -> Path | None:

@@ -7,14 +7,18 @@ the names of the classes that it repairs. The file may be somebody else's, and a
 code: :func:`foreign_code` says what may not be run because a file names it.
 """
 
+import logging
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from lora_mnist.errors import UserError
 from lora_mnist.project import DATA
+
+log = logging.getLogger(__name__)
 
 #: Keys of ``data`` that belong to one training, and not to the images.
 TRAINING_KEYS = ("augment", "batch_size", "replay", "mistakes", "mistakes_test", "seed")
@@ -152,6 +156,31 @@ def inherited(own: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, An
         for key in _REPLACED_BY_TRANSFORM:
             taken.pop(key, None)
     return taken
+
+
+def warn_of_other_split(
+    dataset: object, settings: Mapping[str, Any], record: Mapping[str, Any]
+) -> None:
+    """Say so where a base with this record may have been trained on images that are held out.
+
+    ``dataset`` has the arguments ``settings``, and defaults for those that are ``None``.
+    """
+    made, data = record.get("made", {}), record.get("data", {})
+    if "val_size" not in made or data.get("data_dir") != settings.get("data_dir"):
+        return  # a base that was not trained here, or on other images
+    trained = {**data, "val_size": made["val_size"]}
+    arguments = signature(type(dataset)).parameters
+    for key in ("val_size", "val_from", "test_size", "split_seed"):
+        default = arguments[key].default if key in arguments else None
+        now: Any = settings.get(key)
+        then: Any = trained.get(key)
+        now, then = default if now is None else now, default if then is None else then
+        if now > then if key == "val_size" else now != then:
+            log.warning(
+                "data.%s=%s: the base was trained with %s on these images, and may have been "
+                "trained on some that are now held out",
+                *(key, now, then),
+            )
 
 
 def foreign_code(settings: Any, key: str, function: str | None = None) -> str | None:
