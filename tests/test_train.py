@@ -210,7 +210,7 @@ def test_the_base_is_proven_unchanged(outputs, monkeypatch):
     def spoil(trainer, module, data):
         module.net.get_parameter("linear1.bias").data[0] += 1e-6
 
-    monkeypatch.setattr(lora_mnist.train, "load_and_validate_best", spoil)
+    monkeypatch.setattr(lora_mnist.train, "load_best_weights", spoil)
     with pytest.raises(RuntimeError, match="training the adapter changed the base: linear1.bias"):
         run(outputs, "stage=lora")
     assert not (newest(outputs) / "adapter").exists()
@@ -304,10 +304,10 @@ def test_a_base_in_the_folder_of_the_run_stays(outputs, tmp_path):
 
 def test_a_base_that_was_trained_on_another_split_is_told(tmp_path):
     run(tmp_path, "stage=pretrain", "trainer.max_steps=60", "data.batch_size=50")
-    with logged("lora_mnist.classifier") as log:
+    with logged("lora_mnist.disk.record") as log:
         run(tmp_path, "stage=lora")
     assert "the base was trained" not in log.getvalue()
-    with logged("lora_mnist.classifier") as log:
+    with logged("lora_mnist.disk.record") as log:
         run(tmp_path, "stage=lora", "data.val_size=600")
     assert "data.val_size=600: the base was trained with 500 on these images" in log.getvalue()
 

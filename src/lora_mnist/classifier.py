@@ -1,6 +1,6 @@
 """A classifier: a network, its classes and its preprocessing, all that a prediction needs.
 
-It is made of the files of base and adapter, of what somebody types, and of nothing else. Plain
+It is made of what somebody types, the files of base and adapter, the network, and defaults. Plain
 Python: no Hydra, no Lightning.
 """
 

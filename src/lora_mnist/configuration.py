@@ -59,7 +59,7 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     return checked
 
 
-def typed_settings(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+def net_and_data(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """The arguments of network and images that a configuration has, resolved.
 
     ``MissingMandatoryValue`` of OmegaConf, if one has to be typed, and is not.
@@ -89,7 +89,7 @@ def classifier_of(cfg: DictConfig, run: Run | None = None) -> "Classifier":
     return Classifier.load(
         adapter,
         cfg.base_ckpt,
-        **typed_settings(cfg),
+        **net_and_data(cfg),
         trust=cfg.trust,
         allow_other_base=cfg.get("allow_other_base", False),
         bases=cfg.paths.bases,

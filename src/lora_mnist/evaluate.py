@@ -13,7 +13,7 @@ from lora_mnist.errors import UserError, config_group
 from lora_mnist.recipe import mistakes_of
 from lora_mnist.repair.predictions import outcomes_by_split
 from lora_mnist.run import Run
-from lora_mnist.saving import describe
+from lora_mnist.saving import common_results
 from lora_mnist.show.end_of_run import report_and_close_loggers
 from lora_mnist.trainer import evaluate_on, make_trainer, quiet_lightning
 
@@ -55,7 +55,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         for split, pictures in mistakes.by_split(wrong).items():
             tables[split] = evaluate_on(trainer, net, dataset, pictures, split)
     outcomes = outcomes_by_split(tables, targets)
-    results = describe(cfg, run.typed, classifier, images, outcomes, targets=targets)
+    results = common_results(cfg, run.typed, classifier, images, outcomes, targets=targets)
     results |= {
         "adapter": classifier.adapter and str(classifier.adapter),
         "scale": scale,

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 #: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
 _AUTO_RANK = 64
-#: The dial tries at least this number of validation images at each scale.
+#: The dial may always try this number of validation images at each scale.
 _MIN_FOR_DIAL = 50
 #: These settings make a repair run that has no validation images.
 _WITHOUT = "; without any, say optimizer.lr=0.001 lora.scale=1"
@@ -139,7 +139,7 @@ def mistakes_of(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> Mi
         return wrong_pictures(net, classifier.dataset, folder, share, device)
 
 
-def choose_images(
+def select_images(
     cfg: DictConfig,
     classes: Sequence[str],
     images: ImageSets,
@@ -172,7 +172,7 @@ def choose_images(
         return select(labels, classes, target)
 
 
-def planned(
+def make_data_module(
     cfg: DictConfig,
     trainer: Trainer,
     classifier: Classifier,
@@ -228,7 +228,7 @@ def loss_and_optimizer(cfg: DictConfig) -> tuple[Loss, Callable[..., Optimizer]]
     return loss, make_optimizer
 
 
-def module_of(
+def make_module(
     cfg: DictConfig,
     classifier: Classifier,
     data: ImageDataModule,
@@ -277,7 +277,7 @@ def module_of(
     )
 
 
-def turn_adapter(
+def set_scale_by_dial(
     cfg: DictConfig,
     run: Run,
     trainer: Trainer,
@@ -300,7 +300,7 @@ def turn_adapter(
     wants_dial = not run.is_sweep if cfg.dial is None else cfg.dial
     if val is not None and (wants_dial or cfg.lora.scale == "auto"):
         net, dataset, images = classifier.net, classifier.dataset, data.images.val
-        # No more forward passes than training made, whatever the network.
+        # About as many forward passes as training made, whatever the network.
         plan, steps = data.plan, trainer.global_step * trainer.accumulate_grad_batches
         most = max(_MIN_FOR_DIAL, steps * (plan.batch_size + plan.replay) // TRIES)
         log.info("dial: the adapter at %d scales on %s validation images", TRIES, f"{len(val):,}")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.classifier import Classifier
 from lora_mnist.data import ImageSets
 from lora_mnist.data.plan import Plan
-from lora_mnist.disk.base import find_base, versioned_base_path, write_base
+from lora_mnist.disk.base import find_base, read_base, versioned_base_path, write_base
 from lora_mnist.disk.numbers import affects_results
 from lora_mnist.disk.record import make_record
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
@@ -19,7 +19,7 @@ from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.run import Run
 
 
-def describe(
+def common_results(
     cfg: DictConfig,
     overrides: Sequence[str] | None,
     classifier: Classifier,
@@ -77,7 +77,7 @@ def record_of(cfg: DictConfig, run: Run, classifier: Classifier) -> dict[str, An
     return make_record(classifier.settings, str(dataset.name), dataset.preprocessing(), made)
 
 
-def save_whole_adapter(
+def save_adapter_and_base(
     cfg: DictConfig, run: Run, classifier: Classifier, targets: list[int]
 ) -> None:
     """Save the adapter with its record in the run's folder.
@@ -89,7 +89,8 @@ def save_whole_adapter(
     if find_base(bases, base.sha256) is None:
         settings = classifier.settings
         name = base_name(settings["data"], settings["net"])
-        write_base(base.tensors, versioned_base_path(bases, name, base.sha256), record)
+        about = record if classifier.base_path is None else read_base(classifier.base_path).record
+        write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about or record)
     names = [classifier.classes[target] for target in targets]
     metadata = {"base_sha256": base.sha256, "targets": names, **record}
     save_adapter(classifier.net, run.folder / ADAPTER_FOLDER, metadata=metadata)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from lora_mnist.check_preprocessing import check_preprocessing
 from lora_mnist.classifier import Classifier
-from lora_mnist.configuration import checked_copy, classifier_of, typed_settings
+from lora_mnist.configuration import checked_copy, classifier_of, net_and_data
 from lora_mnist.data import mistakes
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.images import WithMistakes
@@ -26,9 +26,9 @@ from lora_mnist.disk.base import (
     versioned_base_path,
     write_base,
 )
-from lora_mnist.disk.checkpoint import load_and_validate_best
+from lora_mnist.disk.checkpoint import load_best_weights
 from lora_mnist.disk.results import Clock, write_results
-from lora_mnist.disk.resume import begin_run, chosen_rate
+from lora_mnist.disk.resume import begin_run, recorded_rate
 from lora_mnist.disk.run_paths import (
     ADAPTER_FOLDER,
     base_name,
@@ -44,21 +44,21 @@ from lora_mnist.proof import (
     why_useless,
 )
 from lora_mnist.recipe import (
-    choose_images,
     loss_and_optimizer,
+    make_data_module,
+    make_module,
     mistakes_of,
-    module_of,
-    planned,
     put_new_adapter,
     read_images,
     refuse_inconsistent,
-    turn_adapter,
+    select_images,
+    set_scale_by_dial,
 )
 from lora_mnist.repair.module import ClassifierModule
 from lora_mnist.repair.predictions import Predictions, outcomes_by_split
 from lora_mnist.repair.rate import choose_rate
 from lora_mnist.run import Run
-from lora_mnist.saving import describe, record_of, save_whole_adapter
+from lora_mnist.saving import common_results, record_of, save_adapter_and_base
 from lora_mnist.show.end_of_run import report_and_close_loggers
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.trainer import evaluate_on, is_fast_dev_run, make_trainer, quiet_lightning
@@ -79,11 +79,11 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
             that run's.
 
     Returns:
-        What results.json holds.
+        What results.json holds; of several processes only the first returns it.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
-        TrainingError: if training diverges, or a base has learnt nothing.
+        TrainingError: if training diverges, or what was trained is of no use.
         RuntimeError: if training an adapter changed the base.
     """
     stages = {"pretrain": pretrain, "lora": lora}
@@ -112,21 +112,21 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     clock = Clock()
     current = file_to_replace(cfg, run)
     trainer = make_trainer(cfg, run)
-    classifier = Classifier.new(**typed_settings(cfg))
+    classifier = Classifier.new(**net_and_data(cfg))
     net, dataset = classifier.net, classifier.dataset
     images = read_images(trainer, dataset)
     classifier.check(images.train)
     refuse_inconsistent(cfg, trainer, images.val, dataset.no_validation)
 
-    selection = choose_images(cfg, dataset.classes, images, None)
-    data = planned(cfg, trainer, classifier, images, selection)
+    selection = select_images(cfg, dataset.classes, images, None)
+    data = make_data_module(cfg, trainer, classifier, images, selection)
     loss, make_optimizer = loss_and_optimizer(cfg)
     rate = cfg.optimizer.lr
-    module = module_of(cfg, classifier, data, loss, make_optimizer, rate, None)
+    module = make_module(cfg, classifier, data, loss, make_optimizer, rate, None)
     print_parameters(net)
     with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(trainer, module, data, ckpt_path, clock)
-        best = load_and_validate_best(trainer, module, data)
+        best = load_best_weights(trainer, module, data)
         if not trainer.is_global_zero:
             return {}
 
@@ -140,17 +140,17 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         if not is_fast_dev_run(trainer):
             useless = why_useless(outcomes, dataset.classes, rate)
         sha256 = fingerprint(net.state_dict())
-        # What knows some classes alone, or nothing, is no base for other commands.
+        # What knows some classes alone, or nothing, or was a trial, is no base for others.
         is_base = not (selection.targets or useless or cfg.debug or is_fast_dev_run(trainer))
         folder = Path(cfg.paths.bases) if is_base else run.folder
         own = versioned_base_path(folder, base_name(cfg.data, cfg.net), sha256)
-        results = describe(
+        results = common_results(
             cfg, run.typed, classifier, images, outcomes, data.plan, selection.targets
         )
         results |= {"steps": trainer.global_step, "best": best, "lr": rate, "base_sha256": sha256}
         if is_fast_dev_run(trainer):
             results["weights"] = None
-        elif not is_base or current is None:  # other commands have to be told
+        elif not is_base or current is None:  # the user has to name it to other commands
             results["weights"] = str(own) if is_base else own.name
         results["seconds"] = clock.seconds()
         write_results(run.folder, results, tables["test"], images.test)
@@ -158,7 +158,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         # Last: a run that fails on the way leaves the current base alone.
         if not is_fast_dev_run(trainer):
             record = record_of(cfg, run, classifier)
-            # How many are held out is each training's choice, and a larger number is told.
+            # How many are held out is each training's choice; the base's is for a warning.
             record["made"]["val_size"] = record["data"].pop("val_size", None)
             write_base(net.state_dict(), own, record)
             if is_base and current is not None:
@@ -189,21 +189,21 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     base_val = None
     if len(images.val):
         base_val = evaluate_on(trainer, net, dataset, images.val, "val")
-    selection = choose_images(cfg, dataset.classes, images, base_val, wrong)
+    selection = select_images(cfg, dataset.classes, images, base_val, wrong)
     put_new_adapter(cfg, net)
-    data = planned(cfg, trainer, classifier, images, selection)
+    data = make_data_module(cfg, trainer, classifier, images, selection)
     loss, make_optimizer = loss_and_optimizer(cfg)
     rate = cfg.optimizer.lr
     if rate == "auto":
         assert base_val is not None  # refuse_inconsistent
         # A run that goes on keeps the rate that it began with.
-        rate = chosen_rate(run.folder) if cfg.resume is not None else None
+        rate = recorded_rate(run.folder) if cfg.resume is not None else None
         rate = rate or choose_rate(net, loss, make_optimizer, data, base_val, trainer)
-    module = module_of(cfg, classifier, data, loss, make_optimizer, rate, base_val)
+    module = make_module(cfg, classifier, data, loss, make_optimizer, rate, base_val)
     print_parameters(net)
     with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
         fit(trainer, module, data, ckpt_path, clock)
-        best = load_and_validate_best(trainer, module, data)
+        best = load_best_weights(trainer, module, data)
         prove_unchanged(base, net)
         if not trainer.is_global_zero:
             return {}
@@ -211,7 +211,9 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         tables: dict[str, Predictions] = {}
         if base_val is not None:
             tables["val"] = evaluate_on(trainer, net, dataset, images.val, "val", base_val)
-        dial, scale = turn_adapter(cfg, run, trainer, classifier, data, tables.get("val"), clock)
+        dial, scale = set_scale_by_dial(
+            cfg, run, trainer, classifier, data, tables.get("val"), clock
+        )
         if scale != 1 and base_val is not None:
             tables["val"] = evaluate_on(trainer, net, dataset, images.val, "val", base_val)
         with clock.measure("test"):
@@ -222,7 +224,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         # Without the mistakes that were left out of either, the two cannot be compared.
         if images.val is dataset.sets.val and images.test is dataset.sets.test:
             warn_of_known_validation(outcomes)
-        results = describe(
+        results = common_results(
             cfg, run.typed, classifier, images, outcomes, data.plan, selection.targets
         )
         results |= {
@@ -236,7 +238,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
             "seconds": clock.seconds(),
         }
         if not is_fast_dev_run(trainer):
-            save_whole_adapter(cfg, run, classifier, selection.targets)
+            save_adapter_and_base(cfg, run, classifier, selection.targets)
         write_results(run.folder, results, tables["test"], images.test)
         report_and_close_loggers(trainer, results, run, cfg.figures, tables["test"], images.test)
     useless = why_useless(outcomes, dataset.classes, rate)

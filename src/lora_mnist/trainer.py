@@ -142,7 +142,8 @@ def evaluate_on(
 ) -> Predictions:
     """The predictions of ``net`` for ``images``, on the Trainer's device and in its precision.
 
-    In a split called ``val`` or ``test`` the Trainer may limit the number of batches. ``base``: see
+    The Trainer may limit the number of batches, of ``val`` as in validation, of all others as in a
+    test. Where the network has an adapter, the base is evaluated beside it; ``base``: see
     :func:`.predictions.evaluate`.
     """
     batches = -(-len(images) // dataset.eval_batch_size)

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from lora_mnist.data import MNIST, ImageTensors
 from lora_mnist.data.plan import Augmented, Plan, seed_generators, select
-from lora_mnist.recipe import choose_images, planned
+from lora_mnist.recipe import make_data_module, select_images
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -41,9 +41,9 @@ def test_images_come_in_the_recorded_order(way):
     cfg = composed("train", "stage=lora", *options)
     dataset = MNIST(data_dir=ROOT / "data")
     trainer = SimpleNamespace(global_rank=rank, world_size=processes)
-    selection = choose_images(cfg, dataset.classes, dataset.sets, None)
+    selection = select_images(cfg, dataset.classes, dataset.sets, None)
     torch.manual_seed(3)
-    data = planned(cfg, trainer, SimpleNamespace(dataset=dataset), dataset.sets, selection)
+    data = make_data_module(cfg, trainer, SimpleNamespace(dataset=dataset), dataset.sets, selection)
     data.trainer = trainer
     digest = hashlib.sha256()
     for images, labels in data.read(islice(data.plan.batches(), 30)):

@@ -8,7 +8,7 @@ import torch
 from composed import composed
 from PIL import Image
 
-from lora_mnist.configuration import typed_settings
+from lora_mnist.configuration import net_and_data
 from lora_mnist.repair.networks import build_network
 
 CLASSES = ["cat", "dog", "emu"]
@@ -64,7 +64,7 @@ def darker(photos, folder):
 def fresh(**arguments):
     """The stranger's network with random weights."""
     typed = [f"net.{key}={value}" for key, value in arguments.items()]
-    return build_network(typed_settings(config("eval", *typed))["net"], [Path.cwd()])
+    return build_network(net_and_data(config("eval", *typed))["net"], [Path.cwd()])
 
 
 def mine():

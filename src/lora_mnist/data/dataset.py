@@ -39,12 +39,14 @@ class ImageDataset:
     Images stay uint8 until :meth:`normalise` makes them the input of a network. A label is an index
     into ``classes``. No image is read before :attr:`sets` is asked for.
 
+    Attributes:
+        mean: of the pixels, on the scale 0 to 1; a number, or one for each channel.
+        std: their standard deviation, likewise.
+
     Args:
         name: of the data set, in file names and results.
         classes: their names, in the order of the network's outputs.
         channels: of the images, 1 or 3.
-        mean: of the pixels, on the scale 0 to 1; a number, or one for each channel.
-        std: their standard deviation, likewise.
         val_from: where validation images come from, ``train`` or ``test``.
         eval_batch_size: images a step in validation and test.
         num_workers: processes that read from the disk.

@@ -112,7 +112,7 @@ def step_of(path: Path) -> int:
     return int(torch.load(path, map_location="cpu", weights_only=True)["global_step"])
 
 
-def load_and_validate_best(
+def load_best_weights(
     trainer: Trainer, module: LightningModule, data: LightningDataModule
 ) -> dict[str, Any] | None:
     """Load the best weights by a monitored value, if a callback has kept them.
@@ -126,7 +126,7 @@ def load_and_validate_best(
             value = float(callback.best_model_score)  # type: ignore[arg-type]
             best = {"monitor": callback.monitor, "value": value, "step": step_of(Path(path))}
             _info("best: %s=%g at step %d; these weights are tested and kept", *best.values())
-            # Validation loads them, and need not be repeated before the test.
+            # Lightning's documented way to load the weights of a checkpoint, and the callbacks'.
             trainer.validate(
                 module, datamodule=data, ckpt_path=path, verbose=False, weights_only=True
             )

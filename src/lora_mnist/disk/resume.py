@@ -26,7 +26,7 @@ _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
     """Lock a run's folder from the first step to the last file; record its settings, and its end.
 
-    ``settings`` are everything that the run's numbers depend on, as :func:`.recipe.module_of`
+    ``settings`` are everything that the run's numbers depend on, as :func:`.recipe.make_module`
     collects them. ``resume`` is the run to go on with, as the user named it; ``None``: a new run; a
     last.ckpt left in its folder is deleted. Yielded is the checkpoint to go on
     from; ``None``: begin at the first step. ``UserError``, if the run has finished, is still going,
@@ -56,7 +56,7 @@ def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iter
         write_json(record, {"settings": flat, "finished": True})
 
 
-def chosen_rate(folder: Path) -> float | None:
+def recorded_rate(folder: Path) -> float | None:
     """The learning rate with which the run in ``folder`` began; ``None``: it has not."""
     rate: float | None = read_json(folder / RUN_RECORD).get("settings", {}).get("rate")
     return rate
