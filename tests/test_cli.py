@@ -114,6 +114,17 @@ def test_files_of_ones_own_are_never_replaced(cli, tmp_path, key, name, sweep):
     assert file.read_text() == "mine"
 
 
+def test_a_job_of_a_sweep_deletes_nothing_of_ones_own(cli, tmp_path):
+    file = tmp_path / "mine" / "0" / "notes.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    where = (f"hydra.sweep.dir={tmp_path}/mine", "hydra.sweep.subdir=${hydra.job.num}")
+    done = cli(TOY, "-m", *where)
+    assert done.code == 2
+    assert f"hydra.sweep.subdir: {file.parent} has a notes.txt already" in done.err
+    assert file.read_text() == "mine"
+
+
 def test_a_run_goes_on_in_its_folder_and_no_other_run_comes_there(cli, tmp_path):
     runs = tmp_path / "outputs" / "toy"
     for name in ("b", "a"):  # the last is the latest, whatever it is called

@@ -87,10 +87,15 @@ def run_swept(
     # With base_ckpt=null the base is looked up, and may be another one by now.
     was_finished = is_finished(folder) and cfg.get("base_ckpt", "") is not None
     if not was_finished:
-        for path in folder.iterdir():  # an earlier attempt may have left something half-done
-            if path.is_dir() and path.name != hydra.output_subdir:
+        left = [p for p in folder.iterdir() if p.name not in (hydra.output_subdir, log_file)]
+        if left and cfg.sweep.resume is None and not (folder / JOB_FILE).exists():
+            raise UserError(
+                f"hydra.sweep.subdir: {folder} has a {left[0].name} already; expected new folders"
+            )
+        for path in left:  # an earlier attempt may have left something half-done
+            if path.is_dir():
                 shutil.rmtree(path)
-            elif path.is_file() and path.name != log_file:
+            else:
                 path.unlink()
         how = ("sweep", "launcher")  # these say how jobs run, and not what they compute
         typed = [o for o in hydra.overrides.task if key_of(o).partition(".")[0] not in how]
