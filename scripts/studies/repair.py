@@ -20,23 +20,15 @@ from math import isnan
 from pathlib import Path
 
 from jobs import OUTPUT, Results, table
-from plain import Point, Shares, best, mean_of, point, shifted, twenty_lines
+from plain import Point, Shares, point, refitted, shifted, sum_of_shares, twenty_lines
 from tasks import SEARCH, TASKS, Case, Task
-from torch import nn
 
 from lora_mnist import load_adapter, set_lora_scale
 
-#: By method: overrides of python train.py. An adapter is counted as trained, and as dialled.
-METHODS = {
-    "notebook": "stage=lora",
-    "repair": "experiment=repair lora.scale=1",
-}
-#: Far behind: one run on each base is enough.
-ONCE = ("notebook",)
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
 #: Those whose fronts are compared.
-FRONTS = ("one number", "twenty lines", "mean of twenty lines", "repair, scale 1")
+FRONTS = ("one number", "twenty lines", "twenty lines, refitted", "before refit", "repair")
 #: Changes of experiment=repair, each alone: what the search compares.
 CHANGES = (
     "",
@@ -61,62 +53,89 @@ class Study:
     shares: dict[str, list[list[Shares]]] = field(default_factory=dict)  # by method
     fronts: dict[str, list[list[list[float]]]] = field(default_factory=dict)
 
-    def add(self, method: str, points: Sequence[Point]) -> None:
-        """The runs of a method on one base."""
-        self.shares.setdefault(method, []).append([each.test for each in points])
-        self.fronts.setdefault(method, []).append([each.front for each in points])
-
     def every(self, method: str, name: str) -> list[list[float]]:
         """A number of each run, by base."""
         return [[getattr(run, name) for run in runs] for runs in self.shares[method]]
 
 
+@dataclass
+class OneBase:
+    """The results on one base of a classifier, one entry a run."""
+
+    errors: tuple[int, int]
+    shares: dict[str, list[Shares]] = field(default_factory=dict)
+    fronts: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def add(self, method: str, result: Point, front: Point | None = None) -> None:
+        """A run; ``front`` is the same adapter as trained, where it was saved at another scale."""
+        self.shares.setdefault(method, []).append(result.test)
+        self.fronts.setdefault(method, []).append((front or result).front)
+
+
 def study(task: Task, bases: int, repairs: int) -> Study:
-    """Every method on ``bases`` networks, ``repairs`` times each. A file keeps what it returns."""
-    file = OUTPUT / "studies" / f"{task.name}, {bases} bases, {repairs} repairs.json"
+    """Every method on ``bases`` networks, ``repairs`` times each."""
+    result = Study(task.name)
+    for number in range(bases):
+        of_base = on_base(replace(task, seed=task.seed + 1000 * number), repairs)
+        result.errors.append(of_base.errors)
+        for method, shares in of_base.shares.items():
+            result.shares.setdefault(method, []).append(shares)
+            result.fronts.setdefault(method, []).append(of_base.fronts[method])
+    return result
+
+
+def on_base(task: Task, repairs: int) -> OneBase:
+    """Every method on one network. A file keeps what it returns."""
+    file = OUTPUT / "studies" / f"{task.name}, base {task.seed}, {repairs} repairs.json"
     if file.exists():
         known = json.loads(file.read_text())
         for runs in known["shares"].values():
-            runs[:] = [[Shares(*run) for run in of_base] for of_base in runs]
-        return Study(**known)
-    result = Study(task.name)
-    for number in range(bases):
-        own = replace(task, seed=task.seed + 1000 * number)
-        case = own.load()
-        wrong = case.before["test"].argmax(1) != case.labels["test"]
-        of_class = wrong & (case.labels["test"] == case.target)
-        result.errors.append((int(of_class.sum()), int(wrong.sum())))
-        result.add("one number", [best(shifted(case, list(case.before.values())))])
-        tuned_runs = [tuned(case, seed) for seed in range(repairs)]
-        result.add("twenty lines", [each for each, _ in tuned_runs])
-        nets = [net for _, net in tuned_runs]
-        mean = mean_of(nets, [1 / repairs] * repairs)
-        result.add("mean of twenty lines", [point(case, mean)])
-        for method, settings in METHODS.items():
-            seeds = range(1 if method in ONCE else repairs)
-            runs = [own.run(f"{settings} seed={seed}") for seed in seeds]
-            for name in ("1", "auto"):
-                points = []
-                for folder, results in runs:
-                    scale = 1.0 if name == "1" else results["dial"]["advised"]
-                    points.append(turned(case, folder / "adapter", scale))
-                result.add(f"{method}, scale {name}", points)
-    file.parent.mkdir(exist_ok=True)
+            runs[:] = [Shares(*run) for run in runs]
+        return OneBase(**known)
+    case = task.load()
+    wrong = case.before["test"].argmax(1) != case.labels["test"]
+    of_class = wrong & (case.labels["test"] == case.target)
+    result = OneBase((int(of_class.sum()), int(wrong.sum())))
+    result.add("one number", min(shifted(case, list(case.before.values())), key=sum_of_shares))
+    folder, _ = task.run("stage=lora")
+    result.add("notebook", turned(case, folder / "adapter"))
+    for seed in range(repairs):
+        points = {}
+        for rate in RATES:
+            points |= twenty_lines(case, rate, CLASS_WEIGHTS[0], seed)
+        rate = min(points, key=lambda choice: sum_of_shares(points[choice])).rate
+        points = {choice: each for choice, each in points.items() if choice.rate == rate}
+        for weight in CLASS_WEIGHTS[1:]:
+            points |= twenty_lines(case, rate, weight, seed)
+        choice = min(points, key=lambda choice: sum_of_shares(points[choice]))
+        result.add("twenty lines", points[choice])
+        result.add("twenty lines, refitted", refitted(case, choice, seed))
+
+        folder, results = task.run(f"experiment=repair seed={seed}")
+        again = f"experiment=repair seed={seed} refit=false lora.dropout={results['dropout']}"
+        result.add("repair", *saved_and_trained(case, task, again, folder, results))
+        if results["refit"]:
+            folder, results = task.run(again)
+        result.add("before refit", *saved_and_trained(case, task, again, folder, results))
+    file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(asdict(result)))
     unfinished.replace(file)
     return result
 
 
-def tuned(case: Case, seed: int) -> tuple[Point, nn.Module]:
-    """Twenty lines, with the rate, then the weight, that validation images choose."""
-    first, *others = CLASS_WEIGHTS
-    by_rate = {rate: twenty_lines(case, rate, first, seed) for rate in RATES}
-    chosen = min(RATES, key=lambda rate: sum(by_rate[rate][0].val[:2]))
-    runs = [by_rate[chosen]]
-    runs += [twenty_lines(case, chosen, weight, seed) for weight in others]
-    chosen_point = best([each for each, _ in runs])
-    return next(run for run in runs if run[0] is chosen_point)
+def saved_and_trained(
+    case: Case, task: Task, again: str, folder: Path, results: Results
+) -> tuple[Point, Point]:
+    """A repair as it was saved, and at scale 1, as it was trained.
+
+    One that was saved at scale 0 is trained ``again``, without refit.
+    """
+    saved, scale = turned(case, folder / "adapter"), results["dial"]["saved"]
+    if scale == 0:
+        folder, _ = task.run(f"{again} lora.scale=1")
+        return saved, turned(case, folder / "adapter")
+    return saved, turned(case, folder / "adapter", 1 / scale)
 
 
 def of_results(results: Results, target: int) -> Shares:
@@ -184,7 +203,7 @@ def methods_table(studies: Sequence[Study]) -> str:
 def summary_table(studies: Sequence[Study]) -> str:
     """The table of README: means over all classifiers, and the worst one or the worst run."""
     lines = []
-    for method in ("one number", "twenty lines", "mean of twenty lines", "repair, scale auto"):
+    for method in ("one number", "twenty lines", "twenty lines, refitted", "repair"):
         cells = [method]
         for name in ("target", "every"):
             means = [mean(each.every(method, name)) for each in studies]
@@ -205,7 +224,7 @@ def summary_table(studies: Sequence[Study]) -> str:
 
 def tasks_table(studies: Sequence[Study]) -> str:
     """Errors on the class / in all, in percent of the base's, for each classifier."""
-    methods = ("one number", "twenty lines", "repair, scale auto")
+    methods = ("twenty lines", "twenty lines, refitted", "before refit", "repair")
     lines = []
     for each in studies:
         few, many = (statistics.mean(column) for column in zip(*each.errors, strict=True))
