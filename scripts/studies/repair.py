@@ -20,7 +20,7 @@ from math import isnan
 from pathlib import Path
 
 from jobs import OUTPUT, Results, table
-from plain import Point, Shares, point, refitted, shifted, sum_of_shares, twenty_lines
+from plain import Choice, Point, Shares, point, refitted, shifted, sum_of_shares, twenty_lines
 from tasks import SEARCH, TASKS, Case, Task
 
 from lora_mnist import load_adapter, set_lora_scale
@@ -100,7 +100,7 @@ def on_base(task: Task, repairs: int) -> OneBase:
     folder, _ = task.run("stage=lora")
     result.add("notebook", turned(case, folder / "adapter"))
     for seed in range(repairs):
-        points = {}
+        points: dict[Choice, Point] = {}
         for rate in RATES:
             points |= twenty_lines(case, rate, CLASS_WEIGHTS[0], seed)
         rate = min(points, key=lambda choice: sum_of_shares(points[choice])).rate
