@@ -15,9 +15,10 @@ import json
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 from jobs import OUTPUT, Results, table
 from plain import Choice, Point, Shares, point, refitted, shifted, sum_of_shares, twenty_lines
@@ -44,12 +45,16 @@ CHANGES = (
 )
 
 
+#: The shares of a method, and its front, on the test images.
+Run = tuple[Shares, list[float]]
+
+
 @dataclass
 class Study:
     """The results of one classifier: a list for each of its bases, with one entry a run."""
 
     name: str
-    errors: list[tuple[int, int]] = field(default_factory=list)  # of each base: the class's, all
+    errors: list[list[int]] = field(default_factory=list)  # of each base: the class's, all
     shares: dict[str, list[list[Shares]]] = field(default_factory=dict)  # by method
     fronts: dict[str, list[list[list[float]]]] = field(default_factory=dict)
 
@@ -58,84 +63,89 @@ class Study:
         return [[getattr(run, name) for run in runs] for runs in self.shares[method]]
 
 
-@dataclass
-class OneBase:
-    """The results on one base of a classifier, one entry a run."""
-
-    errors: tuple[int, int]
-    shares: dict[str, list[Shares]] = field(default_factory=dict)
-    fronts: dict[str, list[list[float]]] = field(default_factory=dict)
-
-    def add(self, method: str, result: Point, front: Point | None = None) -> None:
-        """A run; ``front`` is the same adapter as trained, where it was saved at another scale."""
-        self.shares.setdefault(method, []).append(result.test)
-        self.fronts.setdefault(method, []).append((front or result).front)
-
-
 def study(task: Task, bases: int, repairs: int) -> Study:
     """Every method on ``bases`` networks, ``repairs`` times each."""
     result = Study(task.name)
     for number in range(bases):
-        of_base = on_base(replace(task, seed=task.seed + 1000 * number), repairs)
-        result.errors.append(of_base.errors)
-        for method, shares in of_base.shares.items():
-            result.shares.setdefault(method, []).append(shares)
-            result.fronts.setdefault(method, []).append(of_base.fronts[method])
+        own = replace(task, seed=task.seed + 1000 * number)
+        shares: dict[str, list[Shares]] = {}
+        fronts: dict[str, list[list[float]]] = {}
+        for seed in range(repairs):
+            errors, runs = every_method(own, seed)
+            for method, (numbers, front) in runs.items():
+                shares.setdefault(method, []).append(Shares(*numbers))
+                fronts.setdefault(method, []).append(front)
+        result.errors.append(errors)
+        for method in shares:
+            result.shares.setdefault(method, []).append(shares[method])
+            result.fronts.setdefault(method, []).append(fronts[method])
     return result
 
 
-def on_base(task: Task, repairs: int) -> OneBase:
-    """Every method on one network. A file keeps what it returns."""
-    file = OUTPUT / "studies" / f"{task.name}, base {task.seed}, {repairs} repairs.json"
-    if file.exists():
-        known = json.loads(file.read_text())
-        for runs in known["shares"].values():
-            runs[:] = [Shares(*run) for run in runs]
-        return OneBase(**known)
-    case = task.load()
-    wrong = case.before["test"].argmax(1) != case.labels["test"]
-    of_class = wrong & (case.labels["test"] == case.target)
-    result = OneBase((int(of_class.sum()), int(wrong.sum())))
-    result.add("one number", min(shifted(case, list(case.before.values())), key=sum_of_shares))
-    folder, _ = task.run("stage=lora")
-    result.add("notebook", turned(case, folder / "adapter"))
-    for seed in range(repairs):
-        points: dict[Choice, Point] = {}
-        for rate in RATES:
-            points |= twenty_lines(case, rate, CLASS_WEIGHTS[0], seed)
-        rate = min(points, key=lambda choice: sum_of_shares(points[choice])).rate
-        points = {choice: each for choice, each in points.items() if choice.rate == rate}
-        for weight in CLASS_WEIGHTS[1:]:
-            points |= twenty_lines(case, rate, weight, seed)
-        choice = min(points, key=lambda choice: sum_of_shares(points[choice]))
-        result.add("twenty lines", points[choice])
-        result.add("twenty lines, refitted", refitted(case, choice, seed))
+def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
+    """Every method once on one network, those without a seed for the seed 0; a file keeps it.
 
-        folder, results = task.run(f"experiment=repair seed={seed}")
-        again = f"experiment=repair seed={seed} refit=false lora.dropout={results['dropout']}"
-        result.add("repair", *saved_and_trained(case, task, again, folder, results))
+    Returns:
+        The base's errors, on the class and in all; by method, its shares and its front.
+    """
+    file = OUTPUT / "studies" / f"{task.name}, base {task.seed}, seed {seed}.json"
+    if not file.exists():
+        case = task.load()
+        wrong = case.before["test"].argmax(1) != case.labels["test"]
+        of_class = wrong & (case.labels["test"] == case.target)
+        runs = {}
+        if seed == 0:
+            points = shifted(case, list(case.before.values()))
+            runs["one number"] = shares_and_front(min(points, key=sum_of_shares))
+            folder, _ = task.run("stage=lora")
+            runs["notebook"] = shares_and_front(turned(case, folder / "adapter"))
+        runs |= plain_runs(case, seed)
+        settings = f"experiment=repair seed={seed}"
+        folder, results = task.run(settings)
+        before = f"{settings} refit=false lora.dropout={results['dropout']}"
+        runs["repair"] = saved_and_trained(case, task, before, folder, results)
         if results["refit"]:
-            folder, results = task.run(again)
-        result.add("before refit", *saved_and_trained(case, task, again, folder, results))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(asdict(result)))
-    unfinished.replace(file)
-    return result
+            folder, results = task.run(before)
+        runs["before refit"] = saved_and_trained(case, task, before, folder, results)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps([[int(of_class.sum()), int(wrong.sum())], runs]))
+        unfinished.replace(file)
+    errors, runs = json.loads(file.read_text())
+    return errors, runs
 
 
-def saved_and_trained(
-    case: Case, task: Task, again: str, folder: Path, results: Results
-) -> tuple[Point, Point]:
-    """A repair as it was saved, and at scale 1, as it was trained.
+def shares_and_front(saved: Point, trained: Point | None = None) -> Run:
+    """A method's run; ``trained`` is an adapter at scale 1, where it was saved at another."""
+    return saved.test, (trained or saved).front
+
+
+def plain_runs(case: Case, seed: int) -> dict[str, Run]:
+    """Twenty lines with the rate, then the weight, that validation images choose; and refitted."""
+    points: dict[Choice, Point] = {}
+    for rate in RATES:
+        points |= twenty_lines(case, rate, CLASS_WEIGHTS[0], seed)
+    rate = min(points, key=lambda choice: sum_of_shares(points[choice])).rate
+    points = {choice: each for choice, each in points.items() if choice.rate == rate}
+    for weight in CLASS_WEIGHTS[1:]:
+        points |= twenty_lines(case, rate, weight, seed)
+    choice = min(points, key=lambda choice: sum_of_shares(points[choice]))
+    return {
+        "twenty lines": shares_and_front(points[choice]),
+        "twenty lines, refitted": shares_and_front(refitted(case, choice, seed)),
+    }
+
+
+def saved_and_trained(case: Case, task: Task, again: str, folder: Path, results: Results) -> Run:
+    """A repair as it was saved, and its front at scale 1, as it was trained.
 
     One that was saved at scale 0 is trained ``again``, without refit.
     """
     saved, scale = turned(case, folder / "adapter"), results["dial"]["saved"]
     if scale == 0:
         folder, _ = task.run(f"{again} lora.scale=1")
-        return saved, turned(case, folder / "adapter")
-    return saved, turned(case, folder / "adapter", 1 / scale)
+        return shares_and_front(saved, turned(case, folder / "adapter"))
+    return shares_and_front(saved, turned(case, folder / "adapter", 1 / scale))
 
 
 def of_results(results: Results, target: int) -> Shares:
