@@ -16,9 +16,8 @@ from lora_mnist.repair.module import logged_metrics
 from lora_mnist.repair.predictions import Predictions
 from lora_mnist.run import Run
 from lora_mnist.show.class_table import FEW_CLASSES
-from lora_mnist.show.figures import FIGURES
 from lora_mnist.show.pictures import first_pictures
-from lora_mnist.show.report import make_report
+from lora_mnist.show.report import FIGURES, make_report
 from lora_mnist.show.tables import print_results
 from lora_mnist.show.verdict import verdict_text
 

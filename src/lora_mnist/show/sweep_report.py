@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 from lora_mnist.disk.files import read_json
 from lora_mnist.disk.run_paths import RESULTS_FILE
 from lora_mnist.show.changes import named
-from lora_mnist.show.figures import draw_dial, draw_sweep, save_figure
+from lora_mnist.show.figures import draw_dial, draw_sweep, png_address, save_figure
 from lora_mnist.show.next_steps import dial_text, scaled_command
-from lora_mnist.show.report import address_in_page, write_page
+from lora_mnist.show.report import write_page
 from lora_mnist.show.verdict import verdict_text
 from lora_mnist.sweep.summary import Summary, findings, points, table
 
@@ -42,7 +42,7 @@ def make_sweep_report(summary: Summary, command: str) -> list[str]:
     figures = {}
     for name in [*(front.picture for front in fronts), "summary.png"]:
         if (folder / name).exists():
-            figures[name] = address_in_page((folder / name).read_bytes())
+            figures[name] = png_address((folder / name).read_bytes())
     write_page(
         folder / "report.html",
         "sweep.html.j2",
