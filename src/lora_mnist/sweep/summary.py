@@ -165,14 +165,11 @@ def _verdict(summary: Summary, best: Row) -> str:
 
 def points(summary: Summary) -> list[tuple[dict[str, str], float, float | None]]:
     """Each row's swept values, and the metric's mean and standard deviation over it."""
-    keys, rows = summary.keys, summary.finished
-    if not keys:  # the seed is all there is to draw over
-        keys, rows = ["seed"], [Row([job]) for row in rows for job in row.jobs]
     points = []
-    for row in rows:
+    for row in summary.finished:
         value = row.mean(summary.metric)
         if value is not None:
-            swept = {key: row.jobs[0].swept[key] for key in keys}
+            swept = {key: row.jobs[0].swept[key] for key in summary.keys}
             points.append((swept, value, row.std(summary.metric)))
     return points
 
