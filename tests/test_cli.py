@@ -1,6 +1,5 @@
 """What the commands share: how they refuse, what they leave, and where they may be started."""
 
-
 import pytest
 from composed import SMALL
 from helpers.commands import ROOT, only_run, read_results, run_process

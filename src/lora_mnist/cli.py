@@ -51,25 +51,6 @@ Command = Callable[[DictConfig, Run], object]
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-class Interrupt:
-    """SIGINT and SIGTERM while a command runs: the first one ends it and decides its exit code.
-
-    Lightning and Gradio may swallow the ``KeyboardInterrupt`` that is raised.
-    """
-
-    first: signal.Signals | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The handler of both signals."""
-        self.first = self.first or signal.Signals(number)
-        raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
-
-    def explain(self) -> tuple[str, int]:
-        """The line to print about the signal, and the exit code that belongs to it."""
-        number = self.first or signal.SIGINT
-        return f"interrupted by {number.name}", 128 + number
-
-
 def run_entry(function: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``, and end the process with the exit code that fits.
 
@@ -84,16 +65,20 @@ def run_entry(function: Command, config_name: str) -> None:
         if "=" in value and re.fullmatch(r"[\w/.~= -]+", value) and not key.startswith("-"):
             sys.argv[number] = override(key, value)  # a file such as epoch=3-step=10.ckpt
     shows_traceback = os.environ.get(_FULL_ERROR) == "1"
-    interrupt = Interrupt()
+    signals: list[int] = []  # SIGINT or SIGTERM; the first one decides the exit code
     failure: Exception | None = None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
 
     def call(cfg: DictConfig, run: Run) -> None:
         try:
             function(cfg, run)
         except (Exception, SystemExit):  # Lightning makes SystemExit of an interrupt
-            if not interrupt.first:
+            if not signals:
                 raise
-        if interrupt.first:
+        if signals:  # Lightning and Gradio may swallow the KeyboardInterrupt
             raise KeyboardInterrupt
 
     def task(cfg: DictConfig) -> float | None:
@@ -107,11 +92,11 @@ def run_entry(function: Command, config_name: str) -> None:
             with env_override({_FULL_ERROR: str(int(shows_traceback))}):
                 call(cfg, run)
         except Exception as error:  # it is raised below: Hydra would print it in its own way
+            if run.is_sweep:
+                raise
             failure = error
-            is_ours = isinstance(error, UserError)
-            log.error(
-                "%s", explain(error)[0], exc_info=None if is_ours else error
-            )  # to the run's log
+            exc_info = None if isinstance(error, UserError) else error
+            log.error("%s", explain(error)[0], exc_info=exc_info)  # to the run's own log
         return None
 
     main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
@@ -130,7 +115,8 @@ def run_entry(function: Command, config_name: str) -> None:
     if error is None:
         return
     if isinstance(error, KeyboardInterrupt):
-        reason, code = interrupt.explain()
+        number = signals[0] if signals else signal.SIGINT
+        reason, code = f"interrupted by {signal.Signals(number).name}", 128 + number
     elif shows_traceback:
         raise error
     else:
