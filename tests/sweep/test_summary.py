@@ -22,8 +22,8 @@ TABLE = """
 ┏━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━┓
 ┃        ┃ lora.rank ┃ val.accuracy ┃ val errors on target ┃ test accuracy ┃ seconds ┃
 ┡━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━┩
-│      1 │         8 │       0.9334 │                    4 │        0.9248 │     1.2 │
-│      2 │         4 │       0.9166 │                    4 │        0.9248 │     1.2 │
+│      1 │         8 │       0.9334 │                    4 │        0.9248 │   1.250 │
+│      2 │         4 │       0.9166 │                    4 │        0.9248 │   1.250 │
 │ failed │         0 │              │                      │               │         │
 ├────────┼───────────┼──────────────┼──────────────────────┼───────────────┼─────────┤
 │   base │           │       0.9300 │                   38 │        0.9520 │         │
@@ -76,9 +76,9 @@ def test_a_lucky_seed_is_not_crowned(tmp_path):
     write_job(tmp_path, "2-2", ["seed=2", "lora.rank=2"], error="no")
     text = summary(tmp_path)
     assert "┃ seeds ┃" in text
-    assert "│      1 │         2 │     2 │ 0.8900 ± 0.0141 │" in text
-    assert "│      2 │         1 │     3 │ 0.8500 ± 0.1000 │" in text
-    best = "best (mean of 2 seeds 0.8900 ± 0.0141): python train.py stage=lora seed=0 lora.rank=2"
+    assert "│      1 │         2 │     2 │ 0.8900 ± 0.01414 │" in text
+    assert "│      2 │         1 │     3 │  0.8500 ± 0.1000 │" in text
+    best = "best (mean of 2 seeds 0.8900 ± 0.01414): python train.py stage=lora seed=0 lora.rank=2"
     assert f"{best}\n" in text
     assert text.endswith("failed: seed=2 lora.rank=2: no")
     rows = read_summary(tmp_path)
@@ -92,7 +92,7 @@ def test_several_seeds_have_a_deviation_and_no_p_value(tmp_path):
         more = {"val": {"errors": errors, "p_value": 1.0}, "val_base": {"errors": 40}}
         write_job(tmp_path, f"{seed}", [f"seed={seed}"], accuracy=0.0, more=more)
     text = summary(tmp_path, metric="val.errors")
-    assert "\nbest (mean of 3 seeds 25 ± 5.0, base 40): python train.py stage=lora seed=0" in text
+    assert "\nbest (mean of 3 seeds 25 ± 5.000, base 40): python train.py stage=lora seed=0" in text
     assert "p = " not in text
 
 

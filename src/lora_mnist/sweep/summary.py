@@ -152,12 +152,11 @@ def _verdict(summary: Summary, best: Row) -> str:
     is_better = value is None or base is None or _sign(metric) * (value - base) < 0
     text = "best" if is_better else "no job is better than the base; the nearest"
     if std is not None:
-        spread = f"{_text(value, metric)} ± {_text(std, metric)}"
-        beside = "" if base is None else f", base {_text(base, metric)}"
-        return f"{text} (mean of {len(best.jobs)} seeds {spread}{beside})"
+        beside = "" if base is None else f", base {_text(base)}"
+        return f"{text} (mean of {len(best.jobs)} seeds {_text(value)} ± {_text(std)}{beside})"
     key = re.sub("accuracy|errors", "p_value", metric)
-    p_value = best.mean(key) if is_better and "p_value" in key else None
-    if p_value is None or count * p_value <= LEVEL:
+    p_value = best.mean(key) if "p_value" in key else None
+    if not is_better or p_value is None or count * p_value <= LEVEL:
         return text
     chance = p_text(min(1.0, count * p_value)) + (f" for the best of {count}" * (count > 1))
     return f"best, but beside the base it may be chance ({chance})"
@@ -184,7 +183,7 @@ def table(summary: Summary, most: int) -> tuple[list[str], list[list[str]], list
     base = []
     for key in title_of:
         values = {row.base(key) for row in summary.finished}
-        base.append(_text(values.pop(), key) if len(values) == 1 else "")
+        base.append(_text(values.pop()) if len(values) == 1 else "")
     seeds = ["seeds"] if summary.has_seeds else []
     rows: list[list[str]] = []
     for row in [*summary.finished, *(Row([job]) for job in summary.failed)][:most]:
@@ -194,10 +193,10 @@ def table(summary: Summary, most: int) -> tuple[list[str], list[list[str]], list
         if summary.has_seeds:
             cells.append(str(len(row.jobs)))
         for key, shared in zip(title_of, base, strict=True):
-            cell, std = _text(row.mean(key), key), row.std(key)
+            cell, std = _text(row.mean(key)), row.std(key)
             if key == summary.metric and std is not None:
-                cell += f" ± {std:.4f}"
-            before = "" if shared else _text(row.base(key), key)
+                cell += f" ± {_text(std)}"
+            before = "" if shared else _text(row.base(key))
             cells.append(f"{before} -> {cell}" if before else cell)
         rows.append(cells)
     titles = ["", *summary.keys, *seeds, *title_of.values()]
@@ -205,15 +204,10 @@ def table(summary: Summary, most: int) -> tuple[list[str], list[list[str]], list
     return titles, rows, ["base", *blank, *base] if any(base) else None
 
 
-def _text(value: float | None, key: str) -> str:
+def _text(value: float | None) -> str:
     if value is None:
         return ""
-    if 0 < abs(value) < 0.001:
-        return f"{value:.1e}"
-    if key.startswith("dial."):
-        return f"{value:g}"
-    digits = 1 if key.startswith("seconds.") or re.search(r"\.(errors|false_calls)", key) else 4
-    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+    return f"{value:.0f}" if isinstance(value, int) or value >= 1000 else f"{value:#.4g}"
 
 
 def table_text(summary: Summary) -> str:
