@@ -74,12 +74,7 @@ def sweep_name(otherwise: str | None) -> str | None:
 OmegaConf.register_new_resolver("lora_mnist.sweep_name", sweep_name, replace=True)
 
 
-def _base_name(data: DictConfig, net: DictConfig) -> str:
-    """Resolver: :func:`.run_paths.base_name`."""
-    return base_name(data, net)
-
-
-OmegaConf.register_new_resolver("lora_mnist.base_name", _base_name, replace=True)
+OmegaConf.register_new_resolver("lora_mnist.base_name", base_name, replace=True)
 
 
 def _unless(other: object, value: object) -> object:
