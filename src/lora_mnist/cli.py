@@ -25,24 +25,14 @@ from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    OmegaConfBaseException,
-)
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, program
 from lora_mnist.run import Run, override
-from lora_mnist.sweep.session import (
-    end_early,
-    open_sweep,
-    resume_command,
-    run_swept,
-    swept_keys,
-)
+from lora_mnist.sweep.session import end_early, open_sweep, resume_command, run_swept, swept_keys
 
 log = logging.getLogger(__name__)
 
@@ -199,9 +189,8 @@ def _nearest(error: Any) -> str:
     """The keys that may be meant by the one that OmegaConf has not found, for a message."""
     group, _, name = str(error.full_key).rpartition(".")
     nested = flatten(OmegaConf.to_container(error.parent_node), into=dict)
-    keys = {key.rpartition(".")[2]: key for key in nested} | {
-        str(k): str(k) for k in error.parent_node
-    }
+    keys = {key.rpartition(".")[2]: key for key in nested}
+    keys |= {key: key for key in map(str, error.parent_node)}
     nearest = [keys[each] for each in get_close_matches(name, keys)]
     if not nearest:
         return f"expected one of {', '.join(sorted(map(str, error.parent_node)))}"
@@ -274,12 +263,8 @@ class ClaimOutputFolder(Callback):
                 print(f"go on with: {resume_command(config.hydra)}", file=sys.stderr)
                 raise SystemExit(1)
             if metric and not summary.best:
-                results = summary.finished[0].jobs[0].results
-                names = [key for key in results if key.startswith("val.") and not key[-1].isdigit()]
-                expected = ", ".join(names) or "data.val_size > 0"
-                raise UserError(
-                    f"sweep.metric={metric}: no job has it; expected {expected}, or null"
-                )
+                expected = "expected a column of summary.csv, or null"
+                raise UserError(f"sweep.metric={metric}: no job has it; {expected}")
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def test_an_allowed_metric_that_no_job_has(cli, tmp_path):
     options = ("x=choice(1,2)", "shape=glob(*,exclude=long)")
     done = cli(TOY, "-m", *options, "sweep.metric=val.loss")
     assert done.code == 2
-    reason = "sweep.metric=val.loss: no job has it; expected val.accuracy, val.errors, or null\n"
+    reason = "sweep.metric=val.loss: no job has it; expected a column of summary.csv, or null\n"
     assert done.err == reason
     rows = read_summary(only_run(tmp_path / "outputs", "multirun"))
     assert len(rows) == 4
