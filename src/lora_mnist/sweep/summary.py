@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import better_end
@@ -63,10 +62,15 @@ class Summary:
     has_seeds: bool
 
     @property
+    def rows(self) -> list[Row]:
+        """All rows: those of finished jobs come first."""
+        return [*self.finished, *(Row([job]) for job in self.failed)]
+
+    @property
     def best(self) -> Row | None:
         """The first row, if it has the metric."""
-        has_best = self.finished and self.finished[0].mean(self.metric) is not None
-        return self.finished[0] if has_best else None
+        first = next(iter(self.finished), None)
+        return first if first and first.mean(self.metric) is not None else None
 
     @property
     def has_front(self) -> bool:
@@ -108,16 +112,11 @@ def _sign(metric: str | None) -> int:
 
 
 def _write_csv(summary: Summary) -> None:
-    """Write a line a job; where seeds were swept, with its row's mean, deviation and number."""
+    """Write a line a job."""
     lines = []
-    for row in [*summary.finished, *(Row([job]) for job in summary.failed)]:
+    for row in summary.rows:
         for job in row.jobs:
-            line: dict[str, Any] = {"status": job.status, **job.swept}
-            if summary.has_seeds and summary.metric:
-                line[f"{summary.metric}.mean"] = row.mean(summary.metric)
-                line[f"{summary.metric}.std"] = row.std(summary.metric)
-                line["seeds"] = len(row.jobs)
-            line |= {"error": job.error, "folder": job.folder}
+            line = {"status": job.status, **job.swept, "error": job.error, "folder": job.folder}
             lines.append(line | job.results | line)  # in this order of columns
     columns = {key: None for line in lines for key in line}
     path = summary.folder / "summary.csv"
@@ -186,7 +185,7 @@ def table(summary: Summary, most: int) -> tuple[list[str], list[list[str]], list
         base.append(_text(values.pop()) if len(values) == 1 else "")
     seeds = ["seeds"] if summary.has_seeds else []
     rows: list[list[str]] = []
-    for row in [*summary.finished, *(Row([job]) for job in summary.failed)][:most]:
+    for row in summary.rows[:most]:
         job = row.jobs[0]
         cells = [str(len(rows) + 1) if job.results else job.status]
         cells += [job.swept[key] for key in summary.keys]
@@ -230,5 +229,5 @@ def table_text(summary: Summary) -> str:
         drawn.add_row(*base)
     with console.capture() as capture:
         console.print(drawn)
-    more = len(summary.finished) + len(summary.failed) - len(rows)
+    more = len(summary.rows) - len(rows)
     return capture.get().rstrip() + (f"\n... {more} more in summary.csv" if more else "")
