@@ -26,7 +26,6 @@ from lora_mnist.sweep.jobs import (
     SWEEP_FILE,
     base_sha256,
     is_finished,
-    settings_of,
     swept_overrides,
 )
 
@@ -102,7 +101,6 @@ def run_swept(
         typed = [o for o in hydra.overrides.task if key_of(o).partition(".")[0] not in how]
         record = {  # fields of Job
             "overrides": typed,
-            "settings": settings_of(cfg),
             "base_sha256": base_sha256(cfg),
             "status": "started",
             "error": None,
