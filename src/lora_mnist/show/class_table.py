@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lora_mnist.repair.significance import wilson
-from lora_mnist.show.changes import change_of
+from lora_mnist.show.changes import change_of, rest_of
 
-#: Of more classes only some are listed: those to repair, then those that changed most.
-_FEW_CLASSES = 16
 #: A longer table would push the verdict off the screen; results.json has every class.
 _MAX_CLASSES = 20
 
@@ -29,14 +27,12 @@ def class_rows(results: Mapping[str, Any]) -> list[Row]:
     """
     every, is_repair = list(range(len(results["classes"]))), "test_base" in results
     numbers = every
-    if len(every) > _FEW_CLASSES:
+    if len(every) > _MAX_CLASSES:
         sizes = {}
-        for c in every:
+        for c in rest_of(results):
             change = change_of(results, [c])
-            size = abs(change.after - change.before), change.repaired + change.broken
-            sizes[c] = size if is_repair else (change.after, 0)
-        others = [c for c in every if c not in results["targets"] and sizes[c] > (0, 0)]
-        others.sort(key=lambda c: sizes[c], reverse=True)
+            sizes[c] = change.repaired + change.broken if is_repair else change.after
+        others = sorted(sizes, key=lambda c: sizes[c], reverse=True)
         numbers = [*results["targets"], *others][:_MAX_CLASSES]
     groups = [(results["classes"][c], [c]) for c in numbers]
     rest = [c for c in every if c not in numbers]
