@@ -31,9 +31,16 @@ def cells(text):
 
 
 def test_parameters():
-    text = printed(print_parameters, add_lora(CNN(), target_modules=["conv1"]))
-    assert text.startswith("parameters: ")
-    assert text.endswith("; trainable: 25\n")
+    net = CNN()
+    net.conv1.bias = None
+    rows = cells(printed(print_parameters, net))
+    assert rows[:2] == [["layer", "W", "b"], ["conv1", "16 x 1 x 3 x 3", "-"]]
+    text = printed(print_parameters, add_lora(net, target_modules=["conv1"]))
+    rows = cells(text)
+    assert rows[0] == ["layer", "W", "b", "lora_A", "lora_B"]
+    assert rows[1] == ["conv1", "16 x 1 x 3 x 3", "-", "1 x 1 x 3 x 3", "16 x 1 x 1 x 1"]
+    assert rows[2][3:] == ["", ""]
+    assert text.splitlines()[-1].endswith("trainable: 25")
 
 
 def test_results_of_a_repair():

@@ -1,4 +1,4 @@
-"""What a command prints: the errors of a network class by class, and its predictions.
+"""Tables: the parameters of a network, and its errors class by class.
 
 On a terminal they have its width and colours; in a pipe and in the log they are plain text.
 """
@@ -13,9 +13,10 @@ from typing import Any
 from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 
 from lora_mnist.lora.base_state import count_parameters
+from lora_mnist.lora.weight import adaptable_weights
 from lora_mnist.show.changes import number_of
 from lora_mnist.show.class_table import class_rows
 from lora_mnist.show.next_steps import next_steps
@@ -24,6 +25,8 @@ from lora_mnist.show.verdict import verdict
 log = logging.getLogger(__name__)  # goes to the log's file
 screen = logging.getLogger("lora_mnist.show.screen")  # goes to standard output
 
+#: Layers in the table of parameters.
+_MAX_LAYERS = 20
 _STYLES = {"better": "green", "worse": "red", "unclear": ""}
 
 
@@ -43,13 +46,36 @@ def show(*parts: RenderableType, width: int = 100) -> None:
 
 
 def print_parameters(net: nn.Module) -> None:
-    """Print how many numbers a network has, and how many of them its adapter."""
+    """Print the shapes of every layer's tensors, and how many numbers these are."""
     count = count_parameters(net)
+    columns = ["layer", "W", "b"]
+    if count["lora"]:
+        columns += ["lora_A", "lora_B"]
+    rows = []
+    for layer, weight in adaptable_weights(net).items():
+        if weight.tensor != "weight" and weight.base.ndim < 2:
+            continue  # a bias, which stands in the row of its layer
+        bias = getattr(weight.module, "bias", None) if weight.tensor == "weight" else None
+        cells = [layer, _shape(weight.base), _shape(bias)]
+        for adapter in weight.adapters:
+            rows.append([*cells, _shape(adapter.lora_A), _shape(adapter.lora_B)])
+        if not weight.adapters:
+            rows.append(cells)
+    table = Table(*columns)
+    for row in rows[:_MAX_LAYERS]:
+        table.add_row(*row)
+    if len(rows) > _MAX_LAYERS:
+        table.add_row(f"{len(rows) - _MAX_LAYERS} more")
     total = f"parameters: {count['base']:,}"
     if count["lora"]:
         total += f" + {count['lora']:,} of LoRA = {count['base'] + count['lora']:,}"
         total += f", increase {count['increase_percent']:.3f}%"
-    show(f"{total}; trainable: {count['trainable']:,}")
+    show(table, f"{total}; trainable: {count['trainable']:,}")
+
+
+def _shape(tensor: Any) -> str:
+    """``1000 x 784``; a dash where a layer has no such tensor."""
+    return " x ".join(map(str, tensor.shape)) if isinstance(tensor, Tensor) else "-"
 
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
