@@ -28,6 +28,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from lora_mnist.configuration import refuse_what_is_not_there
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
@@ -134,6 +135,7 @@ def run_command(
 
     def call(cfg: DictConfig, run: Run) -> None:
         try:
+            refuse_what_is_not_there(cfg)
             function(cfg, run)
         except SystemExit as error:  # Lightning makes it of an interrupt
             if not interrupt.first:
