@@ -32,7 +32,7 @@ from lora_mnist.configuration import refuse_what_is_not_there
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
-from lora_mnist.project import CONFIGS, command_line, program
+from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
 from lora_mnist.run import CLASSIFIER, Run, override
 from lora_mnist.sweep.session import (
     end_early,
@@ -78,6 +78,9 @@ def run_entry(function: Command, config_name: str) -> None:
         function: the command; it is called with a configuration and the run, in a sweep once a job.
         config_name: its file in ``configs``.
     """
+    if checkout := other_checkout():
+        reason = f"{checkout} is another checkout than that of {Path(__file__).parent}, which runs"
+        print(f"{reason}; mend it: pip install -e {quoted(str(checkout))}", file=sys.stderr)
     for number, text in enumerate(sys.argv):
         key, _, value = text.partition("=")
         if key == "classifier":
