@@ -32,6 +32,7 @@ from lora_mnist.repair.networks import (
     build_network,
     check_outputs,
     evaluating,
+    files_of_code,
     importable,
     own_preprocessing,
 )
@@ -173,7 +174,9 @@ class Classifier:
         typed = [f"net.{key}" for key, value in (net or {}).items() if value is not None]
         typed += [f"data.{key}" for key, value in (data or {}).items() if value is not None]
         if lines and typed:
-            lines.append(f"typed: {', '.join(sorted(typed))}")
+            lines.append(f"set by you: {', '.join(sorted(typed))}")
+        if lines and (files := files_of_code(settings)):
+            lines.append(f"code from {', '.join(files)}")
         if lines:
             log.info("%s", "; ".join(lines))
         classifier = cls(network, dataset, settings, loaded, path)
@@ -266,8 +269,11 @@ class Classifier:
         """Refuse a network that cannot take the images, or has no output for each class.
 
         Args:
-            images: of the data set; ``None``: a gradient stands for them.
+            images: of the data set; ``None``: a gradient stands for them, but nothing is checked
+                with a ``transform`` of the user's own, which may keep a picture's size.
         """
+        if images is None and self.settings["data"].get("transform") is not None:
+            return
         if images is None:
             picture = self.dataset.read_picture(Image.linear_gradient("L"))
             images = ImageTensors(picture[None], torch.zeros(1, dtype=torch.int64))

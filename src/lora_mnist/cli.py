@@ -27,11 +27,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from lora_mnist.configuration import refuse_what_is_not_there
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
-from lora_mnist.project import CONFIGS, command_line, program
-from lora_mnist.run import Run, override
+from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
+from lora_mnist.run import CLASSIFIER, Run, override
 from lora_mnist.sweep.session import end_early, open_sweep, resume_command, run_swept, swept_keys
 
 log = logging.getLogger(__name__)
@@ -44,15 +45,21 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 def run_entry(function: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``, and end the process with the exit code that fits.
 
-    Names of files with ``=`` in ``sys.argv`` are quoted for Hydra, there for other processes, too.
+    In ``sys.argv``, names of files with ``=`` are quoted for Hydra, and ``classifier=`` has Hydra's
+    longer name; there for other processes, too.
 
     Args:
         function: the command; it is called with a configuration and the run, in a sweep once a job.
         config_name: its file in ``configs``.
     """
+    if checkout := other_checkout():
+        reason = f"{checkout} is another checkout than that of {Path(__file__).parent}, which runs"
+        print(f"{reason}; mend it: pip install -e {quoted(str(checkout))}", file=sys.stderr)
     for number, text in enumerate(sys.argv):
         key, _, value = text.partition("=")
-        if "=" in value and re.fullmatch(r"[\w/.~= -]+", value) and not key.startswith("-"):
+        if key == "classifier":
+            sys.argv[number] = f"{CLASSIFIER}={value}"
+        elif "=" in value and re.fullmatch(r"[\w/.~= -]+", value) and not key.startswith("-"):
             sys.argv[number] = override(key, value)  # a file such as epoch=3-step=10.ckpt
     shows_traceback = os.environ.get(_FULL_ERROR) == "1"
     signals: list[int] = []  # SIGINT or SIGTERM; the first one decides the exit code
@@ -64,6 +71,7 @@ def run_entry(function: Command, config_name: str) -> None:
 
     def call(cfg: DictConfig, run: Run) -> None:
         try:
+            refuse_what_is_not_there(cfg)
             function(cfg, run)
         except (Exception, SystemExit):  # Lightning makes SystemExit of an interrupt
             if not signals:
@@ -178,6 +186,18 @@ def explain(error: BaseException) -> tuple[str, int]:
     elif isinstance(error, HydraException):
         if "hydra/launcher" in message or "hydra/sweeper" in message:
             message += '; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
+        if "config group 'classifier' does not exist" in message:
+            message = (
+                "classifier: expected --config-dir FOLDER, with your file in it: "
+                "FOLDER/classifier/NAME.yaml"
+            )
+        key = re.match(r"Could not override '(\w+)'. No match", message)
+        if key and Path(key[1]).is_dir():  # predict.py --config-dir . images=images/cat.png
+            message = (
+                f"{key[1]}: with --config-dir, Hydra takes the folder {key[1]} that is here for a "
+                "group of settings; expected another name for it, or --config-dir FOLDER with "
+                "nothing but FOLDER/classifier"
+            )
     # Lightning's own name for a wrong value; Lightning is not imported here.
     elif not isinstance(error, ValueError) and type(error).__name__ != "MisconfigurationException":
         message = f"{type(error).__name__}: {message}"

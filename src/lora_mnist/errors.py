@@ -3,14 +3,16 @@
 import math
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 #: Arguments whose key is in no group.
 _ROOT_KEYS = ("target",)
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -42,6 +44,18 @@ def require_number(key: str, value: Any, least: float, most: float) -> None:
     """Raise ValueError unless ``value`` is a number from ``least`` to ``most``."""
     if not is_number(value) or not least <= value <= most:
         raise ValueError(f"{key}={value}: expected a number from {least:g} to {most:g}")
+
+
+def unknown_class(target: object, name: object, classes: Sequence[str]) -> str:
+    """The line about a class that is none of ``classes``, with the nearest of these."""
+    words = {word: str(digit) for digit, word in enumerate(_DIGITS)}
+    names = {each: each for each in classes}
+    if set(classes) <= set(words.values()):
+        names |= words  # fives is 5
+    expected = f"expected one of {', '.join(classes[:12])}"
+    if nearest := get_close_matches(str(name), names, n=1):
+        expected = f"the nearest is {names[nearest[0]]}"
+    return f"target={target}: no class is called {name}; {expected}"
 
 
 @contextmanager
@@ -90,7 +104,7 @@ def error_in_user_code(error: BaseException) -> str | None:
             is_entry = caller == _PACKAGE / "cli.py"
             if _PACKAGE in file.parents:
                 is_called_by_us = True
-            elif is_called_by_us and not is_entry and not _is_in_library(file):
+            elif is_called_by_us and not is_entry and is_own_code(file):
                 place = f"{file.name}:{frame.lineno} in {frame.name}"
                 line = f"{place}: {type(cause).__name__}: {one_line(cause)}"
             caller = file
@@ -98,11 +112,12 @@ def error_in_user_code(error: BaseException) -> str | None:
     return line
 
 
-def _is_in_library(file: Path) -> bool:
+def is_own_code(file: Path) -> bool:
+    """Whether a file of code is a user's own: neither ours, nor in a library."""
     is_installed = "site-packages" in file.parts or "dist-packages" in file.parts
     is_generated = file.name.startswith("<")  # as torch.compile does
     is_pythons = Path(sysconfig.get_path("stdlib")) in file.parents
-    return is_installed or is_generated or is_pythons
+    return not (_PACKAGE in file.parents or is_installed or is_generated or is_pythons)
 
 
 def one_line(text: object) -> str:

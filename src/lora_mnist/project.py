@@ -17,6 +17,13 @@ if not CONFIGS.is_dir():
 DATA, OUTPUTS = PROJECT / "data", PROJECT / "outputs"
 
 
+def other_checkout() -> Path | None:
+    """The checkout whose ``train.py`` or other entry was started, where another package runs."""
+    checkout = Path(sys.argv[0]).resolve().parent
+    package = checkout / "src" / "lora_mnist"
+    return checkout if package.is_dir() and package != _PACKAGE else None
+
+
 def program(name: str | None = None) -> str:
     """How a command is typed here: ``python ../train.py``, or ``lora-mnist train``.
 
@@ -33,8 +40,12 @@ def program(name: str | None = None) -> str:
 
 
 def command_line(arguments: Iterable[str], entry: str | None = None) -> str:
-    """A command of ``entry``, or of the program that runs, ready to paste into bash or zsh."""
-    return " ".join([entry or program(), *map(quoted, arguments)])
+    """A command of ``entry``, or of the program that runs, ready to paste into bash or zsh.
+
+    Hydra takes options such as ``--config-dir`` only before all overrides.
+    """
+    options_first = sorted(arguments, key=lambda text: not text.startswith("-"))
+    return " ".join([entry or program(), *map(quoted, options_first)])
 
 
 def quoted(text: str) -> str:

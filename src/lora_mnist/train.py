@@ -15,7 +15,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lora_mnist.check_preprocessing import check_preprocessing
+from lora_mnist.check_preprocessing import check_preprocessing, warn_of_wrong_settings
 from lora_mnist.classifier import Classifier
 from lora_mnist.configuration import checked_copy, classifier_of, net_and_data
 from lora_mnist.data import mistakes
@@ -55,7 +55,7 @@ from lora_mnist.recipe import (
     select_images,
 )
 from lora_mnist.repair.module import ClassifierModule
-from lora_mnist.repair.predictions import Predictions, outcomes_by_split
+from lora_mnist.repair.predictions import Predictions, counts_of, outcomes_by_split
 from lora_mnist.repair.rate import choose_rate
 from lora_mnist.run import Run
 from lora_mnist.saving import common_results, record_of, save_adapter_and_base
@@ -201,6 +201,8 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     base_val = None
     if len(images.val):
         base_val = evaluate_on(trainer, net, dataset, images.val, "val")
+        if not better_preprocessing:
+            warn_of_wrong_settings(classifier, counts_of(base_val)["before"], trainer)
     selection = select_images(cfg, dataset.classes, images, base_val, wrong)
     put_new_adapter(cfg, net)
     data = make_data_module(cfg, trainer, classifier, images, selection)
@@ -346,15 +348,16 @@ def fit(
     """
     module.net.train()
     selection = data.plan.selection
-    learnt, replayed = len(selection.target_indices), data.plan.replay
+    learnt, others = len(selection.target_indices), len(selection.replay_indices)
     trained = "an adapter" if module.has_adapter else "a base"
     names = ", ".join(module.classes[c] for c in selection.targets) or "all classes"
     if module.has_adapter and not selection.targets and len(selection.replay_indices):
         names = "all classes that the base gets wrong"
-    others = f", {replayed} images of the others beside each {data.plan.batch_size}"
+    replayed = f", and {others:,} of the others: {data.plan.replay} beside each "
+    replayed += str(data.plan.batch_size)
     log.info(
         "training %s on %s images of %s%s",
-        *(trained, f"{learnt:,}", names, others if replayed else ""),
+        *(trained, f"{learnt:,}", names, replayed if data.plan.replay else ""),
     )
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)

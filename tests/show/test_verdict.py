@@ -132,6 +132,7 @@ def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
 def test_whether_to_keep_it(run, outcome, start):
     assert verdict(run)[0].outcome == outcome
     assert verdict_text(run).startswith(start)
+    assert ("docs/failed.md" in verdict_text(run)) == (not start.startswith("Keep"))
 
 
 def test_without_test_images_of_the_class_nothing_is_judged_of_it():
@@ -189,6 +190,16 @@ ADVICE = {
     ),
     "harm": (HARM, ["experiment=repair"], None),
     "a price": (PRICE, ["experiment=repair"], None),
+    "a failure, where another class is the weakest": (
+        nines(20, 0, val_base=outcome([5, 5, 40, *[5] * 7]), val=outcome([5] * 10)),
+        ["experiment=repair", "digit=9", "seed=3"],
+        "train.py experiment=repair seed=3 digit=2",
+    ),
+    "a failure on the weakest class": (
+        nines(20, 0, val_base=outcome([5] * 9 + [40]), val=outcome([5] * 10)),
+        ["experiment=repair", "digit=weakest", "loss.target_weight=0.5"],
+        "train.py -m experiment=repair digit=9 sweep=front",
+    ),
     "another scale": (
         nines(20, 0, targets=[], dial={**DIAL, "saved": 0.5}),
         ["experiment=repair", "lora.scale=0.5", "base_ckpt=mine.pt"],

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
@@ -14,7 +15,7 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from lora_mnist.errors import UserError, error_in_user_code, one_line
+from lora_mnist.errors import UserError, error_in_user_code, is_own_code, one_line
 
 
 class MLP(nn.Sequential):
@@ -76,34 +77,76 @@ class CNN(nn.Sequential):
         self.linear1 = nn.Linear(channels[-1] * side * side, num_classes)
 
 
-def build(settings: Any) -> Any:
+def build(settings: Any, is_transform: bool = False) -> Any:
     """Call what each ``_target_`` in ``settings`` names, with the values beside it as arguments.
 
     Inner ones come first. With ``_partial_`` the call is left to others. That is what Hydra's
-    ``instantiate`` does; the files of bases and adapters are read without Hydra.
+    ``instantiate`` does; the files of bases and adapters are read without Hydra. Unlike there, a
+    function of a picture may stand under the key ``transform``, or in it; it is not called here.
     """
     if isinstance(settings, Mapping):
-        values = {key: build(value) for key, value in settings.items() if key != "_convert_"}
+        values = {}
+        for key, value in settings.items():
+            if key != "_convert_":
+                values[key] = build(value, is_transform or key == "transform")
         if "_target_" not in values:
             return values
         function = resolve_name(values.pop("_target_"))
-        if values.pop("_partial_", False):
+        is_partial = values.pop("_partial_", False)
+        if is_partial or (is_transform and _takes_a_picture(function, values)):
             return partial(function, **values)
         return function(**values)
     if isinstance(settings, Sequence) and not isinstance(settings, str):
-        return [build(value) for value in settings]
+        return [build(value, is_transform) for value in settings]
     return settings
+
+
+def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether ``function`` is a transform itself, and does not make one of ``arguments``.
+
+    It is no class, and one of its arguments is still to be given, the picture.
+    """
+    if isinstance(function, type):
+        return False
+    if isinstance(function, nn.Module):  # such as a Compose that stands in the user's file
+        return True
+    missing = 0
+    for name, parameter in signature(function).parameters.items():
+        is_given = name in arguments or parameter.default is not parameter.empty
+        if not is_given and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            missing += 1
+    return missing == 1
 
 
 @contextmanager
 def importable(folders: Sequence[Path]) -> Iterator[None]:
-    """Inside the ``with`` block Python also looks for modules in these folders."""
+    """Inside the ``with`` block Python also looks for modules in these folders, in this order.
+
+    They come last: with ``timm.create_model`` no file of that name runs that lies in a folder.
+    """
     path = list(sys.path)
     sys.path += [str(folder) for folder in folders]
     try:
         yield
     finally:
         sys.path[:] = path
+
+
+def files_of_code(settings: Any) -> list[str]:
+    """The files of a user's own code that the ``_target_`` in ``settings`` have been found in."""
+    files: list[str] = []
+    if isinstance(settings, Mapping):
+        module = str(settings.get("_target_", ""))
+        while module and module not in sys.modules:
+            module = module.rpartition(".")[0]
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file and is_own_code(Path(file)):
+            files.append(file)
+        settings = list(settings.values())
+    if isinstance(settings, list):
+        for value in settings:
+            files += files_of_code(value)
+    return list(dict.fromkeys(files))
 
 
 def build_network(settings: Mapping[str, Any], folders: Sequence[Path] = ()) -> nn.Module:
