@@ -238,6 +238,7 @@ class ClaimOutputFolder(Callback):
         """
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
         with _refusals():
+            _refuse_other_directory(config)
             if OmegaConf.is_missing(config, "stage"):
                 raise UserError(_no_stage())
             resume = OmegaConf.select(config, "sweep.resume")
@@ -258,6 +259,7 @@ class ClaimOutputFolder(Callback):
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
         HydraConfig.instance().set_config(config)
         with _refusals():
+            _refuse_other_directory(config)
             keys = swept_keys(config)
             is_set = keys.get("stage") or keys.get("experiment")  # it may be swept
             if OmegaConf.is_missing(config, "stage") and not is_set:
@@ -285,6 +287,13 @@ class ClaimOutputFolder(Callback):
             if metric and not summary.best:
                 expected = "expected a column of summary.csv, or null"
                 raise UserError(f"sweep.metric={metric}: no job has it; {expected}")
+
+
+def _refuse_other_directory(config: DictConfig) -> None:
+    if config.hydra.job.chdir:
+        raise UserError(
+            "hydra.job.chdir=true: expected false; paths are relative to where you stand"
+        )
 
 
 @contextmanager
