@@ -13,7 +13,9 @@ import torch
 from helpers.commands import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
 import lora_mnist.run  # noqa: F401 the resolvers that the configurations need
@@ -57,7 +59,10 @@ def composed(entry, *overrides):
     values = OverridesParser.create().parse_overrides([o for o in overrides if o not in chosen])
     for value in values:
         key = value.get_key_element().lstrip("+")
-        OmegaConf.update(cfg, key, value.value(), merge=True, force_add=value.is_add())
+        try:
+            OmegaConf.update(cfg, key, value.value(), merge=True, force_add=value.is_add())
+        except ConfigAttributeError as error:
+            raise ConfigCompositionException from error  # as Hydra does
     return cfg
 
 

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from lora_mnist import MLP
 from lora_mnist.check_preprocessing import warn_of_wrong_settings
 from lora_mnist.configuration import classifier_of
+from lora_mnist.evaluate import evaluate
 
 
 def train_plain(folder):
@@ -65,6 +66,9 @@ def test_eval_says_unasked_how_the_network_was_trained(cli, tmp_path):
     mended = cli("eval.py", *OPTIONS, *changes, here=tmp_path)
     assert "trained otherwise" not in mended.err
     assert errors(mended.out) < errors(first.out)
+    with logged("lora_mnist.check_preprocessing") as text:  # no command line is known
+        evaluate(composed("eval", *OPTIONS, f"paths.outputs={tmp_path}/outputs"))
+    assert text.getvalue().endswith(": data.resize=stretch data.mean=0.0 data.std=1.0\n")
 
 
 def errors(table):

@@ -26,6 +26,7 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("trainer.max_steps={a:1", "trainer.max_steps={a:1: no viable alternative at input"),
         ("hydra/launcher=nope", 'others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'),
         ("experiment=null", "Config group override must be a string or a list. Got NoneType"),
+        ("trainer.limit_val_batches=0", ", or +trainer.limit_val_batches, a new argument of light"),
         ("resume=nowhere", "resume=nowhere: expected the folder of a run that began to train"),
         ("hydra.job.chdir=true", "hydra.job.chdir=true: expected false; paths are relative to"),
     ],
@@ -36,6 +37,11 @@ def test_hydras_refusals_are_one_line(cli, tmp_path, argument, answer):
     assert answer in done.err
     assert len(done.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_key_that_was_deleted_is_missing(cli):
+    done = cli("train.py", "stage=lora", "~seed")
+    assert (done.code, done.err) == (2, "seed: missing; expected a value\n")
 
 
 def test_flags_of_hydra_that_exclude_each_other(cli):
@@ -96,11 +102,11 @@ def test_a_job_of_a_sweep_deletes_nothing_of_ones_own(cli, tmp_path):
     file = tmp_path / "mine" / "0" / "notes.txt"
     file.parent.mkdir(parents=True)
     file.write_text("mine")
-    where = (f"hydra.sweep.dir={tmp_path}/mine", "hydra.sweep.subdir=${hydra.job.num}")
-    done = cli(TOY, "-m", *where)
-    assert done.code == 2
-    assert f"hydra.sweep.subdir: {file.parent} has a notes.txt already" in done.err
-    assert file.read_text() == "mine"
+    for where in (f"hydra.sweep.dir={tmp_path}/mine", f"sweep.resume={tmp_path}/mine"):
+        done = cli(TOY, "-m", "x=1,2", where, "hydra.sweep.subdir=${hydra.job.num}")
+        assert done.code == 2
+        assert f"hydra.sweep.subdir: {file.parent} has a notes.txt already" in done.err
+        assert file.read_text() == "mine"
 
 
 def test_a_run_goes_on_in_its_folder_and_no_other_run_comes_there(cli, tmp_path):
@@ -116,6 +122,15 @@ def test_a_run_goes_on_in_its_folder_and_no_other_run_comes_there(cli, tmp_path)
     assert {path.name for path in runs.iterdir()} == {"a", "b"}
     assert read_results(runs / "a")["val"]["errors"] == 5
     assert (runs / "a" / ".hydra" / "config.yaml").read_bytes() == config
+    resume = f"resume={runs / 'a'}"
+    done = cli(TOY, resume, f"hydra.run.dir={tmp_path}/elsewhere")
+    assert f"hydra.run.dir={tmp_path}/elsewhere: expected none, since {resume}" in done.err
+    assert not (tmp_path / "elsewhere").exists()
+    done = cli(TOY, "-m", resume, "x=1,2")
+    assert (done.code, done.err) == (
+        2,
+        "resume: expected a single run; a sweep has sweep.resume\n",
+    )
 
 
 def test_commands_run_from_any_folder(cli, tmp_path):

@@ -48,6 +48,10 @@ MISTAKES = {
         (*LORA, "target=cow"),
         (*LORA, "target=1.10 -> target=1.1: expected a class; quote one that looks like a number"),
         (*LORA, "lora=pissa", "optimizer=adamw", "optimizer.weight_decay=0.1"),
+        (
+            *(*LORA, "lora=pissa"),
+            "optimizer._target_=torch.optim.AdamW -> optimizer.weight_decay=0.01: expected 0",
+        ),
         (*LORA, "lora=pissa", "lora.init_std=2"),
         (*LORA, "digit=[9,9] -> target=[9, 9]: "),
         (*LORA, "adapter=latest -> adapter: nothing reads this key"),

@@ -157,6 +157,17 @@ def test_images_held_out_just_now_prove_nothing(here):
     assert not evaluate(config("eval", "data.data_dir=whole"))["test_held_out_now"]
 
 
+def test_a_folder_of_test_images_alone_is_tested_and_not_trained_on(here):
+    shutil.copytree("photos", "alone/test")
+    alone = config("eval", "data.data_dir=alone", *FORM, "figures=false")
+    assert sum(evaluate(alone)["test"]["images_per_class"]) == 60
+    assert "data.mean=null: expected mean and std" in refused(
+        evaluate, config("eval", "data.data_dir=alone")
+    )
+    repair = config("train", "experiment=repair", "target=dog", "data.data_dir=alone", *FORM)
+    assert refused(train, repair) == "data: expected images to train on; alone has none"
+
+
 def test_predictions_need_no_folder(here):
     expected = predict(config("predict", "images=photos/dog/3.png", *FORM))
     shutil.move("photos", "elsewhere")

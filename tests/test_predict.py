@@ -8,7 +8,7 @@ from helpers.commands import ROOT, refused
 from PIL import Image
 
 from lora_mnist.data import load_images
-from lora_mnist.predict import predict
+from lora_mnist.predict import find_pictures, predict
 
 NET = SMALL[0]
 
@@ -100,3 +100,14 @@ def test_any_number_of_pictures_becomes_a_table(with_nine, pictures, tmp_path):
     for images, why in ((pictures, "expected a new file"), ("[]", "expected a picture")):
         refusal = composed("predict", NET, f"images={images}", f"out={tmp_path}/predictions.csv")
         assert why in refused(predict, refusal)
+
+
+def test_a_folder_that_is_a_link_is_looked_into(tmp_path):
+    (tmp_path / "said").mkdir()
+    (tmp_path / "said" / "a.png").touch()
+    (tmp_path / "said" / "back").symlink_to(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cat").symlink_to("../said")
+    found = find_pictures(f"{tmp_path}/in")
+    assert found[0] == tmp_path / "in" / "cat" / "a.png"
+    assert len({path.resolve() for path in found}) == 1

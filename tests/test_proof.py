@@ -25,6 +25,9 @@ def test_a_base_that_knows_the_validation_images_is_named(caplog):
     test = {"errors": 81, "images_per_class": [1082]}
     for errors in (40, 8):
         outcomes = {"val_base": {"errors": errors, "images_per_class": [514]}, "test_base": test}
-        warn_of_known_validation(outcomes)
+        warn_of_known_validation(outcomes, "train")
         is_named = "has probably been trained on the validation images" in caplog.text
         assert is_named == (errors == 8)
+    assert caplog.text.rstrip().endswith(", or data.val_from=test")
+    warn_of_known_validation(outcomes, "test")
+    assert caplog.text.rstrip().endswith("it has not seen")

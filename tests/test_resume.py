@@ -216,6 +216,12 @@ def test_more_steps_are_trained(go):
     assert expected in refusal(go, *LORA, "trainer.max_steps=50")
 
 
+def test_a_run_whose_scheduler_has_ended_cannot_be_trained_farther(go):
+    options = ("stage=lora", "digit=9", "trainer.max_steps=3", "scheduler=cosine", *EACH_STEP)
+    go("run", *options)
+    assert "cannot be trained farther, since its scheduler counts" in refusal(go, *options)
+
+
 def test_what_a_callback_ends_goes_on_from_there(go, monkeypatch):
     """In the middle of an epoch, and as if nothing had ended it."""
     options = (*LORA, *QUIET, "callbacks=averaging", "lora.dropout=0.2")
@@ -277,6 +283,9 @@ def test_other_images_are_refused_by_name(tmp_path, monkeypatch):
     with pytest.raises(Crashed):
         train(config("train", *options), Run(folder))
     assert step_of(folder) == 7
+    monkeypatch.setenv("CRASH", "-1")
+    shutil.copytree(photos, tmp_path / "moved")  # the same images elsewhere go on
+    train(config("train", *options, f"resume={folder}", "data.data_dir=moved"), Run(folder))
     cfg = config("train", *options, f"resume={folder}")
     shutil.copy(photos / "dog" / "1.png", photos / "cat" / "1.png")
     with pytest.raises(UserError, match=r"^data\.data_dir=.*: expected the same images, as in"):

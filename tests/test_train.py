@@ -131,7 +131,6 @@ def test_a_command_line_that_train_refuses(tmp_path):
     for stage, command, message in (
         ("eval", Run(tmp_path), "^stage=eval: expected one of pretrain, lora"),
         ("lora", Run(tmp_path, ("digit=9", "target=3")), "^digit=9: expected target alone"),
-        ("lora", Run(tmp_path, is_sweep=True), r"^resume=.*: expected a single run; .* sweep\."),
     ):
         cfg.stage = stage
         with pytest.raises(UserError, match=message):
@@ -374,11 +373,14 @@ def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
     assert base_state_dict(net).keys() == ours.keys()
 
 
-def test_a_repair_without_validation_images_names_the_keys_that_make_it_run(outputs):
-    options = ("experiment=repair", "digit=9", "data.val_size=0")
+@pytest.mark.parametrize("lacking", ["data.val_size=0", "+trainer.limit_val_batches=0"])
+def test_a_repair_without_validation_images_names_the_keys_that_make_it_run(outputs, lacking):
+    options = ("experiment=repair", "target=weakest", lacking)
     with pytest.raises(UserError, match=r"^optimizer\.lr=auto: ") as caught:
         run(outputs, *options)
-    named = re.findall(r"[\w.]+=[\d.]+", str(caught.value))
+    named = re.findall(r"[\w.]+=[\w.]+", str(caught.value).partition(" say ")[2])
+    assert "target=CLASS" in named
+    named[named.index("target=CLASS")] = "target=9"
     assert run(outputs, *options, *named)["dial"] is None
 
 

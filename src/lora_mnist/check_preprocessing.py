@@ -56,8 +56,11 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
     configured = dataset.preprocessing()
     if is_known or run.is_sweep or "mean" not in configured or not trainer.is_global_zero:
         return []
+    parts: Any = [part for part in (dataset.sets.train, dataset.sets.val) if len(part)]
+    if not parts:
+        return []
     sizing = configured.get("resize"), configured.get("crop_pct")
-    images = {sizing: _some_images([dataset.sets.train, dataset.sets.val])}
+    images = {sizing: _some_images(parts)}
     changes = [*_PIXELS]
     if dataset.channels == 3:
         changes.append(_IMAGENET)
@@ -77,8 +80,8 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
             other.mean, other.std = way["mean"], way["std"]
             sizing = way.get("resize"), way.get("crop_pct")
             if sizing not in images and isinstance(dataset, Folder):
-                parts = dataset.prepared(resize=sizing[0], crop_pct=sizing[1])
-                images[sizing] = _some_images(parts)
+                prepared = dataset.prepared(resize=sizing[0], crop_pct=sizing[1])
+                images[sizing] = _some_images([part for part in prepared if len(part)])
             is_wrong = _is_wrong(net, other, images[sizing], device)
             if is_wrong.sum() < fewest_wrong.sum():
                 best, fewest_wrong = way, is_wrong
@@ -88,11 +91,15 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
         return []
     keys = [key for key in best if best[key] != configured[key]]
     overrides = [f"data.{key}={best[key]}".replace(" ", "") for key in keys]
+    advice = " ".join(overrides)
+    if run.typed is not None:  # in a new run: one that goes on keeps its preprocessing
+        typed = run.typed_without("hydra.", "resume=", *(f"data.{key}=" for key in keys))
+        advice = command_line([*typed, *overrides])
     log.warning(
         "the network was most likely trained otherwise, %d errors instead of %d in %d validation "
         "and training images: %s",
         *(fewest_wrong.sum(), wrong_as_configured.sum(), len(fewest_wrong)),
-        command_line([*run.typed_without("hydra.", *(f"data.{key}=" for key in keys)), *overrides]),
+        advice,
     )
     return overrides
 

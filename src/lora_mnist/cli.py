@@ -29,7 +29,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from lora_mnist.configuration import refuse_what_is_not_there
 from lora_mnist.disk.numbers import flatten
-from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
 from lora_mnist.run import CLASSIFIER, Run, override
@@ -176,6 +176,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         if OmegaConf.is_missing(cause.parent_node, "stage"):
             return _no_stage(), code  # which keys there are depends on it
+        if not isinstance(error, HydraException):  # the command reads it
+            return f"{cause.full_key}: missing; expected a value", code
         message = f"{cause.full_key}: nothing reads this key; {_nearest(cause)}"
     elif isinstance(error, OmegaConfBaseException):
         reason, _, _ = str(error).partition("\n    full_key:")  # the rest is for programmers
@@ -213,7 +215,10 @@ def _nearest(error: Any) -> str:
     keys |= {key: key for key in map(str, error.parent_node)}
     nearest = [keys[each] for each in get_close_matches(name, keys)]
     if not nearest:
-        return f"expected one of {', '.join(sorted(map(str, error.parent_node)))}"
+        expected = f"expected one of {', '.join(sorted(map(str, error.parent_node)))}"
+        if error.parent_node.get("_target_"):
+            expected += f", or +{error.full_key}, a new argument of {error.parent_node._target_}"
+        return expected
     return f"the nearest: {', '.join(f'{group}.{key}'.lstrip('.') for key in nearest)}"
 
 
@@ -245,6 +250,11 @@ class ClaimOutputFolder(Callback):
             if resume is not None:
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
             folder, subfolder = Path(config.hydra.run.dir), config.hydra.output_subdir
+            resume = OmegaConf.select(config, "resume")
+            if resume is not None and not (folder / RUN_RECORD).is_file():
+                raise UserError(
+                    f"hydra.run.dir={folder}: expected none, since resume={resume} names the folder"
+                )
             if subfolder is not None:
                 log_file = folder / f"{config.hydra.job.name}.log"
                 if (folder / subfolder).exists() or log_file.exists():
@@ -264,6 +274,8 @@ class ClaimOutputFolder(Callback):
             is_set = keys.get("stage") or keys.get("experiment")  # it may be swept
             if OmegaConf.is_missing(config, "stage") and not is_set:
                 raise UserError(_no_stage())
+            if "resume" in keys:
+                raise UserError("resume: expected a single run; a sweep has sweep.resume")
             if "sweep" in config:
                 open_sweep(config)
 

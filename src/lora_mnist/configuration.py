@@ -147,6 +147,6 @@ def latest_adapter(outputs: Path) -> Path:
     if config is None:
         raise UserError(
             f"adapter=latest: expected an adapter in {outputs}/lora, found none; make one with: "
-            f"{program('train')} stage=lora"
+            f"{program('train')} stage=lora and the same data and net"
         )
     return config.parent

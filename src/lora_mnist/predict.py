@@ -129,14 +129,24 @@ def find_pictures(images: Any) -> list[Path]:
         name = Path(str(pattern))
         matches = [name]  # a name that exists is no pattern, even with brackets
         if name.is_dir():
-            matches = []
-            for file in sorted(name.rglob("*")):
-                is_hidden = any(part.startswith(".") for part in file.relative_to(name).parts)
-                if file.suffix.lower() in endings and file.is_file() and not is_hidden:
-                    matches.append(file)
+            matches = [path for path in _files_in(name) if path.suffix.lower() in endings]
         elif not name.exists():  # Path.glob takes no absolute pattern
             matches = [Path(p) for p in sorted(glob.glob(str(name))) if Path(p).is_file()]  # noqa: PTH207
         if not matches:
             raise UserError(f"images={pattern}: expected pictures; there are none")
         files += matches
     return list(dict.fromkeys(files))
+
+
+def _files_in(folder: Path, above: Sequence[Path] = ()) -> list[Path]:
+    """All files in a folder and its subfolders, but hidden ones, also where these are links.
+
+    A link to one of the folders ``above`` is left out.
+    """
+    files, place = [], folder.resolve()
+    for path in sorted(folder.glob("[!.]*")):
+        if path.is_file():
+            files.append(path)
+        elif path.is_dir() and path.resolve() not in (place, *above):
+            files += _files_in(path, (place, *above))
+    return files

@@ -45,20 +45,25 @@ def prove_unchanged(base: Base, net: nn.Module) -> None:
     log.info("base unchanged: %d tensors, bit for bit", len(base.tensors))
 
 
-def warn_of_known_validation(outcomes: Mapping[str, Any]) -> None:
-    """Warn if the base makes far fewer errors on validation images than on test images."""
+def warn_of_known_validation(outcomes: Mapping[str, Any], val_from: str) -> None:
+    """Warn if the base makes far fewer errors on validation images than on test images.
+
+    ``val_from`` is the part that these were taken from, ``train`` or ``test``.
+    """
     if "val_base" not in outcomes:
         return
     val, test = outcomes["val_base"], outcomes["test_base"]
     if knows_validation(val, test):
+        instead = ", or data.val_from=test" if val_from == "train" else ""
         log.warning(
             "the base has probably been trained on the validation images: it has %d of %d wrong, "
-            "and %d of %d test images. Their advice may do harm; expected images in val/ that "
-            "it has not seen, or data.val_from=test",
+            "and %d of %d test images. Their advice may do harm; expected images that it has not "
+            "seen%s",
             val["errors"],
             sum(val["images_per_class"]),
             test["errors"],
             sum(test["images_per_class"]),
+            instead,
         )
 
 

@@ -20,6 +20,7 @@ from lora_mnist.data.datamodule import ImageDataModule, is_one_epoch
 from lora_mnist.data.images import Subset
 from lora_mnist.data.mistakes import Mistakes, wrong_pictures
 from lora_mnist.data.plan import Plan, Selection, select
+from lora_mnist.disk.resume import COUNTS_OF_STEPS
 from lora_mnist.errors import UserError, config_group, is_number
 from lora_mnist.lora.model import add_lora, lora_disabled
 from lora_mnist.lora.targets import layers_to_adapt
@@ -33,14 +34,14 @@ log = logging.getLogger(__name__)
 
 #: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
 _AUTO_RANK = 64
-#: These settings make a repair run that has no validation images.
-_WITHOUT = "; without any, say optimizer.lr=0.001 lora.scale=1"
 
 
 def read_images(trainer: Trainer, dataset: ImageDataset) -> ImageSets:
     """All images; with ``trainer.limit_val_batches=0`` there are none for validation."""
     with config_group("data"):
         images = dataset.sets
+    if not len(images.train):
+        raise UserError(f"data: expected images to train on; {dataset.name} has none")
     if not trainer.limit_val_batches:
         images = replace(images, val=Subset(images.val, torch.arange(0)))
     return images
@@ -53,9 +54,9 @@ def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_valid
     """
     if not trainer.limit_val_batches:
         no_validation = "expected trainer.limit_val_batches > 0"
-    needs_val: dict[str, str] = {}
+    needs_val: dict[str, str] = {}  # settings, and those that need no validation images
     scheduler = cfg.scheduler or {}
-    if -1 in (scheduler.get("T_max"), scheduler.get("total_iters"), scheduler.get("total_steps")):
+    if -1 in [scheduler.get(key) for key in COUNTS_OF_STEPS]:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
@@ -75,25 +76,19 @@ def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_valid
                 "optimizer.lr=auto: expected a number; only stage=lora finds one, and none for "
                 "scheduler=one_cycle"
             )
-        needs_val["optimizer.lr=auto"] = _WITHOUT
+        needs_val["optimizer.lr=auto"] = "optimizer.lr=0.001"
     if cfg.stage == "lora":
-        scale, init, decay = cfg.lora.scale, cfg.lora.init, cfg.optimizer.get("weight_decay")
-        if init != "gaussian" and cfg.lora.init_std != 1:
+        scale = cfg.lora.scale
+        if cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
             raise UserError(f"lora.init_std={cfg.lora.init_std}: expected lora.init=gaussian")
-        if init == "pissa" and decay:
-            raise UserError(
-                f"optimizer.weight_decay={decay}: expected 0 with lora.init=pissa, whose factors "
-                "start at the weight's principal part: decay would move the network away from the "
-                "base, not towards it"
-            )
         if scale == "auto":
-            needs_val["lora.scale=auto"] = _WITHOUT
+            needs_val["lora.scale=auto"] = "lora.scale=1"
         elif not is_number(scale) or scale <= 0:
             raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
         if cfg.dial:
-            needs_val["dial=true"] = ""
+            needs_val["dial=true"] = "dial=false"
         if cfg.refit is True:
-            needs_val["refit=true"] = ""
+            needs_val["refit=true"] = "refit=false"
         elif cfg.refit not in (False, "auto"):
             raise UserError(f"refit={cfg.refit}: expected true, false or auto")
         if cfg.target is not None and cfg.data.mistakes is not None:
@@ -102,7 +97,7 @@ def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_valid
                 "learnt"
             )
     if cfg.target == "weakest":
-        needs_val["target=weakest"] = ""
+        needs_val["target=weakest"] = "target=CLASS"
     weight = cfg.loss.get("target_weight")
     if cfg.data.replay == 0 and weight is not None:
         raise UserError(f"loss.target_weight={weight}: expected null, or data.replay > 0")
@@ -112,7 +107,7 @@ def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_valid
         monitor = str(getattr(callback, "monitor", ""))
         if not monitor.startswith("val/"):
             continue
-        needs_val[f"callbacks: monitor={monitor}"] = ""
+        needs_val[f"callbacks: monitor={monitor}"] = "callbacks=default"
         if cfg.get("refit") is True:
             raise UserError(
                 f"refit=true: expected false, since {monitor} is monitored, and the last training "
@@ -123,11 +118,12 @@ def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_valid
                 f"trainer.val_check_interval={interval}: expected at most {batches}, the batches "
                 f"of trainer.max_steps={trainer.max_steps}, since {monitor} is monitored"
             )
-    for setting, otherwise in needs_val.items():
-        if not len(val):
-            raise UserError(
-                f"{setting}: {no_validation}, since validation images decide{otherwise}"
-            )
+    if needs_val and not len(val):
+        otherwise = " ".join(dict.fromkeys(needs_val.values()))
+        raise UserError(
+            f"{next(iter(needs_val))}: {no_validation}, since validation images decide; without "
+            f"any, say {otherwise}"
+        )
 
 
 def mistakes_of(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> Mistakes | None:
@@ -212,13 +208,13 @@ def put_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
     if settings["dropout"] == "auto":  # each training sets its own
         settings["dropout"] = 0.0
     with config_group("lora"):
-        if settings["rank"] == "auto" or settings["init"] == "pissa":
-            if settings["rank"] == "auto":
+        if settings.get("rank") == "auto" or settings.get("init") == "pissa":
+            if settings.get("rank") == "auto":
                 settings["rank"] = _AUTO_RANK
-            ranks = settings["rank_pattern"] = dict(settings["rank_pattern"] or {})
-            for name, weight in layers_to_adapt(net, settings["target_modules"]).items():
+            ranks = settings["rank_pattern"] = dict(settings.get("rank_pattern") or {})
+            for name, weight in layers_to_adapt(net, settings.get("target_modules", "all")).items():
                 full = min(weight.base.flatten(1).shape)
-                if type(settings["rank"]) is int and full < settings["rank"]:
+                if type(settings.get("rank")) is int and full < settings["rank"]:
                     ranks[f"^{name}"] = full  # the user's own pattern comes first
         add_lora(net, **settings)
 
@@ -231,6 +227,15 @@ def loss_and_optimizer(cfg: DictConfig) -> tuple[Loss, Callable[..., Optimizer]]
     settings.pop("lr")
     with importable([Path.cwd()]), config_group("optimizer"):
         make_optimizer = instantiate(settings, _convert_="all")  # plain lists, for checkpoints
+        if cfg.stage == "lora" and cfg.lora.init == "pissa":
+            # AdamW decays without a key that says so.
+            one = make_optimizer([nn.Parameter(torch.zeros(1))], lr=0.1)
+            if decay := one.defaults.get("weight_decay"):
+                raise ValueError(
+                    f"weight_decay={decay}: expected 0 with lora.init=pissa, whose factors start "
+                    "at the weight's principal part: decay would move the network away from the "
+                    "base, not towards it"
+                )
     return loss, make_optimizer
 
 

@@ -52,6 +52,10 @@ def common_results(
         "target_weight": OmegaConf.select(cfg, "loss.target_weight"),
         "classes": dataset.classes,
         "data_sha256": dict(images.sha256),
+        "training_images_per_class": images.train.labels.bincount(
+            minlength=len(dataset.classes)
+        ).tolist(),
+        "validation_images": len(images.val),
         "mean": preprocessing.get("mean"),
         "std": preprocessing.get("std"),
         "val_from": dataset.val_from,

@@ -37,6 +37,7 @@ from lora_mnist.disk.run_paths import (
 )
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import fingerprint
+from lora_mnist.lora.model import lora_disabled
 from lora_mnist.proof import (
     prove_unchanged,
     refuse_moving_base,
@@ -106,8 +107,6 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     cfg = checked_copy(cfg, run)
     if cfg.resume is None:
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
-    elif run.is_sweep:
-        raise UserError(f"resume={cfg.resume}: expected a single run; a sweep has sweep.resume")
     if {"digit", "target"} <= run.typed_keys:
         raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
     if not _training.acquire(blocking=False):
@@ -193,7 +192,6 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     classifier.check(images.train)
     refuse_inconsistent(cfg, trainer, images.val, dataset.no_validation)
     refuse_moving_base(trainer, classifier, images.train)
-    better_preprocessing = check_preprocessing(classifier, run, trainer)
     wrong = mistakes_of(cfg, trainer, classifier)
     if wrong is not None:
         images = mistakes.with_mistakes(images, wrong)
@@ -201,11 +199,13 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     base_val = None
     if len(images.val):
         base_val = evaluate_on(trainer, net, dataset, images.val, "val")
-        if not better_preprocessing:
-            warn_of_wrong_settings(classifier, counts_of(base_val)["before"], trainer)
     selection = select_images(cfg, dataset.classes, images, base_val, wrong)
     put_new_adapter(cfg, net)
     data = make_data_module(cfg, trainer, classifier, images, selection)
+    with lora_disabled(net):  # not earlier: its advice is this command, which is refused until here
+        better_preprocessing = check_preprocessing(classifier, run, trainer)
+        if base_val is not None and not better_preprocessing:
+            warn_of_wrong_settings(classifier, counts_of(base_val)["before"], trainer)
     rate, seconds_a_step = cfg.optimizer.lr, 0.0
     if rate == "auto":
         assert base_val is not None  # refuse_inconsistent
@@ -236,7 +236,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         outcomes = outcomes_by_split(tables, selection.targets)
         # Without the mistakes that were left out of either, the two cannot be compared.
         if images.val is dataset.sets.val and images.test is dataset.sets.test:
-            warn_of_known_validation(outcomes)
+            warn_of_known_validation(outcomes, dataset.val_from)
         results = common_results(
             cfg, run.typed, classifier, images, outcomes, data.plan, selection.targets
         )

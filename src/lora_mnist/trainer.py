@@ -168,6 +168,7 @@ def quiet_lightning() -> Iterator[None]:
             ".*length of `list` across ranks is zero.*",  # no validation, on purpose
             ".*in eval mode at the start of training.*",  # the base is, on purpose
             ".*smaller than the logging interval.*",  # the loss is logged by steps, not batches
+            ".*Total length of `list` across ranks is zero.*",  # of validation images, on purpose
             ".*LeafSpec.* is deprecated",  # between Lightning and torch
         ):
             warnings.filterwarnings("ignore", message=message)

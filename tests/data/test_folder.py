@@ -134,6 +134,13 @@ def test_broken_images_are_named_and_left_out(make_photos, caplog, monkeypatch, 
         sets(root)
 
 
+def test_a_picture_of_more_than_sixteen_bits_is_named_and_left_out(make_photos, caplog):
+    root = make_photos({"cat": 20, "dog": 20})
+    Image.fromarray(numpy.full((8, 8), 70000, numpy.int32)).save(root / "cat" / "wide.tif")
+    assert sum(len(labels) for _, labels in sets(root)[1]) == 40
+    assert "wide.tif: skipped: no readable picture (more than 16 bits" in caplog.text
+
+
 def test_the_sha256_changes_with_the_images(make_photos):
     root = make_photos({"cat": 5, "dog": 5})
     hashes = {sets(root, split_seed=seed)[0].sets.sha256["all"] for seed in (0, 1)}
@@ -242,6 +249,7 @@ def test_the_split_is_stable():
     ("changes", "message"),
     [
         ({"classes": ["cat", "cow"]}, r"classes=.*: expected every folder of .* once: \['cat', "),
+        ({"classes": [1.1, "dog"]}, "classes=1.1: expected names, quoted"),
         ({"transform": v2.Resize(4), "image_size": 8}, "image_size=8: expected null, since transf"),
         ({"transform": v2.Resize(4), "resize": "stretch"}, "resize=stretch: expected null, since "),
         ({"test_size": 0}, "test_size=0: expected more, since there is no folder test/"),

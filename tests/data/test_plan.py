@@ -115,6 +115,8 @@ def test_classes_go_by_number_and_by_name(target, classes, expected):
     [
         (["9", 9], {}, r"target=\['9', 9\]: expected each class once"),
         (5, {}, "target=5: expected a class with training images"),
+        (True, {}, "target=True: expected a class; quote one that looks like a number, true "),
+        ([None, 9], {}, "target=None: expected a class; quote one"),
         (9, {"replay": 4}, "replay=4: expected at most 3, the number of training images"),
         (9, {"batch_size": 3, "processes": 2}, "batch_size=3: expected a multiple of 2 processes"),
         (9, {"replay": 3, "processes": 2}, "replay=3: expected a multiple of 2 processes"),

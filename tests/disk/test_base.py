@@ -67,18 +67,25 @@ def test_reads_what_training_scripts_save(tmp_path, state, form):
     assert changed_tensors(state, base.tensors) == []  # the base does not follow the network
 
 
-@pytest.mark.parametrize("prefixes", [("model.", "ema."), ("", "teacher.")])
+@pytest.mark.parametrize(
+    "prefixes", [("model.", "ema."), ("", "teacher."), ("state_dict.", "state_dict_ema.")]
+)
 def test_of_several_networks_in_a_file_one_is_chosen_by_name(tmp_path, state, prefixes):
     first, second = prefixes
     moved = {name: tensor + 1 for name, tensor in state.items()}
-    torch.save({**prefixed(first)(state), **prefixed(second)(moved)}, tmp_path / "mine.pt")
+    content = {**prefixed(first)(state), **prefixed(second)(moved)}
+    if "state_dict" in first:  # dictionaries in one, as timm writes them
+        content = {first[:-1]: state, second[:-1]: moved, "epoch": 3, "optimizer": {"state": {}}}
+    torch.save(content, tmp_path / "mine.pt")
     file, net = read_base(tmp_path / "mine.pt"), other_net()
-    with pytest.raises(ValueError, match=f"holds 2 networks; .* of {first}, {second}"):
+    named = first or "''"
+    with pytest.raises(ValueError, match=f"holds 2 networks; .* of {named}, {second}"):
         load_weights(net, file)
     with pytest.raises(ValueError, match=r"^base_prefix=nope\.: expected one of "):
         load_weights(net, file, "nope.")
-    load_weights(net, file, second)
-    assert changed_tensors(moved, net.state_dict()) == []
+    for prefix, expected in ((first, state), (second, moved)):
+        load_weights(net, file, prefix)
+        assert changed_tensors(expected, net.state_dict()) == []
 
 
 def test_another_precision_is_converted(tmp_path):

@@ -12,7 +12,10 @@ CLASSES = ["cat", "dog", "<b>cow</b>"]
 
 
 def outcome(errors, images=20, **more):
-    """Counts on 20 images of each class, whose errors are false calls of the next one."""
+    """Counts on 20 images of each class, whose errors are false calls of the next one.
+
+    The last class is the target.
+    """
     total = images * len(errors)
     false_calls = [*errors[-1:], *errors[:-1]]
     called = [images - wrong + false for wrong, false in zip(errors, false_calls, strict=True)]
@@ -23,6 +26,7 @@ def outcome(errors, images=20, **more):
         "errors": sum(errors),
         "errors_per_class": errors,
         "false_calls_per_class": false_calls,
+        "false_calls_of_target": false_calls[-1],
         "precision_per_class": precision,
         "images_per_class": [images] * len(errors),
         **more,
@@ -55,6 +59,8 @@ def results(stage="lora", **more):
         "targets": [] if stage == "pretrain" else [1],
         "classes": CLASSES,
         "replay": 0,
+        "training_images_per_class": [100] * 10,
+        "validation_images": 60,
         "steps": 12,
         "parameters": {"base": 100, "lora": 4, "trainable": 4, "increase_percent": 4.0},
         **splits,

@@ -12,6 +12,9 @@ BASE = outcome([30, 4], images=100)
 REPAIRED = repaired([30, 4], [1, 4], [21, 1], images=100)
 
 
+IMAGES = {"training_images_per_class": [100, 100], "validation_images": 20}
+
+
 def printed(function, *arguments, to="tables"):
     with logged(f"lora_mnist.show.{to}") as text:
         function(*arguments)
@@ -67,7 +70,8 @@ def test_of_many_classes_what_changed_comes_first_or_what_is_worst():
     fixed[60], broken[70], broken[80], fixed[80] = 1, 3, 1, 1
     run = {"stage": "lora", "classes": [f"c{n}" for n in range(count)], "targets": [7, 50]}
     run |= {"test_base": outcome(base), "test": repaired(base, broken, fixed), "replay": 0}
-    run["adapter"] = "adapter"
+    run |= {"adapter": "adapter", "training_images_per_class": [9] * count}
+    run["validation_images"] = count
     rows = first_cells(run)
     assert rows[:5] == ["c7 *", "c50 *", "c70", "c80", "c60"]
     assert rows[20:] == [f"{count - 20} others", "all"]
@@ -94,7 +98,7 @@ def test_a_terminal_gets_its_width_and_colours(monkeypatch):
 
 def test_a_command_is_not_broken_into_lines():
     typed = f"data.data_dir={'long/' * 40}"
-    run = {"stage": "eval", "classes": ["cat", "dog"], "targets": [], "test": BASE}
+    run = {"stage": "eval", "classes": ["cat", "dog"], "targets": [], "test": BASE, **IMAGES}
     lines = printed(print_results, {**run, "overrides": [typed]}, Path()).splitlines()
     assert lines[-1].endswith(f"experiment=repair target=cat {typed}")
 

@@ -3,8 +3,10 @@
 from math import comb
 
 import pytest
+import torch
 from helpers.runs import outcome, repaired, results
 
+from lora_mnist.repair.predictions import Predictions, outcomes_by_split
 from lora_mnist.show.next_steps import next_steps
 from lora_mnist.show.verdict import verdict, verdict_text
 
@@ -25,6 +27,7 @@ def run_of(base, broken, fixed, images=200, **more):
     """A repair of the last class, with replayed images."""
     names = ["coat", "dress", "shirt"] if len(base) == 3 else DIGITS[: len(base)]
     run = {"stage": "lora", "classes": names, "targets": [len(base) - 1], "replay": 90}
+    run["training_images_per_class"] = [100] * len(base)
     run |= {"adapter": "adapter", "overrides": [], "seconds": {"total": 660.0}}
     test = repaired(base, broken, fixed, images)
     return {**run, "test": test, "test_base": outcome(base, images), **more}
@@ -101,9 +104,21 @@ def test_the_class_that_loses_most_is_named(loser, word):
 def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
     run = run_of([5, 60], [0, 0], [0, 40])
     for split, calls in (("test_base", before), ("test", after)):
-        run[split]["false_calls_per_class"][1] = calls
+        run[split]["false_calls_per_class"][1] = run[split]["false_calls_of_target"] = calls
     calls = [phrase for phrase in verdict(run) if "false calls" in phrase.text]
     assert [phrase.outcome for phrase in calls] == [outcome]
+
+
+def test_false_calls_of_several_classes_come_from_without():
+    label, before = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 2, 1, 1, 2])
+    sure, loss = torch.ones(6), torch.zeros(6)
+    table = Predictions(3, torch.arange(6), label, before, sure, loss)
+    table = table.with_after(torch.tensor([0, 0, 2, 1, 1, 2]), sure, loss)
+    for targets, told in ([1, 2], True), ([0, 1, 2], False):
+        run = {**GOOD, **outcomes_by_split({"test": table}, targets), "targets": targets}
+        says = "dress and shirt (false calls): 1 -> 0; precision 80% -> 100%"
+        assert (says in verdict_text(run)) == told
+        assert ("false calls" in verdict_text(run)) == told
 
 
 @pytest.mark.parametrize(
@@ -178,6 +193,18 @@ ADVICE = {
         results("pretrain", weights="farm.ckpt"),
         ["base_ckpt=mine.pt", "debug=limit"],
         "train.py experiment=repair target=dog base_ckpt=run/farm.ckpt",
+    ),
+    "few images to replay": (
+        results("pretrain", training_images_per_class=[30, 100, 20]),
+        ["stage=pretrain"],
+        "train.py experiment=repair target=dog data.replay=50",
+    ),
+    "no images to train on": (results("eval", training_images_per_class=[0, 0, 0]), OWN, None),
+    "no images to validate on": (results("eval", validation_images=0), OWN, None),
+    "too few images to replay beside one class more": (
+        {**TWO, "replay": 90, "training_images_per_class": [80, 100, 100, 100]},
+        ["stage=lora", "digit=[1,2]", "data.replay=90"],
+        None,
     ),
     "a base, from Python": (results("pretrain"), None, None),
     "too few errors to show a gain": (base_of([2, 1], 59), [], None),

@@ -31,7 +31,7 @@ from lora_mnist.data.image_files import (
     subfolders,
 )
 from lora_mnist.data.images import Images, ImageTensors
-from lora_mnist.data.pictures import open_picture
+from lora_mnist.data.pictures import open_picture, with_eight_bits
 from lora_mnist.data.split import repeated, split
 from lora_mnist.errors import is_number, require_number
 from lora_mnist.progress import progress
@@ -58,11 +58,6 @@ class Folder(ImageDataset):
     for. With a ``transform``, images are read from the disk, and the arguments from ``image_size``
     to ``std``, but ``channels``, cannot be given. ``ValueError``, if an argument is out of range.
     """
-
-    no_validation = (
-        "expected data.val_size > 0 and, if there is a val/, images that are not in train/, or "
-        "data.val_from=test"
-    )
 
     def __init__(
         self,
@@ -104,6 +99,9 @@ class Folder(ImageDataset):
                 raise ValueError(f"{key}={value}: expected null, since transform is given")
         if classes is None:
             classes = self._names_of_folders()
+        for each in classes:
+            if not isinstance(each, str | int) or isinstance(each, bool):  # 1.10 was read as 1.1
+                raise ValueError(f'classes={each}: expected names, quoted, as in "1.10"')
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         # The command line reads the name 7 as a number.
         super().__init__(name, [str(each) for each in classes], channels, **common)
@@ -116,6 +114,11 @@ class Folder(ImageDataset):
         height, width = size if size is not None else self._size_of_the_first()
         self.prepare = Preparation(channels, (height, width), resize, crop_pct, interpolation)
         if mean is None or std is None:
+            if not len(self.sets.train):
+                raise ValueError(
+                    "mean=null: expected mean and std, as in the network's training, since there "
+                    "are no training images to measure"
+                )
             measured_mean, measured_std = measured_pixels(self.sets.train)
             if channels == 1:
                 measured_mean, measured_std = measured_mean[0], measured_std[0]  # type: ignore[assignment]
@@ -124,6 +127,12 @@ class Folder(ImageDataset):
         check_channelwise("mean", mean, channels, 0, 1)
         check_channelwise("std", std, channels, 1e-6, 1e6)
         self.mean, self.std = mean, std
+
+    @property
+    def no_validation(self) -> str:  # type: ignore[override]
+        if not self.val_size and "val" in self.sets.held_out:
+            return "expected data.val_size > 0"
+        return "expected images in val/ that are not in train/, or data.val_from=test"
 
     def prepared(self, **changes: Any) -> list[ImageFiles]:
         """The images to train and to validate on, read from the disk with another preparation."""
@@ -194,6 +203,8 @@ class Folder(ImageDataset):
             """The image, if it is held in memory; the error, if it cannot be read."""
             try:
                 picture = open_picture(root / entry.path, upright=False, decode=in_memory)
+                if in_memory:
+                    picture = with_eight_bits(picture)
             except ValueError as error:
                 return error
             height, width = prepare.size

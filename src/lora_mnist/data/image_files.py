@@ -90,6 +90,8 @@ class ImageFiles(Images):
 
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         if not len(indices):
+            if not self.files:
+                return torch.empty(0), self.labels
             one, label = self.take([0])
             return one[:0], label[:0]
         images: list[Tensor] = []

@@ -73,6 +73,7 @@ def read_base(path: Path) -> BaseFile:
     if isinstance(content, Mapping) and isinstance(content.get("record"), Mapping):
         record, sha256 = content["record"], content.get("sha256")
     # Keys under which scripts save the state_dict; the last is for one inside "model".
+    content = _with_prefixes(content)
     for key in ("state_dict", "model_state_dict", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -81,6 +82,25 @@ def read_base(path: Path) -> BaseFile:
     if not tensors:
         raise ValueError(f"holds a {type(content).__name__} without tensors; expected a state_dict")
     return BaseFile(tensors, record, sha256)
+
+
+def _with_prefixes(content: Any) -> Any:
+    """The tensors of all networks in a dictionary that has several, such as ``state_dict_ema``.
+
+    The names of those in an inner dictionary begin with its key. Another content stays as it is.
+    """
+    if not isinstance(content, Mapping):
+        return content
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    inner = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values()):
+            inner[key] = value
+    if len(inner) + bool(tensors) < 2:
+        return content
+    for key, value in inner.items():
+        tensors |= {f"{key}.{name}": each for name, each in value.items()}
+    return tensors
 
 
 def load_weights(net: nn.Module, file: BaseFile, prefix: str | None = None) -> Base:
@@ -97,13 +117,16 @@ def load_weights(net: nn.Module, file: BaseFile, prefix: str | None = None) -> B
     if prefix is None:
         whole = [each for each in prefixes if all(f"{each}{name}" in stored for name in own)]
         if len(whole) > 1:
-            raise ValueError(
-                f"holds {len(whole)} networks; expected base_prefix= one of {', '.join(whole)}"
-            )
+            names = ", ".join(each or "''" for each in whole)
+            raise ValueError(f"holds {len(whole)} networks; expected base_prefix= one of {names}")
         prefix = min(whole or prefixes, key=len, default="")
     elif prefix not in prefixes:
         raise ValueError(f"base_prefix={prefix}: expected one of {', '.join(prefixes) or 'none'}")
-    chosen = {n.removeprefix(prefix): stored[n] for n in stored if n.startswith(prefix)}
+    inner = tuple(each for each in prefixes if each != prefix and each.startswith(prefix))
+    chosen = {}
+    for name, tensor in stored.items():
+        if name.startswith(prefix) and not name.startswith(inner):
+            chosen[name.removeprefix(prefix)] = tensor
     for name, tensor in chosen.items():
         if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}; expected floating-point numbers")

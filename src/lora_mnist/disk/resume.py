@@ -17,7 +17,9 @@ from lora_mnist.errors import UserError
 
 #: These may differ, beside what :func:`.numbers.affects_results` leaves out: base and images are
 #: compared by content, not by path. Another device brings a warning.
-_FREE = ("base_ckpt", "data.data_dir", "data.mistakes", "trainer.accelerator")
+_FREE = ("base_ckpt", "base_name", "data.data_dir", "data.mistakes", "trainer.accelerator")
+#: A scheduler's arguments that are the number of steps.
+COUNTS_OF_STEPS = ("T_max", "total_iters", "total_steps")
 #: These may grow: a run can be trained farther. trainer.max_time may change.
 _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
@@ -91,6 +93,11 @@ def _refuse_another_run(folder: Path, settings: Mapping[str, Any], resume: objec
     if record["finished"] and not (folder / LAST_CHECKPOINT).exists():
         raise UserError(f"resume={resume}: expected {folder / LAST_CHECKPOINT}, to go on from")
     if record["finished"] and not goes_farther:
+        if any(f"scheduler.{key}" in settings for key in COUNTS_OF_STEPS):
+            raise UserError(
+                f"resume={resume}: this run has finished, and cannot be trained farther, since its "
+                "scheduler counts the steps; expected a new run"
+            )
         raise UserError(
             f"resume={resume}: this run has finished; expected a larger trainer.max_steps, "
             "trainer.max_epochs or trainer.max_time to train it farther"

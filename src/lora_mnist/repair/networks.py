@@ -191,14 +191,19 @@ def check_outputs(net: nn.Module, images: Tensor, num_classes: int, dataset: str
             f"net: gives {given} for images of shape {shape}; expected {expected}, since "
             f"{dataset} has {num_classes} classes"
         )
+    if not output.is_floating_point():
+        raise UserError(f"net: gives {output.dtype}; expected logits, in floating point")
     if not output.isfinite().all():
         raise UserError("net: gives NaN or infinity; expected finite logits")
     # Rounding is far smaller, in half precision too.
     most = 0.02 * max(output.std().item(), 1e-6)
     if (net(images) - output).abs().max() > most:
         raise UserError("net: gives other outputs for the same images; expected the same each time")
-    alone = torch.cat([net(image[None]) for image in images])
-    if (alone - output).abs().max() > most:
+    alone = [net(image[None]) for image in images]
+    if alone[0].shape != output[:1].shape:
+        given, expected = tuple(alone[0].shape), (1, num_classes)
+        raise UserError(f"net: gives {given} for an image alone; expected {expected}")
+    if (torch.cat(alone) - output).abs().max() > most:
         raise UserError("net: its output for an image depends on the others of a batch")
     sums = output.sum(dim=1)
     if output.min() >= 0 and output.max() <= 1 and (sums - 1).abs().max() < 1e-3:

@@ -31,6 +31,10 @@ _REPEATED = (
 )
 
 
+#: Images of other classes beside each batch of experiment=repair.
+_REPLAY = 90
+
+
 class Phrase(NamedTuple):
     """A sentence, and the outcome that it tells: ``better``, ``worse`` or ``unclear``."""
 
@@ -71,7 +75,8 @@ def _after_failure(results: Mapping[str, Any]) -> list[Phrase]:
     kept = [text for text in results["overrides"] if key_of(text) not in ("digit", "target")]
     if worst not in targets:
         errors = results["val_base"]["errors_per_class"][worst]
-        if mcnemar(errors, 0) > LEVEL:  # a repair of them all might be chance
+        # A repair of them all might be chance, and replay needs images.
+        if mcnemar(errors, 0) > LEVEL or results["replay"] > _others(results, [worst]):
             return []
         reason = f"The weakest class is another one, {named(classes, [worst])}. To repair it:"
         line = command_line([*kept, _target(classes, [worst])], program("train"))
@@ -83,6 +88,12 @@ def _after_failure(results: Mapping[str, Any]) -> list[Phrase]:
     else:
         return []
     return [Phrase(reason), Phrase(line, is_command=True)]
+
+
+def _others(results: Mapping[str, Any], numbers: Sequence[int]) -> int:
+    """The number of training images of other classes than these."""
+    counts = results["training_images_per_class"]
+    return int(sum(counts) - sum(counts[number] for number in numbers))
 
 
 def _target(classes: Sequence[str], numbers: Sequence[int]) -> str:
@@ -110,6 +121,11 @@ def _weakest_class(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     errors = results[split]["errors_per_class"][worst]
     if mcnemar(errors, 0) > LEVEL:  # a repair of them all might be chance
         return []
+    others = _others(results, [*targets, worst])
+    if is_base and not (results["training_images_per_class"][worst] and others):
+        return []
+    if not results["validation_images"] if is_base else results["replay"] > others:
+        return []
     images = f"{results[split]['images_per_class'][worst]:,} {kind} images"
     reason = f"The weakest {'class' if is_base else f'of {others_of(classes)}'}: "
     reason += f"{named(classes, [worst])} ({number_of(errors, 'error')} in {images}). "
@@ -117,6 +133,8 @@ def _weakest_class(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     target = _target(classes, [*targets, worst])
     if is_base:
         overrides = ["experiment=repair", target]
+        if others < _REPLAY:
+            overrides.append(f"data.replay={others}")
         if results.get("weights"):  # the file of a base that is not the current one
             overrides.append(override("base_ckpt", _typed_path(folder / results["weights"])))
         line = command("train", results, *overrides)

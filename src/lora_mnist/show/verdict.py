@@ -57,11 +57,11 @@ def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
     untested = _untested(results)
     if untested and untested != targets:
         phrases.append(Phrase(f"No test image is of {named(classes, untested)}."))
-    if targets and untested != targets:
-        name, change = named(classes, targets), change_of(results, targets)
-        phrases.append(_sentence(f"On {name}", change))
-        phrases.append(_false_calls(name, change))
     rest = rest_of(results)
+    if targets and untested != targets:
+        phrases.append(_sentence(f"On {named(classes, targets)}", change_of(results, targets)))
+        if rest:
+            phrases.append(_false_calls(results))
     if targets and rest:
         phrases.append(_sentence(f"On {others_of(classes)}", change_of(results, rest)))
     loser = _loser(results)
@@ -81,22 +81,26 @@ def _untested(results: Mapping[str, Any]) -> list[int]:
     return [target for target in results["targets"] if not change_of(results, [target]).images]
 
 
-def _false_calls(name: str, change: Change) -> Phrase:
-    """How often other images are called ``name``; the share of right ones among all called so."""
-    text = f"Other images called {name} (false calls): "
-    text += f"{change.false_calls_before:,} -> {change.false_calls:,}"
-    shares = []
-    for errors, calls in (
-        (change.before, change.false_calls_before),
-        (change.after, change.false_calls),
-    ):
-        right = change.images - errors
-        shares.append(f"{right / (right + calls):.0%}" if right + calls else "none")
-    text += f"; precision {shares[0]} -> {shares[1]}."
+def _false_calls(results: Mapping[str, Any]) -> Phrase:
+    """How often images of other classes get a name of those to repair, which are one group.
+
+    Precision is the share of the group's own images among all that get one of its names.
+    """
+    counts, shares = [], []
+    for outcome in (results["test_base"], results["test"]):
+        called = 0
+        for c in results["targets"]:
+            called += outcome["images_per_class"][c] - outcome["errors_per_class"][c]
+            called += outcome["false_calls_per_class"][c]
+        counts.append(outcome["false_calls_of_target"])
+        shares.append(f"{1 - counts[-1] / called:.0%}" if called else "none")
+    before, after = counts
+    text = f"Other images called {named(results['classes'], results['targets'])} (false calls): "
+    text += f"{before:,} -> {after:,}; precision {shares[0]} -> {shares[1]}."
     # As if no image were among both counts, which is the cautious way to compare them.
-    if mcnemar(change.false_calls_before, change.false_calls) > LEVEL:
+    if mcnemar(before, after) > LEVEL:
         return Phrase(text)
-    return Phrase(text, "worse" if change.false_calls > change.false_calls_before else "better")
+    return Phrase(text, "worse" if after > before else "better")
 
 
 def _loser(results: Mapping[str, Any]) -> int | None:

@@ -19,6 +19,8 @@ from lora_mnist.errors import UserError
 from lora_mnist.run import key_of
 
 JOB_FILE = "job.json"
+#: What it is called in the folder of a job that an earlier command has left unfinished.
+FORMER_JOB_FILE = ".job.json"
 #: Has the keys that the last command of the sweep has swept, by which jobs are named.
 SWEEP_FILE = "sweep.json"
 

@@ -22,6 +22,7 @@ from lora_mnist.errors import UserError, one_line
 from lora_mnist.project import command_line
 from lora_mnist.run import Run, key_of, override
 from lora_mnist.sweep.jobs import (
+    FORMER_JOB_FILE,
     JOB_FILE,
     SWEEP_FILE,
     base_sha256,
@@ -58,7 +59,7 @@ def open_sweep(config: DictConfig) -> None:
         refuse_used_folder("hydra.sweep.dir", folder)
     for path in folder.glob(f"*/{JOB_FILE}"):
         if not is_finished(path.parent):  # it runs again, or this command does not have it
-            path.unlink()
+            path.rename(path.with_name(FORMER_JOB_FILE))
     swept = [key for key, is_swept in swept_keys(config).items() if is_swept]
     write_json(folder / SWEEP_FILE, {"swept": swept})
 
@@ -88,7 +89,8 @@ def run_swept(
     was_finished = is_finished(folder) and cfg.get("base_ckpt", "") is not None
     if not was_finished:
         left = [p for p in folder.iterdir() if p.name not in (hydra.output_subdir, log_file)]
-        if left and cfg.sweep.resume is None and not (folder / JOB_FILE).exists():
+        is_ours = (folder / JOB_FILE).exists() or (folder / FORMER_JOB_FILE).exists()
+        if left and not is_ours:
             raise UserError(
                 f"hydra.sweep.subdir: {folder} has a {left[0].name} already; expected new folders"
             )
