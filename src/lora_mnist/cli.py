@@ -53,8 +53,8 @@ def run_entry(function: Command, config_name: str) -> None:
         config_name: its file in ``configs``.
     """
     if checkout := other_checkout():
-        reason = f"{checkout} is another checkout than that of {Path(__file__).parent}, which runs"
-        print(f"{reason}; mend it: pip install -e {quoted(str(checkout))}", file=sys.stderr)
+        line = f"{checkout} is another checkout than that of {Path(__file__).parent}, which runs"
+        print(f"{line}; mend it: pip install -e {quoted(str(checkout))}", file=sys.stderr)
     for number, text in enumerate(sys.argv):
         key, _, value = text.partition("=")
         if key == "classifier":

@@ -80,7 +80,7 @@ def refuse_what_is_not_there(cfg: DictConfig) -> None:
     stages = ("pretrain", "lora", "eval")
     if cfg.get("stage") not in stages or not isinstance(cfg.get("data"), DictConfig):
         return
-    kind, folder, classes = cfg.data._target_, cfg.data.data_dir, cfg.data.get("classes")
+    kind, folder, classes = (cfg.data.get(key) for key in ("_target_", "data_dir", "classes"))
     if kind == "lora_mnist.data.Folder" and folder is not None:
         root = Path(folder).expanduser()
         if not root.is_dir():

@@ -102,6 +102,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     try:
         with atomic_write(out) as path:
             if is_onnx:
+                assert picture is not None  # refused above
                 # torch.export would keep the size of a batch of one constant.
                 written = _write_onnx(plain, torch.stack([picture, picture]), metadata, path)
             else:
