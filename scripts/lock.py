@@ -3,7 +3,7 @@
     pip install uv && python scripts/lock.py
 
 uv chooses for every system and Python that pyproject.toml allows, in the releases of
-locks/constraints.txt, and takes the hashes of all their files from the package index. hatchling, which
+locks/constraints.txt, and takes the hashes of their files from the package index. hatchling, which
 builds the project itself, is among them.
 """
 

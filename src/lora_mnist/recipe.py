@@ -34,7 +34,7 @@ from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
 
-#: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
+#: lora.rank=auto, or a layer's full rank where that is smaller. docs/experiments.md compares ranks.
 _AUTO_RANK = 64
 #: The dial may always try this number of validation images at each scale.
 _MIN_FOR_DIAL = 50

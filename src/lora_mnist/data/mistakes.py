@@ -123,6 +123,6 @@ def without_mistakes(images: Images, mistakes: ImageTensors, purpose: str) -> Im
     message = (
         "%d %s images are among the mistakes to learn, and left out of the %s: the base looks "
     )
-    message += "better on the others than it is; expected mistakes from elsewhere (docs/hotfix.md)"
+    message += "better on the others than it is; expected mistakes from elsewhere (docs/your_classifier.md)"
     log.warning(message, len(images) - len(others), purpose, purpose)
     return Subset(images, torch.tensor(others, dtype=torch.int64))
