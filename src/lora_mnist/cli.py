@@ -32,7 +32,7 @@ from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, program
-from lora_mnist.run import Run, override
+from lora_mnist.run import CLASSIFIER, Run, override
 from lora_mnist.sweep.session import (
     end_early,
     open_sweep,
@@ -70,7 +70,8 @@ class Interrupt:
 def run_entry(function: Command, config_name: str) -> None:
     """Run a command by Hydra's ``main``, and end the process with the exit code that fits.
 
-    Names of files with ``=`` in ``sys.argv`` are quoted for Hydra, there for other processes, too.
+    In ``sys.argv``, names of files with ``=`` are quoted for Hydra, and ``classifier=`` has Hydra's
+    longer name; there for other processes, too.
 
     Args:
         function: the command; it is called with a configuration and the run, in a sweep once a job.
@@ -78,7 +79,9 @@ def run_entry(function: Command, config_name: str) -> None:
     """
     for number, text in enumerate(sys.argv):
         key, _, value = text.partition("=")
-        if "=" in value and re.fullmatch(r"[\w/.~= -]+", value) and not key.startswith("-"):
+        if key == "classifier":
+            sys.argv[number] = f"{CLASSIFIER}={value}"
+        elif "=" in value and re.fullmatch(r"[\w/.~= -]+", value) and not key.startswith("-"):
             sys.argv[number] = override(key, value)  # a file such as epoch=3-step=10.ckpt
     shows_traceback = os.environ.get(_FULL_ERROR) == "1"
     interrupt = Interrupt()
@@ -216,6 +219,18 @@ def explain(error: BaseException) -> tuple[str, int]:
         reason = one_line(str(error).partition("Config search path:")[0])
         if "hydra/launcher" in reason or "hydra/sweeper" in reason:
             reason += '; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
+        if "config group 'classifier' does not exist" in reason:
+            reason = (
+                "classifier: expected --config-dir FOLDER, with your file in it: "
+                "FOLDER/classifier/NAME.yaml"
+            )
+        key = re.match(r"Could not override '(\w+)'. No match", reason)
+        if key and Path(key[1]).is_dir():  # predict.py --config-dir . images=images/cat.png
+            reason = (
+                f"{key[1]}: with --config-dir, Hydra takes the folder {key[1]} that is here for a "
+                "group of settings; expected another name for it, or --config-dir FOLDER with "
+                "nothing but FOLDER/classifier"
+            )
         return reason, UserError.exit_code
     # Lightning's own name for a wrong value; Lightning is not imported here.
     if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":

@@ -1,5 +1,6 @@
 """What a command's configuration says: the keys that it may have, and the classifier it names."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,22 +36,34 @@ _SWITCHES = ("figures", "compile", "dial", "trust", "allow_other_base")
 def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     """A copy of ``cfg`` with the keys that its stage reads.
 
-    Other keys that nobody has typed come from ``configs/local/default.yaml``, of which each command
-    takes what it has. ``cfg.paths.run`` becomes the run's folder, for callbacks and loggers.
+    Other keys that nobody has typed come from a file of the user's, ``classifier/NAME.yaml`` or
+    ``configs/local/default.yaml``, of which each command takes what it has. ``cfg.paths.run``
+    becomes the run's folder, for callbacks and loggers.
 
     Raises:
-        UserError: if another key was typed, or a switch is neither on nor off.
+        UserError: if another key was typed, a file has one that no command reads or a name in place
+            of a group's keys, or a switch is neither on nor off.
     """
     checked = cfg.copy()
     typed = None
     if run is not None and run.typed is not None:
         typed = {key.partition(".")[0] for key in run.typed_keys}
+    known = " ".join(_KEYS.values()).split()
     for key in map(str, cfg):
         if key not in _KEYS[cfg.stage].split():
-            if typed is None or key in typed:
-                raise UserError(f"{key}: nothing reads this key with stage={cfg.stage}")
+            if typed is None or key in typed or key not in known:
+                message = f"{key}: nothing reads this key with stage={cfg.stage}"
+                if key not in known and (nearest := get_close_matches(key, known, n=1)):
+                    message += f"; the nearest: {nearest[0]}"
+                raise UserError(message)
             with open_dict(checked):
                 del checked[key]
+    for group in ("data", "net"):
+        if isinstance(cfg[group], str):
+            raise UserError(
+                f"{group}: {cfg[group]}: expected its keys; a file chooses a group by "
+                f"'defaults: [override /{group}: {cfg[group]}]'"
+            )
     for key in _SWITCHES:
         if checked.get(key) not in (True, False, None):
             raise UserError(f"{key}={checked[key]}: expected true or false")

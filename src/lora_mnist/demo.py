@@ -44,8 +44,8 @@ class SideBySide:
         cfg = checked_copy(cfg, run)
         outputs = Path(cfg.paths.outputs)
         typed = {key.partition(".")[0] for key in run.typed_keys} if run else set()
-        may_take_latest = cfg.adapter is None and not typed & {"net", "data", "base_ckpt"}
-        if may_take_latest and any(outputs.glob("lora/*/adapter")):
+        names_a_base = bool(typed & {"classifier", "net", "data", "base_ckpt"})
+        if cfg.adapter is None and not names_a_base and any(outputs.glob("lora/*/adapter")):
             cfg.adapter = "latest"
         self._classifier = classifier_of(cfg, run)
         self._classifier.check()

@@ -33,8 +33,12 @@ def program(name: str | None = None) -> str:
 
 
 def command_line(arguments: Iterable[str], entry: str | None = None) -> str:
-    """A command of ``entry``, or of the program that runs, ready to paste into bash or zsh."""
-    return " ".join([entry or program(), *map(quoted, arguments)])
+    """A command of ``entry``, or of the program that runs, ready to paste into bash or zsh.
+
+    Hydra takes options such as ``--config-dir`` only before all overrides.
+    """
+    options_first = sorted(arguments, key=lambda text: not text.startswith("-"))
+    return " ".join([entry or program(), *map(quoted, options_first)])
 
 
 def quoted(text: str) -> str:

@@ -1,5 +1,6 @@
 """One call of a command: its folder, what was typed, and what configurations need from Python."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +17,30 @@ from lora_mnist.disk.run_paths import base_name
 from lora_mnist.project import PROJECT, program
 
 
+#: Hydra's name for a group whose files set keys of all groups; ``classifier`` is typed.
+CLASSIFIER = "classifier@_global_"
+
+
 @dataclass(frozen=True)
 class Run:
     """One call of a command, as the command line made it."""
 
     folder: Path  # where it leaves its files
-    typed: tuple[str, ...] | None = None  # its overrides, lora.rank=4; None: called from Python
+    #: Its overrides, such as lora.rank=4, after --config-dir=FOLDER; None: called from Python.
+    typed: tuple[str, ...] | None = None
     is_sweep: bool = False  # whether it is a job of a sweep
 
     @classmethod
     def of_command_line(cls, hydra: Any, folder: Path) -> "Run":
         """The run that Hydra's own configuration describes."""
         overrides: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
-        typed = (*overrides["task"], *overrides["hydra"])
-        return cls(folder, typed, hydra.mode == RunMode.MULTIRUN)
+        typed = []
+        for source in hydra.runtime.config_sources:
+            if source.provider == "command-line":
+                typed.append(f"--config-dir={os.path.relpath(source.path)}")
+        for text in (*overrides["task"], *overrides["hydra"]):
+            typed.append(text.replace(f"{CLASSIFIER}=", "classifier="))
+        return cls(folder, tuple(typed), hydra.mode == RunMode.MULTIRUN)
 
     @property
     def typed_keys(self) -> set[str]:

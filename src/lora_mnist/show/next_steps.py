@@ -24,6 +24,7 @@ from lora_mnist.show.changes import (
 
 #: The images, the network and the base of a run: groups of overrides that other commands repeat.
 _REPEATED = (
+    *("--config-dir", "classifier"),
     *("data", "net", "paths", "trust", "allow_other_base"),
     *("base_name", "base_ckpt", "base_prefix"),
 )

@@ -97,8 +97,8 @@ def run_swept(
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        how = ("sweep", "launcher")  # these say how jobs run, and not what they compute
-        typed = [o for o in hydra.overrides.task if key_of(o).partition(".")[0] not in how]
+        how = ("hydra", "sweep", "launcher")  # these say how jobs run, and not what they compute
+        typed = [o for o in run.typed or () if key_of(o).partition(".")[0] not in how]
         record = {  # fields of Job
             "overrides": typed,
             "settings": settings_of(cfg),
