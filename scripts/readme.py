@@ -166,7 +166,7 @@ def repair(runs: Runs) -> str:
     figures = runs.folder_of("repair") / "figures"
     copyfile(figures / "errors.png", PROJECT / "docs" / "repair.png")
     copyfile(figures / "repaired.png", PROJECT / "docs" / "repaired.png")
-    end = from_line(text, "accuracy:").partition("\nreport:")[0]
+    end = from_line(text, "accuracy:").partition("\nreport:")[0].partition("\nThe weakest of")[0]
     parts = [lines_that_begin(text, ("target=", "base unchanged:")), end]
     pictures = (
         "![Errors of each digit before and after the repair](docs/repair.png)\n"
@@ -211,23 +211,12 @@ def sweep(runs: Runs) -> str:
     return f"{fenced(table)}\n\n![Validation accuracy over rank, a line for each alpha](sweep.png)"
 
 
-def example_eval(runs: Runs) -> str:
-    """The example's base: the errors of each class."""
-    text = runs.example("eval.py")
-    return fenced(text[text.index("┏") :].partition("\nrun:")[0])
-
-
 def example_train(runs: Runs) -> str:
     """The example's repair: the class, the proof, the table and the verdict."""
     text = runs.example("train.py")
     start = lines_that_begin(text, ("target=", "base unchanged:", "scale:"))
     end = text[text.rindex("┏") :].partition("\nreport:")[0]
     return fenced(f"{start}\n{end}")
-
-
-def example_predict(runs: Runs) -> str:
-    """What some of the example's pictures show."""
-    return fenced(runs.example("predict.py"))
 
 
 def example_export(runs: Runs) -> str:
@@ -237,8 +226,7 @@ def example_export(runs: Runs) -> str:
 
 
 #: By name, a block from the runs.
-MADE = {f.__name__: f for f in (repair, naive, keys, demo, sweep)}
-MADE |= {f.__name__: f for f in (example_eval, example_train, example_predict, example_export)}
+MADE = {f.__name__: f for f in (repair, naive, keys, demo, sweep, example_train, example_export)}
 
 
 def main() -> None:

@@ -56,6 +56,32 @@ def test_each_target_is_called_with_the_values_beside_it():
     assert build({"_target_": "helpers.nets.TinyNet"}).linear1.in_features == 6
 
 
+def test_a_transform_is_a_function_of_a_picture_or_makes_one(tmp_path, monkeypatch):
+    """Functions, objects, classes and functions that make one, with their other arguments."""
+    monkeypatch.delitem(sys.modules, "transforms_in_a_folder", raising=False)
+    (tmp_path / "transforms_in_a_folder.py").write_text(
+        "from torchvision.transforms import v2\n"
+        "def function(picture, times=2): return picture * times\n"
+        "def maker(times=2): return lambda picture: function(picture, times)\n"
+        "module = v2.Compose([v2.Lambda(function)])\n"
+        "class Class:\n"
+        "    def __init__(self, times=2): self.times = times\n"
+        "    def __call__(self, picture): return function(picture, self.times)\n"
+    )
+    with importable([tmp_path]):
+        for name in ("function", "maker", "Class"):
+            settings = {"_target_": f"transforms_in_a_folder.{name}"}
+            assert build({"transform": settings})["transform"](3) == 6
+            assert build({"transform": {**settings, "times": 5}})["transform"](3) == 15
+        settings = {"_target_": "transforms_in_a_folder.module"}
+        assert build({"transform": settings})["transform"](3) == 6
+        inner = {"_target_": "transforms_in_a_folder.function", "times": 5}
+        both = {"_target_": "torchvision.transforms.v2.Compose", "transforms": [inner, inner]}
+        assert build({"transform": both})["transform"](3) == 75
+        with pytest.raises(TypeError):
+            build(inner)  # elsewhere it is called
+
+
 def test_a_network_is_made_in_eval_mode_of_code_in_a_folder(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "nets_in_a_folder", raising=False)
     code = "from torch import nn\ndef small(width): return nn.Linear(width, 2)\n"

@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, res
 
 from lora_mnist.data.images import Augment, Batch, Images
 from lora_mnist.data.pictures import open_picture, with_eight_bits
+from lora_mnist.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,12 @@ class Preparation:
         """
         picture = with_eight_bits(picture).convert("RGB" if self.channels == 3 else "L")
         if self.transform is not None:
-            image: Tensor = self.transform(augment(picture) if augment else picture)
+            image = self.transform(augment(picture) if augment else picture)
+            if not isinstance(image, Tensor):
+                raise UserError(
+                    f"data.transform: gives a {type(image).__name__}; expected a tensor of shape "
+                    "(channels, height, width)"
+                )
             return image
         # Down, as timm does, but for a share that was rounded: 32 / 0.889 is 36.
         height, width = (math.floor(side / self.crop_pct + 0.02) for side in self.size)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
@@ -76,23 +77,45 @@ class CNN(nn.Sequential):
         self.linear1 = nn.Linear(channels[-1] * side * side, num_classes)
 
 
-def build(settings: Any) -> Any:
+def build(settings: Any, is_transform: bool = False) -> Any:
     """Call what each ``_target_`` in ``settings`` names, with the values beside it as arguments.
 
     Inner ones come first. With ``_partial_`` the call is left to others. That is what Hydra's
-    ``instantiate`` does; the files of bases and adapters are read without Hydra.
+    ``instantiate`` does; the files of bases and adapters are read without Hydra. Unlike there, a
+    function of a picture may stand under the key ``transform``, or in it; it is not called here.
     """
     if isinstance(settings, Mapping):
-        values = {key: build(value) for key, value in settings.items() if key != "_convert_"}
+        values = {}
+        for key, value in settings.items():
+            if key != "_convert_":
+                values[key] = build(value, is_transform or key == "transform")
         if "_target_" not in values:
             return values
         function = resolve_name(values.pop("_target_"))
-        if values.pop("_partial_", False):
+        is_partial = values.pop("_partial_", False)
+        if is_partial or (is_transform and _takes_a_picture(function, values)):
             return partial(function, **values)
         return function(**values)
     if isinstance(settings, Sequence) and not isinstance(settings, str):
-        return [build(value) for value in settings]
+        return [build(value, is_transform) for value in settings]
     return settings
+
+
+def _takes_a_picture(function: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether ``function`` is a transform itself, and does not make one of ``arguments``.
+
+    It is no class, and one of its arguments is still to be given, the picture.
+    """
+    if isinstance(function, type):
+        return False
+    if isinstance(function, nn.Module):  # such as a Compose that stands in the user's file
+        return True
+    missing = 0
+    for name, parameter in signature(function).parameters.items():
+        is_given = name in arguments or parameter.default is not parameter.empty
+        if not is_given and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            missing += 1
+    return missing == 1
 
 
 @contextmanager
