@@ -186,12 +186,14 @@ def keys(runs: Runs) -> str:
     """The keys of a folder of images, with the comments of their file."""
     lines, above = ["| key | what it says |", "| --- | --- |"], ""
     for line in (PROJECT / KEYS).read_text().splitlines():
-        comment = re.fullmatch(r"# ?(.*)", line)
         key = re.fullmatch(r"([a-z]\w*): (.*?)(?: # (.*))?", line)
         if key:
             name = f"data.{key[1]}" if key[2] == "null" else f"data.{key[1]}={key[2]}"
             lines.append(f"| `{name}` | {above}{key[3] or ''} |")
-        above = f"{above}{comment[1].strip()} " if comment else ""
+        if not line.startswith("#"):
+            above = ""
+        elif not line.startswith("#   "):  # which would be a command
+            above += f"{line[2:]} "
     return "\n".join(lines)
 
 
@@ -222,7 +224,8 @@ def example_train(runs: Runs) -> str:
 def example_export(runs: Runs) -> str:
     """The example's ONNX file: how it was checked, and what it says of some pictures."""
     checked = lines_that_begin(runs.example("export.py"), ("repaired.onnx",))
-    return fenced(f"{checked}\n{runs.example('use_repaired.py')}")
+    some = runs.example("use_repaired.py").splitlines()[:5]
+    return fenced("\n".join([checked, *some, "..."]))
 
 
 #: By name, a block from the runs.
