@@ -1,6 +1,7 @@
 """What the files of bases and adapters say, as a classifier."""
 
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -113,7 +114,13 @@ def test_what_is_typed_goes_before_what_a_run_brings(cli, tmp_path, monkeypatch)
     cli("eval.py", "data.mean=0.25", *options, f"hydra.run.dir={run}", here=elsewhere).ok()
     results = read_results(run)
     assert (results["mean"], results["dataset"]) == (0.25, "photos")
-    assert "typed: data.mean" in (run / "eval.log").read_text()
+    log = (run / "eval.log").read_text()
+    assert "set by you: data.mean" in log
+    assert f"code from {here / 'nets_of_a_stranger.py'}\n" in log  # where the adapter was made
+    shutil.copy(here / "nets_of_a_stranger.py", elsewhere)
+    sys.modules.pop("nets_of_a_stranger")
+    done = cli("predict.py", "images=../here/photos/cat/1.png", *options[:2], here=elsewhere).ok()
+    assert f"code from {elsewhere / 'nets_of_a_stranger.py'}\n" in done.err
     done = cli("eval.py", "-m", "scale=1,0.5", *options)
     assert done.code != 0
     assert "adapter=latest: expected the folder itself in a sweep" in done.err

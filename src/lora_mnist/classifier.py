@@ -32,6 +32,7 @@ from lora_mnist.repair.networks import (
     build_network,
     check_outputs,
     evaluating,
+    files_of_code,
     importable,
     own_preprocessing,
 )
@@ -171,7 +172,9 @@ class Classifier:
         typed = [f"net.{key}" for key, value in (net or {}).items() if value is not None]
         typed += [f"data.{key}" for key, value in (data or {}).items() if value is not None]
         if lines and typed:
-            lines.append(f"typed: {', '.join(sorted(typed))}")
+            lines.append(f"set by you: {', '.join(sorted(typed))}")
+        if lines and (files := files_of_code(settings)):
+            lines.append(f"code from {', '.join(files)}")
         if lines:
             log.info("%s", "; ".join(lines))
         classifier = cls(network, dataset, settings, loaded, path)

@@ -90,7 +90,7 @@ def error_in_user_code(error: BaseException) -> str | None:
             is_entry = caller == _PACKAGE / "cli.py"
             if _PACKAGE in file.parents:
                 is_called_by_us = True
-            elif is_called_by_us and not is_entry and not _is_in_library(file):
+            elif is_called_by_us and not is_entry and is_own_code(file):
                 place = f"{file.name}:{frame.lineno} in {frame.name}"
                 line = f"{place}: {type(cause).__name__}: {one_line(cause)}"
             caller = file
@@ -98,11 +98,12 @@ def error_in_user_code(error: BaseException) -> str | None:
     return line
 
 
-def _is_in_library(file: Path) -> bool:
+def is_own_code(file: Path) -> bool:
+    """Whether a file of code is a user's own: neither ours, nor in a library."""
     is_installed = "site-packages" in file.parts or "dist-packages" in file.parts
     is_generated = file.name.startswith("<")  # as torch.compile does
     is_pythons = Path(sysconfig.get_path("stdlib")) in file.parents
-    return is_installed or is_generated or is_pythons
+    return not (_PACKAGE in file.parents or is_installed or is_generated or is_pythons)
 
 
 def one_line(text: object) -> str:

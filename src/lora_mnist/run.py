@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.disk.run_paths import base_name
 from lora_mnist.project import PROJECT, program
 
-
 #: Hydra's name for a group whose files set keys of all groups; ``classifier`` is typed.
 CLASSIFIER = "classifier@_global_"
 
