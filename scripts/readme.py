@@ -217,8 +217,9 @@ def example_train(runs: Runs) -> str:
     """The example's repair: the class, the proof, the table and the verdict."""
     text = runs.example("train.py")
     start = lines_that_begin(text, ("target=", "base unchanged:", "scale:"))
-    end = text[text.rindex("┏") :].partition("\nreport:")[0]
-    return fenced(f"{start}\n{end}")
+    table = text[text.rindex("┏") :].partition("\nreport:")[0].splitlines()
+    total = next(number for number, line in enumerate(table) if line.startswith("├"))
+    return fenced("\n".join([start, *table[:6], "...", *table[total:]]))
 
 
 def example_export(runs: Runs) -> str:
