@@ -1,14 +1,19 @@
 """Which preprocessing a network was trained with, by images of a folder."""
 
+from types import SimpleNamespace
+
 import numpy
 import pytest
 import torch
+from composed import composed, logged
 from PIL import Image
 from torch.nn.functional import cross_entropy
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from lora_mnist import MLP
+from lora_mnist.check_preprocessing import warn_of_wrong_settings
+from lora_mnist.configuration import classifier_of
 
 
 def train_plain(folder):
@@ -65,3 +70,29 @@ def test_eval_says_unasked_how_the_network_was_trained(cli, tmp_path):
 def errors(table):
     (row,) = [line for line in table.splitlines() if line.startswith("│ all")]
     return int(row.split("│")[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "errors", "said"),
+    [
+        ("data.classes=[dog,emu,cat]", 70, "right, which is hardly better than guessing: if it wa"),
+        ("data.classes=[dog,cat,emu]", 40, "of 200 training images wrong as well: if it was bett"),
+        ("data.classes=[cat,dog,emu]", 40, None),  # it knows the training images
+        ("data.classes=[dog,cat,emu]", 20, None),
+    ],
+)
+def test_a_base_that_seems_to_be_another_one_is_told_unasked(
+    tmp_path, monkeypatch, change, errors, said
+):
+    train_plain(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ways = ("data.resize=stretch", "data.mean=0.0", "data.std=1.0")
+    classifier = classifier_of(composed("eval", *OPTIONS, *ways, change))
+    trainer = SimpleNamespace(
+        is_global_zero=True, strategy=SimpleNamespace(root_device=torch.device("cpu"))
+    )
+    counts = {"errors_per_class": [errors] * 3, "images_per_class": [100] * 3}
+    with logged("lora_mnist.check_preprocessing") as log:
+        warn_of_wrong_settings(classifier, counts, trainer)
+    assert (said or "") in log.getvalue()
+    assert bool(log.getvalue()) == bool(said)

@@ -1,7 +1,8 @@
-"""Whether a network of one's own was trained on images that were prepared otherwise."""
+"""Whether a network of one's own is the right one, and its images are prepared as in training."""
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from lora_mnist.data import Folder, ImageDataset, ImageTensors
 from lora_mnist.data.dataset import measured_pixels
 from lora_mnist.project import command_line
 from lora_mnist.repair.networks import evaluating
-from lora_mnist.repair.significance import mcnemar
+from lora_mnist.repair.significance import is_near_chance, mcnemar
 from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ _SIZINGS: tuple[dict[str, Any], ...] = (
 #: As many validation images are tried, and as many training images, where a network's own
 #: preprocessing stands out most.
 _IMAGES = 200
+#: A base with this share of wrong images is asked about training images, too; it should get a
+#: smaller share of these wrong, at most so many times that of the others.
+_MANY_WRONG, _NEARLY_AS_MANY = 0.25, 0.8
 #: The level of McNemar's test: strict, since the best of several ways is tested.
 _LEVEL = 0.01
 
@@ -91,6 +95,44 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
         command_line([*run.typed_without("hydra.", *(f"data.{key}=" for key in keys)), *overrides]),
     )
     return overrides
+
+
+@torch.no_grad()
+def warn_of_wrong_settings(
+    classifier: Classifier, counts: Mapping[str, Any], trainer: Trainer
+) -> None:
+    """Warn where the base seems to be another one, or its images prepared otherwise.
+
+    So it seems if its predictions are hardly better than guesses; or if a quarter of them are wrong
+    and nearly as many of some training images, which somebody else's network should know.
+
+    ``counts`` are those of the predictions for test or validation images: ``errors_per_class`` and
+    ``images_per_class``.
+    """
+    base = classifier.base
+    errors, images = counts["errors_per_class"], counts["images_per_class"]
+    share = sum(errors) / sum(images)
+    right = sum(images) - sum(errors)
+    if not trainer.is_global_zero:
+        return
+    if is_near_chance(errors, images):
+        reason = "which is hardly better than guessing"
+    else:
+        if share < _MANY_WRONG or base is None or base.is_pretrained_here:
+            return
+        some = _some_images([classifier.dataset.sets.train])
+        with evaluating(classifier.net, trainer.strategy.root_device) as device:
+            wrong = int(_is_wrong(classifier.net, classifier.dataset, some, device).sum())
+        if wrong < _NEARLY_AS_MANY * share * len(some):
+            return
+        reason = f"and {wrong} of {len(some)} training images wrong as well"
+    log.warning(
+        "the base has %d of %d images right, %s: if it was better where it was trained, look at "
+        "net._target_ and base_ckpt; at data.classes, in the order of the outputs; and at "
+        "data.image_size, data.resize, data.channels, data.mean and data.std, or data.transform "
+        "(docs/failed.md)",
+        *(right, sum(images), reason),
+    )
 
 
 def _some_images(parts: Any) -> ImageTensors:

@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lora_mnist.check_preprocessing import check_preprocessing
+from lora_mnist.check_preprocessing import check_preprocessing, warn_of_wrong_settings
 from lora_mnist.configuration import checked_copy, classifier_of
 from lora_mnist.data import mistakes
 from lora_mnist.disk.results import Clock, write_results
@@ -55,6 +55,8 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         for split, pictures in mistakes.by_split(wrong).items():
             tables[split] = evaluate_on(trainer, net, dataset, pictures, split)
     outcomes = outcomes_by_split(tables, targets)
+    if not better_preprocessing:
+        warn_of_wrong_settings(classifier, outcomes.get("test_base", outcomes["test"]), trainer)
     results = common_results(cfg, run.typed, classifier, images, outcomes, targets=targets)
     results |= {
         "adapter": classifier.adapter and str(classifier.adapter),

@@ -14,7 +14,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lora_mnist.check_preprocessing import check_preprocessing
+from lora_mnist.check_preprocessing import check_preprocessing, warn_of_wrong_settings
 from lora_mnist.classifier import Classifier
 from lora_mnist.configuration import checked_copy, classifier_of, net_and_data
 from lora_mnist.data import mistakes
@@ -55,7 +55,7 @@ from lora_mnist.recipe import (
     set_scale_by_dial,
 )
 from lora_mnist.repair.module import ClassifierModule
-from lora_mnist.repair.predictions import Predictions, outcomes_by_split
+from lora_mnist.repair.predictions import Predictions, counts_of, outcomes_by_split
 from lora_mnist.repair.rate import choose_rate
 from lora_mnist.run import Run
 from lora_mnist.saving import common_results, record_of, save_adapter_and_base
@@ -189,6 +189,8 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     base_val = None
     if len(images.val):
         base_val = evaluate_on(trainer, net, dataset, images.val, "val")
+        if not better_preprocessing:
+            warn_of_wrong_settings(classifier, counts_of(base_val)["before"], trainer)
     selection = select_images(cfg, dataset.classes, images, base_val, wrong)
     put_new_adapter(cfg, net)
     data = make_data_module(cfg, trainer, classifier, images, selection)

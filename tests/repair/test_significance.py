@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from lora_mnist.repair.significance import (
     chance_text,
+    is_near_chance,
     knows_validation,
     mcnemar,
     weakest,
@@ -52,6 +53,21 @@ def test_the_weakest_class_has_the_highest_rate_that_chance_does_not_explain(
     errors, images, expected
 ):
     assert weakest(errors, images) == expected
+
+
+@pytest.mark.parametrize(
+    ("errors", "images", "expected"),
+    [
+        ([173] * 8, [200] * 8, True),  # 13.5% of 8 classes
+        ([160] * 8, [200] * 8, False),  # 20%
+        ([0, 10], [90, 10], True),  # always the same class
+        ([3, 3], [10, 10], True),  # 70% of so few may be chance
+        ([70, 70], [200, 200], False),
+        ([3, 0, 3], [9, 0, 9], False),
+    ],
+)
+def test_what_is_hardly_better_than_guessing(errors, images, expected):
+    assert is_near_chance(errors, images) == expected
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,7 @@ def test_more_false_calls_than_chance_makes_are_a_price(before, after, outcome):
 def test_whether_to_keep_it(run, outcome, start):
     assert verdict(run)[0].outcome == outcome
     assert verdict_text(run).startswith(start)
+    assert ("docs/failed.md" in verdict_text(run)) == (not start.startswith("Keep"))
 
 
 def test_without_test_images_of_the_class_nothing_is_judged_of_it():

@@ -74,6 +74,24 @@ def knows_validation(val: Mapping[str, Any], test: Mapping[str, Any]) -> bool:
     return bool(chi2_contingency(table, correction=False).pvalue < 0.001)
 
 
+def is_near_chance(errors: Sequence[int], images: Sequence[int]) -> bool:
+    """Whether a network is hardly better than guessing among the classes.
+
+    Counted is the mean share of right images of a class, so that to say always the same class is a
+    guess, too, however many images it has. It is near chance up to 1.25 times the share of one
+    class, or if guessing is as good with ``p > 0.05`` in the one-sided binomial test.
+    """
+    from scipy.stats import binomtest
+
+    shares = [1 - e / n for e, n in zip(errors, images, strict=True) if n]
+    chance, count = 1 / len(images), sum(images)
+    right = sum(shares) / len(shares)
+    if right <= 1.25 * chance:
+        return True
+    test = binomtest(round(right * count), count, chance, alternative="greater")
+    return bool(test.pvalue > LEVEL)
+
+
 def p_text(p_value: float) -> str:
     """``p = 0.65`` or ``p < 0.001``; never rounded to the other side of :data:`LEVEL`."""
     if p_value < 0.001:

@@ -71,6 +71,8 @@ def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
     elif rest != [loser]:
         name = named(classes, [loser])
         phrases.append(_sentence(f"Most is lost on {name}", change_of(results, [loser])))
+    if phrases[0].text.startswith(("Do not keep", "There is no repair")):
+        phrases.append(Phrase("What it means, and what to try next: docs/failed.md."))
     return phrases
 
 
