@@ -15,7 +15,7 @@ from tensorboard.summary.writer import event_file_writer
 
 import lora_mnist.train
 from lora_mnist.disk.base import read_base, versioned_base_path
-from lora_mnist.disk.resume import begin_run
+from lora_mnist.disk.resume import begin_run, last_checkpoint
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.run import Run
@@ -142,14 +142,13 @@ def test_twice_cut_short_it_ends_as_it_would_have(go, overrides, crashes):
 
 
 def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path):
-    with begin_run(tmp_path, {}, None) as checkpoint:
-        assert checkpoint is None
+    with begin_run(tmp_path, {}, None):
         (tmp_path / LAST_CHECKPOINT).touch()
         second = begin_run(tmp_path, {}, "latest")
         with pytest.raises(UserError, match="a run is still going there"), second:
             pass
-    with begin_run(tmp_path, {}, None) as checkpoint:
-        assert checkpoint is None
+    with begin_run(tmp_path, {}, None):
+        assert not (tmp_path / LAST_CHECKPOINT).exists()
 
 
 @pytest.mark.slow
@@ -240,8 +239,8 @@ def test_what_a_callback_ends_goes_on_from_there(go, monkeypatch):
 def test_more_time_and_more_epochs_are_reasons_to_go_on(tmp_path, key, less, more):
     with begin_run(tmp_path, {"trainer": {key: less}}, None):
         (tmp_path / LAST_CHECKPOINT).touch()
-    with begin_run(tmp_path, {"trainer": {key: more}}, "latest") as checkpoint:
-        assert checkpoint == tmp_path / LAST_CHECKPOINT
+    with begin_run(tmp_path, {"trainer": {key: more}}, "latest"):
+        assert last_checkpoint(tmp_path, "latest") == tmp_path / LAST_CHECKPOINT
 
 
 def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_not(go, tmp_path):

@@ -82,9 +82,9 @@ def point(case: Case, net: nn.Module) -> Point:
     return shifted(case, [logits_of(net, case.images[part]) for part in ("val", "test")])[0]
 
 
-def best(points: Sequence[Point]) -> Point:
-    """The point whose two shares of errors, on the class and in all, have the smallest sum."""
-    return min(points, key=lambda each: each.val.target + each.val.every)
+def sum_of_shares(point: Point) -> float:
+    """The validation errors on the class and in all, as shares of the base's: what chooses."""
+    return point.val.target + point.val.every
 
 
 def fine_tune(
@@ -100,13 +100,39 @@ def fine_tune(
         scheduler.step()
 
 
-def twenty_lines(case: Case, rate: float, weight: float, seed: int = 0) -> tuple[Point, nn.Module]:
-    """Weighted fine-tuning on 100 images a step: the best point between it and the base, its net.
+class Choice(NamedTuple):
+    """What validation images choose for twenty lines."""
 
-    The latter is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
+    rate: float
+    weight: float
+    scale: float  # how far to go from the base
+
+
+def twenty_lines(case: Case, rate: float, weight: float, seed: int) -> dict[Choice, Point]:
+    """Weighted fine-tuning on 100 images a step, at each of :data:`SCALES`.
+
+    A network between the base and the tuned one is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
     """
+    tuned = weighted(case, case.images["train"], case.labels["train"], rate, weight, seed)
+    points = {}
+    for scale in SCALES:
+        points[Choice(rate, weight, scale)] = point(case, between(case.net, tuned, scale))
+    return points
+
+
+def refitted(case: Case, choice: Choice, seed: int) -> Point:
+    """Twenty lines with this choice once more, on training and validation images."""
+    images = torch.cat([case.images["train"], case.images["val"]])
+    labels = torch.cat([case.labels["train"], case.labels["val"]])
+    tuned = weighted(case, images, labels, choice.rate, choice.weight, seed)
+    return point(case, between(case.net, tuned, choice.scale))
+
+
+def weighted(
+    case: Case, images: Tensor, labels: Tensor, rate: float, weight: float, seed: int
+) -> nn.Module:
+    """A copy of the base after 400 steps in which the class's loss counts ``weight`` times."""
     net = copy.deepcopy(case.net).train()
-    images, labels = case.images["train"], case.labels["train"]
     weights = torch.ones(case.before["val"].shape[1])
     weights[case.target] = weight
 
@@ -116,20 +142,14 @@ def twenty_lines(case: Case, rate: float, weight: float, seed: int = 0) -> tuple
 
     torch.manual_seed(seed)
     fine_tune(net, loss, rate)
-    results = []
-    for scale in SCALES:
-        between = mean_of([case.net, net], [1 - scale, scale])
-        results.append((point(case, between), between))
-    chosen_point = best([each for each, _ in results])
-    return next(result for result in results if result[0] is chosen_point)
+    return net
 
 
 @torch.no_grad()
-def mean_of(nets: Sequence[nn.Module], weights: Sequence[float]) -> nn.Module:
-    """A network whose numbers are the weighted mean of those of ``nets``; counts are the last's."""
-    mean = copy.deepcopy(nets[-1])
-    for name, tensor in mean.state_dict().items():
+def between(base: nn.Module, tuned: nn.Module, scale: float) -> nn.Module:
+    """The network whose numbers are ``base + scale * (tuned - base)``."""
+    net = copy.deepcopy(tuned)
+    for name, tensor in net.state_dict().items():
         if tensor.is_floating_point():  # a count of batches is not
-            parts = [w * net.state_dict()[name] for net, w in zip(nets, weights, strict=True)]
-            tensor.copy_(torch.stack(parts).sum(0))
-    return mean
+            tensor.copy_((1 - scale) * base.state_dict()[name] + scale * tensor)
+    return net

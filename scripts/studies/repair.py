@@ -15,28 +15,21 @@ import json
 import logging
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 from jobs import OUTPUT, Results, table
-from plain import Point, Shares, best, mean_of, point, shifted, twenty_lines
+from plain import Choice, Point, Shares, point, refitted, shifted, sum_of_shares, twenty_lines
 from tasks import SEARCH, TASKS, Case, Task
-from torch import nn
 
 from lora_mnist import load_adapter, set_lora_scale
 
-#: By method: overrides of python train.py. An adapter is counted as trained, and as dialled.
-METHODS = {
-    "notebook": "stage=lora",
-    "repair": "experiment=repair lora.scale=1",
-}
-#: Far behind: one run on each base is enough.
-ONCE = ("notebook",)
 #: Twenty lines: each rate with the first weight, then each weight with the best rate.
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
 #: Those whose fronts are compared.
-FRONTS = ("one number", "twenty lines", "mean of twenty lines", "repair, scale 1")
+FRONTS = ("one number", "twenty lines", "twenty lines, refitted", "before refit", "repair")
 #: Changes of experiment=repair, each alone: what the search compares.
 CHANGES = (
     "",
@@ -52,19 +45,18 @@ CHANGES = (
 )
 
 
+#: The shares of a method, and its front, on the test images.
+Run = tuple[Shares, list[float]]
+
+
 @dataclass
 class Study:
     """The results of one classifier: a list for each of its bases, with one entry a run."""
 
     name: str
-    errors: list[tuple[int, int]] = field(default_factory=list)  # of each base: the class's, all
+    errors: list[list[int]] = field(default_factory=list)  # of each base: the class's, all
     shares: dict[str, list[list[Shares]]] = field(default_factory=dict)  # by method
     fronts: dict[str, list[list[list[float]]]] = field(default_factory=dict)
-
-    def add(self, method: str, points: Sequence[Point]) -> None:
-        """The runs of a method on one base."""
-        self.shares.setdefault(method, []).append([each.test for each in points])
-        self.fronts.setdefault(method, []).append([each.front for each in points])
 
     def every(self, method: str, name: str) -> list[list[float]]:
         """A number of each run, by base."""
@@ -72,51 +64,88 @@ class Study:
 
 
 def study(task: Task, bases: int, repairs: int) -> Study:
-    """Every method on ``bases`` networks, ``repairs`` times each. A file keeps what it returns."""
-    file = OUTPUT / "studies" / f"{task.name}, {bases} bases, {repairs} repairs.json"
-    if file.exists():
-        known = json.loads(file.read_text())
-        for runs in known["shares"].values():
-            runs[:] = [[Shares(*run) for run in of_base] for of_base in runs]
-        return Study(**known)
+    """Every method on ``bases`` networks, ``repairs`` times each."""
     result = Study(task.name)
     for number in range(bases):
         own = replace(task, seed=task.seed + 1000 * number)
-        case = own.load()
-        wrong = case.before["test"].argmax(1) != case.labels["test"]
-        of_class = wrong & (case.labels["test"] == case.target)
-        result.errors.append((int(of_class.sum()), int(wrong.sum())))
-        result.add("one number", [best(shifted(case, list(case.before.values())))])
-        tuned_runs = [tuned(case, seed) for seed in range(repairs)]
-        result.add("twenty lines", [each for each, _ in tuned_runs])
-        nets = [net for _, net in tuned_runs]
-        mean = mean_of(nets, [1 / repairs] * repairs)
-        result.add("mean of twenty lines", [point(case, mean)])
-        for method, settings in METHODS.items():
-            seeds = range(1 if method in ONCE else repairs)
-            runs = [own.run(f"{settings} seed={seed}") for seed in seeds]
-            for name in ("1", "auto"):
-                points = []
-                for folder, results in runs:
-                    scale = 1.0 if name == "1" else results["dial"]["advised"]
-                    points.append(turned(case, folder / "adapter", scale))
-                result.add(f"{method}, scale {name}", points)
-    file.parent.mkdir(exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(asdict(result)))
-    unfinished.replace(file)
+        shares: dict[str, list[Shares]] = {}
+        fronts: dict[str, list[list[float]]] = {}
+        for seed in range(repairs):
+            errors, runs = every_method(own, seed)
+            for method, (numbers, front) in runs.items():
+                shares.setdefault(method, []).append(Shares(*numbers))
+                fronts.setdefault(method, []).append(front)
+        result.errors.append(errors)
+        for method in shares:
+            result.shares.setdefault(method, []).append(shares[method])
+            result.fronts.setdefault(method, []).append(fronts[method])
     return result
 
 
-def tuned(case: Case, seed: int) -> tuple[Point, nn.Module]:
-    """Twenty lines, with the rate, then the weight, that validation images choose."""
-    first, *others = CLASS_WEIGHTS
-    by_rate = {rate: twenty_lines(case, rate, first, seed) for rate in RATES}
-    chosen = min(RATES, key=lambda rate: sum(by_rate[rate][0].val[:2]))
-    runs = [by_rate[chosen]]
-    runs += [twenty_lines(case, chosen, weight, seed) for weight in others]
-    chosen_point = best([each for each, _ in runs])
-    return next(run for run in runs if run[0] is chosen_point)
+def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
+    """Every method once on one network, those without a seed for the seed 0; a file keeps it.
+
+    Returns:
+        The base's errors, on the class and in all; by method, its shares and its front.
+    """
+    file = OUTPUT / "studies" / f"{task.name}, base {task.seed}, seed {seed}.json"
+    if not file.exists():
+        case = task.load()
+        wrong = case.before["test"].argmax(1) != case.labels["test"]
+        of_class = wrong & (case.labels["test"] == case.target)
+        runs = {}
+        if seed == 0:
+            points = shifted(case, list(case.before.values()))
+            runs["one number"] = shares_and_front(min(points, key=sum_of_shares))
+            folder, _ = task.run("stage=lora")
+            runs["notebook"] = shares_and_front(turned(case, folder / "adapter"))
+        runs |= plain_runs(case, seed)
+        settings = f"experiment=repair seed={seed}"
+        folder, results = task.run(settings)
+        before = f"{settings} refit=false lora.dropout={results['dropout']}"
+        runs["repair"] = saved_and_trained(case, task, before, folder, results)
+        if results["refit"]:
+            folder, results = task.run(before)
+        runs["before refit"] = saved_and_trained(case, task, before, folder, results)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps([[int(of_class.sum()), int(wrong.sum())], runs]))
+        unfinished.replace(file)
+    errors, runs = json.loads(file.read_text())
+    return errors, runs
+
+
+def shares_and_front(saved: Point, trained: Point | None = None) -> Run:
+    """A method's run; ``trained`` is an adapter at scale 1, where it was saved at another."""
+    return saved.test, (trained or saved).front
+
+
+def plain_runs(case: Case, seed: int) -> dict[str, Run]:
+    """Twenty lines with the rate, then the weight, that validation images choose; and refitted."""
+    points: dict[Choice, Point] = {}
+    for rate in RATES:
+        points |= twenty_lines(case, rate, CLASS_WEIGHTS[0], seed)
+    rate = min(points, key=lambda choice: sum_of_shares(points[choice])).rate
+    points = {choice: each for choice, each in points.items() if choice.rate == rate}
+    for weight in CLASS_WEIGHTS[1:]:
+        points |= twenty_lines(case, rate, weight, seed)
+    choice = min(points, key=lambda choice: sum_of_shares(points[choice]))
+    return {
+        "twenty lines": shares_and_front(points[choice]),
+        "twenty lines, refitted": shares_and_front(refitted(case, choice, seed)),
+    }
+
+
+def saved_and_trained(case: Case, task: Task, again: str, folder: Path, results: Results) -> Run:
+    """A repair as it was saved, and its front at scale 1, as it was trained.
+
+    One that was saved at scale 0 is trained ``again``, without refit.
+    """
+    saved, scale = turned(case, folder / "adapter"), results["dial"]["saved"]
+    if scale == 0:
+        folder, _ = task.run(f"{again} lora.scale=1")
+        return shares_and_front(saved, turned(case, folder / "adapter"))
+    return shares_and_front(saved, turned(case, folder / "adapter", 1 / scale))
 
 
 def of_results(results: Results, target: int) -> Shares:
@@ -184,7 +213,7 @@ def methods_table(studies: Sequence[Study]) -> str:
 def summary_table(studies: Sequence[Study]) -> str:
     """The table of README: means over all classifiers, and the worst one or the worst run."""
     lines = []
-    for method in ("one number", "twenty lines", "mean of twenty lines", "repair, scale auto"):
+    for method in ("one number", "twenty lines", "twenty lines, refitted", "repair"):
         cells = [method]
         for name in ("target", "every"):
             means = [mean(each.every(method, name)) for each in studies]
@@ -205,7 +234,7 @@ def summary_table(studies: Sequence[Study]) -> str:
 
 def tasks_table(studies: Sequence[Study]) -> str:
     """Errors on the class / in all, in percent of the base's, for each classifier."""
-    methods = ("one number", "twenty lines", "repair, scale auto")
+    methods = ("twenty lines", "twenty lines, refitted", "before refit", "repair")
     lines = []
     for each in studies:
         few, many = (statistics.mean(column) for column in zip(*each.errors, strict=True))

@@ -7,7 +7,7 @@ Python: no Hydra, no Lightning.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +70,7 @@ class Classifier:
         base_path: the base's file.
         adapter: the adapter's folder, if it has one.
         targets: the names of the classes that the adapter repairs.
+        made: how the adapter was made, as its record says.
     """
 
     net: nn.Module
@@ -79,6 +80,7 @@ class Classifier:
     base_path: Path | None = None
     adapter: Path | None = None
     targets: Sequence[str] = ()
+    made: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(
@@ -182,6 +184,7 @@ class Classifier:
             with adapter_errors():
                 load_adapter(network, adapter, allow_other_base, base_sha256=loaded.sha256).eval()
             classifier.adapter, classifier.targets = Path(adapter), record.get("targets", [])
+            classifier.made = record.get("made", {})
         return classifier
 
     @classmethod
@@ -196,7 +199,8 @@ class Classifier:
     def set_scale(self, scale: float | str, device: torch.device | str = "cpu") -> float:
         """Turn the adapter up or down, on ``device``; return its scale.
 
-        With ``auto`` the validation images decide, as :func:`.dial.advised_scale` says.
+        With ``auto`` the validation images decide, as :func:`.dial.advised_scale` says. Those that
+        the adapter has learnt (refit) have decided before.
         """
         if scale != "auto" and not is_number(scale):
             raise UserError(f"scale={scale}: expected a number, 1 as trained, or auto")
@@ -204,6 +208,14 @@ class Classifier:
             if scale not in (1, "auto"):
                 raise UserError(f"scale={scale}: expected 1, since there is no adapter")
             return 1.0
+        if scale == "auto" and self.made.get("refit"):
+            scale = self.made["advised_scale"]
+            if scale is None:
+                raise UserError(
+                    "scale=auto: expected a number, since this adapter has learnt the validation "
+                    "images, and its training asked them for no scale"
+                )
+            log.info("scale=%g, as validation images advised before the adapter learnt them", scale)
         if scale == "auto":
             with config_group("data"):
                 images = self.dataset.sets.val

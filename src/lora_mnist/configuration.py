@@ -23,7 +23,7 @@ _TRAIN = "loss optimizer scheduler callbacks run_name digit target seed debug co
 #: ``_target_`` names, which refuses what it does not take.
 _KEYS = {
     "pretrain": f"{_ALL} {_RUN} {_TRAIN}",
-    "lora": f"{_ALL} {_RUN} {_TRAIN} lora dial trust base_prefix",
+    "lora": f"{_ALL} {_RUN} {_TRAIN} lora dial refit trust base_prefix",
     "eval": f"{_ALL} {_ADAPTER} {_RUN} scale",
     "predict": f"{_ALL} {_ADAPTER} scale images out",
     "export": f"{_ALL} {_ADAPTER} scale out",

@@ -1,4 +1,4 @@
-"""The recipe of a training: its images, adapter, loss, optimizer, and the scale it ends with."""
+"""The recipe of a training: its images, adapter, loss and optimizer."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -20,24 +20,19 @@ from lora_mnist.data.datamodule import ImageDataModule, is_one_epoch
 from lora_mnist.data.images import Subset
 from lora_mnist.data.mistakes import Mistakes, wrong_pictures
 from lora_mnist.data.plan import Plan, Selection, select
-from lora_mnist.disk.results import Clock
 from lora_mnist.errors import UserError, config_group, is_number
-from lora_mnist.lora.model import add_lora, lora_disabled, set_lora_scale
+from lora_mnist.lora.model import add_lora, lora_disabled
 from lora_mnist.lora.targets import layers_to_adapt
-from lora_mnist.repair.dial import TRIES, approximate_dial
 from lora_mnist.repair.loss import Loss
 from lora_mnist.repair.module import ClassifierModule
 from lora_mnist.repair.networks import evaluating, importable
 from lora_mnist.repair.predictions import Predictions, counts_of
 from lora_mnist.repair.significance import weakest
-from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
 
 #: lora.rank=auto, or a layer's full rank where that is smaller. docs/experiments.md compares ranks.
 _AUTO_RANK = 64
-#: The dial may always try this number of validation images at each scale.
-_MIN_FOR_DIAL = 50
 #: These settings make a repair run that has no validation images.
 _WITHOUT = "; without any, say optimizer.lr=0.001 lora.scale=1"
 
@@ -97,6 +92,10 @@ def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_valid
             raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
         if cfg.dial:
             needs_val["dial=true"] = ""
+        if cfg.refit is True:
+            needs_val["refit=true"] = ""
+        elif cfg.refit not in (False, "auto"):
+            raise UserError(f"refit={cfg.refit}: expected true, false or auto")
         if cfg.target is not None and cfg.data.mistakes is not None:
             raise UserError(
                 f"target={cfg.target}: expected null, since data.mistakes={cfg.data.mistakes} is "
@@ -114,6 +113,11 @@ def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_valid
         if not monitor.startswith("val/"):
             continue
         needs_val[f"callbacks: monitor={monitor}"] = ""
+        if cfg.get("refit") is True:
+            raise UserError(
+                f"refit=true: expected false, since {monitor} is monitored, and the last training "
+                "learns the validation images"
+            )
         if isinstance(interval, int) and 0 <= batches < interval:
             raise UserError(
                 f"trainer.val_check_interval={interval}: expected at most {batches}, the batches "
@@ -205,6 +209,8 @@ def put_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
     """Put a new adapter on ``net``, as ``cfg.lora`` says."""
     settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
     del settings["scale"]  # of the finished adapter
+    if settings["dropout"] == "auto":  # each training sets its own
+        settings["dropout"] = 0.0
     with config_group("lora"):
         if settings["rank"] == "auto" or settings["init"] == "pissa":
             if settings["rank"] == "auto":
@@ -228,21 +234,33 @@ def loss_and_optimizer(cfg: DictConfig) -> tuple[Loss, Callable[..., Optimizer]]
     return loss, make_optimizer
 
 
+def hyperparameters(
+    cfg: DictConfig, classifier: Classifier, data: ImageDataModule, rate: float
+) -> dict[str, Any]:
+    """Everything that the numbers of a training depend on.
+
+    A run that goes on must have the same settings, and the same content of files.
+    """
+    base = classifier.base
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings["net"] = classifier.settings["net"]
+    settings["data"] |= classifier.settings["data"]
+    settings |= {"base_ckpt": str(classifier.base_path), "base_sha256": base and base.sha256}
+    settings |= {"classes": classifier.classes, "data_sha256": dict(data.images.sha256)}
+    settings |= {"targets": data.plan.selection.targets, "rate": rate}
+    return dict(settings)
+
+
 def make_module(
     cfg: DictConfig,
     classifier: Classifier,
     data: ImageDataModule,
-    loss: Loss,
-    make_optimizer: Callable[..., Optimizer],
     rate: float,
     base_val: Predictions | None,
 ) -> ClassifierModule:
-    """The module that trains the network at this rate. With ``cfg.compile`` it is compiled.
-
-    Its hyperparameters are everything that the run's numbers depend on: a run that goes on must
-    have the same settings, and the same content of files.
-    """
-    plan, base = data.plan, classifier.base
+    """The module that trains the network at this rate. With ``cfg.compile`` it is compiled."""
+    plan = data.plan
+    loss, make_optimizer = loss_and_optimizer(cfg)
     trained = [parameter for parameter in classifier.net.parameters() if parameter.requires_grad]
     with config_group("optimizer"):
         if not is_number(rate) or rate < 0:
@@ -256,12 +274,6 @@ def make_module(
             scheduler = instantiate(schedule, _convert_="all")(optimizer)
     if cfg.compile:
         classifier.net.compile()  # in place: its tensors keep their names
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    settings["net"] = classifier.settings["net"]
-    settings["data"] |= classifier.settings["data"]
-    settings |= {"base_ckpt": str(classifier.base_path), "base_sha256": base and base.sha256}
-    settings |= {"classes": classifier.classes, "data_sha256": dict(data.images.sha256)}
-    settings |= {"targets": plan.selection.targets, "rate": rate}
     return ClassifierModule(
         classifier.net,
         optimizer,
@@ -273,53 +285,5 @@ def make_module(
         classes=classifier.classes,
         targets=plan.selection.targets,
         base_val=base_val,
-        hyperparameters=settings,
+        hyperparameters=hyperparameters(cfg, classifier, data, rate),
     )
-
-
-def set_scale_by_dial(
-    cfg: DictConfig,
-    run: Run,
-    trainer: Trainer,
-    classifier: Classifier,
-    data: ImageDataModule,
-    val: Predictions | None,
-    clock: Clock,
-) -> tuple[dict[str, Any] | None, float]:
-    """Measure the dial, and give the adapter the scale at which it is saved.
-
-    The dial has the errors of the finished adapter at several scales, on the validation images.
-    ``dial=null`` measures it in a single run with validation images, but not in a job of a sweep.
-    ``val`` are the predictions for these images.
-
-    Returns:
-        The dial, ``None`` if it was not measured; and the scale: ``lora.scale``, or what the dial
-        advises.
-    """
-    dial = None
-    wants_dial = not run.is_sweep if cfg.dial is None else cfg.dial
-    if val is not None and (wants_dial or cfg.lora.scale == "auto"):
-        net, dataset, images = classifier.net, classifier.dataset, data.images.val
-        # About as many forward passes as training made, whatever the network.
-        plan, steps = data.plan, trainer.global_step * trainer.accumulate_grad_batches
-        most = max(_MIN_FOR_DIAL, steps * (plan.batch_size + plan.replay) // TRIES)
-        log.info("dial: the adapter at %d scales on %s validation images", TRIES, f"{len(val):,}")
-        device: Any = trainer.strategy.root_device
-        precision: Any = trainer.precision_plugin
-        with clock.measure("dial"), evaluating(net, device), precision.forward_context():
-            dial = approximate_dial(
-                net,
-                lambda indices: dataset.batches(images, device, indices, name="dial"),
-                val,
-                plan.selection.targets,
-                most,
-            )
-    scale = cfg.lora.scale
-    if scale == "auto":
-        assert dial is not None  # refuse_inconsistent
-        scale = dial["advised"]
-    if cfg.lora.scale != 1:
-        full = f"; scale={1 / scale:.3g} is as trained" if scale not in (0, 1) else ""
-        log.info("scale: %g, with which the adapter is saved%s", scale, full)
-    set_lora_scale(classifier.net, scale)
-    return dial, float(scale)

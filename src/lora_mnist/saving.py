@@ -17,6 +17,7 @@ from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import count_parameters
 from lora_mnist.run import Run
+from lora_mnist.trials import Trained
 
 
 def common_results(
@@ -78,11 +79,12 @@ def record_of(cfg: DictConfig, run: Run, classifier: Classifier) -> dict[str, An
 
 
 def save_adapter_and_base(
-    cfg: DictConfig, run: Run, classifier: Classifier, targets: list[int]
+    cfg: DictConfig, run: Run, classifier: Classifier, targets: list[int], trained: Trained
 ) -> None:
     """Save the adapter with its record in the run's folder.
 
-    The base gets a file of its own, where it has none, so that it is found later.
+    The base gets a file of its own, where it has none, so that it is found later. An adapter that
+    has learnt the validation images keeps what these advised before, beside ``trained.scale``.
     """
     base, bases, record = classifier.base, Path(cfg.paths.bases), record_of(cfg, run, classifier)
     assert base is not None
@@ -91,6 +93,11 @@ def save_adapter_and_base(
         name = base_name(settings["data"], settings["net"])
         about = record if classifier.base_path is None else read_base(classifier.base_path).record
         write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about or record)
+    if trained.is_refit:
+        advised = None
+        if trained.dial is not None:
+            advised = trained.dial["advised"] / (trained.scale or 1)
+        record["made"] |= {"dropout": trained.dropout, "refit": True, "advised_scale": advised}
     names = [classifier.classes[target] for target in targets]
     metadata = {"base_sha256": base.sha256, "targets": names, **record}
     save_adapter(classifier.net, run.folder / ADAPTER_FOLDER, metadata=metadata)

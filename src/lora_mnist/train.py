@@ -5,6 +5,7 @@
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,7 +20,6 @@ from lora_mnist.classifier import Classifier
 from lora_mnist.configuration import checked_copy, classifier_of, net_and_data
 from lora_mnist.data import mistakes
 from lora_mnist.data.datamodule import ImageDataModule
-from lora_mnist.data.images import WithMistakes
 from lora_mnist.disk.base import (
     refuse_to_replace,
     set_current_base,
@@ -28,7 +28,7 @@ from lora_mnist.disk.base import (
 )
 from lora_mnist.disk.checkpoint import load_best_weights
 from lora_mnist.disk.results import Clock, write_results
-from lora_mnist.disk.resume import begin_run, recorded_rate
+from lora_mnist.disk.resume import begin_run, last_checkpoint, recorded_rate
 from lora_mnist.disk.run_paths import (
     ADAPTER_FOLDER,
     base_name,
@@ -44,6 +44,7 @@ from lora_mnist.proof import (
     why_useless,
 )
 from lora_mnist.recipe import (
+    hyperparameters,
     loss_and_optimizer,
     make_data_module,
     make_module,
@@ -52,7 +53,6 @@ from lora_mnist.recipe import (
     read_images,
     refuse_inconsistent,
     select_images,
-    set_scale_by_dial,
 )
 from lora_mnist.repair.module import ClassifierModule
 from lora_mnist.repair.predictions import Predictions, counts_of, outcomes_by_split
@@ -60,11 +60,24 @@ from lora_mnist.repair.rate import choose_rate
 from lora_mnist.run import Run
 from lora_mnist.saving import common_results, record_of, save_adapter_and_base
 from lora_mnist.show.end_of_run import report_and_close_loggers
+from lora_mnist.show.next_steps import choice_text
 from lora_mnist.show.tables import print_parameters
 from lora_mnist.trainer import evaluate_on, is_fast_dev_run, make_trainer, quiet_lightning
+from lora_mnist.trials import (
+    Trained,
+    dropouts_to_try,
+    learns_validation,
+    set_scale_by_dial,
+    start_again,
+    start_of,
+    trial_of,
+    with_validation,
+)
 
 log = logging.getLogger(__name__)
 
+#: Minutes of a training from which on it is said beforehand how long all will take.
+_LONG = 2
 #: Random numbers and warnings are the whole process's: one training at a time.
 _training = Lock()
 
@@ -120,12 +133,11 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
 
     selection = select_images(cfg, dataset.classes, images, None)
     data = make_data_module(cfg, trainer, classifier, images, selection)
-    loss, make_optimizer = loss_and_optimizer(cfg)
     rate = cfg.optimizer.lr
-    module = make_module(cfg, classifier, data, loss, make_optimizer, rate, None)
+    module = make_module(cfg, classifier, data, rate, None)
     print_parameters(net)
-    with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
-        fit(trainer, module, data, ckpt_path, clock)
+    with begin_run(run.folder, module.hparams, cfg.resume):
+        fit(trainer, module, data, last_checkpoint(run.folder, cfg.resume), clock)
         best = load_best_weights(trainer, module, data)
         if not trainer.is_global_zero:
             return {}
@@ -194,30 +206,29 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     selection = select_images(cfg, dataset.classes, images, base_val, wrong)
     put_new_adapter(cfg, net)
     data = make_data_module(cfg, trainer, classifier, images, selection)
-    loss, make_optimizer = loss_and_optimizer(cfg)
-    rate = cfg.optimizer.lr
+    rate, seconds_a_step = cfg.optimizer.lr, 0.0
     if rate == "auto":
         assert base_val is not None  # refuse_inconsistent
         # A run that goes on keeps the rate that it began with.
         rate = recorded_rate(run.folder) if cfg.resume is not None else None
-        rate = rate or choose_rate(net, loss, make_optimizer, data, base_val, trainer)
-    module = make_module(cfg, classifier, data, loss, make_optimizer, rate, base_val)
+        if rate is None:
+            parts = loss_and_optimizer(cfg)
+            rate, seconds_a_step = choose_rate(net, *parts, data, base_val, trainer)
     print_parameters(net)
-    with begin_run(run.folder, module.hparams, cfg.resume) as ckpt_path:
-        fit(trainer, module, data, ckpt_path, clock)
-        best = load_best_weights(trainer, module, data)
-        prove_unchanged(base, net)
+    with begin_run(run.folder, hyperparameters(cfg, classifier, data, rate), cfg.resume):
+        trained, trials = train_adapter(
+            cfg, run, trainer, classifier, data, rate, base_val, seconds_a_step, clock
+        )
         if not trainer.is_global_zero:
             return {}
 
+        scale = trained.scale
+        if cfg.lora.scale != 1:
+            full = f"; scale={1 / scale:.3g} is as trained" if scale not in (0, 1) else ""
+            log.info("scale: %g, with which the adapter is saved%s", scale, full)
         tables: dict[str, Predictions] = {}
-        if base_val is not None:
-            tables["val"] = evaluate_on(trainer, net, dataset, images.val, "val", base_val)
-        dial, scale = set_scale_by_dial(
-            cfg, run, trainer, classifier, data, tables.get("val"), clock
-        )
-        if scale != 1 and base_val is not None:
-            tables["val"] = evaluate_on(trainer, net, dataset, images.val, "val", base_val)
+        if trained.val is not None:
+            tables["val"] = trained.val
         with clock.measure("test"):
             tables["test"] = evaluate_on(trainer, net, dataset, images.test, "test")
             for split, pictures in mistakes.by_split(wrong).items():
@@ -231,22 +242,96 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         )
         results |= {
             "steps": trainer.global_step,
-            "best": best,
+            "best": trained.best,
             "lr": rate,
-            "dial": dial and {**dial, "saved": scale},
+            "dropout": trained.dropout,
+            "trials": trials,
+            "refit": trained.is_refit,
+            "dial": trained.dial and {**trained.dial, "saved": trained.scale},
             "base_unchanged": True,
             "adapter": None if is_fast_dev_run(trainer) else ADAPTER_FOLDER,
             "better_preprocessing": better_preprocessing,
             "seconds": clock.seconds(),
         }
         if not is_fast_dev_run(trainer):
-            save_adapter_and_base(cfg, run, classifier, selection.targets)
+            save_adapter_and_base(cfg, run, classifier, selection.targets, trained)
         write_results(run.folder, results, tables["test"], images.test)
         report_and_close_loggers(trainer, results, run, cfg.figures, tables["test"], images.test)
-    useless = why_useless(outcomes, dataset.classes, rate)
+    # After refit the validation images say nothing of the last training.
+    splits = ("test", "test_base") if trained.is_refit else outcomes
+    judged = {split: outcomes[split] for split in splits}
+    useless = why_useless(judged, dataset.classes, rate)
     if useless and not is_fast_dev_run(trainer):
         raise TrainingError(useless)
     return results
+
+
+def train_adapter(
+    cfg: DictConfig,
+    run: Run,
+    trainer: Trainer,
+    classifier: Classifier,
+    data: ImageDataModule,
+    rate: float,
+    base_val: Predictions | None,
+    seconds_a_step: float,
+    clock: Clock,
+) -> tuple[Trained, list[dict[str, Any]]]:
+    """Train the adapter on the network of ``classifier``: once, or after trials that decide.
+
+    Each training begins at the same start. What validation images say is of the last trial, which
+    had not learnt them.
+
+    Returns:
+        The training whose adapter the network has; dropout, scale and validation errors of each
+        trial.
+    """
+    net = classifier.net
+    start = start_of(net)
+
+    def train_once(cfg: DictConfig, run: Run, trainer: Trainer, data: ImageDataModule) -> Trained:
+        start_again(net, start, cfg.lora.dropout)
+        module = make_module(cfg, classifier, data, rate, base_val)
+        fit(trainer, module, data, last_checkpoint(run.folder, cfg.resume), clock)
+        best = load_best_weights(trainer, module, data)
+        assert classifier.base is not None
+        prove_unchanged(classifier.base, net)
+        val, images = None, data.images.val
+        if len(images):
+            val = evaluate_on(trainer, net, classifier.dataset, images, "val", base_val)
+        dial, scale = set_scale_by_dial(cfg, run, trainer, classifier, data, val, clock)
+        if scale != 1 and val is not None:
+            val = evaluate_on(trainer, net, classifier.dataset, images, "val", base_val)
+        return Trained(cfg.lora.dropout, best, val, dial, scale)
+
+    last = cfg.copy()
+    dropouts = dropouts_to_try(cfg, net, data)
+    is_refit = learns_validation(cfg, trainer, data)
+    if len(dropouts) == 1 and not is_refit:
+        last.lora.dropout = dropouts[0]
+        return train_once(last, run, trainer, data), []
+
+    minutes = trainer.max_steps * seconds_a_step / 60
+    if minutes > _LONG:
+        log.info(
+            "%d trainings, of some %.0f minutes each: lora.dropout=0 and refit=false leave one",
+            *(len(dropouts) + 1, minutes),
+        )
+    trials: list[Trained] = []
+    for dropout in dropouts:
+        log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), dropout)
+        trial, its_run = trial_of(cfg, run, dropout)
+        trials.append(train_once(trial, its_run, make_trainer(trial, its_run), data))
+    chosen = min(trials, key=lambda trial: trial.val_errors)
+    summaries = [trial.summary() for trial in trials]
+    if len(trials) > 1:
+        log.info("%s", choice_text(summaries, chosen.dropout))
+    last.lora.dropout, last.lora.scale, last.dial = chosen.dropout, chosen.scale, False
+    if is_refit:
+        log.info("refit: once more, with the validation images among those to learn from")
+        data = with_validation(data)
+    best = train_once(last, run, trainer, data).best
+    return replace(chosen, best=best, is_refit=is_refit), summaries
 
 
 def fit(
@@ -266,7 +351,7 @@ def fit(
     learnt, replayed = len(selection.target_indices), data.plan.replay
     trained = "an adapter" if module.has_adapter else "a base"
     names = ", ".join(module.classes[c] for c in selection.targets) or "all classes"
-    if isinstance(data.images.train, WithMistakes):
+    if module.has_adapter and not selection.targets and len(selection.replay_indices):
         names = "all classes that the base gets wrong"
     others = f", {replayed} images of the others beside each {data.plan.batch_size}"
     log.info(

@@ -17,12 +17,14 @@ class Crash(Callback):
     """Ends the run before a step, counted from 0 over all epochs.
 
     Which one, and how, stands in the environment, so that the run that goes on has the same
-    settings: ``CRASH=30`` raises, ``CRASH=30:SIGKILL`` sends the process a signal.
+    settings: ``CRASH=30`` raises, ``CRASH=30:SIGKILL`` sends the process a signal. ``CRASH_IN`` is
+    the name of a training's folder, where a run has several.
     """
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         step, _, name = os.environ.get("CRASH", "-1").partition(":")
-        if trainer.global_step == int(step):
+        folder = Path(trainer.default_root_dir).name
+        if trainer.global_step == int(step) and os.environ.get("CRASH_IN", folder) == folder:
             if not name:
                 raise Crashed
             os.kill(os.getpid(), getattr(signal, name))

@@ -119,6 +119,26 @@ def test_training_never_builds_the_dense_product(tiny, monkeypatch):
         _ = tiny.linear1.weight
 
 
+@pytest.mark.parametrize("rank", [2, 5])
+def test_dropout_with_pissa_acts_on_the_trained_part(rank):
+    """y = (W - s B0 A0) x + s B A dropout(x), also at full rank, where the first part is zero."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5))
+    x, base = torch.randn(4, 6), net[0].weight.detach().clone()
+    add_lora(net, rank=rank, alpha=3.0, target_modules="0", init="pissa", dropout=0.4)
+    adapter = net[0].parametrizations.weight[0]
+    with torch.no_grad():
+        adapter.lora_B.add_(torch.randn_like(adapter.lora_B))
+    torch.manual_seed(1)
+    noisy = net.train()(x)
+    torch.manual_seed(1)
+    residual = base - adapter.scaling * adapter.start_B @ adapter.start_A
+    trained = adapter.scaling * adapter.lora_B @ adapter.lora_A
+    expected = F.linear(x, residual, net[0].bias) + F.linear(F.dropout(x, 0.4), trained)
+    torch.testing.assert_close(noisy, expected)
+    torch.testing.assert_close(net.eval()(x), F.linear(x, residual + trained, net[0].bias))
+
+
 def test_dropout_on_the_adapters_input_while_training():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5))

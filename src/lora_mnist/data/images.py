@@ -94,18 +94,25 @@ class Subset(Images):
         return self.images.take(self.indices[index].tolist(), augment)
 
 
-class WithMistakes(Images):
-    """Training images, in memory or on the disk, and after them mistakes to learn from."""
+class Both(Images):
+    """Two sets as one: the images of ``first``, and after them those of ``second``."""
 
-    def __init__(self, images: Images, mistakes: ImageTensors) -> None:
-        self.images, self.mistakes = images, mistakes
-        self.labels = torch.cat([images.labels, mistakes.labels])
+    def __init__(self, first: Images, second: Images) -> None:
+        self.first, self.second = first, second
+        self.labels = torch.cat([first.labels, second.labels])
+
+    def names(self) -> Sequence[str | int]:
+        return [*self.first.names(), *self.second.names()]
 
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
-        index, count = torch.as_tensor(indices, dtype=torch.int64), len(self.images)
-        is_mistake = index >= count
-        images = self.mistakes.images.new_empty(len(index), *self.mistakes.images.shape[1:])
-        mistakes = (index[is_mistake] - count).tolist()
-        images[is_mistake] = self.mistakes.take(mistakes, augment)[0]
-        images[~is_mistake] = self.images.take(index[~is_mistake].tolist(), augment)[0]
+        index, count = torch.as_tensor(indices, dtype=torch.int64), len(self.first)
+        is_second = index >= count
+        if not is_second.any():
+            return self.first.take(index.tolist(), augment)
+        if is_second.all():
+            return self.second.take((index - count).tolist(), augment)
+        first = self.first.take(index[~is_second].tolist(), augment)[0]
+        second = self.second.take((index[is_second] - count).tolist(), augment)[0]
+        images = first.new_empty(len(index), *first.shape[1:])
+        images[~is_second], images[is_second] = first, second
         return images, self.labels[index]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_mnist.data.dataset import ImageDataset, ImageSets
-from lora_mnist.data.images import Images, ImageTensors, Subset, WithMistakes
+from lora_mnist.data.images import Both, Images, ImageTensors, Subset
 from lora_mnist.errors import UserError
 from lora_mnist.progress import progress
 
@@ -95,7 +95,7 @@ def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
     sha256 = {"mistakes": learnt.sha256(), "mistakes_test": held_out.sha256()}
     return replace(
         images,
-        train=WithMistakes(images.train, learnt),
+        train=Both(images.train, learnt),
         val=without_mistakes(images.val, learnt, "validation"),
         test=without_mistakes(images.test, learnt, "test"),
         sha256={**images.sha256, **sha256},

@@ -23,19 +23,17 @@ _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
 
 @contextmanager
-def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[Path | None]:
+def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[None]:
     """Lock a run's folder from the first step to the last file; record its settings, and its end.
 
-    ``settings`` are everything that the run's numbers depend on, as :func:`.recipe.make_module`
+    ``settings`` are everything that the run's numbers depend on, as :func:`.recipe.hyperparameters`
     collects them. ``resume`` is the run to go on with, as the user named it; ``None``: a new run; a
-    last.ckpt left in its folder is deleted. Yielded is the checkpoint to go on
-    from; ``None``: begin at the first step. ``UserError``, if the run has finished, is still going,
+    last.ckpt left in its folder is deleted. ``UserError``, if the run has finished, is still going,
     or had other settings.
     """
     record, last = folder / RUN_RECORD, folder / LAST_CHECKPOINT
     if rank_zero_only.rank:  # type: ignore[attr-defined]
-        # The first process, which started this one, has checked the settings.
-        yield last if resume is not None and last.exists() else None
+        yield  # the first process, which started this one, has checked the settings
         return
     record.parent.mkdir(parents=True, exist_ok=True)
     flat = flatten(json.loads(json.dumps(settings, default=str)), into=dict)
@@ -52,8 +50,14 @@ def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iter
         else:
             last.unlink(missing_ok=True)
         write_json(record, {"settings": flat, "finished": False})
-        yield last if last.exists() else None
+        yield
         write_json(record, {"settings": flat, "finished": True})
+
+
+def last_checkpoint(folder: Path, resume: object) -> Path | None:
+    """The checkpoint to go on from in ``folder``; ``None``: a training begins at its first step."""
+    last = folder / LAST_CHECKPOINT
+    return last if resume is not None and last.exists() else None
 
 
 def recorded_rate(folder: Path) -> float | None:

@@ -18,6 +18,7 @@ LAST_CHECKPOINT, RUN_RECORD = "checkpoints/last.ckpt", "checkpoints/run.json"
 #: Files and folders that a run or a sweep writes into its folder.
 _WRITTEN = (
     *("results.json", "predictions.csv", "report.html", "adapter", "checkpoints", "figures"),
+    "trials",
     *("summary.csv", "summary.png", "front.png", "sweep.json"),
 )
 

@@ -90,6 +90,10 @@ class LoRAParametrization(nn.Module):
         """``A`` and ``B`` of the update ``scaling * B A``."""
         return self.lora_A, self.lora_B
 
+    def terms(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """What the forward pass adds: for each term its input, and its ``A`` and ``B``."""
+        return [(F.dropout(x, self.dropout, self.training), *self.factors())]
+
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, which ``layer.weight`` reads as; it has the shape of ``weight``."""
         if not (self.enabled and self.scale):
@@ -109,9 +113,9 @@ def linear_forward(layer: nn.Linear, x: Tensor) -> Tensor:
     y = F.linear(rows, stack.original, layer.bias)
     for adapter in stack:
         if adapter.enabled and adapter.scale:
-            lora_A, lora_B = adapter.factors()
-            hidden = F.linear(F.dropout(rows, adapter.dropout, adapter.training), lora_A)
-            y = torch.addmm(y, hidden, lora_B.t(), alpha=adapter.scaling * adapter.scale)
+            for inputs, lora_A, lora_B in adapter.terms(rows):
+                hidden = F.linear(inputs, lora_A)
+                y = torch.addmm(y, hidden, lora_B.t(), alpha=adapter.scaling * adapter.scale)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -126,8 +130,7 @@ def conv2d_forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
     y = F.conv2d(x, stack.original, layer.bias, *geometry)
     for adapter in stack:
         if adapter.enabled and adapter.scale:
-            lora_A, lora_B = adapter.factors()
-            dropped = F.dropout(x, adapter.dropout, adapter.training)
-            hidden = F.conv2d(dropped, lora_A, None, *geometry)
-            y = torch.add(y, F.conv2d(hidden, lora_B), alpha=adapter.scaling * adapter.scale)
+            for inputs, lora_A, lora_B in adapter.terms(x):
+                hidden = F.conv2d(inputs, lora_A, None, *geometry)
+                y = torch.add(y, F.conv2d(hidden, lora_B), alpha=adapter.scaling * adapter.scale)
     return y

@@ -7,6 +7,7 @@ Language Models", arXiv:2404.02948.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .layer import LoRAParametrization
@@ -22,7 +23,9 @@ class PiSSAParametrization(LoRAParametrization):
         W + scaling * (lora_B @ lora_A - start_B @ start_A)
 
     That is plain LoRA of twice the rank, or of the full rank where that is smaller, and is saved as
-    such.
+    such. Dropout acts on the trained part alone, as in PEFT:
+
+        y = (W - scaling * start_B start_A) x + scaling * lora_B lora_A dropout(x)
 
     Raises:
         ValueError: if ``rank`` exceeds the smaller side of the weight as a matrix.
@@ -46,6 +49,12 @@ class PiSSAParametrization(LoRAParametrization):
             self.lora_B.copy_((left[:, :rank] * root).view_as(self.lora_B))
         self.register_buffer("start_A", self.lora_A.detach().clone())
         self.register_buffer("start_B", self.lora_B.detach().clone())
+
+    def terms(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        if not (self.dropout and self.training):
+            return super().terms(x)
+        dropped = F.dropout(x, self.dropout)
+        return [(dropped, self.lora_A, self.lora_B), (x, self.start_A, -self.start_B)]
 
     def factors(self) -> tuple[Tensor, Tensor]:
         lora_A = torch.cat([self.lora_A, self.start_A])

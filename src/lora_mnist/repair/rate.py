@@ -1,6 +1,7 @@
 """The learning rate of a repair: by the number of images to learn, less where that does harm."""
 
 import logging
+import time
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 RATES = (0.003, 0.001, 0.0003, 0.0001)
 #: The first rate is for fewer images to learn than these: experiment=repair then sees each of them
 #: ten times or more, and a larger step generalises better. docs/experiments.md has the numbers.
-_FEW_IMAGES = 400
+FEW_IMAGES = 400
 #: The steps of each trial.
 _STEPS = 25
 #: Validation images whose errors are counted after a trial, at most.
@@ -37,7 +38,7 @@ def choose_rate(
     data: ImageDataModule,
     base_val: Predictions,
     trainer: Trainer,
-) -> float:
+) -> tuple[float, float]:
     """0.003 for fewer than 400 images to learn, else 0.001.
 
     A rate that suits three layers ruins a network of twenty. So a smaller one of :data:`RATES` is
@@ -51,10 +52,13 @@ def choose_rate(
         data: the images of the training, and of its validation.
         base_val: the base's predictions for the validation images.
         trainer: says on which device and in which precision.
+
+    Returns:
+        The rate, and how many seconds a step took.
     """
     count, plan, dataset = len(base_val), data.plan, data.dataset
     learnt = len(plan.selection.target_indices)
-    rates = RATES if learnt < _FEW_IMAGES else RATES[1:]
+    rates = RATES if learnt < FEW_IMAGES else RATES[1:]
     parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
     start = [parameter.detach().clone() for parameter in parameters]
     spread = torch.linspace(0, count - 1, min(count, _MAX_IMAGES)).long()
@@ -74,6 +78,7 @@ def choose_rate(
         for rate in rates:
             optimizer = make_optimizer(parameters, lr=rate)
             net.train()
+            started = time.perf_counter()
             for images, labels in data.read(islice(plan.batches(), _STEPS)):
                 with precision.forward_context():
                     # Before training each process has whole batches.
@@ -82,6 +87,7 @@ def choose_rate(
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
+            seconds = time.perf_counter() - started
             after = errors()
             with torch.no_grad():
                 for parameter, values in zip(parameters, start, strict=True):
@@ -95,4 +101,4 @@ def choose_rate(
     else:
         message = "optimizer.lr=auto: each of %s does harm on validation images; %g is taken"
         log.warning(message, ", ".join(map(str, rates)), rate)
-    return rate
+    return rate, seconds / _STEPS

@@ -123,6 +123,16 @@ def _other_scale(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     return [Phrase(reason), Phrase(scaled_command(results, folder), is_command=True)]
 
 
+def choice_text(trials: Sequence[Mapping[str, Any]], dropout: float) -> str:
+    """Which dropout was chosen, by the validation errors of which trials."""
+    errors = {trial["dropout"]: trial["val_errors"] for trial in trials}
+    name = f"dropout {dropout:g}" if dropout else "no dropout"
+    text = f"{name} was chosen on validation images ({number_of(errors.pop(dropout), 'error')}"
+    for other, count in errors.items():
+        text += f", with dropout {other:g} {count:,}" if other else f", without it {count:,}"
+    return f"{text})"
+
+
 def dial_text(results: Mapping[str, Any]) -> str:
     """Validation errors, before and after, at the advised scale.
 

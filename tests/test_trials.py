@@ -1,0 +1,143 @@
+"""A repair of few images: trials choose its dropout, then it learns validation images too."""
+
+import pytest
+import torch
+from composed import FEW, SMALL, composed, evaluated, small_base
+from helpers.callbacks import Crashed
+from helpers.commands import read_results
+from safetensors.torch import load_file
+from test_resume import CRASH, OFTEN, differences, left_by
+
+from lora_mnist.data import ImageDataset, ImageSets, ImageTensors
+from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.data.plan import Plan, select
+from lora_mnist.errors import UserError
+from lora_mnist.run import Run
+from lora_mnist.train import train
+from lora_mnist.trials import with_validation
+
+#: 350 nines are few.
+RECIPE = ("stage=lora", "digit=9", "data.replay=20", "trainer.max_steps=30", "lora.rank=8")
+RECIPE = (*RECIPE, "lora.init=pissa", "lora.dropout=auto", "lora.scale=auto", "optimizer.lr=0.003")
+CHECKPOINTS = (CRASH, *OFTEN, "logger=tensorboard")
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """A folder of outputs with a small base, for all tests."""
+    folder = tmp_path_factory.mktemp("trials") / "outputs"
+    small_base(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def go(outputs):
+    """``go(NAME, *overrides)`` trains in a folder, once for all tests; it returns the folder."""
+
+    def run(name, *overrides):
+        folder = outputs / "lora" / name
+        if not (folder / "results.json").exists():
+            given = (*RECIPE, *SMALL, *FEW, f"paths.outputs={outputs}", *overrides)
+            train(composed("train", *given), Run(folder))
+        return folder
+
+    return run
+
+
+def weights(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def same(one, other):
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_the_trial_with_the_fewest_validation_errors_decides(go):
+    """What is trained after the trials is the trial that was chosen, to the bit."""
+    chosen = go("chosen", "callbacks=none", "logger=none", "refit=false")
+    results = read_results(chosen)
+    errors = {trial["dropout"]: trial["val_errors"] for trial in results["trials"]}
+    assert list(errors) == [0.0, 0.05]
+    assert errors[results["dropout"]] == min(errors.values()) == results["val"]["errors"]
+    assert not results["refit"]
+    for dropout in errors:
+        options = ("callbacks=none", "logger=none", f"lora.dropout={dropout}")
+        typed = go(f"typed {dropout}", *options)
+        assert read_results(typed)["val"]["errors"] == errors[dropout]
+        assert read_results(typed)["trials"] == []
+        assert same(weights(typed), weights(chosen)) == (dropout == results["dropout"])
+
+
+def test_refit_learns_validation_images_after_they_have_decided(go, outputs):
+    """Scale and numbers of validation images are those of the training before."""
+    options = ("callbacks=none", "logger=none", "lora.dropout=0.0")
+    before = read_results(go("typed 0.0", *options))
+    folder = go("refit", *options, "refit=true")
+    results = read_results(folder)
+    assert results["refit"]
+    for key in ("val", "val_base", "dial"):
+        assert results[key] == before[key]
+    assert not same(weights(folder), weights(go("typed 0.0", *options)))
+    saved = results["dial"]["saved"]
+    assert evaluated(outputs, folder)["test"]["errors"] == results["test"]["errors"]
+    cfg = composed("eval", *SMALL, *FEW, f"paths.outputs={outputs}", f"adapter={folder}")
+    from lora_mnist.evaluate import evaluate
+
+    cfg.scale = "auto"
+    assert evaluate(cfg)["scale"] == (1 if saved else 0)
+
+
+def test_the_images_of_refit():
+    """All that were trained on stay; validation images are learnt or replayed by their class."""
+    dataset = ImageDataset("toy", ["cat", "dog"], 1)
+    train_labels, val_labels = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([1, 0, 1])
+    numbers = torch.arange(8, dtype=torch.uint8).view(-1, 1, 1, 1)
+    train_images = ImageTensors(numbers[:5], train_labels)
+    val_images = ImageTensors(numbers[5:], val_labels)
+    images = ImageSets(train_images, val_images, val_images, {}, {}, None)
+    plan = Plan(select(train_labels, dataset.classes, "dog"), train_labels, 2, 1)
+    data = with_validation(ImageDataModule(dataset, images, plan))
+    targets, learnt, replayed = data.plan.selection
+    assert (targets, learnt.tolist(), replayed.tolist()) == ([1], [1, 3, 4, 5, 7], [0, 2, 6])
+    pixels, labels = data.images.train.take([7, 0, 6, 5])
+    assert pixels.flatten().tolist() == [7, 0, 6, 5]
+    assert labels.tolist() == [1, 0, 0, 1]
+    assert len(data.images.val) == 0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("digit=[9,4]",), ("data.val_size=0", "lora.scale=1")],
+    ids=["many images", "no validation images"],
+)
+def test_nothing_is_chosen_where_nothing_can_be(go, overrides):
+    folder = go(overrides[0], "callbacks=none", "logger=none", "refit=auto", *overrides)
+    results = read_results(folder)
+    assert (results["dropout"], results["trials"], results["refit"]) == (0, [], False)
+
+
+def test_a_refit_that_cannot_be_is_refused(go):
+    with pytest.raises(UserError, match=r"^refit=true: expected data\.val_size > 0"):
+        go("a", "refit=true", "data.val_size=0", "lora.scale=1")
+    with pytest.raises(UserError, match=r"^refit=true: expected false, since val/\w+ is monitored"):
+        go("b", "refit=true", "callbacks=best")
+    with pytest.raises(UserError, match=r"^refit=maybe: expected true, false or auto"):
+        go("c", "refit=maybe")
+
+
+@pytest.mark.slow
+def test_cut_short_in_each_of_three_trainings(go, outputs, monkeypatch):
+    monkeypatch.setenv("CRASH", "-1")
+    whole = go("whole", *CHECKPOINTS, "refit=true")
+    monkeypatch.setenv("CRASH", "16")
+    folder, resume = outputs / "lora" / "cut", ()
+    for name in ("dropout=0.0", "dropout=0.05", "cut"):
+        monkeypatch.setenv("CRASH_IN", name)
+        with pytest.raises(Crashed):
+            go("cut", *CHECKPOINTS, "refit=true", *resume)
+        assert not (folder / "results.json").exists()
+        resume = (f"resume={folder}",)
+    monkeypatch.delenv("CRASH_IN")
+    monkeypatch.setenv("CRASH", "-1")
+    go("cut", *CHECKPOINTS, "refit=true", *resume)
+    assert differences(left_by(whole), left_by(folder)) == []
