@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from composed import logged
 from helpers.commands import ROOT, only_run, read_results, refused
 from helpers.stranger import CLASSES, config, darker, fresh, mine, move_in
 from PIL import Image
 from safetensors import safe_open
+from torch import nn
 from torchvision.models import ResNet18_Weights
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lora_mnist import add_lora, load_adapter, lora_disabled, save_adapter
 from lora_mnist.errors import UserError
@@ -98,6 +101,44 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
     export(config("export", "adapter=latest", "out=repaired.safetensors", own))
     with safe_open("repaired.safetensors", "pt") as file:
         assert target in file.metadata()["input"]
+
+
+@pytest.mark.slow
+def test_a_transform_that_keeps_a_pictures_size_is_exported_in_that_of_the_users(here):
+    """Channels are as it gives them; without pictures nothing is checked."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    Path("of_one_size.py").write_text(
+        "from torch import nn\n"
+        "from torchvision.transforms.v2.functional import pil_to_tensor\n"
+        "def net(): return nn.Sequential(nn.Flatten(), nn.Linear(2 * 8 * 8, 3))\n"
+        "def prepare(picture): return pil_to_tensor(picture)[:2] / 255\n"
+        "def small(picture): return prepare(picture.resize((8, 8)))\n"
+    )
+    sys.modules.pop("of_one_size", None)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(2 * 8 * 8, 3))
+    torch.save(net.state_dict(), "mine.pt")
+    own = ("net._target_=of_one_size.net", "data.transform={_target_: of_one_size.prepare}")
+    with logged("lora_mnist.export") as log:
+        export(config("export", "out=mine.onnx", *own))
+    assert "same predictions as the live network on 6 test images" in log.getvalue()
+    session = onnxruntime.InferenceSession("mine.onnx")
+    assert session.get_inputs()[0].shape[1:] == [2, 8, 8]
+    pixels = pil_to_tensor(Image.open("photos/cat/1.png"))[None, :2] / 255
+    (given,) = session.run(["logits"], {"images": pixels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(given), net(pixels).detach())
+    (prediction,) = predict(config("predict", "images=photos/cat/1.png", *own))
+    assert prediction["before"]["class"] == CLASSES[int(given.argmax())]
+
+    shutil.move("photos", "elsewhere")
+    nowhere = (*own, *KNOWN[:2])
+    said = refused(export, config("export", "out=other.onnx", *nowhere))
+    assert said.startswith("out=other.onnx: expected data.data_dir=FOLDER with pictures, since ")
+    small = own[1].replace("prepare", "small")
+    for out, transform in (("other.onnx", small), ("other.safetensors", own[1])):
+        with logged("lora_mnist.export") as log:
+            export(config("export", f"out={out}", *nowhere, transform))
+        assert f"{out}: base; not checked, since no picture is here" in log.getvalue()
 
 
 def test_images_held_out_just_now_prove_nothing(here):

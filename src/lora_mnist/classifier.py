@@ -269,8 +269,11 @@ class Classifier:
         """Refuse a network that cannot take the images, or has no output for each class.
 
         Args:
-            images: of the data set; ``None``: a gradient stands for them.
+            images: of the data set; ``None``: a gradient stands for them, but nothing is checked
+                with a ``transform`` of the user's own, which may keep a picture's size.
         """
+        if images is None and self.settings["data"].get("transform") is not None:
+            return
         if images is None:
             picture = self.dataset.read_picture(Image.linear_gradient("L"))
             images = ImageTensors(picture[None], torch.zeros(1, dtype=torch.int64))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lora_mnist.classifier import Classifier
 from lora_mnist.configuration import checked_copy, classifier_of
+from lora_mnist.data.images import Images
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, require_extra
 from lora_mnist.lora.base_state import fingerprint
@@ -50,10 +51,11 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     """Write the network of ``cfg.base_ckpt`` and ``cfg.adapter`` to ``cfg.out``.
 
     A file that ends in ``.onnx`` is a graph that takes pixels, uint8, and normalises them itself;
-    with a ``data.transform`` it takes what that makes of a picture. One that ends in
-    ``.safetensors`` holds the weights. The written network must give the predictions of the live
-    one on the whole test set, or on noise where that is not here, and its logits as far as
-    :data:`TOLERANCE`; otherwise there is no file.
+    with a ``data.transform`` it takes what that makes of a test image, in the size of that. One
+    that ends in ``.safetensors`` holds the weights. The written network must give the predictions
+    of the live one on the whole test set, and its logits as far as :data:`TOLERANCE`; otherwise
+    there is no file. Where the test set is not here, noise takes its place, but not with a
+    ``data.transform``: the log then says that nothing was checked.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
@@ -76,14 +78,25 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if is_onnx:
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
     classifier = classifier_of(cfg, run)
-    classifier.check()
+    images: Images | None = None
+    try:
+        with config_group("data"):
+            images = classifier.dataset.sets.test
+    except UserError as error:
+        log.info("no test images here (%s)", error)
+    classifier.check(images)
     scale = classifier.set_scale(cfg.scale)
     net, dataset = classifier.net, classifier.dataset
     has_adapter = classifier.adapter is not None
     plain = merge_lora(copy.deepcopy(net)) if has_adapter else net
-    picture = dataset.read_picture(Image.linear_gradient("L"))
+    picture = _example(classifier, images)
+    if is_onnx and picture is None:
+        raise UserError(
+            f"out={out}: expected data.data_dir=FOLDER with pictures, since data.transform "
+            "keeps a picture's size, which the file has to know"
+        )
     metadata = _metadata(classifier, plain, picture, scale, is_onnx, Path(cfg.paths.outputs))
-    batches, images = _images_to_compare(classifier, picture)
+    batches, name = _images_to_compare(classifier, images, picture)
     if is_onnx:
         plain = FromPixels(plain, dataset.normalise).eval()
     try:
@@ -94,19 +107,38 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
             else:
                 network = _write_weights(plain, metadata, path)
                 written = FromPixels(network, dataset.normalise)
-            largest = _compare(out, FromPixels(net, dataset.normalise), written, batches)
+            if name is not None:
+                largest = _compare(out, FromPixels(net, dataset.normalise), written, batches)
     except OSError as error:
         raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
     parts = f"base and adapter at scale {scale:g}" if has_adapter else "base"
-    message = "%s: %s; same predictions as the live network on %s, logits to %.1e"
-    log.info(message, cfg.out, parts, images, largest)
+    if name is None:
+        reason = "not checked, since no picture is here: set data.data_dir, and export it again"
+        log.warning("%s: %s; %s", cfg.out, parts, reason)
+    else:
+        message = "%s: %s; same predictions as the live network on %s, logits to %.1e"
+        log.info(message, cfg.out, parts, name, largest)
     return metadata
+
+
+def _example(classifier: Classifier, images: Images | None) -> Tensor | None:
+    """An image as the network takes it, but for the normalisation; the first of ``images``.
+
+    Without any, a stand-in has the right shape; ``None``, where a ``data.transform`` keeps a
+    picture's size.
+    """
+    if images is not None:
+        return images.take([0])[0][0]
+    stand_in = Image.linear_gradient("L")
+    picture = classifier.dataset.read_picture(stand_in)
+    other = classifier.dataset.read_picture(stand_in.resize((100, 80)))
+    return picture if picture.shape == other.shape else None
 
 
 def _metadata(
     classifier: Classifier,
     plain: nn.Module,
-    picture: Tensor,
+    picture: Tensor | None,
     scale: float,
     is_onnx: bool,
     outputs: Path,
@@ -124,12 +156,16 @@ def _metadata(
         "channels": dataset.channels,
         **dataset.preprocessing(),
     }
+    transform = classifier.settings["data"].get("transform")
+    if transform is not None and picture is not None:
+        about["channels"] = len(picture)
     metadata = {key: json.dumps(value) for key, value in about.items()}
-    shape = ", ".join(map(str, picture.shape))
-    if picture.is_floating_point():  # a transform of the user's own
-        transform = json.dumps(classifier.settings["data"]["transform"])
+    shape = "" if picture is None else ", ".join(map(str, picture.shape))
+    if picture is None:
+        network_input = f"what this makes of a picture: {json.dumps(transform)}"
+    elif transform is not None:
         dtype = str(picture.dtype).removeprefix("torch.")
-        network_input = f"{dtype} (batch, {shape}): {transform}"
+        network_input = f"{dtype} (batch, {shape}): {json.dumps(transform)}"
     elif is_onnx:
         network_input = f"uint8 (batch, {shape}): pixels"
     else:
@@ -144,20 +180,20 @@ def _metadata(
     }
 
 
-def _images_to_compare(classifier: Classifier, picture: Tensor) -> tuple[Iterable[Tensor], str]:
-    """Batches of the test images or, where these are not here, of noise; and their description."""
+def _images_to_compare(
+    classifier: Classifier, images: Images | None, picture: Tensor | None
+) -> tuple[Iterable[Tensor], str | None]:
+    """Batches of the test images or, where these are not here, of noise; and their description.
+
+    With a ``data.transform``, noise is nothing that it would make: there are none, and ``None``.
+    """
     dataset = classifier.dataset
-    try:
-        with config_group("data"):
-            images = dataset.sets.test
-    except UserError as error:
-        log.info("no test images here (%s)", error)
+    if images is None:
+        if picture is None or classifier.settings["data"].get("transform") is not None:
+            return [], None
         generator = torch.Generator().manual_seed(0)
         shape = (_NOISE, *picture.shape)
-        if picture.is_floating_point():
-            noise = torch.randn(shape, generator=generator)
-        else:
-            noise = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        noise = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         return [noise], f"{_NOISE} images of noise"
     loader = dataset.loader(images, batch_size=dataset.eval_batch_size, sampler=range(len(images)))
     batches = (batch for batch, _ in progress(loader, "export", len(loader)))
