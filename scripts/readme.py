@@ -1,15 +1,15 @@
 """The tables and pictures of README and docs, made again from real runs.
 
     python scripts/readme.py                      # all that this script makes: some ten minutes
-    python scripts/readme.py --only naive sweep   # some of them
+    python scripts/readme.py --only demo sweep   # some of them
     python scripts/readme.py --only keys          # the keys of the reference: a second
     python scripts/readme.py --only hotfix=FILE   # from what another script printed, in FILE
     python scripts/readme.py --folder runs        # keeps the runs there, and takes what is there
 
 A block stands between ``<!-- NAME: made by SCRIPT, SUM -->`` and ``<!-- /NAME -->``; nothing else
 in a document changes. The sum covers the block's text and the pictures that it links to, so that a
-test finds what was changed by hand. The commands are those that the documents print. The picture
-of the page needs Chromium and playwright.
+test finds what was changed by hand. The commands are those that the documents print. Pictures
+of pages need Chromium and playwright.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from shutil import copyfile, copytree, ignore_patterns
 from tempfile import TemporaryDirectory
 
 import torch
-from readme_pictures import photograph
+from readme_pictures import photograph, photograph_report
 
 from lora_mnist.disk.files import atomic_write
 
@@ -84,12 +84,6 @@ def from_line(text: str, start: str) -> str:
 def lines_that_begin(text: str, start: tuple[str, ...]) -> str:
     """The lines of ``text`` that begin with one of ``start``."""
     return "\n".join(line for line in text.splitlines() if line.startswith(start))
-
-
-def table_with(text: str, head: str) -> str:
-    """The table on a terminal whose head begins with ``head``."""
-    start = text.rindex("┏", 0, text.index(f"┃ {head} "))
-    return text[start : text.index("┘", start) + 1]
 
 
 def run(command: str, here: Path) -> str:
@@ -161,11 +155,12 @@ def machine() -> str:
 
 
 def repair(runs: Runs) -> str:
-    """The best recipe on the weakest class: its picture and what it prints."""
+    """The best recipe on the weakest class: parts of its report, and what it prints."""
     text = runs.printed("repair")
-    figures = runs.folder_of("repair") / "figures"
-    copyfile(figures / "errors.png", PROJECT / "docs" / "repair.png")
-    copyfile(figures / "repaired.png", PROJECT / "docs" / "repaired.png")
+    parts_of_page = {"#classes": "repair.png", "#repaired": "repaired.png"}
+    for part, name in parts_of_page.items():
+        page = runs.folder_of("repair") / "report.html"
+        photograph_report(page, part, PROJECT / "docs" / name)
     end = from_line(text, "accuracy:").partition("\nreport:")[0].partition("\nThe weakest of")[0]
     parts = [lines_that_begin(text, ("target=", "base unchanged:")), end]
     pictures = (
@@ -175,11 +170,10 @@ def repair(runs: Runs) -> str:
     return f"{pictures}\n\n{fenced(chr(10).join(parts))}\n\n({machine()})"
 
 
-def naive(runs: Runs) -> str:
-    """The notebook's adapter: its picture."""
-    copyfile(runs.folder_of("nines") / "figures" / "errors.png", PROJECT / "docs" / "naive.png")
-    says = "Errors of an adapter that has seen nines alone: every other digit is worse than before"
-    return f"![{says}](naive.png)"
+def lora(runs: Runs) -> str:
+    """The verdict on the notebook's adapter."""
+    end = from_line(runs.printed("nines"), "accuracy:").partition("\nValidation images advise")[0]
+    return f"{fenced(end)}\n\n({machine()})"
 
 
 def keys(runs: Runs) -> str:
@@ -230,7 +224,7 @@ def example_export(runs: Runs) -> str:
 
 
 #: By name, a block from the runs.
-MADE = {f.__name__: f for f in (repair, naive, keys, demo, sweep, example_train, example_export)}
+MADE = {f.__name__: f for f in (repair, lora, keys, demo, sweep, example_train, example_export)}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The README's picture of the page of demo.py, in a browser."""
+"""The README's pictures of the page of demo.py, and of a report, in a browser."""
 
 import os
 import re
@@ -22,8 +22,6 @@ def open_page(overrides: Sequence[str], **settings: Any) -> Iterator[Any]:
 
     ``settings`` are the page's: size, scale.
     """
-    from playwright.sync_api import sync_playwright
-
     command = [sys.executable, str(PROJECT / "demo.py"), *overrides]
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_proxy")}
     environment["PYTHONUNBUFFERED"] = "1"
@@ -33,16 +31,35 @@ def open_page(overrides: Sequence[str], **settings: Any) -> Iterator[Any]:
             line = server.stdout.readline()
             if not (address := re.search(r"http://\S+", line)):
                 raise RuntimeError(f"python demo.py: {line}{server.stdout.read()}")
-            with sync_playwright() as playwright:
-                # The sandbox needs another user than root.
-                flags = ["--no-sandbox", "--no-proxy-server"]
-                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-                page = browser.new_page(**settings)
-                page.goto(address[0])
+            with open_address(address[0], **settings) as page:
                 yield page
-                browser.close()
         finally:
             server.terminate()
+
+
+@contextmanager
+def open_address(address: str, **settings: Any) -> Iterator[Any]:
+    """A page in a headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # The sandbox needs another user than root.
+        flags = ["--no-sandbox", "--no-proxy-server"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page(**settings)
+        page.goto(address)
+        yield page
+        browser.close()
+
+
+def photograph_report(report: Path, part: str, path: Path) -> None:
+    """Write the part of a report that a selector of CSS names as a PNG file."""
+    size = {"width": 800, "height": 800}
+    with (
+        open_address(report.as_uri(), viewport=size, device_scale_factor=1.6) as page,
+        atomic_write(path) as temporary,
+    ):
+        page.locator(part).screenshot(path=temporary, type="png")
 
 
 def photograph(overrides: Sequence[str], path: Path) -> None:

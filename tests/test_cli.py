@@ -1,12 +1,9 @@
 """What the commands share: how they refuse, what they leave, and where they may be started."""
 
-import signal
-import time
-
 import pytest
 from composed import SMALL
 from helpers.commands import ROOT, only_run, read_results, run_process
-from helpers.sweeping import TOY, start
+from helpers.sweeping import TOY
 
 NO_STAGE = f"""\
 stage: missing; expected one of
@@ -70,26 +67,6 @@ def test_what_nobody_expected_is_one_line_or_a_traceback(cli, tmp_path, monkeypa
     for argument, message in (("x=-1", "no such thing"), ("xx=1", "Could not override 'xx'")):
         with pytest.raises(Exception, match=message):
             cli(TOY, argument)
-
-
-@pytest.mark.slow
-def test_an_interrupt_before_the_first_checkpoint(tmp_path):
-    process = start(tmp_path, "pause=60")
-    while not list(tmp_path.glob("outputs/toy/*/half-done")):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    note = "no checkpoint was written yet: there is nothing to go on with"
-    assert err.splitlines() == ["interrupted by SIGINT", note]
-
-
-@pytest.mark.parametrize("sweep", [(), ("-m",)])
-def test_paths_are_relative_to_where_one_stands(cli, tmp_path, sweep):
-    done = cli(TOY, *sweep, "hydra.job.chdir=true")
-    assert (done.code, done.err.partition(":")[0]) == (2, "hydra.job.chdir=true")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,9 @@ def point(case: Case, net: nn.Module) -> Point:
     return shifted(case, [logits_of(net, case.images[part]) for part in ("val", "test")])[0]
 
 
-def sum_of_shares(point: Point) -> float:
-    """The validation errors on the class and in all, as shares of the base's: what chooses."""
-    return point.val.target + point.val.every
+def sum_of_shares(val: Shares) -> float:
+    """What chooses: the validation errors on the class and in all, as shares of the base's."""
+    return val.target + val.every
 
 
 def fine_tune(
@@ -108,24 +108,32 @@ class Choice(NamedTuple):
     scale: float  # how far to go from the base
 
 
-def twenty_lines(case: Case, rate: float, weight: float, seed: int) -> dict[Choice, Point]:
-    """Weighted fine-tuning on 100 images a step, at each of :data:`SCALES`.
+def twenty_lines(
+    case: Case, rate: float, weight: float, seed: int
+) -> tuple[dict[Choice, float], nn.Module]:
+    """Weighted fine-tuning on 100 images a step.
 
     A network between the base and the tuned one is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
+
+    Returns:
+        What validation images say of it at each of :data:`SCALES`, the less the better; and the
+        tuned network.
     """
     tuned = weighted(case, case.images["train"], case.labels["train"], rate, weight, seed)
-    points = {}
+    sums = {}
     for scale in SCALES:
-        points[Choice(rate, weight, scale)] = point(case, between(case.net, tuned, scale))
-    return points
+        logits = logits_of(between(case.net, tuned, scale), case.images["val"])
+        val = shares(logits, case.before["val"], case.labels["val"], case.target)
+        sums[Choice(rate, weight, scale)] = sum_of_shares(val)
+    return sums, tuned
 
 
-def refitted(case: Case, choice: Choice, seed: int) -> Point:
+def refitted(case: Case, choice: Choice, seed: int) -> nn.Module:
     """Twenty lines with this choice once more, on training and validation images."""
     images = torch.cat([case.images["train"], case.images["val"]])
     labels = torch.cat([case.labels["train"], case.labels["val"]])
     tuned = weighted(case, images, labels, choice.rate, choice.weight, seed)
-    return point(case, between(case.net, tuned, choice.scale))
+    return between(case.net, tuned, choice.scale)
 
 
 def weighted(

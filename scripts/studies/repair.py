@@ -21,8 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from jobs import OUTPUT, Results, table
-from plain import Choice, Point, Shares, point, refitted, shifted, sum_of_shares, twenty_lines
+from plain import (
+    Choice,
+    Point,
+    Shares,
+    between,
+    point,
+    refitted,
+    shifted,
+    sum_of_shares,
+    twenty_lines,
+)
 from tasks import SEARCH, TASKS, Case, Task
+from torch import nn
 
 from lora_mnist import load_adapter, set_lora_scale
 
@@ -96,7 +107,9 @@ def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
         runs = {}
         if seed == 0:
             points = shifted(case, list(case.before.values()))
-            runs["one number"] = shares_and_front(min(points, key=sum_of_shares))
+            runs["one number"] = shares_and_front(
+                min(points, key=lambda each: sum_of_shares(each.val))
+            )
             folder, _ = task.run("stage=lora")
             runs["notebook"] = shares_and_front(turned(case, folder / "adapter"))
         runs |= plain_runs(case, seed)
@@ -122,17 +135,21 @@ def shares_and_front(saved: Point, trained: Point | None = None) -> Run:
 
 def plain_runs(case: Case, seed: int) -> dict[str, Run]:
     """Twenty lines with the rate, then the weight, that validation images choose; and refitted."""
-    points: dict[Choice, Point] = {}
+    sums: dict[Choice, float] = {}
+    nets: dict[tuple[float, float], nn.Module] = {}
     for rate in RATES:
-        points |= twenty_lines(case, rate, CLASS_WEIGHTS[0], seed)
-    rate = min(points, key=lambda choice: sum_of_shares(points[choice])).rate
-    points = {choice: each for choice, each in points.items() if choice.rate == rate}
+        of_rate, nets[rate, CLASS_WEIGHTS[0]] = twenty_lines(case, rate, CLASS_WEIGHTS[0], seed)
+        sums |= of_rate
+    rate = min(sums, key=lambda choice: sums[choice]).rate
+    sums = {choice: number for choice, number in sums.items() if choice.rate == rate}
     for weight in CLASS_WEIGHTS[1:]:
-        points |= twenty_lines(case, rate, weight, seed)
-    choice = min(points, key=lambda choice: sum_of_shares(points[choice]))
+        of_weight, nets[rate, weight] = twenty_lines(case, rate, weight, seed)
+        sums |= of_weight
+    choice = min(sums, key=lambda choice: sums[choice])
+    chosen = between(case.net, nets[choice.rate, choice.weight], choice.scale)
     return {
-        "twenty lines": shares_and_front(points[choice]),
-        "twenty lines, refitted": shares_and_front(refitted(case, choice, seed)),
+        "twenty lines": shares_and_front(point(case, chosen)),
+        "twenty lines, refitted": shares_and_front(point(case, refitted(case, choice, seed))),
     }
 
 

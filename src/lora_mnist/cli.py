@@ -10,61 +10,35 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from hydra.errors import HydraException, OverrideParseException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    OmegaConfBaseException,
-)
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, program
 from lora_mnist.run import CLASSIFIER, Run, override
-from lora_mnist.sweep.session import (
-    end_early,
-    open_sweep,
-    resume_command,
-    run_swept,
-    swept_keys,
-)
+from lora_mnist.sweep.session import end_early, open_sweep, resume_command, run_swept, swept_keys
 
 log = logging.getLogger(__name__)
 
 Command = Callable[[DictConfig, Run], object]
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-
-
-class Interrupt:
-    """SIGINT and SIGTERM while a command runs: the first one ends it and decides its exit code.
-
-    Lightning and Gradio may swallow the ``KeyboardInterrupt`` that is raised.
-    """
-
-    first: signal.Signals | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The handler of both signals."""
-        self.first = self.first or signal.Signals(number)
-        raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
-
-    def explain(self) -> tuple[str, int]:
-        """The line to print about the signal, and the exit code that belongs to it."""
-        number = self.first or signal.SIGINT
-        return f"interrupted by {number.name}", 128 + number
 
 
 def run_entry(function: Command, config_name: str) -> None:
@@ -84,100 +58,90 @@ def run_entry(function: Command, config_name: str) -> None:
         elif "=" in value and re.fullmatch(r"[\w/.~= -]+", value) and not key.startswith("-"):
             sys.argv[number] = override(key, value)  # a file such as epoch=3-step=10.ckpt
     shows_traceback = os.environ.get(_FULL_ERROR) == "1"
-    interrupt = Interrupt()
+    signals: list[int] = []  # SIGINT or SIGTERM; the first one decides the exit code
+    failure: Exception | None = None
 
-    def task(cfg: DictConfig) -> float | None:
-        return run_command(function, cfg, interrupt, shows_traceback)
-
-    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
-    handlers = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
-    error: Exception | None = None
-    reason: str | None = None
-    code = 0
-    try:
-        # Hydra then raises what it would print, and exit with 1.
-        with env_override({_FULL_ERROR: "1"}):
-            main()
-    except KeyboardInterrupt:
-        reason, code = interrupt.explain()
-    except Exception as exception:
-        error = exception
-        reason, code = explain(error)
-    finally:
-        for each, handler in handlers.items():
-            signal.signal(each, handler)
-    if reason is not None and not (error and shows_traceback):
-        print(reason, file=sys.stderr)
-    if reason is not None and HydraConfig.initialized():
-        command = end_early(HydraConfig.get())
-        if command is not None:
-            print(f"go on with: {command}", file=sys.stderr)
-    if error is not None and shows_traceback:
-        raise error
-    if code:
-        raise SystemExit(code)
-
-
-def run_command(
-    function: Command, cfg: DictConfig, interrupt: Interrupt, shows_traceback: bool
-) -> float | None:
-    """Call a command's function with its configuration and the folder that Hydra has made for it.
-
-    Returns:
-        In a sweep the value of ``sweep.metric``, for sweepers that search.
-
-    Raises:
-        SystemExit: with the exit code, where a single run has failed, after its reason was printed.
-    """
-    settings = HydraConfig.get()
-    run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt  # at which Lightning also ends the processes that it has started
 
     def call(cfg: DictConfig, run: Run) -> None:
         try:
             function(cfg, run)
-        except SystemExit as error:  # Lightning makes it of an interrupt
-            if not interrupt.first:
-                raise RuntimeError(f"sys.exit({error.code!r}) was called before the end") from error
-        except Exception:
-            if not interrupt.first:
+        except (Exception, SystemExit):  # Lightning makes SystemExit of an interrupt
+            if not signals:
                 raise
-        if interrupt.first:
+        if signals:  # Lightning and Gradio may swallow the KeyboardInterrupt
             raise KeyboardInterrupt
 
-    if run.is_sweep and "sweep" in cfg:
-        return run_swept(call, cfg, run, settings, explain)
-    if run.is_sweep:
-        call(cfg, run)
+    def task(cfg: DictConfig) -> float | None:
+        nonlocal failure
+        settings = HydraConfig.get()
+        run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
+        if run.is_sweep and "sweep" in cfg:
+            return run_swept(call, cfg, run, settings, explain)
+        try:
+            # As the user has set it, for the processes that Lightning starts.
+            with env_override({_FULL_ERROR: str(int(shows_traceback))}):
+                call(cfg, run)
+        except Exception as error:  # it is raised below: Hydra would print it in its own way
+            if run.is_sweep:
+                raise
+            failure = error
+            exc_info = None if isinstance(error, UserError) else error
+            log.error("%s", explain(error)[0], exc_info=exc_info)  # to the run's own log
         return None
-    is_user_error = False
+
+    main = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(task)
+    handlers = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    error: BaseException | None = None
     try:
-        # As the user has set it, for the processes that Lightning starts.
-        with env_override({_FULL_ERROR: str(int(shows_traceback))}):
-            call(cfg, run)
-        return None
-    except KeyboardInterrupt:
-        reason, code = interrupt.explain()
-    except Exception as error:
+        # Hydra then raises what it would print, and exit with 1.
+        with env_override({_FULL_ERROR: "1"}):
+            main()
+        error = failure
+    except (Exception, KeyboardInterrupt) as exception:
+        error = exception
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+    if error is None:
+        return
+    if isinstance(error, KeyboardInterrupt):
+        number = signals[0] if signals else signal.SIGINT
+        reason, code = f"interrupted by {signal.Signals(number).name}", 128 + number
+    elif shows_traceback:
+        raise error
+    else:
         reason, code = explain(error)
-        is_user_error = isinstance(error, UserError)
-        log.error("%s", reason, exc_info=None if is_user_error else error)  # to the run's own log
-        if shows_traceback:
-            raise
-        if code == 1 and not is_user_error:
+        if code == 1 and not isinstance(error, UserError):
             reason += f" ({_FULL_ERROR}=1 shows where)"
     print(reason, file=sys.stderr)
-    if not is_user_error and (run.folder / LAST_CHECKPOINT).is_file():
-        again = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
-        command = command_line([*again, override("resume", run.folder)])
-        print(f"go on with: {command}", file=sys.stderr)
-    elif interrupt.first and "resume" in cfg:
-        print("no checkpoint was written yet: there is nothing to go on with", file=sys.stderr)
-    # Without a subfolder of Hydra's the folder is the user's, or another command has made it.
-    if code == UserError.exit_code and settings.output_subdir is not None:
-        files = {path.name for path in run.folder.iterdir()}
-        if files <= {settings.output_subdir, f"{settings.job.name}.log"}:
-            shutil.rmtree(run.folder, ignore_errors=True)  # a mistake leaves nothing behind
+    if HydraConfig.initialized():
+        command = _clean_up(HydraConfig.get(), is_mistake=code == UserError.exit_code)
+        if command is not None and not isinstance(error, UserError):
+            print(f"go on with: {command}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def _clean_up(settings: HydraConf, is_mistake: bool) -> str | None:
+    """The command that goes on with a run or a sweep that has ended early, if there is one.
+
+    A mistake leaves no folder behind.
+    """
+    if settings.mode == RunMode.MULTIRUN:
+        return end_early(settings)
+    folder = Path(settings.run.dir).absolute()
+    if (folder / LAST_CHECKPOINT).is_file():
+        run = Run.of_command_line(settings, folder)
+        typed = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
+        return command_line([*typed, override("resume", folder)])
+    # Without a subfolder of Hydra's the folder is the user's, or another command has made it.
+    if is_mistake and settings.output_subdir is not None:
+        files = {path.name for path in folder.iterdir()}
+        if files <= {settings.output_subdir, f"{settings.job.name}.log"}:
+            shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 # --- what went wrong, in a line ------------------------------------------------------------------
@@ -203,51 +167,49 @@ def explain(error: BaseException) -> tuple[str, int]:
         return line, 1
     # Hydra says which override was wrong, and OmegaConf, its cause, why.
     cause = error.__cause__ if isinstance(error, HydraException) else error
+    message, code = one_line(str(error).partition("Config search path:")[0]), UserError.exit_code
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.parent_node is not None:
         if OmegaConf.is_missing(cause.parent_node, "stage"):
-            return _no_stage(), UserError.exit_code  # which keys there are depends on it
-        nearest = _nearest(str(cause.full_key), cause.parent_node)
-        return f"{cause.full_key}: nothing reads this key; {nearest}", UserError.exit_code
-    if isinstance(cause, OmegaConfBaseException):
-        reason, _, _ = str(cause).partition("\n    full_key:")  # the rest is for programmers
+            return _no_stage(), code  # which keys there are depends on it
+        message = f"{cause.full_key}: nothing reads this key; {_nearest(cause)}"
+    elif isinstance(error, OmegaConfBaseException):
+        reason, _, _ = str(error).partition("\n    full_key:")  # the rest is for programmers
         _, _, resolvers = reason.partition(" raised while resolving interpolation: ")
-        return one_line(resolvers or f"{cause.full_key}: {reason}"), UserError.exit_code
-    if isinstance(error, OverrideParseException):
-        quotes = "expected quotes, 'key=\"value\"', around unusual signs"
-        return f"{error.override}: {one_line(error)}; {quotes}", UserError.exit_code
-    if isinstance(error, HydraException):
-        reason = one_line(str(error).partition("Config search path:")[0])
-        if "hydra/launcher" in reason or "hydra/sweeper" in reason:
-            reason += '; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
-        if "config group 'classifier' does not exist" in reason:
-            reason = (
+        message = one_line(resolvers or f"{error.full_key}: {reason}")
+    elif isinstance(error, OverrideParseException):
+        message = f"{error.override}: {message}"
+    elif isinstance(error, HydraException):
+        if "hydra/launcher" in message or "hydra/sweeper" in message:
+            message += '; others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'
+        if "config group 'classifier' does not exist" in message:
+            message = (
                 "classifier: expected --config-dir FOLDER, with your file in it: "
                 "FOLDER/classifier/NAME.yaml"
             )
-        key = re.match(r"Could not override '(\w+)'. No match", reason)
+        key = re.match(r"Could not override '(\w+)'. No match", message)
         if key and Path(key[1]).is_dir():  # predict.py --config-dir . images=images/cat.png
-            reason = (
+            message = (
                 f"{key[1]}: with --config-dir, Hydra takes the folder {key[1]} that is here for a "
                 "group of settings; expected another name for it, or --config-dir FOLDER with "
                 "nothing but FOLDER/classifier"
             )
-        return reason, UserError.exit_code
     # Lightning's own name for a wrong value; Lightning is not imported here.
-    if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
-        return one_line(error), UserError.exit_code
-    code = UserError.exit_code if isinstance(error, TypeError) else 1  # for an unknown argument
-    return f"{type(error).__name__}: {one_line(error)}", code
+    elif not isinstance(error, ValueError) and type(error).__name__ != "MisconfigurationException":
+        message = f"{type(error).__name__}: {message}"
+        code = code if isinstance(error, TypeError) else 1  # for an unknown argument
+    return message, code
 
 
-def _nearest(key: str, parent: Any) -> str:
-    """The keys in ``parent`` that may be meant by ``key``, which is not in it, for a message."""
-    group, _, name = key.rpartition(".")
-    keys = list(flatten(OmegaConf.to_container(parent), into=dict))
-    nearest = [each for each in keys if each.rpartition(".")[2] == name]
-    nearest = nearest or get_close_matches(name, [*map(str, parent), *keys], n=3)
+def _nearest(error: Any) -> str:
+    """The keys that may be meant by the one that OmegaConf has not found, for a message."""
+    group, _, name = str(error.full_key).rpartition(".")
+    nested = flatten(OmegaConf.to_container(error.parent_node), into=dict)
+    keys = {key.rpartition(".")[2]: key for key in nested}
+    keys |= {key: key for key in map(str, error.parent_node)}
+    nearest = [keys[each] for each in get_close_matches(name, keys)]
     if not nearest:
-        return f"expected one of {', '.join(sorted(map(str, parent)))}"
-    return f"the nearest: {', '.join(f'{group}.{each}'.lstrip('.') for each in nearest)}"
+        return f"expected one of {', '.join(sorted(map(str, error.parent_node)))}"
+    return f"the nearest: {', '.join(f'{group}.{key}'.lstrip('.') for key in nearest)}"
 
 
 # --- folders -------------------------------------------------------------------------------------
@@ -270,10 +232,9 @@ class ClaimOutputFolder(Callback):
         have ``hydra.output_subdir=null``.
         """
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
-        try:
+        with _refusals():
             if OmegaConf.is_missing(config, "stage"):
                 raise UserError(_no_stage())
-            _refuse_other_directory(config)
             resume = OmegaConf.select(config, "sweep.resume")
             if resume is not None:
                 raise UserError(f"sweep.resume={resume}: expected a sweep; start it with -m")
@@ -287,22 +248,17 @@ class ClaimOutputFolder(Callback):
                 refuse_used_folder("hydra.run.dir", folder)
                 # If two runs start at once, the second fails here.
                 (folder / subfolder).mkdir(parents=True)
-        except Exception as error:
-            _refuse(error)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
         HydraConfig.instance().set_config(config)
-        try:
+        with _refusals():
             keys = swept_keys(config)
             is_set = keys.get("stage") or keys.get("experiment")  # it may be swept
             if OmegaConf.is_missing(config, "stage") and not is_set:
                 raise UserError(_no_stage())
-            _refuse_other_directory(config)
             if "sweep" in config:
                 open_sweep(config)
-        except Exception as error:
-            _refuse(error)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write and print the summary of the sweep. If a job has failed, the exit code is 1."""
@@ -311,7 +267,7 @@ class ClaimOutputFolder(Callback):
         from lora_mnist.show.sweep_report import make_sweep_report  # late: jinja2, matplotlib
         from lora_mnist.sweep.summary import findings, summarize, table_text
 
-        try:
+        with _refusals():
             folder, metric = Path(config.hydra.sweep.dir).absolute(), config.sweep.metric
             summary = summarize(folder, metric, config.sweep.columns)
             lines = [table_text(summary), *findings(summary), f"sweep: {folder}"]
@@ -322,24 +278,16 @@ class ClaimOutputFolder(Callback):
                 print(f"go on with: {resume_command(config.hydra)}", file=sys.stderr)
                 raise SystemExit(1)
             if metric and not summary.best:
-                results = summary.finished[0].jobs[0].results
-                names = [key for key in results if key.startswith("val.") and not key[-1].isdigit()]
-                expected = ", ".join(names) or "data.val_size > 0"
-                raise UserError(
-                    f"sweep.metric={metric}: no job has it; expected {expected}, or null"
-                )
-        except Exception as error:
-            _refuse(error)
+                expected = "expected a column of summary.csv, or null"
+                raise UserError(f"sweep.metric={metric}: no job has it; {expected}")
 
 
-def _refuse_other_directory(config: DictConfig) -> None:
-    if config.hydra.job.chdir:
-        raise UserError(
-            "hydra.job.chdir=true: expected false; paths are relative to where you stand"
-        )
-
-
-def _refuse(error: Exception) -> NoReturn:
-    reason, code = explain(error)
-    print(reason, file=sys.stderr)
-    raise SystemExit(code)
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Inside the ``with`` block, an error ends the command, after its reason was printed."""
+    try:
+        yield
+    except Exception as error:
+        reason, code = explain(error)
+        print(reason, file=sys.stderr)
+        raise SystemExit(code) from error

@@ -2,12 +2,13 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_mnist.configuration import checked_copy, classifier_of
 from lora_mnist.data import MNIST, Images
@@ -50,21 +51,20 @@ class SideBySide:
         self._classifier = classifier_of(cfg, run)
         self._classifier.check()
         self._allow_other_base = cfg.allow_other_base
-        self.dataset, self._base = self._classifier.dataset, self._classifier.base
-        assert self._base is not None
-        adapter = self._classifier.adapter
-        # The folder of the adapter that is on the network now.
-        self._placed: str | None = None if adapter is None else str(adapter)
+        self.dataset, base = self._classifier.dataset, self._classifier.base
+        assert base is not None
+        self._base_sha256 = base.sha256
         self.test_set: Images | None = None
         try:
             with config_group("data"):
                 self.test_set = self.dataset.sets.test
         except UserError as error:
             log.info("no test images here (%s)", error)
-        folders = [] if self._placed is None else [self._placed]
+        adapter = self._classifier.adapter
+        folders = [] if adapter is None else [str(adapter)]
         for file in sorted(outputs.rglob(CONFIG_NAME), key=os.path.getmtime, reverse=True):
             try:
-                if read_metadata(file.parent).get("base_sha256") == self._base.sha256:
+                if read_metadata(file.parent).get("base_sha256") == self._base_sha256:
                     folders.append(str(file.parent))
             except ValueError as error:
                 log.warning("left out of the menu: %s", one_line(error))
@@ -73,51 +73,51 @@ class SideBySide:
         for folder in dict.fromkeys(folders):
             name = os.path.relpath(folder, outputs).removesuffix("/adapter")
             self.menu.append((name, folder))
+        self.mistakes = self._mistakes()
 
-    def network(self, folder: str | None, scale: float) -> nn.Module:
-        """Turn the one network to the weights ``W + scale * scaling * B @ A``; return it.
+    def turn(self, folder: str | None, scale: float) -> None:
+        """Give the one network the weights ``W + scale * scaling * B @ A``, at scale 0 the base.
 
-        At scale 0 it is the base, until the next call. The adapter is that in ``folder``; ``None``:
-        the base alone.
+        The adapter is that in ``folder``; ``None``: the base alone.
         """
-        net = self._classifier.net
-        if self._placed is not None and folder != self._placed:
-            remove_lora(net)
-            self._placed = None
-        if folder is not None and folder != self._placed:
-            assert self._base is not None
-            load_adapter(net, folder, self._allow_other_base, base_sha256=self._base.sha256)
-            self._placed = folder
-        if folder is not None:
-            set_lora_scale(net, scale)
-        return net
+        classifier, wanted = self._classifier, None if folder is None else Path(folder)
+        if classifier.adapter is not None and classifier.adapter != wanted:
+            remove_lora(classifier.net)
+            classifier.adapter = None
+        if wanted is None:
+            return
+        if classifier.adapter is None:
+            sha256 = self._base_sha256
+            load_adapter(classifier.net, wanted, self._allow_other_base, base_sha256=sha256)
+            classifier.adapter = wanted
+        set_lora_scale(classifier.net, scale)
 
-    @torch.no_grad()
     def ask(self, image: Tensor, folder: str | None, scale: float = 1.0) -> list[dict[str, float]]:
         """The probability of each class by its name: of the base, and of the adapted network.
 
         ``image`` is uint8, of the shape (channels, height, width) of the data's.
         """
-        batch = self.dataset.normalise(image[None])
         answers = []
         for factor in (0.0, scale):
-            probabilities = self.network(folder, factor)(batch).softmax(dim=1)[0].tolist()
-            answers.append(dict(zip(self.dataset.classes, probabilities, strict=True)))
+            self.turn(folder, factor)
+            (row,) = self._classifier.probabilities(self.dataset.normalise(image[None]))
+            answers.append(dict(zip(self.dataset.classes, row.tolist(), strict=True)))
         return answers
 
-    @torch.no_grad()
-    def next_mistake(self, folder: str | None, after: int) -> int | None:
-        """The number of the next test image behind ``after`` that the base gets wrong, if any."""
-        if self.test_set is None:
-            return None
-        base, count = self.network(folder, 0.0), len(self.test_set)
-        order = torch.arange(after + 1, after + 1 + count) % count
-        for numbers in torch.split(order, self.dataset.eval_batch_size):
-            images, labels = self.test_set.take(numbers.tolist())
-            wrong = base(self.dataset.normalise(images)).argmax(dim=1) != labels
-            if wrong.any():
-                return int(numbers[wrong][0])
-        return None
+    def _mistakes(self) -> Iterator[tuple[str, Tensor]]:
+        """What to say of each test image that the base gets wrong, and the image, in a circle."""
+        count = 0 if self.test_set is None else len(self.test_set)
+        is_wrong = torch.ones(count, dtype=torch.bool)
+        while self.test_set is not None and is_wrong.any():
+            for indices in torch.arange(count).split(self.dataset.eval_batch_size):
+                images, labels = self.test_set.take(indices.tolist())
+                self.turn(None, 0.0)
+                batch = self.dataset.normalise(images)
+                wrong = self._classifier.probabilities(batch).argmax(dim=1) != labels
+                is_wrong[indices] = wrong
+                for place in wrong.nonzero().flatten().tolist():
+                    label = self.dataset.classes[int(labels[place])]
+                    yield f"Test image {indices[place]}, labelled {label}", images[place]
 
 
 def build_page(sides: SideBySide) -> Any:
@@ -137,15 +137,8 @@ def build_page(sides: SideBySide) -> Any:
         except ValueError as error:
             return None, f"This picture cannot be used: {one_line(error)}."
 
-    def mistake(number: int, folder: str | None) -> tuple[int, Tensor | None, str]:
-        following = sides.next_mistake(folder, number)
-        if sides.test_set is None:
-            return -1, None, "The test images are not here."
-        if following is None:
-            return -1, None, "The base gets every test image right."
-        images, labels = sides.test_set.take([following])
-        label = sides.dataset.classes[int(labels[0])]
-        return following, images[0], f"Test image {following}, labelled {label}"
+    def mistake() -> tuple[str, Tensor | None]:
+        return next(sides.mistakes, ("There is no test image that the base gets wrong.", None))
 
     def ask(image: Tensor | None, folder: str | None, scale: float) -> tuple[Any, Any, Any]:
         if image is None:
@@ -155,7 +148,7 @@ def build_page(sides: SideBySide) -> Any:
 
     with gr.Blocks(title="LoRA-MNIST", analytics_enabled=False) as page:
         gr.Markdown(_EXPLANATION)
-        image, number = gr.State(), gr.State(-1)
+        image = gr.State()
         with gr.Row():
             with gr.Column():
                 if isinstance(sides.dataset, MNIST) and sides.dataset.dataset != "FashionMNIST":
@@ -183,7 +176,7 @@ def build_page(sides: SideBySide) -> Any:
         in_turn: Any = {"concurrency_id": "network", "concurrency_limit": 1}
         # Not the event input, which would send the previous drawing.
         picture.change(read, [picture], [image, note])
-        button.click(mistake, [number, menu], [number, image, note], **in_turn)
+        button.click(mistake, outputs=[note, image], **in_turn)
         changes, outputs = [image.change, scale.change, menu.change], [base, adapted, seen]
         gr.on(changes, ask, [image, menu, scale], outputs, show_progress="hidden", **in_turn)
     return page
@@ -201,7 +194,7 @@ def demo(cfg: DictConfig, run: Run | None = None) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own page
     log.info("loading the network and its test images")
     sides = SideBySide(cfg, run)
-    sides.network(sides.chosen, 1.0)  # an adapter that does not fit is told before the page opens
+    sides.turn(sides.chosen, 1.0)  # an adapter that does not fit is told before the page opens
     page, server = build_page(sides), cfg.server
     try:
         page.launch(server_name=server.host, server_port=server.port, share=False, show_error=True)

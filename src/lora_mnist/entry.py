@@ -5,7 +5,7 @@
 """
 
 import sys
-from difflib import get_close_matches
+from importlib import import_module
 
 from omegaconf import DictConfig
 
@@ -13,12 +13,13 @@ from lora_mnist import __version__
 from lora_mnist.cli import run_entry
 from lora_mnist.run import Run
 
-_COMMANDS = ["train", "eval", "predict", "export", "demo"]
+#: By its name, the module of a command, and its function there.
+_COMMANDS = {name: name for name in ("train", "predict", "export", "demo")} | {"eval": "evaluate"}
 _USAGE = f"""lora-mnist {__version__}
 
   lora-mnist train stage=pretrain        pretrain a base
   lora-mnist train stage=lora digit=9    repair its weak class with an adapter
-  lora-mnist eval adapter=latest         test the base, and saved adapters beside it
+  lora-mnist eval adapter=latest         test the base, and a saved adapter beside it
   lora-mnist predict images=FOLDER       which class pictures show
   lora-mnist export out=FILE             base and adapter as one plain network
   lora-mnist demo                        a page to draw on
@@ -27,28 +28,9 @@ lora-mnist COMMAND --help lists every key of a command, which KEY=VALUE sets."""
 
 
 def _run(cfg: DictConfig, run: Run) -> None:
-    # Imports stand where they are needed, so that --help does not wait for torch.
-    match cfg.stage:
-        case "eval":
-            from lora_mnist.evaluate import evaluate
-
-            evaluate(cfg, run)
-        case "predict":
-            from lora_mnist.predict import predict
-
-            predict(cfg, run)
-        case "export":
-            from lora_mnist.export import export
-
-            export(cfg, run)
-        case "demo":
-            from lora_mnist.demo import demo
-
-            demo(cfg, run)
-        case _:
-            from lora_mnist.train import train
-
-            train(cfg, run)
+    name = _COMMANDS.get(cfg.stage, "train")
+    module = import_module(f"lora_mnist.{name}")  # here, so that --help does not wait for torch
+    getattr(module, name)(cfg, run)
 
 
 def main() -> None:
@@ -56,11 +38,10 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in _COMMANDS:
         sys.argv.insert(1, "--config-name")
-    elif name and not name.startswith("-"):
-        nearest = get_close_matches(name, _COMMANDS, n=1) or _COMMANDS
-        print(f"{name}: no such command; expected {', '.join(nearest)}", file=sys.stderr)
-        raise SystemExit(2)
+    elif name in ("--help", "-h"):
+        print(_USAGE)
+        return
     elif name != "--config-name":  # which a process that Lightning starts has
-        print(_USAGE, file=sys.stdout if name in ("--help", "-h") else sys.stderr)
-        raise SystemExit(0 if name in ("--help", "-h") else 2)
+        print(f"{name}: no such command\n\n{_USAGE}" if name else _USAGE, file=sys.stderr)
+        raise SystemExit(2)
     run_entry(_run, "train")

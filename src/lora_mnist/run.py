@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from lora_mnist.disk.run_paths import base_name
 from lora_mnist.project import PROJECT, program
@@ -84,12 +84,7 @@ def sweep_name(otherwise: str | None) -> str | None:
 OmegaConf.register_new_resolver("lora_mnist.sweep_name", sweep_name, replace=True)
 
 
-def _base_name(data: DictConfig, net: DictConfig) -> str:
-    """Resolver: :func:`.run_paths.base_name`."""
-    return base_name(data, net)
-
-
-OmegaConf.register_new_resolver("lora_mnist.base_name", _base_name, replace=True)
+OmegaConf.register_new_resolver("lora_mnist.base_name", base_name, replace=True)
 
 
 def _unless(other: object, value: object) -> object:

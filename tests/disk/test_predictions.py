@@ -1,7 +1,10 @@
+import base64
 import csv
+from io import BytesIO
 
 import torch
 from helpers.runs import CLASSES, images, predictions
+from PIL import Image
 
 from lora_mnist.data import ImageTensors
 from lora_mnist.data.images import Subset
@@ -40,7 +43,8 @@ def test_the_surest_pictures_of_each_kind_come_first():
     """Of broken ones those of which the base was surest, here 1.0 and 0.8."""
     shown = first_pictures(predictions().columns(), ImageTensors(images(), LABEL), CLASSES)
     names = {kind: [picture.name for picture in pictures] for kind, pictures in shown.items()}
-    assert names == {"repaired": ["2"], "broken": ["4", "5"], "wrong": ["1"]}
+    assert names == {"broken": ["4", "5"], "wrong": ["1"], "repaired": ["2"]}
     first = shown["broken"][0]
     assert (first.label, first.predictions) == (CLASSES[2], [(CLASSES[2], 1.0), ("cat", 0.25)])
-    assert first.pixels.tolist() == [[[40] * 3] * 4] * 4
+    png = base64.b64decode(first.address.partition(",")[2])
+    assert Image.open(BytesIO(png)).getcolors() == [(16, 40)]

@@ -31,7 +31,6 @@ def write_job(sweep, name, overrides, **outcome):
     status = "finished" if "accuracy" in outcome else "failed" if "error" in outcome else "started"
     record = {
         "overrides": ["stage=lora", *overrides],
-        "settings": outcome.get("settings", {}),
         "base_sha256": outcome.get("base"),
         "status": status,
         "error": outcome.get("error"),

@@ -40,5 +40,4 @@ WORDS = [({"loss": "$f$"}, 0.5, None), ({"loss": "$\\frac{$"}, 0.4, None)]
 def test_whatever_was_swept_is_drawn(tmp_path, points):
     save_figure(draw_sweep(points, "val.accuracy"), tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
-        assert image.size == (780, 520)
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50

@@ -68,11 +68,9 @@ def test_of_many_classes_what_changed_comes_first_or_what_is_worst():
     run = {"stage": "lora", "classes": [f"c{n}" for n in range(count)], "targets": [7, 50]}
     run |= {"test_base": outcome(base), "test": repaired(base, broken, fixed), "replay": 0}
     run["adapter"] = "adapter"
-    assert first_cells(run) == [
-        *("c7 *", "c50 *", "c70", "c60", "c80", f"{count - 5} others"),
-        "all",
-    ]
-    assert len(first_cells({**run, "test": repaired(base, [1] * count, fixed)})) == 22
+    rows = first_cells(run)
+    assert rows[:5] == ["c7 *", "c50 *", "c70", "c80", "c60"]
+    assert rows[20:] == [f"{count - 20} others", "all"]
     alone = {**run, "stage": "eval", "targets": [], "test": outcome([*range(count)], count)}
     del alone["test_base"]
     worst = [f"c{n}" for n in range(count - 1, count - 21, -1)]

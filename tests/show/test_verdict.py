@@ -199,12 +199,12 @@ ADVICE = {
     "a good repair": (
         GOOD,
         ["experiment=repair", "target=weakest", *OWN, "seed=3"],
-        f"train.py experiment=repair 'target=[shirt,coat]' {AS_TYPED} seed=3",
+        f"train.py experiment=repair {AS_TYPED} seed=3 'target=[shirt,coat]'",
     ),
     "a third class": (
         TWO,
         ["stage=lora", "digit=[1,2]", "data.replay=90"],
-        "train.py stage=lora 'digit=[1,2,3]' data.replay=90",
+        "train.py stage=lora data.replay=90 'digit=[1,2,3]'",
     ),
     "a good repair, tested again": ({**GOOD, "stage": "eval"}, ["adapter=latest"], None),
     "a target of a file's": (

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lora_mnist.repair.significance import wilson
-from lora_mnist.show.changes import change_of
+from lora_mnist.show.changes import change_of, rest_of
 
-#: With more classes, tables and figures begin with what changed and sum up the rest.
-FEW_CLASSES = 16
 #: A longer table would push the verdict off the screen; results.json has every class.
 _MAX_CLASSES = 20
 
@@ -21,29 +19,21 @@ class Row(NamedTuple):
     is_target: bool
 
 
-def listed_classes(results: Mapping[str, Any]) -> list[int]:
-    """The classes that get a row or a bar of their own, by number.
-
-    Up to ``FEW_CLASSES`` are all listed. Of more, first those to repair, then those that changed
-    most. Of a base alone those with most errors are listed.
-    """
-    every = range(len(results["classes"]))
-    if len(every) <= FEW_CLASSES:
-        return list(every)
-    sizes = {}
-    for c in every:
-        change = change_of(results, [c])
-        size = abs(change.after - change.before), change.repaired + change.broken
-        sizes[c] = size if "test_base" in results else (change.after, 0)
-    others = [c for c in every if c not in results["targets"] and sizes[c] > (0, 0)]
-    others.sort(key=lambda c: sizes[c], reverse=True)
-    return [*results["targets"], *others][:_MAX_CLASSES]
-
-
 def class_rows(results: Mapping[str, Any]) -> list[Row]:
-    """The table of errors: :func:`listed_classes`, the others in one row, and all images."""
-    every = list(range(len(results["classes"])))
-    numbers, is_repair = listed_classes(results), "test_base" in results
+    """The table of errors: a row for each class, perhaps one for the others, and all images.
+
+    Of many classes those to repair are listed, and those that changed most; of a base alone those
+    with most errors.
+    """
+    every, is_repair = list(range(len(results["classes"]))), "test_base" in results
+    numbers = every
+    if len(every) > _MAX_CLASSES:
+        sizes = {}
+        for c in rest_of(results):
+            change = change_of(results, [c])
+            sizes[c] = change.repaired + change.broken if is_repair else change.after
+        others = sorted(sizes, key=lambda c: sizes[c], reverse=True)
+        numbers = [*results["targets"], *others][:_MAX_CLASSES]
     groups = [(results["classes"][c], [c]) for c in numbers]
     rest = [c for c in every if c not in numbers]
     if rest:

@@ -15,12 +15,31 @@ from lora_mnist.data.images import Images
 from lora_mnist.repair.module import logged_metrics
 from lora_mnist.repair.predictions import Predictions
 from lora_mnist.run import Run
-from lora_mnist.show.class_table import FEW_CLASSES
-from lora_mnist.show.figures import FIGURES
 from lora_mnist.show.pictures import first_pictures
-from lora_mnist.show.report import make_report
+from lora_mnist.show.report import FIGURES, make_report
 from lora_mnist.show.tables import print_results
 from lora_mnist.show.verdict import verdict_text
+
+#: The page of Custom Scalars: by group, titles of charts, and how the tags of their curves begin.
+_CHARTS = {
+    "training and validation": {
+        "loss": "(train|val)/loss$",
+        "accuracy": "val(_base)?/accuracy$",
+        "errors": "val(_base)?/errors$",
+        "repaired and broken": "val/(repaired|broken)$",
+        "errors on what is to be repaired": "val(_base)?/errors_of_target$",
+        "errors elsewhere": "val(_base)?/errors_elsewhere$",
+        "false calls of it": "val(_base)?/false_calls_of_target$",
+    },
+    "accuracy of each class": {
+        "before": "val_base/accuracy_per_class/",
+        "after": "val/accuracy_per_class/",
+    },
+    "precision of each class": {
+        "before": "val_base/precision_per_class/",
+        "after": "val/precision_per_class/",
+    },
+}
 
 log = logging.getLogger("lora_mnist.run")  # lora_mnist.show is for tables, on standard output
 
@@ -71,7 +90,10 @@ def _log_to_tensorboard(
 ) -> None:
     """Log a page of charts (Custom Scalars), verdict, figures, and the run's row in HParams."""
     writer = logger.experiment
-    writer.add_custom_scalars(charts_of(results))
+    layout: dict[str, dict[str, Any]] = {}
+    for group, charts in _CHARTS.items():
+        layout[group] = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
+    writer.add_custom_scalars(layout)
     writer.add_text("verdict", verdict)
     for name, figure in figures.items():
         writer.add_figure(f"{FIGURES}/{name}", figure, close=False)
@@ -82,35 +104,3 @@ def _log_to_tensorboard(
             ends[f"test/{key}"] = results["test"][key]
     logger.log_hyperparams(logger.hparams, ends)
     writer.close()  # else its thread would stay, one more with each job of a sweep
-
-
-def charts_of(results: Mapping[str, Any]) -> dict[str, dict[str, list[Any]]]:
-    """The page of Custom Scalars: for each group, titles of charts and patterns of their tags.
-
-    TensorBoard applies ``re.match``. A chart that would have no curve is left out.
-    """
-    val, is_repair = results.get("val", {}), "val_base" in results
-    charts = {"loss": "(train|val)/loss$"}
-    if val:
-        charts["accuracy"] = "val(_base)?/accuracy$"
-        charts["errors"] = "val(_base)?/errors$"
-    if is_repair:
-        charts["repaired and broken"] = "val/(repaired|broken)$"
-    if is_repair and "errors_of_target" in val:
-        charts["errors on what is to be repaired"] = "val(_base)?/errors_of_target$"
-        charts["errors elsewhere"] = "val(_base)?/errors_elsewhere$"
-        charts["false calls of it"] = "val(_base)?/false_calls_of_target$"
-    groups = {"training and validation": charts}
-    if val and (len(results["classes"]) <= FEW_CLASSES or results["targets"]):
-        for kind in ("accuracy", "precision"):
-            charts = {"trained": f"val/{kind}_per_class/"}
-            if is_repair:
-                charts = {
-                    "before": f"val_base/{kind}_per_class/",
-                    "after": f"val/{kind}_per_class/",
-                }
-            groups[f"{kind} of each class"] = charts
-    layout = {}
-    for group, charts in groups.items():
-        layout[group] = {title: ["Multiline", [pattern]] for title, pattern in charts.items()}
-    return layout

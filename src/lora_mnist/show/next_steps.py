@@ -46,81 +46,54 @@ def next_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     """
     if results.get("overrides") is None or results.get("better_preprocessing"):
         return []
-    if "test_base" not in results:
-        return _first_repair(results, folder)
-    if results["stage"] == "lora" and results["adapter"]:  # a trial keeps none
-        return [*_other_scale(results, folder), *_class_more(results)]
-    return []
+    steps = []
+    if "test_base" in results:
+        if results["stage"] != "lora" or not results["adapter"]:  # a trial keeps none
+            return []
+        dial = results.get("dial")
+        if dial and dial["advised"] == 0 != dial["saved"]:
+            steps.append(Phrase("No scale of the adapter beats the base on validation images."))
+        elif dial and dial["advised"] != dial["saved"]:
+            scale = f"{dial['advised'] / dial['saved']:g}"
+            reason = f"Validation images advise scale {scale} ({dial_text(results)}):"
+            steps += [Phrase(reason), Phrase(scaled_command(results, folder), is_command=True)]
+    return steps + _weakest_class(results, folder)
 
 
-def _first_repair(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
-    """Repair the weakest class of a base that gets more than half of the images right."""
-    test, split = results["test"], _deciding_split(results)
-    worst = weakest_of(results, range(len(results["classes"])), split)
-    is_too_bad = 2 * test["errors"] >= sum(test["images_per_class"])
-    if is_too_bad or not _can_be_shown(results, worst, split):
+def _weakest_class(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
+    """Repair the weakest class of a base, or after a repair that helped the next one as well."""
+    classes, targets, is_base = results["classes"], results["targets"], "test_base" not in results
+    if is_base:
+        targets, rest = [], list(range(len(classes)))
+        is_worth_it = 2 * results["test"]["errors"] < sum(results["test"]["images_per_class"])
+    else:
+        rest = rest_of(results)
+        outcomes = {change_of(results).outcome, change_of(results, targets).outcome}
+        is_worth_it = bool(targets and rest) and outcomes == {"better"}
+    if not is_worth_it:
         return []
-    kind = "validation" if split == "val" else "test"
-    reason = f"To repair {named(results['classes'], [worst])}, weakest on {kind} images:"
-    overrides = ["experiment=repair", _target_override(results, [worst])]
-    if results.get("weights"):  # the file of a base that is not the current one
-        overrides.append(override("base_ckpt", _typed_path(folder / results["weights"])))
-    return [Phrase(reason), Phrase(command("train", results, *overrides), is_command=True)]
-
-
-def _class_more(results: Mapping[str, Any]) -> list[Phrase]:
-    """After a repair that helped: the same command with the weakest other class as well."""
-    targets, rest = results["targets"], rest_of(results)
-    if not targets or not rest:
-        return []
-    if change_of(results).outcome != "better" or change_of(results, targets).outcome != "better":
-        return []
-    split = _deciding_split(results)
+    split, kind = ("val", "validation") if "val" in results else ("test", "test")
     worst = weakest_of(results, rest, split)
-    if not _can_be_shown(results, worst, split):
+    errors = results[split]["errors_per_class"][worst]
+    if mcnemar(errors, 0) > LEVEL:  # a repair of them all might be chance
         return []
-    errors = number_of(results[split]["errors_per_class"][worst], "error")
-    kind = "validation" if split == "val" else "test"
     images = f"{results[split]['images_per_class'][worst]:,} {kind} images"
-    reason = f"The weakest of {others_of(results['classes'])}: "
-    reason += f"{named(results['classes'], [worst])} ({errors} in {images}). To repair it as well:"
-    target = _target_override(results, [*targets, worst])
-    overrides = []
-    for text in results["overrides"]:
-        overrides.append(target if key_of(text) in ("digit", "target") else text)
-    if target not in overrides:  # a file of the user's names the class
-        overrides.append(target)
-    return [Phrase(reason), Phrase(command_line(overrides, program("train")), is_command=True)]
-
-
-def _deciding_split(results: Mapping[str, Any]) -> str:
-    """``val``, the validation images, if there are any; else ``test``."""
-    return "val" if "val" in results else "test"
-
-
-def _can_be_shown(results: Mapping[str, Any], number: int, split: str) -> bool:
-    """Whether a class has enough errors for a repair of them all to be more than chance."""
-    return mcnemar(results[split]["errors_per_class"][number], 0) <= LEVEL
-
-
-def _target_override(results: Mapping[str, Any], numbers: Sequence[int]) -> str:
-    """``digit=9``, ``target=[cat,dog]``."""
-    names = [results["classes"][number] for number in numbers]
+    reason = f"The weakest {'class' if is_base else f'of {others_of(classes)}'}: "
+    reason += f"{named(classes, [worst])} ({number_of(errors, 'error')} in {images}). "
+    reason += "To repair it:" if is_base else "To repair it as well:"
+    names = [classes[number] for number in (*targets, worst)]
     key = "digit" if are_digits(names) else "target"
     values = ",".join(override(key, name).partition("=")[2] for name in names)
-    return f"{key}={values}" if len(names) == 1 else f"{key}=[{values}]"
-
-
-def _other_scale(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
-    """The scale that validation images advise, where the adapter is saved at another one."""
-    dial = results.get("dial")
-    if not dial or dial["advised"] == dial["saved"]:
-        return []
-    if dial["advised"] == 0:
-        return [Phrase("No scale of the adapter beats the base on validation images.")]
-    scale = f"{dial['advised'] / dial['saved']:g}"
-    reason = f"Validation images advise scale {scale} ({dial_text(results)}):"
-    return [Phrase(reason), Phrase(scaled_command(results, folder), is_command=True)]
+    target = f"{key}={values}" if is_base else f"{key}=[{values}]"
+    if is_base:
+        overrides = ["experiment=repair", target]
+        if results.get("weights"):  # the file of a base that is not the current one
+            overrides.append(override("base_ckpt", _typed_path(folder / results["weights"])))
+        line = command("train", results, *overrides)
+    else:
+        kept = [text for text in results["overrides"] if key_of(text) not in ("digit", "target")]
+        line = command_line([*kept, target], program("train"))
+    return [Phrase(reason), Phrase(line, is_command=True)]
 
 
 def choice_text(trials: Sequence[Mapping[str, Any]], dropout: float) -> str:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_mnist.disk.files import read_json
 from lora_mnist.disk.numbers import affects_results, better_end, flatten
 from lora_mnist.disk.run_paths import RESULTS_FILE, latest
-from lora_mnist.errors import UserError, one_line
+from lora_mnist.errors import UserError
 from lora_mnist.run import key_of
 
 JOB_FILE = "job.json"
@@ -60,17 +60,13 @@ OmegaConf.register_new_resolver("lora_mnist.job_folder", job_folder, replace=Tru
 def job_hash(config: DictConfig) -> str:
     """Twelve hexadecimal digits that stand for what a job computes.
 
-    They cover :func:`settings_of` and the base that the job starts from.
+    They cover every key that may change a number, as it is written, interpolations not resolved,
+    and the base that the job starts from.
     """
-    text = json.dumps([settings_of(config), base_sha256(config)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def settings_of(config: DictConfig) -> dict[str, Any]:
-    """Every key that may change a number, as it is written: interpolations are not resolved."""
     written = flatten(OmegaConf.to_container(config, resolve=False), into=dict)
     settings = {key: value for key, value in written.items() if affects_results(key)}
-    return dict(json.loads(json.dumps(settings, default=str)))
+    text = json.dumps([settings, base_sha256(config)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def base_sha256(config: DictConfig) -> str | None:
@@ -92,28 +88,17 @@ def swept_overrides(sweep: Path, overrides: list[str]) -> list[str]:
 
 @dataclass
 class Job:
-    """One job of a sweep; the first five fields are ``job.json``."""
+    """One job of a sweep; the first four fields are ``job.json``."""
 
     overrides: list[str]  # the job's command line
-    settings: dict[str, Any]
     base_sha256: str | None
     status: str = "started"  # started | finished | failed
     error: str | None = None  # why it failed, in a line
     folder: str = ""  # its name in the sweep's folder
     #: results.json of a finished job, nested keys joined by dots.
     results: dict[str, Any] = field(default_factory=dict)
-    #: The job's values of all keys in which the sweep's jobs differ.
+    #: What was typed for each key in which the sweep's jobs differ; nothing: the configured value.
     swept: dict[str, str] = field(default_factory=dict)
-
-    def value(self, key: str) -> str | None:
-        """The job's value of a key: as it was typed, or by its configuration."""
-        for text in self.overrides:
-            if key_of(text) == key:
-                return text.partition("=")[2]
-        if key not in self.settings:
-            return None
-        value = self.settings[key]
-        return "null" if value is None else one_line(value)
 
 
 def is_finished(folder: Path) -> bool:
@@ -130,14 +115,15 @@ def read_jobs(folder: Path) -> list[Job]:
         if is_finished(path.parent):
             job.results = flatten(read_json(path.parent / RESULTS_FILE))
         jobs.append(job)
-    keys = []
+    values: dict[str, dict[str, str]] = {}  # as they were typed, by key and job
     for job in jobs:
-        keys += [key_of(text) for text in job.overrides if affects_results(key_of(text))]
-    for key in dict.fromkeys(keys):
-        values = [job.value(key) for job in jobs]
-        if len(set(values)) > 1:
-            for job, value in zip(jobs, values, strict=True):
-                job.swept[key] = value or ""
+        for text in job.overrides:
+            if affects_results(key_of(text)):
+                values.setdefault(key_of(text), {})[job.folder] = text.partition("=")[2]
+    for key, typed in values.items():
+        if len({typed.get(job.folder) for job in jobs}) > 1:
+            for job in jobs:
+                job.swept[key] = typed.get(job.folder, "")
     return jobs
 
 

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from hydra.conf import HydraConf
@@ -27,7 +26,6 @@ from lora_mnist.sweep.jobs import (
     SWEEP_FILE,
     base_sha256,
     is_finished,
-    settings_of,
     swept_overrides,
 )
 
@@ -47,12 +45,14 @@ def swept_keys(config: DictConfig) -> dict[str, bool]:
 
 
 def open_sweep(config: DictConfig) -> None:
-    """Refuse numbers that must not rank, and write into the sweep's folder what is swept."""
-    metric, accepted = config.sweep.metric, ", ".join(config.sweep.metrics)
-    if metric is None and OmegaConf.select(config, "hydra.sweeper.n_trials") is not None:
-        raise UserError(f"sweep.metric=null: a search needs one; expected one of {accepted}")
-    if metric and not any(fnmatchcase(str(metric), each) for each in config.sweep.metrics):
-        raise UserError(f"sweep.metric={metric}: expected one of {accepted}, or null")
+    """Refuse to rank by test images, and write into the sweep's folder what is swept."""
+    metric = config.sweep.metric
+    is_search = OmegaConf.select(config, "hydra.sweeper.n_trials") is not None
+    if str(metric).startswith(("test", "mistakes")) or (metric is None and is_search):
+        raise UserError(
+            f"sweep.metric={metric or 'null'}: expected a number of validation images, such as "
+            "val.errors; test images never choose, and a search needs one"
+        )
     folder = Path(config.hydra.sweep.dir)
     if config.sweep.resume is None:
         refuse_used_folder("hydra.sweep.dir", folder)
@@ -101,7 +101,6 @@ def run_swept(
         typed = [o for o in run.typed or () if key_of(o).partition(".")[0] not in how]
         record = {  # fields of Job
             "overrides": typed,
-            "settings": settings_of(cfg),
             "base_sha256": base_sha256(cfg),
             "status": "started",
             "error": None,

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.disk.numbers import better_end
@@ -63,10 +62,15 @@ class Summary:
     has_seeds: bool
 
     @property
+    def rows(self) -> list[Row]:
+        """All rows: those of finished jobs come first."""
+        return [*self.finished, *(Row([job]) for job in self.failed)]
+
+    @property
     def best(self) -> Row | None:
         """The first row, if it has the metric."""
-        has_best = self.finished and self.finished[0].mean(self.metric) is not None
-        return self.finished[0] if has_best else None
+        first = next(iter(self.finished), None)
+        return first if first and first.mean(self.metric) is not None else None
 
     @property
     def has_front(self) -> bool:
@@ -108,16 +112,11 @@ def _sign(metric: str | None) -> int:
 
 
 def _write_csv(summary: Summary) -> None:
-    """Write a line a job; where seeds were swept, with its row's mean, deviation and number."""
+    """Write a line a job."""
     lines = []
-    for row in [*summary.finished, *(Row([job]) for job in summary.failed)]:
+    for row in summary.rows:
         for job in row.jobs:
-            line: dict[str, Any] = {"status": job.status, **job.swept}
-            if summary.has_seeds and summary.metric:
-                line[f"{summary.metric}.mean"] = row.mean(summary.metric)
-                line[f"{summary.metric}.std"] = row.std(summary.metric)
-                line["seeds"] = len(row.jobs)
-            line |= {"error": job.error, "folder": job.folder}
+            line = {"status": job.status, **job.swept, "error": job.error, "folder": job.folder}
             lines.append(line | job.results | line)  # in this order of columns
     columns = {key: None for line in lines for key in line}
     path = summary.folder / "summary.csv"
@@ -152,12 +151,11 @@ def _verdict(summary: Summary, best: Row) -> str:
     is_better = value is None or base is None or _sign(metric) * (value - base) < 0
     text = "best" if is_better else "no job is better than the base; the nearest"
     if std is not None:
-        spread = f"{_text(value, metric)} ± {_text(std, metric)}"
-        beside = "" if base is None else f", base {_text(base, metric)}"
-        return f"{text} (mean of {len(best.jobs)} seeds {spread}{beside})"
+        beside = "" if base is None else f", base {_text(base)}"
+        return f"{text} (mean of {len(best.jobs)} seeds {_text(value)} ± {_text(std)}{beside})"
     key = re.sub("accuracy|errors", "p_value", metric)
-    p_value = best.mean(key) if is_better and "p_value" in key else None
-    if p_value is None or count * p_value <= LEVEL:
+    p_value = best.mean(key) if "p_value" in key else None
+    if not is_better or p_value is None or count * p_value <= LEVEL:
         return text
     chance = p_text(min(1.0, count * p_value)) + (f" for the best of {count}" * (count > 1))
     return f"best, but beside the base it may be chance ({chance})"
@@ -165,14 +163,11 @@ def _verdict(summary: Summary, best: Row) -> str:
 
 def points(summary: Summary) -> list[tuple[dict[str, str], float, float | None]]:
     """Each row's swept values, and the metric's mean and standard deviation over it."""
-    keys, rows = summary.keys, summary.finished
-    if not keys:  # the seed is all there is to draw over
-        keys, rows = ["seed"], [Row([job]) for row in rows for job in row.jobs]
     points = []
-    for row in rows:
+    for row in summary.finished:
         value = row.mean(summary.metric)
         if value is not None:
-            swept = {key: row.jobs[0].swept[key] for key in keys}
+            swept = {key: row.jobs[0].swept[key] for key in summary.keys}
             points.append((swept, value, row.std(summary.metric)))
     return points
 
@@ -187,20 +182,20 @@ def table(summary: Summary, most: int) -> tuple[list[str], list[list[str]], list
     base = []
     for key in title_of:
         values = {row.base(key) for row in summary.finished}
-        base.append(_text(values.pop(), key) if len(values) == 1 else "")
+        base.append(_text(values.pop()) if len(values) == 1 else "")
     seeds = ["seeds"] if summary.has_seeds else []
     rows: list[list[str]] = []
-    for row in [*summary.finished, *(Row([job]) for job in summary.failed)][:most]:
+    for row in summary.rows[:most]:
         job = row.jobs[0]
         cells = [str(len(rows) + 1) if job.results else job.status]
         cells += [job.swept[key] for key in summary.keys]
         if summary.has_seeds:
             cells.append(str(len(row.jobs)))
         for key, shared in zip(title_of, base, strict=True):
-            cell, std = _text(row.mean(key), key), row.std(key)
+            cell, std = _text(row.mean(key)), row.std(key)
             if key == summary.metric and std is not None:
-                cell += f" ± {std:.4f}"
-            before = "" if shared else _text(row.base(key), key)
+                cell += f" ± {_text(std)}"
+            before = "" if shared else _text(row.base(key))
             cells.append(f"{before} -> {cell}" if before else cell)
         rows.append(cells)
     titles = ["", *summary.keys, *seeds, *title_of.values()]
@@ -208,15 +203,10 @@ def table(summary: Summary, most: int) -> tuple[list[str], list[list[str]], list
     return titles, rows, ["base", *blank, *base] if any(base) else None
 
 
-def _text(value: float | None, key: str) -> str:
+def _text(value: float | None) -> str:
     if value is None:
         return ""
-    if 0 < abs(value) < 0.001:
-        return f"{value:.1e}"
-    if key.startswith("dial."):
-        return f"{value:g}"
-    digits = 1 if key.startswith("seconds.") or re.search(r"\.(errors|false_calls)", key) else 4
-    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+    return f"{value:.0f}" if isinstance(value, int) or value >= 1000 else f"{value:#.4g}"
 
 
 def table_text(summary: Summary) -> str:
@@ -239,5 +229,5 @@ def table_text(summary: Summary) -> str:
         drawn.add_row(*base)
     with console.capture() as capture:
         console.print(drawn)
-    more = len(summary.finished) + len(summary.failed) - len(rows)
+    more = len(summary.rows) - len(rows)
     return capture.get().rstrip() + (f"\n... {more} more in summary.csv" if more else "")
