@@ -27,6 +27,7 @@ def test_a_command_without_a_stage_trains_nothing(cli, tmp_path, arguments):
         ("hydra/launcher=nope", 'others: pip install "lora-mnist[sweep]", or [ray], or [slurm]'),
         ("experiment=null", "Config group override must be a string or a list. Got NoneType"),
         ("resume=nowhere", "resume=nowhere: expected the folder of a run that began to train"),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true: expected false; paths are relative to"),
     ],
 )
 def test_hydras_refusals_are_one_line(cli, tmp_path, argument, answer):

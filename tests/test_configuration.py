@@ -4,14 +4,17 @@ import os
 
 import pytest
 from composed import QUICK, SMALL, composed, small_adapter
+from helpers.commands import refused
 
 from lora_mnist import MLP
-from lora_mnist.configuration import checked_copy, classifier_of
+from lora_mnist.configuration import checked_copy, classifier_of, refuse_what_is_not_there
 from lora_mnist.errors import UserError
 from lora_mnist.lora.weight import lora_weights
 from lora_mnist.recipe import put_new_adapter
 from lora_mnist.run import Run
 from lora_mnist.train import train
+
+FOLDER = ("data=folder", "data.data_dir=sounds", "base_ckpt=nowhere.pt")
 
 
 def finished(outputs, run, seconds):
@@ -57,3 +60,41 @@ def test_without_the_key_logger_nothing_is_logged(outputs):
     del cfg.logger
     train(cfg)
     assert not list(outputs.rglob("metrics.csv"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("stage=lora", "digit=fives"), "target=fives: no class is called fives; the nearest is 5"),
+        (("stage=pretrain", "target=[1,seven]"), "target=[1, 'seven']: no class is called seven; "),
+        (
+            ("stage=lora", "target=vibratto"),
+            "target=vibratto: no class is called vibratto; the nea",
+        ),
+        (
+            ("stage=lora", "target=[voice,x]"),
+            "target=['voice', 'x']: no class is called x; expecte",
+        ),
+        (
+            ("stage=lora", "data.data_dir=sonds"),
+            "data.data_dir=sonds: expected a folder of images;",
+        ),
+        (("stage=lora", "target=[voice,1]"), None),
+        (("stage=lora", "target=weakest"), None),
+        (("stage=lora", "target=vibratto", "data.classes=[vibratto,voice]"), None),
+    ],
+)
+def test_a_class_or_a_folder_that_is_not_there_is_told_at_once(
+    tmp_path, monkeypatch, overrides, said
+):
+    """Before a missing base: nothing is read, and torch is not imported."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train/vibrato", "train/voice", "test/voice"):
+        (tmp_path / "sounds" / name).mkdir(parents=True)
+    if "five" not in overrides[1] and "seven" not in overrides[1]:
+        overrides = (*FOLDER, *overrides)
+    cfg = composed("train", *overrides, f"paths.outputs={tmp_path}")
+    if said is None:
+        refuse_what_is_not_there(cfg)
+    else:
+        assert refused(refuse_what_is_not_there, cfg).startswith(said)

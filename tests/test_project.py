@@ -2,6 +2,7 @@ import shutil
 import subprocess
 
 import pytest
+from helpers.commands import ROOT, run_process
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,3 +46,14 @@ def test_what_needs_no_quotes_has_none():
     assert command_line(["a='linear[12]'", "b=1,2", "c=glob(*)"], "python train.py") == (
         "python train.py \"a='linear[12]'\" b=1,2 'c=glob(*)'"
     )
+
+
+def test_an_entry_of_another_checkout_is_told(tmp_path):
+    """Two clones in one environment: the package of one runs, whichever is started."""
+    (tmp_path / "src" / "lora_mnist").mkdir(parents=True)
+    shutil.copy(ROOT / "eval.py", tmp_path)
+    said = f"{tmp_path} is another checkout than that of {ROOT / 'src' / 'lora_mnist'}, which runs;"
+    for entry, count in ((tmp_path / "eval.py", 1), (ROOT / "eval.py", 0)):
+        done = run_process(str(entry), "--cfg", "job", PYTHONPATH=str(ROOT / "src"))
+        assert done.returncode == 0
+        assert done.stderr.count(said) == count

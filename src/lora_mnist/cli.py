@@ -27,10 +27,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from lora_mnist.configuration import refuse_what_is_not_there
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
-from lora_mnist.project import CONFIGS, command_line, program
+from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
 from lora_mnist.run import CLASSIFIER, Run, override
 from lora_mnist.sweep.session import end_early, open_sweep, resume_command, run_swept, swept_keys
 
@@ -51,6 +52,9 @@ def run_entry(function: Command, config_name: str) -> None:
         function: the command; it is called with a configuration and the run, in a sweep once a job.
         config_name: its file in ``configs``.
     """
+    if checkout := other_checkout():
+        reason = f"{checkout} is another checkout than that of {Path(__file__).parent}, which runs"
+        print(f"{reason}; mend it: pip install -e {quoted(str(checkout))}", file=sys.stderr)
     for number, text in enumerate(sys.argv):
         key, _, value = text.partition("=")
         if key == "classifier":
@@ -67,6 +71,7 @@ def run_entry(function: Command, config_name: str) -> None:
 
     def call(cfg: DictConfig, run: Run) -> None:
         try:
+            refuse_what_is_not_there(cfg)
             function(cfg, run)
         except (Exception, SystemExit):  # Lightning makes SystemExit of an interrupt
             if not signals:
@@ -233,6 +238,7 @@ class ClaimOutputFolder(Callback):
         """
         HydraConfig.instance().set_config(config)  # Hydra does so next; ${hydra:...} needs it here
         with _refusals():
+            _refuse_other_directory(config)
             if OmegaConf.is_missing(config, "stage"):
                 raise UserError(_no_stage())
             resume = OmegaConf.select(config, "sweep.resume")
@@ -253,6 +259,7 @@ class ClaimOutputFolder(Callback):
         """Open the sweep; where an entry keeps no results, Hydra runs its jobs alone."""
         HydraConfig.instance().set_config(config)
         with _refusals():
+            _refuse_other_directory(config)
             keys = swept_keys(config)
             is_set = keys.get("stage") or keys.get("experiment")  # it may be swept
             if OmegaConf.is_missing(config, "stage") and not is_set:
@@ -280,6 +287,13 @@ class ClaimOutputFolder(Callback):
             if metric and not summary.best:
                 expected = "expected a column of summary.csv, or null"
                 raise UserError(f"sweep.metric={metric}: no job has it; {expected}")
+
+
+def _refuse_other_directory(config: DictConfig) -> None:
+    if config.hydra.job.chdir:
+        raise UserError(
+            "hydra.job.chdir=true: expected false; paths are relative to where you stand"
+        )
 
 
 @contextmanager

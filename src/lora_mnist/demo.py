@@ -109,7 +109,7 @@ class SideBySide:
         count = 0 if self.test_set is None else len(self.test_set)
         is_wrong = torch.ones(count, dtype=torch.bool)
         while self.test_set is not None and is_wrong.any():
-            for indices in torch.arange(count).split(self.dataset.eval_batch_size):
+            for indices in torch.split(torch.arange(count), self.dataset.eval_batch_size):
                 images, labels = self.test_set.take(indices.tolist())
                 self.turn(None, 0.0)
                 batch = self.dataset.normalise(images)

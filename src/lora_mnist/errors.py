@@ -3,14 +3,16 @@
 import math
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 #: Arguments whose key is in no group.
 _ROOT_KEYS = ("target",)
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -42,6 +44,18 @@ def require_number(key: str, value: Any, least: float, most: float) -> None:
     """Raise ValueError unless ``value`` is a number from ``least`` to ``most``."""
     if not is_number(value) or not least <= value <= most:
         raise ValueError(f"{key}={value}: expected a number from {least:g} to {most:g}")
+
+
+def unknown_class(target: object, name: object, classes: Sequence[str]) -> str:
+    """The line about a class that is none of ``classes``, with the nearest of these."""
+    words = {word: str(digit) for digit, word in enumerate(_DIGITS)}
+    names = {each: each for each in classes}
+    if set(classes) <= set(words.values()):
+        names |= words  # fives is 5
+    expected = f"expected one of {', '.join(classes[:12])}"
+    if nearest := get_close_matches(str(name), names, n=1):
+        expected = f"the nearest is {names[nearest[0]]}"
+    return f"target={target}: no class is called {name}; {expected}"
 
 
 @contextmanager

@@ -17,6 +17,13 @@ if not CONFIGS.is_dir():
 DATA, OUTPUTS = PROJECT / "data", PROJECT / "outputs"
 
 
+def other_checkout() -> Path | None:
+    """The checkout whose ``train.py`` or other entry was started, where another package runs."""
+    checkout = Path(sys.argv[0]).resolve().parent
+    package = checkout / "src" / "lora_mnist"
+    return checkout if package.is_dir() and package != _PACKAGE else None
+
+
 def program(name: str | None = None) -> str:
     """How a command is typed here: ``python ../train.py``, or ``lora-mnist train``.
 

@@ -348,15 +348,16 @@ def fit(
     """
     module.net.train()
     selection = data.plan.selection
-    learnt, replayed = len(selection.target_indices), data.plan.replay
+    learnt, others = len(selection.target_indices), len(selection.replay_indices)
     trained = "an adapter" if module.has_adapter else "a base"
     names = ", ".join(module.classes[c] for c in selection.targets) or "all classes"
     if module.has_adapter and not selection.targets and len(selection.replay_indices):
         names = "all classes that the base gets wrong"
-    others = f", {replayed} images of the others beside each {data.plan.batch_size}"
+    replayed = f", and {others:,} of the others: {data.plan.replay} beside each "
+    replayed += str(data.plan.batch_size)
     log.info(
         "training %s on %s images of %s%s",
-        *(trained, f"{learnt:,}", names, others if replayed else ""),
+        *(trained, f"{learnt:,}", names, replayed if data.plan.replay else ""),
     )
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)

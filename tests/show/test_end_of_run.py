@@ -48,7 +48,7 @@ def test_every_logger_gets_curves_verdict_table_figures_and_the_run_in_hparams(m
     (metrics,) = repair.rglob("metrics.csv")
     names = set(metrics.read_text().partition("\n")[0].split(",")) - {"step"}
     assert names <= set(events.Tags()["scalars"])
-    assert {"train/loss", "val/accuracy_per_class/9"} <= names
+    assert {"train/loss", "val/accuracy_per_class/9", "test/accuracy_per_class/9"} <= names
     assert len(events.Scalars("train/loss")) == 3
     results = read_results(repair)
     for split in ("val", "val_base", "test"):

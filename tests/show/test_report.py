@@ -36,6 +36,28 @@ def test_a_report_of_each_stage(tmp_path, stage):
         assert {piece[:6] for piece in page.split(tag)[1:]} <= {'"data:'}
 
 
+@pytest.mark.parametrize(
+    ("saved", "advised", "says"),
+    [
+        (1, 1, ["was saved at 1, as the validation", "At 1 there are 9 errors, and the base"]),
+        (0.5, 0.5, ["was saved at 0.5, as the", "scale=2 is as trained", "With more of it"]),
+        (1, 0.5, ["was saved at 1, as the command says", "advise 0.5", "there are 10 errors"]),
+        (
+            0,
+            0,
+            ["No scale of the adapter makes clearly fewer errors than the base, which makes"],
+        ),
+    ],
+)
+def test_the_report_says_which_scale_was_taken_and_why(tmp_path, saved, advised, says):
+    dial = {"images": 50, "scales": [0.0, 0.5, 1.0], "saved": saved, "advised": advised}
+    dial |= {"errors": [12, 10, 9], "errors_of_target": [9, 5, 2], "errors_elsewhere": [3, 5, 7]}
+    report_of(tmp_path, results(dial={**dial, "false_calls_of_target": [0, 2, 4]}))
+    page = " ".join((tmp_path / "report.html").read_text().split())
+    for text in says:
+        assert text in page
+
+
 def belief(folder, **more):
     """What a report says of its test."""
     report_of(folder, results(val=outcome([1, 1, 1]), **more))

@@ -190,6 +190,16 @@ ADVICE = {
     ),
     "harm": (HARM, ["experiment=repair"], None),
     "a price": (PRICE, ["experiment=repair"], None),
+    "a failure, where another class is the weakest": (
+        nines(20, 0, val_base=outcome([5, 5, 40, *[5] * 7], 900), val=outcome([5] * 10, 900)),
+        ["experiment=repair", "digit=9", "seed=3"],
+        "train.py experiment=repair seed=3 digit=2",
+    ),
+    "a failure on the weakest class": (
+        nines(20, 0, val_base=outcome([5] * 9 + [40], 900), val=outcome([5] * 10, 900)),
+        ["experiment=repair", "digit=weakest", "loss.target_weight=0.5"],
+        "train.py -m experiment=repair digit=9 sweep=front",
+    ),
     "another scale": (
         nines(20, 0, targets=[], dial={**DIAL, "saved": 0.5}),
         ["experiment=repair", "lora.scale=0.5", "base_ckpt=mine.pt"],

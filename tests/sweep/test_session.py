@@ -102,6 +102,7 @@ def test_a_base_that_is_looked_up_may_be_another_one(cli, tmp_path):
     ("arguments", "message"),
     [
         (("-m", "sweep.resume=latest"), "sweep.resume=latest: expected the folder of a sweep"),
+        (("-m", "hydra.job.chdir=true"), "hydra.job.chdir=true: expected false"),
         (("sweep.resume=latest",), "sweep.resume=latest: expected a sweep; start it with -m"),
         (("-m", "sweep.metric=test.loss"), "sweep.metric=test.loss: expected a number of valid"),
         (("-m", "sweep=optuna", "sweep.metric=null"), "sweep.metric=null: expected a number of v"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_mnist.data.images import Augment, Batch, Images
+from lora_mnist.errors import unknown_class
 
 
 class Selection(NamedTuple):
@@ -45,10 +46,9 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
                 "'target=\"1.10\"'"
             )
         if str(name) not in numbers:
-            raise ValueError(
-                f"target={target}: expected a class, by its number from 0 to {len(classes) - 1} or "
-                f"its name ({', '.join(classes[:12])}), a list of classes, weakest, or null for all"
-            )
+            message = unknown_class(target, name, classes)
+            numbers_text = f"a number from 0 to {len(classes) - 1}"
+            raise ValueError(f"{message}, or {numbers_text}, a list, weakest, or null for all")
         targets.append(numbers[str(name)])
     if not names or len(set(targets)) < len(targets):
         raise ValueError(f"target={target}: expected each class once, and at least one")

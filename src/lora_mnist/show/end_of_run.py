@@ -61,8 +61,9 @@ def report_and_close_loggers(
     for split, value in results.items():
         if isinstance(value, Mapping) and "errors_per_class" in value:
             counts[split] = value
+    metrics = logged_metrics(counts, results["classes"], results["targets"])
     for logger in trainer.loggers:
-        logger.log_metrics(logged_metrics(counts, targets=results["targets"]), results["steps"])
+        logger.log_metrics(metrics, results["steps"])
     print_results(results, run.folder)
     drawn: dict[str, Figure] = {}
     if figures or (figures is None and not run.is_sweep):

@@ -1,7 +1,8 @@
 """The next steps after a run: whole commands, each with its reason.
 
-There are three: to repair the weakest class of a base; to repair one class more; to test an adapter
-at the scale that validation images advise.
+There are four: to repair the weakest class of a base; to repair one class more; to test an adapter
+at the scale that validation images advise; and after a repair that failed another class, or several
+weights of the same one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,39 @@ def next_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
             scale = f"{dial['advised'] / dial['saved']:g}"
             reason = f"Validation images advise scale {scale} ({dial_text(results)}):"
             steps += [Phrase(reason), Phrase(scaled_command(results, folder), is_command=True)]
-    return steps + _weakest_class(results, folder)
+    return steps + _weakest_class(results, folder) + _after_failure(results)
+
+
+def _after_failure(results: Mapping[str, Any]) -> list[Phrase]:
+    """After a repair of a class that is not the weakest one: that one. Else several weights."""
+    targets, classes = results["targets"], results["classes"]
+    is_failure = "test_base" in results and change_of(results).outcome != "better"
+    if not (is_failure and targets and "val_base" in results):
+        return []
+    worst = weakest_of(results, range(len(classes)), "val_base")
+    kept = [text for text in results["overrides"] if key_of(text) not in ("digit", "target")]
+    if worst not in targets:
+        errors = results["val_base"]["errors_per_class"][worst]
+        if mcnemar(errors, 0) > LEVEL:  # a repair of them all might be chance
+            return []
+        reason = f"The weakest class is another one, {named(classes, [worst])}. To repair it:"
+        line = command_line([*kept, _target(classes, [worst])], program("train"))
+    elif "experiment=repair" in kept:
+        reason = "To see what other weights of the class would cost, on validation images:"
+        kept = [text for text in kept if key_of(text) not in ("loss.target_weight", "dial")]
+        target = _target(classes, targets)
+        line = command_line(["-m", *kept, target, "sweep=front"], program("train"))
+    else:
+        return []
+    return [Phrase(reason), Phrase(line, is_command=True)]
+
+
+def _target(classes: Sequence[str], numbers: Sequence[int]) -> str:
+    """``digit=9``, ``target=[cat,dog]``."""
+    names = [classes[number] for number in numbers]
+    key = "digit" if are_digits(names) else "target"
+    values = ",".join(override(key, name).partition("=")[2] for name in names)
+    return f"{key}={values}" if len(names) == 1 else f"{key}=[{values}]"
 
 
 def _weakest_class(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
@@ -81,10 +114,7 @@ def _weakest_class(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     reason = f"The weakest {'class' if is_base else f'of {others_of(classes)}'}: "
     reason += f"{named(classes, [worst])} ({number_of(errors, 'error')} in {images}). "
     reason += "To repair it:" if is_base else "To repair it as well:"
-    names = [classes[number] for number in (*targets, worst)]
-    key = "digit" if are_digits(names) else "target"
-    values = ",".join(override(key, name).partition("=")[2] for name in names)
-    target = f"{key}={values}" if is_base else f"{key}=[{values}]"
+    target = _target(classes, [*targets, worst])
     if is_base:
         overrides = ["experiment=repair", target]
         if results.get("weights"):  # the file of a base that is not the current one
