@@ -1,9 +1,9 @@
-"""Write requirements.txt and requirements-dev.txt: each package's release, with its hashes.
+"""Write locks/requirements*.txt: the release of each package, with the hashes of its files.
 
     pip install uv && python scripts/lock.py
 
 uv chooses for every system and Python that pyproject.toml allows, in the releases of
-constraints.txt, and takes the hashes of all their files from the package index. hatchling, which
+locks/constraints.txt, and takes the hashes of their files from the package index. hatchling, which
 builds the project itself, is among them.
 """
 
@@ -13,7 +13,10 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 #: The requirements of the project alone, and with the extra dev.
-FILES: dict[str, list[str]] = {"requirements.txt": [], "requirements-dev.txt": ["--extra=dev"]}
+FILES: dict[str, list[str]] = {
+    "locks/requirements.txt": [],
+    "locks/requirements-dev.txt": ["--extra=dev"],
+}
 HEAD = """\
 # Made by scripts/lock.py. To install exactly this, and nothing that has changed since:
 #   pip install --require-hashes -r {name}
@@ -24,7 +27,7 @@ HEAD = """\
 def main() -> int:
     for name, extras in FILES.items():
         options = ["--universal", "--generate-hashes", "--no-annotate", "--no-header"]
-        options += ["--no-strip-extras", "--constraints=constraints.txt"]
+        options += ["--no-strip-extras", "--constraints=locks/constraints.txt"]
         sources = ["pyproject.toml", "-"]
         done = subprocess.run(
             ["uv", "pip", "compile", "--quiet", "--no-config", *options, *extras, *sources],

@@ -1,8 +1,9 @@
 """The tables and pictures of README and docs, made again from real runs.
 
     python scripts/readme.py                      # all that this script makes: some ten minutes
-    python scripts/readme.py --only lora sweep   # some of them
-    python scripts/readme.py --only kills=FILE    # from what another script printed, in FILE
+    python scripts/readme.py --only demo sweep   # some of them
+    python scripts/readme.py --only keys          # the keys of the reference: a second
+    python scripts/readme.py --only hotfix=FILE   # from what another script printed, in FILE
     python scripts/readme.py --folder runs        # keeps the runs there, and takes what is there
 
 A block stands between ``<!-- NAME: made by SCRIPT, SUM -->`` and ``<!-- /NAME -->``; nothing else
@@ -17,7 +18,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, copytree, ignore_patterns
 from tempfile import TemporaryDirectory
 
 import torch
@@ -27,12 +28,15 @@ from lora_mnist.disk.files import atomic_write
 
 PROJECT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]
+DOCUMENTS += sorted(PROJECT.glob("examples/*/README.md"))
 BLOCK = re.compile(
     r"^<!-- (?P<name>[^:\n]+): made by (?P<by>[^\n]+), (?P<sum>[0-9a-f]{12}) -->\n"
     r"(?P<body>.*?)\n<!-- /(?P=name) -->$",
     re.DOTALL | re.MULTILINE,
 )
 PICTURE = re.compile(r"!\[[^]]*\]\(([^)]+)\)")
+
+EXAMPLE = PROJECT / "examples" / "own_classifier"
 
 #: By name, a command's folder in outputs and the command, as the documents print it.
 COMMANDS = {
@@ -41,6 +45,9 @@ COMMANDS = {
     "repair": ("lora/repair", "experiment=repair digit=weakest"),
     "sweep": ("multirun/sweep", "-m stage=lora digit=9 lora.rank=1,2,4,8 lora.alpha=1,4,8"),
 }
+
+#: The file whose keys the reference lists.
+KEYS = "configs/data/folder.yaml"
 
 
 def checksum(body: str, folder: Path) -> str:
@@ -79,6 +86,22 @@ def lines_that_begin(text: str, start: tuple[str, ...]) -> str:
     return "\n".join(line for line in text.splitlines() if line.startswith(start))
 
 
+def run(command: str, here: Path) -> str:
+    """What a line of bash prints that begins with ``python``."""
+    print(command, file=sys.stderr, flush=True)
+    done = subprocess.run(
+        ["bash", "-c", command.replace("python", sys.executable, 1)],
+        cwd=here,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stdout)
+    return done.stdout
+
+
 class Runs:
     """The commands, each run once in ``folder``; what they print does not name the folder."""
 
@@ -101,20 +124,28 @@ class Runs:
                 self.printed("pretrain")
             mode = "sweep" if name == "sweep" else "run"
             given = f"{command}{outputs} hydra.{mode}.dir={self.outputs / place}"
-            print(f"python train.py {given}", file=sys.stderr, flush=True)
-            done = subprocess.run(
-                [sys.executable, str(PROJECT / "train.py"), *given.split()],
-                cwd=self.folder,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise RuntimeError(done.stdout)
-            printed.write_text(done.stdout)
+            printed.write_text(run(f"python {PROJECT}/train.py {given}", self.folder))
         text = printed.read_text().replace(outputs, "")
         return text.replace(f"{self.folder}/", "").replace(f"{PROJECT}/", "")
+
+    def example(self, script: str) -> str:
+        """The output of a script in the commands of the example, which run in a copy of it."""
+        here = self.folder / "example"
+        if not here.exists():
+            copytree(EXAMPLE, here, ignore=ignore_patterns("photos", "*.pt", "*.onnx"))
+            blocks = re.findall(
+                r"```bash\n(.*?)```", (EXAMPLE / "README.md").read_text(), re.DOTALL
+            )
+            for command in "".join(blocks).splitlines():
+                name = re.match(r"python (?:\.\./\.\./)?(\w+\.py)", command)
+                if not name:  # it installs something
+                    continue
+                if "../../" in command:
+                    command = command.replace("../../", f"{PROJECT}/")
+                    command += f" paths.outputs={self.outputs}"
+                (here / f"{name[1]}.txt").write_text(run(command, here))
+        text = (here / f"{script}.txt").read_text()
+        return text.replace(f" paths.outputs={self.outputs}", "").replace(f"{PROJECT}/", "../../")
 
 
 def machine() -> str:
@@ -130,7 +161,7 @@ def repair(runs: Runs) -> str:
     for part, name in parts_of_page.items():
         page = runs.folder_of("repair") / "report.html"
         photograph_report(page, part, PROJECT / "docs" / name)
-    end = from_line(text, "accuracy:").partition("\nreport:")[0]
+    end = from_line(text, "accuracy:").partition("\nreport:")[0].partition("\nThe weakest of")[0]
     parts = [lines_that_begin(text, ("target=", "base unchanged:")), end]
     pictures = (
         "![Errors of each digit before and after the repair](docs/repair.png)\n"
@@ -140,8 +171,26 @@ def repair(runs: Runs) -> str:
 
 
 def lora(runs: Runs) -> str:
-    """All that the notebook's adapter ends with."""
-    return f"{fenced(from_line(runs.printed('nines'), 'parameters:'))}\n\n({machine()})"
+    """Some of the verdict on the notebook's adapter."""
+    some = lines_that_begin(
+        runs.printed("nines"), ("accuracy:", "On nines:", "On the other digits:")
+    )
+    return f"{fenced(some)}\n\n({machine()})"
+
+
+def keys(runs: Runs) -> str:
+    """The keys of a folder of images, with the comments of their file."""
+    lines, above = ["| key | what it says |", "| --- | --- |"], ""
+    for line in (PROJECT / KEYS).read_text().splitlines():
+        key = re.fullmatch(r"([a-z]\w*): (.*?)(?: # (.*))?", line)
+        if key:
+            name = f"data.{key[1]}" if key[2] == "null" else f"data.{key[1]}={key[2]}"
+            lines.append(f"| `{name}` | {above}{key[3] or ''} |")
+        if not line.startswith("#"):
+            above = ""
+        elif not line.startswith("#   "):  # which would be a command
+            above += f"{line[2:]} "
+    return "\n".join(lines)
 
 
 def demo(runs: Runs) -> str:
@@ -155,12 +204,29 @@ def demo(runs: Runs) -> str:
 def sweep(runs: Runs) -> str:
     """The sweep's table and its picture."""
     table = from_line(runs.printed("sweep"), "┏").partition("\nsweep: ")[0]
+    table = re.sub(r"(?m)^│ +(?:[5-9]|1\d) │.*\n", "", table)  # the best four jobs are enough
     copyfile(runs.folder_of("sweep") / "summary.png", PROJECT / "docs" / "sweep.png")
     return f"{fenced(table)}\n\n![Validation accuracy over rank, a line for each alpha](sweep.png)"
 
 
+def example_train(runs: Runs) -> str:
+    """The example's repair: the class, the proof, the table and the verdict."""
+    text = runs.example("train.py")
+    start = lines_that_begin(text, ("target=", "base unchanged:", "scale:"))
+    table = text[text.rindex("┏") :].partition("\nreport:")[0].splitlines()
+    total = next(number for number, line in enumerate(table) if line.startswith("├"))
+    return fenced("\n".join([start, *table[:6], "...", *table[total:]]))
+
+
+def example_export(runs: Runs) -> str:
+    """The example's ONNX file: how it was checked, and what it says of some pictures."""
+    checked = lines_that_begin(runs.example("export.py"), ("repaired.onnx",))
+    some = runs.example("use_repaired.py").splitlines()[:5]
+    return fenced("\n".join([checked, *some, "..."]))
+
+
 #: By name, a block from the runs.
-MADE = {f.__name__: f for f in (repair, lora, demo, sweep)}
+MADE = {f.__name__: f for f in (repair, lora, keys, demo, sweep, example_train, example_export)}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import tomllib
 from itertools import islice
 
 import pytest
+import readme
 from composed import FEW, SMALL, composed
 from helpers.commands import ROOT
 from hydra import compose, initialize_config_dir
@@ -22,6 +23,8 @@ from PIL import Image, ImageDraw
 import lora_mnist.cli  # noqa: F401 the resolvers that the configurations need
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+#: The folder with the example's file, classifier/photos.yaml.
+EXAMPLE = ROOT / "examples" / "own_classifier"
 PROGRAMS = ("python", "lora-mnist", "pip", "pytest", "tensorboard", "pre-commit", "eval")
 ENTRIES = {f"{name}.py": name for name in ("train", "eval", "predict", "export", "demo")}
 SETTING = re.compile(r"'?[+~]?[a-z_]+[\w./@]*=\S")
@@ -140,6 +143,9 @@ def check_python(given):
     assert (ROOT / script).is_file(), f"no such script: {script}"
     if script not in ENTRIES:
         return
+    if rest[:2] == ["--config-dir", "."] or rest[1:3] == ["--config-dir", "."]:
+        rest = [a.replace("classifier=", "classifier@_global_=") for a in rest if a != "."]
+        rest = [f"hydra.searchpath=[{EXAMPLE}]" if a == "--config-dir" else a for a in rest]
     flags = [a for a in rest if a.startswith("-")]
     assert set(flags) <= {"-m", "--help", "--cfg", "--resolve", "-sc", "--hydra-help"}, flags
     if "-sc" in flags:
@@ -170,7 +176,7 @@ def test_the_readme_from_the_first_command_to_the_last(cli, tmp_path):
     ImageDraw.Draw(picture).line([(50, 20), (50, 80)], fill=0, width=8)
     picture.save(pictures / "one.png")
     # The example has a test of its own.
-    long = r"pretrain|notebook| -m |--|-sc|onnx|mine\.pt|demo|mistakes"
+    long = r"pretrain|notebook| -m |--|-sc|onnx|demo|mistakes"
     short = [c for c in commands("README.md") if re.match(r"python \w+\.py", c)]
     short = [c for c in short if not re.search(long, c)]
     short.sort(key=lambda c: ("train.py" not in c, "adapter=latest" in c, c))
@@ -181,3 +187,9 @@ def test_the_readme_from_the_first_command_to_the_last(cli, tmp_path):
         assert done.code == 0, f"{command}\n{done.err}"
         assert done.out, command
     assert {path.name for path in tmp_path.iterdir()} == {"outputs", "my"}
+
+
+def test_the_reference_has_the_keys_of_today():
+    text = (ROOT / "docs" / "reference.md").read_text()
+    blocks = {block["name"]: block["body"] for block in readme.BLOCK.finditer(text)}
+    assert blocks["keys"] == readme.keys(readme.Runs(ROOT)), "python scripts/readme.py --only keys"

@@ -18,9 +18,8 @@ for path in readme.DOCUMENTS:
         DOCUMENTS.append(path.relative_to(ROOT).as_posix())
 #: Heads of tables that say what to type, or what is a model's and not a run's.
 TYPED = (
-    *("| command |", "| to change |", "| to run |", "| | one process |", "| cores |"),
-    *("| logger |", "| callbacks |", "| say |", "| exit code |"),
-    *("| launcher |", "| rule |", "| lora.rank |"),  # rounded by hand
+    *("| command |", "| to change |", "| to run |", "| callbacks |", "| exit code |"),
+    *("| in training |", "| in results.json |"),
 )
 TABLE = ("|", "┏", "┃", "│")
 

@@ -1,6 +1,6 @@
 """What a hotfix from a folder of mistakes is worth, beside a weighted fine-tuning in plain PyTorch.
 
-    python scripts/studies/hotfix.py                  # the table of docs/hotfix.md
+    python scripts/studies/hotfix.py                  # a table of docs/worth.md
     python scripts/studies/hotfix.py FOLDER slanted   # just corrupted digits, or turned, or thick
 
 Corrupted digits on a base that nothing else uses, and the example's own classifier. Runs are kept

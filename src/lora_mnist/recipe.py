@@ -32,7 +32,7 @@ from lora_mnist.repair.significance import weakest
 
 log = logging.getLogger(__name__)
 
-#: lora.rank=auto, or a layer's full rank where that is smaller. docs/repair.md compares ranks.
+#: lora.rank=auto, or a layer's full rank where that is smaller. docs/experiments.md compares ranks.
 _AUTO_RANK = 64
 
 

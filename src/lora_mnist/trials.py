@@ -5,7 +5,7 @@ images hold much of what the base does not know. So ``lora.dropout=auto`` makes 
 training for each of :data:`DROPOUTS` and takes the one with the fewest validation errors, and
 ``refit=auto`` makes one more, with the validation images among those to learn from. The base was
 not trained on these: Kirichenko et al. 2022, "Last Layer Re-Training is Sufficient for Robustness
-to Spurious Correlations" (DFR), arXiv:2204.02937. docs/repair.md has the numbers.
+to Spurious Correlations" (DFR), arXiv:2204.02937. docs/worth.md has the numbers.
 """
 
 import logging

@@ -242,7 +242,8 @@ class Folder(ImageDataset):
         repeats = repeated(root, parts)
         if repeats:
             log.warning(
-                "%s: %d validation or test images are left out: an earlier part has them: %s, ...",
+                "%s: %d validation or test images are left out because train/ or val/ has them "
+                "too: %s, ...",
                 *(root, len(repeats), repeats[0].path),
             )
         for entry in repeats:

@@ -149,7 +149,8 @@ def list_entries(root: Path, folders: Mapping[Path, str], classes: Sequence[str]
                 others.append(path)
     if others:
         log.warning(
-            "%d files are no images by their names, and left out: %s, ...", len(others), others[0]
+            "%d files are left out because they are not named as images: %s, ...",
+            *(len(others), others[0]),
         )
     return sorted(entries)
 

@@ -120,9 +120,10 @@ def without_mistakes(images: Images, mistakes: ImageTensors, purpose: str) -> Im
                 others.append(int(i))
     if len(others) == len(images):
         return images
-    message = (
+    log.warning(
         "%d %s images are among the mistakes to learn, and left out of the %s: the base looks "
+        "better on the others than it is; expected mistakes from elsewhere "
+        "(docs/your_classifier.md)",
+        *(len(images) - len(others), purpose, purpose),
     )
-    message += "better on the others than it is; expected mistakes from elsewhere (docs/hotfix.md)"
-    log.warning(message, len(images) - len(others), purpose, purpose)
     return Subset(images, torch.tensor(others, dtype=torch.int64))

@@ -68,7 +68,7 @@ def approximate_dial(
     The scales between 0 and 1 are tried on images whose prediction the adapter changes. If there
     are more than ``max_images`` of these, a sample is evaluated; each image stands for similar
     ones. Every other image is taken to have the same prediction at every scale. The errors at both
-    ends, and at the advised scale, are those of all images. docs/speed.md compares both curves.
+    ends, and at the advised scale, are those of all images.
 
     ``predictions`` are those of the adapter as it is; ``batches`` gives the images at some of their
     indices, int64, and the labels. The curve also has ``forward_passes``, how many images the
@@ -169,7 +169,7 @@ def advised_scale(curve: Mapping[str, Any]) -> float:
 
     A scale that saves no error on the classes to repair is left out. Where the base has 100 errors
     or more on the other classes, nor does one that leaves more than 110% of these. Of two that are
-    equally near, the smaller is taken. docs/repair.md compares this with other rules.
+    equally near, the smaller is taken. docs/experiments.md compares this with other rules.
 
     Args:
         curve: what :func:`dial_curve` returns, without ``advised``.
