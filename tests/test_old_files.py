@@ -4,9 +4,11 @@ import json
 import sys
 
 import pytest
-from helpers.commands import ROOT, only_run, read_results
+from composed import composed
+from helpers.commands import ROOT
 
 from lora_mnist import load_classifier
+from lora_mnist.evaluate import evaluate
 
 OLD = ROOT / "tests" / "files" / "old"
 RECORDED = json.loads((OLD / "recorded.json").read_text())
@@ -38,10 +40,11 @@ def pictures(name):
     return [OLD / name / file for file in RECORDED[name]["pictures"]]
 
 
-def test_eval_counts_the_same_errors(old, cli, tmp_path):
-    files = (f"adapter={OLD / old}/adapter", f"base_ckpt={OLD / old / BASES[old]}")
-    cli("eval.py", *files, *TYPED[old], "figures=false", here=OLD / old).ok()
-    results = read_results(only_run(tmp_path / "outputs", "eval"))
+def test_eval_counts_the_same_errors(old, tmp_path, monkeypatch):
+    monkeypatch.chdir(OLD / old)
+    files = (f"adapter={OLD / old}/adapter", f"base_ckpt={OLD / old / BASES[old]}", *TYPED[old])
+    cfg = composed("eval", *files, f"paths.outputs={tmp_path}", "figures=false")
+    results = evaluate(cfg)
     assert results["classes"] == RECORDED[old]["classes"]
     assert results["test_base"]["errors_per_class"] == RECORDED[old]["errors_before"]
     assert results["test"]["errors_per_class"] == RECORDED[old]["errors_after"]
