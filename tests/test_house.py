@@ -17,7 +17,7 @@ HOUSE = [
     "entry",
     "train evaluate predict export demo",
     "cli recipe proof saving check_preprocessing",
-    "api trainer configuration",
+    "api trainer configuration trials",
     "classifier show",
     "sweep",
     "run",
