@@ -118,13 +118,15 @@ def step_of(folder):
         ((*TWO_EPOCHS, NOISE), (16, 52)),
         ((*SHORT, *EACH_STEP, NOISE, "trainer.log_every_n_steps=1"), (4, 10)),
         ((*LORA, *HARMFUL, "callbacks=early_stopping"), (9, 16)),
+        ((*LORA, "trainer.accumulate_grad_batches=3"), (9, 10)),
     ],
-    ids=["null", "epochs", "short", "validated"],
+    ids=["null", "epochs", "short", "validated", "accumulated"],
 )
 def test_twice_cut_short_it_ends_as_it_would_have(go, overrides, crashes):
     """The run "null" has no checkpoint when it is cut first, and begins again.
 
-    Where a validation follows the step of a checkpoint, Lightning's own ModelCheckpoint loses it.
+    Where a validation follows the step of a checkpoint, and inside a step's accumulated gradients,
+    Lightning's own ModelCheckpoint loses both.
     """
     whole = go("whole", *overrides)
     first, second = crashes
@@ -151,10 +153,7 @@ def test_one_process_at_a_time_and_a_new_run_begins_anew(tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
-    """By kill -9, then by SIGTERM, after which the command to go on with is named.
-
-    Inside a step's accumulated gradients, Lightning's own ModelCheckpoint loses them.
-    """
+    """By kill -9, then by SIGTERM, after which the command to go on with is named."""
     overrides = (*LORA, *EVERYTHING, "logger=[tensorboard,csv]")
     whole = go("whole", *overrides)
     outputs = tmp_path / "outputs"
