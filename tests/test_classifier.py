@@ -2,19 +2,15 @@
 
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from composed import small_adapter, small_net
-from helpers.commands import ROOT, only_run, read_results, refused, run_process
+from helpers.commands import only_run, read_results, refused
 from helpers.stranger import fresh, move_in
-from hydra import initialize_config_dir
-from PIL import Image
 
-from lora_mnist import MLP, add_lora, load_classifier, save_adapter
+from lora_mnist import MLP
 from lora_mnist.classifier import Classifier
-from lora_mnist.data import load_images
 from lora_mnist.disk.base import versioned_base_path, write_base
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.weight import lora_adapters
@@ -49,50 +45,6 @@ def test_an_adapter_finds_its_own_base(outputs, adapter):
         path.unlink()
     said = refused(load, None)
     assert f"its base is not here; expected base_ckpt=FILE, the weights with SHA-256 {own}" in said
-
-
-_SCRIPT = """
-import sys
-from lora_mnist import load_classifier
-(prediction,) = load_classifier(sys.argv[1], sys.argv[2]).predict([sys.argv[3]])
-print(prediction.label, "hydra" in sys.modules, "lightning" in sys.modules)
-"""
-
-
-def test_a_classifier_is_loaded_without_a_configuration(tmp_path):
-    """Whatever the user's own has. Neither Hydra nor Lightning is imported."""
-    project, picture = tmp_path / "project", tmp_path / "four.png"
-    for folder in ("src", "configs"):
-        shutil.copytree(ROOT / folder, project / folder)
-    (project / "configs" / "local").mkdir(exist_ok=True)
-    (project / "configs" / "local" / "default.yaml").write_text("nope: {a: 1}\nseed: none\n")
-    Image.fromarray(load_images("MNIST", ROOT / "data", train=False)[0][0, 0].numpy()).save(picture)
-    torch.manual_seed(0)
-    net = MLP(hidden_sizes=[16])
-    base, adapter = tmp_path / "base.ckpt", tmp_path / "adapter"
-    write_base(
-        net.state_dict(), base, {"net": {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}}
-    )
-    save_adapter(add_lora(net), adapter)
-    done = run_process("-c", _SCRIPT, adapter, base, picture, PYTHONPATH=str(project / "src"))
-    (expected,) = load_classifier(adapter, base).predict([picture])
-    assert done.stdout == f"{expected.label} False False\n", done.stderr
-
-
-def test_a_classifier_is_loaded_in_threads_of_a_program_with_hydra(with_nine):
-    adapter, base = with_nine / "lora" / "nine", with_nine / "base" / "mnist.ckpt"
-    picture = Image.fromarray(load_images("MNIST", ROOT / "data", train=False)[0][0, 0].numpy())
-    net = {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]}
-
-    def answer(_):
-        return Classifier.load(adapter, base, net=net).predict([picture])
-
-    with (
-        initialize_config_dir(str(ROOT / "configs"), version_base="1.3"),
-        ThreadPoolExecutor() as p,
-    ):
-        first, *others = p.map(answer, range(4))
-    assert others == [first] * 3
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from composed import QUICK, SMALL, composed, small_adapter
+from composed import SMALL, composed, small_adapter
 from helpers.commands import refused
 
 from lora_mnist import MLP
@@ -12,7 +12,6 @@ from lora_mnist.errors import UserError
 from lora_mnist.lora.weight import lora_weights
 from lora_mnist.recipe import put_new_adapter
 from lora_mnist.run import Run
-from lora_mnist.train import train
 
 FOLDER = ("data=folder", "data.data_dir=sounds", "base_ckpt=nowhere.pt")
 
@@ -53,13 +52,6 @@ def test_each_command_takes_the_keys_that_it_has(tmp_path):
     assert "seed" not in checked_copy(cfg, Run(tmp_path, typed=("images=x.png",)))
     with pytest.raises(UserError, match="^seed: nothing reads this key with stage=predict"):
         checked_copy(cfg, Run(tmp_path, typed=("+seed=3",)))
-
-
-def test_without_the_key_logger_nothing_is_logged(outputs):
-    cfg = composed("train", "stage=lora", *QUICK, "logger=csv", f"paths.outputs={outputs}")
-    del cfg.logger
-    train(cfg)
-    assert not list(outputs.rglob("metrics.csv"))
 
 
 @pytest.mark.parametrize(

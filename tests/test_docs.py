@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image, ImageDraw
 
@@ -82,6 +83,8 @@ def one_of_each(overrides):
     ]
 
 
+#: Groups whose files test_every_preset_composes composes.
+GROUPS = ("callbacks", "debug", "logger", "lora", "optimizer", "scheduler", "trainer")
 # The settings that need a plugin of Hydra's, which an extra installs.
 PLUGINS = {
     "launcher=joblib": ("hydra_joblib_launcher", "the extra sweep is not installed"),
@@ -120,7 +123,14 @@ def test_command(command):
             check_settings(given)
 
 
+def is_preset(setting):
+    group, _, name = setting.partition("=")
+    return group in GROUPS and (ROOT / "configs" / group / f"{name}.yaml").is_file()
+
+
 def check_settings(given):
+    if all(is_preset(setting) for setting in given):
+        return None
     for setting in given:
         if setting in PLUGINS:
             pytest.importorskip(f"hydra_plugins.{PLUGINS[setting][0]}", reason=PLUGINS[setting][1])
@@ -160,16 +170,28 @@ def check_python(given):
 
 
 @pytest.mark.slow
+def test_every_preset_composes():
+    """The first of each group, then the second of each, and so on."""
+    presets = []
+    for group in GROUPS:
+        files = sorted((ROOT / "configs" / group).glob("*.yaml"))
+        presets.append([f"{group}={path.stem}" for path in files])
+    for number in range(max(map(len, presets))):
+        chosen = [names[number % len(names)] for names in presets]
+        cfg = composed("train", "stage=lora", "paths.run=here", *chosen)
+        OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.slow
 def test_the_readme_from_the_first_command_to_the_last(cli, tmp_path):
     """What needs a base and an adapter, in order, as bash reads it; long trainings left out.
 
     A small network and few images stand in for the real ones.
     """
     small = (SMALL[0], *FEW)
-    more = {"train.py": (*small, "figures=false"), "eval.py": (*small, "figures=false")}
-    more["predict.py"] = small
-    base = ("stage=pretrain", "trainer.max_steps=300", "data.batch_size=50")
-    cli("train.py", *base, *small).ok()
+    quick = (*small, "figures=false")
+    more = {"train.py": (*quick, "trainer.max_steps=30"), "eval.py": quick, "predict.py": small}
+    cli("train.py", "stage=pretrain", *quick, "trainer.max_steps=100", "optimizer.lr=0.01").ok()
     pictures = tmp_path / "my"
     pictures.mkdir()
     picture = Image.new("L", (100, 100), 255)

@@ -1,12 +1,11 @@
 """A hotfix: a folder of mistakes, an adapter that learns them, and how many it mends."""
 
 import pytest
-from composed import FEW, QUICK, SMALL, composed
-from helpers.commands import ROOT, only_run, read_results, refused
+from composed import FEW, QUICK, SMALL
+from helpers.commands import ROOT, only_run, read_results
 from PIL import Image
 
 from lora_mnist.data import load_images
-from lora_mnist.train import train
 
 REPAIR = (
     *("experiment=repair", "trainer.max_steps=100", "optimizer.lr=0.003", "lora.rank=16"),
@@ -49,12 +48,3 @@ def test_from_pictures_to_an_adapter(cli, incoming, outputs):
     again = read_results(only_run(outputs, "eval"))
     for split in ("test", "mistakes", "mistakes_test"):
         assert again[split]["errors_per_class"] == results[split]["errors_per_class"]
-
-
-def test_a_base_that_gets_no_picture_wrong_is_told_in_a_line(outputs, tmp_path):
-    (tmp_path / "right" / "7").mkdir(parents=True)
-    image = load_images("MNIST", ROOT / "data", train=False)[0][0, 0]
-    Image.fromarray(image.numpy()).save(tmp_path / "right" / "7" / "0.png")
-    mistakes = f"data.mistakes={tmp_path}/right"
-    line = refused(train, composed("train", *QUICK, *REPAIR, f"paths.outputs={outputs}", mistakes))
-    assert line == f"{mistakes}: expected pictures that the base gets wrong; it has all 1 right"

@@ -3,7 +3,6 @@
 The line names the key and the value that cannot be used; no file is left of what could not be done.
 """
 
-import re
 from importlib.util import find_spec
 
 import pytest
@@ -11,11 +10,10 @@ from composed import FEW, SMALL, composed, logged, small_base
 
 from lora_mnist.cli import explain
 from lora_mnist.demo import demo
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import config_group
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.predict import predict
-from lora_mnist.repair.networks import build_network
 from lora_mnist.run import Run
 from lora_mnist.train import train
 
@@ -118,13 +116,6 @@ def test_an_error_that_is_no_mistake_passes(error):
     """Only our own words about a value, and Hydra's, are about a key."""
     with pytest.raises(error), config_group("lora"):
         raise error
-
-
-def test_an_error_in_a_users_own_code_names_its_line():
-    with pytest.raises(UserError) as caught:
-        build_network({"_target_": "helpers.nets.Counting", "nope": 1})
-    start = r"net\._target_=helpers\.nets\.Counting: nets\.py:\d+ in __init__: TypeError: .*'nope'"
-    assert re.match(start, explain(caught.value)[0])
 
 
 @pytest.mark.parametrize(

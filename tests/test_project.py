@@ -41,13 +41,6 @@ def test_a_class_of_any_name_can_be_named(name):
     assert str(value) == name
 
 
-def test_what_needs_no_quotes_has_none():
-    assert override("run", "/a/b-c_d.e/2026-01") == "run=/a/b-c_d.e/2026-01"
-    assert command_line(["a='linear[12]'", "b=1,2", "c=glob(*)"], "python train.py") == (
-        "python train.py \"a='linear[12]'\" b=1,2 'c=glob(*)'"
-    )
-
-
 def test_an_entry_of_another_checkout_is_told(tmp_path):
     """Two clones in one environment: the package of one runs, whichever is started."""
     (tmp_path / "src" / "lora_mnist").mkdir(parents=True)

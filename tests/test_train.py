@@ -12,18 +12,17 @@ from functools import partial
 import pytest
 import torch
 from composed import QUICK, composed, evaluated, logged, run, small_net
-from helpers.callbacks import Meanwhile, PlainTrainer
-from helpers.commands import ROOT, only_run, read_results
+from helpers.callbacks import Meanwhile
+from helpers.commands import only_run, read_results
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
 
 import lora_mnist.train
-from lora_mnist.data import load_images
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.lora.peft import WEIGHTS_NAME
-from lora_mnist.repair.significance import mcnemar, weakest
+from lora_mnist.repair.significance import weakest
 from lora_mnist.run import Run
 from lora_mnist.train import train
 
@@ -74,32 +73,16 @@ def test_a_repair_leaves_an_adapter_and_a_proof(made):
     assert results["base_unchanged"] is True
     test = results["test"]
     assert test["errors_of_target"] < results["test_base"]["errors_per_class"][9]
-    repaired, broken = test["repaired_per_class"], test["broken_per_class"]
-    assert test["p_value_of_target"] == mcnemar(repaired[9], broken[9])
-    elsewhere = sum(repaired) - repaired[9], sum(broken) - broken[9]
-    assert test["p_value_elsewhere"] == mcnemar(*elsewhere)
     base, lora = 784 * 16 + 16 + 16 * 10 + 10, 784 + 16 + 16 + 10
     share = {"increase_percent": round(100 * lora / base, 3)}
     assert results["parameters"] == {"base": base, "lora": lora, "trainable": lora, **share}
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     names = [name for name in checkpoint["state_dict"] if name.startswith("net.")]
     assert {name.rpartition(".")[2] for name in names} == {"lora_A", "lora_B"}
-    net = small_net(made, folder / results["adapter"])
-    images, labels = load_images("MNIST", ROOT / "data", train=False)
-    with torch.no_grad():
-        predicted = net((images / 255 - 0.1307) / 0.3081).argmax(1)
     with (folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["index"] for row in rows] == [str(number) for number in range(10_000)]
-    assert [row["label"] for row in rows] == [str(label) for label in labels.tolist()]
-    pairs = zip(rows, predicted.tolist(), strict=True)
-    # An image between two classes may fall to the other side.
-    assert sum(row["after"] != str(c) for row, c in pairs) <= 2
     assert sum(row["after"] != row["label"] for row in rows) == test["errors"]
-    for kind in ("repaired", "broken"):
-        assert sum(row["outcome"] == kind for row in rows) == test[kind]
-    false_calls = sum(row["after"] == "9" != row["label"] for row in rows)
-    assert false_calls == test["false_calls_of_target"]
     assert (folder / "report.html").is_file()
 
 
@@ -181,12 +164,11 @@ def test_a_job_of_a_sweep_replaces_no_base_but_one_that_is_named(outputs, tmp_pa
     assert after == before
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "lora"])
-def test_a_training_that_diverges_leaves_no_results(outputs, stage):
+def test_a_training_that_diverges_leaves_no_results(outputs):
     before = bases(outputs)
     with pytest.raises(TrainingError, match=r"^optimizer\.lr=1e\+25: .* expected a smaller"):
-        run(outputs, f"stage={stage}", "optimizer.lr=1e25", "trainer.max_steps=30")
-    assert not (newest(outputs, stage) / "results.json").exists()
+        run(outputs, "stage=pretrain", "optimizer.lr=1e25", "trainer.max_steps=30")
+    assert not (newest(outputs, "pretrain") / "results.json").exists()
     assert bases(outputs) == before
 
 
@@ -257,15 +239,6 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     assert results["test"]["broken"] == 0
 
 
-def test_recipe(outputs):
-    results = run(outputs, "experiment=repair", "trainer.max_steps=40", "digit=9")
-    assert (results["stage"], results["targets"]) == ("lora", [9])
-    assert results["base_unchanged"]
-    assert results["test"]["repaired_per_class"][9] > 0
-    change = results["test"]["errors"] - results["test_base"]["errors"]
-    assert change == results["test"]["broken"] - results["test"]["repaired"]
-
-
 def test_a_trial_leaves_nothing_that_other_commands_take(outputs):
     """Nor does one batch have to be right about more than one class."""
     for stage, key in (("lora", "adapter"), ("pretrain", "weights")):
@@ -309,21 +282,6 @@ def test_a_base_that_was_trained_on_another_split_is_told(tmp_path):
     with logged("lora_mnist.disk.record") as log:
         run(tmp_path, "stage=lora", "data.val_size=600")
     assert "data.val_size=600: the base was trained with 500 on these images" in log.getvalue()
-
-
-def test_a_loader_made_anew_each_epoch_goes_on_with_the_plan(tmp_path):
-    epochs = ("stage=pretrain", "data.batch_size=500", "trainer.max_epochs=3")
-    epochs += ("trainer.max_steps=-1", "trainer.val_check_interval=1.0")
-    once = run(tmp_path / "once", *epochs)
-    anew = run(tmp_path / "anew", *epochs, "+trainer.reload_dataloaders_every_n_epochs=1")
-    assert once["steps"] == anew["steps"] == 21
-    assert once["base_sha256"] == anew["base_sha256"]
-
-
-def test_a_trainer_of_ones_own_trains(outputs):
-    PlainTrainer.made = 0
-    run(outputs, "stage=lora", "trainer._target_=helpers.callbacks.PlainTrainer")
-    assert PlainTrainer.made == 1
 
 
 def test_one_training_at_a_time(outputs):

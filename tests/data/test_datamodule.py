@@ -100,11 +100,3 @@ def test_workers_that_read_ahead_change_nothing():
         drawn.append(seen(data.read(islice(data.plan.batches(), 2, 4), 2)))
     assert drawn[0] == drawn[1]
     assert drawn[0] != list(islice(data.plan.batches(), 2, 4))  # some are inverted
-
-
-def test_batches_are_normalised_where_they_are():
-    """The meta device mixes with the CPU as little as a GPU does."""
-    batch = torch.empty(5, 1, 3, 2, dtype=torch.uint8, device="meta")
-    images, labels = data_of().on_after_batch_transfer((batch, torch.zeros(5, device="meta")), 0)
-    assert images.device.type == labels.device.type == "meta"
-    assert images.dtype == torch.float32

@@ -71,15 +71,6 @@ class Wrong(torch.nn.Module):
         return torch.eye(3)[2].expand(len(images), 3)
 
 
-def test_a_linked_picture_counts_under_the_folder_in_which_it_is_listed(tmp_path):
-    write(tmp_path, {"archive/cat/1.png": 200})
-    folder = write(tmp_path / "incoming", {"dog/2.png": 10})
-    (folder / "dog" / "1.png").symlink_to(tmp_path / "archive" / "cat" / "1.png")
-    assert read(folder, 0)[0] == {10: 1}  # 200 is right as a dog
-    (folder / "cat").symlink_to(tmp_path / "archive" / "cat", target_is_directory=True)
-    assert read(folder, 0)[0] == {10: 1, 200: 0}
-
-
 def test_unreadable_pictures_are_named(tmp_path, caplog):
     write(tmp_path, {"cat/1.png": 201, "dog/2.png": 2})
     (tmp_path / "cat" / "notes.txt").write_text("no picture")

@@ -1,20 +1,17 @@
 import hashlib
-import random
 from itertools import islice
 from types import SimpleNamespace
 
-import numpy
 import pytest
 import torch
 from composed import composed
 from helpers.commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, RandomSampler
 from torchvision.transforms import v2
 
 from lora_mnist.data import MNIST, ImageTensors
-from lora_mnist.data.plan import Augmented, Plan, seed_generators, select
+from lora_mnist.data.plan import Augmented, Plan, select
 from lora_mnist.recipe import make_data_module, select_images
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -50,19 +47,6 @@ def test_images_come_in_the_recorded_order(way):
         digest.update(images.numpy().tobytes())
         digest.update(labels.numpy().tobytes())
     assert digest.hexdigest()[:16] == RECORDED[way]
-
-
-def test_each_pass_has_the_order_of_a_plain_loader():
-    """Over several passes, whose last batch is smaller; the images to learn are some of all."""
-    labels = torch.arange(203) % 5
-    learnt = (labels == 2).nonzero()[:, 0]
-    generator = torch.Generator().manual_seed(7)
-    sampler = RandomSampler(learnt, generator=generator)
-    loader = DataLoader(learnt, 10, sampler=sampler)
-    theirs = [batch.tolist() for _ in range(3) for batch in loader]
-    plan = plan_of(2, labels, batch_size=10, seed=7)
-    assert len(theirs) == 3 * plan.batches_a_pass
-    assert list(islice(plan.batches(), len(theirs))) == theirs
 
 
 def test_an_odd_number_of_images_is_shared_out():
@@ -139,25 +123,3 @@ def test_each_image_is_augmented_by_itself():
     assert (same ^ mirrored).all()
     assert 10 < mirrored.sum() < 40
     assert labels.tolist() == list(range(50))
-
-
-def test_an_augmentation_depends_on_seed_rank_and_place_alone():
-    def drawn(seed, rank, number):
-        return Augmented(WHOLE, SHIFT, seed, rank).__getitems__((number, list(range(50))))[0]
-
-    places = [(0, 0, 7), (1, 0, 7), (0, 1, 7), (0, 0, 8)]
-    first = [drawn(*place) for place in places]
-    torch.rand(3)
-    assert torch.equal(drawn(*places[0]), first[0])
-    assert not any(torch.equal(first[0], other) for other in first[1:])
-
-
-def test_all_generators_are_seeded_by_the_place_alone():
-    def draw(*place):
-        seed_generators(*place)
-        return random.random(), numpy.random.rand(), torch.rand(1).item()
-
-    places = [(0, 0, 7), (0, 0, 7, 0), (0, 7, 0), (1, 0, 7)]
-    drawn = [draw(*place) for place in places]
-    assert [draw(*place) for place in places] == drawn
-    assert all(len(set(numbers)) == len(places) for numbers in zip(*drawn, strict=True))

@@ -1,10 +1,13 @@
 """A record is data: what it names is not run because a file names it."""
 
 import pytest
-from composed import FEW, SMALL, small_net
+from composed import FEW, SMALL, composed, small_net
+from helpers.commands import refused
 
 from lora_mnist import add_lora, save_adapter
 from lora_mnist.disk.record import fill, foreign_code, inherited, upgraded
+from lora_mnist.evaluate import evaluate
+from lora_mnist.predict import predict
 
 EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
 TIMM = {"_target_": "timm.create_model", "model_name": "vit"}
@@ -88,37 +91,32 @@ def evil_adapter(outputs, folder, **record):
     return save_adapter(add_lora(small_net(outputs)), folder / "evil", metadata=record)
 
 
-def test_code_that_a_file_names_is_run_only_where_it_is_trusted(cli, outputs, tmp_path):
+def test_code_that_a_file_names_is_run_only_where_it_is_trusted(outputs, tmp_path):
     (tmp_path / "evil_net.py").write_text(EVIL + "from lora_mnist import MLP as Net\n")
     record = {"net": {"_target_": "evil_net.Net", "hidden_sizes": [16]}}
     record["made"] = {"folder": str(tmp_path)}
     adapter = evil_adapter(outputs, tmp_path, **record)
     base = f"base_ckpt={outputs}/base/mnist.ckpt"
-    options = ("eval.py", f"adapter={adapter}", base, *SMALL[1:], *FEW)
-    done = cli(*options)
-    assert done.code == 2
-    assert (
-        "its file names net._target_=evil_net.Net, which could run code; expected trust=true"
-        in (done.err)
-    )
+    options = ("eval", f"adapter={adapter}", base, *SMALL[1:], *FEW, f"paths.outputs={outputs}")
+    said = refused(evaluate, composed(*options))
+    assert "names net._target_=evil_net.Net, which could run code; expected trust=true" in said
     assert not (tmp_path / "ran").exists()
-    assert cli(*options, "net=mlp", SMALL[0]).code == 0  # what is typed is this command's own
+    evaluate(composed(*options, "net=mlp", SMALL[0]))  # what is typed is this command's own
     assert not (tmp_path / "ran").exists()
-    cli(*options, "trust=true").ok()
+    evaluate(composed(*options, "trust=true"))
     assert (tmp_path / "ran").exists()
 
 
-def test_a_value_of_a_file_runs_no_code(cli, outputs, tmp_path):
+def test_a_value_of_a_file_runs_no_code(outputs, tmp_path):
     copy = {"_target_": "shutil.copy", "src": str(outputs / "base" / "mnist.ckpt")}
     data = {"image_size": {**copy, "dst": str(tmp_path / "ran")}}
     adapter = evil_adapter(outputs, tmp_path, data=data)
-    done = cli("predict.py", f"adapter={adapter}", SMALL[0], f"images={tmp_path}/x.png")
-    assert done.code == 2
+    options = (f"adapter={adapter}", SMALL[0], f"paths.outputs={outputs}")
+    refused(predict, composed("predict", *options, f"images={tmp_path}/x.png"))
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_name_that_is_a_file_name_is_one_component(cli, outputs, tmp_path):
+def test_a_name_that_is_a_file_name_is_one_component(outputs, tmp_path):
     adapter = evil_adapter(outputs, tmp_path, data={"name": "../../elsewhere"})
-    done = cli("eval.py", f"adapter={adapter}", *SMALL, *FEW)
-    assert done.code == 2
-    assert "data.name=../../elsewhere: expected a name without /" in done.err
+    cfg = composed("eval", f"adapter={adapter}", *SMALL, *FEW, f"paths.outputs={outputs}")
+    assert "data.name=../../elsewhere: expected a name without /" in refused(evaluate, cfg)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 
 
 class Crashed(BaseException):
@@ -28,16 +28,6 @@ class Crash(Callback):
             if not name:
                 raise Crashed
             os.kill(os.getpid(), getattr(signal, name))
-
-
-class PlainTrainer(Trainer):
-    """A Trainer of one's own, which counts how often it is made."""
-
-    made = 0
-
-    def __init__(self, **arguments):
-        type(self).made += 1
-        super().__init__(**arguments)
 
 
 class Meanwhile(Callback):

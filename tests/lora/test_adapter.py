@@ -43,25 +43,12 @@ def test_round_trip(adapted, folder, tmp_path):
     assert torch.equal(loaded(X), adapted(X))
     assert content(save_adapter(loaded, tmp_path / "again")) == content(folder)
     assert content(folder).keys() == {WEIGHTS_NAME, CONFIG_NAME}
-    metadata = {
-        "base_sha256": fingerprint(base().state_dict()),
-        "a": "ä",
-        "z": [1, {"b": None}],
-        "": "",
-    }
-    folders = [save_adapter(adapted, tmp_path / str(n), metadata=metadata) for n in range(8)]
+    sha256 = {"base_sha256": fingerprint(base().state_dict())}
+    metadata = {**sha256, "a": "ä", "z": [1, {"b": None}]}
+    folders = [save_adapter(adapted, tmp_path / str(n), metadata=metadata) for n in range(3)]
     assert all(content(each) == content(folders[0]) for each in folders)
     assert read_metadata(folders[0]) == metadata
-    assert read_metadata(folder) == {"base_sha256": metadata["base_sha256"]}
-
-
-@pytest.mark.parametrize("scale", [-0.5, 0, 0.7])
-@pytest.mark.parametrize("init", ["gaussian", "pissa"])
-def test_an_adapter_is_saved_at_its_scale(init, scale, tmp_path):
-    net = randomize(add_lora(base(), rank=2, alpha=3, init=init))
-    set_lora_scale(net, scale)
-    loaded = load_adapter(base(), save_adapter(net, tmp_path))
-    torch.testing.assert_close(loaded(X), net(X))
+    assert read_metadata(folder) == sha256
 
 
 def test_of_stacked_adapters_none_is_saved(adapted, tmp_path):

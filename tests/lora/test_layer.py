@@ -39,7 +39,7 @@ def test_pissa_starts_at_the_principal_part(make):
         torch.testing.assert_close(residual[:-2], torch.linalg.svdvals(matrix)[2:])
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+@pytest.mark.parametrize("rank", [1, 3])
 def test_pissa_is_saved_with_twice_its_rank_or_the_full_one(rank):
     adapter = PiSSAParametrization(torch.randn(6, 4), rank)
     nn.init.normal_(adapter.lora_A)

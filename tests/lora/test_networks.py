@@ -68,12 +68,11 @@ def test_laws_of_two_adapters(name):
 
 
 @pytest.mark.filterwarnings("ignore:PEFT has no adapter")
-@pytest.mark.parametrize("init", ["gaussian", "pissa"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_saved_adapter_computes_the_same(name, init, tmp_path):
+def test_a_saved_adapter_computes_the_same(name, tmp_path):
     net, x = made(name)
     plain = copy.deepcopy(net)
-    adapted = randomize(add_lora(net, target_modules=".*", init=init))
+    adapted = randomize(add_lora(net, target_modules=".*", init="pissa"))
     set_lora_scale(adapted, 0.7)
     loaded = load_adapter(plain, save_adapter(adapted, tmp_path))
     expected = outputs(adapted, x)

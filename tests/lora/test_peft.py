@@ -10,8 +10,11 @@ from lora_mnist.lora.adapter import load_adapter, save_adapter
 from lora_mnist.lora.model import add_lora, set_lora_scale
 from lora_mnist.lora.weight import lora_weights
 
-peft = pytest.importorskip("peft", reason="the extra peft is not installed")
-LoraConfig, PeftModel, get_peft_model = peft.LoraConfig, peft.PeftModel, peft.get_peft_model
+
+@pytest.fixture(scope="module")
+def peft():
+    """Imported late: it takes seconds, in a worker that runs none of these tests too."""
+    return pytest.importorskip("peft", reason="the extra peft is not installed")
 
 
 def base(kind):
@@ -35,7 +38,7 @@ def randomized(net):
         ("embedding", {"target_modules": ["0"], "rank": 2, "init": "pissa"}),
     ],
 )
-def test_ours_load_here_and_in_peft(kind, options, tmp_path):
+def test_ours_load_here_and_in_peft(kind, options, tmp_path, peft):
     x = made(kind)[1]
     ours = randomized(add_lora(base(kind), **{"target_modules": ".*", **options}))
     set_lora_scale(ours, -0.75)
@@ -45,7 +48,7 @@ def test_ours_load_here_and_in_peft(kind, options, tmp_path):
     assert not torch.allclose(ours(x), base(kind)(x), atol=1e-2)
     again = load_adapter(base(kind), tmp_path)
     torch.testing.assert_close(again(x), ours(x), rtol=1e-5, atol=1e-5)
-    theirs = PeftModel.from_pretrained(base(kind), str(tmp_path)).eval()
+    theirs = peft.PeftModel.from_pretrained(base(kind), str(tmp_path)).eval()
     torch.testing.assert_close(theirs(x), ours(x), rtol=1e-4, atol=1e-4)
     adapted = {name for name, m in theirs.named_modules() if hasattr(m, "lora_A")}
     assert adapted == {f"base_model.model.{name}" for name in lora_weights(ours)}
@@ -65,15 +68,15 @@ BOTH = ["linear1", "linear2"]
         ("conv1d", {"target_modules": "0", "r": 2}),
     ],
 )
-def test_theirs_load_here(kind, options, tmp_path):
+def test_theirs_load_here(kind, options, tmp_path, peft):
     x = made(kind)[1]
-    theirs = randomized(get_peft_model(base(kind), LoraConfig(**options)))
+    theirs = randomized(peft.get_peft_model(base(kind), peft.LoraConfig(**options)))
     theirs.save_pretrained(str(tmp_path))
     ours = load_adapter(base(kind), tmp_path)
     assert not torch.allclose(ours(x), base(kind)(x), atol=1e-2)
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
     save_adapter(ours, tmp_path / "again")
-    again = PeftModel.from_pretrained(base(kind), str(tmp_path / "again")).eval()
+    again = peft.PeftModel.from_pretrained(base(kind), str(tmp_path / "again")).eval()
     torch.testing.assert_close(again(x), theirs(x), rtol=1e-4, atol=1e-4)
 
 
@@ -94,21 +97,23 @@ def test_what_peft_cannot_adapt_is_named(layer, tmp_path):
         save_adapter(net, tmp_path)
 
 
-def test_pefts_attention_is_refused(tmp_path):
+def test_pefts_attention_is_refused(tmp_path, peft):
     """PEFT 0.21 adds the update of ``out_proj`` twice: what such an adapter means is not clear."""
     net = nn.Sequential(nn.MultiheadAttention(8, 2))
-    get_peft_model(net, LoraConfig(target_modules=["0"])).save_pretrained(str(tmp_path))
+    theirs = peft.get_peft_model(net, peft.LoraConfig(target_modules=["0"]))
+    theirs.save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match=r"unexpected tensors of 0\..* no such layer that can be"):
         load_adapter(nn.Sequential(nn.MultiheadAttention(8, 2)), tmp_path)
 
 
-def test_pissa_trains_as_in_peft(tiny):
+def test_pissa_trains_as_in_peft(tiny, peft):
     """The same steps from the same start, though the base here is never replaced by a residual."""
     x = torch.randn(6, 6)
     base = tiny(x)
     ours = add_lora(copy.deepcopy(tiny), rank=2, alpha=3.0, init="pissa")
     options = {"target_modules": "all-linear", "init_lora_weights": "pissa"}
-    theirs = get_peft_model(copy.deepcopy(tiny), LoraConfig(r=2, lora_alpha=3, **options))
+    settings = peft.LoraConfig(r=2, lora_alpha=3, **options)
+    theirs = peft.get_peft_model(copy.deepcopy(tiny), settings)
     for net in (ours, theirs):
         optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.01)
         for _ in range(9):
