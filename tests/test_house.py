@@ -16,8 +16,10 @@ SOURCE = ROOT / "src" / "lora_mnist"
 HOUSE = [
     "entry",
     "train evaluate predict export demo",
-    "cli recipe proof saving check_preprocessing",
-    "api trainer configuration trials",
+    "cli saving check_preprocessing",
+    "trials",
+    "recipe proof",
+    "api trainer configuration",
     "classifier show",
     "sweep",
     "run",

@@ -150,6 +150,9 @@ def test_images_held_out_just_now_prove_nothing(here):
     assert not evaluate(config("eval", "data.data_dir=whole"))["test_held_out_now"]
 
 
+FORM = ("data.mean=[0.3,0.3,0.3]", "data.std=0.2")
+
+
 def test_a_folder_of_test_images_alone_is_tested_and_not_trained_on(here):
     shutil.copytree("photos", "alone/test")
     alone = config("eval", "data.data_dir=alone", *FORM, "figures=false")

@@ -5,13 +5,11 @@
 """
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -19,7 +17,6 @@ from lora_mnist.check_preprocessing import check_preprocessing, warn_of_wrong_se
 from lora_mnist.classifier import Classifier
 from lora_mnist.configuration import checked_copy, classifier_of, net_and_data
 from lora_mnist.data import mistakes
-from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.disk.base import (
     refuse_to_replace,
     set_current_base,
@@ -39,7 +36,6 @@ from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import lora_disabled
 from lora_mnist.proof import (
-    prove_unchanged,
     refuse_moving_base,
     warn_of_known_validation,
     why_useless,
@@ -55,30 +51,17 @@ from lora_mnist.recipe import (
     refuse_inconsistent,
     select_images,
 )
-from lora_mnist.repair.module import ClassifierModule
 from lora_mnist.repair.predictions import Predictions, counts_of, outcomes_by_split
 from lora_mnist.repair.rate import choose_rate
 from lora_mnist.run import Run
 from lora_mnist.saving import common_results, record_of, save_adapter_and_base
 from lora_mnist.show.end_of_run import report_and_close_loggers
-from lora_mnist.show.next_steps import choice_text
 from lora_mnist.show.tables import print_parameters
-from lora_mnist.trainer import evaluate_on, is_fast_dev_run, make_trainer, quiet_lightning
-from lora_mnist.trials import (
-    Trained,
-    dropouts_to_try,
-    learns_validation,
-    set_scale_by_dial,
-    start_again,
-    start_of,
-    trial_of,
-    with_validation,
-)
+from lora_mnist.trainer import evaluate_on, fit, is_fast_dev_run, make_trainer, quiet_lightning
+from lora_mnist.trials import train_adapter
 
 log = logging.getLogger(__name__)
 
-#: Minutes of a training from which on it is said beforehand how long all will take.
-_LONG = 2
 #: Random numbers and warnings are the whole process's: one training at a time.
 _training = Lock()
 
@@ -264,115 +247,6 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     if useless and not is_fast_dev_run(trainer):
         raise TrainingError(useless)
     return results
-
-
-def train_adapter(
-    cfg: DictConfig,
-    run: Run,
-    trainer: Trainer,
-    classifier: Classifier,
-    data: ImageDataModule,
-    rate: float,
-    base_val: Predictions | None,
-    seconds_a_step: float,
-    clock: Clock,
-) -> tuple[Trained, list[dict[str, Any]]]:
-    """Train the adapter on the network of ``classifier``: once, or after trials that decide.
-
-    Each training begins at the same start. What validation images say is of the last trial, which
-    had not learnt them.
-
-    Returns:
-        The training whose adapter the network has; dropout, scale and validation errors of each
-        trial.
-    """
-    net = classifier.net
-    start = start_of(net)
-
-    def train_once(cfg: DictConfig, run: Run, trainer: Trainer, data: ImageDataModule) -> Trained:
-        start_again(net, start, cfg.lora.dropout)
-        module = make_module(cfg, classifier, data, rate, base_val)
-        fit(trainer, module, data, last_checkpoint(run.folder, cfg.resume), clock)
-        best = load_best_weights(trainer, module, data)
-        assert classifier.base is not None
-        prove_unchanged(classifier.base, net)
-        val, images = None, data.images.val
-        if len(images):
-            val = evaluate_on(trainer, net, classifier.dataset, images, "val", base_val)
-        dial, scale = set_scale_by_dial(cfg, run, trainer, classifier, data, val, clock)
-        if scale != 1 and val is not None:
-            val = evaluate_on(trainer, net, classifier.dataset, images, "val", base_val)
-        return Trained(cfg.lora.dropout, best, val, dial, scale)
-
-    last = cfg.copy()
-    dropouts = dropouts_to_try(cfg, net, data)
-    is_refit = learns_validation(cfg, trainer, data)
-    if len(dropouts) == 1 and not is_refit:
-        last.lora.dropout = dropouts[0]
-        return train_once(last, run, trainer, data), []
-
-    minutes = trainer.max_steps * seconds_a_step / 60
-    if minutes > _LONG:
-        log.info(
-            "%d trainings, of some %.0f minutes each: lora.dropout=0 and refit=false leave one",
-            *(len(dropouts) + 1, minutes),
-        )
-    trials: list[Trained] = []
-    for dropout in dropouts:
-        log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), dropout)
-        trial, its_run = trial_of(cfg, run, dropout)
-        trials.append(train_once(trial, its_run, make_trainer(trial, its_run), data))
-    chosen = min(trials, key=lambda trial: trial.val_errors)
-    summaries = [trial.summary() for trial in trials]
-    if len(trials) > 1:
-        log.info("%s", choice_text(summaries, chosen.dropout))
-    last.lora.dropout, last.lora.scale, last.dial = chosen.dropout, chosen.scale, False
-    if is_refit:
-        log.info("refit: once more, with the validation images among those to learn from")
-        data = with_validation(data)
-    best = train_once(last, run, trainer, data).best
-    return replace(chosen, best=best, is_refit=is_refit), summaries
-
-
-def fit(
-    trainer: Trainer,
-    module: ClassifierModule,
-    data: ImageDataModule,
-    ckpt_path: Path | None,
-    clock: Clock,
-) -> None:
-    """Train from the first step, or go on from the checkpoint; refuse weights that diverged.
-
-    The network is in train mode, but for a base that carries an adapter (:mod:`.lora.frozen`). The
-    Trainer's profiler is for the training alone, and taken off afterwards.
-    """
-    module.net.train()
-    selection = data.plan.selection
-    learnt, others = len(selection.target_indices), len(selection.replay_indices)
-    trained = "an adapter" if module.has_adapter else "a base"
-    names = ", ".join(module.classes[c] for c in selection.targets) or "all classes"
-    if module.has_adapter and not selection.targets and len(selection.replay_indices):
-        names = "all classes that the base gets wrong"
-    replayed = f", and {others:,} of the others: {data.plan.replay} beside each "
-    replayed += str(data.plan.batch_size)
-    log.info(
-        "training %s on %s images of %s%s",
-        *(trained, f"{learnt:,}", names, replayed if data.plan.replay else ""),
-    )
-    with clock.measure("fit"):
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
-    if not trainer.global_step:
-        raise UserError(
-            f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
-            "expected at least one step of training"
-        )
-    for name, parameter in module.net.named_parameters():
-        if parameter.requires_grad and not parameter.isfinite().all():
-            raise TrainingError(
-                f"optimizer.lr={module.optimizer.defaults['lr']}: training diverged, {name} is not "
-                f"finite at step {trainer.global_step}; expected a smaller learning rate"
-            )
 
 
 def file_to_replace(cfg: DictConfig, run: Run) -> Path | None:

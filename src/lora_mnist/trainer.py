@@ -20,17 +20,23 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ProgressBar,
 )
+from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig
 from torch import nn
 
+from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.dataset import ImageDataset
 from lora_mnist.data.images import Images
 from lora_mnist.disk.checkpoint import AtomicCheckpointIO, LastCheckpoint, step_of
+from lora_mnist.disk.results import Clock
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
-from lora_mnist.errors import UserError, config_group
+from lora_mnist.errors import TrainingError, UserError, config_group
+from lora_mnist.repair.module import ClassifierModule
 from lora_mnist.repair.networks import evaluating, importable
 from lora_mnist.repair.predictions import Predictions, evaluate
 from lora_mnist.run import Run
+
+log = logging.getLogger(__name__)
 
 
 def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
@@ -130,6 +136,47 @@ class PlainSigterm(Callback):
 def is_fast_dev_run(trainer: Trainer) -> bool:
     """Whether one batch of each kind is all (``fast_dev_run``): nothing is kept that others use."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def fit(
+    trainer: Trainer,
+    module: ClassifierModule,
+    data: ImageDataModule,
+    ckpt_path: Path | None,
+    clock: Clock,
+) -> None:
+    """Train from the first step, or go on from the checkpoint; refuse weights that diverged.
+
+    The network is in train mode, but for a base that carries an adapter (:mod:`.lora.frozen`). The
+    Trainer's profiler is for the training alone, and taken off afterwards.
+    """
+    module.net.train()
+    selection = data.plan.selection
+    learnt, others = len(selection.target_indices), len(selection.replay_indices)
+    trained = "an adapter" if module.has_adapter else "a base"
+    names = ", ".join(module.classes[c] for c in selection.targets) or "all classes"
+    if module.has_adapter and not selection.targets and len(selection.replay_indices):
+        names = "all classes that the base gets wrong"
+    replayed = f", and {others:,} of the others: {data.plan.replay} beside each "
+    replayed += str(data.plan.batch_size)
+    log.info(
+        "training %s on %s images of %s%s",
+        *(trained, f"{learnt:,}", names, replayed if data.plan.replay else ""),
+    )
+    with clock.measure("fit"):
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
+    if not trainer.global_step:
+        raise UserError(
+            f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
+            "expected at least one step of training"
+        )
+    for name, parameter in module.net.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise TrainingError(
+                f"optimizer.lr={module.optimizer.defaults['lr']}: training diverged, {name} is not "
+                f"finite at step {trainer.global_step}; expected a smaller learning rate"
+            )
 
 
 def evaluate_on(

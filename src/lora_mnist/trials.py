@@ -22,19 +22,27 @@ from lora_mnist.classifier import Classifier
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.images import Both, Subset
 from lora_mnist.data.plan import Selection
+from lora_mnist.disk.checkpoint import load_best_weights
 from lora_mnist.disk.results import Clock
+from lora_mnist.disk.resume import last_checkpoint
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.weight import lora_adapters, lora_weights
+from lora_mnist.proof import prove_unchanged
+from lora_mnist.recipe import make_module
 from lora_mnist.repair.dial import TRIES, approximate_dial
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, counts_of
 from lora_mnist.repair.rate import FEW_IMAGES
 from lora_mnist.run import Run
+from lora_mnist.show.next_steps import choice_text
+from lora_mnist.trainer import evaluate_on, fit, make_trainer
 
 log = logging.getLogger(__name__)
 
 #: What lora.dropout=auto tries; 0.1 beside these gains nothing.
 DROPOUTS = (0.0, 0.05)
+#: Minutes of a training from which on it is said beforehand how long all will take.
+_LONG = 2
 #: The dial may always try this number of validation images at each scale.
 _MIN_FOR_DIAL = 50
 
@@ -59,6 +67,74 @@ class Trained:
     def summary(self) -> dict[str, Any]:
         """What results.json says of a trial."""
         return {"dropout": self.dropout, "scale": self.scale, "val_errors": self.val_errors}
+
+
+def train_adapter(
+    cfg: DictConfig,
+    run: Run,
+    trainer: Trainer,
+    classifier: Classifier,
+    data: ImageDataModule,
+    rate: float,
+    base_val: Predictions | None,
+    seconds_a_step: float,
+    clock: Clock,
+) -> tuple[Trained, list[dict[str, Any]]]:
+    """Train the adapter on the network of ``classifier``: once, or after trials that decide.
+
+    Each training begins at the same start. What validation images say is of the last trial, which
+    had not learnt them.
+
+    Returns:
+        The training whose adapter the network has; dropout, scale and validation errors of each
+        trial.
+    """
+    net = classifier.net
+    start = start_of(net)
+
+    def train_once(cfg: DictConfig, run: Run, trainer: Trainer, data: ImageDataModule) -> Trained:
+        start_again(net, start, cfg.lora.dropout)
+        module = make_module(cfg, classifier, data, rate, base_val)
+        fit(trainer, module, data, last_checkpoint(run.folder, cfg.resume), clock)
+        best = load_best_weights(trainer, module, data)
+        assert classifier.base is not None
+        prove_unchanged(classifier.base, net)
+        val, images = None, data.images.val
+        if len(images):
+            val = evaluate_on(trainer, net, classifier.dataset, images, "val", base_val)
+        dial, scale = set_scale_by_dial(cfg, run, trainer, classifier, data, val, clock)
+        if scale != 1 and val is not None:
+            val = evaluate_on(trainer, net, classifier.dataset, images, "val", base_val)
+        return Trained(cfg.lora.dropout, best, val, dial, scale)
+
+    last = cfg.copy()
+    dropouts = dropouts_to_try(cfg, net, data)
+    is_refit = learns_validation(cfg, trainer, data)
+    if len(dropouts) == 1 and not is_refit:
+        last.lora.dropout = dropouts[0]
+        return train_once(last, run, trainer, data), []
+
+    minutes = trainer.max_steps * seconds_a_step / 60
+    if minutes > _LONG:
+        log.info(
+            "%d trainings, of some %.0f minutes each: lora.dropout=0 and refit=false leave one",
+            *(len(dropouts) + 1, minutes),
+        )
+    trials: list[Trained] = []
+    for dropout in dropouts:
+        log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), dropout)
+        trial, its_run = trial_of(cfg, run, dropout)
+        trials.append(train_once(trial, its_run, make_trainer(trial, its_run), data))
+    chosen = min(trials, key=lambda trial: trial.val_errors)
+    summaries = [trial.summary() for trial in trials]
+    if len(trials) > 1:
+        log.info("%s", choice_text(summaries, chosen.dropout))
+    last.lora.dropout, last.lora.scale, last.dial = chosen.dropout, chosen.scale, False
+    if is_refit:
+        log.info("refit: once more, with the validation images among those to learn from")
+        data = with_validation(data)
+    best = train_once(last, run, trainer, data).best
+    return replace(chosen, best=best, is_refit=is_refit), summaries
 
 
 def dropouts_to_try(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> Sequence[float]:
