@@ -136,6 +136,15 @@ def test_a_transform_that_keeps_a_pictures_size_is_exported_in_that_of_the_users
         assert f"{out}: base; not checked, since no picture is here" in log.getvalue()
 
 
+def test_which_images_are_held_out_is_each_repairs_choice(here):
+    """A copy of somebody's base does not remember that of the first repair."""
+    repaired(here, "data.val_from=test", "data.test_size=0.5")
+    folder = here / "outputs" / "lora" / "second"
+    train(config("train", "stage=lora", "target=dog", *FIT), Run(folder))
+    again = evaluate(config("eval", f"adapter={folder}", "base_ckpt=null"))["test"]
+    assert again["images_per_class"] == read_results(folder)["test"]["images_per_class"]
+
+
 def test_images_held_out_just_now_prove_nothing(here):
     """A copy of somebody's base in outputs/base stays somebody's; with test/ there is no doubt."""
     folder = repaired(here)

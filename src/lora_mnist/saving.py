@@ -12,7 +12,7 @@ from lora_mnist.data import ImageSets
 from lora_mnist.data.plan import Plan
 from lora_mnist.disk.base import find_base, read_base, versioned_base_path, write_base
 from lora_mnist.disk.numbers import affects_results
-from lora_mnist.disk.record import make_record
+from lora_mnist.disk.record import SPLIT_KEYS, make_record
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
 from lora_mnist.lora.adapter import save_adapter
 from lora_mnist.lora.base_state import count_parameters
@@ -95,8 +95,11 @@ def save_adapter_and_base(
     if find_base(bases, base.sha256) is None:
         settings = classifier.settings
         name = base_name(settings["data"], settings["net"])
-        about = record if classifier.base_path is None else read_base(classifier.base_path).record
-        write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about or record)
+        about = None if classifier.base_path is None else read_base(classifier.base_path).record
+        if not about:  # somebody else's: which images are held out is each command's choice
+            data = {key: value for key, value in record["data"].items() if key not in SPLIT_KEYS}
+            about = {**record, "data": data}
+        write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about)
     if trained.is_refit:
         advised = None
         if trained.dial is not None:

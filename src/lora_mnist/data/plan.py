@@ -154,7 +154,10 @@ def seed_generators(seed: int, *place: int) -> None:
     number = int(sequence.generate_state(1)[0])
     random.seed(number)
     np.random.seed(number)
-    torch.manual_seed(number)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # the same numbers, a thousand times as fast
+        torch.default_generator.manual_seed(number)
 
 
 class Augmented(Images):

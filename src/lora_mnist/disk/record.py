@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: Keys of ``data`` that belong to one training, and not to the images.
 TRAINING_KEYS = ("augment", "batch_size", "replay", "mistakes", "mistakes_test", "seed")
+#: Keys of ``data`` that say which images are held out.
+SPLIT_KEYS = ("val_size", "val_from", "test_size", "split_seed")
 #: Keys of ``data`` that say how an image is prepared for the network, and what it then predicts.
 #: With a ``transform``, the network's input is that of the transform alone.
 PREPROCESSING_KEYS = (
@@ -170,7 +172,7 @@ def warn_of_other_split(
         return  # a base that was not trained here, or on other images
     trained = {**data, "val_size": made["val_size"]}
     arguments = signature(type(dataset)).parameters
-    for key in ("val_size", "val_from", "test_size", "split_seed"):
+    for key in SPLIT_KEYS:
         default = arguments[key].default if key in arguments else None
         now: Any = settings.get(key)
         then: Any = trained.get(key)
