@@ -41,6 +41,8 @@ from lora_mnist import load_adapter, set_lora_scale
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
 #: Those whose fronts are compared.
 FRONTS = ("one number", "twenty lines", "twenty lines, refitted", "before refit", "repair")
+#: Those with fewer than 1,500 training images.
+SMALL = ("photos, CNN", "capitals, CNN", "clothes, CNN")
 #: Changes of experiment=repair, each alone: what the search compares.
 CHANGES = (
     "",
@@ -264,15 +266,22 @@ def tasks_table(studies: Sequence[Study]) -> str:
 
 
 def fronts_table(studies: Sequence[Study], place: int) -> str:
-    """Errors in all at one of :data:`plain.TARGETS`: a row a classifier, and the mean."""
-    lines = [[each.name] for each in studies] + [["mean"]]
-    for method in FRONTS:
-        means = []
-        for each, line in zip(studies, lines, strict=False):
+    """Errors in all at one of :data:`plain.TARGETS`: a row a classifier, and means."""
+    lines = []
+    means: dict[str, list[list[float]]] = {"small sets": [], "large sets": [], "all": []}
+    for each in studies:
+        cells, of_methods = [each.name], []
+        for method in FRONTS:
             numbers = [[front[place] for front in runs] for runs in each.fronts[method]]
-            line.append(spread(numbers))
-            means.append(mean(numbers))
-        lines[-1].append(f"{statistics.mean(means):.1f}")
+            cells.append(spread(numbers))
+            of_methods.append(mean(numbers))
+        lines.append(cells)
+        means["small sets" if each.name in SMALL else "large sets"].append(of_methods)
+        means["all"].append(of_methods)
+    for name, rows in means.items():
+        if rows:
+            numbers_of_means = [statistics.mean(column) for column in zip(*rows, strict=True)]
+            lines.append([f"mean, {name}", *(f"{number:.1f}" for number in numbers_of_means)])
     return table(["classifier", *FRONTS], lines)
 
 
