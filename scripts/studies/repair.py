@@ -55,6 +55,10 @@ CHANGES = (
     "loss.target_weight=0.5",
     "trainer.max_steps=200",
     "trainer.max_steps=800",
+    "refit=false",
+    "lora.dropout=0.0",
+    "lora.dropout=0.05",
+    "lora.dropout=0.1",
 )
 
 
