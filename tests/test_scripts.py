@@ -74,7 +74,5 @@ def test_every_task_and_every_method_composes():
         images = "data=folder" if task.pictures else "data=mnist"
         pretrain = ("stage=pretrain", *task.pretrain.split())
         jobs.composed([images, *task.settings.split(), *pretrain])
-    for settings in repair.METHODS.values():
-        cfg = jobs.composed(["target=1", *settings.split()])
-        if cfg.trainer.max_steps == 400:
-            assert cfg.data.batch_size + cfg.data.replay == 100
+    for change in repair.CHANGES:
+        jobs.composed(["target=1", "experiment=repair", *change.split()])
