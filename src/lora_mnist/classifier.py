@@ -282,37 +282,6 @@ class Classifier:
         check_outputs(self.net, batch, len(self.classes), self.dataset.name)
 
 
-def load_classifier(
-    adapter: str | Path | None = None,
-    base: str | Path | None = None,
-    *,
-    scale: float = 1.0,
-    trust: bool = False,
-    allow_other_base: bool = False,
-) -> Classifier:
-    """A repaired classifier, ready to say what pictures show.
-
-    Network, classes and preprocessing are those of the files; no image of the training is needed.
-
-    Args:
-        adapter: the folder of an adapter, or of the run that left it; ``None``: the base alone.
-        base: the file of the base; ``None``: the one in ``outputs/base`` for which the adapter was
-            made, found by its SHA-256, or the current one.
-        scale: how much of the adapter to apply: 1 as trained, 0 the base.
-        trust: run code that a file names, such as a network of your own; Python has to find it.
-        allow_other_base: accept a base that the adapter was not made for.
-
-    Raises:
-        UserError: if a file is missing, does not fit, or names code that is not trusted.
-        ValueError: if the scale is not finite, or there is no adapter to scale.
-    """
-    classifier = Classifier.load(adapter, base, trust=trust, allow_other_base=allow_other_base)
-    classifier.check()
-    if scale != 1:
-        set_lora_scale(classifier.net, scale)
-    return classifier
-
-
 @contextmanager
 def adapter_errors() -> Iterator[None]:
     """Turn what is wrong with an adapter's files into a :class:`UserError`."""
