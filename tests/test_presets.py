@@ -83,7 +83,7 @@ def test_no_validation_where_lightning_is_told_so(outputs):
     none = ("stage=lora", "+trainer.limit_val_batches=0")
     assert "val" not in run(outputs, *none)
     reason = "dial=true: expected trainer.limit_val_batches > 0, since validation images decide"
-    assert refused(run, outputs, *none, "dial=true") == reason
+    assert refused(run, outputs, *none, "dial=true").startswith(reason)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
 
-import lora_mnist.train
+import lora_mnist.trials
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.lora.peft import WEIGHTS_NAME
@@ -48,7 +48,8 @@ def test_pretraining_leaves_a_base(made):
     results = read_results(folder)
     assert list(results) == [
         *("stage", "dataset", "overrides", "seed", "targets", "targets_chosen"),
-        *("replay", "target_weight", "classes", "data_sha256", "mean", "std", "val_from"),
+        *("replay", "target_weight", "classes", "data_sha256"),
+        *("training_images_per_class", "validation_images", "mean", "std", "val_from"),
         *("held_out", "copies", "base_pretrained_here", "test_held_out_now", "parameters"),
         *("val", "test", "base_sha256", "base_unchanged", "adapter", "steps", "best", "lr"),
         "seconds",
@@ -191,7 +192,7 @@ def test_the_base_is_proven_unchanged(outputs, monkeypatch):
     def spoil(trainer, module, data):
         module.net.get_parameter("linear1.bias").data[0] += 1e-6
 
-    monkeypatch.setattr(lora_mnist.train, "load_best_weights", spoil)
+    monkeypatch.setattr(lora_mnist.trials, "load_best_weights", spoil)
     with pytest.raises(RuntimeError, match="training the adapter changed the base: linear1.bias"):
         run(outputs, "stage=lora")
     assert not (newest(outputs) / "adapter").exists()

@@ -239,23 +239,6 @@ def loss_and_optimizer(cfg: DictConfig) -> tuple[Loss, Callable[..., Optimizer]]
     return loss, make_optimizer
 
 
-def hyperparameters(
-    cfg: DictConfig, classifier: Classifier, data: ImageDataModule, rate: float
-) -> dict[str, Any]:
-    """Everything that the numbers of a training depend on.
-
-    A run that goes on must have the same settings, and the same content of files.
-    """
-    base = classifier.base
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    settings["net"] = classifier.settings["net"]
-    settings["data"] |= classifier.settings["data"]
-    settings |= {"base_ckpt": str(classifier.base_path), "base_sha256": base and base.sha256}
-    settings |= {"classes": classifier.classes, "data_sha256": dict(data.images.sha256)}
-    settings |= {"targets": data.plan.selection.targets, "rate": rate}
-    return dict(settings)
-
-
 def make_module(
     cfg: DictConfig,
     classifier: Classifier,
@@ -263,8 +246,12 @@ def make_module(
     rate: float,
     base_val: Predictions | None,
 ) -> ClassifierModule:
-    """The module that trains the network at this rate. With ``cfg.compile`` it is compiled."""
-    plan = data.plan
+    """The module that trains the network at this rate. With ``cfg.compile`` it is compiled.
+
+    Its hyperparameters are everything that the run's numbers depend on: a run that goes on must
+    have the same settings, and the same content of files.
+    """
+    plan, base = data.plan, classifier.base
     loss, make_optimizer = loss_and_optimizer(cfg)
     trained = [parameter for parameter in classifier.net.parameters() if parameter.requires_grad]
     with config_group("optimizer"):
@@ -279,6 +266,12 @@ def make_module(
             scheduler = instantiate(schedule, _convert_="all")(optimizer)
     if cfg.compile:
         classifier.net.compile()  # in place: its tensors keep their names
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings["net"] = classifier.settings["net"]
+    settings["data"] |= classifier.settings["data"]
+    settings |= {"base_ckpt": str(classifier.base_path), "base_sha256": base and base.sha256}
+    settings |= {"classes": classifier.classes, "data_sha256": dict(data.images.sha256)}
+    settings |= {"targets": plan.selection.targets, "rate": rate}
     return ClassifierModule(
         classifier.net,
         optimizer,
@@ -290,5 +283,5 @@ def make_module(
         classes=classifier.classes,
         targets=plan.selection.targets,
         base_val=base_val,
-        hyperparameters=hyperparameters(cfg, classifier, data, rate),
+        hyperparameters=settings,
     )

@@ -41,7 +41,6 @@ from lora_mnist.proof import (
     why_useless,
 )
 from lora_mnist.recipe import (
-    hyperparameters,
     loss_and_optimizer,
     make_data_module,
     make_module,
@@ -197,8 +196,9 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         if rate is None:
             parts = loss_and_optimizer(cfg)
             rate, seconds_a_step = choose_rate(net, *parts, data, base_val, trainer)
+    settings = make_module(cfg, classifier, data, rate, base_val).hparams  # refuses what is wrong
     print_parameters(net)
-    with begin_run(run.folder, hyperparameters(cfg, classifier, data, rate), cfg.resume):
+    with begin_run(run.folder, settings, cfg.resume):
         trained, trials = train_adapter(
             cfg, run, trainer, classifier, data, rate, base_val, seconds_a_step, clock
         )

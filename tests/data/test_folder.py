@@ -267,7 +267,7 @@ def test_images_to_test_on_that_are_trained_on_are_left_out(make_photos, caplog)
     _, parts = sets(root)
     assert [len(labels) for _, labels in parts] == [19, 9, 10]
     (message,) = caplog.messages
-    assert message.startswith(f"{root}: 4 validation or test images are left out: ")
+    assert message.startswith(f"{root}: 4 validation or test images are left out ")
     shutil.rmtree(root / "test")
     shutil.copytree(root / "train", root / "test")
     with pytest.raises(ValueError, match="expected test images that are not trained on"):

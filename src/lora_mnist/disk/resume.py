@@ -28,7 +28,7 @@ _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[None]:
     """Lock a run's folder from the first step to the last file; record its settings, and its end.
 
-    ``settings`` are everything that the run's numbers depend on, as :func:`.recipe.hyperparameters`
+    ``settings`` are everything that the run's numbers depend on, as :func:`.recipe.make_module`
     collects them. ``resume`` is the run to go on with, as the user named it; ``None``: a new run; a
     last.ckpt left in its folder is deleted. ``UserError``, if the run has finished, is still going,
     or had other settings.
