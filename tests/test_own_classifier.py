@@ -136,6 +136,16 @@ def test_a_transform_that_keeps_a_pictures_size_is_exported_in_that_of_the_users
         assert f"{out}: base; not checked, since no picture is here" in log.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [("+data.maen=0.5", "maen"), ("data.transform={_target_: nets_of_a_stranger.prep}", "prep")],
+)
+def test_a_misspelt_name_is_a_mistake_of_the_data(here, typed, name):
+    said = refused(evaluate, config("eval", typed))
+    assert said.startswith("data: ")
+    assert f"'{name}'" in said
+
+
 def test_a_base_that_knows_its_validation_images_gets_others_from_test(here):
     """The weakest class is then found, as it is not where the base has been trained on them."""
     Path("knows.py").write_text(
