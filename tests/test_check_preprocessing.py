@@ -59,12 +59,12 @@ def test_eval_says_unasked_how_the_network_was_trained(cli, tmp_path):
     train_plain(tmp_path)
     first = cli("eval.py", *OPTIONS, here=tmp_path)
     assert first.code == 0, first.err
-    (line,) = [line for line in first.err.splitlines() if "trained otherwise" in line]
+    (line,) = [line for line in first.err.splitlines() if "prepared otherwise" in line]
     assert line.endswith("data.resize=stretch data.mean=0.0 data.std=1.0")
     assert "To repair" not in first.out  # on other images than the network was trained on
     changes = line.partition("paths.outputs=")[2].partition(" ")[2].replace("'", "").split()
     mended = cli("eval.py", *OPTIONS, *changes, here=tmp_path)
-    assert "trained otherwise" not in mended.err
+    assert "prepared otherwise" not in mended.err
     assert errors(mended.out) < errors(first.out)
     with logged("lora_mnist.check_preprocessing") as text:  # no command line is known
         evaluate(composed("eval", *OPTIONS, f"paths.outputs={tmp_path}/outputs"))

@@ -136,6 +136,36 @@ def test_a_transform_that_keeps_a_pictures_size_is_exported_in_that_of_the_users
         assert f"{out}: base; not checked, since no picture is here" in log.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [("+data.maen=0.5", "maen"), ("data.transform={_target_: nets_of_a_stranger.prep}", "prep")],
+)
+def test_a_misspelt_name_is_a_mistake_of_the_data(here, typed, name):
+    said = refused(evaluate, config("eval", typed))
+    assert said.startswith("data: ")
+    assert f"'{name}'" in said
+
+
+def test_a_base_that_knows_its_validation_images_gets_others_from_test(here):
+    """The weakest class is then found, as it is not where the base has been trained on them."""
+    Path("knows.py").write_text(
+        "from torch import nn\n"
+        "def net(): return nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3, 3))\n"
+    )
+    sys.modules.pop("knows", None)
+    torch.save({"2.weight": torch.eye(3), "2.bias": torch.zeros(3)}, "mine.pt")
+    shutil.copytree("photos", "parts/train")
+    darker(here / "photos", here / "halves")
+    shutil.copytree("halves/cat", "parts/test/dog")
+    shutil.copytree("halves/emu", "parts/test/cat")
+    own = ("net._target_=knows.net", "data.data_dir=parts", "data.mean=0", "data.std=1")
+    repair = ("experiment=repair", "target=weakest", *FIT, *own)
+    said = refused(train, config("train", *repair))
+    assert said.startswith("target=weakest: ")
+    (key,) = re.findall(r"data\.val_from=\w+", said)
+    train(config("train", *repair, key), Run(here / "outputs" / "lora" / "run"))
+
+
 def test_which_images_are_held_out_is_each_repairs_choice(here):
     """A copy of somebody's base does not remember that of the first repair."""
     repaired(here, "data.val_from=test", "data.test_size=0.5")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from composed import FEW, SMALL, composed, evaluated, small_base
 from helpers.callbacks import Crashed
-from helpers.commands import read_results
+from helpers.commands import only_run, read_results
 from safetensors.torch import load_file
 from test_resume import CRASH, OFTEN, differences, left_by
 
@@ -66,6 +66,18 @@ def test_the_trial_with_the_fewest_validation_errors_decides(go):
         assert read_results(typed)["val"]["errors"] == errors[dropout]
         assert read_results(typed)["trials"] == []
         assert same(weights(typed), weights(chosen)) == (dropout == results["dropout"])
+
+
+def test_an_interrupted_trial_names_the_command_that_goes_on(cli, tmp_path, monkeypatch):
+    small_base(tmp_path / "outputs")
+    monkeypatch.setenv("CRASH", "16:SIGTERM")
+    monkeypatch.setenv("CRASH_IN", "dropout=0.0")
+    ended = cli("train.py", *RECIPE, *SMALL, *FEW, CRASH, *OFTEN, "logger=none")
+    assert ended.code == 143, ended.err
+    folder = only_run(tmp_path / "outputs", "lora")
+    last = ended.err.splitlines()[-1]
+    assert last.startswith("go on with: ")
+    assert last.endswith(f"resume={folder}")
 
 
 def test_refit_learns_validation_images_after_they_have_decided(go, outputs):

@@ -96,8 +96,8 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
         typed = run.typed_without("hydra.", "resume=", *(f"data.{key}=" for key in keys))
         advice = command_line([*typed, *overrides])
     log.warning(
-        "the network was most likely trained otherwise, %d errors instead of %d in %d validation "
-        "and training images: %s",
+        "the network was most likely trained on images that were prepared otherwise: it makes "
+        "%d errors instead of %d in %d validation and training images with: %s",
         *(fewest_wrong.sum(), wrong_as_configured.sum(), len(fewest_wrong)),
         advice,
     )

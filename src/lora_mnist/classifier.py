@@ -21,7 +21,7 @@ from lora_mnist.data.images import Images, ImageTensors
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base
 from lora_mnist.disk.record import fill, warn_of_other_split
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
-from lora_mnist.errors import UserError, config_group, is_number, one_line
+from lora_mnist.errors import UserError, config_group, error_in_user_code, is_number, one_line
 from lora_mnist.lora.adapter import load_adapter
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.peft import CONFIG_NAME, read_metadata
@@ -322,8 +322,12 @@ def build_dataset(settings: Mapping[str, Any], folders: Sequence[Path]) -> Image
     given = {key: value for key, value in settings.items() if value is not None}
     if given["_target_"] == _DEFAULTS["data"]["_target_"]:
         given.setdefault("data_dir", str(DATA))
-    with importable(folders), config_group("data"):
-        dataset = build(given)
+    try:
+        with importable(folders), config_group("data"):
+            dataset = build(given)
+    except (ImportError, AttributeError, TypeError) as error:  # a name or an argument is misspelt
+        reason = error_in_user_code(error) or f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"data: {reason}") from error
     if not isinstance(dataset, ImageDataset):
         raise UserError(f"data._target_={given['_target_']}: gives a {type(dataset).__name__}")
     return dataset

@@ -137,7 +137,8 @@ def _clean_up(settings: HydraConf, is_mistake: bool) -> str | None:
     if settings.mode == RunMode.MULTIRUN:
         return end_early(settings)
     folder = Path(settings.run.dir).absolute()
-    if (folder / LAST_CHECKPOINT).is_file():
+    checkpoints = [folder / LAST_CHECKPOINT, *folder.glob(f"trials/*/{LAST_CHECKPOINT}")]
+    if any(path.is_file() for path in checkpoints):
         run = Run.of_command_line(settings, folder)
         typed = run.typed_without("resume=", "hydra.run.dir=", "hydra.mode=")
         return command_line([*typed, override("resume", folder)])

@@ -161,8 +161,12 @@ def select_images(
         counts = counts_of(base_val)["before"]
         errors, numbers = counts["errors_per_class"], counts["images_per_class"]
         if not any(errors):
+            expected = "a class"
+            if images.held_out.get("val") != "test" and "test" not in images.held_out:
+                expected += ", or data.val_from=test if the base was trained on these images"
             raise UserError(
-                "target=weakest: every validation image is right already; expected a class"
+                f"target=weakest: the base has all {len(images.val)} validation images right; "
+                f"expected {expected}"
             )
         target = weakest(errors, numbers)
         wrong, count = errors[target], numbers[target]

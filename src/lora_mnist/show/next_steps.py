@@ -127,9 +127,12 @@ def _weakest_class(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     if not results["validation_images"] if is_base else results["replay"] > others:
         return []
     images = f"{results[split]['images_per_class'][worst]:,} {kind} images"
+    name = named(classes, [worst])
     reason = f"The weakest {'class' if is_base else f'of {others_of(classes)}'}: "
-    reason += f"{named(classes, [worst])} ({number_of(errors, 'error')} in {images}). "
+    reason += f"{name} ({number_of(errors, 'error')} in {images}). "
     reason += "To repair it:" if is_base else "To repair it as well:"
+    if is_base and split == "test":  # the verdict says so already
+        reason = f"To repair {name}:"
     target = _target(classes, [*targets, worst])
     if is_base:
         overrides = ["experiment=repair", target]
