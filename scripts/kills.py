@@ -4,12 +4,12 @@
     python scripts/kills.py --quick    # one kill a command, and eight commands together once
 
 The commands: pretraining, in one epoch and in three, a repair, an adapter with augmentation and
-accumulated gradients, a PiSSA adapter with dropout, a sweep, two processes, and a run with each
-preset of callbacks and of schedulers. Each runs once to its end. Then it is killed and resumed,
-every third time twice, and compared with the run without a kill: bases and adapters by their bytes,
-results.json by its numbers. Then eight commands start together in one outputs folder: all have to
-end with exit code 0 and leave no half-written or temporary file. Prints a table; the exit code is 1
-if anything was lost.
+accumulated gradients, a PiSSA adapter with dropout and refit, a sweep, two processes, and a run
+with each preset of callbacks and of schedulers. Each runs once to its end. Then it is killed and
+resumed, every third time twice, and compared with the run without a kill: bases and adapters by
+their bytes, results.json by its numbers. Then eight commands start together in one outputs folder:
+all have to end with exit code 0 and leave no half-written or temporary file. Prints a table; the
+exit code is 1 if anything was lost.
 """
 
 import argparse
@@ -38,7 +38,7 @@ COMMANDS = {
     "repair": f"experiment=repair digit=9 trainer.max_steps=300 {EVERY}=10",
     "lora": "stage=lora digit=9 augment=shift trainer.accumulate_grad_batches=3 "
     f"trainer.max_steps=200 {EVERY}=7",
-    "pissa": "stage=lora digit=4 lora=pissa lora.dropout=0.2 augment=flip data.replay=9 "
+    "pissa": "stage=lora digit=4 lora=pissa lora.dropout=0.2 refit=true augment=flip data.replay=9 "
     f"trainer.max_steps=150 {EVERY}=10",
     "sweep": f"-m stage=lora digit=9 data.replay=9 lora.rank=1,2,4 trainer.max_steps=60 {EVERY}=10",
     "ddp_sim": "stage=lora digit=9 trainer=ddp_sim lora.dropout=0.2 augment=shift data.replay=10 "
