@@ -202,6 +202,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         trained, trials = train_adapter(
             cfg, run, trainer, classifier, data, rate, base_val, seconds_a_step, clock
         )
+        prove_unchanged(base, net)
         if not trainer.is_global_zero:
             return {}
 
