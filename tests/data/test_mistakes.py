@@ -45,7 +45,7 @@ def test_what_the_base_has_right_is_left_out_and_counted(tmp_path):
     assert "the base has 40 of 80 pictures right already, which are left out; of the others " in (
         text.getvalue()
     )
-    assert f"{len(learnt)} are learnt and {len(held_out)} held out" in text.getvalue()
+    assert f"{len(learnt)} are to be learnt, and {len(held_out)} are held out" in text.getvalue()
 
 
 def test_a_picture_is_held_out_by_its_content_alone(tmp_path):

@@ -161,7 +161,7 @@ def test_without_test_images_of_the_class_nothing_is_judged_of_it():
 
 
 def test_mistakes_are_counted_as_right_ones():
-    assert " Mistakes learnt: 0 -> 9 of 10 right. " in verdict_text(mending(4))
+    assert " Mistakes to learn: 0 -> 9 of 10 right. " in verdict_text(mending(4))
 
 
 @pytest.mark.parametrize("run", [results("pretrain"), GOOD])
@@ -264,3 +264,10 @@ def test_advice_is_a_reason_and_a_whole_command(name, tmp_path, monkeypatch):
     assert commands == ([f"python {command}"] if command else [])
     assert bool(phrases) == (command is not None or name == "no scale")
     assert not phrases or not phrases[0].is_command
+
+
+def test_eval_names_the_weakest_class_once(tmp_path):
+    run = {**results("pretrain"), "stage": "eval", "overrides": [*OWN]}
+    run.pop("val", None)
+    said = [*verdict(run), *next_steps(run, tmp_path)]
+    assert len([phrase for phrase in said if "weakest class" in phrase.text]) == 1

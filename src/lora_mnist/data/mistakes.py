@@ -80,7 +80,7 @@ def wrong_pictures(
         )
     log.info(
         "%s: the base has %d of %d pictures right already, which are left out; of the others %d "
-        "are learnt and %d held out",
+        "are to be learnt, and %d are held out",
         *(setting, len(seen) - len(wrong), len(seen), len(learnt), len(held_out)),
     )
     return Mistakes(learnt, held_out)

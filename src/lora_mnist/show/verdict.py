@@ -47,7 +47,7 @@ def _base_phrases(results: Mapping[str, Any]) -> list[Phrase]:
 def _repair_phrases(results: Mapping[str, Any]) -> list[Phrase]:
     """The judgement, then a sentence for each group of images that the repair concerns."""
     classes, targets, phrases = results["classes"], results["targets"], [_judgement(results)]
-    for split, name in (("mistakes", "learnt"), ("mistakes_test", "held out")):
+    for split, name in (("mistakes", "to learn"), ("mistakes_test", "held out")):
         if split in results:
             change = change_of(results, split=split)
             right, now = change.images - change.before, change.images - change.after
