@@ -36,6 +36,7 @@ from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import fingerprint
 from lora_mnist.lora.model import lora_disabled
 from lora_mnist.proof import (
+    prove_unchanged,
     refuse_moving_base,
     warn_of_known_validation,
     why_useless,
