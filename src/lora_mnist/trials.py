@@ -81,8 +81,8 @@ def train_adapter(
 ) -> tuple[Trained, list[dict[str, Any]]]:
     """Train the adapter on the network of ``classifier``: once, or after trials that decide.
 
-    Each training begins at the same start. What validation images say is of the last trial, which
-    had not learnt them.
+    Each training begins at the same start. What validation images say is of the trial that was
+    chosen, which had not learnt them.
 
     Returns:
         The training whose adapter the network has; dropout, scale and validation errors of each

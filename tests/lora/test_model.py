@@ -42,7 +42,7 @@ def test_adapters_stack_and_an_exception_leaves_them_as_they_were(tiny):
 NAN = float("nan")
 #: Values of a single argument that are out of range.
 BAD_VALUES = [("rank", 0), ("rank", True), ("alpha", NAN), ("init", "zeros"), ("init_std", NAN)]
-BAD_VALUES += [("use_rslora", 1), ("dropout", 1)]
+BAD_VALUES += [("use_rslora", 1), ("dropout", 1), ("dropout", "many")]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def add_lora(
         raise ValueError(f"init={init}: expected one of gaussian, kaiming, pissa")
     if not 0 < init_std < math.inf:
         raise ValueError(f"init_std={init_std}: expected a finite number > 0")
-    if not 0 <= dropout < 1:
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: expected a number from 0 to below 1")
     targets = layers_to_adapt(model, target_modules)
     ranks = by_pattern("rank_pattern", rank_pattern, targets, rank)
