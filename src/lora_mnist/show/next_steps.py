@@ -122,9 +122,12 @@ def _weakest_class(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
     if mcnemar(errors, 0) > LEVEL:  # a repair of them all might be chance
         return []
     others = _others(results, [*targets, worst])
-    if is_base and not (results["training_images_per_class"][worst] and others):
-        return []
-    if not results["validation_images"] if is_base else results["replay"] > others:
+    if is_base:
+        learnt = results["training_images_per_class"][worst]
+        has_images = learnt and others and results["validation_images"]
+    else:
+        has_images = results["replay"] <= others
+    if not has_images:
         return []
     images = f"{results[split]['images_per_class'][worst]:,} {kind} images"
     name = named(classes, [worst])
