@@ -4,13 +4,18 @@ No measured number in the documents is typed: each stands in a block that a scri
 """
 
 import re
+from dataclasses import replace
+from itertools import combinations
 
 import jobs
 import pytest
 import readme
-import repair
+import search
 import tasks
+import torch
 from helpers.commands import ROOT
+
+from lora_mnist import lora_parameters
 
 DOCUMENTS = []
 for path in readme.DOCUMENTS:
@@ -65,14 +70,27 @@ def test_links_lead_somewhere(document):
 
 
 @pytest.mark.slow
-def test_every_task_and_every_method_composes():
-    """No table's base was ever searched on."""
-    all_tasks = [*tasks.SEARCH, *tasks.TASKS]
-    assert len({task.seed for task in all_tasks}) == len(all_tasks)
-    for task in all_tasks:
+def test_every_task_composes():
+    assert len({task.seed for task in tasks.TASKS}) == len(tasks.TASKS)
+    for task in tasks.TASKS:
         assert task.pictures in ("", *tasks.PICTURES)
         images = "data=folder" if task.pictures else "data=mnist"
         pretrain = ("stage=pretrain", *task.pretrain.split())
         jobs.composed([images, *task.settings.split(), *pretrain])
-    for change in repair.CHANGES:
-        jobs.composed(["target=1", "experiment=repair", *change.split()])
+
+
+@pytest.mark.slow
+def test_every_candidate_of_the_search_is_another_repair():
+    case = search.case_of(replace(search.CLASSIFIERS["small digits, CNN"], epochs=1), 0)
+    weights = []
+    for candidate in search.CANDIDATES.values():
+        shorter = replace(
+            candidate, steps=candidate.steps // 200, refit_steps=candidate.refit_steps // 200
+        )
+        dropout, own = candidate.dropouts[-1], []
+        for refit in (False, candidate.refit):
+            net = search.trained(case, shorter, dropout, 0, refit)
+            own.append(next(lora_parameters(net)).detach())
+        weights.append(torch.stack(own))
+    for first, second in combinations(weights, 2):
+        assert not torch.equal(first, second)

@@ -1,7 +1,6 @@
 """A repair beside a sceptic's twenty lines, on classifiers that no search has seen.
 
-    python scripts/studies/repair.py            # the tables of docs/worth.md
-    python scripts/studies/repair.py --search   # what each part of the recipe is worth, on others
+    python scripts/studies/repair.py    # the tables of docs/worth.md
 
 Each classifier is trained with several seeds, and each base is repaired with several seeds. The
 classifiers are in tasks.py, the plain methods in plain.py. Bases are pretrained where they are
@@ -32,7 +31,7 @@ from plain import (
     sum_of_shares,
     twenty_lines,
 )
-from tasks import SEARCH, TASKS, Case, Task
+from tasks import TASKS, Case, Task
 from torch import nn
 
 from lora_mnist import load_adapter, set_lora_scale
@@ -41,27 +40,10 @@ from lora_mnist import load_adapter, set_lora_scale
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
 #: Those whose fronts are compared.
 FRONTS = ("one number", "twenty lines", "twenty lines, refitted", "before refit", "repair")
+#: What each seed does: without this project, and with it.
+PLAIN, RECIPE = ("twenty lines", "twenty lines, refitted"), ("repair", "before refit")
 #: Those with fewer than 1,500 training images.
 SMALL = ("photos, CNN", "capitals, CNN", "clothes, CNN")
-#: Changes of experiment=repair, each alone: what the search compares.
-CHANGES = (
-    "",
-    "lora.init=gaussian lora.init_std=0.3",
-    "lora.rank=16",
-    "optimizer.lr=0.001",
-    "optimizer.lr=0.003",
-    "callbacks.averaging=null scheduler=linear",
-    "loss.target_weight=0.1",
-    "loss.target_weight=0.5",
-    "trainer.max_steps=200",
-    "trainer.max_steps=800",
-    "refit=false",
-    "lora.dropout=0.0",
-    "lora.dropout=0.05",
-    "lora.dropout=0.1",
-)
-
-
 #: The shares of a method, and its front, on the test images.
 Run = tuple[Shares, list[float]]
 
@@ -100,37 +82,42 @@ def study(task: Task, bases: int, repairs: int) -> Study:
 
 
 def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
-    """Every method once on one network, those without a seed for the seed 0; a file keeps it.
+    """Every method once on one network, those without a seed for the seed 0.
+
+    A file keeps what was done: called again, it does what is missing.
 
     Returns:
         The base's errors, on the class and in all; by method, its shares and its front.
     """
     file = OUTPUT / "studies" / f"{task.name}, base {task.seed}, seed {seed}.json"
-    if not file.exists():
+    errors, runs = json.loads(file.read_text()) if file.exists() else ([], {})
+    plain = PLAIN if seed else (*PLAIN, "one number")
+    methods = (*plain, *RECIPE) if seed else (*plain, *RECIPE, "notebook")
+    if not set(methods) <= set(runs):
         case = task.load()
         wrong = case.before["test"].argmax(1) != case.labels["test"]
-        of_class = wrong & (case.labels["test"] == case.target)
-        runs = {}
-        if seed == 0:
-            points = shifted(case, list(case.before.values()))
-            runs["one number"] = shares_and_front(
-                min(points, key=lambda each: sum_of_shares(each.val))
-            )
+        errors = [int((wrong & (case.labels["test"] == case.target)).sum()), int(wrong.sum())]
+        if not set(plain) <= set(runs):
+            runs |= plain_runs(case, seed)
+            if seed == 0:
+                points = shifted(case, list(case.before.values()))
+                best = min(points, key=lambda each: sum_of_shares(each.val))
+                runs["one number"] = shares_and_front(best)
+        if seed == 0 and "notebook" not in runs:
             folder, _ = task.run("stage=lora")
             runs["notebook"] = shares_and_front(turned(case, folder / "adapter"))
-        runs |= plain_runs(case, seed)
-        settings = f"experiment=repair seed={seed}"
-        folder, results = task.run(settings)
-        before = f"{settings} refit=false lora.dropout={results['dropout']}"
-        runs["repair"] = saved_and_trained(case, task, before, folder, results)
-        if results["refit"]:
-            folder, results = task.run(before)
-        runs["before refit"] = saved_and_trained(case, task, before, folder, results)
+        if not set(RECIPE) <= set(runs):
+            settings = f"experiment=repair seed={seed}"
+            folder, results = task.run(settings)
+            before = f"{settings} refit=false lora.dropout={results['dropout']}"
+            runs["repair"] = saved_and_trained(case, task, before, folder, results)
+            if results["refit"]:
+                folder, results = task.run(before)
+            runs["before refit"] = saved_and_trained(case, task, before, folder, results)
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps([[int(of_class.sum()), int(wrong.sum())], runs]))
+        unfinished.write_text(json.dumps([errors, runs]))
         unfinished.replace(file)
-    errors, runs = json.loads(file.read_text())
     return errors, runs
 
 
@@ -303,34 +290,14 @@ def seen_table(task: Task) -> str:
     return table(heads, [cells])
 
 
-def search_table(tasks: Sequence[Task], changes: Sequence[str]) -> str:
-    """The mean of the errors in all at :data:`plain.TARGETS`, for each change of the recipe."""
-    columns = []
-    for task in tasks:
-        case, column = task.load(), []
-        for change in changes:
-            folder, _ = task.run(f"experiment=repair lora.scale=1 {change}")
-            column.append(statistics.mean(turned(case, folder / "adapter").front))
-        columns.append(column)
-    lines = []
-    for change, *numbers in zip(changes, *columns, strict=True):
-        cells = [f"{number:.1f}" for number in [*numbers, statistics.mean(numbers)]]
-        lines.append([f"`{change}`" if change else "the recipe", *cells])
-    return table(["change", *(task.name for task in tasks), "mean"], lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--search", action="store_true", help="what each part is worth")
     parser.add_argument("--bases", type=int, default=3, help="bases of each classifier")
     parser.add_argument("--repairs", type=int, default=4, help="runs of each method on a base")
     names = [task.name for task in TASKS]
     parser.add_argument("--tasks", nargs="+", default=names, choices=names, metavar="CLASSIFIER")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each run says the same
-    if options.search:
-        print(search_table(SEARCH, CHANGES))
-        return
     chosen = [task for task in TASKS if task.name in options.tasks]
     studies = [study(task, options.bases, options.repairs) for task in chosen]
     print(summary_table(studies), methods_table(studies), tasks_table(studies), sep="\n\n")

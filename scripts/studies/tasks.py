@@ -230,15 +230,7 @@ _LETTERS_MLP = "net=mlp net.in_features=256 net.hidden_sizes=[200]"
 _RESNET = "net=custom net._target_=tasks.ResNet"
 _OWN = "net=custom net._target_=my_nets.Net"
 
-#: What the search judges candidates by.
-SEARCH = (
-    Task("MNIST, MLP", 1, "data=mnist net=mlp net.hidden_sizes=[300,100]"),
-    Task("Fashion, CNN", 2, f"{_FASHION} net=cnn net.channels=[8,16]", "fashion", 5, "4", 0.3),
-    Task("Fashion, MLP", 3, f"{_FASHION} net=mlp net.hidden_sizes=[128,64]", "fashion", 5),
-    Task("Fashion, ResNet", 4, f"{_FASHION} {_RESNET} net.width=6", "fashion", 5, "0", 0.35),
-)
-
-#: What the tables show: no search has seen them.
+#: No search has seen these.
 TASKS = (
     Task("letters, CNN", 101, f"{_LETTERS} {_LETTERS_CNN}", "letters", 8, "h", 0.3),
     Task("letters, MLP", 102, f"{_LETTERS} {_LETTERS_MLP}", "letters", 10),
