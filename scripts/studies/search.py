@@ -1,12 +1,13 @@
 """Candidates for experiment=repair on small sets: a plain loop with its plan, loss and start.
 
-    python scripts/studies/search.py                      # the table of docs/experiments.md
-    python scripts/studies/search.py "refit: val 3x"      # one candidate beside the recipe
+    python scripts/studies/search.py                   # every candidate
+    python scripts/studies/search.py "mixup, 0.2"      # one, beside the recipe
+    python scripts/studies/search.py --set few "refit at the dial's scale"
 
-Six classifiers, two bases each, two repairs each. None of them is in tasks.py, so that the tables
-of docs/worth.md are of classifiers that no search has seen. Every repair is kept in
-outputs/search; called again, the search does what is missing. The rate is 0.003, the recipe's for
-fewer than 400 images of the class.
+Six classifiers, or five with few validation images; two bases each, two repairs each. None of them
+is in tasks.py: no search has seen those of docs/worth.md. Every repair is kept in outputs/search;
+called again, the search does what is missing. The rate is 0.003, the recipe's for fewer than 400
+images of the class.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from lora_mnist import add_lora, set_lora_scale
 from lora_mnist.data import load_images
 from lora_mnist.data.plan import Plan, select
 from lora_mnist.lora.targets import layers_to_adapt
-from lora_mnist.repair.dial import dial_curve
+from lora_mnist.repair.dial import dial_curve, scale_of_refit
 from lora_mnist.repair.networks import CNN, MLP
 
 OUTPUT = PROJECT / "outputs" / "search"
@@ -56,11 +57,13 @@ class Candidate:
     mixup: float = 0.0  # alpha of the beta distribution
     shift: int = 0  # pixels, at random
     refit_steps: int = 0  # 0: as many as before
+    careful: bool = False  # whether refit is saved at the scale that the dial advises before it
 
 
 CANDIDATES = {
     "the recipe": Candidate(),
-    "no refit": Candidate(refit=False),
+    "no refit": Candidate(refit=False, careful=True),
+    "refit at the dial's scale": Candidate(careful=True),
     "refit: validation images 3 times": Candidate(val_weight=3),
     "refit: validation images alone": Candidate(train_too=False),
     "refit: 800 steps": Candidate(refit_steps=800),
@@ -145,6 +148,45 @@ CLASSIFIERS = {
 }
 
 
+#: With about a hundred validation images, which say little: what scale is a refit saved at?
+FEW = {
+    "K to T, MLP": Classifier(
+        partial(letters, "KLMNOPQRST", 4000),
+        lambda: MLP(256, [100]),
+        *(800, 100, 60),
+        target=2,
+        starved=0.35,
+    ),
+    "U to d, MLP": Classifier(
+        partial(letters, "UVWXYZabcd", 4000),
+        lambda: MLP(256, [100]),
+        *(800, 100, 60),
+        target=3,
+        starved=0.35,
+    ),
+    "e to n, CNN": Classifier(
+        partial(letters, "efghijklmn", 4000),
+        lambda: CNN(1, [8, 16], 16),
+        *(700, 100, 25),
+        target=4,
+        starved=0.35,
+    ),
+    "clothes, MLP": Classifier(
+        partial(clothes, 38_000, 4500), lambda: MLP(784, [100]), 1000, 120, 60
+    ),
+    "clothes, CNN": Classifier(
+        partial(clothes, 43_000, 4500),
+        lambda: CNN(1, [8, 16], 28),
+        *(1000, 120, 15),
+        target=0,
+        starved=0.4,
+    ),
+}
+
+
+SETS = {"all": CLASSIFIERS, "few": FEW}
+
+
 def case_of(classifier: Classifier, base: int) -> Case:
     """One base of a classifier, and its images, normalised."""
     pixels, all_labels = classifier.pictures()
@@ -197,7 +239,8 @@ def best_trial(case: Case, candidate: Candidate, seed: int) -> Trial:
     for dropout in candidate.dropouts:
         net = trained(case, candidate, dropout, seed, refit=False)
         batches = [(case.images["val"], case.labels["val"])]
-        scale = float(dial_curve(net, batches, [case.target])["advised"])
+        curve = dial_curve(net, batches, [case.target])
+        scale = curve["advised"] if candidate.careful else scale_of_refit(curve)
         set_lora_scale(net, scale)
         wrong = logits_of(net, case.images["val"]).argmax(1) != case.labels["val"]
         trials.append(Trial(dropout, int(wrong.sum()), scale, net))
@@ -304,15 +347,17 @@ def shifted_pictures(images: Tensor, most: int) -> Tensor:
 
 
 def results_of(
-    names: Sequence[str], classifier: str, base: int, seed: int
+    names: Sequence[str], set_name: str, classifier: str, base: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """The results of candidates in one place: as they were left, or found now."""
     case, trials, results = None, {}, {}
+    folder = OUTPUT / set_name
+    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         candidate = CANDIDATES[name]
-        file = OUTPUT / f"{classifier}, base {base}, seed {seed}, {name}.json"
+        file = folder / f"{classifier}, base {base}, seed {seed}, {name}.json"
         if not file.exists():
-            case = case or case_of(CLASSIFIERS[classifier], base)
+            case = case or case_of(SETS[set_name][classifier], base)
             # What concerns the refit alone begins with the same trials.
             own = replace(candidate, refit=True, val_weight=1, train_too=True, refit_steps=0)
             if own not in trials:
@@ -328,30 +373,32 @@ def results_of(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("candidates", nargs="*", metavar="CANDIDATE")
+    parser.add_argument("--set", default="all", choices=SETS, help="which classifiers")
     parser.add_argument("--bases", type=int, default=2)
     parser.add_argument("--repairs", type=int, default=2)
     options = parser.parse_args()
     chosen = ["the recipe", *options.candidates] if options.candidates else list(CANDIDATES)
-    OUTPUT.mkdir(parents=True, exist_ok=True)
+    classifiers = SETS[options.set]
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {}  # by candidate and classifier
     for base in range(options.bases):
-        for classifier in CLASSIFIERS:
+        for classifier in classifiers:
             for seed in range(options.repairs):
-                for name, result in results_of(chosen, classifier, base, seed).items():
+                results = results_of(chosen, options.set, classifier, base, seed)
+                for name, result in results.items():
                     runs.setdefault((name, classifier), []).append(result)
     rows = []
     for name in chosen:
-        halves = []
-        for classifier in CLASSIFIERS:
-            halves.append(statistics.mean(run["whole at half"] for run in runs[name, classifier]))
-        cells = [f"{number:.1f}" for number in [*halves, statistics.mean(halves)]]
-        for kind in ("target", "every", "flipped"):
+        halves, saved = [], []
+        for classifier in classifiers:
+            own = runs[name, classifier]
+            halves.append(statistics.mean(run["whole at half"] for run in own))
             means = []
-            for classifier in CLASSIFIERS:
-                means.append(statistics.mean(run["saved"][kind] for run in runs[name, classifier]))
-            cells.append(f"{statistics.mean(means):.1f}")
-        rows.append([name, *cells])
-    heads = ["candidate", *CLASSIFIERS, "mean", "as saved: the class", "in all", "flips"]
+            for kind in ("target", "every", "flipped"):
+                means.append(statistics.mean(run["saved"][kind] for run in own))
+            saved.append(means)
+        cells = [*halves, statistics.mean(halves), *map(statistics.mean, zip(*saved, strict=True))]
+        rows.append([name, *(f"{number:.1f}" for number in cells)])
+    heads = ["candidate", *classifiers, "mean", "as saved: the class", "in all", "flips"]
     print(table(heads, rows))
 
 

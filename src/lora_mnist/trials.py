@@ -28,7 +28,7 @@ from lora_mnist.disk.resume import last_checkpoint
 from lora_mnist.lora.model import set_lora_scale
 from lora_mnist.lora.weight import lora_adapters, lora_weights
 from lora_mnist.recipe import make_module
-from lora_mnist.repair.dial import TRIES, approximate_dial
+from lora_mnist.repair.dial import TRIES, approximate_dial, scale_of_refit
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, counts_of
 from lora_mnist.repair.rate import FEW_IMAGES
@@ -99,7 +99,7 @@ def train_adapter(
         val, images = None, data.images.val
         if len(images):
             val = evaluate_on(trainer, net, classifier.dataset, images, "val", base_val)
-        dial, scale = set_scale_by_dial(cfg, run, trainer, classifier, data, val, clock)
+        dial, scale = set_scale_by_dial(cfg, run, trainer, classifier, data, val, is_refit, clock)
         if scale != 1 and val is not None:
             val = evaluate_on(trainer, net, classifier.dataset, images, "val", base_val)
         return Trained(cfg.lora.dropout, best, val, dial, scale)
@@ -221,13 +221,15 @@ def set_scale_by_dial(
     classifier: Classifier,
     data: ImageDataModule,
     val: Predictions | None,
+    is_refit: bool,
     clock: Clock,
 ) -> tuple[dict[str, Any] | None, float]:
     """Measure the dial, and give the adapter the scale at which it is saved.
 
     The dial has the errors of the finished adapter at several scales, on the validation images.
     ``dial=null`` measures it in a single run with validation images, but not in a job of a sweep.
-    ``val`` are the predictions for these images, ``None`` without any.
+    ``val`` are the predictions for these images, ``None`` without any. With ``is_refit`` the scale
+    is that of one more training, which will have learnt them.
 
     Returns:
         The dial, ``None`` if it was not measured; and the scale: ``lora.scale``, or what the dial
@@ -251,6 +253,8 @@ def set_scale_by_dial(
                 plan.selection.targets,
                 most,
             )
+        if is_refit:
+            dial["advised"] = scale_of_refit(dial)
     scale = cfg.lora.scale
     if scale == "auto":
         assert dial is not None  # refuse_inconsistent

@@ -6,7 +6,7 @@ from helpers.nets import randomize
 
 from lora_mnist import add_lora, dial_curve, lora_disabled, set_lora_scale
 from lora_mnist.lora.weight import lora_adapters
-from lora_mnist.repair.dial import SCALES, advised_scale, approximate_dial
+from lora_mnist.repair.dial import SCALES, advised_scale, approximate_dial, scale_of_refit
 from lora_mnist.repair.predictions import evaluate
 
 
@@ -100,6 +100,23 @@ def test_a_scale_that_repairs_none_of_the_class_is_not_advised():
 )
 def test_advice_spares_other_classes(elsewhere, advised):
     assert advice([200, 180, 170], [0, 20, 30], errors_elsewhere=elsewhere) == advised
+
+
+@pytest.mark.parametrize(
+    ("errors", "elsewhere", "scale"),
+    [
+        ([23, 23, 26], [18, 18, 20], 1.0),  # 3 errors more, and 9 images that differ: chance
+        ([23, 23, 30], [18, 18, 24], 0.0),
+        ([300, 200, 255], [100, 100, 111], 0.0),  # harm elsewhere
+        ([300, 200, 255], [100, 100, 110], 0.5),  # 55 errors more than at 0.5
+        ([300, 200, 210], [100, 100, 110], 1.0),
+    ],
+)
+def test_a_refit_is_turned_down_only_for_harm_beyond_chance(errors, elsewhere, scale):
+    advised = 0.5 if scale == 0.5 else 0.0
+    curve = {"scales": [0, 0.5, 1], "errors": errors, "errors_elsewhere": elsewhere}
+    curve |= {"repaired_or_broken": [0, 9, 9], "advised": advised}
+    assert scale_of_refit(curve) == scale
 
 
 def test_refused(adapted):

@@ -191,3 +191,23 @@ def advised_scale(curve: Mapping[str, Any]) -> float:
         if abs(scales[i] - 1) < abs(scales[advised] - 1):
             advised = i
     return float(scales[advised])
+
+
+def scale_of_refit(curve: Mapping[str, Any]) -> float:
+    """The scale of an adapter that is trained once more, with the validation images: mostly 1.
+
+    It has learnt more than the adapter that ``curve`` has measured, and leaves fewer errors. So
+    :func:`advised_scale` is too careful for it where validation errors are few. What that says
+    counts only if chance does not explain it: if scale 1 has more errors by over
+    ``2 * sqrt(repaired + broken)``, or on the other classes more than are allowed there.
+    docs/experiments.md has the numbers.
+
+    Args:
+        curve: what :func:`dial_curve` or :func:`approximate_dial` returns; 1 is among its scales.
+    """
+    scales, errors, elsewhere = curve["scales"], curve["errors"], curve.get("errors_elsewhere")
+    base, advised, whole = (scales.index(scale) for scale in (0, curve["advised"], 1))
+    is_worse = errors[whole] - errors[advised] > 2 * curve["repaired_or_broken"][whole] ** 0.5
+    if elsewhere is not None and elsewhere[base] >= _ENOUGH_ERRORS:
+        is_worse = is_worse or elsewhere[whole] > _MAX_ELSEWHERE * elsewhere[base]
+    return float(curve["advised"]) if is_worse else 1.0
