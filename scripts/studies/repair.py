@@ -40,8 +40,15 @@ from lora_mnist import load_adapter, set_lora_scale
 RATES, CLASS_WEIGHTS = (0.001, 0.003, 0.01), (3, 10, 30)
 #: Those whose fronts are compared.
 FRONTS = ("one number", "twenty lines", "twenty lines, refitted", "before refit", "repair")
-#: What each seed does: without this project, and with it.
-PLAIN, RECIPE = ("twenty lines", "twenty lines, refitted"), ("repair", "before refit")
+#: How often each method runs on a base, at most.
+METHODS = {
+    "one number": 1,
+    "notebook": 1,
+    "twenty lines": 4,
+    "twenty lines, refitted": 4,
+    "before refit": 2,
+    "repair": 4,
+}
 #: Those with fewer than 1,500 training images.
 SMALL = ("photos, CNN", "capitals, CNN", "clothes, CNN")
 #: The shares of a method, and its front, on the test images.
@@ -82,38 +89,37 @@ def study(task: Task, bases: int, repairs: int) -> Study:
 
 
 def every_method(task: Task, seed: int) -> tuple[list[int], dict[str, Any]]:
-    """Every method once on one network, those without a seed for the seed 0.
-
-    A file keeps what was done: called again, it does what is missing.
+    """Each of :data:`METHODS` once on one network. A file keeps what was done.
 
     Returns:
         The base's errors, on the class and in all; by method, its shares and its front.
     """
     file = OUTPUT / "studies" / f"{task.name}, base {task.seed}, seed {seed}.json"
     errors, runs = json.loads(file.read_text()) if file.exists() else ([], {})
-    plain = PLAIN if seed else (*PLAIN, "one number")
-    methods = (*plain, *RECIPE) if seed else (*plain, *RECIPE, "notebook")
-    if not set(methods) <= set(runs):
+    missing = {method for method, times in METHODS.items() if seed < times} - set(runs)
+    if missing:
         case = task.load()
         wrong = case.before["test"].argmax(1) != case.labels["test"]
         errors = [int((wrong & (case.labels["test"] == case.target)).sum()), int(wrong.sum())]
-        if not set(plain) <= set(runs):
-            runs |= plain_runs(case, seed)
-            if seed == 0:
-                points = shifted(case, list(case.before.values()))
-                best = min(points, key=lambda each: sum_of_shares(each.val))
-                runs["one number"] = shares_and_front(best)
-        if seed == 0 and "notebook" not in runs:
-            folder, _ = task.run("stage=lora")
-            runs["notebook"] = shares_and_front(turned(case, folder / "adapter"))
-        if not set(RECIPE) <= set(runs):
-            settings = f"experiment=repair seed={seed}"
-            folder, results = task.run(settings)
-            before = f"{settings} refit=false lora.dropout={results['dropout']}"
-            runs["repair"] = saved_and_trained(case, task, before, folder, results)
+    if "one number" in missing:
+        points = shifted(case, list(case.before.values()))
+        best = min(points, key=lambda each: sum_of_shares(each.val))
+        runs["one number"] = shares_and_front(best)
+    if "notebook" in missing:
+        folder, _ = task.run("stage=lora")
+        runs["notebook"] = shares_and_front(turned(case, folder / "adapter"))
+    if "twenty lines" in missing:
+        runs |= plain_runs(case, seed)
+    if missing & {"repair", "before refit"}:
+        settings = f"experiment=repair seed={seed}"
+        folder, results = task.run(settings)
+        before = f"{settings} refit=false lora.dropout={results['dropout']}"
+        runs["repair"] = saved_and_trained(case, task, before, folder, results)
+        if "before refit" in missing:
             if results["refit"]:
                 folder, results = task.run(before)
             runs["before refit"] = saved_and_trained(case, task, before, folder, results)
+    if missing:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps([errors, runs]))
@@ -199,7 +205,7 @@ def spread(by_base: Sequence[Sequence[float]]) -> str:
 def methods_table(studies: Sequence[Study]) -> str:
     """Each method over all classifiers: the mean, and the worst classifier or run."""
     lines = []
-    for method in studies[0].shares:
+    for method in METHODS:
         cells = [method]
         for name in ("target", "every"):
             means = [mean(each.every(method, name)) for each in studies]

@@ -4,8 +4,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterable
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from lora_mnist.classifier import Classifier
 from lora_mnist.configuration import checked_copy, classifier_of
-from lora_mnist.data.images import Images
+from lora_mnist.data import ImageDataset, Images, ImageTensors
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, require_extra
 from lora_mnist.lora.base_state import fingerprint
@@ -30,8 +29,6 @@ log = logging.getLogger(__name__)
 #: How far a logit of the written network may be from the live one's, as a share of the standard
 #: deviation of all logits: float32 rounds a deep network's by a ten-thousandth of that.
 TOLERANCE = 1e-3
-#: Images of noise to compare on, where there are no test images.
-_NOISE = 200
 
 
 class FromPixels(nn.Module):
@@ -54,8 +51,7 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     with a ``data.transform`` it takes what that makes of a test image, in the size of that. One
     that ends in ``.safetensors`` holds the weights. The written network must give the predictions
     of the live one on the whole test set, and its logits as far as :data:`TOLERANCE`; otherwise
-    there is no file. Where the test set is not here, noise takes its place, but not with a
-    ``data.transform``: the log then says that nothing was checked.
+    there is no file. Where the test set is not here, pictures of a gradient take its place.
 
     Args:
         cfg: a configuration of ``configs/export.yaml``; it is not changed.
@@ -78,68 +74,47 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     if is_onnx:
         require_extra("out=FILE.onnx", "onnx", "onnxruntime", "onnxscript")
     classifier = classifier_of(cfg, run)
-    images: Images | None = None
+    dataset = classifier.dataset
     try:
         with config_group("data"):
-            images = classifier.dataset.sets.test
+            images, name = dataset.sets.test, "test images"
     except UserError as error:
         log.info("no test images here (%s)", error)
+        images, name = _gradients(dataset), "pictures of a gradient"
     classifier.check(images)
     scale = classifier.set_scale(cfg.scale)
-    net, dataset = classifier.net, classifier.dataset
-    has_adapter = classifier.adapter is not None
-    plain = merge_lora(copy.deepcopy(net)) if has_adapter else net
-    picture = _example(classifier, images)
-    if is_onnx and picture is None:
-        raise UserError(
-            f"out={out}: expected data.data_dir=FOLDER with pictures, since data.transform "
-            "keeps a picture's size, which the file has to know"
-        )
-    metadata = _metadata(classifier, plain, picture, scale, is_onnx, Path(cfg.paths.outputs))
-    batches, name = _images_to_compare(classifier, images, picture)
-    if is_onnx:
-        plain = FromPixels(plain, dataset.normalise).eval()
+    net = FromPixels(classifier.net, dataset.normalise)
+    plain = copy.deepcopy(classifier.net)
+    if classifier.adapter is not None:
+        merge_lora(plain)
+    (example,), _ = images.take([0])
+    metadata = _metadata(classifier, plain, example, scale, is_onnx, Path(cfg.paths.outputs))
     try:
         with atomic_write(out) as path:
             if is_onnx:
-                assert picture is not None  # refused above
-                # torch.export would keep the size of a batch of one constant.
-                written = _write_onnx(plain, torch.stack([picture, picture]), metadata, path)
+                written = _write_onnx(FromPixels(plain, dataset.normalise), example, metadata, path)
             else:
-                network = _write_weights(plain, metadata, path)
-                written = FromPixels(network, dataset.normalise)
-            if name is not None:
-                largest = _compare(out, FromPixels(net, dataset.normalise), written, batches)
+                written = FromPixels(_write_weights(plain, metadata, path), dataset.normalise)
+            largest = _compare(out, net, written, dataset, images)
     except OSError as error:
         raise UserError(f"out={cfg.out}: expected a file that can be written ({error})") from error
-    parts = f"base and adapter at scale {scale:g}" if has_adapter else "base"
-    if name is None:
-        reason = "not checked, since no picture is here: set data.data_dir, and export it again"
-        log.warning("%s: %s; %s", cfg.out, parts, reason)
-    else:
-        message = "%s: %s; same predictions as the live network on %s, logits to %.1e"
-        log.info(message, cfg.out, parts, name, largest)
+    parts = f"base and adapter at scale {scale:g}" if classifier.adapter else "base"
+    message = "%s: %s; same predictions as the live network on %s %s, logits to %.1e"
+    log.info(message, cfg.out, parts, f"{len(images):,}", name, largest)
     return metadata
 
 
-def _example(classifier: Classifier, images: Images | None) -> Tensor | None:
-    """An image as the network takes it, but for the normalisation; the first of ``images``.
-
-    Without any, a stand-in has the right shape; ``None``, where a ``data.transform`` keeps a
-    picture's size.
-    """
-    if images is not None:
-        return images.take([0])[0][0]
-    stand_in = Image.linear_gradient("L")
-    picture = classifier.dataset.read_picture(stand_in)
-    other = classifier.dataset.read_picture(stand_in.resize((100, 80)))
-    return picture if picture.shape == other.shape else None
+def _gradients(dataset: ImageDataset) -> ImageTensors:
+    """Pictures as ``dataset`` prepares them, each a gradient in another direction."""
+    gradient = Image.linear_gradient("L")
+    pictures = [dataset.read_picture(gradient.rotate(angle)) for angle in range(0, 360, 5)]
+    return ImageTensors(torch.stack(pictures), torch.zeros(len(pictures), dtype=torch.int64))
 
 
 def _metadata(
     classifier: Classifier,
     plain: nn.Module,
-    picture: Tensor | None,
+    example: Tensor,
     scale: float,
     is_onnx: bool,
     outputs: Path,
@@ -154,51 +129,20 @@ def _metadata(
         "adapter": adapter and str(adapter),
         "scale": scale,
         "classes": classifier.classes,
-        "channels": dataset.channels,
         **dataset.preprocessing(),
+        "channels": len(example),
     }
-    transform = classifier.settings["data"].get("transform")
-    if transform is not None and picture is not None:
-        about["channels"] = len(picture)
-    metadata = {key: json.dumps(value) for key, value in about.items()}
-    shape = "" if picture is None else ", ".join(map(str, picture.shape))
-    if picture is None:
-        network_input = f"what this makes of a picture: {json.dumps(transform)}"
-    elif transform is not None:
-        dtype = str(picture.dtype).removeprefix("torch.")
-        network_input = f"{dtype} (batch, {shape}): {json.dumps(transform)}"
-    elif is_onnx:
-        network_input = f"uint8 (batch, {shape}): pixels"
-    else:
-        network_input = f"float32 (batch, {shape}): (pixel / 255 - mean) / std"
-    return metadata | {
-        "lora_mnist": version("lora-mnist"),
+    dtype, content = str(example.dtype).removeprefix("torch."), "pixels"
+    if transform := classifier.settings["data"].get("transform"):
+        content = json.dumps(transform)
+    elif not is_onnx:
+        dtype, content = "float32", "(pixel / 255 - mean) / std"
+    return {key: json.dumps(value) for key, value in about.items()} | {
         "base_sha256": base.sha256,
         "sha256": fingerprint(plain.state_dict()),
         "dataset": str(dataset.name),
-        "prepared_by": str(classifier.settings["data"]["_target_"]),
-        "input": network_input,
+        "input": f"{dtype} (batch, {', '.join(map(str, example.shape))}): {content}",
     }
-
-
-def _images_to_compare(
-    classifier: Classifier, images: Images | None, picture: Tensor | None
-) -> tuple[Iterable[Tensor], str | None]:
-    """Batches of the test images or, where these are not here, of noise; and their description.
-
-    With a ``data.transform``, noise is nothing that it would make: there are none, and ``None``.
-    """
-    dataset = classifier.dataset
-    if images is None:
-        if picture is None or classifier.settings["data"].get("transform") is not None:
-            return [], None
-        generator = torch.Generator().manual_seed(0)
-        shape = (_NOISE, *picture.shape)
-        noise = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-        return [noise], f"{_NOISE} images of noise"
-    loader = dataset.loader(images, batch_size=dataset.eval_batch_size, sampler=range(len(images)))
-    batches = (batch for batch, _ in progress(loader, "export", len(loader)))
-    return batches, f"{len(images):,} test images"
 
 
 def _write_weights(net: nn.Module, metadata: dict[str, str], path: Path) -> nn.Module:
@@ -214,13 +158,14 @@ def _write_weights(net: nn.Module, metadata: dict[str, str], path: Path) -> nn.M
 def _write_onnx(
     net: nn.Module, example: Tensor, metadata: dict[str, str], path: Path
 ) -> Callable[[Tensor], Tensor]:
-    """Write ``net`` as a graph, for batches like ``example`` of any size; return it, read back."""
+    """Write ``net`` as a graph, for any number of images like ``example``; return it, read back."""
     with warnings.catch_warnings():
         # Deprecated inside torch; a user cannot change it.
         warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
         onnx = torch.onnx.export(
-            net,
-            (example,),
+            net.eval(),
+            # torch.export would keep the size of a batch of one constant.
+            (torch.stack([example, example]),),
             dynamo=True,
             verbose=False,
             input_names=["images"],
@@ -241,11 +186,13 @@ def _compare(
     out: Path,
     live: Callable[[Tensor], Tensor],
     written: Callable[[Tensor], Tensor],
-    batches: Iterable[Tensor],
+    dataset: ImageDataset,
+    images: Images,
 ) -> float:
     """The largest difference between the logits of two networks; refuse networks that differ."""
+    loader = dataset.loader(images, batch_size=dataset.eval_batch_size)
     expected_batches, written_batches = [], []
-    for batch in batches:
+    for batch, _ in progress(loader, "export", len(loader)):
         expected_batches.append(live(batch))
         written_batches.append(written(batch))
     expected, logits = torch.cat(expected_batches), torch.cat(written_batches)

