@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from lora_mnist.classifier import Classifier
 from lora_mnist.data import Folder, ImageDataset, Images
 from lora_mnist.data.dataset import measured_pixels
-from lora_mnist.project import command_line
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.significance import is_near_chance, mcnemar
 from lora_mnist.run import Run
@@ -87,15 +87,11 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
         return []
     keys = [key for key in best if best[key] != configured[key]]
     overrides = [f"data.{key}={best[key]}".replace(" ", "") for key in keys]
-    advice = " ".join(overrides)
-    if run.typed is not None:  # in a new run: one that goes on keeps its preprocessing
-        typed = run.typed_without("hydra.", "resume=", *(f"data.{key}=" for key in keys))
-        advice = command_line([*typed, *overrides])
     log.warning(
         "the network was most likely trained on images that were prepared otherwise: it makes "
         "%d errors instead of %d in %d validation and training images with: %s",
         *(fewest_wrong.sum(), wrong_as_configured.sum(), len(fewest_wrong)),
-        advice,
+        shlex.join(overrides),
     )
     return overrides
 

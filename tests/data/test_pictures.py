@@ -33,7 +33,6 @@ WAYS = {
     "faint": lambda digit: picture_of(200 + 0.1 * enlarge(digit)),
     "cut close": lambda digit: picture_of(255 - enlarge(digit)[12:138, 12:138]),
     "off the centre": lambda digit: picture_of(F.pad(enlarge(digit), (300, 10, 5, 120))),
-    "16 bits": lambda digit: Image.fromarray(enlarge(digit).numpy().astype(numpy.uint16) * 200),
     "on nothing": lambda digit: Image.merge(
         "LA", [Image.new("L", (150, 150), 0), picture_of(enlarge(digit))]
     ),
@@ -75,3 +74,9 @@ def test_a_file_that_is_no_picture_is_refused_and_no_program_runs(tmp_path, monk
         path.write_text(content)
         with pytest.raises(ValueError, match=r"^no readable picture \(\w+\)$"):
             open_picture(path)
+
+
+def test_sixteen_bits_are_not_clipped(tmp_path):
+    levels = torch.linspace(0, 65535, 81).view(9, 9).int().numpy().astype(numpy.uint16)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    assert numpy.array_equal(numpy.asarray(open_picture(tmp_path / "x.png")), levels >> 8)

@@ -8,10 +8,9 @@ from composed import composed
 from helpers.commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from torchvision.transforms import v2
 
-from lora_mnist.data import MNIST, Images
-from lora_mnist.data.plan import Augmented, Plan, select
+from lora_mnist.data import MNIST
+from lora_mnist.data.plan import Plan, select
 from lora_mnist.recipe import make_data_module, select_images
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -103,15 +102,3 @@ def test_classes_go_by_number_and_by_name():
 def test_refuses_what_cannot_be_planned(target, sizes, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         plan_of(target, torch.tensor([9, 9, 1, 2, 3]), **sizes)
-
-
-def test_each_image_is_augmented_by_itself():
-    images = Images(
-        torch.arange(50 * 3 * 9 * 7).view(50, 3, 9, 7).to(torch.uint8), torch.arange(50)
-    )
-    flipped, labels = Augmented(images, v2.RandomHorizontalFlip(), 0).__getitems__((0, range(50)))
-    same = (flipped == images.pixels).flatten(1).all(1)
-    mirrored = (flipped == images.pixels.flip(-1)).flatten(1).all(1)
-    assert (same ^ mirrored).all()
-    assert 10 < mirrored.sum() < 40
-    assert labels.tolist() == list(range(50))
