@@ -68,7 +68,8 @@ class MNIST(ImageDataset):
         order = list(range(count))
         if self.val_from == "test":
             order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())
-        rest, held_out = torch.tensor(order).split([count - self.val_size, self.val_size])
+        sizes = [count - self.val_size, self.val_size]
+        rest, held_out = torch.split(torch.tensor(order), sizes)
         parts[self.val_from] = whole.subset(rest.sort().values)
         parts["val"] = whole.subset(held_out)
         return ImageSets(**parts, sha256=sha256, held_out={"val": self.val_from}, copies=None)
