@@ -116,8 +116,7 @@ def _spread(images: Images) -> Images:
 
 def _in_memory(images: Images) -> Images:
     """The same images, read once."""
-    pixels, labels = images.take(range(len(images)))
-    return Images(list(pixels), labels)
+    return Images(*images.take(range(len(images))))
 
 
 def _is_wrong(

@@ -29,12 +29,15 @@ RECORDED = {
 }
 
 
+MNIST_DIGITS = MNIST(data_dir=ROOT / "data")
+
+
 @pytest.mark.parametrize("way", RECORDED, ids=str)
 def test_images_come_in_the_recorded_order(way):
     target, replay, seed, rank, processes = way
     options = (f"target={target}", f"data.replay={replay}", f"data.seed={seed}")
     cfg = composed("train", "stage=lora", *options)
-    dataset = MNIST(data_dir=ROOT / "data")
+    dataset = MNIST_DIGITS
     trainer = SimpleNamespace(global_rank=rank, world_size=processes)
     selection = select_images(cfg, dataset.classes, dataset.sets, None)
     torch.manual_seed(3)

@@ -21,14 +21,15 @@ class Images(Dataset[Batch]):
     """A set of N images, some of them perhaps on the disk.
 
     Attributes:
-        pixels: of each image its tensor, (channels, height, width), or its file.
+        pixels: of each image its tensor, (channels, height, width), or its file; or one tensor of
+            all, which is quicker.
         labels: their classes, int64, shape (N,).
         own_names: the file of each image, below the data's folder; ``None``: they have numbers.
         read: makes the tensor of a file, changed by an :data:`Augment`, if any; ``None``: all
             images are in memory.
     """
 
-    pixels: Sequence[Tensor | Path]
+    pixels: Tensor | Sequence[Tensor | Path]
     labels: Tensor
     own_names: Sequence[str | int] | None = None
     read: Callable[[Path, Augment | None], Tensor] | None = None
@@ -42,6 +43,9 @@ class Images(Dataset[Batch]):
 
     def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
         """The images at ``indices``, each changed by ``augment``, and their labels."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        if isinstance(self.pixels, Tensor) and augment is None:
+            return self.pixels[index], self.labels[index]
         images = []
         for i in indices:
             image = self.pixels[i]
@@ -51,8 +55,7 @@ class Images(Dataset[Batch]):
             elif augment is not None:
                 image = augment(image)
             images.append(image)
-        labels = self.labels[torch.as_tensor(indices, dtype=torch.int64)]
-        return torch.stack(images) if images else torch.empty(0), labels
+        return torch.stack(images) if images else torch.empty(0), self.labels[index]
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """:meth:`take` under the name by which DataLoader calls it."""
@@ -61,12 +64,10 @@ class Images(Dataset[Batch]):
     def subset(self, indices: Tensor) -> "Images":
         """The images at ``indices``, int64, under the names that they have here."""
         names, order = self.names(), indices.tolist()
-        return replace(
-            self,
-            pixels=[self.pixels[i] for i in order],
-            labels=self.labels[indices],
-            own_names=[names[i] for i in order],
-        )
+        pixels: Any = self.pixels
+        pixels = pixels[indices] if isinstance(pixels, Tensor) else [pixels[i] for i in order]
+        own_names = [names[i] for i in order]
+        return replace(self, pixels=pixels, labels=self.labels[indices], own_names=own_names)
 
     def followed_by(self, others: "Images") -> "Images":
         """These images, and after them ``others``, of the same size."""

@@ -59,7 +59,7 @@ class MNIST(ImageDataset):
         parts, sha256 = {}, {}
         for part in ("train", "test"):
             images, labels = load_images(self.dataset, self.data_dir, part == "train")
-            parts[part] = Images(list(images), labels)
+            parts[part] = Images(images, labels)
             sha256[part] = sha256_of(images, labels)
         whole = parts[self.val_from]
         count = len(whole)
