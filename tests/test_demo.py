@@ -39,7 +39,7 @@ def sides(outputs):
 
 @torch.no_grad()
 def expected(sides, net, number):
-    batch = sides.dataset.normalise(sides.test_set.images[[number]])
+    batch = sides.dataset.normalise(sides.test_set.take([number])[0])
     return net(batch).softmax(1)[0].tolist()
 
 
@@ -48,7 +48,7 @@ def test_asks_the_base_and_the_adapted_network(sides, outputs, run, scale):
     """The scale is a factor."""
     folders = [outputs / run / "adapter"] if run else []
     chosen = f"{outputs}/{run}/adapter" if run else None
-    base, adapted = sides.ask(sides.test_set.images[3], chosen, scale)
+    base, adapted = sides.ask(sides.test_set.pixels[3], chosen, scale)
     assert list(base) == list(adapted) == [*"0123456789"]
     assert list(base.values()) == expected(sides, small_net(outputs), 3)
     net = small_net(outputs, *folders)
@@ -57,7 +57,7 @@ def test_asks_the_base_and_the_adapted_network(sides, outputs, run, scale):
             parameter.data.mul_(scale)
     assert list(adapted.values()) == pytest.approx(expected(sides, net, 3), abs=1e-6)
     assert (base == adapted) == (run is None)
-    assert sides.ask(sides.test_set.images[3], chosen, 0.0)[1] == base  # bit for bit
+    assert sides.ask(sides.test_set.pixels[3], chosen, 0.0)[1] == base  # bit for bit
 
 
 def test_the_menu(sides, outputs, tmp_path):

@@ -26,9 +26,8 @@ def test_repeats_the_numbers_of_a_run(cli, made, trained, tmp_path):
     done = cli("eval.py", *SMALL, f"adapter={run}", base, "figures=null").ok()
     folder = only_run(tmp_path / "outputs", "eval")
     found = read_results(folder)
-    for key in ("test", "test_base"):
+    for key in ("test", "test_base", "base_sha256"):
         assert found[key] == trained[key]
-    assert found["base_sha256"] == trained["base_sha256"]
     before, after = (found[split]["accuracy"] for split in ("test_base", "test"))
     assert f"accuracy: {before:.4f} -> {after:.4f}" in done.out
     assert f"run: {folder}" in done.err
@@ -38,7 +37,7 @@ def test_repeats_the_numbers_of_a_run(cli, made, trained, tmp_path):
     }
 
 
-@pytest.mark.parametrize("scale", ["0", "0.5", "auto"])
+@pytest.mark.parametrize("scale", ["0", "auto"])
 def test_as_much_of_the_adapter_as_is_asked_for(made, trained, tmp_path, scale):
     found = evaluate(config(made, "adapter=latest", f"scale={scale}"), Run(tmp_path))
     chosen = trained["dial"]["advised"] if scale == "auto" else float(scale)

@@ -92,7 +92,7 @@ def test_a_transform_of_ones_own_prepares_pictures_for_every_command(here):
         assert results[split]["errors"] == wrong
     assert (results["mean"], results["std"]) == (None, None)
     (both,) = predict(config("predict", "images=photos/dog/3.png", "adapter=latest", own))
-    assert both["after"]["class"] in CLASSES
+    assert both["after"].label in CLASSES
     export(config("export", "adapter=latest", "out=repaired.safetensors", own))
     with safe_open("repaired.safetensors", "pt") as file:
         assert target in file.metadata()["input"]
@@ -123,7 +123,7 @@ def test_a_transform_that_keeps_a_pictures_size_is_exported_in_that_of_the_users
     (given,) = session.run(["logits"], {"images": pixels.numpy()})
     torch.testing.assert_close(torch.from_numpy(given), net(pixels).detach())
     (prediction,) = predict(config("predict", "images=photos/cat/1.png", *own))
-    assert prediction["before"]["class"] == CLASSES[int(given.argmax())]
+    assert prediction["before"].label == CLASSES[int(given.argmax())]
 
     shutil.move("photos", "elsewhere")
     nowhere = (*own, "data.data_dir=null", "data.classes=[cat,dog,emu]")

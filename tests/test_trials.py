@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tensorboard.summary.writer import event_file_writer
 from test_resume import CRASH, OFTEN, differences, left_by
 
-from lora_mnist.data import ImageDataset, ImageSets, ImageTensors
+from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.data.datamodule import ImageDataModule
 from lora_mnist.data.plan import Plan, select
 from lora_mnist.errors import UserError
@@ -105,8 +105,8 @@ def test_the_images_of_refit():
     dataset = ImageDataset("toy", ["cat", "dog"], 1)
     train_labels, val_labels = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([1, 0, 1])
     numbers = torch.arange(8, dtype=torch.uint8).view(-1, 1, 1, 1)
-    train_images = ImageTensors(numbers[:5], train_labels)
-    val_images = ImageTensors(numbers[5:], val_labels)
+    train_images = Images(numbers[:5], train_labels)
+    val_images = Images(numbers[5:], val_labels)
     images = ImageSets(train_images, val_images, val_images, {}, {}, None)
     plan = Plan(select(train_labels, dataset.classes, "dog"), train_labels, 2, 1)
     data = with_validation(ImageDataModule(dataset, images, plan))

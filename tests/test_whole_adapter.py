@@ -65,7 +65,7 @@ def answers(adapter, base, picture, *overrides):
     with torch.no_grad():
         row = plain(classifier.prepare(picture)[None]).softmax(1)[0].tolist()
     (loaded,) = classifier.predict([picture])
-    assert prediction["after"]["probabilities"] == loaded.probabilities
+    assert prediction["after"].probabilities == loaded.probabilities
     assert row == pytest.approx(loaded.probabilities, abs=1e-4)
     known = {}
     for key in ("classes", "channels", "mean", "std", "image_size", *SIZING):

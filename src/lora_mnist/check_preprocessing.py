@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +11,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lora_mnist.classifier import Classifier
-from lora_mnist.data import Folder, ImageDataset, ImageTensors
+from lora_mnist.data import Folder, ImageDataset, Images
 from lora_mnist.data.dataset import measured_pixels
-from lora_mnist.project import command_line
 from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.significance import is_near_chance, mcnemar
 from lora_mnist.run import Run
@@ -32,9 +32,6 @@ _SIZINGS: tuple[dict[str, Any], ...] = (
 #: As many validation images are tried, and as many training images, where a network's own
 #: preprocessing stands out most.
 _IMAGES = 200
-#: A base with this share of wrong images is asked about training images, too; it should get a
-#: smaller share of these wrong, at most so many times that of the others.
-_MANY_WRONG, _NEARLY_AS_MANY = 0.25, 0.8
 #: The level of McNemar's test: strict, since the best of several ways is tested.
 _LEVEL = 0.01
 
@@ -56,16 +53,15 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
     configured = dataset.preprocessing()
     if is_known or run.is_sweep or "mean" not in configured or not trainer.is_global_zero:
         return []
-    parts: Any = [part for part in (dataset.sets.train, dataset.sets.val) if len(part)]
-    if not parts:
+    some = _spread(dataset.sets.train).followed_by(_spread(dataset.sets.val))
+    if not len(some):
         return []
     sizing = configured.get("resize"), configured.get("crop_pct")
-    images = {sizing: _some_images(parts)}
-    changes = [*_PIXELS]
-    if dataset.channels == 3:
-        changes.append(_IMAGENET)
+    images = {sizing: _in_memory(some)}
     mean, std = measured_pixels(images[sizing])
-    changes.append({"mean": mean, "std": std})
+    changes = [*_PIXELS, {"mean": mean, "std": std}]
+    if dataset.channels == 3:
+        changes.insert(2, _IMAGENET)
     if classifier.settings["data"].get("image_size") is not None:
         changes = [*changes, *_SIZINGS, *changes]  # resized otherwise, another mean may be better
     best, tried = configured, [configured]
@@ -80,8 +76,8 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
             other.mean, other.std = way["mean"], way["std"]
             sizing = way.get("resize"), way.get("crop_pct")
             if sizing not in images and isinstance(dataset, Folder):
-                prepared = dataset.prepared(resize=sizing[0], crop_pct=sizing[1])
-                images[sizing] = _some_images([part for part in prepared if len(part)])
+                resized = dataset.resized(some, resize=sizing[0], crop_pct=sizing[1])
+                images[sizing] = _in_memory(resized)
             is_wrong = _is_wrong(net, other, images[sizing], device)
             if is_wrong.sum() < fewest_wrong.sum():
                 best, fewest_wrong = way, is_wrong
@@ -91,71 +87,40 @@ def check_preprocessing(classifier: Classifier, run: Run, trainer: Trainer) -> l
         return []
     keys = [key for key in best if best[key] != configured[key]]
     overrides = [f"data.{key}={best[key]}".replace(" ", "") for key in keys]
-    advice = " ".join(overrides)
-    if run.typed is not None:  # in a new run: one that goes on keeps its preprocessing
-        typed = run.typed_without("hydra.", "resume=", *(f"data.{key}=" for key in keys))
-        advice = command_line([*typed, *overrides])
     log.warning(
         "the network was most likely trained on images that were prepared otherwise: it makes "
         "%d errors instead of %d in %d validation and training images with: %s",
         *(fewest_wrong.sum(), wrong_as_configured.sum(), len(fewest_wrong)),
-        advice,
+        shlex.join(overrides),
     )
     return overrides
 
 
-@torch.no_grad()
-def warn_of_wrong_settings(
-    classifier: Classifier, counts: Mapping[str, Any], trainer: Trainer
-) -> None:
-    """Warn where the base seems to be another one, or its images prepared otherwise.
-
-    So it seems if its predictions are hardly better than guesses; or if a quarter of them are wrong
-    and nearly as many of some training images, which somebody else's network should know.
-
-    ``counts`` are those of the predictions for test or validation images: ``errors_per_class`` and
-    ``images_per_class``.
-    """
-    base = classifier.base
+def warn_of_wrong_settings(counts: Mapping[str, Any]) -> None:
+    """Warn where the base, with these counts of its predictions, is hardly better than guessing."""
     errors, images = counts["errors_per_class"], counts["images_per_class"]
-    share = sum(errors) / sum(images)
-    right = sum(images) - sum(errors)
-    if not trainer.is_global_zero:
-        return
     if is_near_chance(errors, images):
-        reason = "which is hardly better than guessing"
-    else:
-        if share < _MANY_WRONG or base is None or base.is_pretrained_here:
-            return
-        some = _some_images([classifier.dataset.sets.train])
-        with evaluating(classifier.net, trainer.strategy.root_device) as device:
-            wrong = int(_is_wrong(classifier.net, classifier.dataset, some, device).sum())
-        if wrong < _NEARLY_AS_MANY * share * len(some):
-            return
-        reason = f"and {wrong} of {len(some)} training images wrong as well"
-    log.warning(
-        "the base has %d of %d images right, %s: if it was better where it was trained, look at "
-        "net._target_ and base_ckpt; at data.classes, in the order of the outputs; and at "
-        "data.image_size, data.resize, data.channels, data.mean and data.std, or data.transform "
-        "(docs/failed.md)",
-        *(right, sum(images), reason),
-    )
+        log.warning(
+            "the base has %d of %d images right, which is hardly better than guessing: if it was "
+            "better where it was trained, look at net._target_ and base_ckpt; at data.classes, in "
+            "the order of the outputs; and at data.image_size, data.resize, data.channels, "
+            "data.mean and data.std, or data.transform (docs/failed.md)",
+            *(sum(images) - sum(errors), sum(images)),
+        )
 
 
-def _some_images(parts: Any) -> ImageTensors:
-    """Images from everywhere in the sets ``parts``, whose classes stand in a row."""
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    for part in parts:
-        spread = torch.linspace(0, len(part) - 1, min(_IMAGES, len(part)))
-        some, some_labels = part.take(spread.long().tolist())
-        images.append(some)
-        labels.append(some_labels)
-    return ImageTensors(torch.cat(images), torch.cat(labels))
+def _spread(images: Images) -> Images:
+    """Some images from everywhere in a set, whose classes stand in a row."""
+    return images.subset(torch.linspace(0, len(images) - 1, min(_IMAGES, len(images))).long())
+
+
+def _in_memory(images: Images) -> Images:
+    """The same images, read once."""
+    return Images(*images.take(range(len(images))))
 
 
 def _is_wrong(
-    net: nn.Module, dataset: ImageDataset, images: ImageTensors, device: torch.device
+    net: nn.Module, dataset: ImageDataset, images: Images, device: torch.device
 ) -> Tensor:
     """Which images ``net`` gets wrong when ``dataset`` normalises them: bool, shape (N,)."""
     wrong = []

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_mnist.data.dataset import ImageDataset
-from lora_mnist.data.images import Images, ImageTensors
+from lora_mnist.data.images import Images
 from lora_mnist.disk.base import Base, find_base, load_weights, read_base
 from lora_mnist.disk.record import fill, warn_of_other_split
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, base_name
@@ -220,8 +220,9 @@ class Classifier:
             with config_group("data"):
                 images = self.dataset.sets.val
             if not len(images):
-                reason = f"{self.dataset.no_validation}, since validation images decide"
-                raise UserError(f"scale=auto: {reason}")
+                raise UserError(
+                    "scale=auto: expected data.val_size > 0, since validation images decide"
+                )
             batches = partial(self.dataset.batches, images, name="scale=auto")
             with evaluating(self.net, device):
                 predictions = evaluate(self.net, batches(device))
@@ -276,7 +277,7 @@ class Classifier:
             return
         if images is None:
             picture = self.dataset.read_picture(Image.linear_gradient("L"))
-            images = ImageTensors(picture[None], torch.zeros(1, dtype=torch.int64))
+            images = Images([picture], torch.zeros(1, dtype=torch.int64))
         some = torch.linspace(0, len(images) - 1, _CHECKED).long()
         batch = self.dataset.normalise(images.take(some.tolist())[0])
         check_outputs(self.net, batch, len(self.classes), self.dataset.name)

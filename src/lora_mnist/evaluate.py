@@ -56,7 +56,7 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
             tables[split] = evaluate_on(trainer, net, dataset, pictures, split)
     outcomes = outcomes_by_split(tables, targets)
     if not better_preprocessing:
-        warn_of_wrong_settings(classifier, outcomes.get("test_base", outcomes["test"]), trainer)
+        warn_of_wrong_settings(outcomes.get("test_base", outcomes["test"]))
     results = common_results(cfg, run.typed, classifier, images, outcomes, targets=targets)
     results |= {
         "adapter": classifier.adapter and str(classifier.adapter),

@@ -3,7 +3,7 @@
 import csv
 import glob
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
 
     Returns:
         For each picture its ``file``, and for ``before``, the base, and with an adapter ``after``
-        the ``class`` by name, its ``probability``, and the ``probabilities`` of all classes;
-        nothing with ``cfg.out``.
+        the :class:`.Prediction`.
 
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
@@ -48,19 +47,15 @@ def predict(cfg: DictConfig, run: Run | None = None) -> list[dict[str, Any]]:
     classifier = classifier_of(cfg, run)
     classifier.check()
     classifier.set_scale(cfg.scale)
-    predictions = _classify(classifier, files)
-    printed: list[dict[str, Any]] = []
+    predictions = list(_classify(classifier, files))
     if cfg.out is not None:
-        count = _write_table(predictions, Path(cfg.out))
-        log.info("%s: %d predictions", cfg.out, count)
-    else:
-        printed = list(predictions)
-        count = len(printed)
-        if printed:
-            print_predictions(printed)
-    if skipped := len(files) - count:
+        _write_table(predictions, Path(cfg.out))
+        log.info("%s: %d predictions", cfg.out, len(predictions))
+    elif predictions:
+        print_predictions(predictions)
+    if skipped := len(files) - len(predictions):
         raise IncompleteError(f"{skipped} of {len(files)} pictures skipped")
-    return printed
+    return predictions
 
 
 def _classify(classifier: Classifier, files: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -72,42 +67,30 @@ def _classify(classifier: Classifier, files: Sequence[Path]) -> Iterator[dict[st
         except ValueError as error:
             log.error("%s: skipped: %s", file, one_line(error))
             continue
+        prediction: dict[str, Any] = {"file": str(file)}
         with lora_disabled(classifier.net) if has_adapter else nullcontext():
-            rows = {"before": classifier.probabilities(image)[0]}
+            (row,) = classifier.probabilities(image)
+        prediction["before"] = classifier.prediction(row)
         if has_adapter:
-            rows["after"] = classifier.probabilities(image)[0]
-        if not all(row.isfinite().all() for row in rows.values()):
-            log.error("%s: skipped: the network's output is not finite", file)
-            continue
-        entry: dict[str, Any] = {"file": str(file)}
-        for side, row in rows.items():
-            prediction = classifier.prediction(row)
-            entry[side] = {
-                "class": prediction.label,
-                "probability": prediction.probability,
-                "probabilities": prediction.probabilities,
-            }
-        yield entry
+            (row,) = classifier.probabilities(image)
+            prediction["after"] = classifier.prediction(row)
+        yield prediction
 
 
-def _write_table(predictions: Iterable[Mapping[str, Any]], out: Path) -> int:
-    """Write predictions to a CSV file, whole or not at all, as they come; return their number."""
-    count = 0
+def _write_table(predictions: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Write predictions to a CSV file, whole or not at all."""
+    titles = {"before": ["prediction", "probability"]}
+    if predictions and "after" in predictions[0]:
+        titles["before"] = ["before", "before_probability"]
+        titles["after"] = ["after", "after_probability"]
     with atomic_write(out) as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        for count, prediction in enumerate(predictions, start=1):
-            row = {"file": prediction["file"]}
-            titles = {"before": ("prediction", "probability")}
-            if "after" in prediction:
-                titles["before"] = ("before", "before_probability")
-                titles["after"] = ("after", "after_probability")
-            for side, (class_title, probability_title) in titles.items():
-                row[class_title] = prediction[side]["class"]
-                row[probability_title] = f"{prediction[side]['probability']:.6f}"
-            if count == 1:
-                writer.writerow(row)
-            writer.writerow(row.values())
-    return count
+        writer.writerow(["file", *titles["before"], *titles.get("after", [])])
+        for prediction in predictions:
+            row = [prediction["file"]]
+            for side in titles:
+                row += [prediction[side].label, f"{prediction[side].probability:.6f}"]
+            writer.writerow(row)
 
 
 def find_pictures(images: Any) -> list[Path]:
@@ -118,35 +101,21 @@ def find_pictures(images: Any) -> list[Path]:
     from torchvision.datasets.folder import IMG_EXTENSIONS  # here: it takes its time
 
     endings = (*IMG_EXTENSIONS, ".gif")
-    patterns = images if isinstance(images, ListConfig) else [images]
-    if images is None or not patterns:
-        given = "null" if images is None else images
-        raise UserError(
-            f'images={given}: expected a picture, a folder, or a pattern like "some/*.png"'
-        )
     files: list[Path] = []
-    for pattern in patterns:
-        name = Path(str(pattern))
-        matches = [name]  # a name that exists is no pattern, even with brackets
+    for each in images if isinstance(images, ListConfig) else [images]:
+        pattern, name = str(each), Path(str(each))
         if name.is_dir():
-            matches = [path for path in _files_in(name) if path.suffix.lower() in endings]
-        elif not name.exists():  # Path.glob takes no absolute pattern
-            matches = [Path(p) for p in sorted(glob.glob(str(name))) if Path(p).is_file()]  # noqa: PTH207
+            pattern = f"{glob.escape(pattern)}/**"
+        elif name.exists():  # it is no pattern, even with brackets
+            pattern = glob.escape(pattern)
+        matches = []
+        for path in map(Path, sorted(glob.glob(pattern, recursive=True))):  # noqa: PTH207
+            if path.is_file() and (path.suffix.lower() in endings or not name.is_dir()):
+                matches.append(path)
         if not matches:
-            raise UserError(f"images={pattern}: expected pictures; there are none")
+            raise UserError(
+                f"images={each}: expected a picture, a folder, or a pattern like "
+                '"some/*.png"; there is none'
+            )
         files += matches
     return list(dict.fromkeys(files))
-
-
-def _files_in(folder: Path, above: Sequence[Path] = ()) -> list[Path]:
-    """All files in a folder and its subfolders, but hidden ones, also where these are links.
-
-    A link to one of the folders ``above`` is left out.
-    """
-    files, place = [], folder.resolve()
-    for path in sorted(folder.glob("[!.]*")):
-        if path.is_file():
-            files.append(path)
-        elif path.is_dir() and path.resolve() not in (place, *above):
-            files += _files_in(path, (place, *above))
-    return files

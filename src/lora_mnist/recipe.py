@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from lora_mnist.classifier import Classifier
 from lora_mnist.data import ImageDataset, Images, ImageSets
 from lora_mnist.data.datamodule import ImageDataModule, is_one_epoch
-from lora_mnist.data.images import Subset
 from lora_mnist.data.mistakes import Mistakes, wrong_pictures
 from lora_mnist.data.plan import Plan, Selection, select
 from lora_mnist.disk.resume import COUNTS_OF_STEPS
@@ -43,17 +42,12 @@ def read_images(trainer: Trainer, dataset: ImageDataset) -> ImageSets:
     if not len(images.train):
         raise UserError(f"data: expected images to train on; {dataset.name} has none")
     if not trainer.limit_val_batches:
-        images = replace(images, val=Subset(images.val, torch.arange(0)))
+        images = replace(images, val=images.val.subset(torch.arange(0)))
     return images
 
 
-def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_validation: str) -> None:
-    """Refuse values that are each right on their own, but not together, or not with the images.
-
-    ``no_validation`` is the advice where there are no validation images.
-    """
-    if not trainer.limit_val_batches:
-        no_validation = "expected trainer.limit_val_batches > 0"
+def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images) -> None:
+    """Refuse values that are each right on their own, but not together, or not with the images."""
     needs_val: dict[str, str] = {}  # settings, and those that need no validation images
     scheduler = cfg.scheduler or {}
     if -1 in [scheduler.get(key) for key in COUNTS_OF_STEPS]:
@@ -120,8 +114,9 @@ def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images, no_valid
             )
     if needs_val and not len(val):
         otherwise = " ".join(dict.fromkeys(needs_val.values()))
+        key = "data.val_size" if trainer.limit_val_batches else "trainer.limit_val_batches"
         raise UserError(
-            f"{next(iter(needs_val))}: {no_validation}, since validation images decide; without "
+            f"{next(iter(needs_val))}: expected {key} > 0, since validation images decide; without "
             f"any, say {otherwise}"
         )
 

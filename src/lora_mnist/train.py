@@ -111,7 +111,7 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
     net, dataset = classifier.net, classifier.dataset
     images = read_images(trainer, dataset)
     classifier.check(images.train)
-    refuse_inconsistent(cfg, trainer, images.val, dataset.no_validation)
+    refuse_inconsistent(cfg, trainer, images.val)
 
     selection = select_images(cfg, dataset.classes, images, None)
     data = make_data_module(cfg, trainer, classifier, images, selection)
@@ -173,7 +173,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     assert base is not None
     images = read_images(trainer, dataset)
     classifier.check(images.train)
-    refuse_inconsistent(cfg, trainer, images.val, dataset.no_validation)
+    refuse_inconsistent(cfg, trainer, images.val)
     refuse_moving_base(trainer, classifier, images.train)
     wrong = mistakes_of(cfg, trainer, classifier)
     if wrong is not None:
@@ -188,7 +188,7 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
     with lora_disabled(net):  # not earlier: its advice is this command, which is refused until here
         better_preprocessing = check_preprocessing(classifier, run, trainer)
         if base_val is not None and not better_preprocessing:
-            warn_of_wrong_settings(classifier, counts_of(base_val)["before"], trainer)
+            warn_of_wrong_settings(counts_of(base_val)["before"])
     rate, seconds_a_step = cfg.optimizer.lr, 0.0
     if rate == "auto":
         assert base_val is not None  # refuse_inconsistent

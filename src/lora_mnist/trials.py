@@ -20,7 +20,6 @@ from torch import nn
 
 from lora_mnist.classifier import Classifier
 from lora_mnist.data.datamodule import ImageDataModule
-from lora_mnist.data.images import Both, Subset
 from lora_mnist.data.plan import Selection
 from lora_mnist.disk.checkpoint import load_best_weights
 from lora_mnist.disk.results import Clock
@@ -198,7 +197,7 @@ def with_validation(data: ImageDataModule) -> ImageDataModule:
     """``data`` with its validation images among those to train on, and none to validate."""
     images, plan = data.images, data.plan
     targets, learnt, replayed = plan.selection
-    train = Both(images.train, images.val)
+    train = images.train.followed_by(images.val)
     added = torch.arange(len(images.train), len(train))
     is_learnt = torch.full((len(added),), not len(replayed))  # all classes, or those to repair
     if targets:
@@ -208,7 +207,7 @@ def with_validation(data: ImageDataModule) -> ImageDataModule:
     selection = Selection(targets, learnt, replayed)
     return ImageDataModule(
         data.dataset,
-        replace(images, train=train, val=Subset(images.val, torch.arange(0))),
+        replace(images, train=train, val=images.val.subset(torch.arange(0))),
         replace(plan, selection=selection, labels=train.labels),
         data.augment,
     )

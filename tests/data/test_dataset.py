@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lora_mnist.data import ImageDataset, ImageTensors
+from lora_mnist.data import ImageDataset, Images
 from lora_mnist.data.dataset import measured_pixels
 
 
@@ -10,48 +10,32 @@ def greys(channels):
     levels = torch.arange(0, 120, 10)[:, None, None, None]
     pixels = levels // torch.arange(1, channels + 1)[:, None, None]
     images = pixels.expand(-1, -1, 3, 2).to(torch.uint8).contiguous()
-    return ImageTensors(images, torch.arange(12) % 3)
+    return Images(images, torch.arange(12) % 3)
 
 
 def measured(images):
     """A data set with the mean and the deviation of these images."""
-    dataset = ImageDataset("greys", ["cat", "dog", "owl"], images.images.shape[1])
-    dataset.mean, dataset.std = measured_pixels(images)
+    dataset = ImageDataset("greys", ["cat", "dog", "owl"], images.pixels.shape[1])
+    dataset.normalise_by(*measured_pixels(images))
     return dataset
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixels_are_normalised_by_what_is_measured(channels):
+    """Where they are: the meta device mixes with the CPU as little as a GPU does."""
     images = greys(channels)
-    dataset = measured(images)
-    assert dataset.mean == pytest.approx((images.images.double() / 255).mean((0, 2, 3)), abs=1e-4)
-    normalised = dataset.normalise(images.images)
+    normalised = measured(images).normalise(images.pixels)
     assert normalised.dtype == torch.float32
     for channel in normalised.unbind(1):
         assert channel.mean().item() == pytest.approx(0, abs=1e-2)
         assert channel.std(correction=0).item() == pytest.approx(1, abs=1e-2)
+    ((batch, labels),) = measured(images).batches(images, "meta", torch.tensor([7, 0, 11]))
+    assert batch.device.type == labels.device.type == "meta"
+    assert batch.shape == (3, channels, 3, 2)
 
 
 def test_a_channel_that_is_the_same_everywhere_is_no_division_by_zero():
     images = greys(3)
-    images.images[:, 2] = 17
-    normalised = measured(images).normalise(images.images)
+    images.pixels[:, 2] = 17
+    normalised = measured(images).normalise(images.pixels)
     assert normalised[:, 2].unique().tolist() == pytest.approx([0], abs=1e-4)
-
-
-def test_batches_are_normalised_where_they_are():
-    """The meta device mixes with the CPU as little as a GPU does."""
-    images = greys(3)
-    (batch, labels), *_ = measured(images).batches(images, "meta")
-    assert batch.device.type == labels.device.type == "meta"
-
-
-def test_some_images_come_in_the_order_that_is_asked_for():
-    images = greys(1)
-    dataset = measured(images)
-    dataset.eval_batch_size = 2
-    batches = list(dataset.batches(images, indices=torch.tensor([7, 0, 11])))
-    assert [len(labels) for _, labels in batches] == [2, 1]
-    expected, labels = images.take([7, 0, 11])
-    assert torch.equal(torch.cat([batch for batch, _ in batches]), dataset.normalise(expected))
-    assert torch.equal(torch.cat([labels for _, labels in batches]), labels)

@@ -18,14 +18,6 @@ def enlarge(digit, size=150):
     return large[0, 0].clamp(0, 255)
 
 
-WAYS = {
-    "enlarged": enlarge,
-    "faint": lambda digit: 200 + 0.1 * enlarge(digit),
-    "cut close": lambda digit: 255 - enlarge(digit)[12:138, 12:138],
-    "off the centre": lambda digit: F.pad(enlarge(digit), (300, 10, 5, 120)),
-}
-
-
 def picture_of(levels):
     return Image.fromarray(levels.round().byte().numpy())
 
@@ -37,59 +29,54 @@ def likeness(ours, original):
     return torch.corrcoef(rows)[0, 1:].max().item()
 
 
+WAYS = {
+    "faint": lambda digit: picture_of(200 + 0.1 * enlarge(digit)),
+    "cut close": lambda digit: picture_of(255 - enlarge(digit)[12:138, 12:138]),
+    "off the centre": lambda digit: picture_of(F.pad(enlarge(digit), (300, 10, 5, 120))),
+    "on nothing": lambda digit: Image.merge(
+        "LA", [Image.new("L", (150, 150), 0), picture_of(enlarge(digit))]
+    ),
+}
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_brings_back_mnists_own_image(way):
+def test_brings_back_mnists_own_image(tmp_path, way):
     for digit in DIGITS:
-        ours = prepare(picture_of(WAYS[way](digit)))
+        WAYS[way](digit).save(tmp_path / "digit.png")
+        ours = prepare(open_picture(tmp_path / "digit.png"))
         assert (ours.shape, ours.dtype) == ((1, 28, 28), torch.uint8)
         assert likeness(ours[0], digit) > 0.9
 
 
-@pytest.mark.parametrize("shape", [(90, 30), (5, 200), (9, 7)])
+@pytest.mark.parametrize("shape", [(90, 30), (5, 200)])
 def test_the_box_and_the_centre_of_mass(shape):
     height, width = shape
     page = torch.zeros(height + 60, width + 100)
     page[10 : 10 + height, 80 : 80 + width] = torch.linspace(180, 255, width)
     field = prepare(picture_of(page))[0].double()
-    rows, columns = field.amax(1).nonzero(), field.amax(0).nonzero()
-    sides = [int(index.max() - index.min()) + 1 for index in (rows, columns)]
+    sides = [int(field.amax(axis).count_nonzero()) for axis in (0, 1)]
     assert max(sides) == 20
     assert min(sides) == pytest.approx(20 * min(shape) / max(shape), abs=1)
-    assert field.max() == 255
     index = torch.arange(28.0, dtype=torch.float64)
     for axis in (0, 1):
         centre = (field.sum(1 - axis) * index).sum() / field.sum()
         assert centre.item() == pytest.approx(14, abs=0.51)
-
-
-def test_an_empty_page_is_refused():
     with pytest.raises(ValueError, match="^nothing on it$"):
-        prepare(picture_of(torch.zeros(40, 30)))
+        prepare(picture_of(0 * page))
 
 
-MODES = {
-    "16 bits": lambda ink: Image.fromarray(numpy.asarray(ink).astype(numpy.uint16) * 200),
-    "black on nothing": lambda ink: Image.merge("LA", [Image.new("L", ink.size, 0), ink]),
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_reads_every_kind_of_picture(tmp_path, mode):
-    MODES[mode](picture_of(enlarge(DIGITS[0]))).save(tmp_path / "digit.png")
-    assert likeness(prepare(open_picture(tmp_path / "digit.png"))[0], DIGITS[0]) > 0.9
-
-
-@pytest.mark.parametrize("content", ["no picture", "numbers", "a program", "folder"])
-def test_an_unreadable_file(tmp_path, monkeypatch, content):
+def test_a_file_that_is_no_picture_is_refused_and_no_program_runs(tmp_path, monkeypatch):
+    """Pillow would give PostScript to Ghostscript."""
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(EpsImagePlugin, "has_ghostscript", lambda: True)
     path = tmp_path / "x.png"
-    path.write_text(content)
-    if content == "numbers":
-        Image.fromarray(numpy.full((8, 8), numpy.nan, numpy.float32)).save(path, "TIFF")
-    elif content == "a program":  # Pillow would give PostScript to Ghostscript
-        monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("it ran"))
-        monkeypatch.setattr(EpsImagePlugin, "has_ghostscript", lambda: True)
-        path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
-    elif content == "folder":
-        path = tmp_path
-    with pytest.raises(ValueError, match=r"^no readable picture \([\w -]+\)$"):
-        open_picture(path)
+    for content in ("text", "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"^no readable picture \(\w+\)$"):
+            open_picture(path)
+
+
+def test_sixteen_bits_are_not_clipped(tmp_path):
+    levels = torch.linspace(0, 65535, 81).view(9, 9).int().numpy().astype(numpy.uint16)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    assert numpy.array_equal(numpy.asarray(open_picture(tmp_path / "x.png")), levels >> 8)

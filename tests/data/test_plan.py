@@ -8,10 +8,9 @@ from composed import composed
 from helpers.commands import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from torchvision.transforms import v2
 
-from lora_mnist.data import MNIST, ImageTensors
-from lora_mnist.data.plan import Augmented, Plan, select
+from lora_mnist.data import MNIST
+from lora_mnist.data.plan import Plan, select
 from lora_mnist.recipe import make_data_module, select_images
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -26,9 +25,11 @@ def plan_of(target, labels, **sizes):
 RECORDED = {
     ("null", 0, 0, 0, 1): "1180ff0c08e71c17",
     ("null", 0, "null", 0, 1): "1af03cfeab3d9690",
-    ("9", 90, 0, 0, 1): "b5f11fce6e2c6fb8",
     ("[3,5]", 90, 0, 1, 2): "d6bfb3157c9f6064",
 }
+
+
+MNIST_DIGITS = MNIST(data_dir=ROOT / "data")
 
 
 @pytest.mark.parametrize("way", RECORDED, ids=str)
@@ -36,7 +37,7 @@ def test_images_come_in_the_recorded_order(way):
     target, replay, seed, rank, processes = way
     options = (f"target={target}", f"data.replay={replay}", f"data.seed={seed}")
     cfg = composed("train", "stage=lora", *options)
-    dataset = MNIST(data_dir=ROOT / "data")
+    dataset = MNIST_DIGITS
     trainer = SimpleNamespace(global_rank=rank, world_size=processes)
     selection = select_images(cfg, dataset.classes, dataset.sets, None)
     torch.manual_seed(3)
@@ -77,21 +78,18 @@ def test_replay_exhausts_a_class_before_it_repeats(counts, count):
             assert len(set(once)) == len(once)
 
 
-@pytest.mark.parametrize(
-    ("target", "classes", "expected"),
-    [
-        (3, DIGITS, [3]),
+def test_classes_go_by_number_and_by_name():
+    """A name goes before a number."""
+    for target, classes, expected in (
         (["2", 0], DIGITS, [2, 0]),
-        (10, ["1", "10", "2"], [1]),  # a name goes before a number
+        (10, ["1", "10", "2"], [1]),
         (0, ["1", "10", "2"], [0]),
-    ],
-)
-def test_classes_go_by_number_and_by_name(target, classes, expected):
-    selection = select(torch.arange(len(classes)), classes, target)
-    assert selection.targets == expected
-    assert selection.target_indices.tolist() == sorted(expected)
-    others = set(range(len(classes))) - set(expected)
-    assert selection.replay_indices.tolist() == sorted(others)
+    ):
+        selection = select(torch.arange(len(classes)), classes, target)
+        assert selection.targets == expected
+        assert selection.target_indices.tolist() == sorted(expected)
+        others = set(range(len(classes))) - set(expected)
+        assert selection.replay_indices.tolist() == sorted(others)
 
 
 @pytest.mark.parametrize(
@@ -99,27 +97,11 @@ def test_classes_go_by_number_and_by_name(target, classes, expected):
     [
         (["9", 9], {}, r"target=\['9', 9\]: expected each class once"),
         (5, {}, "target=5: expected a class with training images"),
-        (True, {}, "target=True: expected a class; quote one that looks like a number, true "),
-        ([None, 9], {}, "target=None: expected a class; quote one"),
+        ("dog", {}, "target=dog: no class is called dog; expected one of 0, 1, "),
         (9, {"replay": 4}, "replay=4: expected at most 3, the number of training images"),
-        (9, {"batch_size": 3, "processes": 2}, "batch_size=3: expected a multiple of 2 processes"),
         (9, {"replay": 3, "processes": 2}, "replay=3: expected a multiple of 2 processes"),
     ],
 )
 def test_refuses_what_cannot_be_planned(target, sizes, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         plan_of(target, torch.tensor([9, 9, 1, 2, 3]), **sizes)
-
-
-IMAGES = torch.arange(50 * 3 * 9 * 7).view(50, 3, 9, 7).to(torch.uint8)
-WHOLE = ImageTensors(IMAGES, torch.arange(50))
-FLIP, SHIFT = v2.RandomHorizontalFlip(), v2.RandomAffine(0, (0.2, 0.2))
-
-
-def test_each_image_is_augmented_by_itself():
-    images, labels = Augmented(WHOLE, FLIP, seed=0).__getitems__((0, list(range(50))))
-    same = (images == IMAGES).flatten(1).all(1)
-    mirrored = (images == IMAGES.flip(-1)).flatten(1).all(1)
-    assert (same ^ mirrored).all()
-    assert 10 < mirrored.sum() < 40
-    assert labels.tolist() == list(range(50))

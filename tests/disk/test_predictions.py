@@ -6,8 +6,7 @@ import torch
 from helpers.runs import CLASSES, images, predictions
 from PIL import Image
 
-from lora_mnist.data import ImageTensors
-from lora_mnist.data.images import Subset
+from lora_mnist.data import Images
 from lora_mnist.disk.predictions import write_predictions
 from lora_mnist.show.pictures import first_pictures
 
@@ -23,11 +22,11 @@ def rows_of(folder, table, names):
 def test_a_row_an_image_for_anybody(tmp_path):
     """An image keeps its name in a part of the test set."""
     table = predictions().at(torch.arange(3))
-    test_set = Subset(ImageTensors(images(), LABEL, [f"{n},.png" for n in range(6)]), LABEL[:3] + 3)
-    rows = rows_of(tmp_path, table, test_set.names())
+    test_set = Images(images(), LABEL, [f"{n},.png" for n in range(6)])
+    rows = rows_of(tmp_path, table, test_set.subset(torch.arange(3, 6)).names())
     pair = {"label": "dog", "before": "cat", "before_probability": "0.600000"}
     pair |= {"after": "dog", "after_probability": "0.600000", "outcome": "repaired"}
-    assert rows[2] == {"file": "3,.png", **pair}
+    assert rows[2] == {"file": "5,.png", **pair}
     assert [row["outcome"] for row in rows] == ["right", "wrong", "repaired"]
 
 
@@ -41,7 +40,7 @@ def test_a_base_alone_has_a_prediction(tmp_path):
 
 def test_the_surest_pictures_of_each_kind_come_first():
     """Of broken ones those of which the base was surest, here 1.0 and 0.8."""
-    shown = first_pictures(predictions().columns(), ImageTensors(images(), LABEL), CLASSES)
+    shown = first_pictures(predictions().columns(), Images(images(), LABEL), CLASSES)
     names = {kind: [picture.name for picture in pictures] for kind, pictures in shown.items()}
     assert names == {"broken": ["4", "5"], "wrong": ["1"], "repaired": ["2"]}
     first = shown["broken"][0]

@@ -2,7 +2,7 @@
 
 import torch
 
-from lora_mnist.data import ImageTensors
+from lora_mnist.data import Images
 from lora_mnist.repair.predictions import Predictions
 from lora_mnist.repair.significance import mcnemar
 from lora_mnist.show.pictures import first_pictures
@@ -98,6 +98,6 @@ def report_of(folder, run, table=None, of=None):
     """Write the report of a run, of these predictions for a set of images; returns its figures."""
     if table is None:
         table = predictions("test_base" in run)
-        of = ImageTensors(images(), table.label)
+        of = Images(images(), table.label)
     table = table.columns()
     return make_report(folder, run, table, first_pictures(table, of, run["classes"]))

@@ -9,7 +9,7 @@ from helpers.commands import only_run
 from helpers.runs import outcome, report_of, results
 from helpers.sweeping import COLUMNS, write_job
 
-from lora_mnist.data import ImageTensors
+from lora_mnist.data import Images
 from lora_mnist.repair.predictions import Predictions, outcomes_by_split
 from lora_mnist.show.sweep_report import make_sweep_report
 from lora_mnist.sweep.summary import findings, summarize
@@ -101,7 +101,7 @@ def test_a_report_of_many_classes_is_small(tmp_path):
         table = before.with_after(after, sure, loss)
         run = {**results(), **outcomes_by_split({"test": table}, [0]), "targets": [0]}
         run["classes"] = [f"class number {n}" for n in range(count)]
-        report_of(tmp_path, run, table, ImageTensors(noise, label))
+        report_of(tmp_path, run, table, Images(noise, label))
         page = (tmp_path / "report.html").read_text()
         assert len(page) < 5e6
         assert page.count("<tr") <= 44

@@ -6,6 +6,7 @@ from composed import logged
 from helpers.runs import outcome, repaired
 
 from lora_mnist import CNN, add_lora
+from lora_mnist.classifier import Prediction
 from lora_mnist.show.tables import print_parameters, print_predictions, print_results
 
 BASE = outcome([30, 4], images=100)
@@ -104,9 +105,9 @@ def test_a_command_is_not_broken_into_lines():
 
 
 def test_predictions_that_differ_are_marked():
-    four = {"class": "4", "probability": 0.75}
-    other = {"file": "b[1].png", "before": {"class": "9", "probability": 0.98765}, "after": four}
-    same = {"file": "c.png", "before": four, "after": {"class": "4", "probability": 0.5}}
+    four = Prediction("4", 0.75, [])
+    other = {"file": "b[1].png", "before": Prediction("9", 0.98765, []), "after": four}
+    same = {"file": "c.png", "before": four, "after": Prediction("4", 0.5, [])}
     text = printed(print_predictions, [other, same])
     assert cells(text) == [
         ["picture", "before", "after"],

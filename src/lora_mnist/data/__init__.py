@@ -3,8 +3,6 @@
 from lora_mnist.data.dataset import ImageDataset as ImageDataset
 from lora_mnist.data.dataset import ImageSets as ImageSets
 from lora_mnist.data.folder import Folder as Folder
-from lora_mnist.data.images import Batch as Batch
 from lora_mnist.data.images import Images as Images
-from lora_mnist.data.images import ImageTensors as ImageTensors
 from lora_mnist.data.mnist import MNIST as MNIST
 from lora_mnist.data.mnist import load_images as load_images

@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
-from lora_mnist.data.images import Batch, Images, per_channel
+from lora_mnist.data.images import Batch, Images
 from lora_mnist.errors import require_number
 from lora_mnist.progress import progress
 
@@ -55,8 +55,6 @@ class ImageDataset:
         ValueError: if an argument is out of range.
     """
 
-    #: The advice where there are no validation images.
-    no_validation = "expected data.val_size > 0"
     mean: Channelwise
     std: Channelwise
 
@@ -89,19 +87,30 @@ class ImageDataset:
         """The arguments with which another data set prepares pictures as this one does."""
         return {"mean": self.mean, "std": self.std}
 
+    def normalise_by(self, mean: Channelwise, std: Channelwise) -> None:
+        """Set ``mean`` and ``std``; ValueError, if one is out of range, or not for each channel."""
+        for key, value, least, most in (("mean", mean, 0, 1), ("std", std, 1e-6, 1e6)):
+            values = value if isinstance(value, Sequence) else [value]
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{key}={value}: expected one number, or {self.channels}")
+            for each in values:
+                require_number(key, each, least, most)
+        self.mean, self.std = mean, std
+
     def normalise(self, images: Tensor) -> Tensor:
         """``(images / 255 - mean) / std`` in float32, of uint8, (N, channels, height, width)."""
-        mean: Any = self.mean if isinstance(self.mean, Sequence) else [self.mean]
-        std: Any = self.std if isinstance(self.std, Sequence) else [self.std]
-        pixels = images.float().div_(255).sub_(per_channel(tuple(mean), images.device))
-        return pixels.div_(per_channel(tuple(std), images.device))
+        mean, std = (
+            torch.tensor(value, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+            for value in (self.mean, self.std)
+        )
+        return images.float().div_(255).sub_(mean).div_(std)
 
     def loader(self, images: Images, **order: Any) -> DataLoader[Batch]:
         """torch's DataLoader in an order; it draws nothing from torch's global generator."""
         return DataLoader(
             images,
             collate_fn=default_convert,  # Images give whole batches
-            num_workers=self.num_workers,
+            num_workers=self.num_workers if images.read else 0,  # they read files
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # torch's own is for dropout alone
             **order,
@@ -124,8 +133,8 @@ class ImageDataset:
             yield self.normalise(batch.to(device)), labels.to(device)
 
 
-def measured_pixels(images: Images) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, on the scale 0 to 1.
+def measured_pixels(images: Images) -> tuple[Channelwise, Channelwise]:
+    """Mean and standard deviation of each channel, or of the only one, on the scale 0 to 1.
 
     The numbers are rounded to four decimals, so that they give the same images when they are copied
     from where they were printed. A channel that is the same everywhere has the deviation 1, by
@@ -143,13 +152,4 @@ def measured_pixels(images: Images) -> tuple[list[float], list[float]]:
     std = (squares.double() / count - mean**2).clamp(min=0).sqrt()
     means = [round(value / 255, 4) for value in mean.tolist()]
     stds = [round(value / 255, 4) or 1.0 for value in std.tolist()]
-    return means, stds
-
-
-def check_channelwise(key: str, value: Any, channels: int, least: float, most: float) -> None:
-    """Raise ValueError unless ``value`` is a number in a range, or one for each channel."""
-    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if len(values) not in (1, channels):
-        raise ValueError(f"{key}={value}: expected one number, or {channels}")
-    for each in values:
-        require_number(key, each, least, most)
+    return (means, stds) if len(means) > 1 else (means[0], stds[0])

@@ -15,25 +15,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lora_mnist.data.dataset import (
-    Channelwise,
-    ImageDataset,
-    ImageSets,
-    check_channelwise,
-    measured_pixels,
-)
-from lora_mnist.data.image_files import (
-    Entry,
-    ImageFiles,
-    Preparation,
-    list_entries,
-    part_folders,
-    subfolders,
-)
-from lora_mnist.data.images import Images, ImageTensors
-from lora_mnist.data.pictures import open_picture, with_eight_bits
+from lora_mnist.data.dataset import Channelwise, ImageDataset, ImageSets, measured_pixels
+from lora_mnist.data.image_files import Entry, Preparation, class_names, list_entries
+from lora_mnist.data.images import Images
+from lora_mnist.data.pictures import open_picture
 from lora_mnist.data.split import repeated, split
-from lora_mnist.errors import is_number, require_number
+from lora_mnist.errors import require_number
 from lora_mnist.progress import progress
 
 log = logging.getLogger(__name__)
@@ -55,8 +42,8 @@ class Folder(ImageDataset):
 
     ``common`` are the arguments of :class:`.ImageDataset`. The folder is only looked at where
     ``classes``, ``image_size``, ``mean`` or ``std`` have to be found there, or its images are asked
-    for. With a ``transform``, images are read from the disk, and the arguments from ``image_size``
-    to ``std``, but ``channels``, cannot be given. ``ValueError``, if an argument is out of range.
+    for. With a ``transform``, images are read from the disk, and of the arguments from
+    ``image_size`` to ``std`` only ``channels`` counts. ``ValueError``, if one is out of range.
     """
 
     def __init__(
@@ -84,34 +71,24 @@ class Folder(ImageDataset):
         if resize not in ("crop", "stretch"):
             raise ValueError(f"resize={resize}: expected one of crop, stretch")
         require_number("crop_pct", crop_pct, 0.1, 1)
-        size: Any = [image_size, image_size] if is_number(image_size) else image_size
-        if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
-            raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
-        for key, value, default in (
-            ("image_size", image_size, None),
-            ("resize", resize, "crop"),
-            ("crop_pct", crop_pct, 1.0),
-            ("interpolation", interpolation, "bilinear"),
-            ("mean", mean, None),
-            ("std", std, None),
-        ):
-            if transform is not None and value != default:
+        for key, value in (("image_size", image_size), ("mean", mean), ("std", std)):
+            if transform is not None and value is not None:
                 raise ValueError(f"{key}={value}: expected null, since transform is given")
         if classes is None:
-            classes = self._names_of_folders()
-        for each in classes:
-            if not isinstance(each, str | int) or isinstance(each, bool):  # 1.10 was read as 1.1
-                raise ValueError(f'classes={each}: expected names, quoted, as in "1.10"')
+            classes = class_names(self.root)
         name = name or (self.data_dir.resolve().name if self.data_dir else "folder")
         # The command line reads the name 7 as a number.
         super().__init__(name, [str(each) for each in classes], channels, **common)
         self.val_size, self.test_size, self.split_seed = val_size, test_size, split_seed
-        self.has_own_size = size is None and transform is None
+        self.has_own_size = image_size is None and transform is None
         if transform is not None:
             self.prepare = Preparation(channels, transform=transform)
             self.mean, self.std = 0.0, 1.0
             return
-        height, width = size if size is not None else self._size_of_the_first()
+        if image_size is None:
+            height, width = self._size_of_the_first()
+        else:
+            height, width = [image_size] * 2 if isinstance(image_size, int) else image_size
         self.prepare = Preparation(channels, (height, width), resize, crop_pct, interpolation)
         if mean is None or std is None:
             if not len(self.sets.train):
@@ -120,103 +97,81 @@ class Folder(ImageDataset):
                     "are no training images to measure"
                 )
             measured_mean, measured_std = measured_pixels(self.sets.train)
-            if channels == 1:
-                measured_mean, measured_std = measured_mean[0], measured_std[0]  # type: ignore[assignment]
             mean = measured_mean if mean is None else mean
             std = measured_std if std is None else std
-        check_channelwise("mean", mean, channels, 0, 1)
-        check_channelwise("std", std, channels, 1e-6, 1e6)
-        self.mean, self.std = mean, std
+        self.normalise_by(mean, std)
 
     @property
-    def no_validation(self) -> str:  # type: ignore[override]
-        if not self.val_size and "val" in self.sets.held_out:
-            return "expected data.val_size > 0"
-        return "expected images in val/ that are not in train/, or data.val_from=test"
+    def root(self) -> Path:
+        """The folder of images; ValueError, if there is none."""
+        if self.data_dir is None or not self.data_dir.is_dir():
+            raise ValueError(
+                f"data_dir={self.data_dir}: expected a folder of images; without one, classes, "
+                "image_size, mean and std have to be those of the network's training"
+            )
+        return self.data_dir
 
-    def prepared(self, **changes: Any) -> list[ImageFiles]:
-        """The images to train and to validate on, read from the disk with another preparation."""
-        prepare, sets = replace(self.prepare, **changes), []
-        for images in (self.sets.train, self.sets.val):
-            files = [str(name) for name in images.names()]
-            sets.append(ImageFiles(Path(self.data_dir or ""), files, images.labels, prepare))
-        return sets
+    def resized(self, images: Images, **sizing: Any) -> Images:
+        """Images of this folder, read from the disk, and brought to their size in another way."""
+        files = [self.root / str(name) for name in images.names()]
+        return replace(images, pixels=files, read=replace(self.prepare, **sizing).read)
 
     def read_picture(self, picture: Path | Image) -> Tensor:
-        return self.prepare(open_picture(picture, upright=False))
+        return self.prepare(open_picture(picture))
 
     def preprocessing(self) -> dict[str, Any]:
         settings = {"classes": self.classes, "channels": self.channels}
         if self.prepare.transform is not None:
             return settings
-        settings |= {"image_size": list(self.prepare.size)}
+        sizing = {"image_size": list(self.prepare.size)}
         for key in ("resize", "crop_pct", "interpolation"):
-            settings[key] = getattr(self.prepare, key)
-        return {**settings, **super().preprocessing()}
+            sizing[key] = getattr(self.prepare, key)
+        return {**settings, **sizing, **super().preprocessing()}
 
     def normalise(self, images: Tensor) -> Tensor:
         return super().normalise(images) if self.prepare.transform is None else images
 
     @cached_property
-    def _parts(self) -> dict[Path, str]:
-        """The folders that hold classes, and what their images are for."""
-        if self.data_dir is None:
-            raise ValueError(
-                "data_dir=null: expected a folder of images, or classes, image_size, mean and std "
-                "that the network was trained with"
-            )
-        return part_folders(self.data_dir)
-
-    def _names_of_folders(self) -> list[str]:
-        """The names of the folders of classes, sorted."""
-        names = sorted({name for folder in self._parts for name in subfolders(folder)})
-        if len(names) < 2:
-            raise ValueError(f"data_dir={self.data_dir}: expected a folder for each of two classes")
-        return names
-
-    @cached_property
     def _entries(self) -> list[Entry]:
         """The image files of the folder, by path."""
-        names = self._names_of_folders()
+        names = class_names(self.root)
         if sorted(self.classes) != names:
             raise ValueError(
-                f"classes={self.classes}: expected every folder of {self.data_dir} once: {names}"
+                f"classes={self.classes}: expected every folder of {self.root} once: {names}"
             )
-        return list_entries(Path(self.data_dir or ""), self._parts, self.classes)
+        return list_entries(self.root, self.classes)
 
     def _size_of_the_first(self) -> tuple[int, int]:
         """Height and width of the first image, which all others have to have."""
         for entry in self._entries:
             with suppress(ValueError):  # broken images are named later, when all are read
-                picture = open_picture(Path(self.data_dir or "", entry.path), decode=False)
+                picture = open_picture(self.root / entry.path, decode=False)
                 return picture.height, picture.width
         raise ValueError(f"data_dir={self.data_dir}: expected images; none can be read")
 
     @cached_property
     def sets(self) -> ImageSets:
-        entries, root, prepare = self._entries, Path(self.data_dir or ""), self.prepare
-        shape = (self.channels, *prepare.size)
-        size = len(entries) * math.prod(shape)
-        in_memory = prepare.transform is None and size <= MAX_IN_MEMORY
+        entries, root, prepare = self._entries, self.root, self.prepare
+        count_of_bytes = len(entries) * self.channels * math.prod(prepare.size)
+        in_memory = prepare.transform is None and count_of_bytes <= MAX_IN_MEMORY
 
-        def read(entry: Entry) -> Tensor | ValueError | None:
-            """The image, if it is held in memory; the error, if it cannot be read."""
+        def read(entry: Entry) -> Tensor | Path | ValueError:
+            """The image, or its file where images are not held in memory; or what is wrong."""
+            path = root / entry.path
             try:
-                picture = open_picture(root / entry.path, upright=False, decode=in_memory)
-                if in_memory:
-                    picture = with_eight_bits(picture)
+                picture = open_picture(path, decode=in_memory)
             except ValueError as error:
                 return error
             height, width = prepare.size
             if self.has_own_size and picture.size != (width, height):
                 raise ValueError(
-                    f"image_size=null: expected images of one size, but {root / entry.path} is "
+                    f"image_size=null: expected images of one size, but {path} is "
                     f"{picture.height}x{picture.width} and another {height}x{width}"
                 )
-            return prepare(picture) if in_memory else None
+            return prepare(picture) if in_memory else path
 
         digest = hashlib.sha256()
-        images: dict[Entry, Any] = {}
+        images: dict[Entry, Tensor | Path] = {}
         with ThreadPoolExecutor() as pool:  # Pillow lets other threads run while it decodes
             pairs = zip(entries, pool.map(read, entries), strict=True)
             for entry, image in progress(pairs, "reading", len(entries)):
@@ -225,20 +180,14 @@ class Folder(ImageDataset):
                     continue
                 images[entry] = image
                 digest.update(f"{entry.path} {entry.label} ".encode())
-                if image is not None:
+                if isinstance(image, Tensor):
                     digest.update(image.numpy().data)
                 else:
-                    state = (root / entry.path).stat()
+                    state = image.stat()
                     digest.update(f" {state.st_size} {state.st_mtime_ns} ".encode())
         # The split depends on the number of images: broken ones do not count.
-        given = {entry.part for entry in images}
-        held_out = {}
-        if "val" not in given or self.val_from == "test":
-            held_out["val"] = self.val_from
-        if "test" not in given:
-            held_out["test"] = "train"
         shares = self.val_size, self.test_size, self.split_seed, self.val_from
-        parts = split(images, self.classes, *shares)
+        parts, held_out = split(images, self.classes, *shares)
         repeats = repeated(root, parts)
         if repeats:
             log.warning(
@@ -251,15 +200,12 @@ class Folder(ImageDataset):
         sets: dict[str, Images] = {}
         for part in ("train", "val", "test"):
             chosen = [entry for entry in images if parts.get(entry) == part]
-            names = [entry.path for entry in chosen]
-            labels = torch.tensor([entry.label for entry in chosen], dtype=torch.int64)
-            if not in_memory:
-                sets[part] = ImageFiles(root, names, labels, prepare)
-                continue
-            tensor = torch.empty(len(chosen), *shape, dtype=torch.uint8)
-            for i, entry in enumerate(chosen):  # one by one: never in memory twice
-                tensor[i] = images.pop(entry)
-            sets[part] = ImageTensors(tensor, labels, names)
+            sets[part] = Images(
+                [images[entry] for entry in chosen],
+                torch.tensor([entry.label for entry in chosen], dtype=torch.int64),
+                [entry.path for entry in chosen],
+                None if in_memory else prepare.read,
+            )
         if not len(sets["test"]):
             raise ValueError(f"data_dir={root}: expected test images that are not trained on")
         sha256 = {"all": digest.hexdigest()}

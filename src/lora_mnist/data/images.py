@@ -1,9 +1,9 @@
-"""Sets of images: in memory, parts of another set, or with each image changed at random."""
+"""Sets of images, in memory or on the disk."""
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +16,76 @@ Batch = tuple[Tensor, Tensor]
 Augment = Callable[[Any], Any]
 
 
+@dataclass(eq=False)
+class Images(Dataset[Batch]):
+    """A set of N images, some of them perhaps on the disk.
+
+    Attributes:
+        pixels: of each image its tensor, (channels, height, width), or its file; or one tensor of
+            all, which is quicker.
+        labels: their classes, int64, shape (N,).
+        own_names: the file of each image, below the data's folder; ``None``: they have numbers.
+        read: makes the tensor of a file, changed by an :data:`Augment`, if any; ``None``: all
+            images are in memory.
+    """
+
+    pixels: Tensor | Sequence[Tensor | Path]
+    labels: Tensor
+    own_names: Sequence[str | int] | None = None
+    read: Callable[[Path, Augment | None], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def names(self) -> Sequence[str | int]:
+        """The file of each image, below the data's folder, or its number in the data set."""
+        return range(len(self)) if self.own_names is None else self.own_names
+
+    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
+        """The images at ``indices``, each changed by ``augment``, and their labels."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        if isinstance(self.pixels, Tensor) and augment is None:
+            return self.pixels[index], self.labels[index]
+        images = []
+        for i in indices:
+            image = self.pixels[i]
+            if isinstance(image, Path):
+                assert self.read is not None
+                image = self.read(image, augment)
+            elif augment is not None:
+                image = augment(image)
+            images.append(image)
+        return torch.stack(images) if images else torch.empty(0), self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """:meth:`take` under the name by which DataLoader calls it."""
+        return self.take(indices)
+
+    def subset(self, indices: Tensor) -> "Images":
+        """The images at ``indices``, int64, under the names that they have here."""
+        names, order = self.names(), indices.tolist()
+        pixels: Any = self.pixels
+        pixels = pixels[indices] if isinstance(pixels, Tensor) else [pixels[i] for i in order]
+        own_names = [names[i] for i in order]
+        return replace(self, pixels=pixels, labels=self.labels[indices], own_names=own_names)
+
+    def followed_by(self, others: "Images") -> "Images":
+        """These images, and after them ``others``, of the same size."""
+        return Images(
+            [*self.pixels, *others.pixels],
+            torch.cat([self.labels, others.labels]),
+            [*self.names(), *others.names()],
+            self.read or others.read,
+        )
+
+
+def sha256_of(images: Tensor, labels: Tensor) -> str:
+    """The SHA-256 of images and labels (int64), in hexadecimal."""
+    digest = hashlib.sha256(images.numpy().data)
+    digest.update(labels.numpy().data)
+    return digest.hexdigest()
+
+
 def viewable(images: Tensor) -> Tensor:
     """Images to look at: uint8, also where a transform made floats of them."""
     if not images.is_floating_point():
@@ -23,96 +93,3 @@ def viewable(images: Tensor) -> Tensor:
     low = images.amin((-3, -2, -1), keepdim=True)
     high = images.amax((-3, -2, -1), keepdim=True)
     return ((images - low) / (high - low).clamp(min=1e-9) * 255).to(torch.uint8)
-
-
-@lru_cache(maxsize=32)
-def per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """One number for each channel, or for all of them, (C, 1, 1), copied to ``device`` once."""
-    with torch.inference_mode(False):  # validation may ask first, and training needs it too
-        return torch.tensor(values, device=device).view(-1, 1, 1)
-
-
-class Images(Dataset[Batch]):
-    """A set of N images, in memory or on the disk."""
-
-    labels: Tensor  # int64, shape (N,)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def names(self) -> Sequence[str | int]:
-        """The file of each image, below the data's folder, or its number in the data set."""
-        return range(len(self))
-
-    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
-        """The images at ``indices``, each changed by ``augment``, and their labels."""
-        raise NotImplementedError
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """:meth:`take` under the name by which DataLoader calls it."""
-        return self.take(indices)
-
-
-@dataclass(eq=False)
-class ImageTensors(Images):
-    """Images in memory; a whole batch is one index operation."""
-
-    images: Tensor  # uint8, shape (N, channels, height, width)
-    labels: Tensor  # int64, shape (N,)
-    own_names: Sequence[str | int] | None = None
-
-    def names(self) -> Sequence[str | int]:
-        return super().names() if self.own_names is None else self.own_names
-
-    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        images = self.images[index]
-        if augment is not None and len(index):
-            images = torch.stack([augment(image) for image in images])
-        return images, self.labels[index]
-
-    def sha256(self) -> str:
-        """The SHA-256 of images and labels (int64), in hexadecimal."""
-        digest = hashlib.sha256(self.images.numpy().data)
-        digest.update(self.labels.numpy().data)
-        return digest.hexdigest()
-
-
-class Subset(Images):
-    """The images of another set at ``indices``, int64, shape (N,)."""
-
-    def __init__(self, images: Images, indices: Tensor) -> None:
-        self.images, self.indices = images, indices
-        self.labels = images.labels[indices]
-
-    def names(self) -> Sequence[str | int]:
-        names = self.images.names()
-        return [names[i] for i in self.indices.tolist()]
-
-    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        return self.images.take(self.indices[index].tolist(), augment)
-
-
-class Both(Images):
-    """Two sets as one: the images of ``first``, and after them those of ``second``."""
-
-    def __init__(self, first: Images, second: Images) -> None:
-        self.first, self.second = first, second
-        self.labels = torch.cat([first.labels, second.labels])
-
-    def names(self) -> Sequence[str | int]:
-        return [*self.first.names(), *self.second.names()]
-
-    def take(self, indices: Sequence[int], augment: Augment | None = None) -> Batch:
-        index, count = torch.as_tensor(indices, dtype=torch.int64), len(self.first)
-        is_second = index >= count
-        if not is_second.any():
-            return self.first.take(index.tolist(), augment)
-        if is_second.all():
-            return self.second.take((index - count).tolist(), augment)
-        first = self.first.take(index[~is_second].tolist(), augment)[0]
-        second = self.second.take((index[is_second] - count).tolist(), augment)[0]
-        images = first.new_empty(len(index), *first.shape[1:])
-        images[~is_second], images[is_second] = first, second
-        return images, self.labels[index]

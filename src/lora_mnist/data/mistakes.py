@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_mnist.data.dataset import ImageDataset, ImageSets
-from lora_mnist.data.images import Both, Images, ImageTensors, Subset
+from lora_mnist.data.images import Images, sha256_of
 from lora_mnist.errors import UserError
 from lora_mnist.progress import progress
 
@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 class Mistakes(NamedTuple):
     """Pictures that a base gets wrong."""
 
-    learnt: ImageTensors
-    held_out: ImageTensors
+    learnt: Images
+    held_out: Images
 
 
 @torch.no_grad()
@@ -68,11 +68,10 @@ def wrong_pictures(
             f"{setting}: expected pictures that the base gets wrong; it has all {len(seen)} right"
         )
     order = sorted(wrong)
-    images = torch.stack([wrong[key] for key in order])
-    labels = torch.tensor([label for _, label in order])
+    mistakes = Images([wrong[key] for key in order], torch.tensor([label for _, label in order]))
     is_held_out = torch.tensor([int(sha[:8], 16) < test_share * 2**32 for sha, _ in order])
-    learnt = ImageTensors(images[~is_held_out], labels[~is_held_out])
-    held_out = ImageTensors(images[is_held_out], labels[is_held_out])
+    learnt = mistakes.subset((~is_held_out).nonzero()[:, 0])
+    held_out = mistakes.subset(is_held_out.nonzero()[:, 0])
     if not len(learnt):
         raise UserError(
             f"data.mistakes_test={test_share}: expected a smaller share, since the base "
@@ -92,17 +91,19 @@ def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
     The same pictures are left out of validation and test.
     """
     learnt, held_out = mistakes
-    sha256 = {"mistakes": learnt.sha256(), "mistakes_test": held_out.sha256()}
+    sha256 = dict(images.sha256)
+    for split, pictures in (("mistakes", learnt), ("mistakes_test", held_out)):
+        sha256[split] = sha256_of(*pictures.take(range(len(pictures))))
     return replace(
         images,
-        train=Both(images.train, learnt),
-        val=without_mistakes(images.val, learnt, "validation"),
-        test=without_mistakes(images.test, learnt, "test"),
-        sha256={**images.sha256, **sha256},
+        train=images.train.followed_by(learnt),
+        val=_without(images.val, learnt, "validation"),
+        test=_without(images.test, learnt, "test"),
+        sha256=sha256,
     )
 
 
-def by_split(mistakes: Mistakes | None) -> dict[str, ImageTensors]:
+def by_split(mistakes: Mistakes | None) -> dict[str, Images]:
     """The mistakes by their names in results.json; empty sets are left out."""
     if mistakes is None:
         return {}
@@ -110,14 +111,13 @@ def by_split(mistakes: Mistakes | None) -> dict[str, ImageTensors]:
     return {split: images for split, images in splits.items() if len(images)}
 
 
-def without_mistakes(images: Images, mistakes: ImageTensors, purpose: str) -> Images:
+def _without(images: Images, mistakes: Images, purpose: str) -> Images:
     """``images``, for ``purpose``, without those that are pixel by pixel among the ``mistakes``."""
-    learnt = {image.numpy().tobytes() for image in mistakes.images}
+    learnt = {pixels.numpy().tobytes() for pixels in mistakes.take(range(len(mistakes)))[0]}
     others = []
-    for indices in torch.split(torch.arange(len(images)), 250):
-        for i, image in zip(indices, images.take(indices.tolist())[0], strict=True):
-            if image.numpy().tobytes() not in learnt:
-                others.append(int(i))
+    for i in range(len(images)):
+        if images.take([i])[0].numpy().tobytes() not in learnt:
+            others.append(i)
     if len(others) == len(images):
         return images
     log.warning(
@@ -126,4 +126,4 @@ def without_mistakes(images: Images, mistakes: ImageTensors, purpose: str) -> Im
         "(docs/your_classifier.md)",
         *(len(images) - len(others), purpose, purpose),
     )
-    return Subset(images, torch.tensor(others, dtype=torch.int64))
+    return images.subset(torch.tensor(others, dtype=torch.int64))

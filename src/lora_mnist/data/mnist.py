@@ -6,13 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 import torchvision.datasets
 from filelock import FileLock
 from PIL.Image import Image
 from torch import Tensor
 
-from lora_mnist.data.dataset import Channelwise, ImageDataset, ImageSets, check_channelwise
-from lora_mnist.data.images import Batch, ImageTensors
+from lora_mnist.data.dataset import Channelwise, ImageDataset, ImageSets
+from lora_mnist.data.images import Batch, Images, sha256_of
 from lora_mnist.data.pictures import open_picture, prepare
 from lora_mnist.errors import one_line
 
@@ -48,10 +49,7 @@ class MNIST(ImageDataset):
         classes = [name.partition(" - ")[0] for name in names]  # "9 - nine" is called 9
         super().__init__(name or dataset.lower(), classes, 1, **common)
         usual_mean, usual_std = DATASETS[dataset]
-        self.mean = usual_mean if mean is None else mean
-        self.std = usual_std if std is None else std
-        check_channelwise("mean", self.mean, 1, 0, 1)
-        check_channelwise("std", self.std, 1, 1e-6, 1e6)
+        self.normalise_by(usual_mean if mean is None else mean, usual_std if std is None else std)
         self.dataset = dataset
         self.data_dir = Path(data_dir).expanduser()
         self.val_size = val_size
@@ -60,49 +58,45 @@ class MNIST(ImageDataset):
     def sets(self) -> ImageSets:
         parts, sha256 = {}, {}
         for part in ("train", "test"):
-            parts[part] = ImageTensors(*load_images(self.dataset, self.data_dir, part == "train"))
-            sha256[part] = parts[part].sha256()
-        images = parts[self.val_from]
-        count = len(images)
+            images, labels = load_images(self.dataset, self.data_dir, part == "train")
+            parts[part] = Images(images, labels)
+            sha256[part] = sha256_of(images, labels)
+        whole = parts[self.val_from]
+        count = len(whole)
         if type(self.val_size) is not int or not 0 <= self.val_size < count:
             raise ValueError(f"val_size={self.val_size}: expected an integer from 0 to {count - 1}")
         order = list(range(count))
         if self.val_from == "test":
             order.sort(key=lambda i: hashlib.sha256(str(i).encode()).digest())
-        rest, held_out = order[: count - self.val_size], order[count - self.val_size :]
-        parts[self.val_from] = ImageTensors(*images.take(sorted(rest)), sorted(rest))
-        val = ImageTensors(*images.take(held_out), held_out)
-        origin = {"val": self.val_from}
-        return ImageSets(parts["train"], val, parts["test"], sha256, origin, copies=None)
+        sizes = [count - self.val_size, self.val_size]
+        rest, held_out = torch.split(torch.tensor(order), sizes)
+        parts[self.val_from] = whole.subset(rest.sort().values)
+        parts["val"] = whole.subset(held_out)
+        return ImageSets(**parts, sha256=sha256, held_out={"val": self.val_from}, copies=None)
 
     def read_picture(self, picture: Path | Image) -> Tensor:
         """Any picture of one digit, in MNIST's form; see :mod:`lora_mnist.data.pictures`."""
-        return prepare(open_picture(picture))
+        return prepare(open_picture(picture, upright=True))
 
 
 def load_images(dataset: str, data_dir: str | Path, train: bool) -> Batch:
     """All training or all test images of a dataset, (N, 1, 28, 28) uint8, and labels, (N,) int64.
 
-    ``dataset`` and ``data_dir`` are as for :class:`MNIST`. torchvision verifies, extracts
-    and reads the files, and downloads those that are missing, in one process at a time. A file that
-    was cut short by a kill is extracted anew. ``ValueError``, if files are missing or damaged, and
-    cannot be downloaded.
+    ``dataset`` and ``data_dir`` are as for :class:`MNIST`. torchvision verifies, extracts and reads
+    the files, and downloads those that are missing, in one process at a time. ``ValueError``, if it
+    cannot.
     """
     root, family = Path(data_dir), getattr(torchvision.datasets, dataset)
-    raw, images = root / dataset / "raw", None
-    # torchvision has no one class for what is missing, damaged or half-written.
-    with suppress(Exception):
+    raw = root / dataset / "raw"
+    with suppress(Exception):  # torchvision has no one class for what is missing or half-written
         images = family(root, train=train)
+        return images.data.unsqueeze(1), images.targets
     try:
-        if images is None:
-            raw.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / ".lock"):
-                with suppress(Exception):  # another process may have extracted it meanwhile
-                    images = family(root, train=train)
-                if images is None:
-                    for archive in raw.glob("*.gz"):
-                        archive.with_suffix("").unlink(missing_ok=True)
-                    images = family(root, train=train, download=True)
+        raw.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".lock"):
+            for archive in raw.glob("*.gz"):  # a kill may have left half of what is in it
+                archive.with_suffix("").unlink(missing_ok=True)
+            images = family(root, train=train, download=True)
     except Exception as error:
         raise ValueError(
             f"data_dir={root}: expected the official .gz files in {raw}; some are missing or "

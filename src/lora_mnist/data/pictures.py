@@ -5,9 +5,7 @@ that anti-aliasing gives, and moved in a field of 28x28 until its centre of mass
 (LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section III.A).
 """
 
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
@@ -28,41 +26,28 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def open_picture(
-    path: Path | Image.Image, upright: bool = True, decode: bool = True
+    picture: Path | Image.Image, upright: bool = False, decode: bool = True
 ) -> Image.Image:
-    """A picture, decoded; without ``decode`` only checked, as far as that is quick.
+    """A picture, decoded, with eight bits a channel; without ``decode`` only checked, if quickly.
 
-    ``upright`` turns it as its EXIF data say, which torchvision's ImageFolder does not do.
-    ValueError, with the reason, if the file cannot be read as a picture.
+    Of 16 bits the upper eight are taken: Pillow would clip them at 255. ``upright`` turns it as its
+    EXIF data say. ValueError, with the reason, if a file cannot be read as a picture.
     """
     try:
-        opened: Any = nullcontext(path)
-        if not isinstance(path, Image.Image):
-            opened = Image.open(path, formats=_FORMATS)
-        with opened as file:
-            picture: Image.Image = ImageOps.exif_transpose(file) if upright and decode else file
-            if decode:
-                picture.load()
-            else:
-                picture.verify()
+        if isinstance(picture, Path):
+            picture = Image.open(picture, formats=_FORMATS)
+        if not decode:
+            picture.verify()
+            return picture
+        if upright:
+            picture = ImageOps.exif_transpose(picture)
+        picture.load()
     except Exception as error:  # Pillow has no common class for damaged files
         raise ValueError(f"no readable picture ({type(error).__name__})") from error
-    if picture.mode == "F":
-        raise ValueError("no readable picture (floating-point pixels)")
+    if picture.mode.startswith("I"):
+        values = numpy.asarray(picture).astype(numpy.int64) >> 8
+        picture = Image.fromarray(values.clip(0, 255).astype(numpy.uint8))
     return picture
-
-
-def with_eight_bits(picture: Image.Image) -> Image.Image:
-    """The picture with eight bits a channel: of 16, the upper eight. Pillow would clip them at 255.
-
-    ValueError, if it has more than 16 bits.
-    """
-    if picture.mode != "I" and not picture.mode.startswith("I;16"):
-        return picture
-    values = numpy.asarray(picture).astype(numpy.int64)
-    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise ValueError("no readable picture (more than 16 bits a pixel)")
-    return Image.fromarray((values >> 8).astype(numpy.uint8))
 
 
 def prepare(picture: Image.Image) -> Tensor:
@@ -101,13 +86,10 @@ def _corner(mass: Tensor) -> int:
 
 def _grey_levels(picture: Image.Image) -> Tensor:
     """The grey levels, (height, width) float32, at most 256 on a side, without transparency."""
-    if picture.mode.startswith("I"):  # 16 bits and more, which Pillow would clip at 255
-        picture = picture.convert("I").convert("F")
-    else:
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "L")
+    picture = picture.convert("RGBA" if picture.has_transparency_data else "L")
     picture.thumbnail((_WORKING_SIZE, _WORKING_SIZE), Image.Resampling.BILINEAR)
-    grey = torch.tensor(numpy.asarray(picture.convert("L" if picture.mode == "RGBA" else "F")))
-    if picture.mode != "RGBA":
+    grey = torch.tensor(numpy.asarray(picture.convert("L"))).float()
+    if picture.mode == "L":
         return grey
     opacity = torch.tensor(numpy.asarray(picture.getchannel("A"))) / 255
     # The paper is transparent: take white paper for dark ink and black paper for light ink.

@@ -40,15 +40,11 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
     targets: list[int] = []
     for name in names if target is not None else ():
-        if name is None or isinstance(name, float | bool):  # 1.10 was typed, and read as 1.1
-            raise ValueError(
-                f"target={name}: expected a class; quote one that looks like a number, true or "
-                "null, as in 'target=\"1.10\"'"
-            )
         if str(name) not in numbers:
-            message = unknown_class(target, name, classes)
-            numbers_text = f"a number from 0 to {len(classes) - 1}"
-            raise ValueError(f"{message}, or {numbers_text}, a list, weakest, or null for all")
+            raise ValueError(
+                f"{unknown_class(target, name, classes)}, or a number from 0 to "
+                f"{len(classes) - 1}, a list, weakest, or null for all"
+            )
         targets.append(numbers[str(name)])
     if not names or len(set(targets)) < len(targets):
         raise ValueError(f"target={target}: expected each class once, and at least one")
@@ -170,7 +166,7 @@ class Augmented(Images):
     def __init__(self, images: Images, augment: Augment, seed: int, rank: int = 0) -> None:
         self.images, self.augment = images, augment
         self.seed, self.rank = seed, rank
-        self.labels = images.labels
+        self.labels, self.read = images.labels, images.read
 
     def __getitems__(self, batch: Any) -> Batch:
         number, indices = batch

@@ -15,8 +15,8 @@ def split(
     test_size: float,
     seed: int,
     val_from: str = "train",
-) -> dict[Entry, str]:
-    """The purpose of each image: "train", "val" or "test".
+) -> tuple[dict[Entry, str], dict[str, str]]:
+    """The purpose of each image, "train", "val" or "test", and which part is held out of which.
 
     Where there is no ``val/`` or ``test/``, a share of each class, and one image at least, is taken
     from those to train on, by a hash of ``seed`` and the file's path. So adding files changes the
@@ -27,8 +27,12 @@ def split(
     parts = {entry: entry.part for entry in entries}
     if val_from == "test":
         parts = {entry: "test" if part == "test" else "train" for entry, part in parts.items()}
-    existing = set(parts.values())
-    if not test_size and "test" not in existing:
+    existing, held_out = set(parts.values()), {}
+    if "val" not in existing:
+        held_out["val"] = val_from
+    if "test" not in existing:
+        held_out["test"] = "train"
+    if not test_size and "test" in held_out:
         raise ValueError("test_size=0: expected more, since there is no folder test/")
     members: dict[tuple[int, str], list[Entry]] = defaultdict(list)
     for entry in sorted(parts, key=lambda e: hashlib.sha256(f"{seed} {e.path}".encode()).digest()):
@@ -36,23 +40,29 @@ def split(
     for label, name in enumerate(classes):
         train, val, test = (members[label, part] for part in ("train", "val", "test"))
         readable = len(train)
-        if "test" not in existing:
-            count = max(1, round(test_size * readable))
-            test, train = train[:count], train[count:]
-        if val_size and "val" not in existing and (train or val_from == "test"):
-            source, total = (test, len(test)) if val_from == "test" else (train, readable)
-            count = max(1, round(val_size * total))
-            val = source[:count]
-            del source[:count]
-        has_training = "train" in existing or "val" in existing  # a test/ alone is enough to test
-        if (has_training and not train) or (val and val_from == "test" and not test):
+        if "test" in held_out:
+            test = _take(train, test_size, readable)
+        if "val" in held_out and val_from == "train":
+            val = _take(train, val_size, readable)
+        elif "val" in held_out:
+            val = _take(test, val_size, len(test))
+        is_trained = existing != {"test"}  # a test/ alone is enough to test
+        if (is_trained and not train) or (val and val_from == "test" and not test):
             raise ValueError(
                 f"val_size={val_size} test_size={test_size}: expected to leave some images of "
                 f"{name} to train on, and to test on; {readable} of those to train on are readable"
             )
-        parts |= dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
-        parts |= dict.fromkeys(test, "test")
-    return parts
+        for part, images in (("train", train), ("val", val), ("test", test)):
+            parts |= dict.fromkeys(images, part)
+    return parts, held_out
+
+
+def _take(images: list[Entry], share: float, total: int) -> list[Entry]:
+    """Take the first ``share`` of ``total`` images out of a list; one at least, if any."""
+    count = max(1, round(share * total)) if share else 0
+    taken = images[:count]
+    del images[:count]
+    return taken
 
 
 def repeated(root: Path, parts: Mapping[Entry, str]) -> list[Entry]:

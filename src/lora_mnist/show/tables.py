@@ -120,9 +120,8 @@ def print_predictions(predictions: Sequence[Mapping[str, Any]]) -> None:
     for prediction in predictions:
         cells = []
         for side in sides:
-            probability = prediction[side]["probability"]
-            cells.append(Text(f"{prediction[side]['class']} ({probability:.3f})"))
-        if "after" in sides and prediction["before"]["class"] != prediction["after"]["class"]:
+            cells.append(Text(f"{prediction[side].label} ({prediction[side].probability:.3f})"))
+        if "after" in sides and prediction["before"].label != prediction["after"].label:
             differing += 1
             cells[-1] = Text(f"{cells[-1]} *", "bold yellow")
         table.add_row(Text(str(prediction["file"])), *cells)
