@@ -239,3 +239,14 @@ def test_a_folder_is_read_only_where_it_has_to_be(tmp_path):
     for key in known:
         with pytest.raises(ValueError, match="data_dir=None: expected a folder of images"):
             Folder(**{name: known[name] for name in known if name != key})
+
+
+def test_what_is_left_out_is_named(make_photos, caplog):
+    root = make_photos({"cat": 6, "dog": 6}, "train")
+    (root / "more").mkdir()
+    (root / "train" / "cat" / "film.heic").write_bytes(b"a film")
+    Image.new("F", (8, 8)).save(root / "train" / "cat" / "light.tif")
+    images = Folder(root, image_size=8, mean=0.5, std=0.5).sets
+    assert sum(len(part) for part in (images.train, images.val, images.test)) == 12
+    for name in ("film.heic", "more is ignored", "light.tif"):
+        assert name in caplog.text

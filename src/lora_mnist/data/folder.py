@@ -43,7 +43,7 @@ class Folder(ImageDataset):
     ``common`` are the arguments of :class:`.ImageDataset`. The folder is only looked at where
     ``classes``, ``image_size``, ``mean`` or ``std`` have to be found there, or its images are asked
     for. With a ``transform``, images are read from the disk, and of the arguments from
-    ``image_size`` to ``std`` only ``channels`` counts. ``ValueError``, if one is out of range.
+    ``image_size`` to ``std`` only ``channels`` may be given. ``ValueError`` for one out of range.
     """
 
     def __init__(
@@ -71,8 +71,18 @@ class Folder(ImageDataset):
         if resize not in ("crop", "stretch"):
             raise ValueError(f"resize={resize}: expected one of crop, stretch")
         require_number("crop_pct", crop_pct, 0.1, 1)
-        for key, value in (("image_size", image_size), ("mean", mean), ("std", std)):
-            if transform is not None and value is not None:
+        size: Any = [image_size, image_size] if isinstance(image_size, int) else image_size
+        if size is not None and ([type(side) for side in size] != [int, int] or min(size) < 1):
+            raise ValueError(f"image_size={image_size}: expected null, pixels, or [height, width]")
+        for key, value, default in (
+            ("image_size", image_size, None),
+            ("resize", resize, "crop"),
+            ("crop_pct", crop_pct, 1.0),
+            ("interpolation", interpolation, "bilinear"),
+            ("mean", mean, None),
+            ("std", std, None),
+        ):
+            if transform is not None and value != default:
                 raise ValueError(f"{key}={value}: expected null, since transform is given")
         if classes is None:
             classes = class_names(self.root)
@@ -85,10 +95,7 @@ class Folder(ImageDataset):
             self.prepare = Preparation(channels, transform=transform)
             self.mean, self.std = 0.0, 1.0
             return
-        if image_size is None:
-            height, width = self._size_of_the_first()
-        else:
-            height, width = [image_size] * 2 if isinstance(image_size, int) else image_size
+        height, width = size if size is not None else self._size_of_the_first()
         self.prepare = Preparation(channels, (height, width), resize, crop_pct, interpolation)
         if mean is None or std is None:
             if not len(self.sets.train):

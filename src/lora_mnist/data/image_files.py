@@ -1,5 +1,6 @@
 """Image files in folders of classes: listed, and prepared as torchvision does it."""
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, res
 from lora_mnist.data.images import Augment
 from lora_mnist.data.pictures import open_picture
 from lora_mnist.errors import UserError
+
+log = logging.getLogger(__name__)
 
 #: The purpose of the images in a folder, by its name in lower case.
 _PART_OF = {
@@ -96,26 +99,40 @@ def class_names(root: Path) -> list[str]:
 def list_entries(root: Path, classes: list[str]) -> list[Entry]:
     """The image files in the folders of ``classes``, by path, as torchvision lists them."""
     labels = {name: label for label, name in enumerate(classes)}
-    entries = []
+    entries, others = [], []
     for folder, part in _part_folders(root).items():
-        files = ImageFolder.make_dataset(str(folder), labels, IMG_EXTENSIONS, allow_empty=True)
-        for file, label in files:
+        for file, label in ImageFolder.make_dataset(
+            str(folder), labels, is_valid_file=lambda _: True, allow_empty=True
+        ):
             path = Path(file).relative_to(root)
-            if not path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
+            if path.name.startswith("."):  # macOS puts a ._cat.jpg beside cat.jpg
+                continue
+            if path.name.lower().endswith(IMG_EXTENSIONS):
                 entries.append(Entry(path.as_posix(), label, part))
+            else:
+                others.append(path)
+    if others:
+        log.warning(
+            "%d files are left out because they are not named as images: %s, ...",
+            *(len(others), others[0]),
+        )
     return sorted(entries)
 
 
 def _part_folders(root: Path) -> dict[Path, str]:
     """The folders that hold classes, and the purpose of their images: train, val or test.
 
-    Other folders beside these are ignored. Without subfolders, ``train`` is a class, of trains.
+    Without subfolders, ``train`` is a class, of trains.
     """
-    parts = {}
+    parts, others = {}, []
     for name in _subfolders(root):
         part = _PART_OF.get(name.lower())
         if part and _subfolders(root / name):
             parts[root / name] = part
+        else:
+            others.append(name)
+    if parts and others:
+        log.warning("%s: %s is ignored, as it is no train/, val/ or test/", root, others[0])
     return parts or {root: "train"}
 
 

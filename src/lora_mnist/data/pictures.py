@@ -44,6 +44,8 @@ def open_picture(
         picture.load()
     except Exception as error:  # Pillow has no common class for damaged files
         raise ValueError(f"no readable picture ({type(error).__name__})") from error
+    if picture.mode == "F":
+        raise ValueError("no readable picture (floating-point pixels)")
     if picture.mode.startswith("I"):
         values = numpy.asarray(picture).astype(numpy.int64) >> 8
         picture = Image.fromarray(values.clip(0, 255).astype(numpy.uint8))

@@ -40,6 +40,11 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     names = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
     targets: list[int] = []
     for name in names if target is not None else ():
+        if name is None or isinstance(name, float | bool):  # 1.10 was typed, and read as 1.1
+            raise ValueError(
+                f"target={name}: expected a class; quote one that looks like a number, true or "
+                "null, as in 'target=\"1.10\"'"
+            )
         if str(name) not in numbers:
             raise ValueError(
                 f"{unknown_class(target, name, classes)}, or a number from 0 to "
