@@ -1,13 +1,8 @@
 """What the files of bases and adapters say, as a classifier."""
 
-import shutil
-import sys
-
 import pytest
-import torch
 from composed import small_adapter, small_net
-from helpers.commands import only_run, read_results, refused
-from helpers.stranger import fresh, move_in
+from helpers.commands import refused
 
 from lora_mnist import MLP
 from lora_mnist.classifier import Classifier
@@ -45,35 +40,3 @@ def test_an_adapter_finds_its_own_base(outputs, adapter):
         path.unlink()
     said = refused(load, None)
     assert f"its base is not here; expected base_ckpt=FILE, the weights with SHA-256 {own}" in said
-
-
-@pytest.mark.slow
-def test_what_is_typed_goes_before_what_a_run_brings(cli, tmp_path, monkeypatch):
-    """Its network, its images and its base are found from anywhere."""
-    here, elsewhere = move_in(tmp_path / "here", monkeypatch), tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.setenv("HOME", str(here))
-    torch.save(fresh(width=5).state_dict(), "mine.pt")
-    cli(
-        *("train.py", "experiment=repair", "data=folder", 'data.data_dir="~/photos"', "net=custom"),
-        *("net._target_=nets_of_a_stranger.Net", "net.width=5", "base_ckpt=mine.pt", "digit=dog"),
-        *("data.replay=10", "data.batch_size=5", "trainer.max_steps=6", "trainer=cpu"),
-        *("callbacks.checkpoint=null", "logger=none", "figures=false", "data.image_size=8"),
-        here=here,
-    ).ok()
-    options = ("adapter=latest", "trust=true", "trainer=cpu", "figures=false")
-    run = tmp_path / "changed"
-    cli("eval.py", "data.mean=0.25", *options, f"hydra.run.dir={run}", here=elsewhere).ok()
-    results = read_results(run)
-    assert (results["mean"], results["dataset"]) == (0.25, "photos")
-    log = (run / "eval.log").read_text()
-    assert "set by you: data.mean" in log
-    assert f"code from {here / 'nets_of_a_stranger.py'}\n" in log  # where the adapter was made
-    shutil.copy(here / "nets_of_a_stranger.py", elsewhere)
-    sys.modules.pop("nets_of_a_stranger")
-    done = cli("predict.py", "images=../here/photos/cat/1.png", *options[:2], here=elsewhere).ok()
-    assert f"code from {elsewhere / 'nets_of_a_stranger.py'}\n" in done.err
-    done = cli("eval.py", "-m", "scale=1,0.5", *options)
-    assert done.code != 0
-    assert "adapter=latest: expected the folder itself in a sweep" in done.err
-    assert f"adapter={only_run(tmp_path / 'outputs', 'lora')}" in done.err

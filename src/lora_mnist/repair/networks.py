@@ -15,7 +15,7 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from lora_mnist.errors import UserError, error_in_user_code, is_own_code, one_line
+from lora_mnist.errors import UserError, error_in_user_code, one_line
 
 
 class MLP(nn.Sequential):
@@ -130,23 +130,6 @@ def importable(folders: Sequence[Path]) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = path
-
-
-def files_of_code(settings: Any) -> list[str]:
-    """The files of a user's own code that the ``_target_`` in ``settings`` have been found in."""
-    files: list[str] = []
-    if isinstance(settings, Mapping):
-        module = str(settings.get("_target_", ""))
-        while module and module not in sys.modules:
-            module = module.rpartition(".")[0]
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if file and is_own_code(Path(file)):
-            files.append(file)
-        settings = list(settings.values())
-    if isinstance(settings, list):
-        for value in settings:
-            files += files_of_code(value)
-    return list(dict.fromkeys(files))
 
 
 def build_network(settings: Mapping[str, Any], folders: Sequence[Path] = ()) -> nn.Module:
