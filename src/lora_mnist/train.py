@@ -6,7 +6,6 @@
 
 import logging
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from lightning.pytorch import seed_everything
@@ -62,9 +61,6 @@ from lora_mnist.trials import train_adapter
 
 log = logging.getLogger(__name__)
 
-#: Random numbers and warnings are the whole process's: one training at a time.
-_training = Lock()
-
 
 def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """Run one stage: pretrain a base, or repair it with an adapter and prove it untouched.
@@ -84,22 +80,15 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         RuntimeError: if training an adapter changed the base.
     """
     stages = {"pretrain": pretrain, "lora": lora}
-    if cfg.get("stage") not in stages:
-        raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage, cfg.get("resume")))
     cfg = checked_copy(cfg, run)
     if cfg.resume is None:
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
     if {"digit", "target"} <= run.typed_keys:
         raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
-    if not _training.acquire(blocking=False):
-        raise UserError("train() runs in another thread: expected one training at a time")
-    try:
-        seed_everything(cfg.seed, verbose=False)
-        with quiet_lightning():
-            return stages[cfg.stage](cfg, run)
-    finally:
-        _training.release()
+    seed_everything(cfg.seed, verbose=False)
+    with quiet_lightning():
+        return stages[cfg.stage](cfg, run)
 
 
 def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
@@ -189,20 +178,17 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         better_preprocessing = check_preprocessing(classifier, run, trainer)
         if base_val is not None and not better_preprocessing:
             warn_of_wrong_settings(classifier, counts_of(base_val)["before"], trainer)
-    rate, seconds_a_step = cfg.optimizer.lr, 0.0
+    rate = cfg.optimizer.lr
     if rate == "auto":
         assert base_val is not None  # refuse_inconsistent
         # A run that goes on keeps the rate that it began with.
         rate = recorded_rate(run.folder) if cfg.resume is not None else None
         if rate is None:
-            parts = loss_and_optimizer(cfg)
-            rate, seconds_a_step = choose_rate(net, *parts, data, base_val, trainer)
+            rate = choose_rate(net, *loss_and_optimizer(cfg), data, base_val, trainer)
     settings = make_module(cfg, classifier, data, rate, base_val).hparams  # refuses what is wrong
     print_parameters(net)
     with begin_run(run.folder, settings, cfg.resume):
-        trained, trials = train_adapter(
-            cfg, run, trainer, classifier, data, rate, base_val, seconds_a_step, clock
-        )
+        trained, trials = train_adapter(cfg, run, trainer, classifier, data, rate, base_val, clock)
         prove_unchanged(base, net)
         if not trainer.is_global_zero:
             return {}

@@ -34,14 +34,12 @@ from lora_mnist.repair.predictions import Predictions, counts_of
 from lora_mnist.repair.rate import FEW_IMAGES
 from lora_mnist.run import Run
 from lora_mnist.show.next_steps import choice_text
-from lora_mnist.trainer import evaluate_on, fit, make_trainer
+from lora_mnist.trainer import evaluate_on, fit, make_trainer, monitored_validation
 
 log = logging.getLogger(__name__)
 
 #: What lora.dropout=auto tries; 0.1 beside these gains nothing.
 DROPOUTS = (0.0, 0.05)
-#: Minutes of a training from which on it is said beforehand how long all will take.
-_LONG = 2
 #: The dial may always try this number of validation images at each scale.
 _MIN_FOR_DIAL = 50
 
@@ -57,15 +55,11 @@ class Trained:
     scale: float  # of the adapter
     is_refit: bool = False  # whether it has learnt these images since
 
-    @property
-    def val_errors(self) -> int:
-        """Validation images that are wrong."""
-        assert self.val is not None
-        return int(counts_of(self.val)["after"]["errors"])
-
     def summary(self) -> dict[str, Any]:
         """What results.json says of a trial."""
-        return {"dropout": self.dropout, "scale": self.scale, "val_errors": self.val_errors}
+        assert self.val is not None
+        errors = int(counts_of(self.val)["after"]["errors"])
+        return {"dropout": self.dropout, "scale": self.scale, "val_errors": errors}
 
 
 def train_adapter(
@@ -76,7 +70,6 @@ def train_adapter(
     data: ImageDataModule,
     rate: float,
     base_val: Predictions | None,
-    seconds_a_step: float,
     clock: Clock,
 ) -> tuple[Trained, list[dict[str, Any]]]:
     """Train the adapter on the network of ``classifier``: once, or after trials that decide.
@@ -111,19 +104,14 @@ def train_adapter(
         last.lora.dropout = dropouts[0]
         return train_once(last, run, trainer, data), []
 
-    minutes = trainer.max_steps * seconds_a_step / 60
-    if minutes > _LONG:
-        log.info(
-            "%d trainings, of some %.0f minutes each: lora.dropout=0 and refit=false leave one",
-            *(len(dropouts) + 1, minutes),
-        )
     trials: list[Trained] = []
     for dropout in dropouts:
         log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), dropout)
         trial, its_run = trial_of(cfg, run, dropout)
         trials.append(train_once(trial, its_run, make_trainer(trial, its_run), data))
-    chosen = min(trials, key=lambda trial: trial.val_errors)
     summaries = [trial.summary() for trial in trials]
+    errors = [summary["val_errors"] for summary in summaries]
+    chosen = trials[errors.index(min(errors))]
     if len(trials) > 1:
         log.info("%s", choice_text(summaries, chosen.dropout))
     last.lora.dropout, last.lora.scale, last.dial = chosen.dropout, chosen.scale, False
@@ -153,10 +141,7 @@ def learns_validation(cfg: DictConfig, trainer: Trainer, data: ImageDataModule) 
     """
     if cfg.refit != "auto":
         return bool(cfg.refit)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if str(getattr(callback, "monitor", "")).startswith("val/"):
-            return False
-    return _has_few(data)
+    return _has_few(data) and not monitored_validation(trainer)
 
 
 def _has_few(data: ImageDataModule) -> bool:

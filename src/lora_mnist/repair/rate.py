@@ -1,7 +1,6 @@
 """The learning rate of a repair: by the number of images to learn, less where that does harm."""
 
 import logging
-import time
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -38,7 +37,7 @@ def choose_rate(
     data: ImageDataModule,
     base_val: Predictions,
     trainer: Trainer,
-) -> tuple[float, float]:
+) -> float:
     """0.003 for fewer than 400 images to learn, else 0.001.
 
     A rate that suits three layers ruins a network of twenty. So a smaller one of :data:`RATES` is
@@ -52,9 +51,6 @@ def choose_rate(
         data: the images of the training, and of its validation.
         base_val: the base's predictions for the validation images.
         trainer: says on which device and in which precision.
-
-    Returns:
-        The rate, and how many seconds a step took.
     """
     count, plan, dataset = len(base_val), data.plan, data.dataset
     learnt = len(plan.selection.target_indices)
@@ -78,7 +74,6 @@ def choose_rate(
         for rate in rates:
             optimizer = make_optimizer(parameters, lr=rate)
             net.train()
-            started = time.perf_counter()
             for images, labels in data.read(islice(plan.batches(), _STEPS)):
                 with precision.forward_context():
                     # Before training each process has whole batches.
@@ -87,7 +82,6 @@ def choose_rate(
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
-            seconds = time.perf_counter() - started
             after = errors()
             with torch.no_grad():
                 for parameter, values in zip(parameters, start, strict=True):
@@ -101,4 +95,4 @@ def choose_rate(
     else:
         message = "optimizer.lr=auto: each of %s does harm on validation images; %g is taken"
         log.warning(message, ", ".join(map(str, rates)), rate)
-    return rate, seconds / _STEPS
+    return rate
