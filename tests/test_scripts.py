@@ -5,11 +5,11 @@ No measured number in the documents is typed: each stands in a block that a scri
 
 import re
 
-import jobs
 import pytest
 import readme
 import repair
 import tasks
+from composed import composed
 from helpers.commands import ROOT
 
 DOCUMENTS = []
@@ -64,7 +64,6 @@ def test_links_lead_somewhere(document):
     assert [link for link in links if not (here / link).exists()] == []
 
 
-@pytest.mark.slow
 def test_every_task_and_every_method_composes():
     """No table's base was ever searched on."""
     all_tasks = [*tasks.SEARCH, *tasks.TASKS]
@@ -73,6 +72,6 @@ def test_every_task_and_every_method_composes():
         assert task.pictures in ("", *tasks.PICTURES)
         images = "data=folder" if task.pictures else "data=mnist"
         pretrain = ("stage=pretrain", *task.pretrain.split())
-        jobs.composed([images, *task.settings.split(), *pretrain])
+        composed("train", images, *task.settings.split(), *pretrain)
     for change in repair.CHANGES:
-        jobs.composed(["target=1", "experiment=repair", *change.split()])
+        composed("train", "target=1", "experiment=repair", *change.split())
