@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.commands import ROOT, only_run, read_results, refused
-from helpers.stranger import CLASSES, config, darker, fresh, mine, move_in
+from helpers.stranger import CLASSES, config, darker, mine, move_in
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
 from torchvision.models import ResNet18_Weights
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from lora_mnist import add_lora, load_adapter, lora_disabled, save_adapter
+from lora_mnist import load_adapter, lora_disabled
 from lora_mnist.evaluate import evaluate
 from lora_mnist.export import export
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors
@@ -120,16 +120,6 @@ def test_the_exported_network_takes_what_a_transform_makes_of_a_picture(here):
     assert prediction["before"]["class"] == CLASSES[int(given.argmax())]
 
 
-@pytest.mark.parametrize(
-    ("typed", "name"),
-    [("+data.maen=0.5", "maen"), ("data.transform={_target_: nets_of_a_stranger.prep}", "prep")],
-)
-def test_a_misspelt_name_is_a_mistake_of_the_data(here, typed, name):
-    said = refused(evaluate, config("eval", typed))
-    assert said.startswith("data: ")
-    assert f"'{name}'" in said
-
-
 def test_a_base_that_knows_its_validation_images_gets_others_from_test(here):
     """The weakest class is then found, as it is not where the base has been trained on them."""
     Path("knows.py").write_text(
@@ -190,25 +180,12 @@ def test_a_base_knows_how_its_images_were_prepared(here):
     assert trained["parameters"]["base"] == 4 * 28 + 2 * 4 + 3 * 5
 
 
-def test_images_that_do_not_fit_the_network(here):
-    said = "net: cannot take images of shape (4, 1, 8, 8) from photos (nets_of_a"
-    assert refused(evaluate, config("eval", "data.channels=1")).startswith(said)
-
-
-def test_an_adapter_of_ones_own_base_needs_that_base(here):
-    """Nor does another base, which happens to be the current one, answer for it."""
-    save_adapter(add_lora(mine()), here / "outputs" / "lora" / "2026-01-01" / "adapter")
-    cfg = config("eval", "adapter=latest", "base_ckpt=null")
-    other = here / "outputs" / "base" / f"{cfg.base_name}.ckpt"
-    said = refused(evaluate, cfg)
-    assert said.startswith(
-        "adapter=outputs/lora/2026-01-01/adapter: its base is not here; expected"
-    )
-    assert re.fullmatch(r"photos-[0-9a-f]{6}_net", cfg.base_name)
-    other.parent.mkdir()
-    torch.save(fresh().state_dict(), other)
-    assert refused(evaluate, cfg) == said
-    assert evaluate(config("eval", "adapter=latest"))["test_base"]["errors"] >= 0
+def test_images_that_do_not_fit_and_a_misspelt_key(here):
+    grey = refused(evaluate, config("eval", "data.channels=1"))
+    assert grey.startswith("net: cannot take images of shape (4, 1, 8, 8) from photos (nets_of_a")
+    misspelt = refused(evaluate, config("eval", "+data.maen=0.5"))
+    assert misspelt.startswith("data: ")
+    assert "'maen'" in misspelt
 
 
 @pytest.mark.slow

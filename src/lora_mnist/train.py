@@ -119,36 +119,32 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         with clock.measure("test"):
             tables["test"] = evaluate_on(trainer, net, dataset, images.test, "test")
         outcomes = outcomes_by_split(tables, selection.targets)
-        useless = None
-        if not is_fast_dev_run(trainer):
-            useless = why_useless(outcomes, dataset.classes, rate)
+        useless = why_useless(outcomes, dataset.classes, rate)
         sha256 = fingerprint(net.state_dict())
+        is_trial = bool(cfg.debug) or is_fast_dev_run(trainer)
         # What knows some classes alone, or nothing, or was a trial, is no base for others.
-        is_base = not (selection.targets or useless or cfg.debug or is_fast_dev_run(trainer))
+        is_base = not (selection.targets or useless or is_trial)
         folder = Path(cfg.paths.bases) if is_base else run.folder
         own = versioned_base_path(folder, base_name(cfg.data, cfg.net), sha256)
         results = common_results(
             cfg, run.typed, classifier, images, outcomes, data.plan, selection.targets
         )
         results |= {"steps": trainer.global_step, "best": best, "lr": rate, "base_sha256": sha256}
-        if is_fast_dev_run(trainer):
-            results["weights"] = None
-        elif not is_base or current is None:  # the user has to name it to other commands
+        if not is_base or current is None:  # the user has to name it to other commands
             results["weights"] = str(own) if is_base else own.name
         results["seconds"] = clock.seconds()
         write_results(run.folder, results, tables["test"], images.test)
         report_and_close_loggers(trainer, results, run, cfg.figures, tables["test"], images.test)
         # Last: a run that fails on the way leaves the current base alone.
-        if not is_fast_dev_run(trainer):
-            record = record_of(cfg, run, classifier)
-            # How many are held out is each training's choice; the base's is for a warning.
-            record["made"]["val_size"] = record["data"].pop("val_size", None)
-            write_base(net.state_dict(), own, record)
-            if is_base and current is not None:
-                set_current_base(own, current)
-            else:
-                log.info("base: %s; the current one stays", own)
-    if useless and not (selection.targets or cfg.debug):
+        record = record_of(cfg, run, classifier)
+        # How many are held out is each training's choice; the base's is for a warning.
+        record["made"]["val_size"] = record["data"].pop("val_size", None)
+        write_base(net.state_dict(), own, record)
+        if is_base and current is not None:
+            set_current_base(own, current)
+        else:
+            log.info("base: %s; the current one stays", own)
+    if useless and not (selection.targets or is_trial):
         raise TrainingError(f"{useless}; the base stays in {run.folder}")
     return results
 
