@@ -309,8 +309,8 @@ def build_dataset(settings: Mapping[str, Any], folders: Sequence[Path]) -> Image
         given.setdefault("data_dir", str(DATA))
     try:
         with importable(folders), config_group("data"):
-            dataset = build(given)
+            dataset: ImageDataset = build(given)
     except (ImportError, AttributeError, TypeError) as error:  # a name or an argument is misspelt
         reason = error_in_user_code(error) or f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"data: {reason}") from error
-    return dataset  # type: ignore[no-any-return]
+    return dataset
