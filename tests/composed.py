@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError
 from torch import nn
 
-import lora_mnist.run  # noqa: F401 the resolvers that the configurations need
 from lora_mnist import MLP, add_lora, load_adapter, lora_parameters, save_adapter
 from lora_mnist.data import load_images
 from lora_mnist.disk.base import write_base
 from lora_mnist.evaluate import evaluate
+from lora_mnist.run import CLASSIFIER
 from lora_mnist.train import train
 
 
@@ -54,7 +54,11 @@ def composed(entry, *overrides):
     Composing takes a tenth of a second. So it is done once for each choice of groups, and the other
     overrides are applied to a copy, as Hydra would.
     """
-    chosen = [o for o in overrides if (ROOT / "configs" / o.partition("=")[0]).is_dir()]
+    chosen = []
+    for override in overrides:
+        group = override.partition("=")[0]
+        if (ROOT / "configs" / group).is_dir() or group in ("hydra.searchpath", CLASSIFIER):
+            chosen.append(override)
     cfg = copy.deepcopy(_composed(entry, *chosen))
     values = OverridesParser.create().parse_overrides([o for o in overrides if o not in chosen])
     for value in values:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import runpy
 import sys
 
@@ -25,17 +24,6 @@ def pytest_collection_modifyitems(items):
         return 0 if mark is None else mark.args[0] if mark.args else 5
 
     items.sort(key=seconds, reverse=True)
-
-
-def pytest_terminal_summary(terminalreporter):
-    """At the end, name the extras without which tests were skipped."""
-    extras = []
-    for report in terminalreporter.stats.get("skipped", ()):
-        extras += re.findall(r"the extra (\w+) is not installed", str(report.longrepr))
-    if extras:
-        names = ",".join(sorted(set(extras)))
-        line = f'{len(extras)} skipped for want of extras: pip install -e ".[{names}]"'
-        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

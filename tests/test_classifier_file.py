@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from helpers.commands import ROOT, only_run, read_results
+from composed import composed
+from helpers.commands import only_run, read_results
 from helpers.stranger import move_in
-from hydra import compose, initialize_config_dir
 
 from lora_mnist.configuration import checked_copy
 from lora_mnist.run import Run
@@ -36,12 +36,11 @@ def here(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize("entry", ["train", "eval", "predict", "export", "demo"])
+@pytest.mark.parametrize("entry", ["train", "predict"])
 def test_each_command_takes_what_it_has_of_the_file(here, entry):
     typed = [f"hydra.searchpath=[{here}]", "classifier@_global_=photos", "data.std=0.3"]
     stage = ["experiment=repair"] if entry == "train" else []
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        cfg = compose(entry, [*typed, *stage])
+    cfg = composed(entry, *typed, *stage)
     cfg = checked_copy(cfg, Run(here, typed=("data.std=0.3", *stage)))
     assert cfg.data._target_ == "lora_mnist.data.Folder"
     assert (cfg.data.data_dir, cfg.data.mean, cfg.base_ckpt) == ("photos", 0.4, "mine.pt")
@@ -52,20 +51,15 @@ def test_each_command_takes_what_it_has_of_the_file(here, entry):
 
 def test_commands_that_follow_name_the_file(cli, here):
     """They work as they are printed: options stand before all overrides."""
-    first = cli("eval.py", *TYPED, "figures=false", here=here).ok()
+    done = cli("eval.py", *TYPED, "figures=false", here=here).ok()
     results = read_results(only_run(here / "outputs", "eval"))
     assert results["overrides"][:2] == ["--config-dir=.", "classifier=photos"]
     assert results["mean"] == 0.4
-    assert "nothing reads" not in first.err
-    cli("train.py", *TYPED, "stage=lora", "figures=false", "trainer=cpu", here=here).ok()
-    folder = only_run(here / "outputs", "lora")
-    assert read_results(folder)["targets"] == [2]
-    again = cli("train.py", *TYPED, "stage=lora", f"resume={folder}", "trainer=cpu", here=here)
-    assert "this run has finished" in again.err
-    sweep = ("stage=lora", "seed=0,1", "logger=none", "trainer=cpu", "trainer.max_epochs=x")
-    done = cli("train.py", "-m", *TYPED, *sweep, here=here)  # each job fails
+    assert "nothing reads" not in done.err
+    sweep = ("stage=lora", "trainer.max_epochs=x")
+    done = cli("train.py", "-m", *TYPED, *sweep, here=here)  # its job fails at once
     line = done.err.splitlines()[-1]
-    assert "train.py -m --config-dir=. classifier=photos stage=lora seed=0,1 " in line
+    assert "train.py -m --config-dir=. classifier=photos stage=lora " in line
 
 
 @pytest.mark.parametrize(
@@ -82,11 +76,3 @@ def test_what_is_wrong_with_a_file_is_said(cli, here, change, typed, said):
         Path("classifier", "photos.yaml").write_text(change)
     done = cli("predict.py", *typed, "images=photos", here=here)
     assert (done.code, done.err.startswith(said)) == (2, True), done.err
-
-
-def test_a_folder_called_like_a_key_is_told(cli, here):
-    """With ``--config-dir .``, Hydra takes it for a group of configurations."""
-    Path("images").mkdir()
-    done = cli("predict.py", *TYPED, "images=photos", here=here)
-    assert done.code == 2
-    assert done.err.startswith("images: with --config-dir, Hydra takes the folder images that is")

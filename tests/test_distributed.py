@@ -1,12 +1,6 @@
 """One training in two processes, trainer=ddp_sim: what one process alone would do."""
 
 import csv
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -70,52 +64,3 @@ def test_two_processes_train_as_one(tmp_path):
     assert labels[0] == labels[1]
     assert losses_together == pytest.approx(losses, rel=1e-4)
     assert together["dial"]["saved"] == alone["dial"]["saved"] > 0
-
-
-def members(group):
-    """The living processes of a process group, without zombies."""
-    living = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it has ended meanwhile
-            continue
-        if int(its_group) == group and state != "Z":
-            living.append(int(stat.parent.name))
-    return living
-
-
-def wait_for(condition, seconds):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.1)
-    return condition()
-
-
-@pytest.mark.slow(20)
-def test_no_process_stays(tmp_path):
-    """After SIGTERM to the whole group, as Ctrl+C and most cluster managers send their signal."""
-    options = [*FEW, SMALL[0], "figures=false", "logger=none", "stage=pretrain", "trainer=ddp_sim"]
-    options += ["trainer.max_epochs=1000", "callbacks.checkpoint.train_time_interval.seconds=0"]
-    options += [f"paths.outputs={tmp_path}", f"hydra.run.dir={tmp_path}/run"]
-    last, stderr = tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "stderr"
-    group = subprocess.Popen(
-        [sys.executable, "train.py", *options],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}/src"},
-        stdout=subprocess.DEVNULL,
-        stderr=stderr.open("w"),
-        start_new_session=True,
-    )
-    try:
-        assert wait_for(lambda: last.exists() or group.poll() is not None, 150)
-        assert len(members(group.pid)) == 2
-        os.killpg(group.pid, signal.SIGTERM)
-        assert wait_for(lambda: not members(group.pid), 30)
-    finally:
-        if members(group.pid):
-            os.killpg(group.pid, signal.SIGKILL)
-        code = group.wait()
-    assert code in (-signal.SIGTERM, 128 + signal.SIGTERM)  # the same to a shell
-    assert "Traceback" not in stderr.read_text()
-    assert stderr.read_text().count("go on with: python train.py ") == 1

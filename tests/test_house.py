@@ -37,10 +37,13 @@ def place_of(module):
     return module if module == "disk.files" else module.partition(".")[0]
 
 
-def imports_of(path):
-    """The modules that a file imports, also within functions; ours as ``lora_mnist.disk.base``."""
-    modules = []
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports_of(path, at_once=False):
+    """The modules that a file imports, ours as ``lora_mnist.disk.base``.
+
+    ``at_once``: not those that its functions import, or the type checker alone.
+    """
+    modules, tree = [], ast.parse(path.read_text())
+    for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -87,23 +90,45 @@ def test_lora_imports_torch_safetensors_and_no_other_library():
     assert packages - sys.stdlib_module_names == {"torch", "safetensors"}
 
 
+def imported_with(module):
+    """The libraries that are imported with a module of ours."""
+    libraries, seen, waiting = set(), set(), [module]
+    while waiting:
+        name = waiting.pop()
+        path = SOURCE.parent / name.replace(".", "/")
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if name in seen or not path.is_file():
+            continue
+        seen.add(name)
+        for each in imports_of(path, at_once=True):
+            if each.startswith("lora_mnist"):
+                waiting += [each, each.rpartition(".")[0]]
+            else:
+                libraries.add(each.partition(".")[0])
+    return libraries
+
+
+def test_what_needs_no_heavy_package_does_not_wait_for_it():
+    """``--help`` and sweeps not for torch, and pictures not for Lightning, nor what draws."""
+    for module in ("cli", "configuration", "sweep.session", "sweep.summary"):
+        assert "torch" not in imported_with(f"lora_mnist.{module}")
+    for module in ("predict", "export", "demo"):
+        assert imported_with(f"lora_mnist.{module}") & {*TRAINING, *DRAWING} == set()
+
+
 STEPS = """
 import sys
-def say():
-    print(*{name.partition(".")[0] for name in sys.modules})
 from lora_mnist import load_classifier
 classifier = load_classifier(*sys.argv[1:3])
 assert len(classifier.predict(sys.argv[3:])[0].probabilities) == 10
-say()
-import lora_mnist.cli, lora_mnist.predict, lora_mnist.export, lora_mnist.demo
-say()
+print(*{name.partition(".")[0] for name in sys.modules})
 """
 TRAINING = {"lightning", "pytorch_lightning", "torchmetrics"}
 DRAWING = {"matplotlib", "jinja2", "gradio"}
 
 
-def test_what_needs_no_heavy_package_does_not_wait_for_it(outputs, tmp_path):
-    """A classifier knows neither Hydra nor Lightning, though it is made of files and predicts."""
+def test_a_classifier_needs_neither_hydra_nor_lightning(outputs, tmp_path):
+    """Though it is made of files and predicts."""
     record = {
         "net": {"_target_": "lora_mnist.MLP", "hidden_sizes": [16]},
         "data": {"_target_": "lora_mnist.data.MNIST"},
@@ -112,17 +137,9 @@ def test_what_needs_no_heavy_package_does_not_wait_for_it(outputs, tmp_path):
     files = (adapter, outputs / "base" / "mnist.ckpt", ROOT / "docs" / "repaired.png")
     done = run_process("-c", STEPS, *files)
     assert done.returncode == 0, done.stderr
-    classifier, commands = (set(line.split()) for line in done.stdout.splitlines())
-    assert "torchvision" in classifier
-    assert classifier & {"hydra", "omegaconf", "scipy", *TRAINING, *DRAWING} == set()
-    assert "hydra" in commands
-    assert commands & {*TRAINING, *DRAWING} == set()
-
-
-def test_help_and_sweeps_do_not_wait_for_torch():
-    modules = "lora_mnist.cli, lora_mnist.sweep.session, lora_mnist.sweep.summary"
-    done = run_process("-c", f"import sys, {modules}; print('torch' in sys.modules)")
-    assert done.stdout == "False\n", done.stderr
+    modules = set(done.stdout.split())
+    assert "torchvision" in modules
+    assert modules & {"hydra", "omegaconf", "scipy", *TRAINING, *DRAWING} == set()
 
 
 def test_the_package_shows_its_functions():

@@ -22,9 +22,9 @@ WRONG = [
 ]
 #: So that it takes seconds: fewer steps, on fewer images.
 SHORTER = {
-    "PRETRAIN_STEPS, REPAIR_STEPS = 300, 100": "PRETRAIN_STEPS, REPAIR_STEPS = 20, 5",
-    "HELD_OUT = 10_000": "HELD_OUT = 500",
-    "steps=100": "steps=10",
+    "PRETRAIN_STEPS, REPAIR_STEPS = 300, 100": "PRETRAIN_STEPS, REPAIR_STEPS = 10, 2",
+    "HELD_OUT = 10_000": "HELD_OUT = 200",
+    "steps=100": "steps=2",
     '"../data" if Path("../data/MNIST").exists() else "data"': repr(FEW[0].partition("=")[2]),
 }
 

@@ -5,8 +5,7 @@ Python: no Hydra, no Lightning.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -123,19 +122,16 @@ class Classifier:
         keys_from: dict[str, list[str]] = {}
         record: Mapping[str, Any] = {}
         if adapter is not None:
-            adapter = folder_of_adapter(adapter)
-            with adapter_errors():
-                record = read_metadata(adapter)
+            adapter, record = read_adapter(adapter)
             named = f"adapter={adapter}"
             settings, keys_from["the adapter"] = fill(settings, record, named, trust, folders)
 
         expected = record.get("base_sha256") if base is None else None
-        current = Path(bases, f"{base_name(settings['data'], settings['net'])}.ckpt")
-        path = current
+        path = Path(bases, f"{base_name(settings['data'], settings['net'])}.ckpt")
         if base is not None:
             path = Path(base)
         elif expected is not None:
-            path = find_base(Path(bases), expected) or current
+            path = find_base(Path(bases), expected) or path
         not_here = (
             f"adapter={adapter}: its base is not here; expected base_ckpt=FILE, the weights with "
             f"SHA-256 {expected}"
@@ -145,14 +141,10 @@ class Classifier:
         except FileNotFoundError as error:
             if expected:
                 raise UserError(not_here) from error
-            settings, _ = fill(settings, {"net": _DEFAULTS["net"]})
-            build_network(settings["net"], folders)  # a wrong one is told first
-            target = settings["net"]["_target_"]
-            message = f"base_ckpt={path}: no such file; expected the weights of {target}"
-            if path == current:
-                make = f"{program('train')} stage=pretrain"
-                message += f": base_ckpt=FILE, or make them with {make} and the same data and net"
-            raise UserError(message) from error
+            raise UserError(
+                f"base_ckpt={path}: no such file; expected the network's weights; those of a new "
+                f"base are made with {program('train')} stage=pretrain and the same data and net"
+            ) from error
         except (ValueError, OSError) as error:
             raise UserError(f"base_ckpt={path}: {one_line(error)}") from error
         named = f"base_ckpt={path}"
@@ -171,18 +163,20 @@ class Classifier:
         dataset = build_dataset(settings["data"], folders)  # measures what is still missing
         warn_of_other_split(dataset, settings["data"], file.record)
         lines = [f"from {source}: {', '.join(keys)}" for source, keys in keys_from.items() if keys]
-        typed = [f"net.{key}" for key, value in (net or {}).items() if value is not None]
-        typed += [f"data.{key}" for key, value in (data or {}).items() if value is not None]
-        if lines and typed:
-            lines.append(f"set by you: {', '.join(sorted(typed))}")
-        if lines and (files := files_of_code(settings)):
-            lines.append(f"code from {', '.join(files)}")
         if lines:
+            typed = [f"net.{key}" for key, value in (net or {}).items() if value is not None]
+            typed += [f"data.{key}" for key, value in (data or {}).items() if value is not None]
+            if typed:
+                lines.append(f"set by you: {', '.join(sorted(typed))}")
+            if files := files_of_code(settings):
+                lines.append(f"code from {', '.join(files)}")
             log.info("%s", "; ".join(lines))
         classifier = cls(network, dataset, settings, loaded, path)
         if adapter is not None:
-            with adapter_errors():
+            try:
                 load_adapter(network, adapter, allow_other_base, base_sha256=loaded.sha256).eval()
+            except (ValueError, OSError) as error:
+                raise UserError(f"adapter={one_line(error)}") from error
             classifier.adapter, classifier.targets = Path(adapter), record.get("targets", [])
             classifier.made = record.get("made", {})
         return classifier
@@ -283,17 +277,8 @@ class Classifier:
         check_outputs(self.net, batch, len(self.classes), self.dataset.name)
 
 
-@contextmanager
-def adapter_errors() -> Iterator[None]:
-    """Turn what is wrong with an adapter's files into a :class:`UserError`."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UserError(f"adapter={one_line(error)}") from error
-
-
-def folder_of_adapter(folder: str | Path) -> Path:
-    """The folder of an adapter itself, where that of the run that left it may be named."""
+def read_adapter(folder: str | Path) -> tuple[Path, Mapping[str, Any]]:
+    """The folder of an adapter itself, where that of its run may be named, and its record."""
     path = Path(folder)
     if not (path / CONFIG_NAME).exists() and (path / ADAPTER_FOLDER).is_dir():
         path = path / ADAPTER_FOLDER
@@ -302,7 +287,10 @@ def folder_of_adapter(folder: str | Path) -> Path:
             f"adapter={folder}: expected the folder of an adapter, with {CONFIG_NAME} in it, or of "
             "the run that left it, or latest"
         )
-    return path
+    try:
+        return path, read_metadata(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"adapter={one_line(error)}") from error
 
 
 def own_settings(
@@ -325,10 +313,8 @@ def build_dataset(settings: Mapping[str, Any], folders: Sequence[Path]) -> Image
         given.setdefault("data_dir", str(DATA))
     try:
         with importable(folders), config_group("data"):
-            dataset = build(given)
+            dataset: ImageDataset = build(given)
     except (ImportError, AttributeError, TypeError) as error:  # a name or an argument is misspelt
         reason = error_in_user_code(error) or f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"data: {reason}") from error
-    if not isinstance(dataset, ImageDataset):
-        raise UserError(f"data._target_={given['_target_']}: gives a {type(dataset).__name__}")
     return dataset

@@ -27,7 +27,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lora_mnist.configuration import refuse_what_is_not_there
 from lora_mnist.disk.numbers import flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD, refuse_used_folder, run_folder
 from lora_mnist.errors import UserError, error_in_user_code, one_line
@@ -71,7 +70,6 @@ def run_entry(function: Command, config_name: str) -> None:
 
     def call(cfg: DictConfig, run: Run) -> None:
         try:
-            refuse_what_is_not_there(cfg)
             function(cfg, run)
         except (Exception, SystemExit):  # Lightning makes SystemExit of an interrupt
             if not signals:

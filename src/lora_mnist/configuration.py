@@ -4,11 +4,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lora_mnist.disk.record import TRAINING_KEYS
 from lora_mnist.disk.run_paths import ADAPTER_FOLDER, latest
-from lora_mnist.errors import UserError, unknown_class
+from lora_mnist.errors import UserError
 from lora_mnist.project import program
 from lora_mnist.run import Run
 
@@ -72,37 +72,6 @@ def checked_copy(cfg: DictConfig, run: Run | None = None) -> DictConfig:
     return checked
 
 
-def refuse_what_is_not_there(cfg: DictConfig) -> None:
-    """Refuse a folder that is not there, or a class that it has not; torch is not imported for it.
-
-    The classes are told later where a file of weights has to be read for them.
-    """
-    stages = ("pretrain", "lora", "eval")
-    if cfg.get("stage") not in stages or not isinstance(cfg.get("data"), DictConfig):
-        return
-    kind, folder, classes = (cfg.data.get(key) for key in ("_target_", "data_dir", "classes"))
-    if kind == "lora_mnist.data.Folder" and folder is not None:
-        root = Path(folder).expanduser()
-        if not root.is_dir():
-            raise UserError(
-                f"data.data_dir={folder}: expected a folder of images; {root.absolute()} is none"
-            )
-        if not classes:
-            outer, inner = ({path.name for path in root.glob(at)} for at in ("*/", "*/*/"))
-            has_parts = inner and {"train", "training"} & {name.lower() for name in outer}
-            classes = sorted(inner if has_parts else outer | inner)
-    usual = Path(cfg.paths.bases, f"{cfg.base_name}.ckpt")
-    is_usual = cfg.base_ckpt is not None and Path(cfg.base_ckpt) == usual
-    is_mnist = kind == "lora_mnist.data.MNIST" or (kind is None and is_usual)
-    if is_mnist and cfg.data.get("dataset") in (None, "MNIST"):
-        classes = list(map(str, range(10)))
-    target = cfg.get("target")
-    for name in target if isinstance(target, ListConfig) else [target]:
-        is_name = isinstance(name, str) and name != "weakest" and not name.isdecimal()
-        if is_name and classes and name not in map(str, classes):
-            raise UserError(unknown_class(target, name, list(map(str, classes))))
-
-
 def net_and_data(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     """The arguments of network and images that a configuration has, resolved.
 
@@ -117,14 +86,21 @@ def classifier_of(cfg: DictConfig, run: Run | None = None) -> "Classifier":
     """The classifier that a configuration names: its base, and its adapter as it was saved.
 
     Raises:
-        UserError: see :meth:`.Classifier.load`; and for ``adapter=latest`` in a sweep, whose jobs
-            could find different adapters.
+        UserError: see :meth:`.Classifier.load`; and for ``adapter=latest`` without an adapter, or
+            in a sweep, whose jobs could find different ones.
     """
     from lora_mnist.classifier import Classifier  # here: torch
 
     adapter = cfg.get("adapter")
     if adapter == "latest":
-        adapter = latest_adapter(Path(cfg.paths.outputs))
+        folder = Path(cfg.paths.outputs, "lora")
+        newest = latest(folder, f"*/{ADAPTER_FOLDER}/adapter_config.json")
+        if newest is None:
+            raise UserError(
+                f"adapter=latest: expected an adapter in {folder}, found none; make one with: "
+                f"{program('train')} stage=lora and the same data and net"
+            )
+        adapter = newest.parent
         if run is not None and run.is_sweep:
             raise UserError(
                 "adapter=latest: expected the folder itself in a sweep, whose jobs could find "
@@ -139,14 +115,3 @@ def classifier_of(cfg: DictConfig, run: Run | None = None) -> "Classifier":
         bases=cfg.paths.bases,
         base_prefix=cfg.base_prefix,
     )
-
-
-def latest_adapter(outputs: Path) -> Path:
-    """The folder of the newest adapter, by time; ``UserError``, if there is none."""
-    config = latest(outputs / "lora", f"*/{ADAPTER_FOLDER}/adapter_config.json")
-    if config is None:
-        raise UserError(
-            f"adapter=latest: expected an adapter in {outputs}/lora, found none; make one with: "
-            f"{program('train')} stage=lora and the same data and net"
-        )
-    return config.parent

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lora_mnist.classifier import Classifier
 from lora_mnist.configuration import checked_copy, classifier_of
-from lora_mnist.data import ImageDataset, Images, ImageTensors
+from lora_mnist.data import ImageDataset, Images
 from lora_mnist.disk.files import atomic_write
 from lora_mnist.errors import IncompleteError, UserError, config_group, require_extra
 from lora_mnist.lora.base_state import fingerprint
@@ -104,11 +104,11 @@ def export(cfg: DictConfig, run: Run | None = None) -> dict[str, str]:
     return metadata
 
 
-def _gradients(dataset: ImageDataset) -> ImageTensors:
+def _gradients(dataset: ImageDataset) -> Images:
     """Pictures as ``dataset`` prepares them, each a gradient in another direction."""
     gradient = Image.linear_gradient("L")
     pictures = [dataset.read_picture(gradient.rotate(angle)) for angle in range(0, 360, 5)]
-    return ImageTensors(torch.stack(pictures), torch.zeros(len(pictures), dtype=torch.int64))
+    return Images(torch.stack(pictures), torch.zeros(len(pictures), dtype=torch.int64))
 
 
 def _metadata(

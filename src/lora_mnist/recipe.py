@@ -28,6 +28,7 @@ from lora_mnist.repair.module import ClassifierModule
 from lora_mnist.repair.networks import evaluating, importable
 from lora_mnist.repair.predictions import Predictions, counts_of
 from lora_mnist.repair.significance import weakest
+from lora_mnist.trainer import monitored_validation
 
 log = logging.getLogger(__name__)
 
@@ -48,76 +49,66 @@ def read_images(trainer: Trainer, dataset: ImageDataset) -> ImageSets:
 
 def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images) -> None:
     """Refuse values that are each right on their own, but not together, or not with the images."""
-    needs_val: dict[str, str] = {}  # settings, and those that need no validation images
     scheduler = cfg.scheduler or {}
     if -1 in [scheduler.get(key) for key in COUNTS_OF_STEPS]:
         raise UserError(
             "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
         )
-    if is_one_epoch(trainer):
-        every = trainer.check_val_every_n_epoch
-        reason = (
-            "expected trainer.max_epochs=NUMBER, since a training of "
+    if is_one_epoch(trainer) and scheduler.get("interval") == "epoch":
+        raise UserError(
+            "scheduler.interval=epoch: expected trainer.max_epochs=NUMBER, since a training of "
             f"trainer.max_steps={trainer.max_steps} alone is one epoch"
         )
-        if scheduler.get("interval") == "epoch":
-            raise UserError(f"scheduler.interval=epoch: {reason}")
-        if every is not None and every > 1:
-            raise UserError(f"trainer.check_val_every_n_epoch={every}: {reason}")
+    weight = cfg.loss.get("target_weight")
+    if cfg.data.replay == 0 and weight is not None:
+        raise UserError(f"loss.target_weight={weight}: expected null, or data.replay > 0")
+    needs_val = []
     if cfg.optimizer.lr == "auto":
         if cfg.stage != "lora" or "max_lr" in scheduler:
             raise UserError(
                 "optimizer.lr=auto: expected a number; only stage=lora finds one, and none for "
                 "scheduler=one_cycle"
             )
-        needs_val["optimizer.lr=auto"] = "optimizer.lr=0.001"
+        needs_val.append("optimizer.lr=auto")
+    if cfg.target == "weakest":
+        needs_val.append("target=weakest")
     if cfg.stage == "lora":
-        scale = cfg.lora.scale
+        scale, refit = cfg.lora.scale, cfg.refit
         if cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
             raise UserError(f"lora.init_std={cfg.lora.init_std}: expected lora.init=gaussian")
-        if scale == "auto":
-            needs_val["lora.scale=auto"] = "lora.scale=1"
-        elif not is_number(scale) or scale <= 0:
+        if scale != "auto" and (not is_number(scale) or scale <= 0):
             raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
-        if cfg.dial:
-            needs_val["dial=true"] = "dial=false"
-        if cfg.refit is True:
-            needs_val["refit=true"] = "refit=false"
-        elif cfg.refit not in (False, "auto"):
-            raise UserError(f"refit={cfg.refit}: expected true, false or auto")
+        if refit not in (True, False, "auto"):
+            raise UserError(f"refit={refit}: expected true, false or auto")
         if cfg.target is not None and cfg.data.mistakes is not None:
             raise UserError(
                 f"target={cfg.target}: expected null, since data.mistakes={cfg.data.mistakes} is "
                 "learnt"
             )
-    if cfg.target == "weakest":
-        needs_val["target=weakest"] = "target=CLASS"
-    weight = cfg.loss.get("target_weight")
-    if cfg.data.replay == 0 and weight is not None:
-        raise UserError(f"loss.target_weight={weight}: expected null, or data.replay > 0")
-    interval = trainer.val_check_interval
-    batches = trainer.max_steps * trainer.accumulate_grad_batches
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        monitor = str(getattr(callback, "monitor", ""))
-        if not monitor.startswith("val/"):
-            continue
-        needs_val[f"callbacks: monitor={monitor}"] = "callbacks=default"
-        if cfg.get("refit") is True:
+        if scale == "auto":
+            needs_val.append("lora.scale=auto")
+        if cfg.dial:
+            needs_val.append("dial=true")
+        if refit is True:
+            needs_val.append("refit=true")
+    if monitor := monitored_validation(trainer):
+        needs_val.append(f"callbacks: monitor={monitor}")
+        if "refit=true" in needs_val:
             raise UserError(
                 f"refit=true: expected false, since {monitor} is monitored, and the last training "
                 "learns the validation images"
             )
+        interval = trainer.val_check_interval
+        batches = trainer.max_steps * trainer.accumulate_grad_batches
         if isinstance(interval, int) and 0 <= batches < interval:
             raise UserError(
                 f"trainer.val_check_interval={interval}: expected at most {batches}, the batches "
                 f"of trainer.max_steps={trainer.max_steps}, since {monitor} is monitored"
             )
     if needs_val and not len(val):
-        otherwise = " ".join(dict.fromkeys(needs_val.values()))
         key = "data.val_size" if trainer.limit_val_batches else "trainer.limit_val_batches"
         raise UserError(
-            f"{next(iter(needs_val))}: expected {key} > 0, since validation images decide; without "
-            f"any, say {otherwise}"
+            f"{' '.join(needs_val)}: expected {key} > 0, since validation images decide"
         )
 
 
@@ -206,10 +197,11 @@ def put_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
     del settings["scale"]  # of the finished adapter
     if settings["dropout"] == "auto":  # each training sets its own
         settings["dropout"] = 0.0
+    is_auto = settings.get("rank") == "auto"
+    if is_auto:
+        settings["rank"] = _AUTO_RANK
     with config_group("lora"):
-        if settings.get("rank") == "auto" or settings.get("init") == "pissa":
-            if settings.get("rank") == "auto":
-                settings["rank"] = _AUTO_RANK
+        if is_auto or settings.get("init") == "pissa":
             ranks = settings["rank_pattern"] = dict(settings.get("rank_pattern") or {})
             for name, weight in layers_to_adapt(net, settings.get("target_modules", "all")).items():
                 full = min(weight.base.flatten(1).shape)

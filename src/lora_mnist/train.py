@@ -6,7 +6,6 @@
 
 import logging
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from lightning.pytorch import seed_everything
@@ -62,9 +61,6 @@ from lora_mnist.trials import train_adapter
 
 log = logging.getLogger(__name__)
 
-#: Random numbers and warnings are the whole process's: one training at a time.
-_training = Lock()
-
 
 def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     """Run one stage: pretrain a base, or repair it with an adapter and prove it untouched.
@@ -84,22 +80,15 @@ def train(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
         RuntimeError: if training an adapter changed the base.
     """
     stages = {"pretrain": pretrain, "lora": lora}
-    if cfg.get("stage") not in stages:
-        raise UserError(f"stage={cfg.get('stage')}: expected one of {', '.join(stages)}")
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage, cfg.get("resume")))
     cfg = checked_copy(cfg, run)
     if cfg.resume is None:
         rank_zero_only(refuse_used_folder)("hydra.run.dir", run.folder)
     if {"digit", "target"} <= run.typed_keys:
         raise UserError(f"digit={cfg.digit}: expected target alone, since both mean the same")
-    if not _training.acquire(blocking=False):
-        raise UserError("train() runs in another thread: expected one training at a time")
-    try:
-        seed_everything(cfg.seed, verbose=False)
-        with quiet_lightning():
-            return stages[cfg.stage](cfg, run)
-    finally:
-        _training.release()
+    seed_everything(cfg.seed, verbose=False)
+    with quiet_lightning():
+        return stages[cfg.stage](cfg, run)
 
 
 def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
@@ -130,36 +119,32 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         with clock.measure("test"):
             tables["test"] = evaluate_on(trainer, net, dataset, images.test, "test")
         outcomes = outcomes_by_split(tables, selection.targets)
-        useless = None
-        if not is_fast_dev_run(trainer):
-            useless = why_useless(outcomes, dataset.classes, rate)
+        useless = why_useless(outcomes, dataset.classes, rate)
         sha256 = fingerprint(net.state_dict())
+        is_trial = bool(cfg.debug) or is_fast_dev_run(trainer)
         # What knows some classes alone, or nothing, or was a trial, is no base for others.
-        is_base = not (selection.targets or useless or cfg.debug or is_fast_dev_run(trainer))
+        is_base = not (selection.targets or useless or is_trial)
         folder = Path(cfg.paths.bases) if is_base else run.folder
         own = versioned_base_path(folder, base_name(cfg.data, cfg.net), sha256)
         results = common_results(
             cfg, run.typed, classifier, images, outcomes, data.plan, selection.targets
         )
         results |= {"steps": trainer.global_step, "best": best, "lr": rate, "base_sha256": sha256}
-        if is_fast_dev_run(trainer):
-            results["weights"] = None
-        elif not is_base or current is None:  # the user has to name it to other commands
+        if not is_base or current is None:  # the user has to name it to other commands
             results["weights"] = str(own) if is_base else own.name
         results["seconds"] = clock.seconds()
         write_results(run.folder, results, tables["test"], images.test)
         report_and_close_loggers(trainer, results, run, cfg.figures, tables["test"], images.test)
         # Last: a run that fails on the way leaves the current base alone.
-        if not is_fast_dev_run(trainer):
-            record = record_of(cfg, run, classifier)
-            # How many are held out is each training's choice; the base's is for a warning.
-            record["made"]["val_size"] = record["data"].pop("val_size", None)
-            write_base(net.state_dict(), own, record)
-            if is_base and current is not None:
-                set_current_base(own, current)
-            else:
-                log.info("base: %s; the current one stays", own)
-    if useless and not (selection.targets or cfg.debug):
+        record = record_of(cfg, run, classifier)
+        # How many are held out is each training's choice; the base's is for a warning.
+        record["made"]["val_size"] = record["data"].pop("val_size", None)
+        write_base(net.state_dict(), own, record)
+        if is_base and current is not None:
+            set_current_base(own, current)
+        else:
+            log.info("base: %s; the current one stays", own)
+    if useless and not (selection.targets or is_trial):
         raise TrainingError(f"{useless}; the base stays in {run.folder}")
     return results
 

@@ -1,7 +1,6 @@
 """Lightning's Trainer, with the callbacks and loggers that the configuration names."""
 
 import logging
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,10 +10,9 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
-    Callback,
     Checkpoint,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -86,8 +84,6 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
             **defaults | arguments,
         )
     refuse_unsuitable(trainer, run)
-    if trainer.world_size > 1:  # only the Trainer knows how many processes there are
-        trainer.callbacks.append(PlainSigterm())  # type: ignore[attr-defined]
     if not trainer.is_global_zero:  # the first process says it for all
         logging.getLogger("lora_mnist").setLevel(logging.ERROR)
     return trainer
@@ -95,16 +91,12 @@ def make_trainer(cfg: DictConfig, run: Run) -> Trainer:
 
 def refuse_unsuitable(trainer: Trainer, run: Run) -> None:
     """Refuse a Trainer that would do something else than what results.json says."""
+    changing = (BatchSizeFinder, LearningRateFinder, GradientAccumulationScheduler)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+        if isinstance(callback, changing):
             raise UserError(
                 f"callbacks: {type(callback).__name__} would change what results.json names; "
-                "expected data.batch_size=NUMBER, and optimizer.lr=NUMBER or auto"
-            )
-        if isinstance(callback, GradientAccumulationScheduler):
-            raise UserError(
-                "callbacks: GradientAccumulationScheduler: expected "
-                "trainer.accumulate_grad_batches=NUMBER, the same for all steps"
+                "expected data.batch_size, optimizer.lr and trainer.accumulate_grad_batches"
             )
     if trainer.precision in ("64-true", "16-true", "bf16-true"):
         raise UserError(
@@ -119,18 +111,13 @@ def refuse_unsuitable(trainer: Trainer, run: Run) -> None:
         )
 
 
-class PlainSigterm(Callback):
-    """SIGTERM does what it did before training; all processes but the first end at once.
-
-    Lightning 2.6 answers it by a broadcast, which hangs if the signal comes during another one.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.handler = signal.getsignal(signal.SIGTERM)  # Lightning sets its own after this
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        handler = self.handler if trainer.is_global_zero else signal.SIG_DFL
-        signal.signal(signal.SIGTERM, handler)
+def monitored_validation(trainer: Trainer) -> str | None:
+    """The validation's value that a callback monitors, if one does."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = str(getattr(callback, "monitor", ""))
+        if monitor.startswith("val/"):
+            return monitor
+    return None
 
 
 def is_fast_dev_run(trainer: Trainer) -> bool:
@@ -151,26 +138,15 @@ def fit(
     Trainer's profiler is for the training alone, and taken off afterwards.
     """
     module.net.train()
-    selection = data.plan.selection
-    learnt, others = len(selection.target_indices), len(selection.replay_indices)
-    trained = "an adapter" if module.has_adapter else "a base"
-    names = ", ".join(module.classes[c] for c in selection.targets) or "all classes"
-    if module.has_adapter and not selection.targets and len(selection.replay_indices):
-        names = "all classes that the base gets wrong"
-    replayed = f", and {others:,} of the others: {data.plan.replay} beside each "
-    replayed += str(data.plan.batch_size)
-    log.info(
-        "training %s on %s images of %s%s",
-        *(trained, f"{learnt:,}", names, replayed if data.plan.replay else ""),
-    )
+    plan = data.plan
+    learnt, others = len(plan.selection.target_indices), len(plan.selection.replay_indices)
+    names = ", ".join(module.classes[c] for c in plan.selection.targets) or "all classes"
+    log.info("training on %d images of %s", learnt, names)
+    if plan.replay:
+        log.info("replay: %d of %d others beside each %d", plan.replay, others, plan.batch_size)
     with clock.measure("fit"):
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
-    if not trainer.global_step:
-        raise UserError(
-            f"trainer.max_steps={trainer.max_steps} trainer.max_epochs={trainer.max_epochs}: "
-            "expected at least one step of training"
-        )
     for name, parameter in module.net.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise TrainingError(
@@ -215,7 +191,6 @@ def quiet_lightning() -> Iterator[None]:
             ".*length of `list` across ranks is zero.*",  # no validation, on purpose
             ".*in eval mode at the start of training.*",  # the base is, on purpose
             ".*smaller than the logging interval.*",  # the loss is logged by steps, not batches
-            ".*Total length of `list` across ranks is zero.*",  # of validation images, on purpose
             ".*LeafSpec.* is deprecated",  # between Lightning and torch
         ):
             warnings.filterwarnings("ignore", message=message)

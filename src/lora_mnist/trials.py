@@ -33,7 +33,7 @@ from lora_mnist.repair.predictions import Predictions, counts_of
 from lora_mnist.repair.rate import FEW_IMAGES
 from lora_mnist.run import Run
 from lora_mnist.show.next_steps import choice_text
-from lora_mnist.trainer import evaluate_on, fit, make_trainer
+from lora_mnist.trainer import evaluate_on, fit, make_trainer, monitored_validation
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +56,11 @@ class Trained:
     scale: float  # of the adapter
     is_refit: bool = False  # whether it has learnt these images since
 
-    @property
-    def val_errors(self) -> int:
-        """Validation images that are wrong."""
-        assert self.val is not None
-        return int(counts_of(self.val)["after"]["errors"])
-
     def summary(self) -> dict[str, Any]:
         """What results.json says of a trial."""
-        return {"dropout": self.dropout, "scale": self.scale, "val_errors": self.val_errors}
+        assert self.val is not None
+        errors = int(counts_of(self.val)["after"]["errors"])
+        return {"dropout": self.dropout, "scale": self.scale, "val_errors": errors}
 
 
 def train_adapter(
@@ -121,8 +117,9 @@ def train_adapter(
         log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), dropout)
         trial, its_run = trial_of(cfg, run, dropout)
         trials.append(train_once(trial, its_run, make_trainer(trial, its_run), data))
-    chosen = min(trials, key=lambda trial: trial.val_errors)
     summaries = [trial.summary() for trial in trials]
+    errors = [summary["val_errors"] for summary in summaries]
+    chosen = trials[errors.index(min(errors))]
     if len(trials) > 1:
         log.info("%s", choice_text(summaries, chosen.dropout))
     last.lora.dropout, last.lora.scale, last.dial = chosen.dropout, chosen.scale, False
@@ -152,10 +149,7 @@ def learns_validation(cfg: DictConfig, trainer: Trainer, data: ImageDataModule) 
     """
     if cfg.refit != "auto":
         return bool(cfg.refit)
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if str(getattr(callback, "monitor", "")).startswith("val/"):
-            return False
-    return _has_few(data)
+    return _has_few(data) and not monitored_validation(trainer)
 
 
 def _has_few(data: ImageDataModule) -> bool:

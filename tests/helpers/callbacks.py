@@ -2,7 +2,6 @@
 
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -28,16 +27,6 @@ class Crash(Callback):
             if not name:
                 raise Crashed
             os.kill(os.getpid(), getattr(signal, name))
-
-
-class Meanwhile(Callback):
-    """Runs a task in another thread before training, and keeps its error."""
-
-    task = error = None
-
-    def on_train_start(self, trainer, pl_module):
-        with ThreadPoolExecutor(1) as pool:
-            type(self).error = pool.submit(self.task).exception()
 
 
 class Recorder(Callback):
