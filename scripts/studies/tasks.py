@@ -110,6 +110,7 @@ def photos(folder: Path) -> None:
     subprocess.run([sys.executable, EXAMPLE / "make_images.py"], cwd=folder, check=True)
     for part in (folder / "photos").iterdir():
         part.rename(folder / part.name)
+    (folder / "photos").rmdir()
 
 
 def _write(folder: Path, images: Any, labels: list[Any], noise: float = 0.0) -> None:
