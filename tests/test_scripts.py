@@ -83,7 +83,9 @@ def test_every_task_composes():
 def test_every_candidate_of_the_search_is_another_repair():
     case = search.case_of(replace(search.CLASSIFIERS["small digits, CNN"], epochs=1), 0)
     weights = []
-    for candidate in search.CANDIDATES.values():
+    for name, candidate in search.CANDIDATES.items():
+        if name == "refit at the dial's scale":  # the same training
+            continue
         shorter = replace(
             candidate, steps=candidate.steps // 200, refit_steps=candidate.refit_steps // 200
         )
