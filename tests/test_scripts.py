@@ -71,8 +71,9 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.slow
 def test_every_task_composes():
-    assert len({task.seed for task in tasks.TASKS}) == len(tasks.TASKS)
-    for task in tasks.TASKS:
+    every = (*tasks.TASKS, *tasks.FURTHER)
+    assert len({task.seed for task in every}) == len({task.name for task in every}) == len(every)
+    for task in every:
         assert task.pictures in ("", *tasks.PICTURES)
         images = "data=folder" if task.pictures else "data=mnist"
         pretrain = ("stage=pretrain", *task.pretrain.split())

@@ -17,6 +17,7 @@ import numpy
 import torch
 from jobs import OUTPUT, PROJECT, Results, composed, run
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lora_mnist.configuration import classifier_of
@@ -84,6 +85,25 @@ def capitals(folder: Path) -> None:
     _write(folder, images, labels, 0.15)
 
 
+def small_digits(folder: Path) -> None:
+    """scikit-learn's 1,797 digits of 8 x 8 pixels, with noise."""
+    digits = load_digits()
+    _write(folder, digits.images / 16, [f"d{label}" for label in digits.target], 0.1)
+
+
+def more_clothes(folder: Path) -> None:
+    """2,500 pictures of Fashion-MNIST that no other task has."""
+    images, labels = load_images("FashionMNIST", PROJECT / "data", train=True)
+    some = slice(20_000, 22_500)
+    _write(folder, images[some, 0].numpy() / 255, labels[some].tolist())
+
+
+def more_capitals(folder: Path) -> None:
+    """1,400 capital letters of ten other classes, with noise."""
+    images, labels = drawn("KLMNOPQRST", 1400)
+    _write(folder, images, labels, 0.15)
+
+
 def drawn(characters: str, count: int) -> tuple[Any, list[str]]:
     """Characters of 16 x 16 pixels, (count, 16, 16), in six fonts, slanted and turned; labels."""
     place = Path(matplotlib.get_data_path(), "fonts", "ttf")
@@ -125,7 +145,8 @@ def _write(folder: Path, images: Any, labels: list[Any], noise: float = 0.0) -> 
 
 
 PICTURES = {"fashion": fashion, "clothes": clothes, "letters": letters, "capitals": capitals}
-PICTURES["photos"] = photos
+PICTURES |= {"photos": photos, "small_digits": small_digits}
+PICTURES |= {"more_clothes": more_clothes, "more_capitals": more_capitals}
 
 
 # --- tasks ---------------------------------------------------------------------------------------
@@ -243,4 +264,15 @@ TASKS = (
     Task("capitals, CNN", 110, f"{_CAPITALS} {_LETTERS_CNN}", "capitals", 30, "C", 0.35),
     # Trained to the end: no training image is wrong.
     Task("clothes, CNN", 111, f"{_FASHION} net=cnn net.channels=[16,32]", "clothes", 60),
+)
+
+_SMALL_MLP = "net=mlp net.in_features=256 net.hidden_sizes=[100]"
+_SMALL_CNN = "net=cnn net.channels=[8,16] net.image_size=8"
+_CLOTHES_MLP = "net=mlp net.hidden_sizes=[200,100]"
+
+#: Three more, on which the methods were compared once: docs/experiments.md.
+FURTHER = (
+    Task("capitals, MLP", 301, f"{_CAPITALS} {_SMALL_MLP}", "more_capitals", 30, "M", 0.35),
+    Task("small digits, CNN", 302, f"{_FASHION} {_SMALL_CNN}", "small_digits", 20, "d8", 0.3),
+    Task("clothes, MLP", 303, f"{_FASHION} {_CLOTHES_MLP}", "more_clothes", 150),
 )
