@@ -56,7 +56,7 @@ MISTAKES = {
         ("data.mean=[0.1,0.2,0.3] -> data.mean=[0.1, 0.2, 0.3]: expected one number, or 1",),
         ("net=custom", "base_ckpt={tmp}/outputs/base/mnist.ckpt", "net._target_=builtins.dict"),
     ],
-    "predict": [("images={tmp}/none*.png",)],
+    "predict": [("images={tmp}/none*.png",), ("images=null",), ("images=[]",)],
     "export": [
         ("out={tmp}/outputs/base/mnist.ckpt",),
     ],

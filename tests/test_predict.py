@@ -86,4 +86,5 @@ def test_a_list_of_files_folders_and_patterns(tmp_path):
         *("2.PNG", "1.png", "a[1].png", "deep/er/3.jpg")
     ]
     for images in (None, f"{tmp_path}/*.gif"):
-        assert refused(find_pictures, images).startswith(f"images={images}: expected a picture, ")
+        given = "null" if images is None else images
+        assert refused(find_pictures, images).startswith(f"images={given}: expected a picture, ")

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jobs import PROJECT, table
-from plain import front, shifted
+from plain import point
 from sklearn.datasets import load_digits
 from tasks import Case, ResNet, drawn, logits_of
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ from lora_mnist.repair.dial import dial_curve, scale_of_refit
 from lora_mnist.repair.networks import CNN, MLP
 
 OUTPUT = PROJECT / "outputs" / "search"
+#: Of the recipe.
+_RANK, _RATE = 64, 0.003
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,6 @@ class Candidate:
 
     dropouts: Sequence[float] = (0.0, 0.05)  # trials
     refit: bool = True
-    rank: int = 64
-    rate: float = 0.003
     steps: int = 400
     learnt: int = 10  # images of the class in a step
     replay: int = 90
@@ -248,18 +248,15 @@ def best_trial(case: Case, candidate: Candidate, seed: int) -> Trial:
 
 
 def repair(case: Case, candidate: Candidate, seed: int, trial: Trial) -> dict[str, Any]:
-    """What a repair does to the test images: as it is saved, and at scale 1."""
+    """What a repair leaves on the test images: as it is saved, and in all at half."""
     net = trial.net
     if candidate.refit:
         net = trained(case, candidate, trial.dropout, seed, refit=True)
-    result: dict[str, Any] = {"dropout": trial.dropout, "scale": trial.scale}
-    for name, scale in (("saved", trial.scale), ("whole", 1.0)):
-        set_lora_scale(net, scale)
-        points = shifted(case, [logits_of(net, case.images[part]) for part in ("val", "test")])
-        result[name] = points[0].test._asdict()
-        flips = [each.test._replace(every=each.test.flipped) for each in points]
-        result[f"{name} at half"], result[f"{name} flipped"] = points[0].front[0], front(flips, 50)
-    return result
+    set_lora_scale(net, trial.scale)
+    saved = point(case, net).test._asdict()
+    set_lora_scale(net, 1.0)
+    half = point(case, net).front[0]
+    return {"dropout": trial.dropout, "scale": trial.scale, "saved": saved, "at half": half}
 
 
 def trained(case: Case, candidate: Candidate, dropout: float, seed: int, refit: bool) -> nn.Module:
@@ -272,10 +269,10 @@ def trained(case: Case, candidate: Candidate, dropout: float, seed: int, refit: 
         labels = torch.cat([labels] * candidate.train_too + [case.labels["val"]] * times)
     ranks = {}
     for name, weight in layers_to_adapt(net, "all").items():
-        ranks[f"^{name}"] = min(candidate.rank, *weight.base.flatten(1).shape)
+        ranks[f"^{name}"] = min(_RANK, *weight.base.flatten(1).shape)
     add_lora(
         net,
-        candidate.rank,
+        _RANK,
         8.0,
         "all",
         "pissa",
@@ -289,7 +286,7 @@ def trained(case: Case, candidate: Candidate, dropout: float, seed: int, refit: 
     plan = Plan(selection, labels, candidate.learnt, replay, seed)
     torch.manual_seed(seed)
     parameters = [each for each in net.parameters() if each.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=candidate.rate, fused=True)
+    optimizer = torch.optim.Adam(parameters, lr=_RATE, fused=True)
     average = [each.detach().clone() for each in parameters]
     steps = candidate.refit_steps if refit and candidate.refit_steps else candidate.steps
     for step, indices in enumerate(islice(plan.batches(), steps)):
@@ -391,7 +388,7 @@ def main() -> None:
         halves, saved = [], []
         for classifier in classifiers:
             own = runs[name, classifier]
-            halves.append(statistics.mean(run["whole at half"] for run in own))
+            halves.append(statistics.mean(run["at half"] for run in own))
             means = []
             for kind in ("target", "every", "flipped"):
                 means.append(statistics.mean(run["saved"][kind] for run in own))

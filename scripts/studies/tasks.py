@@ -8,7 +8,9 @@ package dataset-fashion-mnist; scikit-learn has the digits and photographs, matp
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,28 +62,16 @@ class ResNet(nn.Module):
 # --- pictures: FOLDER/train, val and test, a folder a class --------------------------------------
 
 
-def fashion(folder: Path) -> None:
-    """14,000 pictures of Fashion-MNIST."""
+def fashion(folder: Path, first: int, count: int) -> None:
+    """Some pictures of Fashion-MNIST that no other task has."""
     images, labels = load_images("FashionMNIST", PROJECT / "data", train=True)
-    _write(folder, images[:14_000, 0].numpy() / 255, labels[:14_000].tolist())
-
-
-def letters(folder: Path) -> None:
-    """14,000 small letters of 26 classes, with noise."""
-    images, labels = drawn("abcdefghijklmnopqrstuvwxyz", 14_000)
-    _write(folder, images, labels, 0.15)
-
-
-def clothes(folder: Path) -> None:
-    """2,000 pictures of Fashion-MNIST that no other task has."""
-    images, labels = load_images("FashionMNIST", PROJECT / "data", train=True)
-    some = slice(14_000, 16_000)
+    some = slice(first, first + count)
     _write(folder, images[some, 0].numpy() / 255, labels[some].tolist())
 
 
-def capitals(folder: Path) -> None:
-    """1,400 capital letters of ten classes, with noise."""
-    images, labels = drawn("ABCDEFGHIJ", 1400)
+def letters(folder: Path, characters: str, count: int) -> None:
+    """Letters, a class for each of ``characters``, with noise."""
+    images, labels = drawn(characters, count)
     _write(folder, images, labels, 0.15)
 
 
@@ -89,19 +79,6 @@ def small_digits(folder: Path) -> None:
     """scikit-learn's 1,797 digits of 8 x 8 pixels, with noise."""
     digits = load_digits()
     _write(folder, digits.images / 16, [f"d{label}" for label in digits.target], 0.1)
-
-
-def more_clothes(folder: Path) -> None:
-    """2,500 pictures of Fashion-MNIST that no other task has."""
-    images, labels = load_images("FashionMNIST", PROJECT / "data", train=True)
-    some = slice(20_000, 22_500)
-    _write(folder, images[some, 0].numpy() / 255, labels[some].tolist())
-
-
-def more_capitals(folder: Path) -> None:
-    """1,400 capital letters of ten other classes, with noise."""
-    images, labels = drawn("KLMNOPQRST", 1400)
-    _write(folder, images, labels, 0.15)
 
 
 def drawn(characters: str, count: int) -> tuple[Any, list[str]]:
@@ -144,9 +121,16 @@ def _write(folder: Path, images: Any, labels: list[Any], noise: float = 0.0) -> 
         Image.fromarray(images[number]).save(path)
 
 
-PICTURES = {"fashion": fashion, "clothes": clothes, "letters": letters, "capitals": capitals}
-PICTURES |= {"photos": photos, "small_digits": small_digits}
-PICTURES |= {"more_clothes": more_clothes, "more_capitals": more_capitals}
+PICTURES: dict[str, Callable[[Path], None]] = {
+    "fashion": partial(fashion, first=0, count=14_000),
+    "clothes": partial(fashion, first=14_000, count=2000),
+    "more_clothes": partial(fashion, first=20_000, count=2500),
+    "letters": partial(letters, characters="abcdefghijklmnopqrstuvwxyz", count=14_000),
+    "capitals": partial(letters, characters="ABCDEFGHIJ", count=1400),
+    "more_capitals": partial(letters, characters="KLMNOPQRST", count=1400),
+    "small_digits": small_digits,
+    "photos": photos,
+}
 
 
 # --- tasks ---------------------------------------------------------------------------------------

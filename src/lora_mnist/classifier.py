@@ -215,7 +215,8 @@ class Classifier:
                 images = self.dataset.sets.val
             if not len(images):
                 raise UserError(
-                    "scale=auto: expected data.val_size > 0, since validation images decide"
+                    "scale=auto: expected data.val_size > 0, or images in val/ that are not in "
+                    "train/, since validation images decide"
                 )
             batches = partial(self.dataset.batches, images, name="scale=auto")
             with evaluating(self.net, device):

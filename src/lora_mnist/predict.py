@@ -101,6 +101,9 @@ def find_pictures(images: Any) -> list[Path]:
     from torchvision.datasets.folder import IMG_EXTENSIONS  # here: it takes its time
 
     endings = (*IMG_EXTENSIONS, ".gif")
+    expected = 'expected a picture, a folder, or a pattern like "some/*.png"'
+    if not images:
+        raise UserError(f"images={'null' if images is None else images}: {expected}")
     files: list[Path] = []
     for each in images if isinstance(images, ListConfig) else [images]:
         pattern, name = str(each), Path(str(each))
@@ -113,9 +116,6 @@ def find_pictures(images: Any) -> list[Path]:
             if path.is_file() and (path.suffix.lower() in endings or not name.is_dir()):
                 matches.append(path)
         if not matches:
-            raise UserError(
-                f"images={each}: expected a picture, a folder, or a pattern like "
-                '"some/*.png"; there is none'
-            )
+            raise UserError(f"images={each}: {expected}; there is none")
         files += matches
     return list(dict.fromkeys(files))

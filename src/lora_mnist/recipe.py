@@ -106,9 +106,11 @@ def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images) -> None:
                 f"of trainer.max_steps={trainer.max_steps}, since {monitor} is monitored"
             )
     if needs_val and not len(val):
-        key = "data.val_size" if trainer.limit_val_batches else "trainer.limit_val_batches"
+        expected = "data.val_size > 0, or images in val/ that are not in train/"
+        if not trainer.limit_val_batches:
+            expected = "trainer.limit_val_batches > 0"
         raise UserError(
-            f"{' '.join(needs_val)}: expected {key} > 0, since validation images decide"
+            f"{' '.join(needs_val)}: expected {expected}, since validation images decide"
         )
 
 
