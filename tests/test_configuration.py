@@ -1,6 +1,7 @@
 """What a configuration names: an adapter, its classifier, the recipe of a training."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 from composed import SMALL, composed, small_adapter
@@ -9,7 +10,7 @@ from lora_mnist import MLP
 from lora_mnist.configuration import checked_copy, classifier_of
 from lora_mnist.errors import UserError
 from lora_mnist.lora.weight import lora_weights
-from lora_mnist.recipe import put_new_adapter
+from lora_mnist.recipe import put_adapter
 from lora_mnist.run import Run
 
 
@@ -33,7 +34,7 @@ def test_the_latest_is_the_newest_by_time(outputs):
 def test_rank_auto_is_a_layers_full_rank_where_that_is_smaller():
     cfg = composed("train", "stage=lora", "lora.rank=auto", "lora.rank_pattern={linear3: 2}")
     net = MLP(hidden_sizes=[100, 20])
-    put_new_adapter(cfg, net)
+    put_adapter(SimpleNamespace(cfg=cfg, net=net))
     ranks = {name: len(weight.adapters[0].lora_A) for name, weight in lora_weights(net).items()}
     assert ranks == {"linear1": 64, "linear2": 20, "linear3": 2}
 

@@ -16,9 +16,8 @@ SOURCE = ROOT / "src" / "lora_mnist"
 HOUSE = [
     "entry",
     "train evaluate predict export demo",
-    "cli saving check_preprocessing",
-    "trials",
-    "recipe proof",
+    "cli recipe results check_preprocessing",
+    "session",
     "api trainer configuration",
     "classifier show",
     "sweep",

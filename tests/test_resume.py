@@ -13,7 +13,7 @@ from helpers.stranger import config, move_in
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-import lora_mnist.train
+import lora_mnist.results
 from lora_mnist.disk.base import read_base, versioned_base_path
 from lora_mnist.disk.resume import begin_run, last_checkpoint
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
@@ -178,23 +178,48 @@ def test_killed_and_then_interrupted(go, cli, tmp_path, monkeypatch):
     assert only_run(outputs, "lora") == folder
     assert {path: path.read_bytes() for path in (folder / ".hydra").iterdir()} == hydra
     # It says with which command it was made.
-    said = ["adapter_model.safetensors"]
+    said = ["adapter_model.safetensors", "choices"]
     assert differences(left_by(whole), left_by(folder)) == said
 
 
-def test_what_fails_after_training_is_made_up_for(go, monkeypatch):
-    """By then averaged weights stand in the place of the trained ones."""
-    options = (*LORA, "callbacks=averaging", "lora.dropout=0.2")
+@pytest.mark.parametrize(
+    "options",
+    [
+        (*LORA, "callbacks=averaging", "lora.dropout=0.2"),
+        (*LORA, *HARMFUL, "callbacks=early_stopping"),
+    ],
+    ids=["averaged", "stopped early"],
+)
+def test_what_fails_after_training_is_made_up_for(go, monkeypatch, options):
+    """By then averaged weights stand in the place of the trained ones; what has ended stays so."""
     whole = go("whole", *options)
 
     def crash(*_, **__):
         raise InterruptedError
 
     with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-        patched.setattr(lora_mnist.train, "write_results", crash)
+        patched.setattr(lora_mnist.results, "write_predictions", crash)
         go("cut", *options)
     folder = go("cut", *options, resume=True)
     assert differences(left_by(whole), left_by(folder)) == []
+
+
+def test_a_run_that_was_moved_goes_on(go, tmp_path):
+    """With the best weights, which lie in its folder."""
+    options = (*LORA, *HARMFUL, "callbacks=best")
+    whole = go("whole", *options)
+    go("run", *options, crash=23).rename(tmp_path / "moved")
+    folder = go("moved", *options, resume=True)
+    assert differences(left_by(whole), left_by(folder)) == []
+    assert read_results(folder)["steps"] == 40
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_device_is_told(tmp_path, caplog):
+    with pytest.raises(Crashed), begin_run(tmp_path, {"device": "cuda"}, None):
+        raise Crashed
+    with begin_run(tmp_path, {"device": "cpu"}, "latest"):
+        assert "device: this run began on cuda, and cpu rounds otherwise" in caplog.text
 
 
 def test_more_steps_are_trained(go):
@@ -244,9 +269,11 @@ def test_what_a_callback_ends_goes_on_from_there(go, monkeypatch):
 )
 def test_more_time_and_more_epochs_are_reasons_to_go_on(tmp_path, key, less, more):
     with begin_run(tmp_path, {"trainer": {key: less}}, None):
-        (tmp_path / LAST_CHECKPOINT).touch()
+        torch.save({"hyper_parameters": {"choices": {"dropout": 0.1}}}, tmp_path / LAST_CHECKPOINT)
     with begin_run(tmp_path, {"trainer": {key: more}}, "latest"):
-        assert last_checkpoint(tmp_path, "latest") == tmp_path / LAST_CHECKPOINT
+        last = last_checkpoint(tmp_path, "latest", {"dropout": 0.1})
+        assert last == tmp_path / LAST_CHECKPOINT
+        assert last_checkpoint(tmp_path, "latest", {"dropout": 0.0}) is None
 
 
 def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_not(go, tmp_path):
@@ -263,6 +290,7 @@ def test_other_settings_are_refused_by_their_key_and_what_changes_no_number_is_n
         "lora.rank=4": "1",
         "trainer.max_steps=60 -> scheduler.total_iters=60": "20",
         "augment=shift -> data.augment": "null",
+        "optimizer.lr=0.01": "0.001",
         f"base_ckpt={other}": f"base_ckpt={copy}",
     }.items():
         wrong, _, start = override.partition(" -> ")

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from source_notebook import RichBoyNet, fit, load, loader
 
-import lora_mnist.trials
+import lora_mnist.results
+import lora_mnist.session
 from lora_mnist.errors import TrainingError, UserError
 from lora_mnist.lora.base_state import base_state_dict, changed_tensors, fingerprint
 from lora_mnist.lora.peft import WEIGHTS_NAME
@@ -36,6 +37,10 @@ def without(values, key):
     return {name: value for name, value in values.items() if name != key}
 
 
+def rate_of(results):
+    return results["choices"]["rate"]["value"]
+
+
 def bases(outputs):
     return {path.name: path.read_bytes() for path in sorted((outputs / "base").glob("*.ckpt"))}
 
@@ -44,12 +49,12 @@ def test_pretraining_leaves_a_base(made):
     folder = only_run(made, "pretrain")
     results = read_results(folder)
     assert list(results) == [
-        *("stage", "dataset", "overrides", "seed", "targets", "targets_chosen"),
+        *("stage", "dataset", "overrides", "seed", "targets", "choices"),
         *("replay", "target_weight", "classes", "data_sha256"),
         *("training_images_per_class", "validation_images", "mean", "std", "val_from"),
         *("held_out", "copies", "base_pretrained_here", "test_held_out_now", "parameters"),
-        *("val", "test", "base_sha256", "base_unchanged", "adapter", "steps", "best", "lr"),
-        "seconds",
+        *("val", "test", "base_sha256", "base_unchanged", "adapter", "scale", "dial", "steps"),
+        *("better_preprocessing", "seconds"),
     ]
     assert (results["stage"], results["steps"], results["targets"]) == ("pretrain", 30, [])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", folder.name)
@@ -116,7 +121,7 @@ def test_a_class_is_named_once(tmp_path):
 
 def test_the_base_is_published_last(outputs, monkeypatch):
     before = bases(outputs)
-    monkeypatch.setattr(lora_mnist.train, "report_and_close_loggers", None)
+    monkeypatch.setattr(lora_mnist.results, "report_and_close_loggers", None)
     with pytest.raises(TypeError):
         run(outputs, "stage=pretrain")
     assert bases(outputs) == before
@@ -168,7 +173,7 @@ def test_the_base_is_proven_unchanged(outputs, monkeypatch):
     def spoil(trainer, module, data):
         module.net.get_parameter("linear1.bias").data[0] += 1e-6
 
-    monkeypatch.setattr(lora_mnist.trials, "load_best_weights", spoil)
+    monkeypatch.setattr(lora_mnist.session, "load_best_weights", spoil)
     with pytest.raises(RuntimeError, match="training the adapter changed the base: linear1.bias"):
         run(outputs, "stage=lora")
     assert not (newest(outputs) / "adapter").exists()
@@ -193,13 +198,13 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     results = run(outputs, *options)
     dial = results["dial"]
     assert dial["images"] == 500
-    assert dial["advised"] == dial["saved"]
-    for scale, split in ((0, "val_base"), (dial["saved"], "val")):
+    assert dial["advised"] == results["scale"] == results["choices"]["scale"]["value"]
+    for scale, split in ((0, "val_base"), (results["scale"], "val")):
         place = dial["scales"].index(scale)
         for key in ("errors", "errors_of_target"):
             assert dial[key][place] == results[split][key]
     harmful = run(outputs, *options, "optimizer.lr=0.1")
-    assert harmful["dial"]["saved"] == 0
+    assert harmful["scale"] == 0
     assert evaluated(outputs)["test"]["broken"] == harmful["test"]["broken"] == 0
 
 
@@ -259,8 +264,9 @@ def test_the_weakest_class_is_trained_as_if_it_were_named(outputs):
     assert chosen == weakest(*counts)
     adapter = adapter_of(newest(outputs))
     named = run(outputs, *same, f"digit={chosen}")
-    assert results["targets_chosen"] != named.pop("targets_chosen")
-    assert without(named, "seconds") == without(without(results, "seconds"), "targets_chosen")
+    assert results["choices"]["target"]["value"] == named["choices"].pop("target")["value"]
+    assert results["choices"].pop("target")["images"] == 500
+    assert without(named, "seconds") == without(results, "seconds")
     assert not changed_tensors(adapter, adapter_of(newest(outputs)))
     other = run(outputs, *same, f"digit={chosen}", "seed=1")
     assert other["test"] != results["test"]
@@ -282,9 +288,22 @@ def test_notebook_experiment_gives_the_notebooks_own_weights(tmp_path):
 
 def test_a_repair_needs_validation_images_unless_numbers_are_given(outputs):
     options = ("experiment=repair", "data.val_size=0")
-    with pytest.raises(UserError, match=r"^optimizer\.lr=auto target=weakest lora\.scale=auto: e"):
+    with pytest.raises(
+        UserError, match=r"^target=weakest, optimizer\.lr=auto, lora\.scale=auto: e"
+    ):
         run(outputs, *options, "target=weakest")
     assert run(outputs, *options, "target=9", "optimizer.lr=0.001", "lora.scale=1")["dial"] is None
+
+
+def test_a_share_of_the_images_is_one_batch_at_least(outputs):
+    """Of 500 test images, and of 500 for validation, which one batch takes."""
+    shares = ("+trainer.limit_test_batches=0.05", "+trainer.limit_val_batches=0.1")
+    results = run(outputs, "stage=lora", *shares, "data.eval_batch_size=100")
+    for split in ("val", "test"):
+        assert sum(results[split]["images_per_class"]) == 100
+    results = run(outputs, "stage=lora", *shares)
+    for split in ("val", "test"):
+        assert sum(results[split]["images_per_class"]) == 500
 
 
 def test_a_learning_rate_that_does_no_harm(outputs, caplog):
@@ -292,14 +311,16 @@ def test_a_learning_rate_that_does_no_harm(outputs, caplog):
     options = ("stage=lora", "digit=4", "data.replay=20", "lora.dropout=0.2", "lora.init_std=0.3")
     auto = run(outputs, *options, "optimizer.lr=auto")
     weights = adapter_of(newest(outputs))
-    again = run(outputs, *options, f"optimizer.lr={auto['lr']}")
-    assert without(auto, "seconds") == without(again, "seconds")
+    again = run(outputs, *options, f"optimizer.lr={rate_of(auto)}")
+    for key in ("val", "test", "dial"):
+        assert auto[key] == again[key]
     for name, tensor in adapter_of(newest(outputs)).items():
         assert torch.equal(tensor, weights[name])
-    assert auto["lr"] == 0.003  # 350 images
-    assert run(outputs, *options, "digit=[4,5]", "optimizer.lr=auto")["lr"] == 0.001  # 670
+    assert rate_of(auto) == 0.003  # 350 images
+    more = run(outputs, *options, "digit=[4,5]", "optimizer.lr=auto")
+    assert rate_of(more) == 0.001  # 670
     steep = run(outputs, *options[:-1], "lora.alpha=1000", "optimizer.lr=auto")
-    assert steep["lr"] < auto["lr"]
+    assert rate_of(steep) < rate_of(auto)
     with pytest.raises(TrainingError, match="expected another learning rate"):
         run(outputs, *options[:2], "lora.alpha=1e6", "optimizer.lr=auto")
     assert "optimizer.lr=auto: each of 0.003, " in caplog.text

@@ -9,14 +9,13 @@ from safetensors.torch import load_file
 from tensorboard.summary.writer import event_file_writer
 from test_resume import CRASH, OFTEN, differences, left_by
 
-from lora_mnist.data import ImageDataset, Images, ImageSets
-from lora_mnist.data.datamodule import ImageDataModule
-from lora_mnist.data.plan import Plan, select
+import lora_mnist.disk.resume
+from lora_mnist.data.plan import also_learning, select
+from lora_mnist.disk.run_paths import LAST_CHECKPOINT
 from lora_mnist.errors import UserError
 from lora_mnist.evaluate import evaluate
 from lora_mnist.run import Run
 from lora_mnist.train import train
-from lora_mnist.trials import with_validation
 
 #: 350 nines are few.
 RECIPE = ("stage=lora", "digit=9", "data.replay=20", "trainer.max_steps=12", "lora.rank=8")
@@ -58,16 +57,20 @@ def test_the_trial_with_the_fewest_validation_errors_decides(go):
     """What is trained after the trials is the trial that was chosen, to the bit."""
     chosen = go("chosen", "callbacks=none", "logger=none", "refit=false")
     results = read_results(chosen)
-    errors = {trial["dropout"]: trial["val_errors"] for trial in results["trials"]}
-    assert list(errors) == [0.0, 0.05]
-    assert errors[results["dropout"]] == min(errors.values()) == results["val"]["errors"]
-    assert not results["refit"]
-    for dropout in errors:
+    choices = results["choices"]
+    assert choices["dropout"]["of"] == [0.0, 0.05]
+    assert choices["dropout"]["images"] == results["validation_images"] == 500
+    assert not choices["refit"]["value"]
+    errors = {}
+    for dropout in choices["dropout"]["of"]:
         options = ("callbacks=none", "logger=none", f"lora.dropout={dropout}")
         typed = go(f"typed {dropout}", *options)
-        assert read_results(typed)["val"]["errors"] == errors[dropout]
-        assert read_results(typed)["trials"] == []
-        assert same(weights(typed), weights(chosen)) == (dropout == results["dropout"])
+        errors[dropout] = read_results(typed)["val"]["errors"]
+        assert read_results(typed)["choices"]["dropout"]["images"] == 0
+        assert f"{errors[dropout]} with {dropout:g}" in choices["dropout"]["why"]
+        is_chosen = dropout == choices["dropout"]["value"]
+        assert same(weights(typed), weights(chosen)) == is_chosen
+    assert errors[choices["dropout"]["value"]] == min(errors.values()) == results["val"]["errors"]
 
 
 def test_an_interrupted_trial_names_the_command_that_goes_on(cli, tmp_path, monkeypatch):
@@ -88,32 +91,24 @@ def test_refit_learns_validation_images_after_they_have_decided(go, outputs):
     before = read_results(go("typed 0.0", *options))
     folder = go("refit", *options, "refit=true")
     results = read_results(folder)
-    assert results["refit"]
+    assert results["choices"]["refit"]["value"]
     for key in ("val", "val_base", "dial"):
         assert results[key] == before[key]
     assert not same(weights(folder), weights(go("typed 0.0", *options)))
     cfg = composed("eval", *SMALL, *FEW, f"paths.outputs={outputs}", f"adapter={folder}")
     assert evaluate(cfg)["test"]["errors"] == results["test"]["errors"]
     cfg.scale = "auto"
-    assert evaluate(cfg)["scale"] == (1 if results["dial"]["saved"] else 0)
+    assert evaluate(cfg)["scale"] == (1 if results["scale"] else 0)
 
 
 def test_the_images_of_refit():
     """All that were trained on stay; validation images are learnt or replayed by their class."""
-    dataset = ImageDataset("toy", ["cat", "dog"], 1)
-    train_labels, val_labels = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([1, 0, 1])
-    numbers = torch.arange(8, dtype=torch.uint8).view(-1, 1, 1, 1)
-    train_images = Images(numbers[:5], train_labels)
-    val_images = Images(numbers[5:], val_labels)
-    images = ImageSets(train_images, val_images, val_images, {}, {}, None)
-    plan = Plan(select(train_labels, dataset.classes, "dog"), train_labels, 2, 1)
-    data = with_validation(ImageDataModule(dataset, images, plan))
-    targets, learnt, replayed = data.plan.selection
+    selection = select(torch.tensor([0, 1, 0, 1, 1]), ["cat", "dog"], "dog")
+    targets, learnt, replayed = also_learning(selection, torch.tensor([1, 0, 1]), 5)
     assert (targets, learnt.tolist(), replayed.tolist()) == ([1], [1, 3, 4, 5, 7], [0, 2, 6])
-    pixels, labels = data.images.train.take([7, 0, 6, 5])
-    assert pixels.flatten().tolist() == [7, 0, 6, 5]
-    assert labels.tolist() == [1, 0, 0, 1]
-    assert len(data.images.val) == 0
+    everything = select(torch.tensor([0, 1]), ["cat", "dog"], None)
+    _, learnt, replayed = also_learning(everything, torch.tensor([1]), 2)
+    assert (learnt.tolist(), replayed.tolist()) == ([0, 1, 2], [])
 
 
 @pytest.mark.parametrize(
@@ -124,14 +119,32 @@ def test_the_images_of_refit():
 def test_nothing_is_chosen_where_nothing_can_be(go, overrides):
     folder = go(overrides[0], "callbacks=none", "logger=none", "refit=auto", *overrides)
     results = read_results(folder)
-    assert (results["dropout"], results["trials"], results["refit"]) == (0, [], False)
+    assert results["choices"]["dropout"]["value"] == 0
+    assert results["choices"]["refit"]["value"] is False
+    assert not (folder / "trials").exists()
 
 
 def test_a_refit_that_cannot_be_is_refused(go):
-    with pytest.raises(UserError, match=r"^refit=true: expected data\.val_size > 0"):
+    with pytest.raises(
+        UserError, match=r"^refit=true: expected validation images: data\.val_size > 0"
+    ):
         go("a", "refit=true", "data.val_size=0", "lora.scale=1")
     with pytest.raises(UserError, match=r"^refit=true: expected false, since val/\w+ is monitored"):
         go("b", "refit=true", "callbacks=best", "trainer.val_check_interval=5")
+
+
+def test_trained_farther_it_goes_on_from_no_other_choice(go, outputs, monkeypatch):
+    """The last training begins anew where more steps choose another dropout."""
+    options = ("refit=true", "logger=none", *OFTEN, "trainer.max_steps=8")
+    whole = go("farther", *options, "lora.dropout=0.05", "trainer.max_steps=12")
+    folder = go("flipped", *options, "lora.dropout=0.0")
+    checkpoint = folder / LAST_CHECKPOINT
+    monkeypatch.setattr(lora_mnist.disk.resume, "_refuse_another_run", lambda *_: None)
+    (folder / "results.json").unlink()
+    go("flipped", *options, "lora.dropout=0.05", "trainer.max_steps=12", f"resume={folder}")
+    assert same(weights(whole), weights(folder))
+    choices = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["choices"]
+    assert choices["dropout"] == 0.05
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lora_mnist import load_adapter
 from lora_mnist.configuration import classifier_of
 from lora_mnist.data import ImageDataset, load_images
-from lora_mnist.data.mistakes import with_mistakes, wrong_pictures
+from lora_mnist.data.mistakes import move_to_training, wrong_pictures
 
 FOLDER = OUTPUT / "hotfix"
 OWN = FOLDER / "own_classifier"
@@ -43,7 +43,7 @@ def compare(settings: str, base: Path, incoming: Path) -> list[str]:
     mistakes = wrong_pictures(net, dataset, incoming, 0.5, torch.device("cpu"))
     learnt, held_out = (in_memory(dataset, images) for images in mistakes)
     training = in_memory(dataset, dataset.sets.train)
-    test = in_memory(dataset, with_mistakes(dataset.sets, mistakes).test)
+    test = in_memory(dataset, move_to_training(dataset.sets, mistakes).test)
     pictures = all_pictures(incoming, dataset)
 
     hotfix = load_adapter(copy.deepcopy(net), run(common)[0] / "adapter")

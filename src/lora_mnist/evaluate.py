@@ -5,17 +5,14 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lora_mnist.check_preprocessing import check_preprocessing, warn_of_wrong_settings
-from lora_mnist.configuration import checked_copy, classifier_of
-from lora_mnist.data import mistakes
-from lora_mnist.disk.results import Clock, write_results
+from lora_mnist.configuration import checked_copy
 from lora_mnist.disk.run_paths import new_run_folder, refuse_used_folder
-from lora_mnist.errors import UserError, config_group
-from lora_mnist.recipe import mistakes_of
-from lora_mnist.repair.predictions import outcomes_by_split
+from lora_mnist.errors import UserError
+from lora_mnist.repair.predictions import counts_of
+from lora_mnist.results import finish
 from lora_mnist.run import Run
-from lora_mnist.saving import common_results
-from lora_mnist.show.end_of_run import report_and_close_loggers
-from lora_mnist.trainer import evaluate_on, make_trainer, quiet_lightning
+from lora_mnist.session import Choice, open_session
+from lora_mnist.trainer import quiet_lightning
 
 
 def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
@@ -32,38 +29,23 @@ def evaluate(cfg: DictConfig, run: Run | None = None) -> dict[str, Any]:
     Raises:
         UserError: if a value of ``cfg``, or a file that it names, cannot be used.
     """
-    clock = Clock()
     run = run or Run(new_run_folder(cfg.paths.outputs, cfg.stage))
     refuse_used_folder("hydra.run.dir", run.folder)
     cfg = checked_copy(cfg, run)
-    trainer = make_trainer(cfg, run)
-    if trainer.world_size > 1:
-        raise UserError(f"trainer.devices={trainer.num_devices}: expected 1; one process evaluates")
-    classifier = classifier_of(cfg, run)
-    net, dataset = classifier.net, classifier.dataset
-    with config_group("data"):
-        images = dataset.sets
-    classifier.check(images.test)
-    better_preprocessing = check_preprocessing(classifier, run, trainer)
-    wrong = mistakes_of(cfg, trainer, classifier)
-    if wrong is not None:
-        images = mistakes.with_mistakes(images, wrong)
-    scale = classifier.set_scale(cfg.scale, trainer.strategy.root_device)
-    targets = [c for c, name in enumerate(dataset.classes) if name in classifier.targets]
-    with quiet_lightning(), clock.measure("test"):
-        tables = {"test": evaluate_on(trainer, net, dataset, images.test, "test")}
-        for split, pictures in mistakes.by_split(wrong).items():
-            tables[split] = evaluate_on(trainer, net, dataset, pictures, split)
-    outcomes = outcomes_by_split(tables, targets)
-    if not better_preprocessing:
-        warn_of_wrong_settings(outcomes.get("test_base", outcomes["test"]))
-    results = common_results(cfg, run.typed, classifier, images, outcomes, targets=targets)
-    results |= {
-        "adapter": classifier.adapter and str(classifier.adapter),
-        "scale": scale,
-        "better_preprocessing": better_preprocessing,
-        "seconds": clock.seconds(),
-    }
-    write_results(run.folder, results, tables["test"], images.test)
-    report_and_close_loggers(trainer, results, run, cfg.figures, tables["test"], images.test)
-    return results
+    with quiet_lightning():
+        session = open_session(cfg, run)
+        trainer, classifier = session.trainer, session.classifier
+        if trainer.world_size > 1:
+            count = trainer.num_devices
+            raise UserError(f"trainer.devices={count}: expected 1; one process evaluates")
+        advice = check_preprocessing(classifier, run, trainer)
+        scale = classifier.set_scale(cfg.scale, trainer.strategy.root_device)
+        tables = session.tables(session.tested)
+        if not advice:
+            warn_of_wrong_settings(counts_of(tables["test"])["before"])
+        choices = {}
+        if classifier.adapter is not None:
+            is_auto = cfg.scale == "auto"
+            why = "as validation images advise" if is_auto else "as configured"
+            choices["scale"] = Choice(scale, None, len(session.images.val) * is_auto, why)
+        return finish(session, tables, choices, advice=advice)

@@ -1,280 +1,361 @@
-"""The recipe of a training: its images, adapter, loss and optimizer."""
+"""What a repair decides: class, adapter, learning rate, dropout, scale, and whether to refit.
+
+Validation images decide what is ``auto`` or ``weakest``; each decision is a ``Choice``.
+
+Where a class has few images, a training sees each of them dozens of times, and the base's own
+validation images hold much of what the base does not know. So ``lora.dropout=auto`` makes one
+complete training for each of :data:`DROPOUTS` and takes the one with the fewest validation errors,
+and ``refit=auto`` makes one more, with the validation images among those to learn from. The base
+was not trained on these: Kirichenko et al. 2022, "Last Layer Re-Training is Sufficient for
+Robustness to Spurious Correlations" (DFR), arXiv:2204.02937. docs/worth.md has the numbers.
+"""
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
-from lightning.pytorch import Trainer
-from omegaconf import DictConfig, OmegaConf
-from torch import nn
-from torch.optim import Optimizer
+from omegaconf import OmegaConf
+from torch import Tensor, nn
 
-from lora_mnist.classifier import Classifier
-from lora_mnist.data import ImageDataset, Images, ImageSets
-from lora_mnist.data.datamodule import ImageDataModule, is_one_epoch
-from lora_mnist.data.mistakes import Mistakes, wrong_pictures
-from lora_mnist.data.plan import Plan, Selection, select
-from lora_mnist.disk.resume import COUNTS_OF_STEPS
-from lora_mnist.errors import UserError, config_group, is_number
-from lora_mnist.lora.model import add_lora, lora_disabled
+from lora_mnist.data.datamodule import ImageDataModule
+from lora_mnist.data.plan import Selection, select
+from lora_mnist.disk.resume import recorded_rate
+from lora_mnist.errors import UserError, config_group
+from lora_mnist.lora.model import add_lora, set_lora_scale
 from lora_mnist.lora.targets import layers_to_adapt
-from lora_mnist.repair.loss import Loss
-from lora_mnist.repair.module import ClassifierModule
-from lora_mnist.repair.networks import evaluating, importable
-from lora_mnist.repair.predictions import Predictions, counts_of
+from lora_mnist.lora.weight import lora_adapters, lora_weights
+from lora_mnist.repair.dial import TRIES, approximate_dial, scale_of_refit
+from lora_mnist.repair.networks import evaluating
+from lora_mnist.repair.predictions import Predictions, counts_of, evaluate
 from lora_mnist.repair.significance import weakest
+from lora_mnist.session import Choice, Session
 from lora_mnist.trainer import monitored_validation
 
 log = logging.getLogger(__name__)
 
 #: lora.rank=auto, or a layer's full rank where that is smaller. docs/experiments.md compares ranks.
 _AUTO_RANK = 64
+#: A class has few images if there are fewer than these: experiment=repair then sees each of them
+#: ten times or more, and a larger step generalises better. docs/experiments.md has the numbers.
+FEW_IMAGES = 400
+#: The rates that optimizer.lr=auto tries; the first one is for few images.
+RATES = (0.003, 0.001, 0.0003, 0.0001)
+#: The steps of each trial of a rate, and the validation images that are counted after it, at most.
+_RATE_STEPS, _RATE_IMAGES = 25, 1000
+#: A rate is accepted if it leaves at most 1.3 * before + 2 * sqrt(before) errors.
+_MAX_HARM = 1.3
+#: What lora.dropout=auto tries; 0.1 beside these gains nothing.
+DROPOUTS = (0.0, 0.05)
+#: The dial may always try this number of validation images at each scale.
+_MIN_FOR_DIAL = 50
 
 
-def read_images(trainer: Trainer, dataset: ImageDataset) -> ImageSets:
-    """All images; with ``trainer.limit_val_batches=0`` there are none for validation."""
-    with config_group("data"):
-        images = dataset.sets
-    if not len(images.train):
-        raise UserError(f"data: expected images to train on; {dataset.name} has none")
-    if not trainer.limit_val_batches:
-        images = replace(images, val=images.val.subset(torch.arange(0)))
-    return images
+class Trained(NamedTuple):
+    """What is known of an adapter after its training."""
+
+    dropout: float
+    val: Predictions | None  # for the validation images, at its scale; None: there are none
+    dial: dict[str, Any] | None
+    scale: Choice
+    weights: Choice | None  # where a monitored value chose them
 
 
-def refuse_inconsistent(cfg: DictConfig, trainer: Trainer, val: Images) -> None:
-    """Refuse values that are each right on their own, but not together, or not with the images."""
-    scheduler = cfg.scheduler or {}
-    if -1 in [scheduler.get(key) for key in COUNTS_OF_STEPS]:
-        raise UserError(
-            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
-        )
-    if is_one_epoch(trainer) and scheduler.get("interval") == "epoch":
-        raise UserError(
-            "scheduler.interval=epoch: expected trainer.max_epochs=NUMBER, since a training of "
-            f"trainer.max_steps={trainer.max_steps} alone is one epoch"
-        )
-    weight = cfg.loss.get("target_weight")
-    if cfg.data.replay == 0 and weight is not None:
-        raise UserError(f"loss.target_weight={weight}: expected null, or data.replay > 0")
-    needs_val = []
-    if cfg.optimizer.lr == "auto":
-        if cfg.stage != "lora" or "max_lr" in scheduler:
-            raise UserError(
-                "optimizer.lr=auto: expected a number; only stage=lora finds one, and none for "
-                "scheduler=one_cycle"
-            )
-        needs_val.append("optimizer.lr=auto")
-    if cfg.target == "weakest":
-        needs_val.append("target=weakest")
-    if cfg.stage == "lora":
-        scale, refit = cfg.lora.scale, cfg.refit
-        if cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
-            raise UserError(f"lora.init_std={cfg.lora.init_std}: expected lora.init=gaussian")
-        if scale != "auto" and (not is_number(scale) or scale <= 0):
-            raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
-        if refit not in (True, False, "auto"):
-            raise UserError(f"refit={refit}: expected true, false or auto")
-        if cfg.target is not None and cfg.data.mistakes is not None:
-            raise UserError(
-                f"target={cfg.target}: expected null, since data.mistakes={cfg.data.mistakes} is "
-                "learnt"
-            )
-        if scale == "auto":
-            needs_val.append("lora.scale=auto")
-        if cfg.dial:
-            needs_val.append("dial=true")
-        if refit is True:
-            needs_val.append("refit=true")
-    if monitor := monitored_validation(trainer):
-        needs_val.append(f"callbacks: monitor={monitor}")
-        if "refit=true" in needs_val:
-            raise UserError(
-                f"refit=true: expected false, since {monitor} is monitored, and the last training "
-                "learns the validation images"
-            )
-        interval = trainer.val_check_interval
-        batches = trainer.max_steps * trainer.accumulate_grad_batches
-        if isinstance(interval, int) and 0 <= batches < interval:
-            raise UserError(
-                f"trainer.val_check_interval={interval}: expected at most {batches}, the batches "
-                f"of trainer.max_steps={trainer.max_steps}, since {monitor} is monitored"
-            )
-    if needs_val and not len(val):
-        expected = "data.val_size > 0, or images in val/ that are not in train/"
-        if not trainer.limit_val_batches:
-            expected = "trainer.limit_val_batches > 0"
-        raise UserError(
-            f"{' '.join(needs_val)}: expected {expected}, since validation images decide"
-        )
+class Repair(NamedTuple):
+    """A finished repair: its network carries the adapter at its scale."""
+
+    tables: dict[str, Predictions]
+    choices: dict[str, Choice]
+    dial: dict[str, Any] | None
 
 
-def mistakes_of(cfg: DictConfig, trainer: Trainer, classifier: Classifier) -> Mistakes | None:
-    """The pictures in ``data.mistakes`` that the base gets wrong; ``None``: no folder is named."""
-    if cfg.data.mistakes is None:
-        return None
-    folder, share = Path(str(cfg.data.mistakes)), cfg.data.mistakes_test
-    net, has_adapter = classifier.net, classifier.adapter is not None
-    with (
-        lora_disabled(net) if has_adapter else nullcontext(),
-        evaluating(net, trainer.strategy.root_device) as device,
-    ):
-        return wrong_pictures(net, classifier.dataset, folder, share, device)
+def stated(session: Session, key: str, value: Any) -> Choice:
+    """The choice of whoever typed a value or left the configured one."""
+    is_typed = key in session.run.typed_keys
+    return Choice(value, None, 0, "typed" if is_typed else "as configured")
 
 
-def select_images(
-    cfg: DictConfig,
-    classes: Sequence[str],
-    images: ImageSets,
-    base_val: Predictions | None,
-    mistakes: Mistakes | None = None,
-) -> Selection:
-    """The images to train on, as ``cfg.target`` says: perhaps those of the weakest class.
+def choose_target(
+    session: Session, before: Predictions | None = None
+) -> tuple[Selection, dict[str, Choice]]:
+    """The images to learn and to replay, as ``target`` says: perhaps those of the weakest class.
 
-    ``base_val`` are the base's predictions for the validation images. Mistakes to learn stand at
-    the end of the training images.
+    ``before`` are the base's predictions for the validation images.
     """
+    cfg, images, classes = session.cfg, session.images, session.classifier.classes
     labels, target = images.train.labels, cfg.target
-    if mistakes is not None:
+    if session.mistakes is not None:  # they stand at the end
         indices = torch.arange(len(labels))
-        first = len(labels) - len(mistakes.learnt)
-        return Selection([], indices[first:], indices[:first])
+        first = len(labels) - len(session.mistakes.learnt)
+        return Selection([], indices[first:], indices[:first]), {}
+    choice = stated(session, "digit" if "digit" in session.run.typed_keys else "target", target)
     if target == "weakest":
-        assert base_val is not None  # refuse_inconsistent
-        counts = counts_of(base_val)["before"]
+        assert before is not None  # open_session has refused it
+        counts = counts_of(before)["before"]
         errors, numbers = counts["errors_per_class"], counts["images_per_class"]
         if not any(errors):
             expected = "a class"
             if images.held_out.get("val") != "test" and "test" not in images.held_out:
                 expected += ", or data.val_from=test if the base was trained on these images"
             raise UserError(
-                f"target=weakest: the base has all {len(images.val)} validation images right; "
+                f"target=weakest: the base has all {len(before)} validation images right; "
                 f"expected {expected}"
             )
         target = weakest(errors, numbers)
         wrong, count = errors[target], numbers[target]
         share = f"{wrong} of its {count} validation images are wrong ({wrong / count:.1%})"
-        log.info("target=%d (%s): the weakest class, %s", target, classes[target], share)
+        choice = Choice(target, None, len(before), f"the weakest class, {share}")
     with config_group("data"):
-        return select(labels, classes, target)
+        selection = select(labels, classes, target)
+    return selection, {"target": choice._replace(value=[classes[c] for c in selection.targets])}
 
 
-def make_data_module(
-    cfg: DictConfig,
-    trainer: Trainer,
-    classifier: Classifier,
-    images: ImageSets,
-    selection: Selection,
-) -> ImageDataModule:
-    """The images of the training, in the order of its plan.
-
-    ``data.seed=null`` is the order of a plain ``DataLoader(shuffle=True)``, which draws two numbers
-    from torch: for its workers, then for its sampler.
-    """
-    seed = cfg.data.seed
-    if seed is None:
-        _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
-    with config_group("data"):
-        plan = Plan(
-            selection,
-            images.train.labels,
-            cfg.data.batch_size,
-            cfg.data.replay,
-            int(seed),
-            trainer.world_size,
-        )
-    with importable([Path.cwd()]), config_group("data.augment"):
-        augment = instantiate(cfg.data.augment) if cfg.data.get("augment") else None
-    return ImageDataModule(classifier.dataset, images, plan, augment)
-
-
-def put_new_adapter(cfg: DictConfig, net: nn.Module) -> None:
-    """Put a new adapter on ``net``, as ``cfg.lora`` says."""
-    settings: Any = OmegaConf.to_container(cfg.lora, resolve=True)
+def put_adapter(session: Session) -> None:
+    """Put a new adapter on the network, as ``lora`` says."""
+    net = session.net
+    settings: Any = OmegaConf.to_container(session.cfg.lora, resolve=True)
     del settings["scale"]  # of the finished adapter
     if settings["dropout"] == "auto":  # each training sets its own
         settings["dropout"] = 0.0
-    is_auto = settings.get("rank") == "auto"
+    is_auto = settings["rank"] == "auto"
     if is_auto:
         settings["rank"] = _AUTO_RANK
     with config_group("lora"):
-        if is_auto or settings.get("init") == "pissa":
-            ranks = settings["rank_pattern"] = dict(settings.get("rank_pattern") or {})
-            for name, weight in layers_to_adapt(net, settings.get("target_modules", "all")).items():
+        if is_auto or settings["init"] == "pissa":
+            ranks = settings["rank_pattern"] = dict(settings["rank_pattern"] or {})
+            for name, weight in layers_to_adapt(net, settings["target_modules"]).items():
                 full = min(weight.base.flatten(1).shape)
-                if type(settings.get("rank")) is int and full < settings["rank"]:
+                if type(settings["rank"]) is int and full < settings["rank"]:
                     ranks[f"^{name}"] = full  # the user's own pattern comes first
         add_lora(net, **settings)
 
 
-def loss_and_optimizer(cfg: DictConfig) -> tuple[Loss, Callable[..., Optimizer]]:
-    """The loss, and what makes an optimizer of parameters and ``lr``."""
-    with config_group("loss"):
-        loss = instantiate(cfg.loss, _convert_="all")
-    settings = dict(cfg.optimizer)
-    settings.pop("lr")
-    with importable([Path.cwd()]), config_group("optimizer"):
-        make_optimizer = instantiate(settings, _convert_="all")  # plain lists, for checkpoints
-        if cfg.stage == "lora" and cfg.lora.init == "pissa":
-            # AdamW decays without a key that says so.
-            one = make_optimizer([nn.Parameter(torch.zeros(1))], lr=0.1)
-            if decay := one.defaults.get("weight_decay"):
-                raise ValueError(
-                    f"weight_decay={decay}: expected 0 with lora.init=pissa, whose factors start "
-                    "at the weight's principal part: decay would move the network away from the "
-                    "base, not towards it"
-                )
-    return loss, make_optimizer
+def choose_rate(session: Session, data: ImageDataModule, before: Predictions | None) -> Choice:
+    """``optimizer.lr=auto``: 0.003 for fewer than 400 images to learn, else 0.001.
+
+    A rate that suits three layers ruins a network of twenty. So a smaller one of :data:`RATES` is
+    taken where 25 steps do harm on validation images. Each is tried from the same start on the
+    first images of the plan. Nothing of a trial stays, neither weights nor random numbers drawn.
+    """
+    rate = session.cfg.optimizer.lr
+    if rate != "auto":
+        return stated(session, "optimizer.lr", rate)
+    learnt = len(data.plan.selection.target_indices)
+    rates = RATES if learnt < FEW_IMAGES else RATES[1:]
+    recorded = recorded_rate(session.run.folder) if session.cfg.resume is not None else None
+    if recorded is not None:
+        return Choice(recorded, list(rates), 0, "as this run began")
+    assert before is not None  # open_session has refused it
+    net, dataset, trainer = session.net, session.classifier.dataset, session.trainer
+    count = min(len(before), _RATE_IMAGES)
+    spread = torch.linspace(0, len(before) - 1, count).long()
+    start = start_of(net)
+    device, loss = trainer.strategy.root_device, session.loss()
+    precision: Any = trainer.precision_plugin
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), evaluating(net, device):
+
+        def errors() -> int:
+            batches = dataset.batches(session.images.val, device, spread, "optimizer.lr=auto")
+            with precision.forward_context():
+                table = evaluate(net.eval(), batches, before.at(spread))
+            return int(counts_of(table)["after"]["errors"])
+
+        base_errors = errors()
+        most = _MAX_HARM * base_errors + 2 * base_errors**0.5
+        for rate in rates:
+            optimizer = session.optimizer(rate)
+            net.train()
+            started = time.perf_counter()
+            for images, labels in data.read(islice(data.plan.batches(), _RATE_STEPS)):
+                with precision.forward_context():
+                    logits = net(dataset.normalise(images.to(device)))
+                    # Before training each process has whole batches.
+                    value = loss(logits, labels.to(device), data.plan.replay)
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+            seconds = time.perf_counter() - started
+            after = errors()
+            start_again(net, start)
+            if after <= most:
+                break
+    minutes = trainer.max_steps * seconds / _RATE_STEPS / 60
+    if minutes > 2:
+        log.info("a training of %d steps takes some %.0f minutes", trainer.max_steps, minutes)
+    why = f"for {learnt:,} images to learn; {base_errors} validation errors become {after}"
+    if after > most:
+        tried = ", ".join(map(str, rates))
+        log.warning("optimizer.lr=auto: each of %s does harm on validation images", tried)
+    return Choice(rate, list(rates), count, why)
 
 
-def make_module(
-    cfg: DictConfig,
-    classifier: Classifier,
+def train_repair(
+    session: Session, data: ImageDataModule, rate: float, before: Predictions | None
+) -> Repair:
+    """Train the adapter: once, or after trials that decide its dropout and its scale.
+
+    Each training begins at the same start and has a folder of its own. What validation images say
+    is of the trial that was chosen, which had not learnt them.
+    """
+    start, dropouts = start_of(session.net), dropouts_to_try(session, data)
+    refit = choose_refit(session, data)
+    has_trials = len(dropouts) > 1 or refit.value
+    trials: list[Trained] = []
+    for dropout in dropouts:
+        place = session
+        if has_trials:
+            log.info("trial %d of %d: lora.dropout=%g", len(trials) + 1, len(dropouts), dropout)
+            place = session.in_folder(f"trials/dropout={dropout}")
+        start_again(session.net, start, dropout)
+        trials.append(_train_and_measure(place, data, rate, before, refit))
+    chosen, choice = choose_dropout(session, trials)
+    choices = {"dropout": choice, "scale": chosen.scale, "refit": refit}
+    weights = chosen.weights
+    if has_trials:
+        if refit.value:
+            log.info("refit: once more, with the validation images among those to learn from")
+            data = session.data(data.plan.selection, with_validation=True)
+        start_again(session.net, start, chosen.dropout)
+        weights = session.fit(data, rate, before)
+        set_lora_scale(session.net, chosen.scale.value)
+    if weights is not None:
+        choices["weights"] = weights
+    tables = {} if chosen.val is None else {"val": chosen.val}
+    return Repair(tables, choices, chosen.dial)
+
+
+def _train_and_measure(
+    session: Session,
     data: ImageDataModule,
     rate: float,
-    base_val: Predictions | None,
-) -> ClassifierModule:
-    """The module that trains the network at this rate. With ``cfg.compile`` it is compiled.
+    before: Predictions | None,
+    refit: Choice,
+) -> Trained:
+    """Train the adapter that is on the network, and turn it to the scale that is chosen."""
+    weights = session.fit(data, rate, before)
+    val = session.predictions("val", before)
+    dial = measure_dial(session, data, val)
+    scale = choose_scale(session, dial, refit)
+    set_lora_scale(session.net, scale.value)
+    if scale.value != 1:
+        val = session.predictions("val", before)
+    return Trained(lora_adapters(session.net)[0].dropout, val, dial, scale, weights)
 
-    Its hyperparameters are everything that the run's numbers depend on: a run that goes on must
-    have the same settings, and the same content of files.
+
+def dropouts_to_try(session: Session, data: ImageDataModule) -> Sequence[float]:
+    """The values of ``lora.dropout`` to train with: one where nothing is to be chosen.
+
+    ``auto`` is 0 for 400 images of the class or more, without validation images, and where a layer
+    takes no dropout.
     """
-    plan, base = data.plan, classifier.base
-    loss, make_optimizer = loss_and_optimizer(cfg)
-    trained = [parameter for parameter in classifier.net.parameters() if parameter.requires_grad]
-    with config_group("optimizer"):
-        if not is_number(rate) or rate < 0:
-            raise ValueError(f"lr={rate}: expected a number >= 0, or auto")
-        optimizer = make_optimizer(trained, lr=rate)
-    schedule = dict(cfg.scheduler or {})
-    interval = schedule.pop("interval", "step")
-    scheduler = None
-    if schedule:
-        with config_group("scheduler"):
-            scheduler = instantiate(schedule, _convert_="all")(optimizer)
-    if cfg.compile:
-        classifier.net.compile()  # in place: its tensors keep their names
-    settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    settings["net"] = classifier.settings["net"]
-    settings["data"] |= classifier.settings["data"]
-    settings |= {"base_ckpt": str(classifier.base_path), "base_sha256": base and base.sha256}
-    settings |= {"classes": classifier.classes, "data_sha256": dict(data.images.sha256)}
-    settings |= {"targets": plan.selection.targets, "rate": rate}
-    return ClassifierModule(
-        classifier.net,
-        optimizer,
-        scheduler,
-        interval=interval,
-        loss=loss,
-        replay=plan.replay,
-        seed=cfg.seed,
-        classes=classifier.classes,
-        targets=plan.selection.targets,
-        base_val=base_val,
-        hyperparameters=settings,
+    dropout = session.cfg.lora.dropout
+    if dropout != "auto":
+        return [dropout]
+    takes_dropout = all(weight.factored_forward for weight in lora_weights(session.net).values())
+    return DROPOUTS if _has_few(data) and takes_dropout else DROPOUTS[:1]
+
+
+def choose_dropout(session: Session, trials: Sequence[Trained]) -> tuple[Trained, Choice]:
+    """The trial with the fewest validation errors, and the choice of its dropout."""
+    if len(trials) == 1:
+        return trials[0], stated(session, "lora.dropout", trials[0].dropout)
+    errors = {}
+    for trial in trials:
+        assert trial.val is not None
+        errors[trial.dropout] = int(counts_of(trial.val)["after"]["errors"])
+    best = session.first_says(min(errors, key=lambda dropout: errors[dropout]))
+    chosen = next(trial for trial in trials if trial.dropout == best)
+    counts = [f"{count:,} with {dropout:g}" for dropout, count in errors.items()]
+    why = f"the fewest validation errors: {', '.join(counts)}"
+    return chosen, Choice(best, list(errors), len(session.images.val), why)
+
+
+def choose_refit(session: Session, data: ImageDataModule) -> Choice:
+    """Whether one more training learns the validation images as well, as ``refit`` says.
+
+    ``auto`` is true for fewer than 400 images of the class, unless a callback monitors validation.
+    """
+    refit = session.cfg.refit
+    if refit != "auto":
+        return stated(session, "refit", bool(refit))
+    count = len(data.plan.selection.target_indices)
+    is_refit = _has_few(data) and not monitored_validation(session.trainer)
+    return Choice(
+        is_refit, [True, False], 0, f"{count:,} images to learn, and {FEW_IMAGES} are many"
     )
+
+
+def _has_few(data: ImageDataModule) -> bool:
+    """Whether classes are repaired that have few training images, and validation can decide."""
+    targets, target_indices, _ = data.plan.selection
+    return bool(targets) and len(target_indices) < FEW_IMAGES and len(data.images.val) > 0
+
+
+def measure_dial(
+    session: Session, data: ImageDataModule, val: Predictions | None
+) -> dict[str, Any] | None:
+    """The errors of the finished adapter at several scales, on the validation images.
+
+    ``dial=null`` measures them in a single run with validation images, but not in a job of a sweep.
+    """
+    cfg, dataset = session.cfg, session.classifier.dataset
+    wants_dial = not session.run.is_sweep if cfg.dial is None else cfg.dial
+    if val is None or not (wants_dial or cfg.lora.scale == "auto"):
+        return None
+    # About as many forward passes as training made, whatever the network.
+    trainer, plan = session.trainer, data.plan
+    steps = trainer.global_step * trainer.accumulate_grad_batches
+    most = max(_MIN_FOR_DIAL, steps * (plan.batch_size + plan.replay) // TRIES)
+    log.info("dial: the adapter at %d scales on %s validation images", TRIES, f"{len(val):,}")
+    device: Any = trainer.strategy.root_device
+    precision: Any = trainer.precision_plugin
+    with (
+        session.clock.measure("dial"),
+        evaluating(session.net, device),
+        precision.forward_context(),
+    ):
+        return approximate_dial(
+            session.net,
+            lambda indices: dataset.batches(session.images.val, device, indices, name="dial"),
+            val,
+            plan.selection.targets,
+            most,
+        )
+
+
+def choose_scale(session: Session, dial: Mapping[str, Any] | None, refit: Choice) -> Choice:
+    """The scale at which the adapter is saved: ``lora.scale``, or what the dial advises."""
+    scale = session.cfg.lora.scale
+    if scale != "auto":
+        return stated(session, "lora.scale", float(scale))
+    assert dial is not None  # open_session has refused it
+    advised = session.first_says(dial["advised"])
+    errors = dict(zip(dial["scales"], dial["errors"], strict=True))
+    why = f"advised by validation images: {errors[advised]:,} errors, {errors[0]:,} of the base"
+    scale = advised
+    if refit.value and (scale := session.first_says(scale_of_refit(dial))) != advised:
+        why = f"a refit learns these images; before it, they advise {advised:g}"
+    return Choice(scale, dial["scales"], dial["images"], why)
+
+
+def start_of(net: nn.Module) -> list[dict[str, Tensor]]:
+    """A copy of what the adapters on ``net`` start from."""
+    states = []
+    for adapter in lora_adapters(net):
+        states.append({name: value.clone() for name, value in adapter.state_dict().items()})
+    return states
+
+
+def start_again(
+    net: nn.Module, start: Sequence[Mapping[str, Tensor]], dropout: float | None = None
+) -> None:
+    """Put the adapters on ``net`` back to their start; ``dropout`` is for the next training."""
+    for adapter, state in zip(lora_adapters(net), start, strict=True):
+        adapter.load_state_dict(state)
+        for parameter in adapter.parameters():
+            parameter.grad = None
+        if dropout is not None:
+            adapter.dropout, adapter.scale = dropout, 1.0

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
@@ -18,20 +17,12 @@ from lightning.pytorch.callbacks import (
     LearningRateFinder,
     ProgressBar,
 )
-from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig
-from torch import nn
 
-from lora_mnist.data.datamodule import ImageDataModule
-from lora_mnist.data.dataset import ImageDataset
-from lora_mnist.data.images import Images
 from lora_mnist.disk.checkpoint import AtomicCheckpointIO, LastCheckpoint, step_of
-from lora_mnist.disk.results import Clock
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT
-from lora_mnist.errors import TrainingError, UserError, config_group
-from lora_mnist.repair.module import ClassifierModule
-from lora_mnist.repair.networks import evaluating, importable
-from lora_mnist.repair.predictions import Predictions, evaluate
+from lora_mnist.errors import UserError, config_group
+from lora_mnist.repair.networks import importable
 from lora_mnist.run import Run
 
 log = logging.getLogger(__name__)
@@ -118,67 +109,6 @@ def monitored_validation(trainer: Trainer) -> str | None:
         if monitor.startswith("val/"):
             return monitor
     return None
-
-
-def is_fast_dev_run(trainer: Trainer) -> bool:
-    """Whether one batch of each kind is all (``fast_dev_run``): nothing is kept that others use."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def fit(
-    trainer: Trainer,
-    module: ClassifierModule,
-    data: ImageDataModule,
-    ckpt_path: Path | None,
-    clock: Clock,
-) -> None:
-    """Train from the first step, or go on from the checkpoint; refuse weights that diverged.
-
-    The network is in train mode, but for a base that carries an adapter (:mod:`.lora.frozen`). The
-    Trainer's profiler is for the training alone, and taken off afterwards.
-    """
-    module.net.train()
-    plan = data.plan
-    learnt, others = len(plan.selection.target_indices), len(plan.selection.replay_indices)
-    names = ", ".join(module.classes[c] for c in plan.selection.targets) or "all classes"
-    log.info("training on %d images of %s", learnt, names)
-    if plan.replay:
-        log.info("replay: %d of %d others beside each %d", plan.replay, others, plan.batch_size)
-    with clock.measure("fit"):
-        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]
-    for name, parameter in module.net.named_parameters():
-        if parameter.requires_grad and not parameter.isfinite().all():
-            raise TrainingError(
-                f"optimizer.lr={module.optimizer.defaults['lr']}: training diverged, {name} is not "
-                f"finite at step {trainer.global_step}; expected a smaller learning rate"
-            )
-
-
-def evaluate_on(
-    trainer: Trainer,
-    net: nn.Module,
-    dataset: ImageDataset,
-    images: Images,
-    name: str,
-    base: Predictions | None = None,
-) -> Predictions:
-    """The predictions of ``net`` for ``images``, on the Trainer's device and in its precision.
-
-    The Trainer may limit the number of batches, of ``val`` as in validation, of all others as in a
-    test. Where the network has an adapter, the base is evaluated beside it; ``base``: see
-    :func:`.predictions.evaluate`.
-    """
-    batches = -(-len(images) // dataset.eval_batch_size)
-    limit = trainer.limit_val_batches if name == "val" else trainer.limit_test_batches
-    if limit is not None:
-        share = int(limit * batches) if isinstance(limit, float) else limit
-        batches = min(batches, share * trainer.world_size)
-    indices = torch.arange(min(len(images), batches * dataset.eval_batch_size))
-    device: Any = trainer.strategy.root_device
-    precision: Any = trainer.precision_plugin
-    with evaluating(net, device), precision.forward_context():
-        return evaluate(net, dataset.batches(images, device, indices, name), base)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from composed import logged
 from PIL import Image
 
 from lora_mnist.data import Folder, Images, ImageSets
-from lora_mnist.data.mistakes import Mistakes, by_split, with_mistakes, wrong_pictures
+from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
 from lora_mnist.errors import UserError
 
 DARK = 100
@@ -96,7 +96,7 @@ def greys(*levels):
 def test_mistakes_stand_behind_the_training_images_and_are_tested_on_no_more(caplog):
     mistakes = Mistakes(greys(7, 9), greys(11))
     images = ImageSets(greys(1, 2), greys(7, 4), greys(9, 11, 6), {"all": "a"}, {}, 0)
-    changed = with_mistakes(images, mistakes)
+    changed = move_to_training(images, mistakes)
     levels = {}
     for part in ("train", "val", "test"):
         some = getattr(changed, part)
@@ -108,4 +108,3 @@ def test_mistakes_stand_behind_the_training_images_and_are_tested_on_no_more(cap
     for purpose in ("validation", "test"):
         assert f"1 {purpose} images are among the mistakes to learn, and left out" in caplog.text
     assert changed.sha256.keys() == {"all", "mistakes", "mistakes_test"}
-    assert by_split(Mistakes(mistakes.learnt, greys())) == {"mistakes": mistakes.learnt}

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from lora_mnist.data import MNIST
 from lora_mnist.data.plan import Plan, select
-from lora_mnist.recipe import make_data_module, select_images
+from lora_mnist.progress import Clock
+from lora_mnist.recipe import choose_target
+from lora_mnist.run import Run
+from lora_mnist.session import Session
 
 DIGITS = [str(digit) for digit in range(10)]
 
@@ -37,11 +40,13 @@ def test_images_come_in_the_recorded_order(way):
     target, replay, seed, rank, processes = way
     options = (f"target={target}", f"data.replay={replay}", f"data.seed={seed}")
     cfg = composed("train", "stage=lora", *options)
-    dataset = MNIST_DIGITS
+    classifier = SimpleNamespace(dataset=MNIST_DIGITS, classes=DIGITS)
     trainer = SimpleNamespace(global_rank=rank, world_size=processes)
-    selection = select_images(cfg, dataset.classes, dataset.sets, None)
+    images = MNIST_DIGITS.sets
+    session = Session(cfg, Run(ROOT), trainer, classifier, images, None, Clock())
+    selection, _ = choose_target(session)
     torch.manual_seed(3)
-    data = make_data_module(cfg, trainer, SimpleNamespace(dataset=dataset), dataset.sets, selection)
+    data = session.data(selection)
     data.trainer = trainer
     digest = hashlib.sha256()
     for images, labels in data.read(islice(data.plan.batches(), 30)):

@@ -85,7 +85,7 @@ def wrong_pictures(
     return Mistakes(learnt, held_out)
 
 
-def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
+def move_to_training(images: ImageSets, mistakes: Mistakes) -> ImageSets:
     """The images of a training that learns mistakes: they stand at the end of those to train on.
 
     The same pictures are left out of validation and test.
@@ -101,14 +101,6 @@ def with_mistakes(images: ImageSets, mistakes: Mistakes) -> ImageSets:
         test=_without(images.test, learnt, "test"),
         sha256=sha256,
     )
-
-
-def by_split(mistakes: Mistakes | None) -> dict[str, Images]:
-    """The mistakes by their names in results.json; empty sets are left out."""
-    if mistakes is None:
-        return {}
-    splits = {"mistakes": mistakes.learnt, "mistakes_test": mistakes.held_out}
-    return {split: images for split, images in splits.items() if len(images)}
 
 
 def _without(images: Images, mistakes: Images, purpose: str) -> Images:

@@ -61,6 +61,20 @@ def select(labels: Tensor, classes: Sequence[str], target: Any) -> Selection:
     return Selection(targets, is_target.nonzero()[:, 0], (~is_target).nonzero()[:, 0])
 
 
+def also_learning(selection: Selection, labels: Tensor, first: int) -> Selection:
+    """The selection where more images, with these labels, follow from the place ``first`` on.
+
+    They are learnt or replayed by their class, as the others are.
+    """
+    targets, learnt, replayed = selection
+    added = torch.arange(first, first + len(labels))
+    is_learnt = torch.full((len(added),), not len(replayed))  # all classes, or those to repair
+    if targets:
+        is_learnt = torch.isin(labels, torch.tensor(targets))
+    learnt = torch.cat([learnt, added[is_learnt]])
+    return Selection(targets, learnt, torch.cat([replayed, added[~is_learnt]]))
+
+
 @dataclass(frozen=True)
 class Plan:
     """The batches of a training.

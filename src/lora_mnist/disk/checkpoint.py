@@ -31,6 +31,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_write(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
 
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        """Read a checkpoint; if its folder was moved, its callbacks get their paths there."""
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **options)
+        for name, state in checkpoint.get("callbacks", {}).items():
+            if name.startswith(LastCheckpoint.__name__):
+                callbacks = checkpoint["callbacks"]
+                moved = _moved(callbacks, state["dirpath"], str(Path(path).parent))
+                return {**checkpoint, "callbacks": moved}
+        return checkpoint
+
+
+def _moved(value: Any, there: str, here: str) -> Any:
+    """A value in which paths below the folder ``there`` lie below ``here``."""
+    if isinstance(value, dict):
+        return {_moved(key, there, here): _moved(each, there, here) for key, each in value.items()}
+    if isinstance(value, str) and value.startswith(there):
+        return here + value.removeprefix(there)
+    return value
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint of the last step, at steps from which Lightning goes on exactly.
@@ -58,6 +77,13 @@ class LastCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_train_steps,
             train_time_interval=train_time_interval,
         )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take no step more where early stopping has ended the training before this process."""
+        super().on_train_start(trainer, pl_module)
+        for callback in trainer.early_stopping_callbacks:
+            if callback.wait_count >= callback.patience:
+                trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

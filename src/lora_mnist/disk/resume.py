@@ -1,11 +1,13 @@
 """A run's folder while it trains: its lock, its settings, and whether a run may go on there."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -15,9 +17,18 @@ from lora_mnist.disk.numbers import affects_results, flatten
 from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD
 from lora_mnist.errors import UserError
 
+log = logging.getLogger(__name__)
+
 #: These may differ, beside what :func:`.numbers.affects_results` leaves out: base and images are
 #: compared by content, not by path. Another device brings a warning.
-_FREE = ("base_ckpt", "base_name", "data.data_dir", "data.mistakes", "trainer.accelerator")
+_FREE = (
+    "base_ckpt",
+    "base_name",
+    "data.data_dir",
+    "data.mistakes",
+    "device",
+    "trainer.accelerator",
+)
 #: A scheduler's arguments that are the number of steps.
 COUNTS_OF_STEPS = ("T_max", "total_iters", "total_steps")
 #: These may grow: a run can be trained farther. trainer.max_time may change.
@@ -25,13 +36,15 @@ _LIMITS = ("trainer.max_steps", "trainer.max_epochs")
 
 
 @contextmanager
-def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iterator[None]:
+def begin_run(
+    folder: Path, settings: Mapping[str, Any], resume: object, rate: float | None = None
+) -> Iterator[None]:
     """Lock a run's folder from the first step to the last file; record its settings, and its end.
 
-    ``settings`` are everything that the run's numbers depend on, as :func:`.recipe.make_module`
-    collects them. ``resume`` is the run to go on with, as the user named it; ``None``: a new run; a
-    last.ckpt left in its folder is deleted. ``UserError``, if the run has finished, is still going,
-    or had other settings.
+    ``settings`` are everything that the run's numbers depend on, and ``rate`` is its learning rate.
+    ``resume`` is the run to go on with, as the user named it; ``None``: a new run; a last.ckpt left
+    in its folder is deleted. ``UserError``, if the run has finished, is still going, or had other
+    settings.
     """
     record, last = folder / RUN_RECORD, folder / LAST_CHECKPOINT
     if rank_zero_only.rank:  # type: ignore[attr-defined]
@@ -51,20 +64,28 @@ def begin_run(folder: Path, settings: Mapping[str, Any], resume: object) -> Iter
             _refuse_another_run(folder, flat, resume)
         else:
             last.unlink(missing_ok=True)
-        write_json(record, {"settings": flat, "finished": False})
+        content = {"settings": flat, "rate": rate}
+        write_json(record, {**content, "finished": False})
         yield
-        write_json(record, {"settings": flat, "finished": True})
+        write_json(record, {**content, "finished": True})
 
 
-def last_checkpoint(folder: Path, resume: object) -> Path | None:
-    """The checkpoint to go on from in ``folder``; ``None``: a training begins at its first step."""
+def last_checkpoint(folder: Path, resume: object, choices: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to go on from in ``folder``; ``None``: a training begins at its first step.
+
+    That of a training with other ``choices`` does not count: a repair that is trained farther may
+    choose another dropout than before.
+    """
     last = folder / LAST_CHECKPOINT
-    return last if resume is not None and last.exists() else None
+    if resume is None or not last.exists():
+        return None
+    checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+    return last if checkpoint["hyper_parameters"]["choices"] == choices else None
 
 
 def recorded_rate(folder: Path) -> float | None:
     """The learning rate with which the run in ``folder`` began; ``None``: it has not."""
-    rate: float | None = read_json(folder / RUN_RECORD).get("settings", {}).get("rate")
+    rate: float | None = read_json(folder / RUN_RECORD).get("rate")
     return rate
 
 
@@ -76,6 +97,8 @@ def _refuse_another_run(folder: Path, settings: Mapping[str, Any], resume: objec
     keys = sorted({*before, *settings}, key=lambda key: (key != "stage", key.count("."), key))
     for key in keys:
         old, new = before.get(key), settings.get(key)
+        if key == "device" and old != new:
+            log.warning("device: this run began on %s, and %s rounds otherwise", old, new)
         if old == new or key in _FREE or not affects_results(key):
             continue
         if key.startswith("trainer.max_time") or (key in _LIMITS and _limit(new) > _limit(old)):

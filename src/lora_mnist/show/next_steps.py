@@ -56,10 +56,10 @@ def next_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
         if results["stage"] != "lora" or not results["adapter"]:  # a trial keeps none
             return []
         dial = results.get("dial")
-        if dial and dial["advised"] == 0 != dial["saved"]:
+        if dial and dial["advised"] == 0 != results["scale"]:
             steps.append(Phrase("No scale of the adapter beats the base on validation images."))
-        elif dial and dial["advised"] != dial["saved"]:
-            scale = f"{dial['advised'] / dial['saved']:g}"
+        elif dial and dial["advised"] != results["scale"]:
+            scale = f"{dial['advised'] / results['scale']:g}"
             reason = f"Validation images advise scale {scale} ({dial_text(results)}):"
             steps += [Phrase(reason), Phrase(scaled_command(results, folder), is_command=True)]
     return steps + _weakest_class(results, folder) + _after_failure(results)
@@ -180,8 +180,8 @@ def dial_text(results: Mapping[str, Any]) -> str:
 def scaled_command(results: Mapping[str, Any], folder: Path) -> str:
     """The command that tests the adapter of the run in ``folder`` at the advised scale."""
     dial, overrides = results["dial"], [override("adapter", _typed_path(folder))]
-    if dial["saved"] != dial["advised"]:
-        overrides.append(f"scale={dial['advised'] / dial['saved']:g}")
+    if results["scale"] != dial["advised"]:
+        overrides.append(f"scale={dial['advised'] / results['scale']:g}")
     return command("eval", results, *overrides)
 
 

@@ -17,7 +17,7 @@ from lora_mnist.repair.significance import knows_validation
 from lora_mnist.show.changes import named
 from lora_mnist.show.class_table import class_rows
 from lora_mnist.show.figures import draw_confusion, draw_dial, save_figure
-from lora_mnist.show.next_steps import choice_text, next_steps
+from lora_mnist.show.next_steps import next_steps
 from lora_mnist.show.verdict import verdict
 
 #: The figures' folder in a run's folder.
@@ -46,7 +46,6 @@ def make_report(
         addresses[name] = save_figure(figure, folder / FIGURES / f"{name}.png")
     typed, entry = results["overrides"], "eval" if results["stage"] == "eval" else "train"
     val, test = results.get("val_base"), results.get("test_base")
-    trials = results.get("trials", [])
     write_page(
         folder / "report.html",
         "report.html.j2",
@@ -54,7 +53,7 @@ def make_report(
         results=results,
         verdict=verdict(results),
         next_steps=next_steps(results, folder),
-        choice=choice_text(trials, results["dropout"]) if len(trials) > 1 else "",
+        choice="",
         rows=class_rows(results),
         figures=addresses,
         pictures=pictures,

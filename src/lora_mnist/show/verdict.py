@@ -136,7 +136,7 @@ def _judgement(results: Mapping[str, Any]) -> Phrase:
         text = f"{elsewhere.after:,} of {elsewhere.images:,} images of {others_of(classes)}"
         text = f"Do not keep this repair: {text} are wrong, no better than guessing."
         return Phrase(text, "worse")
-    if (results.get("dial") or {}).get("saved") == 0:
+    if results.get("scale") == 0 and results["stage"] == "lora":
         return Phrase(
             "There is no repair to keep: no scale of the adapter beats the base on validation "
             "images, and it is saved at scale 0, which is the base."

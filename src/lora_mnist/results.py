@@ -1,0 +1,245 @@
+"""The end of a run: what it found is judged, and all its files are written, here alone."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lora_mnist.disk.base import (
+    find_base,
+    read_base,
+    refuse_to_replace,
+    set_current_base,
+    versioned_base_path,
+    write_base,
+)
+from lora_mnist.disk.files import write_json
+from lora_mnist.disk.numbers import affects_results
+from lora_mnist.disk.predictions import write_predictions
+from lora_mnist.disk.record import SPLIT_KEYS, make_record
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE, base_name
+from lora_mnist.errors import TrainingError, UserError
+from lora_mnist.lora.adapter import save_adapter
+from lora_mnist.lora.base_state import count_parameters, fingerprint
+from lora_mnist.repair.predictions import Predictions, outcomes_by_split
+from lora_mnist.repair.significance import knows_validation
+from lora_mnist.run import Run
+from lora_mnist.session import Choice, Session
+from lora_mnist.show.end_of_run import report_and_close_loggers
+
+log = logging.getLogger(__name__)
+
+
+def finish(
+    session: Session,
+    tables: Mapping[str, Predictions],
+    choices: Mapping[str, Choice],
+    dial: Mapping[str, Any] | None = None,
+    advice: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Judge what a run has found, write all its files, and return what results.json holds.
+
+    ``tables`` are the predictions for the parts of the images. ``dial`` are the errors of an
+    adapter by its scale. ``advice`` are overrides that prepare images in a better way.
+    ``TrainingError`` at the end, if the training was of no use.
+    """
+    cfg, run, classifier, trainer = session.cfg, session.run, session.classifier, session.trainer
+    base, dataset, images = classifier.base, classifier.dataset, session.images
+    names = choices["target"].value if "target" in choices else classifier.targets
+    targets = [number for number, name in enumerate(dataset.classes) if name in names]
+    outcomes = outcomes_by_split(tables, targets)
+    useless = _why_useless(session, outcomes, choices) if cfg.stage != "eval" else None
+    if cfg.stage == "lora" and session.mistakes is None:
+        warn_of_known_validation(outcomes, dataset.val_from)
+    is_ours = base is None or base.is_pretrained_here
+    overrides = None
+    if run.typed is not None:  # a run that was resumed leaves the same results
+        how = re.compile(r"[+~]*(hydra|resume|sweep)\b")
+        overrides = [text for text in run.typed if not how.match(text)]
+    preprocessing = dataset.preprocessing()
+    counts = images.train.labels.bincount(minlength=len(dataset.classes))
+    adapter = classifier.adapter and str(classifier.adapter)
+    if cfg.stage == "lora" and not session.is_fast_dev_run:
+        adapter = ADAPTER_FOLDER
+    results = {
+        "stage": cfg.stage,
+        "dataset": dataset.name,
+        "overrides": overrides,
+        "seed": cfg.get("seed"),
+        "targets": targets,
+        "choices": {name: choice._asdict() for name, choice in choices.items()},
+        "replay": OmegaConf.select(cfg, "data.replay") or 0,
+        "target_weight": OmegaConf.select(cfg, "loss.target_weight"),
+        "classes": dataset.classes,
+        "data_sha256": dict(images.sha256),
+        "training_images_per_class": counts.tolist(),
+        "validation_images": len(images.val),
+        "mean": preprocessing.get("mean"),
+        "std": preprocessing.get("std"),
+        "val_from": dataset.val_from,
+        "held_out": dict(images.held_out),
+        "copies": images.copies,
+        # A network of somebody else's may have been trained on these images.
+        "base_pretrained_here": is_ours,
+        "test_held_out_now": "test" in images.held_out and not is_ours,
+        "parameters": count_parameters(classifier.net),
+        **outcomes,
+        "base_sha256": base.sha256 if base else fingerprint(classifier.net.state_dict()),
+        "base_unchanged": True if cfg.stage == "lora" else None,
+        "adapter": adapter,
+        "scale": choices["scale"].value if "scale" in choices else None,
+        "dial": dial,
+        "steps": trainer.global_step,
+        "better_preprocessing": list(advice),
+    }
+    weights, current = None, None
+    if cfg.stage == "pretrain":
+        is_trial = bool(cfg.debug) or session.is_fast_dev_run
+        # What knows some classes alone, or nothing, or was a trial, is no base for others.
+        is_base = not (targets or useless or is_trial)
+        folder = Path(cfg.paths.bases) if is_base else run.folder
+        name = base_name(cfg.data, cfg.net)
+        weights = versioned_base_path(folder, name, results["base_sha256"])
+        current = base_to_replace(cfg, run) if is_base else None
+        if current is None:  # the user has to name it to other commands
+            results["weights"] = str(weights) if is_base else weights.name
+    results["seconds"] = session.clock.seconds()
+    if adapter == ADAPTER_FOLDER:
+        _save_adapter(session, names, choices, dial)
+    test = tables["test"]
+    write_json(run.folder / RESULTS_FILE, results)
+    write_predictions(test.columns(), images.test.names(), run.folder, dataset.classes)
+    report_and_close_loggers(trainer, results, run, cfg.figures, test, images.test)
+    if weights is not None:  # last: a run that fails on the way leaves the current base alone
+        _write_base(session, weights, current)
+    if useless and not session.is_fast_dev_run and not (weights and (targets or cfg.debug)):
+        raise TrainingError(useless)
+    return results
+
+
+def base_to_replace(cfg: DictConfig, run: Run) -> Path | None:
+    """The file of the current base, which a pretraining replaces; ``None`` in a job of a sweep.
+
+    Jobs of a sweep would replace it one after another; a file that is named is another matter.
+    """
+    if cfg.target == "weakest":
+        raise UserError("target=weakest: expected stage=lora: only a base has a weakest class")
+    if cfg.data.mistakes is not None:
+        raise UserError(
+            f"data.mistakes={cfg.data.mistakes}: expected null: only stage=lora learns mistakes"
+        )
+    if cfg.base_ckpt is None:
+        raise UserError("base_ckpt=null: expected a file to write the base to")
+    current = Path(cfg.base_ckpt)
+    usual = Path(cfg.paths.bases, f"{base_name(cfg.data, cfg.net)}.ckpt")
+    if run.is_sweep and current.absolute() == usual.absolute():
+        return None
+    if not cfg.debug:
+        refuse_to_replace(current)
+    return current
+
+
+def _record_of(session: Session) -> dict[str, Any]:
+    """The record of a training, for the file of its base or adapter."""
+    cfg, dataset = session.cfg, session.classifier.dataset
+    typed = [text for text in session.run.typed or () if affects_results(text.partition("=")[0])]
+    made = {"stage": cfg.stage, "overrides": typed, "folder": str(Path.cwd()), "seed": cfg.seed}
+    settings = session.classifier.settings
+    return make_record(settings, str(dataset.name), dataset.preprocessing(), made)
+
+
+def _write_base(session: Session, own: Path, current: Path | None) -> None:
+    """Write the base to the file in which it stays, and make it the current one."""
+    record = _record_of(session)
+    # How many are held out is each training's choice; the base's is for a warning.
+    record["made"]["val_size"] = record["data"].pop("val_size", None)
+    write_base(session.net.state_dict(), own, record)
+    if current is not None:
+        set_current_base(own, current)
+    else:
+        log.info("base: %s; the current one stays", own)
+
+
+def _save_adapter(
+    session: Session,
+    names: Sequence[str],
+    choices: Mapping[str, Choice],
+    dial: Mapping[str, Any] | None,
+) -> None:
+    """Save the adapter with its record in the run's folder.
+
+    The base gets a file of its own, where it has none, so that it is found later. An adapter that
+    has learnt the validation images keeps what these advised before.
+    """
+    classifier, bases = session.classifier, Path(session.cfg.paths.bases)
+    base, record = classifier.base, _record_of(session)
+    assert base is not None
+    if find_base(bases, base.sha256) is None:
+        settings = classifier.settings
+        name = base_name(settings["data"], settings["net"])
+        about = None if classifier.base_path is None else read_base(classifier.base_path).record
+        if not about:  # somebody else's: which images are held out is each command's choice
+            data = {key: value for key, value in record["data"].items() if key not in SPLIT_KEYS}
+            about = {**record, "data": data}
+        write_base(base.tensors, versioned_base_path(bases, name, base.sha256), about)
+    made = record["made"]
+    made |= {name: choice.value for name, choice in choices.items() if name != "target"}
+    if made.get("refit"):
+        made["advised_scale"] = dial and dial["advised"]
+    metadata = {"base_sha256": base.sha256, "targets": list(names), **record}
+    save_adapter(classifier.net, session.run.folder / ADAPTER_FOLDER, metadata=metadata)
+
+
+def warn_of_known_validation(outcomes: Mapping[str, Any], val_from: str) -> None:
+    """Warn if the base makes far fewer errors on validation images than on test images.
+
+    ``val_from`` is the part that these were taken from, ``train`` or ``test``.
+    """
+    if "val_base" not in outcomes:
+        return
+    val, test = outcomes["val_base"], outcomes["test_base"]
+    if knows_validation(val, test):
+        instead = ", or data.val_from=test" if val_from == "train" else ""
+        log.warning(
+            "the base has probably been trained on the validation images: it has %d of %d wrong, "
+            "and %d of %d test images. Their advice may do harm; expected images that it has not "
+            "seen%s",
+            val["errors"],
+            sum(val["images_per_class"]),
+            test["errors"],
+            sum(test["images_per_class"]),
+            instead,
+        )
+
+
+def _why_useless(
+    session: Session, outcomes: Mapping[str, Any], choices: Mapping[str, Choice]
+) -> str | None:
+    """Why what was trained is of no use, if it is not; a refit has learnt the validation images."""
+    is_refit = "refit" in choices and choices["refit"].value
+    split = "val" if "val" in outcomes and not is_refit else "test"
+    before = outcomes.get(f"{split}_base")
+    reason = useless(outcomes[split], before, session.classifier.classes)
+    if reason is None:
+        return None
+    start = f"optimizer.lr={choices['rate'].value}: of the {split} images {reason}"
+    where = "" if session.cfg.stage == "lora" else f"; the base stays in {session.run.folder}"
+    return f"{start}; expected another learning rate{where}"
+
+
+def useless(
+    outcome: Mapping[str, Any], before: Mapping[str, Any] | None, classes: Sequence[str]
+) -> str | None:
+    """How a network is right no more often than by always saying the same class; ``None``: it is.
+
+    ``before`` is the outcome of its base, which may have been no better.
+    """
+    images, accuracy = outcome["images_per_class"], outcome["accuracy"]
+    share = max(images) / sum(images)
+    if accuracy > share or (before is not None and before["accuracy"] <= share):
+        return None
+    commonest = classes[images.index(max(images))]
+    return f"{accuracy:.1%} are right, no more than by always saying {commonest}"

@@ -1,0 +1,398 @@
+"""A session: what all trainings and tests of one run share, made once."""
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Trainer
+from lightning.pytorch.profilers import PassThroughProfiler
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+
+from lora_mnist.classifier import Classifier
+from lora_mnist.configuration import classifier_of, net_and_data
+from lora_mnist.data import Images, ImageSets
+from lora_mnist.data.datamodule import ImageDataModule, is_one_epoch
+from lora_mnist.data.mistakes import Mistakes, move_to_training, wrong_pictures
+from lora_mnist.data.plan import Plan, Selection, also_learning
+from lora_mnist.disk.checkpoint import load_best_weights
+from lora_mnist.disk.resume import COUNTS_OF_STEPS, last_checkpoint
+from lora_mnist.errors import TrainingError, UserError, config_group, is_number
+from lora_mnist.lora.base_state import base_state_dict, changed_tensors
+from lora_mnist.lora.model import lora_disabled
+from lora_mnist.lora.weight import lora_adapters
+from lora_mnist.progress import Clock
+from lora_mnist.repair.loss import Loss
+from lora_mnist.repair.module import ClassifierModule
+from lora_mnist.repair.networks import evaluating, importable
+from lora_mnist.repair.predictions import Predictions, evaluate
+from lora_mnist.run import Run
+from lora_mnist.trainer import make_trainer, monitored_validation
+
+log = logging.getLogger(__name__)
+
+
+#: The keys that set the choices of a repair.
+KEYS = {"rate": "optimizer.lr", "dropout": "lora.dropout", "scale": "lora.scale"}
+
+
+class Choice(NamedTuple):
+    """What was chosen, and why."""
+
+    value: Any
+    of: Sequence[Any] | None  # among what; None: it is the only one
+    images: int  # of validation, which have decided; 0: they were not asked
+    why: str
+
+
+def tell(choices: Mapping[str, Choice]) -> None:
+    """Log what was chosen, but not what somebody has set."""
+    for name, (value, _, images, why) in choices.items():
+        if images:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            log.info("%s=%s: %s", KEYS.get(name, name), shown, why)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run works with. Nothing of it is replaced while the run goes on."""
+
+    cfg: DictConfig
+    run: Run
+    trainer: Trainer
+    classifier: Classifier
+    images: ImageSets  # mistakes to learn stand at the end of those to train on
+    mistakes: Mistakes | None
+    clock: Clock
+
+    @property
+    def net(self) -> nn.Module:
+        return self.classifier.net
+
+    @property
+    def is_fast_dev_run(self) -> bool:
+        """Whether one batch of each kind is all: nothing is kept that others use."""
+        return bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+    @property
+    def tested(self) -> list[str]:
+        """The parts that are tested at the end: test images, and mistakes if there are any."""
+        parts = {"test": self.images.test}
+        if self.mistakes is not None:
+            parts |= {"mistakes": self.mistakes.learnt, "mistakes_test": self.mistakes.held_out}
+        return [part for part, images in parts.items() if len(images)]
+
+    def images_of(self, part: str) -> Images:
+        """The images of ``val``, ``test``, ``mistakes`` or ``mistakes_test``."""
+        if part == "val":
+            return self.images.val
+        if part == "test":
+            return self.images.test
+        assert self.mistakes is not None
+        return self.mistakes.learnt if part == "mistakes" else self.mistakes.held_out
+
+    def predictions(self, part: str, before: Predictions | None = None) -> Predictions | None:
+        """The predictions for a part; ``None`` without images. ``before``: the base's, if known."""
+        images, dataset = self.images_of(part), self.classifier.dataset
+        if not len(images):
+            return None
+        device: Any = self.trainer.strategy.root_device
+        precision: Any = self.trainer.precision_plugin
+        measured = self.clock.measure("test") if part in self.tested else nullcontext()
+        with measured, evaluating(self.net, device), precision.forward_context():
+            return evaluate(self.net, dataset.batches(images, device, name=part), before)
+
+    def tables(self, parts: Iterable[str]) -> dict[str, Predictions]:
+        """The predictions for each of these parts that has images."""
+        tables = {part: self.predictions(part) for part in parts}
+        return {part: table for part, table in tables.items() if table is not None}
+
+    @cached_property
+    def _order_seed(self) -> int:
+        """The seed of the images' order.
+
+        ``data.seed=null`` is the order of a plain ``DataLoader(shuffle=True)``, which draws two
+        numbers from torch: for its workers, then for its sampler.
+        """
+        seed = self.cfg.data.seed
+        if seed is None:
+            _, seed = torch.empty(2, dtype=torch.int64).random_().tolist()
+        return int(seed)
+
+    def data(self, selection: Selection, with_validation: bool = False) -> ImageDataModule:
+        """The batches of a training; ``with_validation`` learns the validation images, too."""
+        cfg, images = self.cfg.data, self.images
+        if with_validation:
+            selection = also_learning(selection, images.val.labels, len(images.train))
+            train, none = images.train.followed_by(images.val), images.val.subset(torch.arange(0))
+            images = replace(images, train=train, val=none)
+        with config_group("data"):
+            labels, world_size = images.train.labels, self.trainer.world_size
+            sizes = cfg.batch_size, cfg.replay
+            plan = Plan(selection, labels, *sizes, self._order_seed, world_size)
+        with importable([Path.cwd()]), config_group("data.augment"):
+            augment = instantiate(cfg.augment) if cfg.get("augment") else None
+        return ImageDataModule(self.classifier.dataset, images, plan, augment)
+
+    def loss(self) -> Loss:
+        """The loss of a batch."""
+        with config_group("loss"):
+            loss: Loss = instantiate(self.cfg.loss, _convert_="all")
+        return loss
+
+    def optimizer(self, rate: float) -> Optimizer:
+        """The optimizer of what is trainable in the network."""
+        settings = dict(self.cfg.optimizer)
+        settings.pop("lr")
+        trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+        with importable([Path.cwd()]), config_group("optimizer"):
+            if not is_number(rate) or rate < 0:
+                raise ValueError(f"lr={rate}: expected a number >= 0, or auto")
+            # Plain lists, for checkpoints.
+            optimizer: Optimizer = instantiate(settings, _convert_="all")(trained, lr=rate)
+            decay = optimizer.defaults.get("weight_decay")  # AdamW decays without a key for it
+            if decay and self.cfg.stage == "lora" and self.cfg.lora.init == "pissa":
+                raise ValueError(
+                    f"weight_decay={decay}: expected 0 with lora.init=pissa, whose factors start "
+                    "at the weight's principal part: decay would move the network away from the "
+                    "base, not towards it"
+                )
+        return optimizer
+
+    def scheduler(self, optimizer: Optimizer) -> Any:
+        """The scheduler of the learning rate; ``None`` where it is constant."""
+        schedule = dict(self.cfg.scheduler or {})
+        schedule.pop("interval", None)
+        if not schedule:
+            return None
+        with config_group("scheduler"):
+            return instantiate(schedule, _convert_="all")(optimizer)
+
+    def settings(self, selection: Selection) -> dict[str, Any]:
+        """Everything that the run's numbers depend on: with other settings it may not go on.
+
+        Files are compared by their content. The run's own folder is no setting, since it may be
+        moved; nor is the key by which the class was found, weakest or named.
+        """
+        cfg, classifier = self.cfg.copy(), self.classifier
+        cfg.paths.run = "."
+        cfg.target = [classifier.classes[target] for target in selection.targets]
+        settings: Any = OmegaConf.to_container(cfg, resolve=True)
+        del settings["digit"]
+        settings["net"] = classifier.settings["net"]
+        settings["data"] |= classifier.settings["data"]
+        settings |= {"classes": classifier.classes, "data_sha256": dict(self.images.sha256)}
+        settings["base_ckpt"] = str(classifier.base_path)
+        settings["base_sha256"] = classifier.base and classifier.base.sha256
+        settings["device"] = self.trainer.strategy.root_device.type
+        return dict(settings)
+
+    def fit(
+        self, data: ImageDataModule, rate: float, before: Predictions | None = None
+    ) -> Choice | None:
+        """Train what is trainable, or go on from the checkpoint; refuse weights that diverged.
+
+        The network is in train mode, but for a base that carries an adapter (:mod:`.lora.frozen`).
+        Returned is what chose the weights, where a monitored value did.
+        """
+        net, trainer, plan = self.net, self.trainer, data.plan
+        classes, targets = self.classifier.classes, plan.selection.targets
+        if self.cfg.compile:
+            net.compile()  # in place: its tensors keep their names
+        optimizer = self.optimizer(rate)
+        adapters = lora_adapters(net)
+        choices = {"rate": rate, "dropout": adapters[0].dropout if adapters else None}
+        choices["images"] = len(data.images.train)
+        module = ClassifierModule(
+            net,
+            optimizer,
+            self.scheduler(optimizer),
+            interval=(self.cfg.scheduler or {}).get("interval", "step"),
+            loss=self.loss(),
+            replay=plan.replay,
+            seed=self.cfg.seed,
+            classes=classes,
+            targets=targets,
+            base_val=before,
+            hyperparameters=self.settings(plan.selection) | {"choices": choices},
+        )
+        net.train()
+        learnt, others = len(plan.selection.target_indices), len(plan.selection.replay_indices)
+        names = ", ".join(classes[target] for target in targets) or "all classes"
+        log.info("training on %s images of %s", f"{learnt:,}", names)
+        if plan.replay:
+            of_others = f"{plan.replay:,} of {others:,} others"
+            log.info("replay: %s beside each %d", of_others, plan.batch_size)
+        checkpoint = last_checkpoint(self.run.folder, self.cfg.resume, choices)
+        with self.clock.measure("fit"):
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.profiler = PassThroughProfiler()  # type: ignore[attr-defined]  # of training alone
+        for name, parameter in net.named_parameters():
+            if parameter.requires_grad and not parameter.isfinite().all():
+                raise TrainingError(
+                    f"optimizer.lr={rate}: training diverged, {name} is not finite at step "
+                    f"{trainer.global_step}; expected a smaller learning rate"
+                )
+        best = load_best_weights(trainer, module, data)
+        if best is None:
+            return None
+        why = f"{best['monitor']}={best['value']:g} is the best"
+        return Choice(best["step"], None, len(self.images.val), why)
+
+    def first_says(self, value: Any) -> Any:
+        """The value that the first of several processes has chosen, for all of them."""
+        return self.trainer.strategy.broadcast(value)
+
+    def in_folder(self, name: str) -> "Session":
+        """The session of one training among several: its files are in a folder of the run's.
+
+        Only loggers that write into a run's folder log it: elsewhere it would be another run.
+        """
+        cfg, run = self.cfg.copy(), replace(self.run, folder=self.run.folder / name)
+        cfg.paths.run = str(run.folder)
+        for logger in cfg.get("logger") or {}:
+            if logger not in ("tensorboard", "csv"):
+                cfg.logger[logger] = None
+        trainer = make_trainer(cfg, run)
+        trainer.limit_val_batches = self.trainer.limit_val_batches
+        return replace(self, cfg=cfg, run=run, trainer=trainer)
+
+
+def open_session(cfg: DictConfig, run: Run) -> Session:
+    """Make the parts of a run, and refuse what cannot be used before anything is computed."""
+    clock = Clock()
+    trainer = make_trainer(cfg, run)
+    if cfg.stage == "pretrain":
+        classifier = Classifier.new(**net_and_data(cfg))
+    else:
+        classifier = classifier_of(cfg, run)
+    dataset = classifier.dataset
+    with config_group("data"):
+        images = dataset.sets
+    if cfg.stage != "eval" and not len(images.train):
+        raise UserError(f"data: expected images to train on; {dataset.name} has none")
+    classifier.check(images.test if cfg.stage == "eval" else images.train)
+    mistakes = None
+    if cfg.data.mistakes is not None:
+        folder, share = Path(str(cfg.data.mistakes)), cfg.data.mistakes_test
+        net, has_adapter = classifier.net, classifier.adapter is not None
+        with (
+            lora_disabled(net) if has_adapter else nullcontext(),
+            evaluating(net, trainer.strategy.root_device) as device,
+        ):
+            mistakes = wrong_pictures(net, dataset, folder, share, device)
+        images = move_to_training(images, mistakes)
+    size = dataset.eval_batch_size
+    val = _limited(images.val, trainer.limit_val_batches, size)
+    test = _limited(images.test, trainer.limit_test_batches, size)
+    images = replace(images, val=val, test=test)
+    trainer.limit_val_batches = 1.0  # of these images
+    session = Session(cfg, run, trainer, classifier, images, mistakes, clock)
+    if cfg.stage != "eval":
+        _refuse_inconsistent(session)
+    if cfg.stage == "lora":
+        _refuse_moving_base(session)
+    return session
+
+
+def _limited(images: Images, limit: int | float | None, batch_size: int) -> Images:
+    """The images in as many batches as the Trainer's limit allows: of a share, one at least."""
+    batches = math.ceil(len(images) / batch_size)
+    if isinstance(limit, float):
+        batches = max(1, int(limit * batches)) if limit else 0
+    elif limit is not None:
+        batches = min(batches, limit)
+    return images.subset(torch.arange(min(len(images), batches * batch_size)))
+
+
+def _refuse_inconsistent(session: Session) -> None:
+    """Refuse values that are each right on their own, but not together, or not with the images."""
+    cfg, trainer = session.cfg, session.trainer
+    scheduler, is_repair = cfg.scheduler or {}, cfg.stage == "lora"
+    if -1 in [scheduler.get(key) for key in COUNTS_OF_STEPS]:
+        raise UserError(
+            "trainer.max_steps=-1: expected the number of steps, since scheduler counts them"
+        )
+    if is_one_epoch(trainer) and scheduler.get("interval") == "epoch":
+        raise UserError(
+            "scheduler.interval=epoch: expected trainer.max_epochs=NUMBER, since a training of "
+            f"trainer.max_steps={trainer.max_steps} alone is one epoch"
+        )
+    if cfg.data.replay == 0 and (weight := cfg.loss.get("target_weight")) is not None:
+        raise UserError(f"loss.target_weight={weight}: expected null, or data.replay > 0")
+    is_auto = cfg.optimizer.lr == "auto"
+    if is_auto and (not is_repair or "max_lr" in scheduler):
+        raise UserError(
+            "optimizer.lr=auto: expected a number; only stage=lora finds one, and none for "
+            "scheduler=one_cycle"
+        )
+    if is_repair:
+        scale, refit = cfg.lora.scale, cfg.refit
+        if cfg.lora.init != "gaussian" and cfg.lora.init_std != 1:
+            raise UserError(f"lora.init_std={cfg.lora.init_std}: expected lora.init=gaussian")
+        if scale != "auto" and (not is_number(scale) or scale <= 0):
+            raise UserError(f"lora.scale={scale}: expected a number > 0, or auto")
+        if refit not in (True, False, "auto"):
+            raise UserError(f"refit={refit}: expected true, false or auto")
+        if cfg.target is not None and session.mistakes is not None:
+            raise UserError(
+                f"target={cfg.target}: expected null, since data.mistakes={cfg.data.mistakes} is "
+                "learnt"
+            )
+    session.scheduler(session.optimizer(0.1 if is_auto else cfg.optimizer.lr))
+    monitor = monitored_validation(trainer)
+    if monitor and is_repair and cfg.refit is True:
+        raise UserError(
+            f"refit=true: expected false, since {monitor} is monitored, and the last training "
+            "learns the validation images"
+        )
+    needs_images = {
+        "target=weakest": cfg.target == "weakest",
+        "optimizer.lr=auto": is_auto,
+        "lora.scale=auto": is_repair and cfg.lora.scale == "auto",
+        "refit=true": is_repair and cfg.refit is True,
+        "dial=true": is_repair and cfg.dial is True,
+        f"callbacks: monitor={monitor}": monitor is not None,
+    }
+    asking = [choice for choice, is_asked in needs_images.items() if is_asked]
+    if asking and not len(session.images.val):
+        raise UserError(
+            f"{', '.join(asking)}: expected validation images: data.val_size > 0, images in val/ "
+            "that are not in train/, and trainer.limit_val_batches > 0"
+        )
+
+
+def _refuse_moving_base(session: Session) -> None:
+    """Refuse a network that changes its own tensors in a forward pass, such as a counter of calls.
+
+    The proof after training would fail. The random generators stay as they were.
+    """
+    classifier, device = session.classifier, session.trainer.strategy.root_device
+    net, base, dataset = classifier.net, classifier.base, classifier.dataset
+    assert base is not None
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), evaluating(net, device), torch.no_grad():
+        net(dataset.normalise(session.images.train.take([0])[0].to(device)))
+    if changed := changed_tensors(base.tensors, base_state_dict(net)):
+        raise UserError(
+            f"net._target_={classifier.settings['net']['_target_']}: expected a network that "
+            "changes no tensor of its own while it predicts, since the base is kept bit for bit; "
+            f"{changed[0]} has changed"
+        )
+
+
+def prove_unchanged(session: Session) -> None:
+    """Prove that the base in the network is what it was, bit for bit."""
+    base = session.classifier.base
+    assert base is not None
+    if changed := changed_tensors(base.tensors, base_state_dict(session.net)):
+        raise RuntimeError(f"training the adapter changed the base: {', '.join(changed)}")
+    log.info("base unchanged: %d tensors, bit for bit", len(base.tensors))
