@@ -16,11 +16,11 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import StatisticsError, mean, stdev
 from typing import Any
 
 from hydra.conf import HydraConf
@@ -67,12 +67,12 @@ def sweep_folder(new: str, resume: str | None) -> str:
 def job_folder(*, _root_: DictConfig) -> str:
     """Resolver for ``hydra.sweep.subdir``: what was swept, then a hash of what the job computes."""
     sweep = Path(_root_.hydra.sweep.dir)
-    text = json.dumps(what_it_computes(_root_))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = _hash(json.dumps(what_it_computes(_root_)))[:12]
     # An earlier command may have swept other keys: the hash counts, not the name before it.
     for folder in sweep.glob(f"*{digest}"):
         return folder.name
-    swept = swept_overrides(sweep, _root_.hydra.overrides.task)
+    keys = read_json(sweep / SWEEP_FILE).get("swept", [])
+    swept = [text for text in _root_.hydra.overrides.task if key_of(text) in keys]
     name = re.sub(r"[^\w.=,+-]+", "_", ",".join(swept))[:100]
     return f"{name}-{digest}" if name else digest
 
@@ -86,11 +86,8 @@ OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=Tru
 
 
 def what_it_computes(config: DictConfig) -> dict[str, str | None]:
-    """Hashes of a job's configuration, its base and its adapter; ``None``: it has none.
-
-    The first covers every key that may change a number, as it is written, interpolations not
-    resolved; the others cover files, which may be replaced under the same name.
-    """
+    """Hashes of a job's configuration and of the files of its base and its adapter."""
+    # As it is written, interpolations not resolved: they may name folders of this machine.
     written = flatten(OmegaConf.to_container(config, resolve=False), into=dict)
     settings = {key: value for key, value in written.items() if affects_results(key)}
     text = json.dumps(settings, sort_keys=True, default=str)
@@ -101,7 +98,7 @@ def what_it_computes(config: DictConfig) -> dict[str, str | None]:
     if config.get("stage") == "pretrain":  # it writes that file
         base = None
     return {
-        "config": hashlib.sha256(text.encode()).hexdigest(),
+        "config": _hash(text),
         "base": base and _hash_of_files(Path(base)),
         "adapter": adapter and _hash_of_files(Path(adapter)),
     }
@@ -115,7 +112,12 @@ def _hash_of_files(path: Path) -> str | None:
         path = path / ADAPTER_FOLDER
     files = sorted(file for file in path.glob("*") if file.is_file())
     texts = [f"{file.name} {_hash_of_files(file)}" for file in files]
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest() if texts else None
+    return _hash("\n".join(texts)) if texts else None
+
+
+def _hash(text: str) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def swept_keys(config: DictConfig) -> dict[str, bool]:
@@ -128,12 +130,6 @@ def swept_keys(config: DictConfig) -> dict[str, bool]:
     for parsed in parser.parse_overrides(texts):
         keys[parsed.get_key_element().lstrip("+~")] = parsed.is_sweep_override()
     return keys
-
-
-def swept_overrides(sweep: Path, overrides: Sequence[str]) -> list[str]:
-    """Those of a job's overrides that differ between the jobs of the sweep's last command."""
-    swept = read_json(sweep / SWEEP_FILE).get("swept", [])
-    return [text for text in overrides if key_of(text) in swept]
 
 
 # --- from the first job to the last --------------------------------------------------------------
@@ -165,24 +161,21 @@ def run_job(
     hydra: HydraConf,
     explain: Callable[[BaseException], tuple[str, int]],
 ) -> float | None:
-    """Run one job unless it is done. If it fails, print and record why, and return.
-
-    ``function`` leaves results.json in the run's folder; ``explain`` turns an exception into a line
-    and an exit code. Returns the value of ``sweep.metric``, for sweepers that search.
-    """
+    """Run one job unless it is done; return its ``sweep.metric``, for sweepers that search."""
     # The screen gets one line a job; tables and messages go to the job's log.
     for name in (None, *(hydra.job_logging.get("loggers") or ())):
         for handler in logging.getLogger(name).handlers:
             if not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.CRITICAL + 1)
-    sweep, folder, log_file = Path(hydra.sweep.dir), run.folder, f"{hydra.job.name}.log"
-    swept = swept_overrides(sweep, hydra.overrides.task)
+    sweep = read_json(Path(hydra.sweep.dir, SWEEP_FILE))
+    folder, log_file = run.folder, f"{hydra.job.name}.log"
+    swept = [text for text in hydra.overrides.task if key_of(text) in sweep["swept"]]
     label = f"#{hydra.job.num} {' '.join(swept)}".rstrip()
     how = ("hydra", "sweep", "launcher")  # these say how jobs run, and not what they compute
     record = {  # fields of Job
         "overrides": [o for o in run.typed or () if key_of(o).partition(".")[0] not in how],
         "computes": what_it_computes(cfg),
-        "command": read_json(sweep / SWEEP_FILE).get("command"),
+        "command": sweep["command"],
         "status": "started",
         "error": None,
     }
@@ -262,11 +255,7 @@ def resume_command(hydra: HydraConf) -> str:
 
 
 def end_early(hydra: HydraConf) -> str | None:
-    """The command that goes on with a sweep which an error or a signal has ended.
-
-    ``None``: it was no sweep, or no job of it has begun. Then its folder is removed, unless it has
-    other files.
-    """
+    """The command that goes on with a sweep that has ended early; none without any job: it goes."""
     folder = Path(hydra.sweep.dir)
     if hydra.mode != RunMode.MULTIRUN or not (folder / SWEEP_FILE).is_file():
         return None
@@ -318,7 +307,7 @@ class Summary:
     def best(self) -> Row | None:
         """The first row, if it has the metric."""
         first = self.finished[0] if self.finished else []
-        return first if numbers(first, self.metric) else None
+        return None if number(first, self.metric) is None else first
 
 
 def read_jobs(folder: Path) -> list[Job]:
@@ -368,7 +357,7 @@ def summarize(folder: Path, metric: str | None, columns: Mapping[str, str]) -> S
         rows.setdefault(setting if has_seeds else job.folder, []).append(job)
 
     def rank(row: Row) -> tuple[bool, float]:
-        value = mean_of(row, metric)
+        value = number(row, metric)
         return value is None, _sign(metric) * (value or 0)
 
     ranked = sorted(rows.values(), key=rank)
@@ -377,28 +366,17 @@ def summarize(folder: Path, metric: str | None, columns: Mapping[str, str]) -> S
     return summary
 
 
-def numbers(row: Row, key: object) -> list[float]:
-    """The jobs' numbers under ``key`` in results.json."""
+def number(row: Row, key: object, of: Callable[[list[float]], float] = mean) -> float | None:
+    """The mean, or ``stdev``, of the jobs' numbers under ``key`` in results.json, if any."""
     values = [job.results.get(str(key)) for job in row]
-    return [value for value in values if isinstance(value, int | float)]
+    with suppress(StatisticsError):  # too few
+        return of([value for value in values if isinstance(value, int | float)])
+    return None
 
 
-def mean_of(row: Row, key: object) -> float | None:
-    """The mean over the jobs of a row, if they have the number."""
-    values = numbers(row, key)
-    return mean(values) if values else None
-
-
-def deviation_of(row: Row, key: object) -> float | None:
-    """The sample standard deviation of two numbers or more."""
-    values = numbers(row, key)
-    return stdev(values) if len(values) > 1 else None
-
-
-def mean_of_base(row: Row, key: object) -> float | None:
-    """The mean of the base's number: ``val_base.loss`` for ``val.loss``."""
-    split, _, name = str(key).partition(".")
-    return mean_of(row, f"{split}_base.{name}")
+def of_base(key: object) -> str:
+    """The key of the base's number: ``val_base.loss`` for ``val.loss``."""
+    return re.sub(r"\.", "_base.", str(key), count=1)
 
 
 def _sign(metric: str | None) -> int:
@@ -441,14 +419,15 @@ def _verdict(summary: Summary, best: Row) -> str:
     "Multiple Comparisons Among Means", JASA 56).
     """
     metric, count = str(summary.metric), len(summary.finished)
-    value, base, deviation = (f(best, metric) for f in (mean_of, mean_of_base, deviation_of))
+    value, base = number(best, metric), number(best, of_base(metric))
+    deviation = number(best, metric, stdev)
     is_better = value is None or base is None or _sign(metric) * (value - base) < 0
     text = "best" if is_better else "no job is better than the base; the nearest"
     if deviation is not None:
         beside = "" if base is None else f", base {_text(base)}"
         return f"{text} (mean of {len(best)} seeds {_text(value)} ± {_text(deviation)}{beside})"
     key = re.sub("accuracy|errors", "p_value", metric)
-    p_value = mean_of(best, key) if "p_value" in key else None
+    p_value = number(best, key) if "p_value" in key else None
     if not is_better or p_value is None or count * p_value <= LEVEL:
         return text
     chance = p_text(min(1.0, count * p_value)) + (f" for the best of {count}" * (count > 1))
@@ -464,7 +443,7 @@ def table(summary: Summary) -> tuple[list[str], list[list[str]], list[str] | Non
     title_of = {key: title for key, title in title_of.items() if key in known}
     base = []
     for key in title_of:
-        values = {mean_of_base(row, key) for row in summary.finished}
+        values = {number(row, of_base(key)) for row in summary.finished}
         base.append(_text(values.pop()) if len(values) == 1 else "")
     rows: list[list[str]] = []
     for row in [*summary.finished, *([job] for job in summary.failed)]:
@@ -473,10 +452,10 @@ def table(summary: Summary) -> tuple[list[str], list[list[str]], list[str] | Non
         if summary.has_seeds:
             cells.append(str(len(row)))
         for key, shared in zip(title_of, base, strict=True):
-            cell, deviation = _text(mean_of(row, key)), deviation_of(row, key)
+            cell, deviation = _text(number(row, key)), number(row, key, stdev)
             if key == summary.metric and deviation is not None:
                 cell += f" ± {_text(deviation)}"
-            before = "" if shared else _text(mean_of_base(row, key))
+            before = "" if shared else _text(number(row, of_base(key)))
             cells.append(f"{before} -> {cell}" if before else cell)
         rows.append(cells)
     settings = [*summary.keys, *["seeds"] * summary.has_seeds]
@@ -520,13 +499,14 @@ def write_report(summary: Summary, command: str) -> None:
     from lora_mnist.show.figures import draw_sweep, save_figure  # late: matplotlib, jinja2
     from lora_mnist.show.report import write_page
 
-    picture, points = "", []
-    if summary.best and summary.keys:
-        for row in summary.finished:
-            value = mean_of(row, summary.metric)
-            if value is not None:
-                swept = {key: row[0].swept[key] for key in summary.keys}
-                points.append((swept, value, deviation_of(row, summary.metric)))
+    points = []
+    for row in summary.finished:
+        value = number(row, summary.metric)
+        if value is not None:
+            swept = {key: row[0].swept[key] for key in summary.keys}
+            points.append((swept, value, number(row, summary.metric, stdev)))
+    picture = ""
+    if points and summary.keys:
         metric = f"mean {summary.metric} over seeds" if summary.has_seeds else str(summary.metric)
         picture = save_figure(draw_sweep(points, metric), summary.folder / "summary.png")
     titles, rows, base = table(summary)
