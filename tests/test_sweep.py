@@ -3,10 +3,12 @@
 import base64
 import os
 import re
+import shutil
 import signal
 import time
 
 import pytest
+from composed import FEW, SMALL, small_base
 from helpers.commands import ROOT, only_run, read_results
 from helpers.sweeping import COLUMNS, TOY, read_summary, start, write_job
 from omegaconf import OmegaConf
@@ -179,6 +181,34 @@ def test_a_command_that_keeps_no_results_just_runs(cli, tmp_path):
     done = cli(TOY, "--config-name=plain", "-m", "x=1,2").ok()
     assert "best:" not in done.out
     assert len(list((tmp_path / "outputs").glob("multirun/*/*/results.json"))) == 2
+
+
+@pytest.mark.slow
+def test_a_real_sweep_and_another_over_its_adapters(cli, tmp_path):
+    """The price of the class stands in the table; a replaced adapter is not the one it was."""
+    small_base(tmp_path / "outputs")
+    settings = ("trainer.max_steps=30", "logger=none", "callbacks.checkpoint=null")
+    repair = ("experiment=repair", "digit=weakest", "loss.target_weight=0.1,0.5")
+    done = cli("train.py", "-m", *repair, "sweep.metric=val.errors", *SMALL, *FEW, *settings).ok()
+    for title in ("val errors on target", "val errors elsewhere", "val errors"):
+        assert f" {title} ┃" in done.out
+    sweep = only_run(tmp_path / "outputs", "multirun")
+    rows = read_summary(sweep)
+    errors = [int(row["val.errors"]) for row in rows]
+    assert errors == sorted(errors)
+    parts = [int(row["val.errors_of_target"]) + int(row["val.errors_elsewhere"]) for row in rows]
+    assert parts == errors
+
+    adapters = [sweep / row["folder"] / "adapter" for row in rows]
+    tests = ("eval.py", "-m", f"adapter={adapters[0]}", "scale=0.5,1", *SMALL[1:])
+    tests = (*tests, f"hydra.sweep.dir={tmp_path}/tests")
+    cli(*tests).ok()
+    again = (*tests[:-1], f"sweep.resume={tmp_path}/tests")
+    assert cli(*again).ok().out.count("finished before") == 2
+    shutil.rmtree(adapters[0])
+    shutil.copytree(adapters[1], adapters[0])
+    assert "finished before" not in cli(*again).ok().out
+    assert len(read_summary(tmp_path / "tests")) == 2
 
 
 # --- folders, and what a job computes ------------------------------------------------------------
