@@ -152,6 +152,7 @@ def test_mlflow_in_sqlite(cli, outputs):
 SWEEP = "the extra sweep is not installed"
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_optuna_searches_and_resumes(cli, tmp_path):
     """A resumed search draws the same trials, and goes on as if it had never ended."""
@@ -170,6 +171,7 @@ def test_optuna_searches_and_resumes(cli, tmp_path):
     assert results.best_value == max(accuracies)
 
 
+@pytest.mark.slow
 @pytest.mark.nightly
 def test_jobs_run_side_by_side(tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=SWEEP)

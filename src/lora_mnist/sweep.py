@@ -298,10 +298,15 @@ class Summary:
     folder: Path
     metric: str | None  # of configs/sweep, as are the columns: a number in results.json by title
     columns: Mapping[str, str]
+    jobs: list[Job]
     keys: list[str]  # they tell the rows apart
     finished: list[Row]  # best first by the metric; equal ones are sorted by what was swept
-    failed: list[Job]
     has_seeds: bool
+
+    @property
+    def failed(self) -> list[Job]:
+        """The jobs that are not finished."""
+        return [job for job in self.jobs if not job.results]
 
     @property
     def best(self) -> Row | None:
@@ -345,7 +350,6 @@ def summarize(folder: Path, metric: str | None, columns: Mapping[str, str]) -> S
     """
     jobs = read_jobs(folder)
     finished = [job for job in jobs if job.results]
-    failed = [job for job in jobs if not job.results]
     has_seeds = len({job.swept.get("seed") for job in finished}) > 1
     keys = list(jobs[0].swept) if jobs else []
     if has_seeds:
@@ -361,7 +365,7 @@ def summarize(folder: Path, metric: str | None, columns: Mapping[str, str]) -> S
         return value is None, _sign(metric) * (value or 0)
 
     ranked = sorted(rows.values(), key=rank)
-    summary = Summary(folder, metric, columns, keys, ranked, failed, has_seeds)
+    summary = Summary(folder, metric, columns, jobs, keys, ranked, has_seeds)
     _write_csv(summary)
     return summary
 
