@@ -7,6 +7,8 @@ import pytest
 import torch
 from composed import FEW, SMALL, composed, evaluated, run, small_net
 from helpers.commands import only_run, read_results, refused
+from helpers.sweeping import TOY, read_summary, start
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lora_mnist import add_lora, load_adapter
@@ -145,3 +147,45 @@ def test_mlflow_in_sqlite(cli, outputs):
     assert logged.data.metrics["test/errors"] == results["test"]["errors"]
     assert logged.data.params["lora/rank"] == "1"
     assert "keep this repair" in logged.data.params["verdict"]
+
+
+SWEEP = "the extra sweep is not installed"
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_optuna_searches_and_resumes(cli, tmp_path):
+    """A resumed search draws the same trials, and goes on as if it had never ended."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason=SWEEP)
+    arguments = ("-m", "sweep=optuna", "x=range(0,3)", "y=interval(1,9)")
+    cli(TOY, *arguments, "hydra.sweeper.n_trials=3")
+    sweep = only_run(tmp_path / "outputs", "multirun")
+    before = {row["folder"] for row in read_summary(sweep) if row["status"] == "finished"}
+    done = cli(TOY, *arguments, "hydra.sweeper.n_trials=5", "sweep.resume=latest")
+    assert "best: python" in done.out
+    assert done.out.count("finished before") == len(before) > 0
+    rows = read_summary(sweep)
+    assert before < {row["folder"] for row in rows}
+    accuracies = [float(row["val.accuracy"]) for row in rows if row["status"] == "finished"]
+    results = OmegaConf.load(sweep / "optimization_results.yaml")
+    assert results.best_value == max(accuracies)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_jobs_run_side_by_side(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=SWEEP)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    joblib = ("launcher=joblib", "hydra.launcher.n_jobs=2")
+    process = start(tmp_path, "-m", "x=0,1,2", *joblib)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 1, out + err
+    assert "failed: x=0: x=0: expected an integer >= 1" in out
+    count, last = err.splitlines()[-2:]
+    assert count == "1 failed"
+    assert last.startswith(f"go on with: python {TOY} -m x=0,1,2 launcher=joblib ")
+    sweep = only_run(tmp_path / "outputs", "multirun")
+    assert [row["status"] for row in read_summary(sweep)] == ["finished", "finished", "failed"]
+    workers = [read_results(path.parent)["worker"] for path in sweep.glob("*/results.json")]
+    assert process.pid not in {worker["process"] for worker in workers}
+    assert {worker["threads"] for worker in workers} == {"1"}

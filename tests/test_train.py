@@ -71,6 +71,8 @@ def test_a_repair_leaves_an_adapter_and_a_proof(made):
         for key in ("errors", "false_calls"):
             assert results[split][f"{key}_of_target"] == results[split][f"{key}_per_class"][9]
             assert results[f"{split}_base"].pop(f"{key}_of_target") > 0
+        elsewhere = sum(pretrained[split]["errors_per_class"][:9])
+        assert results[f"{split}_base"].pop("errors_elsewhere") == elsewhere
         assert results[f"{split}_base"] == pretrained[split]
     assert results["base_sha256"] == pretrained["base_sha256"]
     assert results["base_unchanged"] is True

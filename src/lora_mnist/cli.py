@@ -32,7 +32,7 @@ from lora_mnist.disk.run_paths import LAST_CHECKPOINT, RUN_RECORD, refuse_used_f
 from lora_mnist.errors import UserError, error_in_user_code, one_line
 from lora_mnist.project import CONFIGS, command_line, other_checkout, program, quoted
 from lora_mnist.run import CLASSIFIER, Run, override
-from lora_mnist.sweep.session import end_early, open_sweep, resume_command, run_swept, swept_keys
+from lora_mnist.sweep import close_sweep, end_early, open_sweep, run_job, swept_keys
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def run_entry(function: Command, config_name: str) -> None:
         settings = HydraConfig.get()
         run = Run.of_command_line(settings, Path(settings.runtime.output_dir))
         if run.is_sweep and "sweep" in cfg:
-            return run_swept(call, cfg, run, settings, explain)
+            return run_job(call, cfg, run, settings, explain)
         try:
             # As the user has set it, for the processes that Lightning starts.
             with env_override({_FULL_ERROR: str(int(shows_traceback))}):
@@ -273,31 +273,14 @@ class ClaimOutputFolder(Callback):
             is_set = keys.get("stage") or keys.get("experiment")  # it may be swept
             if OmegaConf.is_missing(config, "stage") and not is_set:
                 raise UserError(_no_stage())
-            if "resume" in keys:
-                raise UserError("resume: expected a single run; a sweep has sweep.resume")
             if "sweep" in config:
-                open_sweep(config)
+                open_sweep(config, keys)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write and print the summary of the sweep. If a job has failed, the exit code is 1."""
-        if "sweep" not in config:
-            return
-        from lora_mnist.show.sweep_report import make_sweep_report  # late: jinja2, matplotlib
-        from lora_mnist.sweep.summary import findings, summarize, table_text
-
-        with _refusals():
-            folder, metric = Path(config.hydra.sweep.dir).absolute(), config.sweep.metric
-            summary = summarize(folder, metric, config.sweep.columns)
-            lines = [table_text(summary), *findings(summary), f"sweep: {folder}"]
-            lines += make_sweep_report(summary, resume_command(config.hydra))
-            print(*lines, f"report: {folder / 'report.html'}", sep="\n", flush=True)
-            if summary.failed:
-                print(f"{len(summary.failed)} failed", file=sys.stderr)
-                print(f"go on with: {resume_command(config.hydra)}", file=sys.stderr)
-                raise SystemExit(1)
-            if metric and not summary.best:
-                expected = "expected a column of summary.csv, or null"
-                raise UserError(f"sweep.metric={metric}: no job has it; {expected}")
+        """End the sweep with its summary."""
+        if "sweep" in config:
+            with _refusals():
+                close_sweep(config)
 
 
 def _refuse_other_directory(config: DictConfig) -> None:

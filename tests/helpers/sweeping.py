@@ -7,14 +7,15 @@ import subprocess
 import sys
 
 from helpers.commands import ROOT
+from lora_mnist.disk.files import write_json
 
 #: A command that sweeps and trains nothing.
-TOY = "tests/sweep/toy.py"
+TOY = "tests/helpers/toy.py"
 #: The columns of the tests' tables, by the form of configs/sweep/columns/default.yaml.
 COLUMNS = {
     "val_errors_on_target": "val.errors_of_target",
     "test_accuracy": "test.accuracy",
-    "scale": "dial.saved",
+    "scale": "scale",
     "seconds": "seconds.total",
 }
 
@@ -26,12 +27,14 @@ def read_summary(sweep):
 
 def write_job(sweep, name, overrides, **outcome):
     """A job's folder; ``accuracy`` makes it finished, ``error`` failed, neither interrupted."""
+    write_json(sweep / "sweep.json", {"swept": [], "command": outcome.get("command", 1)})
     folder = sweep / name
     folder.mkdir(parents=True)
     status = "finished" if "accuracy" in outcome else "failed" if "error" in outcome else "started"
     record = {
         "overrides": ["stage=lora", *overrides],
-        "base_sha256": outcome.get("base"),
+        "computes": {"config": " ".join(overrides), "base": outcome.get("base"), "adapter": None},
+        "command": outcome.get("command", 1),
         "status": status,
         "error": outcome.get("error"),
     }

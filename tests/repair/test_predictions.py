@@ -55,8 +55,8 @@ def test_counts_by_hand():
     }
     table = table_of(BEFORE, AFTER)
     assert counts_of(table) == {"before": before, "after": after}
-    before |= {"errors_of_target": 1, "false_calls_of_target": 1}
-    after |= {"errors_of_target": 1, "false_calls_of_target": 1}
+    before |= {"errors_of_target": 1, "errors_elsewhere": 2, "false_calls_of_target": 1}
+    after |= {"errors_of_target": 1, "errors_elsewhere": 1, "false_calls_of_target": 1}
     after |= {"p_value_of_target": mcnemar(1, 1), "p_value_elsewhere": mcnemar(1, 0)}
     assert counts_of(table, [1]) == {"before": before, "after": after}
     assert outcomes_by_split({"val": table}, [1]) == {"val": after, "val_base": before}

@@ -225,7 +225,7 @@ ADVICE = {
     "a failure on the weakest class": (
         nines(20, 0, val_base=outcome([5] * 9 + [40], 900), val=outcome([5] * 10, 900)),
         ["experiment=repair", "digit=weakest", "loss.target_weight=0.5"],
-        "train.py -m experiment=repair digit=9 sweep=front",
+        None,
     ),
     "another scale": (
         nines(20, 0, targets=[], dial={**DIAL, "saved": 0.5}),

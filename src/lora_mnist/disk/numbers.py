@@ -26,6 +26,14 @@ def affects_results(key: str) -> bool:
     return not any(f"{key}.".startswith(f"{free}.") for free in _FREE_KEYS.split())
 
 
+def numeric_sort_key(text: str) -> tuple[bool, float, str]:
+    """Sort key of what was typed: numbers by value, before everything else."""
+    try:
+        return False, float(text), ""
+    except ValueError:
+        return True, 0.0, text
+
+
 def better_end(key: str) -> str:
     """``max`` for accuracies, precisions and repaired images, ``min`` for all other numbers."""
     return "max" if re.search("accuracy|precision|repaired", key) else "min"

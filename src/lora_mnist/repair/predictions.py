@@ -158,9 +158,9 @@ def counts_of(predictions: Predictions, targets: Sequence[int] = ()) -> dict[str
         (:func:`.significance.mcnemar`); and ``negative_flip_rate``, ``broken`` as a share of all
         images (Yan et al. 2021, "Positive-Congruent Training", arXiv:2011.09161).
 
-        With ``targets`` there are ``errors_of_target``, ``false_calls_of_target``, images of other
-        classes that are given the name of any of these, and after a repair ``p_value_of_target``
-        and ``p_value_elsewhere``.
+        With ``targets`` there are ``errors_of_target``, ``errors_elsewhere``, on other classes,
+        ``false_calls_of_target``, images of other classes that are given the name of any of these,
+        and after a repair ``p_value_of_target`` and ``p_value_elsewhere``.
     """
     label, num_classes = predictions.label, predictions.num_classes
     was_right = predictions.before == label
@@ -213,6 +213,7 @@ def _count(
     }
     if targets:
         counts["errors_of_target"] = sum(errors[c] for c in targets)
+        counts["errors_elsewhere"] = counts["errors"] - counts["errors_of_target"]
         group = torch.tensor(list(targets))
         is_called = torch.isin(prediction, group) & ~torch.isin(label, group)
         counts["false_calls_of_target"] = int(is_called.sum())

@@ -11,9 +11,9 @@ from matplotlib.colors import AsinhNorm
 from matplotlib.figure import Figure
 
 from lora_mnist.disk.files import atomic_write
+from lora_mnist.disk.numbers import numeric_sort_key
 from lora_mnist.disk.predictions import Columns
 from lora_mnist.show.changes import named, others_of
-from lora_mnist.sweep.jobs import numeric_sort_key
 
 #: With more lines no reader could tell them apart: then there is no legend, or there are points.
 _MAX_LINES = 10
@@ -35,15 +35,13 @@ def png_address(png: bytes) -> str:
 
 
 @_plain_text
-def draw_dial(
-    dials: Mapping[str, Mapping[str, Any]], advised: str | None, results: Mapping[str, Any]
-) -> Figure:
+def draw_dial(results: Mapping[str, Any]) -> Figure:
     """Validation errors on what is to be repaired against its price, or all over the scale.
 
-    The price is errors elsewhere and, beside it, false calls. ``dials`` has ``dial`` of
-    results.json by the name of its curve. The advised point of the curve ``advised``, if there is
-    one, is marked. ``results`` are those of any of the repairs.
+    The price is errors elsewhere and, beside it, false calls.
     """
+    dial = results["dial"]
+    base, advised = dial["scales"].index(0), dial["scales"].index(dial["advised"])
     up, ylabel, prices = "errors", "errors on all classes", {"scales": "scale"}
     if results["targets"]:
         name = _shortened(named(results["classes"], results["targets"]), 40)
@@ -52,32 +50,24 @@ def draw_dial(
             "errors_elsewhere": f"errors on {others_of(results['classes'])}",
             "false_calls_of_target": f"false calls of {name}",
         }
-    marked = dials[advised or next(iter(dials))]
     figure = Figure(figsize=(9, 5), layout="constrained")
-    title = f"scales from 0, the base, to {marked['scales'][-1]:g}"
-    figure.suptitle(f"{title}; {marked['images']:,} validation images")
+    title = f"scales from 0, the base, to {dial['scales'][-1]:g}"
+    figure.suptitle(f"{title}; {dial['images']:,} validation images")
     panels = figure.subplots(1, len(prices), sharey=True, squeeze=False)[0]
     panels[0].set_ylabel(ylabel)
     for axes, (across, xlabel) in zip(panels, prices.items(), strict=True):
         axes.set_xlabel(xlabel)
-        for label, dial in dials.items():
-            axes.plot(dial[across], dial[up], "o-", label=_shortened(label, 50))
-        if len(dials) == 1:
-            for scale, x, y in zip(marked["scales"], marked[across], marked[up], strict=True):
-                axes.annotate(f"{scale:g}", (x, y), (4, 5), textcoords="offset points")
-        if advised is not None:
-            place = marked["scales"].index(marked["advised"])
-            label = f"advised: {_shortened(advised, 30)} at scale {marked['advised']:g}"
-            axes.plot(marked[across][place], marked[up][place], "*", ms=15, label=label)
-        place = marked["scales"].index(0)
-        base = marked[across][place], marked[up][place]
-        axes.plot(*base, "ks", label="base")
+        points = list(zip(dial[across], dial[up], strict=True))
+        axes.plot(dial[across], dial[up], "o-", label="adapter")
+        for scale, point in zip(dial["scales"], points, strict=True):
+            axes.annotate(f"{scale:g}", point, (4, 5), textcoords="offset points")
+        axes.plot(*points[advised], "*", ms=15, label=f"advised: scale {dial['advised']:g}")
+        axes.plot(*points[base], "ks", label="base")
         if across == "errors_elsewhere":
             label = "as many errors in all as the base"
-            axes.axline(base, slope=-1, color="gray", ls="--", label=label)
+            axes.axline(points[base], slope=-1, color="gray", ls="--", label=label)
         axes.set_ylim(bottom=0)
-    if len(dials) <= _MAX_LINES:
-        figure.legend(*panels[0].get_legend_handles_labels(), ncols=2, loc="outside lower center")
+    figure.legend(*panels[0].get_legend_handles_labels(), ncols=2, loc="outside lower center")
     return figure
 
 

@@ -1,8 +1,7 @@
 """The next steps after a run: whole commands, each with its reason.
 
 There are four: to repair the weakest class of a base; to repair one class more; to test an adapter
-at the scale that validation images advise; and after a repair that failed another class, or several
-weights of the same one.
+at the scale that validation images advise; and after a repair that failed another class.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,27 +65,21 @@ def next_steps(results: Mapping[str, Any], folder: Path) -> list[Phrase]:
 
 
 def _after_failure(results: Mapping[str, Any]) -> list[Phrase]:
-    """After a repair of a class that is not the weakest one: that one. Else several weights."""
+    """After a repair that failed, of a class that is not the weakest one: that one."""
     targets, classes = results["targets"], results["classes"]
     is_failure = "test_base" in results and change_of(results).outcome != "better"
     if not (is_failure and targets and "val_base" in results):
         return []
     worst = weakest_of(results, range(len(classes)), "val_base")
     kept = [text for text in results["overrides"] if key_of(text) not in ("digit", "target")]
-    if worst not in targets:
-        errors = results["val_base"]["errors_per_class"][worst]
-        # A repair of them all might be chance, and replay needs images.
-        if mcnemar(errors, 0) > LEVEL or results["replay"] > _others(results, [worst]):
-            return []
-        reason = f"The weakest class is another one, {named(classes, [worst])}. To repair it:"
-        line = command_line([*kept, _target(classes, [worst])], program("train"))
-    elif "experiment=repair" in kept:
-        reason = "To see what other weights of the class would cost, on validation images:"
-        kept = [text for text in kept if key_of(text) not in ("loss.target_weight", "dial")]
-        target = _target(classes, targets)
-        line = command_line(["-m", *kept, target, "sweep=front"], program("train"))
-    else:
+    if worst in targets:
         return []
+    errors = results["val_base"]["errors_per_class"][worst]
+    # A repair of them all might be chance, and replay needs images.
+    if mcnemar(errors, 0) > LEVEL or results["replay"] > _others(results, [worst]):
+        return []
+    reason = f"The weakest class is another one, {named(classes, [worst])}. To repair it:"
+    line = command_line([*kept, _target(classes, [worst])], program("train"))
     return [Phrase(reason), Phrase(line, is_command=True)]
 
 

@@ -38,7 +38,7 @@ def make_report(
     """
     figures = {}
     if results.get("dial"):
-        figures["dial"] = draw_dial({"adapter": results["dial"]}, "adapter", results)
+        figures["dial"] = draw_dial(results)
     if len(results["classes"]) <= _MAX_IN_MATRIX:
         figures["confusion"] = draw_confusion(table, results["classes"])
     addresses = {}

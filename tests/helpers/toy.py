@@ -6,6 +6,7 @@ A job finds how near ``x`` and ``y`` are to 3 and 5.
 import json
 import os
 import time
+from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
@@ -53,6 +54,8 @@ def play(cfg, run):
     (folder / "half-done").touch()
     time.sleep(cfg.pause)
     missed = abs(cfg.x - 3) + abs(cfg.y - 5) + cfg.seed
+    if cfg.get("adapter"):
+        missed += int(Path(cfg.adapter, "weights").read_text())
     count = round(missed)
     results = {
         "classes": ["far", "near"],

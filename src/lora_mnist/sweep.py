@@ -1,0 +1,527 @@
+"""Sweeps: no job is run twice, lost or overwritten, and all end in one summary.
+
+Hydra's sweeper and launcher decide which jobs run and where. A job leaves in its folder job.json,
+which says what it computes and how it ended, and results.json. The summary is made of these.
+
+Nothing here imports torch or knows what a job computes: columns come from ``configs/sweep``,
+numbers from results.json.
+"""
+
+import csv
+import gc
+import hashlib
+import json
+import logging
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import StatisticsError, mean, stdev
+from typing import Any
+
+from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from lora_mnist.disk.files import atomic_write, read_json, write_json
+from lora_mnist.disk.numbers import affects_results, better_end, flatten, numeric_sort_key
+from lora_mnist.disk.run_paths import ADAPTER_FOLDER, RESULTS_FILE, latest, refuse_used_folder
+from lora_mnist.errors import UserError, one_line
+from lora_mnist.project import command_line
+from lora_mnist.repair.significance import LEVEL, p_text
+from lora_mnist.run import Run, key_of, override
+
+log = logging.getLogger(__name__)
+
+JOB_FILE = "job.json"
+#: Has the keys that the sweep's last command swept, by which jobs are named, and its number.
+SWEEP_FILE = "sweep.json"
+#: Rows of the table on the screen; summary.csv has all jobs.
+_MAX_ROWS = 12
+
+
+# --- folders, and what a job computes ------------------------------------------------------------
+
+
+def sweep_folder(new: str, resume: str | None) -> str:
+    """Resolver for ``hydra.sweep.dir``: ``new``, or the sweep that ``sweep.resume`` names."""
+    if resume is None:
+        return new
+    folder = Path(str(resume)).absolute()
+    if resume == "latest":
+        job = latest(Path(new).parent, f"*/*/{JOB_FILE}")  # a sweep without jobs does not count
+        folder = job.parents[1] if job else folder
+    if not (folder / SWEEP_FILE).is_file():
+        raise UserError(
+            f"sweep.resume={resume}: expected the folder of a sweep, with {SWEEP_FILE}, or latest"
+        )
+    return str(folder)
+
+
+def job_folder(*, _root_: DictConfig) -> str:
+    """Resolver for ``hydra.sweep.subdir``: what was swept, then a hash of what the job computes."""
+    sweep = Path(_root_.hydra.sweep.dir)
+    digest = _hash(json.dumps(what_it_computes(_root_)))[:12]
+    # An earlier command may have swept other keys: the hash counts, not the name before it.
+    for folder in sweep.glob(f"*{digest}"):
+        return folder.name
+    keys = read_json(sweep / SWEEP_FILE).get("swept", [])
+    swept = [text for text in _root_.hydra.overrides.task if key_of(text) in keys]
+    name = re.sub(r"[^\w.=,+-]+", "_", ",".join(swept))[:100]
+    return f"{name}-{digest}" if name else digest
+
+
+# Cached, so that the folder is the same in every job.
+OmegaConf.register_new_resolver(
+    "lora_mnist.sweep_folder", sweep_folder, use_cache=True, replace=True
+)
+OmegaConf.register_new_resolver("lora_mnist.job_folder", job_folder, replace=True)
+OmegaConf.register_new_resolver("lora_mnist.better_end", better_end, replace=True)
+
+
+def what_it_computes(config: DictConfig) -> dict[str, str | None]:
+    """Hashes of a job's configuration and of the files of its base and its adapter."""
+    # As it is written, interpolations not resolved: they may name folders of this machine.
+    written = flatten(OmegaConf.to_container(config, resolve=False), into=dict)
+    settings = {key: value for key, value in written.items() if affects_results(key)}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    base, adapter = config.get("base_ckpt"), config.get("adapter")
+    if base is None:  # the current one, or that of the adapter
+        bases, name = OmegaConf.select(config, "paths.bases"), config.get("base_name")
+        base = Path(str(bases), f"{name}.ckpt")
+    if config.get("stage") == "pretrain":  # it writes that file
+        base = None
+    return {
+        "config": _hash(text),
+        "base": base and _hash_of_files(Path(base)),
+        "adapter": adapter and _hash_of_files(Path(adapter)),
+    }
+
+
+def _hash_of_files(path: Path) -> str | None:
+    """SHA-256 of a file, of the files in an adapter's folder, or of the adapter that a run left."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    if (path / ADAPTER_FOLDER).is_dir():
+        path = path / ADAPTER_FOLDER
+    files = sorted(file for file in path.glob("*") if file.is_file())
+    texts = [f"{file.name} {_hash_of_files(file)}" for file in files]
+    return _hash("\n".join(texts)) if texts else None
+
+
+def _hash(text: str) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def swept_keys(config: DictConfig) -> dict[str, bool]:
+    """The keys that a command sets, and whether each is swept."""
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    texts = [*(f"{k}={v}" for k, v in params.items()), *config.hydra.overrides.task]
+    # glob(*) asks the loader which options a group has.
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    keys = {}
+    for parsed in parser.parse_overrides(texts):
+        keys[parsed.get_key_element().lstrip("+~")] = parsed.is_sweep_override()
+    return keys
+
+
+# --- from the first job to the last --------------------------------------------------------------
+
+
+def open_sweep(config: DictConfig, keys: Mapping[str, bool]) -> None:
+    """Refuse to rank by test images, and write into the sweep's folder what is swept."""
+    if "resume" in keys:
+        raise UserError("resume: expected a single run; a sweep has sweep.resume")
+    metric = config.sweep.metric
+    is_search = OmegaConf.select(config, "hydra.sweeper.n_trials") is not None
+    if str(metric).startswith(("test", "mistakes")) or (metric is None and is_search):
+        raise UserError(
+            f"sweep.metric={metric or 'null'}: expected a number of validation images, such as "
+            "val.errors; test images never choose, and a search needs one"
+        )
+    folder = Path(config.hydra.sweep.dir)
+    if config.sweep.resume is None:
+        refuse_used_folder("hydra.sweep.dir", folder)
+    number = read_json(folder / SWEEP_FILE).get("command", 0) + 1
+    swept = [key for key, is_swept in keys.items() if is_swept]
+    write_json(folder / SWEEP_FILE, {"swept": swept, "command": number})
+
+
+def run_job(
+    function: Callable[[DictConfig, Run], object],
+    cfg: DictConfig,
+    run: Run,
+    hydra: HydraConf,
+    explain: Callable[[BaseException], tuple[str, int]],
+) -> float | None:
+    """Run one job unless it is done; return its ``sweep.metric``, for sweepers that search."""
+    # The screen gets one line a job; tables and messages go to the job's log.
+    for name in (None, *(hydra.job_logging.get("loggers") or ())):
+        for handler in logging.getLogger(name).handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.CRITICAL + 1)
+    sweep = read_json(Path(hydra.sweep.dir, SWEEP_FILE))
+    folder, log_file = run.folder, f"{hydra.job.name}.log"
+    swept = [text for text in hydra.overrides.task if key_of(text) in sweep["swept"]]
+    label = f"#{hydra.job.num} {' '.join(swept)}".rstrip()
+    how = ("hydra", "sweep", "launcher")  # these say how jobs run, and not what they compute
+    record = {  # fields of Job
+        "overrides": [o for o in run.typed or () if key_of(o).partition(".")[0] not in how],
+        "computes": what_it_computes(cfg),
+        "command": sweep["command"],
+        "status": "started",
+        "error": None,
+    }
+    started = time.perf_counter()
+    before = read_json(folder / JOB_FILE)
+    was_finished = is_finished(folder) and before["computes"] == record["computes"]
+    if not was_finished:
+        _empty(folder, {hydra.output_subdir, log_file})
+        write_json(folder / JOB_FILE, record)
+        try:
+            function(cfg, run)
+        except Exception as error:
+            reason, is_ours = one_line(explain(error)[0]), isinstance(error, UserError)
+            write_json(folder / JOB_FILE, {**record, "status": "failed", "error": reason})
+            log.error("%s", reason, exc_info=None if is_ours else error)
+            where = "" if is_ours else f" (traceback in {folder / log_file})"
+            print(f"{label} failed: {reason}{where}", file=sys.stderr, flush=True)
+            return None
+        finally:
+            gc.collect()  # a Trainer and what it trains hold each other, and the images
+    write_json(folder / JOB_FILE, {**record, "status": "finished"})
+    value = flatten(read_json(folder / RESULTS_FILE)).get(str(cfg.sweep.metric))
+    metric = "" if value is None else f"{cfg.sweep.metric} {value:.6g}, "
+    seconds = "finished before" if was_finished else f"{time.perf_counter() - started:.1f} s"
+    print(f"{label}: {metric}{seconds}", flush=True)
+    return value
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the job in ``folder`` came to its end and has its results."""
+    status = read_json(folder / JOB_FILE).get("status")
+    return status == "finished" and (folder / RESULTS_FILE).is_file()
+
+
+def _empty(folder: Path, kept: set[str | None]) -> None:
+    """Delete what an unfinished job has left in ``folder``, but nothing else."""
+    left = [path for path in folder.iterdir() if path.name not in kept]
+    if is_finished(folder):
+        command = " ".join(read_json(folder / JOB_FILE)["overrides"])
+        raise UserError(
+            f"hydra.sweep.subdir: {folder} has the results of another configuration, base or "
+            f"adapter ({command}); expected a folder for each, as without this key"
+        )
+    if left and not (folder / JOB_FILE).exists():
+        raise UserError(
+            f"hydra.sweep.subdir: {folder} has a {left[0].name} already; expected new folders"
+        )
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def close_sweep(config: DictConfig) -> None:
+    """Write and print the summary of a sweep. If a job has failed, the exit code is 1."""
+    folder, metric = Path(config.hydra.sweep.dir).absolute(), config.sweep.metric
+    summary = summarize(folder, metric, config.sweep.columns)
+    resume = resume_command(config.hydra)
+    write_report(summary, resume)
+    report = f"report: {folder / 'report.html'}"
+    print(table_text(summary), *findings(summary), f"sweep: {folder}", report, sep="\n", flush=True)
+    if summary.failed:
+        print(f"{len(summary.failed)} failed\ngo on with: {resume}", file=sys.stderr)
+        raise SystemExit(1)
+    if metric and not summary.best:
+        expected = "expected a column of summary.csv, or null"
+        raise UserError(f"sweep.metric={metric}: no job has it; {expected}")
+
+
+def resume_command(hydra: HydraConf) -> str:
+    """The command that goes on with a sweep."""
+    folder = Path(hydra.sweep.dir).absolute()
+    run = Run.of_command_line(hydra, folder)
+    typed = run.typed_without("hydra.mode=", "hydra.sweep.dir=", "sweep.resume=")
+    return command_line(["-m", *typed, override("sweep.resume", folder)])
+
+
+def end_early(hydra: HydraConf) -> str | None:
+    """The command that goes on with a sweep that has ended early; none without any job: it goes."""
+    folder = Path(hydra.sweep.dir)
+    if hydra.mode != RunMode.MULTIRUN or not (folder / SWEEP_FILE).is_file():
+        return None
+    if any(folder.glob(f"*/{JOB_FILE}")):
+        return resume_command(hydra)
+    for name in (SWEEP_FILE, "multirun.yaml"):  # ours, and Hydra's
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+    return None
+
+
+# --- the summary ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """One job of a sweep; the first five fields are ``job.json``."""
+
+    overrides: list[str]  # the job's command line
+    computes: dict[str, str | None]  # see what_it_computes
+    command: int  # the number of the sweep's last command that had this job
+    status: str  # started | finished | failed
+    error: str | None  # why it failed, in a line
+    folder: str  # its name in the sweep's folder
+    #: results.json of a finished job, nested keys joined by dots.
+    results: dict[str, Any]
+    #: What was typed for each key in which the sweep's jobs differ; nothing: the configured value.
+    swept: dict[str, str] = field(default_factory=dict)
+
+
+#: Finished jobs that differ only in their seed, or a single job.
+Row = list[Job]
+
+
+@dataclass
+class Summary:
+    """The jobs of the sweep in ``folder``, in rows."""
+
+    folder: Path
+    metric: str | None  # of configs/sweep, as are the columns: a number in results.json by title
+    columns: Mapping[str, str]
+    jobs: list[Job]
+    keys: list[str]  # they tell the rows apart
+    finished: list[Row]  # best first by the metric; equal ones are sorted by what was swept
+    has_seeds: bool
+
+    @property
+    def failed(self) -> list[Job]:
+        """The jobs that are not finished."""
+        return [job for job in self.jobs if not job.results]
+
+    @property
+    def best(self) -> Row | None:
+        """The first row, if it has the metric."""
+        first = self.finished[0] if self.finished else []
+        return None if number(first, self.metric) is None else first
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """The jobs of the sweep in ``folder``: those that are finished, and all of its last command.
+
+    Of jobs with one configuration, on several bases or adapters, the last command's counts.
+    """
+    last = read_json(folder / SWEEP_FILE).get("command")
+    newest: dict[str | None, Job] = {}
+    for path in sorted(folder.glob(f"*/{JOB_FILE}")):
+        done = is_finished(path.parent)
+        results = flatten(read_json(path.parent / RESULTS_FILE)) if done else {}
+        job = Job(**read_json(path), folder=path.parent.name, results=results)
+        other = newest.get(job.computes["config"])
+        if (done or job.command == last) and (other is None or other.command < job.command):
+            newest[job.computes["config"]] = job
+    jobs = list(newest.values())
+    values: dict[str, dict[str, str]] = {}  # as they were typed, by key and job
+    for job in jobs:
+        for text in job.overrides:
+            if affects_results(key_of(text)):
+                values.setdefault(key_of(text), {})[job.folder] = text.partition("=")[2]
+    for key, typed in values.items():
+        if len({typed.get(job.folder) for job in jobs}) > 1:
+            for job in jobs:
+                job.swept[key] = typed.get(job.folder, "")
+    jobs.sort(key=lambda job: [numeric_sort_key(value) for value in job.swept.values()])
+    return jobs
+
+
+def summarize(folder: Path, metric: str | None, columns: Mapping[str, str]) -> Summary:
+    """Rank the jobs in ``folder`` and write ``summary.csv``.
+
+    Jobs that differ only in their seed are one row, and the mean ranks, so that no lucky seed wins.
+    """
+    jobs = read_jobs(folder)
+    finished = [job for job in jobs if job.results]
+    has_seeds = len({job.swept.get("seed") for job in finished}) > 1
+    keys = list(jobs[0].swept) if jobs else []
+    if has_seeds:
+        keys.remove("seed")
+    rows: dict[object, Row] = {}
+    for job in finished:
+        # Seeds are repetitions of one setting only if they start from the same base.
+        setting = (*(job.swept[key] for key in keys), job.computes["base"])
+        rows.setdefault(setting if has_seeds else job.folder, []).append(job)
+
+    def rank(row: Row) -> tuple[bool, float]:
+        value = number(row, metric)
+        return value is None, _sign(metric) * (value or 0)
+
+    ranked = sorted(rows.values(), key=rank)
+    summary = Summary(folder, metric, columns, jobs, keys, ranked, has_seeds)
+    _write_csv(summary)
+    return summary
+
+
+def number(row: Row, key: object, of: Callable[[list[float]], float] = mean) -> float | None:
+    """The mean, or ``stdev``, of the jobs' numbers under ``key`` in results.json, if any."""
+    values = [job.results.get(str(key)) for job in row]
+    with suppress(StatisticsError):  # too few
+        return of([value for value in values if isinstance(value, int | float)])
+    return None
+
+
+def of_base(key: object) -> str:
+    """The key of the base's number: ``val_base.loss`` for ``val.loss``."""
+    return re.sub(r"\.", "_base.", str(key), count=1)
+
+
+def _sign(metric: str | None) -> int:
+    """Times this, less of the metric is better."""
+    return -1 if better_end(str(metric)) == "max" else 1
+
+
+def _write_csv(summary: Summary) -> None:
+    """Write a line a job."""
+    lines = []
+    for row in [*summary.finished, summary.failed]:
+        for job in row:
+            line = {"status": job.status, **job.swept, "error": job.error, "folder": job.folder}
+            lines.append(line | job.results | line)  # in this order of columns
+    columns = {key: None for line in lines for key in line}
+    path = summary.folder / "summary.csv"
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def findings(summary: Summary) -> list[str]:
+    """The best job, and those that failed, a line each."""
+    lines = []
+    if best := summary.best:  # the command of the first of several seeds
+        lines.append(f"{_verdict(summary, best)}: {command_line(best[0].overrides)}")
+    for job in summary.failed:
+        settings = " ".join(f"{key}={value}" for key, value in job.swept.items())
+        error = f": {job.error}" if job.error else ""
+        lines.append(f"{job.status}: {settings or job.folder}{error}")
+    return lines
+
+
+def _verdict(summary: Summary, best: Row) -> str:
+    """How the best row compares with the base on the same images.
+
+    Several seeds share their images, and their p-values have no mean. These images chose the
+    best of several rows: its p-value is multiplied by their number (Bonferroni; Dunn 1961,
+    "Multiple Comparisons Among Means", JASA 56).
+    """
+    metric, count = str(summary.metric), len(summary.finished)
+    value, base = number(best, metric), number(best, of_base(metric))
+    deviation = number(best, metric, stdev)
+    is_better = value is None or base is None or _sign(metric) * (value - base) < 0
+    text = "best" if is_better else "no job is better than the base; the nearest"
+    if deviation is not None:
+        beside = "" if base is None else f", base {_text(base)}"
+        return f"{text} (mean of {len(best)} seeds {_text(value)} ± {_text(deviation)}{beside})"
+    key = re.sub("accuracy|errors", "p_value", metric)
+    p_value = number(best, key) if "p_value" in key else None
+    if not is_better or p_value is None or count * p_value <= LEVEL:
+        return text
+    chance = p_text(min(1.0, count * p_value)) + (f" for the best of {count}" * (count > 1))
+    return f"best, but beside the base it may be chance ({chance})"
+
+
+def table(summary: Summary) -> tuple[list[str], list[list[str]], list[str] | None]:
+    """Titles, rows, those of failed jobs last, and the row of the base, if all jobs share one."""
+    title_of = {summary.metric: summary.metric} if summary.metric else {}
+    for title, key in summary.columns.items():
+        title_of[key] = title.replace("_", " ")
+    known = {key for row in summary.finished for job in row for key in job.results}
+    title_of = {key: title for key, title in title_of.items() if key in known}
+    base = []
+    for key in title_of:
+        values = {number(row, of_base(key)) for row in summary.finished}
+        base.append(_text(values.pop()) if len(values) == 1 else "")
+    rows: list[list[str]] = []
+    for row in [*summary.finished, *([job] for job in summary.failed)]:
+        cells = [str(len(rows) + 1) if row[0].results else row[0].status]
+        cells += [row[0].swept[key] for key in summary.keys]
+        if summary.has_seeds:
+            cells.append(str(len(row)))
+        for key, shared in zip(title_of, base, strict=True):
+            cell, deviation = _text(number(row, key)), number(row, key, stdev)
+            if key == summary.metric and deviation is not None:
+                cell += f" ± {_text(deviation)}"
+            before = "" if shared else _text(number(row, of_base(key)))
+            cells.append(f"{before} -> {cell}" if before else cell)
+        rows.append(cells)
+    settings = [*summary.keys, *["seeds"] * summary.has_seeds]
+    titles = ["", *settings, *title_of.values()]
+    return titles, rows, ["base", *[""] * len(settings), *base] if any(base) else None
+
+
+def _text(value: float | None) -> str:
+    """A number of a table."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if isinstance(value, int) or value >= 1000 else f"{value:#.4g}"
+
+
+def table_text(summary: Summary) -> str:
+    """The table for the screen, with its first rows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    # Names come from users and files: [/b] and :x: in them are no markup.
+    width = None if sys.stdout.isatty() else 200
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    titles, rows, base = table(summary)
+    drawn = Table()
+    for title in titles:
+        drawn.add_column(title, justify="right", overflow="fold")
+    for place, row in enumerate(rows[:_MAX_ROWS]):
+        style = "bold" if place == 0 else ""
+        drawn.add_row(*row, style="red" if place >= len(summary.finished) else style)
+    if base:
+        drawn.add_section()
+        drawn.add_row(*base)
+    with console.capture() as capture:
+        console.print(drawn)
+    more = len(rows) - _MAX_ROWS
+    return capture.get().rstrip() + (f"\n... {more} more in summary.csv" if more > 0 else "")
+
+
+def write_report(summary: Summary, command: str) -> None:
+    """Write ``report.html`` and ``summary.png``; ``command`` is the one that goes on."""
+    from lora_mnist.show.figures import draw_sweep, save_figure  # late: matplotlib, jinja2
+    from lora_mnist.show.report import write_page
+
+    points = []
+    for row in summary.finished:
+        value = number(row, summary.metric)
+        if value is not None:
+            swept = {key: row[0].swept[key] for key in summary.keys}
+            points.append((swept, value, number(row, summary.metric, stdev)))
+    picture = ""
+    if points and summary.keys:
+        metric = f"mean {summary.metric} over seeds" if summary.has_seeds else str(summary.metric)
+        picture = save_figure(draw_sweep(points, metric), summary.folder / "summary.png")
+    titles, rows, base = table(summary)
+    write_page(
+        summary.folder / "report.html",
+        "sweep.html.j2",
+        summary=summary,
+        findings=findings(summary),
+        command=command,
+        picture=picture,
+        titles=titles,
+        rows=rows,
+        base=base,
+    )

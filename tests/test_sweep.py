@@ -1,0 +1,407 @@
+"""Sweeps: whole ones of a toy command, and the parts by themselves."""
+
+import base64
+import os
+import re
+import shutil
+import signal
+import time
+
+import pytest
+from composed import FEW, SMALL, small_base
+from helpers.commands import ROOT, only_run, read_results
+from helpers.sweeping import COLUMNS, TOY, read_summary, start, write_job
+from omegaconf import OmegaConf
+
+from lora_mnist.disk.files import write_json
+from lora_mnist.errors import UserError
+from lora_mnist.sweep import (
+    findings,
+    job_folder,
+    read_jobs,
+    summarize,
+    sweep_folder,
+    table_text,
+    what_it_computes,
+    write_report,
+)
+
+# --- whole sweeps --------------------------------------------------------------------------------
+
+
+def snapshot(folder):
+    """The bytes of the results and the time at which they were written."""
+    file = folder / "results.json"
+    return file.read_bytes(), file.stat().st_mtime_ns
+
+
+@pytest.mark.slow
+def test_a_failing_job_takes_no_other_along_and_a_resumed_sweep_runs_what_is_left(cli, tmp_path):
+    failed = cli(TOY, "-m", "x=0,-1,2,3", "note='a b'")
+    sweep = only_run(tmp_path / "outputs", "multirun")
+    assert failed.code == 1
+    refused, crashed, count, last = failed.err.splitlines()
+    assert refused == "#0 x=0 failed: x=0: expected an integer >= 1"
+    (log,) = sweep.glob("x=-1-*/toy.log")
+    assert crashed == f"#1 x=-1 failed: RuntimeError: no such thing (traceback in {log})"
+    assert "Traceback" in log.read_text()
+    assert count == "2 failed"
+    entry = f"python {ROOT / TOY}"
+    assert last.startswith(f"go on with: {entry} -m x=0,-1,2,3 \"note='a b'\" ")
+    assert last.endswith(f"sweep.resume={sweep}")
+    assert "#3 x=3: val.accuracy 0.2, " in failed.out
+    assert f"\nbest: {entry} x=3 \"note='a b'\" paths.outputs=" in failed.out
+    assert "\nfailed: x=-1: RuntimeError: no such thing\n" in failed.out
+    assert [row["status"] for row in read_summary(sweep)] == ["finished"] * 2 + ["failed"] * 2
+    assert {"summary.csv", "summary.png", "report.html"} <= {path.name for path in sweep.iterdir()}
+
+    cut, whole = (next(sweep.glob(f"x={x}-*")) for x in (2, 3))
+    (cut / "results.json").unlink()
+    before = snapshot(whole)
+    # What failed is not in this grid.
+    done = cli(TOY, "-m", "x=2,3,4", "note='a b'", "sweep.resume=latest").ok()
+    assert done.out.count("finished before") == 1
+    assert snapshot(whole) == before
+    rows = [(row["x"], row["status"]) for row in read_summary(sweep)]
+    assert rows == [("3", "finished"), ("2", "finished"), ("4", "finished")]
+    # Other settings are other jobs, and take no folder from those.
+    done = cli(TOY, "-m", "x=2,3", "note=c", "sweep.resume=latest").ok()
+    assert "finished before" not in done.out
+    assert snapshot(whole) == before
+    assert len(list(sweep.glob("x=3-*/results.json"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_ended_and_resumed_equals_undisturbed(cli, tmp_path, number, code):
+    arguments = ("-m", "x=1,2,3", "pause=0.4")
+    process = start(tmp_path, *arguments)
+    while len(list((tmp_path / "outputs").glob("multirun/*/*/half-done"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    sweep = only_run(tmp_path / "outputs", "multirun")
+    if code > 0:
+        why, last = err.splitlines()
+        assert why == f"interrupted by {number.name}"
+        assert last.startswith(f"go on with: python {TOY} -m x=1,2,3 pause=0.4 ")
+        assert last.endswith(f" sweep.resume={sweep}")
+    (finished,) = [path.parent for path in sweep.glob("*/results.json")]
+    (interrupted,) = [path for path in sweep.glob("x=*") if path != finished]
+    (interrupted / "part").mkdir()
+    (interrupted / "part" / "left").touch()
+    before = snapshot(finished)
+    done = cli(TOY, *arguments, "sweep.resume=latest").ok()
+    assert done.out.count("finished before") == 1
+    assert snapshot(finished) == before
+    assert not (interrupted / "part").exists()
+    assert len(read_summary(sweep)) == len({row["folder"] for row in read_summary(sweep)}) == 3
+    assert not list(sweep.rglob(".*.tmp*"))
+
+
+OWN_FOLDERS = "hydra.sweep.subdir=${hydra:job.num}"
+
+
+def test_in_folders_of_ones_own_no_job_takes_the_results_of_another(cli, tmp_path):
+    cli(TOY, "-m", "x=1,2", OWN_FOLDERS).ok()
+    sweep = only_run(tmp_path / "outputs", "multirun")
+    before = snapshot(sweep / "0")
+    resume = f"sweep.resume={sweep}"
+    done = cli(TOY, "-m", "x=1,2,3", OWN_FOLDERS, resume).ok()
+    assert done.out.count("finished before") == 2
+    done = cli(TOY, "-m", "x=3,1", OWN_FOLDERS, resume)
+    assert done.code == 2
+    refusal = f"hydra.sweep.subdir: {sweep}/0 has the results of another configuration, base or"
+    assert refusal in done.err
+    assert "(x=1 " in done.err
+    assert snapshot(sweep / "0") == before
+
+
+def test_a_replaced_adapter_is_tested_anew(cli, tmp_path):
+    """In a folder of its own, and what the former one did stays there; or it is refused."""
+    adapter = tmp_path / "run" / "adapter"
+    adapter.mkdir(parents=True)
+    job = (TOY, "-m", "x=3", f"+adapter={adapter}", "sweep.metric=val.errors")
+    own = f"hydra.sweep.dir={tmp_path}/own"
+    (adapter / "weights").write_text("41")
+    cli(*job).ok()
+    cli(*job, OWN_FOLDERS, own).ok()
+    (sweep,) = (tmp_path / "outputs" / "multirun").iterdir()
+    assert "finished before" in cli(*job, f"sweep.resume={sweep}").ok().out
+    (adapter / "weights").write_text("27")
+    assert "finished before" not in cli(*job, f"sweep.resume={sweep}").ok().out
+    assert [row["val.errors"] for row in read_summary(sweep)] == ["31"]
+    results = [read_results(path.parent) for path in sweep.glob("*/results.json")]
+    assert sorted(each["val"]["errors"] for each in results) == [31, 45]
+    done = cli(*job, OWN_FOLDERS, f"sweep.resume={tmp_path}/own")
+    assert done.code == 2
+    assert read_results(tmp_path / "own" / "0")["val"]["errors"] == 45
+    # The former one comes back.
+    (adapter / "weights").write_text("41")
+    assert "finished before" in cli(*job, f"sweep.resume={sweep}").ok().out
+    assert [row["val.errors"] for row in read_summary(sweep)] == ["45"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-m", "sweep.resume=latest"), "sweep.resume=latest: expected the folder of a sweep"),
+        (("-m", "hydra.job.chdir=true"), "hydra.job.chdir=true: expected false"),
+        (("sweep.resume=latest",), "sweep.resume=latest: expected a sweep; start it with -m"),
+        (("-m", "sweep.metric=test.loss"), "sweep.metric=test.loss: expected a number of valid"),
+        (
+            ("-m", "+hydra.sweeper.n_trials=2", "sweep.metric=null"),
+            "sweep.metric=null: expected a number of v",
+        ),
+    ],
+)
+def test_bad_input(cli, tmp_path, arguments, message):
+    done = cli(TOY, *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(message)
+    assert len(done.err.splitlines()) == 1
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_an_allowed_metric_that_no_job_has(cli, tmp_path):
+    options = ("x=choice(1,2)", "shape=glob(*,exclude=long)")
+    done = cli(TOY, "-m", *options, "sweep.metric=val.loss")
+    assert done.code == 2
+    reason = "sweep.metric=val.loss: no job has it; expected a column of summary.csv, or null\n"
+    assert done.err == reason
+    rows = read_summary(only_run(tmp_path / "outputs", "multirun"))
+    assert len(rows) == 4
+    assert {row["shape"] for row in rows} == {"round", "square"}
+
+
+def test_a_command_that_keeps_no_results_just_runs(cli, tmp_path):
+    """Such as predict.py, which has no ``sweep`` in its configuration."""
+    done = cli(TOY, "--config-name=plain", "-m", "x=1,2").ok()
+    assert "best:" not in done.out
+    assert len(list((tmp_path / "outputs").glob("multirun/*/*/results.json"))) == 2
+
+
+@pytest.mark.slow
+def test_a_real_sweep_and_another_over_its_adapters(cli, tmp_path):
+    """The price of the class stands in the table; a replaced adapter is not the one it was."""
+    small_base(tmp_path / "outputs")
+    settings = ("trainer.max_steps=30", "logger=none", "callbacks.checkpoint=null")
+    repair = ("experiment=repair", "digit=weakest", "loss.target_weight=0.1,0.5")
+    done = cli("train.py", "-m", *repair, "sweep.metric=val.errors", *SMALL, *FEW, *settings).ok()
+    for title in ("val errors on target", "val errors elsewhere", "val errors"):
+        assert f" {title} ┃" in done.out
+    sweep = only_run(tmp_path / "outputs", "multirun")
+    rows = read_summary(sweep)
+    errors = [int(row["val.errors"]) for row in rows]
+    assert errors == sorted(errors)
+    parts = [int(row["val.errors_of_target"]) + int(row["val.errors_elsewhere"]) for row in rows]
+    assert parts == errors
+
+    adapters = [sweep / row["folder"] / "adapter" for row in rows]
+    tests = ("eval.py", "-m", f"adapter={adapters[0]}", "scale=0.5,1", *SMALL[1:])
+    tests = (*tests, f"hydra.sweep.dir={tmp_path}/tests")
+    cli(*tests).ok()
+    again = (*tests[:-1], f"sweep.resume={tmp_path}/tests")
+    assert cli(*again).ok().out.count("finished before") == 2
+    shutil.rmtree(adapters[0])
+    shutil.copytree(adapters[1], adapters[0])
+    assert "finished before" not in cli(*again).ok().out
+    assert len(read_summary(tmp_path / "tests")) == 2
+
+
+# --- folders, and what a job computes ------------------------------------------------------------
+
+TASK = {"stage": "lora", "lora": {"rank": 1, "scaled": "${.rank}"}, "digit": 9, "base_ckpt": None}
+
+
+def config(**changes):
+    return OmegaConf.create({**TASK, **changes})
+
+
+def test_a_job_is_what_it_computes():
+    same = what_it_computes(config())
+    assert what_it_computes(OmegaConf.create(dict(reversed(list(config().items()))))) == same
+    for change in ({"hydra": {"run": 1}}, {"paths": {"root": "/"}}, {"logger": {}}, {"sweep": 1}):
+        assert what_it_computes(config(**change)) == same
+    for change in ({"digit": 8}, {"digit": "9"}, {"lora": None}):
+        assert what_it_computes(config(**change))["config"] != same["config"]
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_job_is_its_base(tmp_path, is_named):
+    """The one that is named, or else the current one."""
+    file = tmp_path / "mnist.ckpt"
+    cfg = config(base_ckpt=str(file) if is_named else None, base_name="mnist")
+    cfg.paths = {"bases": str(tmp_path)}
+    computed = [what_it_computes(cfg)]
+    for content in (b"1", b"12"):
+        file.write_bytes(content)
+        computed.append(what_it_computes(cfg))
+    assert len({each["base"] for each in computed}) == 3
+    os.utime(file, ns=(1, 1))  # another time, the same content
+    assert what_it_computes(cfg) == computed[-1]
+    cfg.stage = "pretrain"  # makes a base
+    assert what_it_computes(cfg)["base"] is None
+
+
+def swept(sweep, *overrides):
+    hydra = {"sweep": {"dir": str(sweep)}, "overrides": {"task": list(overrides)}}
+    return config(hydra=hydra)
+
+
+def test_a_job_is_named_by_what_was_swept(tmp_path):
+    digest = job_folder(_root_=swept(tmp_path, "stage=lora"))
+    assert re.fullmatch("[0-9a-f]{12}", digest)
+    write_json(tmp_path / "sweep.json", {"swept": ["lora.rank", "net.act", "a"]})
+    name = job_folder(_root_=swept(tmp_path, "stage=lora", "lora.rank=1", "+net.act='a/b c'"))
+    assert name == f"lora.rank=1,+net.act=_a_b_c_-{digest}"
+    assert len(job_folder(_root_=swept(tmp_path, f"a={'x' * 500}"))) == 113
+    (tmp_path / name).mkdir()  # another command, which sweeps other keys, finds it
+    assert job_folder(_root_=swept(tmp_path, "seed=0")) == name
+
+
+def test_latest_is_the_sweep_that_ran_a_job_last(tmp_path):
+    new = f"{tmp_path}/new"
+    assert sweep_folder(new, None) == new
+    write_json(tmp_path / "c" / "sweep.json", {"swept": []})  # it came to no job
+    for i, name in enumerate(("b", "a")):
+        os.utime(write_job(tmp_path / name, "job", []) / "job.json", ns=(i, i))
+    assert sweep_folder(new, "latest") == f"{tmp_path}/a"
+    assert sweep_folder(new, f"{tmp_path}/c") == f"{tmp_path}/c"
+    for resume in ("latest", f"{tmp_path}/d"):
+        with pytest.raises(UserError, match=rf"^sweep\.resume={resume}: expected the folder"):
+            sweep_folder(f"{tmp_path}/b/new/x", resume)
+
+
+# --- the summary, from the files of jobs that never ran ------------------------------------------
+
+
+@pytest.fixture
+def summary(tmp_path, monkeypatch):
+    """``summary(metric)`` is what a sweep prints."""
+    monkeypatch.setattr("sys.argv", ["train.py"])
+
+    def printed(metric="val.accuracy"):
+        made = summarize(tmp_path, metric, COLUMNS)
+        return "\n".join([table_text(made), *findings(made)])
+
+    return printed
+
+
+def test_a_key_that_only_a_later_command_sweeps(tmp_path):
+    write_job(tmp_path, "a", ["lora.rank=1"])
+    write_job(tmp_path, "b", ["lora.rank=1", "lora.alpha=8", "figures=true"])
+    assert [job.swept for job in read_jobs(tmp_path)] == [{"lora.alpha": "8"}, {"lora.alpha": ""}]
+
+
+#: As the README shows it, in width and words.
+TABLE = """
+┏━━━━━━━━┳━━━━━━━━━━━┳━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━┓
+┃        ┃ lora.rank ┃ val.accuracy ┃ val errors on target ┃ test accuracy ┃ seconds ┃
+┡━━━━━━━━╇━━━━━━━━━━━╇━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━┩
+│      1 │         8 │       0.9334 │                    4 │        0.9248 │   1.250 │
+│      2 │         4 │       0.9166 │                    4 │        0.9248 │   1.250 │
+│ failed │         0 │              │                      │               │         │
+├────────┼───────────┼──────────────┼──────────────────────┼───────────────┼─────────┤
+│   base │           │       0.9300 │                   38 │        0.9520 │         │
+└────────┴───────────┴──────────────┴──────────────────────┴───────────────┴─────────┘
+best: python train.py stage=lora lora.rank=8
+failed: lora.rank=0: expected an integer >= 1"""
+
+
+def test_the_table(tmp_path, summary):
+    more = {
+        "val_base": {"accuracy": 0.93, "errors_of_target": 38},
+        "test_base": {"accuracy": 0.952},
+        "test": {"accuracy": 0.92484},
+    }
+    for rank, accuracy in ((4, 0.9166), (8, 0.93344)):
+        write_job(tmp_path, f"{rank}", [f"lora.rank={rank}"], accuracy=accuracy, more=more)
+    write_job(tmp_path, "0", ["lora.rank=0"], error="expected an integer >= 1")
+    assert summary() == TABLE.lstrip()
+    assert [row["lora.rank"] for row in read_summary(tmp_path)] == ["8", "4", "0"]
+
+
+def test_a_long_table_is_cut_on_the_screen_alone(tmp_path, summary):
+    for rank in range(30):
+        write_job(tmp_path, f"{rank}", [f"lora.rank={rank}"], accuracy=0.5)
+    assert len(re.findall(r"│ +\d+ │ +\d+ │", summary())) == 12
+    assert "\n... 18 more in summary.csv\n" in summary()
+    assert len(read_summary(tmp_path)) == 30
+
+
+CHANCE = "best, but beside the base it may be chance (p = 0.06 for the best of 2)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "base", "p_value", "verdict"),
+    [
+        ("accuracy", 0.5, 0.03, CHANCE),
+        ("errors", 0.5, 0.01, "no job is better than the base; the nearest"),
+        ("loss", 0.95, 0.3, "best"),
+    ],
+)
+def test_the_best_job_is_better_than_its_start(tmp_path, summary, metric, base, p_value, verdict):
+    """The smallest loss is the best, the largest accuracy."""
+    best = "1" if metric == "accuracy" else "2"
+    for rank, value in (("1", 0.8), ("2", 0.7)):
+        more = {"val": {metric: value, "p_value": p_value}, "val_base": {metric: base}}
+        write_job(tmp_path, rank, [f"lora.rank={rank}"], accuracy=0.0, more=more)
+    text = summary(f"val.{metric}")
+    assert text.endswith(f"\n{verdict}: python train.py stage=lora lora.rank={best}")
+
+
+def test_a_lucky_seed_is_not_crowned(tmp_path, summary):
+    """Jobs that differ in their seed alone are one: the mean decides."""
+    accuracies = {(1, 0): 0.95, (1, 1): 0.75, (1, 2): 0.85, (2, 0): 0.9, (2, 1): 0.88}
+    for (rank, seed), accuracy in accuracies.items():
+        overrides = [f"seed={seed}", f"lora.rank={rank}"]
+        write_job(tmp_path, f"{rank}-{seed}", overrides, accuracy=accuracy)
+    write_job(tmp_path, "2-2", ["seed=2", "lora.rank=2"], error="no")
+    text = summary()
+    assert "┃ seeds ┃" in text
+    assert "│      1 │         2 │     2 │ 0.8900 ± 0.01414 │" in text
+    assert "│      2 │         1 │     3 │  0.8500 ± 0.1000 │" in text
+    best = "best (mean of 2 seeds 0.8900 ± 0.01414): python train.py stage=lora seed=0 lora.rank=2"
+    assert f"{best}\n" in text
+    assert text.endswith("failed: seed=2 lora.rank=2: no")
+    rows = read_summary(tmp_path)
+    assert [row["lora.rank"] + row["seed"] for row in rows] == ["20", "21", "10", "11", "12", "22"]
+
+
+def test_several_seeds_have_a_deviation_and_no_p_value(tmp_path, summary):
+    for seed, errors in enumerate((30, 20, 25)):
+        more = {"val": {"errors": errors, "p_value": 1.0}, "val_base": {"errors": 40}}
+        write_job(tmp_path, f"{seed}", [f"seed={seed}"], accuracy=0.0, more=more)
+    text = summary("val.errors")
+    assert "\nbest (mean of 3 seeds 25 ± 5.000, base 40): python train.py stage=lora seed=0" in text
+    assert "p = " not in text
+
+
+def test_jobs_on_another_base_are_no_seeds_of_the_same_setting(tmp_path, summary):
+    for seed, base in ((0, "old"), (1, "old"), (2, "new")):
+        overrides = [f"seed={seed}", "lora.rank=1"]
+        write_job(tmp_path, f"{seed}", overrides, accuracy=0.5 + 0.1 * seed, base=base)
+    assert re.findall(r"│ +\d │ +(\d) │", summary()) == ["1", "2"]
+
+
+def test_the_report(tmp_path, summary):
+    """Jobs best first, their base, and what failed; names are escaped."""
+    start = {"val_base": {"accuracy": 0.9, "errors_of_target": 8}}
+    for rank, accuracy in enumerate((0.91, 0.95, 0.8), start=1):
+        overrides = [f"lora.rank={rank}", f"lora.alpha={rank % 2}"]
+        write_job(tmp_path, f"job{rank}", overrides, accuracy=accuracy, more=start)
+    write_job(tmp_path, "bad", ["lora.rank=<b>", "lora.alpha=1"], error="no & space")
+    write_report(summarize(tmp_path, "val.accuracy", COLUMNS), "python train.py '<x>'")
+    page = (tmp_path / "report.html").read_text()
+    assert "<p>best: python train.py stage=lora lora.rank=2 lora.alpha=0</p>" in page
+    places = [page.index(f"<td>{accuracy}</td>") for accuracy in ("0.9500", "0.9100", "0.8000")]
+    assert places == sorted(places)
+    assert "<td>base</td><td></td><td></td><td>0.9000</td>" in page[page.index("<tfoot>") :]
+    assert "val errors on target" in page
+    assert base64.b64encode((tmp_path / "summary.png").read_bytes()).decode() in page
+    assert "http" not in page
+    assert "<td>failed</td><td>&lt;b&gt;</td>" in page
+    assert "python train.py &#39;&lt;x&gt;&#39;" in page
