@@ -44,11 +44,11 @@ def test_pretraining_leaves_a_base(made):
     folder = only_run(made, "pretrain")
     results = read_results(folder)
     assert list(results) == [
-        *("stage", "dataset", "overrides", "seed", "targets", "targets_chosen"),
+        *("stage", "dataset", "overrides", "seed", "targets"),
         *("replay", "target_weight", "classes", "data_sha256"),
         *("training_images_per_class", "validation_images", "mean", "std", "val_from"),
         *("held_out", "copies", "base_pretrained_here", "test_held_out_now", "parameters"),
-        *("val", "test", "base_sha256", "base_unchanged", "adapter", "steps", "best", "lr"),
+        *("val", "test", "base_sha256", "base_unchanged", "adapter", "steps", "best", "choices"),
         "seconds",
     ]
     assert (results["stage"], results["steps"], results["targets"]) == ("pretrain", 30, [])
@@ -193,13 +193,13 @@ def test_an_adapter_is_saved_as_far_up_as_advised(outputs):
     results = run(outputs, *options)
     dial = results["dial"]
     assert dial["images"] == 500
-    assert dial["advised"] == dial["saved"]
-    for scale, split in ((0, "val_base"), (dial["saved"], "val")):
+    assert dial["advised"] == results["scale"]
+    for scale, split in ((0, "val_base"), (dial["advised"], "val")):
         place = dial["scales"].index(scale)
         for key in ("errors", "errors_of_target"):
             assert dial[key][place] == results[split][key]
     harmful = run(outputs, *options, "optimizer.lr=0.1")
-    assert harmful["dial"]["saved"] == 0
+    assert harmful["scale"] == 0
     assert evaluated(outputs)["test"]["broken"] == harmful["test"]["broken"] == 0
 
 
@@ -259,8 +259,8 @@ def test_the_weakest_class_is_trained_as_if_it_were_named(outputs):
     assert chosen == weakest(*counts)
     adapter = adapter_of(newest(outputs))
     named = run(outputs, *same, f"digit={chosen}")
-    assert results["targets_chosen"] != named.pop("targets_chosen")
-    assert without(named, "seconds") == without(without(results, "seconds"), "targets_chosen")
+    assert named.pop("choices")["target"]["images"] == 0 < results["choices"]["target"]["images"]
+    assert without(named, "seconds") == without(without(results, "seconds"), "choices")
     assert not changed_tensors(adapter, adapter_of(newest(outputs)))
     other = run(outputs, *same, f"digit={chosen}", "seed=1")
     assert other["test"] != results["test"]
@@ -292,14 +292,17 @@ def test_a_learning_rate_that_does_no_harm(outputs, caplog):
     options = ("stage=lora", "digit=4", "data.replay=20", "lora.dropout=0.2", "lora.init_std=0.3")
     auto = run(outputs, *options, "optimizer.lr=auto")
     weights = adapter_of(newest(outputs))
-    again = run(outputs, *options, f"optimizer.lr={auto['lr']}")
-    assert without(auto, "seconds") == without(again, "seconds")
+    rate = auto["choices"]["rate"]["value"]
+    again = run(outputs, *options, f"optimizer.lr={rate}")
+    for key in ("val", "test"):
+        assert auto[key] == again[key]
     for name, tensor in adapter_of(newest(outputs)).items():
         assert torch.equal(tensor, weights[name])
-    assert auto["lr"] == 0.003  # 350 images
-    assert run(outputs, *options, "digit=[4,5]", "optimizer.lr=auto")["lr"] == 0.001  # 670
+    assert rate == 0.003  # 350 images
+    two = run(outputs, *options, "digit=[4,5]", "optimizer.lr=auto")
+    assert two["choices"]["rate"]["value"] == 0.001  # 670
     steep = run(outputs, *options[:-1], "lora.alpha=1000", "optimizer.lr=auto")
-    assert steep["lr"] < auto["lr"]
+    assert steep["choices"]["rate"]["value"] < rate
     with pytest.raises(TrainingError, match="expected another learning rate"):
         run(outputs, *options[:2], "lora.alpha=1e6", "optimizer.lr=auto")
     assert "optimizer.lr=auto: each of 0.003, " in caplog.text

@@ -58,16 +58,16 @@ def test_the_trial_with_the_fewest_validation_errors_decides(go):
     """What is trained after the trials is the trial that was chosen, to the bit."""
     chosen = go("chosen", "callbacks=none", "logger=none", "refit=false")
     results = read_results(chosen)
-    errors = {trial["dropout"]: trial["val_errors"] for trial in results["trials"]}
-    assert list(errors) == [0.0, 0.05]
-    assert errors[results["dropout"]] == min(errors.values()) == results["val"]["errors"]
-    assert not results["refit"]
-    for dropout in errors:
+    choice, errors = results["choices"]["dropout"], {}
+    assert choice["of"] == [0.0, 0.05]
+    assert not results["choices"]["refit"]["value"]
+    for dropout in choice["of"]:
         options = ("callbacks=none", "logger=none", f"lora.dropout={dropout}")
         typed = go(f"typed {dropout}", *options)
-        assert read_results(typed)["val"]["errors"] == errors[dropout]
-        assert read_results(typed)["trials"] == []
-        assert same(weights(typed), weights(chosen)) == (dropout == results["dropout"])
+        errors[dropout] = read_results(typed)["val"]["errors"]
+        assert read_results(typed)["choices"]["dropout"]["images"] == 0
+        assert same(weights(typed), weights(chosen)) == (dropout == choice["value"])
+    assert errors[choice["value"]] == min(errors.values()) == results["val"]["errors"]
 
 
 def test_an_interrupted_trial_names_the_command_that_goes_on(cli, tmp_path, monkeypatch):
@@ -88,14 +88,14 @@ def test_refit_learns_validation_images_after_they_have_decided(go, outputs):
     before = read_results(go("typed 0.0", *options))
     folder = go("refit", *options, "refit=true")
     results = read_results(folder)
-    assert results["refit"]
+    assert results["choices"]["refit"]["value"]
     for key in ("val", "val_base", "dial"):
         assert results[key] == before[key]
     assert not same(weights(folder), weights(go("typed 0.0", *options)))
     cfg = composed("eval", *SMALL, *FEW, f"paths.outputs={outputs}", f"adapter={folder}")
     assert evaluate(cfg)["test"]["errors"] == results["test"]["errors"]
     cfg.scale = "auto"
-    assert evaluate(cfg)["scale"] == (1 if results["dial"]["saved"] else 0)
+    assert evaluate(cfg)["scale"] == (1 if results["scale"] else 0)
 
 
 def test_the_images_of_refit():
@@ -124,7 +124,8 @@ def test_the_images_of_refit():
 def test_nothing_is_chosen_where_nothing_can_be(go, overrides):
     folder = go(overrides[0], "callbacks=none", "logger=none", "refit=auto", *overrides)
     results = read_results(folder)
-    assert (results["dropout"], results["trials"], results["refit"]) == (0, [], False)
+    choices = {name: choice["value"] for name, choice in results["choices"].items()}
+    assert (choices["dropout"], choices["refit"]) == (0, False)
 
 
 def test_a_refit_that_cannot_be_is_refused(go):

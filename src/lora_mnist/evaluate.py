@@ -14,7 +14,7 @@ from lora_mnist.recipe import mistakes_of
 from lora_mnist.repair.predictions import outcomes_by_split
 from lora_mnist.run import Run
 from lora_mnist.saving import common_results
-from lora_mnist.show.end_of_run import report_and_close_loggers
+from lora_mnist.show.report import report_and_close_loggers
 from lora_mnist.trainer import evaluate_on, make_trainer, quiet_lightning
 
 

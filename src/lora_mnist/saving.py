@@ -47,7 +47,6 @@ def common_results(
         "overrides": kept,
         "seed": cfg.get("seed"),
         "targets": list(targets),
-        "targets_chosen": cfg.get("target") == "weakest",
         "replay": plan.replay if plan else 0,
         "target_weight": OmegaConf.select(cfg, "loss.target_weight"),
         "classes": dataset.classes,

@@ -54,10 +54,10 @@ from lora_mnist.repair.predictions import Predictions, counts_of, outcomes_by_sp
 from lora_mnist.repair.rate import choose_rate
 from lora_mnist.run import Run
 from lora_mnist.saving import common_results, record_of, save_adapter_and_base
-from lora_mnist.show.end_of_run import report_and_close_loggers
-from lora_mnist.show.tables import print_parameters
+from lora_mnist.show.report import report_and_close_loggers
+from lora_mnist.show.screen import print_parameters
 from lora_mnist.trainer import evaluate_on, fit, is_fast_dev_run, make_trainer, quiet_lightning
-from lora_mnist.trials import train_adapter
+from lora_mnist.trials import choices_of, train_adapter, typed
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,8 @@ def pretrain(cfg: DictConfig, run: Run) -> dict[str, Any]:
         results = common_results(
             cfg, run.typed, classifier, images, outcomes, data.plan, selection.targets
         )
-        results |= {"steps": trainer.global_step, "best": best, "lr": rate, "base_sha256": sha256}
+        results |= {"steps": trainer.global_step, "best": best, "base_sha256": sha256}
+        results["choices"] = {"rate": typed(rate)}
         if not is_base or current is None:  # the user has to name it to other commands
             results["weights"] = str(own) if is_base else own.name
         results["seconds"] = clock.seconds()
@@ -213,11 +214,9 @@ def lora(cfg: DictConfig, run: Run) -> dict[str, Any]:
         results |= {
             "steps": trainer.global_step,
             "best": trained.best,
-            "lr": rate,
-            "dropout": trained.dropout,
-            "trials": trials,
-            "refit": trained.is_refit,
-            "dial": trained.dial and {**trained.dial, "saved": trained.scale},
+            "choices": choices_of(cfg, base_val, rate, trained, trials),
+            "scale": trained.scale,
+            "dial": trained.dial,
             "base_unchanged": True,
             "adapter": None if is_fast_dev_run(trainer) else ADAPTER_FOLDER,
             "better_preprocessing": better_preprocessing,

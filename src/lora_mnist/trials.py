@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lora_mnist.classifier import Classifier
@@ -32,7 +32,6 @@ from lora_mnist.repair.networks import evaluating
 from lora_mnist.repair.predictions import Predictions, counts_of
 from lora_mnist.repair.rate import FEW_IMAGES
 from lora_mnist.run import Run
-from lora_mnist.show.next_steps import choice_text
 from lora_mnist.trainer import evaluate_on, fit, make_trainer, monitored_validation
 
 log = logging.getLogger(__name__)
@@ -121,13 +120,58 @@ def train_adapter(
     errors = [summary["val_errors"] for summary in summaries]
     chosen = trials[errors.index(min(errors))]
     if len(trials) > 1:
-        log.info("%s", choice_text(summaries, chosen.dropout))
+        log.info("dropout=%g: %s", chosen.dropout, _why(summaries, chosen.dropout))
     last.lora.dropout, last.lora.scale, last.dial = chosen.dropout, chosen.scale, False
     if is_refit:
         log.info("refit: once more, with the validation images among those to learn from")
         data = with_validation(data)
     best = train_once(last, run, trainer, data).best
     return replace(chosen, best=best, is_refit=is_refit), summaries
+
+
+def typed(value: object) -> dict[str, Any]:
+    """A choice that no validation image decided."""
+    return {"value": value, "of": None, "images": 0, "why": "typed"}
+
+
+def _why(trials: Sequence[dict[str, Any]], dropout: float) -> str:
+    """``12 validation errors, with 0.05 15``."""
+    errors = {trial["dropout"]: trial["val_errors"] for trial in trials}
+    text = f"{errors.pop(dropout):,} validation errors"
+    for other, count in errors.items():
+        text += f", with {other:g} {count:,}"
+    return text
+
+
+def choices_of(
+    cfg: DictConfig,
+    base_val: Predictions | None,
+    rate: float,
+    trained: Trained,
+    trials: Sequence[dict[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """What was chosen, by name, for results.json."""
+    images = 0 if base_val is None else len(base_val)
+    choices = {
+        "target": typed(OmegaConf.to_container(OmegaConf.create({"target": cfg.target}))["target"]),  # type: ignore[call-overload,index]
+        "rate": typed(rate),
+        "dropout": typed(trained.dropout),
+        "scale": typed(trained.scale),
+        "refit": typed(trained.is_refit),
+    }
+    if cfg.target == "weakest":
+        choices["target"] |= {"images": images, "why": "the weakest class"}
+    if cfg.optimizer.lr == "auto":
+        choices["rate"] |= {"images": images, "why": "by the number of images and first steps"}
+    if len(trials) > 1:
+        why = _why(trials, trained.dropout)
+        choices["dropout"] |= {"of": list(DROPOUTS), "images": images, "why": why}
+    if cfg.lora.scale == "auto" and trained.dial is not None:
+        scales = trained.dial["scales"]
+        choices["scale"] |= {"of": scales, "images": images, "why": "as validation images advise"}
+    if trained.is_refit and cfg.refit == "auto":
+        choices["refit"]["why"] = f"fewer than {FEW_IMAGES} images of the class"
+    return choices
 
 
 def dropouts_to_try(cfg: DictConfig, net: nn.Module, data: ImageDataModule) -> Sequence[float]:

@@ -14,7 +14,7 @@ TOY = "tests/sweep/toy.py"
 COLUMNS = {
     "val_errors_on_target": "val.errors_of_target",
     "test_accuracy": "test.accuracy",
-    "scale": "dial.saved",
+    "scale": "scale",
     "seconds": "seconds.total",
 }
 
