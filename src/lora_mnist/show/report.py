@@ -83,7 +83,7 @@ def report_and_close_loggers(
         drawn = make_report(run.folder, reading, table, pictures)
         log.info("report: %s", run.folder / "report.html")
     for logger in trainer.loggers:
-        writer = getattr(logger, "experiment", None)
+        writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_figure"):  # TensorBoard's
             _log_pages(logger, reading, metrics, drawn)
             continue
