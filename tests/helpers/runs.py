@@ -54,7 +54,6 @@ def results(stage="lora", **more):
         "overrides": ["stage=lora", "notes=<script>alert(1)</script>"],
         "choices": {},
         "scale": 1.0,
-        "best": None,
         "held_out": {"val": "train"},
         "copies": 0,
         "base_pretrained_here": True,

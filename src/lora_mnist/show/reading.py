@@ -325,7 +325,7 @@ class Reading:
         lines = []
         for name, choice in self.choices.items():
             value = choice["value"]
-            text = value if isinstance(value, str) else json.dumps(value)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             lines.append(f"{name}={text}: {choice['why']}")
         return lines
 
@@ -369,16 +369,13 @@ class Reading:
         return phrases
 
     def made(self) -> list[str]:
-        """The command of the run, what became of the base, and which weights were tested."""
+        """The command of the run, and what became of the base."""
         results, lines = self.results, []
         if results["overrides"]:
             entry = "eval" if results["stage"] == "eval" else "train"
             lines.append(command_line(results["overrides"], program(entry)))
         if results["base_unchanged"]:
             lines.append(f"base unchanged, bit for bit: SHA-256 {results['base_sha256'][:12]}")
-        if best := results["best"]:
-            value = f"{best['monitor']} {best['value']:g} at step {best['step']:,}"
-            lines.append(f"tested with the best weights: {value}")
         return lines
 
     # --- the dial -------------------------------------------------------------------------------
